@@ -1,1 +1,1 @@
-
+"""Running a federation on one machine: engines, faults, plans, benchmarks."""

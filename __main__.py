@@ -1,0 +1,93 @@
+"""The command line: looks the verb up and imports the room that serves it, nothing else."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+# Before anything imports Flower or Ray: nothing goes over the network unless it is asked for.
+for _name, _value in (
+    ("FLWR_TELEMETRY_ENABLED", "0"),
+    ("FLWR_DISABLE_UPDATE_CHECK", "1"),
+    ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_name, _value)
+
+USAGE = """\
+fedveil: federated learning that keeps count of what it reveals.
+
+  fedveil simulate [--json] [key=value ...]   train, under a privacy budget
+  fedveil plan [key=value ...]                no training: what the budget affords
+  fedveil ledger show|verify PATH             read a ledger, check every entry
+  fedveil simulate --help                     every group, key and flag
+  fedveil --version
+"""
+REFUSED = 2
+INTERRUPTED = 130
+
+
+def main() -> int:
+    """Entry point of ``fedveil`` and ``python -m fedveil``; the return value is the exit code."""
+    from .privacy.refusal import Refusal
+
+    verb, *rest = sys.argv[1:] or [""]
+    try:
+        match verb:
+            case "simulate" | "plan":
+                return _configured(verb, rest)
+            case "ledger":
+                return _ledger(rest)
+            case "--version":
+                from . import __version__
+
+                print(f"fedveil {__version__}")
+                return 0
+            case "--help" | "-h" | "help":
+                print(USAGE, end="")
+                return 0
+            case "":
+                print(USAGE, end="", file=sys.stderr)
+                return REFUSED
+            case _:
+                raise Refusal("verb", verb, f"there is no such verb; {_nearest(verb)}")
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:  # before a run began; a run in progress ends in its own order
+        return INTERRUPTED
+
+
+def _configured(verb: str, argv: Sequence[str]) -> int:
+    if find_spec("hydra") is None:
+        print(f"fedveil {verb} needs Hydra: pip install 'fedveil[simulation]'", file=sys.stderr)
+        return REFUSED
+    from .simulations import launch
+
+    return launch.plan(argv) if verb == "plan" else launch.simulate(argv)
+
+
+def _ledger(argv: Sequence[str]) -> int:
+    match list(argv):
+        case ["show", path]:
+            from .simulations.ledger_view import show
+
+            return show(path)
+        case ["verify", path]:
+            from .simulations.ledger_view import verify
+
+            return verify(path)
+        case _:
+            print("usage: fedveil ledger show|verify PATH", file=sys.stderr)
+            return 0 if "--help" in argv or "-h" in argv else REFUSED
+
+
+def _nearest(verb: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(verb, ("simulate", "plan", "ledger"), n=1)
+    return f"did you mean 'fedveil {near[0]}'?" if near else "fedveil --help lists them"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The ClientApp: receives the global model, trains on the owner's data, answers with one vector."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from torch import nn
+
+from ..privacy.budget import Adjacency, Adversary, Release, Unit
+from ..privacy.ledger import BudgetExhausted, Ledger
+from ..privacy.mechanisms.randomness import Randomness, Stream
+from ..privacy.planning import Plan
+from ..strategies.wire import BUDGET_SPENT, WEIGHT, memory_arrays, only_arrays, read_round, view
+from .batches import poisson_batches
+from .mod import private_update
+from .model_checks import check_trainable
+from .settings import ClientSettings, RecordPrivacy
+from .tasks import load_task
+from .tasks.protocol import Examples, Task
+from .training import SGD, load_arrays, read_arrays, train
+
+MECHANISM = "dp_sgd"
+SETTINGS_KEY = "fedveil-client"  # in the run's configuration, as JSON
+TRAIN_LOSS = "train_loss"
+LEDGER_WAIT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Workbench:
+    """What one process keeps between clients: the task, and one model that is loaded in place."""
+
+    settings: ClientSettings
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, loaded once."""
+        return load_task(self.settings.task, self.settings.task_options, self.settings.allow_modules)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The one model of this process."""
+        model = self.task.model()
+        if self.settings.record is not None:
+            check_trainable(model)
+        return model
+
+
+@lru_cache(maxsize=4)
+def workbench(settings_json: str) -> Workbench:
+    """Return this process's workbench for these settings."""
+    return Workbench(ClientSettings.from_json(settings_json))
+
+
+def make_client_app(settings: Callable[[Context], str], extra_mods: tuple[Mod, ...] = ()) -> ClientApp:
+    """Return a ClientApp that trains as the settings say.
+
+    Args:
+      settings: finds the client's settings, as JSON, in the run's context.
+      extra_mods: outermost first, around the private update.
+    """
+    app = ClientApp()
+
+    @app.train(mods=[*extra_mods, private_update])
+    def on_train(message: Message, context: Context) -> Message:
+        return _on_train(message, int(str(context.node_config["partition-id"])), workbench(settings(context)))
+
+    assert on_train is not None
+    return app
+
+
+def _on_train(message: Message, client: int, bench: Workbench) -> Message:
+    settings = bench.settings
+    examples = bench.task.client_data(client)
+    sgd = training_settings(message.content, settings)
+    load_arrays(bench.model, {name: view(array) for name, array in only_arrays(message.content).items()})
+    run, number = read_round(message.content)
+    randomness = Randomness(settings.seed)
+    metrics: dict[str, float] = {WEIGHT: len(examples)}
+    if settings.record is None:
+        shuffle = randomness.stream("shuffle", number, client).generator
+        metrics[TRAIN_LOSS] = train(bench.model, bench.task, examples, sgd, shuffle)
+    else:
+        streams = (randomness.stream("batches", number, client), randomness.stream("dp-sgd noise", number, client))
+        try:
+            _train_on_ledger(bench, examples, sgd, streams, (run, number))
+        except BudgetExhausted:
+            return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
+    content = RecordDict({"arrays": memory_arrays(read_arrays(bench.model)), "metrics": MetricRecord(dict(metrics))})
+    return Message(content, reply_to=message)
+
+
+def training_settings(content: RecordDict, settings: ClientSettings) -> SGD:
+    """Return how to train in this round: the client's settings, and what the strategy sends along."""
+    mu = [record["proximal-mu"] for record in content.config_records.values() if "proximal-mu" in record]
+    return SGD(settings.learning_rate, settings.local_epochs, settings.batch_size, float(str(mu[0])) if mu else 0.0)
+
+
+def _train_on_ledger(bench: Workbench, examples: Examples, sgd: SGD, streams: tuple[Stream, Stream], key: tuple[str, int]) -> None:
+    from .dp_sgd import train_privately
+
+    record = bench.settings.record
+    assert record is not None
+    plan = record_plan(record, len(examples), bench.settings)
+    name = fingerprint(examples)
+    rng = "system" if bench.settings.seed is None else "seeded"
+    release = Release(Unit.RECORD, key[0], key[1], MECHANISM, dict.fromkeys(plan.adversaries, plan.event()), rng)
+    simulated = bench.task.simulated
+    path = record.ledger_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    budget = record.budget()
+    with Ledger.open(path, budget, owner=name, simulated=simulated, durable=not simulated) as ledger:
+        ledger.reserve(release)
+        train_privately(bench.model, bench.task, examples, sgd, plan, streams)
+        ledger.commit(release.key)
+
+
+def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -> Plan:
+    """Return the plan of one round at a client with this many records."""
+    return Plan(
+        unit=Unit.RECORD,
+        adjacency=Adjacency(record.adjacency),
+        sampling=poisson_batches(records, settings.batch_size, settings.local_epochs),
+        clipping_norm=record.max_grad_norm,
+        num_rounds=1,
+        noise_multiplier=record.noise_multiplier(records) if record.noise_by_records else None,
+        adversaries=(Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL),
+    )
+
+
+def fingerprint(examples: Examples) -> str:
+    """Return what names a data set on its ledger: SHA-256 over its tensors, wherever and whenever it is loaded."""
+    digest = hashlib.sha256()
+    for tensor in (examples.inputs, examples.targets):
+        array = tensor.contiguous().numpy()
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

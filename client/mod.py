@@ -1,0 +1,67 @@
+"""The client's half of the private sum, as a Flower mod: add it to any ClientApp that trains."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, Error, Message
+from flwr.clientapp.typing import ClientAppCallable
+from numpy.typing import NDArray
+
+from ..privacy.mechanisms.private_sum import encode
+from ..strategies.wire import BUDGET_SPENT, layout_of, only_arrays, read_spec, reply_with, view
+
+logger = logging.getLogger("fedveil.client")
+
+FAILED = 1  # Flower error code; the text of a failure stays at the client, since it may hold data
+
+
+def private_update(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Replace a client's reply by its clipped vector on the lattice.
+
+    The update is the arrays that the app returns minus the arrays it received, matched by name; the example count
+    and those metrics for which the server named a bound ride in the same vector. All else stays at the client:
+    other metrics, configuration records, error texts. An instruction that belongs to no private sum is refused,
+    so an evaluation whose metrics nobody accounted for does not leave either.
+    """
+    spec = read_spec(message.content)
+    if spec is None:
+        return Message(Error(FAILED, "this client answers private sums only"), reply_to=message)
+    received = only_arrays(message.content)
+    try:
+        reply = call_next(message, context)
+        if reply.has_error():
+            code = BUDGET_SPENT if reply.error.code == BUDGET_SPENT else FAILED
+            return Message(Error(code, "the client did not train"), reply_to=message)
+        update = difference(only_arrays(reply.content), received)
+        vector, _ = encode(update, _scalars(reply), spec)
+    except Exception:
+        # What failed may depend on the data: nobody but the owner may read it.
+        logger.exception("round failed at this client")
+        return Message(Error(FAILED, "the client failed"), reply_to=message)
+    return reply_with(vector, message, spec)
+
+
+def difference(trained: ArrayRecord, received: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+    """Return trained minus received for every averaged array, matched by name, in the received order.
+
+    Raises:
+      KeyError: an array is missing.
+      ValueError: an array has another shape.
+    """
+    layout = layout_of(received)
+    update: dict[str, NDArray[np.generic]] = {}
+    for name, shape in layout.items():
+        value = view(trained[name])
+        if value.shape != shape:
+            raise ValueError(f"array {name} has shape {value.shape}, expected {shape}")
+        update[name] = np.subtract(value, view(received[name]))
+    return update
+
+
+def _scalars(reply: Message) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for record in reply.content.metric_records.values():
+        values |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+    return values

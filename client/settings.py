@@ -1,0 +1,84 @@
+"""What a client is told to do: plain data that travels as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..privacy.budget import Adjacency, Budget, Unit
+
+
+@dataclass(frozen=True)
+class RecordPrivacy:
+    """Record-level privacy at the client.
+
+    Attributes:
+      target_epsilon: the budget of each client's own ledger.
+      target_delta: in (0, 1).
+      max_grad_norm: clip of each example's gradient.
+      adjacency: of records.
+      noise_by_records: pairs (records, noise_multiplier), ascending; a client takes the pair with the most records
+        that it reaches. A client with more records needs no more noise, so this is safe between the pairs.
+      ledger_dir: folder of the ledgers, one file for each data set, named by its fingerprint.
+    """
+
+    target_epsilon: float
+    target_delta: float
+    max_grad_norm: float
+    adjacency: str
+    noise_by_records: tuple[tuple[int, float], ...]
+    ledger_dir: str
+
+    def noise_multiplier(self, records: int) -> float:
+        """Return the noise for a client with this many records."""
+        fitting = [noise for least, noise in self.noise_by_records if least <= records]
+        return fitting[-1] if fitting else max(noise for _, noise in self.noise_by_records)
+
+    def budget(self) -> Budget:
+        """Return the budget of one client's ledger."""
+        return Budget(Unit.RECORD, self.target_epsilon, self.target_delta, Adjacency(self.adjacency))
+
+    def ledger_path(self, fingerprint: str) -> Path:
+        """Return where the ledger of the data set with this fingerprint lives."""
+        return Path(self.ledger_dir) / f"{fingerprint[:32]}.ledger"
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """Task, training and record privacy of a client.
+
+    Attributes:
+      task: a name of `client.tasks.TASKS`, or "module:Class" with the module in allow_modules.
+      task_options: arguments of the task.
+      learning_rate, local_epochs, batch_size: of local training.
+      record: None trains without record-level privacy.
+      seed: of a declared simulation; None draws from the operating system.
+      allow_modules: modules that may be imported for the task.
+    """
+
+    task: str
+    learning_rate: float
+    local_epochs: int
+    batch_size: int
+    task_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    record: RecordPrivacy | None = None
+    seed: int | None = None
+    allow_modules: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the settings as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ClientSettings:
+        """Return the settings that `to_json` wrote."""
+        fields = json.loads(text)
+        if fields["record"] is not None:
+            record = fields["record"]
+            record["noise_by_records"] = tuple((int(n), float(z)) for n, z in record["noise_by_records"])
+            fields["record"] = RecordPrivacy(**record)
+        fields["allow_modules"] = tuple(fields["allow_modules"])
+        return cls(**fields)

@@ -1,0 +1,31 @@
+"""The 1797 digits of 8 x 8 pixels that come with scikit-learn, under a linear softmax."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+
+from .classification import Classification, classification, softmax_regression
+from .partition import Partition
+from .protocol import Examples
+
+NUM_CLASSES = 10
+PIXELS = 64
+HELD_OUT = 360
+SPLIT_SEED = 1797
+
+
+def load(num_clients: int = 100, partition: str = "iid", alpha: float = 0.5, seed: int = 0) -> Classification:
+    """1437 digits for training and 360 held out; each image is scaled to length one."""
+    how = Partition(partition, num_clients, alpha, seed)
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = pixels / np.linalg.norm(pixels, axis=1, keepdims=True)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    test, train = (
+        Examples(torch.from_numpy(pixels[part].astype(np.float32)), torch.from_numpy(labels[part]))
+        for part in (order[:HELD_OUT], order[HELD_OUT:])
+    )
+    return classification(train, test, NUM_CLASSES, how, partial(softmax_regression, PIXELS, NUM_CLASSES))

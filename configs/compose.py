@@ -1,0 +1,223 @@
+"""Hydra's part: every job of a command line is composed, and its mistakes told, before anything is made.
+
+Hydra's public Compose API knows neither ``--config-dir`` nor sweeps, so this file (and no other) uses Hydra's
+own parser, sweeper and loader from ``hydra._internal``; the version is pinned below 1.4 and tests hold it.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from ..privacy.refusal import Refusal
+from . import overrides as lint
+from .files import check_directory, check_file, yaml_sentence
+from .reader import Mistakes
+from .schema import SimulationSettings
+from .settings import from_config
+
+OWN_CONFIGS = "pkg://fedveil.configs"
+PRIMARY = "config"
+VERSION_BASE = "1.3"
+# What Hydra, OmegaConf and the YAML parser raise for a file or a key that cannot be composed.
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *lint.READING_ERRORS)
+
+
+class OwnConfigs(SearchPathPlugin):
+    """Puts this package's options last in the search path, so that a user's own tree may leave them out."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("fedveil", OWN_CONFIGS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One composed job: the overrides that make it, and the configuration without Hydra's node."""
+
+    overrides: tuple[str, ...]
+    config: DictConfig
+    hydra: DictConfig
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Hydra's own flags, with ``--config-path`` relative to where the user stands."""
+    parser = get_args_parser()
+    parser.prog = "fedveil"
+    args = parser.parse_args(list(argv))
+    if args.experimental_rerun is not None:
+        raise Refusal(
+            "--experimental-rerun", args.experimental_rerun, "reads a pickle; use resume=RUN instead"
+        )
+    if args.config_path is not None and "://" not in args.config_path:
+        args.config_path = os.path.abspath(args.config_path)
+    return args
+
+
+def compose_jobs(args: argparse.Namespace) -> list[Job]:
+    """Compose each job of this command line, a sweep's in Hydra's own order.
+
+    Raises:
+        Mistakes: one sentence for each thing that Hydra could not compose.
+    """
+    version.setbase(VERSION_BASE)
+    setup_globals()
+    loader = _loader(args)
+    name = args.config_name or PRIMARY
+    given = list(args.overrides)
+    parsed = lint.parse(given, loader)
+    files = [mistake for directory in _directories(loader, given) for mistake in check_directory(directory)]
+    if files:
+        raise Mistakes(files)
+    jobs = BasicSweeper.split_arguments(parsed, None)[0] if is_sweep(args) else [given]
+    composed: list[Job] = []
+    mistakes: list[Refusal] = []
+    for job in jobs:
+        try:
+            composed.append(_compose(loader, name, job))
+        except Refusal as mistake:
+            mistakes += mistake.each if isinstance(mistake, Mistakes) else [mistake]
+    if mistakes:
+        raise Mistakes(unique(mistakes))
+    return composed
+
+
+def is_sweep(args: argparse.Namespace) -> bool:
+    """Whether Hydra will run one job for each combination of values."""
+    return args.multirun or "hydra.mode=MULTIRUN" in args.overrides
+
+
+def settings_of(job: Job) -> SimulationSettings:
+    """The job's settings; a resumed run's are those it was started with.
+
+    Raises:
+        Refusal: one sentence for each mistake.
+    """
+    settings = _with_hydra(job)
+    if settings.resume is None:
+        return settings
+    others = [each for each in job.overrides if not each.startswith(("resume=", "hydra."))]
+    if others:
+        raise Refusal(
+            "resume", settings.resume, f"continues a run as it was configured; drop {' '.join(others)}"
+        )
+    saved = Path(settings.resume) / "config.yaml"
+    if not saved.is_file():
+        raise Refusal("resume", settings.resume, "holds no config.yaml; name the folder of an earlier run")
+    check_file(saved)
+    earlier = OmegaConf.load(saved)
+    if not isinstance(earlier, DictConfig):
+        raise Refusal("resume", settings.resume, "its config.yaml is not a group of keys")
+    return replace(from_config(earlier), resume=settings.resume)
+
+
+def compose_overrides(overrides: Sequence[str]) -> Job:
+    """The one job that these overrides make of the shipped configuration."""
+    return compose_jobs(arguments(["--", *overrides]))[0]
+
+
+def unique(mistakes: Sequence[Refusal]) -> list[Refusal]:
+    """The same without repetitions: jobs of a sweep share their mistakes."""
+    return list({str(mistake): mistake for mistake in mistakes}.values())
+
+
+def _with_hydra(job: Job) -> SimulationSettings:
+    """Read the job's configuration while ``${hydra:...}`` can be resolved in it."""
+    hydra: Any = HydraConfig.instance()
+    previous = hydra.cfg
+    hydra.cfg = OmegaConf.create({"hydra": job.hydra})
+    try:
+        return from_config(job.config)
+    finally:
+        hydra.cfg = previous
+
+
+def _loader(args: argparse.Namespace) -> ConfigLoader:
+    if OwnConfigs not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(OwnConfigs)
+    search_path = create_config_search_path(args.config_path or OWN_CONFIGS)
+    if args.config_dir is not None:
+        directory = os.path.abspath(args.config_dir)
+        if not os.path.isdir(directory):
+            raise Refusal("--config-dir", args.config_dir, "there is no such directory")
+        search_path.prepend(
+            provider="command-line", path=f"file://{directory}", anchor=SearchPathQuery(provider="schema")
+        )
+    if args.config_path is not None and "://" not in args.config_path and not os.path.isdir(args.config_path):
+        raise Refusal("--config-path", args.config_path, "there is no such directory")
+    return ConfigLoaderImpl(config_search_path=search_path)
+
+
+def _directories(loader: ConfigLoader, given: Sequence[str]) -> list[Path]:
+    """The user's own directories in the search path."""
+    found = [element.path for element in loader.get_search_path().get_path()]
+    for override in given:
+        if override.startswith("hydra.searchpath="):
+            found += override.partition("=")[2].strip("[]'\"").split(",")
+    return [Path(path.removeprefix("file://")) for path in found if path.startswith("file://")]
+
+
+def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Job:
+    try:
+        return _load(loader, name, overrides)
+    except Refusal:
+        raise
+    except COMPOSITION_ERRORS as error:
+        mistakes, good = _explain(loader, name, overrides)
+        if not mistakes:
+            raise _sentence(name, error) from None
+    try:
+        from_config(_load(loader, name, good).config)
+    except Mistakes as more:
+        mistakes += more.each
+    except COMPOSITION_ERRORS:
+        pass  # what is left cannot be composed either: the first mistakes must go before more can be seen
+    raise Mistakes(mistakes)
+
+
+def _explain(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> tuple[list[Refusal], list[str]]:
+    groups, keys, mistakes = lint.split(loader, overrides)
+    try:
+        known = _load(loader, name, groups).config
+    except COMPOSITION_ERRORS:  # the primary configuration itself is broken: nothing to compare the keys with
+        return mistakes, []
+    unplaced, placed = lint.unplaced(keys, known)
+    return mistakes + unplaced, groups + placed
+
+
+def _load(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Job:
+    config = loader.load_configuration(
+        config_name=name, overrides=list(overrides), run_mode=RunMode.RUN, validate_sweep_overrides=True
+    )
+    hydra = config.hydra
+    lint.check_hydra_targets(hydra)
+    job: Any = config.copy()
+    with open_dict(job):
+        del job["hydra"]
+    return Job(tuple(each for each in overrides if not each.startswith("hydra.")), job, hydra)
+
+
+def _sentence(name: str, error: Exception) -> Refusal:
+    if isinstance(error, yaml.MarkedYAMLError):
+        file = error.problem_mark.name if error.problem_mark else name
+        return Refusal("file", file, yaml_sentence(error))
+    if isinstance(error, RecursionError):
+        return Refusal("config", name, "refers to itself")
+    return Refusal("config", name, " ".join(str(error).split()) or type(error).__name__)

@@ -1,0 +1,71 @@
+"""What a user's own YAML file must be before Hydra may load it: small, UTF-8, finite."""
+
+from pathlib import Path
+
+import yaml
+
+from ..privacy.refusal import Refusal
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 100_000
+MAX_DEPTH = 3  # group/subgroup/option.yaml: deeper than that no option of ours stands
+
+
+def check_directory(directory: Path) -> list[Refusal]:
+    """One refusal for each YAML file of this configuration directory that cannot be loaded safely."""
+    patterns = ["/".join(["*"] * depth) + ".yaml" for depth in range(1, MAX_DEPTH + 1)]
+    files = sorted(file for pattern in patterns for file in directory.glob(pattern))
+    mistakes: list[Refusal] = []
+    for file in files:
+        try:
+            check_file(file)
+        except Refusal as mistake:
+            mistakes.append(mistake)
+    return mistakes
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that is too large, not UTF-8, not YAML, or whose aliases expand without measure.
+
+    Raises:
+        Refusal: naming the file and, where there is one, the line.
+    """
+    shown = str(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise Refusal("file", shown, f"is larger than {MAX_BYTES} bytes; a configuration never is")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise Refusal("file", shown, f"cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise Refusal("file", shown, f"is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        count = _expanded(root, {}, ()) if root is not None else 0
+    except yaml.MarkedYAMLError as error:
+        raise Refusal("file", shown, yaml_sentence(error)) from None
+    except (yaml.YAMLError, RecursionError):
+        raise Refusal("file", shown, "cannot be read as YAML") from None
+    if count > MAX_NODES:
+        raise Refusal("file", shown, f"its aliases expand to more than {MAX_NODES} values")
+
+
+def yaml_sentence(error: yaml.MarkedYAMLError) -> str:
+    """The parser's complaint in one line."""
+    line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+    return line + (error.problem or "cannot be read as YAML").splitlines()[0]
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
+    """How many nodes this one is once aliases are copied; a node that holds itself has no such number."""
+    if id(node) in above:
+        mark = node.start_mark
+        raise yaml.MarkedYAMLError(problem="an alias refers to what holds it", problem_mark=mark)
+    if id(node) not in sizes:
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = list(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        sizes[id(node)] = 1 + sum(_expanded(child, sizes, (*above, id(node))) for child in children)
+    return sizes[id(node)]

@@ -1,0 +1,139 @@
+"""What a command line's overrides say, and which word of them Hydra did not know."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from ..privacy.refusal import Refusal
+from .reader import Mistakes, nearest
+
+# Beside its own errors, what reading a file of the wrong kind comes to.
+READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)
+LATER = {
+    (
+        "privacy",
+        "client_distributed",
+    ): "this mode is not available yet; client_central trusts the server instead"
+}
+
+
+def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
+    """Hydra's reading of each override.
+
+    Raises:
+        Mistakes: one sentence for each that is not in Hydra's grammar.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    parsed: list[Override] = []
+    mistakes: list[Refusal] = []
+    for override in overrides:
+        try:
+            parsed += parser.parse_overrides([override])
+        except OverrideParseException as error:
+            reason = str(error).splitlines()[0]
+            mistakes.append(Refusal("override", override, f"cannot be read as key=value ({reason})"))
+    if mistakes:
+        raise Mistakes(mistakes)
+    return parsed
+
+
+def split(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], list[Override], list[Refusal]]:
+    """Part a job's overrides into choices of options that exist, keys, and options that do not exist."""
+    groups: list[str] = []
+    keys: list[Override] = []
+    mistakes: list[Refusal] = []
+    for override in parse(overrides, loader):
+        options = loader.get_group_options(override.key_or_group)
+        if not options or override.key_or_group.startswith("hydra"):
+            keys.append(override)
+        elif mistake := _unknown_option(override, options):
+            mistakes.append(mistake)
+        else:
+            groups.append(_text(override))
+    return groups, keys, mistakes
+
+
+def unplaced(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal], list[str]]:
+    """Part overrides of keys into mistakes and those that have a place in ``config``."""
+    known = dict(_paths(OmegaConf.to_container(config, resolve=False), ""))
+    mistakes: list[Refusal] = []
+    placed: list[str] = []
+    for override in keys:
+        mistake = _unplaced(override, known)
+        if mistake is None:
+            placed.append(_text(override))
+        else:
+            mistakes.append(mistake)
+    return mistakes, placed
+
+
+def check_hydra_targets(hydra: DictConfig) -> None:
+    """Refuse classes in Hydra's own node that are not Hydra's: it would instantiate them."""
+    for path, target in _targets(OmegaConf.to_container(hydra, resolve=False), "hydra"):
+        if not str(target).startswith(("hydra.", "hydra_plugins.")):
+            raise Refusal(
+                f"{path}._target_", target, "only Hydra's own launchers and sweepers may stand here"
+            )
+
+
+def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | None:
+    value = override.value()
+    key = override.key_or_group
+    if override.is_delete() or not isinstance(value, str) or value in options:
+        return None
+    later = LATER.get((key, value))
+    return Refusal(key, value, later or f"there is no such option; {nearest(value, options)}")
+
+
+def _unplaced(override: Override, known: Mapping[str, Any]) -> Refusal | None:
+    key = override.key_or_group
+    value = _text(override).partition("=")[2]
+    if override.is_sweep_override():
+        return Refusal(key, value, "holds several values; add -m to run one job for each")
+    if override.is_add() or override.is_force_add() or key.startswith("hydra") or key in known:
+        return None
+    return Refusal(key, value, f"there is no such key; {_nearest_key(key, known)}")
+
+
+def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
+    """Look beside the key first, then for the same last word anywhere."""
+    group, _, word = key.rpartition(".")
+    paths = [path for path in known if not path.endswith(".name")]
+    beside = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == group}
+    anywhere = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    for candidates, cutoff in ((beside, 0.6), (anywhere, 0.85 if group and beside else 0.6)):
+        if near := difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff):
+            return f"did you mean '{candidates[near[0]]}'?"
+    if group and beside:
+        return f"known: {', '.join(sorted(beside.values()))}"
+    return "fedveil simulate --help lists them all"
+
+
+def _text(override: Override) -> str:
+    assert override.input_line is not None  # it came from a line
+    return override.input_line
+
+
+def _paths(node: Any, above: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            path = f"{above}.{key}" if above else str(key)
+            yield path, value
+            yield from _paths(value, path)
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == "_target_":
+                yield path, value
+            yield from _targets(value, f"{path}.{key}")
+    if isinstance(node, list):
+        for value in node:
+            yield from _targets(value, path)

@@ -1,0 +1,96 @@
+"""Everything that can be refused is refused here: before a folder is made, a ledger opened or data loaded."""
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf.errors import OmegaConfBaseException
+
+from ..privacy.refusal import Refusal
+from .compose import Job, arguments, compose_jobs, is_sweep, settings_of, unique
+from .reader import Mistakes
+from .schema import SimulationSettings
+
+SHOW_ONLY = ("help", "hydra_help", "shell_completion", "info")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A command line that may run."""
+
+    arguments: Namespace
+    jobs: tuple[tuple[Job, SimulationSettings], ...] = ()
+    """Empty where the command line only asks Hydra to show something."""
+    folder: Path | None = None
+    """Of the run, or of the whole sweep; absolute."""
+
+    @property
+    def sweep(self) -> bool:
+        return is_sweep(self.arguments)
+
+
+def preflight(argv: Sequence[str], *, writes: bool) -> Checked:
+    """Compose and validate every job of this command line.
+
+    Args:
+        argv: Hydra's flags and overrides.
+        writes: whether the jobs will write a run folder, which then is looked at too.
+
+    Raises:
+        Refusal: one sentence for each mistake, of all jobs together.
+    """
+    args = arguments(argv)
+    if any(getattr(args, flag) for flag in SHOW_ONLY):
+        return Checked(args)
+    jobs = compose_jobs(args)
+    folder: Path | None = None
+    if args.cfg is not None:
+        return Checked(args)
+    checked: list[tuple[Job, SimulationSettings]] = []
+    mistakes: list[Refusal] = []
+    for job in jobs:
+        try:
+            settings = settings_of(job)
+            if writes:
+                found = check_folder(job, settings, sweep=is_sweep(args))
+                folder = folder or found  # the first job's: the clock may move on between two jobs
+            checked.append((job, settings))
+        except Mistakes as several:
+            mistakes += several.each
+        except Refusal as mistake:
+            mistakes.append(mistake)
+    if mistakes:
+        raise Mistakes(unique(mistakes))
+    return Checked(args, tuple(checked), folder)
+
+
+def check_folder(job: Job, settings: SimulationSettings, *, sweep: bool) -> Path:
+    """Return the absolute run folder; refuse a run folder that cannot be written, climbs out of where it stands or already
+    holds a run."""
+    if settings.resume is not None:
+        if sweep:
+            raise Refusal("resume", settings.resume, "continues one run; leave out -m")
+        return _check_writable("resume", Path(settings.resume))
+    key = "hydra.sweep.dir" if sweep else "hydra.run.dir"
+    try:
+        folder = Path(str((job.hydra.sweep if sweep else job.hydra.run).dir))
+    except OmegaConfBaseException as error:
+        raise Refusal(key, "${...}", " ".join(str(error).split())) from None
+    if ".." in folder.parts:
+        raise Refusal(key, str(folder), "must not climb with '..'; name the folder by its own path")
+    if not sweep and (folder / "config.yaml").exists():
+        raise Refusal(key, str(folder), f"already holds a run; resume={folder} continues it")
+    return _check_writable(key, folder)
+
+
+def _check_writable(key: str, folder: Path) -> Path:
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise Refusal(key, str(folder), f"{nearest} is a file; choose another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise Refusal(key, str(folder), f"{nearest} cannot be written; choose another folder")
+    return folder.absolute()

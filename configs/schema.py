@@ -1,0 +1,145 @@
+"""What a simulation is told: frozen values, typed and in range once ``settings`` has made them.
+
+The YAML files beside this module hold the defaults and the words that explain each key. Nothing here has a
+default, so that a key can never be forgotten in silence. These classes are not handed to Hydra as its schema
+on purpose: OmegaConf turns "8" into 8.0 and ``true`` into 1.0 for a float field, and a budget must not be
+read by guesswork.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..privacy.budget import Adjacency
+
+Parameter = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    name: str
+    target: str | None
+    """``module:Class`` of the user's own task; None for the shipped tasks."""
+    num_clients: int | None
+    """None: as many as the task itself has."""
+    data_dir: str | None
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """How examples are spread over clients: ``natural``, ``iid``, ``dirichlet`` or ``shards``."""
+
+    name: str
+    alpha: float | None = None
+    per_client: int | None = None
+
+
+@dataclass(frozen=True)
+class CohortSettings:
+    """Who takes part in a round: ``poisson`` (rate), ``fixed`` (size) or ``all``."""
+
+    name: str
+    rate: float | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class StrategySettings:
+    name: str
+    target: str | None
+    """``module:Class`` of the user's own strategy; None for Flower's."""
+    parameters: Mapping[str, Parameter]
+    """Keyword arguments of the strategy's constructor, under its own names."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    name: str
+    deadline: float
+    """Seconds that one client may take for its reply."""
+    workers: int = 1
+    address: str | None = None
+    num_cpus: float | None = None
+
+
+@dataclass(frozen=True)
+class FaultSettings:
+    """Probabilities, per client and round, of the faults that a simulation injects."""
+
+    dropout: float
+    failure: float
+    straggler: float
+    corrupt: float
+
+
+@dataclass(frozen=True)
+class ClientCentral:
+    """Hides all that one client ever contributes from ``clients`` and ``model``; the server is trusted.
+
+    With ``target_epsilon`` alone the noise is planned. With ``noise_multiplier`` as well the run stops when
+    the budget is spent; with ``noise_multiplier`` and no target it never stops for the budget's sake.
+    """
+
+    target_epsilon: float | None
+    target_delta: float
+    noise_multiplier: float | None
+    adjacency: Adjacency
+    allow_large_delta: bool
+    clipping_norm: float
+    metrics_share: float
+    """Share in [0, 1) of the squared sensitivity that the loss, count and accuracy segments take."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Hides one example of one client from everybody else, the server included (DP-SGD at the client)."""
+
+    target_epsilon: float | None
+    target_delta: float
+    noise_multiplier: float | None
+    adjacency: Adjacency
+    allow_large_delta: bool
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class RecordAndClient:
+    """Both units, each under its own budget; the two epsilons are never mixed."""
+
+    record: Record
+    client: ClientCentral
+
+
+@dataclass(frozen=True)
+class NoPrivacy:
+    """Hides nothing: every reported epsilon is infinite."""
+
+
+PrivacySettings = ClientCentral | Record | RecordAndClient | NoPrivacy
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """All that ``fedveil simulate`` and ``fedveil plan`` are told."""
+
+    task: TaskSettings
+    partition: PartitionSettings
+    cohort: CohortSettings
+    strategy: StrategySettings
+    engine: EngineSettings
+    privacy: PrivacySettings
+    faults: FaultSettings
+    num_rounds: int
+    seed: int | None
+    """None: 0 in a declared simulation, the system's generator on real data (where a seed is refused)."""
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    """Of the client's optimizer."""
+    checkpoint_every: int
+    resume: str | None
+    """The folder of an earlier run that this one continues."""
+    ledger_dir: str | None
+    allow_modules: tuple[str, ...]
+    """Modules whose classes ``task.target`` and ``strategy.target`` may name."""
+    source: str = field(compare=False, repr=False)
+    """The composed configuration as YAML, interpolations unresolved, so that saving it saves no secret."""

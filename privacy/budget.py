@@ -1,0 +1,111 @@
+"""What is protected, from whom, and how much may be spent: the words that every guarantee is stated in."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from numbers import Real
+from typing import TYPE_CHECKING, TypeVar
+
+from .refusal import Refusal
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+
+class Unit(StrEnum):
+    """Whose contribution is hidden: one example of one client, or all that one client ever contributes."""
+
+    RECORD = "record"
+    CLIENT = "client"
+
+
+class Adjacency(StrEnum):
+    """Which two data sets must be hard to tell apart.
+
+    ``zero-out`` blanks one unit and keeps the number of units public; ``replace-one`` exchanges one unit for
+    another and so doubles the sensitivity of a clipped sum; ``add-or-remove-one`` hides the number of units.
+    """
+
+    ZERO_OUT = "zero-out"
+    ADD_OR_REMOVE_ONE = "add-or-remove-one"
+    REPLACE_ONE = "replace-one"
+
+
+class Adversary(StrEnum):
+    """Who sees a release: the server, the other clients, or whoever gets the released model."""
+
+    SERVER = "server"
+    CLIENTS = "clients"
+    MODEL = "model"
+
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+def word(kind: type[Word], field: str, value: str) -> Word:
+    """Read ``value`` as a member of ``kind``; Refusal naming ``field`` and the words that are known."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise Refusal(field, value, f"choose one of {', '.join(kind)}") from None
+
+
+def real(field: str, value: object) -> float:
+    """Read any real number, numpy's scalars included, as a finite ``float``; Refusal naming ``field``."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise Refusal(field, value, "give a finite number")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The (epsilon, delta) that one ledger may spend on one unit. Refusal when a value is out of range.
+
+    ``target_epsilon`` > 0; 0 < ``target_delta`` < 1, sensibly below one over the number of units.
+    """
+
+    unit: Unit
+    target_epsilon: float
+    target_delta: float
+    adjacency: Adjacency = Adjacency.ZERO_OUT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", word(Unit, "unit", self.unit))
+        object.__setattr__(self, "adjacency", word(Adjacency, "adjacency", self.adjacency))
+        object.__setattr__(self, "target_epsilon", real("target_epsilon", self.target_epsilon))
+        object.__setattr__(self, "target_delta", real("target_delta", self.target_delta))
+        if self.target_epsilon <= 0:
+            raise Refusal("target_epsilon", self.target_epsilon, "give a number above 0")
+        if not 0 < self.target_delta < 1:
+            raise Refusal("target_delta", self.target_delta, "give a probability strictly between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Release:
+    """One thing that leaves its owner's trust boundary, and what it costs against each who sees it.
+
+    ``events`` names a cost for every adversary who sees the release; ``rng`` says where noise and draws come
+    from: the system's generator (``system``) or, in a declared simulation, the run's seed (``seeded``).
+    """
+
+    unit: Unit
+    run: str
+    round: int
+    mechanism: str
+    events: Mapping[Adversary, "DpEvent"]
+    rng: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", word(Unit, "unit", self.unit))
+        seen = {word(Adversary, "adversary", who): event for who, event in self.events.items()}
+        object.__setattr__(self, "events", seen)
+        if not seen:
+            raise Refusal("events", self.events, "name what the release costs against at least one adversary")
+        if self.rng not in ("system", "seeded"):
+            raise Refusal("rng", self.rng, "choose system or seeded")
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What makes a release one and the same: (run, round, mechanism)."""
+        return (self.run, self.round, self.mechanism)

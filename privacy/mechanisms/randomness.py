@@ -1,0 +1,75 @@
+"""Where secrets and noise come from: AES-256 in counter mode (NIST SP 800-38A, section 6.5).
+
+On real data a stream is keyed by the operating system. Only a declared simulation derives its keys from the
+run's seed, so that it repeats bit for bit; ledger and result then say ``rng: seeded``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+KEY_BYTES = 32  # AES-256
+_COUNTER_START = bytes(16)
+_SEED_LABEL = b"fedveil seeded stream v1"
+
+
+class Stream:
+    """An endless string of pseudo-random bytes under one key, never shared by two purposes.
+
+    A process that was forked gets a fresh key of its own, unless the stream is seeded: two processes that
+    drew the same noise would cancel it.
+    """
+
+    def __init__(self, key: bytes | None) -> None:
+        self._seeded = key is not None
+        self._rekey(key if key is not None else os.urandom(KEY_BYTES))
+
+    def _rekey(self, key: bytes) -> None:
+        self._process = os.getpid()
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(_COUNTER_START)).encryptor()
+
+    def bytes(self, n: int) -> bytes:
+        """Return the next `n` bytes of the stream."""
+        if not self._seeded and self._process != os.getpid():
+            self._rekey(os.urandom(KEY_BYTES))
+        return self._encryptor.update(bytes(n))
+
+    def uint64(self, n: int) -> NDArray[np.uint64]:
+        """Return `n` independent uniform integers in [0, 2**64), shape (n,)."""
+        return np.frombuffer(self.bytes(8 * n), dtype="<u8")
+
+    def generator(self) -> np.random.Generator:
+        """Return a numpy generator keyed from the stream, for shuffles and data that nobody must not guess."""
+        return np.random.Generator(np.random.PCG64(int.from_bytes(self.bytes(32), "little")))
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """The source of every stream of a run: the operating system, or the seed of a declared simulation.
+
+    Attributes:
+      seed: None on real data; an integer only where the task declares its data simulated.
+    """
+
+    seed: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """``"system"`` or ``"seeded"``, as ledger and result record it."""
+        return "system" if self.seed is None else "seeded"
+
+    def stream(self, *purpose: str | int) -> Stream:
+        """Return the stream for one purpose, such as ``("noise", round)``.
+
+        Distinct purposes give independent streams. When seeded, the same purpose gives the same bytes.
+        """
+        if self.seed is None:
+            return Stream(None)
+        label = "\x1f".join(f"{type(part).__name__}:{part}" for part in purpose).encode()
+        return Stream(hashlib.sha256(_SEED_LABEL + f"{self.seed}|".encode() + label).digest())

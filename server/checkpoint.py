@@ -1,0 +1,159 @@
+"""Checkpoints: one safetensors file that holds all a run needs to go on, replaced atomically.
+
+The file is written beside the old one, flushed to disk and renamed over it; the one before is kept. It carries the
+ledger's head, so that a ledger that was cut or rolled back is found when the run resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ..privacy.ledger import Head
+from ..privacy.refusal import Refusal
+
+FORMAT = "fedveil checkpoint 1"
+NAME = "checkpoint.safetensors"
+PREVIOUS = "checkpoint.previous.safetensors"
+_MODEL = "model/"
+_STRATEGY = "strategy/"
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after a round.
+
+    Attributes:
+      run: the run's name on the ledger.
+      round: the last finished round.
+      model: the global arrays by name.
+      strategy: the strategy's own arrays and numbers, flattened.
+      head: the ledger's head when the round was finished; None without client-level privacy.
+    """
+
+    run: str
+    round: int
+    model: Arrays
+    strategy: Mapping[str, Any]
+    head: Head | None = None
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint durably; a crash at any moment leaves this one or the one before."""
+    tensors = {_MODEL + name: np.ascontiguousarray(value) for name, value in checkpoint.model.items()}
+    numbers: dict[str, Any] = {}
+    for name, value in checkpoint.strategy.items():
+        if isinstance(value, np.ndarray):
+            tensors[_STRATEGY + name] = np.ascontiguousarray(value)
+        else:
+            numbers[name] = value
+    head = None if checkpoint.head is None else [checkpoint.head.seq, checkpoint.head.hash]
+    state = {"run": checkpoint.run, "round": checkpoint.round, "head": head, "strategy": numbers}
+    payload = save(tensors, {"format": FORMAT, "state": json.dumps(state)})
+    target = folder / NAME
+    if target.exists():
+        os.replace(target, folder / PREVIOUS)
+    write_durably(target, payload)
+
+
+def write_durably(target: Path, payload: bytes) -> None:
+    """Write bytes beside `target`, flush them, and rename them over it."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(folder: Path) -> Checkpoint | None:
+    """Return the newest readable checkpoint of a run folder, or None if the run never finished a round.
+
+    Raises:
+      Refusal: no checkpoint in the folder can be read.
+    """
+    problems: list[str] = []
+    for name in (NAME, PREVIOUS):
+        path = folder / name
+        if path.exists():
+            try:
+                return _read(path)
+            except (SafetensorError, ValueError, KeyError, TypeError, OSError) as problem:
+                problems.append(f"{name}: {problem}")
+    if problems:
+        raise Refusal("resume", str(folder), f"no checkpoint can be read ({'; '.join(problems)}); start a new run")
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"not a {FORMAT} file")
+        state = json.loads(metadata["state"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    model = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
+    for name, value in model.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"array {name} has a value that is not finite")
+    arrays = {k.removeprefix(_STRATEGY): v for k, v in tensors.items() if k.startswith(_STRATEGY)}
+    head = None if state["head"] is None else Head(*state["head"])
+    return Checkpoint(state["run"], state["round"], model, {**state["strategy"], **arrays}, head)
+
+
+# --- what a strategy remembers between rounds --------------------------------------------------------------------
+
+
+def strategy_state(strategy: Strategy) -> dict[str, Any]:
+    """Return the numbers and arrays among a strategy's attributes, flattened to dotted names.
+
+    Flower's strategies keep momenta and the current arrays as plain attributes and offer no interface for them.
+    """
+    state: dict[str, Any] = {}
+    for name, value in vars(strategy).items():
+        if isinstance(value, bool | int | float | str | np.ndarray) or value is None:
+            state[name] = value
+        elif _is_arrays(value):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            kind = "d" if isinstance(value, dict) else "l"
+            state |= {f"{name}.{kind}.{key}": np.asarray(array) for key, array in items}
+    return state
+
+
+def _is_arrays(value: object) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(v, np.ndarray | np.generic) for v in value)
+
+
+def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
+    """Put back what `strategy_state` returned."""
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        if not rest:
+            setattr(strategy, name, value)
+            continue
+        kind, _, key = rest.partition(".")
+        nested.setdefault(f"{head}.{kind}", {})[key] = value
+    for name, values in nested.items():
+        head, _, kind = name.partition(".")
+        listed = [values[key] for key in sorted(values, key=int)] if kind == "l" else values
+        setattr(strategy, head, listed)

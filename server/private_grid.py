@@ -1,0 +1,262 @@
+"""A Flower grid that turns every training round into one private sum.
+
+To the strategy it looks like one client that replied with the cohort's mean, so every strategy that averages works
+unchanged. Around that it keeps the order that the guarantee rests on: draw the cohort, reserve on the ledger,
+train, add, noise, hand over, commit. Nothing is handed over that was not reserved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from ..privacy.budget import Release, Unit
+from ..privacy.ledger import BudgetExhausted, Ledger
+from ..privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec, add_noise, cells_for, decode
+from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.planning import Plan
+from ..privacy.refusal import Refusal
+from ..strategies.cohorts import Cohort
+from ..strategies.wire import (
+    WEIGHT,
+    Layout,
+    SummingGrid,
+    instruct,
+    layout_of,
+    memory_arrays,
+    only_arrays,
+    size_of,
+    sum_of,
+    view,
+)
+
+MECHANISM = "private_sum"
+NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat calls a node lost after 60 s
+MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
+
+
+@dataclass(frozen=True)
+class ClientPrivacy:
+    """What protects whole clients in the sum: a calibrated plan, the ledger it spends, and who pays for metrics.
+
+    Attributes:
+      plan: frozen; its sampling is the cohort's own draw.
+      ledger: the population's ledger, open for writing.
+      metrics_share: share of the squared clipping norm that the scalars may use, in [0, 1).
+    """
+
+    plan: Plan
+    ledger: Ledger
+    metrics_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did, as the server may know it. Means of scalars are noised where the sum is private."""
+
+    number: int
+    invited: int
+    replies: int
+    dropped: dict[str, int]
+    clipped_again: int
+    scalars: dict[str, float]
+
+
+class PrivateGrid(Grid):
+    """Wraps any grid; see the module's text.
+
+    Args:
+      grid: the grid that reaches the clients.
+      cohort: draws the clients of each round.
+      population: how many clients the federation has, a public number; the fixed denominator follows from it.
+      privacy: None sums without client-level privacy, weighted by examples.
+      scalars: metrics that may travel in the sum, with their bounds.
+      randomness: where draws and noise come from.
+      run: the run's name on the ledger.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        cohort: Cohort,
+        population: int,
+        *,
+        privacy: ClientPrivacy | None = None,
+        scalars: tuple[Scalar, ...] = (),
+        randomness: Randomness | None = None,
+        run: str = "run",
+    ) -> None:
+        if privacy is not None and privacy.plan.sampling != cohort:
+            raise Refusal("cohort", cohort.name, "the plan was calibrated for another draw; calibrate it for this one")
+        if privacy is not None and privacy.plan.noise_multiplier is None:
+            raise Refusal("noise_multiplier", None, "calibrate the plan before it is used")
+        self._grid = grid
+        self._cohort = cohort
+        self._population = population
+        self._privacy = privacy
+        self._scalars = scalars if privacy is None or privacy.metrics_share > 0 else ()
+        self._randomness = randomness or Randomness()
+        self._run_name = run
+        self._nodes: list[int] = []
+        self._reserved = 0
+        self._finished = 0
+        self.drawn: list[int] = []
+        self.rounds: list[Round] = []
+        self.exhausted: BudgetExhausted | None = None
+
+    # --- what Flower's strategies ask of a grid ---------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Pass the run on to the wrapped grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The wrapped grid's run."""
+        return self._grid.run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the population. A strategy's own sampling of it has no effect: the cohort decides."""
+        if not self._nodes:
+            self._nodes = self._wait_for_nodes()
+        return list(self._nodes)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Run one private sum over the cohort and return it as one reply, or nothing once the budget is spent.
+
+        Messages that do not train are not sent: what they would bring back is in no release.
+        """
+        training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
+        if not training or self.exhausted is not None:
+            return []
+        content = _common_content(training)
+        number = self._reserved if self._reserved > self._finished else self._reserve_next()
+        if number is None:
+            return []
+        return [self._private_sum(number, content, training[0], timeout)]
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message, as Flower's deprecated method does."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Refuse: a message pushed by itself would be answered by one client, outside the sum."""
+        raise Refusal("push_messages", "called", "use send_and_receive: single clients cannot be reached privately")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Refuse, as `push_messages` does."""
+        raise Refusal("pull_messages", "called", "use send_and_receive: single clients cannot be reached privately")
+
+    # --- the round ----------------------------------------------------------------------------------------------
+
+    def skip_to(self, number: int) -> None:
+        """Continue after round `number`, which an earlier process finished."""
+        self._reserved = self._finished = number
+
+    def reserve(self, number: int) -> None:
+        """Draw the cohort of round `number` and reserve its release, durably, before anything is configured.
+
+        Raises:
+          BudgetExhausted: the release does not fit; nothing was written and nothing will be sent.
+        """
+        self.drawn = self._cohort.draw(list(self.get_node_ids()), self._randomness.stream("cohort", number))
+        if self._privacy is not None:
+            self._privacy.ledger.reserve(self._release(number))
+        self._reserved = number
+
+    def _reserve_next(self) -> int | None:
+        try:
+            self.reserve(self._reserved + 1)
+        except BudgetExhausted as spent:
+            self.exhausted = spent
+            return None
+        return self._reserved
+
+    def _release(self, number: int) -> Release:
+        assert self._privacy is not None
+        plan = self._privacy.plan
+        events = dict.fromkeys(plan.adversaries, plan.event())
+        return Release(Unit.CLIENT, self._run_name, number, MECHANISM, events, self._randomness.kind)
+
+    def _private_sum(self, number: int, content: RecordDict, request: Message, timeout: float | None) -> Message:
+        arrays = only_arrays(content)
+        layout = layout_of(arrays)
+        spec = self._spec(layout)
+        outgoing = instruct(content, spec, self._run_name, number)
+        kind = request.metadata.message_type
+        messages = [Message(outgoing, node, kind, group_id=str(number)) for node in self.drawn]
+        cohort_sum = self._collect(messages, spec, size_of(layout, spec), timeout)
+        total = self._noised(cohort_sum, number, spec)
+        mean, scalars = self._decoded(total, layout, spec, cohort_sum)
+        self.rounds.append(
+            Round(number, len(messages), cohort_sum.replies, cohort_sum.dropped, cohort_sum.clipped_again, scalars)
+        )
+        self._finished = number
+        reply = RecordDict({"arrays": _moved(arrays, mean), "metrics": MetricRecord({**scalars, WEIGHT: 1})})
+        if self._privacy is not None:
+            self._privacy.ledger.commit(self._release(number).key, durable=False)
+        return Message(reply, reply_to=request)
+
+    def _spec(self, layout: Layout) -> SumSpec:
+        if self._privacy is None:
+            return SumSpec(None, (*self._scalars, Scalar(WEIGHT, MAX_EXAMPLES)))
+        cells = cells_for(sum(int(np.prod(shape)) for shape in layout.values()))
+        return SumSpec(self._privacy.plan.clipping_norm, self._scalars, self._privacy.metrics_share, cells)
+
+    def _collect(self, messages: list[Message], spec: SumSpec, size: int, timeout: float | None) -> CohortSum:
+        if not messages:
+            return CohortSum(np.zeros(size))
+        if isinstance(self._grid, SummingGrid):
+            return self._grid.sum_replies(messages, spec, size, timeout)
+        return sum_of(self._grid.send_and_receive(messages, timeout=timeout), spec, size, len(messages))
+
+    def _noised(self, cohort_sum: CohortSum, number: int, spec: SumSpec) -> np.ndarray:
+        if self._privacy is None:
+            return cohort_sum.total
+        plan = self._privacy.plan
+        stream = self._randomness.stream("noise", self._run_name if self._randomness.seed is None else "", number)
+        noised, event = add_noise(cohort_sum.total, plan.noise_std / plan.clipping_norm, spec, stream)
+        if plan.sampling.event(event) != plan.event():
+            raise AssertionError("the mechanism's event is not the one that was reserved")
+        return noised
+
+    def _decoded(
+        self, total: np.ndarray, layout: Layout, spec: SumSpec, cohort_sum: CohortSum
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        if self._privacy is None and cohort_sum.replies == 0:
+            return {name: np.zeros(shape) for name, shape in layout.items()}, {}
+        return decode(total, layout, spec, self._cohort.expected_size(self._population))
+
+    def _wait_for_nodes(self) -> list[int]:
+        deadline = time.monotonic() + NODE_WAIT_SECONDS
+        while len(nodes := sorted(self._grid.get_node_ids())) < self._population and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if not nodes:
+            raise Refusal("population", self._population, "no client connected; start the clients first")
+        return nodes
+
+
+def _common_content(messages: list[Message]) -> RecordDict:
+    """Return what every client is to receive; a strategy that tells clients apart cannot run on a sum."""
+    content = messages[0].content
+    for message in messages[1:]:
+        if message.content is not content and message.content != content:
+            raise Refusal("strategy", "different messages to different clients", "use one that sends the same to all")
+    return content
+
+
+def _moved(arrays: ArrayRecord, mean: dict[str, np.ndarray]) -> ArrayRecord:
+    """Return the global arrays moved by the mean update; arrays that are not averaged stay as they were."""
+    moved: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        value = view(array)
+        moved[name] = (value + mean[name]).astype(value.dtype) if name in mean else value
+    return memory_arrays(moved)

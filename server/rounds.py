@@ -1,0 +1,137 @@
+"""The round loop: reserve, configure, train, aggregate, evaluate, checkpoint; the same on every grid.
+
+Flower's `Strategy.start` always begins at round one and loses the model when a round raises. This loop resumes,
+and ends in order when the budget is spent or somebody interrupts.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from ..privacy.ledger import BudgetExhausted
+from ..strategies.wire import memory_arrays, view
+from .checkpoint import strategy_state
+from .private_grid import PrivateGrid, Round
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    COMPLETED = "completed"
+    EXHAUSTED = "exhausted"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that one round hands to the next."""
+
+    round: int
+    arrays: Arrays
+    strategy: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The last state and why there is no next one."""
+
+    status: Status
+    reason: str
+    state: State
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a run does in every round.
+
+    Attributes:
+      strategy: any Flower strategy that averages.
+      num_rounds: the last round's number.
+      evaluate: held-out metrics of the global arrays; it reads public data only.
+      after_round: called with the state, the round and its metrics; it writes checkpoints and shows progress.
+      train_config: what the strategy sends along with the arrays.
+      timeout: seconds that a round waits for replies.
+    """
+
+    strategy: Strategy
+    num_rounds: int
+    evaluate: Callable[[Arrays, int], dict[str, float]]
+    after_round: Callable[[State, Round, dict[str, float]], None]
+    train_config: dict[str, int | float | str]
+    timeout: float
+
+
+def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
+    """Run the rounds after `state.round` and return the last state, whatever ended them."""
+    grid.skip_to(state.round)
+    released = 0
+    with interruption() as interrupted:
+        while state.round < loop.num_rounds:
+            if interrupted.is_set():
+                return Ending(Status.INTERRUPTED, "interrupted; resume=RUN goes on from here", state)
+            try:
+                grid.reserve(state.round + 1)
+            except BudgetExhausted as spent:
+                return Ending(Status.EXHAUSTED, str(spent), state)
+            state = _run_round(grid, loop, state)
+            released += grid.rounds[-1].replies
+    if released == 0 and grid.rounds:
+        return Ending(Status.FAILED, "no client ever replied", state)
+    return Ending(Status.COMPLETED, f"{loop.num_rounds} rounds", state)
+
+
+def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> State:
+    number = state.round + 1
+    config = ConfigRecord(dict(loop.train_config))
+    messages = loop.strategy.configure_train(number, memory_arrays(state.arrays), config, grid)
+    replies = grid.send_and_receive(messages, timeout=loop.timeout)
+    arrays, _ = loop.strategy.aggregate_train(number, replies)
+    state = State(number, _merged(state.arrays, arrays), strategy_state(loop.strategy))
+    loop.after_round(state, grid.rounds[-1], loop.evaluate(state.arrays, number))
+    return state
+
+
+def _merged(before: Arrays, after: ArrayRecord | None) -> Arrays:
+    """Return the new arrays in the model's own types; strategies such as FedAdam answer in float64."""
+    if after is None:
+        return before
+    return {name: np.asarray(view(after[name])).astype(value.dtype) for name, value in before.items()}
+
+
+
+
+@contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a flag that ends the run after its round; a second one is immediate."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del frame
+        if flag.is_set():
+            signal.default_int_handler(number, None)
+        flag.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

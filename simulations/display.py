@@ -1,0 +1,141 @@
+"""What a person sees while a run goes on: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+SHOWN_ROUNDS = 8
+LINES = 10  # a plain log gets about this many lines
+
+
+@dataclass(frozen=True)
+class Line:
+    """One round, as shown. Epsilons are None where there is no such unit, infinite where nothing is hidden."""
+
+    round: int
+    metrics: dict[str, float]
+    client_epsilon: float | None
+    record_epsilon: float | None
+    replies: int
+    invited: int
+    dropped: int
+
+
+@dataclass
+class Display:
+    """Shows a run of `num_rounds` rounds.
+
+    Attributes:
+      title: one line above the table.
+      num_rounds: the last round's number.
+      budgets: target epsilon by unit ("client", "record"); None where there is no target.
+      quiet: show nothing.
+    """
+
+    title: str
+    num_rounds: int
+    budgets: dict[str, float | None]
+    quiet: bool = False
+    _lines: list[Line] = field(default_factory=list[Line])
+    _live: Live | None = None
+    _start: float = field(default_factory=time.monotonic)
+
+    def __enter__(self) -> Display:
+        self._console = Console(stderr=False)
+        if self.quiet:
+            return self
+        if self._console.is_terminal:
+            self._live = Live(self._table(), console=self._console, refresh_per_second=8)
+            self._live.__enter__()
+        else:
+            print(self.title, flush=True)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+            self._live.__exit__(None, None, None)
+
+    def show(self, line: Line) -> None:
+        """Show one more round."""
+        self._lines.append(line)
+        if self._live is not None:
+            self._live.update(self._table())
+        elif not self.quiet and (line.round % max(1, self.num_rounds // LINES) == 0 or line.round == 1):
+            print(self._plain(line), flush=True)
+
+    def _plain(self, line: Line) -> str:
+        shown = [f"round {line.round:>{len(str(self.num_rounds))}}/{self.num_rounds}"]
+        shown += [f"{name} {_number(value)}" for name, value in line.metrics.items()]
+        shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(line)]
+        shown.append(f"{line.replies} of {line.invited} clients")
+        return "  ".join(shown)
+
+    def _epsilons(self, line: Line) -> list[tuple[str, str]]:
+        rows: list[tuple[str, str]] = []
+        for unit, value in (("client", line.client_epsilon), ("record", line.record_epsilon)):
+            if value is None:
+                continue
+            budget = self.budgets.get(unit)
+            spent = "infinite" if math.isinf(value) else f"{value:.3f}"
+            rows.append((unit, spent if budget is None else f"{spent} of {budget:g}"))
+        return rows
+
+    def _table(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        names = list(self._lines[-1].metrics) if self._lines else []
+        units = [unit for unit, _ in self._epsilons(self._lines[-1])] if self._lines else []
+        for column in ("round", *names, *(f"epsilon ({unit})" for unit in units), "clients"):
+            table.add_column(column, justify="right", min_width=9)
+        for line in self._lines[-SHOWN_ROUNDS:]:
+            clients = f"{line.replies}/{line.invited}" + (f" -{line.dropped}" if line.dropped else "")
+            values = [_number(value) for value in line.metrics.values()]
+            table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
+        return Group(Text(self.title, style="bold"), table, *self._bars())
+
+    def _bars(self) -> list[RenderableType]:
+        done = self._lines[-1].round if self._lines else 0
+        seconds = time.monotonic() - self._start
+        bars = [_bar("rounds", done, self.num_rounds, f"{done}/{self.num_rounds}  {seconds:.0f} s")]
+        if self._lines:
+            last = self._lines[-1]
+            for unit, value in (("client", last.client_epsilon), ("record", last.record_epsilon)):
+                budget = self.budgets.get(unit)
+                if value is not None and budget is not None:
+                    left = f"{value:.2f} of {budget:g} spent, {max(0.0, budget - value):.2f} left"
+                    bars.append(_bar(f"epsilon ({unit})", value, budget, left))
+                elif value is not None and math.isinf(value):
+                    bars.append(Text(f"epsilon ({unit}) is infinite: nothing is promised", style="bold red"))
+        return bars
+
+
+def _bar(name: str, done: float, total: float, text: str) -> RenderableType:
+    row = Table.grid(padding=(0, 1))
+    row.add_column(width=17)
+    row.add_column(width=30)
+    row.add_column()
+    row.add_row(name, ProgressBar(total=total, completed=min(done, total), width=30), text)
+    return row
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else str(value)
+
+
+def say(text: str) -> None:
+    """Print one line of a person's report."""
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print one line of warning to stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,266 @@
+"""The in-process engine: a Flower grid whose nodes are calls to the app's own ClientApp.
+
+Arrays are handed over as arrays; a client gets its own copy and cannot see another. Replies are clipped, put on the
+lattice and added where they are produced. With several workers each is a forked process, one thread each, that
+holds its share of the sum in shared memory; only that share comes back. Models live per worker, not per client.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from ..privacy.mechanisms.private_sum import CohortSum, SumSpec
+from ..strategies.wire import add_reply
+from .flower_adapter import claim_identity, client_context, name_message
+
+if TYPE_CHECKING:
+    from flwr.supercore.run import Run
+
+FIRST_NODE = 2  # node 1 is Flower's server
+GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
+
+CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
+
+
+class PastDeadline(BaseException):
+    """A client took longer than its deadline. No `Exception`, so that no client code swallows it."""
+
+
+@dataclass
+class InProcessGrid(Grid):
+    """See the module's text.
+
+    Attributes:
+      client_app: called once for every message.
+      num_clients: the population; node ids run from 2 on.
+      run_config: what the app finds in its context.
+      workers: processes, at least 1; with 1 the clients run in this very process.
+      deadline: seconds that one client may take.
+      cohort_function: trains many clients at once, if the model allows it.
+    """
+
+    client_app: ClientApp
+    num_clients: int
+    run_config: dict[str, Any]
+    workers: int = 1
+    deadline: float = 60.0
+    cohort_function: CohortFunction | None = None
+    _contexts: dict[int, Context] = field(default_factory=dict[int, Context])
+    _homes: dict[int, int] = field(default_factory=dict[int, int])
+    _pool: list[_Worker] = field(default_factory=list["_Worker"])
+
+    def __post_init__(self) -> None:
+        self._run = claim_identity(run_id=1)
+
+    def set_run(self, run: Run) -> None:
+        """Take another run's identity."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run of this process."""
+        return self._run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all clients."""
+        return range(FIRST_NODE, FIRST_NODE + self.num_clients)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Refuse: nothing runs in the background here."""
+        raise NotImplementedError("the in-process engine answers send_and_receive only")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Refuse: nothing runs in the background here."""
+        raise NotImplementedError("the in-process engine answers send_and_receive only")
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Call the app for every message and yield its replies, one by one."""
+        del timeout
+        for number, message in enumerate(messages):
+            yield self._call(message.content, message.metadata.dst_node_id, message.metadata.message_type, number)
+
+    def sum_replies(self, messages: list[Message], spec: SumSpec, size: int, timeout: float | None) -> CohortSum:
+        """Deliver one instruction to every addressee and return the sum of the replies, shape (size,)."""
+        del timeout
+        nodes = [message.metadata.dst_node_id for message in messages]
+        order = _Order(messages[0].content, messages[0].metadata.message_type, nodes, spec)
+        if self.workers == 1 or len(nodes) == 1:
+            return self._sum(order, CohortSum(np.zeros(size)))
+        return self._sum_in_workers(order, size)
+
+    def _sum(self, order: _Order, cohort_sum: CohortSum) -> CohortSum:
+        if self.cohort_function is not None:
+            clients = [node - FIRST_NODE for node in order.nodes]
+            cohort_sum.merge(self.cohort_function(order.content, clients, order.spec, cohort_sum.total.size))
+            return cohort_sum
+        for number, node in enumerate(order.nodes):
+            try:
+                add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
+            except PastDeadline:
+                cohort_sum.drop("late")
+        return cohort_sum
+
+    def _call(self, content: RecordDict, node: int, message_type: str, number: int) -> Message:
+        message = Message(_isolated(content), node, message_type)
+        name_message(message, str(number + 1))
+        context = self._context(node)
+        try:
+            with _limited_to(self.deadline):
+                reply = self.client_app(message, context)
+        except Exception:
+            return Message(Error(1, "the client failed"), reply_to=message)
+        if context.state:
+            self._contexts[node] = context
+        return reply
+
+    def _context(self, node: int) -> Context:
+        client = node - FIRST_NODE
+        return self._contexts.get(node) or client_context(self._run.run_id, client, self.num_clients, self.run_config)
+
+    # --- workers --------------------------------------------------------------------------------------------------
+
+    def _sum_in_workers(self, order: _Order, size: int) -> CohortSum:
+        if not self._pool or self._pool[0].size != size:
+            self.close()
+            self._pool = [self._start(size) for _ in range(self.workers)]
+        shares = self._shares(order.nodes)
+        for worker, share in zip(self._pool, shares, strict=True):
+            worker.give(_Order(order.content, order.message_type, share, order.spec))
+        total = CohortSum(np.zeros(size))
+        for index, share in enumerate(shares):
+            answer = self._pool[index].take(self.deadline * len(share) + GRACE_SECONDS)
+            if answer is None:
+                self._pool[index].end()
+                self._pool[index] = self._start(size)
+                for _ in share:
+                    total.drop("worker died")
+                continue
+            part, stateful = answer
+            total.merge(part)
+            self._homes |= dict.fromkeys(stateful, index)
+        return total
+
+    def _shares(self, nodes: list[int]) -> list[list[int]]:
+        """Deal the nodes out evenly; one that keeps state goes to the worker that holds it."""
+        shares: list[list[int]] = [[] for _ in self._pool]
+        for node in nodes:
+            if node in self._homes:
+                shares[self._homes[node]].append(node)
+        for node in nodes:
+            if node not in self._homes:
+                min(shares, key=len).append(node)
+        return shares
+
+    def _start(self, size: int) -> _Worker:
+        shared = mmap.mmap(-1, max(size, 1) * 8)
+        ours, theirs = multiprocessing.Pipe()
+        process = os.fork()
+        if process == 0:
+            ours.close()
+            self._work(theirs, np.frombuffer(shared, np.float64, size))
+        theirs.close()
+        return _Worker(process, ours, shared, size)
+
+    def _work(self, orders: Connection, total: np.ndarray) -> None:
+        """Serve orders until the parent goes away; never return."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with suppress(EOFError, BrokenPipeError):
+            while True:
+                order: _Order = orders.recv()
+                total[:] = 0
+                done = self._sum(order, CohortSum(total))
+                orders.send((done.replies, done.clipped_again, done.dropped, sorted(self._contexts)))
+        os._exit(0)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._pool:
+            worker.end()
+        self._pool = []
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One instruction and who is to follow it."""
+
+    content: RecordDict
+    message_type: str
+    nodes: list[int]
+    spec: SumSpec
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A forked process and the memory in which it leaves its share of the sum."""
+
+    process: int
+    pipe: Connection
+    shared: mmap.mmap
+    size: int
+
+    def give(self, order: _Order) -> None:
+        with suppress(BrokenPipeError):
+            self.pipe.send(order)
+
+    def take(self, seconds: float) -> tuple[CohortSum, list[int]] | None:
+        """Return the worker's share and the nodes that keep state there; None if it died or is too late."""
+        try:
+            if not self.pipe.poll(seconds):
+                return None
+            replies, clipped_again, dropped, stateful = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            return None
+        total = np.frombuffer(self.shared, np.float64, self.size)
+        return CohortSum(total, replies, clipped_again, dropped), stateful
+
+    def end(self) -> None:
+        self.pipe.close()
+        with suppress(ProcessLookupError):
+            os.kill(self.process, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self.process, 0)
+
+
+def _isolated(content: RecordDict) -> RecordDict:
+    """Return a record that a client may change: its own dictionaries over arrays that are copied when read."""
+    out = RecordDict()
+    for name, record in content.items():
+        out[name] = record.copy() if isinstance(record, ArrayRecord | ConfigRecord) else record
+    return out
+
+
+@contextmanager
+def _limited_to(seconds: float) -> Iterator[None]:
+    """Raise `PastDeadline` in the block once the time is up."""
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        raise PastDeadline
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

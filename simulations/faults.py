@@ -1,0 +1,77 @@
+"""Faults that a simulation injects into its clients, each with a probability per client and round.
+
+One mod around the app, so that every engine injects the same faults; which client fails in which round derives from
+the seed, so that a run repeats.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from ..privacy.mechanisms.randomness import Randomness
+from ..strategies.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, view
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Probabilities in [0, 1], at most 1 in sum.
+
+    Attributes:
+      dropout: the client vanishes before it trains.
+      failure: the client raises after it trained.
+      straggler: the client answers only after its deadline.
+      corrupt: the client answers with NaN, a wrong shape, a wrong type, or far too long a vector, in turn.
+    """
+
+    dropout: float = 0.0
+    failure: float = 0.0
+    straggler: float = 0.0
+    corrupt: float = 0.0
+
+    @property
+    def any(self) -> bool:
+        """Whether a fault can happen at all."""
+        return max(self.dropout, self.failure, self.straggler, self.corrupt) > 0
+
+    def pick(self, chance: float) -> str | None:
+        """Return the fault that a uniform number in [0, 1) stands for."""
+        for name in ("dropout", "failure", "straggler", "corrupt"):
+            probability = float(getattr(self, name))
+            if chance < probability:
+                return name
+            chance -= probability
+        return None
+
+
+def inject(faults: Faults, randomness: Randomness, deadline: float) -> Mod:
+    """Return the mod that injects these faults; it must be the outermost."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        _, number = read_round(message.content)
+        client = int(str(context.node_config["partition-id"]))
+        generator = randomness.stream("faults", number, client).generator()
+        fault = faults.pick(generator.random())
+        if fault == "dropout":
+            return Message(Error(1, "dropped out"), reply_to=message)
+        if fault == "straggler":
+            time.sleep(deadline + 1)
+        reply = call_next(message, context)
+        if fault == "failure":
+            raise RuntimeError("injected failure")
+        return _corrupted(reply, message, int(generator.integers(4))) if fault == "corrupt" else reply
+
+    return mod
+
+
+def _corrupted(reply: Message, message: Message, kind: int) -> Message:
+    if reply.has_error():
+        return reply
+    vector = np.array(view(only_arrays(reply.content)[VECTOR]))
+    broken = (np.full(vector.shape, np.nan), vector[:-1], vector.astype("complex64"), vector * 1000)[kind]
+    record = ArrayRecord({VECTOR: Array(broken)})
+    return Message(RecordDict({VECTOR_RECORD: record}), reply_to=message)

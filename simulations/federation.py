@@ -1,0 +1,258 @@
+"""From settings to the parts of a federation: task, cohort, plans, both apps' settings. Nothing runs yet."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from dp_accounting.dp_event import DpEvent
+
+from ..client.app import TRAIN_LOSS, fingerprint, record_plan
+from ..client.settings import ClientSettings, RecordPrivacy
+from ..client.tasks import load_task
+from ..client.tasks.protocol import Task
+from ..configs.schema import (
+    ClientCentral,
+    CohortSettings,
+    NoPrivacy,
+    Record,
+    RecordAndClient,
+    SimulationSettings,
+)
+from ..privacy.budget import Adversary, Budget, Unit
+from ..privacy.mechanisms.private_sum import Scalar
+from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.planning import Plan
+from ..privacy.refusal import Refusal
+from ..strategies.cohorts import All, Cohort, Fixed, Poisson, likely_participations
+from ..strategies.wire import WEIGHT
+from .faults import Faults
+
+T = TypeVar("T")
+
+LOSS_BOUND = 5.0  # a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
+COUNT_BOUND_BATCHES = 10  # a client that has more examples than this many batches is counted as having so many
+UNLIMITED_EPSILON = 1e9  # a run that was given noise and no target only counts
+MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
+CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The parts of a federation.
+
+    Attributes:
+      settings: what the user asked for.
+      task: loaded.
+      cohort: draws the clients.
+      seed: of a declared simulation; None on real data.
+    """
+
+    settings: SimulationSettings
+    task: Task
+    cohort: Cohort
+    seed: int | None
+
+    @cached_property
+    def randomness(self) -> Randomness:
+        """Where draws and noise come from."""
+        return Randomness(self.seed)
+
+    @property
+    def client(self) -> ClientCentral | None:
+        """The client-level part of the privacy settings."""
+        privacy = self.settings.privacy
+        return privacy.client if isinstance(privacy, RecordAndClient) else _as(ClientCentral, privacy)
+
+    @property
+    def record(self) -> Record | None:
+        """The record-level part of the privacy settings."""
+        privacy = self.settings.privacy
+        return privacy.record if isinstance(privacy, RecordAndClient) else _as(Record, privacy)
+
+    @property
+    def client_budget(self) -> Budget | None:
+        """The budget of the population's ledger, if there is one."""
+        return _budget(Unit.CLIENT, self.client)
+
+    @property
+    def record_budget(self) -> Budget | None:
+        """The budget of each client's own ledger, if there is one."""
+        return _budget(Unit.RECORD, self.record)
+
+    @property
+    def scalars(self) -> tuple[Scalar, ...]:
+        """Which metrics may leave a client.
+
+        With record-level privacy the loss stays at home, since nobody accounted for it; the number of examples is
+        public under zero-out adjacency.
+        """
+        if self.record is not None and self.client is None:
+            return ()
+        loss = () if self.record is not None else (Scalar(TRAIN_LOSS, LOSS_BOUND),)
+        if self.client is None:
+            return loss
+        return (*loss, Scalar(WEIGHT, float(COUNT_BOUND_BATCHES * self.settings.batch_size)))
+
+    @property
+    def faults(self) -> Faults:
+        """The faults to inject."""
+        f = self.settings.faults
+        return Faults(f.dropout, f.failure, f.straggler, f.corrupt)
+
+    def client_plan(self, prior: tuple[DpEvent, ...] = ()) -> Plan | None:
+        """Return the calibrated plan of the client level, given what the ledger already holds."""
+        if self.client is None:
+            return None
+        plan = Plan(
+            unit=Unit.CLIENT,
+            adjacency=self.client.adjacency,
+            sampling=self.cohort,
+            clipping_norm=self.client.clipping_norm,
+            num_rounds=self.settings.num_rounds,
+            noise_multiplier=self.client.noise_multiplier,
+            adversaries=CLIENT_ADVERSARIES,
+        )
+        if plan.noise_multiplier is not None:
+            return plan
+        budget = self.client_budget
+        assert budget is not None
+        return plan.calibrate(budget, prior)
+
+    def client_plan_with(self, noise_multiplier: float) -> Plan | None:
+        """Return the plan with the noise that an earlier process of this run settled on."""
+        if self.client is None:
+            return None
+        client = replace(self.client, noise_multiplier=noise_multiplier)
+        privacy = self.settings.privacy
+        changed = replace(privacy, client=client) if isinstance(privacy, RecordAndClient) else client
+        return replace(self, settings=replace(self.settings, privacy=changed)).client_plan()
+
+    def client_settings(self, folder: Path) -> ClientSettings:
+        """Return what clients are told; record-level noise is planned here, once for each size of data set."""
+        s = self.settings
+        settings = ClientSettings(
+            task=s.task.target or s.task.name,
+            task_options=_task_options(s, self.seed),
+            learning_rate=s.learning_rate,
+            local_epochs=s.local_epochs,
+            batch_size=s.batch_size,
+            seed=self.seed,
+            allow_modules=s.allow_modules,
+        )
+        if self.record is None:
+            return settings
+        where = str(folder / "client_ledgers") if self.task.simulated else str(_ledger_home(s.ledger_dir))
+        budget = self.record_budget
+        assert budget is not None
+        record = RecordPrivacy(
+            budget.target_epsilon,
+            self.record.target_delta,
+            self.record.max_grad_norm,
+            str(self.record.adjacency),
+            (),
+            where,
+        )
+        noise = self.record_noise(record, settings)
+        return replace(settings, record=replace(record, noise_by_records=noise))
+
+    def record_noise(self, record: RecordPrivacy, settings: ClientSettings) -> tuple[tuple[int, float], ...]:
+        """Return (records, noise multiplier) for the sizes of data sets that the clients have."""
+        assert self.record is not None
+        sizes = self.sizes
+        chosen = sizes[:: -(-len(sizes) // MAX_NOISE_LEVELS)]
+        if self.record.noise_multiplier is not None:
+            return ((0, self.record.noise_multiplier),)
+        budget = self.record_budget
+        assert budget is not None
+        rounds = likely_participations(self.cohort, self.task.num_clients, self.settings.num_rounds)
+        plans = {n: replace(record_plan(record, n, settings), num_rounds=rounds) for n in chosen}
+        return tuple((n, float(plan.calibrate(budget).noise_multiplier or 0)) for n, plan in plans.items())
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The different numbers of examples that clients have, ascending."""
+        return sorted({len(self.task.client_data(client)) for client in range(self.task.num_clients)})
+
+    def ledger_path(self, folder: Path) -> Path:
+        """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""
+        if self.task.simulated:
+            return folder / "ledger"
+        return _ledger_home(self.settings.ledger_dir) / f"population-{self.owner[:32]}.ledger"
+
+    @cached_property
+    def owner(self) -> str:
+        """The fingerprint of the population: of all clients' data together."""
+        if self.task.simulated:
+            return f"simulated {self.settings.task.name}"
+        digest = hashlib.sha256()
+        for client in range(self.task.num_clients):
+            digest.update(fingerprint(self.task.client_data(client)).encode())
+        return digest.hexdigest()
+
+
+def build(settings: SimulationSettings) -> Federation:
+    """Return the federation that the settings describe, or refuse before anything is written.
+
+    Raises:
+      Refusal: naming the setting.
+    """
+    seed = 0 if settings.seed is None else settings.seed
+    task = load_task(settings.task.target or settings.task.name, _task_options(settings, seed), settings.allow_modules)
+    cohort = _cohort(settings.cohort, task.num_clients)
+    private = not isinstance(settings.privacy, NoPrivacy)
+    if not task.simulated and settings.seed is not None and private:
+        raise Refusal("seed", settings.seed, "remove it: on real data noise and draws come from the system's generator")
+    federation = Federation(settings, task, cohort, seed if task.simulated or not private else None)
+    _check_deltas(federation)
+    return federation
+
+
+def _check_deltas(federation: Federation) -> None:
+    client = federation.client
+    if client is not None and client.target_delta > 1 / federation.task.num_clients and not client.allow_large_delta:
+        remedy = f"with {federation.task.num_clients} clients take at most {1 / federation.task.num_clients:g}"
+        raise Refusal("privacy.target_delta", client.target_delta, f"{remedy}, or set privacy.allow_large_delta=true")
+
+
+def _as(kind: type[T], value: object) -> T | None:
+    return value if isinstance(value, kind) else None
+
+
+def _budget(unit: Unit, level: ClientCentral | Record | None) -> Budget | None:
+    if level is None:
+        return None
+    return Budget(unit, level.target_epsilon or UNLIMITED_EPSILON, level.target_delta, level.adjacency)
+
+
+def _cohort(settings: CohortSettings, num_clients: int) -> Cohort:
+    if settings.name == "poisson":
+        assert settings.rate is not None
+        return Poisson(settings.rate)
+    if settings.name == "all":
+        return All()
+    assert settings.size is not None
+    if settings.size > num_clients:
+        raise Refusal("cohort.size", settings.size, f"the task has {num_clients} clients; ask for at most so many")
+    return Fixed(settings.size)
+
+
+def _task_options(settings: SimulationSettings, seed: int | None) -> dict[str, int | float | str]:
+    if settings.task.target is not None:
+        return {}
+    options: dict[str, int | float | str | None] = {
+        "num_clients": settings.task.num_clients,
+        "partition": settings.partition.name,
+        "alpha": settings.partition.alpha,
+        "seed": seed or 0,
+    }
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _ledger_home(configured: str | None) -> Path:
+    return Path(configured) if configured else Path.home() / ".local" / "share" / "fedveil" / "ledgers"
+
+

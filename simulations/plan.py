@@ -1,0 +1,117 @@
+"""``fedveil plan``: what a budget affords, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..client.app import record_plan
+from ..configs.schema import SimulationSettings
+from ..privacy.budget import Adversary, Budget
+from ..privacy.planning import Plan
+from ..strategies.cohorts import likely_participations
+from .federation import UNLIMITED_EPSILON, Federation, build
+from .report import EVERYBODY
+
+STEPS = 10  # epsilon is shown after every tenth of the rounds
+VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
+VACUOUS_NOISE = 0.5  # noise on the mean, in clipping norms, beyond which an update drowns
+WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 22 000 times
+
+
+def show_plan(settings: SimulationSettings) -> int:
+    """Print the plan and return the exit code."""
+    federation = build(settings)
+    console = Console()
+    plans = list(plans_of(federation))
+    if not plans:
+        console.print("privacy=none: nothing is hidden from anybody; epsilon is infinite.", style="red")
+    for plan, budget, rounds in plans:
+        _show(console, federation, plan, budget, rounds)
+    return 0
+
+
+def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
+    """Yield each unit's calibrated plan, its budget, and how many rounds of the run one unit pays for."""
+    num_rounds = federation.settings.num_rounds
+    client = federation.client_plan()
+    if client is not None:
+        assert federation.client_budget is not None
+        yield client, federation.client_budget, num_rounds
+    if federation.record is not None:
+        assert federation.record_budget is not None
+        told = federation.client_settings(Path())
+        assert told.record is not None
+        most = likely_participations(federation.cohort, federation.task.num_clients, num_rounds)
+        plan = record_plan(told.record, federation.sizes[0], told)
+        yield replace(plan, num_rounds=most), federation.record_budget, most
+
+
+def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
+    """Return (round, epsilon) after every tenth of the rounds."""
+    marks = sorted({max(1, round(rounds * k / STEPS)) for k in range(1, STEPS + 1)})
+    return [(mark, plan.epsilon(delta, mark)) for mark in marks]
+
+
+def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, rounds: int) -> None:
+    unlimited = budget.target_epsilon >= UNLIMITED_EPSILON
+    target = "no target" if unlimited else f"epsilon {budget.target_epsilon:g}"
+    console.print(f"\n[bold]Unit: one {plan.unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}")
+    console.print(f"noise_multiplier {plan.noise_multiplier:.4f} (noise / sensitivity), clip {plan.clipping_norm:g}, ", end="")
+    console.print(f"sampling: {plan.sampling.name}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("rounds" if plan.unit == "client" else "rounds one client takes part in", justify="right")
+    for adversary in EVERYBODY:
+        table.add_column(f"epsilon to {adversary}", justify="right")
+    for mark, value in curve(plan, budget.target_delta, rounds):
+        table.add_row(str(mark), *(_cell(plan, adversary, value) for adversary in EVERYBODY))
+    console.print(table)
+    if not unlimited:
+        console.print(f"At this noise the budget affords {plan.affordable_rounds(budget)} rounds.")
+    for sentence in warnings_for(federation, plan, budget):
+        console.print(sentence, style="yellow")
+
+
+def _cell(plan: Plan, adversary: Adversary, value: float) -> str:
+    return f"{value:.3f}" if adversary in plan.adversaries else "infinite"
+
+
+def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str]:
+    """Return in words what the numbers do not say by themselves."""
+    sentences: list[str] = []
+    clients = federation.task.num_clients
+    if plan.unit == "client":
+        sentences.append("The server is trusted in this mode: it sees single updates, so against it epsilon is infinite.")
+        noise = plan.noise_std / plan.clipping_norm / federation.cohort.expected_size(clients)
+        if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE:
+            sentences.append(
+                f"This guarantee is vacuous in practice: with {clients} clients the noise on the mean is {noise:.2g} "
+                "clipping norms, so hiding a whole client hides what there is to learn. Use privacy=record."
+            )
+    else:
+        sentences.append("Client sampling is not counted here: who took part is visible to the server.")
+        sentences.append("A person whose records are at two clients is outside this promise.")
+    if WEAK_EPSILON < budget.target_epsilon < UNLIMITED_EPSILON:
+        odds = math.exp(min(budget.target_epsilon, 700))
+        sentences.append(f"Epsilon {budget.target_epsilon:g} is weak: the odds of any conclusion may change {odds:.2g} times.")
+    return sentences
+
+
+def as_json(federation: Federation) -> list[dict[str, Any]]:
+    """Return the plans as plain data."""
+    return [
+        {
+            "unit": str(plan.unit),
+            "noise_multiplier": plan.noise_multiplier,
+            "epsilon": curve(plan, budget.target_delta, rounds),
+            "affordable_rounds": plan.affordable_rounds(budget),
+            "warnings": warnings_for(federation, plan, budget),
+        }
+        for plan, budget, rounds in plans_of(federation)
+    ]

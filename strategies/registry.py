@@ -1,0 +1,94 @@
+"""Flower's own strategies behind the private sum, by name, and why some cannot stand there."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import flwr.serverapp.strategy as flower
+from flwr.serverapp.strategy import Strategy
+
+from ..privacy.refusal import Refusal
+
+AVERAGING: dict[str, type[Strategy]] = {
+    "fedavg": flower.FedAvg,
+    "fedavgm": flower.FedAvgM,
+    "fedadam": flower.FedAdam,
+    "fedyogi": flower.FedYogi,
+    "fedadagrad": flower.FedAdagrad,
+    "fedprox": flower.FedProx,
+}
+
+# On a sum of one reply these run without a word and become the mean, so they are refused by name.
+NEEDS_SINGLE_CLIENTS = (
+    flower.FedMedian,
+    flower.FedTrimmedAvg,
+    flower.Krum,
+    flower.MultiKrum,
+    flower.Bulyan,
+    flower.QFedAvg,
+    flower.FedXgbBagging,
+    flower.FedXgbCyclic,
+)
+
+# These add noise or clip by themselves, outside the ledger.
+BRINGS_ITS_OWN_PRIVACY = (
+    flower.DifferentialPrivacyClientSideAdaptiveClipping,
+    flower.DifferentialPrivacyClientSideFixedClipping,
+    flower.DifferentialPrivacyServerSideAdaptiveClipping,
+    flower.DifferentialPrivacyServerSideFixedClipping,
+)
+
+# The sum answers as one client, so one is enough; evaluation at the clients is no part of the sum.
+ONE_REPLY: dict[str, Any] = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 0.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 0,
+    "min_available_nodes": 1,
+}
+
+
+def make_strategy(name: str, options: Mapping[str, Any], allow_modules: tuple[str, ...] = ()) -> Strategy:
+    """Return the strategy of that name, unchanged Flower code.
+
+    Args:
+      name: a key of `AVERAGING`, or "module:Class" for the user's own.
+      options: arguments of the strategy's constructor.
+      allow_modules: modules that the user listed; no other is imported.
+    """
+    options = {key: value for key, value in options.items() if value is not None}
+    if name in AVERAGING:
+        return AVERAGING[name](**ONE_REPLY, **options)
+    strategy = _load(name, allow_modules)(**options)
+    check_averages(strategy)
+    return strategy
+
+
+def check_averages(strategy: Strategy) -> None:
+    """Refuse a strategy that must see single clients, or that brings a privacy of its own.
+
+    Raises:
+      Refusal: naming the class and the reason.
+    """
+    name = type(strategy).__name__
+    if isinstance(strategy, NEEDS_SINGLE_CLIENTS):
+        raise Refusal("strategy", name, "it must see single clients' updates, which a private sum hides; use one that averages")
+    if isinstance(strategy, BRINGS_ITS_OWN_PRIVACY):
+        raise Refusal("strategy", name, "its noise is on no ledger; wrap the inner strategy and let privacy= do it")
+
+
+def _load(target: str, allow_modules: tuple[str, ...]) -> type[Strategy]:
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        raise Refusal("strategy", target, f"use one of {', '.join(AVERAGING)}, or module:Class with the module in allow_modules")
+    if module not in allow_modules:
+        raise Refusal("strategy", target, f"add allow_modules=[{module}] if you trust that module")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as problem:
+        raise Refusal("strategy", target, f"it cannot be imported ({problem})") from problem
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise Refusal("strategy", target, "it is no subclass of flwr.serverapp.strategy.Strategy")
+    return found

@@ -1,0 +1,186 @@
+"""Flower records on one side, vectors on the other: the one place that knows how a private sum travels.
+
+An instruction is the strategy's own record with the sum's public parameters beside it. A reply is one array, the
+client's vector, and nothing else: no metric, count or error text travels next to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from numpy.typing import NDArray
+
+from ..privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec, Vector, add
+
+SPEC_RECORD = "fedveil.sum"
+VECTOR_RECORD = "fedveil.vector"
+VECTOR = "vector"
+MAX_HEADER_BYTES = 4096  # a .npy header; NEP 1 asks for at most 64 KiB, ours has under 200
+WEIGHT = "num-examples"  # Flower's key for the weight of a reply
+
+BUDGET_SPENT = 1001  # Flower error code of a client whose own ledger refuses
+DROP_REASONS = {BUDGET_SPENT: "budget spent"}
+
+Layout = dict[str, tuple[int, ...]]
+
+
+class MemoryArray(Array):
+    """An `Array` that stays an ndarray until somebody asks for bytes, so that one process need not serialise."""
+
+    def __init__(self, ndarray: NDArray[np.generic]) -> None:
+        self.dtype = str(ndarray.dtype)
+        self.shape = tuple(ndarray.shape)
+        self.stype = "numpy.ndarray"
+        self.__dict__["ndarray"] = ndarray
+
+    @property
+    def data(self) -> bytes:
+        """The array as .npy bytes, made on demand."""
+        return Array.from_numpy_ndarray(self.__dict__["ndarray"]).data
+
+    def numpy(self) -> NDArray[np.generic]:
+        """Return a copy: clients of one process must not see each other's changes."""
+        return self.__dict__["ndarray"].copy()
+
+    def __reduce__(self) -> tuple[Callable[[NDArray[np.generic]], MemoryArray], tuple[NDArray[np.generic]]]:
+        """Travel between the processes of one engine as the ndarray."""
+        return _memory_array, (self.__dict__["ndarray"],)
+
+
+def _memory_array(ndarray: NDArray[np.generic]) -> MemoryArray:
+    return MemoryArray(ndarray)
+
+
+# Flower writes the class name into the serialised object and refuses another one when it reads it back.
+MemoryArray.__qualname__ = "Array"
+
+
+def memory_arrays(arrays: dict[str, NDArray[np.generic]]) -> ArrayRecord:
+    """Return a record of arrays that are not serialised before they leave the process."""
+    record = ArrayRecord()
+    for name, value in arrays.items():
+        record[name] = MemoryArray(value)
+    return record
+
+
+def view(array: Array) -> NDArray[np.generic]:
+    """Return the array's values for reading only, without a copy where it never was serialised."""
+    return array.__dict__["ndarray"] if isinstance(array, MemoryArray) else array.numpy()
+
+
+def layout_of(arrays: ArrayRecord) -> Layout:
+    """Return name and shape of every array that is averaged: the floating-point ones, in the record's order."""
+    return {k: tuple(a.shape) for k, a in arrays.items() if np.issubdtype(np.dtype(a.dtype), np.floating)}
+
+
+def size_of(layout: Layout, spec: SumSpec) -> int:
+    """Return the number of coordinates of the summed vector."""
+    return sum(int(np.prod(shape)) for shape in layout.values()) + len(spec.scalars)
+
+
+# --- out: instruction to the clients ---------------------------------------------------------------------------
+
+
+def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
+    """Return the strategy's record with the sum's public parameters beside it."""
+    out = RecordDict(dict(content.items()))
+    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(asdict(spec)), "run": run, "round": server_round})
+    return out
+
+
+def read_round(content: RecordDict) -> tuple[str, int]:
+    """Return the run and the round an instruction belongs to, as ledgers name them."""
+    record = content.config_records[SPEC_RECORD]
+    return str(record["run"]), int(str(record["round"]))
+
+
+def read_spec(content: RecordDict) -> SumSpec | None:
+    """Return the parameters of the private sum this instruction belongs to, or None if it is none."""
+    record = content.config_records.get(SPEC_RECORD)
+    if record is None:
+        return None
+    fields = json.loads(str(record["spec"]))
+    scalars = tuple(Scalar(**scalar) for scalar in fields.pop("scalars"))
+    return SumSpec(scalars=scalars, **fields)
+
+
+def only_arrays(content: RecordDict) -> ArrayRecord:
+    """Return the one array record of an instruction or a reply."""
+    records = list(content.array_records.values())
+    if len(records) != 1:
+        raise ValueError(f"expected one ArrayRecord, found {len(records)}")
+    return records[0]
+
+
+# --- back: reply of a client -----------------------------------------------------------------------------------
+
+
+def reply_with(vector: Vector, message: Message, spec: SumSpec) -> Message:
+    """Return the reply that carries the client's vector: 4 bytes a coordinate where it is on the lattice."""
+    wire = vector if spec.clipping_norm is None else vector.astype(np.int32 if spec.cells < 2**31 else np.int64)
+    return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: wire})}), reply_to=message)
+
+
+def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
+    """Add one reply to the sum; whatever is wrong with it, it is dropped and counted, and the round goes on."""
+    if reply.has_error():
+        return cohort_sum.drop(DROP_REASONS.get(reply.error.code, "failed"))
+    vector = _vector(reply.content, cohort_sum.total.size, spec)
+    if isinstance(vector, str):
+        return cohort_sum.drop(vector)
+    add(cohort_sum, vector, spec)
+
+
+def _vector(content: RecordDict, size: int, spec: SumSpec) -> Vector | str:
+    """Return the reply's vector, or the reason why it has none. Sizes are checked before any byte is parsed."""
+    record = content.array_records.get(VECTOR_RECORD)
+    if record is None or len(content) != 1 or list(record.keys()) != [VECTOR]:
+        return "layout"
+    array = record[VECTOR]
+    if tuple(array.shape) != (size,):
+        return "shape"
+    if np.dtype(array.dtype).kind not in ("if" if spec.clipping_norm is None else "i"):
+        return "dtype"
+    if not isinstance(array, MemoryArray):
+        excess = len(array.data) - size * np.dtype(array.dtype).itemsize
+        if not 0 < excess <= MAX_HEADER_BYTES:
+            return "size"
+    try:
+        values = view(array)
+    except (ValueError, TypeError, EOFError, MemoryError):
+        return "unreadable"
+    if values.shape != (size,) or values.dtype.kind not in "if":
+        return "shape"
+    return values.astype(np.float64, copy=False)
+
+
+# --- the seam between a grid and the sum ------------------------------------------------------------------------
+
+
+@runtime_checkable
+class SummingGrid(Protocol):
+    """A grid that adds its clients' replies where they are produced, so that memory does not grow with them."""
+
+    def sum_replies(self, messages: list[Message], spec: SumSpec, size: int, timeout: float | None) -> CohortSum:
+        """Deliver the messages and return the sum of the replies, shape (size,)."""
+        ...
+
+
+def sum_of(replies: Iterable[Message], spec: SumSpec, size: int, invited: int) -> CohortSum:
+    """Add up replies as they come; a node that answers twice counts once, one that does not answer is dropped."""
+    cohort_sum = CohortSum(np.zeros(size))
+    seen: set[str] = set()
+    for reply in replies:
+        key = reply.metadata.reply_to_message_id or str(reply.metadata.src_node_id)
+        if key in seen:
+            continue
+        seen.add(key)
+        add_reply(cohort_sum, reply, spec)
+    for _ in range(invited - len(seen)):
+        cohort_sum.drop("no reply")
+    return cohort_sum

@@ -1,0 +1,292 @@
+"""The command line: verbs, help, refusals, sweeps and exit codes; the simulator itself is stood in for."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedveil.__main__ import main
+from fedveil.configs.schema import SimulationSettings
+from fedveil.privacy.refusal import Refusal
+
+Simulator = Callable[[SimulationSettings, Path], tuple[int, dict[str, Any]]]
+
+
+@dataclass
+class Console:
+    """Runs the command line in this process, in an empty folder, with a simulator of the test's choice."""
+
+    capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+    folder: Path
+    calls: list[tuple[SimulationSettings, Path]] = field(default_factory=list)
+
+    def simulator(self, simulate: Simulator) -> None:
+        def run(settings: SimulationSettings, folder: Path, quiet: bool = False) -> types.SimpleNamespace:
+            self.calls.append((settings, folder))
+            exit_code, result = simulate(settings, folder)
+            return types.SimpleNamespace(exit_code=exit_code, result=result)
+
+        room = types.ModuleType("fedveil.simulations.run")
+        room.__dict__["simulate"] = run
+        self.monkeypatch.setitem(sys.modules, "fedveil.simulations.run", room)
+
+    def __call__(self, *argv: str) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["fedveil", *argv])
+        code = main()
+        out, err = self.capsys.readouterr()
+        return code, out, err
+
+    def written(self) -> list[str]:
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*"))
+
+
+@pytest.fixture
+def console(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Console:
+    monkeypatch.chdir(tmp_path)
+    console = Console(capsys, monkeypatch, tmp_path)
+    console.simulator(lambda settings, folder: (0, completed(0.9, 2.98)))
+    return console
+
+
+def completed(accuracy: float, epsilon: float | str) -> dict[str, Any]:
+    privacy = [
+        {"unit": "client", "adversary": "server", "epsilon": "infinity"},
+        {"unit": "client", "adversary": "model", "epsilon": epsilon},
+    ]
+    return {"status": "completed", "metrics": {"accuracy": accuracy}, "privacy": privacy}
+
+
+def test_module_shows_its_version_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from fedveil.__main__ import main; sys.argv = ['fedveil', '--version']; main();"
+        "print(sorted({'torch', 'flwr', 'hydra', 'ray', 'opacus', 'dp_accounting'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["fedveil 0.1.0", "[]"]
+
+
+def test_python_m_fedveil_refuses_with_2_and_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedveil", "simulate", "num_rounds=0", "privacy.epsilonn=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "privacy.epsilonn='1': there is no such key; did you mean 'privacy.target_epsilon'?",
+        "num_rounds=0: must be from 1 to 100000",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_network_is_off_unless_asked_for() -> None:
+    names = (
+        "FLWR_TELEMETRY_ENABLED",
+        "FLWR_DISABLE_UPDATE_CHECK",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION",
+        "RAY_USAGE_STATS_ENABLED",
+    )
+    assert [os.environ.get(name) for name in names] == ["0", "1", "1", "0"]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["help"]])
+def test_help_names_every_verb(console: Console, argv: list[str]) -> None:
+    code, out, _ = console(*argv)
+    assert code == 0
+    for verb in ("simulate", "plan", "ledger show|verify"):
+        assert f"fedveil {verb}" in out
+
+
+def test_no_verb_is_a_mistake(console: Console) -> None:
+    code, out, err = console()
+    assert (code, out) == (2, "")
+    assert "fedveil simulate" in err
+
+
+def test_an_unknown_verb_is_told_the_nearest(console: Console) -> None:
+    code, _, err = console("simulat")
+    assert code == 2
+    assert err == "verb='simulat': there is no such verb; did you mean 'fedveil simulate'?\n"
+
+
+@pytest.mark.parametrize("argv", [["ledger"], ["ledger", "shwo", "x"], ["ledger", "show"]])
+def test_ledger_says_what_it_takes(console: Console, argv: list[str]) -> None:
+    code, out, err = console(*argv)
+    assert (code, out) == (2, "")
+    assert "fedveil ledger show|verify PATH" in err
+
+
+@pytest.mark.parametrize("verb", ["show", "verify"])
+def test_ledger_verbs_reach_their_room(console: Console, verb: str) -> None:
+    room = types.ModuleType("fedveil.simulations.ledger_view")
+    room.__dict__[verb] = lambda path: 7 if str(path) == "some/ledger" else 0
+    console.monkeypatch.setitem(sys.modules, "fedveil.simulations.ledger_view", room)
+    assert console("ledger", verb, "some/ledger")[0] == 7
+
+
+@pytest.mark.parametrize("verb", ["simulate", "plan"])
+def test_help_of_a_verb_lists_groups_examples_and_keys(console: Console, verb: str) -> None:
+    code, out, _ = console(verb, "--help")
+    assert code == 0
+    assert "strategy: custom, fedadagrad, fedadam, fedavg, fedavgm, fedprox, fedyogi" in out
+    assert "fedveil simulate -m privacy.target_epsilon=1,3,8 seed=0,1,2" in out
+    assert "  target_epsilon: 3.0" in out
+    assert console.written() == []
+
+
+@pytest.mark.parametrize("verb", ["simulate", "plan"])
+def test_cfg_job_shows_the_configuration_and_runs_nothing(console: Console, verb: str) -> None:
+    code, out, _ = console(verb, "--cfg", "job", "cohort.rate=0.125")
+    assert code == 0
+    assert "rate: 0.125" in out
+    assert "hydra:" not in out
+    assert console.calls == []
+    assert console.written() == []
+
+
+def test_cfg_job_refuses_a_typo_too(console: Console) -> None:
+    code, out, err = console("simulate", "--cfg", "job", "cohort.ratee=0.125")
+    assert (code, out) == (2, "")
+    assert "did you mean 'cohort.rate'?" in err
+
+
+@pytest.mark.parametrize("verb", ["simulate", "plan"])
+def test_without_hydra_the_extra_is_named(console: Console, verb: str) -> None:
+    console.monkeypatch.setattr("fedveil.__main__.find_spec", lambda name: None)
+    code, _, err = console(verb)
+    assert code == 2
+    assert err == f"fedveil {verb} needs Hydra: pip install 'fedveil[simulation]'\n"
+
+
+def test_a_run_gets_its_settings_and_its_folder(console: Console) -> None:
+    code, out, err = console("simulate", "num_rounds=3", 'hydra.run.dir="it\'s here"')
+    assert (code, out, err) == (0, "", "")
+    ((settings, folder),) = console.calls
+    assert settings.num_rounds == 3
+    assert folder == console.folder / "it's here"
+    assert console.written() == ["it's here"]
+
+
+def test_the_default_folder_is_dated(console: Console) -> None:
+    console("simulate")
+    ((_, folder),) = console.calls
+    assert folder.relative_to(console.folder).parts[0] == "runs"
+    assert folder.is_dir()
+
+
+def test_json_is_the_last_line(console: Console) -> None:
+    def chatty(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        print("round 1")
+        return 0, completed(0.9, "infinity")
+
+    console.simulator(chatty)
+    _, out, _ = console("simulate", "--json")
+    assert json.loads(out.splitlines()[-1]) == completed(0.9, "infinity")
+
+
+def test_a_diverged_loss_is_still_json(console: Console) -> None:
+    console.simulator(
+        lambda settings, folder: (0, {"status": "completed", "metrics": {"loss": float("nan")}})
+    )
+    code, out, _ = console("simulate", "--json")
+    assert code == 0
+    assert json.loads(out) == {"status": "completed", "metrics": {"loss": None}}
+
+
+def test_a_sweep_ends_in_one_table(console: Console) -> None:
+    def by_seed(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        return 0, completed(0.5 + settings.seed / 10 if settings.seed else 0.5, 2.98765)
+
+    console.simulator(by_seed)
+    code, out, err = console("simulate", "-m", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "job     status     accuracy  epsilon",
+        "seed=0  completed  0.5       client 2.99",
+        "seed=1  completed  0.6       client 2.99",
+    ]
+    assert [folder for _, folder in console.calls] == [console.folder / "sweep" / job for job in "01"]
+
+
+def test_a_sweep_prints_one_json_object_a_job(console: Console) -> None:
+    _, out, _ = console("simulate", "--json", "-m", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert [json.loads(line) for line in out.splitlines()] == [completed(0.9, 2.98)] * 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"), [((0, 0, 0), 0), ((0, 3, 0), 3), ((3, 1, 0), 1), ((1, 3, 3), 1), ((0, 2, 3), 2)]
+)
+def test_a_sweep_goes_on_and_exits_with_the_worst(
+    console: Console, codes: tuple[int, ...], worst: int
+) -> None:
+    statuses = {0: "completed", 3: "exhausted"}
+
+    def end(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        assert settings.seed is not None
+        code = codes[settings.seed]
+        if code == 1:
+            raise RuntimeError("the disk is on fire")
+        if code == 2:
+            raise Refusal("cohort.size", 9, "too large")
+        return code, {"status": statuses[code]}
+
+    console.simulator(end)
+    code, out, err = console("simulate", "-m", "seed=0,1,2", "hydra.sweep.dir=sweep")
+    assert code == worst
+    assert len(console.calls) == 3
+    assert len(out.splitlines()) == 4
+    assert ("fedveil: the run failed: RuntimeError: the disk is on fire" in err) == (1 in codes)
+    assert ("cohort.size=9: too large" in err) == (2 in codes)
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_an_interrupted_job_ends_the_sweep(console: Console, raised: bool) -> None:
+    def interrupted(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        if raised:
+            raise KeyboardInterrupt
+        return 130, {"status": "interrupted"}
+
+    console.simulator(interrupted)
+    code, _, _ = console("simulate", "-m", "seed=0,1", "hydra.sweep.dir=sweep")
+    assert code == 130
+    assert len(console.calls) == 1
+
+
+def test_one_bad_job_refuses_the_whole_sweep(console: Console) -> None:
+    code, _, err = console("simulate", "-m", "seed=0,-1", "num_rounds=1,2")
+    assert code == 2
+    assert err == "seed=-1: must be from 0 to 4294967295\n"
+    assert console.calls == []
+    assert console.written() == []
+
+
+def test_resume_runs_in_the_old_folder_under_the_old_settings(console: Console) -> None:
+    def save(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        (folder / "config.yaml").write_text(settings.source)
+        return 130, {"status": "interrupted"}
+
+    console.simulator(save)
+    assert console("simulate", "num_rounds=7", "hydra.run.dir=old")[0] == 130
+    assert console("simulate", "num_rounds=7", "hydra.run.dir=old")[0] == 2
+    assert console("simulate", "resume=old")[0] == 130
+    (_, first), (settings, second) = console.calls
+    assert first == second == console.folder / "old"
+    assert (settings.num_rounds, settings.resume) == (7, "old")
+    assert console.written() == ["old", "old/config.yaml"]
+
+
+def test_plan_makes_no_folder(console: Console) -> None:
+    rounds: list[int] = []
+    room = types.ModuleType("fedveil.simulations.plan")
+    room.__dict__["show_plan"] = lambda settings: rounds.append(settings.num_rounds) or 0
+    console.monkeypatch.setitem(sys.modules, "fedveil.simulations.plan", room)
+    code, out, _ = console("plan", "-m", "num_rounds=1,2")
+    assert (code, rounds) == (0, [1, 2])
+    assert out.splitlines() == ["# num_rounds=1", "# num_rounds=2"]
+    assert console.written() == []

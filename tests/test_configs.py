@@ -1,0 +1,206 @@
+"""What the shipped configuration says, and what users may bring of their own."""
+
+import dataclasses
+import inspect
+import shlex
+from pathlib import Path
+
+import flwr.serverapp.strategy as flower
+import pytest
+from omegaconf import OmegaConf
+
+from fedveil import configs
+from fedveil.configs.compose import arguments, compose_jobs, settings_of
+from fedveil.configs.schema import (
+    ClientCentral,
+    CohortSettings,
+    NoPrivacy,
+    PartitionSettings,
+    Record,
+    RecordAndClient,
+    SimulationSettings,
+)
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.budget import Adjacency
+from fedveil.privacy.refusal import Refusal
+
+FOLDER = Path(str(configs.__file__)).parent
+FILES = sorted(FOLDER.rglob("*.yaml"))
+OWN_CLASS = {
+    "task/custom": ["task.target=mine:Task", "allow_modules=[mine]"],
+    "strategy/custom": ["strategy.target=mine:Strategy", "allow_modules=[mine]"],
+}
+
+
+def settings_of_command(*argv: str) -> SimulationSettings:
+    (job,) = compose_jobs(arguments(argv))
+    return settings_of(job)
+
+
+def test_defaults_are_the_main_job() -> None:
+    settings = settings_from_overrides([])
+    assert settings.task.name == "mnist5k"
+    assert settings.task.num_clients == 400
+    assert settings.partition == PartitionSettings("iid")
+    assert settings.cohort == CohortSettings("poisson", rate=0.25)
+    assert (settings.num_rounds, settings.seed, settings.checkpoint_every) == (100, None, 1)
+    assert (settings.engine.name, settings.engine.workers) == ("inprocess", 1)
+    assert isinstance(settings.privacy, ClientCentral)
+    assert settings.privacy.target_epsilon == 3.0
+    assert settings.privacy.target_delta == 1e-4
+    assert settings.privacy.noise_multiplier is None
+    assert settings.privacy.adjacency is Adjacency.ZERO_OUT
+    assert settings.privacy.metrics_share == 0.02
+    assert dataclasses.astuple(settings.faults) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_settings_are_frozen() -> None:
+    settings = settings_from_overrides([])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.num_rounds = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
+def test_every_yaml_composes_and_opens_with_the_command_that_runs_it(file: Path) -> None:
+    option = str(file.relative_to(FOLDER).with_suffix(""))
+    group, _, name = option.rpartition("/")
+    extra = OWN_CLASS.get(option, [])
+    composed = settings_from_overrides([f"{group}={name}", *extra] if group else extra)
+    if group and group != "privacy":
+        assert getattr(composed, group).name == name
+
+    command = shlex.split(file.read_text().splitlines()[0].removeprefix("# "))
+    assert command[:2] == ["fedveil", "simulate"]
+    assert not group or f"{group}={name}" in command
+    settings_from_overrides(command[2:])
+
+
+def test_privacy_is_one_of_four_kinds() -> None:
+    record = settings_from_overrides(["privacy=record", "privacy.max_grad_norm=0.5"]).privacy
+    assert isinstance(record, Record)
+    assert (record.max_grad_norm, record.target_delta) == (0.5, 1e-5)
+    both = settings_from_overrides(
+        ["privacy=record_and_client", "privacy.record.target_epsilon=8", "privacy.client.clipping_norm=2"]
+    ).privacy
+    assert isinstance(both, RecordAndClient)
+    assert both.record.target_epsilon == 8.0
+    assert both.client.clipping_norm == 2.0
+    assert settings_from_overrides(["privacy=none"]).privacy == NoPrivacy()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "target", "noise"),
+    [
+        (["privacy.target_epsilon=1"], 1.0, None),  # the noise is planned
+        (["privacy.noise_multiplier=2", "privacy.target_epsilon=1"], 1.0, 2.0),  # stops when it is spent
+        (["privacy.noise_multiplier=2", "privacy.target_epsilon=null"], None, 2.0),  # never stops for it
+    ],
+)
+def test_budget_and_noise(overrides: list[str], target: float | None, noise: float | None) -> None:
+    privacy = settings_from_overrides(overrides).privacy
+    assert isinstance(privacy, ClientCentral)
+    assert (privacy.target_epsilon, privacy.noise_multiplier) == (target, noise)
+
+
+def test_whole_numbers_are_read_as_reals_where_reals_are_meant() -> None:
+    settings = settings_from_overrides(["learning_rate=1", "cohort.rate=1"])
+    assert isinstance(settings.learning_rate, float)
+    assert isinstance(settings.cohort.rate, float)
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        ("fedavg", flower.FedAvg),
+        ("fedavgm", flower.FedAvgM),
+        ("fedadam", flower.FedAdam),
+        ("fedyogi", flower.FedYogi),
+        ("fedadagrad", flower.FedAdagrad),
+        ("fedprox", flower.FedProx),
+    ],
+)
+def test_strategy_parameters_are_those_of_flowers_constructor(name: str, strategy: type) -> None:
+    ours = set(settings_from_overrides([f"strategy={name}"]).strategy.parameters)
+    theirs = set(inspect.signature(strategy).parameters) - set(inspect.signature(flower.FedAvg).parameters)
+    assert ours == theirs
+
+
+def test_hospitals_are_the_clients_unless_somebody_says_otherwise() -> None:
+    heart = settings_from_overrides(["task=heart"])
+    assert (heart.partition.name, heart.cohort.name) == ("natural", "all")
+    other = settings_from_overrides(["cohort=poisson", "task=heart"])
+    assert (other.partition.name, other.cohort.name) == ("natural", "poisson")
+
+
+def test_saved_source_resolves_no_interpolation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDVEIL_TEST_SECRET", "/home/s3cret")
+    settings = settings_from_overrides(["ledger.dir=${oc.env:FEDVEIL_TEST_SECRET}"])
+    assert settings.ledger_dir == "/home/s3cret"
+    assert "${oc.env:FEDVEIL_TEST_SECRET}" in settings.source
+    assert "s3cret" not in settings.source
+    assert "s3cret" not in str(OmegaConf.create(settings.source))
+
+
+def test_a_saved_source_gives_the_same_settings(tmp_path: Path) -> None:
+    first = settings_from_overrides(["strategy=fedadam", "num_rounds=7"])
+    (tmp_path / "config.yaml").write_text(first.source)
+    again = settings_from_overrides([f"resume={tmp_path}"])
+    assert again == dataclasses.replace(first, resume=str(tmp_path))
+
+
+def test_resume_refuses_other_overrides(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(settings_from_overrides([]).source)
+    with pytest.raises(Refusal, match="drop num_rounds=3"):
+        settings_from_overrides([f"resume={tmp_path}", "num_rounds=3"])
+
+
+def test_a_users_directory_adds_options(tmp_path: Path) -> None:
+    (tmp_path / "privacy").mkdir()
+    (tmp_path / "privacy" / "strict.yaml").write_text(
+        "defaults: [client_central, _self_]\ntarget_epsilon: 0.5\n"
+    )
+    privacy = settings_of_command("--config-dir", str(tmp_path), "privacy=strict").privacy
+    assert isinstance(privacy, ClientCentral)
+    assert (privacy.target_epsilon, privacy.target_delta) == (0.5, 1e-4)
+
+
+def test_a_users_own_tree_comes_first_and_may_be_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "conf"
+    (own / "cohort").mkdir(parents=True)
+    (own / "cohort" / "poisson.yaml").write_text("name: poisson\nrate: 0.5\n")
+    (own / "study.yaml").write_text("defaults: [config, _self_]\nnum_rounds: 9\n")
+    monkeypatch.chdir(tmp_path)
+    settings = settings_of_command("--config-path", "conf", "--config-name", "study")
+    assert (settings.num_rounds, settings.cohort.rate) == (9, 0.5)
+
+
+@pytest.mark.parametrize("prefix", [b"\xef\xbb\xbf", b""], ids=["bom", "plain"])
+@pytest.mark.parametrize("newline", [b"\r\n", b"\n"], ids=["crlf", "lf"])
+def test_byte_order_marks_and_windows_line_ends_are_accepted(
+    tmp_path: Path, prefix: bytes, newline: bytes
+) -> None:
+    (tmp_path / "cohort").mkdir()
+    text = prefix + newline.join([b"name: poisson", b"rate: 0.5", b""])
+    (tmp_path / "cohort" / "mine.yaml").write_bytes(text)
+    assert settings_of_command("--config-dir", str(tmp_path), "cohort=mine").cohort.rate == 0.5
+
+
+def test_a_sweep_is_composed_in_hydras_order() -> None:
+    jobs = compose_jobs(arguments(["-m", "privacy.target_epsilon=1,3", "seed=0,1"]))
+    assert [job.overrides for job in jobs] == [
+        ("privacy.target_epsilon=1", "seed=0"),
+        ("privacy.target_epsilon=1", "seed=1"),
+        ("privacy.target_epsilon=3", "seed=0"),
+        ("privacy.target_epsilon=3", "seed=1"),
+    ]
+    assert [settings_of(job).seed for job in jobs] == [0, 1, 0, 1]
+
+
+def test_custom_parameters_reach_the_users_strategy() -> None:
+    strategy = settings_from_overrides(
+        [*OWN_CLASS["strategy/custom"], "strategy=custom", "+strategy.parameters.eta=0.1"]
+    ).strategy
+    assert strategy.target == "mine:Strategy"
+    assert strategy.parameters == {"eta": 0.1}

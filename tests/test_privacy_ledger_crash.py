@@ -1,0 +1,318 @@
+"""The ledger under what only real processes show: two at once, sudden death, disks that fail."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from dp_accounting import GaussianDpEvent
+
+from fedveil.privacy.accounting import epsilon, within
+from fedveil.privacy.budget import Adversary, Budget, Release, Unit
+from fedveil.privacy.ledger import BudgetExhausted, Ledger, State, read_entries, verify
+from fedveil.privacy.refusal import Refusal
+
+BUDGET = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)
+EVENT = GaussianDpEvent(10.0)
+AFFORDABLE = next(n for n in range(1, 100) if not within({EVENT: n + 1}, BUDGET))
+
+PRELUDE = """
+import os, random, signal, sys, time
+from dp_accounting import GaussianDpEvent
+from fedveil.privacy.budget import Adversary, Budget, Release, Unit
+from fedveil.privacy.ledger import BudgetExhausted, Ledger, LedgerUnavailable
+from fedveil.privacy.refusal import Refusal
+
+path, name = sys.argv[1:3]
+budget = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)
+
+def opened(**more):
+    return Ledger.open(path, budget, owner="population", simulated=False, **more)
+
+def release(number, noise=10.0):
+    events = {Adversary.MODEL: GaussianDpEvent(noise)}
+    return Release(Unit.CLIENT, name, number, "update", events, "system")
+"""
+
+
+def opened(path, **more):
+    return Ledger.open(path, BUDGET, owner="population", simulated=False, **more)
+
+
+def release(number, event=EVENT, run="a"):
+    return Release(Unit.CLIENT, run, number, "update", {Adversary.MODEL: event}, "system")
+
+
+def started(path, script, name="a", before=()):
+    command = [*before, sys.executable, "-c", PRELUDE + script, str(path), name]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def finished(process):
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    return output.split()
+
+
+def test_kill_right_after_reserve_leaves_it_spent(tmp_path):
+    path = tmp_path / "ledger"
+    process = started(
+        path,
+        """
+ledger = opened()
+for number in (1, 2):
+    ledger.reserve(release(number))
+ledger.commit(release(1).key, durable=False)
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    with opened(path) as ledger:
+        assert ledger.state(release(1).key) is ledger.state(release(2).key) is State.RESERVED
+        assert ledger.epsilon() == epsilon([EVENT, EVENT], BUDGET.target_delta)
+        ledger.reserve(release(2))
+        assert ledger.epsilon() == epsilon([EVENT, EVENT], BUDGET.target_delta)
+
+
+def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path):
+    path = tmp_path / "ledger"
+    process = started(path, "with opened():\n    print('open', flush=True)\n    input()\n")
+    assert process.stdout.readline() == "open\n"
+    with pytest.raises(Refusal, match=f"in use by process {process.pid};") as caught:
+        opened(path)
+    assert caught.value.field == "ledger"
+    with pytest.raises(Refusal, match="in use"):
+        opened(path, wait=0.1)
+    assert verify(path).ok
+    later = threading.Timer(0.2, lambda: process.communicate("\n"))
+    later.start()
+    with opened(path, wait=60.0) as ledger:
+        assert ledger.head.seq == 1
+        with pytest.raises(Refusal, match=f"in use by process {os.getpid()};"):
+            opened(path)
+    later.join()
+
+
+RACE = """
+kept = []
+for number in range(30):
+    try:
+        with opened(wait=60.0) as ledger:
+            ledger.reserve(release(number))
+            kept.append(number)
+    except BudgetExhausted:
+        pass
+print(len(kept))
+"""
+
+
+def test_two_racing_writers_never_exceed_the_budget_together(tmp_path):
+    path = tmp_path / "ledger"
+    racers = [started(path, RACE, name) for name in ("a", "b")]
+    kept = sum(int(finished(racer)[0]) for racer in racers)
+    assert kept == AFFORDABLE
+    assert [entry.kind for entry in read_entries(path)] == ["open"] + ["reserve"] * AFFORDABLE
+    found = verify(path)
+    assert found.ok and found.epsilon <= BUDGET.target_epsilon
+
+
+def test_writers_that_the_lock_does_not_part_still_share_one_budget(tmp_path, monkeypatch):
+    """As on a file system where flock is a promise that nobody keeps."""
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    path = tmp_path / "ledger"
+    first, second = opened(path, durable=False), opened(path, durable=False)
+    kept = 0
+    for number in range(AFFORDABLE):
+        for ledger, run in ((first, "a"), (second, "b")):
+            try:
+                ledger.reserve(release(number, run=run))
+                ledger.commit(release(number, run=run).key, durable=False)
+                kept += 1
+            except BudgetExhausted:
+                pass
+    assert kept == AFFORDABLE
+    assert second.state(release(0, run="a").key) is not None
+    first.close()
+    second.close()
+    assert verify(path).ok
+    with opened(path) as ledger:
+        assert ledger.epsilon() == epsilon({EVENT: AFFORDABLE}, BUDGET.target_delta)
+
+
+def test_threads_share_one_budget(tmp_path):
+    kept = []
+
+    def spend(run):
+        for number in range(AFFORDABLE):
+            try:
+                ledger.reserve(release(number, run=run))
+                kept.append(number)
+            except BudgetExhausted:
+                pass
+
+    with opened(tmp_path / "ledger", durable=False) as ledger:
+        threads = [threading.Thread(target=spend, args=(run,)) for run in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(kept) == AFFORDABLE
+    assert verify(tmp_path / "ledger").ok
+
+
+FORKED = """
+ledger = opened()
+ledger.reserve(release(1))
+child = os.fork()
+if child:
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    ledger.reserve(release(2))
+except Refusal as refusal:
+    ledger.close()
+    print("refused", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_forked_worker_neither_writes_nor_keeps_the_lock(tmp_path):
+    path = tmp_path / "ledger"
+    process = started(path, FORKED)
+    lines = {process.stdout.readline().strip() for _ in range(2)}
+    process.wait(timeout=60)
+    worker = int(min(lines))
+    try:
+        assert "refused" in lines
+        with opened(path) as ledger:
+            assert ledger.epsilon() == epsilon([EVENT], BUDGET.target_delta)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        process.stdout.close()
+        process.stdin.close()
+
+
+# A writer that acknowledges every reservation down a pipe is killed at a random moment, from the creation of its
+# ledger on; what it acknowledged must be there.
+MASSACRE = """
+random.seed(int(name))
+lost = whole = acknowledged = 0
+for cycle in range(60):
+    if cycle % 6 == 0:
+        path = f"{sys.argv[1]}{cycle}"
+        known = set()
+    ends = os.pipe()
+    child = os.fork()
+    if not child:
+        ledger = opened()
+        for number in range(cycle * 1000, cycle * 1000 + 1000):
+            ledger.reserve(release(number, 1e4))
+            os.write(ends[1], f"{number} ".encode())
+            ledger.commit(release(number).key, durable=number % 2 == 0)
+    os.close(ends[1])
+    time.sleep(random.uniform(0.0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with os.fdopen(ends[0]) as pipe:
+        fresh = [int(number) for number in pipe.read().split()]
+    known.update(fresh)
+    acknowledged += len(fresh)
+    with opened() as ledger:
+        lost += sum(ledger.state(release(number).key) is None for number in known)
+        whole += 1
+print(lost, whole, acknowledged)
+"""
+
+
+def test_random_kills_lose_no_acknowledged_reservation(tmp_path):
+    lost, whole, acknowledged = map(int, finished(started(tmp_path / "ledger", MASSACRE, "1")))
+    assert (lost, whole) == (0, 60)
+    assert acknowledged > 50
+
+
+def strace(*options):
+    """The prefix that runs a command under strace; skips where tracing is not possible."""
+    program = shutil.which("strace")
+    if program is None or subprocess.run([program, "-o", os.devnull, "true"], check=False).returncode:
+        pytest.skip("strace is missing or not allowed to trace")
+    return [program, "-f", "-qq", "-o", os.devnull, "--seccomp-bpf", *options]
+
+
+UNSYNCED = """
+ledger = opened()
+try:
+    ledger.reserve(release(2))
+    print("released")
+except LedgerUnavailable as refusal:
+    print("unavailable" if refusal.field == "ledger" else refusal)
+"""
+
+
+@pytest.mark.parametrize("failure", ["fdatasync:error=EIO", "pwrite64:error=ENOSPC", "pwrite64:error=EIO"])
+def test_a_failing_disk_releases_nothing(tmp_path, failure):
+    """Also the proof that reserve waits for the disk: without the sync there would be nothing to fail."""
+    path = tmp_path / "ledger"
+    with opened(path) as ledger:
+        ledger.reserve(release(1))
+    call = failure.partition(":")[0]
+    # The lock's pid is the one write before the reservation.
+    when = ":when=2+" if call == "pwrite64" else ""
+    process = started(path, UNSYNCED, before=strace("-e", f"trace={call}", "-e", f"inject={failure}{when}"))
+    assert finished(process) == ["unavailable"]
+    with opened(path) as ledger:
+        assert ledger.epsilon() >= epsilon([EVENT], BUDGET.target_delta)
+        ledger.reserve(release(2))
+        assert ledger.epsilon() == epsilon([EVENT, EVENT], BUDGET.target_delta)
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_death_at_a_sync_is_survived(tmp_path, nth):
+    path = tmp_path / "ledger"
+    with opened(path) as ledger:
+        ledger.reserve(release(1))
+    options = ("-e", "trace=fdatasync", "-e", f"inject=fdatasync:signal=KILL:when={nth}")
+    process = started(path, UNSYNCED, before=strace(*options))
+    output, _ = process.communicate(timeout=60)
+    assert "released" not in output
+    with opened(path) as ledger:
+        assert ledger.state(release(1).key) is State.RESERVED
+        assert ledger.epsilon() >= epsilon([EVENT], BUDGET.target_delta)
+
+
+def test_a_reservation_that_is_interrupted_is_whole_or_absent(tmp_path, monkeypatch):
+    """Ctrl-C between the disk and the memory: the next reservation reads what is really there."""
+    path = tmp_path / "ledger"
+    with opened(path, durable=False) as ledger:
+        ledger.commit(release_reserved(ledger, 1), durable=False)
+        real, calls = ledger._book.replay, []
+
+        def interrupted(chain):
+            calls.append(chain)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            real(chain)
+
+        monkeypatch.setattr(ledger._book, "replay", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.reserve(release(2))
+        monkeypatch.undo()
+        ledger.reserve(release(3))
+        assert ledger.epsilon() == epsilon({EVENT: 3}, BUDGET.target_delta)
+    kinds = [entry.kind for entry in read_entries(path)]
+    assert kinds == ["open", "reserve", "commit", "reserve", "reserve"]
+
+
+def release_reserved(ledger, number):
+    ledger.reserve(release(number))
+    return release(number).key
+
+
+@pytest.mark.campaign
+def test_many_random_kills_lose_nothing(tmp_path):
+    for seed in range(2, 30):
+        lost, whole, _ = map(int, finished(started(tmp_path / f"{seed}-", MASSACRE, str(seed))))
+        assert (lost, whole) == (0, 60)
