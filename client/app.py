@@ -86,22 +86,31 @@ def _on_train(message: Message, client: int, bench: Workbench) -> Message:
         shuffle = randomness.stream("shuffle", number, client).generator
         metrics[TRAIN_LOSS] = train(bench.model, bench.task, examples, sgd, shuffle)
     else:
-        streams = (randomness.stream("batches", number, client), randomness.stream("dp-sgd noise", number, client))
+        streams = (
+            randomness.stream("batches", number, client),
+            randomness.stream("dp-sgd noise", number, client),
+        )
         try:
             _train_on_ledger(bench, examples, sgd, streams, (run, number))
         except BudgetExhausted:
             return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
-    content = RecordDict({"arrays": memory_arrays(read_arrays(bench.model)), "metrics": MetricRecord(dict(metrics))})
+    content = RecordDict(
+        {"arrays": memory_arrays(read_arrays(bench.model)), "metrics": MetricRecord(dict(metrics))}
+    )
     return Message(content, reply_to=message)
 
 
 def training_settings(content: RecordDict, settings: ClientSettings) -> SGD:
     """Return how to train in this round: the client's settings, and what the strategy sends along."""
     mu = [record["proximal-mu"] for record in content.config_records.values() if "proximal-mu" in record]
-    return SGD(settings.learning_rate, settings.local_epochs, settings.batch_size, float(str(mu[0])) if mu else 0.0)
+    return SGD(
+        settings.learning_rate, settings.local_epochs, settings.batch_size, float(str(mu[0])) if mu else 0.0
+    )
 
 
-def _train_on_ledger(bench: Workbench, examples: Examples, sgd: SGD, streams: tuple[Stream, Stream], key: tuple[str, int]) -> None:
+def _train_on_ledger(
+    bench: Workbench, examples: Examples, sgd: SGD, streams: tuple[Stream, Stream], key: tuple[str, int]
+) -> None:
     from .dp_sgd import train_privately
 
     record = bench.settings.record
@@ -109,7 +118,9 @@ def _train_on_ledger(bench: Workbench, examples: Examples, sgd: SGD, streams: tu
     plan = record_plan(record, len(examples), bench.settings)
     name = fingerprint(examples)
     rng = "system" if bench.settings.seed is None else "seeded"
-    release = Release(Unit.RECORD, key[0], key[1], MECHANISM, dict.fromkeys(plan.adversaries, plan.event()), rng)
+    release = Release(
+        Unit.RECORD, key[0], key[1], MECHANISM, dict.fromkeys(plan.adversaries, plan.event()), rng
+    )
     simulated = bench.task.simulated
     path = record.ledger_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)

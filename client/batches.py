@@ -35,7 +35,9 @@ class PoissonBatches:
 
     def event(self, mechanism: DpEvent) -> DpEvent:
         """Return what all steps of one round reveal of a record."""
-        step = mechanism if self.sample_rate == 1 else PoissonSampledDpEvent(float(self.sample_rate), mechanism)
+        step = (
+            mechanism if self.sample_rate == 1 else PoissonSampledDpEvent(float(self.sample_rate), mechanism)
+        )
         return step if self.steps == 1 else SelfComposedDpEvent(step, self.steps)
 
 

@@ -32,7 +32,9 @@ def can_vectorise(bench: Workbench) -> bool:
     """Return whether this task's cohorts are trained at once."""
     parameters = list(bench.model.parameters())
     few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
-    only_parameters = len(parameters) == len(bench.model.state_dict()) and all(p.requires_grad for p in parameters)
+    only_parameters = len(parameters) == len(bench.model.state_dict()) and all(
+        p.requires_grad for p in parameters
+    )
     return bench.settings.record is None and few and only_parameters and _traces(bench)
 
 
@@ -48,7 +50,9 @@ def _traces(bench: Workbench) -> bool:
     return True
 
 
-def sum_cohort(bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
+def sum_cohort(
+    bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
+) -> CohortSum:
     """Train these clients from the instruction's arrays and return the sum of their vectors, shape (size,)."""
     sgd = training_settings(content, bench.settings)
     _, number = read_round(content)
@@ -78,7 +82,9 @@ def _train_group(
         list(batches_of(records, sgd, lambda c=client: randomness.stream("shuffle", number, c).generator()))
         for client in group
     ]
-    weights = {name: value.unsqueeze(0).repeat(len(group), *([1] * value.dim())) for name, value in start.items()}
+    weights = {
+        name: value.unsqueeze(0).repeat(len(group), *([1] * value.dim())) for name, value in start.items()
+    }
     step = _step(bench)
     rows = torch.arange(len(group)).unsqueeze(1)
     losses: list[Tensor] = []
@@ -99,11 +105,17 @@ def _step(bench: Workbench) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
     vectorised = vmap(grad_and_value(loss))
 
     def step(
-        weights: dict[str, Tensor], inputs: Tensor, targets: Tensor, start: dict[str, Tensor], proximal_mu: float
+        weights: dict[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        start: dict[str, Tensor],
+        proximal_mu: float,
     ) -> tuple[dict[str, Tensor], Tensor]:
         gradients, value = vectorised(weights, inputs, targets)
         if proximal_mu:
-            gradients = {name: g + proximal_mu * (weights[name] - start[name]) for name, g in gradients.items()}
+            gradients = {
+                name: g + proximal_mu * (weights[name] - start[name]) for name, g in gradients.items()
+            }
         return gradients, value.detach()
 
     return step

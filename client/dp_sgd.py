@@ -37,7 +37,9 @@ class StreamNoiseOptimizer(DPOptimizer):
             parameter.grad = (parameter.summed_grad + std * noise.view_as(parameter)).view_as(parameter)
 
 
-def train_privately(model: nn.Module, task: Task, examples: Examples, sgd: SGD, plan: Plan, streams: tuple[Stream, Stream]) -> None:
+def train_privately(
+    model: nn.Module, task: Task, examples: Examples, sgd: SGD, plan: Plan, streams: tuple[Stream, Stream]
+) -> None:
     """Train the model in place by DP-SGD; `plan.event()` accounts for all of its steps.
 
     Args:

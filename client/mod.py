@@ -28,7 +28,7 @@ def private_update(message: Message, context: Context, call_next: ClientAppCalla
     spec = read_spec(message.content)
     if spec is None:
         return Message(Error(FAILED, "this client answers private sums only"), reply_to=message)
-    received = only_arrays(message.content)
+    received = only_arrays(message.content).copy()  # the app may change what it was given
     try:
         reply = call_next(message, context)
         if reply.has_error():

@@ -20,7 +20,9 @@ def check_trainable(model: nn.Module) -> None:
     """
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm):
-            remedy = f"use torch.nn.GroupNorm(groups, {layer.num_features}), which looks at one example at a time"
+            remedy = (
+                f"use torch.nn.GroupNorm(groups, {layer.num_features}), which looks at one example at a time"
+            )
             raise Refusal("model", f"{name or 'model'}: {type(layer).__name__}", remedy)
     problems = ModuleValidator.validate(model, strict=False)
     if problems:

@@ -59,12 +59,14 @@ def train(
 ) -> float:
     """Train the model in place and return the mean loss of its steps, before each step was taken."""
     model.train()
+    layout = _layout(model, examples)
     parameters = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in parameters] if sgd.proximal_mu else []
     losses: list[Tensor] = []
     for batch in batches_of(len(examples), sgd, generator):
         index = torch.from_numpy(batch)
-        loss = task.loss(model(examples.inputs[index]), examples.targets[index])
+        inputs = examples.inputs[index].contiguous(memory_format=layout)
+        loss = task.loss(model(inputs), examples.targets[index])
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             if sgd.proximal_mu:
@@ -73,3 +75,16 @@ def train(
             torch._foreach_add_(parameters, gradients, alpha=-sgd.learning_rate)
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
+
+
+def _layout(model: nn.Module, examples: Examples) -> torch.memory_format:
+    """Return the memory layout to train in; channels-last makes convolutions on a CPU up to twice as fast.
+
+    The model's parameters are brought into it once; only float rounding can tell the difference.
+    """
+    kernels = [p for p in model.parameters() if p.dim() == 4]
+    if not kernels or examples.inputs.dim() != 4:
+        return torch.contiguous_format
+    for kernel in kernels:
+        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    return torch.channels_last

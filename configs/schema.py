@@ -21,7 +21,6 @@ class TaskSettings:
     """``module:Class`` of the user's own task; None for the shipped tasks."""
     num_clients: int | None
     """None: as many as the task itself has."""
-    data_dir: str | None
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ class PartitionSettings:
 
     name: str
     alpha: float | None = None
-    per_client: int | None = None
 
 
 @dataclass(frozen=True)

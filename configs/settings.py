@@ -53,6 +53,7 @@ MAX_CLIENTS = 10_000_000
 MAX_SEED = 2**32 - 1  # what both NumPy and torch accept
 MAX_WORKERS = 1_024
 MAX_BATCH = 1_000_000
+MAX_EPOCHS = 10_000
 
 TASKS = ("mnist5k", "digits", "heart", "fashion_mnist", "custom")
 PRIVACIES = ("client_central", "none", "record", "record_and_client")
@@ -109,7 +110,7 @@ def from_config(cfg: DictConfig) -> SimulationSettings:
         faults=_faults(root.section("faults")),
         num_rounds=root.whole("num_rounds", at_least=1, at_most=MAX_ROUNDS),
         seed=root.optional_whole("seed", at_least=0, at_most=MAX_SEED),
-        local_epochs=root.whole("local_epochs", at_least=1, at_most=10_000),
+        local_epochs=root.whole("local_epochs", at_least=1, at_most=MAX_EPOCHS),
         batch_size=root.whole("batch_size", at_least=1, at_most=MAX_BATCH),
         learning_rate=root.real("learning_rate", above=0),
         checkpoint_every=root.whole("checkpoint_every", at_least=1, at_most=MAX_ROUNDS),
@@ -169,8 +170,11 @@ def _task(section: Section, allowed: Sequence[str]) -> TaskSettings:
         name=name,
         target=section.target("target", allowed) if name == "custom" else None,
         num_clients=section.optional_whole("num_clients", at_least=1, at_most=MAX_CLIENTS),
-        data_dir=section.optional_text("data_dir"),
     )
+    # What suits the task; the keys of the same name take these values unless they are given others.
+    for key in ("learning_rate", "dp_sgd_learning_rate", "clipping_norm"):
+        section.real(key, above=0)
+    section.whole("local_epochs", at_least=1, at_most=MAX_EPOCHS)
     section.done()
     return settings
 
@@ -180,7 +184,6 @@ def _partition(section: Section) -> PartitionSettings:
     settings = PartitionSettings(
         name=name,
         alpha=section.real("alpha", above=0) if name == "dirichlet" else None,
-        per_client=section.whole("per_client", at_least=1, at_most=MAX_BATCH) if name == "shards" else None,
     )
     section.done()
     return settings

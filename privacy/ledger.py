@@ -185,13 +185,12 @@ class Ledger:
         """Gives back what was reserved; `proof` says how it is known that nothing left."""
         if not proof.strip():
             raise Refusal("proof", proof, "say how it is known that nothing left, or leave it reserved")
-        with self._threads:
+        with self._writing() as drafts:
             record = self._record(key)
             if record.state is State.COMMITTED or _text(key) in self._pending:
                 raise Refusal("key", key, "was committed: it has left and stays spent")
             if record.state is State.RESERVED:
-                with self._writing() as drafts:
-                    drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
+                drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
 
     def state(self, key: Key) -> State | None:
         """What is known of the release `key`; None when it was never reserved."""
@@ -235,8 +234,6 @@ class Ledger:
             raise Refusal("unit", str(release.unit), f"this ledger counts by {self._budget.unit}")
         if release.rng != "system" and not self._book.identity["simulated"]:
             raise Refusal("rng", release.rng, "noise on real data comes from the system; leave out the seed")
-        if not release.events:
-            raise Refusal("events", {}, "name who sees the release, with the event that accounts for it")
 
     def _require_fit(self, release: Release) -> None:
         for adversary, event in release.events.items():

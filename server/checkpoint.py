@@ -98,7 +98,9 @@ def read(folder: Path) -> Checkpoint | None:
             except (SafetensorError, ValueError, KeyError, TypeError, OSError) as problem:
                 problems.append(f"{name}: {problem}")
     if problems:
-        raise Refusal("resume", str(folder), f"no checkpoint can be read ({'; '.join(problems)}); start a new run")
+        raise Refusal(
+            "resume", str(folder), f"no checkpoint can be read ({'; '.join(problems)}); start a new run"
+        )
     return None
 
 
@@ -140,7 +142,11 @@ def strategy_state(strategy: Strategy) -> dict[str, Any]:
 def _is_arrays(value: object) -> bool:
     if isinstance(value, dict):
         value = list(value.values())
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(v, np.ndarray | np.generic) for v in value)
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(v, np.ndarray | np.generic) for v in value)
+    )
 
 
 def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:

@@ -93,7 +93,9 @@ class PrivateGrid(Grid):
         run: str = "run",
     ) -> None:
         if privacy is not None and privacy.plan.sampling != cohort:
-            raise Refusal("cohort", cohort.name, "the plan was calibrated for another draw; calibrate it for this one")
+            raise Refusal(
+                "cohort", cohort.name, "the plan was calibrated for another draw; calibrate it for this one"
+            )
         if privacy is not None and privacy.plan.noise_multiplier is None:
             raise Refusal("noise_multiplier", None, "calibrate the plan before it is used")
         self._grid = grid
@@ -127,7 +129,9 @@ class PrivateGrid(Grid):
             self._nodes = self._wait_for_nodes()
         return list(self._nodes)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Run one private sum over the cohort and return it as one reply, or nothing once the budget is spent.
 
         Messages that do not train are not sent: what they would bring back is in no release.
@@ -142,18 +146,27 @@ class PrivateGrid(Grid):
         return [self._private_sum(number, content, training[0], timeout)]
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Return a message, as Flower's deprecated method does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Refuse: a message pushed by itself would be answered by one client, outside the sum."""
-        raise Refusal("push_messages", "called", "use send_and_receive: single clients cannot be reached privately")
+        raise Refusal(
+            "push_messages", "called", "use send_and_receive: single clients cannot be reached privately"
+        )
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Refuse, as `push_messages` does."""
-        raise Refusal("pull_messages", "called", "use send_and_receive: single clients cannot be reached privately")
+        raise Refusal(
+            "pull_messages", "called", "use send_and_receive: single clients cannot be reached privately"
+        )
 
     # --- the round ----------------------------------------------------------------------------------------------
 
@@ -186,7 +199,9 @@ class PrivateGrid(Grid):
         events = dict.fromkeys(plan.adversaries, plan.event())
         return Release(Unit.CLIENT, self._run_name, number, MECHANISM, events, self._randomness.kind)
 
-    def _private_sum(self, number: int, content: RecordDict, request: Message, timeout: float | None) -> Message:
+    def _private_sum(
+        self, number: int, content: RecordDict, request: Message, timeout: float | None
+    ) -> Message:
         arrays = only_arrays(content)
         layout = layout_of(arrays)
         spec = self._spec(layout)
@@ -197,7 +212,14 @@ class PrivateGrid(Grid):
         total = self._noised(cohort_sum, number, spec)
         mean, scalars = self._decoded(total, layout, spec, cohort_sum)
         self.rounds.append(
-            Round(number, len(messages), cohort_sum.replies, cohort_sum.dropped, cohort_sum.clipped_again, scalars)
+            Round(
+                number,
+                len(messages),
+                cohort_sum.replies,
+                cohort_sum.dropped,
+                cohort_sum.clipped_again,
+                scalars,
+            )
         )
         self._finished = number
         reply = RecordDict({"arrays": _moved(arrays, mean), "metrics": MetricRecord({**scalars, WEIGHT: 1})})
@@ -222,7 +244,9 @@ class PrivateGrid(Grid):
         if self._privacy is None:
             return cohort_sum.total
         plan = self._privacy.plan
-        stream = self._randomness.stream("noise", self._run_name if self._randomness.seed is None else "", number)
+        stream = self._randomness.stream(
+            "noise", self._run_name if self._randomness.seed is None else "", number
+        )
         noised, event = add_noise(cohort_sum.total, plan.noise_std / plan.clipping_norm, spec, stream)
         if plan.sampling.event(event) != plan.event():
             raise AssertionError("the mechanism's event is not the one that was reserved")
@@ -237,7 +261,9 @@ class PrivateGrid(Grid):
 
     def _wait_for_nodes(self) -> list[int]:
         deadline = time.monotonic() + NODE_WAIT_SECONDS
-        while len(nodes := sorted(self._grid.get_node_ids())) < self._population and time.monotonic() < deadline:
+        while (
+            len(nodes := sorted(self._grid.get_node_ids())) < self._population and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         if not nodes:
             raise Refusal("population", self._population, "no client connected; start the clients first")
@@ -249,7 +275,9 @@ def _common_content(messages: list[Message]) -> RecordDict:
     content = messages[0].content
     for message in messages[1:]:
         if message.content is not content and message.content != content:
-            raise Refusal("strategy", "different messages to different clients", "use one that sends the same to all")
+            raise Refusal(
+                "strategy", "different messages to different clients", "use one that sends the same to all"
+            )
     return content
 
 

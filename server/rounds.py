@@ -113,8 +113,6 @@ def _merged(before: Arrays, after: ArrayRecord | None) -> Arrays:
     return {name: np.asarray(view(after[name])).astype(value.dtype) for name, value in before.items()}
 
 
-
-
 @contextmanager
 def interruption() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C or SIGTERM into a flag that ends the run after its round; a second one is immediate."""

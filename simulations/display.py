@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -49,7 +50,7 @@ class Display:
     _live: Live | None = None
     _start: float = field(default_factory=time.monotonic)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         self._console = Console(stderr=False)
         if self.quiet:
             return self

@@ -14,6 +14,7 @@ from ..client.app import TRAIN_LOSS, fingerprint, record_plan
 from ..client.settings import ClientSettings, RecordPrivacy
 from ..client.tasks import load_task
 from ..client.tasks.protocol import Task
+from ..configs.checks import check_cohort, check_delta, check_seed
 from ..configs.schema import (
     ClientCentral,
     CohortSettings,
@@ -26,15 +27,19 @@ from ..privacy.budget import Adversary, Budget, Unit
 from ..privacy.mechanisms.private_sum import Scalar
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.planning import Plan
-from ..privacy.refusal import Refusal
 from ..strategies.cohorts import All, Cohort, Fixed, Poisson, likely_participations
 from ..strategies.wire import WEIGHT
+from .display import warn
 from .faults import Faults
 
 T = TypeVar("T")
 
-LOSS_BOUND = 5.0  # a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
-COUNT_BOUND_BATCHES = 10  # a client that has more examples than this many batches is counted as having so many
+LOSS_BOUND = (
+    5.0  # a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
+)
+COUNT_BOUND_BATCHES = (
+    10  # a client that has more examples than this many batches is counted as having so many
+)
 UNLIMITED_EPSILON = 1e9  # a run that was given noise and no target only counts
 MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
@@ -201,21 +206,18 @@ def build(settings: SimulationSettings) -> Federation:
       Refusal: naming the setting.
     """
     seed = 0 if settings.seed is None else settings.seed
-    task = load_task(settings.task.target or settings.task.name, _task_options(settings, seed), settings.allow_modules)
-    cohort = _cohort(settings.cohort, task.num_clients)
+    task = load_task(
+        settings.task.target or settings.task.name, _task_options(settings, seed), settings.allow_modules
+    )
+    check_cohort(settings, task.num_clients)
+    cohort = _cohort(settings.cohort)
     private = not isinstance(settings.privacy, NoPrivacy)
-    if not task.simulated and settings.seed is not None and private:
-        raise Refusal("seed", settings.seed, "remove it: on real data noise and draws come from the system's generator")
-    federation = Federation(settings, task, cohort, seed if task.simulated or not private else None)
-    _check_deltas(federation)
-    return federation
-
-
-def _check_deltas(federation: Federation) -> None:
-    client = federation.client
-    if client is not None and client.target_delta > 1 / federation.task.num_clients and not client.allow_large_delta:
-        remedy = f"with {federation.task.num_clients} clients take at most {1 / federation.task.num_clients:g}"
-        raise Refusal("privacy.target_delta", client.target_delta, f"{remedy}, or set privacy.allow_large_delta=true")
+    if private:
+        check_seed(settings, task.simulated)
+    warning = check_delta(settings, task.num_clients)
+    if warning:
+        warn(warning)
+    return Federation(settings, task, cohort, seed if task.simulated or not private else None)
 
 
 def _as(kind: type[T], value: object) -> T | None:
@@ -228,15 +230,13 @@ def _budget(unit: Unit, level: ClientCentral | Record | None) -> Budget | None:
     return Budget(unit, level.target_epsilon or UNLIMITED_EPSILON, level.target_delta, level.adjacency)
 
 
-def _cohort(settings: CohortSettings, num_clients: int) -> Cohort:
+def _cohort(settings: CohortSettings) -> Cohort:
     if settings.name == "poisson":
         assert settings.rate is not None
         return Poisson(settings.rate)
     if settings.name == "all":
         return All()
     assert settings.size is not None
-    if settings.size > num_clients:
-        raise Refusal("cohort.size", settings.size, f"the task has {num_clients} clients; ask for at most so many")
     return Fixed(settings.size)
 
 
@@ -254,5 +254,3 @@ def _task_options(settings: SimulationSettings, seed: int | None) -> dict[str, i
 
 def _ledger_home(configured: str | None) -> Path:
     return Path(configured) if configured else Path.home() / ".local" / "share" / "fedveil" / "ledgers"
-
-

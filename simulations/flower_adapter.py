@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
+from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE = 1  # flwr.supercore.constant.SUPERLINK_NODE_ID
+RUN_ID = 1
+TASK_ID = 1
 
 
 def claim_identity(run_id: int) -> Run:
     """Let this process create messages outside Flower's runtime, and return the run they belong to."""
-    TaskIdentity.task_id = 1
+    TaskIdentity.task_id = TASK_ID
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
     return Run.create_empty(run_id=run_id)
@@ -27,32 +33,97 @@ def name_message(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def quiet_flower() -> None:
-    """Silence Flower's log; our own table says what there is to say."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+def quiet_flower(level: int = logging.ERROR) -> None:
+    """Silence Flower's log below `level`; our own table says what there is to say."""
+    logging.getLogger("flwr").setLevel(level)
 
 
 def client_context(run_id: int, client: int, num_clients: int, run_config: dict[str, Any]) -> Context:
     """Return the context of one simulated node, with Flower's own keys for its partition."""
-    node_config = {"partition-id": client, "num-partitions": num_clients}
+    node_config: UserConfig = {"partition-id": client, "num-partitions": num_clients}
     return Context(
         run_id=run_id, node_id=client + 2, node_config=node_config, state=RecordDict(), run_config=run_config
     )
 
 
-def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int, backend: dict[str, Any]) -> None:
-    """Run both apps on Flower's own simulation runtime.
+def nodes_by_partition(grid: Grid) -> list[int]:
+    """Return the ids of a simulation's nodes so far, that of partition 0 first.
 
-    Flower deprecates its public `run_simulation` in favour of `flwr run`; this is the function behind both.
+    Flower draws the ids at random and tells nobody but the client which partition it got; nodes are registered
+    in the order of their partitions, and the simulation's link state keeps that order.
     """
-    from flwr.simulation.run_simulation import _run_simulation  # pyright: ignore[reportPrivateUsage]
-    from flwr.supercore.telemetry import EventType
+    state = getattr(grid, "state", None)
+    if state is None:
+        raise TypeError(f"{type(grid).__name__} is not the grid of Flower's simulation runtime")
+    return [int(info.node_id) for info in state.get_node_info()]
 
-    _run_simulation(
-        num_supernodes=num_clients,
-        client_app=client_app,
-        server_app=server_app,
-        backend_name="ray",
-        backend_config=backend,
-        exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-    )
+
+@dataclass(frozen=True)
+class Runtime:
+    """Flower's simulation runtime, at work in a thread of this process.
+
+    Attributes:
+      grid: reaches the clients.
+      stop: set it to end the runtime.
+      thread: ends after `stop`, or when the runtime fails.
+      failures: why it failed, if it did.
+    """
+
+    grid: Grid
+    stop: threading.Event
+    thread: threading.Thread
+    failures: list[Exception] = field(default_factory=list[Exception])
+
+
+def start_runtime(client_app: ClientApp, num_clients: int, backend: dict[str, Any]) -> Runtime:
+    """Start Flower's simulation runtime on Ray, with the server side left to the caller.
+
+    Flower's own entry points run the server in a thread, where signals do not arrive and an interrupted run cannot
+    end in order. Here the clients' side has the thread instead.
+
+    Args:
+      client_app: run by every client, in Ray's actors.
+      num_clients: number of nodes; node k has partition k.
+      backend: Flower's backend configuration.
+    """
+    from flwr.proto.task_pb2 import Task
+    from flwr.server.superlink.fleet.vce import vce_api
+    from flwr.server.superlink.fleet.vce.metrics import VceMetrics
+    from flwr.server.superlink.linkstate import LinkStateFactory
+    from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState, RunRecord
+    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.superlink.federation import NoOpFederationManager
+    from flwr.superlink.grid import InMemoryGrid
+
+    run = claim_identity(RUN_ID)
+    run.primary_task_id, run.federation_id = TASK_ID, NOOP_FEDERATION_ID
+    factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
+    state = factory.state()
+    assert isinstance(state, InMemoryLinkState)
+    state.run_ids[run.run_id] = RunRecord(run=run)
+    state.task_store[TASK_ID] = Task(task_id=TASK_ID, run_id=run.run_id)
+    grid = InMemoryGrid(state_factory=factory)
+    grid.set_run(run)
+    stop, failures = threading.Event(), list[Exception]()
+
+    def work() -> None:
+        try:
+            vce_api.start_vce(
+                backend_name="ray",
+                backend_config_json_stream=json.dumps(backend),
+                app_dir="",
+                is_app=False,
+                f_stop=stop,
+                run=run,
+                metrics=VceMetrics(),
+                client_app=client_app,
+                num_supernodes=num_clients,
+                state_factory=factory,
+            )
+        except Exception as failure:  # noqa: BLE001 (handed to whoever waits for replies)
+            failures.append(failure)
+
+    thread = threading.Thread(target=work, name="flower runtime", daemon=True)
+    thread.start()
+    return Runtime(grid, stop, thread, failures)

@@ -62,11 +62,18 @@ def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
 def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, rounds: int) -> None:
     unlimited = budget.target_epsilon >= UNLIMITED_EPSILON
     target = "no target" if unlimited else f"epsilon {budget.target_epsilon:g}"
-    console.print(f"\n[bold]Unit: one {plan.unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}")
-    console.print(f"noise_multiplier {plan.noise_multiplier:.4f} (noise / sensitivity), clip {plan.clipping_norm:g}, ", end="")
+    console.print(
+        f"\n[bold]Unit: one {plan.unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
+    )
+    console.print(
+        f"noise_multiplier {plan.noise_multiplier:.4f} (noise / sensitivity), clip {plan.clipping_norm:g}, ",
+        end="",
+    )
     console.print(f"sampling: {plan.sampling.name}")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("rounds" if plan.unit == "client" else "rounds one client takes part in", justify="right")
+    table.add_column(
+        "rounds" if plan.unit == "client" else "rounds one client takes part in", justify="right"
+    )
     for adversary in EVERYBODY:
         table.add_column(f"epsilon to {adversary}", justify="right")
     for mark, value in curve(plan, budget.target_delta, rounds):
@@ -87,7 +94,9 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     sentences: list[str] = []
     clients = federation.task.num_clients
     if plan.unit == "client":
-        sentences.append("The server is trusted in this mode: it sees single updates, so against it epsilon is infinite.")
+        sentences.append(
+            "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
+        )
         noise = plan.noise_std / plan.clipping_norm / federation.cohort.expected_size(clients)
         if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE:
             sentences.append(
@@ -99,7 +108,9 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
         sentences.append("A person whose records are at two clients is outside this promise.")
     if WEAK_EPSILON < budget.target_epsilon < UNLIMITED_EPSILON:
         odds = math.exp(min(budget.target_epsilon, 700))
-        sentences.append(f"Epsilon {budget.target_epsilon:g} is weak: the odds of any conclusion may change {odds:.2g} times.")
+        sentences.append(
+            f"Epsilon {budget.target_epsilon:g} is weak: the odds of any conclusion may change {odds:.2g} times."
+        )
     return sentences
 
 

@@ -92,12 +92,20 @@ def _record_rows(federation: Federation, client_ledgers: Path) -> list[Spent]:
     record = federation.record
     assert record is not None
     worst = max(
-        (epsilon(events, record.target_delta, record.adjacency) for events in _each(client_ledgers)), default=0.0
+        (epsilon(events, record.target_delta, record.adjacency) for events in _each(client_ledgers)),
+        default=0.0,
     )
     name = accountant_name(record.target_delta, record.adjacency, PUBLISH_INTERVAL)
     return [
         Spent(
-            Unit.RECORD, a, record.adjacency, worst, record.target_delta, record.target_epsilon, name, "poisson batches"
+            Unit.RECORD,
+            a,
+            record.adjacency,
+            worst,
+            record.target_delta,
+            record.target_epsilon,
+            name,
+            "poisson batches",
         )
         for a in EVERYBODY
     ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
+from flwr.clientapp.typing import Mod
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ..client.app import SETTINGS_KEY, make_client_app, record_plan, workbench
@@ -34,11 +33,12 @@ from ..server.checkpoint import Checkpoint, read, restore_strategy, write, write
 from ..server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ..server.rounds import Ending, Loop, State, Status, run_rounds
 from ..strategies.registry import make_strategy
+from .deadline import within
 from .display import Display, Line
 from .engine import InProcessGrid
 from .faults import inject
 from .federation import Federation, build
-from .flower_adapter import quiet_flower, run_on_ray
+from .flower_adapter import quiet_flower
 from .report import spent, versions
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -84,11 +84,9 @@ def simulate(settings: SimulationSettings, folder: Path, quiet: bool = False) ->
     quiet_flower()
     torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
     begin = time.monotonic()
-    resumed = Path(settings.resume) if settings.resume else None
-    if resumed is not None:
-        settings, folder = saved_settings(resumed), resumed
+    folder = Path(settings.resume) if settings.resume else folder
     federation = build(settings)
-    run = _prepare(federation, folder, read_name(folder) if resumed else None)
+    run = _prepare(federation, folder, read_name(folder) if settings.resume else None)
     handler = _log_clients(run.folder)
     with closing(handler), _open_ledger(run) as checkpoint:
         grid_run = partial(_run_on, run, checkpoint, quiet)
@@ -104,26 +102,14 @@ def simulate(settings: SimulationSettings, folder: Path, quiet: bool = False) ->
 # --- before the first round -------------------------------------------------------------------------------------
 
 
-def saved_settings(folder: Path) -> SimulationSettings:
-    """Return the settings that an earlier run left in its folder."""
-    from omegaconf import DictConfig, OmegaConf
-
-    from ..configs.settings import from_config
-
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise Refusal("resume", str(folder), "there is no config.yaml; give the folder of a run")
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    return from_config(config)
-
-
 def read_name(folder: Path) -> str:
     """Return the name under which an earlier run stands on its ledgers."""
     try:
         return str(json.loads((folder / "run.json").read_text())["run"])
     except (OSError, ValueError, KeyError) as problem:
-        raise Refusal("resume", str(folder), f"its run.json cannot be read ({problem}); start a new run") from problem
+        raise Refusal(
+            "resume", str(folder), f"its run.json cannot be read ({problem}); start a new run"
+        ) from problem
 
 
 def _prepare(federation: Federation, folder: Path, name: str | None) -> Run:
@@ -158,12 +144,16 @@ def _make_folder(run: Run, new: bool) -> None:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         if new and (run.folder / "run.json").exists():
-            raise Refusal("hydra.run.dir", str(run.folder), "a run lives there; choose another or use resume=")
+            raise Refusal(
+                "hydra.run.dir", str(run.folder), "a run lives there; choose another or use resume="
+            )
         write_durably(run.folder / "run.json", json.dumps({"run": run.name}).encode())
         if new:
             write_durably(run.folder / "config.yaml", run.federation.settings.source.encode())
     except OSError as problem:
-        raise Refusal("hydra.run.dir", str(run.folder), f"it cannot be written ({problem.strerror})") from problem
+        raise Refusal(
+            "hydra.run.dir", str(run.folder), f"it cannot be written ({problem.strerror})"
+        ) from problem
 
 
 @contextmanager
@@ -186,7 +176,9 @@ def _open_ledger(run: Run) -> Iterator[Checkpoint | None]:
         prior = () if saved else tuple(ledger.events(Adversary.MODEL))
         plan = federation.client_plan(prior) if saved is None else federation.client_plan_with(saved)
         assert plan is not None and plan.noise_multiplier is not None
-        write_durably(run.folder / "run.json", json.dumps({"run": run.name, "noise": plan.noise_multiplier}).encode())
+        write_durably(
+            run.folder / "run.json", json.dumps({"run": run.name, "noise": plan.noise_multiplier}).encode()
+        )
         run.ledger = ledger
         run.privacy = ClientPrivacy(plan, ledger, federation.client.metrics_share)
         yield checkpoint
@@ -233,18 +225,19 @@ def _in_process(run: Run, on_grid: Callable[[Grid], None]) -> None:
 
 
 def _on_ray(run: Run, on_grid: Callable[[Grid], None]) -> None:
-    app = ServerApp()
+    from .ray_engine import ray_grid
 
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        del context
+    federation, text = run.federation, run.client.to_json()
+    app = make_client_app(partial(_settings_text, text), client_mods(federation))
+    with ray_grid(app, federation.task.num_clients, federation.settings.engine) as grid:
         on_grid(grid)
 
-    assert main is not None
-    engine = run.federation.settings.engine
-    init = {"address": engine.address} if engine.address else {"num_cpus": os.cpu_count() or 1}
-    backend = {"client_resources": {"num_cpus": engine.num_cpus or 1, "num_gpus": 0.0}, "init_args": init}
-    run_on_ray(app, _client_app(run), run.federation.task.num_clients, backend)
+
+def client_mods(federation: Federation) -> tuple[Mod, ...]:
+    """Return what surrounds a client where Flower's runtime calls it: its deadline, and the faults to inject."""
+    deadline = federation.settings.engine.deadline
+    faults = (inject(federation.faults, federation.randomness, deadline),) if federation.faults.any else ()
+    return (within(deadline), *faults)
 
 
 def _run_on(run: Run, checkpoint: Checkpoint | None, quiet: bool, grid: Grid) -> None:
@@ -290,7 +283,9 @@ def title_of(federation: Federation) -> str:
     kind = "simulation" if federation.task.simulated else "real data"
     names = {"ClientCentral": "client_central", "Record": "record", "RecordAndClient": "record_and_client"}
     privacy = names.get(type(s.privacy).__name__, "none")
-    return f"{s.task.name} ({kind}): {federation.task.num_clients} clients, {s.strategy.name}, privacy={privacy}"
+    return (
+        f"{s.task.name} ({kind}): {federation.task.num_clients} clients, {s.strategy.name}, privacy={privacy}"
+    )
 
 
 def budgets_of(federation: Federation) -> dict[str, float | None]:
@@ -318,7 +313,9 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
 # --- after each round -------------------------------------------------------------------------------------------
 
 
-def _after_round(run: Run, grid: PrivateGrid, display: Display, state: State, done: Round, metrics: dict[str, float]) -> None:
+def _after_round(
+    run: Run, grid: PrivateGrid, display: Display, state: State, done: Round, metrics: dict[str, float]
+) -> None:
     client = epsilon_so_far(run) if run.ledger is not None else None
     record = _record_epsilon_so_far(run, grid) if run.federation.record is not None else None
     nothing = math.inf if client is None and record is None else client
@@ -414,7 +411,11 @@ def _finish(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
         "dropped": _summed_drops(run),
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
-        "ledger": str(federation.ledger_path(run.folder)) if run.ledger else record.ledger_dir if record else None,
+        "ledger": str(federation.ledger_path(run.folder))
+        if run.ledger
+        else record.ledger_dir
+        if record
+        else None,
         "folder": str(run.folder),
         "versions": versions(),
         "seconds": round(seconds, 3),
@@ -433,11 +434,3 @@ def _summed_drops(run: Run) -> dict[str, int]:
         for reason, count in row["dropped"].items():
             total[reason] = total.get(reason, 0) + count
     return total
-
-
-def discard_empty(folder: Path) -> None:
-    """Remove the folder that was made for a run which went on in another one."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        shutil.rmtree(folder, ignore_errors=True)
-
-

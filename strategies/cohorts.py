@@ -81,7 +81,9 @@ class Fixed:
     def draw(self, population: Sequence[int], stream: Stream) -> list[int]:
         """Return `size` clients: those with the smallest of independent uniform keys."""
         if self.size > len(population):
-            raise Refusal("cohort.size", self.size, f"only {len(population)} clients are there; ask for fewer")
+            raise Refusal(
+                "cohort.size", self.size, f"only {len(population)} clients are there; ask for fewer"
+            )
         order = np.argsort(stream.uint64(len(population)), kind="stable")[: self.size]
         return [population[index] for index in np.sort(order)]
 

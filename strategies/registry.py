@@ -74,15 +74,25 @@ def check_averages(strategy: Strategy) -> None:
     """
     name = type(strategy).__name__
     if isinstance(strategy, NEEDS_SINGLE_CLIENTS):
-        raise Refusal("strategy", name, "it must see single clients' updates, which a private sum hides; use one that averages")
+        raise Refusal(
+            "strategy",
+            name,
+            "it must see single clients' updates, which a private sum hides; use one that averages",
+        )
     if isinstance(strategy, BRINGS_ITS_OWN_PRIVACY):
-        raise Refusal("strategy", name, "its noise is on no ledger; wrap the inner strategy and let privacy= do it")
+        raise Refusal(
+            "strategy", name, "its noise is on no ledger; wrap the inner strategy and let privacy= do it"
+        )
 
 
 def _load(target: str, allow_modules: tuple[str, ...]) -> type[Strategy]:
     module, _, attribute = target.partition(":")
     if not attribute:
-        raise Refusal("strategy", target, f"use one of {', '.join(AVERAGING)}, or module:Class with the module in allow_modules")
+        raise Refusal(
+            "strategy",
+            target,
+            f"use one of {', '.join(AVERAGING)}, or module:Class with the module in allow_modules",
+        )
     if module not in allow_modules:
         raise Refusal("strategy", target, f"add allow_modules=[{module}] if you trust that module")
     try:

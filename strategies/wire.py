@@ -122,7 +122,9 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
 
 def reply_with(vector: Vector, message: Message, spec: SumSpec) -> Message:
     """Return the reply that carries the client's vector: 4 bytes a coordinate where it is on the lattice."""
-    wire = vector if spec.clipping_norm is None else vector.astype(np.int32 if spec.cells < 2**31 else np.int64)
+    wire = (
+        vector if spec.clipping_norm is None else vector.astype(np.int32 if spec.cells < 2**31 else np.int64)
+    )
     return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: wire})}), reply_to=message)
 
 
@@ -166,7 +168,9 @@ def _vector(content: RecordDict, size: int, spec: SumSpec) -> Vector | str:
 class SummingGrid(Protocol):
     """A grid that adds its clients' replies where they are produced, so that memory does not grow with them."""
 
-    def sum_replies(self, messages: list[Message], spec: SumSpec, size: int, timeout: float | None) -> CohortSum:
+    def sum_replies(
+        self, messages: list[Message], spec: SumSpec, size: int, timeout: float | None
+    ) -> CohortSum:
         """Deliver the messages and return the sum of the replies, shape (size,)."""
         ...
 

@@ -14,7 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fedveil.privacy.accounting import epsilon, within
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger import BudgetExhausted, Head, Ledger, LedgerUnavailable, State, read_entries, verify
+from fedveil.privacy.ledger import (
+    BudgetExhausted,
+    Head,
+    Ledger,
+    LedgerUnavailable,
+    State,
+    read_entries,
+    verify,
+)
 from fedveil.privacy.ledger_store import SCHEMA, Draft, canonical, linked
 from fedveil.privacy.refusal import Refusal
 
@@ -24,7 +32,9 @@ AFFORDABLE = next(n for n in range(1, 100) if not within({EVENT: n + 1}, BUDGET)
 COLUMNS = "seq, kind, key, payload, prev_hash, hash"
 
 
-def release(round=1, event=EVENT, *, mechanism="update", rng="system", unit=Unit.CLIENT, sees=(Adversary.MODEL,)):
+def release(
+    round=1, event=EVENT, *, mechanism="update", rng="system", unit=Unit.CLIENT, sees=(Adversary.MODEL,)
+):
     return Release(unit, "run", round, mechanism, dict.fromkeys(sees, event), rng)
 
 
@@ -280,10 +290,13 @@ def test_entries_cannot_be_changed_by_accident(tmp_path):
 
 # --- damage: every row must refuse on opening, and verify must say so
 
-SWAPPED = f"INSERT INTO entries SELECT {{}}, kind, key, payload, prev_hash, hash FROM entries WHERE seq = {{}}"
+SWAPPED = "INSERT INTO entries SELECT {}, kind, key, payload, prev_hash, hash FROM entries WHERE seq = {}"
 DAMAGE = {
-    "edited payload": (["UPDATE entries SET payload = replace(payload, '10.0', '99.0') WHERE seq = 4"], "entry 4 "),
-    "edited key": (["UPDATE entries SET key = '[\"run\",7,\"update\"]' WHERE seq = 2"], "entry 2 "),
+    "edited payload": (
+        ["UPDATE entries SET payload = replace(payload, '10.0', '99.0') WHERE seq = 4"],
+        "entry 4 ",
+    ),
+    "edited key": (['UPDATE entries SET key = \'["run",7,"update"]\' WHERE seq = 2'], "entry 2 "),
     "edited hash": (["UPDATE entries SET hash = '00' WHERE seq = 3"], "entry 3 "),
     "cut in the middle": (["DELETE FROM entries WHERE seq = 4"], "entry 4 "),
     "cut at the start": (["DELETE FROM entries WHERE seq = 1"], "entry 1 "),
@@ -658,8 +671,7 @@ class AnyOrder(RuleBasedStateMachine):
                 self.ledger.void(release(number).key, "nothing was sent")
             return
         self.ledger.void(release(number).key, "nothing was sent")
-        if self.model[number] is State.RESERVED:
-            self.held_back.clear()
+        self.held_back.clear()
         self.model[number] = State.VOID
 
     @rule()

@@ -80,7 +80,9 @@ def test_an_update_that_is_not_finite_is_no_contribution(bad: float) -> None:
 
 
 def test_scalars_come_back_as_their_mean_and_nan_as_the_middle() -> None:
-    total = sum(encode(update_of([0.0] * 7), {"loss": v, "num-examples": 10}, SPEC)[0] for v in (1.0, 2.0, 3.0))
+    total = sum(
+        encode(update_of([0.0] * 7), {"loss": v, "num-examples": 10}, SPEC)[0] for v in (1.0, 2.0, 3.0)
+    )
     _, scalars = decode(np.asarray(total), LAYOUT, SPEC, 3.0)
     assert math.isclose(scalars["loss"], 2.0, abs_tol=1e-3)
     assert math.isclose(scalars["num-examples"], 10.0, abs_tol=2e-2)

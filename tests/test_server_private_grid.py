@@ -17,7 +17,13 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
 from fedveil.simulations.engine import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, Poisson
-from fedveil.strategies.registry import AVERAGING, NEEDS_SINGLE_CLIENTS, ONE_REPLY, check_averages, make_strategy
+from fedveil.strategies.registry import (
+    AVERAGING,
+    NEEDS_SINGLE_CLIENTS,
+    ONE_REPLY,
+    check_averages,
+    make_strategy,
+)
 from fedveil.strategies.wire import memory_arrays, view
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -27,7 +33,7 @@ SHAPES = {"w": (4, 3), "b": (3,)}
 START = {name: np.full(shape, 0.5, np.float32) for name, shape in SHAPES.items()}
 
 
-def shifting_app(shift: float = 0.1, mods: Iterable[Any] = (private_update,)) -> ClientApp:
+def shifting_app(shift: float = 0.01, mods: Iterable[Any] = (private_update,)) -> ClientApp:
     """Clients that add `shift` times their number to every coordinate."""
     app = ClientApp()
 
@@ -43,7 +49,7 @@ def shifting_app(shift: float = 0.1, mods: Iterable[Any] = (private_update,)) ->
 
 
 def grid_of(
-    cohort: Cohort, ledger: Ledger | None = None, noise: float = 1e-3, clip: float = 100.0, **options: Any
+    cohort: Cohort, ledger: Ledger | None = None, noise: float = 0.02, clip: float = 1.0, **options: Any
 ) -> PrivateGrid:
     inner = InProcessGrid(shifting_app(), CLIENTS, {})
     privacy = None
@@ -68,13 +74,13 @@ def one_round(grid: PrivateGrid, strategy: flower.Strategy, arrays: ArrayRecord,
 def test_without_privacy_the_sum_is_federated_averaging() -> None:
     arrays, _ = one_round(grid_of(All()), make_strategy("fedavg", {}), memory_arrays(START))
     numbers = np.arange(CLIENTS)
-    expected = 0.5 + 0.1 * (numbers * (numbers + 1)).sum() / (numbers + 1).sum()
+    expected = 0.5 + 0.01 * (numbers * (numbers + 1)).sum() / (numbers + 1).sum()
     np.testing.assert_allclose(view(arrays["w"]), expected, rtol=1e-6)
 
 
 def test_with_privacy_every_client_weighs_the_same(ledger: Ledger) -> None:
-    arrays, _ = one_round(grid_of(All(), ledger, noise=2e-6), make_strategy("fedavg", {}), memory_arrays(START))
-    np.testing.assert_allclose(view(arrays["w"]), 0.5 + 0.1 * np.arange(CLIENTS).mean(), atol=1e-3)
+    arrays, _ = one_round(grid_of(All(), ledger), make_strategy("fedavg", {}), memory_arrays(START))
+    np.testing.assert_allclose(view(arrays["w"]), 0.5 + 0.01 * np.arange(CLIENTS).mean(), atol=5e-3)
 
 
 def test_a_dropped_client_is_a_zero_under_the_fixed_denominator(ledger: Ledger) -> None:
@@ -84,13 +90,15 @@ def test_a_dropped_client_is_a_zero_under_the_fixed_denominator(ledger: Ledger) 
     def train(message: Message, context: Context) -> Message:
         if int(str(context.node_config["partition-id"])) % 2:
             raise RuntimeError("down")
-        moved = {name: array.numpy() + 1 for name, array in message.content.array_records["arrays"].items()}
-        return Message(RecordDict({"a": memory_arrays(moved), "m": MetricRecord({"num-examples": 1})}), reply_to=message)
+        moved = {name: array.numpy() + 0.2 for name, array in message.content.array_records["arrays"].items()}
+        return Message(
+            RecordDict({"a": memory_arrays(moved), "m": MetricRecord({"num-examples": 1})}), reply_to=message
+        )
 
-    grid = grid_of(All(), ledger, noise=2e-6)
+    grid = grid_of(All(), ledger)
     grid._grid = InProcessGrid(app, CLIENTS, {})
     arrays, _ = one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
-    np.testing.assert_allclose(view(arrays["w"]), 1.0, atol=1e-3)
+    np.testing.assert_allclose(view(arrays["w"]), 0.6, atol=5e-3)
     assert grid.rounds[0].dropped == {"failed": CLIENTS // 2}
 
 
@@ -104,10 +112,12 @@ def test_flowers_strategies_see_one_client_that_replied_with_the_mean(name: str)
         grid.skip_to(number - 1)
         got, _ = one_round(grid, behind_the_sum, arrays, number)
         numbers = np.arange(CLIENTS)
-        mean = 0.1 * (numbers * (numbers + 1)).sum() / (numbers + 1).sum()
+        mean = 0.01 * (numbers * (numbers + 1)).sum() / (numbers + 1).sum()
         handed = memory_arrays({k: (view(a) + mean).astype(np.float32) for k, a in arrays.items()})
         requests = list(direct.configure_train(number, arrays, ConfigRecord(), grid))
-        reply = Message(RecordDict({"a": handed, "m": MetricRecord({"num-examples": 1})}), reply_to=requests[0])
+        reply = Message(
+            RecordDict({"a": handed, "m": MetricRecord({"num-examples": 1})}), reply_to=requests[0]
+        )
         wanted, _ = direct.aggregate_train(number, [reply])
         for key in SHAPES:
             np.testing.assert_allclose(view(got[key]), view(wanted[key]), rtol=1e-6)
@@ -115,7 +125,9 @@ def test_flowers_strategies_see_one_client_that_replied_with_the_mean(name: str)
 
 
 @pytest.mark.parametrize("kind", NEEDS_SINGLE_CLIENTS)
-def test_strategies_that_must_see_single_clients_are_refused_with_the_reason(kind: type[flower.Strategy]) -> None:
+def test_strategies_that_must_see_single_clients_are_refused_with_the_reason(
+    kind: type[flower.Strategy],
+) -> None:
     strategy = kind.__new__(kind)
     with pytest.raises(Refusal, match="must see single clients"):
         check_averages(strategy)
@@ -152,7 +164,10 @@ def test_the_reservation_is_durable_before_any_client_is_called(ledger: Ledger, 
         with sqlite3.connect(f"file:{tmp_path / 'ledger'}?mode=ro", uri=True) as other:
             seen.append(other.execute("select count(*) from entries where kind = 'reserve'").fetchone()[0])
         other.close()
-        return Message(RecordDict({"a": message.content.array_records["arrays"], "m": MetricRecord({})}), reply_to=message)
+        return Message(
+            RecordDict({"a": message.content.array_records["arrays"], "m": MetricRecord({})}),
+            reply_to=message,
+        )
 
     grid = grid_of(All(), ledger, noise=1.0)
     grid._grid = InProcessGrid(app, CLIENTS, {})
@@ -163,7 +178,7 @@ def test_the_reservation_is_durable_before_any_client_is_called(ledger: Ledger, 
 def test_a_spent_budget_stops_before_the_round_and_the_model_stays(tmp_path: Path) -> None:
     budget = Budget(Unit.CLIENT, 3.0, 1e-5)
     with Ledger.open(tmp_path / "small", budget, owner="test", simulated=True) as small:
-        grid = grid_of(All(), small, noise=2.0)
+        grid = grid_of(All(), small, noise=1.5)
         strategy = make_strategy("fedavg", {})
         result = strategy.start(grid, memory_arrays(START), num_rounds=5)
         assert isinstance(grid.exhausted, BudgetExhausted)
@@ -186,9 +201,9 @@ def test_no_noise_repeats_between_rounds_and_it_has_the_planned_scale(ledger: Le
 
 
 def test_only_bounded_metrics_leave_and_as_part_of_the_sum(ledger: Ledger) -> None:
-    grid = grid_of(All(), ledger, noise=1e-4, scalars=(Scalar("loss", 5.0),), metrics_share=0.02)
+    grid = grid_of(All(), ledger, scalars=(Scalar("loss", 5.0),), metrics_share=0.02)
     _, metrics = one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
-    assert math.isclose(metrics["loss"], 1.0, abs_tol=0.01)
+    assert math.isclose(metrics["loss"], 1.0, abs_tol=0.1)
     assert "secret" not in metrics
 
 
@@ -228,11 +243,16 @@ def test_error_texts_stay_at_the_client() -> None:
 def test_the_plan_and_the_cohort_cannot_drift_apart(ledger: Ledger) -> None:
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, Poisson(0.1), 1.0, 10, 1.0)
     with pytest.raises(Refusal, match="another draw"):
-        PrivateGrid(InProcessGrid(shifting_app(), CLIENTS, {}), Fixed(2), CLIENTS, privacy=ClientPrivacy(plan, ledger))
+        PrivateGrid(
+            InProcessGrid(shifting_app(), CLIENTS, {}), Fixed(2), CLIENTS, privacy=ClientPrivacy(plan, ledger)
+        )
     uncalibrated = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 1.0, 10)
     with pytest.raises(Refusal, match="calibrate"):
         PrivateGrid(
-            InProcessGrid(shifting_app(), CLIENTS, {}), All(), CLIENTS, privacy=ClientPrivacy(uncalibrated, ledger)
+            InProcessGrid(shifting_app(), CLIENTS, {}),
+            All(),
+            CLIENTS,
+            privacy=ClientPrivacy(uncalibrated, ledger),
         )
 
 

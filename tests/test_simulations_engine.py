@@ -24,7 +24,9 @@ def app_of(behave: Any) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         client = int(str(context.node_config["partition-id"]))
         moved = behave(client, message, context)
-        return Message(RecordDict({"a": memory_arrays({"w": moved}), "m": MetricRecord({})}), reply_to=message)
+        return Message(
+            RecordDict({"a": memory_arrays({"w": moved}), "m": MetricRecord({})}), reply_to=message
+        )
 
     return app
 
@@ -124,7 +126,9 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
     grid = grid_of(app_of(counting), workers)
     nodes = [FIRST_NODE + k for k in range(8)]
     try:
-        sums = [grid.sum_replies(messages_to(nodes[r:]), SPEC, SIZE, None).total[0] * SPEC.step for r in range(3)]
+        sums = [
+            grid.sum_replies(messages_to(nodes[r:]), SPEC, SIZE, None).total[0] * SPEC.step for r in range(3)
+        ]
     finally:
         grid.close()
     np.testing.assert_allclose(sums, [8 * 1, 7 * 2, 6 * 3], atol=0.01)

@@ -52,7 +52,11 @@ def test_only_a_poisson_draw_is_amplified() -> None:
 
 
 def test_denominators_are_fixed() -> None:
-    assert (Poisson(0.25).expected_size(400), Fixed(7).expected_size(400), All().expected_size(400)) == (100, 7, 400)
+    assert (Poisson(0.25).expected_size(400), Fixed(7).expected_size(400), All().expected_size(400)) == (
+        100,
+        7,
+        400,
+    )
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, float("nan")])

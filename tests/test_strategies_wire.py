@@ -45,7 +45,9 @@ def vector_reply(values: np.ndarray, number: int = 1) -> Message:
 
 
 def forged(dtype: str, shape: tuple[int, ...], data: bytes) -> Message:
-    return reply(RecordDict({VECTOR_RECORD: ArrayRecord({VECTOR: Array(dtype, shape, "numpy.ndarray", data)})}))
+    return reply(
+        RecordDict({VECTOR_RECORD: ArrayRecord({VECTOR: Array(dtype, shape, "numpy.ndarray", data)})})
+    )
 
 
 GOOD = np.arange(SIZE, dtype=np.int32)
@@ -56,16 +58,23 @@ BAD: dict[str, tuple[Callable[[], Message], str]] = {
     "refusal": (lambda: Message(Error(1001, "spent"), reply_to=request()), "budget spent"),
     "nothing": (lambda: reply(RecordDict()), "layout"),
     "metrics beside it": (
-        lambda: reply(RecordDict({VECTOR_RECORD: ArrayRecord({VECTOR: Array(GOOD)}), "m": MetricRecord({"loss": 1.0})})),
+        lambda: reply(
+            RecordDict({VECTOR_RECORD: ArrayRecord({VECTOR: Array(GOOD)}), "m": MetricRecord({"loss": 1.0})})
+        ),
         "layout",
     ),
-    "another name": (lambda: reply(RecordDict({VECTOR_RECORD: ArrayRecord({"weights": Array(GOOD)})})), "layout"),
+    "another name": (
+        lambda: reply(RecordDict({VECTOR_RECORD: ArrayRecord({"weights": Array(GOOD)})})),
+        "layout",
+    ),
     "an extra layer": (
         lambda: reply(RecordDict({VECTOR_RECORD: ArrayRecord({VECTOR: Array(GOOD), "x": Array(GOOD)})})),
         "layout",
     ),
     "a thousand arrays": (
-        lambda: reply(RecordDict({VECTOR_RECORD: ArrayRecord({str(k): Array(GOOD[:1]) for k in range(1000)})})),
+        lambda: reply(
+            RecordDict({VECTOR_RECORD: ArrayRecord({str(k): Array(GOOD[:1]) for k in range(1000)})})
+        ),
         "layout",
     ),
     "too short": (lambda: vector_reply(GOOD[:-1]), "shape"),
@@ -133,7 +142,9 @@ def test_the_spec_travels() -> None:
 
 
 def test_layout_holds_the_averaged_arrays_only() -> None:
-    arrays = memory_arrays({"w": np.zeros((2, 2), np.float32), "steps": np.array(7), "b": np.zeros((), np.float64)})
+    arrays = memory_arrays(
+        {"w": np.zeros((2, 2), np.float32), "steps": np.array(7), "b": np.zeros((), np.float64)}
+    )
     assert layout_of(arrays) == {"w": (2, 2), "b": ()}
     assert size_of(layout_of(arrays), SPEC) == 6
 

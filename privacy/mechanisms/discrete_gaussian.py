@@ -70,14 +70,18 @@ def _table(sigma: int) -> _Table:
     stride = 1 << max(0, (sigma // STRIDES_PER_SIGMA).bit_length() - 1)
     rows = TAIL * sigma // stride + 2
     twice_variance = Decimal(2 * sigma * sigma)
-    weights = [_digits.exp(_digits.divide(Decimal(-((stride * a) ** 2)), twice_variance)) for a in range(rows)]
+    weights = [
+        _digits.exp(_digits.divide(Decimal(-((stride * a) ** 2)), twice_variance)) for a in range(rows)
+    ]
     total = Decimal(0)
     cumulative: list[Decimal] = []
     for weight in weights:
         total = _digits.add(total, weight)
         cumulative.append(total)
     exact = tuple(_digits.divide(value, total) for value in cumulative)
-    words = np.array([min(int(_digits.multiply(value, Decimal(_WORD))), _WORD - 1) for value in exact], np.uint64)
+    words = np.array(
+        [min(int(_digits.multiply(value, Decimal(_WORD))), _WORD - 1) for value in exact], np.uint64
+    )
     return _Table(sigma, stride, words, exact)
 
 
@@ -103,7 +107,9 @@ def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
     return rows
 
 
-def _keep(table: _Table, coarse: NDArray[np.int64], fine: NDArray[np.int64], stream: Stream) -> NDArray[np.bool_]:
+def _keep(
+    table: _Table, coarse: NDArray[np.int64], fine: NDArray[np.int64], stream: Stream
+) -> NDArray[np.bool_]:
     if table.stride == 1:
         return np.ones(len(fine), bool)
     # (2 stride a + b) * b / (2 sigma^2): the factors are exact in float64, the product errs once.

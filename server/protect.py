@@ -1,0 +1,53 @@
+"""Client-level privacy for somebody else's Flower app, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from ..privacy.budget import Adversary, Budget
+from ..privacy.ledger import Ledger
+from ..privacy.planning import Plan
+from ..strategies.cohorts import Cohort
+from .private_grid import ClientPrivacy, PrivateGrid
+
+ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
+
+
+@contextmanager
+def protect(
+    grid: Grid,
+    *,
+    population: int,
+    cohort: Cohort,
+    budget: Budget,
+    clipping_norm: float,
+    num_rounds: int,
+    ledger: Path | str,
+) -> Generator[PrivateGrid]:
+    """Wrap a Flower grid so that what a strategy does on it stays within the budget; use it in a `with` block.
+
+    The noise is the least that lets `num_rounds` more rounds fit what the ledger has left. The clients' apps need
+    the mod `fedveil.client.mod.private_update`. Noise and draws come from the operating system.
+
+    Args:
+      grid: reaches the clients.
+      population: how many clients there are, a public number.
+      cohort: draws the clients of each round; the strategy's own sampling has no effect.
+      budget: at the client level, for everything this ledger ever holds.
+      clipping_norm: L2 norm of the largest update, all parameters together.
+      num_rounds: rounds to plan for; a round beyond them is refused once the budget is spent.
+      ledger: the file that records what left; a later run with the same file goes on with the same budget.
+    Raises:
+      Refusal: naming the argument; also if the budget is spent before the first round.
+      LedgerUnavailable: another process has the ledger open, or it cannot be written.
+    """
+    owner = f"population of {population} clients"
+    with Ledger.open(ledger, budget, owner=owner, simulated=False) as opened:
+        plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
+        plan = plan.calibrate(budget, tuple(opened.events(Adversary.MODEL)))
+        run = f"after entry {opened.head.seq}"
+        yield PrivateGrid(grid, cohort, population, privacy=ClientPrivacy(plan, opened), run=run)

@@ -1,0 +1,86 @@
+"""Wall time, CPU time and memory of a process and all its descendants, read from /proc."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+BEGAN = "FEDVEIL_BENCHMARK_BEGAN"  # when the contender's process was started, in seconds since the epoch
+_TICK = os.sysconf("SC_CLK_TCK")
+_MEBI = 1024.0  # /proc counts in KiB
+
+
+@dataclass
+class Stopwatch:
+    """What one contender took for each of its rounds.
+
+    Attributes:
+      first: seconds from the start of the process to the end of its first round, imports and all.
+      wall: seconds of each later round.
+      cpu: CPU seconds of each later round, the process and its descendants together.
+      memory: proportional set size in MiB, the process and its descendants together, after the last round.
+    """
+
+    first: float = 0.0
+    wall: list[float] = field(default_factory=list[float])
+    cpu: list[float] = field(default_factory=list[float])
+    memory: float = 0.0
+    _wall: float = 0.0
+    _cpu: float = 0.0
+
+    def lap(self) -> None:
+        """Note that a round has ended."""
+        now = time.perf_counter()
+        cpu = cpu_seconds(_root())
+        if self.first == 0.0:
+            self.first = time.time() - float(os.environ.get(BEGAN, time.time()))
+        else:
+            self.wall.append(now - self._wall)
+            self.cpu.append(cpu - self._cpu)
+        self.memory = memory(_root())
+        self._wall, self._cpu = time.perf_counter(), cpu_seconds(_root())
+
+    def to_json(self) -> str:
+        """Return what was measured as one line."""
+        return json.dumps({key: value for key, value in asdict(self).items() if not key.startswith("_")})
+
+
+def _root() -> int:
+    """Return the process that stands for the whole contender: torchrun where that started this one."""
+    return os.getppid() if "LOCAL_RANK" in os.environ else os.getpid()
+
+
+def family(process: int) -> list[int]:
+    """Return a process and its living descendants."""
+    found = [process]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            with suppress(OSError):
+                found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the CPU time that a process, its descendants and those that it has outlived have used."""
+    ticks = 0
+    for member in family(process):
+        with suppress(OSError):
+            ticks += sum(
+                int(n) for n in Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[11:15]
+            )
+    return ticks / _TICK
+
+
+def memory(process: int) -> float:
+    """Return the proportional set size of a process and its descendants, in MiB: what is shared counts once."""
+    total = 0
+    for member in family(process):
+        with suppress(OSError):
+            for line in Path(f"/proc/{member}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1])
+    return total / _MEBI

@@ -1,0 +1,90 @@
+"""The models and the made data that every contender trains; needs torch alone, so that any engine's Python reads it.
+
+The data are noise: nothing is learned and nothing needs to be, since every engine does the same arithmetic on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+EXAMPLES = 40  # of each client: four steps of a batch
+BATCH_SIZE = 10
+LEARNING_RATE = 0.05
+CLASSES = 10
+CLIPPING_NORM = 1.0
+NOISE_MULTIPLIER = 1.0
+_POOL = 4000  # different examples; client k's are a window into them, so that a client costs nothing to make
+_SEED = 20
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much there is to do.
+
+    Attributes:
+      clients: the population.
+      cohort: clients of each round.
+      rounds: measured rounds; one more comes before them, and is not counted.
+    """
+
+    clients: int = 1000
+    cohort: int = 100
+    rounds: int = 3
+
+
+def tiny() -> nn.Module:
+    """2410 parameters on 8 x 8 pixels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES))
+
+
+def cnn(first: int, second: int, hidden: int) -> nn.Module:
+    """Two convolutions and two linear layers on 28 x 28 pixels."""
+    return nn.Sequential(
+        nn.Conv2d(1, first, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(first, second, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(second * 7 * 7, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, CLASSES),
+    )
+
+
+MODELS = {
+    "tiny": tiny,
+    "cnn-100k": lambda: cnn(8, 16, 124),  # 100 200 parameters
+    "cnn-1m": lambda: cnn(32, 64, 320),  # 1 025 866 parameters
+}
+TRAINED = tuple(MODELS)
+MODELS["idle-100k"] = lambda: nn.Linear(316, 316)  # 100 172 parameters; its clients do nothing
+MODELS["idle-1m"] = lambda: nn.Linear(1000, 1000)  # 1 001 000 parameters
+
+
+def build(name: str) -> nn.Module:
+    """Return the model of that name, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        return MODELS[name]()
+
+
+@cache
+def _pool(side: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(_SEED)
+    return (
+        torch.randn(_POOL, 1, side, side, generator=generator),
+        torch.randint(0, CLASSES, (_POOL,), generator=generator),
+    )
+
+
+def examples_of(name: str, client: int) -> tuple[Tensor, Tensor]:
+    """Return a client's inputs, shape (EXAMPLES, 1, side, side), and targets, made when asked for."""
+    inputs, targets = _pool(8 if name == "tiny" else 28)
+    first = client * EXAMPLES % _POOL
+    return inputs[first : first + EXAMPLES], targets[first : first + EXAMPLES]

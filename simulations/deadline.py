@@ -1,0 +1,46 @@
+"""The time one client may take, kept by an alarm in the process that runs it; as a mod, it travels to any engine."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+LATE = 1002  # Flower error code of a client that took longer than its deadline
+
+
+class PastDeadline(BaseException):
+    """A client took longer than its deadline. No `Exception`, so that no client code swallows it."""
+
+
+@contextmanager
+def limited_to(seconds: float) -> Generator[None]:
+    """Raise `PastDeadline` in the block once the time is up; in a process's main thread only."""
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        raise PastDeadline
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def within(seconds: float) -> Mod:
+    """Return the mod that answers with an error for a client past its deadline; it must be the outermost."""
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        try:
+            with limited_to(seconds):
+                return call_next(message, context)
+        except PastDeadline:
+            return Message(Error(LATE, "late"), reply_to=message)
+
+    return mod

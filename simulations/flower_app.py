@@ -1,0 +1,88 @@
+"""The main job as a Flower app, for ``flwr run``: both sides compose the same settings from one run-config string.
+
+``simulations/quickstart`` is the app folder that points here.
+"""
+
+from __future__ import annotations
+
+import shlex
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from flwr.serverapp import Grid, ServerApp
+
+from ..client.app import make_client_app
+from ..configs.schema import SimulationSettings
+from ..configs.settings import settings_from_overrides
+from ..privacy.refusal import Refusal
+from ..server.rounds import Status
+from .federation import Federation, build
+from .flower_grid import FlowerGrid
+from .run import client_mods, simulate
+
+RUNS = Path.home() / ".local" / "share" / "fedveil" / "runs"
+
+
+def settings_of(context: Context) -> SimulationSettings:
+    """Return the settings that ``-c "overrides='...'"`` gives."""
+    return settings_from_overrides(shlex.split(str(context.run_config["overrides"])))
+
+
+def folder_of(context: Context) -> Path:
+    """Return the run folder; the runtime's own working directory is nobody's place to look for results."""
+    folder = Path(str(context.run_config["folder"]) or RUNS / str(context.run_id))
+    if not folder.is_absolute():
+        raise Refusal(
+            "folder", str(folder), "give an absolute path: the runtime works in a folder of its own"
+        )
+    return folder
+
+
+def _text_of(context: Context) -> str:
+    return _client_settings(str(context.run_config["overrides"]), folder_of(context))
+
+
+@lru_cache(maxsize=1)
+def _federation(overrides: str) -> Federation:
+    return build(settings_from_overrides(shlex.split(overrides)))
+
+
+@lru_cache(maxsize=1)
+def _client_settings(overrides: str, folder: Path) -> str:
+    return _federation(overrides).client_settings(folder).to_json()
+
+
+def conditions(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """The mod that surrounds a client as the settings say, which are known only once the run's context is."""
+    for mod in reversed(client_mods(_federation(str(context.run_config["overrides"])))):
+        call_next = _around(mod, call_next)
+    return call_next(message, context)
+
+
+def _around(mod: Mod, call_next: ClientAppCallable) -> ClientAppCallable:
+    return lambda message, context: mod(message, context, call_next)
+
+
+# Flower looks for plain assignments in this module's text.
+server = ServerApp()
+client = make_client_app(_text_of, (conditions,))
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation on the runtime's grid.
+
+    Raises:
+      RuntimeError: the run failed, so that Flower reports it as failed.
+    """
+    settings, folder = settings_of(context), folder_of(context)
+    if settings.resume:
+        raise Refusal("resume", settings.resume, "flwr run starts runs; fedveil simulate resumes them")
+    clients = build(settings).task.num_clients
+    outcome = simulate(settings, folder, grid=FlowerGrid(grid, clients, settings.engine.deadline))
+    result = outcome.result
+    print(f"{result['status']} ({result['reason']}); results: {folder}", flush=True)
+    if result["status"] == Status.FAILED:
+        raise RuntimeError(result["reason"])

@@ -1,0 +1,124 @@
+"""Flower's simulation runtime as a grid whose clients are named by their partition.
+
+Flower gives its nodes random ids, so that a seeded draw among them would pick other clients in every run. Here
+client k is node `FIRST_NODE` + k, as on the in-process engine, and the same seed draws the same clients on both.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from ..privacy.refusal import Refusal
+from .engine import FIRST_NODE, GRACE_SECONDS
+from .flower_adapter import nodes_by_partition
+
+POLL_SECONDS = 0.05  # half of Flower's own interval
+START_SECONDS = 60.0  # for the nodes to register; they need milliseconds
+SETTLE_SECONDS = 0.5  # no more nodes for so long: registration is over
+
+
+class FlowerGrid(Grid):
+    """See the module's text.
+
+    Args:
+      grid: of Flower's simulation runtime.
+      num_clients: how many clients the task has.
+      deadline: seconds that one client may take; a client that hangs beyond any alarm is given up after as many
+        for each of the cohort.
+      check: called while replies are awaited; raises if the runtime has failed.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        num_clients: int,
+        deadline: float = math.inf,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        self._grid = grid
+        self._num_clients = num_clients
+        self._deadline = deadline
+        self._check = check or _all_well
+        self._nodes: list[int] = []
+
+    def set_run(self, run: Run) -> None:
+        """Pass the run on to Flower's grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of Flower's grid."""
+        return self._grid.run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all clients, once they have registered.
+
+        Raises:
+          Refusal: the federation has another number of nodes than the task has clients.
+        """
+        if not self._nodes:
+            self._nodes = self._registered()
+        return range(FIRST_NODE, FIRST_NODE + len(self._nodes))
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message, as Flower's deprecated method does."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Hand messages to the runtime and return their ids."""
+        self.get_node_ids()
+        return self._grid.push_messages([self._addressed(message) for message in messages])
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Hand the messages to the runtime and yield its replies as they come."""
+        waiting = set(self.push_messages(messages))
+        limit = min(math.inf if timeout is None else timeout, self._deadline * len(waiting) + GRACE_SECONDS)
+        end = time.monotonic() + limit
+        while waiting and time.monotonic() < end:
+            self._check()
+            replies = list(self.pull_messages(waiting))
+            waiting -= {reply.metadata.reply_to_message_id for reply in replies}
+            yield from replies
+            if waiting and not replies:
+                time.sleep(POLL_SECONDS)
+
+    def _addressed(self, message: Message) -> Message:
+        head = message.metadata
+        node = self._nodes[head.dst_node_id - FIRST_NODE]
+        return Message(message.content, node, head.message_type, ttl=head.ttl, group_id=head.group_id)
+
+    def _registered(self) -> list[int]:
+        end = time.monotonic() + START_SECONDS
+        nodes, since = nodes_by_partition(self._grid), time.monotonic()
+        while time.monotonic() < min(end, since + SETTLE_SECONDS) or (not nodes and time.monotonic() < end):
+            self._check()
+            time.sleep(POLL_SECONDS)
+            if len(found := nodes_by_partition(self._grid)) != len(nodes):
+                nodes, since = found, time.monotonic()
+        if len(nodes) != self._num_clients:
+            remedy = f"the task has {self._num_clients} clients: --federation-config num-supernodes={self._num_clients}"
+            raise Refusal("num-supernodes", len(nodes), remedy)
+        return nodes
+
+
+def _all_well() -> None:
+    pass

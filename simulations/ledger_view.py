@@ -1,0 +1,69 @@
+"""``fedveil ledger show|verify``: read a ledger that may be in use, or not trusted at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..privacy.ledger import read_entries
+from ..privacy.ledger import verify as verify_ledger
+
+DAMAGED = 1
+
+
+def show(path: str) -> int:
+    """Print every entry of a ledger; return the exit code."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("seq", "kind", "run", "round", "mechanism", "what", "hash"):
+        table.add_column(column, no_wrap=column != "what", overflow="fold")
+    for entry in read_entries(Path(path)):
+        run, number, mechanism = json.loads(entry.key) if entry.key else ("", "", "")
+        what = _what(entry.kind, json.loads(entry.payload))
+        table.add_row(str(entry.seq), entry.kind, str(run)[:8], str(number), mechanism, what, entry.hash[:12])
+    Console(soft_wrap=False).print(table)
+    return 0
+
+
+def _what(kind: str, payload: dict[str, Any]) -> str:
+    if kind == "open":
+        return f"{payload['unit']} level, {payload['adjacency']}, owner {str(payload['owner'])[:24]}"
+    if kind == "reserve":
+        events: dict[str, dict[str, Any]] = payload["events"]
+        seen = {json.dumps(event): [] for event in events.values()}
+        for adversary, event in events.items():
+            seen[json.dumps(event)].append(adversary)
+        return (
+            "; ".join(f"{' '.join(who)}: {event}" for event, who in seen.items()) + f", rng {payload['rng']}"
+        )
+    return str(payload.get("proof", ""))
+
+
+def in_words(event: dict[str, Any]) -> str:
+    """Return an event of a ledger as short text, such as ``Poisson(0.25, Gaussian(3.2192))``."""
+    kind, inner = str(event["kind"]), event.get("event")
+    numbers = [f"{v:.5g}" for k, v in event.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    parts = numbers + ([in_words(inner)] if isinstance(inner, dict) else [])
+    return f"{kind.removesuffix('Sampled')}({', '.join(parts)})"
+
+
+def verify(path: str) -> int:
+    """Check every entry's hash and recompute epsilon with two accountants; return the exit code."""
+    found = verify_ledger(Path(path))
+    console = Console()
+    if not found.ok:
+        console.print(f"{path}: DAMAGED: {found.problem}", style="bold red")
+        return DAMAGED
+    console.print(
+        f"{path}: {found.entries} entries, every hash holds; head {found.head.seq} {found.head.hash[:16]}"
+    )
+    if found.delta is None:
+        console.print("nothing was released")
+        return 0
+    for name, value in (("PLD", found.epsilon_pld), ("RDP", found.epsilon_rdp)):
+        if value is not None:
+            console.print(f"epsilon by {name}: {value:.4f} at delta {found.delta:g}")
+    return 0
