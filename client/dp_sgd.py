@@ -32,6 +32,7 @@ class StreamNoiseOptimizer(DPOptimizer):
     def add_noise(self) -> None:
         """Add N(0, (noise_multiplier * max_grad_norm)^2) to every coordinate of the clipped sum."""
         std = self.noise_multiplier * self.max_grad_norm
+        parameter: Any  # Opacus keeps its sums as attributes that torch's type does not know
         for parameter in self.params:
             noise = torch.from_numpy(standard_normal(parameter.numel(), self.stream)).to(parameter.dtype)
             parameter.grad = (parameter.summed_grad + std * noise.view_as(parameter)).view_as(parameter)
@@ -76,6 +77,7 @@ def _step(model: nn.Module, task: Task, examples: Examples, batch: Tensor, optim
     optimizer.zero_grad()
     if len(batch) == 0:
         # A step without examples still moves by noise alone: its absence would tell that the batch was empty.
+        parameter: Any
         for parameter in optimizer.params:
             parameter.grad_sample = torch.zeros((0, *parameter.shape), dtype=parameter.dtype)
     else:

@@ -43,7 +43,7 @@ def private_update(message: Message, context: Context, call_next: ClientAppCalla
     return reply_with(vector, message, spec)
 
 
-def difference(trained: ArrayRecord, received: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+def difference(trained: ArrayRecord, received: ArrayRecord) -> dict[str, NDArray[np.floating]]:
     """Return trained minus received for every averaged array, matched by name, in the received order.
 
     Raises:
@@ -51,7 +51,7 @@ def difference(trained: ArrayRecord, received: ArrayRecord) -> dict[str, NDArray
       ValueError: an array has another shape.
     """
     layout = layout_of(received)
-    update: dict[str, NDArray[np.generic]] = {}
+    update: dict[str, NDArray[np.floating]] = {}
     for name, shape in layout.items():
         value = view(trained[name])
         if value.shape != shape:

@@ -70,9 +70,10 @@ def train(
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             if sgd.proximal_mu:
-                pull = torch._foreach_sub(parameters, start)
-                gradients = torch._foreach_add(gradients, pull, alpha=sgd.proximal_mu)
-            torch._foreach_add_(parameters, gradients, alpha=-sgd.learning_rate)
+                pulls = zip(gradients, parameters, start, strict=True)
+                gradients = [g.add(p - origin, alpha=sgd.proximal_mu) for g, p, origin in pulls]
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(gradient, alpha=sgd.learning_rate)
         losses.append(loss.detach())
     return float(torch.stack(losses).mean())
 
@@ -86,5 +87,6 @@ def _layout(model: nn.Module, examples: Examples) -> torch.memory_format:
     if not kernels or examples.inputs.dim() != 4:
         return torch.contiguous_format
     for kernel in kernels:
-        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+        # `to`, since `contiguous` leaves a kernel of one input channel as it is, and the convolution follows its strides.
+        kernel.data = kernel.data.to(memory_format=torch.channels_last)
     return torch.channels_last

@@ -25,6 +25,7 @@ from ..privacy.refusal import Refusal
 FORMAT = "fedveil checkpoint 1"
 NAME = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
+DAMAGED = "checkpoint.damaged.safetensors"
 _MODEL = "model/"
 _STRATEGY = "strategy/"
 
@@ -63,18 +64,27 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     state = {"run": checkpoint.run, "round": checkpoint.round, "head": head, "strategy": numbers}
     payload = save(tensors, {"format": FORMAT, "state": json.dumps(state)})
     target = folder / NAME
+    temporary = _write_beside(target, payload)
     if target.exists():
         os.replace(target, folder / PREVIOUS)
-    write_durably(target, payload)
+    _put(temporary, target)
 
 
 def write_durably(target: Path, payload: bytes) -> None:
     """Write bytes beside `target`, flush them, and rename them over it."""
+    _put(_write_beside(target, payload), target)
+
+
+def _write_beside(target: Path, payload: bytes) -> Path:
     temporary = target.with_name(f".{target.name}.tmp")
     with open(temporary, "wb") as file:
         file.write(payload)
         file.flush()
         os.fsync(file.fileno())
+    return temporary
+
+
+def _put(temporary: Path, target: Path) -> None:
     os.replace(temporary, target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
@@ -86,6 +96,8 @@ def write_durably(target: Path, payload: bytes) -> None:
 def read(folder: Path) -> Checkpoint | None:
     """Return the newest readable checkpoint of a run folder, or None if the run never finished a round.
 
+    A damaged one is set aside, so that the next write does not put it in the place of the good one.
+
     Raises:
       Refusal: no checkpoint in the folder can be read.
     """
@@ -94,9 +106,13 @@ def read(folder: Path) -> Checkpoint | None:
         path = folder / name
         if path.exists():
             try:
-                return _read(path)
+                checkpoint = _read(path)
             except (SafetensorError, ValueError, KeyError, TypeError, OSError) as problem:
                 problems.append(f"{name}: {problem}")
+                continue
+            if problems:
+                os.replace(folder / NAME, folder / DAMAGED)
+            return checkpoint
     if problems:
         raise Refusal(
             "resume", str(folder), f"no checkpoint can be read ({'; '.join(problems)}); start a new run"
@@ -117,6 +133,8 @@ def _read(path: Path) -> Checkpoint:
             raise ValueError(f"array {name} has a value that is not finite")
     arrays = {k.removeprefix(_STRATEGY): v for k, v in tensors.items() if k.startswith(_STRATEGY)}
     head = None if state["head"] is None else Head(*state["head"])
+    if not isinstance(state["round"], int) or state["round"] < 0:
+        raise ValueError(f"its round is {state['round']!r}")
     return Checkpoint(state["run"], state["round"], model, {**state["strategy"], **arrays}, head)
 
 

@@ -244,9 +244,7 @@ class PrivateGrid(Grid):
         if self._privacy is None:
             return cohort_sum.total
         plan = self._privacy.plan
-        stream = self._randomness.stream(
-            "noise", self._run_name if self._randomness.seed is None else "", number
-        )
+        stream = self._randomness.stream("noise", number)
         noised, event = add_noise(cohort_sum.total, plan.noise_std / plan.clipping_norm, spec, stream)
         if plan.sampling.event(event) != plan.event():
             raise AssertionError("the mechanism's event is not the one that was reserved")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -114,7 +114,7 @@ def _merged(before: Arrays, after: ArrayRecord | None) -> Arrays:
 
 
 @contextmanager
-def interruption() -> Iterator[threading.Event]:
+def interruption() -> Generator[threading.Event]:
     """Turn the first Ctrl-C or SIGTERM into a flag that ends the run after its round; a second one is immediate."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():

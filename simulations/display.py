@@ -71,7 +71,9 @@ class Display:
         self._lines.append(line)
         if self._live is not None:
             self._live.update(self._table())
-        elif not self.quiet and (line.round % max(1, self.num_rounds // LINES) == 0 or line.round == 1):
+        elif not self.quiet and (
+            line.round % max(1, self.num_rounds // LINES) == 0 or line.round in (1, self.num_rounds)
+        ):
             print(self._plain(line), flush=True)
 
     def _plain(self, line: Line) -> str:
@@ -130,6 +132,12 @@ def _bar(name: str, done: float, total: float, text: str) -> RenderableType:
 
 def _number(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else str(value)
+
+
+def console_for(width: int) -> Console:
+    """Return a console as wide as the terminal, or of this many columns where the output is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
 
 
 def say(text: str) -> None:

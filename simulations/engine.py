@@ -71,7 +71,7 @@ class InProcessGrid(Grid):
     def __post_init__(self) -> None:
         self._run = claim_identity(run_id=1)
         if self.workers == 1:
-            _keep_memory()
+            keep_memory()
 
     def set_run(self, run: Run) -> None:
         """Take another run's identity."""
@@ -205,7 +205,7 @@ class InProcessGrid(Grid):
         """Serve orders until the parent goes away; never return."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _keep_memory()
+        keep_memory()
         with suppress(EOFError, BrokenPipeError):
             while True:
                 order: _Order = orders.recv()
@@ -263,7 +263,7 @@ class _Worker:
             os.waitpid(self.process, 0)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let this process keep the memory it frees; where the C library is not glibc, nothing happens."""
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

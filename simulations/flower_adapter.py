@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
@@ -14,6 +14,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+if TYPE_CHECKING:
+    from flwr.server.superlink.linkstate import LinkStateFactory
 
 SERVER_NODE = 1  # flwr.supercore.constant.SUPERLINK_NODE_ID
 RUN_ID = 1
@@ -75,20 +78,9 @@ class Runtime:
     failures: list[Exception] = field(default_factory=list[Exception])
 
 
-def start_runtime(client_app: ClientApp, num_clients: int, backend: dict[str, Any]) -> Runtime:
-    """Start Flower's simulation runtime on Ray, with the server side left to the caller.
-
-    Flower's own entry points run the server in a thread, where signals do not arrive and an interrupted run cannot
-    end in order. Here the clients' side has the thread instead.
-
-    Args:
-      client_app: run by every client, in Ray's actors.
-      num_clients: number of nodes; node k has partition k.
-      backend: Flower's backend configuration.
-    """
+def new_link() -> tuple[LinkStateFactory, Grid, Run]:
+    """Return a link state in memory that holds one run, the grid on it, and the run."""
     from flwr.proto.task_pb2 import Task
-    from flwr.server.superlink.fleet.vce import vce_api
-    from flwr.server.superlink.fleet.vce.metrics import VceMetrics
     from flwr.server.superlink.linkstate import LinkStateFactory
     from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState, RunRecord
     from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
@@ -105,6 +97,24 @@ def start_runtime(client_app: ClientApp, num_clients: int, backend: dict[str, An
     state.task_store[TASK_ID] = Task(task_id=TASK_ID, run_id=run.run_id)
     grid = InMemoryGrid(state_factory=factory)
     grid.set_run(run)
+    return factory, grid, run
+
+
+def start_runtime(client_app: ClientApp, num_clients: int, backend: dict[str, Any]) -> Runtime:
+    """Start Flower's simulation runtime on Ray, with the server side left to the caller.
+
+    Flower's own entry points run the server in a thread, where signals do not arrive and an interrupted run
+    cannot end in order. Here the clients' side has the thread instead.
+
+    Args:
+      client_app: run by every client, in Ray's actors.
+      num_clients: number of nodes; node k has partition k.
+      backend: Flower's backend configuration.
+    """
+    from flwr.server.superlink.fleet.vce import vce_api
+    from flwr.server.superlink.fleet.vce.metrics import VceMetrics
+
+    factory, grid, run = new_link()
     stop, failures = threading.Event(), list[Exception]()
 
     def work() -> None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..privacy.ledger import read_entries
 from ..privacy.ledger import verify as verify_ledger
+from .display import console_for
 
 DAMAGED = 1
 
@@ -18,34 +18,34 @@ DAMAGED = 1
 def show(path: str) -> int:
     """Print every entry of a ledger; return the exit code."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("seq", "kind", "run", "round", "mechanism", "what", "hash"):
-        table.add_column(column, no_wrap=column != "what", overflow="fold")
+    for column in ("seq", "kind", "run", "round", "what", "hash"):
+        table.add_column(
+            column, no_wrap=column != "what", justify="right" if column in ("seq", "round") else "left"
+        )
     for entry in read_entries(Path(path)):
         run, number, mechanism = json.loads(entry.key) if entry.key else ("", "", "")
-        what = _what(entry.kind, json.loads(entry.payload))
-        table.add_row(str(entry.seq), entry.kind, str(run)[:8], str(number), mechanism, what, entry.hash[:12])
-    Console(soft_wrap=False).print(table)
+        what = _what(entry.kind, mechanism, json.loads(entry.payload))
+        table.add_row(str(entry.seq), entry.kind, str(run)[:8], str(number), what, entry.hash[:12])
+    console_for(120).print(table)
     return 0
 
 
-def _what(kind: str, payload: dict[str, Any]) -> str:
+def _what(kind: str, mechanism: str, payload: dict[str, Any]) -> str:
     if kind == "open":
         return f"{payload['unit']} level, {payload['adjacency']}, owner {str(payload['owner'])[:24]}"
     if kind == "reserve":
-        events: dict[str, dict[str, Any]] = payload["events"]
-        seen = {json.dumps(event): [] for event in events.values()}
-        for adversary, event in events.items():
-            seen[json.dumps(event)].append(adversary)
-        return (
-            "; ".join(f"{' '.join(who)}: {event}" for event, who in seen.items()) + f", rng {payload['rng']}"
-        )
+        seen_by: dict[str, list[str]] = {}
+        for adversary, event in payload["events"].items():
+            seen_by.setdefault(in_words(event), []).append(adversary)
+        costs = "; ".join(f"{event} to {', '.join(who)}" for event, who in seen_by.items())
+        return f"{mechanism}: {costs}; rng {payload['rng']}"
     return str(payload.get("proof", ""))
 
 
 def in_words(event: dict[str, Any]) -> str:
     """Return an event of a ledger as short text, such as ``Poisson(0.25, Gaussian(3.2192))``."""
     kind, inner = str(event["kind"]), event.get("event")
-    numbers = [f"{v:.5g}" for k, v in event.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    numbers = [f"{v:.5g}" for v in event.values() if isinstance(v, int | float) and not isinstance(v, bool)]
     parts = numbers + ([in_words(inner)] if isinstance(inner, dict) else [])
     return f"{kind.removesuffix('Sampled')}({', '.join(parts)})"
 
@@ -53,7 +53,7 @@ def in_words(event: dict[str, Any]) -> str:
 def verify(path: str) -> int:
     """Check every entry's hash and recompute epsilon with two accountants; return the exit code."""
     found = verify_ledger(Path(path))
-    console = Console()
+    console = console_for(120)
     if not found.ok:
         console.print(f"{path}: DAMAGED: {found.problem}", style="bold red")
         return DAMAGED

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -157,7 +157,7 @@ def _make_folder(run: Run, new: bool) -> None:
 
 
 @contextmanager
-def _open_ledger(run: Run) -> Iterator[Checkpoint | None]:
+def _open_ledger(run: Run) -> Generator[Checkpoint | None]:
     """Open the population's ledger, if clients are protected, and calibrate what it still affords."""
     federation = run.federation
     checkpoint = read(run.folder)

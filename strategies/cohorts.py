@@ -52,7 +52,7 @@ class Poisson:
         if self.rate == 1:
             return list(population)
         chosen = stream.uint64(len(population)) < np.uint64(int(self.rate * 2**64))
-        return [population[index] for index in np.flatnonzero(chosen)]
+        return [population[int(index)] for index in np.flatnonzero(chosen)]
 
     def expected_size(self, population: int) -> float:
         """Return rate * population."""
@@ -85,7 +85,7 @@ class Fixed:
                 "cohort.size", self.size, f"only {len(population)} clients are there; ask for fewer"
             )
         order = np.argsort(stream.uint64(len(population)), kind="stable")[: self.size]
-        return [population[index] for index in np.sort(order)]
+        return [population[int(index)] for index in np.sort(order)]
 
     def expected_size(self, population: int) -> float:
         """Return `size`."""

@@ -39,7 +39,7 @@ class MemoryArray(Array):
         self.__dict__["ndarray"] = ndarray
 
     @property
-    def data(self) -> bytes:
+    def data(self) -> bytes:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The array as .npy bytes, made on demand."""
         return Array.from_numpy_ndarray(self.__dict__["ndarray"]).data
 

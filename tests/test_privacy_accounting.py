@@ -406,3 +406,10 @@ def test_a_class_that_borrows_a_known_name_is_refused() -> None:
     impostor = type("GaussianDpEvent", (), {"noise_multiplier": 100.0})()
     with pytest.raises(Refusal):
         event_to_json(impostor)
+
+
+def test_many_rounds_of_little_loss_are_refined_although_their_sum_is_large() -> None:
+    rounds = SelfComposedDpEvent(PoissonSampledDpEvent(1e-3, GaussianDpEvent(0.888)), 20_000)
+    coarse = epsilon([rounds], 1e-6, interval=GATE_INTERVAL)
+    fine = epsilon([rounds], 1e-6, interval=PUBLISH_INTERVAL)
+    assert fine <= coarse <= 1.01 * fine

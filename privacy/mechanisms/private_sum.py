@@ -32,8 +32,11 @@ CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared 
 # Coordinates worked on at a time: 64 KiB of float64 stay in a core's cache, and OpenBLAS starts threads, which then
 # spin, for a dot product of more than 10 000.
 _BLOCK = 1 << 13
+_NOISE_BLOCK = (
+    1 << 16
+)  # coordinates whose noise is drawn at a time: the sampler's words then stay in the cache too
 
-Arrays = Mapping[str, NDArray[np.generic]]
+Arrays = Mapping[str, NDArray[np.floating]]
 Vector = NDArray[np.float64]  # whole numbers below 2^53 where the sum is private
 
 
@@ -136,7 +139,7 @@ def encode_rows(update: NDArray[np.floating], scalars: Arrays, spec: SumSpec) ->
         tail = [
             weight if s.name == "num-examples" else weight * scalars[s.name][:, None] for s in spec.scalars
         ]
-        return np.concatenate([wide * weight, *tail], axis=1)
+        return np.concatenate([wide * weight, *tail], axis=1).astype(np.float64, copy=False)
     norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     factors = np.minimum(1.0, spec.update_norm / np.maximum(norms, np.finfo(np.float64).tiny)) / spec.step
     tail = [
@@ -153,8 +156,9 @@ def _squared_norm(part: NDArray[np.generic]) -> float:
     total, room = 0.0, np.empty(min(part.size, _BLOCK))
     for start in range(0, part.size, _BLOCK):
         values = part[start : start + _BLOCK]
-        block = room[: values.size]
-        np.copyto(block, values, casting="unsafe")
+        block = values if values.dtype == np.float64 else room[: values.size]
+        if block is not values:
+            np.copyto(block, values, casting="unsafe")
         total += float(np.dot(block, block))
     return total
 
@@ -187,9 +191,17 @@ def shrink(vector: Vector, spec: SumSpec) -> None:
 
 def _weigh(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> Vector:
     weight = scalars["num-examples"]
-    parts = [np.ravel(value) * np.float64(weight) for value in update.values()]
-    tail = [weight if s.name == "num-examples" else weight * scalars.get(s.name, 0.0) for s in spec.scalars]
-    return np.concatenate([*parts, np.array(tail, np.float64)])
+    out = np.empty(sum(value.size for value in update.values()) + len(spec.scalars))
+    position = 0
+    for value in update.values():
+        segment = out[position : position + value.size]
+        np.copyto(segment, np.ravel(value), casting="unsafe")
+        segment *= weight
+        position += value.size
+    for scalar in spec.scalars:
+        out[position] = weight if scalar.name == "num-examples" else weight * scalars.get(scalar.name, 0.0)
+        position += 1
+    return out
 
 
 # --- add, noise and decode, at the server ----------------------------------------------------------------------
@@ -257,7 +269,11 @@ def add_noise(
     if spec.clipping_norm is None:
         raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")
     sigma = math.ceil(noise_multiplier * spec.cells)
-    return total + sample(sigma, total.size, stream), GaussianDpEvent(float(noise_multiplier))
+    noised = total.copy()
+    for start in range(0, total.size, _NOISE_BLOCK):
+        block = noised[start : start + _NOISE_BLOCK]
+        block += sample(sigma, block.size, stream)
+    return noised, GaussianDpEvent(float(noise_multiplier))
 
 
 def decode(

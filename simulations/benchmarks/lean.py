@@ -1,5 +1,7 @@
 """The floor: local training in a plain PyTorch loop, one model in place, no messages, no engine, no exact noise."""
 
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import torch
@@ -16,7 +18,7 @@ def run_lean(workload: str, size: Size, watch: Stopwatch, channels_last: bool) -
     model = build(workload)
     if channels_last:
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
-    parameters = list(model.parameters())
+    parameters: list[Tensor] = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     for number in range(size.rounds + 1):
         total = [torch.zeros_like(p) for p in start]
@@ -36,7 +38,7 @@ def run_lean(workload: str, size: Size, watch: Stopwatch, channels_last: bool) -
 
 def _train(
     model: nn.Module,
-    parameters: list[nn.Parameter],
+    parameters: list[Tensor],
     inputs: Tensor,
     targets: Tensor,
     layout: torch.memory_format,
@@ -50,7 +52,7 @@ def _train(
             torch._foreach_add_(parameters, gradients, alpha=-LEARNING_RATE)
 
 
-def _add_clipped(total: list[Tensor], parameters: list[nn.Parameter], start: list[Tensor]) -> None:
+def _add_clipped(total: list[Tensor], parameters: list[Tensor], start: list[Tensor]) -> None:
     with torch.no_grad():
         torch._foreach_sub_(parameters, start)
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parameters))))

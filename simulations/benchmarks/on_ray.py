@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
@@ -17,7 +18,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from ..flower_adapter import quiet_flower
 from .ours import app_of, play
 from .stopwatch import Stopwatch
-from .workload import BATCH_SIZE, CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER, Size, build, examples_of
+from .workload import (
+    BATCH_SIZE,
+    CLIPPING_NORM,
+    IDLE,
+    IDLE_STEP,
+    LEARNING_RATE,
+    NOISE_MULTIPLIER,
+    Size,
+    build,
+    examples_of,
+)
 
 _ACTORS = 2
 _BACKEND: dict[str, Any] = {
@@ -45,7 +56,7 @@ def run_same_apps(workload: str, size: Size, watch: Stopwatch) -> None:
 
 
 def run_stock(workload: str, size: Size, watch: Stopwatch) -> None:
-    """Run a stock Flower app under Flower's own clipping and noise at the server."""
+    """Run a stock Flower app under Flower's own clipping and noise at the server; idle clients under FedAvg alone."""
     server = ServerApp()
 
     @server.main()
@@ -89,7 +100,11 @@ def _stock_app(workload: str) -> ClientApp:
         arrays = message.content.array_records["arrays"]
         inputs, targets = examples_of(workload, client)
         loss = 0.0
-        if not workload.startswith("idle"):
+        if workload in IDLE:
+            arrays = ArrayRecord(
+                {name: Array(np.add(a.numpy(), np.float32(IDLE_STEP))) for name, a in arrays.items()}
+            )
+        else:
             model = build(workload)
             model.load_state_dict(arrays.to_torch_state_dict())
             loader = DataLoader(TensorDataset(inputs, targets), batch_size=BATCH_SIZE, shuffle=True)

@@ -27,10 +27,11 @@ from ...server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ...server.rounds import Loop, State, run_rounds
 from ...strategies.cohorts import Fixed
 from ...strategies.registry import make_strategy
+from ...strategies.wire import memory_arrays, view
 from ..engine import InProcessGrid
 from ..flower_adapter import quiet_flower
 from .stopwatch import Stopwatch
-from .workload import BATCH_SIZE, CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER, Size, build
+from .workload import BATCH_SIZE, CLIPPING_NORM, IDLE, IDLE_STEP, LEARNING_RATE, NOISE_MULTIPLIER, Size, build
 
 _MODULE = "fedveil.simulations.benchmarks.made_task"
 _SEED = 5
@@ -49,14 +50,15 @@ def settings_of(workload: str, size: Size) -> str:
 
 
 def app_of(workload: str, size: Size) -> ClientApp:
-    """Return the package's ClientApp; for an idle workload, one that sends back what it received."""
-    if not workload.startswith("idle"):
+    """Return the package's ClientApp; for an idle workload, one that adds a constant to what it received."""
+    if not workload in IDLE:
         return make_client_app(partial(_told, settings_of(workload, size)))
     app = ClientApp()
 
     @app.train(mods=[private_update])
     def train(message: Message, context: Context) -> Message:
-        arrays = next(iter(message.content.array_records.values()))
+        received = next(iter(message.content.array_records.values()))
+        arrays = memory_arrays({name: np.add(view(a), np.float32(IDLE_STEP)) for name, a in received.items()})
         metrics = MetricRecord({"num-examples": 1, TRAIN_LOSS: 0.0})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
@@ -74,7 +76,7 @@ def run_ours(workload: str, size: Size, watch: Stopwatch, workers: int) -> None:
     quiet_flower()
     torch.set_num_threads(1)
     together: Any = None
-    if not workload.startswith("idle"):
+    if not workload in IDLE:
         bench = workbench(settings_of(workload, size))
         together = partial(sum_cohort, bench) if can_vectorise(bench) else None
     grid = InProcessGrid(app_of(workload, size), size.clients, {}, workers=workers, cohort_function=together)
@@ -85,7 +87,10 @@ def run_ours(workload: str, size: Size, watch: Stopwatch, workers: int) -> None:
 
 
 def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
-    """Run the rounds on any grid: Flower's FedAvg behind the private sum, with a ledger on this machine's disk."""
+    """Run the rounds on any grid: Flower's FedAvg behind the private sum, with a ledger on this machine's disk.
+
+    Idle clients are summed without privacy, so that what is measured is the engine.
+    """
     cohort = Fixed(size.cohort)
     budget = Budget(Unit.CLIENT, _WITHOUT_LIMIT, 1e-5)
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, cohort, CLIPPING_NORM, size.rounds + 1, NOISE_MULTIPLIER)
@@ -105,7 +110,7 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
             grid,
             cohort,
             size.clients,
-            privacy=ClientPrivacy(plan, ledger, _METRICS_SHARE),
+            privacy=None if workload in IDLE else ClientPrivacy(plan, ledger, _METRICS_SHARE),
             scalars=(Scalar(TRAIN_LOSS, _LOSS_BOUND),),
             randomness=Randomness(_SEED),
         )

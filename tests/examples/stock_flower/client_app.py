@@ -2,6 +2,7 @@
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+
 from stock_flower.task import Net, load_data
 from stock_flower.task import test as test_fn
 from stock_flower.task import train as train_fn

@@ -19,9 +19,15 @@ class Net(nn.Module):
         return self.fc2(torch.relu(self.fc1(x)))
 
 
+digits = None  # Cache the dataset
+
+
 def load_data(partition_id: int, num_partitions: int):
     """Load one partition of the digits: training data and test data."""
-    digits = load_digits()
+    # Only initialize the dataset once
+    global digits
+    if digits is None:
+        digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     mine = order[partition_id::num_partitions]
     x = torch.tensor(digits.data[mine] / 16, dtype=torch.float32)

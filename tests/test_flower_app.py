@@ -1,0 +1,70 @@
+"""Somebody else's Flower app: as it is, and after the edits that docs/flower-app.md shows."""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedveil.privacy.ledger import read_entries, verify
+from fedveil.simulations.engine import InProcessGrid
+
+DOCUMENTED: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "examples" / "documented.py"))
+EDITS = DOCUMENTED["documented_edits"]()
+CONFIG = DOCUMENTED["RUN_CONFIG"]
+CLIENTS = 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own, where the app leaves its model and its ledger."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(folder: Path, edits: list[Any], name: str = "app") -> None:
+    torch.manual_seed(0)
+    DOCUMENTED["write_app"](folder / name, edits)
+    app = DOCUMENTED["import_app"](folder / name)
+    app.run(InProcessGrid(app.client, CLIENTS, CONFIG))
+
+
+def with_budget(edits: list[Any], epsilon: str) -> list[Any]:
+    return [
+        replace(e, after=e.after.replace("target_epsilon=8.0", f"target_epsilon={epsilon}")) for e in edits
+    ]
+
+
+def test_the_page_edits_both_halves_of_the_app() -> None:
+    assert [edit.file for edit in EDITS] == ["client_app.py"] * 2 + ["server_app.py"] * 2
+
+
+def test_the_stock_app_learns_without_privacy(folder: Path) -> None:
+    run(folder, [])
+    assert DOCUMENTED["accuracy"](folder / "final_model.pt") > 0.8
+    assert not (folder / "population.ledger").exists()
+
+
+def test_the_edited_app_spends_its_budget_and_a_second_run_no_more_than_that(folder: Path) -> None:
+    rounds = CONFIG["num-server-rounds"]
+    for name, expected in (("first", rounds), ("second", 2 * rounds)):
+        run(folder, EDITS, name)
+        report = verify(folder / "population.ledger")
+        assert report.ok
+        assert 7.9 < report.epsilon <= 8.0
+        reserved = [entry for entry in read_entries(folder / "population.ledger") if entry.kind == "reserve"]
+        assert len(reserved) == expected
+
+
+def test_with_little_noise_the_edited_app_learns_what_the_stock_app_learns(folder: Path) -> None:
+    run(folder, with_budget(EDITS, "1e5"))
+    assert DOCUMENTED["accuracy"](folder / "final_model.pt") > 0.7
+
+
+def test_without_the_mod_nothing_of_a_client_enters_the_sum(folder: Path) -> None:
+    """Who forgets the mod gets a model that is noise on the start, not one that leaks."""
+    server_only = [edit for edit in with_budget(EDITS, "1e5") if edit.file == "server_app.py"]
+    run(folder, server_only)
+    assert DOCUMENTED["accuracy"](folder / "final_model.pt") < 0.4

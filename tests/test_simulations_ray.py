@@ -1,0 +1,131 @@
+"""``engine=ray``: the same apps on Flower's own runtime. Ray starts once for all tests of this file."""
+
+import gc
+import os
+import runpy
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedveil.configs.schema import EngineSettings
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger import verify
+from fedveil.simulations.deadline import LATE, within
+from fedveil.simulations.ray_engine import ray_grid
+from fedveil.simulations.run import simulate
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'fedveil[ray]'"),
+    # Ray leaves files and pipes of the processes it starts to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+DOCUMENTED: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "examples" / "documented.py"))
+SETTINGS = EngineSettings(name="ray", deadline=20.0, num_cpus=1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_starts_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep Ray running between the tests; its workers find the documented app on their path."""
+    import ray
+
+    folder = tmp_path_factory.mktemp("documented")
+    DOCUMENTED["write_app"](folder, DOCUMENTED["documented_edits"]())
+    with pytest.MonkeyPatch.context() as patch:
+        shutdown = ray.shutdown
+        patch.setattr(ray, "shutdown", lambda: None)
+        patch.setenv("PYTHONPATH", str(folder))
+        yield folder
+        shutdown()
+        gc.collect()
+
+
+def model_of(folder: Path, *overrides: str) -> tuple[bytes, dict[str, Any]]:
+    common = [
+        "task=digits",
+        "task.num_clients=20",
+        "num_rounds=3",
+        "faults.dropout=0.1",
+        "faults.corrupt=0.1",
+    ]
+    outcome = simulate(settings_from_overrides([*common, *overrides]), folder, quiet=True)
+    return (folder / "model.safetensors").read_bytes(), outcome.result
+
+
+def test_ray_and_the_in_process_engine_train_the_same_model_bit_for_bit(tmp_path: Path) -> None:
+    """Faults keep the in-process engine from training the cohort at once, which is equal to tolerance only."""
+    here, expected = model_of(tmp_path / "here")
+    ray, result = model_of(tmp_path / "ray", "engine=ray", "engine.num_cpus=1")
+    assert ray == here
+    assert sum(expected["dropped"].values()) > 0
+    for key in ("status", "rounds_completed", "privacy", "metrics", "dropped", "noise_multiplier"):
+        assert result[key] == expected[key]
+
+
+def test_an_interrupted_run_ends_in_order(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def interrupt_after_a_round() -> None:
+        end = time.monotonic() + 60
+        while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_after_a_round, daemon=True).start()
+    overrides = ["engine=ray", "engine.num_cpus=1", "task=digits", "task.num_clients=20", "num_rounds=200"]
+    outcome = simulate(settings_from_overrides(overrides), tmp_path, quiet=True)
+    assert outcome.exit_code == 130
+    assert 0 < outcome.result["rounds_completed"] < 200
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_late_and_a_failing_client_answer_with_an_error_and_a_failing_server_is_heard() -> None:
+    app = ClientApp()
+
+    @app.train(mods=[within(1.0)])
+    def train(message: Message, context: Context) -> Message:
+        match context.node_config["partition-id"]:
+            case 0:
+                time.sleep(30)
+            case 1:
+                raise RuntimeError("down")
+        return Message(RecordDict({"m": MetricRecord({"client": 2})}), reply_to=message)
+
+    codes: dict[int, int] = {}
+    with pytest.raises(ArithmeticError, match="of the server"), ray_grid(app, 3, SETTINGS) as grid:
+        nodes = list(grid.get_node_ids())
+        assert nodes == [2, 3, 4]
+        for node in nodes:
+            (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")], timeout=20.0)
+            codes[node - 2] = reply.error.code if reply.has_error() else 0
+        raise ArithmeticError("of the server")
+    assert codes[0] == LATE
+    assert codes[1] not in (0, LATE)
+    assert codes[2] == 0
+
+
+def test_a_runtime_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here: more CPUs for a client than there are."""
+    monkeypatch.setattr("fedveil.simulations.ray_engine.CLIENT_RESOURCES", {"num_cpus": 64, "num_gpus": 0.0})
+    with pytest.raises(RuntimeError, match="runtime failed"), ray_grid(ClientApp(), 3, SETTINGS) as grid:
+        list(grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=20.0))
+
+
+def test_the_documented_app_runs_on_ray(
+    ray_starts_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = DOCUMENTED["import_app"](ray_starts_once)
+    with ray_grid(app.client, 20, SETTINGS) as grid:
+        app.run(grid)
+    assert 7.9 < verify(tmp_path / "population.ledger").epsilon <= 8.0
+    assert (tmp_path / "final_model.pt").exists()

@@ -1,0 +1,69 @@
+"""What users install: the wheel holds the rooms and nothing else, and works away from the tree."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("privacy", "strategies", "client", "server", "simulations", "configs")
+NOT_SHIPPED = "simulations/quickstart/"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
+    return next(folder.glob("*.whl"))
+
+
+def tree() -> set[str]:
+    files = {"fedveil/__init__.py", "fedveil/__main__.py", "fedveil/py.typed"}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*"):
+            name = path.relative_to(ROOT).as_posix()
+            wanted = path.suffix == ".py" or (path.suffix == ".yaml" and room == "configs")
+            if wanted and not name.startswith(NOT_SHIPPED):
+                files.add(f"fedveil/{name}")
+    return files
+
+
+def test_the_wheel_is_the_tree(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert packed == tree()
+
+
+def test_the_wheel_works_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    where = "import fedveil; print(fedveil.__file__)"
+    run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": True}
+    assert str(site) in subprocess.run([sys.executable, "-c", where], **run).stdout
+    shown = subprocess.run([sys.executable, "-m", "fedveil", "simulate", "--cfg", "job"], **run)
+    assert "num_rounds: 100" in shown.stdout
+
+
+def test_importing_the_face_or_privacy_loads_no_torch() -> None:
+    probe = (
+        "import sys, fedveil, fedveil.privacy;"
+        "print([m for m in ('torch', 'flwr', 'hydra', 'ray', 'dp_accounting', 'matplotlib') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_a_client_needs_neither_hydra_nor_plots_nor_ray() -> None:
+    probe = (
+        "import sys, fedveil.client.app, fedveil.client.dp_sgd;"
+        "print([m for m in ('hydra', 'omegaconf', 'ray', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip().splitlines()[-1] == "[]"
