@@ -64,6 +64,8 @@ def _configured(verb: str, argv: Sequence[str]) -> int:
         return REFUSED
     from .simulations import launch
 
+    # A user's own task or strategy lies in the folder of the command; last, so that it shadows nothing.
+    sys.path.append(os.getcwd())
     return launch.plan(argv) if verb == "plan" else launch.simulate(argv)
 
 

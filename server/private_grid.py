@@ -174,13 +174,17 @@ class PrivateGrid(Grid):
         """Continue after round `number`, which an earlier process finished."""
         self._reserved = self._finished = number
 
+    def draw(self, number: int) -> list[int]:
+        """Return the cohort of round `number`; where the randomness is seeded, the same one at every call."""
+        return self._cohort.draw(list(self.get_node_ids()), self._randomness.stream("cohort", number))
+
     def reserve(self, number: int) -> None:
         """Draw the cohort of round `number` and reserve its release, durably, before anything is configured.
 
         Raises:
           BudgetExhausted: the release does not fit; nothing was written and nothing will be sent.
         """
-        self.drawn = self._cohort.draw(list(self.get_node_ids()), self._randomness.stream("cohort", number))
+        self.drawn = self.draw(number)
         if self._privacy is not None:
             self._privacy.ledger.reserve(self._release(number))
         self._reserved = number

@@ -21,11 +21,13 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ..privacy.ledger import BudgetExhausted
-from ..strategies.wire import memory_arrays, view
+from ..strategies.wire import BUDGET_SPENT, DROP_REASONS, memory_arrays, view
 from .checkpoint import strategy_state
 from .private_grid import PrivateGrid, Round
 
 Arrays = dict[str, NDArray[np.generic]]
+
+BUDGET_REASON = DROP_REASONS[BUDGET_SPENT]
 
 
 class Status(StrEnum):
@@ -79,7 +81,6 @@ class Loop:
 def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
     """Run the rounds after `state.round` and return the last state, whatever ended them."""
     grid.skip_to(state.round)
-    released = 0
     with interruption() as interrupted:
         while state.round < loop.num_rounds:
             if interrupted.is_set():
@@ -89,10 +90,17 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
             except BudgetExhausted as spent:
                 return Ending(Status.EXHAUSTED, str(spent), state)
             state = _run_round(grid, loop, state)
-            released += grid.rounds[-1].replies
-    if released == 0 and grid.rounds:
-        return Ending(Status.FAILED, "no client ever replied", state)
-    return Ending(Status.COMPLETED, f"{loop.num_rounds} rounds", state)
+    return _ending(grid, state)
+
+
+def _ending(grid: PrivateGrid, state: State) -> Ending:
+    """Return how a run ended that was not stopped: in vain, if clients were invited and not one replied."""
+    reasons = {reason for done in grid.rounds for reason in done.dropped}
+    if not reasons or any(done.replies for done in grid.rounds):
+        return Ending(Status.COMPLETED, f"{state.round} rounds", state)
+    if reasons == {BUDGET_REASON}:
+        return Ending(Status.EXHAUSTED, "the budget of every client that was invited is spent", state)
+    return Ending(Status.FAILED, f"no client ever replied ({', '.join(sorted(reasons))})", state)
 
 
 def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> State:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ACCURACY = "#1b6ca8"
 EPSILON = "#c1440e"
@@ -18,21 +21,32 @@ def draw(history: list[dict[str, Any]], path: Path, title: str) -> None:
 
     rounds = [row["round"] for row in history]
     figure, left = plt.subplots(figsize=(7, 4), dpi=120)
-    name = "accuracy" if "accuracy" in history[-1] else next(k for k in history[-1] if k not in ("round",))
+    name = "accuracy" if "accuracy" in history[-1] else next(k for k in history[-1] if k != "round")
     left.plot(rounds, [row[name] for row in history], color=ACCURACY)
     left.set_xlabel("round")
     left.set_ylabel(f"held-out {name}", color=ACCURACY)
     left.grid(alpha=0.25)
-    right = left.twinx()
-    for unit, style in (("client", "-"), ("record", "--")):
-        values = [row.get(f"epsilon_{unit}") for row in history]
-        if all(isinstance(value, float) for value in values):
-            right.plot(rounds, values, color=EPSILON, linestyle=style, label=f"{unit} level")
-    right.set_ylabel("epsilon spent", color=EPSILON)
-    right.set_ylim(bottom=0)
-    if right.get_legend_handles_labels()[0]:
-        right.legend(loc="lower right", frameon=False)
     left.set_title(title, fontsize=10)
+    _draw_epsilon(left, rounds, history)
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+
+
+def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) -> None:
+    units = ("client", "record")
+    finite: dict[str, list[float]] = {
+        unit: [row[f"epsilon_{unit}"] for row in history]
+        for unit in units
+        if all(isinstance(row.get(f"epsilon_{unit}"), float) for row in history)
+    }
+    if not finite:
+        return
+    right = left.twinx()
+    for (unit, values), style in zip(finite.items(), ("-", "--"), strict=False):
+        right.plot(rounds, values, color=EPSILON, linestyle=style, label=f"{unit} level")
+    only = f" ({next(iter(finite))} level)" if len(finite) == 1 else ""
+    right.set_ylabel(f"epsilon spent{only}", color=EPSILON)
+    right.set_ylim(bottom=0)
+    if len(finite) > 1:
+        right.legend(loc="lower right", frameon=False)

@@ -148,3 +148,8 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Print one line of warning to stderr."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Print one line of a person's report."""
+    print(text, flush=True)

@@ -23,10 +23,11 @@ from ..configs.schema import (
     RecordAndClient,
     SimulationSettings,
 )
-from ..privacy.budget import Adversary, Budget, Unit
+from ..privacy.budget import Adjacency, Adversary, Budget, Unit
 from ..privacy.mechanisms.private_sum import Scalar
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.planning import Plan
+from ..privacy.refusal import Refusal
 from ..strategies.cohorts import All, Cohort, Fixed, Poisson, likely_participations
 from ..strategies.wire import WEIGHT
 from .display import warn
@@ -108,8 +109,13 @@ class Federation:
         f = self.settings.faults
         return Faults(f.dropout, f.failure, f.straggler, f.corrupt)
 
-    def client_plan(self, prior: tuple[DpEvent, ...] = ()) -> Plan | None:
-        """Return the calibrated plan of the client level, given what the ledger already holds."""
+    @property
+    def metrics_share(self) -> float:
+        """What clients pay for their metrics out of the client level's norm."""
+        return self.client.metrics_share if self.client else 0.0
+
+    def client_plan(self, prior: tuple[DpEvent, ...] = (), num_rounds: int | None = None) -> Plan | None:
+        """Return the calibrated plan of the client level for these rounds, given what the ledger already holds."""
         if self.client is None:
             return None
         plan = Plan(
@@ -117,7 +123,7 @@ class Federation:
             adjacency=self.client.adjacency,
             sampling=self.cohort,
             clipping_norm=self.client.clipping_norm,
-            num_rounds=self.settings.num_rounds,
+            num_rounds=num_rounds or self.settings.num_rounds,
             noise_multiplier=self.client.noise_multiplier,
             adversaries=CLIENT_ADVERSARIES,
         )
@@ -211,6 +217,7 @@ def build(settings: SimulationSettings) -> Federation:
     )
     check_cohort(settings, task.num_clients)
     cohort = _cohort(settings.cohort)
+    _check_adjacency(settings)
     private = not isinstance(settings.privacy, NoPrivacy)
     if private:
         check_seed(settings, task.simulated)
@@ -218,6 +225,21 @@ def build(settings: SimulationSettings) -> Federation:
     if warning:
         warn(warning)
     return Federation(settings, task, cohort, seed if task.simulated or not private else None)
+
+
+def _check_adjacency(settings: SimulationSettings) -> None:
+    """Refuse what would make a public number depend on how many units there are, where that is the secret."""
+    privacy = settings.privacy
+    levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
+    for level in levels:
+        if isinstance(level, NoPrivacy) or level.adjacency is not Adjacency.ADD_OR_REMOVE_ONE:
+            continue
+        if isinstance(level, Record):
+            remedy = "a client's sampling rate tells how many records it has; use zero-out"
+            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
+        if settings.cohort.name == "fixed":
+            remedy = "a fixed cohort replaces whoever leaves; use cohort=poisson, or zero-out"
+            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
 
 
 def _as(kind: type[T], value: object) -> T | None:

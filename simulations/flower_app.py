@@ -82,7 +82,5 @@ def main(grid: Grid, context: Context) -> None:
         raise Refusal("resume", settings.resume, "flwr run starts runs; fedveil simulate resumes them")
     clients = build(settings).task.num_clients
     outcome = simulate(settings, folder, grid=FlowerGrid(grid, clients, settings.engine.deadline))
-    result = outcome.result
-    print(f"{result['status']} ({result['reason']}); results: {folder}", flush=True)
-    if result["status"] == Status.FAILED:
-        raise RuntimeError(result["reason"])
+    if outcome.result["status"] == Status.FAILED:
+        raise RuntimeError(outcome.result["reason"])

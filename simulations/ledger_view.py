@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from ..privacy.ledger import read_entries
 from ..privacy.ledger import verify as verify_ledger
@@ -25,7 +26,8 @@ def show(path: str) -> int:
     for entry in read_entries(Path(path)):
         run, number, mechanism = json.loads(entry.key) if entry.key else ("", "", "")
         what = _what(entry.kind, mechanism, json.loads(entry.payload))
-        table.add_row(str(entry.seq), entry.kind, str(run)[:8], str(number), what, entry.hash[:12])
+        cells = (str(entry.seq), entry.kind, str(run)[:8], str(number), what, entry.hash[:12])
+        table.add_row(*map(Text, cells))  # as it stands: a ledger's text is nobody's markup
     console_for(120).print(table)
     return 0
 

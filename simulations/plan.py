@@ -16,6 +16,7 @@ from ..configs.schema import SimulationSettings
 from ..privacy.budget import Adversary, Budget
 from ..privacy.planning import Plan
 from ..strategies.cohorts import likely_participations
+from .display import console_for
 from .federation import UNLIMITED_EPSILON, Federation, build
 from .report import EVERYBODY
 
@@ -28,11 +29,13 @@ WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 2
 def show_plan(settings: SimulationSettings) -> int:
     """Print the plan and return the exit code."""
     federation = build(settings)
-    console = Console()
+    console = console_for(100)
     plans = list(plans_of(federation))
     if not plans:
         console.print("privacy=none: nothing is hidden from anybody; epsilon is infinite.", style="red")
-    for plan, budget, rounds in plans:
+    for number, (plan, budget, rounds) in enumerate(plans):
+        if number:
+            console.print()
         _show(console, federation, plan, budget, rounds)
     return 0
 
@@ -63,24 +66,28 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
     unlimited = budget.target_epsilon >= UNLIMITED_EPSILON
     target = "no target" if unlimited else f"epsilon {budget.target_epsilon:g}"
     console.print(
-        f"\n[bold]Unit: one {plan.unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
+        f"[bold]Unit: one {plan.unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )
     console.print(
-        f"noise_multiplier {plan.noise_multiplier:.4f} (noise / sensitivity), clip {plan.clipping_norm:g}, ",
-        end="",
+        f"noise_multiplier {plan.noise_multiplier:.4f} (noise / sensitivity), clip {plan.clipping_norm:g}, "
+        f"sampling: {plan.sampling.name}"
     )
-    console.print(f"sampling: {plan.sampling.name}")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(
-        "rounds" if plan.unit == "client" else "rounds one client takes part in", justify="right"
-    )
+    table.add_column("rounds", justify="right")
     for adversary in EVERYBODY:
         table.add_column(f"epsilon to {adversary}", justify="right")
     for mark, value in curve(plan, budget.target_delta, rounds):
         table.add_row(str(mark), *(_cell(plan, adversary, value) for adversary in EVERYBODY))
     console.print(table)
+    if plan.unit == "record":
+        console.print(
+            f"Rounds are those that one client takes part in, likely at most {rounds} of the run's "
+            f"{federation.settings.num_rounds}."
+        )
     if not unlimited:
-        console.print(f"At this noise the budget affords {plan.affordable_rounds(budget)} rounds.")
+        affordable = plan.affordable_rounds(budget)
+        ends = "; the run ends there" if affordable < rounds else ""
+        console.print(f"At this noise the budget affords {affordable} rounds{ends}.")
     for sentence in warnings_for(federation, plan, budget):
         console.print(sentence, style="yellow")
 

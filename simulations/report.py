@@ -6,18 +6,21 @@ import math
 import platform
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
-from ..privacy.accounting import PUBLISH_INTERVAL, accountant_name, epsilon
-from ..privacy.budget import Adjacency, Adversary, Unit
+from ..client.app import fingerprint, record_plan
+from ..client.settings import ClientSettings
+from ..privacy.accounting import GATE_INTERVAL, PUBLISH_INTERVAL, accountant_name, epsilon
+from ..privacy.budget import Adjacency, Adversary, Budget, Unit
 from ..privacy.ledger import Ledger
 from ..privacy.ledger_book import Book
 from ..privacy.ledger_store import Chain
+from ..privacy.planning import Plan
 from .federation import CLIENT_ADVERSARIES, Federation
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
@@ -52,17 +55,70 @@ class Spent:
         }
 
 
-def spent(federation: Federation, ledger: Ledger | None, client_ledgers: Path | None) -> list[Spent]:
+@dataclass
+class RecordMeter:
+    """Counts who took part, to say while a run goes on what the client that took part most often has revealed.
+
+    It says so for a client with the fewest records, whose every round costs most.
+
+    Attributes:
+      plan: of one round at that client.
+      budget: of its ledger, which refuses what the budget does not afford.
+      prior: what the ledger that is spent most held before this run.
+    """
+
+    plan: Plan
+    budget: Budget
+    prior: tuple[DpEvent, ...] = ()
+    _rounds: dict[int, int] = field(default_factory=dict[int, int])
+    _known: dict[int, float] = field(default_factory=dict[int, float])
+    _affordable: int | None = None
+
+    def add(self, clients: Sequence[int]) -> None:
+        """Count one more round for each of these clients."""
+        for client in clients:
+            self._rounds[client] = self._rounds.get(client, 0) + 1
+
+    def epsilon(self) -> float:
+        """Return the epsilon of whoever took part most often, with the gate's discretisation."""
+        if self._affordable is None:
+            self._affordable = self.plan.affordable_rounds(self.budget, self.prior)
+        most = min(self._affordable, max(self._rounds.values(), default=0))
+        if most not in self._known:
+            events = [*self.prior, *[self.plan.event()] * most]
+            self._known[most] = epsilon(
+                events, self.budget.target_delta, self.budget.adjacency, GATE_INTERVAL
+            )
+        return self._known[most]
+
+
+def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:
+    """Return the meter of a run that is about to begin, if records are protected."""
+    if federation.record is None or client.record is None:
+        return None
+    budget = client.record.budget()
+    plan = record_plan(client.record, federation.sizes[0], client)
+    if federation.task.simulated:
+        return RecordMeter(plan, budget)
+    paths = client_ledgers(federation, Path(client.record.ledger_dir))
+    distinct = {tuple(read_events(path, Adversary.MODEL)) for path in paths}
+
+    def cost(events: tuple[DpEvent, ...]) -> float:
+        return epsilon(events, budget.target_delta, budget.adjacency, GATE_INTERVAL)
+
+    return RecordMeter(plan, budget, max(distinct, key=cost, default=()))
+
+
+def spent(federation: Federation, ledger: Ledger | None, client_ledgers: Sequence[Path]) -> list[Spent]:
     """Return what every unit has revealed to every adversary, at the accountant's finest setting.
 
     Args:
       federation: the parts.
       ledger: the population's, if clients are protected in the sum.
-      client_ledgers: the folder of the clients' own ledgers, if records are protected.
+      client_ledgers: the clients' own, if records are protected.
     """
     rows: list[Spent] = []
     if federation.record is not None:
-        assert client_ledgers is not None
         rows += _record_rows(federation, client_ledgers)
     if federation.client is not None:
         assert ledger is not None
@@ -87,14 +143,12 @@ def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
     return rows
 
 
-def _record_rows(federation: Federation, client_ledgers: Path) -> list[Spent]:
+def _record_rows(federation: Federation, client_ledgers: Sequence[Path]) -> list[Spent]:
     """Return the maximum over the clients: clients hold different records, so their losses compose in parallel."""
     record = federation.record
     assert record is not None
-    worst = max(
-        (epsilon(events, record.target_delta, record.adjacency) for events in _each(client_ledgers)),
-        default=0.0,
-    )
+    distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
+    worst = max((epsilon(each, record.target_delta, record.adjacency) for each in distinct), default=0.0)
     name = accountant_name(record.target_delta, record.adjacency, PUBLISH_INTERVAL)
     return [
         Spent(
@@ -111,8 +165,15 @@ def _record_rows(federation: Federation, client_ledgers: Path) -> list[Spent]:
     ]
 
 
-def _each(folder: Path) -> list[Sequence[DpEvent]]:
-    return [read_events(path, Adversary.MODEL) for path in sorted(folder.glob("*.ledger"))]
+def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
+    """Return those ledgers in `folder` that belong to this federation's clients; beside real data others live there."""
+    if folder is None:
+        return []
+    if federation.task.simulated:
+        return sorted(folder.glob("*.ledger"))
+    clients = range(federation.task.num_clients)
+    names = {fingerprint(federation.task.client_data(client)) for client in clients}
+    return sorted(path for name in names if (path := folder / f"{name[:32]}.ledger").exists())
 
 
 def read_events(path: Path, adversary: Adversary) -> Sequence[DpEvent]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,27 +17,29 @@ import torch
 from flwr.app import Context
 from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from ..client.app import SETTINGS_KEY, make_client_app, record_plan, workbench
-from ..client.settings import ClientSettings
+from ..client.app import SETTINGS_KEY, make_client_app, workbench
 from ..client.training import load_arrays, read_arrays
 from ..configs.schema import SimulationSettings
-from ..privacy.accounting import GATE_INTERVAL, epsilon
 from ..privacy.budget import Adversary
-from ..privacy.ledger import Ledger
+from ..privacy.ledger import Ledger, LedgerUnavailable
+from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
-from ..server.checkpoint import Checkpoint, read, restore_strategy, write, write_durably
+from ..server.checkpoint import read, restore_strategy
 from ..server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ..server.rounds import Ending, Loop, State, Status, run_rounds
 from ..strategies.registry import make_strategy
+from . import recording
 from .deadline import within
-from .display import Display, Line
+from .display import Display, Line, say, warn
 from .engine import InProcessGrid
 from .faults import inject
 from .federation import Federation, build
 from .flower_adapter import quiet_flower
-from .report import spent, versions
+from .recording import Run, Saved
+from .report import record_meter
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -56,82 +56,50 @@ class Outcome:
     folder: Path
 
 
-@dataclass
-class Run:
-    """A run in progress: its parts, its folder, and what it has recorded so far."""
-
-    federation: Federation
-    folder: Path
-    name: str
-    client: ClientSettings
-    ledger: Ledger | None = None
-    privacy: ClientPrivacy | None = None
-    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    participations: dict[int, int] = field(default_factory=dict[int, int])
-    ending: Ending | None = None
-
-
-def simulate(settings: SimulationSettings, folder: Path, quiet: bool = False) -> Outcome:
+def simulate(
+    settings: SimulationSettings, folder: Path, quiet: bool = False, grid: Grid | None = None
+) -> Outcome:
     """Run the federation that the settings describe and leave its results in `folder`.
 
     Args:
       settings: validated.
       folder: the run folder; with `settings.resume` the run goes on in the resumed one.
       quiet: show nothing.
+      grid: reaches the clients; None starts the engine that the settings name.
     Raises:
-      Refusal: before anything is written or spent.
+      Refusal: before anything is spent.
     """
     quiet_flower()
     torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
     begin = time.monotonic()
     folder = Path(settings.resume) if settings.resume else folder
-    federation = build(settings)
-    run = _prepare(federation, folder, read_name(folder) if settings.resume else None)
-    handler = _log_clients(run.folder)
-    with closing(handler), _open_ledger(run) as checkpoint:
-        grid_run = partial(_run_on, run, checkpoint, quiet)
-        if settings.engine.name == "ray":
-            _on_ray(run, grid_run)
-        else:
-            _in_process(run, grid_run)
+    saved = recording.read_saved(folder) if settings.resume else None
+    run = _prepare(build(settings), folder, saved)
+    with _opened(run, saved), _client_log(folder):
+        _on_engine(run, partial(_run_on, run, quiet), grid)
         assert run.ending is not None
-        result = _finish(run, run.ending, time.monotonic() - begin)
-    return Outcome(EXIT_CODES[run.ending.status], result, folder)
+        result = recording.finish(run, run.ending, time.monotonic() - begin, title_of(run.federation))
+    status = Status(result["status"])
+    if not quiet:
+        tell = warn if status is Status.FAILED else say
+        tell(f"{status}: {result['reason']}; results: {folder}")
+    return Outcome(EXIT_CODES[status], result, folder)
 
 
 # --- before the first round -------------------------------------------------------------------------------------
 
 
-def read_name(folder: Path) -> str:
-    """Return the name under which an earlier run stands on its ledgers."""
-    try:
-        return str(json.loads((folder / "run.json").read_text())["run"])
-    except (OSError, ValueError, KeyError) as problem:
-        raise Refusal(
-            "resume", str(folder), f"its run.json cannot be read ({problem}); start a new run"
-        ) from problem
-
-
-def _prepare(federation: Federation, folder: Path, name: str | None) -> Run:
+def _prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
+    if saved is None:
+        recording.require_free(folder)
     client = federation.client_settings(folder)
     if federation.record is not None:
         _ = workbench(client.to_json()).model  # refuses a model that DP-SGD cannot train
     make_strategy_of(federation)
-    run = Run(federation, folder, name or uuid.uuid4().hex, client)
-    if name is not None and federation.seed is None:
-        # Noise of the system's generator cannot be repeated: the resumed part is charged as a run of its own.
-        run.name = uuid.uuid4().hex
-    _make_folder(run, new=name is None)
-    return run
-
-
-def _log_clients(folder: Path) -> logging.Handler:
-    """Let simulated clients write what failed, which a real client keeps to itself, into the run folder."""
-    handler = logging.FileHandler(folder / "clients.log", delay=True)
-    logger = logging.getLogger("fedveil.client")
-    logger.addHandler(handler)
-    logger.propagate = False
-    return handler
+    # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own.
+    name = saved.name if saved and federation.seed is not None else uuid.uuid4().hex
+    checkpoint = read(folder) if saved else None
+    return Run(federation, folder, name, client, checkpoint, meter=record_meter(federation, client))
 
 
 def make_strategy_of(federation: Federation) -> Any:
@@ -140,52 +108,62 @@ def make_strategy_of(federation: Federation) -> Any:
     return make_strategy(s.strategy.target or s.strategy.name, s.strategy.parameters, s.allow_modules)
 
 
-def _make_folder(run: Run, new: bool) -> None:
+@contextmanager
+def _opened(run: Run, saved: Saved | None) -> Generator[None]:
+    """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written."""
+    federation, checkpoint = run.federation, run.checkpoint
+    if run.client.record is not None:
+        key = "ledger.dir" if not federation.task.simulated else "hydra.run.dir"
+        recording.make_folder(key, Path(run.client.record.ledger_dir))
+    budget = federation.client_budget
+    if budget is None:
+        recording.make_folder("hydra.run.dir", run.folder)
+        recording.write_start(run)
+        yield
+        return
+    simulated = federation.task.simulated
+    plan = _planned(run, saved, None) if simulated else None
+    path = federation.ledger_path(run.folder)
+    recording.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
+    expect = checkpoint.head if checkpoint else None
+    ledger = Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        if new and (run.folder / "run.json").exists():
-            raise Refusal(
-                "hydra.run.dir", str(run.folder), "a run lives there; choose another or use resume="
-            )
-        write_durably(run.folder / "run.json", json.dumps({"run": run.name}).encode())
-        if new:
-            write_durably(run.folder / "config.yaml", run.federation.settings.source.encode())
-    except OSError as problem:
-        raise Refusal(
-            "hydra.run.dir", str(run.folder), f"it cannot be written ({problem.strerror})"
-        ) from problem
+        plan = plan or _planned(run, saved, ledger)
+        run.ledger = ledger
+        run.privacy = ClientPrivacy(plan, ledger, federation.metrics_share)
+        recording.make_folder("hydra.run.dir", run.folder)
+        recording.write_start(run)
+        yield
+    finally:
+        with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
+            ledger.close()
+
+
+def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
+    """Return the client level's plan: the noise this run began with, or the least that what is left affords."""
+    federation, num_rounds = run.federation, run.federation.settings.num_rounds
+    left = num_rounds - (run.checkpoint.round if run.checkpoint else 0)
+    if saved is not None and saved.noise is not None and (ledger is None or left <= 0):
+        plan = federation.client_plan_with(saved.noise)
+    else:
+        plan = federation.client_plan(tuple(ledger.events(Adversary.MODEL)) if ledger else (), left)
+    assert plan is not None and plan.noise_multiplier is not None
+    return plan
 
 
 @contextmanager
-def _open_ledger(run: Run) -> Generator[Checkpoint | None]:
-    """Open the population's ledger, if clients are protected, and calibrate what it still affords."""
-    federation = run.federation
-    checkpoint = read(run.folder)
-    if federation.client is None:
-        yield checkpoint
-        return
-    budget = federation.client_budget
-    assert budget is not None
-    path = federation.ledger_path(run.folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    expect = checkpoint.head if checkpoint else None
-    with Ledger.open(
-        path, budget, owner=federation.owner, simulated=federation.task.simulated, expect=expect
-    ) as ledger:
-        saved = _saved_noise(run.folder)
-        prior = () if saved else tuple(ledger.events(Adversary.MODEL))
-        plan = federation.client_plan(prior) if saved is None else federation.client_plan_with(saved)
-        assert plan is not None and plan.noise_multiplier is not None
-        write_durably(
-            run.folder / "run.json", json.dumps({"run": run.name, "noise": plan.noise_multiplier}).encode()
-        )
-        run.ledger = ledger
-        run.privacy = ClientPrivacy(plan, ledger, federation.client.metrics_share)
-        yield checkpoint
-
-
-def _saved_noise(folder: Path) -> float | None:
-    return json.loads((folder / "run.json").read_text()).get("noise")
+def _client_log(folder: Path) -> Generator[None]:
+    """Let simulated clients write what failed, which a real client keeps to itself, into the run folder."""
+    handler = logging.FileHandler(folder / "clients.log", delay=True)
+    logger = logging.getLogger("fedveil.client")
+    logger.addHandler(handler)
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.propagate = before
+        logger.removeHandler(handler)
+        handler.close()
 
 
 # --- on an engine -----------------------------------------------------------------------------------------------
@@ -201,6 +179,15 @@ def _client_app(run: Run) -> Any:
 def _settings_text(text: str, context: Context) -> str:
     del context
     return text
+
+
+def _on_engine(run: Run, on_grid: Callable[[Grid], None], grid: Grid | None) -> None:
+    if grid is not None:
+        on_grid(grid)
+    elif run.federation.settings.engine.name == "ray":
+        _on_ray(run, on_grid)
+    else:
+        _in_process(run, on_grid)
 
 
 def _in_process(run: Run, on_grid: Callable[[Grid], None]) -> None:
@@ -240,7 +227,7 @@ def client_mods(federation: Federation) -> tuple[Mod, ...]:
     return (within(deadline), *faults)
 
 
-def _run_on(run: Run, checkpoint: Checkpoint | None, quiet: bool, grid: Grid) -> None:
+def _run_on(run: Run, quiet: bool, grid: Grid) -> None:
     federation = run.federation
     private = PrivateGrid(
         grid,
@@ -252,29 +239,48 @@ def _run_on(run: Run, checkpoint: Checkpoint | None, quiet: bool, grid: Grid) ->
         run=run.name,
     )
     strategy = make_strategy_of(federation)
-    state = State(0, read_arrays(federation.task.model()), {})
-    if checkpoint is not None:
-        state = State(checkpoint.round, _same_shapes(checkpoint, state.arrays), dict(checkpoint.strategy))
-        restore_strategy(strategy, state.strategy)
-    run.history = _read_history(run.folder, state.round)
+    run.state = state = _first_state(run, strategy)
+    run.history = recording.read_history(run.folder, state.round)
+    if run.meter is not None and federation.seed is not None:
+        for number in range(1, state.round + 1):
+            run.meter.add(private.draw(number))
     display = Display(title_of(federation), federation.settings.num_rounds, budgets_of(federation), quiet)
+    loop = Loop(
+        strategy=strategy,
+        num_rounds=federation.settings.num_rounds,
+        evaluate=evaluator(federation),
+        after_round=partial(_after_round, run, private, display),
+        train_config={},
+        timeout=COHORT_TIMEOUT_SECONDS,
+    )
     with display:
-        loop = Loop(
-            strategy=strategy,
-            num_rounds=federation.settings.num_rounds,
-            evaluate=evaluator(federation),
-            after_round=partial(_after_round, run, private, display),
-            train_config={},
-            timeout=COHORT_TIMEOUT_SECONDS,
-        )
-        run.ending = run_rounds(private, loop, state)
+        try:
+            run.ending = run_rounds(private, loop, state)
+        except LedgerUnavailable as problem:
+            run.ending = Ending(Status.FAILED, f"stopped after round {run.state.round}: {problem}", run.state)
+        except OSError as problem:
+            run.ending = Ending(Status.FAILED, recording.cannot_write(run, problem), run.state)
 
 
-def _same_shapes(checkpoint: Checkpoint, arrays: Arrays) -> Arrays:
-    found = {name: value.shape for name, value in checkpoint.model.items()}
-    if found != {name: value.shape for name, value in arrays.items()}:
-        raise Refusal("resume", "checkpoint", "its model has other shapes than the task's; start a new run")
-    return checkpoint.model
+def _first_state(run: Run, strategy: Strategy) -> State:
+    arrays, checkpoint = read_arrays(run.federation.task.model()), run.checkpoint
+    if checkpoint is None:
+        return State(0, arrays, {})
+    found = {name: (value.shape, value.dtype) for name, value in checkpoint.model.items()}
+    if found != {name: (value.shape, value.dtype) for name, value in arrays.items()}:
+        raise Refusal("resume", str(run.folder), "its checkpoint holds another model; start a new run")
+    restore_strategy(strategy, checkpoint.strategy)
+    return State(
+        checkpoint.round, {name: checkpoint.model[name] for name in arrays}, dict(checkpoint.strategy)
+    )
+
+
+def _after_round(
+    run: Run, grid: PrivateGrid, display: Display, state: State, done: Round, metrics: dict[str, float]
+) -> None:
+    spent = recording.record_round(run, state, done, metrics, grid.drawn)
+    dropped = sum(done.dropped.values())
+    display.show(Line(done.number, metrics, spent.client, spent.record, done.replies, done.invited, dropped))
 
 
 def title_of(federation: Federation) -> str:
@@ -308,129 +314,3 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
             return {**federation.task.metrics(outputs, held_out.targets), "loss": loss}
 
     return evaluate
-
-
-# --- after each round -------------------------------------------------------------------------------------------
-
-
-def _after_round(
-    run: Run, grid: PrivateGrid, display: Display, state: State, done: Round, metrics: dict[str, float]
-) -> None:
-    client = epsilon_so_far(run) if run.ledger is not None else None
-    record = _record_epsilon_so_far(run, grid) if run.federation.record is not None else None
-    nothing = math.inf if client is None and record is None else client
-    row = {
-        "round": done.number,
-        **metrics,
-        **{f"train/{name}": value for name, value in done.scalars.items()},
-        "invited": done.invited,
-        "replies": done.replies,
-        "dropped": done.dropped,
-        "clipped_again": done.clipped_again,
-        "epsilon_client": _spelled(nothing),
-        "epsilon_record": _spelled(record),
-    }
-    run.history.append(row)
-    with open(run.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-    every = run.federation.settings.checkpoint_every
-    if state.round % every == 0 or state.round == run.federation.settings.num_rounds:
-        save(run, state)
-    display.show(
-        Line(done.number, metrics, nothing, record, done.replies, done.invited, sum(done.dropped.values()))
-    )
-
-
-def save(run: Run, state: State) -> None:
-    """Write a checkpoint of this state."""
-    head = run.ledger.head if run.ledger is not None else None
-    write(run.folder, Checkpoint(run.name, state.round, state.arrays, state.strategy, head))
-
-
-def epsilon_so_far(run: Run) -> float:
-    """Return what clients have revealed to whoever gets the model, with the gate's discretisation."""
-    client = run.federation.client
-    assert client is not None and run.ledger is not None
-    return epsilon(run.ledger.events(Adversary.MODEL), client.target_delta, client.adjacency, GATE_INTERVAL)
-
-
-def _record_epsilon_so_far(run: Run, grid: PrivateGrid) -> float:
-    """Return the epsilon of whoever took part most often, had it the fewest records."""
-    record = run.federation.record
-    assert record is not None and run.client.record is not None
-    for node in grid.drawn:
-        run.participations[node] = run.participations.get(node, 0) + 1
-    most = max(run.participations.values(), default=0)
-    plan = record_plan(run.client.record, run.federation.sizes[0], run.client)
-    return epsilon([plan.event()] * most, record.target_delta, record.adjacency, GATE_INTERVAL)
-
-
-def _spelled(value: float | None) -> float | str | None:
-    return "infinity" if value is not None and math.isinf(value) else value
-
-
-def _read_history(folder: Path, last: int) -> list[dict[str, Any]]:
-    """Return the recorded rounds up to `last`, and cut what a crash left behind them."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if row["round"] <= last:
-            rows.append(row)
-    write_durably(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    return rows
-
-
-# --- after the last round ---------------------------------------------------------------------------------------
-
-
-def _finish(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
-    from safetensors.numpy import save as to_safetensors
-
-    federation = run.federation
-    save(run, ending.state)
-    model = {name: np.ascontiguousarray(value) for name, value in ending.state.arrays.items()}
-    write_durably(run.folder / "model.safetensors", to_safetensors(model))
-    record = run.client.record
-    rows = spent(federation, run.ledger, Path(record.ledger_dir) if record else None)
-    final = run.history[-1] if run.history else {}
-    metrics = {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith("epsilon")}
-    result = {
-        "status": str(ending.status),
-        "reason": ending.reason,
-        "rounds_completed": ending.state.round,
-        "data": "simulation" if federation.task.simulated else "real",
-        "rng": federation.randomness.kind,
-        "privacy": [row.to_json() for row in rows],
-        "metrics": metrics,
-        "dropped": _summed_drops(run),
-        "seed": federation.seed,
-        "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
-        "ledger": str(federation.ledger_path(run.folder))
-        if run.ledger
-        else record.ledger_dir
-        if record
-        else None,
-        "folder": str(run.folder),
-        "versions": versions(),
-        "seconds": round(seconds, 3),
-    }
-    write_durably(run.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    if run.history:
-        from .curve import draw
-
-        draw(run.history, run.folder / "curve.png", title_of(federation))
-    return result
-
-
-def _summed_drops(run: Run) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for row in run.history:
-        for reason, count in row["dropped"].items():
-            total[reason] = total.get(reason, 0) + count
-    return total

@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from fedveil.privacy import accounting
 from fedveil.privacy.accounting import (
     GATE_INTERVAL,
+    PUBLISH_INTERVAL,
     Gate,
     accountant_name,
     epsilon,

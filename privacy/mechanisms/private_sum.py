@@ -242,7 +242,7 @@ def add(cohort_sum: CohortSum, vector: Vector, spec: SumSpec) -> None:
     if spec.clipping_norm is None and not _plausible_count(vector, spec):
         return cohort_sum.drop("num-examples")
     if spec.clipping_norm is not None and squared > float(spec.cells) ** 2:
-        vector = vector.copy()
+        vector = vector.astype(np.float64)
         shrink(vector, spec)
         cohort_sum.clipped_again += 1
     cohort_sum.total += vector

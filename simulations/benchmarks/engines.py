@@ -90,10 +90,12 @@ def _interleaved(names: Sequence[str], workload: str, options: Options, notes: d
             if name in missing:
                 continue
             try:
-                measured[name].append(measure(name, workload, options.size, options.pfl_python))
+                watch = measure(name, workload, options.size, options.pfl_python)
             except Missing as lack:
                 missing.add(name)
                 notes[f"{name}: skipped, {lack.reason}"] = None
+            else:
+                measured[name].append(watch)
     return measured
 
 

@@ -1,0 +1,253 @@
+"""What a run writes into its folder: a line a round, checkpoints, and in the end its model, result and curve."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..client.settings import ClientSettings
+from ..privacy.accounting import GATE_INTERVAL, epsilon
+from ..privacy.budget import Adversary
+from ..privacy.ledger import Ledger
+from ..privacy.refusal import Refusal
+from ..server.checkpoint import Checkpoint, write, write_durably
+from ..server.private_grid import ClientPrivacy, Round
+from ..server.rounds import Ending, State, Status
+from .federation import Federation
+from .report import RecordMeter, client_ledgers, spent, versions
+
+CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
+SAVED = "run.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+MODEL = "model.safetensors"
+CURVE = "curve.png"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a later process of the same run must know beside its configuration.
+
+    Attributes:
+      name: the run's name on the ledgers.
+      noise: the noise multiplier that the run settled on; None without client-level privacy.
+    """
+
+    name: str
+    noise: float | None = None
+
+
+@dataclass
+class Run:
+    """A run in progress: its parts, its folder, and what it has recorded so far."""
+
+    federation: Federation
+    folder: Path
+    name: str
+    client: ClientSettings
+    checkpoint: Checkpoint | None = None
+    ledger: Ledger | None = None
+    privacy: ClientPrivacy | None = None
+    meter: RecordMeter | None = None
+    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    state: State | None = None
+    ending: Ending | None = None
+
+
+def read_saved(folder: Path) -> Saved:
+    """Return what an earlier process left in this run folder.
+
+    Raises:
+      Refusal: it left nothing that can be read.
+    """
+    try:
+        fields = json.loads((folder / SAVED).read_text())
+        noise = fields.get("noise")
+        return Saved(str(fields["run"]), None if noise is None else float(noise))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise Refusal(
+            "resume", str(folder), f"its {SAVED} cannot be read ({problem}); start a new run"
+        ) from problem
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder in which a run lives."""
+    if (folder / CONFIG).exists():
+        raise Refusal("hydra.run.dir", str(folder), "a run lives there; choose another or use resume=")
+
+
+def make_folder(key: str, folder: Path) -> None:
+    """Make a folder, or refuse the setting `key` that names it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise Refusal(key, str(folder), f"it cannot be made ({problem.strerror})") from problem
+
+
+def write_start(run: Run) -> None:
+    """Write what a resumed run needs to know before its first round."""
+    noise = run.privacy.plan.noise_multiplier if run.privacy else None
+    try:
+        write_durably(run.folder / SAVED, json.dumps({"run": run.name, "noise": noise}).encode())
+        if not (run.folder / CONFIG).exists():
+            write_durably(run.folder / CONFIG, run.federation.settings.source.encode())
+    except OSError as problem:
+        remedy = f"it cannot be written ({problem.strerror}); choose another"
+        raise Refusal("hydra.run.dir", str(run.folder), remedy) from problem
+
+
+# --- after each round -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Epsilons:
+    """What has been revealed so far; None where there is no such unit, infinite where nothing is hidden."""
+
+    client: float | None
+    record: float | None
+
+
+def record_round(
+    run: Run, state: State, done: Round, metrics: dict[str, float], drawn: list[int]
+) -> Epsilons:
+    """Write the round's line and, when one is due, a checkpoint; return what has been revealed so far."""
+    epsilons = _epsilons(run, drawn)
+    row = {
+        "round": done.number,
+        **metrics,
+        **{f"train/{name}": value for name, value in done.scalars.items()},
+        "invited": done.invited,
+        "replies": done.replies,
+        "dropped": done.dropped,
+        "clipped_again": done.clipped_again,
+        "epsilon_client": _spelled(epsilons.client),
+        "epsilon_record": _spelled(epsilons.record),
+    }
+    run.history.append(row)
+    with open(run.folder / METRICS, "a", encoding="utf-8") as file:
+        file.write(_line(row))
+    settings = run.federation.settings
+    if state.round % settings.checkpoint_every == 0 or state.round == settings.num_rounds:
+        save(run, state)
+    run.state = state
+    return epsilons
+
+
+def save(run: Run, state: State) -> None:
+    """Write a checkpoint of this state."""
+    head = run.ledger.head if run.ledger is not None else None
+    write(run.folder, Checkpoint(run.name, state.round, state.arrays, state.strategy, head))
+
+
+def _epsilons(run: Run, drawn: list[int]) -> Epsilons:
+    client = run.federation.client
+    if run.meter is not None:
+        run.meter.add(drawn)
+    record = None if run.meter is None else run.meter.epsilon()
+    if client is None or run.ledger is None:
+        return Epsilons(math.inf if record is None else None, record)
+    events = run.ledger.events(Adversary.MODEL)
+    return Epsilons(epsilon(events, client.target_delta, client.adjacency, GATE_INTERVAL), record)
+
+
+def _spelled(value: float | None) -> float | str | None:
+    return "infinity" if value is not None and math.isinf(value) else value
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Return the row as JSON, which has no word for what a model that diverged measures: null stands for it."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
+    """Return the recorded rounds up to `last`, and cut what a crash left behind them."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if row["round"] <= last:
+            rows.append(row)
+    write_durably(path, "".join(_line(row) for row in rows).encode())
+    return rows
+
+
+# --- after the last round ---------------------------------------------------------------------------------------
+
+
+def finish(run: Run, ending: Ending, seconds: float, title: str) -> dict[str, Any]:
+    """Write model, result and curve, and return the result; a disk that is full makes it a failed run."""
+    result = _result(run, ending, seconds)
+    try:
+        save(run, ending.state)
+        _write_results(run, ending.state, result, title)
+    except OSError as problem:
+        if ending.status is not Status.FAILED:
+            result |= {"status": str(Status.FAILED), "reason": cannot_write(run, problem)}
+    return result
+
+
+def cannot_write(run: Run, problem: OSError) -> str:
+    """Return the sentence for a run whose folder can no longer be written."""
+    what = problem.strerror or str(problem)
+    done = run.state.round if run.state else 0
+    return f"stopped after round {done}: {what}; make room, then resume={run.folder} goes on from there"
+
+
+def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
+    federation = run.federation
+    folder = None if run.client.record is None else Path(run.client.record.ledger_dir)
+    final = run.history[-1] if run.history else {}
+    return {
+        "status": str(ending.status),
+        "reason": ending.reason,
+        "rounds_completed": ending.state.round,
+        "data": "simulation" if federation.task.simulated else "real",
+        "rng": federation.randomness.kind,
+        "privacy": [
+            row.to_json() for row in spent(federation, run.ledger, client_ledgers(federation, folder))
+        ],
+        "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith("epsilon")},
+        "dropped": _summed_drops(run),
+        "seed": federation.seed,
+        "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
+        "ledger": str(run.ledger.path) if run.ledger else str(folder) if folder else None,
+        "folder": str(run.folder),
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _write_results(run: Run, state: State, result: dict[str, Any], title: str) -> None:
+    from safetensors.numpy import save as to_safetensors
+
+    model = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
+    write_durably(run.folder / MODEL, to_safetensors(model))
+    write_durably(run.folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode())
+    if run.history:
+        from .curve import draw
+
+        draw(run.history, run.folder / CURVE, title)
+
+
+def _finite(result: dict[str, Any]) -> dict[str, Any]:
+    metrics = {name: value if math.isfinite(value) else None for name, value in result["metrics"].items()}
+    return {**result, "metrics": metrics}
+
+
+def _summed_drops(run: Run) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for row in run.history:
+        for reason, count in row["dropped"].items():
+            total[reason] = total.get(reason, 0) + count
+    return total

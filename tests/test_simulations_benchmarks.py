@@ -1,0 +1,148 @@
+"""Each benchmark runs at toy size and writes what it promises; how long things take is no test's business."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedveil.client.training import SGD, read_arrays, train
+from fedveil.simulations.benchmarks import contenders, engines, memory
+from fedveil.simulations.benchmarks.__main__ import main
+from fedveil.simulations.benchmarks.contenders import Missing, measure
+from fedveil.simulations.benchmarks.engines import LEAN, OURS, Options, run_engines
+from fedveil.simulations.benchmarks.lean import run_lean
+from fedveil.simulations.benchmarks.made_task import Made
+from fedveil.simulations.benchmarks.ours import run_ours
+from fedveil.simulations.benchmarks.stopwatch import Stopwatch, cpu_seconds
+from fedveil.simulations.benchmarks.stopwatch import memory as memory_of
+from fedveil.simulations.benchmarks.tables import as_table, ratio
+from fedveil.simulations.benchmarks.workload import EXAMPLES, MODELS, TRAINED, Size, build, examples_of
+
+TOY = ["--clients", "6", "--cohort", "3", "--rounds", "1", "--repeats", "1"]
+
+
+def in_this_process(name: str, workload: str, size: Size, pfl_python: str | None = None) -> Stopwatch:
+    """A contender without a process of its own, which costs seconds of imports."""
+    if name not in (OURS, LEAN):
+        raise Missing("not at toy size")
+    watch = Stopwatch()
+    if name == OURS:
+        run_ours(workload, size, watch, workers=1)
+    else:
+        run_lean(workload, size, watch, channels_last=True)
+    return watch
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedveil.simulations.benchmarks import privacy_share
+
+    for module in (engines, memory, privacy_share):
+        monkeypatch.setattr(module, "measure", in_this_process)
+    monkeypatch.setattr(memory, "COHORTS", (1, 3))
+    monkeypatch.setattr(memory, "POPULATIONS", (3, 6))
+
+
+def written(arguments: list[str], path: Path) -> dict[str, Any]:
+    assert main([*arguments, "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "rows"),
+    [
+        ("engines", ["--workloads", "tiny", "cnn-100k"], [4, 2]),
+        ("overhead", [], [1, 0]),
+        ("privacy", ["--workloads", "tiny"], [1, 1]),
+        ("memory", ["--workloads", "tiny"], [2, 2]),
+    ],
+)
+def test_a_benchmark_writes_its_tables(
+    benchmark: str, arguments: list[str], rows: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = written([benchmark, *arguments, *TOY], tmp_path / "result.json")
+    assert result["benchmark"] == benchmark
+    assert [len(table) for table in result["tables"].values()] == rows
+    assert result["conditions"]["cores"] > 0
+    shown = capsys.readouterr().out
+    for title in result["tables"]:
+        assert title in shown
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_is_missing_is_named_and_not_compared() -> None:
+    result = run_engines(Options(Size(6, 3, 1), 1, None, ("tiny",)))
+    assert any(note.startswith("pfl, 1 process: skipped") for note in result["notes"])
+    assert result["tables"]["Ratios of wall time"][0]["pfl, 1 process / fedveil, 1 worker"] is None
+
+
+def test_a_contender_runs_in_a_process_of_its_own() -> None:
+    watch = measure("fedveil, 2 workers", "tiny", Size(6, 3, 1))
+    assert len(watch.wall) == len(watch.cpu) == 1
+    assert watch.first > watch.wall[0]
+
+
+def test_a_contender_that_fails_is_no_result() -> None:
+    with pytest.raises(RuntimeError, match="KeyError"):
+        measure(LEAN, "no such model", Size(6, 3, 1))
+
+
+def test_pfl_without_a_python_that_has_it_is_missing() -> None:
+    with pytest.raises(Missing):
+        measure("pfl, 1 process", "tiny", Size(), "/nowhere/python")
+    assert contenders._command("pfl, 2 processes", sys.executable)[-1].endswith("pfl_contender.py")
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("tiny", 2410), ("cnn-100k", 1e5), ("cnn-1m", 1e6)])
+def test_the_models_are_as_large_as_they_are_called(name: str, wanted: float) -> None:
+    assert sum(p.numel() for p in build(name).parameters()) == pytest.approx(wanted, rel=0.03)
+
+
+def test_every_client_has_its_window_of_the_made_data() -> None:
+    assert set(TRAINED) <= set(MODELS)
+    inputs, targets = examples_of("tiny", 3)
+    assert inputs.shape == (EXAMPLES, 1, 8, 8) and targets.shape == (EXAMPLES,)
+    assert not torch.equal(inputs, examples_of("tiny", 4)[0])
+
+
+def test_channels_last_changes_nothing_but_rounding() -> None:
+    task = Made("cnn-100k", 4)
+    examples, sgd = task.client_data(1), SGD(0.05, 1, 10)
+    trained, plain = task.model(), task.model()
+    loss = train(trained, task, examples, sgd, lambda: np.random.default_rng(2))
+    order = torch.from_numpy(np.random.default_rng(2).permutation(len(examples)))
+    for batch in order.split(sgd.batch_size):
+        gradients = torch.autograd.grad(
+            task.loss(plain(examples.inputs[batch]), examples.targets[batch]), list(plain.parameters())
+        )
+        with torch.no_grad():
+            for p, g in zip(plain.parameters(), gradients, strict=True):
+                p -= sgd.learning_rate * g
+    assert trained[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert np.isfinite(loss)
+    for name, value in read_arrays(plain).items():
+        np.testing.assert_allclose(read_arrays(trained)[name], value, atol=1e-6)
+
+
+def test_the_stopwatch_counts_this_process() -> None:
+    import os
+
+    before = cpu_seconds(os.getpid())
+    sum(k * k for k in range(2_000_000))
+    assert cpu_seconds(os.getpid()) > before
+    assert memory_of(os.getpid()) > 1
+    watch = replace(Stopwatch())
+    watch.lap()
+    watch.lap()
+    assert set(json.loads(watch.to_json())) == {"first", "wall", "cpu", "memory"}
+
+
+def test_a_table_keeps_its_columns_and_a_ratio_needs_both() -> None:
+    assert as_table([{"a": 1.23456, "b": None}]).splitlines()[-1].split() == ["|", "1.23", "|", "-", "|"]
+    assert (ratio(3.0, 2.0), ratio(None, 2.0), ratio(1.0, None)) == (1.5, None, None)
