@@ -7,6 +7,7 @@ knows, and its clipping runs in the optimiser it ships. The noise comes from a c
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -65,10 +66,13 @@ def train_privately(
         )
         start = [p.detach().clone() for p in optimizer.params] if sgd.proximal_mu else []
         model.train()
-        for batch in plan.sampling.draw(len(examples), draws):
-            _step(model, task, examples, torch.from_numpy(batch), optimizer)
-            if sgd.proximal_mu:
-                _pull(optimizer.params, start, sgd)
+        with warnings.catch_warnings():
+            # What torch warns about is wanted: the hooks read the outputs' gradients, and inputs need none.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            for batch in plan.sampling.draw(len(examples), draws):
+                _step(model, task, examples, torch.from_numpy(batch), optimizer)
+                if sgd.proximal_mu:
+                    _pull(optimizer.params, start, sgd)
     finally:
         hooks.cleanup()
 

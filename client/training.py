@@ -46,7 +46,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> 
     own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in arrays.items():
-            own[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+            own[name].copy_(torch.from_numpy(np.require(value, requirements=["C", "W"])))
 
 
 def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # Noise is searched between these noise multipliers, to this relative width; what is returned is the upper end.
 LEAST_NOISE, MOST_NOISE = 2.0**-6, 2.0**24
 NOISE_TOLERANCE = 1e-4
+# With less than this share of a budget left, only noise that drowns everything fits; better to say so.
+LEAST_SHARE_LEFT = 0.01
 # More rounds than anybody runs: affordable rounds are not counted beyond.
 MOST_ROUNDS = 1 << 20
 
@@ -99,10 +101,10 @@ class Plan:
         that is published. Refusal when no noise fits.
         """
         self._check(budget)
-        if not within(prior, budget, PUBLISH_INTERVAL):
-            raise Refusal(
-                "target_epsilon", budget.target_epsilon, "already spent: raise it or end the run here"
-            )
+        spent = epsilon(prior, budget.target_delta, budget.adjacency, PUBLISH_INTERVAL)
+        if spent > (1 - LEAST_SHARE_LEFT) * budget.target_epsilon:
+            remedy = f"already spent ({spent:.4g}): raise it or end the run here"
+            raise Refusal("target_epsilon", budget.target_epsilon, remedy)
 
         def cost(noise: float) -> float:
             planned = replace(self, noise_multiplier=noise)._after(self.num_rounds, prior)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ def draw(history: list[dict[str, Any]], path: Path, title: str) -> None:
     rounds = [row["round"] for row in history]
     figure, left = plt.subplots(figsize=(7, 4), dpi=120)
     name = "accuracy" if "accuracy" in history[-1] else next(k for k in history[-1] if k != "round")
-    left.plot(rounds, [row[name] for row in history], color=ACCURACY)
+    left.plot(rounds, [math.nan if row[name] is None else row[name] for row in history], color=ACCURACY)
     left.set_xlabel("round")
     left.set_ylabel(f"held-out {name}", color=ACCURACY)
     left.grid(alpha=0.25)

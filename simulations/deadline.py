@@ -10,7 +10,7 @@ from types import FrameType
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-LATE = 1002  # Flower error code of a client that took longer than its deadline
+from ..strategies.wire import LATE
 
 
 class PastDeadline(BaseException):

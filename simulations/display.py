@@ -140,11 +140,6 @@ def console_for(width: int) -> Console:
     return console if console.is_terminal else Console(width=width)
 
 
-def say(text: str) -> None:
-    """Print one line of a person's report."""
-    print(text, flush=True)
-
-
 def warn(text: str) -> None:
     """Print one line of warning to stderr."""
     print(f"warning: {text}", file=sys.stderr, flush=True)

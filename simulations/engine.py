@@ -8,15 +8,15 @@ holds its share of the sum in shared memory; only that share comes back. Models 
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from flwr.serverapp import Grid
 
 from ..privacy.mechanisms.private_sum import CohortSum, SumSpec
 from ..strategies.wire import add_reply
+from .deadline import PastDeadline, limited_to
 from .flower_adapter import claim_identity, client_context, name_message
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hang
 MALLOC_KEEPS = {-1: 1 << 30, -3: 32 << 20}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
-
-
-class PastDeadline(BaseException):
-    """A client took longer than its deadline. No `Exception`, so that no client code swallows it."""
 
 
 @dataclass
@@ -143,9 +140,9 @@ class InProcessGrid(Grid):
         name_message(message, str(number + 1))
         context = self._context(node)
         try:
-            with _limited_to(self.deadline):
+            with limited_to(self.deadline):
                 reply = self.client_app(message, context)
-        except Exception:
+        except Exception:  # noqa: BLE001 (a client may fail in any way; it is dropped and counted)
             return Message(Error(1, "the client failed"), reply_to=message)
         if context.state:
             self._contexts[node] = context
@@ -264,7 +261,11 @@ class _Worker:
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory it frees; where the C library is not glibc, nothing happens."""
+    """Let this process keep the memory it frees, and spare its modules the garbage collector's walks.
+
+    Where the C library is not glibc, malloc stays as it is.
+    """
+    gc.freeze()
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in MALLOC_KEEPS.items():
@@ -277,19 +278,3 @@ def _isolated(content: RecordDict) -> RecordDict:
     for name, record in content.items():
         out[name] = record.copy() if isinstance(record, ArrayRecord | ConfigRecord) else record
     return out
-
-
-@contextmanager
-def _limited_to(seconds: float) -> Iterator[None]:
-    """Raise `PastDeadline` in the block once the time is up."""
-
-    def on_alarm(number: int, frame: FrameType | None) -> None:
-        raise PastDeadline
-
-    before = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -64,11 +64,13 @@ class RecordMeter:
     Attributes:
       plan: of one round at that client.
       budget: of its ledger, which refuses what the budget does not afford.
+      limited: whether the budget has a target at all; counting how many rounds it affords takes long if not.
       prior: what the ledger that is spent most held before this run.
     """
 
     plan: Plan
     budget: Budget
+    limited: bool
     prior: tuple[DpEvent, ...] = ()
     _rounds: dict[int, int] = field(default_factory=dict[int, int])
     _known: dict[int, float] = field(default_factory=dict[int, float])
@@ -81,9 +83,10 @@ class RecordMeter:
 
     def epsilon(self) -> float:
         """Return the epsilon of whoever took part most often, with the gate's discretisation."""
-        if self._affordable is None:
-            self._affordable = self.plan.affordable_rounds(self.budget, self.prior)
-        most = min(self._affordable, max(self._rounds.values(), default=0))
+        most = max(self._rounds.values(), default=0)
+        if self.limited:
+            self._affordable = self._affordable or self.plan.affordable_rounds(self.budget, self.prior)
+            most = min(self._affordable, most)
         if most not in self._known:
             events = [*self.prior, *[self.plan.event()] * most]
             self._known[most] = epsilon(
@@ -98,15 +101,16 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
         return None
     budget = client.record.budget()
     plan = record_plan(client.record, federation.sizes[0], client)
+    limited = federation.record.target_epsilon is not None
     if federation.task.simulated:
-        return RecordMeter(plan, budget)
+        return RecordMeter(plan, budget, limited)
     paths = client_ledgers(federation, Path(client.record.ledger_dir))
     distinct = {tuple(read_events(path, Adversary.MODEL)) for path in paths}
 
     def cost(events: tuple[DpEvent, ...]) -> float:
         return epsilon(events, budget.target_delta, budget.adjacency, GATE_INTERVAL)
 
-    return RecordMeter(plan, budget, max(distinct, key=cost, default=()))
+    return RecordMeter(plan, budget, limited, max(distinct, key=cost, default=()))
 
 
 def spent(federation: Federation, ledger: Ledger | None, client_ledgers: Sequence[Path]) -> list[Spent]:

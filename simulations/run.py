@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import uuid
 from collections.abc import Callable, Generator
@@ -33,7 +34,7 @@ from ..server.rounds import Ending, Loop, State, Status, run_rounds
 from ..strategies.registry import make_strategy
 from . import recording
 from .deadline import within
-from .display import Display, Line, say, warn
+from .display import Display, Line
 from .engine import InProcessGrid
 from .faults import inject
 from .federation import Federation, build
@@ -81,8 +82,8 @@ def simulate(
         result = recording.finish(run, run.ending, time.monotonic() - begin, title_of(run.federation))
     status = Status(result["status"])
     if not quiet:
-        tell = warn if status is Status.FAILED else say
-        tell(f"{status}: {result['reason']}; results: {folder}")
+        stream = sys.stderr if status is Status.FAILED else sys.stdout
+        print(f"{status}: {result['reason']}; results: {folder}", file=stream, flush=True)
     return Outcome(EXIT_CODES[status], result, folder)
 
 

@@ -24,7 +24,8 @@ MAX_HEADER_BYTES = 4096  # a .npy header; NEP 1 asks for at most 64 KiB, ours ha
 WEIGHT = "num-examples"  # Flower's key for the weight of a reply
 
 BUDGET_SPENT = 1001  # Flower error code of a client whose own ledger refuses
-DROP_REASONS = {BUDGET_SPENT: "budget spent"}
+LATE = 1002  # Flower error code of a client that took longer than its deadline
+DROP_REASONS = {BUDGET_SPENT: "budget spent", LATE: "late"}
 
 Layout = dict[str, tuple[int, ...]]
 

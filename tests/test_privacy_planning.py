@@ -77,6 +77,12 @@ def test_replace_one_doubles_the_noise_behind_one_multiplier() -> None:
     assert whole.epsilon(1e-5) == pytest.approx(unsampled.epsilon(1e-5), abs=1e-3)
 
 
+def test_a_sliver_of_a_budget_is_no_budget() -> None:
+    plan = PLAN.calibrate(BUDGET)
+    with pytest.raises(Refusal, match="already spent"):
+        plan.calibrate(BUDGET, [plan.event()] * PLAN.num_rounds)
+
+
 @pytest.mark.parametrize("prior", [[], [GaussianDpEvent(2.0)]], ids=["fresh", "spent"])
 def test_affordable_rounds_are_what_the_gate_lets_through(prior: list) -> None:
     plan = replace(PLAN, noise_multiplier=4.0)

@@ -1,0 +1,102 @@
+"""What tests of several rooms need: the real command, run in a child of this process."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SECONDS = 60.0
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A `fedveil` command in a forked child: the same code as in a process of its own, without the imports' time."""
+
+    process: int
+    out_file: Path
+    err_file: Path
+
+    def wait(self) -> int:
+        """Return its exit code, or minus the signal that ended it."""
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            done, status = os.waitpid(self.process, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.005)
+        os.kill(self.process, signal.SIGKILL)
+        os.waitpid(self.process, 0)
+        raise TimeoutError(self.err + self.out)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.process, number)
+
+    @property
+    def out(self) -> str:
+        return self.out_file.read_text()
+
+    @property
+    def err(self) -> str:
+        return self.err_file.read_text()
+
+
+@dataclass
+class Commands:
+    """Starts commands in this folder."""
+
+    folder: Path
+    count: int = 0
+
+    def start(self, *argv: str, first: Callable[[], None] = _nothing) -> Command:
+        """Start `fedveil *argv`; the child calls `first` before the command, to arrange its accidents."""
+        self.count += 1
+        out, err = self.folder / f"{self.count}.out", self.folder / f"{self.count}.err"
+        process = os.fork()
+        if process:
+            return Command(process, out, err)
+        self._become(argv, out, err, first)
+        return Command(0, out, err)
+
+    def run(self, *argv: str, first: Callable[[], None] = _nothing) -> tuple[int, Command]:
+        """Run a command to its end."""
+        command = self.start(*argv, first=first)
+        return command.wait(), command
+
+    def _become(self, argv: tuple[str, ...], out: Path, err: Path, first: Callable[[], None]) -> None:
+        code = 99
+        try:
+            for number, path in ((1, out), (2, err)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            os.chdir(self.folder)
+            code = _main(argv, first)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def _main(argv: tuple[str, ...], first: Callable[[], None]) -> int:
+    import logging
+
+    from fedveil.__main__ import main
+
+    logging.getLogger().handlers.clear()  # pytest's own
+    sys.argv = ["fedveil", *argv]
+    first()
+    return main()
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Commands:
+    """`fedveil`, as a user starts it, in an empty folder."""
+    return Commands(tmp_path)

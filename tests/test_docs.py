@@ -1,0 +1,267 @@
+"""The pages are true: their commands run, their Python runs, their links lead somewhere, their keys exist.
+
+Above a block an HTML comment may say what the reader need not see:
+
+  <!-- not run: install -->       it installs something; no other reason is accepted
+  <!-- run with: num_rounds=2 --> appended to each `fedveil simulate` of the block, so that it ends soon
+  <!-- file: my_task.py -->       the block is that file; later blocks of the page find it
+
+A page's blocks run in their order in one folder, as a reader would run them.
+"""
+
+import contextlib
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"  # its commands take minutes: they must exist, and are not run
+TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").glob("*.md")])
+RUN_PAGES = [page for page in PAGES if page != BENCHMARKS]
+INSTALLS = re.compile(
+    r"\b(pip install|apt(-get)? install|pre-commit install)\b|^bash \.ci/run$", re.MULTILINE
+)
+FENCE = re.compile(r"(?:<!-- ([a-z ]+): ?(.*?) -->\n)?^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block and the comment above it."""
+
+    page: Path
+    language: str
+    body: str
+    note: str = ""
+    value: str = ""
+
+    def commands(self) -> list[str]:
+        """The commands of a shell block, continued lines joined."""
+        lines = self.body.replace("\\\n", " ").splitlines()
+        if self.language == "console":
+            return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        return [line for line in lines if line.strip() and not line.startswith("#")]
+
+    def shown(self) -> list[str]:
+        """The output that a console block shows."""
+        return [line for line in self.body.splitlines() if line and not line.startswith("$ ")]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found = FENCE.finditer(page.read_text())
+    return [Block(page, m[3], m[4], m[1] or "", m[2] or "") for m in found]
+
+
+def is_shell(block: Block) -> bool:
+    return block.language in ("bash", "console", "sh", "shell")
+
+
+def prose_of(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def identity(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# --- what a reader would run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=identity)
+def test_every_block_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: None
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for number, block in enumerate(blocks_of(page)):
+        if block.note == "file":
+            (tmp_path / block.value).write_text(block.body)
+        elif block.note == "not run":
+            assert block.value == "install" and INSTALLS.search(block.body), block.body
+        elif block.language == "python":
+            script = tmp_path / f"block_{number}.py"
+            script.write_text(block.body)
+            succeed(f"{sys.executable} -W error {script}", tmp_path)
+        elif is_shell(block):
+            run_commands(block, tmp_path, number)
+
+
+def run_commands(block: Block, folder: Path, number: int) -> None:
+    printed = ""
+    for index, command in enumerate(block.commands()):
+        words = shlex.split(command)
+        if "fedveil" not in words[:2]:
+            printed += succeed(command, folder)
+            continue
+        suffix = shlex.split(block.value) if block.note == "run with" and "simulate" in words else []
+        if "simulate" in words and not {"-m", "--help"} & set(words) and "run.dir" not in command:
+            # Two runs of one second would share the default folder.
+            suffix += [] if "resume=" in command else [f"hydra.run.dir=block-{number}-{index}"]
+        printed += run_fedveil(words, suffix, folder)
+    if block.language == "console" and block.note != "run with":
+        rest = iter(printed.splitlines())
+        for line in block.shown():
+            assert any(line.rstrip() == other.rstrip() for other in rest), f"not printed: {line!r}\n{printed}"
+
+
+def succeed(command: str, folder: Path) -> str:
+    done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def run_fedveil(words: list[str], suffix: list[str], folder: Path) -> str:
+    """Run the command in a fork of this process, which has imported what takes a new one three seconds."""
+    path = words[0].removeprefix("PYTHONPATH=") if words[0] != "fedveil" else None
+    argv = [*words[words.index("fedveil") :], *suffix]
+    output = folder / "output.txt"
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            os.chdir(folder)
+            if path is not None:
+                sys.path.insert(0, str((folder / path).resolve()))
+            code = _in_child(argv, output)
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, f"{shlex.join(argv)}\n{output.read_text()}"
+    return output.read_text()
+
+
+def _in_child(argv: list[str], output: Path) -> int:
+    import traceback
+
+    from fedveil.__main__ import main
+
+    sys.argv = argv
+    with open(output, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            return main()
+        except BaseException:  # noqa: BLE001 (whatever it was, the parent shows it)
+            traceback.print_exc()
+            return 71
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[None]:
+    """Import before forking, with one torch thread: a thread pool does not survive a fork."""
+    import torch
+
+    import fedveil.simulations.launch
+    import fedveil.simulations.ledger_view
+    import fedveil.simulations.plan
+    import fedveil.simulations.run  # noqa: F401
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_installed_command_runs_the_main_job_as_the_readme_says(tmp_path: Path) -> None:
+    first = blocks_of(ROOT / "README.md")[0].body.strip()
+    assert first.endswith("&& .venv/bin/fedveil simulate")
+    command = [str(Path(sys.executable).parent / "fedveil"), "simulate", "num_rounds=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "completed: 1 rounds; results: " in done.stdout
+
+
+@pytest.mark.skipif(not BENCHMARKS.exists(), reason="no benchmarks were made yet")
+def test_the_modules_that_the_benchmarks_page_runs_exist() -> None:
+    commands = [command for block in blocks_of(BENCHMARKS) if is_shell(block) for command in block.commands()]
+    modules = [m[1] for command in commands if (m := re.search(r"python3? -m (\S+)", command))]
+    assert modules and all(importlib.util.find_spec(module) for module in modules), modules
+
+
+# --- what a reader would follow or believe ----------------------------------------------------------------------
+
+
+def anchors_of(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identity)
+def test_internal_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (page.parent / file).resolve() if file else page
+        if linked == BENCHMARKS and not linked.exists():
+            continue
+        assert linked.is_relative_to(ROOT) and linked.exists(), target
+        assert not anchor or anchor in anchors_of(linked), target
+
+
+def known_keys() -> tuple[set[str], dict[str, set[str]]]:
+    """Every key that a configuration can have, and every group's options."""
+    keys, groups = set[str](), dict[str, set[str]]()
+    for file in CONFIGS.rglob("*.yaml"):
+        text = file.read_text()
+        place = file.parent.relative_to(CONFIGS)
+        prefix = "" if "@package _global_" in text else ".".join(place.parts)
+        keys |= set(_paths(yaml.safe_load(text), prefix))
+        if place.parts:
+            groups.setdefault(place.parts[0], set()).add(file.stem)
+    return keys, groups
+
+
+def _paths(node: object, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            path = f"{prefix}.{key}" if prefix else str(key)
+            yield path
+            yield from _paths(value, path)
+
+
+# Keys that are Hydra's own, or stand in other files than a configuration.
+OTHER_KEYS = re.compile(r"hydra\.|link=|fedveil\.|pip\b")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identity)
+def test_every_key_that_a_page_names_exists(page: Path) -> None:
+    keys, groups = known_keys()
+    for span in re.findall(r"`([^`\n]+)`", prose_of(page)):
+        match = re.fullmatch(r"([a-z_][a-z_.]*[a-z_])\.?(?:(=)(\S*))?", span)
+        if match is None or OTHER_KEYS.match(span):
+            continue
+        key, equals, value = match.groups()
+        if equals and key in groups:
+            assert value == "" or value in groups[key], span
+        elif equals or ("." in key and key.split(".")[0] in groups and not (ROOT / key).exists()):
+            assert key in keys, span
+
+
+def test_the_known_keys_are_neither_all_nor_none() -> None:
+    """So that the test above cannot pass by finding everything, or nothing."""
+    keys, groups = known_keys()
+    assert {"num_rounds", "cohort.rate", "privacy.clipping_norm", "privacy.record.max_grad_norm"} <= keys
+    assert {"learning_rate", "faults.dropout", "ledger.dir", "strategy.eta"} <= keys
+    assert "privacy.epsilon" not in keys
+    assert groups["cohort"] == {"poisson", "fixed", "all"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identity)
+def test_a_page_names_no_machine(page: Path) -> None:
+    text = page.read_text()
+    assert not re.search(r"/(home|root|work|tmp|Users)/", text)
+    assert not re.search(r"\b(TODO|TBD|XXX)\b", text)
+
+
+def test_the_task_of_the_quickstart_is_short_and_complete() -> None:
+    example = next(b for b in blocks_of(ROOT / "docs" / "quickstart.md") if b.note == "file")
+    assert len(example.body.splitlines()) < 60
+    assert "..." not in example.body
