@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import torch
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
@@ -81,6 +82,8 @@ def _on_train(message: Message, client: int, bench: Workbench) -> Message:
     load_arrays(bench.model, {name: view(array) for name, array in only_arrays(message.content).items()})
     run, number = read_round(message.content)
     randomness = Randomness(settings.seed)
+    # Layers that draw, such as Dropout, take torch's own generator.
+    torch.manual_seed(int.from_bytes(randomness.stream("layers", number, client).bytes(8)))
     metrics: dict[str, float] = {WEIGHT: len(examples)}
     if settings.record is None:
         shuffle = randomness.stream("shuffle", number, client).generator

@@ -8,6 +8,7 @@ cannot be vectorised is trained client by client.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,8 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from .app import TRAIN_LOSS, Workbench, training_settings
 from .training import SGD, batches_of
+
+logger = logging.getLogger("fedveil.client")
 
 MAX_PARAMETERS = 50_000  # above, one client's matrix products fill a core and stacking gains nothing
 MAX_STACK = 128  # clients at a time, so that memory does not grow with the cohort
@@ -40,12 +43,12 @@ def can_vectorise(bench: Workbench) -> bool:
 
 def _traces(bench: Workbench) -> bool:
     """Return whether a vectorised step of this model runs at all."""
-    examples = bench.task.client_data(0)
     start = {name: p.detach() for name, p in bench.model.named_parameters()}
     stacked = {name: p.unsqueeze(0) for name, p in start.items()}
     try:
+        examples = bench.task.client_data(0)
         _step(bench)(stacked, examples.inputs[:1].unsqueeze(0), examples.targets[:1].unsqueeze(0), start, 0.0)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+    except Exception:  # noqa: BLE001 (whatever the task's own code raises, single clients are told apart)
         return False
     return True
 
@@ -58,23 +61,43 @@ def sum_cohort(
     _, number = read_round(content)
     arrays = only_arrays(content)
     start = {name: torch.from_numpy(np.array(view(arrays[name]))) for name in layout_of(arrays)}
-    by_records: dict[int, list[int]] = defaultdict(list)
-    for client in clients:
-        by_records[len(bench.task.client_data(client))].append(client)
     cohort_sum = CohortSum(np.zeros(size))
-    for records, group in sorted(by_records.items()):
+
+    def add(group: list[int]) -> None:
+        try:
+            update, scalars = _train_group(bench, group, start, sgd, number)
+        except Exception:
+            if len(group) > 1:  # one of them fails, or they cannot be stacked: the others must not suffer
+                for client in group:
+                    add([client])
+                return
+            logger.exception("round failed at this client")
+            return cohort_sum.drop("failed")
+        _add_rows(cohort_sum, update, scalars, spec)
+
+    for group in _of_one_size(bench, clients):
         for first in range(0, len(group), MAX_STACK):
-            part = group[first : first + MAX_STACK]
-            update, losses = _train_group(bench, part, records, start, sgd, number)
-            scalars = {WEIGHT: np.full(len(part), float(records)), TRAIN_LOSS: losses}
-            _add_rows(cohort_sum, update, scalars, spec)
+            add(group[first : first + MAX_STACK])
     return cohort_sum
 
 
+def _of_one_size(bench: Workbench, clients: Sequence[int]) -> list[list[int]]:
+    """Return the clients in groups with equally many examples; one that cannot say how many stands alone."""
+    alone: list[list[int]] = []
+    by_records: dict[int, list[int]] = defaultdict(list)
+    for client in clients:
+        try:
+            by_records[len(bench.task.client_data(client))].append(client)
+        except Exception:  # noqa: BLE001 (it fails again, and is counted, when it trains)
+            alone.append([client])
+    return [*alone, *(group for _, group in sorted(by_records.items()))]
+
+
 def _train_group(
-    bench: Workbench, group: list[int], records: int, start: dict[str, Tensor], sgd: SGD, number: int
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    bench: Workbench, group: list[int], start: dict[str, Tensor], sgd: SGD, number: int
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
     examples = [bench.task.client_data(client) for client in group]
+    records = len(examples[0])
     inputs = torch.stack([e.inputs for e in examples])
     targets = torch.stack([e.targets for e in examples])
     randomness = Randomness(bench.settings.seed)
@@ -95,12 +118,15 @@ def _train_group(
             value.sub_(gradients[name], alpha=sgd.learning_rate)
         losses.append(loss)
     update = torch.cat([(value - start[name]).flatten(1) for name, value in weights.items()], dim=1)
-    return update.numpy(), torch.stack(losses).mean(0).double().numpy()
+    mean_losses = torch.stack(losses).mean(0).double().numpy()
+    return update.numpy(), {WEIGHT: np.full(len(group), float(records)), TRAIN_LOSS: mean_losses}
 
 
 def _step(bench: Workbench) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
+    model, task = bench.model, bench.task
+
     def loss(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        return bench.task.loss(functional_call(bench.model, weights, (inputs,)), targets)
+        return task.loss(functional_call(model, weights, (inputs,)), targets)
 
     vectorised = vmap(grad_and_value(loss))
 

@@ -9,7 +9,8 @@ that is added here and nowhere else: PLD does it itself, RDP gets half the noise
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -250,10 +251,17 @@ def _renyi_vector(leaf: Leaf, adjacency: Adjacency) -> NDArray[np.float64] | Non
     accountant = RdpAccountant(neighboring_relation=relation)
     if not accountant.supports(leaf):
         return None
+    with quiet_orders():
+        return accountant.compose(leaf).rdp
+
+
+@contextmanager
+def quiet_orders() -> Generator[None]:
+    """Keep dp_accounting from logging a line for every RDP order it leaves out."""
     absl = logging.getLogger("absl")
     absl.addFilter(_unconverged)
     try:
-        return accountant.compose(leaf).rdp
+        yield
     finally:
         absl.removeFilter(_unconverged)
 

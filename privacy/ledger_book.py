@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .accounting import MIN_PLD_DELTA, PUBLISH_INTERVAL, epsilon, within
+from .accounting import MIN_PLD_DELTA, PUBLISH_INTERVAL, epsilon, quiet_orders, within
 from .budget import Adjacency, Adversary, Budget
 from .events import event_from_json, leaves
 from .ledger_store import START, Chain, Entry, Head, canonical
@@ -184,8 +184,9 @@ def _composed(accountant: "PrivacyAccountant", events: "list[DpEvent]", delta: f
     parts = [part for event in events for part in leaves(event)]
     if not all(accountant.supports(leaf) for leaf, _ in parts):
         return None
-    for leaf, count in parts:
-        accountant.compose(leaf, count)
+    with quiet_orders():
+        for leaf, count in parts:
+            accountant.compose(leaf, count)
     return float(accountant.get_epsilon(delta))
 
 

@@ -71,7 +71,8 @@ def inject(faults: Faults, randomness: Randomness, deadline: float) -> Mod:
 def _corrupted(reply: Message, message: Message, kind: int) -> Message:
     if reply.has_error():
         return reply
-    vector = np.array(view(only_arrays(reply.content)[VECTOR]), np.float64)
-    broken = (np.full(vector.shape, np.nan), vector[:-1], vector.astype("complex64"), vector * 1000)[kind]
+    vector = view(only_arrays(reply.content)[VECTOR])
+    wide = vector.astype(np.int64 if vector.dtype.kind == "i" else np.float64)
+    broken = (np.full(wide.shape, np.nan), wide[:-1], wide.astype("complex64"), wide * 1000)[kind]
     record = ArrayRecord({VECTOR: Array(broken)})
     return Message(RecordDict({VECTOR_RECORD: record}), reply_to=message)

@@ -185,8 +185,11 @@ class Federation:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """The different numbers of examples that clients have, ascending."""
-        return sorted({len(self.task.client_data(client)) for client in range(self.task.num_clients)})
+        """The different numbers of examples that clients have, ascending; who has none sits out."""
+        sizes = {len(self.task.client_data(client)) for client in range(self.task.num_clients)} - {0}
+        if not sizes:
+            raise Refusal("task", self.settings.task.name, "no client has an example; give it data")
+        return sorted(sizes)
 
     def ledger_path(self, folder: Path) -> Path:
         """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""

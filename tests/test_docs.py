@@ -29,10 +29,24 @@ BENCHMARKS = ROOT / "docs" / "benchmarks.md"  # its commands take minutes: they 
 TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").glob("*.md")])
 RUN_PAGES = [page for page in PAGES if page != BENCHMARKS]
+WARM = (
+    "dp_accounting",
+    "matplotlib.pyplot",
+    "mlxtend.data",
+    "sklearn.datasets",
+    "fedveil.client.cohort_training",
+    "fedveil.client.dp_sgd",
+    "fedveil.simulations.launch",
+    "fedveil.simulations.ledger_view",
+    "fedveil.simulations.plan",
+    "fedveil.simulations.run",
+)
 INSTALLS = re.compile(
     r"\b(pip install|apt(-get)? install|pre-commit install)\b|^bash \.ci/run$", re.MULTILINE
 )
-FENCE = re.compile(r"(?:<!-- ([a-z ]+): ?(.*?) -->\n)?^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(
+    r"(?:<!-- ([a-z ]+): ([^\n]*) -->\n)?^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -158,11 +172,8 @@ def warm() -> Iterator[None]:
     """Import before forking, with one torch thread: a thread pool does not survive a fork."""
     import torch
 
-    import fedveil.simulations.launch
-    import fedveil.simulations.ledger_view
-    import fedveil.simulations.plan
-    import fedveil.simulations.run  # noqa: F401
-
+    for name in WARM:
+        importlib.import_module(name)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

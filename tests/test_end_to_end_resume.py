@@ -74,8 +74,9 @@ def reserved(ledger: Path) -> int:
     return sum(entry.kind == "reserve" for entry in read_entries(ledger))
 
 
-def ledgers(folder: Path) -> list[Path]:
-    return [path for path in (folder / "ledger", *folder.glob("client_ledgers/*.ledger")) if path.exists()]
+def ledger_of(run: Path) -> Path:
+    """Return the population's ledger, or one client's."""
+    return next(path for path in (run / "ledger", *run.glob("client_ledgers/*.ledger")) if path.exists())
 
 
 # --- killed ------------------------------------------------------------------------------------------------------
@@ -136,9 +137,11 @@ def kill_and_resume(commands: Any, calm: Calm, mode: str, moment: Callable[[], N
     model, lines = calm(mode)
     assert (run / "model.safetensors").read_bytes() == model
     assert (run / "metrics.jsonl").read_text() == lines
+    if mode == "no privacy":
+        return
     if (run / "ledger").exists():
         assert reserved(run / "ledger") == ROUNDS
-    assert all(verify(ledger).ok for ledger in ledgers(run))
+    assert verify(ledger_of(run)).ok
 
 
 @pytest.mark.parametrize("moment", [slow(name, name in EARLY) for name in MOMENTS])

@@ -185,8 +185,11 @@ def _centre(value: float, scalar: Scalar, spec: SumSpec) -> float:
 
 def shrink(vector: Vector, spec: SumSpec) -> None:
     """Scale a lattice vector back inside the norm, in place, rounding towards zero."""
-    norm = math.sqrt(_squared_norm(vector))
-    np.trunc(vector * ((spec.cells - 1) / norm), out=vector)
+    factor = (spec.cells - 1) / math.sqrt(_squared_norm(vector))
+    for start in range(0, vector.size, _BLOCK):
+        block = vector[start : start + _BLOCK]
+        np.multiply(block, factor, out=block)
+        np.trunc(block, out=block)
 
 
 def _weigh(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> Vector:

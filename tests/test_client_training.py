@@ -1,0 +1,486 @@
+"""Local training: the vectorised cohort, DP-SGD against Opacus' own optimiser, batches, and each client's ledger."""
+
+import logging
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from opacus.grad_sample import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from fedveil.client import cohort_training, dp_sgd
+from fedveil.client.app import (
+    SETTINGS_KEY,
+    TRAIN_LOSS,
+    Workbench,
+    fingerprint,
+    make_client_app,
+    record_plan,
+    training_settings,
+)
+from fedveil.client.batches import PoissonBatches, poisson_batches
+from fedveil.client.cohort_training import can_vectorise, sum_cohort
+from fedveil.client.model_checks import check_trainable
+from fedveil.client.settings import ClientSettings, RecordPrivacy
+from fedveil.client.tasks.protocol import Examples
+from fedveil.client.training import SGD, load_arrays, read_arrays, train
+from fedveil.privacy.budget import Adjacency, Unit
+from fedveil.privacy.ledger import BudgetExhausted, read_entries
+from fedveil.privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.planning import Plan
+from fedveil.privacy.refusal import Refusal
+from fedveil.simulations.flower_adapter import claim_identity, client_context
+from fedveil.strategies.wire import BUDGET_SPENT, WEIGHT, add_reply, instruct, memory_arrays
+
+FEATURES, CLASSES = 6, 3
+SIZES = (4, 7, 7, 12, 4, 1)
+SETTINGS = ClientSettings("made", learning_rate=0.3, local_epochs=2, batch_size=5, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def identity() -> None:
+    claim_identity(run_id=1)
+
+
+def perceptron() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+
+
+@dataclass
+class Made:
+    """Random examples, as many for each client as `sizes` says; clients in `broken` have unreadable data."""
+
+    sizes: tuple[int, ...] = SIZES
+    simulated: bool = True
+    build: Any = perceptron
+    broken: tuple[int, ...] = ()
+    _data: dict[int, Examples] = field(default_factory=dict)
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.sizes)
+
+    def model(self) -> nn.Module:
+        return self.build()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {}
+
+    def client_data(self, client: int) -> Examples:
+        if client in self.broken:
+            raise OSError("the disk is gone")
+        if client not in self._data:
+            generator = torch.Generator().manual_seed(client)
+            inputs = torch.randn(self.sizes[client], FEATURES, generator=generator)
+            targets = torch.randint(CLASSES, (self.sizes[client],), generator=generator)
+            self._data[client] = Examples(inputs, targets)
+        return self._data[client]
+
+    def held_out(self) -> Examples:
+        return self.client_data(0)
+
+
+def bench_of(task: Made, settings: ClientSettings = SETTINGS) -> Workbench:
+    bench = Workbench(settings)
+    bench.__dict__["task"] = task
+    return bench
+
+
+def instruction(spec: SumSpec, number: int = 1, run: str = "run", **config: float) -> RecordDict:
+    arrays = memory_arrays(read_arrays(perceptron()))
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord(dict(config))})
+    return instruct(content, spec, run, number)
+
+
+def size_for(spec: SumSpec) -> int:
+    return sum(p.numel() for p in perceptron().parameters()) + len(spec.scalars)
+
+
+# --- the vectorised cohort ---------------------------------------------------------------------------------------
+
+
+def one_by_one(
+    bench: Workbench, content: RecordDict, clients: list[int], spec: SumSpec, monkeypatch: pytest.MonkeyPatch
+) -> CohortSum:
+    monkeypatch.setattr("fedveil.client.app.workbench", lambda text: bench)
+    app = make_client_app(lambda context: "")
+    total = CohortSum(np.zeros(size_for(spec)))
+    for client in clients:
+        message = Message(content, client + 2, "train")
+        message.metadata.__dict__["_message_id"] = "1"
+        add_reply(total, app(message, client_context(1, client, 6, {SETTINGS_KEY: ""})), spec)
+    return total
+
+
+PRIVATE = SumSpec(1.0, (Scalar(TRAIN_LOSS, 5.0), Scalar(WEIGHT, 50.0)), 0.1, 1 << 24)
+PLAIN = SumSpec(None, (Scalar(TRAIN_LOSS, 5.0), Scalar(WEIGHT, 1e9)))
+
+
+@pytest.mark.parametrize("spec", [PRIVATE, PLAIN], ids=["private", "plain"])
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "mu"),
+    [(1, 100, 0.0), (3, 100, 0.0), (2, 5, 0.0), (2, 5, 0.7), (1, 1, 0.1)],
+)
+def test_the_vectorised_cohort_equals_single_clients(
+    monkeypatch: pytest.MonkeyPatch, spec: SumSpec, epochs: int, batch_size: int, mu: float
+) -> None:
+    bench = bench_of(Made(), replace(SETTINGS, local_epochs=epochs, batch_size=batch_size))
+    content = instruction(spec, **({"proximal-mu": mu} if mu else {}))
+    together = sum_cohort(bench, content, range(6), spec, size_for(spec))
+    single = one_by_one(bench, content, list(range(6)), spec, monkeypatch)
+    assert together.replies == single.replies == 6
+    assert float(np.abs(single.total * spec.step).max()) > 0.1
+    np.testing.assert_allclose(together.total * spec.step, single.total * spec.step, rtol=1e-5, atol=1e-5)
+
+
+def test_fedprox_pulls_towards_the_global_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[float] = []
+    for mu in (0.0, 1.0):
+        content = instruction(PLAIN, **({"proximal-mu": mu} if mu else {}))
+        assert training_settings(content, SETTINGS).proximal_mu == mu
+        total = sum_cohort(bench_of(Made()), content, range(6), PLAIN, size_for(PLAIN)).total
+        moved.append(float(np.linalg.norm(total[:-2])))
+    assert moved[1] < 0.9 * moved[0]
+
+
+def test_large_groups_are_stacked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, content = bench_of(Made((3,) * 6)), instruction(PRIVATE)
+    whole = sum_cohort(bench, content, range(6), PRIVATE, size_for(PRIVATE)).total
+    monkeypatch.setattr(cohort_training, "MAX_STACK", 4)
+    parts = sum_cohort(bench, content, range(6), PRIVATE, size_for(PRIVATE)).total
+    np.testing.assert_allclose(parts * PRIVATE.step, whole * PRIVATE.step, atol=1e-5)
+
+
+def test_a_client_that_fails_is_dropped_from_the_vectorised_cohort_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "fedveil.client")
+    task = Made((4, 4, 4, 0, 4), broken=(1,))
+    task.client_data(2).inputs[0, 0] = math.nan
+    task._data[4] = Examples(torch.zeros(4, FEATURES + 1), torch.zeros(4, dtype=torch.int64))
+    bench, content = bench_of(task), instruction(PLAIN)
+    total = sum_cohort(bench, content, range(5), PLAIN, size_for(PLAIN))
+    assert (total.replies, total.dropped) == (1, {"failed": 4})
+    alone = sum_cohort(bench, content, [0], PLAIN, size_for(PLAIN))
+    np.testing.assert_allclose(total.total, alone.total, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(nn.Linear(FEATURES, 5), nn.Dropout(0.5), nn.Linear(5, CLASSES)),
+        lambda: nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.Linear(5, CLASSES)),
+        lambda: nn.Sequential(nn.Linear(FEATURES, 6000), nn.Linear(6000, CLASSES)),
+        lambda: nn.Sequential(nn.Linear(FEATURES, 5).requires_grad_(False), nn.Linear(5, CLASSES)),
+    ],
+    ids=["it draws", "it keeps statistics", "it is large", "part of it is frozen"],
+)
+def test_what_cannot_be_vectorised_is_trained_client_by_client(build: Any) -> None:
+    assert can_vectorise(bench_of(Made()))
+    assert not can_vectorise(bench_of(Made(build=build)))
+
+
+def test_layers_that_draw_do_so_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> nn.Module:
+        model = perceptron()
+        model[1] = nn.Dropout(0.5)  # type: ignore[operator]
+        return model
+
+    content = instruction(PRIVATE)
+    totals = [
+        one_by_one(
+            bench_of(Made(build=build), replace(SETTINGS, seed=seed)), content, [1], PRIVATE, monkeypatch
+        )
+        for seed in (3, 3, 4)
+    ]
+    assert np.array_equal(totals[0].total, totals[1].total)
+    assert not np.array_equal(totals[0].total, totals[2].total)
+
+
+def test_loss_is_the_mean_over_the_steps_before_each_was_taken() -> None:
+    task, model = Made(), perceptron()
+    examples = task.client_data(3)
+    with torch.no_grad():
+        first = float(task.loss(model(examples.inputs), examples.targets))
+    loss = train(model, task, examples, SGD(0.3, 1, 100), np.random.default_rng)
+    assert loss == pytest.approx(first, rel=1e-6)
+
+
+# --- DP-SGD ------------------------------------------------------------------------------------------------------
+
+
+def plan_of(sampling: PoissonBatches, noise: float, clip: float, adjacency: str = "zero-out") -> Plan:
+    return Plan(Unit.RECORD, Adjacency(adjacency), sampling, clip, 1, noise)
+
+
+def privately(model: nn.Module, plan: Plan, seed: int = 0, examples: Examples | None = None) -> list[Tensor]:
+    """Return how DP-SGD at learning rate 1 moved the parameters."""
+    task = Made()
+    before = [p.detach().clone() for p in model.parameters()]
+    streams = Randomness(seed).stream("batches"), Randomness(seed).stream("noise")
+    dp_sgd.train_privately(model, task, examples or task.client_data(3), SGD(1.0, 1, 5), plan, streams)
+    return [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+
+
+def convolution() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return nn.Sequential(
+            nn.Unflatten(1, (1, FEATURES)),
+            nn.Conv1d(1, 4, 3),
+            nn.GroupNorm(2, 4),
+            nn.Flatten(),
+            nn.Linear(16, CLASSES),
+        )
+
+
+@pytest.mark.parametrize("build", [perceptron, convolution])
+@pytest.mark.parametrize("clip", [0.05, 100.0])
+def test_clipped_sums_are_those_of_opacus_own_optimiser(
+    monkeypatch: pytest.MonkeyPatch, build: Any, clip: float
+) -> None:
+    """Noise of zero stands in for the real one on our side; on theirs the multiplier is zero."""
+    monkeypatch.setattr(dp_sgd, "standard_normal", lambda size, stream: np.zeros(size))
+    plan = plan_of(PoissonBatches(0.5, 6), 1.0, clip)
+    task = Made()
+    examples = task.client_data(3)
+    ours = privately(build(), plan)
+    theirs = build()
+    before = [p.detach().clone() for p in theirs.parameters()]
+    hooks = GradSampleHooks(theirs, batch_first=True, loss_reduction="mean")
+    optimizer = DPOptimizer(
+        torch.optim.SGD(theirs.parameters(), lr=1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=clip,
+        expected_batch_size=6,
+    )
+    for batch in PoissonBatches(0.5, 6).draw(len(examples), Randomness(0).stream("batches")):
+        optimizer.zero_grad()
+        rows = torch.from_numpy(batch)
+        loss = task.loss(theirs(examples.inputs[rows].requires_grad_()), examples.targets[rows])
+        loss.backward()
+        optimizer.step()
+    hooks.cleanup()
+    moved = [p.detach() - b for p, b in zip(theirs.parameters(), before, strict=True)]
+    assert max(float(m.abs().max()) for m in moved) > 0.005
+    for mine, other in zip(ours, moved, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("adjacency", "factor"), [("zero-out", 1), ("replace-one", 2)])
+def test_noise_has_the_planned_standard_deviation(adjacency: str, factor: int) -> None:
+    """One step on one clipped-away example, 60 000 coordinates: the spread is the noise over the batch size."""
+    examples = Examples(torch.randn(10, FEATURES), torch.zeros(10, dtype=torch.int64))
+    model = nn.Sequential(nn.Linear(FEATURES, 6000), nn.Linear(6000, CLASSES))
+    plan = plan_of(PoissonBatches(1.0, 1), 1.5, 1e-3, adjacency)
+    moved = torch.cat([m.flatten() for m in privately(model, plan, examples=examples)])
+    assert plan.noise_std == pytest.approx(factor * 1.5e-3)
+    expected = plan.noise_std / 10
+    assert float(moved.std()) == pytest.approx(expected, rel=0.02)
+    assert abs(float(moved.mean())) < 5 * expected / math.sqrt(moved.numel())
+
+
+def test_an_empty_batch_moves_by_noise_alone() -> None:
+    plan = plan_of(PoissonBatches(1e-12, 1), 1.0, 0.5)
+    draws = list(plan.sampling.draw(12, Randomness(0).stream("batches")))  # type: ignore[attr-defined]
+    assert [len(batch) for batch in draws] == [0]
+    moved = torch.cat([m.flatten() for m in privately(perceptron(), plan)])
+    assert bool((moved != 0).all())
+    again = torch.cat([m.flatten() for m in privately(perceptron(), plan)])
+    other = torch.cat([m.flatten() for m in privately(perceptron(), plan, seed=1)])
+    assert torch.equal(moved, again)
+    assert not torch.equal(moved, other)
+
+
+def test_hooks_leave_no_trace_on_the_model() -> None:
+    model = perceptron()
+    names = list(model.state_dict())
+    privately(model, plan_of(PoissonBatches(0.5, 2), 1.0, 1.0))
+    assert list(model.state_dict()) == names
+    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+
+
+def frozen_norm() -> nn.Module:
+    norm = nn.BatchNorm2d(8)
+    norm.requires_grad_(False)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), norm)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        (nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8)), "1: BatchNorm1d"),
+        (frozen_norm(), "1: BatchNorm2d"),
+        (nn.Sequential(nn.Sequential(nn.Linear(2, 8), nn.SyncBatchNorm(8))), "0.1: SyncBatchNorm"),
+    ],
+)
+def test_batch_normalisation_is_refused_by_layer_with_its_remedy(model: nn.Module, layer: str) -> None:
+    with pytest.raises(Refusal, match=r"GroupNorm\(groups, 8\)") as refused:
+        check_trainable(model)
+    assert refused.value.value == layer
+
+
+def test_group_normalisation_is_trained() -> None:
+    check_trainable(convolution())
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_poisson_draws_and_not_of_fixed_size() -> None:
+    records, rate, steps = 200, 0.3, 4000
+    stream = Randomness(5).stream("batches")
+    drawn = [len(batch) for batch in PoissonBatches(rate, steps).draw(records, stream)]
+    variance = records * rate * (1 - rate)
+    assert np.mean(drawn) == pytest.approx(records * rate, abs=4 * math.sqrt(variance / steps))
+    assert np.var(drawn) == pytest.approx(variance, rel=4 * math.sqrt(2 / steps))
+
+
+def test_records_are_drawn_independently_and_none_is_preferred() -> None:
+    records, steps = 20, 8000
+    counts, pairs = np.zeros(records), 0
+    for batch in PoissonBatches(0.25, steps).draw(records, Randomness(6).stream("batches")):
+        assert np.all(np.diff(batch) > 0)
+        counts[batch] += 1
+        pairs += {0, 1} <= set(batch.tolist())
+    spread = 5 * math.sqrt(steps * 0.25 * 0.75)
+    assert np.all(np.abs(counts - steps * 0.25) < spread)
+    assert abs(pairs - steps / 16) < 5 * math.sqrt(steps / 16)
+
+
+@pytest.mark.parametrize(
+    ("records", "batch_size", "epochs", "rate", "steps"),
+    [
+        (100, 10, 1, 0.1, 10),
+        (100, 10, 3, 0.1, 30),
+        (7, 10, 2, 1.0, 2),
+        (25, 10, 1, 0.4, 3),
+        (1, 1, 1, 1.0, 1),
+    ],
+)
+def test_as_many_batches_as_the_epochs_need(
+    records: int, batch_size: int, epochs: int, rate: float, steps: int
+) -> None:
+    batches = poisson_batches(records, batch_size, epochs)
+    assert (batches.sample_rate, batches.steps) == (rate, steps)
+
+
+# --- a client's own ledger ---------------------------------------------------------------------------------------
+
+
+def private_settings(folder: Path, epsilon: float = 1e9, seed: int | None = None) -> ClientSettings:
+    record = RecordPrivacy(epsilon, 1e-5, 1.0, "zero-out", ((0, 2.0),), str(folder))
+    return replace(SETTINGS, record=record, seed=seed, local_epochs=1)
+
+
+@dataclass
+class Client:
+    """A federation's clients under record privacy, called one at a time."""
+
+    bench: Workbench
+    monkeypatch: pytest.MonkeyPatch
+
+    def __call__(self, client: int, number: int, run: str = "run") -> np.ndarray | int:
+        """Return the client's vector of this round, or the code of its error."""
+        self.monkeypatch.setattr("fedveil.client.app.workbench", lambda text: self.bench)
+        context: Context = client_context(1, client, 6, {SETTINGS_KEY: ""})
+        message = Message(instruction(SumSpec(1.0), number, run), client + 2, "train")
+        message.metadata.__dict__["_message_id"] = "1"
+        reply = make_client_app(lambda context: "")(message, context)
+        return reply.error.code if reply.has_error() else reply.content["fedveil.vector"]["vector"].numpy()
+
+
+def test_a_client_answers_until_its_ledger_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, settings = Made(simulated=False), private_settings(tmp_path)
+    assert settings.record is not None
+    plan = record_plan(settings.record, 7, settings)
+    target = replace(plan, num_rounds=2).epsilon(1e-5) * 1.01
+    client = Client(bench_of(task, private_settings(tmp_path, target)), monkeypatch)
+    replies = [client(1, number) for number in (1, 2, 3, 4)]
+    assert [type(reply) for reply in replies[:2]] == [np.ndarray] * 2
+    assert replies[2:] == [BUDGET_SPENT] * 2
+    other = client(2, 3)
+    assert isinstance(other, np.ndarray), "another client's ledger is another's"
+    assert len(list(tmp_path.glob("*.ledger"))) == 2
+
+
+def test_a_ledger_belongs_to_the_data_and_goes_on_in_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = private_settings(tmp_path)
+    for run in ("first", "second"):
+        client = Client(bench_of(Made(simulated=False), settings), monkeypatch)
+        assert isinstance(client(1, 1, run), np.ndarray)
+    (path,) = tmp_path.glob("*.ledger")
+    assert path.stem == fingerprint(Made().client_data(1))[:32]
+    reservations = [entry for entry in read_entries(path) if entry.kind == "reserve"]
+    keys = [entry.key for entry in reservations]
+    assert keys == ['["first",1,"dp_sgd"]', '["second",1,"dp_sgd"]']
+
+
+def test_fingerprints_name_the_data_and_nothing_else() -> None:
+    examples = Made().client_data(3)
+    copied = Examples(examples.inputs.t().contiguous().t(), examples.targets.clone())
+    assert fingerprint(copied) == fingerprint(examples)
+    assert len(fingerprint(examples)) == 64
+    changed = examples.inputs.clone()
+    changed[0, 0] += 1e-6
+    others = [
+        Examples(changed, examples.targets),
+        Examples(examples.inputs, examples.targets.flip(0)),
+        Examples(examples.inputs.double(), examples.targets),
+        Examples(examples.inputs.reshape(6, 12), examples.targets),
+    ]
+    assert len({fingerprint(each) for each in (examples, *others)}) == 5
+
+
+def test_noise_differs_between_clients_rounds_and_repetitions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients 1 and 2 get the same data here, so that what differs is batches and noise alone."""
+    for seed in (7, None):
+        task = Made((12,) * 6, simulated=seed is not None)
+        for other in range(1, 6):
+            task._data[other] = task.client_data(0)
+        folder = tmp_path / str(seed)
+        client = Client(bench_of(task, private_settings(folder, seed=seed)), monkeypatch)
+        vectors = [client(1, 1, "a"), client(2, 1, "b"), client(1, 2, "a")]
+        again = Client(bench_of(task, private_settings(folder / "x", seed=seed)), monkeypatch)(1, 1, "a")
+        assert all(isinstance(vector, np.ndarray) for vector in (*vectors, again))
+        assert len({vector.tobytes() for vector in vectors}) == 3  # type: ignore[union-attr]
+        repeats = np.array_equal(vectors[0], again)
+        assert repeats == (seed is not None)
+
+
+def test_nothing_is_trained_that_was_not_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spent(self: Any, release: Any) -> None:
+        raise BudgetExhausted(settings.record.budget(), release.events and next(iter(release.events)), 9.0)
+
+    def forbidden(*args: Any) -> None:
+        raise AssertionError("trained without a reservation")
+
+    settings: Any = private_settings(tmp_path)
+    monkeypatch.setattr("fedveil.privacy.ledger.Ledger.reserve", spent)
+    monkeypatch.setattr(dp_sgd, "train_privately", forbidden)
+    assert Client(bench_of(Made(), settings), monkeypatch)(1, 1) == BUDGET_SPENT
+
+
+def test_arrays_are_loaded_and_read_by_name() -> None:
+    model = perceptron()
+    arrays = {name: np.full(value.shape, 2.0, np.float32) for name, value in read_arrays(model).items()}
+    load_arrays(model, dict(reversed(arrays.items())))
+    assert all(bool((p == 2).all()) for p in model.parameters())
+    read_arrays(model)["0.weight"][:] = 5
+    assert bool((next(model.parameters()) == 2).all())

@@ -1,0 +1,134 @@
+"""Clients that vanish, fail, dawdle or answer nonsense: the round goes on, they are counted, the budget is charged."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger import read_entries
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.simulations.faults import Faults
+from fedveil.simulations.run import simulate
+
+ROUNDS = 3
+COMMON = (
+    "task=digits",
+    "task.num_clients=12",
+    f"num_rounds={ROUNDS}",
+    "cohort=all",
+    "batch_size=100",
+    "local_epochs=1",
+    "privacy.noise_multiplier=1",
+    "privacy.target_epsilon=null",
+    "privacy.allow_large_delta=true",
+)
+EVERY_KIND = (
+    "faults.dropout=0.1",
+    "faults.failure=0.1",
+    "faults.corrupt=0.3",
+    "faults.straggler=0.05",
+    "engine.deadline=0.4",
+)
+
+
+def run(folder: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    outcome = simulate(settings_from_overrides([*COMMON, *overrides]), folder, quiet=True)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return outcome.result, rows
+
+
+def reserved(folder: Path) -> int:
+    return sum(entry.kind == "reserve" for entry in read_entries(folder / "ledger"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "reasons"),
+    [
+        ("dropout", {"failed"}),
+        ("failure", {"failed"}),
+        ("straggler", {"late"}),
+        ("corrupt", {"dtype", "shape"}),
+    ],
+)
+def test_each_fault_is_counted_under_its_reason(tmp_path: Path, fault: str, reasons: set[str]) -> None:
+    result, rows = run(tmp_path, f"faults.{fault}=0.3", "engine.deadline=0.4")
+    assert result["status"] == "completed"
+    assert set(result["dropped"]) <= reasons
+    assert sum(result["dropped"].values()) > 0
+    for row in rows:
+        assert row["invited"] == 12
+        assert row["replies"] + sum(row["dropped"].values()) == 12
+        assert math.isfinite(row["accuracy"])
+    assert Counter(result["dropped"]) == sum((Counter(row["dropped"]) for row in rows), Counter())
+    assert reserved(tmp_path) == ROUNDS
+
+
+def test_the_same_seed_draws_the_same_faults_on_one_and_on_two_workers(tmp_path: Path) -> None:
+    one, rows_of_one = run(tmp_path / "one", *EVERY_KIND)
+    two, rows_of_two = run(tmp_path / "two", *EVERY_KIND, "engine.workers=2")
+    assert {"late", "failed", "dtype", "shape"} <= set(one["dropped"])
+    assert two["dropped"] == one["dropped"]
+    assert rows_of_two == rows_of_one
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert models[0] == models[1]
+
+
+def test_another_seed_draws_other_faults(tmp_path: Path) -> None:
+    results = [run(tmp_path / seed, "faults.corrupt=0.4", f"seed={seed}") for seed in ("0", "1")]
+    assert [row["dropped"] for row in results[0][1]] != [row["dropped"] for row in results[1][1]]
+
+
+def test_a_round_in_which_nobody_answers_is_charged_and_releases_noise(tmp_path: Path) -> None:
+    result, rows = run(tmp_path, "faults.failure=1")
+    assert (result["status"], result["rounds_completed"]) == ("failed", ROUNDS)
+    assert result["reason"] == "no client ever replied (failed)"
+    assert [row["replies"] for row in rows] == [0] * ROUNDS
+    assert len({row["loss"] for row in rows}) == ROUNDS
+    assert reserved(tmp_path) == ROUNDS
+
+
+def test_without_client_privacy_what_cannot_be_believed_stays_out_of_the_mean(tmp_path: Path) -> None:
+    overrides = [*COMMON[:6], "privacy=none", "faults.corrupt=0.6"]
+    outcome = simulate(settings_from_overrides(overrides), tmp_path, quiet=True)
+    assert {"shape", "not finite", "dtype"} <= set(outcome.result["dropped"])
+    assert math.isfinite(outcome.result["metrics"]["loss"])
+
+
+def test_an_update_that_is_far_too_long_is_clipped_again(tmp_path: Path) -> None:
+    _, rows = run(tmp_path, "faults.corrupt=1", "num_rounds=2")
+    assert sum(row["clipped_again"] for row in rows) == sum(row["replies"] for row in rows) > 0
+
+
+def test_clients_whose_own_budget_is_spent_are_dropped_and_when_all_are_the_run_is_exhausted(
+    tmp_path: Path,
+) -> None:
+    record = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=0.01")
+    overrides = [*COMMON[:6], *record]
+    outcome = simulate(settings_from_overrides(overrides), tmp_path, quiet=True)
+    assert outcome.exit_code == 3
+    assert outcome.result["status"] == "exhausted"
+    assert outcome.result["dropped"] == {"budget spent": 12 * ROUNDS}
+    assert outcome.result["privacy"][0]["epsilon"] == 0
+
+
+def test_probabilities_share_one_uniform_number() -> None:
+    faults = Faults(dropout=0.1, failure=0.2, straggler=0.3, corrupt=0.2)
+    picks = [faults.pick((k + 0.5) / 1000) for k in range(1000)]
+    assert Counter(picks) == {"dropout": 100, "failure": 200, "straggler": 300, "corrupt": 200, None: 200}
+
+
+def test_who_fails_is_independent_of_round_and_client() -> None:
+    faults, randomness = Faults(dropout=0.5), Randomness(0)
+    picks = [
+        [
+            faults.pick(randomness.stream("faults", number, client).generator().random())
+            for client in range(64)
+        ]
+        for number in range(8)
+    ]
+    assert len({tuple(row) for row in picks}) == 8
+    assert 150 < sum(pick == "dropout" for row in picks for pick in row) < 362
