@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,10 +176,14 @@ class Federation:
         assert self.record is not None
         sizes = self.sizes
         chosen = sizes[:: -(-len(sizes) // MAX_NOISE_LEVELS)]
-        if self.record.noise_multiplier is not None:
-            return ((0, self.record.noise_multiplier),)
         budget = self.record_budget
         assert budget is not None
+        if self.record.noise_multiplier is not None:
+            noise = ((0, self.record.noise_multiplier),)
+            require_one_round(
+                record_plan(replace(record, noise_by_records=noise), sizes[-1], settings), budget
+            )
+            return noise
         rounds = likely_participations(self.cohort, self.task.num_clients, self.settings.num_rounds)
         plans = {n: replace(record_plan(record, n, settings), num_rounds=rounds) for n in chosen}
         return tuple((n, float(plan.calibrate(budget).noise_multiplier or 0)) for n, plan in plans.items())
@@ -243,6 +248,15 @@ def _check_adjacency(settings: SimulationSettings) -> None:
         if settings.cohort.name == "fixed":
             remedy = "a fixed cohort replaces whoever leaves; use cohort=poisson, or zero-out"
             raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
+
+
+def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ()) -> None:
+    """Refuse noise so small that the budget does not afford a single round."""
+    if not within([*prior, plan.event()], budget):
+        remedy = (
+            f"not even one round fits what is left of epsilon {budget.target_epsilon:g}; raise one of them"
+        )
+        raise Refusal("noise_multiplier", plan.noise_multiplier, remedy)
 
 
 def _as(kind: type[T], value: object) -> T | None:

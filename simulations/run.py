@@ -37,7 +37,7 @@ from .deadline import within
 from .display import Display, Line
 from .engine import InProcessGrid
 from .faults import inject
-from .federation import Federation, build
+from .federation import Federation, build, require_one_round
 from .flower_adapter import quiet_flower
 from .recording import Run, Saved
 from .report import record_meter
@@ -147,7 +147,10 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
     if saved is not None and saved.noise is not None and (ledger is None or left <= 0):
         plan = federation.client_plan_with(saved.noise)
     else:
-        plan = federation.client_plan(tuple(ledger.events(Adversary.MODEL)) if ledger else (), left)
+        prior = tuple(ledger.events(Adversary.MODEL)) if ledger else ()
+        plan = federation.client_plan(prior, left)
+        if saved is None and plan is not None and federation.client_budget is not None:
+            require_one_round(plan, federation.client_budget, prior)
     assert plan is not None and plan.noise_multiplier is not None
     return plan
 

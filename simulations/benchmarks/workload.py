@@ -62,7 +62,7 @@ def cnn(first: int, second: int, hidden: int) -> nn.Module:
 
 MODELS = {
     "tiny": tiny,
-    "cnn-100k": lambda: cnn(8, 16, 124),  # 100 200 parameters
+    "cnn-100k": lambda: cnn(8, 16, 124),  # 99 838 parameters
     "cnn-1m": lambda: cnn(32, 64, 320),  # 1 025 866 parameters
 }
 TRAINED = tuple(MODELS)

@@ -1,0 +1,550 @@
+"""`fedveil simulate` from the command line to the run folder, on simulated and on real data."""
+
+import json
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from safetensors.numpy import load_file
+
+import fedveil.simulations.run  # noqa: F401 (before any fork, so that children need not import it)
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.refusal import Refusal
+from fedveil.simulations.run import Outcome, simulate
+
+ROUNDS = 3
+COMMON = ("task=digits", "task.num_clients=10", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")
+PRIVATE = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null")
+
+RESULT_KEYS = {
+    "status",
+    "reason",
+    "rounds_completed",
+    "data",
+    "rng",
+    "privacy",
+    "metrics",
+    "dropped",
+    "seed",
+    "noise_multiplier",
+    "ledger",
+    "folder",
+    "versions",
+    "seconds",
+}
+PRIVACY_KEYS = {
+    "unit",
+    "adversary",
+    "adjacency",
+    "epsilon",
+    "delta",
+    "target_epsilon",
+    "accountant",
+    "sampling",
+}
+
+
+def given(*overrides: str) -> list[str]:
+    """Return the overrides of a small run with these ones; another cohort takes the rate away."""
+    others = any(each.startswith("cohort=") for each in overrides)
+    return [*(each for each in COMMON if not (others and each.startswith("cohort"))), *overrides]
+
+
+def run(folder: Path, *overrides: str) -> Outcome:
+    return simulate(settings_from_overrides(given(*overrides)), folder, quiet=True)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def reserved(ledger: Path | str) -> list[dict[str, Any]]:
+    return [json.loads(entry.payload) for entry in read_entries(ledger) if entry.kind == "reserve"]
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_a_process_of_its_own_leaves_a_run_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedveil", "simulate", "--json", *COMMON, "hydra.run.dir=out"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    shown = json.loads(ended.stdout.splitlines()[-1])
+    out = tmp_path / "out"
+    written = json.loads((out / "result.json").read_text())
+    assert shown == written
+    assert set(written) == RESULT_KEYS
+    assert written["status"] == "completed"
+    assert written["rounds_completed"] == ROUNDS
+    assert (written["data"], written["rng"], written["seed"]) == ("simulation", "seeded", 0)
+    assert written["metrics"]["accuracy"] >= 0
+    assert written["seconds"] > 0
+    assert {"python", "fedveil", "flwr", "torch", "opacus", "dp-accounting"} <= set(written["versions"])
+    assert [set(row) for row in written["privacy"]] == [PRIVACY_KEYS] * 3
+    epsilons = {row["adversary"]: row["epsilon"] for row in written["privacy"]}
+    assert epsilons["server"] == "infinity"
+    assert 2.9 < epsilons["model"] == epsilons["clients"] <= 3
+    files = {path.name for path in out.iterdir()}
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "model.safetensors",
+        "ledger",
+        "curve.png",
+        "result.json",
+    } <= files
+    assert not any(name.startswith(".") or name.endswith("-wal") for name in files)
+    assert [row["round"] for row in rows_of(out)] == [1, 2, 3]
+    assert rows_of(out)[-1]["epsilon_client"] == pytest.approx(epsilons["model"], rel=0.01)
+    assert OmegaConf.load(out / "config.yaml").task.num_clients == 10
+    assert {name: array.shape for name, array in load_file(out / "model.safetensors").items()} == {
+        "weight": (10, 64),
+        "bias": (10,),
+    }
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    proof = verify(out / "ledger")
+    assert proof.ok and proof.epsilon == pytest.approx(epsilons["model"])
+
+
+def test_plain_lines_where_there_is_no_terminal(commands: Any) -> None:
+    code, command = commands.run("simulate", *COMMON, *PRIVATE, "hydra.run.dir=out")
+    lines = command.out.splitlines()
+    assert (code, command.err) == (0, "")
+    assert lines[0] == "digits (simulation): 10 clients, fedavg, privacy=client_central"
+    assert [line.split()[1] for line in lines[1:-1]] == ["1/3", "2/3", "3/3"]
+    assert "accuracy" in lines[1] and "client epsilon" in lines[1]
+    assert lines[-1] == f"completed: 3 rounds; results: {commands.folder}/out"
+    assert "\x1b" not in command.out
+
+
+def test_a_live_table_in_a_terminal(commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("NO_COLOR", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    ours, theirs = pty.openpty()
+
+    def take_terminal() -> None:
+        for number in (1, 2):
+            os.dup2(theirs, number)
+
+    command = commands.start(
+        "simulate",
+        *COMMON,
+        "privacy.target_epsilon=2",
+        "hydra.run.dir=out",
+        first=take_terminal,
+    )
+    os.close(theirs)
+    seen = read_to_the_end(ours)
+    assert command.wait() == 0
+    assert "\x1b[" in seen
+    assert "━" in seen
+    for words in ("accuracy", "epsilon (client)", "of 2 spent", "left", "3/3", "completed: 3 rounds"):
+        assert words in seen, words
+
+
+def read_to_the_end(terminal: int) -> str:
+    parts: list[bytes] = []
+    try:
+        while part := os.read(terminal, 1 << 16):
+            parts.append(part)
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(terminal)
+    return b"".join(parts).decode(errors="replace")
+
+
+# --- how it ends ---------------------------------------------------------------------------------------------------
+
+
+def test_a_spent_budget_ends_the_run_in_order(commands: Any) -> None:
+    budget = ("privacy.noise_multiplier=1", "privacy.target_epsilon=8")
+    argv = ("simulate", "--json", *COMMON, "num_rounds=50", *budget, "hydra.run.dir=out")
+    code, command = commands.run(*argv)
+    assert code == 3
+    result = json.loads(command.out.splitlines()[-1])
+    done = result["rounds_completed"]
+    assert result["status"] == "exhausted"
+    assert 0 < done < 50
+    assert result["reason"].startswith("the client budget is spent")
+    out = commands.folder / "out"
+    assert (out / "model.safetensors").exists()
+    assert len(rows_of(out)) == len(reserved(out / "ledger")) == done
+    assert result["privacy"][2]["epsilon"] <= 8
+    # What was spent stays spent.
+    code, command = commands.run("simulate", "--json", f"resume={out}")
+    assert code == 3
+    assert json.loads(command.out.splitlines()[-1])["rounds_completed"] == done
+
+
+def test_a_refusal_is_one_sentence_and_leaves_nothing(commands: Any) -> None:
+    code, command = commands.run("simulate", *COMMON, "privacy.target_epsilon=-1", "hydra.run.dir=out")
+    assert code == 2
+    assert command.out == ""
+    (sentence,) = command.err.splitlines()
+    assert sentence.startswith("privacy.target_epsilon=-1")
+    assert not (commands.folder / "out").exists()
+
+
+@pytest.mark.parametrize("privacy", ["client_central", "record"])
+def test_a_budget_that_does_not_afford_one_round_is_refused_before_training(
+    commands: Any, privacy: str
+) -> None:
+    small = (f"privacy={privacy}", "privacy.noise_multiplier=0.5", "privacy.target_epsilon=0.1")
+    code, command = commands.run("simulate", *COMMON, *small, "hydra.run.dir=out")
+    assert code == 2
+    (sentence,) = command.err.splitlines()
+    assert sentence.startswith("noise_multiplier=0.5: not even one round fits")
+    assert not (commands.folder / "out" / "config.yaml").exists()
+
+
+def test_a_run_that_nobody_answers_fails(commands: Any) -> None:
+    argv = given("privacy=none", "cohort=all", "faults.failure=1", "hydra.run.dir=out")
+    code, command = commands.run("simulate", *argv)
+    assert code == 1
+    assert command.err.splitlines() == [
+        f"failed: no client ever replied (failed); results: {commands.folder}/out"
+    ]
+
+
+def test_ctrl_c_before_the_first_round(commands: Any) -> None:
+    def interrupt() -> None:
+        from fedveil.simulations import recording
+
+        def stop(*args: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+        recording.write_start = stop
+
+    code, command = commands.run("simulate", *COMMON, *PRIVATE, "hydra.run.dir=out", first=interrupt)
+    assert code == 130
+    assert "Traceback" not in command.err
+
+
+# --- every option once ---------------------------------------------------------------------------------------------
+
+RECORD = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=null")
+BOTH = (
+    "privacy=record_and_client",
+    "privacy.client.noise_multiplier=1",
+    "privacy.client.target_epsilon=null",
+    "privacy.record.noise_multiplier=1",
+    "privacy.record.target_epsilon=null",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "finite"),
+    [
+        (PRIVATE, {("client", "clients"), ("client", "model")}),
+        (RECORD, {("record", "server"), ("record", "clients"), ("record", "model")}),
+        (
+            BOTH,
+            {
+                ("client", "clients"),
+                ("client", "model"),
+                ("record", "server"),
+                ("record", "clients"),
+                ("record", "model"),
+            },
+        ),
+        (("privacy=none",), set()),
+    ],
+    ids=["client_central", "record", "record_and_client", "none"],
+)
+def test_every_privacy_says_against_whom_it_holds(
+    tmp_path: Path, overrides: tuple[str, ...], finite: set[tuple[str, str]]
+) -> None:
+    result = run(tmp_path, *overrides).result
+    assert result["status"] == "completed"
+    rows = result["privacy"]
+    assert {(r["unit"], r["adversary"]) for r in rows if r["epsilon"] != "infinity"} == finite
+    assert all(0 < r["epsilon"] < 100 for r in rows if r["epsilon"] != "infinity")
+    lines = rows_of(tmp_path)
+    units = {unit for unit, _ in finite}
+    assert (lines[-1]["epsilon_record"] is not None) == ("record" in units)
+    assert (lines[-1]["epsilon_client"] == "infinity") == (not units)
+    if "record" in units:
+        (record,) = {r["epsilon"] for r in rows if r["unit"] == "record"}
+        assert lines[-1]["epsilon_record"] == pytest.approx(record, rel=0.01)
+
+
+def test_a_client_that_its_ledger_refuses_shows_no_more_than_the_target(tmp_path: Path) -> None:
+    target = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=8", "cohort=all")
+    result = run(tmp_path, *target, "num_rounds=6").result
+    shown = [row["epsilon_record"] for row in rows_of(tmp_path)]
+    assert result["dropped"]["budget spent"] > 0
+    assert max(shown) <= 8
+    assert shown[-1] == pytest.approx(result["privacy"][0]["epsilon"], rel=0.01)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox"])
+def test_every_strategy_trains(tmp_path: Path, strategy: str) -> None:
+    outcome = run(tmp_path, f"strategy={strategy}", "privacy=none", "cohort=all", "num_rounds=5")
+    assert outcome.exit_code == 0
+    losses = [row["loss"] for row in rows_of(tmp_path)]
+    assert min(losses) < 2.3
+    assert all(np.isfinite(array).all() for array in load_file(tmp_path / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("cohort", ["cohort=poisson", "cohort=fixed", "cohort=all"])
+def test_every_cohort_draws_what_the_ledger_says(tmp_path: Path, cohort: str) -> None:
+    more = ("cohort.size=4",) if cohort == "cohort=fixed" else ()
+    result = run(tmp_path, *PRIVATE, cohort, *more, "num_rounds=6").result
+    invited = [row["invited"] for row in rows_of(tmp_path)]
+    kinds = {
+        json.dumps(payload["events"]["model"]).count("Poisson") for payload in reserved(tmp_path / "ledger")
+    }
+    assert {row["sampling"] for row in result["privacy"][1:]} == {cohort.partition("=")[2]}
+    if cohort == "cohort=poisson":
+        assert len(set(invited)) > 1 and kinds == {1}
+    else:
+        assert set(invited) == {4 if cohort == "cohort=fixed" else 10} and kinds == {0}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("partition=iid",),
+        ("partition=dirichlet", "partition.alpha=0.5"),
+        ("partition=shards",),
+        ("task=heart", "partition=natural", "cohort=all", "batch_size=100"),
+    ],
+)
+def test_every_partition_trains(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    if "task=heart" in overrides:
+        chosen = [f"num_rounds={ROUNDS}", "privacy=none", *overrides]
+    else:
+        chosen = given("privacy=none", *overrides)
+    outcome = simulate(settings_from_overrides(chosen), tmp_path, quiet=True)
+    assert outcome.exit_code == 0
+    assert outcome.result["dropped"] == {}
+    assert outcome.result["metrics"]["accuracy"] > 0.1
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path: Path) -> None:
+    models = [
+        run(tmp_path / name, *PRIVATE, f"seed={seed}")
+        and (tmp_path / name / "model.safetensors").read_bytes()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert models[0] == models[1] != models[2]
+
+
+def test_an_empty_cohort_is_charged_and_releases_noise(tmp_path: Path) -> None:
+    outcome = run(tmp_path, *PRIVATE, "cohort.rate=1e-6")
+    assert outcome.exit_code == 0
+    assert [row["invited"] for row in rows_of(tmp_path)] == [0] * ROUNDS
+    assert len(reserved(tmp_path / "ledger")) == ROUNDS
+    assert np.abs(load_file(tmp_path / "model.safetensors")["weight"]).max() > 0
+
+
+def test_a_model_that_diverges_leaves_json_that_anybody_can_read(tmp_path: Path) -> None:
+    run(tmp_path, "privacy=none", "cohort=all", "learning_rate=1e30", "local_epochs=3")
+    for text in [
+        (tmp_path / "result.json").read_text(),
+        *(tmp_path / "metrics.jsonl").read_text().splitlines(),
+    ]:
+        json.loads(text, parse_constant=pytest.fail)
+
+
+# --- real data -----------------------------------------------------------------------------------------------------
+
+HOSPITALS = '''
+"""A task on real data, as a user writes it."""
+
+import torch
+from fedveil.client.tasks import Examples
+from torch import nn
+
+CLIENTS, EACH, FEATURES = 40, 12, 4
+
+
+class Hospitals:
+    simulated = False
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(11)
+        self.inputs = torch.randn(CLIENTS, EACH, FEATURES, generator=generator)
+        self.targets = (self.inputs.sum(-1) > 0).long()
+
+    @property
+    def num_clients(self):
+        return CLIENTS
+
+    def model(self):
+        layer = nn.Linear(FEATURES, 2)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs, targets):
+        return {"accuracy": (outputs.argmax(-1) == targets).float().mean().item()}
+
+    def client_data(self, client):
+        return Examples(self.inputs[client], self.targets[client])
+
+    def held_out(self):
+        return Examples(self.inputs.flatten(0, 1), self.targets.flatten())
+'''
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides of a small run on real data whose ledgers lie in tmp_path/ledgers."""
+    (tmp_path / "my_hospitals.py").write_text(HOSPITALS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_hospitals", raising=False)
+    return [
+        "task=custom",
+        "task.target=my_hospitals:Hospitals",
+        "allow_modules=[my_hospitals]",
+        f"ledger.dir={tmp_path / 'ledgers'}",
+        f"num_rounds={ROUNDS}",
+        "cohort.rate=0.5",
+        "privacy.target_delta=1e-3",
+    ]
+
+
+def really(folder: Path, overrides: list[str]) -> Outcome:
+    return simulate(settings_from_overrides(overrides), folder, quiet=True)
+
+
+def test_noise_on_real_data_takes_no_seed(tmp_path: Path, hospitals: list[str]) -> None:
+    with pytest.raises(Refusal, match="seed=1: on real data"):
+        really(tmp_path / "run", [*hospitals, "seed=1"])
+    assert not (tmp_path / "ledgers").exists() and not (tmp_path / "run").exists()
+
+
+def test_a_second_run_on_real_data_is_planned_on_what_is_left_and_a_third_is_refused(
+    tmp_path: Path, hospitals: list[str]
+) -> None:
+    first = really(tmp_path / "1", [*hospitals, "privacy.target_epsilon=2"]).result
+    assert (first["data"], first["rng"], first["seed"]) == ("real", "system", None)
+    assert first["status"] == "completed"
+    assert first["ledger"].startswith(str(tmp_path / "ledgers" / "population-"))
+    with pytest.raises(Refusal, match="target_epsilon"):
+        really(tmp_path / "spent", [*hospitals, "privacy.target_epsilon=2"])
+    assert not (tmp_path / "spent").exists()
+    second = really(tmp_path / "2", [*hospitals, "privacy.target_epsilon=3"]).result
+    assert second["status"] == "completed"
+    assert second["ledger"] == first["ledger"]
+    assert second["noise_multiplier"] != first["noise_multiplier"]
+    assert first["privacy"][2]["epsilon"] <= 2 < second["privacy"][2]["epsilon"] <= 3
+    assert rows_of(tmp_path / "2")[0]["epsilon_client"] > first["privacy"][2]["epsilon"]
+    assert [payload["rng"] for payload in reserved(first["ledger"])] == ["system"] * 2 * ROUNDS
+    assert verify(first["ledger"]).ok
+
+
+def test_two_runs_on_real_data_share_no_noise(tmp_path: Path, hospitals: list[str]) -> None:
+    own = [*hospitals, "privacy.noise_multiplier=1", "privacy.target_epsilon=null", "cohort=all"]
+    own.remove("cohort.rate=0.5")
+    models = []
+    for name in ("1", "2"):
+        really(tmp_path / name, own)
+        models.append(load_file(tmp_path / name / "model.safetensors")["weight"])
+    assert not np.array_equal(*models)
+
+
+def test_a_resumed_run_on_real_data_is_charged_anew_and_repeats_no_noise(
+    commands: Any, hospitals: list[str]
+) -> None:
+    from fedveil.server.private_grid import PrivateGrid
+
+    run_folder = commands.folder / "run"
+
+    def kill_after_the_noise_of_round_2() -> None:
+        true = PrivateGrid._noised
+
+        def deadly(self: Any, cohort_sum: Any, number: int, spec: Any) -> Any:
+            before = cohort_sum.total.copy()
+            noised = true(self, cohort_sum, number, spec)
+            if number == 2:
+                np.save(commands.folder / "released.npy", noised - before)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return noised
+
+        PrivateGrid._noised = deadly  # type: ignore[method-assign]
+
+    argv = ("simulate", *hospitals, "privacy.target_epsilon=2", f"hydra.run.dir={run_folder}")
+    code, command = commands.run(*argv, first=kill_after_the_noise_of_round_2)
+    assert code == -signal.SIGKILL, command.err
+    (ledger,) = (commands.folder / "ledgers").glob("population-*.ledger")
+    assert len(reserved(ledger)) == 2
+
+    noises: list[Any] = []
+    true = PrivateGrid._noised
+
+    def watching(self: Any, cohort_sum: Any, number: int, spec: Any) -> Any:
+        before = cohort_sum.total.copy()
+        noised = true(self, cohort_sum, number, spec)
+        noises.append(noised - before)
+        return noised
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrivateGrid, "_noised", watching)
+        result = really(run_folder, [f"resume={run_folder}"]).result
+    assert result["status"] == "completed"
+    assert len(reserved(ledger)) == 1 + 1 + 2, "round 2 is charged twice, since it left twice"
+    assert len({entry.key for entry in read_entries(ledger) if entry.kind == "reserve"}) == 4
+    released = np.load(commands.folder / "released.npy")
+    assert len(noises) == 2 and not any(np.array_equal(noise, released) for noise in noises)
+    assert result["privacy"][2]["epsilon"] <= 2
+
+
+def test_records_of_real_data_are_charged_on_each_clients_own_ledger_over_runs(
+    tmp_path: Path, hospitals: list[str]
+) -> None:
+    own = [each for each in hospitals if not each.startswith(("privacy", "num_rounds", "cohort"))]
+    own += ["privacy=record", "privacy.noise_multiplier=1", "cohort=all", "num_rounds=1", "batch_size=4"]
+    first = really(tmp_path / "1", [*own, "privacy.target_epsilon=null"]).result
+    spent = first["privacy"][0]["epsilon"]
+    assert len(list((tmp_path / "ledgers").glob("*.ledger"))) == 40
+    again = really(tmp_path / "2", [*own, f"privacy.target_epsilon={spent * 1.05}"])
+    assert again.exit_code == 3
+    assert again.result["dropped"] == {"budget spent": 40}
+    assert again.result["privacy"][0]["epsilon"] == pytest.approx(spent)
+    assert rows_of(tmp_path / "2")[0]["epsilon_record"] == pytest.approx(spent, rel=0.01)
+
+
+def test_the_populations_ledger_is_no_clients_ledger(tmp_path: Path, hospitals: list[str]) -> None:
+    own = [each for each in hospitals if not each.startswith(("privacy", "num_rounds"))]
+    own += [*BOTH, "num_rounds=1", "batch_size=100", "privacy.client.target_delta=1e-3"]
+    result = really(tmp_path / "run", [*own, "privacy.client.noise_multiplier=0.3"]).result
+    by_unit = {row["unit"]: row["epsilon"] for row in result["privacy"] if row["adversary"] == "model"}
+    assert by_unit["record"] < by_unit["client"]
+
+
+def test_a_ledger_folder_that_cannot_be_made_is_refused_before_training(
+    commands: Any, hospitals: list[str]
+) -> None:
+    (commands.folder / "file").write_text("")
+    for privacy in ("privacy=client_central", "privacy=record"):
+        own = [each for each in hospitals if not each.startswith(("ledger.dir", "privacy"))] + [privacy]
+        code, command = commands.run("simulate", *own, "ledger.dir=file/ledgers", "hydra.run.dir=out")
+        assert code == 2
+        (sentence,) = command.err.splitlines()
+        assert sentence.startswith("ledger.dir='file/ledgers'")
+
+
+def test_a_ledger_that_was_edited_is_refused(tmp_path: Path, hospitals: list[str]) -> None:
+    ledger = Path(really(tmp_path / "1", [*hospitals, "privacy.target_epsilon=2"]).result["ledger"])
+    with closing(sqlite3.connect(ledger)) as database:
+        database.executescript("DROP TRIGGER no_DELETE; DELETE FROM entries WHERE seq > 3;")
+    with pytest.raises(Refusal, match="ledger"):
+        really(tmp_path / "2", [*hospitals, "privacy.target_epsilon=3"])
