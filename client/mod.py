@@ -40,7 +40,7 @@ def private_update(message: Message, context: Context, call_next: ClientAppCalla
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
         return Message(Error(FAILED, "the client failed"), reply_to=message)
-    return reply_with(vector, message, spec)
+    return reply_with(vector, message)
 
 
 def difference(trained: ArrayRecord, received: ArrayRecord) -> dict[str, NDArray[np.floating]]:

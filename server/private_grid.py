@@ -37,6 +37,8 @@ from ..strategies.wire import (
 )
 
 MECHANISM = "private_sum"
+SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
+PATIENCE = 30  # questions for the nodes in one round; Flower's strategies ask once a second while they wait
 NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat calls a node lost after 60 s
 MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
 
@@ -106,6 +108,7 @@ class PrivateGrid(Grid):
         self._randomness = randomness or Randomness()
         self._run_name = run
         self._nodes: list[int] = []
+        self._asked = 0
         self._reserved = 0
         self._finished = 0
         self.drawn: list[int] = []
@@ -124,10 +127,21 @@ class PrivateGrid(Grid):
         return self._grid.run
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the population. A strategy's own sampling of it has no effect: the cohort decides."""
-        if not self._nodes:
-            self._nodes = self._wait_for_nodes()
-        return list(self._nodes)
+        """Return nodes that stand for all: the cohort decides who is asked, not a strategy's own sampling.
+
+        At most `SHOWN_NODES`, so that a strategy does not make a message for each client of a large population;
+        one that tells clients apart still gives itself away.
+
+        Raises:
+          Refusal: the strategy asks again and again, as Flower's do while they wait for more nodes than there are.
+        """
+        self._asked += 1
+        if self._asked > PATIENCE:
+            remedy = (
+                f"set it to at most {min(SHOWN_NODES, self._population)}: the cohort decides who takes part"
+            )
+            raise Refusal("min_available_nodes", "more than a private sum shows", remedy)
+        return self._all_nodes()[:SHOWN_NODES]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -136,6 +150,7 @@ class PrivateGrid(Grid):
 
         Messages that do not train are not sent: what they would bring back is in no release.
         """
+        self._asked = 0
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
         if not training or self.exhausted is not None:
             return []
@@ -176,7 +191,7 @@ class PrivateGrid(Grid):
 
     def draw(self, number: int) -> list[int]:
         """Return the cohort of round `number`; where the randomness is seeded, the same one at every call."""
-        return self._cohort.draw(list(self.get_node_ids()), self._randomness.stream("cohort", number))
+        return self._cohort.draw(self._all_nodes(), self._randomness.stream("cohort", number))
 
     def reserve(self, number: int) -> None:
         """Draw the cohort of round `number` and reserve its release, durably, before anything is configured.
@@ -260,6 +275,11 @@ class PrivateGrid(Grid):
         if self._privacy is None and cohort_sum.replies == 0:
             return {name: np.zeros(shape) for name, shape in layout.items()}, {}
         return decode(total, layout, spec, self._cohort.expected_size(self._population))
+
+    def _all_nodes(self) -> list[int]:
+        if not self._nodes:
+            self._nodes = self._wait_for_nodes()
+        return self._nodes
 
     def _wait_for_nodes(self) -> list[int]:
         deadline = time.monotonic() + NODE_WAIT_SECONDS

@@ -24,6 +24,7 @@ from ..configs.schema import (
     RecordAndClient,
     SimulationSettings,
 )
+from ..privacy.accounting import within
 from ..privacy.budget import Adjacency, Adversary, Budget, Unit
 from ..privacy.mechanisms.private_sum import Scalar
 from ..privacy.mechanisms.randomness import Randomness

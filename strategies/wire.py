@@ -15,7 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
-from ..privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec, Vector, add
+from ..privacy.mechanisms.private_sum import CohortSum, Contribution, Scalar, SumSpec, add
 
 SPEC_RECORD = "fedveil.sum"
 VECTOR_RECORD = "fedveil.vector"
@@ -121,12 +121,9 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
 # --- back: reply of a client -----------------------------------------------------------------------------------
 
 
-def reply_with(vector: Vector, message: Message, spec: SumSpec) -> Message:
+def reply_with(vector: Contribution, message: Message) -> Message:
     """Return the reply that carries the client's vector: 4 bytes a coordinate where it is on the lattice."""
-    wire = (
-        vector if spec.clipping_norm is None else vector.astype(np.int32 if spec.cells < 2**31 else np.int64)
-    )
-    return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: wire})}), reply_to=message)
+    return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: vector})}), reply_to=message)
 
 
 def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
@@ -139,7 +136,7 @@ def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
     add(cohort_sum, vector, spec)
 
 
-def _vector(content: RecordDict, size: int, spec: SumSpec) -> Vector | str:
+def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | str:
     """Return the reply's vector, or the reason why it has none. Sizes are checked before any byte is parsed."""
     record = content.array_records.get(VECTOR_RECORD)
     if record is None or len(content) != 1 or list(record.keys()) != [VECTOR]:
@@ -159,6 +156,8 @@ def _vector(content: RecordDict, size: int, spec: SumSpec) -> Vector | str:
         return "unreadable"
     if values.shape != (size,) or values.dtype.kind not in "if":
         return "shape"
+    if values.dtype == np.int32:
+        return values.astype(np.int32, copy=False)
     return values.astype(np.float64, copy=False)
 
 

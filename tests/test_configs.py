@@ -70,7 +70,9 @@ def test_every_yaml_composes_and_opens_with_the_command_that_runs_it(file: Path)
         assert getattr(composed, group).name == name
 
     lines = file.read_text().splitlines()
-    first = lines[1] if lines[0].startswith("# @package") else lines[0]  # Hydra wants its own directive on top
+    first = (
+        lines[1] if lines[0].startswith("# @package") else lines[0]
+    )  # Hydra wants its own directive on top
     command = shlex.split(first.removeprefix("# "))
     assert command[:2] == ["fedveil", "simulate"]
     assert not group or f"{group}={name}" in command

@@ -1,9 +1,10 @@
 """The public face: every name in ``__all__`` is there, and the lists are sorted."""
 
+import pytest
+
 import fedveil
 import fedveil.client.tasks
 import fedveil.privacy
-import pytest
 
 FACES = (fedveil.privacy, fedveil.client.tasks)
 

@@ -42,7 +42,7 @@ MUTATIONS = {
     ),
     "clip skipped at the client": Mutation(
         "privacy/mechanisms/private_sum.py",
-        "factor = min(1.0, spec.update_norm / norm) if norm > 0 else 1.0",
+        "factor = min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0",
         "factor = 1.0",
         SUM_TESTS,
         "keeps_its_direction",
@@ -91,8 +91,8 @@ MUTATIONS = {
     ),
     "metrics leave beside the sum": Mutation(
         "strategies/wire.py",
-        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: wire})}), reply_to=message)",
-        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: wire}), 'c': ConfigRecord({'x': 1})}), "
+        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: vector})}), reply_to=message)",
+        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: vector}), 'c': ConfigRecord({'x': 1})}), "
         "reply_to=message)",
         GRID_TESTS,
         "weighs_the_same",

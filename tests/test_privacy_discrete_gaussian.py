@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from fedveil.privacy.mechanisms import discrete_gaussian
 from fedveil.privacy.mechanisms.discrete_gaussian import sample
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
-from scipy import stats
 
 DRAWS = 400_000
 

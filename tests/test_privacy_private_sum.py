@@ -2,6 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fedveil.privacy.mechanisms.private_sum import (
     CohortSum,
     Scalar,
@@ -14,8 +17,6 @@ from fedveil.privacy.mechanisms.private_sum import (
     encode_rows,
 )
 from fedveil.privacy.mechanisms.randomness import Randomness
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 LOSS = Scalar("loss", 5.0)
 COUNT = Scalar("num-examples", 100.0)

@@ -2,9 +2,10 @@ import os
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from scipy import stats
+
 from fedveil.privacy.mechanisms.gaussian import standard_normal
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
-from scipy import stats
 
 
 def test_the_stream_is_aes_in_counter_mode() -> None:

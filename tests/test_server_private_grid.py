@@ -8,6 +8,9 @@ from typing import Any
 import flwr.serverapp.strategy as flower
 import numpy as np
 import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
 from fedveil.client.mod import private_update
 from fedveil.privacy import Adjacency, Budget, BudgetExhausted, Ledger, Plan, Unit
 from fedveil.privacy.budget import Adversary
@@ -25,8 +28,6 @@ from fedveil.strategies.registry import (
     make_strategy,
 )
 from fedveil.strategies.wire import memory_arrays, view
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 
 CLIENTS = 20
 SHAPES = {"w": (4, 3), "b": (3,)}

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
 from fedveil.client.mod import private_update
 from fedveil.privacy.mechanisms.private_sum import SumSpec
 from fedveil.simulations.engine import FIRST_NODE, InProcessGrid
 from fedveil.strategies.wire import instruct, memory_arrays, view
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 
 SPEC = SumSpec(100.0)
 SIZE = 4

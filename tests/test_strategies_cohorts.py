@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
+from scipy import stats
+
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.cohorts import All, Fixed, Poisson, likely_participations
-from scipy import stats
 
 POPULATION = list(range(100, 500))
 GAUSSIAN = GaussianDpEvent(1.0)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
 from fedveil.privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec
 from fedveil.simulations.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import (
@@ -22,7 +24,6 @@ from fedveil.strategies.wire import (
     sum_of,
     view,
 )
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 SPEC = SumSpec(1.0, (Scalar("loss", 5.0),), 0.02)
 SIZE = 6
@@ -165,5 +166,5 @@ def test_a_memory_array_is_an_array_to_flower() -> None:
 
 
 def test_four_bytes_a_coordinate() -> None:
-    sent = reply_with(np.arange(SIZE, dtype=np.float64), request(), SPEC)
+    sent = reply_with(np.arange(SIZE, dtype=np.int32), request())
     assert sent.content.array_records[VECTOR_RECORD][VECTOR].dtype == "int32"

@@ -45,10 +45,15 @@ def test_the_wheel_works_from_another_folder(wheel: Path, tmp_path: Path) -> Non
         archive.extractall(site)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     where = "import fedveil; print(fedveil.__file__)"
-    run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": True}
-    assert str(site) in subprocess.run([sys.executable, "-c", where], **run).stdout
-    shown = subprocess.run([sys.executable, "-m", "fedveil", "simulate", "--cfg", "job"], **run)
-    assert "num_rounds: 100" in shown.stdout
+
+    def output(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert str(site) in output("-c", where)
+    assert "num_rounds: 100" in output("-m", "fedveil", "simulate", "--cfg", "job")
 
 
 def test_importing_the_face_or_privacy_loads_no_torch() -> None:

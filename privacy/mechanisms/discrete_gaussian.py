@@ -32,6 +32,7 @@ TAIL = 14  # standard deviations: exp(-14^2 / 2) < 2^-141, below 2^-128 also aft
 STRIDES_PER_SIGMA = 32  # keeps 98 of 100 proposals, with a table of about 450 to 900 rows
 MAX_SIGMA = 2**40  # 2 * stride * A + B stays below 2^53, so float64 holds it exactly
 _WORD = 2**64
+_GUIDE_BITS = 16  # a word's first bits, which tell the row of 99 words in 100 without a search
 _MANTISSA = 2.0**-53
 _FLOAT_ERROR = 2.0**-46  # relative; exp, one product and one quotient of exact integers err by under 2^-50
 _SPARE = 1.06  # proposals per wanted number: kept 98 of 100, and half of the zeros
@@ -63,6 +64,9 @@ class _Table:
     stride: int
     words: NDArray[np.uint64]  # leading 64 bits of P[A <= a]
     exact: tuple[Decimal, ...]  # the same to PRECISION digits
+    guide: NDArray[
+        np.int64
+    ]  # for each value of a word's first bits: how many rows' words lie below that bucket
 
 
 @lru_cache(maxsize=16)
@@ -82,7 +86,9 @@ def _table(sigma: int) -> _Table:
     words = np.array(
         [min(int(_digits.multiply(value, Decimal(_WORD))), _WORD - 1) for value in exact], np.uint64
     )
-    return _Table(sigma, stride, words, exact)
+    starts = np.array([bucket << (64 - _GUIDE_BITS) for bucket in range(1 << _GUIDE_BITS)], np.uint64)
+    guide = np.append(np.searchsorted(words, starts, side="left"), len(words)).astype(np.int64)
+    return _Table(sigma, stride, words, exact, guide)
 
 
 def _propose(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
@@ -98,10 +104,14 @@ def _propose(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
 def _invert(table: _Table, n: int, stream: Stream) -> NDArray[np.int64]:
     """Return A for `n` uniform reals: the first row whose cumulative probability exceeds the real."""
     words = stream.uint64(n)
-    rows = np.searchsorted(table.words, words, side="right").astype(np.int64)
+    bucket = (words >> np.uint64(64 - _GUIDE_BITS)).astype(np.int64)
+    rows = table.guide[bucket]
+    # Only in a bucket that holds a row's bound does the bucket not tell the row.
+    open_ = np.flatnonzero(table.guide[bucket + 1] != rows)
+    rows[open_] = np.searchsorted(table.words, words[open_], side="right")
     # A word equal to a row's leading bits does not tell on which side of that row the real number lies.
-    below = np.searchsorted(table.words, words, side="left")
-    for index in np.flatnonzero(rows != below):
+    equal = table.words[np.maximum(rows[open_] - 1, 0)] == words[open_]
+    for index in open_[equal]:
         real = _lengthen(int(words[index]), _WORD, stream)
         rows[index] = next(row for row, bound in enumerate(table.exact) if real < bound)
     return rows

@@ -32,12 +32,12 @@ CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared 
 # Coordinates worked on at a time: 64 KiB of float64 stay in a core's cache, and OpenBLAS starts threads, which then
 # spin, for a dot product of more than 10 000.
 _BLOCK = 1 << 13
-_NOISE_BLOCK = (
-    1 << 16
-)  # coordinates whose noise is drawn at a time: the sampler's words then stay in the cache too
+# Coordinates whose noise is drawn at a time: the sampler's words then stay in the cache too.
+_NOISE_BLOCK = 1 << 16
 
 Arrays = Mapping[str, NDArray[np.floating]]
 Vector = NDArray[np.float64]  # whole numbers below 2^53 where the sum is private
+Contribution = NDArray[np.float64] | NDArray[np.int32]  # int32 on the lattice: `cells` stays below 2^31
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class SumSpec:
     metrics_share: float = 0.0
     cells: int = MIN_CELLS
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.cells < 2**31:
+            raise ValueError(f"cells={self.cells} must lie in [1, 2**31)")
+
     @property
     def step(self) -> float:
         """Width of one grid unit."""
@@ -75,6 +79,15 @@ class SumSpec:
         """What the clipping norm leaves for the update, beside the scalars' share."""
         share = self.metrics_share if self.scalars else 0.0
         return math.inf if self.clipping_norm is None else self.clipping_norm * math.sqrt(1 - share)
+
+    def aim(self, coordinates: int) -> float:
+        """Return the norm to which a long update is scaled, so that rounding seldom carries it over `update_norm`.
+
+        Rounding moves the squared norm by coordinates / 12 grid units on average and by a normal deviation of
+        cells / sqrt(3), of which this leaves room for three.
+        """
+        slack = coordinates / (12 * self.cells**2) + math.sqrt(3) / self.cells
+        return self.update_norm * math.sqrt(1 - slack)
 
     @property
     def scalar_reach(self) -> float:
@@ -93,7 +106,7 @@ def cells_for(coordinates: int) -> int:
 # --- clip and lattice, at the client ---------------------------------------------------------------------------
 
 
-def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple[Vector, bool]:
+def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple[Contribution, bool]:
     """Return the client's contribution and whether its update was longer than the norm.
 
     Args:
@@ -101,7 +114,7 @@ def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple
       scalars: a value for each of the spec's scalars; "num-examples" is the weight where nothing is clipped.
       spec: the round's public parameters.
     Returns:
-      shape (coordinates + scalars,), whole numbers with norm at most `cells` if the sum is private.
+      shape (coordinates + scalars,); if the sum is private, int32 with a norm of at most `cells`.
     """
     if spec.clipping_norm is None:
         return _weigh(update, scalars, spec), False
@@ -109,15 +122,16 @@ def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple
     norm = math.sqrt(sum(_squared_norm(part) for part in parts))
     if not math.isfinite(norm):
         raise ValueError("the update has a value that is not finite")
-    factor = min(1.0, spec.update_norm / norm) if norm > 0 else 1.0
-    out = np.empty(sum(part.size for part in parts) + len(spec.scalars))
+    coordinates = sum(part.size for part in parts)
+    factor = min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0
+    out = np.empty(coordinates + len(spec.scalars), np.int32)
     position, squared = 0, 0.0
     for part in parts:
         squared += _round_into(out[position : position + part.size], part, factor / spec.step)
         position += part.size
     for scalar in spec.scalars:
-        out[position] = np.rint(_centre(scalars.get(scalar.name, math.nan), scalar, spec) / spec.step)
-        squared += out[position] ** 2
+        out[position] = round(_centre(scalars.get(scalar.name, math.nan), scalar, spec) / spec.step)
+        squared += float(out[position]) ** 2
         position += 1
     if squared > float(spec.cells) ** 2:
         shrink(out, spec)
@@ -141,7 +155,9 @@ def encode_rows(update: NDArray[np.floating], scalars: Arrays, spec: SumSpec) ->
         ]
         return np.concatenate([wide * weight, *tail], axis=1).astype(np.float64, copy=False)
     norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-    factors = np.minimum(1.0, spec.update_norm / np.maximum(norms, np.finfo(np.float64).tiny)) / spec.step
+    factors = (
+        np.minimum(1.0, spec.aim(wide.shape[1]) / np.maximum(norms, np.finfo(np.float64).tiny)) / spec.step
+    )
     tail = [
         [_centre(float(value), scalar, spec) / spec.step for value in scalars[scalar.name]]
         for scalar in spec.scalars
@@ -163,16 +179,17 @@ def _squared_norm(part: NDArray[np.generic]) -> float:
     return total
 
 
-def _round_into(out: Vector, part: NDArray[np.generic], factor: float) -> float:
-    squared = 0.0
+def _round_into(out: NDArray[np.int32], part: NDArray[np.generic], factor: float) -> float:
+    """Write the scaled part to the grid and return its squared norm there."""
+    squared, room = 0.0, np.empty(min(part.size, _BLOCK))
     for start in range(0, part.size, _BLOCK):
-        block = out[start : start + _BLOCK]
-        np.copyto(
-            block, part[start : start + _BLOCK], casting="unsafe"
-        )  # then in place: faster than casting on the way
+        values = part[start : start + _BLOCK]
+        block = room[: values.size]
+        np.copyto(block, values, casting="unsafe")  # then in place: faster than casting on the way
         np.multiply(block, factor, out=block)
         np.rint(block, out=block)
         squared += float(np.dot(block, block))
+        np.copyto(out[start : start + _BLOCK], block, casting="unsafe")
     return squared
 
 
@@ -183,13 +200,12 @@ def _centre(value: float, scalar: Scalar, spec: SumSpec) -> float:
     return (2 * min(max(value / scalar.bound, 0.0), 1.0) - 1) * spec.scalar_reach
 
 
-def shrink(vector: Vector, spec: SumSpec) -> None:
+def shrink(vector: Contribution, spec: SumSpec) -> None:
     """Scale a lattice vector back inside the norm, in place, rounding towards zero."""
     factor = (spec.cells - 1) / math.sqrt(_squared_norm(vector))
     for start in range(0, vector.size, _BLOCK):
         block = vector[start : start + _BLOCK]
-        np.multiply(block, factor, out=block)
-        np.trunc(block, out=block)
+        np.copyto(block, np.trunc(block * factor), casting="unsafe")
 
 
 def _weigh(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> Vector:
@@ -232,7 +248,7 @@ class CohortSum:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
-def add(cohort_sum: CohortSum, vector: Vector, spec: SumSpec) -> None:
+def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
     """Add one client's contribution, never trusting that the client clipped it.
 
     A vector that does not fit is dropped and counted; one that is too long is clipped again and counted.
@@ -252,7 +268,7 @@ def add(cohort_sum: CohortSum, vector: Vector, spec: SumSpec) -> None:
     cohort_sum.replies += 1
 
 
-def _plausible_count(vector: Vector, spec: SumSpec) -> bool:
+def _plausible_count(vector: Contribution, spec: SumSpec) -> bool:
     names = [scalar.name for scalar in spec.scalars]
     index = names.index("num-examples") - len(names)
     return bool(0 < vector[index] <= spec.scalars[index].bound)
