@@ -199,9 +199,9 @@ class InProcessGrid(Grid):
         return _Worker(process, ours, shared, size)
 
     def _work(self, orders: Connection, total: np.ndarray) -> None:
-        """Serve orders until the parent goes away; never return."""
+        """Serve orders until the parent goes away; never return. Signals to the group are the parent's to answer."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         keep_memory()
         with suppress(EOFError, BrokenPipeError):
             while True:
