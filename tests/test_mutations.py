@@ -28,8 +28,8 @@ GRID_TESTS, SUM_TESTS = "test_server_private_grid.py", "test_privacy_private_sum
 MUTATIONS = {
     "noise removed": Mutation(
         "privacy/mechanisms/private_sum.py",
-        "return total + sample(sigma, total.size, stream), ",
-        "return total, ",
+        "block += sample(sigma, block.size, stream)",
+        "pass",
         SUM_TESTS,
         "claimed_scale",
     ),
@@ -80,7 +80,7 @@ MUTATIONS = {
         "np.flatnonzero(stream.uint64(records) < np.uint64(int(self.sample_rate * 2**64)))",
         "np.argsort(stream.uint64(records))[: int(self.sample_rate * records)]",
         "test_client_training.py",
-        "binomial",
+        "poisson_draws",
     ),
     "ledger not fsynced": Mutation(
         "privacy/ledger_store.py",
