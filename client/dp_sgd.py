@@ -55,6 +55,8 @@ def train_privately(
     assert isinstance(plan.sampling, PoissonBatches)
     draws, noise = streams
     expected = max(1, round(plan.sampling.sample_rate * len(examples)))
+    # What a layer writes into a buffer while it trains follows the data and has no noise: it is put back.
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     hooks = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
     try:
         optimizer = StreamNoiseOptimizer(
@@ -75,6 +77,8 @@ def train_privately(
                     _pull(optimizer.params, start, sgd)
     finally:
         hooks.cleanup()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def _step(model: nn.Module, task: Task, examples: Examples, batch: Tensor, optimizer: DPOptimizer) -> None:

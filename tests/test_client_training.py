@@ -332,6 +332,25 @@ def test_batch_normalisation_is_refused_by_layer_with_its_remedy(model: nn.Modul
     assert refused.value.value == layer
 
 
+class Remembering(nn.Module):
+    """A layer that keeps the mean of what it saw, as running statistics do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(FEATURES))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.seen = inputs.mean(0).detach() + 1
+        self.get_buffer("seen").add_(1)
+        return inputs
+
+
+def test_buffers_that_follow_the_data_do_not_leave() -> None:
+    model = nn.Sequential(Remembering(), nn.Linear(FEATURES, CLASSES))
+    privately(model, plan_of(PoissonBatches(1.0, 2), noise=1.0, clip=1.0))
+    assert not model.state_dict()["0.seen"].any()
+
+
 def test_group_normalisation_is_trained() -> None:
     check_trainable(convolution())
 
