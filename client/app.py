@@ -129,7 +129,7 @@ def _train_on_ledger(
     path.parent.mkdir(parents=True, exist_ok=True)
     budget = record.budget()
     with Ledger.open(path, budget, owner=name, simulated=simulated, durable=not simulated) as ledger:
-        ledger.reserve(release)
+        ledger.reserve_new(release)
         train_privately(bench.model, bench.task, examples, sgd, plan, streams)
         ledger.commit(release.key)
 

@@ -167,6 +167,22 @@ class Ledger:
                 _require_same(release, earlier, events)
         return self._book.records[key].entry
 
+    def reserve_new(self, release: Release) -> Entry:
+        """Charges `release` as `reserve` does, for a caller who is about to draw noise.
+
+        Seeded noise is the same at every repetition, so a repeated release reveals nothing more and is free. Noise of
+        the system's generator never repeats: a second result under one key would be a release that nobody pays for.
+
+        Raises:
+            Refusal: as `reserve`, and if noise of the system's generator was reserved under this key before.
+        """
+        with self._threads:
+            if release.rng == "system" and self.state(release.key) is not None:
+                raise Refusal(
+                    "key", release.key, "was answered before and its noise cannot be repeated; take a new key"
+                )
+            return self.reserve(release)
+
     def commit(self, key: Key, durable: bool = True) -> None:
         """Notes that the release left. With `durable=False` the note travels with the next reservation.
 

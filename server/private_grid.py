@@ -8,6 +8,7 @@ train, add, noise, hand over, commit. Nothing is handed over that was not reserv
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ class PrivateGrid(Grid):
       privacy: None sums without client-level privacy, weighted by examples.
       scalars: metrics that may travel in the sum, with their bounds.
       randomness: where draws and noise come from.
-      run: the run's name on the ledger.
+      run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class PrivateGrid(Grid):
         privacy: ClientPrivacy | None = None,
         scalars: tuple[Scalar, ...] = (),
         randomness: Randomness | None = None,
-        run: str = "run",
+        run: str | None = None,
     ) -> None:
         if privacy is not None and privacy.plan.sampling != cohort:
             raise Refusal(
@@ -106,7 +107,7 @@ class PrivateGrid(Grid):
         self._privacy = privacy
         self._scalars = scalars if privacy is None or privacy.metrics_share > 0 else ()
         self._randomness = randomness or Randomness()
-        self._run_name = run
+        self._run_name = run or uuid.uuid4().hex
         self._nodes: list[int] = []
         self._asked = 0
         self._reserved = 0
@@ -198,10 +199,11 @@ class PrivateGrid(Grid):
 
         Raises:
           BudgetExhausted: the release does not fit; nothing was written and nothing will be sent.
+          Refusal: another run of this name has released the round with noise that cannot be repeated.
         """
         self.drawn = self.draw(number)
         if self._privacy is not None:
-            self._privacy.ledger.reserve(self._release(number))
+            self._privacy.ledger.reserve_new(self._release(number))
         self._reserved = number
 
     def _reserve_next(self) -> int | None:

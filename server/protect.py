@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +49,4 @@ def protect(
     with Ledger.open(ledger, budget, owner=owner, simulated=False) as opened:
         plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
         plan = plan.calibrate(budget, tuple(opened.events(Adversary.MODEL)))
-        # A name that no earlier run on this ledger had: under an old one, fresh noise would go uncharged.
-        run = uuid.uuid4().hex
-        yield PrivateGrid(grid, cohort, population, privacy=ClientPrivacy(plan, opened), run=run)
+        yield PrivateGrid(grid, cohort, population, privacy=ClientPrivacy(plan, opened))

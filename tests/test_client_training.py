@@ -26,6 +26,7 @@ from fedveil.client.app import (
 )
 from fedveil.client.batches import PoissonBatches, poisson_batches
 from fedveil.client.cohort_training import can_vectorise, sum_cohort
+from fedveil.client.mod import FAILED
 from fedveil.client.model_checks import check_trainable
 from fedveil.client.settings import ClientSettings, RecordPrivacy
 from fedveil.client.tasks.protocol import Examples
@@ -447,6 +448,16 @@ def test_a_ledger_belongs_to_the_data_and_goes_on_in_the_next_run(
     reservations = [entry for entry in read_entries(path) if entry.kind == "reserve"]
     keys = [entry.key for entry in reservations]
     assert keys == ['["first",1,"dp_sgd"]', '["second",1,"dp_sgd"]']
+
+
+def test_a_message_delivered_twice_gets_no_second_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(bench_of(Made(simulated=False), private_settings(tmp_path)), monkeypatch)
+    assert isinstance(client(1, 1), np.ndarray)
+    assert client(1, 1) == FAILED
+    (path,) = tmp_path.glob("*.ledger")
+    assert len([entry for entry in read_entries(path) if entry.kind == "reserve"]) == 1
 
 
 def test_fingerprints_name_the_data_and_nothing_else() -> None:

@@ -63,7 +63,7 @@ MUTATIONS = {
     ),
     "ledger written after the release": Mutation(
         "server/private_grid.py",
-        "self._privacy.ledger.reserve(self._release(number))\n        self._reserved",
+        "self._privacy.ledger.reserve_new(self._release(number))\n        self._reserved",
         "pass\n        self._reserved",
         GRID_TESTS,
         "durable_before",

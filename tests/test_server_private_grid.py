@@ -269,3 +269,25 @@ def test_integer_buffers_are_never_averaged() -> None:
     arrays = {"w": np.zeros((4, 3), np.float32), "steps": np.array(7, np.int64)}
     moved, _ = one_round(grid_of(All()), make_strategy("fedavg", {}), memory_arrays(arrays))
     assert view(moved["steps"]) == 7
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+def test_fresh_noise_is_never_released_under_an_old_key(tmp_path: Path, seed: int | None) -> None:
+    budget = Budget(Unit.CLIENT, 1e9, 1e-5)
+    plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 1.0, 10, 1.0)
+    with Ledger.open(tmp_path / "shared", budget, owner="test", simulated=True) as shared:
+
+        def grid(run: str | None) -> PrivateGrid:
+            inner, privacy = InProcessGrid(shifting_app(), CLIENTS, {}), ClientPrivacy(plan, shared)
+            return PrivateGrid(inner, All(), CLIENTS, privacy=privacy, randomness=Randomness(seed), run=run)
+
+        grid("one").reserve(1)
+        if seed is None:
+            with pytest.raises(Refusal, match="cannot be repeated"):
+                grid("one").reserve(1)
+        else:
+            grid("one").reserve(1)  # the same bits again: a resumed simulation pays once
+        assert shared.head.seq == 2
+        for number in (3, 4):
+            grid(None).reserve(1)
+            assert shared.head.seq == number
