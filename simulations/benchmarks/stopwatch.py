@@ -19,7 +19,8 @@ class Stopwatch:
     """What one contender took for each of its rounds.
 
     Attributes:
-      first: seconds from the start of the process to the end of its first round, imports and all.
+      first: seconds from the start of the process to the end of its first round, imports and all; nan where
+        nobody said when that was.
       wall: seconds of each later round.
       cpu: CPU seconds of each later round, the process and its descendants together.
       memory: proportional set size in MiB, the process and its descendants together, after the last round.
@@ -29,6 +30,7 @@ class Stopwatch:
     wall: list[float] = field(default_factory=list[float])
     cpu: list[float] = field(default_factory=list[float])
     memory: float = 0.0
+    _laps: int = 0
     _wall: float = 0.0
     _cpu: float = 0.0
 
@@ -36,12 +38,13 @@ class Stopwatch:
         """Note that a round has ended."""
         now = time.perf_counter()
         cpu = cpu_seconds(_root())
-        if self.first == 0.0:
-            self.first = time.time() - float(os.environ.get(BEGAN, time.time()))
+        if self._laps == 0:
+            self.first = time.time() - float(os.environ.get(BEGAN, "nan"))
         else:
             self.wall.append(now - self._wall)
             self.cpu.append(cpu - self._cpu)
         self.memory = memory(_root())
+        self._laps += 1
         self._wall, self._cpu = time.perf_counter(), cpu_seconds(_root())
 
     def to_json(self) -> str:
