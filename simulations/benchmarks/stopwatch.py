@@ -19,8 +19,8 @@ class Stopwatch:
     """What one contender took for each of its rounds.
 
     Attributes:
-      first: seconds from the start of the process to the end of its first round, imports and all; nan where
-        nobody said when that was.
+      first: seconds from the start of the process to the end of its first round, imports and all; where
+        nobody said when that was, from the making of the stopwatch.
       wall: seconds of each later round.
       cpu: CPU seconds of each later round, the process and its descendants together.
       memory: proportional set size in MiB, the process and its descendants together, after the last round.
@@ -30,6 +30,7 @@ class Stopwatch:
     wall: list[float] = field(default_factory=list[float])
     cpu: list[float] = field(default_factory=list[float])
     memory: float = 0.0
+    _made: float = field(default_factory=time.time)
     _laps: int = 0
     _wall: float = 0.0
     _cpu: float = 0.0
@@ -39,7 +40,7 @@ class Stopwatch:
         now = time.perf_counter()
         cpu = cpu_seconds(_root())
         if self._laps == 0:
-            self.first = time.time() - float(os.environ.get(BEGAN, "nan"))
+            self.first = time.time() - float(os.environ.get(BEGAN, self._made))
         else:
             self.wall.append(now - self._wall)
             self.cpu.append(cpu - self._cpu)
