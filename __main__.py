@@ -19,7 +19,9 @@ fedveil: federated learning that keeps count of what it reveals.
 
   fedveil simulate [--json] [key=value ...]   train, under a privacy budget
   fedveil plan [key=value ...]                no training: what the budget affords
-  fedveil ledger show|verify PATH             read a ledger, check every entry
+  fedveil ledger show|verify|export PATH      read a ledger, check every entry, hand it to an auditor
+  fedveil budget set|show                     cap what may be spent on your data, see what is spent
+  fedveil audit claim ...                     weigh a claim of privacy against scores or guesses
   fedveil simulate --help                     every group, key and flag
   fedveil --version
 """
@@ -38,6 +40,14 @@ def main() -> int:
                 return _configured(verb, rest)
             case "ledger":
                 return _ledger(rest)
+            case "budget":
+                from .simulations.budget_view import budget
+
+                return budget(rest)
+            case "audit":
+                from .simulations.audit_view import audit
+
+                return audit(rest)
             case "--version":
                 from . import __version__
 
@@ -79,15 +89,26 @@ def _ledger(argv: Sequence[str]) -> int:
             from .simulations.ledger_view import verify
 
             return verify(path)
+        case ["verify", path, "--head", seq, digest]:
+            from .simulations.ledger_view import verify
+
+            return verify(path, (seq, digest))
+        case ["export", path, *form] if form in ([], ["--json"], ["--csv"]):
+            from .simulations.ledger_view import export
+
+            return export(path, as_csv=form == ["--csv"])
         case _:
-            print("usage: fedveil ledger show|verify PATH", file=sys.stderr)
+            print(
+                "usage: fedveil ledger show PATH | verify PATH [--head SEQ HASH] | export PATH [--json|--csv]",
+                file=sys.stderr,
+            )
             return 0 if "--help" in argv or "-h" in argv else REFUSED
 
 
 def _nearest(verb: str) -> str:
     import difflib
 
-    near = difflib.get_close_matches(verb, ("simulate", "plan", "ledger"), n=1)
+    near = difflib.get_close_matches(verb, ("simulate", "plan", "ledger", "budget", "audit"), n=1)
     return f"did you mean 'fedveil {near[0]}'?" if near else "fedveil --help lists them"
 
 

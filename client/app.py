@@ -10,21 +10,21 @@ from functools import cached_property, lru_cache
 import torch
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import Mod
+from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
+from ..configs.checks import check_record_delta
 from ..privacy.budget import Adjacency, Adversary, Release, Unit
-from ..privacy.ledger import BudgetExhausted, Ledger
+from ..privacy.ledger import BudgetExhausted, Key, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.planning import Plan
 from ..strategies.wire import BUDGET_SPENT, WEIGHT, memory_arrays, only_arrays, read_round, view
-from .batches import poisson_batches
+from .batches import poisson_batches, seeds_of
 from .mod import private_update
-from .model_checks import check_trainable
 from .settings import ClientSettings, RecordPrivacy
 from .tasks import load_task
 from .tasks.protocol import Examples, Task
-from .training import SGD, load_arrays, read_arrays, train
+from .training import SGD, load_arrays, read_arrays, train, with_fast_kernels
 
 MECHANISM = "dp_sgd"
 SETTINGS_KEY = "fedveil-client"  # in the run's configuration, as JSON
@@ -46,8 +46,10 @@ class Workbench:
     @cached_property
     def model(self) -> nn.Module:
         """The one model of this process."""
-        model = self.task.model()
+        model = with_fast_kernels(self.task.model())
         if self.settings.record is not None:
+            from .model_checks import check_trainable  # it imports Opacus, which takes as long as torch does
+
             check_trainable(model)
         return model
 
@@ -67,7 +69,17 @@ def make_client_app(settings: Callable[[Context], str], extra_mods: tuple[Mod, .
     """
     app = ClientApp()
 
-    @app.train(mods=[*extra_mods, private_update])
+    def protected(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        told = workbench(settings(context)).settings
+        if told.encryption is None:
+            return private_update(message, context, call_next)
+        from .identity import simulated_identity  # it imports what only encrypted sums need
+        from .secure_mod import secure_update
+
+        identity = simulated_identity(told.encryption, int(str(context.node_config["partition-id"])))
+        return secure_update(identity, Randomness(told.seed), message, context, call_next)
+
+    @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:
         return _on_train(message, int(str(context.node_config["partition-id"])), workbench(settings(context)))
 
@@ -83,18 +95,20 @@ def _on_train(message: Message, client: int, bench: Workbench) -> Message:
     run, number = read_round(message.content)
     randomness = Randomness(settings.seed)
     # Layers that draw, such as Dropout, take torch's own generator.
-    torch.manual_seed(int.from_bytes(randomness.stream("layers", number, client).bytes(8)))
+    # `torch.manual_seed` would also seed devices that are not there, and keep a stack trace for each at every call.
+    key = int(randomness.stream("training", number).uint64(1)[0])
+    torch.default_generator.manual_seed(int(seeds_of(key, [client])[0]))
     metrics: dict[str, float] = {WEIGHT: len(examples)}
     if settings.record is None:
-        shuffle = randomness.stream("shuffle", number, client).generator
-        metrics[TRAIN_LOSS] = train(bench.model, bench.task, examples, sgd, shuffle)
+        metrics[TRAIN_LOSS] = train(bench.model, bench.task, examples, sgd, client, key)
     else:
         streams = (
             randomness.stream("batches", number, client),
             randomness.stream("dp-sgd noise", number, client),
         )
         try:
-            _train_on_ledger(bench, examples, sgd, streams, (run, number))
+            # Clients with equal data share a ledger, and each of them is charged on it.
+            _train_on_ledger(bench, examples, sgd, streams, (run, number, f"{MECHANISM} {client}"))
         except BudgetExhausted:
             return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
     content = RecordDict(
@@ -112,25 +126,31 @@ def training_settings(content: RecordDict, settings: ClientSettings) -> SGD:
 
 
 def _train_on_ledger(
-    bench: Workbench, examples: Examples, sgd: SGD, streams: tuple[Stream, Stream], key: tuple[str, int]
+    bench: Workbench, examples: Examples, sgd: SGD, streams: tuple[Stream, Stream], key: Key
 ) -> None:
-    from .dp_sgd import train_privately
+    from .dp_sgd import chosen_engine, train_privately
 
     record = bench.settings.record
     assert record is not None
+    check_record_delta(record, len(examples))
     plan = record_plan(record, len(examples), bench.settings)
+    engine = chosen_engine(record.gradients, bench.model, examples)
     name = fingerprint(examples)
     rng = "system" if bench.settings.seed is None else "seeded"
-    release = Release(
-        Unit.RECORD, key[0], key[1], MECHANISM, dict.fromkeys(plan.adversaries, plan.event()), rng
-    )
+    release = Release(Unit.RECORD, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
     simulated = bench.task.simulated
     path = record.ledger_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    budget = record.budget()
-    with Ledger.open(path, budget, owner=name, simulated=simulated, durable=not simulated) as ledger:
+    with Ledger.open(
+        path,
+        record.budget(),
+        owner=name,
+        simulated=simulated,
+        durable=not simulated,
+        wait=LEDGER_WAIT_SECONDS,
+    ) as ledger:
         ledger.reserve_new(release)
-        train_privately(bench.model, bench.task, examples, sgd, plan, streams)
+        train_privately(bench.model, bench.task, examples, sgd, plan, streams, engine)
         ledger.commit(release.key)
 
 

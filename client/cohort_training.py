@@ -10,25 +10,31 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from flwr.app import RecordDict
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from ..privacy.mechanisms.private_sum import CohortSum, SumSpec, encode_rows
 from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from .app import TRAIN_LOSS, Workbench, training_settings
-from .training import SGD, batches_of
+from .batches import shuffled_batches
+from .tasks.protocol import Examples, StackedTask
+from .training import SGD, descend
 
 logger = logging.getLogger("fedveil.client")
 
 MAX_PARAMETERS = 50_000  # above, one client's matrix products fill a core and stacking gains nothing
 MAX_STACK = 128  # clients at a time, so that memory does not grow with the cohort
+
+Group = list[tuple[int, Examples]]  # clients and what they have, equally many examples each
+Losses = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
+Layers = list[tuple[str, nn.Module]]
 
 
 def can_vectorise(bench: Workbench) -> bool:
@@ -44,10 +50,10 @@ def can_vectorise(bench: Workbench) -> bool:
 def _traces(bench: Workbench) -> bool:
     """Return whether a vectorised step of this model runs at all."""
     start = {name: p.detach() for name, p in bench.model.named_parameters()}
-    stacked = {name: p.unsqueeze(0) for name, p in start.items()}
     try:
         examples = bench.task.client_data(0)
-        _step(bench)(stacked, examples.inputs[:1].unsqueeze(0), examples.targets[:1].unsqueeze(0), start, 0.0)
+        inputs, targets = examples.inputs[:1].unsqueeze(0), examples.targets[:1].unsqueeze(0)
+        _gradients(_losses(bench), _stacked(start, 1), inputs, targets)
     except Exception:  # noqa: BLE001 (whatever the task's own code raises, single clients are told apart)
         return False
     return True
@@ -63,88 +69,138 @@ def sum_cohort(
     start = {name: torch.from_numpy(np.array(view(arrays[name]))) for name in layout_of(arrays)}
     cohort_sum = CohortSum(np.zeros(size))
 
-    def add(group: list[int]) -> None:
+    key = int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0])
+
+    def add(group: Group) -> None:
         try:
-            update, scalars = _train_group(bench, group, start, sgd, number)
+            update, scalars = _train_group(bench, group, start, sgd, key)
         except Exception:
             if len(group) > 1:  # one of them fails, or they cannot be stacked: the others must not suffer
-                for client in group:
-                    add([client])
+                for one in group:
+                    add([one])
                 return
             logger.exception("round failed at this client")
             return cohort_sum.drop("failed")
         _add_rows(cohort_sum, update, scalars, spec)
 
-    for group in _of_one_size(bench, clients):
-        for first in range(0, len(group), MAX_STACK):
-            add(group[first : first + MAX_STACK])
+    for first in range(0, len(clients), MAX_STACK):
+        for group in _of_one_size(bench, clients[first : first + MAX_STACK], cohort_sum):
+            add(group)
     return cohort_sum
 
 
-def _of_one_size(bench: Workbench, clients: Sequence[int]) -> list[list[int]]:
-    """Return the clients in groups with equally many examples; one that cannot say how many stands alone."""
-    alone: list[list[int]] = []
-    by_records: dict[int, list[int]] = defaultdict(list)
+def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> list[Group]:
+    """Return the clients in groups with equally many examples; one whose data cannot be had is dropped."""
+    by_records: dict[int, Group] = defaultdict(list)
     for client in clients:
         try:
-            by_records[len(bench.task.client_data(client))].append(client)
-        except Exception:  # noqa: BLE001 (it fails again, and is counted, when it trains)
-            alone.append([client])
-    return [*alone, *(group for _, group in sorted(by_records.items()))]
+            examples = bench.task.client_data(client)
+        except Exception:
+            logger.exception("round failed at this client")
+            cohort_sum.drop("failed")
+        else:
+            by_records[len(examples)].append((client, examples))
+    return [group for _, group in sorted(by_records.items())]
 
 
 def _train_group(
-    bench: Workbench, group: list[int], start: dict[str, Tensor], sgd: SGD, number: int
+    bench: Workbench, group: Group, start: Mapping[str, Tensor], sgd: SGD, key: int
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
-    examples = [bench.task.client_data(client) for client in group]
-    records = len(examples[0])
-    inputs = torch.stack([e.inputs for e in examples])
-    targets = torch.stack([e.targets for e in examples])
-    randomness = Randomness(bench.settings.seed)
-    orders = [
-        list(batches_of(records, sgd, lambda c=client: randomness.stream("shuffle", number, c).generator()))
-        for client in group
-    ]
-    weights = {
-        name: value.unsqueeze(0).repeat(len(group), *([1] * value.dim())) for name, value in start.items()
-    }
-    step = _step(bench)
-    rows = torch.arange(len(group)).unsqueeze(1)
+    records = len(group[0][1])
+    inputs = torch.cat([examples.inputs for _, examples in group])
+    targets = torch.cat([examples.targets for _, examples in group])
+    batches = shuffled_batches(
+        records, sgd.batch_size, sgd.local_epochs, clients=[client for client, _ in group], key=key
+    )
+    losses_of, weights = _losses(bench), _stacked(start, len(group))
+    values = list(weights.values())
+    origins = [value.unsqueeze(0) for value in start.values()]
+    first = np.arange(len(group))[:, None] * records
     losses: list[Tensor] = []
-    for position in range(len(orders[0])):
-        index = torch.from_numpy(np.stack([order[position] for order in orders]))
-        gradients, loss = step(weights, inputs[rows, index], targets[rows, index], start, sgd.proximal_mu)
-        for name, value in weights.items():
-            value.sub_(gradients[name], alpha=sgd.learning_rate)
+    for batch in batches:
+        index = torch.from_numpy((first + batch).ravel())
+        shape = batch.shape
+        gradients, loss = _gradients(
+            losses_of,
+            weights,
+            inputs.index_select(0, index).unflatten(0, shape),
+            targets.index_select(0, index).unflatten(0, shape),
+        )
+        with torch.no_grad():
+            if sgd.proximal_mu:
+                pulls = zip(gradients, values, origins, strict=True)
+                gradients = [g.add(w - origin, alpha=sgd.proximal_mu) for g, w, origin in pulls]
+            descend(values, gradients, sgd.learning_rate)
         losses.append(loss)
-    update = torch.cat([(value - start[name]).flatten(1) for name, value in weights.items()], dim=1)
+    with torch.no_grad():
+        moved = [(w - origin).flatten(1) for w, origin in zip(values, origins, strict=True)]
+        update = torch.cat(moved, dim=1).numpy()
     mean_losses = torch.stack(losses).mean(0).double().numpy()
-    return update.numpy(), {WEIGHT: np.full(len(group), float(records)), TRAIN_LOSS: mean_losses}
+    return update, {WEIGHT: np.full(len(group), float(records)), TRAIN_LOSS: mean_losses}
 
 
-def _step(bench: Workbench) -> Callable[..., tuple[dict[str, Tensor], Tensor]]:
+def _stacked(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
+    """Return a copy of the parameters for each client, shape (clients, ...)."""
+    return {
+        name: value.unsqueeze(0).repeat(clients, *([1] * value.dim())).requires_grad_()
+        for name, value in start.items()
+    }
+
+
+def _losses(bench: Workbench) -> Losses:
+    """Return the function from stacked parameters, inputs and targets to each client's loss, shape (clients,)."""
     model, task = bench.model, bench.task
+    loss_of = task.losses if isinstance(task, StackedTask) else vmap(task.loss)
 
-    def loss(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        return task.loss(functional_call(model, weights, (inputs,)), targets)
+    def outputs_of(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        return functional_call(model, weights, (inputs,))
 
-    vectorised = vmap(grad_and_value(loss))
+    def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        layers = _perceptron(model, flat=inputs.dim() == 3)
+        outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
+        return loss_of(outputs, targets)
 
-    def step(
-        weights: dict[str, Tensor],
-        inputs: Tensor,
-        targets: Tensor,
-        start: dict[str, Tensor],
-        proximal_mu: float,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        gradients, value = vectorised(weights, inputs, targets)
-        if proximal_mu:
-            gradients = {
-                name: g + proximal_mu * (weights[name] - start[name]) for name, g in gradients.items()
-            }
-        return gradients, value.detach()
+    return losses
 
-    return step
+
+def _perceptron(model: nn.Module, flat: bool) -> Layers:
+    """Return a model's layers, each with its parameters' prefix, if they are linear and elementwise ones; else none.
+
+    `flat` says that an example is a vector; where it is not, the first layer must make it one.
+    """
+    layers = [("", model)]
+    if type(model) is nn.Sequential:
+        layers = [(f"{name}.", layer) for name, layer in model.named_children()]
+        if len(layers) < len(model):  # one layer twice
+            return []
+    flat = flat or isinstance(layers[0][1], nn.Flatten)
+    return layers if flat and all(_is_plain(layer) for _, layer in layers) else []
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Flatten):
+        return (layer.start_dim, layer.end_dim) == (1, -1)
+    return type(layer) in (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU)
+
+
+def _forward(layers: Layers, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """Return the outputs of all clients' models: what vmap does, without its cost at every layer."""
+    values = inputs.flatten(2).transpose(1, 2)  # examples last: gradients then have the layout of the weights
+    for name, layer in layers:
+        if isinstance(layer, nn.Linear):
+            weight, bias = weights[f"{name}weight"], weights.get(f"{name}bias")
+            values = weight @ values if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, values)
+        elif not isinstance(layer, nn.Flatten):
+            values = layer(values)
+    return values.transpose(1, 2)
+
+
+def _gradients(
+    losses_of: Losses, weights: dict[str, Tensor], inputs: Tensor, targets: Tensor
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Return each client's own gradients and loss: no other's loss depends on its parameters, so their sum will do."""
+    losses = losses_of(weights, inputs, targets)
+    return torch.autograd.grad(losses.sum(), list(weights.values()), materialize_grads=True), losses.detach()
 
 
 def _add_rows(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Error, Message
+from flwr.app import Array, ArrayRecord, Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
@@ -28,14 +29,14 @@ def private_update(message: Message, context: Context, call_next: ClientAppCalla
     spec = read_spec(message.content)
     if spec is None:
         return Message(Error(FAILED, "this client answers private sums only"), reply_to=message)
-    received = only_arrays(message.content).copy()  # the app may change what it was given
+    received = dict(only_arrays(message.content).items())  # the app may change what it was given
     try:
         reply = call_next(message, context)
         if reply.has_error():
             code = BUDGET_SPENT if reply.error.code == BUDGET_SPENT else FAILED
             return Message(Error(code, "the client did not train"), reply_to=message)
         update = difference(only_arrays(reply.content), received)
-        vector, _ = encode(update, _scalars(reply), spec)
+        vector, _ = encode(update, scalars_of(reply), spec)
     except Exception:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
@@ -43,7 +44,7 @@ def private_update(message: Message, context: Context, call_next: ClientAppCalla
     return reply_with(vector, message)
 
 
-def difference(trained: ArrayRecord, received: ArrayRecord) -> dict[str, NDArray[np.floating]]:
+def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str, NDArray[np.floating]]:
     """Return trained minus received for every averaged array, matched by name, in the received order.
 
     Raises:
@@ -60,7 +61,8 @@ def difference(trained: ArrayRecord, received: ArrayRecord) -> dict[str, NDArray
     return update
 
 
-def _scalars(reply: Message) -> dict[str, float]:
+def scalars_of(reply: Message) -> dict[str, float]:
+    """Return every metric of a reply that is a number."""
     values: dict[str, float] = {}
     for record in reply.content.metric_records.values():
         values |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}

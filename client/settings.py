@@ -23,6 +23,8 @@ class RecordPrivacy:
       noise_by_records: pairs (records, noise_multiplier), ascending; a client takes the pair with the most records
         that it reaches. A client with more records needs no more noise, so this is safe between the pairs.
       ledger_dir: folder of the ledgers, one file for each data set, named by its fingerprint.
+      allow_large_delta: train even if delta is above one over the client's number of records.
+      gradients: `auto`, or a name of `dp_sgd.ENGINES`; only speed differs.
     """
 
     target_epsilon: float
@@ -31,6 +33,8 @@ class RecordPrivacy:
     adjacency: str
     noise_by_records: tuple[tuple[int, float], ...]
     ledger_dir: str
+    allow_large_delta: bool = False
+    gradients: str = "auto"
 
     def noise_multiplier(self, records: int) -> float:
         """Return the noise for a client with this many records."""
@@ -47,6 +51,25 @@ class RecordPrivacy:
 
 
 @dataclass(frozen=True)
+class Encryption:
+    """Secure aggregation at a client: what its owner asks of every attempt, as `Policy` says, and who it is.
+
+    Attributes:
+      identities: 32 bytes in hexadecimal; a simulation's identities are made from it.
+      clients: how many identities there are.
+    """
+
+    identities: str = field(repr=False)
+    clients: int
+    minimum_cohort: int
+    collusion: float
+    dropout: float
+    maximum_clipping_norm: float
+    minimum_noise_multiplier: float
+    profile: str
+
+
+@dataclass(frozen=True)
 class ClientSettings:
     """Task, training and record privacy of a client.
 
@@ -57,6 +80,7 @@ class ClientSettings:
       record: None trains without record-level privacy.
       seed: of a declared simulation; None draws from the operating system.
       allow_modules: modules that may be imported for the task.
+      encryption: None answers sums in the clear; otherwise those are refused.
     """
 
     task: str
@@ -67,6 +91,7 @@ class ClientSettings:
     record: RecordPrivacy | None = None
     seed: int | None = None
     allow_modules: tuple[str, ...] = ()
+    encryption: Encryption | None = None
 
     def to_json(self) -> str:
         """Return the settings as JSON."""
@@ -80,5 +105,7 @@ class ClientSettings:
             record = fields["record"]
             record["noise_by_records"] = tuple((int(n), float(z)) for n, z in record["noise_by_records"])
             fields["record"] = RecordPrivacy(**record)
+        if fields["encryption"] is not None:
+            fields["encryption"] = Encryption(**fields["encryption"])
         fields["allow_modules"] = tuple(fields["allow_modules"])
         return cls(**fields)

@@ -1,14 +1,52 @@
 """Checks that need more than the configuration: the population and the kind of data. Pure functions."""
 
+from typing import Protocol
+
 from ..privacy.refusal import Refusal
-from .schema import ClientCentral, Record, RecordAndClient, SimulationSettings
+from .schema import ClientCentral, PrivacySettings, RecordAndClient, SimulationSettings
 
 
 def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
-    """Refuse a fixed cohort larger than the population."""
-    size = settings.cohort.size
+    """Refuse a cohort that the population is too small for, or that does not go with the privacy asked for."""
+    cohort, privacy = settings.cohort, settings.privacy
+    size = cohort.size
     if size is not None and size > num_clients:
         raise Refusal("cohort.size", size, f"the task has {num_clients} clients; take at most that many")
+    client = privacy.client if isinstance(privacy, RecordAndClient) else privacy
+    if settings.secagg is not None and cohort.name == "min_separation":
+        raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
+    protected = isinstance(client, ClientCentral)
+    if cohort.name == "min_separation":
+        _check_separation(settings, num_clients, client)
+    elif protected and client.noise == "correlated":
+        remedy = f"cohort={cohort.name} promises no separation; use cohort=min_separation"
+        raise Refusal("privacy.noise", "correlated", remedy)
+
+
+def _check_separation(settings: SimulationSettings, num_clients: int, client: PrivacySettings) -> None:
+    cohort = settings.cohort
+    if not isinstance(client, ClientCentral):
+        remedy = (
+            "who took part is kept on the population's ledger; protect clients as well, or use cohort=fixed"
+        )
+        raise Refusal("cohort", cohort.name, remedy)
+    for choice in ("clipping", "noise_schedule"):
+        if getattr(client, choice) == "adaptive":
+            remedy = "with cohort=min_separation the whole run is one release, fixed in advance; use fixed"
+            raise Refusal(f"privacy.{choice}", "adaptive", remedy)
+    size = cohort.size or 1
+    if (cohort.separation or 1) * size > num_clients:
+        remedy = f"with {size} of {num_clients} clients a round give at most {num_clients // size}"
+        raise Refusal("cohort.separation", cohort.separation, remedy)
+    needed = least_participations(size, num_clients, settings.num_rounds)
+    if (cohort.max_participations or needed) < needed:
+        remedy = f"{settings.num_rounds} rounds of {size} clients need at least {needed}"
+        raise Refusal("cohort.max_participations", cohort.max_participations, remedy)
+
+
+def least_participations(size: int, num_clients: int, num_rounds: int) -> int:
+    """How often the busiest client takes part where `size` of `num_clients` do in every round."""
+    return -(-num_rounds * size // num_clients)
 
 
 def check_delta(settings: SimulationSettings, num_clients: int) -> str | None:
@@ -28,12 +66,20 @@ def check_delta(settings: SimulationSettings, num_clients: int) -> str | None:
             return None
 
 
-def check_record_delta(privacy: Record, num_records: int, path: str = "privacy") -> str | None:
+class _Level(Protocol):
+    @property
+    def target_delta(self) -> float: ...
+
+    @property
+    def allow_large_delta(self) -> bool: ...
+
+
+def check_record_delta(privacy: _Level, num_records: int, path: str = "privacy") -> str | None:
     """The same for one client's records; ``num_records`` is private, so only the client itself may ask."""
     return _check_delta(path, privacy, num_records, "records")
 
 
-def _check_delta(path: str, unit: ClientCentral | Record, population: int, what: str) -> str | None:
+def _check_delta(path: str, unit: _Level, population: int, what: str) -> str | None:
     if population < 1 or unit.target_delta <= 1 / population:
         return None
     if not unit.allow_large_delta:

@@ -33,11 +33,15 @@ class PartitionSettings:
 
 @dataclass(frozen=True)
 class CohortSettings:
-    """Who takes part in a round: ``poisson`` (rate), ``fixed`` (size) or ``all``."""
+    """Who takes part in a round: ``poisson`` (rate), ``fixed`` (size), ``min_separation`` (all but rate) or ``all``."""
 
     name: str
     rate: float | None = None
     size: int | None = None
+    separation: int | None = None
+    """None: as many rounds as it takes until all clients were drawn."""
+    max_participations: int | None = None
+    """None: as few as the rounds need."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,37 @@ class ClientCentral:
     clipping_norm: float
     metrics_share: float
     """Share in [0, 1) of the squared sensitivity that the loss, count and accuracy segments take."""
+    clipping: str
+    """``fixed``, or ``adaptive``: the norm follows a quantile of the clients' norms, and clipping_norm is its start."""
+    clipping_quantile: float
+    clipping_learning_rate: float
+    noise_schedule: str
+    """``fixed``, or ``adaptive``: chosen from the rounds' noised losses, and counted by an RDP filter."""
+    noise: str
+    """``independent`` from round to round, or ``correlated``, so that later rounds take back a part of it."""
+    bands: int | None
+    """Of correlated noise; None: as many as err least."""
+
+
+@dataclass(frozen=True)
+class ClientDistributed(ClientCentral):
+    """Hides the same from the server as well: each client adds its share of the noise, and only sums are opened."""
+
+
+@dataclass(frozen=True)
+class SecaggSettings:
+    """How a cohort's vectors are masked, so that the server sees their sum alone."""
+
+    profile: str
+    """``malicious``: nothing is believed of the server; ``semi_honest``: that it follows the protocol."""
+    bits: int | None
+    """Of a coordinate, 16 or 32; None: 16 where that is fine enough."""
+    dropout: float
+    """Share of a cohort that may fail to answer before a round is given up."""
+    collusion: float
+    """Share of a cohort that may work for the server."""
+    clipping_norm: float
+    """Of a client's update where no client-level privacy clips it: the range of what a sum holds."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +132,8 @@ class Record:
     adjacency: Adjacency
     allow_large_delta: bool
     max_grad_norm: float
+    gradients: str
+    """How clipped sums are computed: ``auto``, ``hooks``, ``ghost`` or ``book_keeping``; only speed differs."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +162,8 @@ class SimulationSettings:
     strategy: StrategySettings
     engine: EngineSettings
     privacy: PrivacySettings
+    secagg: SecaggSettings | None
+    """None: vectors travel in the clear."""
     faults: FaultSettings
     num_rounds: int
     seed: int | None

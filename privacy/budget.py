@@ -87,6 +87,9 @@ class Release:
 
     ``events`` names a cost for every adversary who sees the release; ``rng`` says where noise and draws come
     from: the system's generator (``system``) or, in a declared simulation, the run's seed (``seeded``).
+    ``filter_order`` is None where the events were fixed in advance; where they were chosen from what earlier releases
+    said, it is the order above 1 of the RDP filter that the ledger then goes by (module `filter`). ``cohort`` are the
+    clients that were drawn, where later draws must know; it is public and kept with the reservation.
     """
 
     unit: Unit
@@ -95,6 +98,8 @@ class Release:
     mechanism: str
     events: Mapping[Adversary, "DpEvent"]
     rng: str
+    filter_order: float | None = None
+    cohort: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", word(Unit, "unit", self.unit))

@@ -4,9 +4,10 @@ Every parameter is converted here, once: dp_accounting 0.6 silently drops compos
 a noise multiplier is an int or a numpy.float32. Kinds are a closed list; nothing named in data is ever imported.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .budget import real
 from .refusal import Refusal
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # An event that is no composition, with converted parameters; hashable.
 Leaf = Any
+# Leaves, each with how often it happened.
+Counts = tuple[tuple[Leaf, int], ...]
 
 # Noise below this is counted as none (epsilon would pass 5e5), above the other as that much: both only overstate.
 MIN_NOISE, MAX_NOISE = 1e-3, 1e9
@@ -46,10 +49,43 @@ def event_from_json(data: Mapping[str, Any]) -> "DpEvent":
 def leaves(event: "DpEvent", count: int = 1) -> Iterator[tuple[Leaf, int]]:
     """What accountants compose ``count`` times ``event`` from: (leaf, how often), free events left out.
 
-    Several Gaussian queries of one Poisson sample become the one Gaussian they equal (McMahan et al. 2018,
-    arXiv 1812.06210, section 3); sampling at rate 1 and noise of 0 become what they are.
+    Several Gaussian queries of one sample become the one Gaussian they equal (McMahan et al. 2018, arXiv 1812.06210,
+    section 3); sampling at rate 1 and noise of 0 become what they are. A sample of which more is asked, say a draw of
+    clients who then draw batches several times, stays whole: its rates multiply only where all that is asked of it is
+    one further sample.
     """
     yield from _unfolded(event_from_json(event_to_json(event)), _count("count", count))
+
+
+def asked_of(leaf: Leaf) -> Counts | None:
+    """The leaves that are composed on one sample of ``leaf``; None for a leaf that dp_accounting reads as it is."""
+    import dp_accounting as dp
+
+    if not _is_sample(leaf):
+        return None
+    whole = isinstance(leaf.event, dp.SelfComposedDpEvent | dp.ComposedDpEvent) or _is_sample(leaf.event)
+    return tuple(_unfolded(leaf.event, 1)) if whole or drawn_openly(leaf) else None
+
+
+def drawn_openly(leaf: Leaf) -> bool:
+    """Whether ``leaf`` is an `OpenlySampledDpEvent`."""
+    return type(leaf).__name__ == "OpenlySampledDpEvent"
+
+
+def gaussian_scale(leaf: Leaf) -> tuple[float, float] | None:
+    """(sampling rate, noise multiplier) of a Gaussian, sampled or not; None for another leaf."""
+    import dp_accounting as dp
+
+    query, rate = (
+        (leaf.event, leaf.sampling_probability) if isinstance(leaf, dp.PoissonSampledDpEvent) else (leaf, 1.0)
+    )
+    return (rate, query.noise_multiplier) if isinstance(query, dp.GaussianDpEvent) else None
+
+
+def _is_sample(event: Any) -> bool:
+    import dp_accounting as dp
+
+    return isinstance(event, dp.PoissonSampledDpEvent) or drawn_openly(event)
 
 
 def _unfolded(event: Any, count: int) -> Iterator[tuple[Leaf, int]]:
@@ -60,6 +96,8 @@ def _unfolded(event: Any, count: int) -> Iterator[tuple[Leaf, int]]:
     elif isinstance(event, dp.ComposedDpEvent):
         for part in event.events:
             yield from _unfolded(part, count)
+    elif _is_sample(event) and event.sampling_probability == 1:
+        yield from _unfolded(event.event, count)
     elif count and (leaf := _simplified(event)) is not None:
         yield leaf, count
 
@@ -73,30 +111,45 @@ def _simplified(event: Any) -> Leaf | None:
         case dp.GaussianDpEvent() | dp.LaplaceDpEvent():
             noise = event.noise_multiplier
             return dp.NonPrivateDpEvent() if noise < MIN_NOISE else type(event)(min(noise, MAX_NOISE))
-        case dp.PoissonSampledDpEvent(sampling_probability=rate):
-            inner = _one_query(event.event)
-            if rate == 0 or inner is None or isinstance(inner, dp.NonPrivateDpEvent):
-                return None if rate == 0 else inner
-            return inner if rate == 1 else dp.PoissonSampledDpEvent(max(rate, MIN_RATE), inner)
         case dp.TruncatedSubsampledGaussianDpEvent() if event.noise_multiplier < MIN_NOISE:
             return dp.NonPrivateDpEvent()
+        case _ if _is_sample(event):
+            parts = _together(_unfolded(event.event, 1)) if event.sampling_probability else []
+            return _sampled(type(event), event.sampling_probability, parts)
         case _:
             return event
 
 
-def _one_query(event: Any) -> Leaf | None:
-    """The single event that equals ``event``, all of it on one sample; Refusal where there is none."""
+def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | None:
+    """One sample at ``rate`` of which all ``parts`` are asked."""
     import dp_accounting as dp
 
-    parts = list(_unfolded(event, 1))
-    if any(isinstance(part, dp.NonPrivateDpEvent) for part, _ in parts):
-        return dp.NonPrivateDpEvent()
-    if len(parts) <= 1 and all(n == 1 for _, n in parts):
-        return parts[0][0] if parts else None
-    if not all(isinstance(part, dp.GaussianDpEvent) for part, _ in parts):
-        raise Refusal("event", event, "one sample can be composed of Gaussian events only")
-    noise = sum(n / part.noise_multiplier**2 for part, n in parts) ** -0.5
-    return _simplified(dp.GaussianDpEvent(noise))
+    nothing = dp.NonPrivateDpEvent()
+    if not parts or (nothing, 1) in parts:
+        return nothing if parts else None
+    asked: list[Any] = [leaf if n == 1 else dp.SelfComposedDpEvent(leaf, n) for leaf, n in parts]
+    only = asked[0]
+    if len(asked) == 1 and type(only) is kind:
+        return kind(max(rate * only.sampling_probability, MIN_RATE), only.event)
+    # A tuple, so that leaves can be counted.
+    whole: Any = only if len(asked) == 1 else cast(Any, dp.ComposedDpEvent)(tuple(asked))
+    return kind(max(rate, MIN_RATE), whole)
+
+
+def _together(parts: Iterable[tuple[Leaf, int]]) -> list[tuple[Leaf, int]]:
+    """Equal leaves counted together and Gaussians as one, in an order of their own; one `NonPrivate` stands for all."""
+    import dp_accounting as dp
+
+    counts: Counter[Leaf] = Counter()
+    for leaf, n in parts:
+        counts[leaf] += n
+    queries = {leaf: n for leaf, n in counts.items() if isinstance(leaf, dp.GaussianDpEvent)}
+    if sum(queries.values()) > 1:
+        counts -= Counter(queries)
+        precision = sum(n / leaf.noise_multiplier**2 for leaf, n in sorted(queries.items(), key=repr))
+        counts[_simplified(dp.GaussianDpEvent(precision**-0.5))] += 1
+    nothing = dp.NonPrivateDpEvent()
+    return [(nothing, 1)] if nothing in counts else sorted(counts.items(), key=repr)
 
 
 def _number(field: str, value: Any) -> float:
@@ -136,7 +189,9 @@ def _plain(value: Any) -> Any:
 def _event_class(kind: str) -> Any:
     from dp_accounting import dp_event
 
-    return getattr(dp_event, f"{kind}DpEvent")
+    from . import nested
+
+    return getattr(nested if kind == "OpenlySampled" else dp_event, f"{kind}DpEvent")
 
 
 _KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {
@@ -148,6 +203,7 @@ _KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {
     "RandomizedResponse": {"noise_parameter": _rate, "num_buckets": _count},
     "ZC": {"rho": _number, "xi": _number},
     "PoissonSampled": {"sampling_probability": _rate, "event": _event},
+    "OpenlySampled": {"sampling_probability": _rate, "event": _event},
     "TruncatedSubsampledGaussian": {
         "dataset_size": _count,
         "sampling_probability": _rate,

@@ -6,6 +6,8 @@ the releases, never an epsilon; epsilon is computed anew from them.
 """
 
 import contextlib
+import json
+import math
 import sqlite3
 import threading
 from collections.abc import Generator
@@ -15,9 +17,11 @@ from secrets import token_hex
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from .accounting import GATE_INTERVAL, Gate, epsilon
+from .accounting import GATE_INTERVAL, Gate
 from .budget import Adversary, Budget, Release
+from .caps import CapEnded, capped
 from .events import event_to_json
+from .filter import admits, counted, filter_order
 from .ledger_book import (
     COMMIT,
     OPEN,
@@ -41,6 +45,7 @@ __all__ = [
     "BudgetExhausted",
     "Entry",
     "Head",
+    "Key",
     "Ledger",
     "LedgerUnavailable",
     "State",
@@ -55,9 +60,10 @@ Key = tuple[str, int, str]
 class BudgetExhausted(Exception):
     """A release that the budget does not afford; nothing was written and nothing was spent."""
 
-    def __init__(self, budget: Budget, adversary: Adversary, would_be: float) -> None:
+    def __init__(self, budget: Budget, adversary: Adversary, would_be: float, why: str | None = None) -> None:
         super().__init__(
-            f"the {budget.unit} budget is spent: against the {adversary} this release would bring epsilon to "
+            why
+            or f"the {budget.unit} budget is spent: against the {adversary} this release would bring epsilon to "
             f"{would_be:.4g} of {budget.target_epsilon:.4g} at delta {budget.target_delta:.3g}"
         )
         self.budget = budget
@@ -100,7 +106,8 @@ class Ledger:
 
         Args:
             path: a file in an existing folder; `<path>.lock` beside it names the process that has it open.
-            budget: what may be spent in all; its unit and adjacency must be those that the ledger began with.
+            budget: what may be spent in all, less where the owner's caps say so; its unit and adjacency must be
+                those that the ledger began with.
             owner: whose data it is: a fingerprint of the data set or the name of the population.
             simulated: whether the data is declared simulated; only then may noise come from a seed.
             durable: whether a reservation survives a power cut, not just the end of the process.
@@ -140,6 +147,14 @@ class Ledger:
         return self._chain.path
 
     @property
+    def budget(self) -> Budget:
+        """What may be spent in all: what the ledger was opened with, lowered to its owner's caps of this moment.
+
+        Raises Refusal when their time is over or they cannot be read.
+        """
+        return capped(self.path, self._budget)
+
+    @property
     def head(self) -> Head:
         """The last entry that is written; keep it with a checkpoint and hand it to `open` as `expect`."""
         return self._book.head
@@ -161,8 +176,9 @@ class Ledger:
         with self._writing() as drafts:
             earlier = self._book.records.get(key)
             if earlier is None:
-                self._require_fit(release)
-                drafts.append(Draft(RESERVE, key, self._payload(release, events)))
+                budget = self._budget_for(release)
+                self._require_fit(release, budget)
+                drafts.append(Draft(RESERVE, key, _payload(release, events, budget)))
             else:
                 _require_same(release, earlier, events)
         return self._book.records[key].entry
@@ -221,12 +237,30 @@ class Ledger:
         with self._threads:
             return self._book.events(adversary)
 
+    def cohorts(self, run: str, mechanism: str) -> list[list[int]]:
+        """The clients of each round of a run that was reserved with its cohort, from round 1 to the first without."""
+        found: list[list[int]] = []
+        with self._threads:
+            while record := self._book.records.get(_text((run, len(found) + 1, mechanism))):
+                found.append([int(client) for client in json.loads(record.entry.payload)["cohort"]])
+        return found
+
+    @property
+    def filter_order(self) -> float | None:
+        """The order of the RDP filter that the ledger goes by, from the first release on that was chosen adaptively."""
+        with self._threads:
+            return self._book.filter_order
+
     def epsilon(self, delta: float | None = None) -> float:
-        """Epsilon spent at `delta` (the budget's by default) against the adversary who has seen most."""
+        """Epsilon spent at `delta` (the budget's by default) against the adversary who has seen most.
+
+        Once a release was chosen adaptively it is what the RDP filter has counted, and the budget is what is promised.
+        """
         delta = self._budget.target_delta if delta is None else delta
         with self._threads:
             seen = [self._book.events(adversary) for adversary in self._book.spent]
-        return max((epsilon(events, delta, self._budget.adjacency) for events in seen), default=0.0)
+            order = self._book.filter_order
+        return max((counted(events, delta, self._budget.adjacency, order) for events in seen), default=0.0)
 
     def close(self) -> None:
         """Writes the notes still held back and lets the next process in. Closing twice does nothing."""
@@ -251,17 +285,36 @@ class Ledger:
         if release.rng != "system" and not self._book.identity["simulated"]:
             raise Refusal("rng", release.rng, "noise on real data comes from the system; leave out the seed")
 
-    def _require_fit(self, release: Release) -> None:
+    def _budget_for(self, release: Release) -> Budget:
+        try:
+            return self.budget
+        except CapEnded as ended:
+            adversary = next(iter(release.events))
+            raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
+
+    def _require_fit(self, release: Release, budget: Budget) -> None:
+        order = self._order_with(release)
         for adversary, event in release.events.items():
             seen = self._book.events(adversary)
-            if not self._gate.fits(seen, event, self._budget):
-                delta, adjacency = self._budget.target_delta, self._budget.adjacency
-                would_be = epsilon([*seen, event], delta, adjacency, GATE_INTERVAL)
-                raise BudgetExhausted(self._budget, adversary, would_be)
+            fits = (
+                self._gate.fits(seen, event, budget)
+                if order is None
+                else admits([*seen, event], budget, order)
+            )
+            if not fits:
+                delta, adjacency = budget.target_delta, budget.adjacency
+                would_be = counted([*seen, event], delta, adjacency, order, GATE_INTERVAL)
+                raise BudgetExhausted(budget, adversary, would_be)
 
-    def _payload(self, release: Release, events: dict[str, Any]) -> str:
-        budget = {"target_epsilon": self._budget.target_epsilon, "target_delta": self._budget.target_delta}
-        return canonical({"events": events, "budget": budget, "rng": release.rng, "time": _now()})
+    def _order_with(self, release: Release) -> float | None:
+        """The filter's order once `release` is on the ledger: fixed by the first adaptive release, for good."""
+        fixed = self._book.filter_order
+        if release.filter_order is None or fixed is None:
+            return fixed if release.filter_order is None else filter_order(release.filter_order)
+        if release.filter_order != fixed:
+            remedy = f"this ledger's filter is at order {fixed:g} for good; plan with that one"
+            raise Refusal("filter_order", release.filter_order, remedy)
+        return fixed
 
     def _record(self, key: Key) -> Record:
         self._require_open()
@@ -312,8 +365,19 @@ def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any
 def _require_same(release: Release, earlier: Record, events: dict[str, Any]) -> None:
     if earlier.state is State.VOID:
         raise Refusal("key", release.key, "was voided; reserve a new key")
+    if release.cohort is not None and list(release.cohort) != json.loads(earlier.entry.payload).get("cohort"):
+        raise Refusal("key", release.key, "was reserved for other clients; reserve a new key")
     if earlier.events != {Adversary(name): canonical(event) for name, event in events.items()}:
         raise Refusal("key", release.key, "was reserved with other events; reserve a new key")
+
+
+def _payload(release: Release, events: dict[str, Any], budget: Budget) -> str:
+    granted = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
+    chosen = {} if release.filter_order is None else {"filter_order": float(release.filter_order)}
+    drawn = {} if release.cohort is None else {"cohort": list(release.cohort)}
+    return canonical(
+        {"events": events, "budget": granted, "rng": release.rng, "time": _now(), **chosen, **drawn}
+    )
 
 
 def _text(key: Key) -> str:

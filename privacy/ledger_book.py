@@ -6,15 +6,20 @@ Reading needs no lock, so an auditor can do it on a copy.
 import contextlib
 import json
 import math
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .accounting import MIN_PLD_DELTA, PUBLISH_INTERVAL, epsilon, quiet_orders, within
+from .accounting import MIN_PLD_DELTA, PUBLISH_INTERVAL, grouped, quiet_orders
+from .bounds import coarsened, in_order, rounded, with_one_gaussian
 from .budget import Adjacency, Adversary, Budget
-from .events import event_from_json, leaves
+from .events import event_from_json
+from .filter import admits, counted, filter_order
 from .ledger_store import START, Chain, Entry, Head, canonical
 from .refusal import Refusal
 
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 OPEN, RESERVE, COMMIT, VOID = "open", "reserve", "commit", "void"
+# The time is the last key of a canonical payload.
+TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
 
 # Beyond this, two accountants do not differ by their grids alone (notably PLD's at small epsilon).
 DISPUTE_RATIO, DISPUTE_SIZE = 0.05, 0.01
@@ -48,6 +55,23 @@ class Record:
     state: State = State.RESERVED
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a reservation says beside its key and its time."""
+
+    events: dict[Adversary, str]
+    budget: Budget
+    filter_order: float | None
+
+
+def _terms_of(payload: dict[str, Any], identity: dict[str, Any]) -> Terms:
+    order = filter_order(payload["filter_order"]) if "filter_order" in payload else None
+    events = {Adversary(name): canonical(event) for name, event in payload["events"].items()}
+    return Terms(
+        events, Budget(identity["unit"], adjacency=identity["adjacency"], **payload["budget"]), order
+    )
+
+
 @dataclass
 class Book:
     """What the entries say, replayed in their order."""
@@ -56,7 +80,9 @@ class Book:
     records: dict[str, Record] = field(default_factory=dict[str, Record])
     spent: dict[Adversary, Counter[str]] = field(default_factory=dict[Adversary, Counter[str]])
     granted: dict[Adversary, Budget] = field(default_factory=dict[Adversary, Budget])
+    filter_order: float | None = None
     head: Head = START
+    _terms: dict[str, Terms] = field(default_factory=dict[str, Terms])
 
     def replay(self, chain: Chain) -> None:
         """Takes in what the chain holds beyond `head`. Raises Refusal naming the first entry that fails."""
@@ -68,28 +94,39 @@ class Book:
                 raise Refusal("ledger", str(chain.path), remedy) from error
 
     def apply(self, entry: Entry) -> None:
-        payload: dict[str, Any] = json.loads(entry.payload)
         if (entry.kind == OPEN) != (entry.seq == 1):
             raise ValueError(f"a {entry.kind} in this place")
         if entry.kind == OPEN:
-            self.identity = payload
+            self.identity = json.loads(entry.payload)
         elif entry.kind == RESERVE:
-            self._reserve(entry, payload)
+            self._reserve(entry)
         elif entry.kind in (COMMIT, VOID):
             self._settle(self.records[entry.key], entry.kind)
         else:
             raise ValueError(f"unknown kind {entry.kind}")
         self.head = entry.head
 
-    def _reserve(self, entry: Entry, payload: dict[str, Any]) -> None:
+    def _reserve(self, entry: Entry) -> None:
         if entry.key in self.records:
             raise ValueError("its key was reserved before")
-        events = {Adversary(name): canonical(event) for name, event in payload["events"].items()}
-        budget = Budget(unit=self.identity["unit"], adjacency=self.identity["adjacency"], **payload["budget"])
-        for adversary, text in events.items():
-            self.spent.setdefault(adversary, Counter())[text] += 1
-            self.granted[adversary] = budget
-        self.records[entry.key] = Record(entry, events)
+        # Releases of one run differ in their time alone; what they say is worked out once.
+        timed = TIMED.fullmatch(entry.payload)
+        said = timed[1] if timed else entry.payload
+        if said not in self._terms:
+            self._terms[said] = _terms_of(json.loads(entry.payload), self.identity)
+        terms = self._terms[said]
+        if terms.filter_order is not None:
+            if self.filter_order not in (None, terms.filter_order):
+                raise ValueError(
+                    f"a filter at order {terms.filter_order:g} on a ledger whose filter is at {self.filter_order:g}"
+                )
+            self.filter_order = terms.filter_order
+        for adversary, text in terms.events.items():
+            if adversary not in self.spent:
+                self.spent[adversary] = Counter()
+            self.spent[adversary][text] += 1
+            self.granted[adversary] = terms.budget
+        self.records[entry.key] = Record(entry, terms.events)
 
     def _settle(self, record: Record, kind: str) -> None:
         if record.state is not State.RESERVED:
@@ -101,7 +138,12 @@ class Book:
 
     def events(self, adversary: Adversary) -> "list[DpEvent]":
         counts = self.spent.get(adversary, Counter[str]())
-        return [_repeated(event_from_json(json.loads(text)), count) for text, count in counts.items()]
+        return [_repeated(_read(text), count) for text, count in counts.items()]
+
+
+@lru_cache(maxsize=1 << 14)
+def _read(text: str) -> "DpEvent":
+    return event_from_json(json.loads(text))
 
 
 def _repeated(event: "DpEvent", count: int) -> "DpEvent":
@@ -116,7 +158,9 @@ class Verification:
 
     `entries` and `head` tell how far the chain is whole. The epsilons hold at `delta` against the adversary who
     has seen most: `epsilon` as reported everywhere, the other two each by one accountant of dp_accounting alone,
-    None where it does not cover the events. `problem` is one sentence, None when all is well.
+    None where it does not cover the events. `filter_order` is set where a release was chosen adaptively: `epsilon`
+    then is what the RDP filter has counted, and RDP is taken at its order. `by_adversary` has the same three for
+    each. `problem` is one sentence, None when all is well.
     """
 
     ok: bool
@@ -127,6 +171,8 @@ class Verification:
     epsilon: float | None = None
     epsilon_pld: float | None = None
     epsilon_rdp: float | None = None
+    filter_order: float | None = None
+    by_adversary: Mapping[Adversary, Sizes] = field(default_factory=dict[Adversary, Sizes])
 
 
 def read_entries(path: Path | str) -> list[Entry]:
@@ -154,13 +200,15 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
     if delta is None:
         return Verification(True, book.head.seq, book.head, epsilon=0.0)
     adjacency = Adjacency(book.identity["adjacency"])
-    sizes = [_sizes(book.events(adversary), delta, adjacency) for adversary in book.spent]
-    ours, by_pld, by_rdp = max(sizes, key=lambda size: size[0])
-    problem = _overspent(book) or next(filter(None, map(_dispute, sizes)), None)
-    return Verification(problem is None, book.head.seq, book.head, problem, delta, ours, by_pld, by_rdp)
+    sizes = {each: _sizes(book.events(each), delta, adjacency, book.filter_order) for each in book.spent}
+    most = max(sizes.values(), key=lambda size: size[0])
+    problem = _overspent(book) or next(filter(None, map(_dispute, sizes.values())), None)
+    return Verification(
+        problem is None, book.head.seq, book.head, problem, delta, *most, book.filter_order, sizes
+    )
 
 
-def _sizes(events: "list[DpEvent]", delta: float, adjacency: Adjacency) -> Sizes:
+def _sizes(events: "list[DpEvent]", delta: float, adjacency: Adjacency, order: float | None) -> Sizes:
     from dp_accounting import NeighboringRelation as Relation
     from dp_accounting.pld import PLDAccountant
     from dp_accounting.rdp import RdpAccountant
@@ -170,18 +218,19 @@ def _sizes(events: "list[DpEvent]", delta: float, adjacency: Adjacency) -> Sizes
         Adjacency.ADD_OR_REMOVE_ONE: Relation.ADD_OR_REMOVE_ONE,
         Adjacency.REPLACE_ONE: Relation.REPLACE_ONE,
     }[adjacency]
-    ours = epsilon(events, delta, adjacency)
+    ours = counted(events, delta, adjacency, order)
     by_pld = by_rdp = None
-    if delta >= MIN_PLD_DELTA:
+    if order is None and delta >= MIN_PLD_DELTA:
         by_pld = _composed(PLDAccountant(relation, max(PUBLISH_INTERVAL, ours * COARSEST)), events, delta)
     # dp_accounting's RDP reads a noise multiplier under replace-one as half of what PLD reads.
     if adjacency is not Adjacency.REPLACE_ONE:
-        by_rdp = _composed(RdpAccountant(neighboring_relation=relation), events, delta)
+        by_rdp = _composed(RdpAccountant(None if order is None else [order], relation), events, delta)
     return ours, by_pld, by_rdp
 
 
 def _composed(accountant: "PrivacyAccountant", events: "list[DpEvent]", delta: float) -> float | None:
-    parts = [part for event in events for part in leaves(event)]
+    # As few kinds as the first accountant makes of them: each takes its own distribution.
+    parts = in_order(coarsened(with_one_gaussian(dict(grouped(events))), rounded))
     if not all(accountant.supports(leaf) for leaf, _ in parts):
         return None
     with quiet_orders():
@@ -192,7 +241,7 @@ def _composed(accountant: "PrivacyAccountant", events: "list[DpEvent]", delta: f
 
 def _overspent(book: Book) -> str | None:
     for adversary, budget in book.granted.items():
-        if not within(book.events(adversary), budget):
+        if not admits(book.events(adversary), budget, book.filter_order):
             size = f"epsilon {budget.target_epsilon:.4g} at delta {budget.target_delta:.3g}"
             return f"more is spent against the {adversary} than was granted, {size}"
     return None

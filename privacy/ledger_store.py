@@ -15,7 +15,9 @@ import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
+from typing import NamedTuple
 
 from .refusal import Refusal
 
@@ -40,8 +42,7 @@ class LedgerUnavailable(Refusal):
     """The ledger could not be written (disk full, I/O error): nothing may be released on it."""
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """The place and the hash of one entry; kept outside the ledger it proves that nothing before it is gone."""
 
     seq: int
@@ -60,8 +61,7 @@ class Draft:
     payload: str
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A line of the ledger: `seq` counts from 1, `payload` is JSON, `hash` covers everything before it."""
 
     seq: int
@@ -76,15 +76,31 @@ class Entry:
         return Head(self.seq, self.hash)
 
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
 def canonical(value: object) -> str:
     """The one JSON text of `value`: keys sorted, no spaces, ASCII, NaN and infinity refused (ValueError)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _encode(value)
 
 
 def linked(draft: Draft, before: Head) -> Entry:
     """`draft` as the entry that follows `before`."""
     fields = (before.seq + 1, draft.kind, draft.key, draft.payload, before.hash)
-    return Entry(*fields, hash=hashlib.sha256(canonical(fields).encode()).hexdigest())
+    return Entry(*fields, hash=_digest(fields))
+
+
+def _digest(fields: tuple[int, str, str, str, str]) -> str:
+    # What `canonical(fields)` returns, in a third of the time.
+    texts = ",".join(map(encode_basestring_ascii, fields[1:]))
+    return hashlib.sha256(f"[{fields[0]},{texts}]".encode()).hexdigest()
+
+
+def _holds(row: tuple[int, str, str, str, str, str]) -> bool:
+    try:
+        return row[5] == _digest(row[:5])
+    except TypeError:  # what a damaged file holds may be no text at all
+        return False
 
 
 @contextlib.contextmanager
@@ -132,7 +148,8 @@ class Lock:
 
     def release(self) -> None:
         if self.held:
-            os.ftruncate(self._fd, 0)
+            with contextlib.suppress(OSError):  # a pid that nobody holds misleads nobody
+                os.ftruncate(self._fd, 0)
             self.forget()
 
     def forget(self) -> None:
@@ -168,7 +185,7 @@ def holds_entries(path: Path) -> bool:
 
 def _size(name: Path) -> int:
     """Bytes of a file that is fit to be written; 0 when there is none."""
-    status = _regular(name)
+    status = regular(name)
     if status is None:
         return 0
     # Root may write a file that someone has set read-only; the ledger takes the mode at its word.
@@ -177,11 +194,12 @@ def _size(name: Path) -> int:
     return status.st_size
 
 
-def _regular(name: Path) -> os.stat_result | None:
+def regular(name: Path) -> os.stat_result | None:
+    """The status of a file, None when there is none; Refusal for whatever is not a regular file."""
     with refusing(name, "cannot be reached"):
         try:
             status = os.lstat(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
     if not stat.S_ISREG(status.st_mode):
         raise Refusal("ledger", str(name), "not a regular file; give the path of the ledger itself")
@@ -227,7 +245,7 @@ class Chain:
     @classmethod
     def for_reading(cls, path: Path) -> "Chain":
         """Opens the chain at `path` without a lock and without leaving a trace when nobody writes to it."""
-        if _regular(path) is None:
+        if regular(path) is None:
             raise Refusal("ledger", str(path), "there is none; give the path of a ledger")
         chain = cls(path, "mode=ro" if _beside(path, "-wal").exists() else "immutable=1")
         try:
@@ -249,7 +267,7 @@ class Chain:
                 self.append([first], START)
         self._require_schema()
         if durable:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def _schema(self) -> set[str]:
         rows = self._db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
@@ -283,17 +301,22 @@ class Chain:
 
     def after(self, head: Head) -> Iterator[Entry]:
         """The entries after `head`, each checked against the one before. Raises Refusal at the first that fails."""
-        before = head
-        with refusing(self.path, f"cannot be read after entry {before.seq}"):
+        seq, last = head
+        with refusing(self.path, f"cannot be read after entry {seq}"):
             self.require(head)
             query = f"SELECT {COLUMNS} FROM entries WHERE seq > ? ORDER BY seq"
             for row in self._db.execute(query, (head.seq,)):
-                entry = Entry(*row)
-                if entry != linked(Draft(entry.kind, entry.key, entry.payload), before):
-                    remedy = f"entry {before.seq + 1} was changed, removed or moved; restore a true copy"
+                seq += 1
+                if row[0] != seq or row[4] != last or not _holds(row):
+                    remedy = f"entry {seq} was changed, removed or moved; restore a true copy"
                     raise Refusal("ledger", str(self.path), remedy)
-                yield entry
-                before = entry.head
+                yield Entry._make(row)
+                last = row[5]
+
+    def last(self) -> Head:
+        """The head as the file has it, unchecked: whoever keeps it has it checked by `require`."""
+        row = self._db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+        return START if row is None else Head(*row)
 
     def require(self, head: Head) -> None:
         """Raises Refusal unless `head` is in the chain."""
@@ -306,7 +329,8 @@ class Chain:
         self._db.close()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Returns once the names in `folder` are on disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

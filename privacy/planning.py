@@ -5,12 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from .accounting import GATE_INTERVAL, PUBLISH_INTERVAL, epsilon, within
+from .accounting import GATE_INTERVAL, PUBLISH_INTERVAL
 from .budget import Adjacency, Adversary, Budget, Unit, real, word
+from .filter import accountant, admits, best_order, counted
 from .refusal import Refusal
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
+
+    from .mechanisms.correlated_noise import Correlation
 
 # Noise is searched between these noise multipliers, to this relative width; what is returned is the upper end.
 LEAST_NOISE, MOST_NOISE = 2.0**-6, 2.0**24
@@ -40,7 +43,9 @@ class Plan:
 
     ``clipping_norm`` C > 0 bounds one unit's L2 norm, in the units of the vectors; ``num_rounds`` >= 1.
     ``noise_multiplier`` z > 0 is noise std / sensitivity under ``adjacency`` (C, or 2C under replace-one);
-    None until calibrated. ``adversaries``: whom the guarantee holds against.
+    None until calibrated. ``adversaries``: whom the guarantee holds against. ``filter_order`` is None where the
+    events are fixed in advance; where noise is chosen from what rounds release, it is the RDP filter's order.
+    ``correlation`` is None where rounds have independent noise; else the whole run is one release.
     """
 
     unit: Unit
@@ -50,6 +55,8 @@ class Plan:
     num_rounds: int
     noise_multiplier: float | None = None
     adversaries: tuple[Adversary, ...] = (Adversary.CLIENTS, Adversary.MODEL)
+    filter_order: float | None = None
+    correlation: "Correlation | None" = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", word(Unit, "unit", self.unit))
@@ -59,32 +66,51 @@ class Plan:
             object.__setattr__(self, "noise_multiplier", _positive("noise_multiplier", self.noise_multiplier))
         if not isinstance(self.num_rounds, int) or self.num_rounds < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise Refusal("num_rounds", self.num_rounds, "plan at least one round")
+        if self.correlation is not None:
+            _require_promise(self.sampling, self.correlation)
+
+    @property
+    def noise_over_clip(self) -> float:
+        """Noise std / clip of one release, as the accountants read it; the same float whatever the clip is."""
+        return self._noise() * self._sensitivity_in_clips()
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise that each coordinate of the sum gets, in the units of the vectors."""
-        return self._noise() * self._sensitivity_in_clips() * self.clipping_norm
+        """Standard deviation of each round's fresh noise in a coordinate of the sum, in the units of the vectors."""
+        moved = 1.0 if self.correlation is None else self.correlation.sensitivity
+        return self.noise_over_clip * moved * self.clipping_norm
 
     def event(self) -> "DpEvent":
-        """What one round costs, with noise std / clip as the accountants read it. Refusal while uncalibrated."""
+        """What one release costs, with noise std / clip as the accountants read it. Refusal while uncalibrated.
+
+        A release is a round or, where noise is correlated, the whole run.
+        """
         from dp_accounting import GaussianDpEvent
 
-        return self.sampling.event(GaussianDpEvent(self._noise() * self._sensitivity_in_clips()))
+        return self.sampling.event(GaussianDpEvent(self.noise_over_clip))
+
+    def event_of(self, row: int) -> "DpEvent":
+        """What round ``row``, from 1, is charged; where noise is correlated the first one pays for all."""
+        from dp_accounting import NoOpDpEvent
+
+        return self.event() if self.correlation is None or row == 1 else NoOpDpEvent()
 
     def epsilon(self, delta: float, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()) -> float:
         """Epsilon at ``delta`` after ``prior`` and ``rounds`` rounds (default: all of them)."""
-        counted = self._after(self.num_rounds if rounds is None else rounds, prior)
-        return epsilon(counted, delta, self.adjacency, PUBLISH_INTERVAL)
+        events = self._after(self.num_rounds if rounds is None else rounds, prior)
+        return counted(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
         """How many rounds after ``prior`` a gate lets through at this noise, at most `MOST_ROUNDS`."""
         self._check(budget)
 
         def affordable(rounds: int) -> bool:
-            return within(self._after(rounds, prior), budget, GATE_INTERVAL)
+            return admits(self._after(rounds, prior), budget, self.filter_order, GATE_INTERVAL)
 
         if not affordable(1):
             return 0
+        if self.correlation is not None:
+            return self.correlation.num_rounds
         most = 1
         while most < MOST_ROUNDS and affordable(2 * most):
             most *= 2
@@ -101,21 +127,36 @@ class Plan:
         that is published. Refusal when no noise fits.
         """
         self._check(budget)
-        spent = epsilon(prior, budget.target_delta, budget.adjacency, PUBLISH_INTERVAL)
+        spent = counted(prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
         if spent > (1 - LEAST_SHARE_LEFT) * budget.target_epsilon:
             remedy = f"already spent ({spent:.4g}): raise it or end the run here"
             raise Refusal("target_epsilon", budget.target_epsilon, remedy)
 
         def cost(noise: float) -> float:
             planned = replace(self, noise_multiplier=noise)._after(self.num_rounds, prior)
-            return epsilon(planned, budget.target_delta, budget.adjacency, GATE_INTERVAL)
+            return counted(planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL)
 
         noise = _least_noise(cost, budget.target_epsilon)
         calibrated = replace(self, noise_multiplier=noise)
-        while not within(calibrated._after(self.num_rounds, prior), budget, PUBLISH_INTERVAL):
+        while not admits(
+            calibrated._after(self.num_rounds, prior), budget, self.filter_order, PUBLISH_INTERVAL
+        ):
             noise *= 1 + NOISE_TOLERANCE
             calibrated = replace(self, noise_multiplier=noise)
         return calibrated
+
+    def calibrate_for_filter(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
+        """`calibrate` for a run that will choose noise from what its rounds release.
+
+        The filter's order is the plan's or, where it has none yet, the one that affords most rounds of the noise that
+        would be right without a filter.
+        """
+        order = self.filter_order or best_order(self.calibrate(budget, prior).event(), budget, prior)
+        return replace(self, filter_order=order).calibrate(budget, prior)
+
+    def accountant(self, delta: float) -> str:
+        """How the plan's epsilon is computed, for reports."""
+        return accountant(delta, self.adjacency, self.filter_order)
 
     def _check(self, budget: Budget) -> None:
         if budget.unit is not self.unit:
@@ -130,7 +171,10 @@ class Plan:
     def _after(self, rounds: int, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
         from dp_accounting import SelfComposedDpEvent
 
-        return [*prior, SelfComposedDpEvent(self.event(), rounds)]
+        return [
+            *prior,
+            SelfComposedDpEvent(self.event(), rounds if self.correlation is None else min(rounds, 1)),
+        ]
 
     def _noise(self) -> float:
         if self.noise_multiplier is None:
@@ -139,6 +183,17 @@ class Plan:
 
     def _sensitivity_in_clips(self) -> int:
         return 2 if self.adjacency is Adjacency.REPLACE_ONE else 1
+
+
+def _require_promise(sampling: Sampling, correlation: "Correlation") -> None:
+    separation = getattr(sampling, "separation", 0)
+    most = getattr(sampling, "max_participations", math.inf)
+    if separation < correlation.separation or most > correlation.max_participations:
+        remedy = (
+            f"a {sampling.name} cohort does not promise that a client takes part at most "
+            f"{correlation.max_participations} times, {correlation.separation} rounds apart; use cohort=min_separation"
+        )
+        raise Refusal("noise", "correlated", remedy)
 
 
 def _positive(field: str, value: float) -> float:

@@ -7,9 +7,10 @@ ledger's head, so that a ledger that was cut or rolled back is found when the ru
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ..privacy.adaptation import Choices
 from ..privacy.ledger import Head
 from ..privacy.refusal import Refusal
 
@@ -42,6 +44,8 @@ class Checkpoint:
       model: the global arrays by name.
       strategy: the strategy's own arrays and numbers, flattened.
       head: the ledger's head when the round was finished; None without client-level privacy.
+      choices: what the next round goes by; None without client-level privacy.
+      client_heads: the heads of the clients' own ledgers by name, as far as this machine has them.
     """
 
     run: str
@@ -49,6 +53,8 @@ class Checkpoint:
     model: Arrays
     strategy: Mapping[str, Any]
     head: Head | None = None
+    choices: Choices | None = None
+    client_heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -61,7 +67,15 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         else:
             numbers[name] = value
     head = None if checkpoint.head is None else [checkpoint.head.seq, checkpoint.head.hash]
-    state = {"run": checkpoint.run, "round": checkpoint.round, "head": head, "strategy": numbers}
+    choices = None if checkpoint.choices is None else asdict(checkpoint.choices)
+    state = {
+        "run": checkpoint.run,
+        "round": checkpoint.round,
+        "head": head,
+        "strategy": numbers,
+        "choices": choices,
+        "client_heads": dict(checkpoint.client_heads),
+    }
     payload = save(tensors, {"format": FORMAT, "state": json.dumps(state)})
     target = folder / NAME
     temporary = _write_beside(target, payload)
@@ -135,7 +149,20 @@ def _read(path: Path) -> Checkpoint:
     head = None if state["head"] is None else Head(*state["head"])
     if not isinstance(state["round"], int) or state["round"] < 0:
         raise ValueError(f"its round is {state['round']!r}")
-    return Checkpoint(state["run"], state["round"], model, {**state["strategy"], **arrays}, head)
+    choices = _choices(state.get("choices"))
+    heads = {name: Head(*known) for name, known in state.get("client_heads", {}).items()}
+    strategy = {**state["strategy"], **arrays}
+    return Checkpoint(state["run"], state["round"], model, strategy, head, choices, heads)
+
+
+def _choices(fields: dict[str, Any] | None) -> Choices | None:
+    if fields is None:
+        return None
+    losses = tuple(float(loss) for loss in fields["losses"])
+    choices = Choices(float(fields["clipping_norm"]), float(fields["noise_multiplier"]), losses)
+    if not 0 < choices.clipping_norm < math.inf or not 0 < choices.noise_multiplier < math.inf:
+        raise ValueError(f"its choices are {choices}")
+    return choices
 
 
 # --- what a strategy remembers between rounds --------------------------------------------------------------------

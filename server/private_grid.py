@@ -10,20 +10,23 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger import BudgetExhausted, Ledger
+from ..privacy.mechanisms.distributed import decode_sum, sum_event
 from ..privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec, add_noise, cells_for, decode
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
-from ..strategies.cohorts import Cohort
+from ..strategies.cohorts import Cohort, MinSeparation
+from ..strategies.secure_wire import rotation_seed
 from ..strategies.wire import (
     WEIGHT,
     Layout,
@@ -36,6 +39,8 @@ from ..strategies.wire import (
     sum_of,
     view,
 )
+from .noise_rows import RunRows
+from .secure_sum import Masking, Opened, Sum, masked_spec, sum_securely
 
 MECHANISM = "private_sum"
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
@@ -52,16 +57,23 @@ class ClientPrivacy:
       plan: frozen; its sampling is the cohort's own draw.
       ledger: the population's ledger, open for writing.
       metrics_share: share of the squared clipping norm that the scalars may use, in [0, 1).
+      adaptation: what rounds choose from what earlier ones released.
+      noise_key: of correlated noise on real data, the same whenever the run goes on.
     """
 
     plan: Plan
     ledger: Ledger
     metrics_share: float = 0.0
+    adaptation: Adaptation = NOTHING_ADAPTS
+    noise_key: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did, as the server may know it. Means of scalars are noised where the sum is private."""
+    """What one round did, as the server may know it. Means of scalars are noised where the sum is private.
+
+    `choices` is what the round went by; None without client-level privacy.
+    """
 
     number: int
     invited: int
@@ -69,6 +81,7 @@ class Round:
     dropped: dict[str, int]
     clipped_again: int
     scalars: dict[str, float]
+    choices: Choices | None = None
 
 
 class PrivateGrid(Grid):
@@ -82,6 +95,7 @@ class PrivateGrid(Grid):
       scalars: metrics that may travel in the sum, with their bounds.
       randomness: where draws and noise come from.
       run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
+      masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
     """
 
     def __init__(
@@ -94,6 +108,7 @@ class PrivateGrid(Grid):
         scalars: tuple[Scalar, ...] = (),
         randomness: Randomness | None = None,
         run: str | None = None,
+        masking: Masking | None = None,
     ) -> None:
         if privacy is not None and privacy.plan.sampling != cohort:
             raise Refusal(
@@ -108,10 +123,14 @@ class PrivateGrid(Grid):
         self._scalars = scalars if privacy is None or privacy.metrics_share > 0 else ()
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
+        self._masking = masking
+        self._rows = self._run_rows()
         self._nodes: list[int] = []
         self._asked = 0
         self._reserved = 0
+        self._row = 0
         self._finished = 0
+        self.choices = privacy.adaptation.first(privacy.plan) if privacy is not None else None
         self.drawn: list[int] = []
         self.rounds: list[Round] = []
         self.exhausted: BudgetExhausted | None = None
@@ -159,6 +178,8 @@ class PrivateGrid(Grid):
         number = self._reserved if self._reserved > self._finished else self._reserve_next()
         if number is None:
             return []
+        if self._masking is not None:
+            return self._secure_sum(number, content, training[0], self._masking, timeout)
         return [self._private_sum(number, content, training[0], timeout)]
 
     def create_message(
@@ -186,13 +207,19 @@ class PrivateGrid(Grid):
 
     # --- the round ----------------------------------------------------------------------------------------------
 
-    def skip_to(self, number: int) -> None:
-        """Continue after round `number`, which an earlier process finished."""
+    def skip_to(self, number: int, choices: Choices | None = None) -> None:
+        """Continue after round `number`, which an earlier process finished, with the choices it led to."""
         self._reserved = self._finished = number
+        self.choices = choices or self.choices
+        if self._rows is not None:
+            self._rows.skip_to(number)
 
     def draw(self, number: int) -> list[int]:
         """Return the cohort of round `number`; where the randomness is seeded, the same one at every call."""
-        return self._cohort.draw(self._all_nodes(), self._randomness.stream("cohort", number))
+        earlier = [] if self._rows is None else self._rows.cohorts
+        if number <= len(earlier):
+            return earlier[number - 1]
+        return self._cohort.draw(self._all_nodes(), self._randomness.stream("cohort", number), earlier)
 
     def reserve(self, number: int) -> None:
         """Draw the cohort of round `number` and reserve its release, durably, before anything is configured.
@@ -201,9 +228,12 @@ class PrivateGrid(Grid):
           BudgetExhausted: the release does not fit; nothing was written and nothing will be sent.
           Refusal: another run of this name has released the round with noise that cannot be repeated.
         """
-        self.drawn = self.draw(number)
+        self._row = number if self._rows is None else self._rows.next()
+        self.drawn = self.draw(self._row)
         if self._privacy is not None:
-            self._privacy.ledger.reserve_new(self._release(number))
+            self._privacy.ledger.reserve_new(self._release(self._row))
+        if self._rows is not None:
+            self._rows.cohorts.append(self.drawn)
         self._reserved = number
 
     def _reserve_next(self) -> int | None:
@@ -214,11 +244,30 @@ class PrivateGrid(Grid):
             return None
         return self._reserved
 
-    def _release(self, number: int) -> Release:
+    def _run_rows(self) -> RunRows | None:
+        correlation = None if self._privacy is None else self._privacy.plan.correlation
+        if isinstance(self._cohort, MinSeparation) and correlation is None:
+            remedy = "who took part is kept with a plan for the whole run; give the plan a correlation"
+            raise Refusal("cohort", self._cohort.name, remedy)
+        if self._privacy is None or correlation is None:
+            return None
+        if self._privacy.adaptation != NOTHING_ADAPTS:
+            remedy = "rounds that are one release together are fixed in advance; let nothing adapt"
+            raise Refusal("adaptation", self._privacy.adaptation, remedy)
+        name = (self._run_name, MECHANISM)
+        key = self._privacy.noise_key
+        return RunRows(self._privacy.plan, self._privacy.ledger, name, self._randomness, key)
+
+    def _release(self, row: int) -> Release:
         assert self._privacy is not None
-        plan = self._privacy.plan
-        events = dict.fromkeys(plan.adversaries, plan.event())
-        return Release(Unit.CLIENT, self._run_name, number, MECHANISM, events, self._randomness.kind)
+        plan = self._plan()
+        events = dict.fromkeys(plan.adversaries, plan.event_of(row))
+        cohort = None if self._rows is None else tuple(self.drawn)
+        rng = self._randomness.kind
+        order = plan.filter_order if self._privacy.adaptation.noise else None
+        return Release(
+            Unit.CLIENT, self._run_name, row, MECHANISM, events, rng, cohort=cohort, filter_order=order
+        )
 
     def _private_sum(
         self, number: int, content: RecordDict, request: Message, timeout: float | None
@@ -226,47 +275,106 @@ class PrivateGrid(Grid):
         arrays = only_arrays(content)
         layout = layout_of(arrays)
         spec = self._spec(layout)
-        outgoing = instruct(content, spec, self._run_name, number)
-        kind = request.metadata.message_type
-        messages = [Message(outgoing, node, kind, group_id=str(number)) for node in self.drawn]
-        cohort_sum = self._collect(messages, spec, size_of(layout, spec), timeout)
-        total = self._noised(cohort_sum, number, spec)
+        outgoing = instruct(content, spec, self._run_name, self._row)
+        order = Message(outgoing, 0, request.metadata.message_type, group_id=str(number))
+        cohort_sum = self._collect(order, spec, size_of(layout, spec), timeout)
+        total = self._noised(cohort_sum, self._row, spec)
         mean, scalars = self._decoded(total, layout, spec, cohort_sum)
+        self._note(number, cohort_sum.replies, cohort_sum.dropped, cohort_sum.clipped_again, scalars)
+        reply = _reply(arrays, mean, scalars, request)
+        if self._privacy is not None:
+            self._privacy.ledger.commit(self._release(self._row).key, durable=False)
+            assert self.choices is not None
+            self.choices = self._privacy.adaptation.next(self.choices, number, scalars)
+        return reply
+
+    def _secure_sum(
+        self, number: int, content: RecordDict, request: Message, masking: Masking, timeout: float | None
+    ) -> list[Message]:
+        """Return the opened mean as one reply; nothing where no sum was opened, and what was reserved stays spent."""
+        arrays = only_arrays(content)
+        layout = layout_of(arrays)
+        spec = masked_spec(self._spec(layout), masking)
+        noise = self._plan().noise_over_clip if self._privacy is not None else 0.0
+        wanted = Sum(
+            self._run_name,
+            self._row,
+            content,
+            request.metadata.message_type,
+            spec,
+            size_of(layout, spec) - len(spec.scalars),
+            noise,
+        )
+        opened = sum_securely(self._grid, self.drawn, wanted, masking, timeout)
+        if opened.total is None or opened.spec is None:
+            self._note(number, 0, opened.dropped, 0, {})
+            return []
+        seed = rotation_seed(opened.model, self._row)
+        mean, scalars = decode_sum(
+            opened.total, layout, opened.spec, opened.survivors, float(opened.survivors), seed
+        )
+        self._note(number, opened.survivors, opened.dropped, 0, scalars)
+        if self._privacy is not None:
+            self._settle(opened)
+        return [_reply(arrays, mean, scalars, request)]
+
+    def _settle(self, opened: Opened) -> None:
+        """Commit what the sum of these survivors costs, which is no more than what was reserved."""
+        assert self._privacy is not None and opened.spec is not None
+        event = sum_event(opened.spec, opened.survivors)
+        if event.noise_multiplier < self._plan().noise_over_clip:
+            raise AssertionError("the sum has less noise than was reserved")
+        self._privacy.ledger.commit(self._release(self._row).key, durable=False)
+
+    def _note(
+        self,
+        number: int,
+        replies: int,
+        dropped: dict[str, int],
+        clipped_again: int,
+        scalars: dict[str, float],
+    ) -> None:
         self.rounds.append(
-            Round(
-                number,
-                len(messages),
-                cohort_sum.replies,
-                cohort_sum.dropped,
-                cohort_sum.clipped_again,
-                scalars,
-            )
+            Round(number, len(self.drawn), replies, dropped, clipped_again, scalars, self.choices)
         )
         self._finished = number
-        reply = RecordDict({"arrays": _moved(arrays, mean), "metrics": MetricRecord({**scalars, WEIGHT: 1})})
-        if self._privacy is not None:
-            self._privacy.ledger.commit(self._release(number).key, durable=False)
-        return Message(reply, reply_to=request)
 
     def _spec(self, layout: Layout) -> SumSpec:
         if self._privacy is None:
             return SumSpec(None, (*self._scalars, Scalar(WEIGHT, MAX_EXAMPLES)))
         cells = cells_for(sum(int(np.prod(shape)) for shape in layout.values()))
-        return SumSpec(self._privacy.plan.clipping_norm, self._scalars, self._privacy.metrics_share, cells)
+        plan, expected = self._plan(), self._cohort.expected_size(self._population)
+        scalars = (*self._scalars, *self._privacy.adaptation.scalars(plan, expected))
+        return SumSpec(plan.clipping_norm, scalars, self._privacy.metrics_share, cells)
 
-    def _collect(self, messages: list[Message], spec: SumSpec, size: int, timeout: float | None) -> CohortSum:
-        if not messages:
+    def _plan(self) -> Plan:
+        """Return the plan with what this round goes by: the noise follows the norm that clients clip to."""
+        assert self._privacy is not None and self.choices is not None
+        now = self.choices
+        return replace(
+            self._privacy.plan, clipping_norm=now.clipping_norm, noise_multiplier=now.noise_multiplier
+        )
+
+    def _collect(self, order: Message, spec: SumSpec, size: int, timeout: float | None) -> CohortSum:
+        if not self.drawn:
             return CohortSum(np.zeros(size))
         if isinstance(self._grid, SummingGrid):
-            return self._grid.sum_replies(messages, spec, size, timeout)
+            return self._grid.sum_replies(order, self.drawn, spec, size)
+        sent = order.metadata
+        messages = [
+            Message(order.content, node, sent.message_type, group_id=sent.group_id) for node in self.drawn
+        ]
         return sum_of(self._grid.send_and_receive(messages, timeout=timeout), spec, size, len(messages))
 
-    def _noised(self, cohort_sum: CohortSum, number: int, spec: SumSpec) -> np.ndarray:
+    def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> np.ndarray:
         if self._privacy is None:
             return cohort_sum.total
-        plan = self._privacy.plan
-        stream = self._randomness.stream("noise", number)
-        noised, event = add_noise(cohort_sum.total, plan.noise_std / plan.clipping_norm, spec, stream)
+        plan = self._plan()
+        if self._rows is not None:
+            noised, event = self._rows.add_noise(cohort_sum.total, row, spec)
+        else:
+            stream = self._randomness.stream("noise", row)
+            noised, event = add_noise(cohort_sum.total, plan.noise_over_clip, spec, stream)
         if plan.sampling.event(event) != plan.event():
             raise AssertionError("the mechanism's event is not the one that was reserved")
         return noised
@@ -303,6 +411,13 @@ def _common_content(messages: list[Message]) -> RecordDict:
                 "strategy", "different messages to different clients", "use one that sends the same to all"
             )
     return content
+
+
+def _reply(
+    arrays: ArrayRecord, mean: dict[str, np.ndarray], scalars: dict[str, float], request: Message
+) -> Message:
+    metrics = MetricRecord({**scalars, WEIGHT: 1})
+    return Message(RecordDict({"arrays": _moved(arrays, mean), "metrics": metrics}), reply_to=request)
 
 
 def _moved(arrays: ArrayRecord, mean: dict[str, np.ndarray]) -> ArrayRecord:

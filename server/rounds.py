@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ..privacy.adaptation import Choices
 from ..privacy.ledger import BudgetExhausted
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS, memory_arrays, view
 from .checkpoint import strategy_state
@@ -46,6 +47,7 @@ class State:
     round: int
     arrays: Arrays
     strategy: dict[str, Any]
+    choices: Choices | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Loop:
 
 def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
     """Run the rounds after `state.round` and return the last state, whatever ended them."""
-    grid.skip_to(state.round)
+    grid.skip_to(state.round, state.choices)
     with interruption() as interrupted:
         while state.round < loop.num_rounds:
             if interrupted.is_set():
@@ -109,7 +111,7 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> State:
     messages = loop.strategy.configure_train(number, memory_arrays(state.arrays), config, grid)
     replies = grid.send_and_receive(messages, timeout=loop.timeout)
     arrays, _ = loop.strategy.aggregate_train(number, replies)
-    state = State(number, _merged(state.arrays, arrays), strategy_state(loop.strategy))
+    state = State(number, _merged(state.arrays, arrays), strategy_state(loop.strategy), grid.choices)
     loop.after_round(state, grid.rounds[-1], loop.evaluate(state.arrays, number))
     return state
 

@@ -25,7 +25,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from ..privacy.mechanisms.private_sum import CohortSum, SumSpec
-from ..strategies.wire import add_reply
+from ..strategies.wire import LATE, add_reply
 from .deadline import PastDeadline, limited_to
 from .flower_adapter import claim_identity, client_context, name_message
 
@@ -105,23 +105,27 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Call the app for every message and yield its replies, one by one."""
+        """Call the app for every message and yield its replies: one by one here, or all at once from the workers."""
         del timeout
+        if self.workers > 1:
+            yield from self._exchange_in_workers(list(messages))
+            return
         for number, message in enumerate(messages):
-            yield self._call(
-                message.content, message.metadata.dst_node_id, message.metadata.message_type, number
-            )
+            yield self._reply(message, number)
 
-    def sum_replies(
-        self, messages: list[Message], spec: SumSpec, size: int, timeout: float | None
-    ) -> CohortSum:
-        """Deliver one instruction to every addressee and return the sum of the replies, shape (size,)."""
-        del timeout
-        nodes = [message.metadata.dst_node_id for message in messages]
-        order = _Order(messages[0].content, messages[0].metadata.message_type, nodes, spec)
+    def _reply(self, message: Message, number: int) -> Message:
+        head = message.metadata
+        try:
+            return self._call(message.content, head.dst_node_id, head.message_type, number)
+        except PastDeadline:
+            return Message(Error(LATE, "late"), reply_to=message)
+
+    def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
+        """Deliver one instruction to every node and return the sum of the replies, shape (size,)."""
+        orders = _Order(order.content, order.metadata.message_type, nodes, spec)
         if self.workers == 1 or len(nodes) == 1:
-            return self._sum(order, CohortSum(np.zeros(size)))
-        return self._sum_in_workers(order, size)
+            return self._sum(orders, CohortSum(np.zeros(size)))
+        return self._sum_in_workers(orders, size)
 
     def _sum(self, order: _Order, cohort_sum: CohortSum) -> CohortSum:
         if self.cohort_function is not None:
@@ -177,7 +181,27 @@ class InProcessGrid(Grid):
             self._homes |= dict.fromkeys(stateful, index)
         return total
 
-    def _shares(self, nodes: list[int]) -> list[list[int]]:
+    def _exchange_in_workers(self, messages: list[Message]) -> Iterator[Message]:
+        """Let each node answer in the worker that keeps its state; no two messages to one node."""
+        if not self._pool:
+            self._pool = [self._start(0) for _ in range(self.workers)]
+        waiting = {message.metadata.dst_node_id: message for message in messages}
+        shares = self._shares(list(waiting))
+        for worker, share in zip(self._pool, shares, strict=True):
+            worker.give([waiting[node] for node in share])
+        for index, share in enumerate(shares):
+            answer = self._pool[index].receive(self.deadline * len(share) + GRACE_SECONDS)
+            if answer is None:
+                size = self._pool[index].size
+                self._pool[index].end()
+                self._pool[index] = self._start(size)
+                yield from (Message(Error(1, "worker died"), reply_to=waiting[node]) for node in share)
+                continue
+            replies, stateful = answer
+            self._homes |= dict.fromkeys(stateful, index)
+            yield from replies
+
+    def _shares(self, nodes: Sequence[int]) -> list[list[int]]:
         """Deal the nodes out evenly; one that keeps state goes to the worker that holds it."""
         shares: list[list[int]] = [[] for _ in self._pool]
         for node in nodes:
@@ -205,7 +229,11 @@ class InProcessGrid(Grid):
         keep_memory()
         with suppress(EOFError, BrokenPipeError):
             while True:
-                order: _Order = orders.recv()
+                order: _Order | list[Message] = orders.recv()
+                if isinstance(order, list):
+                    replies = [self._reply(message, number) for number, message in enumerate(order)]
+                    orders.send((replies, sorted(self._contexts)))
+                    continue
                 total[:] = 0
                 done = self._sum(order, CohortSum(total))
                 orders.send((done.replies, done.clipped_again, done.dropped, sorted(self._contexts)))
@@ -224,7 +252,7 @@ class _Order:
 
     content: RecordDict
     message_type: str
-    nodes: list[int]
+    nodes: Sequence[int]
     spec: SumSpec
 
 
@@ -237,20 +265,25 @@ class _Worker:
     shared: mmap.mmap
     size: int
 
-    def give(self, order: _Order) -> None:
+    def give(self, order: _Order | list[Message]) -> None:
         with suppress(BrokenPipeError):
             self.pipe.send(order)
 
     def take(self, seconds: float) -> tuple[CohortSum, list[int]] | None:
         """Return the worker's share and the nodes that keep state there; None if it died or is too late."""
-        try:
-            if not self.pipe.poll(seconds):
-                return None
-            replies, clipped_again, dropped, stateful = self.pipe.recv()
-        except (EOFError, ConnectionError):
+        answer = self.receive(seconds)
+        if answer is None:
             return None
+        replies, clipped_again, dropped, stateful = answer
         total = np.frombuffer(self.shared, np.float64, self.size)
         return CohortSum(total, replies, clipped_again, dropped), stateful
+
+    def receive(self, seconds: float) -> Any:
+        """Return what the worker answers; None if it died or is too late."""
+        try:
+            return self.pipe.recv() if self.pipe.poll(seconds) else None
+        except (EOFError, ConnectionError):
+            return None
 
     def end(self) -> None:
         self.pipe.close()

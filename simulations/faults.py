@@ -1,7 +1,7 @@
 """Faults that a simulation injects into its clients, each with a probability per client and round.
 
 One mod around the app, so that every engine injects the same faults; which client fails in which round derives from
-the seed, so that a run repeats.
+the seed, so that a run repeats. In secure aggregation a fault befalls any of the exchanges; who has vanished stays away.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..privacy.mechanisms.randomness import Randomness
+from ..strategies.secure_wire import Exchange, answer, messages_of, read_place
 from ..strategies.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, view
 
 
@@ -52,8 +53,10 @@ def inject(faults: Faults, randomness: Randomness, deadline: float) -> Mod:
     """Return the mod that injects these faults; it must be the outermost."""
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        _, number = read_round(message.content)
         client = int(str(context.node_config["partition-id"]))
+        if messages_of(message.content) is not None:
+            return _in_exchange(faults, randomness, deadline, client, message, context, call_next)
+        _, number = read_round(message.content)
         generator = randomness.stream("faults", number, client).generator()
         fault = faults.pick(generator.random())
         if fault == "dropout":
@@ -66,6 +69,34 @@ def inject(faults: Faults, randomness: Randomness, deadline: float) -> Mod:
         return _corrupted(reply, message, int(generator.integers(4))) if fault == "corrupt" else reply
 
     return mod
+
+
+def _in_exchange(
+    faults: Faults,
+    randomness: Randomness,
+    deadline: float,
+    client: int,
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
+) -> Message:
+    place = read_place(message.content)
+    generator = randomness.stream("faults", place.round, client, place.attempt).generator()
+    fault, since = faults.pick(generator.random()), Exchange(int(generator.integers(len(Exchange))))
+    if fault == "dropout" and place.exchange >= since:
+        return Message(Error(1, "dropped out"), reply_to=message)
+    if fault is None or place.exchange is not since:
+        return call_next(message, context)
+    if fault == "straggler":
+        time.sleep(deadline + 1)
+    reply = call_next(message, context)
+    if fault == "failure":
+        raise RuntimeError("injected failure")
+    if fault == "corrupt":
+        sent = messages_of(reply.content) if not reply.has_error() else None
+        changed = [generator.bytes(len(each)) for each in sent or []]
+        return Message(answer(changed), reply_to=message)
+    return reply
 
 
 def _corrupted(reply: Message, message: Message, kind: int) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,25 +13,33 @@ from typing import TypeVar
 from dp_accounting.dp_event import DpEvent
 
 from ..client.app import TRAIN_LOSS, fingerprint, record_plan
-from ..client.settings import ClientSettings, RecordPrivacy
+from ..client.identity import simulated_roster
+from ..client.settings import ClientSettings, Encryption, RecordPrivacy
 from ..client.tasks import load_task
 from ..client.tasks.protocol import Task
-from ..configs.checks import check_cohort, check_delta, check_seed
+from ..configs.checks import check_cohort, check_delta, check_record_delta, check_seed, least_participations
 from ..configs.schema import (
     ClientCentral,
+    ClientDistributed,
     CohortSettings,
     NoPrivacy,
     Record,
     RecordAndClient,
     SimulationSettings,
 )
-from ..privacy.accounting import within
+from ..privacy.adaptation import Adaptation, AdaptiveNoise
 from ..privacy.budget import Adjacency, Adversary, Budget, Unit
+from ..privacy.caps import capped, default_folder
+from ..privacy.filter import admits
+from ..privacy.mechanisms.adaptive_clipping import AdaptiveClipping
+from ..privacy.mechanisms.correlated_noise import Correlation
 from ..privacy.mechanisms.private_sum import Scalar
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.planning import Plan
+from ..privacy.planning import LEAST_NOISE, Plan
 from ..privacy.refusal import Refusal
-from ..strategies.cohorts import All, Cohort, Fixed, Poisson, likely_participations
+from ..privacy.secagg.transcript import Profile
+from ..server.secure_sum import Masking
+from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson, likely_participations
 from ..strategies.wire import WEIGHT
 from .display import warn
 from .faults import Faults
@@ -46,6 +55,8 @@ COUNT_BOUND_BATCHES = (
 UNLIMITED_EPSILON = 1e9  # a run that was given noise and no target only counts
 MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
+EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
+SEEN_DRAW = "none: the server sees who takes part"
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,45 @@ class Federation:
         return privacy.client if isinstance(privacy, RecordAndClient) else _as(ClientCentral, privacy)
 
     @property
+    def distributed(self) -> bool:
+        """Whether clients add the noise, each a share, so that the server need not be trusted."""
+        return isinstance(self.client, ClientDistributed)
+
+    @property
+    def adversaries(self) -> tuple[Adversary, ...]:
+        """Against whom the client level holds."""
+        return EVERYBODY if self.distributed else CLIENT_ADVERSARIES
+
+    @cached_property
+    def identities(self) -> str:
+        """What simulated identities are made from, 32 bytes in hexadecimal; of the system's generator on real data."""
+        seeded = self.seed is not None
+        return (self.randomness.stream("identities").bytes(32) if seeded else os.urandom(32)).hex()
+
+    @cached_property
+    def masking(self) -> Masking | None:
+        """How sums are encrypted, if they are.
+
+        Raises:
+          Refusal: a cohort of the expected size cannot stand the stated dropout beside the stated collusion.
+        """
+        asked = self.settings.secagg
+        if asked is None:
+            return None
+        roster, _ = simulated_roster(self.identities, self.task.num_clients)
+        masking = Masking(
+            roster,
+            asked.dropout,
+            asked.collusion,
+            Profile(asked.profile),
+            asked.bits,
+            asked.clipping_norm,
+            float(self.sizes[-1]),
+        )
+        masking.shape(round(self.cohort.expected_size(self.task.num_clients)))
+        return masking
+
+    @property
     def record(self) -> Record | None:
         """The record-level part of the privacy settings."""
         privacy = self.settings.privacy
@@ -83,8 +133,11 @@ class Federation:
 
     @property
     def client_budget(self) -> Budget | None:
-        """The budget of the population's ledger, if there is one."""
-        return _budget(Unit.CLIENT, self.client)
+        """The budget of the population's ledger, if there is one, within the caps of whoever owns the data."""
+        budget = _budget(Unit.CLIENT, self.client)
+        if budget is None or self.task.simulated:
+            return budget
+        return capped(self.ledger_path(Path()), budget)
 
     @property
     def record_budget(self) -> Budget | None:
@@ -116,8 +169,16 @@ class Federation:
         """What clients pay for their metrics out of the client level's norm."""
         return self.client.metrics_share if self.client else 0.0
 
-    def client_plan(self, prior: tuple[DpEvent, ...] = (), num_rounds: int | None = None) -> Plan | None:
-        """Return the calibrated plan of the client level for these rounds, given what the ledger already holds."""
+    def client_plan(
+        self,
+        prior: tuple[DpEvent, ...] = (),
+        num_rounds: int | None = None,
+        filter_order: float | None = None,
+    ) -> Plan | None:
+        """Return the calibrated plan of the client level for these rounds, given what the ledger already holds.
+
+        `filter_order` is that of a ledger which goes by an RDP filter already.
+        """
         if self.client is None:
             return None
         plan = Plan(
@@ -127,22 +188,50 @@ class Federation:
             clipping_norm=self.client.clipping_norm,
             num_rounds=num_rounds or self.settings.num_rounds,
             noise_multiplier=self.client.noise_multiplier,
-            adversaries=CLIENT_ADVERSARIES,
+            adversaries=self.adversaries,
+            filter_order=filter_order,
+            correlation=self.correlation,
         )
         if plan.noise_multiplier is not None:
             return plan
         budget = self.client_budget
         assert budget is not None
-        return plan.calibrate(budget, prior)
+        adaptive = self.client.noise_schedule == "adaptive"
+        return plan.calibrate_for_filter(budget, prior) if adaptive else plan.calibrate(budget, prior)
 
-    def client_plan_with(self, noise_multiplier: float) -> Plan | None:
+    @cached_property
+    def correlation(self) -> Correlation | None:
+        """How the rounds' noise hangs together; where clients take part by turns, the run is one release anyhow."""
+        cohort, client = self.cohort, self.client
+        if client is None or not isinstance(cohort, MinSeparation):
+            return None
+        rounds = self.settings.num_rounds
+        independent = Correlation(rounds, cohort.separation, cohort.max_participations)
+        if client.noise != "correlated":
+            return independent
+        return replace(independent, bands=client.bands) if client.bands else independent.with_best_bands()
+
+    def adaptation(self, plan: Plan, prior: tuple[DpEvent, ...] = (), begun: int = 0) -> Adaptation:
+        """Return what the client level chooses as the run goes, with this plan for the rounds after round `begun`."""
+        client, budget = self.client, self.client_budget
+        assert client is not None and budget is not None
+        clipping = AdaptiveClipping(client.clipping_quantile, client.clipping_learning_rate)
+        noise = AdaptiveNoise(plan, budget, TRAIN_LOSS, prior, begun)
+        return Adaptation(
+            clipping if client.clipping == "adaptive" else None,
+            noise if client.noise_schedule == "adaptive" else None,
+        )
+
+    def client_plan_with(self, noise_multiplier: float, filter_order: float | None = None) -> Plan | None:
         """Return the plan with the noise that an earlier process of this run settled on."""
         if self.client is None:
             return None
         client = replace(self.client, noise_multiplier=noise_multiplier)
         privacy = self.settings.privacy
         changed = replace(privacy, client=client) if isinstance(privacy, RecordAndClient) else client
-        return replace(self, settings=replace(self.settings, privacy=changed)).client_plan()
+        return replace(self, settings=replace(self.settings, privacy=changed)).client_plan(
+            filter_order=filter_order
+        )
 
     def client_settings(self, folder: Path) -> ClientSettings:
         """Return what clients are told; record-level noise is planned here, once for each size of data set."""
@@ -155,6 +244,7 @@ class Federation:
             batch_size=s.batch_size,
             seed=self.seed,
             allow_modules=s.allow_modules,
+            encryption=self._encryption,
         )
         if self.record is None:
             return settings
@@ -168,9 +258,32 @@ class Federation:
             str(self.record.adjacency),
             (),
             where,
+            self.record.allow_large_delta,
+            self.record.gradients,
         )
+        path = "privacy" if self.client is None else "privacy.record"
+        warning = check_record_delta(self.record, self.sizes[-1], path)
+        if warning:
+            warn(warning)
         noise = self.record_noise(record, settings)
         return replace(settings, record=replace(record, noise_by_records=noise))
+
+    @property
+    def _encryption(self) -> Encryption | None:
+        """What a simulated owner asks of every attempt: what the settings promise."""
+        asked = self.settings.secagg
+        if asked is None:
+            return None
+        return Encryption(
+            identities=self.identities,
+            clients=self.task.num_clients,
+            minimum_cohort=2,
+            collusion=asked.collusion,
+            dropout=asked.dropout,
+            maximum_clipping_norm=self.client.clipping_norm if self.client else asked.clipping_norm,
+            minimum_noise_multiplier=LEAST_NOISE if self.distributed else 0.0,
+            profile=asked.profile,
+        )
 
     def record_noise(self, record: RecordPrivacy, settings: ClientSettings) -> tuple[tuple[int, float], ...]:
         """Return (records, noise multiplier) for the sizes of data sets that the clients have."""
@@ -208,10 +321,12 @@ class Federation:
         """The fingerprint of the population: of all clients' data together."""
         if self.task.simulated:
             return f"simulated {self.settings.task.name}"
-        digest = hashlib.sha256()
-        for client in range(self.task.num_clients):
-            digest.update(fingerprint(self.task.client_data(client)).encode())
-        return digest.hexdigest()
+        return hashlib.sha256("".join(self.fingerprints).encode()).hexdigest()
+
+    @cached_property
+    def fingerprints(self) -> list[str]:
+        """The fingerprint of each client's data."""
+        return [fingerprint(self.task.client_data(client)) for client in range(self.task.num_clients)]
 
 
 def build(settings: SimulationSettings) -> Federation:
@@ -225,7 +340,9 @@ def build(settings: SimulationSettings) -> Federation:
         settings.task.target or settings.task.name, _task_options(settings, seed), settings.allow_modules
     )
     check_cohort(settings, task.num_clients)
-    cohort = _cohort(settings.cohort)
+    cohort = _cohort(settings.cohort, task.num_clients, settings.num_rounds)
+    if isinstance(cohort, Poisson) and isinstance(settings.privacy, ClientDistributed):
+        cohort = replace(cohort, name=SEEN_DRAW, secret=False)
     _check_adjacency(settings)
     private = not isinstance(settings.privacy, NoPrivacy)
     if private:
@@ -246,14 +363,14 @@ def _check_adjacency(settings: SimulationSettings) -> None:
         if isinstance(level, Record):
             remedy = "a client's sampling rate tells how many records it has; use zero-out"
             raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
-        if settings.cohort.name == "fixed":
-            remedy = "a fixed cohort replaces whoever leaves; use cohort=poisson, or zero-out"
+        if settings.cohort.name in ("fixed", "min_separation"):
+            remedy = "such a cohort replaces whoever leaves; use cohort=poisson, or zero-out"
             raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
 
 
 def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ()) -> None:
     """Refuse noise so small that the budget does not afford a single round."""
-    if not within([*prior, plan.event()], budget):
+    if not admits([*prior, plan.event()], budget, plan.filter_order):
         remedy = (
             f"not even one round fits what is left of epsilon {budget.target_epsilon:g}; raise one of them"
         )
@@ -270,14 +387,20 @@ def _budget(unit: Unit, level: ClientCentral | Record | None) -> Budget | None:
     return Budget(unit, level.target_epsilon or UNLIMITED_EPSILON, level.target_delta, level.adjacency)
 
 
-def _cohort(settings: CohortSettings) -> Cohort:
+def _cohort(settings: CohortSettings, num_clients: int, num_rounds: int) -> Cohort:
     if settings.name == "poisson":
         assert settings.rate is not None
         return Poisson(settings.rate)
     if settings.name == "all":
         return All()
     assert settings.size is not None
-    return Fixed(settings.size)
+    if settings.name == "fixed":
+        return Fixed(settings.size)
+    return MinSeparation(
+        settings.size,
+        settings.separation or num_clients // settings.size,
+        settings.max_participations or least_participations(settings.size, num_clients, num_rounds),
+    )
 
 
 def _task_options(settings: SimulationSettings, seed: int | None) -> dict[str, int | float | str]:
@@ -293,4 +416,4 @@ def _task_options(settings: SimulationSettings, seed: int | None) -> dict[str, i
 
 
 def _ledger_home(configured: str | None) -> Path:
-    return Path(configured) if configured else Path.home() / ".local" / "share" / "fedveil" / "ledgers"
+    return Path(configured) if configured else default_folder()

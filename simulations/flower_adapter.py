@@ -36,6 +36,12 @@ def name_message(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+def name_sender(reply: Message, node: int) -> Message:
+    """Return the reply as if it came from the node of that number."""
+    reply.metadata.__dict__["_src_node_id"] = node
+    return reply
+
+
 def quiet_flower(level: int = logging.ERROR) -> None:
     """Silence Flower's log below `level`; our own table says what there is to say."""
     logging.getLogger("flwr").setLevel(level)

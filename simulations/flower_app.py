@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from ..client.app import make_client_app
 from ..configs.schema import SimulationSettings
 from ..configs.settings import settings_from_overrides
+from ..privacy.caps import default_folder
 from ..privacy.refusal import Refusal
 from ..server.rounds import Status
 from .federation import Federation, build
@@ -41,7 +43,9 @@ def folder_of(context: Context) -> Path:
 
 
 def _text_of(context: Context) -> str:
-    return _client_settings(str(context.run_config["overrides"]), folder_of(context))
+    # Whoever has the data says where their ledgers lie, and so which caps hold; the run's configuration does not.
+    ledgers = str(context.node_config.get("ledger-dir", default_folder()))
+    return _client_settings(str(context.run_config["overrides"]), folder_of(context), ledgers)
 
 
 @lru_cache(maxsize=1)
@@ -50,8 +54,12 @@ def _federation(overrides: str) -> Federation:
 
 
 @lru_cache(maxsize=1)
-def _client_settings(overrides: str, folder: Path) -> str:
-    return _federation(overrides).client_settings(folder).to_json()
+def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
+    federation = _federation(overrides)
+    settings = federation.client_settings(folder)
+    if settings.record is not None and not federation.task.simulated:
+        settings = replace(settings, record=replace(settings.record, ledger_dir=ledgers))
+    return settings.to_json()
 
 
 def conditions(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

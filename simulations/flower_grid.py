@@ -16,7 +16,7 @@ from flwr.supercore.run import Run
 
 from ..privacy.refusal import Refusal
 from .engine import FIRST_NODE, GRACE_SECONDS
-from .flower_adapter import nodes_by_partition
+from .flower_adapter import name_sender, nodes_by_partition
 
 POLL_SECONDS = 0.05  # half of Flower's own interval
 START_SECONDS = 60.0  # for the nodes to register; they need milliseconds
@@ -90,14 +90,18 @@ class FlowerGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         """Hand the messages to the runtime and yield its replies as they come."""
-        waiting = set(self.push_messages(messages))
+        sent = list(messages)
+        waiting = {
+            key: message.metadata.dst_node_id
+            for key, message in zip(self.push_messages(sent), sent, strict=True)
+        }
         limit = min(math.inf if timeout is None else timeout, self._deadline * len(waiting) + GRACE_SECONDS)
         end = time.monotonic() + limit
         while waiting and time.monotonic() < end:
             self._check()
-            replies = list(self.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in replies}
-            yield from replies
+            replies = list(self.pull_messages(list(waiting)))
+            for reply in replies:  # what the link itself answers for a node comes from the link
+                yield name_sender(reply, waiting.pop(reply.metadata.reply_to_message_id))
             if waiting and not replies:
                 time.sleep(POLL_SECONDS)
 

@@ -1,21 +1,30 @@
-"""``fedveil ledger show|verify``: read a ledger that may be in use, or not trusted at all."""
+"""``fedveil ledger show|verify|export``: read a ledger that may be in use, or not trusted at all."""
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from ..privacy.ledger import read_entries
+from ..privacy.caps import NAMED
+from ..privacy.ledger import Head, Verification, read_entries
 from ..privacy.ledger import verify as verify_ledger
+from ..privacy.ledger_store import Chain
 from ..privacy.refusal import Refusal
 from .display import console_for
 
 DAMAGED = 1
+EXPORT = "fedveil ledger export 1"
 
 
 def show(path: str) -> int:
@@ -36,13 +45,18 @@ def show(path: str) -> int:
 
 def _what(kind: str, mechanism: str, payload: dict[str, Any]) -> str:
     if kind == "open":
-        return f"{payload['unit']} level, {payload['adjacency']}, owner {str(payload['owner'])[:24]}"
+        return f"{payload['unit']} level, {payload['adjacency']}, owner {str(payload['owner'])[:NAMED]}"
     if kind == "reserve":
         seen_by: dict[str, list[str]] = {}
         for adversary, event in payload["events"].items():
             seen_by.setdefault(in_words(event), []).append(adversary)
         costs = "; ".join(f"{event} to {', '.join(who)}" for event, who in seen_by.items())
-        return f"{mechanism}: {costs}; rng {payload['rng']}"
+        chosen = (
+            f"; chosen adaptively, filter at order {order:g}"
+            if (order := payload.get("filter_order"))
+            else ""
+        )
+        return f"{mechanism}: {costs}; rng {payload['rng']}{chosen}"
     return str(payload.get("proof", ""))
 
 
@@ -54,14 +68,20 @@ def in_words(event: dict[str, Any]) -> str:
     return f"{kind.removesuffix('Sampled')}({', '.join(parts)})"
 
 
-def verify(path: str) -> int:
-    """Check every entry's hash and recompute epsilon with two accountants; return the exit code."""
-    if not Path(path).exists():
-        raise Refusal("ledger", path, "there is none; give the path of a ledger")
-    # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    found = verify_ledger(Path(path))
+def verify(path: str, head: Sequence[str] = ()) -> int:
+    """Check every entry's hash and recompute epsilon with two accountants; return the exit code.
+
+    `head` is (number, hash) of an entry that a result or a checkpoint knows, as text: the ledger must hold it.
+    """
+    found = _verified(path)
     console = console_for(120)
+    if found.ok and head:
+        known = _head(*head)
+        with closing(Chain.for_reading(Path(path))) as chain:
+            try:
+                chain.require(known)
+            except Refusal as refusal:
+                found = replace(found, ok=False, problem=str(refusal))
     if not found.ok:
         console.print(f"{path}: DAMAGED: {found.problem}", style="bold red", markup=False)
         return DAMAGED
@@ -70,7 +90,62 @@ def verify(path: str) -> int:
     if found.delta is None:
         console.print("nothing was released")
         return 0
-    for name, value in (("PLD", found.epsilon_pld), ("RDP", found.epsilon_rdp)):
+    rdp = "RDP" if found.filter_order is None else f"the RDP filter at order {found.filter_order:g}"
+    for name, value in (("PLD", found.epsilon_pld), (rdp, found.epsilon_rdp)):
         if value is not None:
             console.print(f"epsilon by {name}: {value:.4f} at delta {found.delta:g}")
     return 0
+
+
+def export(path: str, *, as_csv: bool) -> int:
+    """Write a ledger and the epsilons recomputed from it to standard output; return the exit code.
+
+    Keys and payloads stay the text that the ledger holds: `hash` is SHA-256 over the JSON array, without spaces and
+    in ASCII, of the five fields before it. In CSV the epsilons follow the entries as rows of kind `epsilon`.
+    """
+    found = _verified(path)
+    if found.problem is not None:
+        print(f"{path}: DAMAGED: {found.problem}", file=sys.stderr)
+    entries = read_entries(Path(path))
+    spent = _spent(found)
+    if as_csv:
+        rows = csv.writer(sys.stdout, lineterminator="\n")
+        rows.writerow(("seq", "kind", "key", "payload", "prev_hash", "hash"))
+        rows.writerows(entries)
+        rows.writerows(("", "epsilon", row["adversary"], json.dumps(row), "", "") for row in spent)
+    else:
+        whole = {
+            "format": EXPORT,
+            "problem": found.problem,
+            "head": found.head._asdict(),
+            "spent": spent,
+            "entries": [entry._asdict() for entry in entries],
+        }
+        print(json.dumps(whole, indent=1, allow_nan=False))
+    return 0 if found.ok else DAMAGED
+
+
+def _head(seq: str, digest: str) -> Head:
+    try:
+        return Head(int(seq), digest)
+    except ValueError:
+        raise Refusal(
+            "head", seq, "give the entry's number and its hash, as a result's ledger_head"
+        ) from None
+
+
+def _spent(found: Verification) -> list[dict[str, Any]]:
+    names = ("epsilon", "epsilon_pld", "epsilon_rdp")
+    return [
+        {"adversary": str(adversary), "delta": found.delta, "filter_order": found.filter_order}
+        | {name: "infinity" if size == math.inf else size for name, size in zip(names, sizes, strict=True)}
+        for adversary, sizes in sorted(found.by_adversary.items())
+    ]
+
+
+def _verified(path: str) -> Verification:
+    if not Path(path).exists():
+        raise Refusal("ledger", path, "there is none; give the path of a ledger")
+    # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return verify_ledger(Path(path))

@@ -14,11 +14,11 @@ from rich.table import Table
 from ..client.app import record_plan
 from ..configs.schema import SimulationSettings
 from ..privacy.budget import Adversary, Budget
+from ..privacy.mechanisms.correlated_noise import Correlation
 from ..privacy.planning import Plan
 from ..strategies.cohorts import likely_participations
 from .display import console_for
-from .federation import UNLIMITED_EPSILON, Federation, build
-from .report import EVERYBODY
+from .federation import EVERYBODY, UNLIMITED_EPSILON, Federation, build
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
 VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
@@ -72,6 +72,9 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         f"noise_multiplier {plan.noise_multiplier:.4f} (noise / sensitivity), clip {plan.clipping_norm:g}, "
         f"sampling: {plan.sampling.name}"
     )
+    console.print(_how_counted(federation, plan, budget))
+    if plan.correlation is not None:
+        console.print(_whole_run(plan.correlation))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("rounds", justify="right")
     for adversary in EVERYBODY:
@@ -92,6 +95,25 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         console.print(sentence, style="yellow")
 
 
+def _how_counted(federation: Federation, plan: Plan, budget: Budget) -> str:
+    accountant = plan.accountant(budget.target_delta)
+    if plan.filter_order is not None:
+        return f"Noise is chosen as rounds are released: {accountant}. It promises the whole budget."
+    client = federation.client if plan.unit == "client" else None
+    clip = "; the clip moves, and the noise with it" if client and client.clipping == "adaptive" else ""
+    return f"Fixed in advance{clip}: {accountant}."
+
+
+def _whole_run(correlation: Correlation) -> str:
+    if correlation.bands == 1:
+        return "The whole run is one release, paid for in its first round; noise is independent."
+    share = correlation.error / replace(correlation, bands=1).error
+    return (
+        f"The whole run is one release, paid for in its first round; noise is correlated over {correlation.bands} "
+        f"rounds: the models' error is {share:.3f} of that of independent noise."
+    )
+
+
 def _cell(plan: Plan, adversary: Adversary, value: float) -> str:
     return f"{value:.3f}" if adversary in plan.adversaries else "infinite"
 
@@ -101,9 +123,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     sentences: list[str] = []
     clients = federation.task.num_clients
     if plan.unit == "client":
-        sentences.append(
-            "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
-        )
+        sentences.append(_trust(federation, clients))
         noise = plan.noise_std / plan.clipping_norm / federation.cohort.expected_size(clients)
         if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE:
             sentences.append(
@@ -111,7 +131,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
                 "clipping norms, so hiding a whole client hides what there is to learn. Use privacy=record."
             )
     else:
-        sentences.append("Client sampling is not counted here: who took part is visible to the server.")
+        sentences.append("Client sampling hides no record: it shows in messages and models who took part.")
         sentences.append("A person whose records are at two clients is outside this promise.")
     if WEAK_EPSILON < budget.target_epsilon < UNLIMITED_EPSILON:
         odds = math.exp(min(budget.target_epsilon, 700))
@@ -121,12 +141,27 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     return sentences
 
 
+def _trust(federation: Federation, clients: int) -> str:
+    masking = federation.masking
+    if masking is None:
+        return (
+            "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
+        )
+    expected = round(federation.cohort.expected_size(clients))
+    attendance = masking.attendance(expected)
+    return (
+        f"The server sees sums alone: of {expected} clients at least {attendance.least} must answer, or nothing is "
+        f"released. The noise of {attendance.colluders} of them is not counted: they may work for the server."
+    )
+
+
 def as_json(federation: Federation) -> list[dict[str, Any]]:
     """Return the plans as plain data."""
     return [
         {
             "unit": str(plan.unit),
             "noise_multiplier": plan.noise_multiplier,
+            "accountant": plan.accountant(budget.target_delta),
             "epsilon": curve(plan, budget.target_delta, rounds),
             "affordable_rounds": plan.affordable_rounds(budget),
             "warnings": warnings_for(federation, plan, budget),

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dp_accounting.dp_event import DpEvent
 
 from ..client.settings import ClientSettings
-from ..privacy.accounting import GATE_INTERVAL, epsilon
+from ..privacy.accounting import GATE_INTERVAL
 from ..privacy.budget import Adversary
+from ..privacy.filter import counted
 from ..privacy.ledger import Ledger
 from ..privacy.refusal import Refusal
+from ..server import noise_key
 from ..server.checkpoint import Checkpoint, write, write_durably
 from ..server.private_grid import ClientPrivacy, Round
 from ..server.rounds import Ending, State, Status
 from .federation import Federation
-from .report import RecordMeter, client_ledgers, spent, versions
+from .record_ledgers import KnownHeads, spending
+from .report import RecordMeter, client_ledgers, encryption, open_draws, spent, versions
 
 CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
 SAVED = "run.json"
@@ -27,6 +31,7 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 MODEL = "model.safetensors"
 CURVE = "curve.png"
+NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier")  # of the numbers in a round's line
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,12 @@ class Saved:
     Attributes:
       name: the run's name on the ledgers.
       noise: the noise multiplier that the run settled on; None without client-level privacy.
+      filter_order: of the RDP filter that its plan goes by; None where there is none.
     """
 
     name: str
     noise: float | None = None
+    filter_order: float | None = None
 
 
 @dataclass
@@ -54,6 +61,7 @@ class Run:
     ledger: Ledger | None = None
     privacy: ClientPrivacy | None = None
     meter: RecordMeter | None = None
+    heads: KnownHeads | None = None
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     state: State | None = None
     ending: Ending | None = None
@@ -67,8 +75,10 @@ def read_saved(folder: Path) -> Saved:
     """
     try:
         fields = json.loads((folder / SAVED).read_text())
-        noise = fields.get("noise")
-        return Saved(str(fields["run"]), None if noise is None else float(noise))
+        noise, order = (
+            None if fields.get(k) is None else float(fields[k]) for k in ("noise", "filter_order")
+        )
+        return Saved(str(fields["run"]), noise, order)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise Refusal(
             "resume", str(folder), f"its {SAVED} cannot be read ({problem}); start a new run"
@@ -92,8 +102,10 @@ def make_folder(key: str, folder: Path) -> None:
 def write_start(run: Run) -> None:
     """Write what a resumed run needs to know before its first round."""
     noise = run.privacy.plan.noise_multiplier if run.privacy else None
+    order = run.privacy.plan.filter_order if run.privacy else None
+    saved = {"run": run.name, "noise": noise, "filter_order": order}
     try:
-        write_durably(run.folder / SAVED, json.dumps({"run": run.name, "noise": noise}).encode())
+        write_durably(run.folder / SAVED, json.dumps(saved).encode())
         if not (run.folder / CONFIG).exists():
             write_durably(run.folder / CONFIG, run.federation.settings.source.encode())
     except OSError as problem:
@@ -125,6 +137,8 @@ def record_round(
         "replies": done.replies,
         "dropped": done.dropped,
         "clipped_again": done.clipped_again,
+        "clipping_norm": done.choices.clipping_norm if done.choices else None,
+        "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.client),
         "epsilon_record": _spelled(epsilons.record),
     }
@@ -141,7 +155,11 @@ def record_round(
 def save(run: Run, state: State) -> None:
     """Write a checkpoint of this state."""
     head = run.ledger.head if run.ledger is not None else None
-    write(run.folder, Checkpoint(run.name, state.round, state.arrays, state.strategy, head))
+    heads = run.heads.now() if run.heads is not None else {}
+    write(
+        run.folder,
+        Checkpoint(run.name, state.round, state.arrays, state.strategy, head, state.choices, heads),
+    )
 
 
 def _epsilons(run: Run, drawn: list[int]) -> Epsilons:
@@ -152,7 +170,8 @@ def _epsilons(run: Run, drawn: list[int]) -> Epsilons:
     if client is None or run.ledger is None:
         return Epsilons(math.inf if record is None else None, record)
     events = run.ledger.events(Adversary.MODEL)
-    return Epsilons(epsilon(events, client.target_delta, client.adjacency, GATE_INTERVAL), record)
+    order = run.ledger.filter_order
+    return Epsilons(counted(events, client.target_delta, client.adjacency, order, GATE_INTERVAL), record)
 
 
 def _spelled(value: float | None) -> float | str | None:
@@ -191,6 +210,8 @@ def finish(run: Run, ending: Ending, seconds: float, title: str) -> dict[str, An
     try:
         save(run, ending.state)
         _write_results(run, ending.state, result, title)
+        if ending.status in (Status.COMPLETED, Status.EXHAUSTED):
+            noise_key.erase(run.folder)
     except OSError as problem:
         if ending.status is not Status.FAILED:
             result |= {"status": str(Status.FAILED), "reason": cannot_write(run, problem)}
@@ -215,17 +236,27 @@ def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
         "data": "simulation" if federation.task.simulated else "real",
         "rng": federation.randomness.kind,
         "privacy": [
-            row.to_json() for row in spent(federation, run.ledger, client_ledgers(federation, folder))
+            row.to_json()
+            for row in spent(federation, run.ledger, client_ledgers(federation, folder), _draws(run, ending))
         ],
-        "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith("epsilon")},
+        "secagg": encryption(federation),
+        "records": spending(federation, run.client),
+        "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
         "dropped": _summed_drops(run),
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
         "ledger": str(run.ledger.path) if run.ledger else str(folder) if folder else None,
+        "ledger_head": list(run.ledger.head) if run.ledger else None,
         "folder": str(run.folder),
         "versions": versions(),
         "seconds": round(seconds, 3),
     }
+
+
+def _draws(run: Run, ending: Ending) -> list[DpEvent]:
+    # Clients of a round that failed were drawn, too.
+    rounds = min(ending.state.round + 1, run.federation.settings.num_rounds)
+    return open_draws(run.federation, run.client, rounds)
 
 
 def _write_results(run: Run, state: State, result: dict[str, Any], title: str) -> None:

@@ -11,20 +11,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dp_accounting.dp_event import DpEvent
+from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 
 from ..client.app import fingerprint, record_plan
 from ..client.settings import ClientSettings
 from ..privacy.accounting import GATE_INTERVAL, PUBLISH_INTERVAL, accountant_name, epsilon
 from ..privacy.budget import Adjacency, Adversary, Budget, Unit
+from ..privacy.filter import accountant, counted
 from ..privacy.ledger import Ledger
 from ..privacy.ledger_book import Book
 from ..privacy.ledger_store import Chain
+from ..privacy.nested import OpenlySampledDpEvent
 from ..privacy.planning import Plan
-from .federation import CLIENT_ADVERSARIES, Federation
+from ..strategies.cohorts import Poisson
+from .federation import EVERYBODY, Federation
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
-EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
+TAKEN_PART = "poisson batches, in the rounds taken part in"
+OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 
 
 @dataclass(frozen=True)
@@ -113,21 +117,49 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     return RecordMeter(plan, budget, limited, max(distinct, key=cost, default=()))
 
 
-def spent(federation: Federation, ledger: Ledger | None, client_ledgers: Sequence[Path]) -> list[Spent]:
+def spent(
+    federation: Federation,
+    ledger: Ledger | None,
+    client_ledgers: Sequence[Path],
+    draws: Sequence[DpEvent] = (),
+) -> list[Spent]:
     """Return what every unit has revealed to every adversary, at the accountant's finest setting.
 
     Args:
       federation: the parts.
       ledger: the population's, if clients are protected in the sum.
       client_ledgers: the clients' own, if records are protected.
+      draws: `open_draws` of the rounds so far.
     """
     rows: list[Spent] = []
     if federation.record is not None:
-        rows += _record_rows(federation, client_ledgers)
+        rows += _record_rows(federation, client_ledgers, draws)
     if federation.client is not None:
         assert ledger is not None
         rows += _client_rows(federation, ledger)
-    return rows or [_unprotected(Unit.CLIENT, adversary, 0.0, "not accounted") for adversary in EVERYBODY]
+    if rows:
+        return rows
+    why = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
+    return [_unprotected(Unit.CLIENT, adversary, 0.0, why) for adversary in EVERYBODY]
+
+
+def encryption(federation: Federation) -> dict[str, Any] | None:
+    """Return in words what encrypted sums promise beside the epsilons; None where vectors travel in the clear."""
+    masking = federation.masking
+    if masking is None:
+        return None
+    expected = round(federation.cohort.expected_size(federation.task.num_clients))
+    attendance = masking.attendance(expected)
+    alone = "; the sum itself is exact, and alone it promises no epsilon: it can tell much of one client"
+    return {
+        "promise": "the server sees a cohort's sum and no single vector"
+        + ("" if federation.distributed else alone),
+        "profile": str(masking.profile),
+        "cohort": expected,
+        "minimum_survivors": attendance.least,
+        "colluders_assumed": attendance.colluders,
+        "identities": "simulated: whoever runs this machine holds every key",
+    }
 
 
 def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
@@ -135,11 +167,14 @@ def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
     assert client is not None
     delta, adjacency = client.target_delta, client.adjacency
     server = _unprotected(Unit.CLIENT, Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
-    rows = [server]
-    for adversary in CLIENT_ADVERSARIES:
-        events = ledger.events(adversary)
-        name = accountant_name(delta, adjacency, PUBLISH_INTERVAL)
-        cost = epsilon(events, delta, adjacency)
+    rows = [] if federation.distributed else [server]
+    order = ledger.filter_order
+    name = accountant(delta, adjacency, order)
+    for adversary in federation.adversaries:
+        cost = counted(ledger.events(adversary), delta, adjacency, order)
+        if order is not None:  # what a filter promises is all of its budget
+            budget = federation.client_budget
+            cost = budget.target_epsilon if budget is not None and client.target_epsilon else math.inf
         sampling = federation.cohort.name
         rows.append(
             Spent(Unit.CLIENT, adversary, adjacency, cost, delta, client.target_epsilon, name, sampling)
@@ -147,26 +182,44 @@ def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
     return rows
 
 
-def _record_rows(federation: Federation, client_ledgers: Sequence[Path]) -> list[Spent]:
+def _record_rows(
+    federation: Federation, client_ledgers: Sequence[Path], draws: Sequence[DpEvent]
+) -> list[Spent]:
     """Return the maximum over the clients: clients hold different records, so their losses compose in parallel."""
     record = federation.record
     assert record is not None
+    delta, adjacency, target = record.target_delta, record.adjacency, record.target_epsilon
     distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
-    worst = max((epsilon(each, record.target_delta, record.adjacency) for each in distinct), default=0.0)
-    name = accountant_name(record.target_delta, record.adjacency, PUBLISH_INTERVAL)
+    worst = max((epsilon(each, delta, adjacency) for each in distinct), default=0.0)
+    before = max((epsilon([each], delta, adjacency, GATE_INTERVAL) for each in draws), default=math.inf)
+    known = worst, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
+    drawn = before, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
+    shown = {a: known if a is Adversary.SERVER else min(known, drawn) for a in EVERYBODY}
     return [
-        Spent(
-            Unit.RECORD,
-            a,
-            record.adjacency,
-            worst,
-            record.target_delta,
-            record.target_epsilon,
-            name,
-            "poisson batches",
-        )
-        for a in EVERYBODY
+        Spent(Unit.RECORD, a, adjacency, cost, delta, target, name, sampling)
+        for a, (cost, name, sampling) in shown.items()
     ]
+
+
+def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> list[DpEvent]:
+    """Return what so many rounds cost a record before it is known for which of them its client is drawn.
+
+    One event for each kind of client. A draw of clients does not hide a record: a model that changed tells that a
+    client took part, with this record or without it. So the draw is taken as seen, but as a draw, and whoever was
+    drawn more often than is likely loses no more than all others. None where the ledgers also hold other runs, as
+    those of real data may, or where clients are not drawn by Poisson coins.
+    """
+    if client.record is None or not isinstance(federation.cohort, Poisson) or not federation.task.simulated:
+        return []
+    plans = [record_plan(client.record, records, client) for records in reversed(federation.sizes)]
+    # With equally many steps of equal noise, fewer records are sampled at a higher rate.
+    worst = {(_steps(plan.event()), plan.noise_multiplier): plan for plan in plans}
+    rate = float(federation.cohort.rate)
+    return [SelfComposedDpEvent(OpenlySampledDpEvent(rate, plan.event()), rounds) for plan in worst.values()]
+
+
+def _steps(event: DpEvent) -> int:
+    return event.count if isinstance(event, SelfComposedDpEvent) else 1
 
 
 def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,16 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ..client.app import SETTINGS_KEY, make_client_app, workbench
+from ..client.settings import ClientSettings
 from ..client.training import load_arrays, read_arrays
 from ..configs.schema import SimulationSettings
+from ..privacy.adaptation import Choices
 from ..privacy.budget import Adversary
 from ..privacy.ledger import Ledger, LedgerUnavailable
 from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
-from ..server.checkpoint import read, restore_strategy
+from ..server import noise_key
+from ..server.checkpoint import Checkpoint, read, restore_strategy
 from ..server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ..server.rounds import Ending, Loop, State, Status, run_rounds
 from ..strategies.registry import make_strategy
@@ -39,6 +42,7 @@ from .engine import InProcessGrid
 from .faults import inject
 from .federation import Federation, build, require_one_round
 from .flower_adapter import quiet_flower
+from .record_ledgers import KnownHeads, require_heads
 from .recording import Run, Saved
 from .report import record_meter
 
@@ -97,10 +101,16 @@ def _prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if federation.record is not None:
         _ = workbench(client.to_json()).model  # refuses a model that DP-SGD cannot train
     make_strategy_of(federation)
-    # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own.
-    name = saved.name if saved and federation.seed is not None else uuid.uuid4().hex
+    _ = federation.masking  # refuses a cohort that no sum can hide
+    # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
+    # the whole run was charged at once and each row of its noise is used once.
+    goes_on = federation.seed is not None or federation.correlation is not None
+    name = saved.name if saved and goes_on else uuid.uuid4().hex
     checkpoint = read(folder) if saved else None
-    return Run(federation, folder, name, client, checkpoint, meter=record_meter(federation, client))
+    if checkpoint is not None and client.record is not None:
+        require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
+    meter, heads = record_meter(federation, client), KnownHeads(federation, client)
+    return Run(federation, folder, name, client, checkpoint, meter=meter, heads=heads)
 
 
 def make_strategy_of(federation: Federation) -> Any:
@@ -131,8 +141,13 @@ def _opened(run: Run, saved: Saved | None) -> Generator[None]:
     try:
         plan = plan or _planned(run, saved, ledger)
         run.ledger = ledger
-        run.privacy = ClientPrivacy(plan, ledger, federation.metrics_share)
+        prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
+        begun = checkpoint.round if checkpoint and not simulated else 0
+        adaptation = federation.adaptation(plan, prior, begun)
         recording.make_folder("hydra.run.dir", run.folder)
+        key = _noise_key(run, fresh=saved is None)
+        run.privacy = ClientPrivacy(plan, ledger, federation.metrics_share, adaptation, key)
+        run.client = asking_for(run.client, plan)
         recording.write_start(run)
         yield
     finally:
@@ -144,15 +159,42 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
     """Return the client level's plan: the noise this run began with, or the least that what is left affords."""
     federation, num_rounds = run.federation, run.federation.settings.num_rounds
     left = num_rounds - (run.checkpoint.round if run.checkpoint else 0)
-    if saved is not None and saved.noise is not None and (ledger is None or left <= 0):
-        plan = federation.client_plan_with(saved.noise)
+    if (
+        saved is not None
+        and saved.noise is not None
+        and (ledger is None or left <= 0 or federation.correlation)
+    ):
+        plan = federation.client_plan_with(saved.noise, saved.filter_order)
     else:
         prior = tuple(ledger.events(Adversary.MODEL)) if ledger else ()
-        plan = federation.client_plan(prior, left)
+        plan = federation.client_plan(prior, left, ledger.filter_order if ledger else None)
         if saved is None and plan is not None and federation.client_budget is not None:
             require_one_round(plan, federation.client_budget, prior)
     assert plan is not None and plan.noise_multiplier is not None
     return plan
+
+
+def asking_for(client: ClientSettings, plan: Plan) -> ClientSettings:
+    """Return the clients' settings with what simulated owners would ask for: the noise that was planned."""
+    asked = client.encryption
+    if asked is None:
+        return client
+    return replace(client, encryption=replace(asked, minimum_noise_multiplier=plan.noise_over_clip))
+
+
+def _noise_key(run: Run, fresh: bool) -> bytes | None:
+    """Return the key of correlated noise on real data, on disk before the run's first round."""
+    federation = run.federation
+    if federation.correlation is None or federation.seed is not None:
+        return None
+    if fresh:
+        try:
+            return noise_key.make(run.folder)
+        except OSError as problem:
+            remedy = f"no key can be kept there ({problem.strerror}); choose another"
+            raise Refusal("hydra.run.dir", str(run.folder), remedy) from problem
+    finished = run.checkpoint is not None and run.checkpoint.round >= federation.settings.num_rounds
+    return b"" if finished else noise_key.read(run.folder)
 
 
 @contextmanager
@@ -200,7 +242,7 @@ def _in_process(run: Run, on_grid: Callable[[Grid], None]) -> None:
     engine = run.federation.settings.engine
     text = run.client.to_json()
     bench = workbench(text)
-    vectorised = not run.federation.faults.any and can_vectorise(bench)
+    vectorised = not run.federation.faults.any and run.federation.masking is None and can_vectorise(bench)
     grid = InProcessGrid(
         client_app=_client_app(run),
         num_clients=run.federation.task.num_clients,
@@ -241,11 +283,13 @@ def _run_on(run: Run, quiet: bool, grid: Grid) -> None:
         scalars=federation.scalars,
         randomness=federation.randomness,
         run=run.name,
+        masking=federation.masking,
     )
     strategy = make_strategy_of(federation)
     run.state = state = _first_state(run, strategy)
     run.history = recording.read_history(run.folder, state.round)
     if run.meter is not None and federation.seed is not None:
+        private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
             run.meter.add(private.draw(number))
     display = Display(title_of(federation), federation.settings.num_rounds, budgets_of(federation), quiet)
@@ -275,8 +319,19 @@ def _first_state(run: Run, strategy: Strategy) -> State:
         raise Refusal("resume", str(run.folder), "its checkpoint holds another model; start a new run")
     restore_strategy(strategy, checkpoint.strategy)
     return State(
-        checkpoint.round, {name: checkpoint.model[name] for name in arrays}, dict(checkpoint.strategy)
+        checkpoint.round,
+        {name: checkpoint.model[name] for name in arrays},
+        dict(checkpoint.strategy),
+        _choices_after(run, checkpoint),
     )
+
+
+def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
+    """Return what the checkpoint's round led to; under another name the run has planned its noise anew."""
+    if checkpoint.choices is None or run.privacy is None or checkpoint.run == run.name:
+        return checkpoint.choices
+    fresh = run.privacy.adaptation.first(run.privacy.plan)
+    return replace(fresh, clipping_norm=checkpoint.choices.clipping_norm)
 
 
 def _after_round(
@@ -291,7 +346,12 @@ def title_of(federation: Federation) -> str:
     """Return one line that says what runs."""
     s = federation.settings
     kind = "simulation" if federation.task.simulated else "real data"
-    names = {"ClientCentral": "client_central", "Record": "record", "RecordAndClient": "record_and_client"}
+    names = {
+        "ClientCentral": "client_central",
+        "ClientDistributed": "client_distributed",
+        "Record": "record",
+        "RecordAndClient": "record_and_client",
+    }
     privacy = names.get(type(s.privacy).__name__, "none")
     return (
         f"{s.task.name} ({kind}): {federation.task.num_clients} clients, {s.strategy.name}, privacy={privacy}"

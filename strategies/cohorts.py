@@ -4,6 +4,7 @@ amplification by that draw enters the accounting, so the two cannot drift apart.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,17 +15,19 @@ from dp_accounting.dp_event import DpEvent, PoissonSampledDpEvent
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.refusal import Refusal
 
+Earlier = Sequence[Sequence[int]]  # the cohorts of all rounds before, in their order
+
 
 class Cohort(Protocol):
     """A rule that draws the clients of a round, and what that draw is worth."""
 
     @property
     def name(self) -> str:
-        """The rule's word: poisson, fixed or all."""
+        """The rule's word: poisson, fixed or all; or what it promises instead of a random sample."""
         ...
 
-    def draw(self, population: Sequence[int], stream: Stream) -> list[int]:
-        """Return the clients of one round, in the population's order."""
+    def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
+        """Return the clients of one round, in the population's order, given those of the rounds before."""
         ...
 
     def expected_size(self, population: int) -> float:
@@ -42,13 +45,15 @@ class Poisson:
 
     rate: float
     name: str = "poisson"
+    secret: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
             raise Refusal("cohort.rate", self.rate, "give a probability above 0 and at most 1")
 
-    def draw(self, population: Sequence[int], stream: Stream) -> list[int]:
+    def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return each client with probability `rate` (to within 2^-64); the result may be empty."""
+        del earlier
         if self.rate == 1:
             return list(population)
         chosen = stream.uint64(len(population)) < np.uint64(int(self.rate * 2**64))
@@ -60,7 +65,9 @@ class Poisson:
 
     def event(self, mechanism: DpEvent) -> DpEvent:
         """Return the Poisson-sampled mechanism."""
-        return mechanism if self.rate == 1 else PoissonSampledDpEvent(float(self.rate), mechanism)
+        return (
+            PoissonSampledDpEvent(float(self.rate), mechanism) if self.secret and self.rate < 1 else mechanism
+        )
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,9 @@ class Fixed:
         if self.size < 1:
             raise Refusal("cohort.size", self.size, "give at least 1 client a round")
 
-    def draw(self, population: Sequence[int], stream: Stream) -> list[int]:
+    def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return `size` clients: those with the smallest of independent uniform keys."""
+        del earlier
         if self.size > len(population):
             raise Refusal(
                 "cohort.size", self.size, f"only {len(population)} clients are there; ask for fewer"
@@ -103,14 +111,63 @@ class All:
 
     name: str = "all"
 
-    def draw(self, population: Sequence[int], stream: Stream) -> list[int]:
+    def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return the population."""
-        del stream
+        del stream, earlier
         return list(population)
 
     def expected_size(self, population: int) -> float:
         """Return the population's size."""
         return float(population)
+
+    def event(self, mechanism: DpEvent) -> DpEvent:
+        """Return the mechanism itself."""
+        return mechanism
+
+
+@dataclass(frozen=True)
+class MinSeparation:
+    """At most `size` clients, none twice within `separation` rounds nor more than `max_participations` times in all.
+
+    Nothing random is claimed: who takes part may be public. Whoever was drawn has taken part, also if no reply came.
+    """
+
+    size: int
+    separation: int
+    max_participations: int
+
+    def __post_init__(self) -> None:
+        for field in ("size", "separation", "max_participations"):
+            if getattr(self, field) < 1:
+                raise Refusal(f"cohort.{field}", getattr(self, field), "give at least 1")
+
+    @property
+    def name(self) -> str:
+        """What the accounting relies on."""
+        return (
+            f"no sampling assumption; at most {self.max_participations} participations, "
+            f"separation {self.separation}"
+        )
+
+    def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
+        """Return `size` of those who may, the ones with fewest participations first; fewer where fewer may."""
+        counts = Counter(client for cohort in earlier for client in cohort)
+        recent = {
+            client for cohort in earlier[max(0, len(earlier) - self.separation + 1) :] for client in cohort
+        }
+        keys = stream.uint64(len(population)).tolist()
+        eligible = [
+            (counts[client], key, client)
+            for client, key in zip(population, keys, strict=True)
+            if client not in recent and counts[client] < self.max_participations
+        ]
+        chosen = {client for _, _, client in sorted(eligible)[: self.size]}
+        return [client for client in population if client in chosen]
+
+    def expected_size(self, population: int) -> float:
+        """Return `size`."""
+        del population
+        return float(self.size)
 
     def event(self, mechanism: DpEvent) -> DpEvent:
         """Return the mechanism itself."""
@@ -123,6 +180,8 @@ def likely_participations(cohort: Cohort, population: int, num_rounds: int, devi
     The mean plus `deviations` standard deviations of the binomial count, at most `num_rounds`. Whoever is drawn
     more often than that finds its own budget spent and sits out, which its ledger decides, not this number.
     """
+    if isinstance(cohort, MinSeparation):
+        return min(num_rounds, cohort.max_participations)
     rate = min(1.0, cohort.expected_size(population) / population)
     spread = deviations * math.sqrt(num_rounds * rate * (1 - rate))
     return min(num_rounds, max(1, math.ceil(num_rounds * rate + spread)))

@@ -40,9 +40,10 @@ BRINGS_ITS_OWN_PRIVACY = (
     flower.DifferentialPrivacyServerSideFixedClipping,
 )
 
-# The sum answers as one client, so one is enough; evaluation at the clients is no part of the sum.
+# The sum answers as one client, so one message is enough: the cohort decides who gets it. Evaluation at the clients is
+# no part of the sum.
 ONE_REPLY: dict[str, Any] = {
-    "fraction_train": 1.0,
+    "fraction_train": 1e-9,
     "fraction_evaluate": 0.0,
     "min_train_nodes": 1,
     "min_evaluate_nodes": 0,

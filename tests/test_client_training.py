@@ -1,5 +1,6 @@
 """Local training: the vectorised cohort, DP-SGD against Opacus' own optimiser, batches, and each client's ledger."""
 
+import copy
 import logging
 import math
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from fedveil.client.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.mod import FAILED
 from fedveil.client.model_checks import check_trainable
 from fedveil.client.settings import ClientSettings, RecordPrivacy
+from fedveil.client.tasks.classification import cross_entropies
 from fedveil.client.tasks.protocol import Examples
 from fedveil.client.training import SGD, load_arrays, read_arrays, train
 from fedveil.privacy.budget import Adjacency, Unit
@@ -113,11 +115,16 @@ def size_for(spec: SumSpec) -> int:
 
 
 def one_by_one(
-    bench: Workbench, content: RecordDict, clients: list[int], spec: SumSpec, monkeypatch: pytest.MonkeyPatch
+    bench: Workbench,
+    content: RecordDict,
+    clients: list[int],
+    spec: SumSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int | None = None,
 ) -> CohortSum:
     monkeypatch.setattr("fedveil.client.app.workbench", lambda text: bench)
     app = make_client_app(lambda context: "")
-    total = CohortSum(np.zeros(size_for(spec)))
+    total = CohortSum(np.zeros(size or size_for(spec)))
     for client in clients:
         message = Message(content, client + 2, "train")
         message.metadata.__dict__["_message_id"] = "1"
@@ -144,6 +151,74 @@ def test_the_vectorised_cohort_equals_single_clients(
     assert together.replies == single.replies == 6
     assert float(np.abs(single.total * spec.step).max()) > 0.1
     np.testing.assert_allclose(together.total * spec.step, single.total * spec.step, rtol=1e-5, atol=1e-5)
+
+
+class Own(nn.Module):
+    """A model that only `torch.func.vmap` can stack: its forward is its own, and one layer serves twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.outer(torch.tanh(self.inner(torch.tanh(self.inner(inputs)))))
+
+
+def twice() -> nn.Module:
+    bend = nn.Tanh()
+    return nn.Sequential(nn.Linear(FEATURES, 5), bend, nn.Linear(5, 5), bend, nn.Linear(5, CLASSES))
+
+
+class Stacked(Made):
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropies(outputs, targets)
+
+
+@pytest.mark.parametrize("kind", [Made, Stacked])
+@pytest.mark.parametrize(
+    ("build", "by_layers"),
+    [
+        (lambda: nn.Linear(FEATURES, CLASSES), True),
+        (
+            lambda: nn.Sequential(
+                nn.Flatten(), nn.Linear(FEATURES, 4, bias=False), nn.GELU(), nn.Linear(4, 3)
+            ),
+            True,
+        ),
+        (lambda: nn.Sequential(nn.Linear(FEATURES, 5), nn.LayerNorm(5), nn.Linear(5, CLASSES)), False),
+        (twice, False),
+        (Own, False),
+    ],
+    ids=["linear", "flattened first", "normalised", "one layer twice", "own forward"],
+)
+def test_models_of_every_shape_are_stacked_as_single_clients_train(
+    kind: type[Made], build: Any, by_layers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(4)
+    start = build()
+    task = kind(build=lambda: copy.deepcopy(start))
+    bench, stacked_by_layers = bench_of(task), spied(monkeypatch)
+    content = instruct(RecordDict({"arrays": memory_arrays(read_arrays(start))}), PLAIN, "run", 1)
+    size = sum(p.numel() for p in start.parameters()) + len(PLAIN.scalars)
+    together = sum_cohort(bench, content, range(6), PLAIN, size)
+    assert bool(stacked_by_layers) is by_layers
+    monkeypatch.setattr("fedveil.client.app.workbench", lambda text: bench)
+    single = one_by_one(bench, content, list(range(6)), PLAIN, monkeypatch, size)
+    assert together.replies == single.replies == 6
+    np.testing.assert_allclose(together.total, single.total, rtol=1e-5, atol=1e-5)
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows with every use of the path that goes layer by layer."""
+    calls: list[int] = []
+    forward = cohort_training._forward
+
+    def spy(*arguments: Any) -> Tensor:
+        calls.append(1)
+        return forward(*arguments)
+
+    monkeypatch.setattr(cohort_training, "_forward", spy)
+    return calls
 
 
 def test_fedprox_pulls_towards_the_global_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +290,7 @@ def test_loss_is_the_mean_over_the_steps_before_each_was_taken() -> None:
     examples = task.client_data(3)
     with torch.no_grad():
         first = float(task.loss(model(examples.inputs), examples.targets))
-    loss = train(model, task, examples, SGD(0.3, 1, 100), np.random.default_rng)
+    loss = train(model, task, examples, SGD(0.3, 1, 100), client=0, key=1)
     assert loss == pytest.approx(first, rel=1e-6)
 
 
@@ -253,7 +328,7 @@ def test_clipped_sums_are_those_of_opacus_own_optimiser(
     monkeypatch: pytest.MonkeyPatch, build: Any, clip: float
 ) -> None:
     """Noise of zero stands in for the real one on our side; on theirs the multiplier is zero."""
-    monkeypatch.setattr(dp_sgd, "standard_normal", lambda size, stream: np.zeros(size))
+    monkeypatch.setattr(dp_sgd, "standard_normal", lambda size, stream: torch.zeros(size))
     plan = plan_of(PoissonBatches(0.5, 6), 1.0, clip)
     task = Made()
     examples = task.client_data(3)
@@ -447,7 +522,7 @@ def test_a_ledger_belongs_to_the_data_and_goes_on_in_the_next_run(
     assert path.stem == fingerprint(Made().client_data(1))[:32]
     reservations = [entry for entry in read_entries(path) if entry.kind == "reserve"]
     keys = [entry.key for entry in reservations]
-    assert keys == ['["first",1,"dp_sgd"]', '["second",1,"dp_sgd"]']
+    assert keys == ['["first",1,"dp_sgd 1"]', '["second",1,"dp_sgd 1"]']
 
 
 def test_a_message_delivered_twice_gets_no_second_noise(
@@ -492,6 +567,19 @@ def test_noise_differs_between_clients_rounds_and_repetitions(
         assert len({vector.tobytes() for vector in vectors}) == 3  # type: ignore[union-attr]
         repeats = np.array_equal(vectors[0], again)
         assert repeats == (seed is not None)
+
+
+@pytest.mark.parametrize("seed", [7, None])
+def test_no_two_clients_or_rounds_draw_the_same_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int | None
+) -> None:
+    drawn: list[bytes] = []
+    monkeypatch.setattr(dp_sgd, "train_privately", lambda *a: drawn.extend(s.bytes(16) for s in a[5]))
+    task = Made((12,) * 6, simulated=seed is not None)
+    client = Client(bench_of(task, private_settings(tmp_path, seed=seed)), monkeypatch)
+    for who, number in ((1, 1), (2, 1), (1, 2), (2, 2)):
+        assert isinstance(client(who, number), np.ndarray)
+    assert len(set(drawn)) == len(drawn) == 8
 
 
 def test_nothing_is_trained_that_was_not_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_an_unknown_verb_is_told_the_nearest(console: Console) -> None:
 def test_ledger_says_what_it_takes(console: Console, argv: list[str]) -> None:
     code, out, err = console(*argv)
     assert (code, out) == (2, "")
-    assert "fedveil ledger show|verify PATH" in err
+    assert "usage: fedveil ledger show PATH | verify PATH" in err
 
 
 @pytest.mark.parametrize("verb", ["show", "verify"])

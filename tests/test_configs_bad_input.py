@@ -55,7 +55,11 @@ BAD_VALUES = [
     ("C19", "learning_rate=10e-5x", "must be a number, not text"),
     ("C24", "seed=-1", "from 0 to 4294967295"),
     ("C24", "seed=99999999999999999999", "from 0 to 4294967295"),
-    ("later", "privacy=client_distributed", "not available yet"),
+    ("noise", "privacy.noise=brown", "independent"),
+    ("noise", "privacy.bands=4", "belongs to privacy.noise=correlated"),
+    ("adaptive", "privacy.clipping=adaptiv", "fixed, adaptive"),
+    ("adaptive", "privacy.clipping_quantile=1", "above 0 and below 1"),
+    ("adaptive", "privacy.clipping_learning_rate=0", "above 0"),
     ("range", "privacy.metrics_share=1", "at least 0 and below 1"),
     ("range", "privacy.adjacency=zero", "zero-out"),
     ("range", "faults.dropout=1.5", "at most 1"),
@@ -111,6 +115,28 @@ def test_c10_cohort_larger_than_the_population() -> None:
     check_cohort(settings, 11)
     with pytest.raises(Refusal, match=r"cohort\.size=11: the task has 10 clients"):
         check_cohort(settings, 10)
+
+
+BY_TURNS = ("cohort=min_separation", "cohort.size=4", "num_rounds=10", "privacy.allow_large_delta=true")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (("privacy.noise=correlated",), "use cohort=min_separation"),
+        ((*BY_TURNS, "cohort.separation=4"), "give at most 3"),
+        ((*BY_TURNS, "cohort.max_participations=3"), "need at least 4"),
+        (("cohort=min_separation", "cohort.size=4", "privacy=none"), "protect clients as well"),
+        (("cohort=min_separation", "cohort.size=4", "privacy=record"), "protect clients as well"),
+        ((*BY_TURNS, "privacy.clipping=adaptive"), "one release"),
+        ((*BY_TURNS, "privacy.noise_schedule=adaptive"), "one release"),
+        ((*BY_TURNS, "cohort.size=13"), "take at most that many"),
+    ],
+)
+def test_a_cohort_that_does_not_keep_what_the_noise_needs(overrides: tuple[str, ...], remedy: str) -> None:
+    check_cohort(settings_from_overrides([*BY_TURNS, "privacy.noise=correlated"]), 12)
+    with pytest.raises(Refusal, match=remedy):
+        check_cohort(settings_from_overrides(list(overrides)), 12)
 
 
 def refusal_of_file(folder: Path, content: bytes) -> str:
@@ -205,7 +231,7 @@ def test_an_unset_variable_is_named() -> None:
 def test_c22_the_unit_of_privacy_must_be_said(override: str) -> None:
     with pytest.raises(Refusal) as caught:
         settings_from_overrides([override])
-    assert "client_central, none, record, record_and_client" in str(caught.value)
+    assert "client_central, client_distributed, none, record, record_and_client" in str(caught.value)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -28,7 +28,8 @@ CONFIGS = ROOT / "configs"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"  # its commands take minutes: they must exist, and are not run
 TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").glob("*.md")])
-RUN_PAGES = [page for page in PAGES if page != BENCHMARKS]
+RELIABILITY = ROOT / "docs" / "reliability.md"  # so do its campaigns
+RUN_PAGES = [page for page in PAGES if page not in (BENCHMARKS, RELIABILITY)]
 WARM = (
     "dp_accounting",
     "matplotlib.pyplot",
@@ -36,6 +37,7 @@ WARM = (
     "sklearn.datasets",
     "fedveil.client.cohort_training",
     "fedveil.client.dp_sgd",
+    "fedveil.simulations.budget_view",
     "fedveil.simulations.launch",
     "fedveil.simulations.ledger_view",
     "fedveil.simulations.plan",
@@ -196,6 +198,17 @@ def test_the_modules_that_the_benchmarks_page_runs_exist() -> None:
     assert modules and all(importlib.util.find_spec(module) for module in modules), modules
 
 
+def test_the_campaigns_that_the_reliability_page_runs_exist() -> None:
+    commands = [
+        command for block in blocks_of(RELIABILITY) if is_shell(block) for command in block.commands()
+    ]
+    named = re.findall(r"-m pytest -m campaign -s (tests/\S+\.py) -k (\w+)", "\n".join(commands))
+    assert len(named) == len(commands) >= 5
+    for file, name in named:
+        tests = (ROOT / file).read_text().split("\n\n\n")
+        assert any(name in test and "mark.campaign" in test for test in tests), (file, name)
+
+
 # --- what a reader would follow or believe ----------------------------------------------------------------------
 
 
@@ -262,7 +275,7 @@ def test_the_known_keys_are_neither_all_nor_none() -> None:
     assert {"num_rounds", "cohort.rate", "privacy.clipping_norm", "privacy.record.max_grad_norm"} <= keys
     assert {"learning_rate", "faults.dropout", "ledger.dir", "strategy.eta"} <= keys
     assert "privacy.epsilon" not in keys
-    assert groups["cohort"] == {"poisson", "fixed", "all"}
+    assert groups["cohort"] == {"poisson", "fixed", "min_separation", "all"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identity)

@@ -25,7 +25,7 @@ from fedveil.server.private_grid import PrivateGrid
 from fedveil.simulations.run import Outcome, simulate
 
 ROUNDS = 4
-COMMON = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "cohort.rate=0.4", "batch_size=40")
+COMMON = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "batch_size=40")
 NOISY = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")
 SLOW = ("faults.straggler=1", "engine.deadline=50")  # a round that nobody waits for
 MODES: dict[str, tuple[str, ...]] = {
@@ -34,12 +34,19 @@ MODES: dict[str, tuple[str, ...]] = {
     "planned": ("privacy.allow_large_delta=true",),
     "record": ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=null"),
     "no privacy": ("privacy=none", "strategy=fedavgm", "strategy.server_momentum=0.5"),
+    "adaptive": (
+        "privacy.allow_large_delta=true",
+        "privacy.clipping=adaptive",
+        "privacy.noise_schedule=adaptive",
+    ),
     "workers": (*NOISY, "engine.workers=2"),
+    "correlated": (*NOISY, "cohort=min_separation", "cohort.size=8", "privacy.noise=correlated"),
 }
 
 
 def started(mode: str) -> tuple[str, ...]:
-    return (*COMMON, *MODES[mode])
+    draw = () if mode == "correlated" else ("cohort.rate=0.4",)
+    return (*COMMON, *draw, *MODES[mode])
 
 
 def begin(folder: Path, mode: str = "fedavg", *more: str) -> Outcome:

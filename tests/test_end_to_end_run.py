@@ -1,6 +1,7 @@
 """`fedveil simulate` from the command line to the run folder, on simulated and on real data."""
 
 import json
+import math
 import os
 import pty
 import signal
@@ -20,6 +21,8 @@ import fedveil.simulations.run  # noqa: F401 (before any fork, so that children 
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
+from fedveil.simulations import recording
+from fedveil.simulations.plan import show_plan
 from fedveil.simulations.run import Outcome, simulate
 
 ROUNDS = 3
@@ -38,6 +41,9 @@ RESULT_KEYS = {
     "seed",
     "noise_multiplier",
     "ledger",
+    "ledger_head",
+    "secagg",
+    "records",
     "folder",
     "versions",
     "seconds",
@@ -277,7 +283,7 @@ def test_every_privacy_says_against_whom_it_holds(
     assert (lines[-1]["epsilon_record"] is not None) == ("record" in units)
     assert (lines[-1]["epsilon_client"] == "infinity") == (not units)
     if "record" in units:
-        (record,) = {r["epsilon"] for r in rows if r["unit"] == "record"}
+        (record,) = {r["epsilon"] for r in rows if (r["unit"], r["adversary"]) == ("record", "server")}
         assert lines[-1]["epsilon_record"] == pytest.approx(record, rel=0.01)
 
 
@@ -505,6 +511,141 @@ def test_a_resumed_run_on_real_data_is_charged_anew_and_repeats_no_noise(
     released = np.load(commands.folder / "released.npy")
     assert len(noises) == 2 and not any(np.array_equal(noise, released) for noise in noises)
     assert result["privacy"][2]["epsilon"] <= 2
+
+
+def test_a_ledger_with_adaptive_noise_goes_by_its_filter_for_good(
+    tmp_path: Path, hospitals: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adaptive run that is cut short goes on with its clip; a later run that is fixed is under the filter too."""
+    adaptive = [*hospitals, "privacy.clipping=adaptive", "privacy.noise_schedule=adaptive"]
+    first = tmp_path / "1"
+    with monkeypatch.context() as patch:
+        patch.setattr("fedveil.server.rounds._ending", None)  # fails after its last round
+        patch.setattr("fedveil.simulations.recording.save", _only_before(ROUNDS, recording.save))
+        with pytest.raises(TypeError):
+            really(first, adaptive)
+    clips = [row["clipping_norm"] for row in rows_of(first)]
+    assert really(first, [f"resume={first}"]).result["status"] == "completed"
+    again = rows_of(first)
+    assert [row["clipping_norm"] for row in again] == clips
+    assert len({row["noise_multiplier"] for row in again}) > 1, "the rounds left were planned anew"
+    result = json.loads((first / "result.json").read_text())
+    order = reserved(result["ledger"])[0]["filter_order"]
+    assert result["privacy"][2]["accountant"].startswith(f"RDP filter at order {order:g}, ")
+    assert result["privacy"][2]["epsilon"] == 3.0, "a filter promises its budget"
+    second = really(tmp_path / "2", [*hospitals, "privacy.target_epsilon=5"]).result
+    assert second["privacy"][2]["accountant"] == result["privacy"][2]["accountant"]
+    assert [entry.get("filter_order") for entry in reserved(second["ledger"])[-ROUNDS:]] == [None] * ROUNDS
+    assert verify(second["ledger"]).filter_order == order and verify(second["ledger"]).ok
+
+
+def _only_before(number: int, save: Any) -> Any:
+    return lambda run, state: save(run, state) if state.round < number else None
+
+
+ADAPTIVE = ("privacy.allow_large_delta=true", "privacy.clipping=adaptive")
+
+
+def test_a_moving_clip_is_shown_and_its_accountant_is_pld(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", *ADAPTIVE).result
+    rows = rows_of(tmp_path / "run")
+    norms = [row["clipping_norm"] for row in rows]
+    fractions = [row["train/unclipped"] for row in rows]
+    assert (
+        norms[1:]
+        == [
+            norm * math.exp(-0.2 * (fraction - 0.5)) for norm, fraction in zip(norms, fractions, strict=True)
+        ][:-1]
+    )
+    assert result["privacy"][2]["accountant"].startswith("min(PLD")
+    assert "clipping_norm" not in result["metrics"] and "accuracy" in result["metrics"]
+
+
+def test_both_units_and_a_moving_clip(tmp_path: Path) -> None:
+    both = ("privacy=record_and_client", "privacy.client.clipping=adaptive")
+    large = ("privacy.client.allow_large_delta=true", "privacy.record.allow_large_delta=true")
+    assert run(tmp_path / "run", *both, *large).exit_code == 0
+    assert len({row["clipping_norm"] for row in rows_of(tmp_path / "run")}) == ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (("privacy.target_epsilon=null", "privacy.noise_multiplier=1"), "give one"),
+        (("privacy.noise_multiplier=1",), "leave it null"),
+        (("privacy.metrics_share=0",), "the clients' loss"),
+        (("privacy.adjacency=replace-one",), "does not cover"),
+    ],
+)
+def test_noise_that_cannot_be_chosen_adaptively_is_refused(
+    tmp_path: Path, overrides: tuple[str, ...], remedy: str
+) -> None:
+    with pytest.raises(Refusal, match=remedy):
+        run(tmp_path / "run", ADAPTIVE[0], "privacy.noise_schedule=adaptive", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_says_how_it_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    for schedule, words in (("fixed", "noise with it: min(PLD"), ("adaptive", "RDP filter at order")):
+        overrides = [*given(*ADAPTIVE), f"privacy.noise_schedule={schedule}"]
+        assert show_plan(settings_from_overrides(overrides)) == 0
+        assert words in capsys.readouterr().out
+
+
+def test_correlated_noise_on_real_data_goes_on_from_its_key_and_uses_no_row_twice(
+    commands: Any, hospitals: list[str]
+) -> None:
+    from fedveil.server.private_grid import PrivateGrid
+
+    run_folder, key = commands.folder / "run", commands.folder / "run" / "noise.key"
+    own = [each for each in hospitals if not each.startswith("cohort.")]
+    own += ["cohort=min_separation", "cohort.size=10", "privacy.noise=correlated", "privacy.target_epsilon=2"]
+
+    def kill_after_the_noise_of_round_2() -> None:
+        true = PrivateGrid._noised
+
+        def deadly(self: Any, cohort_sum: Any, row: int, spec: Any) -> Any:
+            noised = true(self, cohort_sum, row, spec)
+            if row == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return noised
+
+        PrivateGrid._noised = deadly  # type: ignore[method-assign]
+
+    argv = ("simulate", *own, f"hydra.run.dir={run_folder}")
+    code, command = commands.run(*argv, first=kill_after_the_noise_of_round_2)
+    assert code == -signal.SIGKILL, command.err
+    assert key.stat().st_mode & 0o777 == 0o600
+    kept = key.read_bytes()
+    key.unlink()
+    with pytest.raises(Refusal, match="cannot be continued without it"):
+        really(run_folder, [f"resume={run_folder}"])
+    key.write_bytes(kept)
+    key.chmod(0o600)
+    outcome = really(run_folder, [f"resume={run_folder}"])
+    assert (outcome.exit_code, outcome.result["rounds_completed"]) == (3, ROUNDS - 1)
+    assert "lost in a crash" in outcome.result["reason"]
+    assert not key.exists()
+    cohorts = [payload["cohort"] for payload in reserved(outcome.result["ledger"])]
+    assert len(cohorts) == ROUNDS
+    assert len({client for cohort in cohorts for client in cohort}) == 10 * ROUNDS
+    (spent,) = [row for row in outcome.result["privacy"] if row["adversary"] == "model"]
+    assert 1.9 < spent["epsilon"] <= 2
+    assert spent["sampling"] == "no sampling assumption; at most 1 participations, separation 4"
+    assert verify(outcome.result["ledger"]).ok
+
+
+def test_a_draw_of_clients_is_worth_to_a_record_what_it_is_worth_when_it_shows(tmp_path: Path) -> None:
+    target = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=null")
+    poisson = run(tmp_path / "a", *target, "num_rounds=12", "cohort.rate=0.2", "engine.workers=1").result
+    rows = {row["adversary"]: row for row in poisson["privacy"]}
+    taken = poisson["records"]["epsilon"]
+    assert max(taken) == rows["server"]["epsilon"] > rows["model"]["epsilon"] == rows["clients"]["epsilon"]
+    assert "taken part" in rows["server"]["sampling"] and "for all to see" in rows["model"]["sampling"]
+    # A secret draw, which this is not, would leave far less than the rounds that are to be expected.
+    assert rows["model"]["epsilon"] > sorted(taken)[len(taken) // 2]
+    everybody = run(tmp_path / "b", *target, "cohort=all", "num_rounds=1").result
+    assert len({row["epsilon"] for row in everybody["privacy"]}) == 1
 
 
 def test_records_of_real_data_are_charged_on_each_clients_own_ledger_over_runs(

@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy import accounting
+from fedveil.privacy import accounting, bounds, nested
 from fedveil.privacy.accounting import (
     GATE_INTERVAL,
     PUBLISH_INTERVAL,
@@ -40,7 +41,9 @@ from fedveil.privacy.accounting import (
     within,
 )
 from fedveil.privacy.budget import Adjacency, Budget, Unit
+from fedveil.privacy.events import Counts
 from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.renyi import by_renyi, relation_of, renyi_vector
 
 ORACLE = runpy.run_path(str(Path(__file__).parent / "oracles" / "accountant.py"))
 ROWS = {row.name: row for row in ORACLE["ROWS"]}
@@ -52,10 +55,10 @@ def sampled(rate: float, noise: float) -> DpEvent:
 
 
 def renyi(rate: float, noise: float, rounds: int) -> np.ndarray:
-    return sum(n * accounting._renyi_vector(leaf, ADD_REMOVE) for leaf, n in grouped(rate, noise, rounds))
+    return sum(n * renyi_vector(leaf, ADD_REMOVE) for leaf, n in grouped(rate, noise, rounds))
 
 
-def grouped(rate: float, noise: float, rounds: int) -> accounting.Counts:
+def grouped(rate: float, noise: float, rounds: int) -> Counts:
     return accounting.grouped({sampled(rate, noise): rounds})
 
 
@@ -78,7 +81,7 @@ def test_rdp_agrees_with_the_table_and_with_opacus(name: str) -> None:
 
     row = ROWS[name]
     counts = grouped(row.sample_rate, row.noise_multiplier, row.rounds)
-    ours = accounting._renyi(counts, row.delta, ADD_REMOVE)
+    ours = by_renyi(counts, row.delta, ADD_REMOVE)
     assert ours == pytest.approx(row.rdp, abs=1e-4)
     orders = [1 + x / 10 for x in range(7, 100)] + list(range(12, 64))
     theirs = opacus_rdp.compute_rdp(
@@ -122,7 +125,7 @@ def test_a_mixed_ledger_in_any_order() -> None:
     events = [SelfComposedDpEvent(sampled(rate, noise), n) for rate, noise, n in ORACLE["MIXED"]]
     forward, backward = (epsilon(order, 1e-5, ADD_REMOVE) for order in (events, events[::-1]))
     assert forward == backward == pytest.approx(ORACLE["MIXED_PLD"], abs=1e-4)
-    rdp = accounting._renyi(accounting.grouped(events), 1e-5, ADD_REMOVE)
+    rdp = by_renyi(accounting.grouped(events), 1e-5, ADD_REMOVE)
     assert rdp == pytest.approx(ORACLE["MIXED_RDP"], abs=1e-4)
 
 
@@ -170,20 +173,63 @@ def test_unsampled_gaussians_match_the_exact_formula() -> None:
 
 
 def test_one_kind_of_event_is_dp_accountings_own_number() -> None:
-    theirs = (
-        PLDAccountant(accounting._relation(ADD_REMOVE), 1e-4).compose(sampled(0.5, 5.0), 50).get_epsilon(1e-5)
-    )
+    theirs = PLDAccountant(relation_of(ADD_REMOVE), 1e-4).compose(sampled(0.5, 5.0), 50).get_epsilon(1e-5)
     assert epsilon({sampled(0.5, 5.0): 50}, 1e-5, ADD_REMOVE) == pytest.approx(theirs, abs=1e-9)
 
 
 def test_small_epsilons_are_refined_until_the_grid_no_longer_matters() -> None:
     event = sampled(1e-4, 1.0)
     ours = epsilon({event: 1500}, 1e-6)
-    finer = (
-        PLDAccountant(accounting._relation(Adjacency.ZERO_OUT), 5e-6).compose(event, 1500).get_epsilon(1e-6)
-    )
+    finer = PLDAccountant(relation_of(Adjacency.ZERO_OUT), 5e-6).compose(event, 1500).get_epsilon(1e-6)
     assert ours == pytest.approx(finer, rel=0.01)
     assert epsilon({event: 1500}, 1e-6, interval=GATE_INTERVAL) == pytest.approx(ours, rel=0.01)
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    rate=st.floats(0.02, 0.9),
+    noise=st.floats(0.8, 8.0),
+    first=st.integers(1, 40),
+    then=st.integers(1, 40),
+    adjacency=st.sampled_from(list(Adjacency)),
+)
+def test_so_many_and_then_so_many_are_all_of_them(
+    rate: float, noise: float, first: int, then: int, adjacency: Adjacency
+) -> None:
+    event = sampled(rate, noise)
+    parts = [SelfComposedDpEvent(event, first), ComposedDpEvent([SelfComposedDpEvent(event, then)])]
+    whole = epsilon({event: first + then}, 1e-5, adjacency, GATE_INTERVAL)
+    assert epsilon(parts, 1e-5, adjacency, GATE_INTERVAL) == whole
+    gathered = nested.distribution(((event, first),), relation_of(adjacency), GATE_INTERVAL)
+    gathered = nested.distribution(((event, then),), relation_of(adjacency), GATE_INTERVAL, gathered)
+    at_once = nested.distribution(((event, first + then),), relation_of(adjacency), GATE_INTERVAL)
+    assert gathered.get_epsilon_for_delta(1e-5) == pytest.approx(
+        at_once.get_epsilon_for_delta(1e-5), abs=1e-6
+    )
+    vector = renyi_vector(event, adjacency)
+    assert np.allclose(first * vector + then * vector, (first + then) * vector, rtol=1e-12)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    rate=st.floats(1e-3, 1.0),
+    noise=st.floats(0.6, 10.0),
+    rounds=st.integers(1, 400),
+    delta=st.sampled_from([1e-12, 1e-9, 1e-5]),
+)
+def test_the_distribution_is_never_above_rdp(rate: float, noise: float, rounds: int, delta: float) -> None:
+    counts = grouped(rate, noise, rounds)
+    by_rdp, *by_grids = bounds.bounds(counts, delta, ADD_REMOVE, GATE_INTERVAL)
+    assert by_rdp == by_renyi(counts, delta, ADD_REMOVE)
+    # Where all that is told is a few steps of the finest grid, the grid is what is seen.
+    assert min(by_grids) <= by_rdp * (1 + 1e-6) + bounds.FINEST_INTERVAL
+
+
+def test_responses_at_random_are_counted_each() -> None:
+    # dp_accounting 0.6 composes them once, however many there were.
+    once = RandomizedResponseDpEvent(0.5, 2)
+    assert epsilon([SelfComposedDpEvent(once, 10)], 1e-5) > 5 * epsilon([once], 1e-5)
+    assert epsilon([SelfComposedDpEvent(once, 10)], 1e-5) == pytest.approx(epsilon([once] * 10, 1e-5))
 
 
 # --- traps
@@ -259,7 +305,8 @@ def test_what_does_not_happen_is_free(event: DpEvent) -> None:
     [
         (UnsupportedDpEvent(), Adjacency.ZERO_OUT),
         (SampledWithoutReplacementDpEvent(100, 10, GaussianDpEvent(1.0)), Adjacency.REPLACE_ONE),
-        (PoissonSampledDpEvent(0.1, SelfComposedDpEvent(sampled(0.1, 1.0), 2)), Adjacency.ZERO_OUT),
+        (PoissonSampledDpEvent(0.1, SelfComposedDpEvent(sampled(0.1, 1.0), 2)), Adjacency.REPLACE_ONE),
+        (PoissonSampledDpEvent(0.1, ZCDpEvent(0.1, 0.0)), Adjacency.ZERO_OUT),
         (LaplaceDpEvent(1.0), Adjacency.REPLACE_ONE),
         (ZCDpEvent(0.1, 0.0), Adjacency.REPLACE_ONE),
         (RandomizedResponseDpEvent(0.5, 2), ADD_REMOVE),
@@ -289,8 +336,11 @@ def test_a_vacuous_epsilon_is_computed_in_bounded_memory() -> None:
 
 
 def test_the_accountants_name() -> None:
-    assert accountant_name(1e-5).startswith("min(PLD 1e-4, RDP) dp_accounting 0.6")
-    assert accountant_name(1e-13).startswith("RDP dp_accounting")
+    name = accountant_name(1e-5)
+    assert name.startswith("min(PLD 1e-4 connect-the-dots, RDP Canonne et al. 2020), dp_accounting 0.6")
+    assert accountant_name(1e-5, interval=GATE_INTERVAL).startswith("min(PLD 1e-3")
+    assert accountant_name(1e-5, Adjacency.REPLACE_ONE).count("where unsampled") == 1
+    assert accountant_name(1e-13).startswith("RDP Canonne et al. 2020, dp_accounting")
 
 
 # --- the gate
@@ -325,18 +375,53 @@ def test_the_gate_decides_as_epsilon_does_on_mixed_events() -> None:
     assert 0 < refused < 12
 
 
-def test_the_gate_computes_few_distributions_over_thousands_of_rounds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    computed = []
-    exact = accounting._distribution
-    monkeypatch.setattr(accounting, "_distribution", lambda *a: computed.append(a) or exact(*a))
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many kinds of leaves each composition took."""
+    kinds: list[int] = []
+    exact = nested.distribution
+    monkeypatch.setattr(nested, "distribution", lambda *a: kinds.append(len(a[0])) or exact(*a))
+    return kinds
+
+
+def test_the_gate_composes_seldom_over_thousands_of_equal_rounds(composed: list[int]) -> None:
     budget, event, gate = Budget(Unit.RECORD, 2.0, 1e-5), sampled(0.01, 1.3), Gate()
     admitted = 0
     while gate.fits({event: admitted}, event, budget):
         admitted += 1
     assert admitted > 1500
-    assert len(computed) < 40
+    assert epsilon({event: admitted}, 1e-5, interval=GATE_INTERVAL) <= 2.0
+    assert epsilon({event: admitted + 1}, 1e-5, interval=GATE_INTERVAL) > 2.0
+    assert len(composed) < 130
+
+
+def test_the_gate_composes_only_what_is_new_of_rounds_of_many_noises(composed: list[int]) -> None:
+    kinds = [sampled(0.05, float(noise)) for noise in np.linspace(2, 3, 12)]
+    budget, gate, spent = Budget(Unit.RECORD, 1.5, 1e-5), Gate(), Counter[DpEvent]()
+    for number in range(10_000):
+        event = kinds[number % len(kinds)]
+        if not gate.fits([SelfComposedDpEvent(e, n) for e, n in spent.items()], event, budget):
+            break
+        spent[event] += 1
+    assert spent.total() > 250
+    assert len(composed) < 250
+    assert composed.count(len(kinds)) < 60
+    assert epsilon(spent, 1e-5, interval=GATE_INTERVAL) <= 1.5
+    assert epsilon({**spent, event: spent[event] + 1}, 1e-5, interval=GATE_INTERVAL) > 1.5
+
+
+def test_many_kinds_of_noise_cost_no_less_and_little_more_than_each_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events = {sampled(0.1, float(noise)): 3 for noise in np.linspace(2, 2.5, 24)}
+    exact = epsilon(events, 1e-5, interval=GATE_INTERVAL)
+    monkeypatch.setattr(bounds, "MAX_KINDS", 12)
+    bounds.by_distribution.cache_clear()
+    coarse = bounds.coarsened(dict(accounting.grouped(events)), bounds.rounded)
+    assert len(coarse) <= 12
+    assert sum(coarse.values()) == 72
+    assert exact < epsilon(events, 1e-5, interval=GATE_INTERVAL) < 1.03 * exact
+    bounds.by_distribution.cache_clear()
 
 
 def test_the_gate_keeps_budgets_apart() -> None:

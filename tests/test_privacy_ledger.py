@@ -10,7 +10,7 @@ import pytest
 from dp_accounting import GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from fedveil.privacy.accounting import epsilon, within
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
@@ -614,7 +614,7 @@ def test_verify_of_an_unspent_and_of_a_missing_ledger(tmp_path):
 
 def test_disagreeing_accountants_are_a_problem(tmp_path, monkeypatch):
     filled(tmp_path / "ledger")
-    monkeypatch.setattr("fedveil.privacy.ledger_book.epsilon", lambda *_: 0.1)
+    monkeypatch.setattr("fedveil.privacy.ledger_book.counted", lambda *_: 0.1)
     found = verify(tmp_path / "ledger")
     assert not found.ok
     assert "accountants disagree" in found.problem
@@ -706,5 +706,17 @@ class AnyOrder(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=30, stateful_step_count=30, deadline=None, database=None)
+def in_any_order(examples, steps):
+    run_state_machine_as_test(
+        AnyOrder,
+        settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, database=None),
+    )
+
+
+def test_any_order_of_operations_agrees_with_the_model():
+    in_any_order(30, 30)
+
+
+@pytest.mark.campaign
+def test_ten_thousand_orders_of_operations_agree_with_the_model():
+    in_any_order(10_000, 20)

@@ -8,8 +8,10 @@ from dp_accounting import DpEvent, GaussianDpEvent, NonPrivateDpEvent, PoissonSa
 
 from fedveil.privacy.accounting import GATE_INTERVAL, Gate, epsilon
 from fedveil.privacy.budget import Adjacency, Budget, Unit
+from fedveil.privacy.mechanisms.correlated_noise import Correlation
 from fedveil.privacy.planning import Plan
 from fedveil.privacy.refusal import Refusal
+from fedveil.strategies.cohorts import MinSeparation
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,19 @@ def test_the_default_run_needs_the_published_noise() -> None:
     assert plan.noise_multiplier == pytest.approx(3.22, abs=0.005)
     assert plan.noise_std == pytest.approx(0.5 * plan.noise_multiplier)
     assert PLAN.noise_multiplier is None
+
+
+def test_a_run_with_correlated_noise_is_one_gaussian() -> None:
+    correlation = Correlation(100, separation=4, max_participations=25, bands=4)
+    plan = replace(PLAN, sampling=MinSeparation(100, 4, 25), correlation=correlation).calibrate(BUDGET)
+    (alone,) = {plan.epsilon(1e-4, rounds) for rounds in (1, 50, 100)}
+    assert alone == epsilon([plan.event()], 1e-4) <= 3.0
+    assert plan.noise_multiplier == pytest.approx(1.223, abs=0.002)
+    assert plan.noise_std == pytest.approx(0.5 * correlation.sensitivity * plan.noise_multiplier)
+    assert plan.event() == plan.event_of(1) == GaussianDpEvent(plan.noise_multiplier)
+    assert epsilon([plan.event_of(row) for row in range(1, 101)], 1e-4) == alone
+    assert plan.affordable_rounds(BUDGET) == 100
+    assert replace(plan, adjacency=Adjacency.REPLACE_ONE).noise_std == 2 * plan.noise_std
 
 
 CASES = [

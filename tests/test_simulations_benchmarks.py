@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedveil.client.training import SGD, read_arrays, train
+from fedveil.client.batches import shuffled_batches
+from fedveil.client.training import SGD, read_arrays, train, with_fast_kernels
 from fedveil.simulations.benchmarks import contenders, engines, memory
 from fedveil.simulations.benchmarks.__main__ import main
 from fedveil.simulations.benchmarks.contenders import Missing, measure
@@ -40,11 +41,12 @@ def in_this_process(name: str, workload: str, size: Size, pfl_python: str | None
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedveil.simulations.benchmarks import privacy_share
+    from fedveil.simulations.benchmarks import dp_sgd, privacy_share
 
     for module in (engines, memory, privacy_share):
         monkeypatch.setattr(module, "measure", in_this_process)
     monkeypatch.setattr(memory, "COHORTS", (1, 3))
+    monkeypatch.setattr(dp_sgd, "BATCHES", {2: 2})
     monkeypatch.setattr(memory, "POPULATIONS", (3, 6))
 
 
@@ -61,6 +63,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("overhead", [], [1, 0]),
         ("privacy", ["--workloads", "tiny"], [1, 1]),
         ("memory", ["--workloads", "tiny"], [2, 2]),
+        ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
     ],
 )
 def test_a_benchmark_writes_its_tables(
@@ -116,10 +119,10 @@ def test_every_client_has_its_window_of_the_made_data() -> None:
 def test_channels_last_changes_nothing_but_rounding() -> None:
     task = Made("cnn-100k", 4)
     examples, sgd = task.client_data(1), SGD(0.05, 1, 10)
-    trained, plain = task.model(), task.model()
-    loss = train(trained, task, examples, sgd, lambda: np.random.default_rng(2))
-    order = torch.from_numpy(np.random.default_rng(2).permutation(len(examples)))
-    for batch in order.split(sgd.batch_size):
+    trained, plain = with_fast_kernels(task.model()), task.model()
+    loss = train(trained, task, examples, sgd, client=1, key=2)
+    for (rows,) in shuffled_batches(len(examples), sgd.batch_size, sgd.local_epochs, clients=[1], key=2):
+        batch = torch.from_numpy(rows)
         gradients = torch.autograd.grad(
             task.loss(plain(examples.inputs[batch]), examples.targets[batch]), list(plain.parameters())
         )

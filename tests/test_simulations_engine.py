@@ -32,10 +32,10 @@ def app_of(behave: Any) -> ClientApp:
     return app
 
 
-def messages_to(nodes: list[int]) -> list[Message]:
+def order() -> Message:
     arrays = memory_arrays({"w": np.zeros(SIZE, np.float32)})
     content = instruct(RecordDict({"arrays": arrays, "config": ConfigRecord({"x": 1})}), SPEC, "run", 1)
-    return [Message(content, node, "train") for node in nodes]
+    return Message(content, 0, "train")
 
 
 def grid_of(app: ClientApp, workers: int, clients: int = 8, deadline: float = 30.0) -> InProcessGrid:
@@ -44,7 +44,7 @@ def grid_of(app: ClientApp, workers: int, clients: int = 8, deadline: float = 30
 
 def total(grid: InProcessGrid, clients: int = 8) -> Any:
     try:
-        return grid.sum_replies(messages_to([FIRST_NODE + k for k in range(clients)]), SPEC, SIZE, None)
+        return grid.sum_replies(order(), [FIRST_NODE + k for k in range(clients)], SPEC, SIZE)
     finally:
         grid.close()
 
@@ -108,9 +108,9 @@ def test_a_worker_that_dies_takes_only_its_share_along_and_is_replaced() -> None
     grid = grid_of(app_of(deadly), 2)
     nodes = [FIRST_NODE + k for k in range(8)]
     try:
-        first = grid.sum_replies(messages_to(nodes), SPEC, SIZE, None)
+        first = grid.sum_replies(order(), nodes, SPEC, SIZE)
         assert (first.replies, first.dropped) == (4, {"worker died": 4})
-        second = grid.sum_replies(messages_to([n for n in nodes if n != FIRST_NODE + 3]), SPEC, SIZE, None)
+        second = grid.sum_replies(order(), [n for n in nodes if n != FIRST_NODE + 3], SPEC, SIZE)
         assert second.replies == 7
     finally:
         grid.close()
@@ -127,9 +127,7 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
     grid = grid_of(app_of(counting), workers)
     nodes = [FIRST_NODE + k for k in range(8)]
     try:
-        sums = [
-            grid.sum_replies(messages_to(nodes[r:]), SPEC, SIZE, None).total[0] * SPEC.step for r in range(3)
-        ]
+        sums = [grid.sum_replies(order(), nodes[r:], SPEC, SIZE).total[0] * SPEC.step for r in range(3)]
     finally:
         grid.close()
     np.testing.assert_allclose(sums, [8 * 1, 7 * 2, 6 * 3], atol=0.01)

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.refusal import Refusal
-from fedveil.strategies.cohorts import All, Fixed, Poisson, likely_participations
+from fedveil.strategies.cohorts import All, Fixed, MinSeparation, Poisson, likely_participations
 
 POPULATION = list(range(100, 500))
 GAUSSIAN = GaussianDpEvent(1.0)
@@ -58,6 +60,40 @@ def test_denominators_are_fixed() -> None:
         7,
         400,
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 8), st.integers(1, 6), st.integers(1, 5), st.integers(0, 9))
+def test_separation_and_participations_are_kept(
+    clients: int, size: int, separation: int, most: int, seed: int
+) -> None:
+    """Also where too few may take part: the cohort is then smaller, never the promise."""
+    cohort, cohorts = MinSeparation(size, separation, most), list[list[int]]()
+    last, count = dict[int, int](), dict.fromkeys(range(clients), 0)
+    for number in range(12):
+        drawn = cohort.draw(range(clients), Randomness(seed).stream("cohort", number), cohorts)
+        assert len(set(drawn)) == len(drawn) <= size
+        for client in drawn:
+            assert number - last.get(client, -separation) >= separation
+            last[client], count[client] = number, count[client] + 1
+        cohorts.append(drawn)
+    assert max(count.values()) <= most
+    if separation * size <= clients and 12 * size <= most * clients:
+        assert max(count.values()) - min(count.values()) <= 2
+        assert {len(drawn) for drawn in cohorts} == {size}
+
+
+def test_by_turns_everyone_has_one_before_anyone_has_two() -> None:
+    cohorts: list[list[int]] = []
+    for number in range(8):
+        cohorts.append(MinSeparation(100, 4, 2).draw(POPULATION, Randomness(5).stream("c", number), cohorts))
+    for turn in (cohorts[:4], cohorts[4:]):
+        assert sorted(client for cohort in turn for client in cohort) == POPULATION
+    assert MinSeparation(100, 4, 2).event(GAUSSIAN) == GAUSSIAN
+    assert MinSeparation(100, 4, 2).expected_size(400) == 100
+    assert likely_participations(MinSeparation(100, 4, 2), 400, 100) == 2
+    with pytest.raises(Refusal, match=r"cohort\.separation=0"):
+        MinSeparation(1, 0, 1)
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, float("nan")])

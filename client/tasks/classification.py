@@ -36,6 +36,9 @@ class Classification:
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs, targets)
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropies(outputs, targets)
+
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         return {"accuracy": (outputs.argmax(dim=-1) == targets).float().mean().item()}
 
@@ -47,6 +50,12 @@ class Classification:
 
     def held_out(self) -> Examples:
         return self.test
+
+
+def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return each client's mean cross-entropy, shape (clients,)."""
+    each = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    return each.view(targets.shape).mean(1)
 
 
 def classification(

@@ -59,6 +59,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class StackedTask(Task, Protocol):
+    """A task that can also say the losses of many clients at once, faster than `torch.func.vmap` of `loss` would."""
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Each client's loss, shape (clients,), from outputs (clients, examples, ...) and targets (clients, examples)."""
+        ...
+
+
 def check_examples(examples: Examples, num_classes: int, name: str = "data") -> Examples:
     """The same examples, once they are known to be usable for classification.
 

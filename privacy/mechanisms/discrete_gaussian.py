@@ -58,6 +58,16 @@ def sample(sigma: int, count: int, stream: Stream) -> NDArray[np.int64]:
     return np.concatenate(kept)
 
 
+def largest(sigma: int) -> int:
+    """Return a bound that no draw of parameter `sigma` exceeds in absolute value, little above `TAIL` sigma."""
+    stride = _stride(sigma)
+    return (TAIL * sigma // stride + 2) * stride - 1
+
+
+def _stride(sigma: int) -> int:
+    return 1 << max(0, (sigma // STRIDES_PER_SIGMA).bit_length() - 1)
+
+
 @dataclass(frozen=True)
 class _Table:
     sigma: int
@@ -71,7 +81,7 @@ class _Table:
 
 @lru_cache(maxsize=16)
 def _table(sigma: int) -> _Table:
-    stride = 1 << max(0, (sigma // STRIDES_PER_SIGMA).bit_length() - 1)
+    stride = _stride(sigma)
     rows = TAIL * sigma // stride + 2
     twice_variance = Decimal(2 * sigma * sigma)
     weights = [

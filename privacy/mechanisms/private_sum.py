@@ -35,6 +35,10 @@ _BLOCK = 1 << 13
 # Coordinates whose noise is drawn at a time: the sampler's words then stay in the cache too.
 _NOISE_BLOCK = 1 << 16
 
+# The scalar that says whether the update was left as long as it was: 1, or 0 for one that was scaled to the norm.
+# Whoever encodes sets it; a value of this name that a client reports is not used.
+UNCLIPPED = "unclipped"
+
 Arrays = Mapping[str, NDArray[np.floating]]
 Vector = NDArray[np.float64]  # whole numbers below 2^53 where the sum is private
 Contribution = NDArray[np.float64] | NDArray[np.int32]  # int32 on the lattice: `cells` stays below 2^31
@@ -42,10 +46,14 @@ Contribution = NDArray[np.float64] | NDArray[np.int32]  # int32 on the lattice: 
 
 @dataclass(frozen=True)
 class Scalar:
-    """A value each client reports in [0, bound], such as its loss: a segment of one coordinate."""
+    """A value each client reports in [0, bound], such as its loss: a segment of one coordinate.
+
+    `share` of the squared norm is its own; None takes an equal part of the spec's `metrics_share`.
+    """
 
     name: str
     bound: float
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class SumSpec:
       clipping_norm: L2 norm of the largest contribution, all segments together; None sums without client-level
         privacy, weighted by each client's examples.
       scalars: the values that travel beside the update, in order.
-      metrics_share: share of the squared norm that the scalars may use, in [0, 1).
+      metrics_share: share of the squared norm that the scalars without a share of their own use, in [0, 1).
       cells: grid units per clipping norm.
     """
 
@@ -68,6 +76,10 @@ class SumSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.cells < 2**31:
             raise ValueError(f"cells={self.cells} must lie in [1, 2**31)")
+        if not 0 <= self._scalars_share < 1:
+            raise ValueError(
+                f"the scalars' share {self._scalars_share:g} of the squared norm must lie in [0, 1)"
+            )
 
     @property
     def step(self) -> float:
@@ -77,8 +89,18 @@ class SumSpec:
     @property
     def update_norm(self) -> float:
         """What the clipping norm leaves for the update, beside the scalars' share."""
-        share = self.metrics_share if self.scalars else 0.0
-        return math.inf if self.clipping_norm is None else self.clipping_norm * math.sqrt(1 - share)
+        if self.clipping_norm is None:
+            return math.inf
+        return self.clipping_norm * math.sqrt(1 - self._scalars_share)
+
+    @property
+    def _scalars_share(self) -> float:
+        return math.fsum(self._share(scalar) for scalar in self.scalars)
+
+    def _share(self, scalar: Scalar) -> float:
+        if scalar.share is not None:
+            return scalar.share
+        return self.metrics_share / sum(each.share is None for each in self.scalars)
 
     def aim(self, coordinates: int) -> float:
         """Return the norm to which a long update is scaled, so that rounding seldom carries it over `update_norm`.
@@ -89,12 +111,9 @@ class SumSpec:
         slack = coordinates / (12 * self.cells**2) + math.sqrt(3) / self.cells
         return self.update_norm * math.sqrt(1 - slack)
 
-    @property
-    def scalar_reach(self) -> float:
-        """Largest absolute coordinate of a scalar, in the units of the clipping norm."""
-        if self.clipping_norm is None or not self.scalars:
-            return 0.0
-        return self.clipping_norm * math.sqrt(self.metrics_share / len(self.scalars))
+    def reach(self, scalar: Scalar) -> float:
+        """Largest absolute coordinate of one of the scalars, in the units of the clipping norm."""
+        return 0.0 if self.clipping_norm is None else self.clipping_norm * math.sqrt(self._share(scalar))
 
 
 def cells_for(coordinates: int) -> int:
@@ -119,7 +138,7 @@ def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple
     if spec.clipping_norm is None:
         return _weigh(update, scalars, spec), False
     parts = [np.ravel(value) for value in update.values()]
-    norm = math.sqrt(sum(_squared_norm(part) for part in parts))
+    norm = math.sqrt(sum(squared_norm(part) for part in parts))
     if not math.isfinite(norm):
         raise ValueError("the update has a value that is not finite")
     coordinates = sum(part.size for part in parts)
@@ -129,8 +148,11 @@ def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple
     for part in parts:
         squared += _round_into(out[position : position + part.size], part, factor / spec.step)
         position += part.size
+    scalars = {**scalars, UNCLIPPED: float(factor == 1.0)}
     for scalar in spec.scalars:
-        out[position] = round(_centre(scalars.get(scalar.name, math.nan), scalar, spec) / spec.step)
+        out[position] = np.rint(
+            centre(np.float64(scalars.get(scalar.name, math.nan)), scalar, spec) / spec.step
+        )
         squared += float(out[position]) ** 2
         position += 1
     if squared > float(spec.cells) ** 2:
@@ -147,28 +169,30 @@ def encode_rows(update: NDArray[np.floating], scalars: Arrays, spec: SumSpec) ->
     Returns:
       shape (clients, coordinates + scalars).
     """
-    wide = update.astype(np.float64)
+    clients, coordinates = update.shape
+    rows = np.empty((clients, coordinates + len(spec.scalars)))
+    wide, tail = rows[:, :coordinates], rows[:, coordinates:]
+    np.copyto(wide, update)
     if spec.clipping_norm is None:
-        weight = scalars["num-examples"][:, None]
-        tail = [
-            weight if s.name == "num-examples" else weight * scalars[s.name][:, None] for s in spec.scalars
-        ]
-        return np.concatenate([wide * weight, *tail], axis=1).astype(np.float64, copy=False)
+        weight = scalars["num-examples"]
+        wide *= weight[:, None]
+        for column, scalar in enumerate(spec.scalars):
+            tail[:, column] = weight if scalar.name == "num-examples" else weight * scalars[scalar.name]
+        return rows
     norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-    factors = (
-        np.minimum(1.0, spec.aim(wide.shape[1]) / np.maximum(norms, np.finfo(np.float64).tiny)) / spec.step
-    )
-    tail = [
-        [_centre(float(value), scalar, spec) / spec.step for value in scalars[scalar.name]]
-        for scalar in spec.scalars
-    ]
-    rows = np.rint(np.concatenate([wide * factors[:, None], np.array(tail).reshape(len(tail), -1).T], axis=1))
+    aim = spec.aim(coordinates)
+    wide *= (np.minimum(1.0, aim / np.maximum(norms, np.finfo(np.float64).tiny)) / spec.step)[:, None]
+    scalars = {**scalars, UNCLIPPED: (norms <= aim).astype(np.float64)}
+    for column, scalar in enumerate(spec.scalars):
+        tail[:, column] = centre(scalars[scalar.name], scalar, spec) / spec.step
+    np.rint(rows, out=rows)
     for index in np.flatnonzero(np.einsum("ij,ij->i", rows, rows) > float(spec.cells) ** 2):
         shrink(rows[index], spec)
     return rows
 
 
-def _squared_norm(part: NDArray[np.generic]) -> float:
+def squared_norm(part: NDArray[np.generic]) -> float:
+    """Return the squared L2 norm in float64."""
     total, room = 0.0, np.empty(min(part.size, _BLOCK))
     for start in range(0, part.size, _BLOCK):
         values = part[start : start + _BLOCK]
@@ -193,16 +217,15 @@ def _round_into(out: NDArray[np.int32], part: NDArray[np.generic], factor: float
     return squared
 
 
-def _centre(value: float, scalar: Scalar, spec: SumSpec) -> float:
+def centre(values: NDArray[np.floating] | np.float64, scalar: Scalar, spec: SumSpec) -> NDArray[np.float64]:
     """Map [0, bound] to [-reach, reach]; a value that is no number says nothing and becomes the centre."""
-    if math.isnan(value):
-        return 0.0
-    return (2 * min(max(value / scalar.bound, 0.0), 1.0) - 1) * spec.scalar_reach
+    centred = (2 * np.clip(values / scalar.bound, 0.0, 1.0) - 1) * spec.reach(scalar)
+    return np.where(np.isnan(values), 0.0, centred)
 
 
 def shrink(vector: Contribution, spec: SumSpec) -> None:
     """Scale a lattice vector back inside the norm, in place, rounding towards zero."""
-    factor = (spec.cells - 1) / math.sqrt(_squared_norm(vector))
+    factor = (spec.cells - 1) / math.sqrt(squared_norm(vector))
     for start in range(0, vector.size, _BLOCK):
         block = vector[start : start + _BLOCK]
         np.copyto(block, np.trunc(block * factor), casting="unsafe")
@@ -255,7 +278,7 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
     """
     if vector.shape != cohort_sum.total.shape:
         return cohort_sum.drop("shape")
-    squared = _squared_norm(vector)
+    squared = squared_norm(vector)
     if not math.isfinite(squared):
         return cohort_sum.drop("not finite")
     if spec.clipping_norm is None and not _plausible_count(vector, spec):
@@ -321,7 +344,7 @@ def decode(
 
 
 def _uncentre(value: float, scalar: Scalar, spec: SumSpec, denominator: float) -> float:
-    if spec.scalar_reach == 0:
+    if spec.reach(scalar) == 0:
         return math.nan
-    mean = value * spec.step / denominator / spec.scalar_reach
+    mean = value * spec.step / denominator / spec.reach(scalar)
     return scalar.bound * min(max((mean + 1) / 2, 0.0), 1.0)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 KEY_BYTES = 32  # AES-256
 _COUNTER_START = bytes(16)
 _SEED_LABEL = b"fedveil seeded stream v1"
+_KEY_LABEL = b"fedveil keyed stream v1"
 
 
 class Stream:
@@ -49,6 +50,15 @@ class Stream:
         return np.random.Generator(np.random.PCG64(int.from_bytes(self.bytes(32), "little")))
 
 
+def keyed_stream(key: bytes, *purpose: str | int) -> Stream:
+    """Return the stream for one purpose under a secret key of `KEY_BYTES`, the same bytes in every process."""
+    return Stream(hashlib.sha256(_KEY_LABEL + key + _label(purpose)).digest())
+
+
+def _label(purpose: tuple[str | int, ...]) -> bytes:
+    return "\x1f".join(f"{type(part).__name__}:{part}" for part in purpose).encode()
+
+
 @dataclass(frozen=True)
 class Randomness:
     """The source of every stream of a run: the operating system, or the seed of a declared simulation.
@@ -71,5 +81,4 @@ class Randomness:
         """
         if self.seed is None:
             return Stream(None)
-        label = "\x1f".join(f"{type(part).__name__}:{part}" for part in purpose).encode()
-        return Stream(hashlib.sha256(_SEED_LABEL + f"{self.seed}|".encode() + label).digest())
+        return Stream(hashlib.sha256(_SEED_LABEL + f"{self.seed}|".encode() + _label(purpose)).digest())

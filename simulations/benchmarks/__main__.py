@@ -1,4 +1,4 @@
-"""``python -m fedveil.simulations.benchmarks engines|overhead|privacy|memory``: run one, print it, write JSON."""
+"""``python -m fedveil.simulations.benchmarks engines|overhead|privacy|memory|dp_sgd``: run one, print it, write JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .dp_sgd import PRIVATE, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
 from .memory import run_memory
 from .privacy_share import run_privacy
@@ -18,6 +19,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "overhead": (run_overhead, ()),
     "privacy": (run_privacy, TRAINED[1:]),
     "memory": (run_memory, ("tiny", "cnn-100k")),
+    "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
 }
 
 
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("benchmark", choices=sorted(_BENCHMARKS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--pfl-python", metavar="PATH", help="a Python with pfl 0.6 and torch")
-    parser.add_argument("--workloads", nargs="+", choices=sorted(MODELS), help="which models")
+    parser.add_argument("--workloads", nargs="+", choices=sorted({*MODELS, *PRIVATE}), help="which models")
     parser.add_argument("--clients", type=int, default=size.clients, help="the population")
     parser.add_argument("--cohort", type=int, default=size.cohort, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=size.rounds, help="measured rounds of a process")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ...client.tasks.classification import cross_entropies
 from ...client.tasks.protocol import Examples
 from .workload import build, examples_of
 
@@ -24,6 +25,10 @@ class Made:
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy."""
         return nn.functional.cross_entropy(outputs, targets)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return each client's mean cross-entropy."""
+        return cross_entropies(outputs, targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """Return the accuracy."""

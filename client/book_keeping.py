@@ -1,0 +1,146 @@
+"""Clipped sums from one backward pass: book-keeping (Bu et al. 2022, arXiv:2210.00038, algorithm 1).
+
+Forward hooks note what goes into each layer; one backward pass gives the gradients of what comes out of it, and none
+of its parameters'. From the two come each example's norm and, once all layers have told theirs, the clipped sum.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call
+
+from .example_gradients import RULES, Share, norms_of, plain_embedding
+
+# Gives the loss, a mean over the examples whose rows these are, and the outputs it was computed from.
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Leaves the clipped sum over these rows on the parameters, and returns whether each example's gradient is finite.
+ClippedSums = Callable[[Tensor], Tensor]
+
+
+class Noted(NamedTuple):
+    """One call of one layer: its inputs, how often these had been changed in place, and where its outputs go."""
+
+    layer: nn.Module
+    inputs: Tensor
+    version: int
+    edge: GradientEdge
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that have trainable parameters of their own."""
+    return [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+
+
+@contextmanager
+def noting(model: nn.Module) -> Generator[list[Noted]]:
+    """Give a list that grows by each call of a trainable layer."""
+    notes: list[Noted] = []
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        only = inputs[0].detach() if len(inputs) == 1 else torch.empty(0)
+        notes.append(Noted(layer, only, only._version, get_gradient_edge(output)))
+
+    handles = [layer.register_forward_hook(note) for layer in layers_of(model)]
+    try:
+        yield notes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
+    """Give clipped sums of a model for which `obstacle` is None."""
+    layers = len(layers_of(model))
+    with noting(model) as notes:
+
+        def clipped_sums(rows: Tensor) -> Tensor:
+            notes.clear()
+            _, loss = forward(rows)
+            calls = tuple(notes)
+            if len(calls) != layers:
+                raise RuntimeError(f"{len(calls)} calls of {layers} layers")
+            backward = torch.autograd.grad(loss, [call.edge for call in calls])
+            with torch.no_grad():
+                return _clip(calls, backward, len(rows), optimizer)
+
+        yield clipped_sums
+
+
+def _clip(
+    calls: tuple[Noted, ...], backward: tuple[Tensor, ...], batch: int, optimizer: DPOptimizer
+) -> Tensor:
+    shares: list[Share] = []
+    for call, gradients in zip(calls, backward, strict=True):
+        if len(call.inputs) != batch or call.inputs._version != call.version:
+            raise RuntimeError(f"{type(call.layer).__name__} does not hold one entry for each example")
+        shares.append(RULES[type(call.layer)](call.layer, call.inputs, gradients))
+    held = {parameter: value for share in shares for parameter, value in share.held.items()}
+    small = torch.cat([backward[0].new_empty(batch, 0), *[value.flatten(1) for value in held.values()]], 1)
+    parts = torch.stack([norms_of(small), *[norm for share in shares for norm in share.norms]])
+    norms = torch.linalg.vector_norm(parts.double(), dim=0) * batch  # the loss is a mean
+    finite = norms.isfinite()
+    if bool(finite.all()):
+        # As Opacus clips.
+        factors = (optimizer.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+        weights = (factors * batch).to(small.dtype)
+        sums = (weights @ small).split([parameter.numel() for parameter in held])
+        _put({p: value.view(p.shape) for p, value in zip(held, sums, strict=True)})
+        for share in shares:
+            _put(share.sums(weights))
+    return finite
+
+
+def _put(sums: dict[Any, Tensor]) -> None:
+    for parameter, value in sums.items():
+        parameter.summed_grad = value
+
+
+def obstacle(model: nn.Module, example: Tensor) -> str | None:
+    """Return why this engine cannot train the model, or None.
+
+    Args:
+      model: is run once.
+      example: inputs of one example, shape (1, ...); its values do not matter.
+    """
+    for layer in layers_of(model):
+        own = [name for name, _ in layer.named_parameters(recurse=False)]
+        if type(layer) not in RULES or not {"weight", "bias"}.issuperset(own):
+            return f"{type(layer).__name__} has no rule"
+        if isinstance(layer, nn.Embedding) and not plain_embedding(layer):
+            return "Embedding has an option that has no rule"
+    with noting(model) as notes:
+        used = uses(model, example)
+    for parameter in model.parameters():
+        if parameter.requires_grad and used[parameter] != 1:
+            return f"a parameter is used {used[parameter]} times"
+    for call in notes:
+        if len(call.inputs) != 1 or call.inputs._version != call.version:
+            return f"the inputs of {type(call.layer).__name__} do not hold one entry for each example"
+    return None
+
+
+def uses(model: nn.Module, example: Tensor) -> Counter[Tensor]:
+    """Return how often the model, run once in training mode, uses each parameter that trains."""
+    model.train()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        last: Any = functional_call(model, buffers, example).grad_fn
+    used: Counter[Tensor] = Counter()
+    nodes, seen = [last], {last}
+    while nodes:
+        for following, _ in nodes.pop().next_functions:
+            if hasattr(following, "variable"):
+                used[following.variable] += 1
+            elif following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return used

@@ -1,0 +1,211 @@
+"""What each example adds to a layer's gradients, from the layer's inputs and the gradients of its outputs.
+
+Norms come from Gram matrices where these are smaller than the gradients (Goodfellow 2015, arXiv:1510.01799; Bu et al.
+2022, arXiv:2210.00038, section 3), from the gradients of a few examples at a time otherwise, and for embeddings from
+the indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
+
+
+class Share(NamedTuple):
+    """What the examples of a batch add to one layer.
+
+    Attributes:
+      held: gradients small enough to hold for every example, shapes (B, ...), by parameter.
+      norms: of each example's other gradients, shapes (B,).
+      sums: from a weight for each example to the weighted sums of those, by parameter.
+    """
+
+    held: dict[Any, Tensor]
+    norms: list[Tensor]
+    sums: Callable[[Tensor], dict[Any, Tensor]]
+
+
+Rule = Callable[[Any, Tensor, Tensor], Share]
+
+CHUNK = 1 << 18  # numbers of a layer to work on at a time: 1 MiB stays in a core's second cache
+HELD = 2  # how many times a layer's inputs and output gradients its examples' gradients may take and be held
+
+
+def norms_of(values: Tensor) -> Tensor:
+    """Return the norm of each example, shape (B,)."""
+    return torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())))
+
+
+def _learns(layer: nn.Module, name: str) -> bool:
+    parameter = getattr(layer, name)
+    return parameter is not None and parameter.requires_grad
+
+
+def _nothing(weights: Tensor) -> dict[Any, Tensor]:
+    return {}
+
+
+def _products(pairs: Iterable[tuple[Tensor, Tensor]], held: Tensor | None) -> Tensor:
+    """Return the norms, shape (N,), of the sums over positions of outer products.
+
+    Args:
+      pairs: of inputs, shape (n, L, K), and gradients, shape (n, L, O), for some examples at a time.
+      held: takes the sums, shape (N, O, K).
+    """
+    norms: list[Tensor] = []
+    done = 0
+    for inputs, gradients in pairs:
+        positions, size = inputs.shape[1], inputs.shape[2] + gradients.shape[2]
+        if held is not None:
+            products = torch.bmm(gradients.mT, inputs, out=held[done : done + len(inputs)])
+            done += len(inputs)
+            norms.append(norms_of(products))
+        elif positions == 1:
+            norms.append(norms_of(inputs) * norms_of(gradients))
+        elif 2 * positions * size < inputs.shape[2] * gradients.shape[2]:
+            # Twice, since in float32 a Gram matrix would lose half the digits of gradients that cancel.
+            wide, high = inputs.double(), gradients.double()
+            grams = torch.bmm(wide, wide.mT).mul_(torch.bmm(high, high.mT))
+            norms.append(grams.sum((1, 2)).clamp_(min=0).sqrt_().to(inputs.dtype))
+        else:
+            norms.append(norms_of(torch.bmm(gradients.mT, inputs)))
+    return torch.cat(norms) if len(norms) > 1 else norms[0]
+
+
+def _room(count: int, shape: tuple[int, int], kept: tuple[Tensor, Tensor]) -> Tensor | None:
+    """Return room for the gradients of `count` parts, or None where it is large beside what is kept anyway."""
+    size = count * shape[0] * shape[1]
+    few = size <= HELD * (kept[0].numel() + kept[1].numel())
+    return kept[1].new_empty(count, *shape) if few else None
+
+
+def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    batch, weight = len(inputs), layer.weight
+    inputs = inputs.reshape(batch, -1, layer.in_features).contiguous()
+    gradients = gradients.reshape(batch, -1, layer.out_features).contiguous()
+    bias = {layer.bias: gradients.sum(1)} if _learns(layer, "bias") else {}
+    if not weight.requires_grad:
+        return Share(bias, [], _nothing)
+    single = inputs.shape[1] == 1
+    held = None if single else _room(batch, (layer.out_features, layer.in_features), (inputs, gradients))
+    few = batch if single else max(1, CHUNK // weight.numel())
+    whole = ((inputs, gradients),)
+    pairs = whole if few >= batch else zip(inputs.split(few), gradients.split(few), strict=True)
+    norms = _products(pairs, held)
+
+    def sums(weights: Tensor) -> dict[Any, Tensor]:
+        if held is not None:
+            return {weight: (weights @ held.flatten(1)).view(weight.shape)}
+        scale = weights[:, None, None]
+        narrow = layer.in_features < layer.out_features
+        left, right = (gradients, inputs * scale) if narrow else (gradients * scale, inputs)
+        return {weight: left.flatten(0, 1).t() @ right.flatten(0, 1)}
+
+    return Share(bias, [norms], sums)
+
+
+def _windows(layer: nn.Conv2d, padded: Tensor, height: int, width: int) -> Tensor:
+    """Return what each output of a convolution sees, shape (n * groups, L, K), K being rows x columns x channels."""
+    batch, channels = len(padded), layer.in_channels // layer.groups
+    (down, right), (lower, further) = layer.stride, layer.dilation
+    rows, columns = layer.kernel_size
+    each, channel, row, column = padded.stride()
+    where = ((height, row * down), (width, column * right))
+    seen = ((rows, row * lower), (columns, column * further), (channels, channel))
+    # One channel is copied along the rows of the image, several along the channels.
+    axes = (*seen, *where) if channels == 1 else (*where, *seen)
+    shape, strides = zip((batch, each), (layer.groups, channel * channels), *axes, strict=True)
+    view = padded.as_strided(shape, strides)
+    count, positions = batch * layer.groups, height * width
+    if channels == 1:
+        return view.reshape(count, -1, positions).mT
+    return view.reshape(count, positions, -1)
+
+
+def _convolution(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    bias = {layer.bias: gradients.sum((2, 3))} if _learns(layer, "bias") else {}
+    weight = layer.weight
+    if not weight.requires_grad:
+        return Share(bias, [], _nothing)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    sides = layer._reversed_padding_repeated_twice
+    padded = nn.functional.pad(inputs, sides, mode) if any(sides) else inputs
+    batch, outputs, height, width = gradients.shape
+    count = batch * layer.groups
+    held = _room(count, (outputs // layer.groups, weight[0].numel()), (inputs, gradients))
+    few = max(1, CHUNK // (height * width * weight[0].numel() * layer.groups))
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for some, back in zip(padded.split(few), gradients.split(few), strict=True):
+            heads = back.permute(0, 2, 3, 1).reshape(len(back), height * width, layer.groups, -1)
+            yield _windows(layer, some, height, width), heads.transpose(1, 2).flatten(0, 1)
+
+    norms = _products(pairs(), held).view(batch, -1)
+
+    def sums(weights: Tensor) -> dict[Any, Tensor]:
+        if held is not None:
+            summed = weights @ held.view(batch, -1)
+            return {weight: summed.view(outputs, *layer.kernel_size, -1).permute(0, 3, 1, 2)}
+        scaled = gradients * weights[:, None, None, None]
+        options = (layer.stride, 0, layer.dilation, layer.groups)
+        return {weight: conv2d_weight(padded, list(weight.shape), scaled, *options)}
+
+    return Share(bias, [*norms.unbind(1)], sums)
+
+
+def _embedding(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    count = layer.num_embeddings
+    pairs = inputs.reshape(len(inputs), -1) + count * torch.arange(len(inputs))[:, None]
+    found, place = pairs.unique(return_inverse=True)
+    example, row = found // count, found % count
+    summed = torch.zeros(len(found), layer.embedding_dim, dtype=gradients.dtype)
+    summed.index_add_(0, place.flatten(), gradients.reshape(-1, layer.embedding_dim))
+    if layer.padding_idx is not None:
+        summed[row == layer.padding_idx] = 0
+    squares = torch.zeros(len(inputs), dtype=torch.float64)
+    squares.index_add_(0, example, norms_of(summed).double().square_())
+
+    def sums(weights: Tensor) -> dict[Any, Tensor]:
+        total = torch.zeros_like(layer.weight, requires_grad=False)
+        return {layer.weight: total.index_add_(0, row, summed * weights[example, None])}
+
+    return Share({}, [squares.sqrt()], sums)
+
+
+def _layer_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    normal = nn.functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
+    between = tuple(range(1, inputs.dim() - len(layer.normalized_shape)))
+    return _affine(layer, normal, gradients, between)
+
+
+def _group_norm(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
+    normal = nn.functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
+    return _affine(layer, normal, gradients, tuple(range(2, inputs.dim())))
+
+
+def _affine(layer: Any, normal: Tensor, gradients: Tensor, over: tuple[int, ...]) -> Share:
+    held: dict[Any, Tensor] = {}
+    if _learns(layer, "bias"):
+        held[layer.bias] = gradients.sum(over) if over else gradients
+    if _learns(layer, "weight"):
+        products = normal.mul_(gradients)
+        held[layer.weight] = products.sum(over) if over else products
+    return Share(held, [], _nothing)
+
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+}
+
+
+def plain_embedding(layer: nn.Embedding) -> bool:
+    """Whether the gradient of an embedding is the sum over its indices, and its weights stay as they are."""
+    return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse

@@ -1,0 +1,123 @@
+"""What a run chooses from what its earlier rounds released: the norm it clips to, and how much noise it adds.
+
+The norm: module `mechanisms.adaptive_clipping`, which also says why it needs no filter.
+
+The noise: save budget while the loss falls, and spend it once it stalls. To begin with much noise and to lower it when
+progress asks for it is the idea of Lee and Kifer 2018 (arXiv:1808.09501), reduced to one choice here. A run begins
+with more noise than its budget asks for. When the noised mean loss of the last `WINDOW` rounds is hardly below that of
+the `WINDOW` before, or at `LATEST` of the rounds, what was saved is spread over the rounds that are left: the least
+noise with which they fit. When that is depends on outputs, so the events do, and the RDP filter counts (`filter`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .budget import Budget
+from .mechanisms.adaptive_clipping import AdaptiveClipping
+from .mechanisms.private_sum import UNCLIPPED, Scalar
+from .planning import Plan
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+SAVING = 1.25  # noise over planned noise while saving: a round then costs about 0.64 of a planned one
+WINDOW = 10  # rounds whose losses are averaged
+STALLED = 0.98  # of the loss before: a lower one is progress
+LATEST = 0.75  # share of the rounds after which there is no more saving
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the next round goes by; public, and part of a run's state.
+
+    Attributes:
+      clipping_norm: L2 norm of one client's whole contribution.
+      noise_multiplier: noise std / sensitivity.
+      losses: the noised mean losses of the last rounds, as many as the choice of noise looks at.
+    """
+
+    clipping_norm: float
+    noise_multiplier: float
+    losses: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdaptiveNoise:
+    """How the noise of a run follows its losses; public.
+
+    Attributes:
+      plan: of the rounds to come, calibrated for the filter.
+      budget: what the filter guards.
+      loss: the scalar of the private sum that is the mean loss.
+      prior: what the ledger held when the rounds were planned.
+      begun: rounds that the run had done before.
+    """
+
+    plan: Plan
+    budget: Budget
+    loss: str
+    prior: tuple[DpEvent, ...] = ()
+    begun: int = 0
+
+    @property
+    def first(self) -> float:
+        """The noise multiplier while saving."""
+        assert self.plan.noise_multiplier is not None
+        return SAVING * self.plan.noise_multiplier
+
+    def next_noise(self, noise: float, number: int, losses: Sequence[float]) -> float:
+        """Return the noise multiplier of the round after round `number`, given that round's and the last losses."""
+        from dp_accounting import SelfComposedDpEvent
+
+        done = number - self.begun
+        left = self.plan.num_rounds - done
+        if noise != self.first or left < 1 or not (stalled(losses) or done >= LATEST * self.plan.num_rounds):
+            return noise
+        saved = SelfComposedDpEvent(replace(self.plan, noise_multiplier=self.first).event(), done)
+        rest = replace(self.plan, num_rounds=left).calibrate(self.budget, (*self.prior, saved))
+        assert rest.noise_multiplier is not None
+        return rest.noise_multiplier
+
+
+def stalled(losses: Sequence[float]) -> bool:
+    """Return whether the last rounds hardly lowered the loss; False while there are too few."""
+    if len(losses) < 2 * WINDOW:
+        return False
+    return sum(losses[-WINDOW:]) > STALLED * sum(losses[-2 * WINDOW : -WINDOW])
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a run chooses as it goes; None for what is fixed in advance."""
+
+    clipping: AdaptiveClipping | None = None
+    noise: AdaptiveNoise | None = None
+
+    def first(self, plan: Plan) -> Choices:
+        """Return what the first round goes by."""
+        assert plan.noise_multiplier is not None
+        return Choices(plan.clipping_norm, self.noise.first if self.noise else plan.noise_multiplier)
+
+    def scalars(self, plan: Plan, expected_size: float) -> tuple[Scalar, ...]:
+        """Return the scalars that the choices need beside the metrics, in a round that goes by `plan`."""
+        if self.clipping is None:
+            return ()
+        return (self.clipping.bit(plan.noise_over_clip, expected_size),)
+
+    def next(self, last: Choices, number: int, scalars: Mapping[str, float]) -> Choices:
+        """Return what the round after round `number` goes by, given that round's choices and noised means."""
+        if self.clipping is not None:
+            last = replace(
+                last, clipping_norm=self.clipping.next_norm(last.clipping_norm, scalars[UNCLIPPED])
+            )
+        if self.noise is not None:
+            losses = (*last.losses, scalars[self.noise.loss])[-2 * WINDOW :]
+            noise = self.noise.next_noise(last.noise_multiplier, number, losses)
+            last = replace(last, losses=losses, noise_multiplier=noise)
+        return last
+
+
+NOTHING_ADAPTS = Adaptation()

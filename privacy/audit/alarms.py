@@ -1,0 +1,106 @@
+"""Alarms of a whole run on p-values: one false-alarm budget, split in advance over tests and looks.
+
+By the union bound a correct run raises any alarm at all with probability ``alpha`` at most, however its looks depend on
+each other. Estimates raise none: half of all correct runs measure more than they claim.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+
+from ..refusal import Refusal
+
+
+class Level(StrEnum):
+    """How grave, in this order; blind is no alarm but says that silence means nothing."""
+
+    BLIND = "blind"
+    YELLOW = "yellow"  # the model memorises; the claim may hold all the same
+    ORANGE = "orange"  # one of two tests refutes the claim
+    RED = "red"  # the claim is refuted
+
+
+class Check(StrEnum):
+    """What a p-value is of; each has an equal part of alpha."""
+
+    CANARIES = "canaries"  # the t test of canary scores
+    ACCURACY = "accuracy"  # guesses by the median of the same scores: it confirms, and raises nothing alone
+    NORM = "norm"
+    REUSE = "reuse"
+    MEMORISATION = "memorisation"  # exposure, or a black-box bound where nothing is claimed
+
+
+# What may be done on an alarm (audit.on_alarm), and what that does not undo.
+CANNOT_UNDO: Mapping[str, str] = MappingProxyType(
+    {
+        "stop": "what was released stays released, and its epsilon spent",
+        "pause": "what was released stays released, and its epsilon spent",
+        "raise_noise": "later rounds leak less; earlier ones are as they were",
+        "drop_client": "the model does not unlearn who is dropped",
+        "rollback": "the rounds that are taken back were released: their epsilon stays spent",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """An alarm: what it rests on, the p-value, and the level that it fell below."""
+
+    level: Level
+    test: Check
+    p_value: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look saw: a p-value for each test made, and (claim, ceiling) in epsilon where canaries were scored."""
+
+    p_values: Mapping[Check, float]
+    claim: float | None = None
+    ceiling: float | None = None
+
+
+@dataclass(frozen=True)
+class AlarmState:
+    """How many looks each test is allowed in the whole run, how many it had, and the ``alpha`` of all together."""
+
+    planned: Mapping[Check, int]
+    alpha: float = 0.01
+    made: Mapping[Check, int] = field(default_factory=dict[Check, int])
+
+    def threshold(self, test: Check) -> float:
+        """The p-value below which this test alarms, the same at each of its looks."""
+        families = sum(1 for each in self.planned if each is not Check.ACCURACY)
+        base = Check.CANARIES if test is Check.ACCURACY else test
+        return self.alpha / (families * self.planned[base])
+
+
+def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...]]:
+    """Judge one look. Refusal for a test that was not planned, or whose looks are used up: alpha is then spent."""
+    made = dict(state.made)
+    for test in look.p_values:
+        made[test] = made.get(test, 0) + 1
+        if made[test] > state.planned.get(test, 0):
+            raise Refusal(
+                "looks", made[test], f"{state.planned.get(test, 0)} were planned for {test}; plan them all"
+            )
+    alarms = [
+        Alarm(_level(state, look, test), test, p, state.threshold(test))
+        for test, p in look.p_values.items()
+        # "Not at least": what is no number is an alarm.
+        if test is not Check.ACCURACY and not p >= state.threshold(test)
+    ]
+    if look.claim is not None and look.ceiling is not None and look.ceiling < look.claim:
+        alarms.append(Alarm(Level.BLIND, Check.CANARIES, 1.0, state.threshold(Check.CANARIES)))
+    return replace(state, made=made), tuple(alarms)
+
+
+def _level(state: AlarmState, look: Look, test: Check) -> Level:
+    if test is Check.MEMORISATION:
+        return Level.YELLOW
+    if test is Check.CANARIES:
+        confirmed = look.p_values.get(Check.ACCURACY, 1.0) < state.threshold(Check.ACCURACY)
+        return Level.RED if confirmed else Level.ORANGE
+    return Level.RED

@@ -1,0 +1,102 @@
+"""Scores that are Gaussian with one variance, in or out: an estimate of epsilon with its interval, and two tests.
+
+Andrew et al. 2023 (arXiv:2302.03098) fit two variances; one variance is what a Gaussian mechanism has, and the fit is
+then not biased upwards. An estimate above the claim is no alarm: half of all correct runs have one. Tests are.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..refusal import Refusal
+from .curves import gaussian_epsilon, gaussian_mu, last_true
+from .one_run import Scores
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How far members' scores lie above the others', in standard deviations (``mu``); infinite without any spread."""
+
+    mu: float
+    members: int
+    others: int
+
+    @property
+    def _scale(self) -> float:
+        return math.sqrt(self.members * self.others / (self.members + self.others))
+
+    @property
+    def _degrees(self) -> int:
+        return self.members + self.others - 2
+
+    def p_value(self, mu: float) -> float:
+        """The probability of a separation at least this large if the mechanism is ``mu``-GDP (noncentral t)."""
+        from scipy.stats import nct
+
+        if not math.isfinite(self.mu):
+            return 0.0 if self.mu > 0 else 1.0
+        return float(nct.sf(self.mu * self._scale, self._degrees, mu * self._scale))
+
+    def power(self, mu: float, true_mu: float, alpha: float) -> float:
+        """The probability that a claim of ``mu`` is refuted at ``alpha`` where the truth is ``true_mu``."""
+        from scipy.stats import nct
+
+        limit = nct.isf(alpha, self._degrees, mu * self._scale)
+        return float(nct.sf(limit, self._degrees, true_mu * self._scale))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Epsilon at one delta, and the interval that misses it with the probability that was asked."""
+
+    epsilon: float
+    low: float
+    high: float
+
+
+def separation(members: Scores, others: Scores) -> Separation:
+    """From scores of canaries that were in, and of such that were out; Refusal for fewer than two of each."""
+    if min(len(members), len(others)) < 2:
+        raise Refusal(
+            "scores", min(len(members), len(others)), "give at least 2 of canaries in and 2 of canaries out"
+        )
+    spread = math.sqrt(
+        (
+            (len(members) - 1) * float(np.var(members, ddof=1))
+            + (len(others) - 1) * float(np.var(others, ddof=1))
+        )
+        / (len(members) + len(others) - 2)
+    )
+    apart = float(np.mean(members) - np.mean(others))
+    return Separation(
+        apart / spread if spread else math.copysign(math.inf, apart or -1.0), len(members), len(others)
+    )
+
+
+def estimate(apart: Separation, delta: float, alpha: float = 0.05) -> Estimate:
+    """Epsilon as measured, with a two-sided interval at ``alpha``; ``delta`` in (0, 1)."""
+    low = last_true(lambda mu: apart.p_value(mu) < alpha / 2)
+    high = last_true(lambda mu: apart.p_value(mu) < 1 - alpha / 2)
+    return Estimate(*(gaussian_epsilon(mu, delta) for mu in (apart.mu, low, high)))
+
+
+def separation_refutes(apart: Separation, delta: float, epsilon: float, alpha: float) -> bool:
+    """Whether the claim is refuted by the noncentral t test."""
+    return apart.p_value(gaussian_mu(epsilon, delta)) < alpha
+
+
+def right_of_median(members: Scores, others: Scores) -> int:
+    """How many are guessed right by the median of all scores, a threshold that knows no coin; ties count as wrong."""
+    middle = np.median(np.concatenate([members, others]))
+    return int((members > middle).sum() + (others < middle).sum())
+
+
+def accuracy_p(right: int, total: int, mu: float) -> float:
+    """The probability of so many right at a fair coin each, if the mechanism is ``mu``-GDP: Bin(total, Phi(mu/2)).
+
+    Of the scores it assumes independence alone, so it stands beside the t test, which assumes the Gaussian form too.
+    """
+    from scipy.special import bdtrc, ndtr
+
+    return float(bdtrc(right - 1, total, ndtr(mu / 2))) if right else 1.0

@@ -1,0 +1,99 @@
+"""Lower bounds on epsilon from one training run: canaries in or out by a fair coin each, and guesses about the coins.
+
+Steinke, Nasr, Jagielski 2023 (arXiv:2305.08846), theorem 5.2: any mechanism, any adversary who may abstain.
+Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235), algorithm 3: the same against a whole curve, here mu-GDP's.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..refusal import Refusal
+from .curves import gaussian_mu
+
+Scores = NDArray[np.float64]
+# The shares of the canaries that are guessed; alpha is split over them, so that the best one may be taken.
+SHARES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
+# Below this probability of so lopsided a split the coins were not fair.
+FAIR = 1e-6
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """``correct`` of ``made`` guesses about the coins of ``canaries``; Refusal unless each is at most the next."""
+
+    canaries: int
+    made: int
+    correct: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.made:
+            raise Refusal("correct", self.correct, f"give a number from 0 to the {self.made} guesses")
+        if not 1 <= self.made <= self.canaries:
+            raise Refusal("guesses", self.made, f"give a number from 1 to the {self.canaries} canaries")
+
+
+def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
+    """The probability, at most, of so many right guesses if the run is (epsilon, delta)-DP for every canary."""
+    from scipy.special import bdtrc, expit
+
+    made, correct, rate = guesses.made, guesses.correct, float(expit(epsilon))
+    wrong = float(expit(-epsilon))
+    # P[at least v right]; bdtrc(k, n, p) is P[more than k], and wants k >= 0.
+    steps = np.arange(1, correct + 1)
+    tail = np.where(steps < correct, bdtrc(np.maximum(correct - steps - 1, 0), made, rate), 1.0)
+    beta = float(bdtrc(correct - 1, made, rate)) if correct else 1.0
+    if correct == made:  # exact where 1 - rate rounds to nothing
+        beta = math.exp(made * math.log1p(-wrong))
+    excess = float(np.max((tail - beta) / steps, initial=0.0))
+    return min(1.0, beta + 2 * guesses.canaries * delta * excess)
+
+
+def steinke_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) -> bool:
+    """Whether (epsilon, delta) is refuted at level ``alpha``."""
+    return steinke_p(guesses, epsilon, delta) < alpha
+
+
+def gdp_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) -> bool:
+    """Whether the Gaussian curve through (epsilon, delta) is refuted at level ``alpha``; ``delta`` in (0, 1).
+
+    Against another mechanism of the same (epsilon, delta) it proves nothing.
+    """
+    from scipy.special import ndtr, ndtri
+
+    mu = gaussian_mu(epsilon, delta)
+    right = alpha * guesses.correct / guesses.canaries
+    wrong = alpha * (guesses.made - guesses.correct) / guesses.canaries
+    for i in range(guesses.correct - 1, -1, -1):
+        larger = float(ndtr(ndtri(right) - mu))
+        if larger <= wrong:  # neither changes any more
+            break
+        right = min(1.0, right + i / (guesses.made - i) * (larger - wrong))
+        wrong = larger
+    return right + wrong > guesses.made / guesses.canaries
+
+
+def guesses_at(members: Scores, others: Scores, share: float) -> Guesses:
+    """Guess *in* for the highest scores, *out* for the lowest, and abstain in between.
+
+    ``share`` in (0, 1] of all canaries is guessed, at least two. Equal scores count against the guesser: any other
+    order among them could tell the coins.
+    """
+    total = len(members) + len(others)
+    half = max(1, int(share * total) // 2)
+    scores = np.concatenate([members, others])
+    inside = np.arange(total) < len(members)
+    highest = np.lexsort((inside, -scores))[:half]
+    lowest = np.lexsort((~inside, scores))[:half]
+    return Guesses(total, 2 * half, int(inside[highest].sum() + (~inside[lowest]).sum()))
+
+
+def check_coins(members: int, others: int) -> None:
+    """Refusal where so many in and so many out cannot come of fair coins, as every one-run bound needs."""
+    from scipy.special import bdtr
+
+    if min(members, others) < 1 or 2 * bdtr(min(members, others), members + others, 0.5) < FAIR:
+        remedy = f"beside {others} outside; each canary must be in or out by a fair coin of its own"
+        raise Refusal("members", members, remedy)

@@ -1,0 +1,157 @@
+"""A claim against the evidence: consistent, violated, or too weak to tell.
+
+Consistent means that this evidence does not refute the claim, never that the claim is true.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+import numpy as np
+
+from ..refusal import Refusal
+from .curves import gaussian_mu, last_true
+from .gaussian_test import Separation, accuracy_p, right_of_median, separation, separation_refutes
+from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
+from .rates import rates_refute, rates_refute_gdp, worst_rates
+
+# (epsilon, alpha): whether that epsilon is refuted at that level. Monotone: a larger epsilon never more easily.
+Refutes = Callable[[float, float], bool]
+
+
+class Outcome(StrEnum):
+    """What the evidence says of the claim."""
+
+    CONSISTENT = "consistent"
+    VIOLATED = "violated"
+    TOO_WEAK = "too weak to tell"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A test by its name, and the same test on the best scores that so many canaries could have: its ceiling."""
+
+    name: str
+    refutes: Refutes
+    perfect: Refutes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A method's lower bound on epsilon, the largest that it could have been, and the p-value of the claim."""
+
+    method: str
+    lower: float
+    ceiling: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome, by the first of ``findings``; the others stand beside it."""
+
+    outcome: Outcome
+    findings: tuple[Finding, ...]
+
+
+def judge(methods: Sequence[Method], epsilon: float, alpha: float, masked: float = math.inf) -> Verdict:
+    """Judge a claim of ``epsilon`` by the first method at level ``alpha``.
+
+    ``masked`` is a ceiling that lies in what was released, not in the number of canaries (`canary_clients.ceiling_mu`).
+    """
+    findings = tuple(_finding(method, epsilon, alpha, masked) for method in methods)
+    if methods[0].refutes(epsilon, alpha):
+        return Verdict(Outcome.VIOLATED, findings)
+    return Verdict(Outcome.TOO_WEAK if findings[0].ceiling <= epsilon else Outcome.CONSISTENT, findings)
+
+
+def _finding(method: Method, epsilon: float, alpha: float, masked: float) -> Finding:
+    lower, ceiling = (last_true(lambda e, r=r: r(e, alpha)) for r in (method.refutes, method.perfect))
+    smallest = math.exp(-last_true(lambda s: method.refutes(epsilon, math.exp(-s))))
+    return Finding(method.name, lower, max(lower, min(ceiling, masked)), smallest)
+
+
+def by_guesses(guesses: Guesses, delta: float, gaussian: bool = False) -> list[Method]:
+    """One run, guesses made: any mechanism (Steinke et al.); if ``gaussian``, decided by the Gaussian curve."""
+    return _one_run([guesses], delta, gaussian)
+
+
+def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = False) -> list[Method]:
+    """One run, a score for each canary and a fair coin each. If ``gaussian``, decided by the two Gaussian tests."""
+    check_coins(len(members), len(others))
+    counts = {(g := guesses_at(members, others, share)).made: g for share in SHARES}
+    bounds = _one_run(list(counts.values()), delta, gaussian)
+    return [_gaussian(members, others, delta), *bounds] if gaussian else bounds
+
+
+def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool = False) -> list[Method]:
+    """One score from each of many runs, with the target in or out: exact limits of the error rates.
+
+    Every second score chooses the threshold, the others are counted.
+    """
+    if min(len(members), len(others)) < 4:
+        raise Refusal("scores", min(len(members), len(others)), "give at least 4 runs with and 4 without")
+    threshold = _best_threshold(members[::2], others[::2])
+    rest_in, rest_out = members[1::2], others[1::2]
+    false = (int((rest_out > threshold).sum()), len(rest_out))
+    missed = (int((rest_in <= threshold).sum()), len(rest_in))
+
+    def method(name: str, refute: Callable[[tuple[float, float], float, float], bool]) -> Method:
+        def refutes(false: tuple[int, int], missed: tuple[int, int], epsilon: float, alpha: float) -> bool:
+            return refute(worst_rates(false, missed, alpha), delta, epsilon)
+
+        none = partial(refutes, (0, len(rest_out)), (0, len(rest_in)))
+        return Method(name, partial(refutes, false, missed), none)
+
+    any_mechanism = method("Clopper-Pearson", rates_refute)
+    return (
+        [method("Clopper-Pearson, Gaussian", rates_refute_gdp), any_mechanism]
+        if gaussian
+        else [any_mechanism]
+    )
+
+
+def power_if_halved(members: int, others: int, epsilon: float, delta: float, alpha: float) -> float:
+    """The probability that the t test refutes ``epsilon`` where the noise is half of what it needs."""
+    mu = gaussian_mu(epsilon, delta)
+    return Separation(0.0, members, others).power(mu, 2 * mu, alpha)
+
+
+def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Method]:
+    """Bonferroni over the numbers of guesses."""
+
+    def method(name: str, refutes: Callable[[Guesses, float, float, float], bool]) -> Method:
+        def any_refutes(given: Sequence[Guesses], epsilon: float, alpha: float) -> bool:
+            return any(refutes(each, delta, epsilon, alpha / len(given)) for each in given)
+
+        perfect = [Guesses(each.canaries, each.made, each.made) for each in counts]
+        return Method(name, partial(any_refutes, counts), partial(any_refutes, perfect))
+
+    any_mechanism = method("Steinke et al.", steinke_refutes)
+    return (
+        [method("Mahloujifar et al., Gaussian", gdp_refutes), any_mechanism] if gaussian else [any_mechanism]
+    )
+
+
+def _gaussian(members: Scores, others: Scores, delta: float) -> Method:
+    """Both the t test and the accuracy test must refute."""
+    apart, total = separation(members, others), len(members) + len(others)
+    right = right_of_median(members, others)
+
+    def accurate(right: int, epsilon: float, alpha: float) -> bool:
+        return accuracy_p(right, total, gaussian_mu(epsilon, delta)) < alpha
+
+    def refutes(epsilon: float, alpha: float) -> bool:
+        return accurate(right, epsilon, alpha) and separation_refutes(apart, delta, epsilon, alpha)
+
+    return Method("t test and accuracy, Gaussian", refutes, partial(accurate, total))
+
+
+def _best_threshold(members: Scores, others: Scores) -> float:
+    """The score at which guesses are right most often, both kinds weighed alike."""
+    values = np.unique(np.concatenate([members, others]))
+    below = np.searchsorted(np.sort(others), values, side="right") / len(others)
+    missed = np.searchsorted(np.sort(members), values, side="right") / len(members)
+    return float(values[np.argmax(below - missed)])

@@ -1,0 +1,62 @@
+"""A clipping norm that follows a quantile of the clients' norms (Andrew et al. 2021, arXiv:1905.03871, algorithm 1).
+
+Client k reports b_k = 1 if its update was left as long as it was, 0 if it was scaled to the norm C. From the sum
+
+    fraction = 1/2 + (sum_k (b_k - 1/2) + noise) / (qN),        C <- C exp(-learning_rate (fraction - quantile)),
+
+so C falls where more than the quantile were left alone, and rises where fewer were. The round clips to C and its noise
+is z C; only then C moves. qN is the expected cohort, a fixed number: who drops out adds 0 to the sum of b_k - 1/2.
+
+What the bit costs. It is one more scalar of the private sum. In a vector of norm C it has a coordinate of +-sqrt(s) C,
+s its share of the squared norm, and the update is clipped to sqrt(1 - s) C; both get noise of standard deviation z C.
+Counted in bits that is sigma_b = z / (2 sqrt(s)), and relative to the update's norm z_delta = z / sqrt(1 - s): the
+paper's z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2), with s = (z / (2 sigma_b))^2. One Gaussian of z pays for both.
+
+How it is accounted. The noise is z times the norm that was clipped to. So whatever earlier rounds released, and
+whatever C they led to, a round is dominated by the same pair of distributions, that of the (sampled) Gaussian mechanism
+with z: the events are fixed in advance, only the mechanisms behind them are chosen adaptively. That is what ordinary
+composition is proved for (Dwork, Rothblum and Vadhan 2010; for dominating pairs Zhu, Dong and Wang 2022,
+arXiv:2106.08567, theorem 10; Rogers et al. 2016, arXiv:1605.08294, draw the line: filters are for privacy parameters
+that depend on outputs). The bounds of `accounting` hold and are tighter than a filter's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .private_sum import UNCLIPPED, Scalar
+
+SIGMA_SHARE = 1 / 20  # sigma_b over the expected cohort, as the paper sets it
+# Of the squared norm: where the cohort is too small for sigma_b, the bit gets more noise and the update keeps its norm.
+MOST_SHARE = 0.1
+# A norm does not leave this range, however long every update is zero or not finite.
+LEAST_NORM, MOST_NORM = 1e-9, 1e9
+
+
+@dataclass(frozen=True)
+class AdaptiveClipping:
+    """How the clipping norm moves; public.
+
+    Attributes:
+      quantile: the fraction of updates that the norm should leave as long as they are, in (0, 1).
+      learning_rate: > 0; a round changes the norm's logarithm by at most this.
+    """
+
+    quantile: float = 0.5
+    learning_rate: float = 0.2
+
+    def bit(self, noise: float, expected_size: float) -> Scalar:
+        """Return the bit's place in the sum.
+
+        Args:
+          noise: standard deviation of the sum's noise over the clipping norm.
+          expected_size: of the cohort, the fixed denominator.
+        """
+        sigma = SIGMA_SHARE * expected_size
+        return Scalar(UNCLIPPED, 1.0, min((noise / (2 * sigma)) ** 2, MOST_SHARE))
+
+    def next_norm(self, norm: float, fraction: float) -> float:
+        """Return the norm of the next round, given this round's norm and its noised fraction, in [0, 1]."""
+        moved = norm * math.exp(-self.learning_rate * (fraction - self.quantile))
+        return min(max(moved, LEAST_NORM), MOST_NORM)

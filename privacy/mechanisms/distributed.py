@@ -1,0 +1,176 @@
+"""The private sum of clients who trust no server: each adds its share of the noise, and only a sum is ever seen.
+
+    client: clip -> rotate -> round -> share of noise -> modulo 2^bits -> (mask)
+    server: (unmask) -> centre -> rotate back -> decode
+
+Between the two lies one vector of unsigned words: update, loss, count and clipping bit, as in module `private_sum`,
+whose scalars and decoding these are. What fits, and what the noise is worth, is proved in module `sizing`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from dp_accounting.dp_event import GaussianDpEvent
+from numpy.typing import NDArray
+
+from ..refusal import Refusal
+from .discrete_gaussian import sample
+from .private_sum import UNCLIPPED, Arrays, Vector, centre, decode, squared_norm
+from .randomness import Stream
+from .rotation import rotate, unrotate
+from .rounding import round_within
+from .sizing import WEIGHT, ShareSpec
+
+Words = NDArray[np.uint16 | np.uint32]
+
+_NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the private sum
+
+# --- at the client ---------------------------------------------------------------------------------------------
+
+
+def encode_share(
+    update: Arrays, scalars: Mapping[str, float], spec: ShareSpec, stream: Stream, seed: bytes
+) -> tuple[Words, bool]:
+    """Return the client's vector, to be masked, and whether its update was longer than the norm.
+
+    Args:
+      update: float arrays by name, in the layout's order; any shapes, all finite.
+      scalars: a value for each of the spec's scalars.
+      spec: the round's public parameters.
+      stream: the client's own, secret; it serves this vector and no other, not even the same vector sent again.
+      seed: of the round's rotation, public, 32 bytes.
+    Returns:
+      shape (spec.size,), of the spec's dtype.
+    """
+    vector, clipped = _clip(update, scalars, spec)
+    if spec.rotated:
+        rotate(vector, seed)
+    whole = round_within(vector, spec.limit, stream)
+    words = whole.astype(spec.dtype)  # two's complement: modulo 2^bits, here and wherever words are added
+    if spec.sigma:
+        _add_noise(words, spec.sigma, stream)
+    return words, clipped
+
+
+def _clip(update: Arrays, scalars: Mapping[str, float], spec: ShareSpec) -> tuple[Vector, bool]:
+    """Clip, and return everything in grid units, in one vector of norm at most `cells`."""
+    parts = [np.ravel(value) for value in update.values()]
+    norm = math.sqrt(sum(squared_norm(part) for part in parts))
+    if not math.isfinite(norm):
+        raise ValueError("the update has a value that is not finite")
+    weight = _weight(scalars, spec)
+    factor = min(1.0, spec.sum.update_norm / norm) if norm > 0 else 1.0
+    vector = np.empty(spec.size)
+    np.concatenate(parts, out=vector[: spec.coordinates], casting="unsafe")
+    vector[: spec.coordinates] *= factor * weight / spec.sum.step
+    scalars = {**scalars, UNCLIPPED: float(factor == 1.0)}
+    for position, scalar in enumerate(spec.sum.scalars, spec.coordinates):
+        value = float(centre(np.float64(scalars.get(scalar.name, math.nan)), scalar, spec.sum))
+        vector[position] = value * (1.0 if scalar.name == WEIGHT else weight) / spec.sum.step
+    return vector, factor < 1.0
+
+
+def _weight(scalars: Mapping[str, float], spec: ShareSpec) -> float:
+    if not spec.weighted:
+        return 1.0
+    bound = next(scalar.bound for scalar in spec.sum.scalars if scalar.name == WEIGHT)
+    if not scalars[WEIGHT] >= 0:
+        raise ValueError(f"{WEIGHT}={scalars[WEIGHT]} must be a number of at least 0")
+    return min(scalars[WEIGHT] / bound, 1.0)
+
+
+def _add_noise(words: Words, sigma: int, stream: Stream) -> None:
+    for start in range(0, words.size, _NOISE_BLOCK):
+        block = words[start : start + _NOISE_BLOCK]
+        block += sample(sigma, block.size, stream).astype(words.dtype)
+
+
+# --- at the server ---------------------------------------------------------------------------------------------
+
+
+def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
+    """Return what the sum of these survivors tells whoever knows who they are, the server first of all.
+
+    More survivors are more noise. Holds for zero-out and, as every Gaussian event, for replace-one; see `sizing`.
+
+    Raises:
+      Refusal: fewer survive than were planned, or more than the sum was sized for; nothing may be released.
+    """
+    attendance = spec.attendance
+    if not attendance.least <= survivors <= attendance.most:
+        remedy = f"release nothing: the sum needs {attendance.least} to {attendance.most} survivors"
+        raise Refusal("survivors", survivors, remedy)
+    return GaussianDpEvent(float(spec.noise_multiplier(survivors - attendance.colluders)))
+
+
+def filled_event(spec: ShareSpec) -> GaussianDpEvent:
+    """Return what a filled sum tells whoever sees no other; secret sampling of the cohort amplifies this one.
+
+    Only where nothing else shows who was sampled: the denominator is fixed, the number of survivors stays with the
+    server, and giving up, over too few survivors or more than the most, has no chance worth mentioning.
+    """
+    return GaussianDpEvent(float(spec.noise_multiplier(spec.attendance.most - spec.attendance.colluders)))
+
+
+def fill(total: Words, survivors: int, spec: ShareSpec, stream: Stream) -> None:
+    """Add the shares that are missing up to the most clients, so that the noise does not tell how many there were.
+
+    For a server that is trusted not to show the sum before. Any number of shares is four squares (Lagrange), so that
+    four draws have exactly their variance.
+
+    Args:
+      total: the sum of the survivors' vectors, unmasked; changed in place.
+      survivors: up to the attendance's most.
+      spec: the round's public parameters.
+      stream: the server's own, secret; it serves this release and no other.
+    """
+    for root in _squares(spec.attendance.most - survivors, 4) or ():
+        _add_noise(total, spec.sigma * root, stream)
+
+
+def _squares(number: int, terms: int) -> tuple[int, ...] | None:
+    """Whole numbers, as many as `terms` or fewer, whose squares sum to `number`; None if there are none."""
+    if number == 0 or terms == 0:
+        return () if number == 0 else None
+    for root in range(math.isqrt(number), 0, -1):
+        rest = _squares(number - root * root, terms - 1)
+        if rest is not None:
+            return (root, *rest)
+    return None
+
+
+def decode_sum(
+    total: Words,
+    layout: Mapping[str, Sequence[int]],
+    spec: ShareSpec,
+    survivors: int,
+    denominator: float,
+    seed: bytes,
+) -> tuple[dict[str, Vector], dict[str, float]]:
+    """Return the mean update by name, shaped by `layout`, and the mean of every scalar.
+
+    Args:
+      total: the sum of the survivors' vectors modulo 2^bits, unmasked.
+      layout: shapes by name, in the order of the update.
+      spec: the round's public parameters.
+      survivors: how many vectors were added.
+      denominator: what divides the sum: the survivors where they are public, else the expected cohort. A weighted sum
+        is divided by the summed examples instead.
+      seed: of the round's rotation.
+    """
+    signed = np.int16 if spec.bits == 16 else np.int32
+    vector = total.astype(spec.dtype, copy=False).view(signed).astype(np.float64)
+    if spec.rotated:
+        unrotate(vector, seed)
+    if not spec.weighted:
+        return decode(vector, layout, spec.sum, denominator)
+    index, scalar = next(
+        (i, each) for i, each in enumerate(spec.sum.scalars, spec.coordinates) if each.name == WEIGHT
+    )
+    # Each client's count is centred: reach (2 examples / bound - 1).
+    weights = (float(vector[index]) * spec.sum.step / spec.sum.reach(scalar) + survivors) / 2
+    arrays, scalars = decode(vector, layout, spec.sum, max(weights, 1 / scalar.bound))
+    return arrays, {**scalars, WEIGHT: weights * scalar.bound / survivors}

@@ -1,0 +1,79 @@
+"""A public random rotation that spreads a vector's energy over all coordinates, so that a sum of many fits few bits.
+
+One rotation is a random sign for every coordinate and then the Walsh-Hadamard transform of a power of two of them
+(Suresh et al. 2017, arXiv:1611.00429, section 3). Nothing is padded, so the wire carries not a coordinate more: the
+first 2^m coordinates are rotated, then, with fresh signs, the last 2^m, where 2^m is the largest power that fits.
+Both are orthogonal. For a vector that does not depend on the seed, every coordinate of the result is a weighted sum
+of random signs: sub-Gaussian with variance proxy |v|^2 / 2^m (Hoeffding), less than 2 |v|^2 / size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .randomness import keyed_stream
+
+Vector = NDArray[np.float64]
+
+# Coordinates transformed by one product with a matrix, and columns at a time: the fastest here, and small enough that
+# OpenBLAS starts no threads, which then spin.
+_FACTOR, _COLUMNS = 32, 128
+
+
+def block_of(size: int) -> int:
+    """Return how many coordinates one transform mixes: the largest power of two up to `size`, which is at least 1."""
+    return 1 << (size.bit_length() - 1)
+
+
+def rotate(vector: Vector, seed: bytes) -> None:
+    """Rotate the vector in place; `seed` is public, of 32 bytes, and fixed without a look at any update."""
+    for start, signs in _passes(vector.size, seed):
+        block = vector[start : start + signs.size]
+        block *= signs
+        _transform(block)
+
+
+def unrotate(vector: Vector, seed: bytes) -> None:
+    """Undo `rotate` in place."""
+    for start, signs in reversed(_passes(vector.size, seed)):
+        block = vector[start : start + signs.size]
+        _transform(block)
+        block *= signs
+
+
+def _passes(size: int, seed: bytes) -> list[tuple[int, NDArray[np.int8]]]:
+    block = block_of(size)
+    return [(start, _signs(block, start, seed)) for start in sorted({0, size - block})]
+
+
+def _signs(count: int, start: int, seed: bytes) -> NDArray[np.int8]:
+    random = np.frombuffer(keyed_stream(seed, "rotation", start).bytes((count + 7) // 8), np.uint8)
+    return 1 - 2 * np.unpackbits(random, count=count).astype(np.int8)
+
+
+def _transform(vector: Vector) -> None:
+    """Apply the orthonormal Walsh-Hadamard transform, its own inverse, in place, as products of small matrices."""
+    done = 1
+    while done < vector.size:
+        factor = min(_FACTOR, vector.size // done)
+        matrix = _hadamard(factor)
+        if done == 1:
+            rows = vector.reshape(-1, factor)
+            for start in range(0, len(rows), _COLUMNS):
+                rows[start : start + _COLUMNS] = rows[start : start + _COLUMNS] @ matrix
+        else:
+            for group in vector.reshape(-1, factor, done):
+                for start in range(0, done, _COLUMNS):
+                    group[:, start : start + _COLUMNS] = matrix @ group[:, start : start + _COLUMNS]
+        done *= factor
+
+
+@lru_cache
+def _hadamard(size: int) -> Vector:
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.sqrt(size)

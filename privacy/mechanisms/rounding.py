@@ -1,0 +1,62 @@
+"""Unbiased rounding to whole numbers that never carries a vector over a norm known beforehand: conditional
+stochastic rounding (Kairouz, Liu and Steinke 2021, arXiv:2102.06387, section 4).
+
+Every coordinate goes up or down at random so that its mean stays. The whole vector is rounded anew until its norm
+is within `limit_for`. A try succeeds with probability at least 1 - exp(-1/2), and with nearly 1 unless all fractions
+are near 1/2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .randomness import Stream
+
+MAX_CELLS = 2**30  # squared norms then stay below 2^62, in int64
+# That all of these tries fail has a probability below 2^-72; the vector is then rounded towards zero.
+_MOST_TRIES = 100
+_BLOCK = 1 << 13  # coordinates at a time: they stay in a core's cache
+_WORD = 2.0**-32
+
+
+def limit_for(cells: int, coordinates: int) -> int:
+    """Return the largest squared norm after rounding of a vector whose norm is at most `cells` before it.
+
+    The bound c^2 + d/4 + sqrt(2 log(1/beta)) (c + sqrt(d)/2) at beta = exp(-1/2), which is always less than the
+    paper's other one, (c + sqrt(d))^2; as the norm is whole, so is the limit.
+    """
+    return cells * cells + cells + (coordinates + math.isqrt(4 * coordinates)) // 4
+
+
+def round_within(vector: NDArray[np.float64], limit: int, stream: Stream) -> NDArray[np.int32]:
+    """Return whole numbers of mean `vector`, each less than one or one away from it, of squared norm at most `limit`.
+
+    Args:
+      vector: finite, of a norm of at most the `cells` that `limit_for` was given.
+      limit: of `limit_for`.
+      stream: a secret stream that serves this client and round.
+    """
+    out = np.empty(vector.size, np.int32)
+    for _ in range(_MOST_TRIES):
+        if _round(out, vector, stream) <= limit:
+            return out
+    return np.trunc(vector).astype(np.int32)
+
+
+def _round(out: NDArray[np.int32], vector: NDArray[np.float64], stream: Stream) -> int:
+    """Round once and return the exact squared norm."""
+    squared, room = 0, np.empty(min(vector.size, _BLOCK))
+    for start in range(0, vector.size, _BLOCK):
+        part = vector[start : start + _BLOCK]
+        block = room[: part.size]
+        words = np.frombuffer(stream.bytes(4 * part.size), "<u4")
+        np.multiply(words, _WORD, out=block)
+        block += part
+        np.floor(block, out=block)
+        whole = block.astype(np.int64)
+        squared += int(np.dot(whole, whole))
+        out[start : start + _BLOCK] = whole
+    return squared

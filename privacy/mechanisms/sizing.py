@@ -1,0 +1,194 @@
+"""How wide a coordinate of a masked sum must be, how fine its grid may be, and what its noise is worth.
+
+Every client rounds to the grid and adds its share of noise, an exact discrete Gaussian of parameter sigma; the sum
+is taken modulo 2^bits. Two proofs stand behind a `ShareSpec`; it cannot be made where either fails.
+
+No overflow. Let n be the most clients, Delta^2 the limit of a rounded vector's squared norm, room = 2^(bits-1) - 1.
+
+- Not rotated, certain: a coordinate of the sum is at most n (Delta + `largest`(sigma)), and that is at most room.
+- Rotated, but for a probability of 2^-40 a round: rounding moves a coordinate by at most n. The rest is
+  sub-Gaussian: the signal with proxy n^2 Delta^2 / 2^m (module `rotation`), each share with sigma^2, because
+  E exp(tX) = exp(t^2 sigma^2 / 2) rho(Z - t sigma^2) / rho(Z) and a Gaussian's sum over the integers is largest when
+  it is centred on one. With V the sum of the proxies, some of d coordinates exceeds room with probability at most
+  2 d exp(-(room - n)^2 / (2 V)). All of it is compared in whole numbers. An overflow would spoil a coordinate, never
+  privacy: the modulus is post-processing.
+
+Noise. The sum of m shares is a Gaussian mechanism of noise multiplier sqrt(m sigma^2 - s^2) / Delta, s = `SMOOTHING`,
+up to a pure epsilon below 2^-1000 in all coordinates together, far below what a float of epsilon resolves:
+
+- The law of the sum is, up to factors of exp(+-tau), tau = 10 sum_{j<m} exp(-2 pi^2 sigma^2 j / (j+1)), the discrete
+  Gaussian of variance m sigma^2 (the convolution theorem of Kairouz et al. 2021, arXiv:2102.06387); sigma is at least
+  `MIN_SIGMA`.
+- That is, up to factors of (1 +- e) / (1 -+ e), e = 2 sum_{k>0} exp(-2 pi^2 s^2 k^2), a continuous Gaussian of variance
+  m sigma^2 - s^2, rounded to the integers by a discrete Gaussian of variance s^2 about it (Peikert 2010, theorem 3.1).
+  Whole shifts pass through that rounding, so all that is known of the Gaussian mechanism holds by post-processing, its
+  PLD included. For Skellam noise there is only RDP.
+
+m counts shares that the adversary does not know: of the survivors without the assumed colluders. The unit's own share
+is among them. That is right where the unit's neighbour answers zeros with noise (zero-out), and where it is known who
+was in the cohort: a client that does not answer takes its noise with it, and over many coordinates that shows. So the
+sum as it is gives no amplification by secret sampling. `distributed.fill` makes the noise the same whoever answered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..refusal import Refusal
+from .discrete_gaussian import MAX_SIGMA, largest
+from .private_sum import SumSpec
+from .rotation import block_of
+from .rounding import MAX_CELLS, limit_for
+
+SMOOTHING = 8  # s above
+MIN_SIGMA = 16
+OVERFLOW_BITS = 40  # the security parameter of the protocol's own tails
+WEIGHT = "num-examples"  # the scalar that weighs
+MOST_INFLATION = 1.05  # what the coarser grid of 16 bits may add to the noise, before 32 bits are taken
+_LOG_2 = (6932, 10000)  # a little more than log(2)
+
+
+@dataclass(frozen=True)
+class Attendance:
+    """Who is in a sum, and who of them is believed; public.
+
+    Attributes:
+      most: clients whose sum must fit.
+      least: survivors; of fewer nothing is released.
+      colluders: of the survivors, those whose noise the adversary is assumed to know.
+    """
+
+    most: int
+    least: int
+    colluders: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.colluders < self.least:
+            raise Refusal("colluders", self.colluders, f"give 0 to {self.least - 1}: fewer than survive")
+        if self.least > self.most:
+            raise Refusal("least", self.least, f"give at most the {self.most} clients of the cohort")
+
+
+@dataclass(frozen=True)
+class ShareSpec:
+    """What every client must do to its vector before it is masked, proved to fit. All of it is public.
+
+    Attributes:
+      sum: clipping norm, scalars and grid; an update is clipped to it before rounding.
+      coordinates: of the update, without the scalars.
+      attendance: of the sum.
+      sigma: of each share of noise, in grid units; 0 for encryption alone.
+      bits: of a coordinate, 16 or 32.
+      rotated: whether vectors are rotated under the round's public seed.
+      weighted: whether each client counts by its examples, which must be a scalar; without noise only.
+    Raises:
+      Refusal: a sum may overflow, or the noise is too narrow for its proof.
+    """
+
+    sum: SumSpec
+    coordinates: int
+    attendance: Attendance
+    sigma: int
+    bits: int
+    rotated: bool
+    weighted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits not in (16, 32):
+            raise Refusal("bits", self.bits, "choose 16 or 32")
+        if self.sum.clipping_norm is None or self.sum.cells > MAX_CELLS:
+            raise Refusal("sum", self.sum, f"give a clipping norm and at most {MAX_CELLS} cells")
+        if self.sigma and not MIN_SIGMA <= self.sigma <= MAX_SIGMA:
+            raise Refusal("sigma", self.sigma, f"give 0 or at least {MIN_SIGMA} grid units; a finer grid")
+        counted = any(each.name == WEIGHT and self.sum.reach(each) > 0 for each in self.sum.scalars)
+        if self.weighted and (self.sigma or not counted):
+            raise Refusal("weighted", True, f"weight only without noise, by a scalar {WEIGHT} with a share")
+        if not _fits(self):
+            remedy = "a sum of so many vectors and so much noise may overflow; give more bits or fewer cells"
+            raise Refusal("bits", self.bits, remedy)
+
+    @property
+    def size(self) -> int:
+        """Coordinates of a share, the scalars included."""
+        return self.coordinates + len(self.sum.scalars)
+
+    @property
+    def dtype(self) -> type[np.uint16 | np.uint32]:
+        """What carries a coordinate."""
+        return np.uint16 if self.bits == 16 else np.uint32
+
+    @property
+    def limit(self) -> int:
+        """The sensitivity squared, in grid units: the largest squared norm of a rounded vector."""
+        return limit_for(self.sum.cells, self.size)
+
+    @property
+    def inflation(self) -> float:
+        """The sensitivity over the clipping norm, above 1."""
+        return math.sqrt(self.limit) / self.sum.cells
+
+    def noise_multiplier(self, shares: int) -> float:
+        """Return the noise of so many unknown shares over the sensitivity."""
+        return math.sqrt(max(shares * self.sigma**2 - SMOOTHING**2, 0) / self.limit)
+
+
+def size_shares(
+    spec: SumSpec,
+    coordinates: int,
+    attendance: Attendance,
+    noise_multiplier: float,
+    bits: int | None = None,
+) -> ShareSpec:
+    """Return the finest grid that fits, with the noise that the least attendance needs.
+
+    Args:
+      spec: clipping norm and scalars; its cells are replaced.
+      coordinates: of the update, at least 1.
+      attendance: of the sum.
+      noise_multiplier: of the whole sum over its sensitivity, for the fewest survivors without colluders; 0 for none.
+      bits: 16, rotated, or 32; None takes 16 where it adds at most 5 % to the noise, and 32 without noise.
+    Raises:
+      Refusal: no grid fits into these bits.
+    """
+    widths = (bits,) if bits is not None else (16, 32) if noise_multiplier else (32,)
+    for width in widths[:-1]:
+        found = _finest(spec, coordinates, attendance, noise_multiplier, width)
+        if found is not None and found.inflation <= MOST_INFLATION:
+            return found
+    found = _finest(spec, coordinates, attendance, noise_multiplier, widths[-1])
+    if found is None:
+        raise Refusal("bits", widths[-1], "no grid holds such a sum; give more bits, or less noise")
+    return found
+
+
+def _finest(
+    spec: SumSpec, coordinates: int, attendance: Attendance, noise: float, bits: int
+) -> ShareSpec | None:
+    honest = attendance.least - attendance.colluders
+    below, above = 0, MAX_CELLS + 1
+    best = None
+    while above - below > 1:
+        cells = (below + above) // 2
+        wanted = noise**2 * limit_for(cells, coordinates + len(spec.scalars)) + SMOOTHING**2
+        sigma = max(math.ceil(math.sqrt(wanted / honest)), MIN_SIGMA) if noise else 0
+        try:
+            best = ShareSpec(replace(spec, cells=cells), coordinates, attendance, sigma, bits, bits == 16)
+            below = cells
+        except Refusal:
+            above = cells
+    return best
+
+
+def _fits(spec: ShareSpec) -> bool:
+    most, room = spec.attendance.most, 2 ** (spec.bits - 1) - 1
+    if not spec.rotated:
+        share = largest(spec.sigma) if spec.sigma else 0
+        return most * (math.isqrt(spec.limit) + share) <= room
+    block = block_of(spec.size)
+    proxy = most**2 * spec.limit + most * spec.sigma**2 * block  # V times 2^m
+    doublings = spec.size.bit_length() + 1 + OVERFLOW_BITS  # 2^doublings is at least 2 d 2^40
+    above, below = _LOG_2
+    return most <= room and (room - most) ** 2 * block * below >= 2 * above * doublings * proxy

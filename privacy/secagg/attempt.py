@@ -1,0 +1,94 @@
+"""What a node remembers of one attempt, and how its replies leave: tagged, and the vector masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import numpy as np
+
+from .bindings import Agreement, survivors_digest
+from .masks import Vector, add_masks
+from .messages import Advert
+from .suite import seal, suite_of
+from .transcript import Terms
+
+
+class Stage(IntEnum):
+    """What a node has done in an attempt."""
+
+    ADVERTISED = 0
+    SHARED = 1
+    MASKED = 2
+    CONFIRMED = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the node computes for a round.
+
+    Attributes:
+      model_hash: of the model that this node received, computed here.
+      vector: called once, when the masks are ready; hands over words of the terms' width, shape (d,), to be
+        overwritten.
+    """
+
+    model_hash: bytes
+    vector: Callable[[Terms], Vector]
+
+
+@dataclass
+class Attempt:
+    """What a node remembers of one attempt between messages; seeds, keys and `held` are secret."""
+
+    terms: Terms
+    candidates: tuple[int, ...]
+    context: bytes
+    mask_seed: bytes
+    own_seed: bytes
+    share_key: bytes
+    reply_key: bytes
+    adverts: tuple[Advert, ...]
+    stage: Stage = Stage.ADVERTISED
+    held: bytes = b""
+    sharers: tuple[int, ...] = ()
+    model_hash: bytes = b""
+    alive: tuple[int, ...] = ()
+
+    @cached_property
+    def agreed(self) -> Agreement:
+        """Only once the cohort's adverts are known."""
+        return Agreement(self.terms, self.context, self.candidates, self.adverts)
+
+    def view(self) -> tuple[bytes, bytes]:
+        """Return the round's context, and the digest of its survivors, once they are known."""
+        alive = set(self.alive)
+        context = self.agreed.round(self.sharers, self.model_hash)
+        return context, survivors_digest(context, self.alive, [n for n in self.sharers if n not in alive])
+
+    def erase(self) -> None:
+        """Let go of every secret. Python cannot overwrite bytes; what it freed may stay in memory for a while."""
+        self.mask_seed = self.own_seed = self.share_key = self.reply_key = self.held = b""
+
+
+def tagged(attempt: Attempt, body: bytes) -> bytes:
+    """Return a reply with the tag that this node alone can make for this server."""
+    return body + seal(suite_of(attempt.terms.suite), attempt.reply_key, b"", body)
+
+
+def masked(attempt: Attempt, vector: Vector, masks: Sequence[tuple[bytes, int]], context: bytes) -> bytes:
+    """Return the vector, masked in place, and behind it the round's context, sealed with the vector.
+
+    Raises:
+      ValueError: if the vector is not what `Work` promises.
+    """
+    width = attempt.terms.bits // 8
+    if vector.dtype.itemsize != width or vector.dtype.kind != "u" or vector.ndim != 1:
+        raise ValueError(f"the vector is not one row of unsigned {attempt.terms.bits}-bit words")
+    words = np.require(vector, f"<u{width}", ["C", "W"])
+    suite = suite_of(attempt.terms.suite)
+    add_masks(words, masks, suite)
+    body = words.data.cast("B")
+    return b"".join((body, seal(suite, attempt.reply_key, context, body)))

@@ -1,0 +1,281 @@
+"""A node's half of secure aggregation: a pure state machine, message in, reply out; no clock, socket or file.
+
+Double masking of Bonawitz et al. (CCS 2017), on the graphs of Bell et al. (CCS 2020), with one survivor set for the
+whole cohort: a node opens nothing before more nodes signed the same set than could sign two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from .attempt import Attempt, Stage, Work, masked, tagged
+from .bindings import (
+    Agreement,
+    advert_body,
+    attempt_context,
+    commitment,
+    confirmation_body,
+    mask_sign,
+    own_mask_key,
+    pair_mask_info,
+    reply_info,
+)
+from .graph import colluders
+from .messages import (
+    SEALED_BYTES,
+    SHARE_BYTES,
+    Advert,
+    Cohort,
+    Confirmation,
+    Confirmed,
+    Declined,
+    Inbox,
+    Proposal,
+    Revealed,
+    SealedShares,
+    Survivors,
+    read_any,
+    write,
+)
+from .policy import Policy, check
+from .refusal import Reason, Refused
+from .roster import Roster
+from .shamir import new_secret, split
+from .suite import agree, key_from_seed, public_of, seal, sign, unseal, verify
+from .transcript import Profile, Terms
+
+ToNode = Cohort | Inbox | Survivors | Confirmed
+LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
+
+
+@dataclass
+class Participant:
+    """One node: its identity, its policy, and what it remembers. Not for two threads at once.
+
+    Attributes:
+      seen: by run, the highest (round, attempt) it was asked to join.
+      attempts: those under way, by context.
+    """
+
+    node: int
+    key: Ed25519PrivateKey = field(repr=False)
+    policy: Policy
+    roster: Roster
+    seen: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    attempts: dict[bytes, Attempt] = field(default_factory=dict[bytes, Attempt], repr=False)
+
+    def handle(self, message: bytes, now: int, work: Work | None = None) -> bytes:
+        """Return the reply to one message of the server.
+
+        A message out of its order changes nothing; any other that is refused ends its attempt. Where the node
+        may stop, keep `node_state.write_state` before the reply leaves: one that forgot what it sent can be
+        asked again, and two vectors under one mask give away their difference.
+
+        Args:
+          message: bytes as they came.
+          now: Unix seconds, against which members expire.
+          work: the node's share of the round, for the message that brings the model.
+
+        Raises:
+          Refused: with the reason by name. Only the reason may leave: see `declined`.
+        """
+        said = read_any(message)
+        match said:
+            case Proposal():
+                return self._join(said, now)
+            case Cohort():
+                return self._step(said, Stage.ADVERTISED, lambda attempt: self._share(attempt, said, now))
+            case Inbox():
+                return self._step(said, Stage.SHARED, lambda attempt: self._mask(attempt, said, work))
+            case Survivors():
+                return self._step(said, Stage.MASKED, lambda attempt: self._confirm(attempt, said))
+            case Confirmed():
+                return self._step(said, Stage.CONFIRMED, lambda attempt: self._open(attempt, said, now))
+            case _:
+                raise Refused(Reason.OUT_OF_ORDER, "a node's message, sent to a node")
+
+    def forget(self) -> None:
+        """End every attempt, as after a timeout."""
+        for context in list(self.attempts):
+            self._end(context)
+
+    def _end(self, context: bytes) -> None:
+        self.attempts.pop(context).erase()
+
+    def _step(self, said: ToNode, due: Stage, act: Callable[[Attempt], bytes]) -> bytes:
+        attempt = self.attempts.get(said.context)
+        if attempt is None:
+            raise Refused(Reason.ERASED, "an attempt that this node does not hold, or holds no more")
+        if attempt.stage is not due:
+            raise Refused(
+                Reason.OUT_OF_ORDER, f"this node has {attempt.stage.name.lower()} already, or not yet"
+            )
+        try:
+            return act(attempt)
+        except BaseException:
+            self._end(said.context)
+            raise
+
+    def _join(self, proposal: Proposal, now: int) -> bytes:
+        """0: hold the terms against the policy, and make the keys of this attempt."""
+        terms, candidates = proposal.terms, proposal.candidates
+        check(self.policy, terms)
+        if (terms.roster_version, terms.roster_hash) != (self.roster.version, self.roster.hash):
+            raise Refused(Reason.UNKNOWN_MEMBER, "the terms name another roster than this node's")
+        if len(candidates) != terms.cohort_size or self.node not in candidates:
+            raise Refused(Reason.WRONG_COHORT, "the cohort is not of the stated size, or without this node")
+        for node in candidates:
+            self.roster.member(node, now)
+        if (terms.round, terms.attempt) <= self.seen.get(terms.run, (-1, -1)):
+            raise Refused(Reason.REPLAY, "this node was asked for this attempt, or a later one, before")
+        self.seen[terms.run] = (terms.round, terms.attempt)
+        return self._advertise(terms, candidates, proposal.server_key)
+
+    def _advertise(self, terms: Terms, candidates: tuple[int, ...], server_key: bytes) -> bytes:
+        context = attempt_context(terms, candidates, server_key)
+        mask_seed, own_seed, share_key = new_secret(), new_secret(), os.urandom(SHARE_BYTES)
+        secret = X25519PrivateKey.from_private_bytes(share_key)
+        reply_key = agree(secret, server_key, reply_info(context))
+        bound = commitment(context, self.node, own_seed)
+        unsigned = Advert(self.node, public_of(key_from_seed(mask_seed)), public_of(secret), bound, b"")
+        advert = replace(unsigned, signature=sign(self.key, context, advert_body(unsigned)))
+        while len(self.attempts) >= LIVE_ATTEMPTS:
+            self._end(next(iter(self.attempts)))
+        self.attempts[context] = Attempt(
+            terms, candidates, context, mask_seed, own_seed, share_key, reply_key, (advert,)
+        )
+        return write(advert)
+
+    def _share(self, attempt: Attempt, cohort: Cohort, now: int) -> bytes:
+        """1: check every key of the cohort, and give each neighbour a share of both seeds."""
+        (own,) = attempt.adverts
+        if own not in cohort.adverts or not {a.node for a in cohort.adverts} <= set(attempt.candidates):
+            raise Refused(Reason.WRONG_COHORT, "this node's keys were changed, or a node was never proposed")
+        for advert in cohort.adverts:
+            member = self.roster.member(advert.node, now)
+            verify(member.public, attempt.context, advert_body(advert), advert.signature)
+        attempt.adverts = cohort.adverts
+        agreed = attempt.agreed
+        peers = agreed.neighbours(self.node)
+        _enough(attempt.terms, agreed.nodes, peers)
+        points = [agreed.points[peer] for peer in peers]
+        threshold = attempt.terms.threshold
+        pairs = zip(
+            split(attempt.own_seed, threshold, points),
+            split(attempt.mask_seed, threshold, points),
+            strict=True,
+        )
+        secret = X25519PrivateKey.from_private_bytes(attempt.share_key)
+        sealed = bytearray()
+        for peer, shares in zip(peers, pairs, strict=True):
+            key = agree(secret, agreed.by_node[peer].share_key, agreed.share_info)
+            sealed += seal(agreed.suite, key, b"".join(shares), agreed.share_label(self.node, peer))
+        attempt.stage = Stage.SHARED
+        return tagged(attempt, write(SealedShares(agreed.cohort, bytes(sealed))))
+
+    def _mask(self, attempt: Attempt, inbox: Inbox, work: Work | None) -> bytes:
+        """2: open the neighbours' shares, compute, and send the vector under all masks."""
+        if work is None or work.model_hash != inbox.model_hash:
+            raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
+        agreed = attempt.agreed
+        if self.node not in inbox.sharers or not set(inbox.sharers) <= set(agreed.nodes):
+            raise Refused(Reason.WRONG_COHORT, "who shared is not a part of who advertised, with this node")
+        peers = agreed.neighbours(self.node, set(inbox.sharers))
+        _enough(attempt.terms, inbox.sharers, peers)
+        attempt.held = self._open_shares(attempt, agreed, peers, inbox.sealed)
+        attempt.sharers, attempt.model_hash = inbox.sharers, inbox.model_hash
+        attempt.stage = Stage.MASKED
+        context = agreed.round(inbox.sharers, inbox.model_hash)
+        secret, info = key_from_seed(attempt.mask_seed), pair_mask_info(context)
+        masks = [(own_mask_key(attempt.own_seed, context), 1)]
+        masks += [
+            (agree(secret, agreed.by_node[peer].mask_key, info), mask_sign(self.node, peer)) for peer in peers
+        ]
+        return masked(attempt, work.vector(attempt.terms), masks, context)
+
+    def _open_shares(self, attempt: Attempt, agreed: Agreement, peers: Sequence[int], sealed: bytes) -> bytes:
+        if len(sealed) != SEALED_BYTES * len(peers):
+            raise Refused(Reason.MALFORMED, "not one sealed pair of shares for each neighbour")
+        secret = X25519PrivateKey.from_private_bytes(attempt.share_key)
+        held = bytearray()
+        for place, peer in enumerate(peers):
+            key = agree(secret, agreed.by_node[peer].share_key, agreed.share_info)
+            one = sealed[SEALED_BYTES * place : SEALED_BYTES * (place + 1)]
+            held += unseal(agreed.suite, key, one, agreed.share_label(peer, self.node))
+        if len(held) != 2 * SHARE_BYTES * len(peers):
+            raise Refused(Reason.BAD_SHARE, "a sealed pair of another length")
+        return bytes(held)
+
+    def _confirm(self, attempt: Attempt, sets: Survivors) -> bytes:
+        """3a: hold the survivors against what this node knows, and sign them."""
+        alive = set(sets.alive)
+        if alive & set(sets.dead):
+            raise Refused(
+                Reason.ALIVE_AND_DEAD, "a node is said to be alive and dead: both its seeds would open"
+            )
+        if alive | set(sets.dead) != set(attempt.sharers) or self.node not in alive:
+            raise Refused(Reason.WRONG_COHORT, "alive and dead are not who shared, or this node is not alive")
+        agreed = attempt.agreed
+        _enough(attempt.terms, sets.alive, agreed.neighbours(self.node, alive))
+        attempt.alive = sets.alive
+        if attempt.terms.profile is Profile.SEMI_HONEST:
+            return self._reveal(attempt)
+        attempt.stage = Stage.CONFIRMED
+        context, seen = attempt.view()
+        unsigned = Confirmation(self.node, attempt.model_hash, context, seen, b"")
+        signature = sign(self.key, attempt.context, confirmation_body(unsigned))
+        return tagged(attempt, write(replace(unsigned, signature=signature)))
+
+    def _open(self, attempt: Attempt, proof: Confirmed, now: int) -> bytes:
+        """3b: reveal shares once a quorum has signed what this node signed."""
+        round_context, view = attempt.view()
+        needed = self.quorum(attempt.terms)
+        confirmed = 0
+        for said in proof.confirmations:
+            if said.node not in attempt.alive:
+                raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of a node that is not alive")
+            public = self.roster.member(said.node, now).public
+            verify(public, attempt.context, confirmation_body(said), said.signature)
+            if said.model_hash != attempt.model_hash:
+                raise Refused(Reason.WRONG_MODEL, "a node confirmed the round with another model")
+            if said.round_context != round_context:
+                raise Refused(Reason.WRONG_COHORT, "a node confirmed a round of another cohort")
+            if said.survivors != view:
+                raise Refused(Reason.SPLIT_VIEW, "a node confirmed other survivors")
+            confirmed += 1
+            if confirmed == needed:
+                return self._reveal(attempt)
+        raise Refused(Reason.TOO_FEW, f"{confirmed} confirmations of the {needed} needed")
+
+    def quorum(self, terms: Terms) -> int:
+        """Return how many of the cohort must sign one survivor set, so that no second set can get as many.
+
+        Two sets would need twice as many signatures; colluders sign both, honest nodes one.
+        """
+        size = terms.cohort_size
+        return max(terms.threshold, (size + colluders(size, self.policy.collusion)) // 2 + 1)
+
+    def _reveal(self, attempt: Attempt) -> bytes:
+        _, view = attempt.view()
+        alive, shares = set(attempt.alive), bytearray()
+        for place, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
+            start = SHARE_BYTES * (2 * place + (peer not in alive))  # of the own seed, then of the mask seed
+            shares += attempt.held[start : start + SHARE_BYTES]
+        reply = tagged(attempt, write(Revealed(view, bytes(shares))))
+        self._end(attempt.context)
+        return reply
+
+
+def declined(refused: Refused) -> bytes:
+    """Return all that leaves of a refusal: its reason."""
+    return write(Declined(refused.reason.value))
+
+
+def _enough(terms: Terms, nodes: Sequence[int], peers: Sequence[int]) -> None:
+    if len(nodes) < terms.minimum_survivors or len(peers) < terms.threshold:
+        raise Refused(Reason.TOO_FEW, "too few nodes are left to hide this one among them")

@@ -1,0 +1,154 @@
+"""Who shares masks with whom: everybody up to 128 clients, a random ring of k neighbours above.
+
+The ring is the k-regular Harary graph over a random order of the cohort (Bell et al., CCS 2020, section 3). The order
+comes from a hash over all adverts, so that no single client or server picks it. Whoever adverts last can still try
+several adverts: 2**q tries take q bits from `PRIVACY_BITS` on a ring, and nothing on the complete graph.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..refusal import Refusal
+from .transcript import Profile, Purpose, digest
+
+COMPLETE_UP_TO = 128
+MAXIMUM_CLIENTS = 10**6  # Beyond, whoever names a cohort size could keep a client computing tails.
+PRIVACY_BITS = 40  # An attempt opens more than its sum with a chance of at most 2**-40,
+LIVENESS_BITS = 20  # and fails at the stated dropout with one of at most 2**-20.
+_NEGLIGIBLE = 2.0**-60
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`clients` of whom each has `neighbours`, any `threshold` of which can open one of its two secrets."""
+
+    clients: int
+    neighbours: int
+    threshold: int
+
+    @property
+    def complete(self) -> bool:
+        return self.neighbours == self.clients - 1
+
+    @property
+    def possible(self) -> bool:
+        """Whether such a graph and such a sharing exist."""
+        regular = self.complete or (self.neighbours < self.clients and self.neighbours % 2 == 0)
+        return regular and 1 <= self.threshold <= self.neighbours
+
+
+def colluders(clients: int, rate: float) -> int:
+    """Return how many a rate stands for, rounded up (0.1 of 300 is 30), but never the one who asks."""
+    return min(clients - 1, math.ceil(clients * rate - 1e-9))
+
+
+def neighbourhoods(nodes: Iterable[int], neighbours: int, seed: bytes) -> dict[int, tuple[int, ...]]:
+    """Return each node's neighbours, in ascending order; the relation is symmetric, and the graph connected.
+
+    Args:
+      nodes: distinct.
+      neighbours: how many each has: an even number, or all the others.
+      seed: a hash over all adverts.
+
+    Raises:
+      ValueError: if there is no such graph.
+    """
+    order = sorted(nodes, key=lambda node: digest(Purpose.RING, seed, node))
+    if not Shape(len(order), neighbours, 1).possible:
+        raise ValueError(f"{len(order)} nodes cannot have {neighbours} neighbours each")
+    if neighbours == len(order) - 1:
+        offsets: Sequence[int] = range(1, len(order))
+    else:
+        offsets = [side * step for step in range(1, neighbours // 2 + 1) for side in (1, -1)]
+    return {
+        node: tuple(sorted(order[(place + offset) % len(order)] for offset in offsets))
+        for place, node in enumerate(order)
+    }
+
+
+@lru_cache(maxsize=64)
+def parameters(clients: int, dropout: float, collusion: float, profile: Profile) -> tuple[int, int]:
+    """Return the fewest neighbours k and the lowest threshold t that keep both promises at the stated rates.
+
+    Args:
+      clients: the cohort, from 2 to `MAXIMUM_CLIENTS`.
+      dropout, collusion: shares of the cohort, in [0, 1).
+      profile: what the server may do.
+
+    Raises:
+      Refusal: if no graph keeps both, as at a third each with a malicious server.
+    """
+    sizes = range(2, clients - 1, 2) if clients > COMPLETE_UP_TO else ()
+    for neighbours in (*sizes, clients - 1):
+        # The higher the threshold, the less it opens.
+        threshold = 1 + bisect_left(
+            range(1, neighbours + 1),
+            True,
+            key=lambda t, k=neighbours: opens_nothing(Shape(clients, k, t), collusion, dropout, profile),
+        )
+        if threshold <= neighbours and _opens_the_sum(Shape(clients, neighbours, threshold), dropout):
+            return neighbours, threshold
+    remedy = f"a cohort of {clients} cannot stand this beside collusion={collusion}: lower one, or ask more clients"
+    raise Refusal("dropout", dropout, remedy)
+
+
+def opens_nothing(shape: Shape, collusion: float, dropout: float, profile: Profile) -> bool:
+    """Whether, but for a chance of 2**-`PRIVACY_BITS`, the survivors' sum is all that can be opened.
+
+    A malicious server also says who dropped out, so that only a semi-honest one is held to `dropout`. Union bounds
+    over the cohort, with exact hypergeometric tails.
+    """
+    n, k, t = shape.clients, shape.neighbours, shape.threshold
+    bad = colluders(n, collusion)
+    if profile is Profile.MALICIOUS:
+        # Honest neighbours open one of the two secrets, colluding ones both: 2t <= k + (colluding) opens both.
+        chance = n * tail(n - 1, bad, k, 2 * t - k)
+        if not shape.complete:
+            # A ring comes apart at two gaps of k/2 places, dropped or colluding. An arc opens only if both its ends
+            # have t neighbours left, k/2 inside at most: each gap must hold t - k/2 that collude. The counts of two
+            # gaps are negatively associated.
+            chance += math.comb(n, 2) * tail(n, bad, k // 2, t - k // 2) ** 2
+        return chance <= 2.0**-PRIVACY_BITS
+    chance = n * tail(n - 1, bad, k, t)
+    if not shape.complete:
+        # A ring comes apart at two gaps of k/2 places.
+        gone = min(n, bad + colluders(n, dropout))
+        chance += math.comb(n, 2) * tail(n, gone, k, k)
+    return chance <= 2.0**-PRIVACY_BITS
+
+
+def _opens_the_sum(shape: Shape, dropout: float) -> bool:
+    n, k, t = shape.clients, shape.neighbours, shape.threshold
+    return n * tail(n - 1, colluders(n, dropout), k, k - t + 1) <= 2.0**-LIVENESS_BITS
+
+
+def tail(population: int, marked: int, drawn: int, least: int) -> float:
+    """Return P[X >= least], X the marked ones among `drawn` of `population` without putting back."""
+    first, last = max(least, 0, drawn - (population - marked)), min(marked, drawn)
+    if first > last:
+        return 0.0
+    # From the likeliest value outwards: at the far end a float would be zero while the sum is not.
+    mode = (drawn + 1) * (marked + 1) // (population + 2)
+    start = min(max(first, mode), last)
+    chance = _log_choose(marked, start) + _log_choose(population - marked, drawn - start)
+    at_start = term = total = math.exp(chance - _log_choose(population, drawn))
+    spare = population - marked - drawn
+    for hit in range(start, last):
+        term *= (marked - hit) * (drawn - hit) / ((hit + 1) * (spare + hit + 1))
+        total += term
+        if term <= total * _NEGLIGIBLE:
+            break
+    term = at_start
+    for hit in range(start, first, -1):
+        term *= hit * (spare + hit) / ((marked - hit + 1) * (drawn - hit + 1))
+        total += term
+        if term <= total * _NEGLIGIBLE:
+            break
+    return total
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)

@@ -1,0 +1,100 @@
+"""What a data owner asks of every attempt, whatever the server proposes."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..refusal import Refusal
+from .graph import MAXIMUM_CLIENTS, Shape, colluders, opens_nothing
+from .refusal import Reason, Refused
+from .suite import KEY_BYTES, SUITES
+from .transcript import PROTOCOL_VERSION, Profile, Terms
+
+WIDTHS = (16, 32)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The floors of one client, from its own file.
+
+    Attributes:
+      authority: Ed25519 public key, 32 bytes, that signs the roster.
+      minimum_roster_version: older rosters are refused, so that a revoked key stays revoked.
+      minimum_cohort: fewest clients whose sum may be opened with this client's vector in it.
+      collusion: share of the other clients that may work for the server, in [0, 1).
+      dropout: share of the cohort that may fail to answer, in [0, 1).
+      maximum_clipping_norm: largest L2 norm that an update may keep.
+      minimum_noise_multiplier: smallest noise of the sum over the clipping norm; 0 asks for none.
+      profile: the weakest profile accepted; `MALICIOUS` satisfies both.
+      suites: suites accepted, by number.
+      bits: widths of a coordinate accepted.
+
+    Raises:
+      Refusal: an owner's value that protects nothing or cannot be met.
+    """
+
+    authority: bytes
+    minimum_roster_version: int
+    minimum_cohort: int
+    collusion: float
+    dropout: float
+    maximum_clipping_norm: float
+    minimum_noise_multiplier: float
+    profile: Profile = Profile.MALICIOUS
+    suites: tuple[int, ...] = tuple(SUITES)
+    bits: tuple[int, ...] = WIDTHS
+
+    def __post_init__(self) -> None:
+        if len(self.authority) != KEY_BYTES:
+            raise Refusal(
+                "authority", self.authority.hex(), "give the 32-byte public key of the roster's signer"
+            )
+        if self.minimum_cohort < 2:
+            raise Refusal(
+                "minimum_cohort", self.minimum_cohort, "a sum of one client hides nothing: ask for 2 or more"
+            )
+        for name in ("collusion", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise Refusal(name, getattr(self, name), "give a share of the clients in [0, 1)")
+        if not self.maximum_clipping_norm > 0:
+            raise Refusal("maximum_clipping_norm", self.maximum_clipping_norm, "give a norm above 0")
+        if not self.minimum_noise_multiplier >= 0:
+            raise Refusal("minimum_noise_multiplier", self.minimum_noise_multiplier, "give 0 or more")
+        if not set(self.suites) <= SUITES.keys():
+            raise Refusal("suites", self.suites, f"choose from {tuple(SUITES)}")
+        if not set(self.bits) <= set(WIDTHS):
+            raise Refusal("bits", self.bits, f"choose from {WIDTHS}")
+
+
+def check(policy: Policy, terms: Terms) -> None:
+    """Return if the terms are no weaker than the policy. The roster's hash is the caller's to compare.
+
+    Raises:
+      Refused: POLICY, naming the first field of the terms that is.
+    """
+    for name in _shortfalls(policy, terms):
+        raise Refused(Reason.POLICY, f"{name}={getattr(terms, name)!r} is not what this policy accepts")
+
+
+def _shortfalls(policy: Policy, terms: Terms) -> Iterator[str]:
+    shape = Shape(terms.cohort_size, terms.neighbours, terms.threshold)
+    # The sum must hide this client behind another honest one.
+    fewest = max(policy.minimum_cohort, colluders(terms.cohort_size, policy.collusion) + 2)
+    # Written so that a NaN is refused.
+    demands = {
+        "protocol_version": terms.protocol_version == PROTOCOL_VERSION,
+        "suite": terms.suite in policy.suites,
+        "profile": terms.profile in (policy.profile, Profile.MALICIOUS),
+        "roster_version": terms.roster_version >= policy.minimum_roster_version,
+        "bits": terms.bits in policy.bits,
+        "step": 0 < terms.step < math.inf,
+        "clipping_norm": 0 < terms.clipping_norm <= policy.maximum_clipping_norm,
+        "noise_multiplier": policy.minimum_noise_multiplier <= terms.noise_multiplier < math.inf,
+        "cohort_size": terms.cohort_size <= MAXIMUM_CLIENTS,
+        "minimum_survivors": fewest <= terms.minimum_survivors <= terms.cohort_size,
+    }
+    yield from (name for name, met in demands.items() if not met)
+    if not shape.possible:
+        yield "neighbours"
+    elif not opens_nothing(shape, policy.collusion, policy.dropout, terms.profile):
+        yield "threshold"

@@ -1,0 +1,34 @@
+"""Why a client or the server stops an attempt: one exception, and a closed list of reasons."""
+
+from enum import StrEnum
+from typing import final
+
+
+class Reason(StrEnum):
+    """The name by which a refusal is known in messages, logs and tests."""
+
+    POLICY = "policy"
+    REPLAY = "replay"
+    BAD_SIGNATURE = "bad_signature"
+    UNKNOWN_MEMBER = "unknown_member"
+    EXPIRED = "expired"
+    WRONG_COHORT = "wrong_cohort"
+    TOO_FEW = "too_few"
+    SPLIT_VIEW = "split_view"
+    ALIVE_AND_DEAD = "alive_and_dead"
+    WRONG_MODEL = "wrong_model"
+    BAD_SHARE = "bad_share"
+    OVERFLOW = "overflow"
+    OUT_OF_ORDER = "out_of_order"
+    MALFORMED = "malformed"
+    ERASED = "erased"
+
+
+@final
+class Refused(Exception):
+    """An attempt that this side does not go on with. `detail` never holds a secret or a vector's value."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

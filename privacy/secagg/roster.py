@@ -1,0 +1,111 @@
+"""Who may take part: names and public keys, signed by the federation's authority and never by the server."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import msgpack
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from .refusal import Reason, Refused
+from .suite import KEY_BYTES, SIGNATURE_BYTES, sign, verify
+from .transcript import Purpose, digest
+
+_FORMAT = 1
+_CONTEXT = digest(Purpose.ROSTER)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One client: its node number, its name, its Ed25519 public key and the Unix second it is valid until."""
+
+    node: int
+    name: str
+    public: bytes
+    not_after: int
+
+
+@dataclass(frozen=True)
+class Roster:
+    """A version of the list of members, in order of their nodes.
+
+    Raises:
+      Refused: MALFORMED when members are unordered, or two of them share a node or a key.
+    """
+
+    version: int
+    members: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        nodes = [member.node for member in self.members]
+        if nodes != sorted(set(nodes)):
+            raise Refused(Reason.MALFORMED, "members are not in strict order of their nodes")
+        if len({member.public for member in self.members}) != len(self.members):
+            raise Refused(Reason.MALFORMED, "two members hold one key")
+        if any(len(member.public) != KEY_BYTES for member in self.members):
+            raise Refused(Reason.MALFORMED, f"a public key is not {KEY_BYTES} bytes long")
+
+    @cached_property
+    def hash(self) -> bytes:
+        """What the terms of an attempt name the roster by, 32 bytes."""
+        entries = ((m.node, m.name, m.public, m.not_after) for m in self.members)
+        return digest(Purpose.ROSTER, self.version, *(part for entry in entries for part in entry))
+
+    @cached_property
+    def _by_node(self) -> dict[int, Member]:
+        return {member.node: member for member in self.members}
+
+    def member(self, node: int, now: int) -> Member:
+        """Return the member at `node`, valid at the Unix second `now`.
+
+        Raises:
+          Refused: UNKNOWN_MEMBER or EXPIRED.
+        """
+        member = self._by_node.get(node)
+        if member is None:
+            raise Refused(Reason.UNKNOWN_MEMBER, f"node {node} is not in roster version {self.version}")
+        if now > member.not_after:
+            raise Refused(Reason.EXPIRED, f"the key of {member.name} expired at {member.not_after}")
+        return member
+
+
+def write_roster(roster: Roster, authority: Ed25519PrivateKey) -> bytes:
+    """Return the roster as the authority signs it."""
+    entries = [(m.node, m.name, m.public, m.not_after) for m in roster.members]
+    body = cast(bytes, msgpack.packb((_FORMAT, roster.version, entries)))
+    return cast(bytes, msgpack.packb((body, sign(authority, _CONTEXT, body))))
+
+
+def read_roster(data: bytes, authority_public: bytes) -> Roster:
+    """Return the roster that the holder of `authority_public` signed.
+
+    Raises:
+      Refused: MALFORMED, or BAD_SIGNATURE.
+    """
+    body, signature = _exactly(_unpack(data), (bytes, bytes))
+    if len(signature) != SIGNATURE_BYTES:
+        raise Refused(Reason.MALFORMED, f"a signature is not {SIGNATURE_BYTES} bytes long")
+    verify(authority_public, _CONTEXT, body, signature)
+    number, version, entries = _exactly(_unpack(body), (int, int, tuple))
+    if number != _FORMAT:
+        raise Refused(Reason.MALFORMED, f"roster format {number} is not known")
+    return Roster(version, tuple(Member(*_exactly(entry, (int, str, bytes, int))) for entry in entries))
+
+
+def _unpack(data: bytes) -> object:
+    read = cast(Callable[..., object], msgpack.unpackb)
+    try:
+        return read(data, use_list=False)
+    except ValueError as error:
+        raise Refused(Reason.MALFORMED, "the roster is not readable") from error
+
+
+def _exactly(value: object, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    """Return the value if it is a tuple of exactly these kinds; a bool is no int."""
+    if not isinstance(value, tuple):
+        raise Refused(Reason.MALFORMED, "the roster is not made as it should be")
+    parts = cast(tuple[object, ...], value)
+    if tuple(type(part) for part in parts) != kinds:
+        raise Refused(Reason.MALFORMED, "the roster is not made as it should be")
+    return parts

@@ -1,0 +1,301 @@
+"""The server's half of secure aggregation: replies in, messages out, one accumulator; no clock, socket or file.
+
+It learns the sum of the survivors and who they are. See `client` for the protocol.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from .bindings import (
+    Agreement,
+    advert_body,
+    attempt_context,
+    confirmation_body,
+    reply_info,
+    survivors_digest,
+)
+from .masks import Vector, add_masks
+from .messages import (
+    DECLINED_BYTES,
+    SEAL_BYTES,
+    SEALED_BYTES,
+    SHARE_BYTES,
+    Advert,
+    Cohort,
+    Confirmation,
+    Confirmed,
+    Declined,
+    Inbox,
+    Proposal,
+    Revealed,
+    SealedShares,
+    Survivors,
+    read,
+    write,
+)
+from .recovery import by_owner, remaining_masks
+from .refusal import Reason, Refused
+from .roster import Roster
+from .suite import agree, new_key, public_of, suite_of, unseal, verify
+from .transcript import HASH_BYTES, Profile, Terms
+
+Outgoing = dict[int, bytes]
+
+
+class Due(IntEnum):
+    """Which replies the attempt waits for."""
+
+    ADVERTS = 0
+    SHARES = 1
+    VECTORS = 2
+    CONFIRMATIONS = 3
+    REVEALED = 4
+    NOTHING = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The sum of the survivors' vectors modulo 2**bits, shape (d,), and who they are."""
+
+    total: Vector
+    survivors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """An attempt that releases nothing, and why."""
+
+    reason: Reason
+
+
+class ServerAttempt:
+    """One attempt to sum one vector of every node in a cohort.
+
+    Send what `proposal` and `advance` return, hand every reply to `take`, and call `advance` when `waiting` is empty
+    or patience ends. A next attempt's messages may travel beside these: each is a message of its own.
+
+    Attributes:
+      declined: by node, why it stopped, where it said so.
+    """
+
+    def __init__(
+        self, terms: Terms, roster: Roster, candidates: Sequence[int], dimension: int, now: int
+    ) -> None:
+        """Prepare an attempt.
+
+        Args:
+          terms: with `cohort_size` candidates, under this roster.
+          roster: see there.
+          candidates: nodes to ask.
+          dimension: coordinates of the vector, d >= 1.
+          now: Unix seconds, against which members expire.
+        """
+        self._terms, self._roster, self._now = terms, roster, now
+        self._candidates = tuple(sorted(candidates))
+        self._suite = suite_of(terms.suite)
+        self._key = new_key()
+        self.context = attempt_context(terms, self._candidates, public_of(self._key))
+        self._total = np.zeros(dimension, f"<u{terms.bits // 8}")
+        self._due, self._asked = Due.ADVERTS, frozenset(self._candidates)
+        self._answered: set[int] = set()
+        self.declined: dict[int, Reason] = {}
+        self._adverts: dict[int, Advert] = {}
+        self._reply_keys: dict[int, bytes] = {}
+        self._sealed: dict[int, bytes] = {}
+        self._confirmations: dict[int, Confirmation] = {}
+        self._revealed: dict[int, bytes] = {}
+        self._agreed = Agreement(terms, self.context, self._candidates, ())
+        self._sharers: tuple[int, ...] = ()
+        self._sharing: frozenset[int] = frozenset()
+        self._alive: tuple[int, ...] = ()
+        self._dead: tuple[int, ...] = ()
+        self._round = self._view = b""
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """Nodes whose reply to the last message is still to come."""
+        return self._asked - self._answered - self.declined.keys()
+
+    def proposal(self) -> Outgoing:
+        """Return the first message of every node."""
+        message = write(Proposal(self._terms, self._candidates, public_of(self._key)))
+        return dict.fromkeys(self._candidates, message)
+
+    def take(self, node: int, reply: bytes) -> None:
+        """Take one node's reply. One that is refused changes nothing: the node may still answer well.
+
+        Raises:
+          Refused: with the reason by name.
+        """
+        if node not in self._asked or node in self.declined:
+            raise Refused(Reason.OUT_OF_ORDER, "nothing is asked of this node")
+        if len(reply) <= DECLINED_BYTES:
+            self.declined[node] = Reason(read(reply, Declined).reason)
+            return
+        if node in self._answered:
+            raise Refused(Reason.REPLAY, "this node has answered already")
+        if self._due is Due.ADVERTS:
+            self._take_advert(node, read(reply, Advert))
+        elif self._due is Due.VECTORS:
+            self._take_vector(node, reply)
+        else:
+            body = reply[:-SEAL_BYTES]
+            self._opened(node, reply[-SEAL_BYTES:], memoryview(body))
+            if self._due is Due.SHARES:
+                self._take_shares(node, read(body, SealedShares))
+            elif self._due is Due.CONFIRMATIONS:
+                self._take_confirmation(node, read(body, Confirmation))
+            else:
+                self._take_revealed(node, read(body, Revealed))
+        self._answered.add(node)
+
+    def _opened(self, node: int, sealed: bytes, body: memoryview) -> bytes:
+        """Return what the node sealed behind the body of its reply."""
+        try:
+            return unseal(self._suite, self._reply_keys[node], sealed, body)
+        except Refused as refused:
+            raise Refused(Reason.BAD_SIGNATURE, "not what this node sent in this attempt") from refused
+
+    def _take_advert(self, node: int, advert: Advert) -> None:
+        if advert.node != node:
+            raise Refused(Reason.UNKNOWN_MEMBER, "an advert of another node")
+        public = self._roster.member(node, self._now).public
+        verify(public, self.context, advert_body(advert), advert.signature)
+        self._reply_keys[node] = agree(self._key, advert.share_key, reply_info(self.context))
+        self._adverts[node] = advert
+
+    def _take_shares(self, node: int, shares: SealedShares) -> None:
+        if shares.cohort != self._agreed.cohort:
+            raise Refused(Reason.WRONG_COHORT, "shares for other adverts than these")
+        if len(shares.sealed) != SEALED_BYTES * len(self._agreed.neighbours(node)):
+            raise Refused(Reason.MALFORMED, "not one sealed pair of shares for each neighbour")
+        self._sealed[node] = shares.sealed
+
+    def _take_vector(self, node: int, frame: bytes) -> None:
+        if len(frame) != self._total.nbytes + HASH_BYTES + SEAL_BYTES:
+            raise Refused(Reason.MALFORMED, "a masked vector of another length")
+        context = self._opened(node, frame[self._total.nbytes :], memoryview(frame)[: self._total.nbytes])
+        if context != self._round:
+            raise Refused(Reason.WRONG_COHORT, "masked for another round: other nodes, or another model")
+        words = np.frombuffer(frame, self._total.dtype, self._total.size)
+        np.add(self._total, words, out=self._total)
+
+    def _take_confirmation(self, node: int, said: Confirmation) -> None:
+        if said.node != node:
+            raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of another node")
+        verify(
+            self._roster.member(node, self._now).public, self.context, confirmation_body(said), said.signature
+        )
+        if (said.round_context, said.survivors) != (self._round, self._view):
+            raise Refused(Reason.SPLIT_VIEW, "a confirmation of another round or other survivors")
+        self._confirmations[node] = said
+
+    def _take_revealed(self, node: int, revealed: Revealed) -> None:
+        if revealed.survivors != self._view:
+            raise Refused(Reason.SPLIT_VIEW, "shares for other survivors")
+        if len(revealed.shares) != SHARE_BYTES * len(self._agreed.neighbours(node, self._sharing)):
+            raise Refused(Reason.MALFORMED, "not one share for each neighbour")
+        self._revealed[node] = revealed.shares
+
+    def advance(self, model_hash: bytes = b"") -> Outgoing | Outcome | Abandoned:
+        """Close the exchange under way, and return the messages of the next one or how the attempt ended.
+
+        Args:
+          model_hash: 32 bytes; needed where shares end and the model goes out, and only there.
+        """
+        steps = {
+            Due.ADVERTS: self._send_cohort,
+            Due.VECTORS: self._send_survivors,
+            Due.CONFIRMATIONS: self._send_confirmed,
+            Due.REVEALED: self._unmask,
+        }
+        try:
+            if self._due is Due.SHARES:
+                return self._send_inboxes(model_hash)
+            return steps[self._due]()
+        except Refused as refused:
+            self._end()
+            return Abandoned(refused.reason)
+
+    def _ask(self, due: Due, messages: Outgoing) -> Outgoing:
+        self._due, self._asked, self._answered = due, frozenset(messages), set()
+        return messages
+
+    def _end(self) -> None:
+        self._ask(Due.NOTHING, {})
+        for kept in (self._reply_keys, self._sealed, self._revealed, self._confirmations):
+            kept.clear()
+
+    def _send_cohort(self) -> Outgoing:
+        adverts = tuple(self._adverts[node] for node in sorted(self._adverts))
+        self._enough(len(adverts))
+        self._agreed = Agreement(self._terms, self.context, self._candidates, adverts)
+        return self._ask(Due.SHARES, dict.fromkeys(self._agreed.nodes, write(Cohort(self.context, adverts))))
+
+    def _send_inboxes(self, model_hash: bytes) -> Outgoing:
+        self._sharing = self._connected(frozenset(self._sealed))
+        self._sharers = tuple(sorted(self._sharing))
+        self._enough(len(self._sharers))
+        self._round = self._agreed.round(self._sharers, model_hash)
+        inboxes = {
+            node: write(Inbox(self.context, model_hash, self._sharers, self._parcel(node)))
+            for node in self._sharers
+        }
+        self._sealed.clear()
+        return self._ask(Due.VECTORS, inboxes)
+
+    def _connected(self, sharers: frozenset[int]) -> frozenset[int]:
+        """Return the sharers without those whose seeds too few others hold shares of."""
+        least = self._terms.threshold
+        kept = frozenset(node for node in sharers if len(self._agreed.neighbours(node, sharers)) >= least)
+        return kept if kept == sharers else self._connected(kept)
+
+    def _parcel(self, node: int) -> bytes:
+        """Return the sealed shares that this node's neighbours made for it, by ascending neighbour."""
+        parcel = bytearray()
+        for peer in self._agreed.neighbours(node, self._sharing):
+            start = SEALED_BYTES * bisect_left(self._agreed.neighbours(peer), node)
+            parcel += self._sealed[peer][start : start + SEALED_BYTES]
+        return bytes(parcel)
+
+    def _send_survivors(self) -> Outgoing:
+        self._alive = tuple(sorted(self._answered))
+        self._dead = tuple(node for node in self._sharers if node not in self._answered)
+        self._enough(len(self._alive))
+        self._view = survivors_digest(self._round, self._alive, self._dead)
+        message = write(Survivors(self.context, self._alive, self._dead))
+        confirms = self._terms.profile is Profile.MALICIOUS
+        return self._ask(Due.CONFIRMATIONS if confirms else Due.REVEALED, dict.fromkeys(self._alive, message))
+
+    def _send_confirmed(self) -> Outgoing:
+        confirmations = tuple(self._confirmations[node] for node in sorted(self._confirmations))
+        message = write(Confirmed(self.context, confirmations))
+        return self._ask(Due.REVEALED, dict.fromkeys(sorted(self._confirmations), message))
+
+    def _unmask(self) -> Outcome:
+        shares = by_owner(self._agreed, self._sharers, self._revealed)
+        masks = list(remaining_masks(self._agreed, self._alive, self._dead, shares, self._round))
+        add_masks(self._total, masks, self._suite)
+        self._end()
+        return Outcome(self._total, self._alive)
+
+    def _enough(self, count: int) -> None:
+        if count < self._terms.minimum_survivors:
+            raise Refused(Reason.TOO_FEW, f"{count} nodes of the {self._terms.minimum_survivors} needed")
+
+
+def together(*attempts: Mapping[int, bytes]) -> dict[int, tuple[bytes, ...]]:
+    """Return by node the messages that travel to it in one exchange, in order of the attempts they belong to.
+
+    With the next attempt's proposal beside the inboxes, and its cohort beside the last message, a steady round takes
+    three exchanges, or two if `SEMI_HONEST`. Once its keys are out the next attempt also stands in for one that was
+    abandoned: a node joins none before it.
+    """
+    nodes = sorted({node for messages in attempts for node in messages})
+    return {node: tuple(messages[node] for messages in attempts if node in messages) for node in nodes}

@@ -1,0 +1,146 @@
+"""The primitives, by numbered suite: key agreement, key derivation, sealing and signatures.
+
+X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), Ed25519 (RFC 8032), AES-256-GCM (NIST SP 800-38D) and
+ChaCha20-Poly1305 (RFC 8439), all from `cryptography`. Suites differ in the cipher that seals shares and whose key
+stream makes the masks.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from .refusal import Reason, Refused
+from .transcript import Purpose, frame
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+TAG_BYTES = 16
+SIGNATURE_BYTES = 64
+
+# Takes a 12-byte nonce, n zeros and n + TAG_BYTES of room, of which the first n receive the key stream.
+KeyStream = Callable[[bytes, memoryview, memoryview], object]
+
+
+def _aes_stream(key: bytes) -> KeyStream:
+    # GCM's own counter starts at block 2 of its nonce, and on wide processors it runs twice as fast as CTR.
+    cipher = AESGCM(key)
+    return lambda nonce, zeros, room: cipher.encrypt_into(nonce, zeros, None, room)
+
+
+def _chacha_stream(key: bytes) -> KeyStream:
+    first = (1).to_bytes(4, "little")
+    return lambda nonce, zeros, room: (
+        Cipher(ChaCha20(key, first + nonce), None).encryptor().update_into(zeros, room)
+    )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One choice of primitives, named by number in the terms of an attempt."""
+
+    number: int
+    name: str
+    aead: Callable[[bytes], AESGCM | ChaCha20Poly1305] = field(repr=False)
+    stream: Callable[[bytes], KeyStream] = field(repr=False)
+
+
+SUITES = {
+    suite.number: suite
+    for suite in (
+        Suite(1, "X25519, HKDF-SHA256, AES-256-GCM, Ed25519", AESGCM, _aes_stream),
+        # For processors without AES instructions.
+        Suite(4, "X25519, HKDF-SHA256, ChaCha20-Poly1305, Ed25519", ChaCha20Poly1305, _chacha_stream),
+    )
+}
+
+
+def suite_of(number: int) -> Suite:
+    """Return the suite of that number.
+
+    Raises:
+      Refused: POLICY for a number this version does not know.
+    """
+    if number not in SUITES:
+        raise Refused(Reason.POLICY, f"suite {number} is not known; known are {sorted(SUITES)}")
+    return SUITES[number]
+
+
+def new_key() -> X25519PrivateKey:
+    """Return a fresh key-agreement key."""
+    return X25519PrivateKey.generate()
+
+
+def key_from_seed(seed: bytes) -> X25519PrivateKey:
+    """Return the key-agreement key that a 32-byte seed stands for; the seed is what is shared, not the key."""
+    return X25519PrivateKey.from_private_bytes(derive(seed, frame(Purpose.MASK_KEY)))
+
+
+def public_of(key: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
+    """Return the public half, 32 bytes."""
+    return key.public_key().public_bytes_raw()
+
+
+def derive(secret: bytes, info: bytes) -> bytes:
+    """Return HKDF-SHA256 of a uniform secret, without salt, 32 bytes; `info` is a `transcript.frame`."""
+    return HKDF(SHA256(), KEY_BYTES, None, info).derive(secret)
+
+
+def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
+    """Return the 32-byte key that both holders derive for `info`, a context.
+
+    Both public keys enter the derivation, in sorted order.
+
+    Raises:
+      Refused: MALFORMED when `peer` is no public key, or one of the few that force a known secret.
+    """
+    try:
+        secret = key.exchange(X25519PublicKey.from_public_bytes(peer))
+    except ValueError as error:
+        raise Refused(Reason.MALFORMED, "not a usable X25519 public key") from error
+    return derive(secret, frame(Purpose.PAIR, info, *sorted((public_of(key), peer))))
+
+
+def seal(suite: Suite, key: bytes, plaintext: bytes, associated: bytes | memoryview) -> bytes:
+    """Return nonce, ciphertext and tag: 28 bytes more than the plaintext. The nonce is random."""
+    nonce = os.urandom(NONCE_BYTES)
+    return nonce + suite.aead(key).encrypt(nonce, plaintext, associated)
+
+
+def unseal(suite: Suite, key: bytes, sealed: bytes, associated: bytes | memoryview) -> bytes:
+    """Return the plaintext.
+
+    Raises:
+      Refused: BAD_SHARE when a bit of it, its key or its context is not what was sealed.
+    """
+    try:
+        return suite.aead(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated)
+    except (InvalidTag, ValueError) as error:
+        raise Refused(Reason.BAD_SHARE, "does not open under this key and context") from error
+
+
+def sign(key: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
+    """Return the 64-byte signature of a body in a context."""
+    return key.sign(frame(Purpose.SIGNATURE, context, body))
+
+
+@lru_cache(maxsize=1 << 12)  # nodes of one process, as a simulation has them, check the same signatures
+def verify(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
+    """Return if `signature` is what `sign` made.
+
+    Raises:
+      Refused: BAD_SIGNATURE.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, frame(Purpose.SIGNATURE, context, body))
+    except (InvalidSignature, ValueError) as error:
+        raise Refused(Reason.BAD_SIGNATURE, "not signed by this key in this context") from error

@@ -1,0 +1,133 @@
+"""What an attempt is about, bound by hash into every signature, key derivation and sealed share.
+
+Two sides that differ in a single field derive unrelated keys, and neither accepts the other's signatures.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from functools import cache
+
+from .refusal import Reason, Refused
+
+PROTOCOL_VERSION = 1
+HASH_BYTES = 32
+_DOMAIN = "fedveil secagg"
+_INT_BYTES = 16  # Flower's node and run numbers are unsigned 64-bit; the sign needs one more.
+
+Part = bytes | str | int | float
+
+
+class Purpose(StrEnum):
+    """What a hash, key or signature is for; no two purposes ever share one."""
+
+    SETUP = "setup"
+    ROUND = "round"
+    ROSTER = "roster"
+    ADVERT = "advert"
+    GRAPH = "graph"
+    RING = "ring"
+    PAIR = "pair"
+    REPLY = "reply"
+    SIGNATURE = "signature"
+    COMMITMENT = "commitment"
+    MASK_KEY = "mask key"
+    OWN_MASK = "own mask"
+    PAIR_MASK = "pair mask"
+    SHARE = "share"
+    SURVIVORS = "survivors"
+    STATE = "state"
+
+
+class Profile(StrEnum):
+    """What the server is trusted with: to follow the protocol, or with nothing."""
+
+    MALICIOUS = "malicious"
+    SEMI_HONEST = "semi_honest"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Everything that the server proposes for one attempt, and that all of its cohort must see alike.
+
+    Attributes:
+      protocol_version: `PROTOCOL_VERSION`.
+      suite: a key of `suite.SUITES`.
+      run, round, attempt: which attempt; never used twice.
+      roster_version, roster_hash: the roster that holds the identities.
+      cohort_size: how many clients were asked, n.
+      threshold: shares that open a secret, t.
+      neighbours: with how many others a client shares masks, k.
+      bits: width of a coordinate of the sum, 16 or 32.
+      step: distance of two lattice points, in the units of the update.
+      clipping_norm: L2 norm no update exceeds.
+      noise_multiplier: noise std of the sum over `clipping_norm`; 0 without noise.
+      minimum_survivors: fewest vectors whose sum may be opened.
+      profile: see `Profile`.
+      task_hash: what is trained, 32 bytes.
+    """
+
+    protocol_version: int
+    suite: int
+    run: int
+    round: int
+    attempt: int
+    roster_version: int
+    roster_hash: bytes
+    cohort_size: int
+    threshold: int
+    neighbours: int
+    bits: int
+    step: float
+    clipping_norm: float
+    noise_multiplier: float
+    minimum_survivors: int
+    profile: Profile
+    task_hash: bytes
+
+
+def frame(purpose: Purpose, *parts: Part) -> bytes:
+    """Return the parts as bytes that no other purpose and no other parts give: each has its type and length."""
+    return _opening(purpose) + b"".join([_framed(part) for part in parts])
+
+
+@cache
+def _opening(purpose: Purpose) -> bytes:
+    return b"".join(_framed(part) for part in (_DOMAIN, PROTOCOL_VERSION, purpose))
+
+
+def digest(purpose: Purpose, *parts: Part) -> bytes:
+    """Return SHA-256 of the framed parts, 32 bytes."""
+    return hashlib.sha256(frame(purpose, *parts)).digest()
+
+
+def setup_context(terms: Terms) -> bytes:
+    """Return the hash of the terms: the context of adverts and shares, which may precede the model."""
+    return digest(Purpose.SETUP, *(getattr(terms, field.name) for field in fields(terms)))
+
+
+def round_context(setup: bytes, cohort: Sequence[int], model_hash: bytes) -> bytes:
+    """Return the context of masks and confirmations: a client with another model gets masks that do not cancel.
+
+    Raises:
+      Refused: WRONG_COHORT when a node is listed twice.
+    """
+    members = sorted(cohort)
+    if len(set(members)) != len(members):
+        raise Refused(Reason.WRONG_COHORT, "a node is listed twice")
+    return digest(Purpose.ROUND, setup, model_hash, len(members), *members)
+
+
+def _framed(part: Part) -> bytes:
+    match part:
+        case bytes():
+            kind, body = b"b", part
+        case str():
+            kind, body = b"s", part.encode()
+        case int():
+            kind, body = b"i", part.to_bytes(_INT_BYTES, "big", signed=True)
+        case float():
+            kind, body = b"f", struct.pack(">d", part)
+    return kind + len(body).to_bytes(8, "big") + body

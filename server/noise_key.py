@@ -1,0 +1,66 @@
+"""The key of a run's correlated noise on real data: 32 bytes of the system's generator, in a file of its own.
+
+A later row takes back parts of earlier ones, so after a crash they must be had again. Whoever reads the key can take
+the noise off everything the run released: the file is readable by its owner alone, and is removed with the last round.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..privacy.mechanisms.randomness import KEY_BYTES
+from ..privacy.refusal import Refusal
+
+NAME = "noise.key"
+_PRIVATE = 0o600
+
+
+def make(folder: Path) -> bytes:
+    """Return a fresh key that is on disk; one that lies there belongs to a start that released nothing."""
+    key = os.urandom(KEY_BYTES)
+    (folder / NAME).unlink(missing_ok=True)
+    file = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE)
+    try:
+        os.write(file, key)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    _sync(folder)
+    return key
+
+
+def read(folder: Path) -> bytes:
+    """Return the key of a run that goes on.
+
+    Raises:
+      Refusal: without it the run's noise cannot be continued.
+    """
+    path = folder / NAME
+    try:
+        key = path.read_bytes()
+    except OSError as problem:
+        remedy = f"the run's noise cannot be continued without it ({problem.strerror}); start a new run"
+        raise Refusal("resume", str(path), remedy) from problem
+    if len(key) != KEY_BYTES:
+        raise Refusal("resume", str(path), "is no whole key; start a new run")
+    if path.stat().st_mode & 0o077:
+        raise Refusal(
+            "resume", str(path), "may have been read by others, who then know the noise; start a new run"
+        )
+    return key
+
+
+def erase(folder: Path) -> None:
+    """Remove the key; from then on the run cannot go on."""
+    if (folder / NAME).exists():
+        (folder / NAME).unlink()
+        _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

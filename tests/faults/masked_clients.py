@@ -1,0 +1,94 @@
+"""Eight clients that answer secure aggregation on the in-process engine, with hands on every exchange."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedveil.client.identity import FIRST_NODE, simulated_identity, simulated_roster
+from fedveil.client.secure_mod import secure_update
+from fedveil.client.settings import Encryption
+from fedveil.privacy.mechanisms.private_sum import Scalar, SumSpec
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.server.secure_sum import ATTEMPTS, Masking, Opened, Sum, masked_spec, sum_securely
+from fedveil.simulations.engine import InProcessGrid
+from fedveil.strategies.secure_wire import Exchange, read_place
+from fedveil.strategies.wire import WEIGHT, memory_arrays
+
+KEY = bytes(range(32)).hex()
+CLIENTS = 8
+LAYOUT = {"w": (3, 5), "b": (4,)}
+ASKED = Encryption(KEY, CLIENTS, 2, 0.125, 0.25, 100.0, 0.0, "malicious")
+LOSS = Scalar("loss", 5.0)
+
+Fault = Callable[[Message, int], Message | None]
+
+
+def masking(**changed) -> Masking:
+    roster, _ = simulated_roster(KEY, CLIENTS)
+    return replace(Masking(roster, dropout=0.25, collusion=0.125, most_examples=20), **changed)
+
+
+def update_of(client: int) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(client)
+    return {name: draw.normal(size=shape).astype(np.float32) for name, shape in LAYOUT.items()}
+
+
+class Clients(InProcessGrid):
+    """Eight nodes that 'train' by adding their update; `fault` may take an exchange from a node.
+
+    `trained` counts by node how often the app was called; `seen` keeps all that travelled.
+    """
+
+    def __init__(self, fault: Fault | None = None, asked: Encryption = ASKED, training=None) -> None:
+        self.trained: dict[int, int] = {}
+        self.seen: list[tuple[Message, Message]] = []
+        app = ClientApp()
+
+        def mod(message, context, call_next):
+            client = int(str(context.node_config["partition-id"]))
+            answer = fault(message, client) if fault else None
+            if answer is None:
+                identity = simulated_identity(asked, client)
+                answer = secure_update(identity, Randomness(7), message, context, call_next)
+            self.seen.append((message, answer))
+            return answer
+
+        @app.train(mods=[mod])
+        def train(message: Message, context: Context) -> Message:
+            client = int(str(context.node_config["partition-id"]))
+            self.trained[client] = self.trained.get(client, 0) + 1
+            if training is not None and (reply := training(message, client)) is not None:
+                return reply
+            arrays = {k: v.numpy() + update_of(client)[k] for k, v in message.content["arrays"].items()}
+            metrics = MetricRecord({WEIGHT: client + 1, "loss": 1.0, "secret": 3.14})
+            return Message(RecordDict({"a": memory_arrays(arrays), "m": metrics}), reply_to=message)
+
+        super().__init__(app, CLIENTS, {})
+
+
+def content() -> RecordDict:
+    arrays = {name: np.full(shape, 0.5, np.float32) for name, shape in LAYOUT.items()}
+    return RecordDict({"arrays": memory_arrays(arrays), "config": ConfigRecord({"lr": 0.1})})
+
+
+def wanted(noise: float = 0.0) -> Sum:
+    private = SumSpec(10.0, (LOSS, Scalar(WEIGHT, 20.0)), 0.02)
+    plain = masked_spec(SumSpec(None, (LOSS, Scalar(WEIGHT, 1e9))), masking())
+    return Sum("run", 3, content(), "train", private if noise else plain, 19, noise)
+
+
+def summed(grid: Clients, asked: Sum, **changed) -> Opened:
+    nodes = range(FIRST_NODE, FIRST_NODE + CLIENTS)
+    return sum_securely(grid, list(nodes), asked, masking(**changed), None)
+
+
+def gone(since: Exchange, *clients: int, attempts: int = ATTEMPTS) -> Fault:
+    def fault(message: Message, client: int) -> Message | None:
+        place = read_place(message.content)
+        absent = client in clients and place.exchange >= since and place.attempt < attempts
+        return Message(Error(1, "gone"), reply_to=message) if absent else None
+
+    return fault

@@ -1,0 +1,171 @@
+"""What a ledger has spent, from its file alone, by sqlite3, hashlib and dp_accounting: nothing of the package is used.
+
+usage: python recompute_ledger.py LEDGER   prints {adversary: {"delta", "epsilon"}} as JSON, or raises
+
+Epsilon is the least of what dp_accounting's two accountants say; where a release was chosen adaptively it is RDP at
+the filter's order. A sample that is sampled again and composed is nothing that dp_accounting composes: its mixture is
+worked out from the inner privacy loss distribution on this script's own grid.
+"""
+
+import hashlib
+import json
+import math
+import sqlite3
+import sys
+from collections import Counter
+from typing import NamedTuple
+
+import dp_accounting as dp
+import numpy as np
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+from dp_accounting.rdp import RdpAccountant
+
+STEP = 1e-4
+RELATIONS = {
+    "zero-out": dp.NeighboringRelation.REPLACE_SPECIAL,
+    "add-or-remove-one": dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
+    "replace-one": dp.NeighboringRelation.REPLACE_ONE,
+}
+
+
+def entries_of(path):
+    """The entries, once every hash is the hash of the five fields before it and chains to the entry before."""
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+        rows = database.execute(
+            "SELECT seq, kind, key, payload, prev_hash, hash FROM entries ORDER BY seq"
+        ).fetchall()
+    database.close()
+    before = "0" * 64
+    for number, row in enumerate(rows, 1):
+        text = json.dumps(row[:5], separators=(",", ":"))
+        if row[0] != number or row[4] != before or row[5] != hashlib.sha256(text.encode()).hexdigest():
+            raise ValueError(f"entry {number}")
+        before = row[5]
+    return [(kind, key, json.loads(payload)) for _, kind, key, payload, _, _ in rows]
+
+
+def event_of(fields):
+    """A dp_accounting event from its JSON."""
+    match fields["kind"]:
+        case "Gaussian":
+            return dp.GaussianDpEvent(float(fields["noise_multiplier"]))
+        case "PoissonSampled":
+            return dp.PoissonSampledDpEvent(float(fields["sampling_probability"]), event_of(fields["event"]))
+        case "SelfComposed":
+            return dp.SelfComposedDpEvent(event_of(fields["event"]), int(fields["count"]))
+        case "Composed":
+            return dp.ComposedDpEvent([event_of(part) for part in fields["events"]])
+        case "OpenlySampled":
+            return Open(float(fields["sampling_probability"]), event_of(fields["event"]))
+        case "NoOp":
+            return dp.NoOpDpEvent()
+    raise ValueError(fields["kind"])
+
+
+class Open(NamedTuple):
+    """A sample that shows: with this probability the event happens, else nothing does."""
+
+    sampling_probability: float
+    event: dp.DpEvent
+
+
+def is_nested(event):
+    return isinstance(event, Open) or (
+        isinstance(event, dp.PoissonSampledDpEvent) and not isinstance(event.event, dp.GaussianDpEvent)
+    )
+
+
+def seen_by_each(entries):
+    """{adversary: Counter of event texts}, the filter's order, and the last delta: all but what was voided."""
+    void = {key for kind, key, _ in entries if kind == "void"}
+    reserved = [(key, payload) for kind, key, payload in entries if kind == "reserve"]
+    seen = {}
+    for key, payload in reserved:
+        for adversary, event in payload["events"].items():
+            seen.setdefault(adversary, Counter())[json.dumps(event, sort_keys=True)] += key not in void
+    order = next((payload["filter_order"] for _, payload in reserved if "filter_order" in payload), None)
+    return seen, order, reserved[-1][1]["budget"]["target_delta"] if reserved else None
+
+
+def nested_epsilon(events, delta):
+    """Epsilon of [(sample of a composition, count)], zero-out: the mixture is composed by the fast Fourier transform.
+
+    For the pair (P, Q) of what is asked of the sample, a unit that is drawn with probability p gives the pair
+    ((1-p) Q + p P, Q), whose loss is log(1 - p + p exp(l)) with l the inner loss, under the mixture, and its negative
+    in the other direction.
+    """
+    sizes = []
+    for sign in (1, -1):
+        size = 1 << 20
+        spectrum = np.ones(size, complex)
+        for event, count in events:
+            losses, mass = _outer(event, sign)
+            grid = np.ceil(losses / STEP).astype(int)
+            spectrum *= np.fft.fft(np.bincount(grid % size, mass, size)) ** count
+        composed = np.maximum(np.fft.ifft(spectrum).real, 0)
+        steps = np.where(np.arange(size) < size // 2, np.arange(size), np.arange(size) - size)
+        sizes.append(_epsilon_of(steps * STEP, composed, delta))
+    return max(sizes)
+
+
+def _outer(event, sign):
+    """Losses and their probabilities, mass at infinity left out (it is below 1e-10), of one sample in one direction."""
+    rate, accountant = (
+        event.sampling_probability,
+        PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-4),
+    )
+    accountant.compose(event.event)
+    pld: PrivacyLossDistribution = accountant._pld
+    inner = pld._pmf_remove.to_dense_pmf()
+    losses = (np.arange(inner._probs.size) + inner._lower_loss) * 1e-4
+    under_p = inner._probs
+    under_q = under_p * np.exp(-losses)
+    if isinstance(event, Open):
+        mass = np.append(rate * (under_p if sign > 0 else under_q), 1 - rate)
+        return np.append(sign * losses, 0.0), mass
+    outer = np.log1p(rate * np.expm1(losses))
+    if sign > 0:
+        return outer, (1 - rate) * under_q + rate * under_p
+    return -outer, under_q
+
+
+def _epsilon_of(losses, mass, delta):
+    low, high = 0.0, float(losses.max())
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        above = losses > middle
+        spent = float(np.sum(mass[above] * -np.expm1(middle - losses[above])))
+        low, high = (middle, high) if spent > delta else (low, middle)
+    return high
+
+
+def epsilon(counts, adjacency, delta, order):
+    """The epsilon of {event as JSON text: how often}."""
+    events = [(event_of(json.loads(text)), count) for text, count in counts.items() if count]
+    if not events:
+        return 0.0
+    if any(is_nested(event) for event, _ in events):
+        return nested_epsilon(events, delta)
+    accountants = [PLDAccountant(RELATIONS[adjacency], 1e-4)] if order is None else []
+    if adjacency != "replace-one":
+        orders = {} if order is None else {"orders": [order]}
+        accountants.append(RdpAccountant(neighboring_relation=RELATIONS[adjacency], **orders))
+    for accountant in accountants:
+        for event, count in events:
+            accountant.compose(event, count)
+    return min((a.get_epsilon(delta) for a in accountants), default=math.inf)
+
+
+def main(path):
+    entries = entries_of(path)
+    seen, order, delta = seen_by_each(entries)
+    adjacency = entries[0][2]["adjacency"]
+    return {
+        adversary: {"delta": delta, "epsilon": float(epsilon(counts, adjacency, delta, order))}
+        for adversary, counts in seen.items()
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1])))

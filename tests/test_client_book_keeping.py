@@ -1,0 +1,307 @@
+"""Book-keeping: clipped sums against Opacus' hooks and against one example at a time, and when it stands aside."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus.grad_sample import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedveil.client import example_gradients
+from fedveil.client.book_keeping import book_keeping, obstacle
+from fedveil.client.training import with_fast_kernels
+from fedveil.simulations.benchmarks.dp_sgd import EmbeddingClassifier, Transformer
+from fedveil.simulations.benchmarks.workload import build
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
+]
+CLASSES = 10
+Loss = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Loss:
+    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = model(inputs[rows])
+        return outputs, cross_entropy(outputs, targets[rows])
+
+    return forward
+
+
+def optimizer_of(model: nn.Module, clip: float) -> DPOptimizer:
+    inner = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    return DPOptimizer(inner, noise_multiplier=0.0, max_grad_norm=clip, expected_batch_size=1)
+
+
+def kept(model: nn.Module, inputs: Tensor, targets: Tensor, clip: float) -> dict[str, Tensor]:
+    """The clipped sums by book-keeping."""
+    optimizer = optimizer_of(model, clip)
+    with book_keeping(model, losses(model, inputs, targets), optimizer) as clipped_sums:
+        assert bool(clipped_sums(torch.arange(len(inputs))).all())
+    return {name: p.summed_grad for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+
+
+def hooked(model: nn.Module, inputs: Tensor, targets: Tensor, clip: float) -> dict[str, Tensor]:
+    """The same by Opacus alone; its unfolding wants contiguous images."""
+    for p in model.parameters():
+        p.data = p.data.clone(memory_format=torch.contiguous_format)
+    attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
+    optimizer = optimizer_of(model, clip)
+    losses(model, inputs, targets)(torch.arange(len(inputs)))[1].backward()
+    optimizer.clip_and_accumulate()
+    attached.cleanup()
+    return {name: p.summed_grad for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+
+
+def singly(model: nn.Module, inputs: Tensor, targets: Tensor, clip: float) -> dict[str, Tensor]:
+    """The same by autograd, one example at a time in float64."""
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in wanted.items()}
+    for x, y in zip(inputs, targets, strict=True):
+        gradients = torch.autograd.grad(cross_entropy(model(x[None]), y[None]), list(wanted.values()))
+        norm = float(sum(g.double().square().sum() for g in gradients)) ** 0.5
+        for name, gradient in zip(wanted, gradients, strict=True):
+            total[name] += gradient.double() * min(1.0, clip / (norm + 1e-6))
+    return total
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest relative distance of a parameter's sums, beside the norm of all."""
+    assert set(one) == set(other) and one
+    whole = float(sum(value.double().square().sum() for value in other.values())) ** 0.5
+    assert whole > 0
+    own = (
+        float((one[n].double() - other[n].double()).norm()) / max(float(other[n].norm()), whole / 100)
+        for n in one
+    )
+    return max(own)
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return make()
+
+
+def images(batch: int) -> Tensor:
+    return torch.randn(batch, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+
+
+def words(vocabulary: int, length: int) -> Callable[[int], Tensor]:
+    return lambda batch: torch.randint(
+        vocabulary, (batch, length), generator=torch.Generator().manual_seed(1)
+    )
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
+    "cnn": (lambda: build("cnn-100k"), images),
+    "transformer": (lambda: Transformer(vocabulary=200, width=32, blocks=1), words(200, 12)),
+    "embedding": (lambda: EmbeddingClassifier(vocabulary=300, width=16), words(300, 20)),
+}
+
+
+@pytest.mark.parametrize("batch", [32, 256])
+@pytest.mark.parametrize("name", MODELS)
+def test_clipped_sums_are_those_of_opacus(name: str, batch: int) -> None:
+    make, draw = MODELS[name]
+    model, inputs = seeded(make), draw(batch)
+    targets = torch.arange(batch) % CLASSES
+    assert obstacle(model, inputs[:1]) is None
+    reference = hooked(model, inputs, targets, 0.8)
+    assert distance(kept(model, inputs, targets, 0.8), reference) < 1e-5
+    if name == "cnn":  # and in the layout that is fast
+        fast = kept(
+            with_fast_kernels(model), inputs.contiguous(memory_format=torch.channels_last), targets, 0.8
+        )
+        assert distance(fast, reference) < 1e-5
+
+
+class Mean(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.mean(1)
+
+
+@st.composite
+def convolutional(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(draw(st.integers(0, 99)))
+    groups, width = draw(st.sampled_from([1, 2])), draw(st.sampled_from([2, 4]))
+    channels = draw(st.sampled_from([1, 2, 4])) if groups == 1 else 2
+    side, kernel = draw(st.integers(5, 8)), draw(st.integers(1, 3))
+    padding = draw(st.sampled_from([0, 1, (0, 1), "same", "valid"]))
+    first = nn.Conv2d(
+        channels,
+        width,
+        (kernel, draw(st.integers(1, 3))),
+        stride=1 if padding == "same" else draw(st.integers(1, 2)),
+        padding=padding,
+        dilation=draw(st.integers(1, 2)),
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(["zeros", "circular"])),
+    )
+    inputs = torch.randn(draw(st.integers(1, 5)), channels, side, side)
+    flat = first(inputs).flatten(1).shape[1]
+    layers = [first, nn.GroupNorm(width // 2, width), nn.ReLU(inplace=draw(st.booleans())), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(flat, CLASSES)), inputs
+
+
+@st.composite
+def sequential(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(draw(st.integers(0, 99)))
+    width, high = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    padding = draw(st.sampled_from([None, 0, 3]))
+    layers = [
+        nn.Embedding(6, width, padding_idx=padding),
+        nn.LayerNorm(width, bias=draw(st.booleans())),
+        nn.Linear(width, high, bias=draw(st.booleans())),
+        nn.GELU(),
+        nn.Linear(high, width),
+        Mean(),
+        nn.Linear(width, CLASSES),
+    ]
+    for number in draw(st.sets(st.integers(0, 5), max_size=4)):
+        layers[number].requires_grad_(False)
+    batch, length = draw(st.integers(1, 5)), draw(st.integers(0, 9))
+    if length == 0:  # one word for each example, and no sequence
+        layers.remove(layers[5])
+    return nn.Sequential(*layers), torch.randint(6, (batch, length) if length else (batch,))
+
+
+@given(
+    made=st.one_of(convolutional(), sequential()), clip=st.sampled_from([1e-3, 0.5, 1e3]), room=st.booleans()
+)
+@settings(max_examples=60, deadline=None)
+def test_any_small_model_is_clipped_example_by_example(
+    made: tuple[nn.Module, Tensor], clip: float, room: bool
+) -> None:
+    model, inputs = made[0].double(), made[1].double() if made[1].is_floating_point() else made[1]
+    targets = torch.arange(len(inputs)) % CLASSES
+    assert obstacle(model, inputs[:1]) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example_gradients, "CHUNK", 64)
+        patch.setattr(example_gradients, "HELD", 2 if room else 0)
+        sums = kept(model, inputs, targets, clip)
+    assert distance(sums, singly(model, inputs, targets, clip)) < 1e-9
+
+
+def test_gram_matrices_see_what_cancels() -> None:
+    """Two positions whose gradients cancel but for a part in 2000; in float32 their Gram matrix would not see it."""
+    layer = nn.Linear(64, 64, bias=False)
+    inputs, gradients = torch.randn(4, 2, 64), torch.randn(4, 2, 64)
+    inputs[:, 1], gradients[:, 1] = inputs[:, 0], -gradients[:, 0] * (1 + 2.0**-11)
+    (norms,) = example_gradients.RULES[nn.Linear](layer, inputs, gradients).norms
+    exact = torch.einsum("nti,nto->noi", inputs.double(), gradients.double()).flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms.double(), exact, rtol=1e-6, atol=0)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(self.layer(self.layer(inputs)))
+
+
+class Functional(Twice):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(self.layer(inputs) @ self.layer.weight)
+
+
+class Unused(Twice):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(inputs)
+
+
+class Merged(Twice):
+    """The batch is no longer the first dimension."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(self.layer(inputs.reshape(-1, 4)).view(len(inputs), -1, 4).mean(1))
+
+
+class Overwritten(Twice):
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs = inputs * 1
+        hidden = self.layer(inputs)
+        inputs.add_(1)
+        return self.out(hidden + inputs)
+
+
+class Shared(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES))
+        self[0].weight = self[1].weight  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "reason"),
+    [
+        (lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten()), torch.zeros(1, 1, 9), "Conv1d has no rule"),
+        (lambda: nn.Embedding(4, 2, max_norm=1.0), torch.zeros(1, 3, dtype=torch.int64), "option"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)), torch.zeros(1, 4), "no rule"),
+        (Twice, torch.zeros(1, 4), "used 2 times"),
+        (Functional, torch.zeros(1, 4), "used 2 times"),
+        (Shared, torch.zeros(1, 4), "used 2 times"),
+        (Unused, torch.zeros(1, 4), "used 0 times"),
+        (Merged, torch.zeros(1, 3, 4), "one entry for each example"),
+        (Overwritten, torch.zeros(1, 4), "one entry for each example"),
+    ],
+)
+def test_what_has_no_rule_is_named(make: Callable[[], nn.Module], inputs: Tensor, reason: str) -> None:
+    assert reason in str(obstacle(make(), inputs))
+
+
+class Counting(nn.Dropout):
+    """It writes into a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return super().forward(input)
+
+
+def test_the_probe_leaves_no_trace() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Counting(), nn.Linear(4, CLASSES))
+    state = torch.get_rng_state()
+    assert obstacle(model, torch.zeros(1, 4)) is None
+    assert torch.equal(state, torch.get_rng_state())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert float(model[1].calls) == 0
+
+
+def test_a_batch_that_a_layer_does_not_see_stops_the_step() -> None:
+    model = Merged()
+    optimizer = optimizer_of(model, 1.0)
+    forward = losses(model, torch.randn(3, 2, 4), torch.arange(3))
+    with book_keeping(model, forward, optimizer) as clipped_sums, pytest.raises(RuntimeError, match="Linear"):
+        clipped_sums(torch.arange(3))
+
+
+def test_frozen_layers_are_not_noted() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, CLASSES))
+    model[0].requires_grad_(False)
+    optimizer = optimizer_of(model, 1.0)
+    with book_keeping(model, losses(model, torch.randn(3, 4), torch.arange(3)), optimizer):
+        counts = [len(module._forward_hooks) for module in model]
+    assert counts == [0, 1]
+
+
+def test_every_row_is_told_whether_it_is_finite() -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, CLASSES))
+    inputs = torch.randn(4, 4)
+    inputs[1, 0], inputs[3, 2] = torch.nan, torch.inf
+    with book_keeping(
+        model, losses(model, inputs, torch.arange(4)), optimizer_of(model, 1.0)
+    ) as clipped_sums:
+        assert clipped_sums(torch.arange(4)).tolist() == [True, False, True, False]
+    assert all(p.summed_grad is None for p in model.parameters())

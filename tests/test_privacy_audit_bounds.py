@@ -1,0 +1,247 @@
+"""Bounds, estimates and verdicts of the audit: published values, calibration, power, and what they must refuse."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedveil.privacy.audit.curves import gaussian_delta, gaussian_epsilon, gaussian_mu, last_true
+from fedveil.privacy.audit.gaussian_test import accuracy_p, estimate, right_of_median, separation
+from fedveil.privacy.audit.one_run import Guesses, gdp_refutes, guesses_at, steinke_p, steinke_refutes
+from fedveil.privacy.audit.rates import rate_above, rate_below
+from fedveil.privacy.audit.verdict import (
+    Outcome,
+    by_guesses,
+    by_many_runs,
+    by_one_run,
+    judge,
+    power_if_halved,
+)
+from fedveil.privacy.refusal import Refusal
+
+DELTA = 1e-5
+# (canaries, guesses, right, delta): p at epsilon 1, Steinke's bound and the f-DP bound at alpha 0.05, as the functions
+# _one_run_p_value, _epsilon_one_run and _epsilon_one_run_fdp of jax-privacy 2.0.0 (Apache-2.0) give them.
+JAX_PRIVACY = {
+    (1000, 100, 90, 1e-5): (0.0008412885614385309, 1.6261436787042223, 2.4564050672094146),
+    (1000, 100, 90, 1e-3): (0.0814204014710946, 0.3884735242509204, 1.6919531718138665),
+    (1000, 400, 330, 1e-5): (0.00037780294111903974, 1.3284257026091253, 2.2585982194873018),
+    (1000, 1000, 1000, 1e-5): (6.588622306865132e-05, 5.782283131572193, 12.334570155595598),
+    (1000, 1000, 1000, 1e-3): (0.006588622306865132, 3.488994797394951, 9.487156840463658),
+    (200, 200, 120, 1e-5): (0.9999790863298034, 0.1588325592234226, 0.33246487529458524),
+    (5000, 250, 240, 1e-5): (0.0013885589042444057, 2.6137802663573306, 3.651792292701169),
+    (50, 20, 19, 1e-3): (0.030026027002939673, 1.1820442789922168, 1.7699673443710218),
+    (10000, 10000, 5600, 1e-5): (1.0, 0.2075983516024986, 0.35087743472853905),
+}
+
+
+def lower(refutes, alpha: float = 0.05) -> float:
+    return last_true(lambda epsilon: refutes(epsilon, alpha))
+
+
+# --- published values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", JAX_PRIVACY)
+def test_one_run_bounds_are_those_of_jax_privacy(case: tuple[int, int, int, float]) -> None:
+    *counts, delta = case
+    guesses = Guesses(*counts)
+    p, steinke, fdp = JAX_PRIVACY[case]
+    assert steinke_p(guesses, 1.0, delta) == pytest.approx(p, rel=1e-9)
+    assert lower(partial(steinke_refutes, guesses, delta)) == pytest.approx(steinke, abs=2e-6)
+    assert lower(partial(gdp_refutes, guesses, delta)) == pytest.approx(fdp, abs=2e-6)
+
+
+def test_steinke_by_the_plain_sum_of_the_theorem() -> None:
+    """The binomial summed term by term, the excess searched over every i: nothing shared with the code."""
+    made, right, epsilon, delta, canaries = 40, 33, 0.7, 1e-3, 60
+    rate = math.exp(epsilon) / (1 + math.exp(epsilon))
+    law = [math.comb(made, k) * rate**k * (1 - rate) ** (made - k) for k in range(made + 1)]
+    tail = [math.fsum(law[max(k, 0) :]) for k in range(right + 1)]
+    excess = max((tail[max(right - i, 0)] - tail[right]) / i for i in range(1, canaries + 1))
+    expected = tail[right] + 2 * canaries * delta * excess
+    assert steinke_p(Guesses(canaries, made, right), epsilon, delta) == pytest.approx(expected, rel=1e-12)
+
+
+def test_known_p_values() -> None:
+    assert steinke_p(Guesses(1000, 500, 300), 0.2, DELTA) == pytest.approx(0.013772, abs=5e-7)
+    assert steinke_p(Guesses(1000, 500, 0), 0.2, DELTA) == 1
+    assert steinke_p(Guesses(1000, 1000, 1000), 60.0, 0.0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("canaries", "cap"), [(200, 4.19), (500, 5.10), (1000, 5.78), (5000, 7.28)])
+def test_the_ceiling_is_what_perfect_guesses_show(canaries: int, cap: float) -> None:
+    (finding,) = judge(by_guesses(Guesses(canaries, canaries, canaries // 2), DELTA), 1.0, 0.05).findings
+    assert finding.ceiling == pytest.approx(cap, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "alpha", "limit"), [(0, 100, 0.05, 0.029513), (50, 1000, 0.001, 0.074953)]
+)
+def test_clopper_pearson(hits: int, trials: int, alpha: float, limit: float) -> None:
+    assert rate_above(hits, trials, alpha) == pytest.approx(limit, abs=5e-7)
+    assert rate_below(trials - hits, trials, alpha) == pytest.approx(1 - limit, abs=5e-7)
+
+
+@given(st.floats(0.05, 40), st.sampled_from([1e-8, 1e-5, 1e-2]))
+@settings(max_examples=25, deadline=None)
+def test_epsilon_and_mu_are_each_others_inverse(mu: float, delta: float) -> None:
+    epsilon = gaussian_epsilon(mu, delta)
+    assert gaussian_delta(epsilon, mu) <= delta * 1.001 + 1e-12
+    if epsilon > 1e-3:
+        assert gaussian_mu(epsilon, delta) == pytest.approx(mu, rel=1e-4)
+
+
+def test_gaussian_epsilon_agrees_with_the_accountant() -> None:
+    from dp_accounting import GaussianDpEvent
+
+    from fedveil.privacy import epsilon
+
+    assert gaussian_epsilon(1.0, DELTA) == pytest.approx(epsilon([GaussianDpEvent(1.0)], DELTA), rel=2e-3)
+
+
+# --- calibration and power on simulated scores ------------------------------------------------------------------
+
+
+def gaussian_scores(mu: float, seed: int, canaries: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """What a mu-GDP mechanism gives for independent canaries."""
+    rng = np.random.default_rng(seed)
+    inside = rng.random(canaries) < 0.5
+    scores = rng.standard_normal(canaries) + mu * inside
+    return scores[inside], scores[~inside]
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_correct_runs_are_not_called_violated(epsilon: float) -> None:
+    """200 correct runs: at alpha 0.001 at most 2 alarms of the t test, at 0.05 at most 20, and fewer of both tests."""
+    mu = gaussian_mu(epsilon, DELTA)
+    p_values, both = [], 0
+    for seed in range(200):
+        members, others = gaussian_scores(mu, seed)
+        p_values.append(separation(members, others).p_value(mu))
+        both += p_values[-1] < 0.05 and accuracy_p(right_of_median(members, others), 1000, mu) < 0.05
+    assert sum(p < 0.001 for p in p_values) <= 2
+    assert 2 <= sum(p < 0.05 for p in p_values) <= 20
+    assert both <= 20
+
+
+def test_most_correct_runs_have_an_estimate_above_the_claim_or_near() -> None:
+    """Why estimates raise no alarm."""
+    mu = gaussian_mu(4.0, DELTA)
+    above = [separation(*gaussian_scores(mu, seed)).mu > mu for seed in range(200)]
+    assert 70 <= sum(above) <= 130
+
+
+@pytest.mark.parametrize("gaussian", [False, True], ids=["any", "gaussian"])
+@pytest.mark.parametrize("kind", ["one run", "many runs"])
+def test_every_method_keeps_its_level(kind: str, gaussian: bool) -> None:
+    """At most alpha plus three standard errors of correct runs are refuted: 150 runs at alpha 0.1."""
+    mu, epsilon, alpha, count = gaussian_mu(1.0, DELTA), 1.0, 0.1, 150
+    by = by_one_run if kind == "one run" else by_many_runs
+    wrong: dict[str, int] = {}
+    for seed in range(count):
+        for method in by(*gaussian_scores(mu, seed, 400), DELTA, gaussian):
+            wrong[method.name] = wrong.get(method.name, 0) + method.refutes(epsilon, alpha)
+    assert len(wrong) == (1 if not gaussian else 3 if kind == "one run" else 2)
+    allowed = count * alpha + 3 * math.sqrt(count * alpha * (1 - alpha))
+    assert all(number <= allowed for number in wrong.values()), wrong
+
+
+def test_a_test_that_alarms_on_its_estimate_would_not_keep_the_level() -> None:
+    """So that the test above cannot pass whatever it is given."""
+    mu = gaussian_mu(1.0, DELTA)
+    wrong = sum(separation(*gaussian_scores(mu, seed, 400)).mu > mu for seed in range(150))
+    assert wrong > 150 * 0.1 + 3 * math.sqrt(150 * 0.09)
+
+
+@pytest.mark.parametrize("epsilon", [2.0, 4.0, 8.0])
+def test_halved_noise_is_violated_and_the_power_was_foretold(epsilon: float) -> None:
+    mu = gaussian_mu(epsilon, DELTA)
+    verdicts = [
+        judge(by_one_run(*gaussian_scores(2 * mu, seed), DELTA, gaussian=True), epsilon, 0.001)
+        for seed in range(5)
+    ]
+    assert all(verdict.outcome is Outcome.VIOLATED for verdict in verdicts)
+    assert power_if_halved(500, 500, epsilon, DELTA, 0.001) > 0.99
+    assert power_if_halved(50, 50, 1.0, DELTA, 0.001) < 0.2
+
+
+@pytest.mark.parametrize(("true", "low", "high"), [(1.0, 0.7, 1.3), (3.0, 2.6, 3.3), (10.0, 9.0, 10.5)])
+def test_the_estimate_is_near_the_truth_and_its_interval_covers_it(
+    true: float, low: float, high: float
+) -> None:
+    mu = gaussian_mu(true, DELTA)
+    found = [estimate(separation(*gaussian_scores(mu, seed, 2000)), DELTA) for seed in range(10)]
+    assert low < np.mean([each.epsilon for each in found]) < high
+    assert sum(each.low < true < each.high for each in found) >= 8
+
+
+def test_the_estimate_of_a_run_without_noise_is_infinite() -> None:
+    apart = separation(np.ones(10), np.zeros(10))
+    assert estimate(apart, DELTA).epsilon == math.inf
+    assert apart.p_value(5.0) == 0
+    assert separation(np.zeros(10), np.zeros(10)).p_value(0.0) == 1
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_above_the_ceiling_cannot_be_told() -> None:
+    guesses = Guesses(100, 100, 100)
+    assert judge(by_guesses(guesses, DELTA), 2.0, 0.05).outcome is Outcome.VIOLATED
+    assert judge(by_guesses(guesses, DELTA), 8.0, 0.05).outcome is Outcome.TOO_WEAK
+    assert judge(by_guesses(Guesses(100, 100, 50), DELTA), 2.0, 0.05).outcome is Outcome.CONSISTENT
+
+
+def test_what_masks_the_canaries_lowers_the_ceiling() -> None:
+    methods = by_one_run(*gaussian_scores(1.0, 0), DELTA, gaussian=True)
+    assert judge(methods, 8.0, 0.05).outcome is Outcome.CONSISTENT
+    assert judge(methods, 8.0, 0.05, masked=7.0).outcome is Outcome.TOO_WEAK
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_many_runs_apart_refute_and_runs_alike_do_not(gaussian: bool) -> None:
+    rng = np.random.default_rng(3)
+    members, others = rng.standard_normal(500), rng.standard_normal(500)
+    assert judge(by_many_runs(members + 4, others, DELTA, gaussian), 1.0, 0.05).outcome is Outcome.VIOLATED
+    assert judge(by_many_runs(members, others, DELTA, gaussian), 1.0, 0.05).outcome is Outcome.CONSISTENT
+
+
+@given(st.integers(2, 40), st.integers(0, 40), st.integers(0, 40), st.floats(0.1, 3))
+@settings(max_examples=40, deadline=None)
+def test_a_larger_epsilon_is_never_refuted_more_easily(
+    made: int, right: int, more: int, epsilon: float
+) -> None:
+    guesses = Guesses(made + more, made, min(right, made))
+    assert steinke_p(guesses, epsilon, DELTA) <= steinke_p(guesses, epsilon + 0.5, DELTA) + 1e-12
+    if gdp_refutes(guesses, DELTA, epsilon + 0.5, 0.05):
+        assert gdp_refutes(guesses, DELTA, epsilon, 0.05)
+
+
+def test_equal_scores_say_nothing() -> None:
+    """An order among ties that follows the coins would refute any claim."""
+    flat = np.zeros(500)
+    assert guesses_at(flat, flat, 1.0).correct == 0
+    assert guesses_at(np.ones(500), flat, 1.0).correct == 1000
+    assert judge(by_one_run(flat, flat, DELTA), 0.1, 0.05).outcome is Outcome.CONSISTENT
+
+
+def test_abstaining_keeps_the_surest() -> None:
+    members, others = np.array([0.5, 9.0, -0.5, 8.0]), np.array([0.4, -9.0, 0.6, -8.0])
+    assert guesses_at(members, others, 0.5) == Guesses(8, 4, 4)
+    assert guesses_at(members, others, 1.0).correct == 6
+
+
+def test_what_cannot_have_happened_is_refused() -> None:
+    for counts in ((10, 11, 5), (10, 5, 6), (10, 5, -1), (0, 0, 0)):
+        with pytest.raises(Refusal, match="give a number"):
+            Guesses(*counts)
+    with pytest.raises(Refusal, match="fair coin"):
+        by_one_run(np.zeros(600), np.zeros(400), DELTA)
+    with pytest.raises(Refusal, match="at least 2 of canaries in"):
+        by_one_run(np.zeros(1), np.zeros(1), DELTA, gaussian=True)
+    with pytest.raises(Refusal, match="at least 4 runs"):
+        by_many_runs(np.zeros(3), np.zeros(300), DELTA)

@@ -1,0 +1,200 @@
+"""Canary clients and the free noise checks: what they see, what they must not, and their ceiling."""
+
+import math
+
+import dp_accounting as dp
+import numpy as np
+import pytest
+
+from fedveil.privacy.audit.canary_clients import (
+    Directions,
+    KnownRounds,
+    ceiling_mu,
+    commitment,
+    directions,
+    round_scores,
+)
+from fedveil.privacy.audit.curves import gaussian_epsilon
+from fedveil.privacy.audit.gaussian_test import estimate, separation
+from fedveil.privacy.audit.noise_checks import cosine, norm_p, reuse_p
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.nested import OpenlySampledDpEvent
+from fedveil.privacy.refusal import Refusal
+
+DELTA, DIMENSION, CANARIES = 1e-5, 20_000, 600
+FULL = dp.GaussianDpEvent(1.0)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Directions:
+    return directions(Randomness(1).stream("canaries"), CANARIES, DIMENSION)
+
+
+def aggregates(
+    drawn: Directions, coins: np.ndarray, taken: np.ndarray, noise: float, seed: int
+) -> list[np.ndarray]:
+    """Sums of the canaries that take part, at clip 1, with Gaussian noise."""
+    rng = np.random.default_rng(seed)
+    sums = [drawn.values[coins & row].sum(axis=0, dtype=np.float64) for row in taken]
+    return [each + noise * rng.standard_normal(DIMENSION) for each in sums]
+
+
+def scored(drawn: Directions, released: list[np.ndarray], rounds: KnownRounds | None) -> np.ndarray:
+    along = np.array([drawn.along(each) for each in released])
+    return round_scores(along, np.array([np.linalg.norm(each) for each in released]), DIMENSION, rounds)
+
+
+# --- scores -----------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_canaries_that_were_out_are_standard_normal(drawn: Directions) -> None:
+    none = np.zeros((4, CANARIES), bool)
+    scores = scored(drawn, aggregates(drawn, none[0], none, 2.0, 0), None)
+    assert abs(scores.mean()) < 4 / math.sqrt(CANARIES)
+    assert 0.85 < scores.std() < 1.15
+
+
+@pytest.mark.parametrize("noise", [1.0, 3.0])
+def test_known_rounds_show_the_gaussian_mechanism(drawn: Directions, noise: float) -> None:
+    """Each canary in two of four rounds: mu is sqrt(2) over the noise."""
+    taken = np.arange(CANARIES) % 2 == np.arange(4)[:, None] % 2
+    coins = np.random.default_rng(5).random(CANARIES) < 0.5
+    released = aggregates(drawn, coins, taken, noise, 6)
+    scores = scored(drawn, released, KnownRounds(taken, dp.GaussianDpEvent(noise)))
+    found = estimate(separation(scores[coins], scores[~coins]), DELTA, 0.001)
+    true = gaussian_epsilon(math.sqrt(2) / noise, DELTA)
+    assert found.low < true < found.high
+    assert found.high < 2 * true
+
+
+def test_a_participation_aware_statistic_is_refused_under_amplification() -> None:
+    """The accountant charges the secret draw; a statistic that knows it would refute a true claim."""
+    taken = np.ones((3, 5), bool)
+    for event in (
+        dp.PoissonSampledDpEvent(0.1, FULL),
+        dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(0.1, FULL), 3),
+        OpenlySampledDpEvent(0.1, FULL),
+        dp.TruncatedSubsampledGaussianDpEvent(100, 0.1, 20, 1.0),
+    ):
+        with pytest.raises(Refusal, match="score the sum of all rounds"):
+            KnownRounds(taken, event)
+    assert KnownRounds(taken, dp.PoissonSampledDpEvent(1.0, FULL)).taken is taken
+
+
+def test_a_round_without_noise_and_a_canary_without_rounds_are_refused() -> None:
+    with pytest.raises(Refusal, match="not noised"):
+        round_scores(np.ones((1, 2)), np.zeros(1), 10)
+    with pytest.raises(Refusal, match="without a single round"):
+        round_scores(np.ones((1, 2)), np.ones(1), 10, KnownRounds(np.array([[True, False]]), FULL))
+
+
+@pytest.mark.parametrize("support", [None, 64])
+def test_a_direction_has_length_one_and_stays_in_its_window(support: int | None) -> None:
+    drawn = directions(Randomness(2).stream("canaries"), 7, 500, support)
+    updates = np.array([drawn.update(canary, 3.0) for canary in range(7)])
+    assert np.linalg.norm(updates, axis=1) == pytest.approx(3.0)
+    assert (np.count_nonzero(updates, axis=1) <= (support or 500)).all()
+    released = np.random.default_rng(0).standard_normal(500)
+    assert drawn.along(released) == pytest.approx(updates @ released / 3, abs=1e-5)
+    assert len({update.tobytes() for update in updates}) == 7
+    with pytest.raises(Refusal, match="support"):
+        directions(Randomness(2).stream("canaries"), 7, 500, 501)
+
+
+def test_a_window_has_the_power_of_the_whole() -> None:
+    drawn = directions(Randomness(3).stream("canaries"), CANARIES, DIMENSION, 1000)
+    coins = np.random.default_rng(4).random(CANARIES) < 0.5
+    rng = np.random.default_rng(5)
+    released = rng.standard_normal(DIMENSION) + sum(drawn.update(int(c), 1.0) for c in np.flatnonzero(coins))
+    scores = scored(drawn, [released], None)
+    found = estimate(separation(scores[coins], scores[~coins]), DELTA, 0.001)
+    assert found.low < gaussian_epsilon(1.0, DELTA) < found.high
+
+
+def test_a_commitment_binds_seed_and_coins() -> None:
+    coins = np.array([True, False, True])
+    shown = {
+        commitment(bytes(32), coins),
+        commitment(bytes(31) + b"1", coins),
+        commitment(bytes(32), coins[:2]),
+    }
+    assert len(shown | {commitment(bytes(32), ~coins), commitment(bytes(32), np.append(coins, False))}) == 5
+    with pytest.raises(Refusal, match="give 32"):
+        commitment(b"short", coins)
+
+
+# --- the ceiling ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [1e-6, 0.3])
+def test_the_ceiling_foretells_what_a_run_without_noise_shows(noise: float) -> None:
+    """Updates that persist over rounds mask the canaries, whatever noise is claimed and added."""
+    rng, rounds, dimension = np.random.default_rng(0), 8, 5000
+    drawn = directions(Randomness(9).stream("canaries"), 400, dimension)
+    coins = rng.random(400) < 0.5
+    persistent = 60 * rng.standard_normal(dimension) / math.sqrt(dimension)
+    signal = drawn.values[coins].sum(axis=0) + persistent
+    silent = np.array([drawn.along(signal)] * rounds)
+    scores = round_scores(silent, np.full(rounds, np.linalg.norm(signal)), dimension)
+    measured = separation(scores[coins], scores[~coins]).mu * 1  # the mask is the same in every round
+    released = rounds * signal + math.sqrt(rounds) * noise * rng.standard_normal(dimension)
+    ceiling = ceiling_mu(1.0, dimension, np.ones(rounds), float(released @ released), noise)
+    assert 0.6 * measured < ceiling < 1.25 * measured
+
+
+def test_the_ceiling_of_a_run_that_is_all_noise_is_far_above_its_claim() -> None:
+    released = np.random.default_rng(0).standard_normal(DIMENSION)
+    assert ceiling_mu(1.0, DIMENSION, np.ones(1), float(released @ released), 1.0) > 3
+
+
+# --- noise checks -----------------------------------------------------------------------------------------------
+
+
+def layers(noise: float, seed: int, shift: float = 0.0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    sizes = ((784, 128), (128,), (128, 10), (10,))
+    return [noise * rng.standard_normal(size) + shift * rng.standard_normal(size) for size in sizes]
+
+
+def test_a_shortfall_of_two_percent_is_seen_in_one_round() -> None:
+    assert norm_p(layers(1.0, 0), 1.0) > 0.01
+    assert norm_p(layers(0.98, 0), 1.0) < 1e-15
+    assert norm_p(layers(0.5, 0), 1.0) == 0
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_a_layer_without_noise_is_seen(layer: int) -> None:
+    released = layers(1.0, 1)
+    released[layer] = 1e-3 * released[layer]
+    assert norm_p(released, 1.0) < 1e-9
+
+
+def test_correct_noise_keeps_the_level_with_and_without_updates_in_it() -> None:
+    rng = np.random.default_rng(2)
+    plain = [norm_p([rng.standard_normal(50), rng.standard_normal(5)], 1.0) for _ in range(1000)]
+    assert sum(p < 0.05 for p in plain) <= 50 + 3 * math.sqrt(1000 * 0.05 * 0.95)
+    assert sum(p < 0.05 for p in plain) >= 10
+    shifted = [norm_p([rng.standard_normal(50) + 1, rng.standard_normal(5)], 1.0) for _ in range(200)]
+    assert sum(p < 0.05 for p in shifted) <= 20
+
+
+def test_noise_that_was_there_before_is_seen_however_the_updates_move() -> None:
+    rng = np.random.default_rng(3)
+    noise, fresh = rng.standard_normal(5000), rng.standard_normal(5000)
+    updates = [0.3 * rng.standard_normal(5000) for _ in range(2)]
+    before, again = noise + updates[0], noise + updates[1]
+    assert reuse_p(again, before, 1.0) < 1e-100
+    assert cosine(again, before) > 0.9
+    assert reuse_p(fresh + updates[1], before, 1.0) > 0.01
+    half = math.sqrt(0.5) * (noise + fresh) + updates[1]
+    assert reuse_p(half, before, 1.0) < 1e-30
+    assert reuse_p(fresh, np.zeros(5000), 1.0) > 0.01
+
+
+def test_updates_that_point_the_same_way_are_no_reuse() -> None:
+    rng = np.random.default_rng(4)
+    same = 5 * rng.standard_normal(300)
+    p_values = [
+        reuse_p(rng.standard_normal(300) + same, rng.standard_normal(300) + same, 1.0) for _ in range(300)
+    ]
+    assert sum(p < 0.05 for p in p_values) <= 15 + 3 * math.sqrt(15)

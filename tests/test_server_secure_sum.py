@@ -1,0 +1,145 @@
+"""Secure aggregation over a grid: exact sums, retries that cost nothing, and rounds that release nothing."""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fedveil.client.identity import FIRST_NODE
+from fedveil.privacy.mechanisms.distributed import decode_sum
+from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.secagg.refusal import Reason
+from fedveil.privacy.secagg.transcript import Profile
+from fedveil.server.secure_sum import ATTEMPTS, Opened, sum_securely
+from fedveil.strategies.secure_wire import Exchange, messages_of, read_place
+
+MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
+ASKED, CLIENTS, Clients, LAYOUT = MADE["ASKED"], MADE["CLIENTS"], MADE["Clients"], MADE["LAYOUT"]
+gone, masking, summed, update_of, wanted = (
+    MADE[name] for name in ("gone", "masking", "summed", "update_of", "wanted")
+)
+
+
+def mean_of(opened: Opened) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    assert opened.total is not None and opened.spec is not None
+    return decode_sum(opened.total, LAYOUT, opened.spec, opened.survivors, opened.survivors, bytes(32))
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+def test_the_sum_is_the_weighted_mean_of_everybody(profile: Profile) -> None:
+    grid = Clients(asked=replace(ASKED, profile=str(profile)))
+    opened = summed(grid, wanted(), profile=profile)
+    assert (opened.survivors, opened.dropped, opened.attempts) == (CLIENTS, {}, 1)
+    mean, scalars = mean_of(opened)
+    weights = np.arange(1, CLIENTS + 1)
+    for name in LAYOUT:
+        expected = np.average([update_of(c)[name] for c in range(CLIENTS)], axis=0, weights=weights)
+        assert mean[name] == pytest.approx(expected, abs=2e-4)
+    assert scalars["loss"] == pytest.approx(1.0, abs=1e-4)
+    assert set(grid.trained.values()) == {1}
+    exchanges = {read_place(asked.content).exchange for asked, _ in grid.seen}
+    assert len(exchanges) == (5 if profile is Profile.MALICIOUS else 4)
+
+
+@pytest.mark.parametrize("since", list(Exchange))
+def test_a_client_lost_at_any_exchange_is_left_out_or_already_in(since: Exchange) -> None:
+    opened = summed(Clients(gone(since, 2)), wanted())
+    left = [c for c in range(CLIENTS) if c != 2 or since > Exchange.INBOX]
+    assert opened.survivors == len(left) and opened.attempts == 1
+    mean, _ = mean_of(opened)
+    expected = np.average([update_of(c)["w"] for c in left], axis=0, weights=np.array(left) + 1)
+    assert mean["w"] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("since", [Exchange.PROPOSAL, Exchange.COHORT, Exchange.INBOX])
+def test_too_few_release_nothing_and_nobody_is_asked_to_open(since: Exchange) -> None:
+    grid = Clients(gone(since, 1, 2, 3))
+    opened = summed(grid, wanted(noise=3.0))
+    assert opened.total is None and opened.attempts == ATTEMPTS
+    assert sum(opened.dropped.values()) == CLIENTS and opened.dropped["failed"] == 3
+    assert {read_place(asked.content).exchange for asked, _ in grid.seen} <= {
+        Exchange.PROPOSAL,
+        Exchange.COHORT,
+        Exchange.INBOX,
+    }
+
+
+def test_a_retry_has_fresh_keys_and_succeeds_once_enough_are_back() -> None:
+    grid = Clients(gone(Exchange.INBOX, 1, 2, 3, attempts=1))
+    opened = summed(grid, wanted())
+    assert (opened.survivors, opened.attempts) == (CLIENTS, 2)
+    sent = [tuple(messages_of(asked.content) or []) for asked, _ in grid.seen]
+    proposals = {sent[i] for i, (m, _) in enumerate(grid.seen) if not read_place(m.content).exchange}
+    assert len(proposals) == 2
+
+
+def test_after_shares_were_asked_for_there_is_no_second_attempt() -> None:
+    grid = Clients(gone(Exchange.CONFIRMED, 1, 2, 3, 4))
+    opened = summed(grid, wanted(noise=3.0))
+    assert opened.total is None and opened.attempts == 1
+    assert opened.dropped
+
+
+def test_noise_is_the_survivors_and_is_no_less_than_planned() -> None:
+    opened = summed(Clients(gone(Exchange.INBOX, 6)), wanted(noise=3.0))
+    assert opened.spec is not None and opened.survivors == 7
+    attendance = opened.spec.attendance
+    assert attendance.least >= 6 and attendance.colluders == 1
+    assert opened.spec.noise_multiplier(attendance.least - 1) >= 3.0
+    mean, _ = mean_of(opened)
+    assert np.std(mean["w"]) > 1.0  # alone the updates' mean deviates by 0.4
+
+
+def test_nothing_of_a_client_travels_in_the_clear() -> None:
+    grid = Clients()
+    assert summed(grid, wanted()).survivors == CLIENTS
+    for _, reply in grid.seen:
+        assert list(reply.content.keys()) == ["fedveil.secagg"]
+        assert list(reply.content["fedveil.secagg"].keys()) == ["messages"]
+    vectors = [r for m, r in grid.seen if read_place(m.content).exchange is Exchange.INBOX]
+    words = [np.frombuffer((messages_of(r.content) or [b""])[0][: 4 * 21], "<u4") for r in vectors]
+    # Masked words are uniform: their top bits are not all those of a small number.
+    assert min(np.unique(each >> 24).size for each in words) > 8
+
+
+def test_a_reply_of_noise_or_of_nothing_is_dropped_by_name() -> None:
+    def nonsense(message: Message, client: int) -> Message | None:
+        if client not in (0, 5) or read_place(message.content).exchange is not Exchange.INBOX:
+            return None
+        sent = [b"\x07" * 200] if client else []
+        return Message(RecordDict({"fedveil.secagg": ConfigRecord({"messages": sent})}), reply_to=message)
+
+    opened = summed(Clients(nonsense), wanted())
+    assert opened.survivors == 6
+    assert set(opened.dropped) == {str(Reason.MALFORMED)}
+
+
+def test_an_array_in_place_of_masked_bytes_is_dropped() -> None:
+    def plain(message: Message, client: int) -> Message | None:
+        if client != 3 or read_place(message.content).exchange is not Exchange.INBOX:
+            return None
+        return Message(RecordDict({"v": ArrayRecord([np.ones(21, np.int32)])}), reply_to=message)
+
+    assert summed(Clients(plain), wanted()).survivors == 7
+
+
+@pytest.mark.parametrize(("clients", "collusion"), [(1, 0.0), (3, 0.9)])
+def test_a_cohort_that_hides_nobody_is_refused(clients: int, collusion: float) -> None:
+    with pytest.raises(Refusal):
+        masking(collusion=collusion).shape(clients)
+    nodes = list(range(FIRST_NODE, FIRST_NODE + clients))
+    opened = sum_securely(Clients(), nodes, wanted(), masking(collusion=collusion), None)
+    assert opened.total is None and opened.dropped == {"too_few": clients}
+
+
+@pytest.mark.parametrize("clients", [4, 8, 10, 20, 60, 100, 128])
+def test_the_fewest_survivors_can_confirm_and_open(clients: int) -> None:
+    settings = masking(dropout=0.4, collusion=0.1)
+    attendance = settings.attendance(clients)
+    _, threshold = settings.shape(clients)
+    assert attendance.least - 1 >= threshold
+    assert 2 * attendance.least > clients + attendance.colluders
+    assert attendance.least - attendance.colluders >= 2
