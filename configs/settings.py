@@ -6,10 +6,9 @@ from typing import Any, TypedDict
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
-from ..privacy.secagg.transcript import Profile
 from .checks import check_cohort, check_delta, check_seed
+from .privacy_settings import PRIVACIES, read_privacy, read_secagg
 from .reader import Mistakes, Section
 from .schema import (
     ClientCentral,
@@ -59,13 +58,8 @@ MAX_SEED = 2**32 - 1  # what both NumPy and torch accept
 MAX_WORKERS = 1_024
 MAX_BATCH = 1_000_000
 MAX_EPOCHS = 10_000
-MAX_BANDS = 128  # rows of noise that a server keeps in memory
 
 TASKS = ("mnist5k", "digits", "heart", "fashion_mnist", "custom")
-MOST_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
-FIXED_OR_ADAPTIVE = ("fixed", "adaptive")
-PRIVACIES = ("client_central", "client_distributed", "none", "record", "record_and_client")
-GRADIENTS = ("auto", "hooks", "ghost", "book_keeping")
 
 
 class Bounds(TypedDict, total=False):
@@ -116,7 +110,7 @@ def from_config(cfg: DictConfig) -> SimulationSettings:
     root, source = _root(cfg)
     allowed = root.names("allow_modules")
     ledger = root.section("ledger")
-    privacy = _privacy(root.section("privacy", PRIVACIES))
+    privacy = read_privacy(root.section("privacy", PRIVACIES))
     settings = SimulationSettings(
         task=_task(root.section("task"), allowed),
         partition=_partition(root.section("partition")),
@@ -124,7 +118,7 @@ def from_config(cfg: DictConfig) -> SimulationSettings:
         strategy=_strategy(root.section("strategy"), allowed),
         engine=_engine(root.section("engine")),
         privacy=privacy,
-        secagg=_secagg(root.section("secagg"), privacy),
+        secagg=read_secagg(root.section("secagg"), privacy),
         faults=_faults(root.section("faults")),
         num_rounds=root.whole("num_rounds", at_least=1, at_most=MAX_ROUNDS),
         seed=root.optional_whole("seed", at_least=0, at_most=MAX_SEED),
@@ -261,150 +255,3 @@ def _faults(section: Section) -> FaultSettings:
     )
     section.done()
     return settings
-
-
-def _privacy(section: Section) -> PrivacySettings:
-    match section.option(PRIVACIES):
-        case "client_central":
-            return _client_central(section)
-        case "client_distributed":
-            return _client_distributed(section)
-        case "record":
-            return _record(section)
-        case "record_and_client":
-            both = RecordAndClient(
-                record=_record(section.section("record")), client=_client_central(section.section("client"))
-            )
-            if both.client.noise_schedule == "adaptive":
-                remedy = (
-                    "goes by the clients' loss, which stays at home beside record-level privacy; use fixed"
-                )
-                section.section("client").refuse("noise_schedule", remedy)
-            section.done()
-            return both
-        case "none":
-            section.done()
-            return NoPrivacy()
-        case _:
-            return NoPrivacy()
-
-
-def _client_central(section: Section) -> ClientCentral:
-    target_epsilon, noise_multiplier = _noise(section)
-    settings = ClientCentral(
-        target_epsilon=target_epsilon,
-        target_delta=section.real("target_delta", above=0, below=1),
-        noise_multiplier=noise_multiplier,
-        adjacency=_adjacency(section),
-        allow_large_delta=section.flag("allow_large_delta"),
-        clipping_norm=section.real("clipping_norm", above=0),
-        metrics_share=section.real("metrics_share", at_least=0, below=1),
-        clipping=section.word("clipping", FIXED_OR_ADAPTIVE),
-        clipping_quantile=section.real("clipping_quantile", above=0, below=1),
-        clipping_learning_rate=section.real("clipping_learning_rate", above=0),
-        noise_schedule=section.word("noise_schedule", FIXED_OR_ADAPTIVE),
-        noise=section.word("noise", ("independent", "correlated")),
-        bands=section.optional_whole("bands", at_least=1, at_most=MAX_BANDS),
-    )
-    _check_adaptive(section, settings)
-    if settings.bands is not None and settings.noise != "correlated":
-        section.refuse("bands", "belongs to privacy.noise=correlated; leave it null")
-    section.done()
-    return settings
-
-
-def _client_distributed(section: Section) -> ClientDistributed:
-    target_epsilon, noise_multiplier = _noise(section)
-    settings = ClientDistributed(
-        target_epsilon=target_epsilon,
-        target_delta=section.real("target_delta", above=0, below=1),
-        noise_multiplier=noise_multiplier,
-        adjacency=_adjacency(section),
-        allow_large_delta=section.flag("allow_large_delta"),
-        clipping_norm=section.real("clipping_norm", above=0),
-        metrics_share=section.real("metrics_share", at_least=0, below=1),
-        clipping="fixed",
-        clipping_quantile=0.5,
-        clipping_learning_rate=0.2,
-        noise_schedule="fixed",
-        noise="independent",
-        bands=None,
-    )
-    if settings.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
-        section.refuse("adjacency", "the server sees how many clients there are; use zero-out or replace-one")
-    section.done()
-    return settings
-
-
-def _secagg(section: Section, privacy: PrivacySettings) -> SecaggSettings | None:
-    name, distributed = section.option(("auto", "masked", "none")), isinstance(privacy, ClientDistributed)
-    if name == "none":
-        if distributed:
-            section.refuse(
-                "name", "a single vector has but one share of the noise; mask it, or use client_central"
-            )
-        section.done()
-        return None
-    settings = SecaggSettings(
-        profile=section.word("profile", [str(each) for each in Profile]),
-        bits=section.optional_whole("bits", at_least=16, at_most=32),
-        dropout=section.real("dropout", at_least=0, below=1),
-        collusion=section.real("collusion", at_least=0, below=1),
-        clipping_norm=section.real("clipping_norm", above=0),
-    )
-    if settings.bits not in (None, 16, 32):
-        section.refuse("bits", "must be 16, 32 or null")
-    if name == "masked" and not distributed and isinstance(privacy, ClientCentral | RecordAndClient):
-        section.refuse(
-            "name",
-            "a server that adds the noise sees the exact sum and must be trusted; privacy=client_distributed "
-            "hides that, too",
-        )
-    section.done()
-    return settings if distributed or name == "masked" else None
-
-
-def _check_adaptive(section: Section, settings: ClientCentral) -> None:
-    if settings.clipping == "adaptive" and settings.metrics_share >= MOST_METRICS_SHARE:
-        section.refuse(
-            "metrics_share", f"must be below {MOST_METRICS_SHARE:g} beside privacy.clipping=adaptive"
-        )
-    if settings.noise_schedule != "adaptive":
-        return
-    if settings.target_epsilon is None:
-        section.refuse("target_epsilon", "is what privacy.noise_schedule=adaptive promises; give one")
-    if settings.noise_multiplier is not None:
-        section.refuse("noise_multiplier", "leave it null: privacy.noise_schedule=adaptive chooses the noise")
-    if settings.metrics_share == 0:
-        section.refuse(
-            "metrics_share", "give some: privacy.noise_schedule=adaptive goes by the clients' loss"
-        )
-
-
-def _record(section: Section) -> Record:
-    target_epsilon, noise_multiplier = _noise(section)
-    settings = Record(
-        target_epsilon=target_epsilon,
-        target_delta=section.real("target_delta", above=0, below=1),
-        noise_multiplier=noise_multiplier,
-        adjacency=_adjacency(section),
-        allow_large_delta=section.flag("allow_large_delta"),
-        max_grad_norm=section.real("max_grad_norm", above=0),
-        gradients=section.word("gradients", GRADIENTS),
-    )
-    section.done()
-    return settings
-
-
-def _noise(section: Section) -> tuple[float | None, float | None]:
-    target_epsilon = section.optional_real("target_epsilon", above=0)
-    noise_multiplier = section.optional_real(
-        "noise_multiplier", above=0, hint="; without noise it is privacy=none"
-    )
-    if target_epsilon is None and noise_multiplier is None:
-        section.refuse("target_epsilon", "give a budget or a noise_multiplier, or say privacy=none")
-    return target_epsilon, noise_multiplier
-
-
-def _adjacency(section: Section) -> Adjacency:
-    return Adjacency(section.word("adjacency", [str(each) for each in Adjacency]) or Adjacency.ZERO_OUT)

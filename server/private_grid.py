@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -26,18 +26,19 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort, MinSeparation
+from ..strategies.grids import AskingGrid
 from ..strategies.secure_wire import rotation_seed
 from ..strategies.wire import (
     WEIGHT,
     Layout,
     SummingGrid,
+    common_content,
     instruct,
     layout_of,
-    memory_arrays,
+    mean_reply,
     only_arrays,
     size_of,
     sum_of,
-    view,
 )
 from .noise_rows import RunRows
 from .secure_sum import Masking, Opened, Sum, masked_spec, sum_securely
@@ -84,7 +85,7 @@ class Round:
     choices: Choices | None = None
 
 
-class PrivateGrid(Grid):
+class PrivateGrid(AskingGrid):
     """Wraps any grid; see the module's text.
 
     Args:
@@ -174,36 +175,13 @@ class PrivateGrid(Grid):
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
         if not training or self.exhausted is not None:
             return []
-        content = _common_content(training)
+        content = common_content(training)
         number = self._reserved if self._reserved > self._finished else self._reserve_next()
         if number is None:
             return []
         if self._masking is not None:
             return self._secure_sum(number, content, training[0], self._masking, timeout)
         return [self._private_sum(number, content, training[0], timeout)]
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message, as Flower's deprecated method does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Refuse: a message pushed by itself would be answered by one client, outside the sum."""
-        raise Refusal(
-            "push_messages", "called", "use send_and_receive: single clients cannot be reached privately"
-        )
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Refuse, as `push_messages` does."""
-        raise Refusal(
-            "pull_messages", "called", "use send_and_receive: single clients cannot be reached privately"
-        )
 
     # --- the round ----------------------------------------------------------------------------------------------
 
@@ -281,7 +259,7 @@ class PrivateGrid(Grid):
         total = self._noised(cohort_sum, self._row, spec)
         mean, scalars = self._decoded(total, layout, spec, cohort_sum)
         self._note(number, cohort_sum.replies, cohort_sum.dropped, cohort_sum.clipped_again, scalars)
-        reply = _reply(arrays, mean, scalars, request)
+        reply = mean_reply(arrays, mean, scalars, request)
         if self._privacy is not None:
             self._privacy.ledger.commit(self._release(self._row).key, durable=False)
             assert self.choices is not None
@@ -316,7 +294,7 @@ class PrivateGrid(Grid):
         self._note(number, opened.survivors, opened.dropped, 0, scalars)
         if self._privacy is not None:
             self._settle(opened)
-        return [_reply(arrays, mean, scalars, request)]
+        return [mean_reply(arrays, mean, scalars, request)]
 
     def _settle(self, opened: Opened) -> None:
         """Commit what the sum of these survivors costs, which is no more than what was reserved."""
@@ -400,30 +378,3 @@ class PrivateGrid(Grid):
         if not nodes:
             raise Refusal("population", self._population, "no client connected; start the clients first")
         return nodes
-
-
-def _common_content(messages: list[Message]) -> RecordDict:
-    """Return what every client is to receive; a strategy that tells clients apart cannot run on a sum."""
-    content = messages[0].content
-    for message in messages[1:]:
-        if message.content is not content and message.content != content:
-            raise Refusal(
-                "strategy", "different messages to different clients", "use one that sends the same to all"
-            )
-    return content
-
-
-def _reply(
-    arrays: ArrayRecord, mean: dict[str, np.ndarray], scalars: dict[str, float], request: Message
-) -> Message:
-    metrics = MetricRecord({**scalars, WEIGHT: 1})
-    return Message(RecordDict({"arrays": _moved(arrays, mean), "metrics": metrics}), reply_to=request)
-
-
-def _moved(arrays: ArrayRecord, mean: dict[str, np.ndarray]) -> ArrayRecord:
-    """Return the global arrays moved by the mean update; arrays that are not averaged stay as they were."""
-    moved: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
-        value = view(array)
-        moved[name] = (value + mean[name]).astype(value.dtype) if name in mean else value
-    return memory_arrays(moved)

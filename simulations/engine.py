@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from ..privacy.mechanisms.private_sum import CohortSum, SumSpec
+from ..strategies.grids import AskingGrid
 from ..strategies.wire import LATE, add_reply
 from .deadline import PastDeadline, limited_to
 from .flower_adapter import claim_identity, client_context, name_message
@@ -43,7 +43,7 @@ CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
 
 
 @dataclass
-class InProcessGrid(Grid):
+class InProcessGrid(AskingGrid):
     """See the module's text.
 
     Attributes:
@@ -82,25 +82,6 @@ class InProcessGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all clients."""
         return range(FIRST_NODE, FIRST_NODE + self.num_clients)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Refuse: nothing runs in the background here."""
-        raise NotImplementedError("the in-process engine answers send_and_receive only")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Refuse: nothing runs in the background here."""
-        raise NotImplementedError("the in-process engine answers send_and_receive only")
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

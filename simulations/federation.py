@@ -15,20 +15,17 @@ from dp_accounting.dp_event import DpEvent
 from ..client.app import TRAIN_LOSS, fingerprint, record_plan
 from ..client.identity import simulated_roster
 from ..client.settings import ClientSettings, Encryption, RecordPrivacy
-from ..client.tasks import load_task
 from ..client.tasks.protocol import Task
-from ..configs.checks import check_cohort, check_delta, check_record_delta, check_seed, least_participations
+from ..configs.checks import check_record_delta
 from ..configs.schema import (
     ClientCentral,
     ClientDistributed,
-    CohortSettings,
-    NoPrivacy,
     Record,
     RecordAndClient,
     SimulationSettings,
 )
 from ..privacy.adaptation import Adaptation, AdaptiveNoise
-from ..privacy.budget import Adjacency, Adversary, Budget, Unit
+from ..privacy.budget import Adversary, Budget, Unit
 from ..privacy.caps import capped, default_folder
 from ..privacy.filter import admits
 from ..privacy.mechanisms.adaptive_clipping import AdaptiveClipping
@@ -39,7 +36,7 @@ from ..privacy.planning import LEAST_NOISE, Plan
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.transcript import Profile
 from ..server.secure_sum import Masking
-from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson, likely_participations
+from ..strategies.cohorts import Cohort, MinSeparation, likely_participations
 from ..strategies.wire import WEIGHT
 from .display import warn
 from .faults import Faults
@@ -56,7 +53,6 @@ UNLIMITED_EPSILON = 1e9  # a run that was given noise and no target only counts
 MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
-SEEN_DRAW = "none: the server sees who takes part"
 
 
 @dataclass(frozen=True)
@@ -238,7 +234,7 @@ class Federation:
         s = self.settings
         settings = ClientSettings(
             task=s.task.target or s.task.name,
-            task_options=_task_options(s, self.seed),
+            task_options=task_options(s, self.seed),
             learning_rate=s.learning_rate,
             local_epochs=s.local_epochs,
             batch_size=s.batch_size,
@@ -329,45 +325,6 @@ class Federation:
         return [fingerprint(self.task.client_data(client)) for client in range(self.task.num_clients)]
 
 
-def build(settings: SimulationSettings) -> Federation:
-    """Return the federation that the settings describe, or refuse before anything is written.
-
-    Raises:
-      Refusal: naming the setting.
-    """
-    seed = 0 if settings.seed is None else settings.seed
-    task = load_task(
-        settings.task.target or settings.task.name, _task_options(settings, seed), settings.allow_modules
-    )
-    check_cohort(settings, task.num_clients)
-    cohort = _cohort(settings.cohort, task.num_clients, settings.num_rounds)
-    if isinstance(cohort, Poisson) and isinstance(settings.privacy, ClientDistributed):
-        cohort = replace(cohort, name=SEEN_DRAW, secret=False)
-    _check_adjacency(settings)
-    private = not isinstance(settings.privacy, NoPrivacy)
-    if private:
-        check_seed(settings, task.simulated)
-    warning = check_delta(settings, task.num_clients)
-    if warning:
-        warn(warning)
-    return Federation(settings, task, cohort, seed if task.simulated or not private else None)
-
-
-def _check_adjacency(settings: SimulationSettings) -> None:
-    """Refuse what would make a public number depend on how many units there are, where that is the secret."""
-    privacy = settings.privacy
-    levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
-    for level in levels:
-        if isinstance(level, NoPrivacy) or level.adjacency is not Adjacency.ADD_OR_REMOVE_ONE:
-            continue
-        if isinstance(level, Record):
-            remedy = "a client's sampling rate tells how many records it has; use zero-out"
-            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
-        if settings.cohort.name in ("fixed", "min_separation"):
-            remedy = "such a cohort replaces whoever leaves; use cohort=poisson, or zero-out"
-            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
-
-
 def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ()) -> None:
     """Refuse noise so small that the budget does not afford a single round."""
     if not admits([*prior, plan.event()], budget, plan.filter_order):
@@ -387,23 +344,7 @@ def _budget(unit: Unit, level: ClientCentral | Record | None) -> Budget | None:
     return Budget(unit, level.target_epsilon or UNLIMITED_EPSILON, level.target_delta, level.adjacency)
 
 
-def _cohort(settings: CohortSettings, num_clients: int, num_rounds: int) -> Cohort:
-    if settings.name == "poisson":
-        assert settings.rate is not None
-        return Poisson(settings.rate)
-    if settings.name == "all":
-        return All()
-    assert settings.size is not None
-    if settings.name == "fixed":
-        return Fixed(settings.size)
-    return MinSeparation(
-        settings.size,
-        settings.separation or num_clients // settings.size,
-        settings.max_participations or least_participations(settings.size, num_clients, num_rounds),
-    )
-
-
-def _task_options(settings: SimulationSettings, seed: int | None) -> dict[str, int | float | str]:
+def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, int | float | str]:
     if settings.task.target is not None:
         return {}
     options: dict[str, int | float | str | None] = {

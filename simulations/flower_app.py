@@ -20,7 +20,8 @@ from ..configs.settings import settings_from_overrides
 from ..privacy.caps import default_folder
 from ..privacy.refusal import Refusal
 from ..server.rounds import Status
-from .federation import Federation, build
+from .build import build
+from .federation import Federation
 from .flower_grid import FlowerGrid
 from .run import client_mods, simulate
 

@@ -17,8 +17,9 @@ from ..privacy.budget import Adversary, Budget
 from ..privacy.mechanisms.correlated_noise import Correlation
 from ..privacy.planning import Plan
 from ..strategies.cohorts import likely_participations
+from .build import build
 from .display import console_for
-from .federation import EVERYBODY, UNLIMITED_EPSILON, Federation, build
+from .federation import EVERYBODY, UNLIMITED_EPSILON, Federation
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
 VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say

@@ -36,11 +36,12 @@ from ..server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ..server.rounds import Ending, Loop, State, Status, run_rounds
 from ..strategies.registry import make_strategy
 from . import recording
+from .build import build
 from .deadline import within
 from .display import Display, Line
 from .engine import InProcessGrid
 from .faults import inject
-from .federation import Federation, build, require_one_round
+from .federation import Federation, require_one_round
 from .flower_adapter import quiet_flower
 from .record_ledgers import KnownHeads, require_heads
 from .recording import Run, Saved

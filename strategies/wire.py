@@ -13,10 +13,11 @@ from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from ..privacy.mechanisms.private_sum import CohortSum, Contribution, Scalar, SumSpec, add
+from ..privacy.refusal import Refusal
 
 SPEC_RECORD = "fedveil.sum"
 VECTOR_RECORD = "fedveil.vector"
@@ -165,6 +166,37 @@ def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | str
     if values.dtype == np.int32:
         return values.astype(np.int32, copy=False)
     return values.astype(np.float64, copy=False)
+
+
+# --- in and out of the strategy ---------------------------------------------------------------------------------
+
+
+def common_content(messages: list[Message]) -> RecordDict:
+    """Return what every client is to receive; a strategy that tells clients apart cannot run on a sum."""
+    content = messages[0].content
+    for message in messages[1:]:
+        if message.content is not content and message.content != content:
+            raise Refusal(
+                "strategy", "different messages to different clients", "use one that sends the same to all"
+            )
+    return content
+
+
+def mean_reply(
+    arrays: ArrayRecord, mean: dict[str, NDArray[Any]], scalars: dict[str, float], request: Message
+) -> Message:
+    """Return the one reply that stands for all: the global arrays moved by the mean update, with the metrics."""
+    metrics = MetricRecord({**scalars, WEIGHT: 1})
+    return Message(RecordDict({"arrays": _moved(arrays, mean), "metrics": metrics}), reply_to=request)
+
+
+def _moved(arrays: ArrayRecord, mean: dict[str, NDArray[Any]]) -> ArrayRecord:
+    """Return the global arrays moved by the mean update; arrays that are not averaged stay as they were."""
+    moved: dict[str, NDArray[Any]] = {}
+    for name, array in arrays.items():
+        value: NDArray[Any] = view(array)
+        moved[name] = (value + mean[name]).astype(value.dtype) if name in mean else value
+    return memory_arrays(moved)
 
 
 # --- the seam between a grid and the sum ------------------------------------------------------------------------

@@ -287,6 +287,16 @@ def test_a_batch_that_a_layer_does_not_see_stops_the_step() -> None:
         clipped_sums(torch.arange(3))
 
 
+def test_a_layer_that_works_twice_after_all_stops_the_step() -> None:
+    model = Twice()
+    forward, optimizer = losses(model, torch.randn(3, 4), torch.arange(3)), optimizer_of(model, 1.0)
+    with (
+        book_keeping(model, forward, optimizer) as clipped_sums,
+        pytest.raises(RuntimeError, match="3 calls"),
+    ):
+        clipped_sums(torch.arange(3))
+
+
 def test_frozen_layers_are_not_noted() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, CLASSES))
     model[0].requires_grad_(False)

@@ -155,6 +155,25 @@ def test_a_layer_that_does_not_see_the_batch_is_refused(engine: str) -> None:
         trained(Merged, engine, examples_for(perceptron))
 
 
+def test_the_sum_of_the_step_before_is_never_taken_again() -> None:
+    """A layer that the second step leaves out has no sum: the step stops, and releases nothing."""
+
+    class Tiring(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.calls = nn.Linear(6, CLASSES), nn.Linear(6, CLASSES), 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls += 1
+            return self.first(inputs) + (self.second(inputs) if self.calls < 2 else 0)
+
+    INPUTS[Tiring] = (6,)
+    for engine in NAMES:
+        with pytest.raises((RuntimeError, ValueError, AttributeError)):
+            trained(Tiring, engine, examples_for(Tiring), PoissonBatches(1.0, 2))
+    del INPUTS[Tiring]
+
+
 # --- which engine -------------------------------------------------------------------------------------------------
 
 

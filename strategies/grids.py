@@ -1,0 +1,33 @@
+"""What all of fedveil's grids have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ..privacy.refusal import Refusal
+
+
+class AskingGrid(Grid):
+    """A grid that is asked by `send_and_receive` only: nothing runs on while nobody waits for it."""
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message, as Flower's deprecated method does."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Refuse: a message pushed by itself would be answered by one client, outside any sum."""
+        raise Refusal("push_messages", "called", "use send_and_receive: single clients cannot be reached")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Refuse, as `push_messages` does."""
+        raise Refusal("pull_messages", "called", "use send_and_receive: single clients cannot be reached")
