@@ -15,7 +15,7 @@ from fedveil.client.batches import PoissonBatches
 from fedveil.client.dp_sgd import ENGINES, NOISE_BLOCK, StreamNoiseOptimizer, chosen_engine, train_privately
 from fedveil.client.tasks.protocol import Examples
 from fedveil.client.training import SGD, with_fast_kernels
-from fedveil.configs.settings import GRADIENTS
+from fedveil.configs.privacy_settings import GRADIENTS
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.planning import Plan

@@ -208,7 +208,7 @@ def test_a_forked_worker_neither_writes_nor_keeps_the_lock(tmp_path):
 
 # A writer that releases down a pipe what it has reserved is killed at a random moment, from the creation of its
 # ledger on. What left must be there, epsilon must be at least the exact one of what left, and within the budget,
-# which the later cycles on a ledger reach.
+# which later cycles on a ledger mostly find spent.
 MASSACRE = """
 from dp_accounting import get_epsilon_gaussian
 from fedveil.privacy.accounting import within
