@@ -229,6 +229,9 @@ def test_ctrl_c_before_the_first_round(commands: Any) -> None:
     def interrupt() -> None:
         from fedveil.simulations import recording
 
+        # A suite that a shell runs in the background has inherited that Ctrl-C is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
         def stop(*args: Any) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 

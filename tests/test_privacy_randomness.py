@@ -1,10 +1,7 @@
 import os
 
-import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from scipy import stats
 
-from fedveil.privacy.mechanisms.gaussian import standard_normal
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 
 
@@ -42,10 +39,3 @@ def test_a_forked_process_draws_noise_of_its_own() -> None:
     assert os.read(read, 32) != stream.bytes(32)
     os.close(read)
     os.close(write)
-
-
-def test_standard_normal() -> None:
-    drawn = standard_normal(200_001, Randomness(11).stream("normal"))
-    assert drawn.shape == (200_001,)
-    assert stats.kstest(drawn, "norm").pvalue > 1e-4
-    assert np.isfinite(drawn).all()
