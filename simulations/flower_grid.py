@@ -10,11 +10,12 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from ..privacy.refusal import Refusal
+from ..strategies.grids import AskingGrid
 from .engine import FIRST_NODE, GRACE_SECONDS
 from .flower_adapter import name_sender, nodes_by_partition
 
@@ -23,7 +24,7 @@ START_SECONDS = 60.0  # for the nodes to register; they need milliseconds
 SETTLE_SECONDS = 0.5  # no more nodes for so long: registration is over
 
 
-class FlowerGrid(Grid):
+class FlowerGrid(AskingGrid):
     """See the module's text.
 
     Args:
@@ -65,17 +66,6 @@ class FlowerGrid(Grid):
         if not self._nodes:
             self._nodes = self._registered()
         return range(FIRST_NODE, FIRST_NODE + len(self._nodes))
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message, as Flower's deprecated method does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the runtime and return their ids."""
