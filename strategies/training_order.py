@@ -1,0 +1,187 @@
+"""What a server asks of every client in a round: how to train, and under which promise. All of it is public.
+
+The order travels as JSON in the strategy's own configuration record, so that secure aggregation binds it to the round
+as it binds the model. A client holds it against its owner's policy and merges it with what is the owner's alone: the
+task, the data, the budget. Record-level noise is not in it: each client plans its own from the number of its records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from flwr.app import RecordDict
+
+from ..privacy.budget import Adjacency, Budget, Unit, real, word
+from ..privacy.refusal import Refusal
+
+ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
+MAX_ORDER_BYTES = 4096  # one has under 700
+MAX_RUN = 200
+MAX_EPOCHS = 10_000  # as the configuration allows
+MAX_BATCH = 1_000_000
+MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
+GRADIENTS = ("auto", "hooks", "ghost", "book_keeping")
+
+
+class Mode(StrEnum):
+    """The group `privacy` of the configuration."""
+
+    NONE = "none"
+    RECORD = "record"
+    CLIENT_CENTRAL = "client_central"
+    CLIENT_DISTRIBUTED = "client_distributed"
+    RECORD_AND_CLIENT = "record_and_client"
+
+
+RECORD_MODES = (Mode.RECORD, Mode.RECORD_AND_CLIENT)
+CENTRAL_MODES = (Mode.CLIENT_CENTRAL, Mode.RECORD_AND_CLIENT)  # the server sees single updates
+CLIENT_MODES = (*CENTRAL_MODES, Mode.CLIENT_DISTRIBUTED)
+
+
+@dataclass(frozen=True)
+class ClientClaim:
+    """What the server claims of the client level.
+
+    Attributes:
+      noise_multiplier: of each round's sum, fresh and independent: noise std / sensitivity under `adjacency`, above 0.
+      adjacency: of clients.
+    """
+
+    noise_multiplier: float
+    adjacency: Adjacency
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noise_multiplier", _above_0("noise_multiplier", self.noise_multiplier))
+        object.__setattr__(self, "adjacency", word(Adjacency, "adjacency", self.adjacency))
+
+
+@dataclass(frozen=True)
+class RecordOrder:
+    """What the server asks for at the record level; a client's own cap may lower the budget.
+
+    Attributes:
+      target_epsilon, target_delta: the budget of a client's records, as a `Budget`'s.
+      max_grad_norm: clip of each example's gradient, above 0.
+      adjacency: of records.
+      participations: for how many rounds a client plans its noise, at least 1: as many as it is likely drawn for.
+      gradients: `auto`, or a name of `client.dp_sgd.ENGINES`; only speed differs.
+    """
+
+    target_epsilon: float
+    target_delta: float
+    max_grad_norm: float
+    adjacency: Adjacency
+    participations: int
+    gradients: str = "auto"
+
+    def __post_init__(self) -> None:
+        budget = Budget(Unit.RECORD, self.target_epsilon, self.target_delta, self.adjacency)
+        for name in ("target_epsilon", "target_delta", "adjacency"):
+            object.__setattr__(self, name, getattr(budget, name))
+        object.__setattr__(self, "max_grad_norm", _above_0("max_grad_norm", self.max_grad_norm))
+        _whole("participations", self.participations, MAX_PARTICIPATIONS)
+        if self.gradients not in GRADIENTS:
+            raise Refusal("gradients", self.gradients, f"choose one of {', '.join(GRADIENTS)}")
+
+
+@dataclass(frozen=True)
+class TrainingOrder:
+    """One round's training, as the server asks for it. Refusal when a value is out of range.
+
+    Attributes:
+      run: the name that ledgers know the run by, the same as the instruction's.
+      privacy: who is protected, and how.
+      learning_rate: of local training, above 0.
+      local_epochs: passes over a client's data, at least 1.
+      batch_size: examples of a step, at least 1.
+      client: there where `privacy` protects clients.
+      record: there where `privacy` protects records.
+    """
+
+    run: str
+    privacy: Mode
+    learning_rate: float
+    local_epochs: int
+    batch_size: int
+    client: ClientClaim | None = None
+    record: RecordOrder | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "privacy", word(Mode, "privacy", self.privacy))
+        object.__setattr__(self, "learning_rate", _above_0("learning_rate", self.learning_rate))
+        _whole("local_epochs", self.local_epochs, MAX_EPOCHS)
+        _whole("batch_size", self.batch_size, MAX_BATCH)
+        if not _is_name(self.run):
+            raise Refusal("run", self.run, f"give a name of 1 to {MAX_RUN} printable characters")
+        for name, modes in (("client", CLIENT_MODES), ("record", RECORD_MODES)):
+            if (getattr(self, name) is not None) != (self.privacy in modes):
+                raise Refusal(name, getattr(self, name), f"does not go with privacy={self.privacy}")
+
+    def to_json(self) -> str:
+        """Return the order as JSON, the same for equal orders."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingOrder:
+        """Return the order that `to_json` wrote.
+
+        Raises:
+          Refusal: it is none: too long, no JSON, a key too many or too few, a value of another type or out of range.
+        """
+        if len(text) > MAX_ORDER_BYTES:
+            raise Refusal(ORDER_KEY, f"{len(text)} bytes", f"an order has at most {MAX_ORDER_BYTES}")
+        try:
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
+        plain = _exactly(cls, plain)
+        client, record = plain.pop("client"), plain.pop("record")
+        try:
+            return cls(
+                **plain,
+                client=None if client is None else ClientClaim(**_exactly(ClientClaim, client)),
+                record=None if record is None else RecordOrder(**_exactly(RecordOrder, record)),
+            )
+        except OverflowError as error:
+            raise Refusal(ORDER_KEY, text[:40], "has a number that no float holds") from error
+
+
+def read_order(content: RecordDict) -> TrainingOrder | None:
+    """Return the order in an instruction, or None if it has none. Refusal when it has two, or one that is none."""
+    found = [record[ORDER_KEY] for record in content.config_records.values() if ORDER_KEY in record]
+    if not found:
+        return None
+    if len(found) > 1 or not isinstance(found[0], str):
+        raise Refusal(ORDER_KEY, f"{len(found)} values", "an instruction has one order, as text")
+    return TrainingOrder.from_json(found[0])
+
+
+Kind = TypeVar("Kind", TrainingOrder, ClientClaim, RecordOrder)
+
+
+def _exactly(kind: type[Kind], plain: object) -> dict[str, Any]:
+    """Return the object if its keys are exactly the fields of `kind`."""
+    wanted = {field.name for field in fields(kind)}
+    if not isinstance(plain, Mapping) or set(plain) != wanted:
+        raise Refusal(ORDER_KEY, kind.__name__, f"has exactly the keys {', '.join(sorted(wanted))}")
+    return dict(plain)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= MAX_RUN and value.isprintable()
+
+
+def _above_0(field: str, value: object) -> float:
+    found = real(field, value)
+    if found <= 0:
+        raise Refusal(field, value, "give a number above 0")
+    return found
+
+
+def _whole(field: str, value: object, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise Refusal(field, value, f"give a whole number from 1 to {most}")

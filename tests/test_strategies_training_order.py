@@ -1,0 +1,121 @@
+"""A server's order: read back as it was written, and refused by name when anything in it is off."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedveil.configs.privacy_settings import GRADIENTS, PRIVACIES
+from fedveil.privacy.budget import Adjacency
+from fedveil.privacy.refusal import Refusal
+from fedveil.strategies import training_order
+from fedveil.strategies.training_order import (
+    ORDER_KEY,
+    ClientClaim,
+    Mode,
+    RecordOrder,
+    TrainingOrder,
+    read_order,
+)
+
+CLAIM = ClientClaim(1.5, Adjacency.ZERO_OUT)
+RECORD = RecordOrder(8.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10, "auto")
+BOTH = TrainingOrder("run 1", Mode.RECORD_AND_CLIENT, 0.1, 2, 32, CLAIM, RECORD)
+ORDERS = (
+    BOTH,
+    TrainingOrder("r", Mode.NONE, 0.1, 1, 10),
+    TrainingOrder("r", Mode.CLIENT_DISTRIBUTED, 0.1, 1, 10, client=CLAIM),
+    TrainingOrder("r", Mode.RECORD, 0.1, 1, 10, record=RECORD),
+)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_order_is_read_back_as_it_was_written(order):
+    text = order.to_json()
+    again = TrainingOrder.from_json(text)
+    assert again == order and again.to_json() == text
+    assert read_order(RecordDict({"config": ConfigRecord({ORDER_KEY: text, "lr": 1.0})})) == order
+
+
+def test_the_words_are_those_of_the_configuration():
+    assert {str(mode) for mode in Mode} == set(PRIVACIES)
+    assert training_order.GRADIENTS == GRADIENTS
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        (None, "learning_rate", 0.0),
+        (None, "learning_rate", True),
+        (None, "learning_rate", float("nan")),
+        (None, "learning_rate", "0.1"),
+        (None, "learning_rate", 10**400),
+        (None, "local_epochs", 0),
+        (None, "local_epochs", 2.0),
+        (None, "local_epochs", True),
+        (None, "batch_size", 10**7),
+        (None, "run", ""),
+        (None, "run", 7),
+        (None, "run", "a\nb"),
+        (None, "run", "\ud800"),
+        (None, "run", "x" * 201),
+        (None, "privacy", "everything"),
+        (None, "privacy", ["none"]),
+        (None, "client", None),
+        (None, "record", None),
+        (None, "record", []),
+        (None, "unknown", 1),
+        ("client", "noise_multiplier", 0.0),
+        ("client", "noise_multiplier", float("inf")),
+        ("client", "adjacency", "same"),
+        ("client", "unknown", 1),
+        ("record", "target_epsilon", -1.0),
+        ("record", "target_delta", 1.0),
+        ("record", "max_grad_norm", 0.0),
+        ("record", "participations", 0),
+        ("record", "participations", 1.5),
+        ("record", "gradients", "fast"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_by_name(part, key, value):
+    plain = json.loads(BOTH.to_json())
+    (plain if part is None else plain[part])[key] = value
+    with pytest.raises(Refusal):
+        TrainingOrder.from_json(json.dumps(plain))
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "[" * 4000, "{}", '"x"', "x" * 5000])
+def test_what_is_no_order_is_refused(text):
+    with pytest.raises(Refusal):
+        TrainingOrder.from_json(text)
+
+
+def test_a_key_that_is_missing_is_refused():
+    for key in json.loads(BOTH.to_json()):
+        plain = json.loads(BOTH.to_json())
+        del plain[key]
+        with pytest.raises(Refusal):
+            TrainingOrder.from_json(json.dumps(plain))
+
+
+def test_an_instruction_without_an_order_has_none_and_one_with_two_is_refused():
+    assert read_order(RecordDict({"config": ConfigRecord({"lr": 1.0})})) is None
+    record = ConfigRecord({ORDER_KEY: BOTH.to_json()})
+    with pytest.raises(Refusal):
+        read_order(RecordDict({"a": record, "b": record}))
+    with pytest.raises(Refusal):
+        read_order(RecordDict({"a": ConfigRecord({ORDER_KEY: b"x"})}))
+
+
+@given(
+    st.floats(1e-3, 1e3),
+    st.integers(1, 10_000),
+    st.integers(1, 1_000_000),
+    st.text(min_size=1, max_size=50).filter(str.isprintable),
+)
+def test_any_order_in_range_survives_the_journey(rate, epochs, batch, run):
+    order = replace(BOTH, learning_rate=rate, local_epochs=epochs, batch_size=batch, run=run)
+    assert TrainingOrder.from_json(order.to_json()) == order
