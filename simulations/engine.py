@@ -24,10 +24,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from ..privacy.mechanisms.private_sum import CohortSum, SumSpec
+from ..strategies.flower_adapter import claim_identity, client_context, name_message
 from ..strategies.grids import AskingGrid
 from ..strategies.wire import LATE, add_reply
 from .deadline import PastDeadline, limited_to
-from .flower_adapter import claim_identity, client_context, name_message
 
 if TYPE_CHECKING:
     from flwr.supercore.run import Run

@@ -15,9 +15,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from ..privacy.refusal import Refusal
+from ..strategies.flower_adapter import name_sender, nodes_by_partition
 from ..strategies.grids import AskingGrid
 from .engine import FIRST_NODE, GRACE_SECONDS
-from .flower_adapter import name_sender, nodes_by_partition
 
 POLL_SECONDS = 0.05  # half of Flower's own interval
 START_SECONDS = 60.0  # for the nodes to register; they need milliseconds

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from ..configs.schema import EngineSettings
 from ..privacy.refusal import Refusal
-from .flower_adapter import Runtime, quiet_flower, start_runtime
+from ..strategies.flower_adapter import Runtime, quiet_flower, start_runtime
 from .flower_grid import FlowerGrid
 
 STOP_SECONDS = 10.0  # for clients that are still at work when the run ends

@@ -34,6 +34,7 @@ from ..server import noise_key
 from ..server.checkpoint import Checkpoint, read, restore_strategy
 from ..server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ..server.rounds import Ending, Loop, State, Status, run_rounds
+from ..strategies.flower_adapter import quiet_flower
 from ..strategies.registry import make_strategy
 from . import recording
 from .build import build
@@ -42,7 +43,6 @@ from .display import Display, Line
 from .engine import InProcessGrid
 from .faults import inject
 from .federation import Federation, require_one_round
-from .flower_adapter import quiet_flower
 from .record_ledgers import KnownHeads, require_heads
 from .recording import Run, Saved
 from .report import record_meter

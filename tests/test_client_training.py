@@ -39,7 +39,7 @@ from fedveil.privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.planning import Plan
 from fedveil.privacy.refusal import Refusal
-from fedveil.simulations.flower_adapter import claim_identity, client_context
+from fedveil.strategies.flower_adapter import claim_identity, client_context
 from fedveil.strategies.wire import BUDGET_SPENT, WEIGHT, add_reply, instruct, memory_arrays
 
 FEATURES, CLASSES = 6, 3

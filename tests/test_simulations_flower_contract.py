@@ -21,7 +21,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_type_from_obj
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedveil.simulations.flower_adapter import (
+from fedveil.strategies.flower_adapter import (
     claim_identity,
     client_context,
     name_message,

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedveil.privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec
-from fedveil.simulations.flower_adapter import claim_identity, name_message
+from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import (
     VECTOR,
     VECTOR_RECORD,

@@ -26,10 +26,10 @@ from ...privacy.planning import Plan
 from ...server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ...server.rounds import Loop, State, run_rounds
 from ...strategies.cohorts import Fixed
+from ...strategies.flower_adapter import quiet_flower
 from ...strategies.registry import make_strategy
 from ...strategies.wire import memory_arrays, view
 from ..engine import InProcessGrid
-from ..flower_adapter import quiet_flower
 from .stopwatch import Stopwatch
 from .workload import BATCH_SIZE, CLIPPING_NORM, IDLE, IDLE_STEP, LEARNING_RATE, NOISE_MULTIPLIER, Size, build
 

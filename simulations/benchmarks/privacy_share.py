@@ -18,9 +18,9 @@ from ...privacy.mechanisms.private_sum import CohortSum, SumSpec, add_noise, cel
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.planning import Plan
 from ...strategies.cohorts import Fixed
+from ...strategies.flower_adapter import claim_identity, name_message
 from ...strategies.wire import add_reply, instruct, layout_of, memory_arrays, reply_with
 from ..engine import keep_memory
-from ..flower_adapter import claim_identity, name_message
 from .contenders import measure
 from .engines import OURS, Options
 from .tables import Row, conditions, median, result_of
