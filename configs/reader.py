@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any
 
 from ..privacy.refusal import Refusal
@@ -137,6 +138,42 @@ class Section:
             return None
         return value
 
+    def text(self, key: str) -> str:
+        """A non-empty line of text; empty after a mistake."""
+        if self._null(key) or key not in self._values:
+            self.refuse(key, "must be a line of text")
+        return self.optional_text(key) or ""
+
+    def matching(self, key: str, pattern: re.Pattern[str], form: str) -> str:
+        """Text of the form that the pattern describes; empty after a mistake."""
+        value = self._take(key)
+        if isinstance(value, str) and pattern.fullmatch(value):
+            return value
+        self.refuse(key, f"must be {form}")
+        return ""
+
+    def hexadecimal(self, key: str, length: int) -> str:
+        """`length` bytes in hexadecimal."""
+        return self.matching(key, re.compile(f"[0-9a-f]{{{2 * length}}}"), f"{length} bytes in hexadecimal")
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of lines of text."""
+        value = self._take(key)
+        if not isinstance(value, list) or not all(
+            isinstance(each, str) and each.isprintable() for each in value
+        ):
+            self.refuse(key, "must be a list of lines of text")
+            return ()
+        return tuple(value)
+
+    def optional_day(self, key: str) -> date | None:
+        """A day, written YYYY-MM-DD without quotes, or null."""
+        value = self._take(key)
+        if value is not None and type(value) is not date:
+            self.refuse(key, "must be a day, YYYY-MM-DD without quotes")
+            return None
+        return value
+
     def target(self, key: str, allowed: Sequence[str]) -> str | None:
         """``module:Class`` whose module the user has listed; null is a mistake."""
         value = self._take(key)
@@ -175,6 +212,10 @@ class Section:
             if not isinstance(parameter, str | int | float) or parameter in (math.inf, -math.inf):
                 inner.refuse(str(name), "must be a finite number, a word, true or false")
         return {str(name): parameter for name, parameter in value.items()}
+
+    def given(self, key: str) -> bool:
+        """Whether the key has a value."""
+        return self._take(key) is not None
 
     def done(self) -> None:
         """Note every key that nobody has read, with the nearest known one."""

@@ -5,7 +5,6 @@ reservation. No message carries a cap, so nothing that comes over a network rais
 """
 
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .budget import Budget, Unit
-from .ledger_store import Lock, regular, sync_folder
+from .durable import replace_file
+from .ledger_store import Lock, regular
 from .refusal import Refusal
 
 FILE = "caps.json"
@@ -68,7 +68,8 @@ def set_cap(folder: Path, cap: Cap) -> None:
         lock = Lock(path, WAIT_SECONDS)
         try:
             decisions = [_plain(each) for each in [*read_caps(folder), decided]]
-            _replace(path, json.dumps({"version": VERSION, "caps": decisions}, indent=1) + "\n")
+            text = json.dumps({"version": VERSION, "caps": decisions}, indent=1) + "\n"
+            replace_file(path, text.encode())
         finally:
             lock.release()
     except OSError as error:
@@ -122,16 +123,3 @@ def _read(fields: dict[str, Any]) -> Cap:
     until = fields["until"]
     values: dict[str, Any] = {**fields, "until": None if until is None else date.fromisoformat(until)}
     return Cap(**values)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Puts `text` in the place of the file, on disk, or leaves the file as it is."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(fresh, path)
-    sync_folder(path.parent)

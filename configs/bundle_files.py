@@ -1,0 +1,199 @@
+"""The files of a bundle, read strictly: TOML, public files, secrets that only their owner may read, certificates.
+
+A bundle is what `fedveil provision` makes for one server or one client. Both ends read theirs with these.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from ..privacy.refusal import Refusal
+from ..privacy.secagg.refusal import Refused
+from ..privacy.secagg.roster import Roster, read_roster
+from ..privacy.secagg.suite import KEY_BYTES
+from .reader import Mistakes, Section
+
+LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 8 MiB
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+NAME = re.compile("[a-z0-9][a-z0-9_-]{0,47}")
+NAME_FORM = "at most 48 of a-z, 0-9, - and _, the first a letter or a digit"
+# A DNS name or an IPv4 address, or an IPv6 address in brackets, and a port.
+ADDRESS = re.compile(
+    r"([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]):[1-9][0-9]{0,4}"
+)
+ADDRESS_FORM = "host:port, for instance fl.example.org:8443"
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What one end of a mutually authenticated TLS connection holds, each in PEM.
+
+    Attributes:
+      ca: the certificate of the federation's authority, the only one that is trusted.
+      certificate: its own, signed by `ca`.
+      key: the private key of it, secret.
+    """
+
+    ca: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. Refusal when there is none, or it is larger than any of a bundle's."""
+    return _read(path, forbidden=0)
+
+
+def read_secret(path: Path) -> bytes:
+    """The bytes of a file that nobody but its owner may touch. Refusal as well when others may."""
+    return _read(path, forbidden=OTHERS)
+
+
+def _read(path: Path, forbidden: int) -> bytes:
+    try:
+        # Not blocking: a FIFO in the place of the file must not hold its reader up.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise Refusal("file", str(path), "is not a regular file")
+            if status.st_mode & forbidden:
+                raise Refusal("file", str(path), f"may be read by others; run: chmod 600 {path}")
+            if status.st_size > LARGEST_FILE:
+                raise Refusal(
+                    "file", str(path), f"is larger than {LARGEST_FILE} bytes; no file of a bundle is"
+                )
+            return file.read()
+    except OSError as error:
+        raise Refusal(
+            "file", str(path), f"cannot be read ({error.strerror}); copy the bundle again"
+        ) from None
+
+
+def read_toml(path: Path, read: Callable[[Section], Read], defaults: Mapping[str, Any] | None = None) -> Read:
+    """What `read` makes of the TOML file.
+
+    Args:
+      read: reads every known key of the section, in range.
+      defaults: what stands for keys that the file leaves out.
+
+    Raises:
+      Refusal: the file cannot be read, is no TOML, or holds mistakes, all of which are named.
+    """
+    try:
+        found = tomllib.loads(read_file(path).decode())
+    except UnicodeDecodeError as error:
+        raise Refusal("file", str(path), f"is not UTF-8 (byte {error.start})") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise Refusal("file", str(path), f"is not TOML: {error}") from None
+    return read_section(filled(defaults or {}, found), read, str(path))
+
+
+def filled(defaults: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """`found`, and beside it, group by group, the defaults that it leaves out."""
+    values = {**defaults, **found}
+    for key, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(values[key], Mapping):
+            values[key] = filled(default, values[key])
+    return values
+
+
+def read_section(values: Mapping[str, Any], read: Callable[[Section], Read], path: str) -> Read:
+    """What `read` makes of the mapping that stands at `path`; Mistakes when it, or a key of it, is wrong."""
+    mistakes: list[Refusal] = []
+    section = Section(values, values, path, mistakes)
+    made = read(section)
+    section.done()
+    if mistakes:
+        raise Mistakes(mistakes)
+    return made
+
+
+def read_credentials(folder: Path, federation: str, name: str) -> Credentials:
+    """ca.pem, tls.pem and tls.key of a bundle.
+
+    Raises:
+      Refusal: one cannot be read, they do not belong together, they are another federation's or another
+        name's, or their time is over. A certificate whose time has not begun is kept: a device's clock may be late.
+    """
+    paths = [folder / each for each in ("ca.pem", "tls.pem", "tls.key")]
+    ca, certificate, key = read_file(paths[0]), read_file(paths[1]), read_secret(paths[2])
+    authority, own = _certificate(paths[0], ca), _certificate(paths[1], certificate)
+    try:
+        own.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        raise Refusal("file", str(paths[1]), "was not signed by the authority in ca.pem") from None
+    if _spki(_private(paths[2], key).public_key()) != _spki(own.public_key()):
+        raise Refusal("file", str(paths[2]), "is not the key of the certificate beside it")
+    for attribute, expected in ((NameOID.ORGANIZATION_NAME, federation), (NameOID.COMMON_NAME, name)):
+        if [each.value for each in own.subject.get_attributes_for_oid(attribute)] != [expected]:
+            raise Refusal(
+                "file", str(paths[1]), f"was not made for {name!r} of the federation {federation!r}"
+            )
+    if own.not_valid_after_utc.timestamp() < time.time():
+        ended = f"ended on {own.not_valid_after_utc:%Y-%m-%d}"
+        raise Refusal("file", str(paths[1]), f"{ended}; ask for new ones (fedveil provision rotate)")
+    return Credentials(ca, certificate, key)
+
+
+def read_hexadecimal(path: Path) -> bytes:
+    """A public key of 32 bytes, which the file holds in hexadecimal."""
+    try:
+        key = bytes.fromhex(read_file(path).decode("ascii"))
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise Refusal("file", str(path), f"must hold {KEY_BYTES} bytes in hexadecimal")
+    return key
+
+
+def read_signed_roster(path: Path, authority: bytes) -> tuple[Roster, bytes]:
+    """A roster and its signed bytes. Refusal when the holder of the public key `authority` did not sign it."""
+    signed = read_file(path)
+    try:
+        return read_roster(signed, authority), signed
+    except Refused as refused:
+        raise Refusal("file", str(path), f"was not signed by the authority ({refused})") from None
+
+
+def read_private_key(path: Path) -> Any:
+    """A private key in PEM that nobody but its owner may read."""
+    return _private(path, read_secret(path))
+
+
+def _certificate(path: Path, pem: bytes) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        raise Refusal("file", str(path), "is not a certificate in PEM") from None
+
+
+def _private(path: Path, pem: bytes) -> Any:
+    try:
+        return load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError):
+        raise Refusal("file", str(path), "is not a private key in PEM") from None
+
+
+def _spki(public: Any) -> bytes:
+    return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

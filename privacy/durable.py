@@ -1,0 +1,24 @@
+"""Files that are whole on disk or not there: what is written beside them is flushed, then renamed over them."""
+
+import os
+from pathlib import Path
+
+from .ledger_store import sync_folder
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put `data` in the place of the file, with this mode; on disk when this returns, or the old file stays.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with open(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)  # whatever the umask
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(fresh, path)
+    sync_folder(path.parent)
