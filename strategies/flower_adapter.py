@@ -8,15 +8,15 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.app.user_config import UserConfig
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
     from flwr.server.superlink.linkstate import LinkStateFactory
+    from flwr.serverapp import Grid
 
 SERVER_NODE = 1  # flwr.supercore.constant.SUPERLINK_NODE_ID
 RUN_ID = 1
@@ -40,6 +40,12 @@ def name_sender(reply: Message, node: int) -> Message:
     """Return the reply as if it came from the node of that number."""
     reply.metadata.__dict__["_src_node_id"] = node
     return reply
+
+
+def arrived(payload: RecordDict | Error, metadata: Metadata) -> Message:
+    """Return a message as a link delivers it: with the metadata that it came with."""
+    made: Any = Message  # its published overloads leave out the metadata
+    return made(payload, metadata=metadata)
 
 
 def quiet_flower(level: int = logging.ERROR) -> None:

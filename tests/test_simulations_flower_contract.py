@@ -15,13 +15,14 @@ from pathlib import Path
 import flwr
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, Metadata, RecordDict
 from flwr.app.message.array import Array as ArrayImplementation
 from flwr.supercore.inflatable.inflatable_object import get_object_type_from_object_content
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedveil.strategies.flower_adapter import (
+    arrived,
     claim_identity,
     client_context,
     name_message,
@@ -56,6 +57,13 @@ def test_a_message_takes_the_id_that_is_written_into_it_and_its_reply_names_it()
     assert message.metadata.message_id == "42"
     assert Message(RecordDict(), reply_to=message).metadata.reply_to_message_id == "42"
     assert Message(Error(1001, "spent"), reply_to=message).error.code == 1001
+
+
+def test_a_message_arrives_with_the_metadata_it_came_with() -> None:
+    metadata = Metadata(7, "42", 5, 1, "41", "3", 0.0, 60.0, "train")
+    assert arrived(Error(1), metadata).metadata == metadata
+    message = arrived(RecordDict(), metadata)
+    assert message.metadata.reply_to_message_id == "41" and message.has_content()
 
 
 def test_a_context_holds_the_partition_under_flowers_keys() -> None:
