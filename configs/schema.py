@@ -145,6 +145,28 @@ class RecordAndClient:
 
 
 @dataclass(frozen=True)
+class AuditSettings:
+    """How a run is audited while it goes on: ``light`` is what is free, ``full`` has canary clients as well."""
+
+    name: str
+    on_alarm: str
+    """What an alarm does: ``stop``, ``pause``, ``raise_noise``, ``rollback``, or ``note``, which is nothing more."""
+    alpha: float
+    """The chance that a correct run raises any alarm at all."""
+    canaries: int | None = None
+    """Of ``full``; None: as many as the run bears."""
+    looks: int = 0
+    """Rounds at which canaries are weighed."""
+    support: int | None = None
+    """Coordinates that one canary may use; None: as many as memory bears."""
+
+    @property
+    def full(self) -> bool:
+        """Whether canary clients and probes look as well."""
+        return self.name == "full"
+
+
+@dataclass(frozen=True)
 class NoPrivacy:
     """Hides nothing: every reported epsilon is infinite."""
 
@@ -165,6 +187,8 @@ class SimulationSettings:
     secagg: SecaggSettings | None
     """None: vectors travel in the clear."""
     faults: FaultSettings
+    audit: AuditSettings | None
+    """None: nothing is measured."""
     num_rounds: int
     seed: int | None
     """None: 0 in a declared simulation, the system's generator on real data (where a seed is refused)."""

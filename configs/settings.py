@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..privacy.refusal import Refusal
+from .audit_settings import read_audit
 from .checks import check_cohort, check_delta, check_seed
 from .privacy_settings import PRIVACIES, read_privacy, read_secagg
 from .reader import Mistakes, Section
@@ -111,15 +112,17 @@ def from_config(cfg: DictConfig) -> SimulationSettings:
     allowed = root.names("allow_modules")
     ledger = root.section("ledger")
     privacy = read_privacy(root.section("privacy", PRIVACIES))
+    cohort = _cohort(root.section("cohort"))
     settings = SimulationSettings(
         task=_task(root.section("task"), allowed),
         partition=_partition(root.section("partition")),
-        cohort=_cohort(root.section("cohort")),
+        cohort=cohort,
         strategy=_strategy(root.section("strategy"), allowed),
         engine=_engine(root.section("engine")),
         privacy=privacy,
         secagg=read_secagg(root.section("secagg"), privacy),
         faults=_faults(root.section("faults")),
+        audit=read_audit(root.section("audit"), privacy, cohort.name),
         num_rounds=root.whole("num_rounds", at_least=1, at_most=MAX_ROUNDS),
         seed=root.optional_whole("seed", at_least=0, at_most=MAX_SEED),
         local_epochs=root.whole("local_epochs", at_least=1, at_most=MAX_EPOCHS),

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ...privacy.audit.probe import MemorisationProbe
 from ...privacy.refusal import Refusal
 
 
@@ -65,6 +66,15 @@ class StackedTask(Task, Protocol):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Each client's loss, shape (clients,), from outputs (clients, examples, ...) and targets (clients, examples)."""
+        ...
+
+
+@runtime_checkable
+class ProbedTask(Task, Protocol):
+    """A task that plants secrets of its own making in its clients' data, and can look whether a model has learnt them."""
+
+    def memorisation_probe(self) -> MemorisationProbe:
+        """The probe that `audit=full` calls at its planned rounds."""
         ...
 
 

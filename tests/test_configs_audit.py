@@ -1,0 +1,35 @@
+"""The audit group: what goes with what, and one sentence for what does not."""
+
+import pytest
+
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.refusal import Refusal
+
+
+def test_light_is_the_default_and_off_is_nothing() -> None:
+    light = settings_from_overrides([]).audit
+    assert light is not None and not light.full and light.on_alarm == "stop"
+    assert settings_from_overrides(["audit=off"]).audit is None
+    full = settings_from_overrides(["audit=full", "audit.canaries=7", "audit.looks=3"]).audit
+    assert full is not None and full.full and (full.canaries, full.looks) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["audit.on_alarm=drop_client"], "no check of a sum names a client"),
+        (["audit.on_alarm=raise_noise", "privacy=none"], "no noise is added to this sum"),
+        (
+            ["audit.on_alarm=raise_noise", "cohort=min_separation", "privacy.noise=correlated"],
+            "the whole run is one release",
+        ),
+        (["audit=full", "audit.canaries=10", "privacy=record"], "test the claim of client-level privacy"),
+        (["audit=full", "privacy.clipping=adaptive"], "would pull one that adapts"),
+        (["audit.canaries=10"], "canaries"),
+        (["audit=full", "audit.alpha=0"], "must be above 0"),
+        (["audit.on_alarm=shout"], "must be one of"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_sentence(overrides: list[str], said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        settings_from_overrides(overrides)
