@@ -28,7 +28,6 @@ from ..strategies.secure_wire import (
     answer,
     messages_of,
     model_hash,
-    read_place,
     read_share_spec,
     rotation_seed,
     task_hash,
@@ -70,13 +69,15 @@ def secure_update(
             replies = [_handled(node, each, work) for each in asked]
         finally:
             context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
-    except NotTrained as said:
-        return Message(Error(said.code, "the client did not train"), reply_to=message)
     except Exception:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
         return Message(Error(FAILED, "the client failed"), reply_to=message)
-    return Message(answer(replies), reply_to=message)
+    codes = [reply for reply in replies if isinstance(reply, int)]
+    if codes and len(asked) == 1:
+        return Message(Error(codes[0], "the client did not train"), reply_to=message)
+    sent = [b"" if isinstance(reply, int) else reply for reply in replies]
+    return Message(answer(sent, *codes[:1]), reply_to=message)
 
 
 def _remembered(context: Context, identity: Identity) -> Participant:
@@ -89,12 +90,19 @@ def _remembered(context: Context, identity: Identity) -> Participant:
     return node
 
 
-def _handled(node: Participant, message: bytes, work: Work | None) -> bytes:
+def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | int:
+    """Return the reply to one message, or the code of why there is none: what comes beside it is answered all the same."""
     try:
         return node.handle(message, int(time.time()), work)
     except Refused as refused:
         logger.warning("node %s stops: %s", node.node, refused)
         return declined(refused)
+    except NotTrained as said:
+        return said.code
+    except Exception:
+        # What failed may depend on the data: nobody but the owner may read it.
+        logger.exception("round failed at this client")
+        return FAILED
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,7 @@ class Job:
         if reply.has_error():
             raise NotTrained(reply.error.code)
         update = difference(only_arrays(reply.content), received)
-        place = read_place(content)
-        stream = self.randomness.stream("share", place.round, place.attempt, self.identity.node)
+        stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
         words, _ = encode_share(update, scalars_of(reply), spec, stream, seed)
         return cast(Vector, words)
 

@@ -40,8 +40,10 @@ from ..strategies.wire import (
     size_of,
     sum_of,
 )
+from .masking import Masking, masked_spec
 from .noise_rows import RunRows
-from .secure_sum import Masking, Opened, Sum, masked_spec, sum_securely
+from .secure_attempt import Opened, Sum
+from .secure_sum import SecureSums
 
 MECHANISM = "private_sum"
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
@@ -73,7 +75,8 @@ class ClientPrivacy:
 class Round:
     """What one round did, as the server may know it. Means of scalars are noised where the sum is private.
 
-    `choices` is what the round went by; None without client-level privacy.
+    `choices` is what the round went by; None without client-level privacy. `exchanges` counts messages there and back
+    of secure aggregation; 0 without it.
     """
 
     number: int
@@ -83,6 +86,7 @@ class Round:
     clipped_again: int
     scalars: dict[str, float]
     choices: Choices | None = None
+    exchanges: int = 0
 
 
 class PrivateGrid(AskingGrid):
@@ -124,7 +128,8 @@ class PrivateGrid(AskingGrid):
         self._scalars = scalars if privacy is None or privacy.metrics_share > 0 else ()
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
-        self._masking = masking
+        self._sums = None if masking is None else SecureSums(grid, masking)
+        self._early: dict[int, list[int]] = {}
         self._rows = self._run_rows()
         self._nodes: list[int] = []
         self._asked = 0
@@ -179,8 +184,8 @@ class PrivateGrid(AskingGrid):
         number = self._reserved if self._reserved > self._finished else self._reserve_next()
         if number is None:
             return []
-        if self._masking is not None:
-            return self._secure_sum(number, content, training[0], self._masking, timeout)
+        if self._sums is not None:
+            return self._secure_sum(number, content, training[0], self._sums, timeout)
         return [self._private_sum(number, content, training[0], timeout)]
 
     # --- the round ----------------------------------------------------------------------------------------------
@@ -195,6 +200,8 @@ class PrivateGrid(AskingGrid):
     def draw(self, number: int) -> list[int]:
         """Return the cohort of round `number`; where the randomness is seeded, the same one at every call."""
         earlier = [] if self._rows is None else self._rows.cohorts
+        if number in self._early:
+            return self._early[number]
         if number <= len(earlier):
             return earlier[number - 1]
         return self._cohort.draw(self._all_nodes(), self._randomness.stream("cohort", number), earlier)
@@ -267,12 +274,12 @@ class PrivateGrid(AskingGrid):
         return reply
 
     def _secure_sum(
-        self, number: int, content: RecordDict, request: Message, masking: Masking, timeout: float | None
+        self, number: int, content: RecordDict, request: Message, sums: SecureSums, timeout: float | None
     ) -> list[Message]:
         """Return the opened mean as one reply; nothing where no sum was opened, and what was reserved stays spent."""
         arrays = only_arrays(content)
         layout = layout_of(arrays)
-        spec = masked_spec(self._spec(layout), masking)
+        spec = masked_spec(self._spec(layout), sums.masking)
         noise = self._plan().noise_over_clip if self._privacy is not None else 0.0
         wanted = Sum(
             self._run_name,
@@ -283,15 +290,16 @@ class PrivateGrid(AskingGrid):
             size_of(layout, spec) - len(spec.scalars),
             noise,
         )
-        opened = sum_securely(self._grid, self.drawn, wanted, masking, timeout)
+        self._early = {self._row + 1: self.draw(self._row + 1)}  # keys go out a round ahead: draw once
+        opened = sums.sum(self.drawn, wanted, timeout, self._early[self._row + 1])
         if opened.total is None or opened.spec is None:
-            self._note(number, 0, opened.dropped, 0, {})
+            self._note(number, 0, opened.dropped, 0, {}, opened.exchanges)
             return []
         seed = rotation_seed(opened.model, self._row)
         mean, scalars = decode_sum(
             opened.total, layout, opened.spec, opened.survivors, float(opened.survivors), seed
         )
-        self._note(number, opened.survivors, opened.dropped, 0, scalars)
+        self._note(number, opened.survivors, opened.dropped, 0, scalars, opened.exchanges)
         if self._privacy is not None:
             self._settle(opened)
         return [mean_reply(arrays, mean, scalars, request)]
@@ -311,9 +319,11 @@ class PrivateGrid(AskingGrid):
         dropped: dict[str, int],
         clipped_again: int,
         scalars: dict[str, float],
+        exchanges: int = 0,
     ) -> None:
+        invited = len(self.drawn)
         self.rounds.append(
-            Round(number, len(self.drawn), replies, dropped, clipped_again, scalars, self.choices)
+            Round(number, invited, replies, dropped, clipped_again, scalars, self.choices, exchanges)
         )
         self._finished = number
 

@@ -35,7 +35,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.planning import LEAST_NOISE, Plan
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.transcript import Profile
-from ..server.secure_sum import Masking
+from ..server.masking import Masking
 from ..strategies.cohorts import Cohort, MinSeparation, likely_participations
 from ..strategies.wire import WEIGHT
 from .display import warn

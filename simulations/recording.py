@@ -137,6 +137,7 @@ def record_round(
         "replies": done.replies,
         "dropped": done.dropped,
         "clipped_again": done.clipped_again,
+        **({"exchanges": done.exchanges} if done.exchanges else {}),
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.client),

@@ -52,9 +52,18 @@ def ask(messages: Sequence[bytes], spec: ShareSpec, place: Place) -> dict[str, C
     }
 
 
-def answer(replies: Sequence[bytes]) -> RecordDict:
-    """Return the content of a node's reply."""
-    return RecordDict({SECURE_RECORD: ConfigRecord({"messages": list(replies)})})
+def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
+    """Return the content of a node's reply; `failure` says by code why one of them is empty."""
+    record = ConfigRecord({"messages": list(replies)})
+    if failure is not None:
+        record["failure"] = failure
+    return RecordDict({SECURE_RECORD: record})
+
+
+def failure_of(content: RecordDict) -> int | None:
+    """Return the code of a reply that says why one of its messages is empty."""
+    found = content.config_records.get(SECURE_RECORD, ConfigRecord()).get("failure")
+    return found if isinstance(found, int) else None
 
 
 def messages_of(content: RecordDict) -> list[bytes] | None:

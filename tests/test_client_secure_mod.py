@@ -16,6 +16,7 @@ from fedveil.client.secure_mod import STATE, STATE_RECORD, secure_update
 from fedveil.client.settings import ClientSettings
 from fedveil.privacy.mechanisms.private_sum import SumSpec
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.secagg.client import OVER
 from fedveil.privacy.secagg.node_state import read_state
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.strategies.secure_wire import Exchange, read_place
@@ -25,6 +26,7 @@ MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"
 ASKED, Clients, KEY, content, summed, wanted = (
     MADE[name] for name in ("ASKED", "Clients", "KEY", "content", "summed", "wanted")
 )
+gone, rounds_of = MADE["gone"], MADE["rounds_of"]
 VICTIM = 3
 
 
@@ -130,7 +132,7 @@ def test_the_text_of_a_failure_stays_at_the_client():
 
     grid = Clients(training=training)
     assert summed(grid, wanted()).dropped == {"failed": 1}
-    assert [reply.error.reason for _, reply in grid.seen if reply.has_error()] == ["the client failed"]
+    assert [reply.error.reason for _, reply in grid.seen if reply.has_error()] == ["the client did not train"]
 
 
 def test_a_node_forgets_its_secrets_with_the_attempt_and_remembers_that_it_was_asked():
@@ -139,7 +141,7 @@ def test_a_node_forgets_its_secrets_with_the_attempt_and_remembers_that_it_was_a
     identity = simulated_identity(ASKED, VICTIM)
     node = identity.participant()
     read_state(node, grid._contexts[VICTIM + 2].state[STATE_RECORD][STATE], identity.node_key)
-    assert node.attempts == {} and list(node.seen.values()) == [(3, 0)]
+    assert node.attempts == {} and list(node.seen.values()) == [{3: OVER}]
 
 
 def test_a_node_whose_memory_was_tampered_with_answers_nothing_and_keeps_it():
@@ -154,11 +156,43 @@ def test_a_node_whose_memory_was_tampered_with_answers_nothing_and_keeps_it():
     assert state[STATE_RECORD][STATE] == bytes(sealed)
 
 
-def test_the_same_round_is_not_joined_twice():
-    grid = Clients()
-    assert summed(grid, wanted()).survivors == 8
+def test_an_attempt_is_not_joined_twice_and_a_round_that_was_opened_not_again():
+    grid = Clients(gone(Exchange.INBOX, 1, 2, 3, attempts=1))
+    assert summed(grid, wanted()).attempts == 2
+    opened = summed(grid, wanted())  # as a server asks that was killed after the sum was open
+    assert opened.total is None and opened.dropped == {f"declined: {Reason.REPLAY}": 8}
+    assert summed(grid, replace(wanted(), row=4)).survivors == 8
+
+
+def test_a_server_that_forgot_an_attempt_tries_another():
+    stopped = []
+
+    def fault(message, client):
+        if not stopped and read_place(message.content).exchange is Exchange.INBOX:
+            stopped.append(client)
+            raise KeyboardInterrupt
+
+    grid = Clients(fault)
+    with pytest.raises(KeyboardInterrupt):
+        summed(grid, wanted())
     opened = summed(grid, wanted())
-    assert opened.attempts == 2 and opened.survivors == 8  # the first attempt was one they knew
+    assert (opened.survivors, opened.attempts) == (8, 2)
+
+
+def test_a_client_that_does_not_train_still_gives_its_keys_for_the_next_round():
+    failed = []
+
+    def training(message, client):
+        if client == VICTIM and not failed:
+            failed.append(client)
+            return Message(Error(77, "patient 17 is ill"), reply_to=message)
+
+    grid = Clients(training=training)
+    first, second = rounds_of(grid, wanted(), 2)
+    assert (first.survivors, first.dropped) == (7, {"failed": 1})
+    assert (second.survivors, second.exchanges) == (8, 3)
+    assert not any(reply.has_error() for _, reply in grid.seen)
+    assert not any(b"ill" in repr(reply.content).encode() for _, reply in grid.seen)
 
 
 def test_identities_are_distinct_and_every_process_makes_the_same():

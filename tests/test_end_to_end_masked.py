@@ -15,7 +15,9 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger import read_entries
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.server import ServerAttempt
+from fedveil.server.secure_attempt import Attempt
 from fedveil.simulations.run import simulate
+from fedveil.strategies.secure_wire import Exchange
 
 ROUNDS = 3
 COMMON = ("task=digits", "task.num_clients=12", "cohort=all", f"num_rounds={ROUNDS}", "local_epochs=1")
@@ -143,3 +145,22 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path, overrides: tuple[str, ..
     with pytest.raises(Refusal) as refusal:
         run(tmp_path, *overrides)
     assert refusal.value.field == field
+
+
+def test_keys_precede_a_reservation_and_vectors_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[tuple[int, Exchange], int] = {}
+    true = Attempt.send
+
+    def noted(attempt: Attempt) -> None:
+        reserved = sum(entry.kind == "reserve" for entry in read_entries(tmp_path / "ledger"))
+        asked[attempt.place.round, attempt.place.exchange] = reserved
+        true(attempt)
+
+    monkeypatch.setattr(Attempt, "send", noted)
+    _, rows = run(tmp_path, *MASKED)
+    assert [row["exchanges"] for row in rows] == [5, 3, 3]
+    for number in range(1, ROUNDS + 1):
+        assert asked[number, Exchange.INBOX] == number
+    assert asked[2, Exchange.PROPOSAL] == asked[2, Exchange.COHORT] == 1

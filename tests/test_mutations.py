@@ -182,6 +182,13 @@ MUTATIONS = {
         "test_server_secure_sum.py",
         "no_second_attempt",
     ),
+    "a node that opens one round again": Mutation(
+        "privacy/secagg/client.py",
+        "[attempt.terms.round] = OVER",
+        "[attempt.terms.round] = attempt.terms.attempt",
+        "test_privacy_secagg_attacks.py",
+        "is_over_for_it",
+    ),
     "a vector's spec taken from the server": Mutation(
         "client/secure_mod.py",
         "if not met:",

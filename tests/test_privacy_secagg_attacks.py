@@ -300,8 +300,8 @@ def test_a_model_of_its_own_for_one_node_is_refused_by_all():
     assert {refusal(cohort, node, proof) for node in cohort.nodes} == {Reason.WRONG_MODEL}
 
 
-@pytest.mark.parametrize(("round_number", "attempt"), [(4, 1), (4, 0), (3, 7)])
-def test_an_attempt_is_joined_once_and_none_before_it(round_number, attempt):
+@pytest.mark.parametrize(("round_number", "attempt"), [(4, 1), (4, 0), (2, 7)])
+def test_an_attempt_is_joined_once_and_none_of_rounds_long_past(round_number, attempt):
     cohort = Cohort(4, 3)
     victim = next(iter(cohort.nodes))
     cohort.nodes[victim].handle(cohort.attempt(3, 4, attempt=1).proposal()[victim], NOW)
@@ -309,6 +309,30 @@ def test_an_attempt_is_joined_once_and_none_before_it(round_number, attempt):
     assert refusal(cohort, victim, again) is Reason.REPLAY
     cohort.nodes[victim].handle(cohort.attempt(3, 4, attempt=2).proposal()[victim], NOW)
     cohort.nodes[victim].handle(cohort.attempt(3, 0, run=12).proposal()[victim], NOW)
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+def test_a_round_that_a_node_opened_is_over_for_it(profile):
+    """A second sum of the same round would be a second release for one charge."""
+    cohort = Cohort(4, 3, profile=profile)
+    victim, vectors = next(iter(cohort.nodes)), cohort.vectors(3)
+    assert isinstance(cohort.run(vectors, round_number=4), Outcome)
+    again = cohort.attempt(3, 4, attempt=5).proposal()[victim]
+    assert refusal(cohort, victim, again) is Reason.REPLAY
+    cohort.nodes[victim].handle(cohort.attempt(3, 5).proposal()[victim], NOW)
+    assert refusal(cohort, victim, again) is Reason.REPLAY
+
+
+def test_a_round_is_tried_again_after_the_next_ones_keys_and_each_attempt_once():
+    cohort = Cohort(4, 3)
+    victim = next(iter(cohort.nodes))
+    for place in ((4, 0), (5, 0), (4, 1), (4, 2)):
+        cohort.nodes[victim].handle(cohort.attempt(3, place[0], attempt=place[1]).proposal()[victim], NOW)
+    live = [(held.terms.round, held.terms.attempt) for held in cohort.nodes[victim].attempts.values()]
+    assert live == [(5, 0), (4, 2)]
+    for place in ((4, 2), (4, 1), (5, 0)):
+        stale = cohort.attempt(3, place[0], attempt=place[1]).proposal()[victim]
+        assert refusal(cohort, victim, stale) is Reason.REPLAY
 
 
 def test_a_swapped_cohort_is_refused():
@@ -429,7 +453,7 @@ def test_shares_for_another_pair_do_not_open():
     mine, theirs = (read(out[node], messages.Inbox).sealed for node in (victim, other))
     for sealed in (theirs, mine[92:184] + mine[:92] + mine[184:]):
         message = edited(out[victim], messages.Inbox, sealed=sealed)
-        _attempt, out = play(cohort, "mask", round_number=cohort.nodes[victim].seen[11][0] + 1)
+        _attempt, out = play(cohort, "mask", round_number=max(cohort.nodes[victim].seen[11]) + 1)
         fresh = read(out[victim], messages.Inbox)
         message = write(replace(fresh, sealed=read(message, messages.Inbox).sealed))
         assert refusal(cohort, victim, message) is Reason.BAD_SHARE

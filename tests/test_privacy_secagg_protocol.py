@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy.secagg.attempt import Attempt, Work
-from fedveil.privacy.secagg.client import Participant
+from fedveil.privacy.secagg.client import OVER, Participant
 from fedveil.privacy.secagg.messages import Proposal, Revealed, read, write
 from fedveil.privacy.secagg.node_state import read_state, write_state
 from fedveil.privacy.secagg.refusal import Reason, Refused
@@ -124,7 +124,7 @@ def test_nothing_secret_is_left_after_the_shares_are_revealed():
         assert not any(secret in after for secret in secrets[number])
         assert not secrets_of(attempts[number]) - {b""}
         assert not any(isinstance(kept, Attempt) for kept in gc.get_referrers(*node.attempts.values()))
-        assert msgpack.unpackb(after)[1:] == [[[11, 0, 0]], []]
+        assert msgpack.unpackb(after)[1:] == [[[11, 0, OVER]], []]
 
 
 @pytest.mark.parametrize("end", ["forget", "refusal", "failure"])

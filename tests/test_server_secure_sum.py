@@ -6,20 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from fedveil.client.identity import FIRST_NODE
 from fedveil.privacy.mechanisms.distributed import decode_sum
 from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.secagg.messages import read_any
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.privacy.secagg.transcript import Profile
-from fedveil.server.secure_sum import ATTEMPTS, Opened, sum_securely
+from fedveil.server.secure_attempt import Opened
+from fedveil.server.secure_sum import ATTEMPTS, SecureSums
 from fedveil.strategies.secure_wire import Exchange, messages_of, read_place
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 ASKED, CLIENTS, Clients, LAYOUT = MADE["ASKED"], MADE["CLIENTS"], MADE["Clients"], MADE["LAYOUT"]
-gone, masking, summed, update_of, wanted = (
-    MADE[name] for name in ("gone", "masking", "summed", "update_of", "wanted")
+gone, masking, rounds_of, summed, update_of, wanted = (
+    MADE[name] for name in ("gone", "masking", "rounds_of", "summed", "update_of", "wanted")
 )
 
 
@@ -131,7 +133,7 @@ def test_a_cohort_that_hides_nobody_is_refused(clients: int, collusion: float) -
     with pytest.raises(Refusal):
         masking(collusion=collusion).shape(clients)
     nodes = list(range(FIRST_NODE, FIRST_NODE + clients))
-    opened = sum_securely(Clients(), nodes, wanted(), masking(collusion=collusion), None)
+    opened = SecureSums(Clients(), masking(collusion=collusion)).sum(nodes, wanted(), None)
     assert opened.total is None and opened.dropped == {"too_few": clients}
 
 
@@ -143,3 +145,84 @@ def test_the_fewest_survivors_can_confirm_and_open(clients: int) -> None:
     assert attendance.least - 1 >= threshold
     assert 2 * attendance.least > clients + attendance.colluders
     assert attendance.least - attendance.colluders >= 2
+
+
+# --- the next round's keys and shares beside this round's messages
+
+
+def exchanges_of(opened: list[Opened]) -> list[int]:
+    return [each.exchanges for each in opened]
+
+
+@pytest.mark.parametrize(("profile", "exchanges"), [(Profile.MALICIOUS, 3), (Profile.SEMI_HONEST, 2)])
+def test_a_steady_round_takes_no_exchange_for_keys_and_shares(profile: Profile, exchanges: int) -> None:
+    grid = Clients(asked=replace(ASKED, profile=str(profile)))
+    rounds = rounds_of(grid, wanted(), 4, profile=profile)
+    assert exchanges_of(rounds) == [exchanges + 2, exchanges, exchanges, exchanges]
+    first, *others = [mean_of(each) for each in rounds]
+    assert [each.survivors for each in rounds] == [CLIENTS] * 4
+    for mean, _ in others:
+        assert mean["w"] == pytest.approx(first[0]["w"], abs=2e-4)
+    assert set(grid.trained.values()) == {4}
+
+
+def test_a_newcomer_gets_its_keys_and_shares_in_the_round_before() -> None:
+    nodes = range(FIRST_NODE, FIRST_NODE + CLIENTS)
+    cohorts = [[node for node in nodes if node - FIRST_NODE not in absent] for absent in ((7,), (0,), (3,))]
+    grid = Clients()
+    rounds = rounds_of(grid, wanted(), 3, cohorts)
+    assert exchanges_of(rounds) == [5, 3, 3] and [each.survivors for each in rounds] == [7, 7, 7]
+    for opened, absent in zip(rounds, (7, 0, 3), strict=True):
+        left = [client for client in range(CLIENTS) if client != absent]
+        expected = np.average([update_of(c)["w"] for c in left], axis=0, weights=np.array(left) + 1)
+        assert mean_of(opened)[0]["w"] == pytest.approx(expected, abs=2e-4)
+    assert grid.trained == {client: 3 - (client in (0, 3, 7)) for client in range(CLIENTS)}
+
+
+def test_whoever_is_lost_in_a_round_costs_the_next_one_two_exchanges_and_no_client() -> None:
+    def since_the_model(message: Message, client: int) -> Message | None:
+        place = read_place(message.content)
+        lost = client == 2 and place.round == 3 and place.exchange >= Exchange.INBOX
+        return Message(Error(1, "gone"), reply_to=message) if lost else None
+
+    rounds = rounds_of(Clients(since_the_model), wanted(), 3)
+    assert [each.survivors for each in rounds] == [7, 8, 8]
+    assert exchanges_of(rounds) == [5, 5, 3] and [each.attempts for each in rounds] == [1, 2, 1]
+
+
+def test_keys_of_a_round_that_comes_to_nothing_serve_the_next_one() -> None:
+    def before_the_shares(message: Message, client: int) -> Message | None:
+        place = read_place(message.content)
+        lost = client in (1, 2, 3, 4) and place.round == 3 and place.exchange >= Exchange.SURVIVORS
+        return Message(Error(1, "gone"), reply_to=message) if lost else None
+
+    first, second = rounds_of(Clients(before_the_shares), wanted(), 2)
+    assert first.total is None and first.attempts == 1
+    assert second.survivors == CLIENTS
+
+
+def test_a_retry_goes_on_though_the_next_rounds_keys_are_out() -> None:
+    grid = Clients(gone(Exchange.INBOX, 1, 2, 3, attempts=1))
+    first, second = rounds_of(grid, wanted(), 2)
+    assert (first.survivors, first.attempts) == (CLIENTS, 2)
+    assert second.survivors == CLIENTS
+
+
+def test_vectors_are_asked_for_in_their_own_round_alone() -> None:
+    grid = Clients()
+    rounds_of(grid, wanted(), 3)
+    for message, _ in grid.seen:
+        place, sent = read_place(message.content), messages_of(message.content) or []
+        kinds = [type(read_any(each)).__name__ for each in sent]
+        assert ("Inbox" in kinds) == (place.exchange is Exchange.INBOX) == ("arrays" in message.content)
+        assert kinds[1:] == {Exchange.INBOX: ["Proposal"], Exchange.CONFIRMED: ["Cohort"]}.get(
+            place.exchange, []
+        )
+
+
+def test_terms_that_changed_leave_the_prepared_attempt_aside() -> None:
+    sums, nodes = SecureSums(Clients(), masking()), list(range(FIRST_NODE, FIRST_NODE + CLIENTS))
+    sums.sum(nodes, wanted(), None, nodes)
+    other = replace(wanted(), row=4, spec=replace(wanted().spec, clipping_norm=90.0))
+    opened = sums.sum(nodes, other, None, nodes)
+    assert (opened.survivors, opened.exchanges, opened.attempts) == (CLIENTS, 5, 2)

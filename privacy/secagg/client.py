@@ -25,6 +25,7 @@ from .bindings import (
     pair_mask_info,
     reply_info,
 )
+from .fields import NODES
 from .graph import colluders
 from .messages import (
     SEALED_BYTES,
@@ -51,6 +52,7 @@ from .transcript import Profile, Terms
 
 ToNode = Cohort | Inbox | Survivors | Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
+OVER = NODES - 1  # no less than every attempt's number: of a round in which this node has opened a sum
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Participant:
     """One node: its identity, its policy, and what it remembers. Not for two threads at once.
 
     Attributes:
-      seen: by run, the highest (round, attempt) it was asked to join.
+      seen: by run and round, the highest attempt it was asked to join, or `OVER`; of the last two rounds.
       attempts: those under way, by context.
     """
 
@@ -66,7 +68,7 @@ class Participant:
     key: Ed25519PrivateKey = field(repr=False)
     policy: Policy
     roster: Roster
-    seen: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    seen: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
     attempts: dict[bytes, Attempt] = field(default_factory=dict[bytes, Attempt], repr=False)
 
     def handle(self, message: bytes, now: int, work: Work | None = None) -> bytes:
@@ -131,10 +133,17 @@ class Participant:
             raise Refused(Reason.WRONG_COHORT, "the cohort is not of the stated size, or without this node")
         for node in candidates:
             self.roster.member(node, now)
-        if (terms.round, terms.attempt) <= self.seen.get(terms.run, (-1, -1)):
-            raise Refused(Reason.REPLAY, "this node was asked for this attempt, or a later one, before")
-        self.seen[terms.run] = (terms.round, terms.attempt)
+        self._once(terms)
         return self._advertise(terms, candidates, proposal.server_key)
+
+    def _once(self, terms: Terms) -> None:
+        """Let a node join each attempt once, none of a round that it opened, and none before the last round but one."""
+        seen = self.seen.get(terms.run, {})
+        if terms.attempt <= seen.get(terms.round, -1) or terms.round < max(seen, default=0) - 1:
+            raise Refused(Reason.REPLAY, "this node was asked for this attempt, or a later one, before")
+        newest = max([terms.round, *seen])
+        kept = {number: last for number, last in seen.items() if number >= newest - 1}
+        self.seen[terms.run] = kept | {terms.round: terms.attempt}
 
     def _advertise(self, terms: Terms, candidates: tuple[int, ...], server_key: bytes) -> bytes:
         context = attempt_context(terms, candidates, server_key)
@@ -144,6 +153,9 @@ class Participant:
         bound = commitment(context, self.node, own_seed)
         unsigned = Advert(self.node, public_of(key_from_seed(mask_seed)), public_of(secret), bound, b"")
         advert = replace(unsigned, signature=sign(self.key, context, advert_body(unsigned)))
+        for held, old in list(self.attempts.items()):
+            if (old.terms.run, old.terms.round) == (terms.run, terms.round):
+                self._end(held)
         while len(self.attempts) >= LIVE_ATTEMPTS:
             self._end(next(iter(self.attempts)))
         self.attempts[context] = Attempt(
@@ -267,6 +279,7 @@ class Participant:
             start = SHARE_BYTES * (2 * place + (peer not in alive))  # of the own seed, then of the mask seed
             shares += attempt.held[start : start + SHARE_BYTES]
         reply = tagged(attempt, write(Revealed(view, bytes(shares))))
+        self.seen.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
         self._end(attempt.context)
         return reply
 

@@ -15,7 +15,7 @@ from .refusal import Reason, Refused
 from .suite import SUITES, seal, unseal
 from .transcript import Purpose, frame
 
-_FORMAT = 1
+_FORMAT = 2
 _SUITE = SUITES[1]  # whatever suite an attempt uses
 _NODES = ("candidates", "sharers", "alive")
 
@@ -27,7 +27,7 @@ def write_state(participant: Participant, node_key: bytes) -> bytes:
       participant: the node.
       node_key: 32 bytes that never leave the node: of a TPM, of the system's key ring, or of a file of mode 0600.
     """
-    seen = [[run, *last] for run, last in sorted(participant.seen.items())]
+    seen = [[run, *pair] for run, rounds in participant.seen.items() for pair in rounds.items()]
     attempts = [_plain(attempt) for attempt in participant.attempts.values()]
     body = cast(bytes, msgpack.packb([_FORMAT, seen, attempts]))
     return seal(_SUITE, node_key, body, frame(Purpose.STATE, participant.node))
@@ -42,12 +42,15 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
     row = unpack(unseal(_SUITE, node_key, data, frame(Purpose.STATE, participant.node)))
     try:
         written, seen, attempts = row
-        participant.seen = {run: (number, attempt) for run, number, attempt in seen}
+        rounds = [(int(run), int(number), int(attempt)) for run, number, attempt in seen]
         restored = [_attempt(fields_) for fields_ in attempts]
     except (TypeError, ValueError, KeyError) as error:
         raise Refused(Reason.MALFORMED, "a node's state of another version") from error
     if written != _FORMAT:
         raise Refused(Reason.MALFORMED, f"a node's state of format {written}")
+    participant.seen = {}
+    for run, number, attempt in rounds:
+        participant.seen.setdefault(run, {})[number] = attempt
     participant.attempts = {attempt.context: attempt for attempt in restored}
 
 

@@ -1,6 +1,6 @@
 """Eight clients that answer secure aggregation on the in-process engine, with hands on every exchange."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,9 @@ from fedveil.client.secure_mod import secure_update
 from fedveil.client.settings import Encryption
 from fedveil.privacy.mechanisms.private_sum import Scalar, SumSpec
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.server.secure_sum import ATTEMPTS, Masking, Opened, Sum, masked_spec, sum_securely
+from fedveil.server.masking import Masking, masked_spec
+from fedveil.server.secure_attempt import Opened, Sum
+from fedveil.server.secure_sum import ATTEMPTS, SecureSums
 from fedveil.simulations.engine import InProcessGrid
 from fedveil.strategies.secure_wire import Exchange, read_place
 from fedveil.strategies.wire import WEIGHT, memory_arrays
@@ -82,7 +84,17 @@ def wanted(noise: float = 0.0) -> Sum:
 
 def summed(grid: Clients, asked: Sum, **changed) -> Opened:
     nodes = range(FIRST_NODE, FIRST_NODE + CLIENTS)
-    return sum_securely(grid, list(nodes), asked, masking(**changed), None)
+    return SecureSums(grid, masking(**changed)).sum(list(nodes), asked, None)
+
+
+def rounds_of(
+    grid: Clients, asked: Sum, count: int, cohorts: Sequence[Sequence[int]] = (), **changed
+) -> list[Opened]:
+    """Return so many rounds, each of which knows the next one's cohort; all eight nodes where none is given."""
+    sums = SecureSums(grid, masking(**changed))
+    everybody = list(range(FIRST_NODE, FIRST_NODE + CLIENTS))
+    drawn = [*cohorts, *[everybody] * (count + 1 - len(cohorts))]
+    return [sums.sum(drawn[i], replace(asked, row=asked.row + i), None, drawn[i + 1]) for i in range(count)]
 
 
 def gone(since: Exchange, *clients: int, attempts: int = ATTEMPTS) -> Fault:

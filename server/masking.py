@@ -1,0 +1,94 @@
+"""How sums are encrypted, and of how many clients, so that a sum that is open hides each of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from ..privacy.mechanisms.private_sum import SumSpec
+from ..privacy.mechanisms.sizing import Attendance
+from ..privacy.refusal import Refusal
+from ..privacy.secagg.graph import colluders, parameters
+from ..privacy.secagg.roster import Roster
+from ..privacy.secagg.transcript import Profile
+from ..strategies.wire import WEIGHT
+
+COUNTED_SHARE = 0.02  # of the squared norm of a sum without privacy, for what weighs it
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How sums are encrypted; all of it is public.
+
+    Attributes:
+      roster: of the federation's nodes, by the numbers that the grid knows them by.
+      dropout: share of a cohort that may fail to answer before a sum is given up.
+      collusion: share of a cohort that may work for the server: its noise does not count.
+      profile: what the server is trusted with.
+      bits: of a coordinate; None takes 16 where that is fine enough.
+      clipping_norm: L2 norm that a vector keeps where no privacy asks for one: the range of what fits.
+      most_examples: of one client, where examples weigh; who has more counts as if it had these.
+      suite: of primitives.
+    """
+
+    roster: Roster
+    dropout: float
+    collusion: float
+    profile: Profile = Profile.MALICIOUS
+    bits: int | None = None
+    clipping_norm: float = 100.0
+    most_examples: float = 1000.0
+    suite: int = 1
+
+    def attendance(self, clients: int) -> Attendance:
+        """Return who must answer of a cohort of so many, for a sum that is open to be private.
+
+        Raises:
+          Refusal: no cohort of so many stands this collusion.
+        """
+        return _attendance(clients, self.dropout, self.collusion, self.profile)
+
+    def shape(self, clients: int) -> tuple[int, int]:
+        """Return with how many others each of so many clients shares masks, and how many of them open a secret."""
+        return _shape(self.attendance(clients), self.collusion, self.profile)
+
+
+@lru_cache(maxsize=256)
+def _attendance(clients: int, dropout: float, collusion: float, profile: Profile) -> Attendance:
+    if clients < 2:
+        raise Refusal("cohort", clients, "a sum hides its clients behind each other: ask for more")
+    bad = colluders(clients, collusion)
+    # As many as must sign one set of survivors, as `Participant.quorum` says, where the server may lie about it.
+    signers = (clients + bad) // 2 + 1 if profile is Profile.MALICIOUS else 0
+    least = min(clients, max(math.ceil(clients * (1 - dropout) - 1e-9), bad + 2, signers))
+    if bad + 2 > clients:
+        raise Refusal(
+            "secagg.collusion", collusion, f"leaves no two of {clients} clients to hide behind each other"
+        )
+    # A small cohort cannot stand all of the dropout: then more must answer.
+    above = clients
+    _shape(Attendance(clients, above, bad), collusion, profile)
+    while least < above:
+        middle = (least + above) // 2
+        try:
+            _shape(Attendance(clients, middle, bad), collusion, profile)
+            above = middle
+        except Refusal:
+            least = middle + 1
+    return Attendance(clients, above, bad)
+
+
+def _shape(attendance: Attendance, collusion: float, profile: Profile) -> tuple[int, int]:
+    dropout = 1 - attendance.least / attendance.most
+    return parameters(attendance.most, dropout, collusion, profile)
+
+
+def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:
+    """Return a sum's spec as secure aggregation needs it: with a norm, as the range that fits, and a share for counts."""
+    if spec.clipping_norm is not None:
+        return spec
+    scalars = tuple(
+        replace(each, bound=masking.most_examples) if each.name == WEIGHT else each for each in spec.scalars
+    )
+    return SumSpec(masking.clipping_norm, scalars, COUNTED_SHARE)
