@@ -21,6 +21,8 @@ class TaskSettings:
     """``module:Class`` of the user's own task; None for the shipped tasks."""
     num_clients: int | None
     """None: as many as the task itself has."""
+    options: Mapping[str, Parameter]
+    """What this task takes beside them."""
 
 
 @dataclass(frozen=True)

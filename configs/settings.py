@@ -60,7 +60,8 @@ MAX_WORKERS = 1_024
 MAX_BATCH = 1_000_000
 MAX_EPOCHS = 10_000
 
-TASKS = ("mnist5k", "digits", "heart", "fashion_mnist", "custom")
+TASKS = ("mnist5k", "digits", "heart", "fashion_mnist", "shakespeare", "custom")
+MAX_SECRETS = 50  # of each kind; more would be a good part of what clients hold
 
 
 class Bounds(TypedDict, total=False):
@@ -185,6 +186,7 @@ def _task(section: Section, allowed: Sequence[str]) -> TaskSettings:
         name=name,
         target=section.target("target", allowed) if name == "custom" else None,
         num_clients=section.optional_whole("num_clients", at_least=1, at_most=MAX_CLIENTS),
+        options=_task_options(name, section),
     )
     # What suits the task; the keys of the same name take these values unless they are given others.
     for key in ("learning_rate", "dp_sgd_learning_rate", "clipping_norm"):
@@ -192,6 +194,12 @@ def _task(section: Section, allowed: Sequence[str]) -> TaskSettings:
     section.whole("local_epochs", at_least=1, at_most=MAX_EPOCHS)
     section.done()
     return settings
+
+
+def _task_options(name: str, section: Section) -> dict[str, Parameter]:
+    if name == "shakespeare":
+        return {"secrets": section.whole("secrets", at_least=0, at_most=MAX_SECRETS)}
+    return {}
 
 
 def _partition(section: Section) -> PartitionSettings:

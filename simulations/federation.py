@@ -352,6 +352,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, in
         "partition": settings.partition.name,
         "alpha": settings.partition.alpha,
         "seed": seed or 0,
+        **settings.task.options,
     }
     return {key: value for key, value in options.items() if value is not None}
 

@@ -18,6 +18,7 @@ TASKS: Mapping[str, str] = {
     "digits": ".digits",
     "heart": ".heart",
     "fashion_mnist": ".fashion_mnist",
+    "shakespeare": ".shakespeare",
 }
 
 
