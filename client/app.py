@@ -94,10 +94,8 @@ def _on_train(message: Message, client: int, bench: Workbench) -> Message:
     load_arrays(bench.model, {name: view(array) for name, array in only_arrays(message.content).items()})
     run, number = read_round(message.content)
     randomness = Randomness(settings.seed)
-    # Layers that draw, such as Dropout, take torch's own generator.
-    # `torch.manual_seed` would also seed devices that are not there, and keep a stack trace for each at every call.
     key = int(randomness.stream("training", number).uint64(1)[0])
-    torch.default_generator.manual_seed(int(seeds_of(key, [client])[0]))
+    seed_layers(key, client)
     metrics: dict[str, float] = {WEIGHT: len(examples)}
     if settings.record is None:
         metrics[TRAIN_LOSS] = train(bench.model, bench.task, examples, sgd, client, key)
@@ -115,6 +113,12 @@ def _on_train(message: Message, client: int, bench: Workbench) -> Message:
         {"arrays": memory_arrays(read_arrays(bench.model)), "metrics": MetricRecord(dict(metrics))}
     )
     return Message(content, reply_to=message)
+
+
+def seed_layers(key: int, client: int) -> None:
+    """Seed torch's own generator, from which layers such as Dropout draw, for one client of a round."""
+    # `torch.manual_seed` would also seed devices that are not there, and keep a stack trace for each at every call.
+    torch.default_generator.manual_seed(int(seeds_of(key, [client])[0]))
 
 
 def training_settings(content: RecordDict, settings: ClientSettings) -> SGD:

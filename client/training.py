@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -58,19 +60,26 @@ def train(model: nn.Module, task: Task, examples: Examples, sgd: SGD, client: in
     kernels = examples.inputs.dim() == 4 and any(p.dim() == 4 for p in parameters)
     layout = torch.channels_last if kernels else torch.contiguous_format
     start = [p.detach().clone() for p in parameters] if sgd.proximal_mu else []
-    losses: list[Tensor] = []
+    losses: list[float] = []
     for batch in shuffled_batches(len(examples), sgd.batch_size, sgd.local_epochs, clients=[client], key=key):
         index = torch.from_numpy(batch[0])
         inputs = examples.inputs[index].contiguous(memory_format=layout)
         loss = task.loss(model(inputs), examples.targets[index])
-        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        gradients = _gradients(loss, parameters)
         with torch.no_grad():
             if sgd.proximal_mu:
                 pulls = zip(gradients, parameters, start, strict=True)
                 gradients = [g.add(p - origin, alpha=sgd.proximal_mu) for g, p, origin in pulls]
             descend(parameters, gradients, sgd.learning_rate)
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
+        losses.append(loss.item())
+    return math.fsum(losses) / len(losses)
+
+
+def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the gradients, zeros where the loss does not depend on a parameter."""
+    # torch's own `materialize_grads` takes as long as a small layer.
+    found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, allow_unused=True))
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
 
 
 def descend(values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: float) -> None:

@@ -32,6 +32,8 @@ from .deadline import PastDeadline, limited_to
 if TYPE_CHECKING:
     from flwr.supercore.run import Run
 
+    from ..client.in_place import InPlaceRound
+
 FIRST_NODE = 2  # node 1 is Flower's server
 GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
 
@@ -53,6 +55,7 @@ class InProcessGrid(AskingGrid):
       workers: processes, at least 1; with 1 the clients run in this very process.
       deadline: seconds that one client may take.
       cohort_function: trains many clients at once, if the model allows it.
+      in_place: trains one client after the other without messages, where the app is fedveil's own and trains plainly.
     """
 
     client_app: ClientApp
@@ -61,6 +64,7 @@ class InProcessGrid(AskingGrid):
     workers: int = 1
     deadline: float = 60.0
     cohort_function: CohortFunction | None = None
+    in_place: Callable[[RecordDict], InPlaceRound] | None = None
     _contexts: dict[int, Context] = field(default_factory=dict[int, Context])
     _homes: dict[int, int] = field(default_factory=dict[int, int])
     _pool: list[_Worker] = field(default_factory=list["_Worker"])
@@ -113,12 +117,28 @@ class InProcessGrid(AskingGrid):
             clients = [node - FIRST_NODE for node in order.nodes]
             cohort_sum.merge(self.cohort_function(order.content, clients, order.spec, cohort_sum.total.size))
             return cohort_sum
+        if self.in_place is not None:
+            self._sum_in_place(self.in_place(order.content), order, cohort_sum)
+            return cohort_sum
         for number, node in enumerate(order.nodes):
             try:
                 add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
             except PastDeadline:
                 cohort_sum.drop("late")
         return cohort_sum
+
+    def _sum_in_place(self, begun: InPlaceRound, order: _Order, cohort_sum: CohortSum) -> None:
+        for node in order.nodes:
+            try:
+                with limited_to(self.deadline):
+                    scalars = begun.train(node - FIRST_NODE)
+            except PastDeadline:
+                cohort_sum.drop("late")
+                continue
+            if scalars is None:
+                cohort_sum.drop("failed")
+            else:
+                begun.add(cohort_sum, scalars, order.spec)
 
     def _call(self, content: RecordDict, node: int, message_type: str, number: int) -> Message:
         message = Message(_isolated(content), node, message_type)

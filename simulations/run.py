@@ -239,11 +239,13 @@ def _on_engine(run: Run, on_grid: Callable[[Grid], None], grid: Grid | None) -> 
 
 def _in_process(run: Run, on_grid: Callable[[Grid], None]) -> None:
     from ..client.cohort_training import can_vectorise, sum_cohort
+    from ..client.in_place import begin
 
     engine = run.federation.settings.engine
     text = run.client.to_json()
     bench = workbench(text)
-    vectorised = not run.federation.faults.any and run.federation.masking is None and can_vectorise(bench)
+    plain = run.client.record is None and run.federation.masking is None and not run.federation.faults.any
+    vectorised = plain and can_vectorise(bench)
     grid = InProcessGrid(
         client_app=_client_app(run),
         num_clients=run.federation.task.num_clients,
@@ -251,6 +253,7 @@ def _in_process(run: Run, on_grid: Callable[[Grid], None]) -> None:
         workers=engine.workers,
         deadline=engine.deadline,
         cohort_function=partial(sum_cohort, bench) if vectorised else None,
+        in_place=partial(begin, bench) if plain else None,
     )
     try:
         on_grid(grid)

@@ -27,6 +27,7 @@ from fedveil.client.app import (
 )
 from fedveil.client.batches import PoissonBatches, poisson_batches
 from fedveil.client.cohort_training import can_vectorise, sum_cohort
+from fedveil.client.in_place import begin
 from fedveil.client.mod import FAILED
 from fedveil.client.model_checks import check_trainable
 from fedveil.client.settings import ClientSettings, RecordPrivacy
@@ -266,6 +267,51 @@ def test_a_client_that_fails_is_dropped_from_the_vectorised_cohort_alone(
 def test_what_cannot_be_vectorised_is_trained_client_by_client(build: Any) -> None:
     assert can_vectorise(bench_of(Made()))
     assert not can_vectorise(bench_of(Made(build=build)))
+
+
+def in_place(
+    bench: Workbench, content: RecordDict, clients: list[int], spec: SumSpec, size: int
+) -> CohortSum:
+    begun, total = begin(bench, content), CohortSum(np.zeros(size))
+    for client in clients:
+        scalars = begun.train(client)
+        if scalars is None:
+            total.drop("failed")
+        else:
+            begun.add(total, scalars, spec)
+    return total
+
+
+def small_cnn() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 2, 3)),
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(24, CLASSES),
+        )
+
+
+@pytest.mark.parametrize("spec", [PRIVATE, PLAIN, replace(PRIVATE, cells=1 << 16)], ids=str)
+@pytest.mark.parametrize("build", [perceptron, small_cnn])
+def test_training_in_place_is_the_message_path_bit_for_bit(
+    build: Any, spec: SumSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "fedveil.client")
+    task = Made((4, 7, 0, 12, 4, 3), build=build, broken=(1,))
+    task.client_data(5).inputs[0, 0] = math.nan
+    start = read_arrays(build())
+    config = ConfigRecord({"proximal-mu": 0.3})
+    content = instruct(RecordDict({"arrays": memory_arrays(start), "config": config}), spec, "run", 1)
+    size = sum(v.size for v in start.values() if v.dtype.kind == "f") + len(spec.scalars)
+    single = one_by_one(bench_of(task), content, list(range(6)), spec, monkeypatch, size)
+    direct = in_place(bench_of(task), content, list(range(6)), spec, size)
+    assert (direct.replies, direct.dropped) == (single.replies, single.dropped)
+    assert (single.replies, sum(single.dropped.values())) == (3, 3)
+    assert np.array_equal(direct.total, single.total)
 
 
 def test_layers_that_draw_do_so_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ interval, and together they may use `metrics_share` of the squared norm. There i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,29 +135,38 @@ def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple
     Returns:
       shape (coordinates + scalars,); if the sum is private, int32 with a norm of at most `cells`.
     """
+    flat = np.concatenate([np.ravel(value) for value in update.values()])
     if spec.clipping_norm is None:
-        return _weigh(update, scalars, spec), False
-    parts = [np.ravel(value) for value in update.values()]
-    norm = math.sqrt(sum(squared_norm(part) for part in parts))
-    if not math.isfinite(norm):
-        raise ValueError("the update has a value that is not finite")
-    coordinates = sum(part.size for part in parts)
-    factor = min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0
-    out = np.empty(coordinates + len(spec.scalars), np.int32)
-    position, squared = 0, 0.0
-    for part in parts:
-        squared += _round_into(out[position : position + part.size], part, factor / spec.step)
-        position += part.size
-    scalars = {**scalars, UNCLIPPED: float(factor == 1.0)}
-    for scalar in spec.scalars:
-        out[position] = np.rint(
-            centre(np.float64(scalars.get(scalar.name, math.nan)), scalar, spec) / spec.step
-        )
-        squared += float(out[position]) ** 2
-        position += 1
+        return _weigh(flat, scalars, spec), False
+    factor = _factor(flat, spec)
+    tail = _scalars_on_grid(scalars, factor, spec)
+    out = np.empty(flat.size + tail.size, np.int32)
+    out[flat.size :] = tail
+    squared = float(np.dot(tail, tail))
+    for start, block in _rounded(flat, factor / spec.step):
+        squared += float(np.dot(block, block))
+        np.copyto(out[start : start + block.size], block, casting="unsafe")
     if squared > float(spec.cells) ** 2:
         shrink(out, spec)
     return out, factor < 1.0
+
+
+def _factor(update: NDArray[np.floating], spec: SumSpec) -> float:
+    """Return what an update is scaled by, 1 leaves it as it is; ValueError for one that is not finite."""
+    norm = math.sqrt(squared_norm(update))
+    if not math.isfinite(norm):
+        raise ValueError("the update has a value that is not finite")
+    return min(1.0, spec.aim(update.size) / norm) if norm > 0 else 1.0
+
+
+def _scalars_on_grid(scalars: Mapping[str, float], factor: float, spec: SumSpec) -> Vector:
+    """Return a client's scalars in grid units, shape (scalars,); one that it does not report says nothing."""
+    known = {**scalars, UNCLIPPED: float(factor == 1.0)}
+    values = [
+        centre(np.float64(known.get(scalar.name, math.nan)), scalar, spec) / spec.step
+        for scalar in spec.scalars
+    ]
+    return np.rint(np.array(values, np.float64))
 
 
 def encode_rows(update: NDArray[np.floating], scalars: Arrays, spec: SumSpec) -> Vector:
@@ -203,18 +212,15 @@ def squared_norm(part: NDArray[np.generic]) -> float:
     return total
 
 
-def _round_into(out: NDArray[np.int32], part: NDArray[np.generic], factor: float) -> float:
-    """Write the scaled part to the grid and return its squared norm there."""
-    squared, room = 0.0, np.empty(min(part.size, _BLOCK))
-    for start in range(0, part.size, _BLOCK):
-        values = part[start : start + _BLOCK]
+def _rounded(update: NDArray[np.floating], factor: float) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield the scaled update on the grid, block by block: where a block starts, and its values until the next."""
+    room = np.empty(min(update.size, _BLOCK))
+    for start in range(0, update.size, _BLOCK):
+        values = update[start : start + _BLOCK]
         block = room[: values.size]
         np.copyto(block, values, casting="unsafe")  # then in place: faster than casting on the way
         np.multiply(block, factor, out=block)
-        np.rint(block, out=block)
-        squared += float(np.dot(block, block))
-        np.copyto(out[start : start + _BLOCK], block, casting="unsafe")
-    return squared
+        yield start, np.rint(block, out=block)
 
 
 def centre(values: NDArray[np.floating] | np.float64, scalar: Scalar, spec: SumSpec) -> NDArray[np.float64]:
@@ -231,18 +237,12 @@ def shrink(vector: Contribution, spec: SumSpec) -> None:
         np.copyto(block, np.trunc(block * factor), casting="unsafe")
 
 
-def _weigh(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> Vector:
+def _weigh(update: NDArray[np.floating], scalars: Mapping[str, float], spec: SumSpec) -> Vector:
     weight = scalars["num-examples"]
-    out = np.empty(sum(value.size for value in update.values()) + len(spec.scalars))
-    position = 0
-    for value in update.values():
-        segment = out[position : position + value.size]
-        np.copyto(segment, np.ravel(value), casting="unsafe")
-        segment *= weight
-        position += value.size
-    for scalar in spec.scalars:
-        out[position] = weight if scalar.name == "num-examples" else weight * scalars.get(scalar.name, 0.0)
-        position += 1
+    out = np.empty(update.size + len(spec.scalars))
+    np.multiply(update, weight, out=out[: update.size])
+    for place, scalar in enumerate(spec.scalars, update.size):
+        out[place] = weight if scalar.name == "num-examples" else weight * scalars.get(scalar.name, 0.0)
     return out
 
 
@@ -289,6 +289,40 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
         cohort_sum.clipped_again += 1
     cohort_sum.total += vector
     cohort_sum.replies += 1
+
+
+def add_update(
+    cohort_sum: CohortSum, update: NDArray[np.floating], scalars: Mapping[str, float], spec: SumSpec
+) -> None:
+    """Add what `encode` makes of a client's update, in the same process and without a vector in between.
+
+    Args:
+      update: all arrays in the layout's order, flat, shape (coordinates,).
+
+    Raises:
+      ValueError: the update has a value that is not finite; nothing was added.
+    """
+    if spec.clipping_norm is None:
+        return add(cohort_sum, _weigh(update, scalars, spec), spec)
+    factor = _factor(update, spec)
+    tail = _scalars_on_grid(scalars, factor, spec)
+    wide = cohort_sum.total[: update.size]
+    squared = float(np.dot(tail, tail)) + _add_rounded(wide, update, factor / spec.step, np.add)
+    if squared > float(spec.cells) ** 2:
+        _add_rounded(wide, update, factor / spec.step, np.subtract)  # whole numbers: nothing of it is left
+        return add(cohort_sum, encode({"": update}, scalars, spec)[0], spec)
+    cohort_sum.total[update.size :] += tail
+    cohort_sum.replies += 1
+
+
+def _add_rounded(total: Vector, update: NDArray[np.floating], factor: float, combine: np.ufunc) -> float:
+    """Add (or subtract) the scaled update on the grid, and return its squared norm there."""
+    squared = 0.0
+    for start, block in _rounded(update, factor):
+        squared += float(np.dot(block, block))
+        where = total[start : start + block.size]
+        combine(where, block, out=where)
+    return squared
 
 
 def _plausible_count(vector: Contribution, spec: SumSpec) -> bool:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from ...client.app import TRAIN_LOSS, make_client_app, workbench
 from ...client.cohort_training import can_vectorise, sum_cohort
+from ...client.in_place import begin
 from ...client.mod import private_update
 from ...client.settings import ClientSettings
 from ...client.training import read_arrays
@@ -76,10 +77,19 @@ def run_ours(workload: str, size: Size, watch: Stopwatch, workers: int) -> None:
     quiet_flower()
     torch.set_num_threads(1)
     together: Any = None
+    in_place: Any = None
     if not workload in IDLE:
         bench = workbench(settings_of(workload, size))
         together = partial(sum_cohort, bench) if can_vectorise(bench) else None
-    grid = InProcessGrid(app_of(workload, size), size.clients, {}, workers=workers, cohort_function=together)
+        in_place = partial(begin, bench)
+    grid = InProcessGrid(
+        app_of(workload, size),
+        size.clients,
+        {},
+        workers=workers,
+        cohort_function=together,
+        in_place=in_place,
+    )
     try:
         play(grid, workload, size, watch)
     finally:
