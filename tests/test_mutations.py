@@ -64,8 +64,8 @@ MUTATIONS = {
     ),
     "clip skipped at the client": Mutation(
         "privacy/mechanisms/private_sum.py",
-        "factor = min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0",
-        "factor = 1.0",
+        "return min(1.0, spec.aim(update.size) / norm) if norm > 0 else 1.0",
+        "return 1.0",
         SUM_TESTS,
         "keeps_its_direction",
     ),
@@ -198,11 +198,17 @@ MUTATIONS = {
     ),
     "metrics uncharged": Mutation(
         "privacy/mechanisms/private_sum.py",
-        "squared += float(out[position]) ** 2\n        position += 1\n"
-        "    if squared > float(spec.cells) ** 2:\n        shrink(out, spec)",
-        "out[position] *= 8\n        position += 1",
+        "if squared > float(spec.cells) ** 2:\n        shrink(out, spec)",
+        "out[flat.size :] *= 8",
         SUM_TESTS,
         "never_exceeds",
+    ),
+    "what was added in place stays though it is too long": Mutation(
+        "privacy/mechanisms/private_sum.py",
+        "if squared > float(spec.cells) ** 2:\n        _add",
+        "if False:\n        _add",
+        SUM_TESTS,
+        "added_at_once",
     ),
     "composition dropped": Mutation(
         "privacy/ledger_book.py",
