@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy.mechanisms.private_sum import (
@@ -103,11 +103,11 @@ def test_rows_equal_single_clients() -> None:
             np.testing.assert_allclose(rows[k], one, rtol=1e-12, atol=1)
 
 
-@given(st.lists(values, min_size=1, max_size=40), st.sampled_from((4, 64, 1 << 16)))
-@settings(max_examples=200, deadline=None)
-def test_an_update_added_at_once_is_the_contribution_of_a_client(numbers: list[float], cells: int) -> None:
-    # On a coarse grid rounding often carries a vector over the norm, and what was added is taken back.
-    spec, scalars = SumSpec(1.5, (Scalar("loss", 5.0),), 0.1, cells), {"loss": 2.0}
+@given(st.lists(values, min_size=1, max_size=40))
+@example([1.0] * 5000)  # rounding carries it over the norm, and what was added is taken back
+@settings(max_examples=100, deadline=None)
+def test_an_update_added_at_once_is_the_contribution_of_a_client(numbers: list[float]) -> None:
+    spec, scalars = SumSpec(1.5, (Scalar("loss", 5.0),), 0.1, cells=64), {"loss": 2.0}
     update = np.array(numbers, np.float32)
     before = np.arange(update.size + 1, dtype=np.float64)
     expected, at_once = CohortSum(before.copy()), CohortSum(before.copy())
