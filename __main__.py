@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 # Before anything imports Flower or Ray: nothing goes over the network unless it is asked for.
 for _name, _value in (
@@ -22,6 +23,8 @@ fedveil: federated learning that keeps count of what it reveals.
   fedveil ledger show|verify|export PATH      read a ledger, check every entry, hand it to an auditor
   fedveil budget set|show                     cap what may be spent on your data, see what is spent
   fedveil audit claim ...                     weigh a claim of privacy against scores or guesses
+  fedveil provision FILE|rotate|revoke ...    from one file to the bundles of a federation on real machines
+  fedveil client request FOLDER --name NAME   make a device's keys there; only a request to admit them leaves it
   fedveil simulate --help                     every group, key and flag
   fedveil --version
 """
@@ -48,6 +51,12 @@ def main() -> int:
                 from .simulations.audit_view import audit
 
                 return audit(rest)
+            case "provision":
+                from .deployment.command import run
+
+                return run(rest)
+            case "client":
+                return _client(rest)
             case "--version":
                 from . import __version__
 
@@ -105,10 +114,24 @@ def _ledger(argv: Sequence[str]) -> int:
             return 0 if "--help" in argv or "-h" in argv else REFUSED
 
 
+def _client(argv: Sequence[str]) -> int:
+    match list(argv):
+        case ["request", folder, "--name", name]:
+            from .client.enrolment import write_request
+
+            print(f"send {write_request(Path(folder), name)} to the operator; the keys stay where they are")
+            return 0
+        case _:
+            print("usage: fedveil client request FOLDER --name NAME", file=sys.stderr)
+            return 0 if "--help" in argv or "-h" in argv else REFUSED
+
+
 def _nearest(verb: str) -> str:
     import difflib
 
-    near = difflib.get_close_matches(verb, ("simulate", "plan", "ledger", "budget", "audit"), n=1)
+    near = difflib.get_close_matches(
+        verb, ("simulate", "plan", "ledger", "budget", "audit", "provision", "client"), n=1
+    )
     return f"did you mean 'fedveil {near[0]}'?" if near else "fedveil --help lists them"
 
 

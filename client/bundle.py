@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -34,7 +36,6 @@ LINKS = ("grpc", "flower")
 KINDS = ("linear",)
 HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")
 LAST_NODE = 2**31 - 1
-HOTTEST_CELSIUS = 150.0
 MOST_MEBIBYTES = 2**20
 TASK_DEFAULTS = {"name": None, "target": None, "kind": None, "data": None, "allow_modules": [], "options": {}}
 ELIGIBILITY_DEFAULTS = {
@@ -45,6 +46,8 @@ ELIGIBILITY_DEFAULTS = {
     "hours": None,
 }
 DEFAULTS = {"link": "grpc", "state": "state", "task": TASK_DEFAULTS, "eligibility": ELIGIBILITY_DEFAULTS}
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -139,15 +142,13 @@ def read_client_bundle(folder: Path) -> ClientBundle:
     """
     settings = read_toml(folder / "client.toml", read_settings, DEFAULTS)
     policy = read_toml(folder / "policy.toml", read_policy, {"until": None})
-    key, node_key = read_private_key(folder / "identity.key"), read_secret(folder / "node.key")
+    credentials = read_credentials(folder, settings.federation, settings.name)
+    key, state = read_private_key(folder / "identity.key"), folder / settings.state
     if not isinstance(key, Ed25519PrivateKey):
         raise Refusal("file", str(folder / "identity.key"), "is not an Ed25519 key")
-    if len(node_key) != KEY_BYTES:
-        raise Refusal("file", str(folder / "node.key"), f"is not {KEY_BYTES} bytes long")
-    roster = _newest_roster(folder / "roster.bin", folder / settings.state / "roster.bin", policy)
-    identity = Identity(settings.node, key, node_key, policy.floors, roster)
-    _check_membership(identity, settings.name, roster)
-    credentials = read_credentials(folder, settings.federation, settings.name)
+    roster = _newest_roster(folder / "roster.bin", state / "roster.bin", policy)
+    _check_membership(settings.node, settings.name, key, roster)
+    identity = Identity(settings.node, key, _node_key(state / "node.key"), policy.floors, roster)
     return ClientBundle(folder, settings, policy, identity, credentials)
 
 
@@ -168,7 +169,7 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
         ) from None
     if roster.version <= bundle.identity.roster.version:
         return bundle
-    _check_membership(bundle.identity, bundle.settings.name, roster)
+    _check_membership(bundle.settings.node, bundle.settings.name, bundle.identity.key, roster)
     bundle.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     replace_file(bundle.state / "roster.bin", signed)
     return replace(bundle, identity=replace(bundle.identity, roster=roster))
@@ -183,8 +184,8 @@ def read_settings(section: Section) -> ClientSettings:
         server=section.matching("server", ADDRESS, ADDRESS_FORM),
         link=section.word("link", LINKS),
         state=section.text("state"),
-        task=read_task(section.section("task")),
-        eligibility=read_eligibility(section.section("eligibility")),
+        task=_nested(section, "task", read_task),
+        eligibility=_nested(section, "eligibility", read_eligibility),
     )
 
 
@@ -195,7 +196,7 @@ def read_task(section: Section) -> TaskChoice:
         section.refuse("name", "give one of name, target and kind")
     if section.given("kind") != section.given("data"):
         section.refuse("data", "belongs to a kind, and each kind needs it")
-    choice = TaskChoice(
+    return TaskChoice(
         name=section.optional_text("name"),
         target=section.target("target", allowed) if section.given("target") else None,
         kind=section.word("kind", KINDS) if section.given("kind") else None,
@@ -204,27 +205,28 @@ def read_task(section: Section) -> TaskChoice:
         allow_modules=allowed,
         options=section.parameters("options"),
     )
-    section.done()
-    return choice
 
 
 def read_eligibility(section: Section) -> Eligibility:
     """The section [eligibility] with every key given."""
-    hot, hours = section.given("max_temperature_celsius"), None
+    hours = None
     if section.given("hours"):
         window = section.matching("hours", HOURS, "two hours of the day, for instance 22-06")
         hours = (int(window[:2]), int(window[3:])) if window else None
-    eligibility = Eligibility(
+    return Eligibility(
         on_mains_power=section.flag("on_mains_power"),
-        max_temperature_celsius=section.real("max_temperature_celsius", above=0, at_most=HOTTEST_CELSIUS)
-        if hot
-        else None,
+        max_temperature_celsius=section.optional_real("max_temperature_celsius", above=0),
         min_free_mebibytes=section.whole("min_free_mebibytes", at_least=0, at_most=MOST_MEBIBYTES),
         unmetered=section.flag("unmetered"),
         hours=hours,
     )
-    section.done()
-    return eligibility
+
+
+def _nested(section: Section, key: str, read: Callable[[Section], Read]) -> Read:
+    inner = section.section(key)
+    made = read(inner)
+    inner.done()
+    return made
 
 
 def _newest_roster(shipped: Path, received: Path, policy: OwnerPolicy) -> Roster:
@@ -243,8 +245,21 @@ def _newest_roster(shipped: Path, received: Path, policy: OwnerPolicy) -> Roster
     return newest
 
 
-def _check_membership(identity: Identity, name: str, roster: Roster) -> None:
-    own = [(m.name, m.public) for m in roster.members if m.node == identity.node]
-    if own != [(name, public_of(identity.key))]:
+def _check_membership(node: int, name: str, key: Ed25519PrivateKey, roster: Roster) -> None:
+    if [(m.name, m.public) for m in roster.members if m.node == node] != [(name, public_of(key))]:
         remedy = f"is not in roster version {roster.version} with this key: it was revoked, or got new keys"
         raise Refusal("name", name, remedy)
+
+
+def _node_key(path: Path) -> bytes:
+    """The key that seals what the node remembers; made here when it is first needed, so that it never travels."""
+    if not path.exists():
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(path, os.urandom(KEY_BYTES))
+        except OSError as error:
+            raise Refusal("state", str(path.parent), f"cannot be written ({error.strerror})") from None
+    key = read_secret(path)
+    if len(key) != KEY_BYTES:
+        raise Refusal("file", str(path), f"is not {KEY_BYTES} bytes long")
+    return key

@@ -35,10 +35,10 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 NAME = re.compile("[a-z0-9][a-z0-9_-]{0,47}")
 NAME_FORM = "at most 48 of a-z, 0-9, - and _, the first a letter or a digit"
-# A DNS name or an IPv4 address, or an IPv6 address in brackets, and a port.
-ADDRESS = re.compile(
-    r"([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]):[1-9][0-9]{0,4}"
-)
+_DNS = "[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"  # IPv4 addresses have that form too
+_IPV6 = "[0-9A-Fa-f:]{2,39}"
+HOST = re.compile(f"{_DNS}|{_IPV6}")
+ADDRESS = re.compile(rf"({_DNS}|\[{_IPV6}\]):[1-9][0-9]{{0,4}}")
 ADDRESS_FORM = "host:port, for instance fl.example.org:8443"
 
 Read = TypeVar("Read")

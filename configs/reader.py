@@ -166,6 +166,14 @@ class Section:
             return ()
         return tuple(value)
 
+    def groups(self, key: str) -> tuple[Mapping[str, Any], ...]:
+        """A list, not empty, of mappings."""
+        value = self._take(key)
+        if not isinstance(value, list) or not value or not all(isinstance(each, Mapping) for each in value):
+            self.refuse(key, "must be a list of groups of keys")
+            return ()
+        return tuple(value)
+
     def optional_day(self, key: str) -> date | None:
         """A day, written YYYY-MM-DD without quotes, or null."""
         value = self._take(key)

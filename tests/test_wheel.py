@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("privacy", "strategies", "client", "server", "simulations", "configs")
+ROOMS = ("privacy", "strategies", "client", "server", "simulations", "configs", "deployment")
 NOT_SHIPPED = "simulations/quickstart/"
 
 

@@ -26,6 +26,7 @@ class Purpose(StrEnum):
     SETUP = "setup"
     ROUND = "round"
     ROSTER = "roster"
+    ENROLMENT = "enrolment"
     ADVERT = "advert"
     GRAPH = "graph"
     RING = "ring"

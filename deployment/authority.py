@@ -1,0 +1,157 @@
+"""A federation's authority: an Ed25519 key that signs rosters, and an X.509 authority (ECDSA P-256) for TLS.
+
+Two keys, since gRPC's TLS takes no Ed25519. Whoever has them admits anybody: they stay on the operator's desk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ..client.enrolment import new_tls_key, pem_of
+from ..configs.bundle_files import read_file, read_private_key
+from ..privacy.durable import replace_file
+from ..privacy.refusal import Refusal
+from ..privacy.secagg.suite import public_of
+
+CLOCK_MARGIN = timedelta(days=1)  # a device whose clock is late takes a fresh certificate all the same
+AUTHORITY_LIFE = timedelta(days=3650)
+SIGNER, CA_KEY, CA = "signer.key", "ca.key", "ca.pem"
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The keys of a federation's authority, secret, and the certificate that every member trusts."""
+
+    signer: Ed25519PrivateKey = field(repr=False)
+    ca_key: EllipticCurvePrivateKey = field(repr=False)
+    ca: x509.Certificate
+
+    @property
+    def public(self) -> bytes:
+        """The public key of the roster's signer, 32 bytes."""
+        return public_of(self.signer)
+
+    @property
+    def ca_pem(self) -> bytes:
+        return self.ca.public_bytes(Encoding.PEM)
+
+
+def open_authority(folder: Path, federation: str) -> Authority:
+    """The authority in `folder`, made there if the folder holds none.
+
+    Raises:
+      Refusal: it is another federation's, or not whole.
+    """
+    if not (folder / CA).exists():  # written last
+        _make(folder, federation)
+    signer, ca_key = read_private_key(folder / SIGNER), read_private_key(folder / CA_KEY)
+    ca = x509.load_pem_x509_certificate(read_file(folder / CA))
+    named = [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+    if named != [federation]:
+        raise Refusal(
+            "federation", federation, f"{folder} is the authority of {named[0]}; give another --out"
+        )
+    if not isinstance(signer, Ed25519PrivateKey) or not isinstance(ca_key, EllipticCurvePrivateKey):
+        raise Refusal("file", str(folder), "its keys are not an authority's; restore them from a backup")
+    return Authority(signer, ca_key, ca)
+
+
+def issue(
+    authority: Authority, name: str, public: EllipticCurvePublicKey, *, addresses: Sequence[str], days: int
+) -> bytes:
+    """A certificate for TLS in PEM, valid from a day ago for `days` from now.
+
+    Args:
+      authority: signs it.
+      name: of a client or of the server, the common name.
+      public: its key, P-256.
+      addresses: DNS names and IP addresses of a server; a client has none and dials only.
+      days: of validity, at most 397 and at most what the authority itself has left.
+    """
+    usage = ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH
+    now = datetime.now(UTC).replace(microsecond=0)
+    (federation,) = authority.ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_name(str(federation.value), name))
+        .issuer_name(authority.ca.subject)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_MARGIN)
+        .not_valid_after(min(now + timedelta(days=days), authority.ca.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([_address(each) for each in addresses or [name]]), critical=False
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.ca_key.public_key()), critical=False
+        )
+    )
+    return builder.sign(authority.ca_key, SHA256()).public_bytes(Encoding.PEM)
+
+
+def _make(folder: Path, federation: str) -> None:
+    signer, ca_key = Ed25519PrivateKey.generate(), new_tls_key()
+    now = datetime.now(UTC).replace(microsecond=0)
+    subject, public = _name(federation, f"{federation} authority"), ca_key.public_key()
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_MARGIN)
+        .not_valid_after(now + AUTHORITY_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    )
+    certificate = builder.sign(ca_key, SHA256())
+    folder.chmod(0o700)  # whoever made it
+    replace_file(folder / SIGNER, pem_of(signer))
+    replace_file(folder / CA_KEY, pem_of(ca_key))
+    replace_file(folder / CA, certificate.public_bytes(Encoding.PEM))
+
+
+def _name(federation: str, name: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, federation),
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+        ]
+    )
+
+
+def _key_usage(signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _address(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)

@@ -1,0 +1,76 @@
+"""The command line of `fedveil provision`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .provision import AUTHORITY, CLIENTS, Desk, provision, revoke, rotate
+from .register import Issued, Register
+
+USAGE = """\
+fedveil provision FILE [--out FOLDER] [--wheels FOLDER]
+       fedveil provision rotate FOLDER NAME [--request FILE]
+       fedveil provision revoke FOLDER NAME"""
+SOON_SECONDS = 30 * 86400
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `fedveil provision`; return the exit code."""
+    parser = argparse.ArgumentParser("fedveil provision", usage=USAGE, allow_abbrev=False)
+    if argv[:1] in (["rotate"], ["revoke"]):
+        parser.add_argument("verb", help=argparse.SUPPRESS)
+        parser.add_argument("folder", type=Path, help="that provisioning made")
+        parser.add_argument("name", help="of a client; rotate takes server as well")
+        if argv[0] == "rotate":
+            parser.add_argument("--request", type=Path, help="of the device, which made its new keys itself")
+    else:
+        parser.add_argument("file", type=Path, help="federation.yaml")
+        parser.add_argument("--out", type=Path, help="where to; a folder of the federation's name by default")
+        parser.add_argument(
+            "--wheels", type=Path, help="what a device installs, for requirements with hashes"
+        )
+    try:
+        asked = parser.parse_args(argv)
+    except SystemExit as stopped:  # it has said why
+        return int(stopped.code or 0)
+    match argv[0]:
+        case "rotate":
+            desk = rotate(asked.folder, asked.name, asked.request)
+        case "revoke":
+            desk = revoke(asked.folder, asked.name)
+        case _:
+            desk = provision(asked.file, asked.out, asked.wheels)
+    _show(desk)
+    return 0
+
+
+def _show(desk: Desk) -> None:
+    count = len(desk.register.admitted)
+    print(f"{desk.federation.name}: {count} clients, roster version {desk.register.version}")
+    width = max(len(each.name) for each in desk.register.clients)
+    for each in desk.register.clients:
+        where = "" if each.revoked else f"  {desk.folder / CLIENTS / each.name}{_remark(each)}"
+        print(f"  node {each.node}  {each.name:{width}}  {_outcome(each, desk.before):8}{where}".rstrip())
+    print(f"  server  {desk.folder / 'server'}")
+    print(f"  keep {desk.folder / AUTHORITY} here: whoever has it admits anybody")
+
+
+def _outcome(issued: Issued, before: Register) -> str:
+    known = before.find(issued.name)
+    if issued.revoked:
+        return "revoked"
+    if known is None:
+        return "admitted"
+    return "kept" if known == issued else "rotated"
+
+
+def _remark(issued: Issued) -> str:
+    remarks = ["its private keys are on the device"] if issued.on_device else []
+    if issued.not_after < time.time() + SOON_SECONDS:
+        end = datetime.fromtimestamp(issued.not_after, UTC)
+        remarks.append(f"its certificate ends on {end:%Y-%m-%d}: rotate it")
+    return f" ({'; '.join(remarks)})" if remarks else ""

@@ -1,0 +1,219 @@
+"""`fedveil provision`: from federation.yaml to the authority and its bundles, and what changes them later.
+
+What is issued stands in the authority's register. It is written after the private keys and before everything that is
+public, so that a command which was cut short is completed by giving it again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+from ..client.enrolment import PRIVATE, TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
+from ..configs.bundle_files import read_file
+from ..privacy.durable import replace_file
+from ..privacy.refusal import Refusal
+from ..server.bundle import SERVER
+from .authority import Authority, issue, open_authority
+from .bundles import write_clients, write_server
+from .federation_file import Federation, read_federation
+from .register import Issued, Register, read_register, write_register
+from .requirements import installed_requirements, wheel_requirements
+
+AUTHORITY, CLIENTS = "authority", "clients"
+FILE, REGISTER, REQUIREMENTS = "federation.yaml", "register.json", "requirements.txt"
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The operator's folder: what is wanted, who signs, what was issued and what had been before."""
+
+    folder: Path
+    federation: Federation
+    authority: Authority
+    before: Register
+    register: Register
+
+
+def provision(file: Path, out: Path | None, wheels: Path | None) -> Desk:
+    """Make or complete the federation that `file` describes, in `out` or a folder of its name.
+
+    Clients that are new are admitted; the others keep their keys and certificates. `wheels` holds what a device
+    installs; None pins what is installed here.
+
+    Raises:
+      Refusal: of a mistake, before anything is written.
+    """
+    federation = read_federation(file)
+    requests = {each.name: read_request(each.request) for each in federation.clients if each.request}
+    requirements = installed_requirements() if wheels is None else wheel_requirements(wheels)
+    folder = Path(federation.name) if out is None else out
+    before = read_register(folder / AUTHORITY / REGISTER)
+    _check(federation, before, requests)
+    with _writing(folder):
+        authority = open_authority(folder / AUTHORITY, federation.name)
+        desk = _with_server(Desk(folder, federation, authority, before, before))
+        for entry in federation.clients:
+            if before.find(entry.name) is None:
+                desk = _admit(desk, entry.name, requests.get(entry.name))
+        replace_file(folder / AUTHORITY / REQUIREMENTS, requirements.encode())
+        replace_file(folder / AUTHORITY / FILE, file.read_bytes())
+        return _publish(desk)
+
+
+def rotate(folder: Path, name: str, request: Path | None) -> Desk:
+    """Give a client, or the server, new keys and a new certificate; its old ones are admitted no longer.
+
+    Args:
+      folder: that `provision` made.
+      name: of a client, or "server".
+      request: by which a device asks for keys that it made itself; None makes them here.
+
+    Raises:
+      Refusal: there is no such client, or its keys are on the device and no request is given.
+    """
+    with _opened(folder) as desk:
+        if name == SERVER:
+            return _publish(_with_server(replace(desk, register=replace(desk.register, server=""))))
+        issued = _find(desk.register, name)
+        if request is None and issued.on_device:
+            remedy = f"has its keys on the device; run fedveil client request NEW --name {name} there, give --request"
+            raise Refusal("name", name, remedy)
+        enrolment = None if request is None else read_request(request)
+        if enrolment is not None:
+            _check_request(name, enrolment)
+            if enrolment.identity.hex() == issued.identity:
+                raise Refusal("request", str(request), "asks for the keys that are to be replaced")
+            desk.register.refuse_shared([enrolment])
+        return _publish(_admit(desk, name, enrolment))
+
+
+def revoke(folder: Path, name: str) -> Desk:
+    """Admit a client no longer: it is in no roster from now on, and its certificate opens no connection."""
+    with _opened(folder) as desk:
+        if name == SERVER:
+            raise Refusal("name", name, "the server can be rotated only")
+        issued = _find(desk.register, name)
+        return _publish(replace(desk, register=desk.register.having(replace(issued, revoked=True))))
+
+
+def _check(federation: Federation, before: Register, requests: Mapping[str, Enrolment]) -> None:
+    """Refuse what contradicts what was issued."""
+    wanted = {entry.name for entry in federation.clients}
+    for issued in before.admitted:
+        if issued.name not in wanted:
+            raise Refusal("clients", issued.name, "was admitted and is not in the file; revoke it first")
+    for name, enrolment in requests.items():
+        _check_request(name, enrolment)
+        issued = before.find(name)
+        if issued is not None and issued.identity != enrolment.identity.hex():
+            raise Refusal(
+                "request", name, "asks for other keys than were admitted; use fedveil provision rotate"
+            )
+    before.refuse_shared(requests.values())
+
+
+def _check_request(name: str, enrolment: Enrolment) -> None:
+    if enrolment.name != name:
+        raise Refusal("request", enrolment.name, f"was made for another client than {name}")
+
+
+def _find(register: Register, name: str) -> Issued:
+    issued = register.find(name)
+    if issued is None:
+        near = difflib.get_close_matches(name, [each.name for each in register.admitted], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "federation.yaml lists them"
+        raise Refusal("name", name, f"no such client was admitted; {hint}")
+    if issued.revoked:
+        raise Refusal("name", name, "was revoked; admit the device under another name")
+    return issued
+
+
+def _with_server(desk: Desk) -> Desk:
+    """A key for the server where it has none, and a certificate where its hosts have changed."""
+    register, hosts = desk.register, desk.federation.hosts
+    if register.server and register.hosts == hosts:
+        return desk
+    if register.server:
+        public = x509.load_pem_x509_certificate(register.server.encode()).public_key()
+        assert isinstance(public, EllipticCurvePublicKey)
+    else:
+        key = new_tls_key()
+        public = key.public_key()
+        replace_file(desk.folder / SERVER / TLS, pem_of(key))
+    days = desk.federation.certificate_days
+    certificate = issue(desk.authority, SERVER, public, addresses=hosts, days=days).decode()
+    return replace(desk, register=replace(register, server=certificate, hosts=hosts))
+
+
+def _admit(desk: Desk, name: str, enrolment: Enrolment | None) -> Desk:
+    """Issue a certificate for the keys of the request, or for new ones in the client's folder."""
+    folder, known = desk.folder / CLIENTS / name, desk.register.find(name)
+    on_device = enrolment is not None
+    if enrolment is None:
+        enrolment = make_keys(folder).enrolment(name)
+    else:
+        for each in PRIVATE:
+            (folder / each).unlink(missing_ok=True)
+    days = desk.federation.certificate_days
+    issued = Issued(
+        name,
+        desk.register.next_node if known is None else known.node,
+        enrolment.identity.hex(),
+        issue(desk.authority, name, enrolment.tls, addresses=(), days=days).decode(),
+        enrolment.fingerprint,
+        enrolment.supernode,
+        enrolment.supernode_fingerprint,
+        on_device,
+    )
+    return replace(desk, register=desk.register.having(issued))
+
+
+def _publish(desk: Desk) -> Desk:
+    """Number the roster anew if it has changed, keep what was issued, and write all that is public."""
+    register = desk.register
+    if register.admitted != desk.before.admitted:
+        register = replace(register, version=register.version + 1)
+    write_register(desk.folder / AUTHORITY / REGISTER, register)
+    requirements = read_file(desk.folder / AUTHORITY / REQUIREMENTS).decode()
+    write_server(desk.folder / SERVER, desk.federation, desk.authority, register)
+    write_clients(desk.folder / CLIENTS, desk.federation, desk.authority, register, requirements)
+    return replace(desk, register=register)
+
+
+@contextmanager
+def _opened(folder: Path) -> Generator[Desk]:
+    if not (folder / AUTHORITY / REGISTER).exists():
+        raise Refusal("folder", str(folder), "holds no federation; fedveil provision FILE makes one")
+    with _writing(folder):
+        federation = read_federation(folder / AUTHORITY / FILE)
+        register = read_register(folder / AUTHORITY / REGISTER)
+        authority = open_authority(folder / AUTHORITY, federation.name)
+        yield Desk(folder, federation, authority, register, register)
+
+
+@contextmanager
+def _writing(folder: Path) -> Generator[None]:
+    """The folder for this process alone; what the system refuses is a refusal."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for each in (folder, folder / AUTHORITY, folder / CLIENTS, folder / SERVER):
+            each.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(folder / AUTHORITY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(descriptor)
+    except BlockingIOError:
+        raise Refusal("folder", str(folder), "is being provisioned by another process") from None
+    except OSError as error:
+        raise Refusal("folder", str(folder), f"cannot be written ({error})") from None

@@ -1,0 +1,123 @@
+"""What an authority has issued: to whom, at which node, with which keys; the roster and the lists follow from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from ..client.enrolment import Enrolment
+from ..client.identity import FIRST_NODE
+from ..configs.bundle_files import read_file
+from ..privacy.durable import replace_file
+from ..privacy.refusal import Refusal
+from ..privacy.secagg.roster import Member, Roster
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Issued:
+    """One client that was admitted once.
+
+    Attributes:
+      name, node: never given to another.
+      identity: its Ed25519 public key in hexadecimal.
+      certificate: of TLS, in PEM.
+      fingerprint: of the key in it; see `Enrolment`.
+      supernode, supernode_fingerprint: of its public key for Flower; see `Enrolment`.
+      on_device: its private keys were made there and are not known here.
+      revoked: it is admitted no longer.
+    """
+
+    name: str
+    node: int
+    identity: str
+    certificate: str
+    fingerprint: str
+    supernode: str
+    supernode_fingerprint: str
+    on_device: bool
+    revoked: bool = False
+
+    @cached_property
+    def not_after(self) -> int:
+        """The Unix second in which its certificate ends."""
+        certificate = x509.load_pem_x509_certificate(self.certificate.encode())
+        return int(certificate.not_valid_after_utc.timestamp())
+
+    @property
+    def keys(self) -> tuple[str, str, str]:
+        """What tells its public keys from all others."""
+        return self.identity, self.fingerprint, self.supernode_fingerprint
+
+
+@dataclass(frozen=True)
+class Register:
+    """Everything issued so far.
+
+    Attributes:
+      version: of the roster, one more with every change of who is admitted with which keys.
+      clients: in order of their nodes, the revoked ones included.
+      server: the server's certificate in PEM; empty before there is one.
+      hosts: what that certificate was made for.
+    """
+
+    version: int = 0
+    clients: tuple[Issued, ...] = ()
+    server: str = ""
+    hosts: tuple[str, ...] = ()
+
+    @property
+    def admitted(self) -> tuple[Issued, ...]:
+        return tuple(each for each in self.clients if not each.revoked)
+
+    @property
+    def next_node(self) -> int:
+        return max((each.node for each in self.clients), default=FIRST_NODE - 1) + 1
+
+    def find(self, name: str) -> Issued | None:
+        return next((each for each in self.clients if each.name == name), None)
+
+    def roster(self) -> Roster:
+        """Who may take part."""
+        members = (Member(i.node, i.name, bytes.fromhex(i.identity), i.not_after) for i in self.admitted)
+        return Roster(self.version, tuple(members))
+
+    def having(self, issued: Issued) -> Register:
+        """With this client, in the place of the one of its name."""
+        others = [each for each in self.clients if each.name != issued.name]
+        return replace(self, clients=tuple(sorted([*others, issued], key=lambda each: each.node)))
+
+    def refuse_shared(self, enrolments: Iterable[Enrolment]) -> None:
+        """Refusal when one of them asks for a key that is, or was, another client's."""
+        holders = {key: each.name for each in self.clients for key in each.keys}
+        for each in enrolments:
+            for key in (each.identity.hex(), each.fingerprint, each.supernode_fingerprint):
+                if holders.setdefault(key, each.name) != each.name:
+                    remedy = f"asks for a key that is {holders[key]}'s; make new ones on the device"
+                    raise Refusal("request", each.name, remedy)
+
+
+def read_register(path: Path) -> Register:
+    """The register in the file, empty where there is none. Refusal when it cannot be read."""
+    if not path.exists():
+        return Register()
+    try:
+        found: dict[str, Any] = json.loads(read_file(path))
+        if found.pop("format") != FORMAT:
+            raise ValueError("another version of fedveil wrote it")
+        clients = tuple(Issued(**each) for each in found.pop("clients"))
+        return Register(clients=clients, hosts=tuple(found.pop("hosts")), **found)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refusal("file", str(path), f"cannot be read ({error}); restore it from a backup") from None
+
+
+def write_register(path: Path, register: Register) -> None:
+    """Keep the register; on disk when this returns."""
+    replace_file(path, (json.dumps({"format": FORMAT, **asdict(register)}, indent=1) + "\n").encode())

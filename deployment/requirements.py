@@ -1,0 +1,107 @@
+"""What a device installs: the versions that run here, or the wheels of a folder with their hashes.
+
+On aarch64 torch must be 2.10: later wheels for Linux on aarch64 require NVIDIA's CUDA packages, gigabytes that no small
+device can use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Iterable
+from email import message_from_string
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from ..privacy.refusal import Refusal
+
+CPU_TORCH = ">=2.10,<2.11"
+CUDA = re.compile(r"(nvidia|cuda|triton)\b")
+DEVICE = {"platform_machine": "aarch64", "platform_system": "Linux", "sys_platform": "linux", "extra": ""}
+TORCH = (
+    f"torch{CPU_TORCH}; platform_machine == 'aarch64'",
+    "torch=={version}; platform_machine != 'aarch64'",
+)
+
+
+def installed_requirements() -> str:
+    """Pins of fedveil and of all that it needs, as installed here; without hashes, which only wheels have."""
+    pins: dict[str, str] = {}
+    _pin("fedveil", pins)
+    torch = pins.pop("torch")
+    lines = [f"{name}=={version}" for name, version in sorted(pins.items())]
+    return (
+        "\n".join(
+            [
+                "# Pins only: fedveil provision --wheels FOLDER adds hashes.",
+                *lines,
+                *(line.format(version=torch) for line in TORCH),
+            ]
+        )
+        + "\n"
+    )
+
+
+def wheel_requirements(folder: Path) -> str:
+    """Pins, each with its hash, of all wheels in `folder`, which hold what a device installs offline.
+
+    Raises:
+      Refusal: there are none, fedveil's is missing, or one is of CUDA or, on aarch64, requires it.
+    """
+    lines: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.whl")):
+        try:
+            name, version, _, tags = parse_wheel_filename(path.name)
+        except InvalidWheelFilename:
+            raise Refusal("wheels", str(path), "is not named as a wheel is") from None
+        if CUDA.match(name):
+            raise Refusal(
+                "wheels",
+                str(path),
+                f"is of CUDA, which no device needs; take torch{CPU_TORCH} or a CPU build",
+            )
+        if any("aarch64" in tag.platform for tag in tags):
+            refuse_cuda(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        lines.setdefault(f"{name}=={version.public}", []).append(f"--hash=sha256:{digest}")
+    if not any(line.startswith("fedveil==") for line in lines):
+        raise Refusal("wheels", str(folder), "holds no wheel of fedveil; collect all that a device needs")
+    return "".join(f"{' '.join([pin, *hashes])}\n" for pin, hashes in lines.items())
+
+
+def refuse_cuda(wheel: Path) -> None:
+    """Refusal when the wheel, installed on Linux on aarch64, would bring CUDA along."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        text = archive.read(name).decode()
+    if bringing := cuda_on_device(message_from_string(text).get_all("Requires-Dist", [])):
+        raise Refusal("wheels", str(wheel), f"requires {bringing[0]} on aarch64; take torch{CPU_TORCH}")
+
+
+def cuda_on_device(requires: Iterable[str]) -> list[str]:
+    """Those of a distribution's requirements that are of CUDA and hold for Linux on aarch64."""
+    asked = [Requirement(each) for each in requires]
+    return [
+        each.name
+        for each in asked
+        if CUDA.match(each.name) and (each.marker is None or each.marker.evaluate(DEVICE))
+    ]
+
+
+def _pin(name: str, pins: dict[str, str]) -> None:
+    name = canonicalize_name(name)
+    if name in pins or CUDA.match(name):
+        return
+    try:
+        found = metadata.distribution(name)
+    except metadata.PackageNotFoundError:  # for another system than this
+        return
+    pins[name] = found.version.partition("+")[0]
+    for line in found.requires or []:
+        asked = Requirement(line)
+        if asked.marker is None or asked.marker.evaluate({"extra": ""}):
+            _pin(asked.name, pins)

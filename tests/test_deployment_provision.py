@@ -1,0 +1,386 @@
+"""`fedveil provision` as the operator runs it: what it makes, what both ends read of it, and how it changes later."""
+
+import shutil
+import ssl
+import stat
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from fedveil.client.bundle import Eligibility, TaskChoice, read_client_bundle, renew_roster
+from fedveil.deployment.provision import provision, rotate
+from fedveil.deployment.register import read_register
+from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.secagg.suite import public_of
+from fedveil.server.bundle import read_admitted, read_server_bundle
+
+FEDERATION = """\
+federation: hearts
+server: {address: "fl.example.org:8443", listen: "127.0.0.1:8443", also: [localhost, 127.0.0.1, "::1"]}
+certificate_days: 90
+task: {name: heart}
+eligibility: {hours: 22-06, max_temperature_celsius: 75}
+policy: {target_epsilon: 8.0, target_delta: 1e-5}
+clients:
+  - name: cleveland
+  - name: hungary
+    policy: {target_epsilon: 2, until: 2031-12-31, runs: [spring]}
+    task: {target: "my_task:Hospital", allow_modules: [my_task], options: {rows: 10}}
+    eligibility: {on_mains_power: true}
+  - name: switzerland
+    request: device/request.toml
+"""
+SECRETS = {"identity.key", "tls.key", "supernode.key"}
+SHARED = {
+    "client.toml",
+    "policy.toml",
+    "ca.pem",
+    "tls.pem",
+    "roster.bin",
+    "requirements.txt",
+    "fedveil-client.service",
+}
+
+
+def fedveil(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user whose umask hides nothing."""
+    command = [sys.executable, "-m", "fedveil", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, umask=0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A federation of three as the command made it; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "federation.yaml").write_text(FEDERATION)
+    asked = fedveil("client", "request", "device", "--name", "switzerland", folder=folder)
+    assert asked.returncode == 0, asked.stderr
+    done = fedveil("provision", "federation.yaml", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "hearts: 3 clients, roster version 1" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def desk(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "desk"))
+
+
+def complete(desk: Path, name: str = "switzerland") -> Path:
+    """What a device does with its bundle: the files beside its keys."""
+    device = desk / "device"
+    for file in (desk / "hearts" / "clients" / name).iterdir():
+        shutil.copy(file, device)
+    return device
+
+
+# --- what is made -----------------------------------------------------------------------------------------------
+
+
+def test_the_bundles_hold_what_they_should_and_nobody_else_may_read_a_secret(made: Path) -> None:
+    folder = made / "hearts"
+    names = {path.name for path in (folder / "clients" / "cleveland").iterdir()}
+    assert names == SHARED | SECRETS
+    assert {path.name for path in (folder / "clients" / "switzerland").iterdir()} == SHARED
+    for path in [folder, *folder.rglob("*")]:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        secret = path.suffix == ".key" or path.parent.name == "authority"
+        assert mode == (0o700 if path.is_dir() else 0o600 if secret else 0o644), path
+    assert not list(folder.rglob(".*"))  # nothing half written stays
+
+
+def test_both_ends_read_their_bundles(desk: Path) -> None:
+    server = read_server_bundle(desk / "hearts" / "server")
+    client = read_client_bundle(desk / "hearts" / "clients" / "hungary")
+    assert (server.federation, server.listen, server.link) == ("hearts", "127.0.0.1:8443", "grpc")
+    assert [(m.node, m.name) for m in server.roster.members] == [
+        (2, "cleveland"),
+        (3, "hungary"),
+        (4, "switzerland"),
+    ]
+    assert sorted(read_admitted(server.admitted).values()) == [2, 3, 4]
+    assert sorted(read_admitted(server.supernodes).values()) == [2, 3, 4]
+    assert (client.settings.node, client.settings.server) == (3, "fl.example.org:8443")
+    assert client.settings.task == TaskChoice(
+        None, "my_task:Hospital", None, None, 1, ("my_task",), {"rows": 10}
+    )
+    assert client.settings.eligibility == Eligibility(True, 75, 0, False, (22, 6))
+    assert client.identity.roster == server.roster
+    assert client.identity.policy.authority == server.authority
+    assert (client.policy.cap.target_epsilon, client.policy.cap.until) == (2, date(2031, 12, 31))
+    assert client.policy.runs == ("spring",)
+    assert client.state == desk / "hearts" / "clients" / "hungary" / "state"
+
+
+def test_a_device_keeps_the_node_key_that_it_makes_itself(desk: Path) -> None:
+    folder = desk / "hearts" / "clients" / "cleveland"
+    first, again = read_client_bundle(folder), read_client_bundle(folder)
+    assert len(first.identity.node_key) == 32 and first.identity.node_key == again.identity.node_key
+    assert stat.S_IMODE((folder / "state" / "node.key").stat().st_mode) == 0o600
+
+
+def test_keys_made_on_the_device_never_leave_it(desk: Path) -> None:
+    device = complete(desk)
+    bundle = read_client_bundle(device)
+    assert bundle.settings.node == 4
+    secrets = [path.read_bytes() for path in device.glob("*.key")]
+    assert len(secrets) == 3
+    for path in (desk / "hearts").rglob("*"):
+        assert path.is_dir() or not any(secret in path.read_bytes() for secret in secrets)
+
+
+def test_no_two_keys_are_the_same(made: Path) -> None:
+    keys = [path.read_bytes() for path in made.rglob("*.key")]
+    assert len(set(keys)) == len(keys) == 2 + 1 + 3 * 3
+
+
+def test_the_certificates_are_what_tls_libraries_ask_for(made: Path) -> None:
+    ca = x509.load_pem_x509_certificate((made / "hearts" / "authority" / "ca.pem").read_bytes())
+    assert ca.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
+    for path, usage in (
+        (made / "hearts/server/tls.pem", ExtendedKeyUsageOID.SERVER_AUTH),
+        (made / "hearts/clients/cleveland/tls.pem", ExtendedKeyUsageOID.CLIENT_AUTH),
+    ):
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate.verify_directly_issued_by(ca)
+        life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+        assert life == timedelta(days=91)
+        assert certificate.not_valid_before_utc < datetime.now(UTC) - timedelta(hours=23)
+        assert list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [usage]
+        assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    server = x509.load_pem_x509_certificate((made / "hearts/server/tls.pem").read_bytes())
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org", "localhost"]
+    assert [str(each) for each in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1"]
+
+
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext, host: str) -> None:
+    """A TLS handshake in memory; SSLError when one end does not accept the other."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    dialling = client.wrap_bio(to_client, to_server, server_hostname=host)
+    answering = server.wrap_bio(to_server, to_client, server_side=True)
+    waiting = [dialling, answering]
+    for _ in range(10):
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+                waiting.remove(end)
+            except ssl.SSLWantReadError:
+                pass
+    assert not waiting
+    answering.write(b"x")
+    assert dialling.read(1) == b"x"
+
+
+def context(purpose: ssl.Purpose, trusted: Path, own: Path) -> ssl.SSLContext:
+    made = ssl.create_default_context(purpose, cafile=str(trusted / "ca.pem"))
+    made.verify_mode = ssl.CERT_REQUIRED
+    made.verify_flags |= ssl.VERIFY_X509_STRICT
+    made.load_cert_chain(own / "tls.pem", own / "tls.key")
+    return made
+
+
+def test_the_two_ends_shake_hands_and_a_client_is_no_server(made: Path) -> None:
+    server, client = made / "hearts" / "server", made / "hearts" / "clients" / "cleveland"
+    listening = context(ssl.Purpose.CLIENT_AUTH, server, server)
+    for host in ("fl.example.org", "localhost", "127.0.0.1"):
+        handshake(context(ssl.Purpose.SERVER_AUTH, client, client), listening, host)
+    with pytest.raises(ssl.SSLError):
+        handshake(context(ssl.Purpose.SERVER_AUTH, client, client), listening, "other.example.org")
+    posing = context(ssl.Purpose.CLIENT_AUTH, client, client)
+    with pytest.raises(ssl.SSLError):
+        handshake(context(ssl.Purpose.SERVER_AUTH, client, client), posing, "cleveland")
+
+
+def test_flower_takes_the_supernode_keys(made: Path) -> None:
+    from flwr.cli.supernode.register import try_load_public_key
+
+    from fedveil.server.bundle import read_admitted
+
+    server, admitted = (
+        made / "hearts" / "server",
+        read_admitted(made / "hearts" / "server" / "supernodes.json"),
+    )
+    key = load_ssh_private_key((made / "hearts/clients/cleveland/supernode.key").read_bytes(), None)
+    assert isinstance(key.curve, SECP384R1)  # type: ignore[union-attr]
+    sent = try_load_public_key(server / "supernodes" / "cleveland.pub")
+    assert sent == key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    import hashlib
+
+    assert admitted[hashlib.sha256(sent).hexdigest()] == 2
+
+
+# --- what changes later -----------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_provisioning_again_changes_nothing(desk: Path) -> None:
+    before = contents(desk)
+    again = provision(desk / "federation.yaml", desk / "hearts", None)
+    assert contents(desk) == before
+    assert again.register.version == 1
+
+
+def test_a_client_more_leaves_the_others_keys_and_makes_a_newer_roster(desk: Path) -> None:
+    before = contents(desk)
+    (desk / "federation.yaml").write_text(FEDERATION + "  - name: long-beach\n")
+    done = fedveil("provision", "federation.yaml", folder=desk)
+    assert done.returncode == 0, done.stderr
+    assert "node 5  long-beach   admitted" in done.stdout and "node 2  cleveland    kept" in done.stdout
+    after = contents(desk)
+    changed = {Path(name).name for name in before if after[name] != before[name]}
+    assert changed == {
+        "roster.bin",
+        "policy.toml",
+        "admitted.json",
+        "supernodes.json",
+        "register.json",
+        "federation.yaml",
+    }
+    server = read_server_bundle(desk / "hearts" / "server")
+    assert server.roster.version == 2 and sorted(read_admitted(server.admitted).values()) == [2, 3, 4, 5]
+    newest = read_client_bundle(desk / "hearts" / "clients" / "long-beach")
+    assert newest.policy.minimum_roster_version == 2 and newest.settings.task.client == 3
+
+
+def test_a_device_takes_a_newer_roster_over_the_link_and_never_an_older(desk: Path) -> None:
+    folder = desk / "hearts" / "clients" / "cleveland"
+    old = read_client_bundle(folder)
+    kept = shutil.copytree(folder, desk / "at-the-hospital")
+    (desk / "federation.yaml").write_text(FEDERATION + "  - name: long-beach\n")
+    provision(desk / "federation.yaml", desk / "hearts", None)
+    newer = read_server_bundle(desk / "hearts" / "server").signed_roster
+    bundle = renew_roster(read_client_bundle(kept), newer)
+    assert bundle.identity.roster.version == 2 == read_client_bundle(kept).identity.roster.version
+    older = (folder.parents[2] / "at-the-hospital" / "roster.bin").read_bytes()
+    assert renew_roster(bundle, older) is bundle
+    with pytest.raises(Refusal, match="not one of the authority's"):
+        renew_roster(old, newer[:-1] + bytes([newer[-1] ^ 1]))
+
+
+def test_rotation_replaces_keys_and_the_old_ones_are_admitted_no_longer(desk: Path) -> None:
+    server, folder = desk / "hearts" / "server", desk / "hearts" / "clients" / "cleveland"
+    old, before = read_register(desk / "hearts/authority/register.json").find("cleveland"), contents(desk)
+    assert old is not None
+    done = fedveil("provision", "rotate", "hearts", "cleveland", folder=desk)
+    assert done.returncode == 0 and "node 2  cleveland    rotated" in done.stdout, done.stderr
+    admitted = read_admitted(server / "admitted.json")
+    assert old.fingerprint not in admitted and sorted(admitted.values()) == [2, 3, 4]
+    assert old.supernode_fingerprint not in read_admitted(server / "supernodes.json")
+    bundle = read_client_bundle(folder)
+    assert public_of(bundle.identity.key).hex() != old.identity and bundle.identity.roster.version == 2
+    after = contents(desk)
+    assert all(
+        before[f"hearts/clients/cleveland/{name}"] != after[f"hearts/clients/cleveland/{name}"]
+        for name in SECRETS
+    )
+    assert all(
+        before[f"hearts/clients/hungary/{name}"] == after[f"hearts/clients/hungary/{name}"]
+        for name in SECRETS
+    )
+
+
+def test_an_old_bundle_of_a_rotated_client_is_refused_with_the_newer_roster(desk: Path) -> None:
+    kept = Path(shutil.copytree(desk / "hearts" / "clients" / "cleveland", desk / "stolen"))
+    rotate(desk / "hearts", "cleveland", None)
+    newer = read_server_bundle(desk / "hearts" / "server").signed_roster
+    with pytest.raises(Refusal, match="it was revoked, or got new keys"):
+        renew_roster(read_client_bundle(kept), newer)
+
+
+def test_keys_on_a_device_are_rotated_by_another_request(desk: Path) -> None:
+    done = fedveil("provision", "rotate", "hearts", "switzerland", folder=desk)
+    assert done.returncode == 2 and "has its keys on the device" in done.stderr
+    again = fedveil(
+        "provision", "rotate", "hearts", "switzerland", "--request", "device/request.toml", folder=desk
+    )
+    assert again.returncode == 2 and "asks for the keys that are to be replaced" in again.stderr
+    assert fedveil("client", "request", "new", "--name", "switzerland", folder=desk).returncode == 0
+    moved = fedveil(
+        "provision", "rotate", "hearts", "switzerland", "--request", "new/request.toml", folder=desk
+    )
+    assert moved.returncode == 0, moved.stderr
+    for file in (desk / "hearts" / "clients" / "switzerland").iterdir():
+        shutil.copy(file, desk / "new")
+    assert read_client_bundle(desk / "new").settings.node == 4
+    with pytest.raises(Refusal, match="is not the key of the certificate"):
+        read_client_bundle(complete(desk))
+
+
+def test_a_device_may_take_over_its_keys(desk: Path) -> None:
+    assert fedveil("client", "request", "new", "--name", "cleveland", folder=desk).returncode == 0
+    rotate(desk / "hearts", "cleveland", desk / "new" / "request.toml")
+    assert {path.name for path in (desk / "hearts" / "clients" / "cleveland").iterdir()} == SHARED
+
+
+def test_the_servers_keys_rotate_alone(desk: Path) -> None:
+    before = contents(desk)
+    rotate(desk / "hearts", "server", None)
+    after = contents(desk)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"hearts/server/tls.key", "hearts/server/tls.pem", "hearts/authority/register.json"}
+    assert read_server_bundle(desk / "hearts" / "server").roster.version == 1
+
+
+def test_a_server_that_moves_keeps_its_key(desk: Path) -> None:
+    before = (desk / "hearts/server/tls.key").read_bytes()
+    (desk / "federation.yaml").write_text(FEDERATION.replace("fl.example.org", "fl2.example.org"))
+    provision(desk / "federation.yaml", desk / "hearts", None)
+    assert (desk / "hearts/server/tls.key").read_bytes() == before
+    server = read_server_bundle(desk / "hearts" / "server")
+    certificate = x509.load_pem_x509_certificate(server.credentials.certificate)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName)[0] == "fl2.example.org"
+    assert read_client_bundle(desk / "hearts/clients/cleveland").settings.server == "fl2.example.org:8443"
+
+
+def test_revocation_is_for_ever(desk: Path) -> None:
+    done = fedveil("provision", "revoke", "hearts", "hungary", folder=desk)
+    assert done.returncode == 0 and "hearts: 2 clients, roster version 2" in done.stdout, done.stderr
+    server = read_server_bundle(desk / "hearts" / "server")
+    assert [member.node for member in server.roster.members] == [2, 4]
+    assert sorted(read_admitted(server.admitted).values()) == [2, 4]
+    assert {path.stem for path in (desk / "hearts/server/supernodes").iterdir()} == {
+        "cleveland",
+        "switzerland",
+    }
+    assert read_client_bundle(desk / "hearts/clients/cleveland").policy.minimum_roster_version == 2
+    for verb in ("revoke", "rotate"):
+        again = fedveil("provision", verb, "hearts", "hungary", folder=desk)
+        assert again.returncode == 2 and "admit the device under another name" in again.stderr
+    provision(desk / "federation.yaml", desk / "hearts", None)  # the file still names it
+    assert read_server_bundle(desk / "hearts" / "server").roster.version == 2
+    (desk / "federation.yaml").write_text(FEDERATION.replace("hungary", "budapest"))
+    provision(desk / "federation.yaml", desk / "hearts", None)
+    assert [m.node for m in read_server_bundle(desk / "hearts" / "server").roster.members] == [2, 4, 5]
+
+
+def test_a_command_that_was_cut_short_is_completed_by_giving_it_again(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedveil.deployment import provision as module
+
+    (desk / "federation.yaml").write_text(FEDERATION + "  - name: long-beach\n")
+    for place in ("write_register", "write_server", "write_clients"):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, place, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                provision(desk / "federation.yaml", desk / "hearts", None)
+    provision(desk / "federation.yaml", desk / "hearts", None)
+    assert read_server_bundle(desk / "hearts" / "server").roster.version == 2
+    for name in ("cleveland", "hungary", "long-beach"):
+        read_client_bundle(desk / "hearts" / "clients" / name)
