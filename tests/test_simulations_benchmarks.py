@@ -61,7 +61,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
     [
         ("engines", ["--workloads", "tiny", "cnn-100k"], [4, 10, 10]),
         ("overhead", [], [1, 0]),
-        ("privacy", ["--workloads", "tiny"], [1, 1]),
+        ("privacy", ["--workloads", "tiny"], [1, 1, 1]),
         ("memory", ["--workloads", "tiny"], [2, 2]),
         ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
     ],
