@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -15,20 +15,28 @@ from torch import nn
 
 from ..configs.checks import check_record_delta
 from ..privacy.budget import Adjacency, Adversary, Release, Unit
-from ..privacy.ledger import BudgetExhausted, Key, Ledger
+from ..privacy.ledger import BudgetExhausted, Key, Ledger, LedgerUnavailable
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.planning import Plan
-from ..strategies.wire import BUDGET_SPENT, WEIGHT, memory_arrays, only_arrays, read_round, view
+from ..strategies.wire import (
+    BUDGET_SPENT,
+    NOT_READY,
+    WEIGHT,
+    memory_arrays,
+    only_arrays,
+    read_attempt,
+    read_round,
+    view,
+)
 from .batches import poisson_batches, seeds_of
 from .mod import private_update
-from .settings import ClientSettings, RecordPrivacy
+from .settings import SGD, TRAIN_LOSS, ClientSettings, RecordPrivacy, training_settings
 from .tasks import load_task
 from .tasks.protocol import Examples, Task
-from .training import SGD, load_arrays, read_arrays, train, with_fast_kernels
+from .training import load_arrays, read_arrays, train, with_fast_kernels
 
 MECHANISM = "dp_sgd"
 SETTINGS_KEY = "fedveil-client"  # in the run's configuration, as JSON
-TRAIN_LOSS = "train_loss"
 LEDGER_WAIT_SECONDS = 10.0
 
 
@@ -46,12 +54,15 @@ class Workbench:
     @cached_property
     def model(self) -> nn.Module:
         """The one model of this process."""
-        model = with_fast_kernels(self.task.model())
-        if self.settings.record is not None:
-            from .model_checks import check_trainable  # it imports Opacus, which takes as long as torch does
+        return with_fast_kernels(self.task.model())
 
-            check_trainable(model)
-        return model
+    @cached_property
+    def private_model(self) -> nn.Module:
+        """The same model, once it is known that DP-SGD can train it. Refusal otherwise."""
+        from .model_checks import check_trainable  # it imports Opacus, which takes as long as torch does
+
+        check_trainable(self.model)
+        return self.model
 
 
 @lru_cache(maxsize=4)
@@ -81,36 +92,50 @@ def make_client_app(settings: Callable[[Context], str], extra_mods: tuple[Mod, .
 
     @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:
-        return _on_train(message, int(str(context.node_config["partition-id"])), workbench(settings(context)))
+        bench = workbench(settings(context))
+        return train_round(message, int(str(context.node_config["partition-id"])), bench, bench.settings)
 
     assert on_train is not None
     return app
 
 
-def _on_train(message: Message, client: int, bench: Workbench) -> Message:
-    settings = bench.settings
+def train_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
+    """Return the trained model of one client, or that its budget is spent.
+
+    Args:
+      message: the global model, in an instruction of a private sum.
+      client: which of the task's.
+      bench: holds the task and the model.
+      settings: how to train in this round.
+    """
     examples = bench.task.client_data(client)
     sgd = training_settings(message.content, settings)
-    load_arrays(bench.model, {name: view(array) for name, array in only_arrays(message.content).items()})
+    model = bench.model if settings.record is None else bench.private_model
+    load_arrays(model, {name: view(array) for name, array in only_arrays(message.content).items()})
     run, number = read_round(message.content)
     randomness = Randomness(settings.seed)
     key = int(randomness.stream("training", number).uint64(1)[0])
     seed_layers(key, client)
     metrics: dict[str, float] = {WEIGHT: len(examples)}
     if settings.record is None:
-        metrics[TRAIN_LOSS] = train(bench.model, bench.task, examples, sgd, client, key)
+        metrics[TRAIN_LOSS] = train(model, bench.task, examples, sgd, client, key)
     else:
         streams = (
             randomness.stream("batches", number, client),
             randomness.stream("dp-sgd noise", number, client),
         )
+        # Clients with equal data share a ledger, and each of them is charged on it. Seeded noise repeats in a further
+        # attempt at a round, and costs nothing there; the system's is new.
+        attempt = read_attempt(message.content) if settings.seed is None else 0
+        mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
         try:
-            # Clients with equal data share a ledger, and each of them is charged on it.
-            _train_on_ledger(bench, examples, sgd, streams, (run, number, f"{MECHANISM} {client}"))
+            _train_on_ledger(bench, examples, settings, sgd, streams, (run, number, mechanism))
         except BudgetExhausted:
             return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
+        except LedgerUnavailable:
+            return Message(Error(NOT_READY, "this client cannot write its ledger"), reply_to=message)
     content = RecordDict(
-        {"arrays": memory_arrays(read_arrays(bench.model)), "metrics": MetricRecord(dict(metrics))}
+        {"arrays": memory_arrays(read_arrays(model)), "metrics": MetricRecord(dict(metrics))}
     )
     return Message(content, reply_to=message)
 
@@ -121,28 +146,25 @@ def seed_layers(key: int, client: int) -> None:
     torch.default_generator.manual_seed(int(seeds_of(key, [client])[0]))
 
 
-def training_settings(content: RecordDict, settings: ClientSettings) -> SGD:
-    """Return how to train in this round: the client's settings, and what the strategy sends along."""
-    mu = [record["proximal-mu"] for record in content.config_records.values() if "proximal-mu" in record]
-    return SGD(
-        settings.learning_rate, settings.local_epochs, settings.batch_size, float(str(mu[0])) if mu else 0.0
-    )
-
-
 def _train_on_ledger(
-    bench: Workbench, examples: Examples, sgd: SGD, streams: tuple[Stream, Stream], key: Key
+    bench: Workbench,
+    examples: Examples,
+    settings: ClientSettings,
+    sgd: SGD,
+    streams: tuple[Stream, Stream],
+    key: Key,
 ) -> None:
     from .dp_sgd import chosen_engine, train_privately
 
-    record = bench.settings.record
+    record = settings.record
     assert record is not None
     check_record_delta(record, len(examples))
-    plan = record_plan(record, len(examples), bench.settings)
+    plan = record_plan(record, len(examples), settings)
     engine = chosen_engine(record.gradients, bench.model, examples)
-    name = fingerprint(examples)
-    rng = "system" if bench.settings.seed is None else "seeded"
+    name = settings.device or fingerprint(examples)
+    rng = "system" if settings.seed is None else "seeded"
     release = Release(Unit.RECORD, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
-    simulated = bench.task.simulated
+    simulated = bench.task.simulated and settings.device is None
     path = record.ledger_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with Ledger.open(
@@ -169,6 +191,18 @@ def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -
         noise_multiplier=record.noise_multiplier(records) if record.noise_by_records else None,
         adversaries=(Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL),
     )
+
+
+def calibrated_noise(
+    record: RecordPrivacy, records: int, settings: ClientSettings, participations: int
+) -> float:
+    """Return the least noise with which a client with this many records takes part so often within `record`'s budget.
+
+    Raises:
+      Refusal: no noise fits.
+    """
+    plan = replace(record_plan(record, records, settings), num_rounds=participations)
+    return float(plan.calibrate(record.budget()).noise_multiplier or 0)
 
 
 def fingerprint(examples: Examples) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting.dp_event import DpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from numpy.typing import NDArray
 
 from ..privacy.mechanisms.randomness import Stream
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class PoissonBatches:
 
     def event(self, mechanism: DpEvent) -> DpEvent:
         """Return what all steps of one round reveal of a record."""
+        from dp_accounting.dp_event import PoissonSampledDpEvent, SelfComposedDpEvent
+
         step = (
             mechanism if self.sample_rate == 1 else PoissonSampledDpEvent(float(self.sample_rate), mechanism)
         )

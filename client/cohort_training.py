@@ -22,10 +22,11 @@ from torch.func import functional_call, vmap
 from ..privacy.mechanisms.private_sum import CohortSum, SumSpec, encode_rows
 from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
-from .app import TRAIN_LOSS, Workbench, training_settings
+from .app import Workbench
 from .batches import shuffled_batches
+from .settings import SGD, TRAIN_LOSS, training_settings
 from .tasks.protocol import Examples, StackedTask
-from .training import SGD, descend
+from .training import descend
 
 logger = logging.getLogger("fedveil.client")
 

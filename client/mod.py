@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from ..privacy.mechanisms.private_sum import encode
-from ..strategies.wire import BUDGET_SPENT, layout_of, only_arrays, read_spec, reply_with, view
+from ..privacy.secagg.transcript import Terms
+from ..strategies.wire import DROP_REASONS, layout_of, only_arrays, read_spec, reply_with, view
 
 logger = logging.getLogger("fedveil.client")
 
 FAILED = 1  # Flower error code; the text of a failure stays at the client, since it may hold data
 
 
-def private_update(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+class NotTrained(Exception):
+    """The client does not answer with a vector; the code is all that leaves, and only one that has a name."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code if code in DROP_REASONS else FAILED
+
+
+# Entered before the app is called and left once the vector is made: what a device's own ledger is charged. It is given
+# the instruction and, in secure aggregation, the attempt's terms; it raises NotTrained where nothing may be computed.
+Charge = Callable[[RecordDict, Terms | None], AbstractContextManager[None]]
+
+
+def uncharged(content: RecordDict, terms: Terms | None) -> AbstractContextManager[None]:
+    """Charge nothing here: the population's ledger, at the server, is charged for all."""
+    del content, terms
+    return nullcontext()
+
+
+def private_update(
+    message: Message, context: Context, call_next: ClientAppCallable, charge: Charge = uncharged
+) -> Message:
     """Replace a client's reply by its clipped vector on the lattice.
 
     The update is the arrays that the app returns minus the arrays it received, matched by name; the example count
@@ -31,12 +54,14 @@ def private_update(message: Message, context: Context, call_next: ClientAppCalla
         return Message(Error(FAILED, "this client answers private sums only"), reply_to=message)
     received = dict(only_arrays(message.content).items())  # the app may change what it was given
     try:
-        reply = call_next(message, context)
-        if reply.has_error():
-            code = BUDGET_SPENT if reply.error.code == BUDGET_SPENT else FAILED
-            return Message(Error(code, "the client did not train"), reply_to=message)
-        update = difference(only_arrays(reply.content), received)
-        vector, _ = encode(update, scalars_of(reply), spec)
+        with charge(message.content, None):
+            reply = call_next(message, context)
+            if reply.has_error():
+                raise NotTrained(reply.error.code)
+            update = difference(only_arrays(reply.content), received)
+            vector, _ = encode(update, scalars_of(reply), spec)
+    except NotTrained as said:
+        return Message(Error(said.code, "the client did not train"), reply_to=message)
     except Exception:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")

@@ -32,22 +32,14 @@ from ..strategies.secure_wire import (
     rotation_seed,
     task_hash,
 )
-from ..strategies.wire import BUDGET_SPENT, only_arrays
+from ..strategies.wire import only_arrays
 from .identity import Identity
-from .mod import FAILED, difference, scalars_of
+from .mod import FAILED, Charge, NotTrained, difference, scalars_of, uncharged
 
 logger = logging.getLogger("fedveil.client")
 
 STATE_RECORD, STATE = "fedveil.node", "sealed"
 NOISE_TOLERANCE = 1e-9  # of two ways to compute one ratio in floating point
-
-
-class NotTrained(Exception):
-    """The app answered with an error; its code is all that leaves."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = BUDGET_SPENT if code == BUDGET_SPENT else FAILED
 
 
 def secure_update(
@@ -56,12 +48,13 @@ def secure_update(
     message: Message,
     context: Context,
     call_next: ClientAppCallable,
+    charge: Charge = uncharged,
 ) -> Message:
     """Answer one exchange of secure aggregation; an instruction that belongs to none is refused, as in the clear."""
     asked = messages_of(message.content)
     if asked is None:
         return Message(Error(FAILED, "this client answers secure aggregation only"), reply_to=message)
-    job = Job(identity, randomness, message, context, call_next)
+    job = Job(identity, randomness, message, context, call_next, charge)
     try:
         node = _remembered(context, identity)
         try:
@@ -114,6 +107,7 @@ class Job:
     message: Message
     context: Context
     call_next: ClientAppCallable
+    charge: Charge
 
     def work(self) -> Work:
         """Return the node's share of the round."""
@@ -124,13 +118,14 @@ class Job:
         spec = _agreed_spec(content, terms, self.identity.policy.collusion)
         received = dict(only_arrays(content).items())  # the app may change what it was given
         seed = rotation_seed(model_hash(content), terms.round)
-        reply = self.call_next(self.message, self.context)
-        if reply.has_error():
-            raise NotTrained(reply.error.code)
-        update = difference(only_arrays(reply.content), received)
-        stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
-        words, _ = encode_share(update, scalars_of(reply), spec, stream, seed)
-        return cast(Vector, words)
+        with self.charge(content, terms):
+            reply = self.call_next(self.message, self.context)
+            if reply.has_error():
+                raise NotTrained(reply.error.code)
+            update = difference(only_arrays(reply.content), received)
+            stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
+            words, _ = encode_share(update, scalars_of(reply), spec, stream, seed)
+            return cast(Vector, words)
 
 
 def _agreed_spec(content: RecordDict, terms: Terms, collusion: float) -> ShareSpec:

@@ -8,7 +8,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flwr.app import RecordDict
+
 from ..privacy.budget import Adjacency, Budget, Unit
+
+TRAIN_LOSS = "train_loss"  # the metric that a client reports of its training
+
+
+@dataclass(frozen=True)
+class SGD:
+    """How a client trains.
+
+    Attributes:
+      learning_rate: above 0.
+      local_epochs: passes over the client's data, at least 1.
+      batch_size: examples of a step, at least 1; the last step of an epoch takes what is left.
+      proximal_mu: weight of FedProx's pull towards the global model (Li et al. 2020, arXiv:1812.06127, eq. 2).
+    """
+
+    learning_rate: float
+    local_epochs: int
+    batch_size: int
+    proximal_mu: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,8 @@ class ClientSettings:
       seed: of a declared simulation; None draws from the operating system.
       allow_modules: modules that may be imported for the task.
       encryption: None answers sums in the clear; otherwise those are refused.
+      device: of a deployed client: what names it on its own ledgers, 64 hexadecimal digits. Its data are real whatever
+        the task declares, and its ledger of records goes by it: new records must not make a new ledger.
     """
 
     task: str
@@ -92,6 +115,7 @@ class ClientSettings:
     seed: int | None = None
     allow_modules: tuple[str, ...] = ()
     encryption: Encryption | None = None
+    device: str | None = None
 
     def to_json(self) -> str:
         """Return the settings as JSON."""
@@ -109,3 +133,11 @@ class ClientSettings:
             fields["encryption"] = Encryption(**fields["encryption"])
         fields["allow_modules"] = tuple(fields["allow_modules"])
         return cls(**fields)
+
+
+def training_settings(content: RecordDict, settings: ClientSettings) -> SGD:
+    """Return how to train in this round: the client's settings, and what the strategy sends along."""
+    mu = [record["proximal-mu"] for record in content.config_records.values() if "proximal-mu" in record]
+    return SGD(
+        settings.learning_rate, settings.local_epochs, settings.batch_size, float(str(mu[0])) if mu else 0.0
+    )

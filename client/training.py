@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -16,24 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .batches import shuffled_batches
+from .settings import SGD
 from .tasks.protocol import Examples, Task
-
-
-@dataclass(frozen=True)
-class SGD:
-    """How a client trains.
-
-    Attributes:
-      learning_rate: above 0.
-      local_epochs: passes over the client's data, at least 1.
-      batch_size: examples of a step, at least 1; the last step of an epoch takes what is left.
-      proximal_mu: weight of FedProx's pull towards the global model (Li et al. 2020, arXiv:1812.06127, eq. 2).
-    """
-
-    learning_rate: float
-    local_epochs: int
-    batch_size: int
-    proximal_mu: float = 0.0
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> None:

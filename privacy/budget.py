@@ -12,6 +12,8 @@ from .refusal import Refusal
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
+    from .events import Gaussian
+
 
 class Unit(StrEnum):
     """Whose contribution is hidden: one example of one client, or all that one client ever contributes."""
@@ -96,7 +98,7 @@ class Release:
     run: str
     round: int
     mechanism: str
-    events: Mapping[Adversary, "DpEvent"]
+    events: Mapping[Adversary, "DpEvent | Gaussian"]
     rng: str
     filter_order: float | None = None
     cohort: tuple[int, ...] | None = None

@@ -6,6 +6,7 @@ reservation. No message carries a cap, so nothing that comes over a network rais
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -22,7 +23,8 @@ ALL = "all"
 # A ledger is named after this much of its data's fingerprint.
 NAMED = 32
 FINGERPRINT = re.compile(f"[0-9a-f]{{{NAMED},64}}")
-POPULATION = "population-"
+# What stands before the fingerprint in a ledger's name: of all clients together, and of a device as a client.
+POPULATION, CLIENT = "population-", "client-"
 WAIT_SECONDS = 10.0
 
 
@@ -95,7 +97,7 @@ def read_caps(folder: Path) -> list[Cap]:
 
 def caps_on(ledger: Path) -> list[Cap]:
     """The decisions that hold for the ledger at this path: the latest on its data, and the latest on all."""
-    own = ledger.stem.removeprefix(POPULATION)[:NAMED]
+    own = ledger.stem.removeprefix(POPULATION).removeprefix(CLIENT)[:NAMED]
     latest = {cap.data: cap for cap in read_caps(ledger.parent)}
     return [latest[data] for data in (ALL, own) if data in latest]
 
@@ -107,7 +109,12 @@ def capped(ledger: Path, budget: Budget) -> Budget:
         CapEnded: their time is over.
         Refusal: they cannot be read.
     """
-    for cap in caps_on(ledger):
+    return lowered(budget, caps_on(ledger))
+
+
+def lowered(budget: Budget, caps: Iterable[Cap]) -> Budget:
+    """`budget`, lowered to these caps: the least epsilon, at the least delta. CapEnded when the time of one is over."""
+    for cap in caps:
         if cap.until is not None and datetime.now(UTC).date() > cap.until:
             raise CapEnded("until", str(cap.until), "the owner of the data allows no release after that day")
         size = min(budget.target_epsilon, cap.target_epsilon)

@@ -6,6 +6,7 @@ a noise multiplier is an int or a numpy.float32. Kinds are a closed list; nothin
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,8 +27,17 @@ MIN_NOISE, MAX_NOISE = 1e-3, 1e9
 MIN_RATE = 1e-12
 
 
-def event_to_json(event: "DpEvent") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Gaussian:
+    """dp_accounting's GaussianDpEvent for who does not want to load it: noise std over the clipping norm, 0 for none."""
+
+    noise_multiplier: float
+
+
+def event_to_json(event: "DpEvent | Gaussian") -> dict[str, Any]:
     """``{"kind": "Gaussian", "noise_multiplier": 1.0}`` and the like; Refusal for an event outside the list."""
+    if isinstance(event, Gaussian):
+        return {"kind": "Gaussian", "noise_multiplier": _number("noise_multiplier", event.noise_multiplier)}
     kind = type(event).__name__.removesuffix("DpEvent")
     if kind not in _KINDS or type(event) is not _event_class(kind):
         raise Refusal("event", event, f"use one of {', '.join(_KINDS)}")

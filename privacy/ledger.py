@@ -10,6 +10,7 @@ import json
 import math
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Self
 from .accounting import GATE_INTERVAL, Gate
 from .budget import Adversary, Budget, Release
 from .caps import CapEnded, capped
-from .events import event_to_json
+from .events import Gaussian, event_from_json, event_to_json
 from .filter import admits, counted, filter_order
+from .gaussian import exact_epsilon
 from .ledger_book import (
     COMMIT,
     OPEN,
@@ -55,6 +57,8 @@ __all__ = [
 ]
 
 Key = tuple[str, int, str]
+# Relative difference of epsilon by PLD, up to rounding, from the exact one of Gaussians.
+ACCOUNTANTS_DIFFER = 1e-6
 
 
 class BudgetExhausted(Exception):
@@ -295,7 +299,12 @@ class Ledger:
     def _require_fit(self, release: Release, budget: Budget) -> None:
         order = self._order_with(release)
         for adversary, event in release.events.items():
-            seen = self._book.events(adversary)
+            exact = self._exactly(adversary, event, budget) if order is None else None
+            if exact is not None and exact <= budget.target_epsilon:
+                continue
+            if exact is not None and exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
+                raise BudgetExhausted(budget, adversary, exact)
+            seen, event = self._book.events(adversary), event_from_json(event_to_json(event))
             fits = (
                 self._gate.fits(seen, event, budget)
                 if order is None
@@ -305,6 +314,11 @@ class Ledger:
                 delta, adjacency = budget.target_delta, budget.adjacency
                 would_be = counted([*seen, event], delta, adjacency, order, GATE_INTERVAL)
                 raise BudgetExhausted(budget, adversary, would_be)
+
+    def _exactly(self, adversary: Adversary, event: "DpEvent | Gaussian", budget: Budget) -> float | None:
+        """Epsilon after `event` where all of it is plain Gaussian noise, which takes no accountant; else None."""
+        counts = self._book.spent.get(adversary, Counter[str]()) + Counter([canonical(event_to_json(event))])
+        return exact_epsilon(counts, budget.target_delta, budget.adjacency)
 
     def _order_with(self, release: Release) -> float | None:
         """The filter's order once `release` is on the ledger: fixed by the first adaptive release, for good."""

@@ -20,6 +20,7 @@ from .bounds import coarsened, in_order, rounded, with_one_gaussian
 from .budget import Adjacency, Adversary, Budget
 from .events import event_from_json
 from .filter import admits, counted, filter_order
+from .gaussian import exact_epsilon
 from .ledger_store import START, Chain, Entry, Head, canonical
 from .refusal import Refusal
 
@@ -241,6 +242,9 @@ def _composed(accountant: "PrivacyAccountant", events: "list[DpEvent]", delta: f
 
 def _overspent(book: Book) -> str | None:
     for adversary, budget in book.granted.items():
+        exact = exact_epsilon(book.spent[adversary], budget.target_delta, budget.adjacency)
+        if book.filter_order is None and exact is not None and exact <= budget.target_epsilon:
+            continue
         if not admits(book.events(adversary), budget, book.filter_order):
             size = f"epsilon {budget.target_epsilon:.4g} at delta {budget.target_delta:.3g}"
             return f"more is spent against the {adversary} than was granted, {size}"

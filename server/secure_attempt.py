@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.server import Abandoned, Outcome, Outgoing, ServerAttempt
 from ..privacy.secagg.transcript import PROTOCOL_VERSION, Profile, Terms
-from ..strategies.secure_wire import Exchange, Place, task_hash
+from ..strategies.secure_wire import Exchange, Place, run_number, task_hash
 from .masking import Masking
 
 
@@ -167,7 +166,7 @@ def _terms(wanted: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> Term
     return Terms(
         PROTOCOL_VERSION,
         masking.suite,
-        run=int.from_bytes(hashlib.sha256(wanted.run.encode()).digest()[:8], "big"),
+        run=run_number(wanted.run),
         round=wanted.row,
         attempt=attempt,
         roster_version=masking.roster.version,

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from dp_accounting.dp_event import DpEvent
 
-from ..client.app import TRAIN_LOSS, fingerprint, record_plan
+from ..client.app import calibrated_noise, fingerprint, record_plan
 from ..client.identity import simulated_roster
-from ..client.settings import ClientSettings, Encryption, RecordPrivacy
+from ..client.settings import TRAIN_LOSS, ClientSettings, Encryption, RecordPrivacy
 from ..client.tasks.protocol import Task
 from ..configs.checks import check_record_delta
 from ..configs.schema import (
@@ -286,17 +286,14 @@ class Federation:
         assert self.record is not None
         sizes = self.sizes
         chosen = sizes[:: -(-len(sizes) // MAX_NOISE_LEVELS)]
-        budget = self.record_budget
-        assert budget is not None
         if self.record.noise_multiplier is not None:
             noise = ((0, self.record.noise_multiplier),)
             require_one_round(
-                record_plan(replace(record, noise_by_records=noise), sizes[-1], settings), budget
+                record_plan(replace(record, noise_by_records=noise), sizes[-1], settings), record.budget()
             )
             return noise
         rounds = likely_participations(self.cohort, self.task.num_clients, self.settings.num_rounds)
-        plans = {n: replace(record_plan(record, n, settings), num_rounds=rounds) for n in chosen}
-        return tuple((n, float(plan.calibrate(budget).noise_multiplier or 0)) for n, plan in plans.items())
+        return tuple((n, calibrated_noise(record, n, settings, rounds)) for n in chosen)
 
     @cached_property
     def sizes(self) -> list[int]:

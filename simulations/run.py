@@ -100,7 +100,7 @@ def _prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         recording.require_free(folder)
     client = federation.client_settings(folder)
     if federation.record is not None:
-        _ = workbench(client.to_json()).model  # refuses a model that DP-SGD cannot train
+        _ = workbench(client.to_json()).private_model  # refuses a model that DP-SGD cannot train
     make_strategy_of(federation)
     _ = federation.masking  # refuses a cohort that no sum can hide
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless

@@ -26,8 +26,17 @@ MAX_HEADER_BYTES = 4096  # a .npy header; NEP 1 asks for at most 64 KiB, ours ha
 WEIGHT = "num-examples"  # Flower's key for the weight of a reply
 
 BUDGET_SPENT = 1001  # Flower error code of a client whose own ledger refuses
-LATE = 1002  # Flower error code of a client that took longer than its deadline
-DROP_REASONS = {BUDGET_SPENT: "budget spent", LATE: "late"}
+LATE = 1002  # of a client that took longer than its deadline
+OWNERS_POLICY = 1003  # of a client whose owner does not allow what it was asked for
+NOT_ELIGIBLE = 1004  # of a device that is on battery, hot, busy, on a metered network, or outside its hours
+NOT_READY = 1005  # of a device whose clock is wrong, or that cannot write
+DROP_REASONS = {
+    BUDGET_SPENT: "budget spent",
+    LATE: "late",
+    OWNERS_POLICY: "owner's policy",
+    NOT_ELIGIBLE: "not eligible",
+    NOT_READY: "not ready",
+}
 
 Layout = dict[str, tuple[int, ...]]
 
@@ -105,6 +114,11 @@ def read_round(content: RecordDict) -> tuple[str, int]:
     """Return the run and the round an instruction belongs to, as ledgers name them."""
     record = content.config_records[SPEC_RECORD]
     return str(record["run"]), int(str(record["round"]))
+
+
+def read_attempt(content: RecordDict) -> int:
+    """Return which attempt at its round an instruction belongs to; sums in the clear have one."""
+    return int(str(content.config_records[SPEC_RECORD].get("attempt", 0)))
 
 
 def read_spec(content: RecordDict) -> SumSpec | None:

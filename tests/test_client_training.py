@@ -18,19 +18,17 @@ from torch import Tensor, nn
 from fedveil.client import cohort_training, dp_sgd
 from fedveil.client.app import (
     SETTINGS_KEY,
-    TRAIN_LOSS,
     Workbench,
     fingerprint,
     make_client_app,
     record_plan,
-    training_settings,
 )
 from fedveil.client.batches import PoissonBatches, poisson_batches
 from fedveil.client.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.in_place import begin
 from fedveil.client.mod import FAILED
 from fedveil.client.model_checks import check_trainable
-from fedveil.client.settings import ClientSettings, RecordPrivacy
+from fedveil.client.settings import TRAIN_LOSS, ClientSettings, RecordPrivacy, training_settings
 from fedveil.client.tasks.classification import cross_entropies
 from fedveil.client.tasks.protocol import Examples
 from fedveil.client.training import SGD, load_arrays, read_arrays, train

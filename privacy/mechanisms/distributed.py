@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting.dp_event import GaussianDpEvent
 from numpy.typing import NDArray
 
 from ..refusal import Refusal
@@ -23,6 +23,9 @@ from .randomness import Stream
 from .rotation import rotate, unrotate
 from .rounding import round_within
 from .sizing import WEIGHT, ShareSpec
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import GaussianDpEvent
 
 Words = NDArray[np.uint16 | np.uint32]
 
@@ -103,7 +106,7 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
     if not attendance.least <= survivors <= attendance.most:
         remedy = f"release nothing: the sum needs {attendance.least} to {attendance.most} survivors"
         raise Refusal("survivors", survivors, remedy)
-    return GaussianDpEvent(float(spec.noise_multiplier(survivors - attendance.colluders)))
+    return _gaussian(spec.noise_multiplier(survivors - attendance.colluders))
 
 
 def filled_event(spec: ShareSpec) -> GaussianDpEvent:
@@ -112,7 +115,13 @@ def filled_event(spec: ShareSpec) -> GaussianDpEvent:
     Only where nothing else shows who was sampled: the denominator is fixed, the number of survivors stays with the
     server, and giving up, over too few survivors or more than the most, has no chance worth mentioning.
     """
-    return GaussianDpEvent(float(spec.noise_multiplier(spec.attendance.most - spec.attendance.colluders)))
+    return _gaussian(spec.noise_multiplier(spec.attendance.most - spec.attendance.colluders))
+
+
+def _gaussian(noise_multiplier: float) -> GaussianDpEvent:
+    from dp_accounting.dp_event import GaussianDpEvent  # clients do without
+
+    return GaussianDpEvent(float(noise_multiplier))
 
 
 def fill(total: Words, survivors: int, spec: ShareSpec, stream: Stream) -> None:

@@ -19,13 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting.dp_event import GaussianDpEvent
 from numpy.typing import NDArray
 
 from .discrete_gaussian import sample
 from .randomness import Stream
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import GaussianDpEvent
 
 MIN_CELLS = 2**16  # grid units per clipping norm; see the module's first paragraph
 CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared norm of any vector
@@ -342,6 +345,8 @@ def add_noise(
       spec: the round's public parameters, private.
       stream: a stream that serves this release and no other.
     """
+    from dp_accounting.dp_event import GaussianDpEvent  # clients, who add no noise, do without
+
     if spec.clipping_norm is None:
         raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")
     sigma = math.ceil(noise_multiplier * spec.cells)

@@ -13,11 +13,11 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from ...client.app import TRAIN_LOSS, make_client_app, workbench
+from ...client.app import make_client_app, workbench
 from ...client.cohort_training import can_vectorise, sum_cohort
 from ...client.in_place import begin
 from ...client.mod import private_update
-from ...client.settings import ClientSettings
+from ...client.settings import TRAIN_LOSS, ClientSettings
 from ...client.training import read_arrays
 from ...privacy.budget import Adjacency, Budget, Unit
 from ...privacy.ledger import Ledger
