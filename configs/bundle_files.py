@@ -86,7 +86,7 @@ def _read(path: Path, forbidden: int) -> bytes:
             return file.read()
     except OSError as error:
         raise Refusal(
-            "file", str(path), f"cannot be read ({error.strerror}); copy the bundle again"
+            "file", str(path), f"cannot be read ({error.strerror}); see whether it is there and whose it is"
         ) from None
 
 

@@ -57,6 +57,8 @@ class Section:
 
     def refuse(self, key: str, remedy: str) -> None:
         shown = self._shown.get(key)
+        if key not in self._values:
+            remedy = f"is missing; {remedy.removesuffix(', not null')}"
         if isinstance(shown, str) and len(shown) > LONGEST_SHOWN:
             shown = shown[:LONGEST_SHOWN] + "..."
         self.mistakes.append(Refusal(self._name(key), shown, remedy))
@@ -217,7 +219,8 @@ class Section:
             return {}
         inner = Section(value, self._shown[key], self._name(key), self.mistakes)
         for name, parameter in value.items():
-            if not isinstance(parameter, str | int | float) or parameter in (math.inf, -math.inf):
+            finite = not isinstance(parameter, float) or math.isfinite(parameter)
+            if not (isinstance(parameter, str | int | float) and finite):
                 inner.refuse(str(name), "must be a finite number, a word, true or false")
         return {str(name): parameter for name, parameter in value.items()}
 

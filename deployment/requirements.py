@@ -52,25 +52,38 @@ def wheel_requirements(folder: Path) -> str:
     Raises:
       Refusal: there are none, fedveil's is missing, or one is of CUDA or, on aarch64, requires it.
     """
-    lines: dict[str, list[str]] = {}
+    versions: dict[str, set[str]] = {}
+    hashes: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.whl")):
-        try:
-            name, version, _, tags = parse_wheel_filename(path.name)
-        except InvalidWheelFilename:
-            raise Refusal("wheels", str(path), "is not named as a wheel is") from None
-        if CUDA.match(name):
+        name, version = _device_wheel(path)
+        versions.setdefault(name, set()).add(version)
+        hashes.setdefault(name, []).append(hashlib.sha256(path.read_bytes()).hexdigest())
+    for name, found in versions.items():
+        if len(found) > 1:
             raise Refusal(
-                "wheels",
-                str(path),
-                f"is of CUDA, which no device needs; take torch{CPU_TORCH} or a CPU build",
+                "wheels", str(folder), f"holds {name} {' and '.join(sorted(found))}; keep one of them"
             )
-        if any("aarch64" in tag.platform for tag in tags):
-            refuse_cuda(path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        lines.setdefault(f"{name}=={version.public}", []).append(f"--hash=sha256:{digest}")
-    if not any(line.startswith("fedveil==") for line in lines):
+    if "fedveil" not in versions:
         raise Refusal("wheels", str(folder), "holds no wheel of fedveil; collect all that a device needs")
-    return "".join(f"{' '.join([pin, *hashes])}\n" for pin, hashes in lines.items())
+    return "".join(
+        " ".join([f"{name}=={versions[name].pop()}", *(f"--hash=sha256:{each}" for each in hashes[name])])
+        + "\n"
+        for name in sorted(versions)
+    )
+
+
+def _device_wheel(path: Path) -> tuple[str, str]:
+    """Name and public version of a wheel that brings no CUDA along."""
+    try:
+        name, version, _, tags = parse_wheel_filename(path.name)
+    except InvalidWheelFilename:
+        raise Refusal("wheels", str(path), "is not named as a wheel is") from None
+    if CUDA.match(name):
+        remedy = f"is of CUDA, which no device needs; take torch{CPU_TORCH} or a CPU build"
+        raise Refusal("wheels", str(path), remedy)
+    if any("aarch64" in tag.platform for tag in tags):
+        refuse_cuda(path)
+    return name, version.public
 
 
 def refuse_cuda(wheel: Path) -> None:
