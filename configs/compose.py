@@ -6,10 +6,10 @@ own parser, sweeper and loader from ``hydra._internal``; the version is pinned b
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra import version
@@ -33,6 +33,9 @@ from .files import check_directory, check_file, yaml_sentence
 from .reader import Mistakes
 from .schema import SimulationSettings
 from .settings import from_config
+
+Settings = TypeVar("Settings")
+Reader = Callable[[DictConfig], object]
 
 OWN_CONFIGS = "pkg://fedveil.configs"
 PRIMARY = "config"
@@ -71,8 +74,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def compose_jobs(args: argparse.Namespace) -> list[Job]:
+def compose_jobs(args: argparse.Namespace, read: Reader = from_config) -> list[Job]:
     """Compose each job of this command line, a sweep's in Hydra's own order.
+
+    Args:
+        read: what will read a job's configuration; asked for more mistakes where one was found.
 
     Raises:
         Mistakes: one sentence for each thing that Hydra could not compose.
@@ -91,7 +97,7 @@ def compose_jobs(args: argparse.Namespace) -> list[Job]:
     mistakes: list[Refusal] = []
     for job in jobs:
         try:
-            composed.append(_compose(loader, name, job))
+            composed.append(_compose(loader, name, job, read))
         except Refusal as mistake:
             mistakes += mistake.each if isinstance(mistake, Mistakes) else [mistake]
     if mistakes:
@@ -110,7 +116,7 @@ def settings_of(job: Job) -> SimulationSettings:
     Raises:
         Refusal: one sentence for each mistake.
     """
-    settings = _with_hydra(job)
+    settings = read_job(job, from_config)
     if settings.resume is None:
         return settings
     others = [each for each in job.overrides if not each.startswith(("resume=", "hydra."))]
@@ -138,13 +144,13 @@ def unique(mistakes: Sequence[Refusal]) -> list[Refusal]:
     return list({str(mistake): mistake for mistake in mistakes}.values())
 
 
-def _with_hydra(job: Job) -> SimulationSettings:
+def read_job(job: Job, read: Callable[[DictConfig], Settings]) -> Settings:
     """Read the job's configuration while ``${hydra:...}`` can be resolved in it."""
     hydra: Any = HydraConfig.instance()
     previous = hydra.cfg
     hydra.cfg = OmegaConf.create({"hydra": job.hydra})
     try:
-        return from_config(job.config)
+        return read(job.config)
     finally:
         hydra.cfg = previous
 
@@ -174,7 +180,7 @@ def _directories(loader: ConfigLoader, given: Sequence[str]) -> list[Path]:
     return [Path(path.removeprefix("file://")) for path in found if path.startswith("file://")]
 
 
-def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Job:
+def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str], read: Reader) -> Job:
     try:
         return _load(loader, name, overrides)
     except Refusal:
@@ -184,7 +190,7 @@ def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Job:
         if not mistakes:
             raise _sentence(name, error) from None
     try:
-        from_config(_load(loader, name, good).config)
+        read(_load(loader, name, good).config)
     except Mistakes as more:
         mistakes += more.each
     except COMPOSITION_ERRORS:

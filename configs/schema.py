@@ -177,8 +177,48 @@ PrivacySettings = ClientCentral | Record | RecordAndClient | NoPrivacy
 
 
 @dataclass(frozen=True)
+class LinkSettings:
+    """What reaches real clients, and how rounds go there."""
+
+    name: str
+    """``grpc`` or ``flower``."""
+    deadline: float
+    """Seconds that an exchange waits for answers."""
+    over_selection: float
+    """How many times the planned cohort is invited."""
+    quorum: float
+    """Share of the planned cohort below whose answers a round is abandoned; an encrypted sum has its own."""
+    enough: float | None
+    """Share of the planned cohort whose answers end an exchange; None waits for all who were invited."""
+    clients: float
+    """Share of the federation that must be connected before a round begins."""
+    wait: float
+    """Seconds to wait for them."""
+    patience: int
+    """Rounds abandoned in a row after which the run has failed."""
+
+    @property
+    def goes_by_answers(self) -> bool:
+        """Whether anybody can tell from how a round ends how many answered."""
+        return self.quorum > 0 or self.enough is not None
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """All that ``fedveil server`` is told."""
+
+    run: str
+    """What people call the run."""
+    federation: "SimulationSettings"
+    """With nothing that only a simulation has."""
+    link: LinkSettings
+    metrics_port: int | None
+    """On the loopback address, for Prometheus; None: nowhere."""
+
+
+@dataclass(frozen=True)
 class SimulationSettings:
-    """All that ``fedveil simulate`` and ``fedveil plan`` are told."""
+    """All that ``fedveil simulate`` and ``fedveil plan`` are told; of a server's settings all that is no link's."""
 
     task: TaskSettings
     partition: PartitionSettings

@@ -1,6 +1,8 @@
 """From a composed configuration to frozen settings, or one sentence for each mistake in it."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict
 
 from omegaconf import DictConfig, OmegaConf
@@ -109,40 +111,60 @@ def from_config(cfg: DictConfig) -> SimulationSettings:
     Raises:
         Mistakes: a Refusal that holds one sentence for each mistake.
     """
-    root, source = _root(cfg)
+    root, source = read_root(cfg)
+    shared = read_federation(root, source)
+    settings = replace(
+        shared,
+        partition=_partition(root.section("partition")),
+        engine=_engine(root.section("engine")),
+        faults=_faults(root.section("faults")),
+        audit=read_audit(root.section("audit"), shared.privacy, shared.cohort.name),
+        seed=root.optional_whole("seed", at_least=0, at_most=MAX_SEED),
+        resume=root.optional_text("resume"),
+    )
+    finish(root)
+    return settings
+
+
+def finish(root: Section) -> None:
+    """Refuse what nobody has read, and every mistake that was noted."""
+    root.done()
+    if root.mistakes:
+        raise Mistakes(root.mistakes)
+
+
+def read_federation(root: Section, source: str) -> SimulationSettings:
+    """Read what a simulation and a server have in common; nothing is simulated in it."""
     allowed = root.names("allow_modules")
     ledger = root.section("ledger")
     privacy = read_privacy(root.section("privacy", PRIVACIES))
-    cohort = _cohort(root.section("cohort"))
     settings = SimulationSettings(
         task=_task(root.section("task"), allowed),
-        partition=_partition(root.section("partition")),
-        cohort=cohort,
+        partition=PartitionSettings("natural"),
+        cohort=_cohort(root.section("cohort")),
         strategy=_strategy(root.section("strategy"), allowed),
-        engine=_engine(root.section("engine")),
+        engine=EngineSettings("inprocess", math.inf),
         privacy=privacy,
         secagg=read_secagg(root.section("secagg"), privacy),
-        faults=_faults(root.section("faults")),
-        audit=read_audit(root.section("audit"), privacy, cohort.name),
+        faults=FaultSettings(0.0, 0.0, 0.0, 0.0),
+        audit=None,
         num_rounds=root.whole("num_rounds", at_least=1, at_most=MAX_ROUNDS),
-        seed=root.optional_whole("seed", at_least=0, at_most=MAX_SEED),
+        seed=None,
         local_epochs=root.whole("local_epochs", at_least=1, at_most=MAX_EPOCHS),
         batch_size=root.whole("batch_size", at_least=1, at_most=MAX_BATCH),
         learning_rate=root.real("learning_rate", above=0),
         checkpoint_every=root.whole("checkpoint_every", at_least=1, at_most=MAX_ROUNDS),
-        resume=root.optional_text("resume"),
+        resume=None,
         ledger_dir=ledger.optional_text("dir"),
         allow_modules=allowed,
         source=source,
     )
     ledger.done()
-    root.done()
-    if root.mistakes:
-        raise Mistakes(root.mistakes)
     return settings
 
 
-def _root(cfg: DictConfig) -> tuple[Section, str]:
+def read_root(cfg: DictConfig) -> tuple[Section, str]:
+    """The whole configuration as a section, and its source. Mistakes when a value is missing or cannot be resolved."""
     shown = OmegaConf.to_container(cfg, resolve=False)
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))

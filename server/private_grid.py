@@ -76,17 +76,35 @@ class Round:
     """What one round did, as the server may know it. Means of scalars are noised where the sum is private.
 
     `choices` is what the round went by; None without client-level privacy. `exchanges` counts messages there and back
-    of secure aggregation; 0 without it.
+    of secure aggregation; 0 without it. A round that was `abandoned` released nothing, and what was reserved for it
+    stays spent.
     """
 
     number: int
     invited: int
     replies: int
     dropped: dict[str, int]
-    clipped_again: int
-    scalars: dict[str, float]
+    clipped_again: int = 0
+    scalars: dict[str, float] = field(default_factory=dict[str, float])
     choices: Choices | None = None
     exchanges: int = 0
+    abandoned: bool = False
+
+
+@dataclass(frozen=True)
+class Answers:
+    """By how many answers a round goes. Both are seen, so the draw of such a cohort must not count as secret.
+
+    Attributes:
+      quorum: below it the round is abandoned; of an encrypted sum `Masking` says it.
+      enough: an exchange ends when so many have answered; None waits for all, until the deadline.
+    """
+
+    quorum: int = 0
+    enough: int | None = None
+
+
+ALL_ANSWERS = Answers()
 
 
 class PrivateGrid(AskingGrid):
@@ -101,6 +119,7 @@ class PrivateGrid(AskingGrid):
       randomness: where draws and noise come from.
       run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
+      answers: how many are needed, and how many are enough.
     """
 
     def __init__(
@@ -114,6 +133,7 @@ class PrivateGrid(AskingGrid):
         randomness: Randomness | None = None,
         run: str | None = None,
         masking: Masking | None = None,
+        answers: Answers = ALL_ANSWERS,
     ) -> None:
         if privacy is not None and privacy.plan.sampling != cohort:
             raise Refusal(
@@ -128,8 +148,9 @@ class PrivateGrid(AskingGrid):
         self._scalars = scalars if privacy is None or privacy.metrics_share > 0 else ()
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
-        self._sums = None if masking is None else SecureSums(grid, masking)
+        self._sums = None if masking is None else SecureSums(grid, masking, answers.enough)
         self._early: dict[int, list[int]] = {}
+        self._answers = answers
         self._rows = self._run_rows()
         self._nodes: list[int] = []
         self._asked = 0
@@ -186,7 +207,7 @@ class PrivateGrid(AskingGrid):
             return []
         if self._sums is not None:
             return self._secure_sum(number, content, training[0], self._sums, timeout)
-        return [self._private_sum(number, content, training[0], timeout)]
+        return self._private_sum(number, content, training[0], timeout)
 
     # --- the round ----------------------------------------------------------------------------------------------
 
@@ -256,7 +277,8 @@ class PrivateGrid(AskingGrid):
 
     def _private_sum(
         self, number: int, content: RecordDict, request: Message, timeout: float | None
-    ) -> Message:
+    ) -> list[Message]:
+        """Return the noisy mean as one reply; nothing below the quorum."""
         arrays = only_arrays(content)
         layout = layout_of(arrays)
         spec = self._spec(layout)
@@ -264,14 +286,18 @@ class PrivateGrid(AskingGrid):
         order = Message(outgoing, 0, request.metadata.message_type, group_id=str(number))
         cohort_sum = self._collect(order, spec, size_of(layout, spec), timeout)
         total = self._noised(cohort_sum, self._row, spec)
+        done = Round(number, len(self.drawn), cohort_sum.replies, cohort_sum.dropped)
+        if cohort_sum.replies < self._answers.quorum:
+            self._note(replace(done, abandoned=True))
+            return []
         mean, scalars = self._decoded(total, layout, spec, cohort_sum)
-        self._note(number, cohort_sum.replies, cohort_sum.dropped, cohort_sum.clipped_again, scalars)
+        self._note(replace(done, clipped_again=cohort_sum.clipped_again, scalars=scalars))
         reply = mean_reply(arrays, mean, scalars, request)
         if self._privacy is not None:
             self._privacy.ledger.commit(self._release(self._row).key, durable=False)
             assert self.choices is not None
             self.choices = self._privacy.adaptation.next(self.choices, number, scalars)
-        return reply
+        return [reply]
 
     def _secure_sum(
         self, number: int, content: RecordDict, request: Message, sums: SecureSums, timeout: float | None
@@ -292,14 +318,17 @@ class PrivateGrid(AskingGrid):
         )
         self._early = {self._row + 1: self.draw(self._row + 1)}  # keys go out a round ahead: draw once
         opened = sums.sum(self.drawn, wanted, timeout, self._early[self._row + 1])
+        asked, exchanges = len(self.drawn), opened.exchanges
         if opened.total is None or opened.spec is None:
-            self._note(number, 0, opened.dropped, 0, {}, opened.exchanges)
+            self._note(Round(number, asked, 0, opened.dropped, exchanges=exchanges, abandoned=True))
             return []
         seed = rotation_seed(opened.model, self._row)
         mean, scalars = decode_sum(
             opened.total, layout, opened.spec, opened.survivors, float(opened.survivors), seed
         )
-        self._note(number, opened.survivors, opened.dropped, 0, scalars, opened.exchanges)
+        self._note(
+            Round(number, asked, opened.survivors, opened.dropped, scalars=scalars, exchanges=exchanges)
+        )
         if self._privacy is not None:
             self._settle(opened)
         return [mean_reply(arrays, mean, scalars, request)]
@@ -312,20 +341,9 @@ class PrivateGrid(AskingGrid):
             raise AssertionError("the sum has less noise than was reserved")
         self._privacy.ledger.commit(self._release(self._row).key, durable=False)
 
-    def _note(
-        self,
-        number: int,
-        replies: int,
-        dropped: dict[str, int],
-        clipped_again: int,
-        scalars: dict[str, float],
-        exchanges: int = 0,
-    ) -> None:
-        invited = len(self.drawn)
-        self.rounds.append(
-            Round(number, invited, replies, dropped, clipped_again, scalars, self.choices, exchanges)
-        )
-        self._finished = number
+    def _note(self, done: Round) -> None:
+        self.rounds.append(replace(done, choices=self.choices))
+        self._finished = done.number
 
     def _spec(self, layout: Layout) -> SumSpec:
         if self._privacy is None:
@@ -352,7 +370,8 @@ class PrivateGrid(AskingGrid):
         messages = [
             Message(order.content, node, sent.message_type, group_id=sent.group_id) for node in self.drawn
         ]
-        return sum_of(self._grid.send_and_receive(messages, timeout=timeout), spec, size, len(messages))
+        replies = self._grid.send_and_receive(messages, timeout=timeout)
+        return sum_of(replies, spec, size, len(messages), self._answers.enough)
 
     def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> np.ndarray:
         if self._privacy is None:

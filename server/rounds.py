@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import FrameType
 from typing import Any
@@ -59,6 +59,26 @@ class Ending:
     state: State
 
 
+def _at_once(stop: threading.Event) -> str | None:
+    del stop
+    return None
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How rounds follow each other where clients come and go.
+
+    Attributes:
+      deadline: seconds that an exchange with the clients waits for replies.
+      ready: waits until the next round may begin, or until the event is set; returns why none may, or None.
+      patience: rounds abandoned in a row after which the run has failed; None goes on to the last round.
+    """
+
+    deadline: float = 3600.0
+    ready: Callable[[threading.Event], str | None] = _at_once
+    patience: int | None = None
+
+
 @dataclass(frozen=True)
 class Loop:
     """What a run does in every round.
@@ -69,15 +89,15 @@ class Loop:
       evaluate: held-out metrics of the global arrays; it reads public data only.
       after_round: called with the state, the round and its metrics; it writes checkpoints and shows progress.
       train_config: what the strategy sends along with the arrays.
-      timeout: seconds that a round waits for replies.
+      pace: when a round begins, how long it waits, when to give the run up.
     """
 
     strategy: Strategy
     num_rounds: int
     evaluate: Callable[[Arrays, int], dict[str, float]]
     after_round: Callable[[State, Round, dict[str, float]], None]
-    train_config: dict[str, int | float | str]
-    timeout: float
+    train_config: Mapping[str, int | float | str]
+    pace: Pace = field(default_factory=Pace)
 
 
 def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
@@ -85,14 +105,26 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
     grid.skip_to(state.round, state.choices)
     with interruption() as interrupted:
         while state.round < loop.num_rounds:
+            why_not = _given_up(grid, loop.pace) or loop.pace.ready(interrupted)
             if interrupted.is_set():
                 return Ending(Status.INTERRUPTED, "interrupted; resume=RUN goes on from here", state)
+            if why_not is not None:
+                return Ending(Status.FAILED, why_not, state)
             try:
                 grid.reserve(state.round + 1)
             except BudgetExhausted as spent:
                 return Ending(Status.EXHAUSTED, str(spent), state)
             state = _run_round(grid, loop, state)
     return _ending(grid, state)
+
+
+def _given_up(grid: PrivateGrid, pace: Pace) -> str | None:
+    """Return why there is no point in another round: too many in a row were abandoned."""
+    last = grid.rounds[-pace.patience :] if pace.patience else []
+    if len(last) < (pace.patience or 1) or not all(done.abandoned for done in last):
+        return None
+    reasons = sorted({reason for done in last for reason in done.dropped})
+    return f"{len(last)} rounds in a row were abandoned ({', '.join(reasons) or 'nobody was drawn'})"
 
 
 def _ending(grid: PrivateGrid, state: State) -> Ending:
@@ -109,7 +141,7 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> State:
     number = state.round + 1
     config = ConfigRecord(dict(loop.train_config))
     messages = loop.strategy.configure_train(number, memory_arrays(state.arrays), config, grid)
-    replies = grid.send_and_receive(messages, timeout=loop.timeout)
+    replies = grid.send_and_receive(messages, timeout=loop.pace.deadline)
     arrays, _ = loop.strategy.aggregate_train(number, replies)
     state = State(number, _merged(state.arrays, arrays), strategy_state(loop.strategy), grid.choices)
     loop.after_round(state, grid.rounds[-1], loop.evaluate(state.arrays, number))

@@ -15,6 +15,7 @@ from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.server import Abandoned, Outcome, Outgoing, ServerAttempt
 from ..privacy.secagg.transcript import PROTOCOL_VERSION, Profile, Terms
 from ..strategies.secure_wire import Exchange, Place, run_number, task_hash
+from ..strategies.wire import NO_REPLY
 from .masking import Masking
 
 
@@ -112,6 +113,10 @@ class Attempt:
         """How many of the cohort may be missing in the end."""
         return self.spec.attendance.most - self.spec.attendance.least
 
+    def has_enough(self, enough: int) -> bool:
+        """Whether so many of the cohort have answered well, and no fewer than a sum takes."""
+        return self._server.answered >= min(len(self.asking), max(enough, self.spec.attendance.least))
+
     def send(self) -> None:
         """Note that what is asked is on its way."""
         self.sent = True
@@ -136,10 +141,14 @@ class Attempt:
         if reason is not None:
             self._reasons[node] = reason
 
+    def wait_no_more(self, reason: str) -> None:
+        """Note why nothing came of those who have not answered."""
+        for node in self._server.waiting:
+            self._reasons.setdefault(node, reason)
+
     def advance(self, model: bytes = b"") -> None:
         """Close the exchange; `model` is the hash of what the round starts from, where the inboxes are due."""
-        for node in self._server.waiting:
-            self._reasons.setdefault(node, "no reply")
+        self.wait_no_more(NO_REPLY)
         result = self._server.advance(model)
         self.asking = result if isinstance(result, dict) else {}
         self._ended = None if isinstance(result, dict) else result
@@ -150,7 +159,7 @@ class Attempt:
         """Return how the attempt ended."""
         ended = self._ended
         survivors = ended.survivors if isinstance(ended, Outcome) else ()
-        reason = str(ended.reason) if isinstance(ended, Abandoned) else "no reply"
+        reason = str(ended.reason) if isinstance(ended, Abandoned) else NO_REPLY
         dropped = Counter(
             self._reasons.get(node, reason) for node in self.nodes if node not in set(survivors)
         )

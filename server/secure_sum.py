@@ -21,7 +21,7 @@ from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Reason
 from ..privacy.secagg.server import together
 from ..strategies.secure_wire import Exchange, ask, failure_of, messages_of, model_hash
-from ..strategies.wire import DROP_REASONS
+from ..strategies.wire import DROP_REASONS, NOT_NEEDED
 from .masking import Masking
 from .secure_attempt import Attempt, Opened, Sum
 
@@ -32,8 +32,15 @@ SPARED = 4  # of the nodes that a sum can spare, one in so many may be lost befo
 class SecureSums:
     """The rounds of one run, in order; what is prepared of the next one is kept between two calls."""
 
-    def __init__(self, grid: Grid, masking: Masking) -> None:
-        self._grid, self.masking = grid, masking
+    def __init__(self, grid: Grid, masking: Masking, enough: int | None = None) -> None:
+        """Prepare the rounds.
+
+        Args:
+          grid: reaches the nodes.
+          masking: how sums are encrypted.
+          enough: nodes whose answers end an exchange, but never fewer than a sum takes; None waits for all.
+        """
+        self._grid, self.masking, self._enough = grid, masking, enough
         self._next: Attempt | None = None
         self._exchanges = 0
 
@@ -119,6 +126,10 @@ class SecureSums:
             asked = [attempt for attempt in attempts if node in attempt.asking]
             for attempt, (said, reason) in zip(asked, _replies(reply, len(asked)), strict=True):
                 attempt.hear(node, said, reason)
+            if self._enough is not None and all(each.has_enough(self._enough) for each in attempts):
+                for each in attempts:
+                    each.wait_no_more(NOT_NEEDED)
+                break
 
 
 def _message(node: int, messages: Sequence[bytes], attempt: Attempt) -> Message:

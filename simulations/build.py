@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from ..client.tasks import load_task
@@ -9,6 +10,7 @@ from ..configs.checks import check_cohort, check_delta, check_seed, least_partic
 from ..configs.schema import (
     ClientDistributed,
     CohortSettings,
+    LinkSettings,
     NoPrivacy,
     Record,
     RecordAndClient,
@@ -16,38 +18,66 @@ from ..configs.schema import (
 )
 from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
-from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson
+from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson
 from .display import warn
-from .federation import Federation, task_options
+from .federation import Deployed, Federation, task_options
 
 SEEN_DRAW = "none: the server sees who takes part"
+SEEN_ANSWERS = "none: how a round ends tells how many took part"
 
 
-def build(settings: SimulationSettings) -> Federation:
+def build(settings: SimulationSettings, deployed: Deployed | None = None) -> Federation:
     """Return the federation that the settings describe, or refuse before anything is written.
 
+    Args:
+      settings: validated.
+      deployed: who the clients are where they are real. Of the task then only the model and the held-out examples
+        are looked at.
     Raises:
       Refusal: naming the setting.
     """
     seed = 0 if settings.seed is None else settings.seed
-    task = load_task(
-        settings.task.target or settings.task.name, task_options(settings, seed), settings.allow_modules
-    )
-    check_cohort(settings, task.num_clients)
-    cohort = _cohort(settings.cohort, task.num_clients, settings.num_rounds)
+    options = task_options(settings, seed) if deployed is None else {}
+    task = load_task(settings.task.target or settings.task.name, options, settings.allow_modules)
+    num_clients = task.num_clients if deployed is None else len(deployed.roster.members)
+    check_cohort(settings, num_clients)
+    cohort = _cohort(settings.cohort, num_clients, settings.num_rounds)
     if isinstance(cohort, Poisson) and isinstance(settings.privacy, ClientDistributed):
         cohort = replace(cohort, name=SEEN_DRAW, secret=False)
-    _check_adjacency(settings)
-    private = not isinstance(settings.privacy, NoPrivacy)
+    if deployed is not None:
+        cohort = on_network(cohort, deployed.link, num_clients)
+    _check_adjacency(settings, deployed is not None and deployed.link.goes_by_answers)
+    private, simulated = not isinstance(settings.privacy, NoPrivacy), task.simulated and deployed is None
     if private:
-        check_seed(settings, task.simulated)
-    warning = check_delta(settings, task.num_clients)
+        check_seed(settings, simulated)
+    warning = check_delta(settings, num_clients)
     if warning:
         warn(warning)
-    return Federation(settings, task, cohort, seed if task.simulated or not private else None)
+    seeded = simulated or (not private and deployed is None)
+    return Federation(settings, task, cohort, seed if seeded else None, deployed)
 
 
-def _check_adjacency(settings: SimulationSettings) -> None:
+def on_network(cohort: Cohort, link: LinkSettings, num_clients: int) -> Cohort:
+    """Return the cohort as it is invited, and as its draw counts where a round goes by its answers.
+
+    A secret draw amplifies because nobody can tell an absent client from one that sent nothing. A round that is
+    abandoned below a quorum, or ends once enough have answered, goes otherwise with one client more: it tells.
+    """
+    if isinstance(cohort, Poisson) and link.goes_by_answers:
+        cohort = replace(cohort, name=SEEN_ANSWERS, secret=False)
+    if link.over_selection == 1:
+        return cohort
+    match cohort:
+        case Poisson(rate):
+            return OverSelected(replace(cohort, rate=min(1.0, rate * link.over_selection)), cohort)
+        case Fixed(size):
+            return OverSelected(Fixed(min(num_clients, math.ceil(size * link.over_selection))), cohort)
+        case _:
+            remedy = "goes with cohort=poisson or fixed; others ask everybody whom they may"
+            raise Refusal("link.over_selection", link.over_selection, remedy)
+
+
+def _check_adjacency(settings: SimulationSettings, by_answers: bool) -> None:
     """Refuse what would make a public number depend on how many units there are, where that is the secret."""
     privacy = settings.privacy
     levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
@@ -56,6 +86,11 @@ def _check_adjacency(settings: SimulationSettings) -> None:
             continue
         if isinstance(level, Record):
             remedy = "a client's sampling rate tells how many records it has; use zero-out"
+            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
+        if by_answers:
+            remedy = (
+                "how a round ends tells how many are there; use zero-out, or link.quorum=0 and no link.enough"
+            )
             raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
         if settings.cohort.name in ("fixed", "min_separation"):
             remedy = "such a cohort replaces whoever leaves; use cohort=poisson, or zero-out"

@@ -20,6 +20,7 @@ from ..configs.checks import check_record_delta
 from ..configs.schema import (
     ClientCentral,
     ClientDistributed,
+    LinkSettings,
     Record,
     RecordAndClient,
     SimulationSettings,
@@ -34,9 +35,10 @@ from ..privacy.mechanisms.private_sum import Scalar
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.planning import LEAST_NOISE, Plan
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.roster import Roster
 from ..privacy.secagg.transcript import Profile
 from ..server.masking import Masking
-from ..strategies.cohorts import Cohort, MinSeparation, likely_participations
+from ..strategies.cohorts import Cohort, MinSeparation, invited_size, likely_participations
 from ..strategies.wire import WEIGHT
 from .display import warn
 from .faults import Faults
@@ -56,6 +58,25 @@ EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
 
 
 @dataclass(frozen=True)
+class Deployed:
+    """What a server has in the place of its clients' data: who they are, and how rounds go on their network.
+
+    Attributes:
+      run: what people call the run; owners may allow it by this name.
+      owner: names the federation on its ledger, in hexadecimal.
+      roster: of the clients, as the authority signed it.
+      ledgers: folder of the population's ledger.
+      link: how rounds go.
+    """
+
+    run: str
+    owner: str
+    roster: Roster
+    ledgers: Path
+    link: LinkSettings
+
+
+@dataclass(frozen=True)
 class Federation:
     """The parts of a federation.
 
@@ -64,12 +85,24 @@ class Federation:
       task: loaded.
       cohort: draws the clients.
       seed: of a declared simulation; None on real data.
+      deployed: what stands for the clients' data where the clients are real; None where this machine has them all.
     """
 
     settings: SimulationSettings
     task: Task
     cohort: Cohort
     seed: int | None
+    deployed: Deployed | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nobody's data are at stake."""
+        return self.deployed is None and self.task.simulated
+
+    @property
+    def num_clients(self) -> int:
+        """The population."""
+        return self.task.num_clients if self.deployed is None else len(self.deployed.roster.members)
 
     @cached_property
     def randomness(self) -> Randomness:
@@ -108,18 +141,30 @@ class Federation:
         asked = self.settings.secagg
         if asked is None:
             return None
-        roster, _ = simulated_roster(self.identities, self.task.num_clients)
         masking = Masking(
-            roster,
+            self._roster,
             asked.dropout,
             asked.collusion,
             Profile(asked.profile),
             asked.bits,
             asked.clipping_norm,
-            float(self.sizes[-1]),
+            self._most_examples,
         )
-        masking.shape(round(self.cohort.expected_size(self.task.num_clients)))
+        masking.shape(round(invited_size(self.cohort, self.num_clients)))
         return masking
+
+    @property
+    def _roster(self) -> Roster:
+        if self.deployed is not None:
+            return self.deployed.roster
+        return simulated_roster(self.identities, self.num_clients)[0]
+
+    @property
+    def _most_examples(self) -> float:
+        """Of one client, where examples weigh in an encrypted sum; of a real client nobody else knows it."""
+        if self.deployed is not None:
+            return float(COUNT_BOUND_BATCHES * self.settings.batch_size)
+        return float(self.sizes[-1])
 
     @property
     def record(self) -> Record | None:
@@ -131,7 +176,7 @@ class Federation:
     def client_budget(self) -> Budget | None:
         """The budget of the population's ledger, if there is one, within the caps of whoever owns the data."""
         budget = _budget(Unit.CLIENT, self.client)
-        if budget is None or self.task.simulated:
+        if budget is None or self.simulated:
             return budget
         return capped(self.ledger_path(Path()), budget)
 
@@ -230,11 +275,14 @@ class Federation:
         )
 
     def client_settings(self, folder: Path) -> ClientSettings:
-        """Return what clients are told; record-level noise is planned here, once for each size of data set."""
+        """Return what clients are told; record-level noise is planned here, once for each size of data set.
+
+        Real clients plan it themselves, and are told by `deployment.order` what else there is to know.
+        """
         s = self.settings
         settings = ClientSettings(
             task=s.task.target or s.task.name,
-            task_options=task_options(s, self.seed),
+            task_options={} if self.deployed is not None else task_options(s, self.seed),
             learning_rate=s.learning_rate,
             local_epochs=s.local_epochs,
             batch_size=s.batch_size,
@@ -242,7 +290,7 @@ class Federation:
             allow_modules=s.allow_modules,
             encryption=self._encryption,
         )
-        if self.record is None:
+        if self.record is None or self.deployed is not None:
             return settings
         where = str(folder / "client_ledgers") if self.task.simulated else str(_ledger_home(s.ledger_dir))
         budget = self.record_budget
@@ -268,11 +316,11 @@ class Federation:
     def _encryption(self) -> Encryption | None:
         """What a simulated owner asks of every attempt: what the settings promise."""
         asked = self.settings.secagg
-        if asked is None:
+        if asked is None or self.deployed is not None:
             return None
         return Encryption(
             identities=self.identities,
-            clients=self.task.num_clients,
+            clients=self.num_clients,
             minimum_cohort=2,
             collusion=asked.collusion,
             dropout=asked.dropout,
@@ -292,7 +340,7 @@ class Federation:
                 record_plan(replace(record, noise_by_records=noise), sizes[-1], settings), record.budget()
             )
             return noise
-        rounds = likely_participations(self.cohort, self.task.num_clients, self.settings.num_rounds)
+        rounds = likely_participations(self.cohort, self.num_clients, self.settings.num_rounds)
         return tuple((n, calibrated_noise(record, n, settings, rounds)) for n in chosen)
 
     @cached_property
@@ -305,13 +353,16 @@ class Federation:
 
     def ledger_path(self, folder: Path) -> Path:
         """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""
-        if self.task.simulated:
+        if self.simulated:
             return folder / "ledger"
-        return _ledger_home(self.settings.ledger_dir) / f"population-{self.owner[:32]}.ledger"
+        home = _ledger_home(self.settings.ledger_dir) if self.deployed is None else self.deployed.ledgers
+        return home / f"population-{self.owner[:32]}.ledger"
 
     @cached_property
     def owner(self) -> str:
-        """The fingerprint of the population: of all clients' data together."""
+        """The fingerprint of the population: of all clients' data together, or of the federation that they are in."""
+        if self.deployed is not None:
+            return self.deployed.owner
         if self.task.simulated:
             return f"simulated {self.settings.task.name}"
         return hashlib.sha256("".join(self.fingerprints).encode()).hexdigest()

@@ -52,7 +52,7 @@ def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
         assert federation.record_budget is not None
         told = federation.client_settings(Path())
         assert told.record is not None
-        most = likely_participations(federation.cohort, federation.task.num_clients, num_rounds)
+        most = likely_participations(federation.cohort, federation.num_clients, num_rounds)
         plan = record_plan(told.record, federation.sizes[0], told)
         yield replace(plan, num_rounds=most), federation.record_budget, most
 
@@ -122,7 +122,7 @@ def _cell(plan: Plan, adversary: Adversary, value: float) -> str:
 def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str]:
     """Return in words what the numbers do not say by themselves."""
     sentences: list[str] = []
-    clients = federation.task.num_clients
+    clients = federation.num_clients
     if plan.unit == "client":
         sentences.append(_trust(federation, clients))
         noise = plan.noise_std / plan.clipping_norm / federation.cohort.expected_size(clients)

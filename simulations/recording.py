@@ -118,7 +118,8 @@ def write_start(run: Run) -> None:
 
 @dataclass(frozen=True)
 class Epsilons:
-    """What has been revealed so far; None where there is no such unit, infinite where nothing is hidden."""
+    """What has been revealed so far; infinite where nothing is hidden, None where there is no such unit or only its
+    owners know."""
 
     client: float | None
     record: float | None
@@ -137,6 +138,7 @@ def record_round(
         "replies": done.replies,
         "dropped": done.dropped,
         "clipped_again": done.clipped_again,
+        "abandoned": done.abandoned,
         **({"exchanges": done.exchanges} if done.exchanges else {}),
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
@@ -164,12 +166,12 @@ def save(run: Run, state: State) -> None:
 
 
 def _epsilons(run: Run, drawn: list[int]) -> Epsilons:
-    client = run.federation.client
+    client, record_level = run.federation.client, run.federation.record is not None
     if run.meter is not None:
         run.meter.add(drawn)
     record = None if run.meter is None else run.meter.epsilon()
     if client is None or run.ledger is None:
-        return Epsilons(math.inf if record is None else None, record)
+        return Epsilons(None if record_level else math.inf, record)
     events = run.ledger.events(Adversary.MODEL)
     order = run.ledger.filter_order
     return Epsilons(counted(events, client.target_delta, client.adjacency, order, GATE_INTERVAL), record)
@@ -234,7 +236,7 @@ def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
         "status": str(ending.status),
         "reason": ending.reason,
         "rounds_completed": ending.state.round,
-        "data": "simulation" if federation.task.simulated else "real",
+        "data": "simulation" if federation.simulated else "real",
         "rng": federation.randomness.kind,
         "privacy": [
             row.to_json()

@@ -23,12 +23,13 @@ from ..privacy.ledger_book import Book
 from ..privacy.ledger_store import Chain
 from ..privacy.nested import OpenlySampledDpEvent
 from ..privacy.planning import Plan
-from ..strategies.cohorts import Poisson
+from ..strategies.cohorts import Poisson, invited_size
 from .federation import EVERYBODY, Federation
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
 TAKEN_PART = "poisson batches, in the rounds taken part in"
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
+OWN_LEDGERS = "each client's own ledger, which lets it spend no more than this"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     budget = client.record.budget()
     plan = record_plan(client.record, federation.sizes[0], client)
     limited = federation.record.target_epsilon is not None
-    if federation.task.simulated:
+    if federation.simulated:
         return RecordMeter(plan, budget, limited)
     paths = client_ledgers(federation, Path(client.record.ledger_dir))
     distinct = {tuple(read_events(path, Adversary.MODEL)) for path in paths}
@@ -148,7 +149,7 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
     masking = federation.masking
     if masking is None:
         return None
-    expected = round(federation.cohort.expected_size(federation.task.num_clients))
+    expected = round(invited_size(federation.cohort, federation.num_clients))
     attendance = masking.attendance(expected)
     alone = "; the sum itself is exact, and alone it promises no epsilon: it can tell much of one client"
     return {
@@ -158,7 +159,9 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
         "cohort": expected,
         "minimum_survivors": attendance.least,
         "colluders_assumed": attendance.colluders,
-        "identities": "simulated: whoever runs this machine holds every key",
+        "identities": "simulated: whoever runs this machine holds every key"
+        if federation.deployed is None
+        else f"of the roster that the authority signed, version {masking.roster.version}",
     }
 
 
@@ -185,10 +188,18 @@ def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
 def _record_rows(
     federation: Federation, client_ledgers: Sequence[Path], draws: Sequence[DpEvent]
 ) -> list[Spent]:
-    """Return the maximum over the clients: clients hold different records, so their losses compose in parallel."""
+    """Return the maximum over the clients: clients hold different records, so their losses compose in parallel.
+
+    What real clients' records have lost stands on their own ledgers; here is known what they may lose.
+    """
     record = federation.record
     assert record is not None
     delta, adjacency, target = record.target_delta, record.adjacency, record.target_epsilon
+    if federation.deployed is not None:
+        most = target if target is not None else math.inf
+        return [
+            Spent(Unit.RECORD, a, adjacency, most, delta, target, OWN_LEDGERS, TAKEN_PART) for a in EVERYBODY
+        ]
     distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
     worst = max((epsilon(each, delta, adjacency) for each in distinct), default=0.0)
     before = max((epsilon([each], delta, adjacency, GATE_INTERVAL) for each in draws), default=math.inf)
@@ -209,7 +220,7 @@ def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> l
     drawn more often than is likely loses no more than all others. None where the ledgers also hold other runs, as
     those of real data may, or where clients are not drawn by Poisson coins.
     """
-    if client.record is None or not isinstance(federation.cohort, Poisson) or not federation.task.simulated:
+    if client.record is None or not isinstance(federation.cohort, Poisson) or not federation.simulated:
         return []
     plans = [record_plan(client.record, records, client) for records in reversed(federation.sizes)]
     # With equally many steps of equal noise, fewer records are sampled at a higher rate.
@@ -226,9 +237,9 @@ def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
     """Return those ledgers in `folder` that belong to this federation's clients; beside real data others live there."""
     if folder is None:
         return []
-    if federation.task.simulated:
+    if federation.simulated:
         return sorted(folder.glob("*.ledger"))
-    clients = range(federation.task.num_clients)
+    clients = range(federation.num_clients)
     names = {fingerprint(federation.task.client_data(client)) for client in clients}
     return sorted(path for name in names if (path := folder / f"{name[:32]}.ledger").exists())
 

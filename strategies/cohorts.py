@@ -174,6 +174,45 @@ class MinSeparation:
         return mechanism
 
 
+@dataclass(frozen=True)
+class OverSelected:
+    """More clients are invited than a round needs, for some will not answer.
+
+    What the draw is worth is what it is worth to those who are invited; the mean divides by the planned cohort,
+    however many answer.
+
+    Attributes:
+      invited: who is drawn.
+      planned: as many as a round needs.
+    """
+
+    invited: Cohort
+    planned: Cohort
+
+    @property
+    def name(self) -> str:
+        """The rule's word."""
+        return self.invited.name
+
+    def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
+        """Return those who are invited."""
+        return self.invited.draw(population, stream, earlier)
+
+    def expected_size(self, population: int) -> float:
+        """Return the planned cohort's."""
+        return self.planned.expected_size(population)
+
+    def event(self, mechanism: DpEvent) -> DpEvent:
+        """Return what a round reveals of whoever may be invited."""
+        return self.invited.event(mechanism)
+
+
+def invited_size(cohort: Cohort, population: int) -> float:
+    """Return how many clients a round is expected to ask, which over-selection makes more than it needs."""
+    asked = cohort.invited if isinstance(cohort, OverSelected) else cohort
+    return asked.expected_size(population)
+
+
 def likely_participations(cohort: Cohort, population: int, num_rounds: int, deviations: float = 3.0) -> int:
     """Return how often one client takes part in `num_rounds` rounds, unless it is unusually lucky.
 
@@ -182,6 +221,6 @@ def likely_participations(cohort: Cohort, population: int, num_rounds: int, devi
     """
     if isinstance(cohort, MinSeparation):
         return min(num_rounds, cohort.max_participations)
-    rate = min(1.0, cohort.expected_size(population) / population)
+    rate = min(1.0, invited_size(cohort, population) / population)
     spread = deviations * math.sqrt(num_rounds * rate * (1 - rate))
     return min(num_rounds, max(1, math.ceil(num_rounds * rate + spread)))

@@ -37,6 +37,8 @@ DROP_REASONS = {
     NOT_ELIGIBLE: "not eligible",
     NOT_READY: "not ready",
 }
+NO_REPLY = "no reply"
+NOT_NEEDED = "not needed"  # enough others had answered
 
 Layout = dict[str, tuple[int, ...]]
 
@@ -225,9 +227,15 @@ class SummingGrid(Protocol):
         ...
 
 
-def sum_of(replies: Iterable[Message], spec: SumSpec, size: int, invited: int) -> CohortSum:
-    """Add up replies as they come; a node that answers twice counts once, one that does not answer is dropped."""
+def sum_of(
+    replies: Iterable[Message], spec: SumSpec, size: int, invited: int, enough: int | None = None
+) -> CohortSum:
+    """Add up replies as they come; a node that answers twice counts once, one that does not answer is dropped.
+
+    Once `enough` are added the others are not waited for.
+    """
     cohort_sum = CohortSum(np.zeros(size))
+    missing = NO_REPLY
     seen: set[str] = set()
     for reply in replies:
         key = reply.metadata.reply_to_message_id or str(reply.metadata.src_node_id)
@@ -235,6 +243,9 @@ def sum_of(replies: Iterable[Message], spec: SumSpec, size: int, invited: int) -
             continue
         seen.add(key)
         add_reply(cohort_sum, reply, spec)
+        if cohort_sum.replies == enough:
+            missing = NOT_NEEDED
+            break
     for _ in range(invited - len(seen)):
-        cohort_sum.drop("no reply")
+        cohort_sum.drop(missing)
     return cohort_sum

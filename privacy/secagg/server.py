@@ -122,6 +122,11 @@ class ServerAttempt:
         """Nodes whose reply to the last message is still to come."""
         return self._asked - self._answered - self.declined.keys()
 
+    @property
+    def answered(self) -> int:
+        """How many nodes have answered the last message well."""
+        return len(self._answered)
+
     def proposal(self) -> Outgoing:
         """Return the first message of every node."""
         message = write(Proposal(self._terms, self._candidates, public_of(self._key)))

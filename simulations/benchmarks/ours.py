@@ -124,7 +124,7 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
             scalars=(Scalar(TRAIN_LOSS, _LOSS_BOUND),),
             randomness=Randomness(_SEED),
         )
-        loop = Loop(strategy, size.rounds + 1, _unmeasured, after_round, {}, 3600.0)
+        loop = Loop(strategy, size.rounds + 1, _unmeasured, after_round, {})
         run_rounds(private, loop, State(0, read_arrays(build(workload)), {}))
 
 

@@ -1,0 +1,153 @@
+"""The configuration of ``fedveil server``: a simulation's, without what is simulated, and the link to real clients."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from omegaconf import DictConfig
+
+from ..privacy.budget import Adjacency
+from ..privacy.refusal import Refusal
+from .reader import Mistakes, Section
+from .schema import (
+    ClientCentral,
+    LinkSettings,
+    PrivacySettings,
+    RecordAndClient,
+    ServerSettings,
+    SimulationSettings,
+)
+from .settings import finish, read_federation, read_root
+
+PRIMARY = "server"
+LINKS = ("grpc", "flower")
+SIMULATED = (
+    "engine=",
+    "engine.",
+    "faults.",
+    "partition=",
+    "partition.",
+    "seed=",
+    "resume=",
+    "audit=",
+    "audit.",
+)
+RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+MOST_PATIENCE = 100_000
+DEFAULT_QUORUM = 0.5
+FIRST_FREE_PORT = 1024
+
+
+def server_from_config(cfg: DictConfig) -> ServerSettings:
+    """Read a composed server configuration by type, unit and range.
+
+    Raises:
+        Mistakes: a Refusal that holds one sentence for each mistake.
+    """
+    root, source = read_root(cfg)
+    _no_partition(root)
+    federation = read_federation(root, source)
+    _check_privacy(root, federation.privacy)
+    settings = ServerSettings(
+        run=_run(root),
+        federation=federation,
+        link=_link(root.section("link"), federation),
+        metrics_port=root.optional_whole("metrics_port", at_least=FIRST_FREE_PORT, at_most=65535),
+    )
+    finish(root)
+    return settings
+
+
+def server_settings(argv: Sequence[str]) -> ServerSettings:
+    """The settings of ``fedveil server FOLDER`` followed by these flags and overrides.
+
+    Raises:
+        Refusal: one sentence for each mistake.
+    """
+    from .compose import arguments, compose_jobs, is_sweep, read_job
+
+    mistakes = [
+        Refusal(each.partition("=")[0], each.partition("=")[2], "is a simulation's; real clients have link=")
+        for each in argv
+        if each.startswith(SIMULATED)
+    ]
+    if mistakes:
+        raise Mistakes(mistakes)
+    args = arguments(["--config-name", PRIMARY, *argv])
+    if is_sweep(args):
+        raise Refusal("-m", " ".join(argv), "a server serves one run at a time; leave it out")
+    (job,) = compose_jobs(args, server_from_config)
+    return read_job(job, server_from_config)
+
+
+def _no_partition(root: Section) -> None:
+    """Tasks of the shipped groups name a partition; real clients hold what they hold."""
+    if root.section("partition").word("name", ("natural", "iid", "dirichlet", "shards")) != "natural":
+        root.refuse("partition", "real clients hold what they hold; leave it out")
+
+
+def _run(root: Section) -> str:
+    name = root.optional_text("run")
+    if name is None or not RUN.fullmatch(name):
+        root.refuse("run", "must be a name of letters, digits, '-', '_' and '.', at most 64 of them")
+    return name or ""
+
+
+def _check_privacy(root: Section, privacy: PrivacySettings) -> None:
+    """Refuse noise that a client's own ledger cannot count before it answers."""
+    section = root.section("privacy")
+    both = isinstance(privacy, RecordAndClient)
+    client, at = (privacy.client, section.section("client")) if both else (privacy, section)
+    if not isinstance(client, ClientCentral):
+        return
+    if client.noise_schedule == "adaptive":
+        at.refuse("noise_schedule", "a client's own ledger counts noise that is fixed in advance; use fixed")
+    if client.noise == "correlated":
+        at.refuse("noise", "a client's own ledger counts noise that is fresh in each round; use independent")
+
+
+def _link(section: Section, federation: SimulationSettings) -> LinkSettings:
+    name = section.option(LINKS)
+    enough = section.optional_real("enough", above=0)
+    if enough is not None and enough > 1:
+        section.refuse("enough", "is a share of the planned cohort, at most 1")
+    settings = LinkSettings(
+        name=name,
+        deadline=section.real("deadline", above=0),
+        over_selection=section.real("over_selection", at_least=1),
+        quorum=_quorum(section, federation),
+        enough=enough,
+        clients=section.real("clients", at_least=0, at_most=1),
+        wait=section.real("wait", above=0),
+        patience=section.whole("patience", at_least=1, at_most=MOST_PATIENCE),
+    )
+    section.done()
+    return settings
+
+
+def _quorum(section: Section, federation: SimulationSettings) -> float:
+    if section.given("quorum"):
+        if federation.secagg is not None:
+            section.refuse("quorum", "secagg.dropout says how many an encrypted sum takes; leave it null")
+        return section.real("quorum", at_least=0, at_most=1)
+    return 0.0 if federation.secagg is not None or _claims_a_draw(federation) else DEFAULT_QUORUM
+
+
+def _claims_a_draw(federation: SimulationSettings) -> bool:
+    """Whether the accounting rests on nobody seeing how many took part."""
+    privacy = federation.privacy
+    client = privacy.client if isinstance(privacy, RecordAndClient) else privacy
+    if not isinstance(client, ClientCentral):
+        return False
+    return federation.cohort.name == "poisson" or client.adjacency is Adjacency.ADD_OR_REMOVE_ONE
+
+
+def differing(before: Mapping[str, object], now: Mapping[str, object], path: str = "") -> str | None:
+    """The first key at which two configurations differ, or None."""
+    for key in sorted({*before, *now}):
+        old, new, here = before.get(key), now.get(key), f"{path}.{key}" if path else key
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if (found := differing(old, new, here)) is not None:
+                return found
+        elif old != new:
+            return here
+    return None
