@@ -8,7 +8,7 @@ all of it. That the other end is there, HTTP/2 finds out by itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from typing import Any, cast, get_type_hints
 
 import msgpack
@@ -17,9 +17,11 @@ from .message_bytes import Buffer
 
 PROTOCOL_VERSION = 1
 METHOD = "/fedveil.Link/Follow"
-CHUNK_BYTES = 1 << 18  # of every client, what waits for the network at most
+CHUNK_BYTES = 1 << 18  # what waits for the network, of each client
 MAX_FRAME_BYTES = CHUNK_BYTES + 1024
 MAX_ID_LENGTH = 256
+MAX_KNOWN = 8
+MAX_HEAD_BYTES = MAX_KNOWN * 5 * MAX_ID_LENGTH  # a character takes at most 4 bytes
 
 
 class BadFrame(ValueError):
@@ -28,15 +30,19 @@ class BadFrame(ValueError):
 
 @dataclass(frozen=True)
 class Hello:
-    """The first frame of each end: which protocol it speaks, and which node it is."""
+    """The first frame of each end: which protocol it speaks, which node it is, and which instructions it knows."""
 
     version: int
     node: int
+    known: list[str]
 
 
 @dataclass(frozen=True)
 class Begin:
-    """A message of this size follows, an instruction or the reply to it, under the instruction's id."""
+    """A message of this size follows, an instruction or the reply to it, under the instruction's id.
+
+    Size 0 is the server's reminder: the client knows the instruction, and the reply is still wanted.
+    """
 
     id: str
     size: int
@@ -80,22 +86,28 @@ def read(data: bytes) -> Frame:
     if data[0] == _CHUNK:
         return Chunk(memoryview(data)[1:])
     kind = _KINDS.get(data[0])
-    if kind is None or len(data) > 2 * MAX_ID_LENGTH:
+    if kind is None or len(data) > MAX_HEAD_BYTES:
         raise BadFrame("a frame of no kind")
     try:
-        values = msgpack.unpackb(data[1:], max_array_len=len(fields(kind)), max_map_len=0)
+        values = msgpack.unpackb(data[1:], max_array_len=MAX_KNOWN, max_map_len=0)
     except Exception as error:  # msgpack documents no closed set
         raise BadFrame("not msgpack") from error
-    return kind(*_checked(values, list(get_type_hints(kind).values())))
-
-
-def _checked(values: Any, kinds: Sequence[type]) -> list[Any]:
-    if type(values) is not list or [type(each) for each in cast(list[Any], values)] != kinds:
+    kinds = list(get_type_hints(kind).values())
+    if type(values) is not list or len(cast(list[Any], values)) != len(kinds):
         raise BadFrame("a frame with other fields than its kind has")
-    for value in cast(list[Any], values):
-        if len(value) > MAX_ID_LENGTH if isinstance(value, str) else value < 0:
-            raise BadFrame("a field out of its range")
-    return cast(list[Any], values)
+    return kind(*(_checked(value, kind) for value, kind in zip(cast(list[Any], values), kinds, strict=True)))
+
+
+def _checked(value: Any, kind: Any) -> Any:
+    if kind == list[str]:
+        return [_checked(each, str) for each in _checked(value, list)]
+    if type(value) is not kind:
+        raise BadFrame("a frame with other fields than its kind has")
+    if isinstance(value, str) and not (0 < len(value) <= MAX_ID_LENGTH and value.isprintable()):
+        raise BadFrame("an id that is empty, too long or not printable")
+    if isinstance(value, int) and value < 0:
+        raise BadFrame("a field out of its range")
+    return value
 
 
 def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
@@ -122,19 +134,26 @@ def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
 class Gathering:
     """The bytes of one message as they come; memory grows with what has arrived, not with what was announced.
 
+    Args:
+      begin: announces the message.
+      most_bytes: that it may have.
+      wanted: False lets the bytes go as they come.
+
     Raises:
-      BadFrame: it is announced larger than `most_bytes`, or grows larger than announced.
+      BadFrame: it is announced empty or too large, or grows larger than announced.
     """
 
-    def __init__(self, begin: Begin, most_bytes: int) -> None:
-        if begin.size > most_bytes:
+    def __init__(self, begin: Begin, most_bytes: int, wanted: bool = True) -> None:
+        if not 0 < begin.size <= most_bytes:
             raise BadFrame(f"a message of {begin.size} bytes; at most {most_bytes} are taken")
-        self.id, self._size = begin.id, begin.size
+        self.id, self._missing, self._wanted = begin.id, begin.size, wanted
         self.data = bytearray()
 
     def add(self, chunk: Chunk) -> bool:
         """Add a chunk; return whether the message is whole now."""
-        if not chunk.data or len(self.data) + len(chunk.data) > self._size:
+        if not 0 < len(chunk.data) <= self._missing:
             raise BadFrame("a chunk that is empty, or beyond the message's end")
-        self.data += chunk.data
-        return len(self.data) == self._size
+        self._missing -= len(chunk.data)
+        if self._wanted:
+            self.data += chunk.data
+        return not self._missing

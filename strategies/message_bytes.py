@@ -7,9 +7,12 @@ array is a view, and its dtype and shape must fit the bytes that are there. Of a
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import msgpack
@@ -41,6 +44,7 @@ MAX_DIMENSIONS = 32  # numpy 1 had no more
 DTYPES = frozenset(
     ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"),
 )
+_THREE = b"\x93"  # msgpack: a list of three follows
 BYTES = "bytes"  # key of a header's entry for a byte string that lies among the blobs
 KINDS: dict[str, type[Record]] = {"a": ArrayRecord, "m": MetricRecord, "c": ConfigRecord}
 
@@ -49,25 +53,63 @@ class MalformedMessage(ValueError):
     """Bytes that are no message, or a message that does not travel; says what is wrong, and no value."""
 
 
+@dataclass(frozen=True)
+class Body:
+    """What a message says, packed once for however many nodes it goes to.
+
+    Attributes:
+      header: msgpack of the records' names, values and shapes, or of the error's code.
+      blobs: arrays and byte strings in the header's order, shared with the message.
+    """
+
+    header: bytes
+    blobs: tuple[Buffer, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all of it, in hexadecimal."""
+        digest = hashlib.sha256(self.header)
+        for blob in self.blobs:
+            digest.update(blob)
+        return digest.hexdigest()
+
+
 def pack(message: Message) -> bytes:
     """Return the message as bytes.
 
     Raises:
       MalformedMessage: an array is not of booleans or of whole or floating-point numbers, or there is too much of it.
     """
-    return b"".join(segments(message))
+    return b"".join(segments(message.metadata, pack_body(message)))
 
 
-def segments(message: Message) -> list[Buffer]:
-    """Return the bytes of `pack` in pieces that are not copied: arrays are shared with the message."""
+def pack_body(message: Message) -> Body:
+    """Return what the message says, without whom it goes to.
+
+    Raises:
+      MalformedMessage: as `pack`.
+    """
     blobs: list[Buffer] = []
-    head = message.metadata
+    said = message.error.code if message.has_error() else _packed_records(message.content, blobs)
+    return Body(_packed(said), tuple(blobs))
+
+
+def segments(head: Metadata, body: Body) -> list[Buffer]:
+    """Return a message's bytes in pieces; those of its arrays are not copied.
+
+    Raises:
+      MalformedMessage: there are too many names or settings.
+    """
     named = [head.run_id, head.message_id, head.reply_to_message_id, head.src_node_id, head.dst_node_id]
-    body = message.error.code if message.has_error() else _packed_records(message.content, blobs)
-    header = cast(bytes, msgpack.packb([FORMAT, [*named, head.group_id, head.message_type], body]))
+    named += [head.group_id, head.message_type]
+    header = _THREE + _packed(FORMAT) + _packed(named) + body.header
     if len(header) > MAX_HEADER_BYTES:
         raise MalformedMessage(f"names and settings take {len(header)} bytes, over {MAX_HEADER_BYTES}")
-    return list(_padded([len(header).to_bytes(PREFIX_BYTES, "little") + header, *blobs]))
+    return list(_padded([len(header).to_bytes(PREFIX_BYTES, "little") + header, *body.blobs]))
+
+
+def _packed(value: Any) -> bytes:
+    return cast(bytes, msgpack.packb(value))
 
 
 def _padded(parts: list[Buffer]) -> Iterator[Buffer]:

@@ -20,7 +20,13 @@ from fedveil.strategies.frames import (
     write,
 )
 
-FRAMES = [Hello(1, 7), Begin("run/1/0/0/7", 12), Ack("run/1/0/0/7"), Chunk(b"abc")]
+FRAMES = [
+    Hello(1, 7, ["run/1/0/0/7"]),
+    Hello(1, 7, []),
+    Begin("run/1/0/0/7", 12),
+    Ack("run/1/0/0/7"),
+    Chunk(b"abc"),
+]
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: type(frame).__name__)
@@ -36,9 +42,13 @@ def test_a_frame_is_read_as_it_was_written(frame: Frame) -> None:
         b"\x09abc",
         b"\x01",
         b"\x01" + msgpack.packb([1]),
-        b"\x01" + msgpack.packb([1, True]),
-        b"\x01" + msgpack.packb([1, -2]),
+        b"\x01" + msgpack.packb([1, True, []]),
+        b"\x01" + msgpack.packb([1, -2, []]),
         b"\x01" + msgpack.packb([1, 2, 3]),
+        b"\x01" + msgpack.packb([1, 2, [3]]),
+        b"\x01" + msgpack.packb([1, 2, ["x"] * 9]),
+        b"\x02" + msgpack.packb(["a\nb", 1]),
+        b"\x02" + msgpack.packb(["", 1]),
         b"\x02" + msgpack.packb({"id": 1}),
         b"\x02" + msgpack.packb(["x" * 257, 1]),
         b"\x02" + msgpack.packb([b"x", 1]),
@@ -69,6 +79,8 @@ def test_any_bytes_are_a_frame_or_refused(data: bytes) -> None:
 )
 def test_a_message_arrives_in_chunks_as_it_was(sizes: list[int]) -> None:
     parts = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    if not sum(sizes):
+        return
     begin, *chunks = [read(data) for data in frames_of("a", parts)]
     assert isinstance(begin, Begin) and begin == Begin("a", sum(sizes))
     assert len(chunks) == -(-sum(sizes) // CHUNK_BYTES)
@@ -79,8 +91,9 @@ def test_a_message_arrives_in_chunks_as_it_was(sizes: list[int]) -> None:
 
 
 def test_more_than_is_taken_or_was_announced_is_refused() -> None:
-    with pytest.raises(BadFrame, match="at most 10"):
-        Gathering(Begin("a", 11), 10)
+    for size in (0, 11):
+        with pytest.raises(BadFrame, match="at most 10"):
+            Gathering(Begin("a", size), 10)
     gathering = Gathering(Begin("a", 3), 10)
     for data in (b"", b"four"):
         with pytest.raises(BadFrame):

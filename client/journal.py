@@ -1,0 +1,49 @@
+"""Which instructions this device has begun to handle, on disk before it does: power may fail, and none is done twice."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+from ..privacy.ledger_store import sync_folder
+
+KEPT = 1024  # ids; a server repeats an instruction of its present exchange only
+
+
+class Journal:
+    """A text file with an id a line; each starts with the line's end, so that one cut short does not spoil the next.
+
+    Raises:
+      OSError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        before = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
+        self._ids = OrderedDict.fromkeys([line for line in before if line][-KEPT:])
+        fresh = path.with_suffix(".new")
+        fresh.write_text("".join(f"\n{each}" for each in self._ids), "utf-8")
+        os.replace(fresh, path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (as long as the journal)
+        self._sync()
+        sync_folder(path.parent)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether that instruction was begun."""
+        return name in self._ids
+
+    def note(self, name: str) -> None:
+        """Write down, durably, that this instruction is begun."""
+        self._file.write(f"\n{name}")
+        self._sync()
+        self._ids[name] = None
+        while len(self._ids) > KEPT:
+            self._ids.popitem(last=False)
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

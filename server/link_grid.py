@@ -1,0 +1,239 @@
+"""A Flower grid over streams that devices open: mutual TLS, one stream a device, nothing else on the port.
+
+A message is delivered at least once while its exchange waits, and its first reply counts. Message ids name the run,
+the round, the attempt, the exchange, the node and the content: what is asked again after a restart has the same id if,
+and only if, it says the same, so that a device may answer it from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+from flwr.app import Error, Message
+from flwr.supercore.run import Run
+
+from ..privacy.refusal import Refusal
+from ..strategies.flower_adapter import claim_identity, name_message, name_sender
+from ..strategies.frames import MAX_FRAME_BYTES, METHOD
+from ..strategies.grids import AskingGrid
+from ..strategies.message_bytes import Body, MalformedMessage, pack_body, segments, unpack
+from ..strategies.wire import SPEC_RECORD, UNREADABLE
+from .admission import Admitted
+from .switchboard import Letter, Switchboard, Traffic
+
+MOST_REPLY_BYTES = 1 << 28
+SHOWN_RUN = 64  # characters of a run's name in an id; the digest covers all of it
+STOP_SECONDS = 2.0
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port fails, and does not share it
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+    ("grpc.max_concurrent_streams", 2),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # What may wait unread of one client: 5 MB/s at 100 ms, and no probing for more.
+    ("grpc.http2.lookahead_bytes", 1 << 19),
+    ("grpc.http2.bdp_probe", 0),
+    # A client that vanished is noticed within 40 s; clients may ask as often whether the server is there.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a server listens, as whom, and whom it lets in.
+
+    Attributes:
+      listen: address and port; port 0 takes a free one.
+      certificate, key: of the server, PEM.
+      authority: certificate that clients' certificates are signed by, PEM.
+      nodes: of the roster: who may be asked, here or not.
+      admitted: fingerprints of TLS keys, with their nodes; asked again every second.
+      most_reply_bytes: a larger reply ends its stream.
+    """
+
+    listen: str
+    certificate: bytes
+    key: bytes = field(repr=False)
+    authority: bytes
+    nodes: tuple[int, ...]
+    admitted: Admitted
+    most_reply_bytes: int = MOST_REPLY_BYTES
+
+
+@contextmanager
+def open_link(door: Door) -> Generator[LinkGrid]:
+    """Listen as long as the context lasts.
+
+    Raises:
+      Refusal: the address cannot be listened on, or certificate and key do not go together.
+    """
+    opened: queue.SimpleQueue[_Opened | Exception] = queue.SimpleQueue()
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(door, opened)), name="link", daemon=True)
+    thread.start()
+    link = opened.get()
+    if isinstance(link, Exception):
+        raise Refusal("listen", door.listen, f"no link can be opened there: {link}") from link
+    try:
+        yield LinkGrid(door.nodes, link)
+    finally:
+        link.call(link.stop.set)
+        thread.join()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A link that listens, in its own thread."""
+
+    board: Switchboard
+    port: int
+    stop: asyncio.Event
+    loop: asyncio.AbstractEventLoop
+
+    def call(self, function: Callable[..., object], *given: Any) -> None:
+        """Call in the link's thread, without waiting."""
+        self.loop.call_soon_threadsafe(function, *given)
+
+
+async def _serve(door: Door, opened: queue.SimpleQueue[_Opened | Exception]) -> None:
+    board = Switchboard(door.admitted, door.most_reply_bytes)
+    server = grpc.aio.server(options=OPTIONS)
+    service, method = METHOD.strip("/").split("/")
+    handlers = {method: grpc.stream_stream_rpc_method_handler(board.follow)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    try:
+        credentials = grpc.ssl_server_credentials(
+            [(door.key, door.certificate)], root_certificates=door.authority, require_client_auth=True
+        )
+        port = server.add_secure_port(door.listen, credentials)
+        await server.start()
+    except Exception as error:  # noqa: BLE001 (raised again where the link was to be opened)
+        return opened.put(error)
+    stop = asyncio.Event()
+    opened.put(_Opened(board, port, stop, asyncio.get_running_loop()))
+    watch = asyncio.ensure_future(board.watch())
+    await stop.wait()
+    watch.cancel()
+    await server.stop(STOP_SECONDS)
+
+
+class LinkGrid(AskingGrid):
+    """See the module's text; `open_link` makes it.
+
+    Args:
+      nodes: of the roster.
+      link: that listens.
+    """
+
+    def __init__(self, nodes: tuple[int, ...], link: _Opened) -> None:
+        self._nodes, self._link = nodes, link
+        self._run = claim_identity(run_id=1)
+        self._session, self._count = secrets.token_hex(8), itertools.count()
+        self._unreadable = 0
+
+    def set_run(self, run: Run) -> None:
+        """Take another run's identity."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run of this process."""
+        return self._run
+
+    @property
+    def port(self) -> int:
+        """Where the link listens."""
+        return self._link.port
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all nodes of the roster: one that is drawn while it is away drops out."""
+        return self._nodes
+
+    @property
+    def traffic(self) -> dict[int, Traffic]:
+        """What passed between the server and each node that ever connected."""
+        return self._link.board.traffic()
+
+    @property
+    def connected(self) -> dict[int, float]:
+        """Who is here, and since which Unix second."""
+        return {node: passed.since for node, passed in self.traffic.items() if passed.since is not None}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many streams and replies were turned away, by reason."""
+        return {**self._link.board.counts(), "unreadable": self._unreadable}
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send each message once its node is here, and yield the replies as they come.
+
+        It ends when all have answered, or after `timeout` seconds; a caller that has enough may end it before.
+        """
+        arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
+        sent = self._written(messages, lambda letter, data: arrived.put((letter, data)))
+        letters = [letter for letter, _ in sent.values()]
+        self._link.call(self._link.board.post, letters)
+        end = None if timeout is None else time.monotonic() + timeout
+        try:
+            for _ in letters:
+                left = None if end is None else max(0.0, end - time.monotonic())
+                letter, data = arrived.get(timeout=left)
+                yield self._read(sent[letter.id][1], data)
+        except queue.Empty:
+            return
+        finally:
+            self._link.call(self._link.board.withdraw, letters)
+
+    def _written(
+        self, messages: Iterable[Message], deliver: Callable[[Letter, bytearray], None]
+    ) -> dict[str, tuple[Letter, Message]]:
+        """Return the messages and their letters by id; what several messages share is packed once."""
+        bodies: dict[int, Body] = {}
+        written: dict[str, tuple[Letter, Message]] = {}
+        for message in list(messages):
+            if (body := bodies.get(id(message.content))) is None:
+                body = bodies[id(message.content)] = pack_body(message)
+            name_message(message, self._name(message, body))
+            head = message.metadata
+            letter = Letter(head.message_id, head.dst_node_id, segments(head, body), deliver)
+            written[letter.id] = (letter, message)
+        return written
+
+    def _name(self, message: Message, body: Body) -> str:
+        record = message.content.config_records.get(SPEC_RECORD)
+        node = message.metadata.dst_node_id
+        if record is None:  # of no run: nothing says that the same question wants the same answer
+            return f"{self._session}/{next(self._count)}/{node}"
+        run, *place = (str(record.get(name, 0)) for name in ("run", "round", "attempt", "exchange"))
+        digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{body.digest}".encode())
+        shown = run[:SHOWN_RUN] if run.isprintable() else "run"
+        return "/".join([shown, *place, str(node), digest.hexdigest()[:32]])
+
+    def _read(self, request: Message, data: bytearray) -> Message:
+        """Return the reply as that of the node that was asked, whatever it says of itself."""
+        node = request.metadata.dst_node_id
+        try:
+            reply = unpack(data)
+            if reply.metadata.reply_to_message_id != request.metadata.message_id:
+                raise MalformedMessage("a reply to another message")
+        except MalformedMessage:
+            self._unreadable += 1
+            reply = Message(Error(UNREADABLE, "unreadable"), reply_to=request)
+        return name_sender(reply, node)
