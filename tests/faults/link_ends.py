@@ -1,0 +1,183 @@
+"""Both ends of the link for tests: a federation's certificates, clients in threads, and either end as a process.
+
+As a script: `link_ends.py server|client FOLDER`, with what it needs in the folder's `end.json`.
+"""
+
+import json
+import runpy
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedveil.client import link
+from fedveil.client.link import Endpoint, follow
+from fedveil.server.admission import admitted_in, fingerprint
+from fedveil.server.link_grid import Door, LinkGrid, open_link
+from fedveil.strategies.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
+from fedveil.strategies.wire import SPEC_RECORD, memory_arrays, view
+
+Authority = runpy.run_path(str(Path(__file__).parents[1] / "link_certificates.py"))["Authority"]
+link.FIRST_WAIT_SECONDS, link.LONGEST_WAIT_SECONDS, link.POLL_SECONDS = 0.05, 0.2, 0.02
+
+Handle = Callable[[Message], Message]
+
+
+class Federation:
+    """Certificates for a server and its clients, and who of them is admitted, in a folder."""
+
+    def __init__(self, folder: Path, nodes: tuple[int, ...]) -> None:
+        self.folder, self.nodes = folder, nodes
+        self.authority = Authority()
+        self.server = self.authority.server()
+        self.pairs = {node: self.authority.client(node) for node in nodes}
+        self.admit(*nodes)
+
+    def admit(self, *nodes: int) -> None:
+        """Admit these and nobody else."""
+        fresh = self.folder / "admitted.new"
+        fresh.write_text(json.dumps({fingerprint(self.pairs[node].certificate): node for node in nodes}))
+        fresh.replace(self.folder / "admitted.json")
+
+    def door(self, listen: str = "127.0.0.1:0") -> Door:
+        pair, admitted = self.server, admitted_in(self.folder / "admitted.json")
+        return Door(listen, pair.certificate, pair.key, self.authority.certificate, self.nodes, admitted)
+
+    def endpoint(self, node: int, port: int, **changed: Any) -> Endpoint:
+        pair = self.pairs[node]
+        made = Endpoint(f"127.0.0.1:{port}", node, self.authority.certificate, pair.certificate, pair.key)
+        return replace(made, **changed)
+
+    def write(self, folder: Path, port: int, node: int = 0, **more: Any) -> Path:
+        """Write what one end of the link needs to run as a process."""
+        folder.mkdir(exist_ok=True)
+        pair = self.pairs[node] if node else self.server
+        pems = {"authority": self.authority.certificate, "certificate": pair.certificate, "key": pair.key}
+        told = {name: value.decode() for name, value in pems.items()}
+        told |= {
+            "port": port,
+            "node": node,
+            "nodes": self.nodes,
+            "admitted": str(self.folder / "admitted.json"),
+        }
+        (folder / "end.json").write_text(json.dumps({**told, **more}))
+        return folder
+
+    @contextmanager
+    def following(self, endpoint: Endpoint, handle: Handle, said: list[str] | None = None) -> Iterator[None]:
+        """A client in a thread of this process."""
+        stop = threading.Event()
+        journal = self.folder / f"journal-{endpoint.node}"
+        told = [] if said is None else said
+        thread = threading.Thread(target=follow, args=(endpoint, handle, journal, stop, told.append))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def moved(message: Message, by: float = 1.0) -> Message:
+    """Answer with the arrays that came, plus a number."""
+    arrays = {name: view(array) + np.float32(by) for name, array in message.content["arrays"].items()}
+    return Message(RecordDict({"arrays": memory_arrays(arrays)}), reply_to=message)
+
+
+def asking(node: int, size: int = 5, value: float = 0.0, **place: int | str) -> Message:
+    """Return an instruction; with a place, such as run and round, it is of a private sum."""
+    records: dict[str, Any] = {"arrays": memory_arrays({"x": np.full(size, value, np.float32)})}
+    if place:
+        records[SPEC_RECORD] = ConfigRecord(dict(place))
+    return Message(RecordDict(records), node, "train")
+
+
+def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until it is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+class RawClient:
+    """A client that sends what it likes."""
+
+    def __init__(self, endpoint: Endpoint, *, hello: Frame | None = None) -> None:
+        credentials = grpc.ssl_channel_credentials(endpoint.authority, endpoint.key, endpoint.certificate)
+        self._channel = grpc.secure_channel(endpoint.server, credentials)
+        self._out: Any = link.queue.SimpleQueue()
+        self._call = self._channel.stream_stream(METHOD)(iter(self._out.get, None), timeout=20)
+        self.send(write(hello or Hello(PROTOCOL_VERSION, endpoint.node, [])))
+
+    def send(self, *frames: bytes) -> None:
+        for frame in frames:
+            self._out.put(frame)
+
+    def next(self) -> Frame:
+        return read(next(self._call))
+
+    def ended(self) -> tuple[str, str]:
+        """Wait for the end; return the status and its words."""
+        try:
+            for _ in self._call:
+                pass
+        except grpc.RpcError:
+            pass
+        return self._call.code().name, self._call.details()
+
+    def close(self) -> None:
+        self._out.put(None)
+        self._channel.close()
+
+
+# --- as a process -------------------------------------------------------------------------------------------------
+
+
+def _serve(folder: Path, told: dict[str, Any]) -> None:
+    """Ask the nodes again and again, a round a line in `replies`; wait in round `told["hold"]` until it is killed."""
+    pems = (told[name].encode() for name in ("certificate", "key", "authority"))
+    admitted = admitted_in(Path(told["admitted"]))
+    with open_link(Door(f"127.0.0.1:{told['port']}", *pems, tuple(told["nodes"]), admitted)) as grid:
+        (folder / "port").write_text(str(grid.port))
+        _ask(grid, folder, told)
+
+
+def _ask(grid: LinkGrid, folder: Path, told: dict[str, Any]) -> None:
+    for number in range(told["rounds"]):
+        asked = [
+            asking(node, told["size"], float(number), run="run", round=number) for node in grid.get_node_ids()
+        ]
+        got = {r.metadata.src_node_id: r for r in grid.send_and_receive(asked, timeout=30)}
+        sums = {n: float(view(r.content["arrays"]["x"]).sum()) for n, r in got.items() if r.has_content()}
+        with open(folder / "replies", "a") as file:
+            file.write(json.dumps([number, sums, grid.counts]) + "\n")
+    while told["stay"]:
+        time.sleep(1)
+
+
+def _follow(folder: Path, told: dict[str, Any]) -> None:
+    pems = (told[name].encode() for name in ("authority", "certificate", "key"))
+    endpoint = Endpoint(f"127.0.0.1:{told['port']}", told["node"], *pems)
+
+    def handle(message: Message) -> Message:
+        with open(folder / "handled", "a") as file:
+            file.write(message.metadata.message_id + "\n")
+        time.sleep(told.get("seconds", 0))
+        return moved(message)
+
+    follow(endpoint, handle, folder / "journal", threading.Event(), lambda _: None)
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[2])
+    {"server": _serve, "client": _follow}[sys.argv[1]](place, json.loads((place / "end.json").read_text()))
