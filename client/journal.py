@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
-from ..privacy.ledger_store import sync_folder
+from ..privacy.durable import replace_file
 
 KEPT = 1024  # ids; a server repeats an instruction of its present exchange only
 
@@ -21,12 +21,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         before = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
         self._ids = OrderedDict.fromkeys([line for line in before if line][-KEPT:])
-        fresh = path.with_suffix(".new")
-        fresh.write_text("".join(f"\n{each}" for each in self._ids), "utf-8")
-        os.replace(fresh, path)
+        replace_file(path, "".join(f"\n{each}" for each in self._ids).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (as long as the journal)
-        self._sync()
-        sync_folder(path.parent)
 
     def __contains__(self, name: str) -> bool:
         """Whether that instruction was begun."""

@@ -12,9 +12,9 @@ import queue
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import grpc
 import grpc.aio
 from flwr.app import Error, Message
 
+from ..configs.bundle_files import Credentials
 from ..strategies.frames import (
     MAX_FRAME_BYTES,
     MAX_KNOWN,
@@ -38,6 +39,7 @@ from ..strategies.frames import (
     write,
 )
 from ..strategies.message_bytes import Buffer, MalformedMessage, pack_body, segments, unpack
+from ..strategies.stream_loop import stream_loop
 from ..strategies.wire import HANDLED_BEFORE
 from .journal import Journal
 from .mod import FAILED
@@ -74,16 +76,13 @@ class Endpoint:
     Attributes:
       server: host and port; the certificate must be for that host.
       node: this device's number.
-      authority: certificate that the server's is signed by, PEM.
-      certificate, key: of this device, PEM.
+      credentials: of the device's end.
       most_bytes: a larger instruction ends the stream.
     """
 
     server: str
     node: int
-    authority: bytes
-    certificate: bytes
-    key: bytes = field(repr=False)
+    credentials: Credentials
     most_bytes: int = MOST_BYTES
 
 
@@ -109,13 +108,15 @@ def follow(
     begun = Journal(journal)
     inbox: Inbox = queue.SimpleQueue()
     line = Line(endpoint, inbox, said)
+    kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
     try:
-        with _kept(line):
-            while not stop.is_set():
-                with suppress(queue.Empty):
-                    _, name, data = inbox.get(timeout=POLL_SECONDS)
-                    line.answer(name, answered(name, data, handle, begun))
+        while not stop.is_set():
+            with suppress(queue.Empty):
+                _, name, data = inbox.get(timeout=POLL_SECONDS)
+                line.answer(name, answered(name, data, handle, begun))
     finally:
+        line.hang_up()
+        kept.result()
         begun.close()
 
 
@@ -140,28 +141,8 @@ def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Part
     return segments(reply.metadata, pack_body(reply))
 
 
-@contextmanager
-def _kept(line: Line) -> Generator[None]:
-    """Keep the line up in a thread of its own; at the end let a last reply arrive."""
-    ready = threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(_keep(line, ready)), name="link", daemon=True)
-    thread.start()
-    ready.wait()
-    try:
-        yield
-    finally:
-        line.hang_up()
-        thread.join()
-
-
-async def _keep(line: Line, ready: threading.Event) -> None:
-    line.start()
-    ready.set()
-    await line.keep()
-
-
 class Line:
-    """One device's stream and what it carries; it lives in an event loop, instructions go out by a queue.
+    """One device's stream and what it carries; it lives in the loop of streams, and instructions go out by a queue.
 
     Args:
       endpoint: where, and as whom.
@@ -176,24 +157,20 @@ class Line:
         self._owed: set[str] = set()
         self._outbox: asyncio.Queue[str] | None = None
         self._failures = 0
+        self._ending, self._settled = asyncio.Event(), asyncio.Event()
+        self._settled.set()
 
     # --- from other threads -----------------------------------------------------------------------------------------
 
     def answer(self, name: str, parts: Parts) -> None:
         """Send the reply to an instruction, now or once the server is back."""
-        self._loop.call_soon_threadsafe(self._answer, name, parts)
+        stream_loop().call_soon_threadsafe(self._answer, name, parts)
 
     def hang_up(self) -> None:
         """End `keep`, once no reply is owed to a server that is there, or after a while."""
-        self._loop.call_soon_threadsafe(self._ending.set)
+        stream_loop().call_soon_threadsafe(self._ending.set)
 
     # --- in the event loop ------------------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Belong to the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._ending, self._settled = asyncio.Event(), asyncio.Event()
-        self._settle()
 
     async def keep(self) -> None:
         """Connect, and connect again, until somebody hangs up."""
@@ -215,8 +192,8 @@ class Line:
 
     async def _session(self) -> str:
         """Hold one stream as long as it lasts and return why it ended."""
-        to = self._endpoint
-        credentials = grpc.ssl_channel_credentials(to.authority, to.key, to.certificate)
+        to, own = self._endpoint, self._endpoint.credentials
+        credentials = grpc.ssl_channel_credentials(own.ca, own.key, own.certificate)
         async with grpc.aio.secure_channel(to.server, credentials, OPTIONS) as channel:
             call: Any = channel.stream_stream(METHOD)()
             try:

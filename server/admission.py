@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from ..privacy.refusal import Refusal
+from .bundle import read_admitted
+
 logger = logging.getLogger("fedveil.server")
 
 Admitted = Callable[[], Mapping[str, int]]
-
-_FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
 def fingerprint(certificate: bytes) -> str:
@@ -42,20 +41,11 @@ def admitted_in(path: Path) -> Admitted:
             state = path.stat()
             stamp = (state.st_mtime_ns, state.st_ino, state.st_size)
             if stamp != read["stamp"]:
-                read.update(stamp=stamp, map=_map_in(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            logger.error("nobody is admitted: %s cannot be read: %s", path, error)
-            read.update(stamp=None, map={})
+                read.update(stamp=stamp, map=read_admitted(path))
+        except (OSError, Refusal) as error:
+            if read["stamp"] != (failed := str(error)):
+                logger.error("nobody is admitted: %s", failed)
+            read.update(stamp=failed, map={})
         return read["map"]
 
     return admitted
-
-
-def _map_in(text: str) -> dict[str, int]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise TypeError("not a map from fingerprints to nodes")
-    for key, node in cast(dict[str, Any], found).items():
-        if not _FINGERPRINT.fullmatch(key) or type(node) is not int or node < 2:
-            raise ValueError(f"{key}: not a fingerprint with its node, a number from 2 on")
-    return cast(dict[str, int], found)

@@ -12,11 +12,10 @@ import hashlib
 import itertools
 import queue
 import secrets
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -24,11 +23,13 @@ import grpc.aio
 from flwr.app import Error, Message
 from flwr.supercore.run import Run
 
+from ..configs.bundle_files import Credentials
 from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import claim_identity, name_message, name_sender
 from ..strategies.frames import MAX_FRAME_BYTES, METHOD
 from ..strategies.grids import AskingGrid
 from ..strategies.message_bytes import Body, MalformedMessage, pack_body, segments, unpack
+from ..strategies.stream_loop import stream_loop
 from ..strategies.wire import SPEC_RECORD, UNREADABLE
 from .admission import Admitted
 from .switchboard import Letter, Switchboard, Traffic
@@ -60,17 +61,14 @@ class Door:
 
     Attributes:
       listen: address and port; port 0 takes a free one.
-      certificate, key: of the server, PEM.
-      authority: certificate that clients' certificates are signed by, PEM.
+      credentials: of the server's end.
       nodes: of the roster: who may be asked, here or not.
       admitted: fingerprints of TLS keys, with their nodes; asked again every second.
       most_reply_bytes: a larger reply ends its stream.
     """
 
     listen: str
-    certificate: bytes
-    key: bytes = field(repr=False)
-    authority: bytes
+    credentials: Credentials
     nodes: tuple[int, ...]
     admitted: Admitted
     most_reply_bytes: int = MOST_REPLY_BYTES
@@ -83,53 +81,32 @@ def open_link(door: Door) -> Generator[LinkGrid]:
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
     """
-    opened: queue.SimpleQueue[_Opened | Exception] = queue.SimpleQueue()
-    thread = threading.Thread(target=lambda: asyncio.run(_serve(door, opened)), name="link", daemon=True)
-    thread.start()
-    link = opened.get()
-    if isinstance(link, Exception):
-        raise Refusal("listen", door.listen, f"no link can be opened there: {link}") from link
-    try:
-        yield LinkGrid(door.nodes, link)
-    finally:
-        link.call(link.stop.set)
-        thread.join()
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A link that listens, in its own thread."""
-
-    board: Switchboard
-    port: int
-    stop: asyncio.Event
-    loop: asyncio.AbstractEventLoop
-
-    def call(self, function: Callable[..., object], *given: Any) -> None:
-        """Call in the link's thread, without waiting."""
-        self.loop.call_soon_threadsafe(function, *given)
-
-
-async def _serve(door: Door, opened: queue.SimpleQueue[_Opened | Exception]) -> None:
+    loop = stream_loop()
     board = Switchboard(door.admitted, door.most_reply_bytes)
+    try:
+        server, port = asyncio.run_coroutine_threadsafe(_listen(door, board), loop).result()
+    except Exception as error:
+        raise Refusal("listen", door.listen, f"no link can be opened there: {error}") from error
+    watch = asyncio.run_coroutine_threadsafe(board.watch(), loop)
+    try:
+        yield LinkGrid(door.nodes, board, port)
+    finally:
+        watch.cancel()
+        asyncio.run_coroutine_threadsafe(server.stop(STOP_SECONDS), loop).result()
+
+
+async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
     server = grpc.aio.server(options=OPTIONS)
     service, method = METHOD.strip("/").split("/")
     handlers = {method: grpc.stream_stream_rpc_method_handler(board.follow)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    try:
-        credentials = grpc.ssl_server_credentials(
-            [(door.key, door.certificate)], root_certificates=door.authority, require_client_auth=True
-        )
-        port = server.add_secure_port(door.listen, credentials)
-        await server.start()
-    except Exception as error:  # noqa: BLE001 (raised again where the link was to be opened)
-        return opened.put(error)
-    stop = asyncio.Event()
-    opened.put(_Opened(board, port, stop, asyncio.get_running_loop()))
-    watch = asyncio.ensure_future(board.watch())
-    await stop.wait()
-    watch.cancel()
-    await server.stop(STOP_SECONDS)
+    own = door.credentials
+    credentials = grpc.ssl_server_credentials(
+        [(own.key, own.certificate)], root_certificates=own.ca, require_client_auth=True
+    )
+    port = server.add_secure_port(door.listen, credentials)
+    await server.start()
+    return server, port
 
 
 class LinkGrid(AskingGrid):
@@ -137,11 +114,13 @@ class LinkGrid(AskingGrid):
 
     Args:
       nodes: of the roster.
-      link: that listens.
+      board: where their streams end.
+      port: where it listens.
     """
 
-    def __init__(self, nodes: tuple[int, ...], link: _Opened) -> None:
-        self._nodes, self._link = nodes, link
+    def __init__(self, nodes: tuple[int, ...], board: Switchboard, port: int) -> None:
+        self._nodes, self._board, self.port = nodes, board, port
+        self._call = stream_loop().call_soon_threadsafe
         self._run = claim_identity(run_id=1)
         self._session, self._count = secrets.token_hex(8), itertools.count()
         self._unreadable = 0
@@ -155,11 +134,6 @@ class LinkGrid(AskingGrid):
         """The run of this process."""
         return self._run
 
-    @property
-    def port(self) -> int:
-        """Where the link listens."""
-        return self._link.port
-
     def get_node_ids(self) -> Iterable[int]:
         """Return all nodes of the roster: one that is drawn while it is away drops out."""
         return self._nodes
@@ -167,7 +141,7 @@ class LinkGrid(AskingGrid):
     @property
     def traffic(self) -> dict[int, Traffic]:
         """What passed between the server and each node that ever connected."""
-        return self._link.board.traffic()
+        return self._board.traffic()
 
     @property
     def connected(self) -> dict[int, float]:
@@ -177,7 +151,7 @@ class LinkGrid(AskingGrid):
     @property
     def counts(self) -> dict[str, int]:
         """How many streams and replies were turned away, by reason."""
-        return {**self._link.board.counts(), "unreadable": self._unreadable}
+        return {**self._board.counts(), "unreadable": self._unreadable}
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -189,7 +163,7 @@ class LinkGrid(AskingGrid):
         arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
         sent = self._written(messages, lambda letter, data: arrived.put((letter, data)))
         letters = [letter for letter, _ in sent.values()]
-        self._link.call(self._link.board.post, letters)
+        self._call(self._board.post, letters)
         end = None if timeout is None else time.monotonic() + timeout
         try:
             for _ in letters:
@@ -199,7 +173,7 @@ class LinkGrid(AskingGrid):
         except queue.Empty:
             return
         finally:
-            self._link.call(self._link.board.withdraw, letters)
+            self._call(self._board.withdraw, letters)
 
     def _written(
         self, messages: Iterable[Message], deliver: Callable[[Letter, bytearray], None]

@@ -20,7 +20,7 @@ from fedveil.strategies.wire import UNREADABLE, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))
 Authority, Federation, RawClient = (MADE[name] for name in ("Authority", "Federation", "RawClient"))
-asking, moved, until = (MADE[name] for name in ("asking", "moved", "until"))
+Pair, asking, moved, until = (MADE[name] for name in ("Pair", "asking", "moved", "until"))
 NODES = (2, 3, 4)
 
 
@@ -165,17 +165,15 @@ def turned_away(endpoint: Any, **options: Any) -> tuple[str, str]:
 def test_a_client_of_another_authority_or_without_a_certificate_or_expired_does_not_get_in(
     grid: LinkGrid, federation: Any
 ) -> None:
-    strangers = [Authority().client(2), federation.authority.client(2, days=0)]
+    strangers = [Authority().client(2), federation.authority.client(2, days=0), Pair(b"", b"")]
     for pair in strangers:
-        endpoint = federation.endpoint(2, grid.port, certificate=pair.certificate, key=pair.key)
-        assert turned_away(endpoint)[0] == "UNAVAILABLE"
-    assert turned_away(federation.endpoint(2, grid.port, certificate=None, key=None))[0] == "UNAVAILABLE"
+        assert turned_away(federation.endpoint(2, grid.port, pair))[0] == "UNAVAILABLE"
     assert not grid.connected
 
 
 def test_a_key_that_is_not_admitted_is_refused_by_name(grid: LinkGrid, federation: Any) -> None:
     pair = federation.authority.client(2)  # signed, but nobody admitted it
-    endpoint = federation.endpoint(2, grid.port, certificate=pair.certificate, key=pair.key)
+    endpoint = federation.endpoint(2, grid.port, pair)
     status, words = turned_away(endpoint)
     assert (status, words.endswith("is not admitted")) == ("PERMISSION_DENIED", True)
 

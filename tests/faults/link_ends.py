@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.client import link
 from fedveil.client.link import Endpoint, follow
+from fedveil.configs.bundle_files import Credentials
 from fedveil.server.admission import admitted_in, fingerprint
 from fedveil.server.link_grid import Door, LinkGrid, open_link
 from fedveil.strategies.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
 from fedveil.strategies.wire import SPEC_RECORD, memory_arrays, view
 
-Authority = runpy.run_path(str(Path(__file__).parents[1] / "link_certificates.py"))["Authority"]
+_CERTIFICATES = runpy.run_path(str(Path(__file__).parents[1] / "link_certificates.py"))
+Authority, Pair = _CERTIFICATES["Authority"], _CERTIFICATES["Pair"]
 link.FIRST_WAIT_SECONDS, link.LONGEST_WAIT_SECONDS, link.POLL_SECONDS = 0.05, 0.2, 0.02
 
 Handle = Callable[[Message], Message]
@@ -48,20 +50,20 @@ class Federation:
         fresh.replace(self.folder / "admitted.json")
 
     def door(self, listen: str = "127.0.0.1:0") -> Door:
-        pair, admitted = self.server, admitted_in(self.folder / "admitted.json")
-        return Door(listen, pair.certificate, pair.key, self.authority.certificate, self.nodes, admitted)
+        admitted = admitted_in(self.folder / "admitted.json")
+        return Door(listen, self.credentials(self.server), self.nodes, admitted)
 
-    def endpoint(self, node: int, port: int, **changed: Any) -> Endpoint:
-        pair = self.pairs[node]
-        made = Endpoint(f"127.0.0.1:{port}", node, self.authority.certificate, pair.certificate, pair.key)
-        return replace(made, **changed)
+    def credentials(self, pair: Any) -> Credentials:
+        return Credentials(self.authority.certificate, pair.certificate, pair.key)
+
+    def endpoint(self, node: int, port: int, pair: Any = None) -> Endpoint:
+        return Endpoint(f"127.0.0.1:{port}", node, self.credentials(pair or self.pairs[node]))
 
     def write(self, folder: Path, port: int, node: int = 0, **more: Any) -> Path:
         """Write what one end of the link needs to run as a process."""
         folder.mkdir(exist_ok=True)
         pair = self.pairs[node] if node else self.server
-        pems = {"authority": self.authority.certificate, "certificate": pair.certificate, "key": pair.key}
-        told = {name: value.decode() for name, value in pems.items()}
+        told: dict[str, Any] = {k: v.decode() for k, v in asdict(self.credentials(pair)).items()}
         told |= {
             "port": port,
             "node": node,
@@ -113,7 +115,8 @@ class RawClient:
     """A client that sends what it likes."""
 
     def __init__(self, endpoint: Endpoint, *, hello: Frame | None = None) -> None:
-        credentials = grpc.ssl_channel_credentials(endpoint.authority, endpoint.key, endpoint.certificate)
+        own = endpoint.credentials
+        credentials = grpc.ssl_channel_credentials(own.ca, own.key or None, own.certificate or None)
         self._channel = grpc.secure_channel(endpoint.server, credentials)
         self._out: Any = link.queue.SimpleQueue()
         self._call = self._channel.stream_stream(METHOD)(iter(self._out.get, None), timeout=20)
@@ -143,11 +146,15 @@ class RawClient:
 # --- as a process -------------------------------------------------------------------------------------------------
 
 
+def _credentials(told: dict[str, Any]) -> Credentials:
+    return Credentials(*(told[name].encode() for name in ("ca", "certificate", "key")))
+
+
 def _serve(folder: Path, told: dict[str, Any]) -> None:
     """Ask the nodes again and again, a round a line in `replies`; wait in round `told["hold"]` until it is killed."""
-    pems = (told[name].encode() for name in ("certificate", "key", "authority"))
     admitted = admitted_in(Path(told["admitted"]))
-    with open_link(Door(f"127.0.0.1:{told['port']}", *pems, tuple(told["nodes"]), admitted)) as grid:
+    door = Door(f"127.0.0.1:{told['port']}", _credentials(told), tuple(told["nodes"]), admitted)
+    with open_link(door) as grid:
         (folder / "port").write_text(str(grid.port))
         _ask(grid, folder, told)
 
@@ -166,8 +173,7 @@ def _ask(grid: LinkGrid, folder: Path, told: dict[str, Any]) -> None:
 
 
 def _follow(folder: Path, told: dict[str, Any]) -> None:
-    pems = (told[name].encode() for name in ("authority", "certificate", "key"))
-    endpoint = Endpoint(f"127.0.0.1:{told['port']}", told["node"], *pems)
+    endpoint = Endpoint(f"127.0.0.1:{told['port']}", told["node"], _credentials(told))
 
     def handle(message: Message) -> Message:
         with open(folder / "handled", "a") as file:
