@@ -30,7 +30,9 @@ LATE = 1002  # of a client that took longer than its deadline
 OWNERS_POLICY = 1003  # of a client whose owner does not allow what it was asked for
 NOT_ELIGIBLE = 1004  # of a device that is on battery, hot, busy, on a metered network, or outside its hours
 NOT_READY = 1005  # of a device whose clock is wrong, or that cannot write
-HANDLED_BEFORE = 1006  # of a client that began this before it lost its memory: it is not done, or charged, twice
+HANDLED_BEFORE = (
+    1006  # of a client that began this before it lost its memory: it is not done, or charged, twice
+)
 UNREADABLE = 1007  # of a reply that is no message
 DROP_REASONS = {
     BUDGET_SPENT: "budget spent",
