@@ -28,8 +28,13 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> 
 
 
 def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
-    """Return copies of the model's parameters and buffers."""
-    return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+    """Return copies of what the federation averages: the model's parameters that train, and its buffers.
+
+    A frozen parameter is the same in every model that the task makes, and does not travel.
+    """
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    kept = (item for item in model.state_dict().items() if item[0] not in frozen)
+    return {name: value.detach().numpy().copy() for name, value in kept}
 
 
 def train(model: nn.Module, task: Task, examples: Examples, sgd: SGD, client: int, key: int) -> float:

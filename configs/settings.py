@@ -62,7 +62,7 @@ MAX_WORKERS = 1_024
 MAX_BATCH = 1_000_000
 MAX_EPOCHS = 10_000
 
-TASKS = ("mnist5k", "digits", "heart", "fashion_mnist", "shakespeare", "custom")
+TASKS = ("mnist5k", "digits", "heart", "fashion_mnist", "shakespeare", "sentences", "custom")
 MAX_SECRETS = 50  # of each kind; more would be a good part of what clients hold
 
 
@@ -221,6 +221,9 @@ def _task(section: Section, allowed: Sequence[str]) -> TaskSettings:
 def _task_options(name: str, section: Section) -> dict[str, Parameter]:
     if name == "shakespeare":
         return {"secrets": section.whole("secrets", at_least=0, at_most=MAX_SECRETS)}
+    if name == "sentences":
+        folder = section.optional_text("folder")
+        return {} if folder is None else {"folder": folder}
     return {}
 
 

@@ -19,6 +19,7 @@ TASKS: Mapping[str, str] = {
     "heart": ".heart",
     "fashion_mnist": ".fashion_mnist",
     "shakespeare": ".shakespeare",
+    "sentences": ".sentences",
 }
 
 
