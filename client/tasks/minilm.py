@@ -146,8 +146,5 @@ def frozen_outputs(folder: Path, tokens: Tensor, layers: int = LAYERS - 1, batch
 def _read(folder: Path, prefix: str) -> Mapping[str, Tensor]:
     """The weights whose names begin with `prefix`, without it."""
     with safe_open(folder / "model.safetensors", "pt") as file:
-        return {
-            name.removeprefix(prefix): file.get_tensor(name)
-            for name in file.keys()
-            if name.startswith(prefix)
-        }  # noqa: SIM118
+        names: list[str] = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
