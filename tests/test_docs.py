@@ -37,6 +37,7 @@ WARM = (
     "sklearn.datasets",
     "fedveil.client.cohort_training",
     "fedveil.client.dp_sgd",
+    "fedveil.deployment.command",
     "fedveil.simulations.budget_view",
     "fedveil.simulations.launch",
     "fedveil.simulations.ledger_view",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("privacy", "strategies", "client", "server", "simulations", "configs")
+ROOMS = ("privacy", "strategies", "client", "server", "simulations", "configs", "deployment")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,22 @@ class Mutation:
 
 GRID_TESTS, SUM_TESTS = "test_server_private_grid.py", "test_privacy_private_sum.py"
 AUDIT_TESTS = "test_privacy_audit_bounds.py"
+BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
+    "a bundle of another authority is used": Mutation(
+        "configs/bundle_files.py",
+        "own.verify_directly_issued_by(authority)",
+        "pass",
+        BUNDLE_TESTS,
+        "a_client_refuses_a_bundle_that_is_not_whole",
+    ),
+    "a client takes an older roster": Mutation(
+        "client/bundle.py",
+        "if roster.version <= bundle.identity.roster.version:",
+        "if False:",
+        PROVISION_TESTS,
+        "never_an_older",
+    ),
     "noise removed": Mutation(
         "privacy/mechanisms/private_sum.py",
         "block += sample(sigma, block.size, stream)",
