@@ -55,7 +55,7 @@ def _client_central(section: Section) -> ClientCentral:
         adjacency=_adjacency(section),
         allow_large_delta=section.flag("allow_large_delta"),
         clipping_norm=section.real("clipping_norm", above=0),
-        metrics_share=section.real("metrics_share", at_least=0, below=1),
+        metrics_share=section.optional_real("metrics_share", at_least=0, below=1),
         clipping=section.word("clipping", FIXED_OR_ADAPTIVE),
         clipping_quantile=section.real("clipping_quantile", above=0, below=1),
         clipping_learning_rate=section.real("clipping_learning_rate", above=0),
@@ -79,7 +79,7 @@ def _client_distributed(section: Section) -> ClientDistributed:
         adjacency=_adjacency(section),
         allow_large_delta=section.flag("allow_large_delta"),
         clipping_norm=section.real("clipping_norm", above=0),
-        metrics_share=section.real("metrics_share", at_least=0, below=1),
+        metrics_share=section.optional_real("metrics_share", at_least=0, below=1),
         clipping="fixed",
         clipping_quantile=0.5,
         clipping_learning_rate=0.2,
@@ -122,7 +122,7 @@ def read_secagg(section: Section, privacy: PrivacySettings) -> SecaggSettings | 
 
 
 def _check_adaptive(section: Section, settings: ClientCentral) -> None:
-    if settings.clipping == "adaptive" and settings.metrics_share >= MOST_METRICS_SHARE:
+    if settings.clipping == "adaptive" and (settings.metrics_share or 0) >= MOST_METRICS_SHARE:
         section.refuse(
             "metrics_share", f"must be below {MOST_METRICS_SHARE:g} beside privacy.clipping=adaptive"
         )

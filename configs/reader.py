@@ -99,8 +99,18 @@ class Section:
             self.refuse(key, f"must be {_range(above, at_least, below, at_most)}{hint}")
         return number
 
-    def optional_real(self, key: str, *, above: float = -math.inf, hint: str = "") -> float | None:
-        return None if self._null(key) else self.real(key, above=above, hint=hint)
+    def optional_real(
+        self,
+        key: str,
+        *,
+        above: float = -math.inf,
+        at_least: float = -math.inf,
+        below: float = math.inf,
+        hint: str = "",
+    ) -> float | None:
+        if self._null(key):
+            return None
+        return self.real(key, above=above, at_least=at_least, below=below, hint=hint)
 
     def whole(self, key: str, *, at_least: int, at_most: int) -> int:
         value = self._take(key)

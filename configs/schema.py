@@ -89,8 +89,8 @@ class ClientCentral:
     adjacency: Adjacency
     allow_large_delta: bool
     clipping_norm: float
-    metrics_share: float
-    """Share in [0, 1) of the squared sensitivity that the loss, count and accuracy segments take."""
+    metrics_share: float | None
+    """Share in [0, 1) of the squared clipping norm that loss and count take; None: the least that tells something."""
     clipping: str
     """``fixed``, or ``adaptive``: the norm follows a quantile of the clients' norms, and clipping_norm is its start."""
     clipping_quantile: float

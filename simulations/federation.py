@@ -31,6 +31,7 @@ from ..privacy.caps import capped, default_folder
 from ..privacy.filter import admits
 from ..privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from ..privacy.mechanisms.correlated_noise import Correlation
+from ..privacy.mechanisms.metrics_share import least_share
 from ..privacy.mechanisms.private_sum import Scalar
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.planning import LEAST_NOISE, Plan
@@ -205,10 +206,13 @@ class Federation:
         f = self.settings.faults
         return Faults(f.dropout, f.failure, f.straggler, f.corrupt)
 
-    @property
-    def metrics_share(self) -> float:
-        """What clients pay for their metrics out of the client level's norm."""
-        return self.client.metrics_share if self.client else 0.0
+    def metrics_share(self, plan: Plan) -> float:
+        """Return what clients pay for their metrics out of the client level's squared norm."""
+        given = self.client.metrics_share if self.client else 0.0
+        if given is not None:
+            return given
+        expected = self.cohort.expected_size(self.task.num_clients)
+        return least_share(plan.noise_std / plan.clipping_norm, expected, len(self.scalars))
 
     def client_plan(
         self,

@@ -87,7 +87,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[None]:
         adaptation = federation.adaptation(plan, prior, begun)
         recording.make_folder("hydra.run.dir", run.folder)
         key = _noise_key(run, fresh=saved is None)
-        run.privacy = ClientPrivacy(plan, ledger, federation.metrics_share, adaptation, key)
+        run.privacy = ClientPrivacy(plan, ledger, federation.metrics_share(plan), adaptation, key)
         run.client = asking_for(run.client, plan)
         recording.write_start(run)
         yield

@@ -92,6 +92,8 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         affordable = plan.affordable_rounds(budget)
         ends = "; the run ends there" if affordable < rounds else ""
         console.print(f"At this noise the budget affords {affordable} rounds{ends}.")
+    if plan.unit == "client":
+        console.print(_metrics(federation, plan))
     for sentence in warnings_for(federation, plan, budget):
         console.print(sentence, style="yellow")
 
@@ -113,6 +115,14 @@ def _whole_run(correlation: Correlation) -> str:
         f"The whole run is one release, paid for in its first round; noise is correlated over {correlation.bands} "
         f"rounds: the models' error is {share:.3f} of that of independent noise."
     )
+
+
+def _metrics(federation: Federation, plan: Plan) -> str:
+    share = federation.metrics_share(plan)
+    if share == 0:
+        return "No metrics leave a client."
+    cost = 1 - math.sqrt(1 - share)
+    return f"Loss and count travel in the sum, under the same noise: they cost the update {cost:.1%} of its norm."
 
 
 def _cell(plan: Plan, adversary: Adversary, value: float) -> str:

@@ -51,7 +51,7 @@ def test_defaults_are_the_main_job() -> None:
     assert settings.privacy.target_delta == 1e-4
     assert settings.privacy.noise_multiplier is None
     assert settings.privacy.adjacency is Adjacency.ZERO_OUT
-    assert settings.privacy.metrics_share == 0.02
+    assert settings.privacy.metrics_share is None
     assert dataclasses.astuple(settings.faults) == (0.0, 0.0, 0.0, 0.0)
 
 

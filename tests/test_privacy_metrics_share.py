@@ -1,0 +1,38 @@
+"""The share that metrics take is the least with which they are known as promised."""
+
+import numpy as np
+import pytest
+
+from fedveil.privacy.mechanisms.metrics_share import ERROR, MOST_SHARE, ROUNDS, least_share
+from fedveil.privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec, add_noise, decode
+from fedveil.privacy.mechanisms.randomness import Randomness
+
+METRICS = (Scalar("loss", 5.0), Scalar("num-examples", 100.0))
+
+
+def test_a_mean_over_the_rounds_is_known_to_the_promised_part_of_its_range() -> None:
+    noise, expected = 3.0, 100.0
+    spec = SumSpec(1.0, METRICS, least_share(noise, expected, len(METRICS)))
+    middle = np.zeros(len(METRICS))  # every client reports half of the bound, that is 0 on the grid
+    means = []
+    for repeat in range(600):
+        rounds = [
+            decode(
+                add_noise(
+                    CohortSum(middle).total, noise, spec, Randomness(1).stream("noise", repeat, number)
+                )[0],
+                {},
+                spec,
+                expected,
+            )[1]["loss"]
+            for number in range(ROUNDS)
+        ]
+        means.append(np.mean(rounds))
+    assert np.std(means) == pytest.approx(ERROR * 5.0, rel=0.1)
+    assert np.mean(means) == pytest.approx(2.5, abs=0.05)
+
+
+def test_small_cohorts_and_much_noise_do_not_take_the_norm_away() -> None:
+    assert least_share(8.0, 4.0, 2) == MOST_SHARE
+    assert 0 < least_share(1.0, 1000.0, 2) < 1e-3
+    assert least_share(1.0, 1000.0, 0) == 0.0
