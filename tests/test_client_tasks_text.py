@@ -9,11 +9,12 @@ import torch
 
 from fedveil.client.batches import PoissonBatches
 from fedveil.client.dp_sgd import chosen_engine, train_privately
-from fedveil.client.tasks import Task, load_task, shakespeare
+from fedveil.client.tasks import Examples, Task, load_task, shakespeare
 from fedveil.client.tasks.partition import Partition
-from fedveil.client.tasks.planted import CANDIDATES, COPIES, SecretTask, draw_secrets
+from fedveil.client.tasks.planted import CANDIDATES, COPIES, SecretTask, draw_secrets, exposures
+from fedveil.client.tasks.protocol import ProbedTask
 from fedveil.client.tasks.shakespeare import CONTEXT, TRAINED, WINDOW, Characters, from_roles, windows_of
-from fedveil.client.training import SGD, train
+from fedveil.client.training import SGD, read_arrays, train
 from fedveil.privacy.audit.exposure import exposure
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -161,3 +162,24 @@ def test_the_plays_have_four_hundred_roles_that_speak_enough() -> None:
     assert task.num_clients == 400
     assert len(task.held_out()) == 4000
     assert sum(len(task.client_data(client)) for client in range(400)) == 32_000 + 2 * sum(COPIES)
+
+
+def test_the_probe_pools_each_kind_and_shows_the_control_beside_it() -> None:
+    task = made_up(secrets=3)
+    probe = task.memorisation_probe()
+    assert isinstance(task, ProbedTask) and probe is not None
+    assert made_up().memorisation_probe() is None
+    model = task.model()
+    fresh = probe.look(read_arrays(model), 1)
+    assert [each.name for each in fresh] == ["exposure_x1", "exposure_x4", "exposure_x16"]
+    assert all(each.p_value > 1e-3 for each in fresh)
+    held = [task.client_data(client) for client in range(task.num_clients)]
+    inputs, targets = (
+        torch.cat([getattr(data, part)[TRAINED:] for data in held]) for part in ("inputs", "targets")
+    )
+    train(model, task, Examples(inputs, targets), SGD(1.0, 60, 10), 0, key=1)
+    before = {name: value.copy() for name, value in read_arrays(model).items()}
+    learnt = probe.look(before, 2)
+    assert learnt[2].p_value < 1e-6 < learnt[2].shown["bits"]
+    assert all(np.array_equal(before[name], value) for name, value in read_arrays(model).items())
+    assert exposures(task, before)[0][0].candidates == CANDIDATES

@@ -6,6 +6,7 @@ it, its rank by loss among all candidates is uniform too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ...privacy.audit.exposure import Exposure, exposure, fisher
+from ...privacy.audit.probe import Memorised
 from ...privacy.refusal import Refusal
+from ..training import load_arrays
 from .protocol import Task
 
 # How often secrets of each kind are planted, every copy at another client; the last kind is the control.
@@ -71,3 +75,42 @@ def draw_secrets(each: int, num_clients: int, seed: int) -> tuple[Secret, ...]:
             pin = int(generator.integers(CANDIDATES))
             secrets.append(Secret(f"\nid {name} is ", pin, tuple(int(client) for client in clients)))
     return tuple(secrets)
+
+
+@dataclass(frozen=True)
+class ExposureProbe:
+    """A `MemorisationProbe` of a task's secrets: for each kind that was planted, the exact ranks pooled by Fisher."""
+
+    task: SecretTask
+
+    def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
+        """One test a kind; beside each, in bits, its mean exposure and that of secrets that were planted nowhere."""
+        del number
+        found = exposures(self.task, arrays)
+        control = found.pop(0)
+        return [
+            Memorised(
+                f"exposure_x{copies}",
+                fisher([each.p_value for each in ranks]),
+                {"bits": mean_bits(ranks), "unplanted": mean_bits(control)},
+            )
+            for copies, ranks in found.items()
+        ]
+
+
+def exposures(task: SecretTask, arrays: Mapping[str, NDArray[np.generic]]) -> dict[int, list[Exposure]]:
+    """The exposure of every secret under the model of these arrays, by how often it was planted."""
+    model = task.model()
+    load_arrays(model, arrays)
+    model.eval()
+    found: dict[int, list[Exposure]] = {copies: [] for copies in COPIES}
+    for secret in task.secrets:
+        losses = task.secret_losses(model, secret)
+        ranked = exposure(float(losses[secret.pin]), np.delete(losses, secret.pin))
+        found[secret.copies].append(ranked)
+    return found
+
+
+def mean_bits(ranks: list[Exposure]) -> float:
+    """The mean exposure: 1.44 where nothing was memorised, log2(CANDIDATES) = 13.3 at most."""
+    return sum(each.bits for each in ranks) / len(ranks)

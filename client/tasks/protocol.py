@@ -73,8 +73,8 @@ class StackedTask(Task, Protocol):
 class ProbedTask(Task, Protocol):
     """A task that plants secrets of its own making in its clients' data, and can look whether a model has learnt them."""
 
-    def memorisation_probe(self) -> MemorisationProbe:
-        """The probe that `audit=full` calls at its planned rounds."""
+    def memorisation_probe(self) -> MemorisationProbe | None:
+        """The probe that `audit=full` calls at its planned rounds; None if nothing was planted."""
         ...
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...privacy.refusal import Refusal
 from .partition import Indices, Partition
-from .planted import CANDIDATES, DIGITS, Secret, draw_secrets
+from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
 from .protocol import Examples, check_examples
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-0123456789"
@@ -78,6 +78,10 @@ class Characters:
 
     def held_out(self) -> Examples:
         return self.test
+
+    def memorisation_probe(self) -> ExposureProbe | None:
+        """The look at the secrets, if there are any."""
+        return ExposureProbe(self) if self.secrets else None
 
     def secret_losses(self, model: nn.Module, secret: Secret) -> NDArray[np.float64]:
         """One pass a digit: what is said before it decides, and 10 digits follow each of 1, 10, 100, 1000."""
