@@ -14,11 +14,12 @@ from typing import cast
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from ..privacy.mechanisms.distributed import encode_share
-from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.mechanisms.distributed import encode_share, openings
+from ..privacy.mechanisms.randomness import KEY_BYTES, Randomness
 from ..privacy.mechanisms.sizing import ShareSpec
 from ..privacy.refusal import Refusal
-from ..privacy.secagg.client import Participant, Work, declined
+from ..privacy.secagg.attempt import Openings, Work
+from ..privacy.secagg.client import Participant, declined
 from ..privacy.secagg.graph import colluders
 from ..privacy.secagg.masks import Vector
 from ..privacy.secagg.node_state import read_state, write_state
@@ -113,7 +114,7 @@ class Job:
         """Return the node's share of the round."""
         return Work(model_hash(self.message.content), self._vector)
 
-    def _vector(self, terms: Terms) -> Vector:
+    def _vector(self, terms: Terms) -> tuple[Vector, Openings]:
         content = self.message.content
         spec = _agreed_spec(content, terms, self.identity.policy.collusion)
         received = dict(only_arrays(content).items())  # the app may change what it was given
@@ -124,8 +125,9 @@ class Job:
                 raise NotTrained(reply.error.code)
             update = difference(only_arrays(reply.content), received)
             stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
-            words, _ = encode_share(update, scalars_of(reply), spec, stream, seed)
-            return cast(Vector, words)
+            layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
+            words, _ = encode_share(update, scalars_of(reply), spec, stream, seed, layers)
+            return cast(Vector, words), openings(spec, layers)
 
 
 def _agreed_spec(content: RecordDict, terms: Terms, collusion: float) -> ShareSpec:
@@ -140,7 +142,7 @@ def _agreed_spec(content: RecordDict, terms: Terms, collusion: float) -> ShareSp
         raise Refused(Reason.POLICY, "the vector's spec is none, or not safe") from error
     attendance = spec.attendance
     assumed = colluders(terms.cohort_size, collusion)
-    unknown = attendance.least - max(assumed, attendance.colluders)
+    knowing = max(assumed, attendance.colluders)
     promised = terms.noise_multiplier * (1 - NOISE_TOLERANCE)
     demands = {
         "task_hash": task_hash(spec) == terms.task_hash,
@@ -149,7 +151,7 @@ def _agreed_spec(content: RecordDict, terms: Terms, collusion: float) -> ShareSp
         "clipping_norm": spec.sum.clipping_norm == terms.clipping_norm,
         "most": attendance.most >= terms.cohort_size,
         "minimum_survivors": attendance.least <= terms.minimum_survivors,
-        "noise_multiplier": unknown > 0 and spec.noise_multiplier(unknown) >= promised,
+        "noise_multiplier": attendance.least > knowing and spec.least_noise(knowing) >= promised,
     }
     for name, met in demands.items():
         if not met:

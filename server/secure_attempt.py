@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from flwr.app import RecordDict
 
-from ..privacy.mechanisms.distributed import Words
+from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.private_sum import SumSpec
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.server import Abandoned, Outcome, Outgoing, ServerAttempt
+from ..privacy.secagg.shamir import SECRET_BYTES
 from ..privacy.secagg.transcript import PROTOCOL_VERSION, Profile, Terms
 from ..strategies.secure_wire import Exchange, Place, run_number, task_hash
 from ..strategies.wire import NO_REPLY
@@ -87,7 +88,9 @@ class Attempt:
     def __init__(self, nodes: tuple[int, ...], wanted: Sum, masking: Masking, number: int) -> None:
         self.nodes, self.wanted, self.number = nodes, wanted, number
         attendance = masking.attendance(len(nodes))
-        spec = size_shares(wanted.spec, wanted.coordinates, attendance, wanted.noise_multiplier, masking.bits)
+        spec = size_shares(
+            wanted.spec, wanted.coordinates, attendance, wanted.noise_multiplier, masking.bits, layered=True
+        )
         self.spec = spec if wanted.noise_multiplier else replace(spec, weighted=True)
         self.semi_honest = masking.profile is Profile.SEMI_HONEST
         terms = _terms(wanted, self.spec, masking, number)
@@ -163,8 +166,15 @@ class Attempt:
         dropped = Counter(
             self._reasons.get(node, reason) for node in self.nodes if node not in set(survivors)
         )
-        total = ended.total if isinstance(ended, Outcome) else None
+        total = None
+        if isinstance(ended, Outcome):
+            total = ended.total
+            take_back(total, len(survivors), self.spec, map(_seeds, ended.seeds.values()))
         return Opened(total, self.spec, len(survivors), dict(dropped), model, self.number + 1, exchanges)
+
+
+def _seeds(joined: bytes) -> list[bytes]:
+    return [joined[start : start + SECRET_BYTES] for start in range(0, len(joined), SECRET_BYTES)]
 
 
 def _terms(wanted: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> Terms:

@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from ..privacy.mechanisms.private_sum import Scalar, SumSpec
-from ..privacy.mechanisms.sizing import Attendance, ShareSpec
+from ..privacy.mechanisms.sizing import Attendance, Layer, ShareSpec
 from .wire import SPEC_RECORD, only_arrays, view
 
 SECURE_RECORD = "fedveil.secagg"
@@ -91,7 +91,8 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
     summed = fields.pop("sum")
     scalars = tuple(Scalar(**scalar) for scalar in summed.pop("scalars"))
     attendance = Attendance(**fields.pop("attendance"))
-    return ShareSpec(sum=SumSpec(scalars=scalars, **summed), attendance=attendance, **fields)
+    layers = tuple(Layer(**layer) for layer in fields.pop("layers"))
+    return ShareSpec(sum=SumSpec(scalars=scalars, **summed), attendance=attendance, layers=layers, **fields)
 
 
 def read_place(content: RecordDict) -> Place:

@@ -164,7 +164,7 @@ def test_the_exact_loss_of_summed_shares_is_within_that_of_the_gaussian_event(
     for _ in range(shares):
         law = np.convolve(law, one / one.sum())
     with_unit, without = np.pad(law, (shift, 0)), np.pad(law, (0, shift))
-    mu = 1 / spec.noise_multiplier(shares)
+    mu = 1 / spec.noise_multiplier(shares, shares)
     for budget in (0.1, 0.5, 1.0, 3.0):
         exact = np.maximum(with_unit - math.exp(budget) * without, 0).sum()
         high, low = norm.cdf([mu / 2 - budget / mu, -mu / 2 - budget / mu])

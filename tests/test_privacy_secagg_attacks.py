@@ -55,7 +55,9 @@ def play(cohort, until, model=MODEL, round_number=0):
 def refusal(cohort, node, message, model=MODEL, now=NOW):
     """Return why a node refuses a message, by name."""
     with pytest.raises(Refused) as caught:
-        cohort.nodes[node].handle(message, now, Work(model, lambda terms: np.zeros(DIMENSION, np.uint32)))
+        cohort.nodes[node].handle(
+            message, now, Work(model, lambda terms: (np.zeros(DIMENSION, np.uint32), ()))
+        )
     return caught.value.reason
 
 
@@ -290,7 +292,7 @@ def test_a_model_of_its_own_for_one_node_is_refused_by_all():
         model = OTHER_MODEL if node == victim else MODEL
         message = edited(message, messages.Inbox, model_hash=model)
         replies[node] = cohort.nodes[node].handle(
-            message, NOW, Work(model, lambda terms, n=node: vectors[n].copy())
+            message, NOW, Work(model, lambda terms, n=node: (vectors[n].copy(), ()))
         )
     with pytest.raises(Refused, match="wrong_cohort"):
         attempt.take(victim, replies[victim])

@@ -242,7 +242,7 @@ def test_a_message_reads_as_it_was_written_and_in_no_other_way():
         with pytest.raises(Refused, match="malformed"):
             read(wrong, Proposal)
     with pytest.raises(Refused, match="out_of_order"):
-        read(write(Revealed(bytes(32), b"")), Proposal)
+        read(write(Revealed(bytes(32), b"", b"")), Proposal)
 
 
 def test_a_vector_of_another_width_is_the_callers_mistake():

@@ -1,7 +1,7 @@
 """The private sum of clients who trust no server: each adds its share of the noise, and only a sum is ever seen.
 
-    client: clip -> rotate -> round -> share of noise -> modulo 2^bits -> (mask)
-    server: (unmask) -> centre -> rotate back -> decode
+    client: clip -> rotate -> round -> share of noise, and layers -> modulo 2^bits -> (mask)
+    server: (unmask) -> take layers back -> centre -> rotate back -> decode
 
 Between the two lies one vector of unsigned words: update, loss, count and clipping bit, as in module `private_sum`,
 whose scalars and decoding these are. What fits, and what the noise is worth, is proved in module `sizing`.
@@ -10,7 +10,7 @@ whose scalars and decoding these are. What fits, and what the noise is worth, is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..refusal import Refusal
 from .discrete_gaussian import sample
 from .private_sum import UNCLIPPED, Arrays, Vector, centre, decode, squared_norm
-from .randomness import Stream
+from .randomness import Stream, keyed_stream
 from .rotation import rotate, unrotate
 from .rounding import round_within
 from .sizing import WEIGHT, ShareSpec
@@ -29,13 +29,19 @@ if TYPE_CHECKING:
 
 Words = NDArray[np.uint16 | np.uint32]
 
+_LAYER = "layer of noise"
 _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the private sum
 
 # --- at the client ---------------------------------------------------------------------------------------------
 
 
 def encode_share(
-    update: Arrays, scalars: Mapping[str, float], spec: ShareSpec, stream: Stream, seed: bytes
+    update: Arrays,
+    scalars: Mapping[str, float],
+    spec: ShareSpec,
+    stream: Stream,
+    seed: bytes,
+    layers: Sequence[bytes] = (),
 ) -> tuple[Words, bool]:
     """Return the client's vector, to be masked, and whether its update was longer than the norm.
 
@@ -45,9 +51,12 @@ def encode_share(
       spec: the round's public parameters.
       stream: the client's own, secret; it serves this vector and no other, not even the same vector sent again.
       seed: of the round's rotation, public, 32 bytes.
+      layers: a fresh secret seed for each of the spec's layers, of 32 bytes.
     Returns:
       shape (spec.size,), of the spec's dtype.
     """
+    if len(layers) != len(spec.layers):
+        raise ValueError(f"{len(layers)} seeds for {len(spec.layers)} layers of noise")
     vector, clipped = _clip(update, scalars, spec)
     if spec.rotated:
         rotate(vector, seed)
@@ -55,6 +64,8 @@ def encode_share(
     words = whole.astype(spec.dtype)  # two's complement: modulo 2^bits, here and wherever words are added
     if spec.sigma:
         _add_noise(words, spec.sigma, stream)
+    for layer, own in zip(spec.layers, layers, strict=True):
+        _add_noise(words, layer.sigma, keyed_stream(own, _LAYER))
     return words, clipped
 
 
@@ -85,10 +96,15 @@ def _weight(scalars: Mapping[str, float], spec: ShareSpec) -> float:
     return min(scalars[WEIGHT] / bound, 1.0)
 
 
-def _add_noise(words: Words, sigma: int, stream: Stream) -> None:
+def openings(spec: ShareSpec, layers: Sequence[bytes]) -> tuple[tuple[int, bytes], ...]:
+    """Return each layer's seed behind the number of survivors that it is opened to."""
+    return tuple((layer.survivors, seed) for layer, seed in zip(spec.layers, layers, strict=True))
+
+
+def _add_noise(words: Words, sigma: int, stream: Stream, sign: int = 1) -> None:
     for start in range(0, words.size, _NOISE_BLOCK):
         block = words[start : start + _NOISE_BLOCK]
-        block += sample(sigma, block.size, stream).astype(words.dtype)
+        block += (sign * sample(sigma, block.size, stream)).astype(words.dtype)
 
 
 # --- at the server ---------------------------------------------------------------------------------------------
@@ -97,7 +113,7 @@ def _add_noise(words: Words, sigma: int, stream: Stream) -> None:
 def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
     """Return what the sum of these survivors tells whoever knows who they are, the server first of all.
 
-    More survivors are more noise. Holds for zero-out and, as every Gaussian event, for replace-one; see `sizing`.
+    More survivors are more noise, but for the layers that they open. Holds for zero-out and, as every Gaussian event, for replace-one; see `sizing`.
 
     Raises:
       Refusal: fewer survive than were planned, or more than the sum was sized for; nothing may be released.
@@ -106,7 +122,33 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
     if not attendance.least <= survivors <= attendance.most:
         remedy = f"release nothing: the sum needs {attendance.least} to {attendance.most} survivors"
         raise Refusal("survivors", survivors, remedy)
+<<<<<<< HEAD
     return _gaussian(spec.noise_multiplier(survivors - attendance.colluders))
+=======
+    return GaussianDpEvent(float(spec.noise_multiplier(survivors - attendance.colluders, survivors)))
+
+
+def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Sequence[bytes]]) -> int:
+    """Take the layers that so many survivors do not need out of their sum, in place.
+
+    Args:
+      total: the sum of the survivors' vectors, unmasked.
+      survivors: how many were added.
+      spec: the round's public parameters.
+      opened: of each survivor that opened any, the seeds in the layers' order. Who opened another number is passed
+        over: its noise stays.
+    Returns:
+      how many survivors' layers were taken out.
+    """
+    layers = [layer for layer in spec.layers if survivors >= layer.survivors]
+    taken = 0
+    for seeds in opened:
+        if len(seeds) == len(layers):
+            taken += 1
+            for layer, seed in zip(layers, seeds, strict=True):
+                _add_noise(total, layer.sigma, keyed_stream(seed, _LAYER), -1)
+    return taken
+>>>>>>> 2541e0d (Layers of noise that survivors open: a sum has the noise that its survivors need (XNoise))
 
 
 def filled_event(spec: ShareSpec) -> GaussianDpEvent:
@@ -115,6 +157,7 @@ def filled_event(spec: ShareSpec) -> GaussianDpEvent:
     Only where nothing else shows who was sampled: the denominator is fixed, the number of survivors stays with the
     server, and giving up, over too few survivors or more than the most, has no chance worth mentioning.
     """
+<<<<<<< HEAD
     return _gaussian(spec.noise_multiplier(spec.attendance.most - spec.attendance.colluders))
 
 
@@ -122,6 +165,10 @@ def _gaussian(noise_multiplier: float) -> GaussianDpEvent:
     from dp_accounting.dp_event import GaussianDpEvent  # clients do without
 
     return GaussianDpEvent(float(noise_multiplier))
+=======
+    most = spec.attendance.most
+    return GaussianDpEvent(float(spec.noise_multiplier(most - spec.attendance.colluders, most)))
+>>>>>>> 2541e0d (Layers of noise that survivors open: a sum has the noise that its survivors need (XNoise))
 
 
 def fill(total: Words, survivors: int, spec: ShareSpec, stream: Stream) -> None:
@@ -136,6 +183,8 @@ def fill(total: Words, survivors: int, spec: ShareSpec, stream: Stream) -> None:
       spec: the round's public parameters.
       stream: the server's own, secret; it serves this release and no other.
     """
+    if spec.layers:
+        raise ValueError("a filled sum has no layers: its noise must not depend on how many survive")
     for root in _squares(spec.attendance.most - survivors, 4) or ():
         _add_noise(total, spec.sigma * root, stream)
 

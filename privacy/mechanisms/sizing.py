@@ -1,26 +1,30 @@
 """How wide a coordinate of a masked sum must be, how fine its grid may be, and what its noise is worth.
 
 Every client rounds to the grid and adds its share of noise, an exact discrete Gaussian of parameter sigma; the sum
-is taken modulo 2^bits. Two proofs stand behind a `ShareSpec`; it cannot be made where either fails.
+is taken modulo 2^bits. Beside it lie layers of noise for the case that few survive, each from a seed; once it is settled
+who survives, and how many, the survivors open the seeds of the layers that so many do not need (XNoise, Jiang et al.,
+EuroSys 2024, arXiv:2209.12528, with the seeds given by their owners alone: whoever fails to leaves its noise in the
+sum, which is more noise and never less). Two proofs stand behind a `ShareSpec`; it cannot be made where either fails.
 
 No overflow. Let n be the most clients, Delta^2 the limit of a rounded vector's squared norm, room = 2^(bits-1) - 1.
 
-- Not rotated, certain: a coordinate of the sum is at most n (Delta + `largest`(sigma)), and that is at most room.
+- Not rotated, certain: a coordinate of the sum is at most n (Delta + `largest`(sigma)), summed over the layers, and that
+  is at most room.
 - Rotated, but for a probability of 2^-40 a round: rounding moves a coordinate by at most n. The rest is
-  sub-Gaussian: the signal with proxy n^2 Delta^2 / 2^m (module `rotation`), each share with sigma^2, because
+  sub-Gaussian: the signal with proxy n^2 Delta^2 / 2^m (module `rotation`), each draw with sigma^2, because
   E exp(tX) = exp(t^2 sigma^2 / 2) rho(Z - t sigma^2) / rho(Z) and a Gaussian's sum over the integers is largest when
   it is centred on one. With V the sum of the proxies, some of d coordinates exceeds room with probability at most
   2 d exp(-(room - n)^2 / (2 V)). All of it is compared in whole numbers. An overflow would spoil a coordinate, never
   privacy: the modulus is post-processing.
 
-Noise. The sum of m shares is a Gaussian mechanism of noise multiplier sqrt(m sigma^2 - s^2) / Delta, s = `SMOOTHING`,
-up to a pure epsilon below 2^-1000 in all coordinates together, far below what a float of epsilon resolves:
+Noise. The sum of m shares is a Gaussian mechanism of noise multiplier sqrt(m v - s^2) / Delta, where v is sigma^2 and
+that of every layer that stays closed, and s = `SMOOTHING`, up to a pure epsilon below 2^-1000 in all coordinates together, far below what a float of epsilon resolves:
 
-- The law of the sum is, up to factors of exp(+-tau), tau = 10 sum_{j<m} exp(-2 pi^2 sigma^2 j / (j+1)), the discrete
-  Gaussian of variance m sigma^2 (the convolution theorem of Kairouz et al. 2021, arXiv:2102.06387); sigma is at least
-  `MIN_SIGMA`.
+- The law of the sum of l draws is, up to factors of exp(+-tau), tau = 10 sum_{j<l} exp(-2 pi^2 r^2 j / (j+1)) with r the
+  least of their sigmas, the discrete Gaussian of their variances' sum, m v (the convolution theorem of Kairouz et al.
+  2021, arXiv:2102.06387: what x^2 y^2 / (x^2 + y^2) gives for draws of x and y grows in both); r is at least `MIN_SIGMA`.
 - That is, up to factors of (1 +- e) / (1 -+ e), e = 2 sum_{k>0} exp(-2 pi^2 s^2 k^2), a continuous Gaussian of variance
-  m sigma^2 - s^2, rounded to the integers by a discrete Gaussian of variance s^2 about it (Peikert 2010, theorem 3.1).
+  m v - s^2, rounded to the integers by a discrete Gaussian of variance s^2 about it (Peikert 2010, theorem 3.1).
   Whole shifts pass through that rounding, so all that is known of the Gaussian mechanism holds by post-processing, its
   PLD included. For Skellam noise there is only RDP.
 
@@ -33,7 +37,9 @@ sum as it is gives no amplification by secret sampling. `distributed.fill` makes
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,6 +53,7 @@ SMOOTHING = 8  # s above
 MIN_SIGMA = 16
 OVERFLOW_BITS = 40  # the security parameter of the protocol's own tails
 WEIGHT = "num-examples"  # the scalar that weighs
+MOST_EXCESS = 1.15  # of the variance over what so many survivors need, after the layers in excess are open
 MOST_INFLATION = 1.05  # what the coarser grid of 16 bits may add to the noise, before 32 bits are taken
 _LOG_2 = (6932, 10000)  # a little more than log(2)
 
@@ -73,6 +80,14 @@ class Attendance:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Noise of parameter `sigma` beside each share, opened once `survivors` or more are in the sum."""
+
+    survivors: int
+    sigma: int
+
+
+@dataclass(frozen=True)
 class ShareSpec:
     """What every client must do to its vector before it is masked, proved to fit. All of it is public.
 
@@ -84,6 +99,7 @@ class ShareSpec:
       bits: of a coordinate, 16 or 32.
       rotated: whether vectors are rotated under the round's public seed.
       weighted: whether each client counts by its examples, which must be a scalar; without noise only.
+      layers: by falling number of survivors; of fewer than the last one's none is opened.
     Raises:
       Refusal: a sum may overflow, or the noise is too narrow for its proof.
     """
@@ -95,6 +111,7 @@ class ShareSpec:
     bits: int
     rotated: bool
     weighted: bool = False
+    layers: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
         if self.bits not in (16, 32):
@@ -103,6 +120,13 @@ class ShareSpec:
             raise Refusal("sum", self.sum, f"give a clipping norm and at most {MAX_CELLS} cells")
         if self.sigma and not MIN_SIGMA <= self.sigma <= MAX_SIGMA:
             raise Refusal("sigma", self.sigma, f"give 0 or at least {MIN_SIGMA} grid units; a finer grid")
+        if any(not MIN_SIGMA <= each.sigma <= MAX_SIGMA for each in self.layers) or (
+            self.layers and not self.sigma
+        ):
+            raise Refusal("layers", self.layers, f"give each at least {MIN_SIGMA} grid units, beside a share")
+        levels = [self.attendance.most + 1, *(each.survivors for each in self.layers), self.attendance.least]
+        if any(after >= before for before, after in pairwise(levels)):
+            raise Refusal("layers", self.layers, "open them by falling numbers above the least attendance")
         counted = any(each.name == WEIGHT and self.sum.reach(each) > 0 for each in self.sum.scalars)
         if self.weighted and (self.sigma or not counted):
             raise Refusal("weighted", True, f"weight only without noise, by a scalar {WEIGHT} with a share")
@@ -130,9 +154,19 @@ class ShareSpec:
         """The sensitivity over the clipping norm, above 1."""
         return math.sqrt(self.limit) / self.sum.cells
 
-    def noise_multiplier(self, shares: int) -> float:
-        """Return the noise of so many unknown shares over the sensitivity."""
-        return math.sqrt(max(shares * self.sigma**2 - SMOOTHING**2, 0) / self.limit)
+    def variance(self, survivors: int) -> int:
+        """Return the variance of one client's noise that stays closed once so many survive, in grid units."""
+        closed = (each.sigma**2 for each in self.layers if each.survivors > survivors)
+        return self.sigma**2 + sum(closed)
+
+    def noise_multiplier(self, shares: int, survivors: int) -> float:
+        """Return the noise of so many unknown shares over the sensitivity, once so many survive."""
+        return math.sqrt(max(shares * self.variance(survivors) - SMOOTHING**2, 0) / self.limit)
+
+    def least_noise(self, colluders: int) -> float:
+        """Return the noise over the sensitivity whoever survives, if so many of them work for the server."""
+        levels = (self.attendance.least, *(layer.survivors for layer in self.layers))
+        return min(self.noise_multiplier(level - colluders, level) for level in levels)
 
 
 def size_shares(
@@ -141,6 +175,7 @@ def size_shares(
     attendance: Attendance,
     noise_multiplier: float,
     bits: int | None = None,
+    layered: bool = False,
 ) -> ShareSpec:
     """Return the finest grid that fits, with the noise that the least attendance needs.
 
@@ -150,45 +185,65 @@ def size_shares(
       attendance: of the sum.
       noise_multiplier: of the whole sum over its sensitivity, for the fewest survivors without colluders; 0 for none.
       bits: 16, rotated, or 32; None takes 16 where it adds at most 5 % to the noise, and 32 without noise.
+      layered: whether what more survivors do not need lies in layers; otherwise more survivors are more noise.
     Raises:
       Refusal: no grid fits into these bits.
     """
+    levels = _levels(attendance) if layered and noise_multiplier else (attendance.least,)
     widths = (bits,) if bits is not None else (16, 32) if noise_multiplier else (32,)
     for width in widths[:-1]:
-        found = _finest(spec, coordinates, attendance, noise_multiplier, width)
+        found = _finest(spec, coordinates, attendance, levels, noise_multiplier, width)
         if found is not None and found.inflation <= MOST_INFLATION:
             return found
-    found = _finest(spec, coordinates, attendance, noise_multiplier, widths[-1])
+    found = _finest(spec, coordinates, attendance, levels, noise_multiplier, widths[-1])
     if found is None:
         raise Refusal("bits", widths[-1], "no grid holds such a sum; give more bits, or less noise")
     return found
 
 
+def _levels(attendance: Attendance) -> tuple[int, ...]:
+    """Return for how many survivors the noise is sized, falling from the most to the least."""
+    most, least = (count - attendance.colluders for count in (attendance.most, attendance.least))
+    steps = math.ceil(math.log(most / least) / math.log(MOST_EXCESS))
+    between = {round(most * (least / most) ** (step / steps)) for step in range(1, steps)}
+    return tuple(count + attendance.colluders for count in sorted({most, *between, least}, reverse=True))
+
+
 def _finest(
-    spec: SumSpec, coordinates: int, attendance: Attendance, noise: float, bits: int
+    spec: SumSpec, coordinates: int, attendance: Attendance, levels: Sequence[int], noise: float, bits: int
 ) -> ShareSpec | None:
-    honest = attendance.least - attendance.colluders
     below, above = 0, MAX_CELLS + 1
     best = None
     while above - below > 1:
         cells = (below + above) // 2
-        wanted = noise**2 * limit_for(cells, coordinates + len(spec.scalars)) + SMOOTHING**2
-        sigma = max(math.ceil(math.sqrt(wanted / honest)), MIN_SIGMA) if noise else 0
+        wanted = noise**2 * limit_for(cells, coordinates + len(spec.scalars)) + SMOOTHING**2 if noise else 0.0
+        sigma, *others = _sigmas(wanted, [level - attendance.colluders for level in levels])
+        layers = tuple(Layer(*layer) for layer in zip(levels, others, strict=False))
+        summed = replace(spec, cells=cells)
         try:
-            best = ShareSpec(replace(spec, cells=cells), coordinates, attendance, sigma, bits, bits == 16)
+            best = ShareSpec(summed, coordinates, attendance, sigma, bits, bits == 16, layers=layers)
             below = cells
         except Refusal:
             above = cells
     return best
 
 
+def _sigmas(wanted: float, honest: Sequence[int]) -> list[int]:
+    """Return a share's sigma and its layers', so that of so many shares each sum of layers has the wanted variance."""
+    sigmas: list[int] = []
+    for count in honest:
+        missing = max(wanted / count - sum(sigma**2 for sigma in sigmas), 0)
+        sigmas.append(max(math.ceil(math.sqrt(missing)), MIN_SIGMA) if wanted else 0)
+    return sigmas
+
+
 def _fits(spec: ShareSpec) -> bool:
     most, room = spec.attendance.most, 2 ** (spec.bits - 1) - 1
     if not spec.rotated:
-        share = largest(spec.sigma) if spec.sigma else 0
+        share = sum(largest(sigma) for sigma in (spec.sigma, *(each.sigma for each in spec.layers)) if sigma)
         return most * (math.isqrt(spec.limit) + share) <= room
     block = block_of(spec.size)
-    proxy = most**2 * spec.limit + most * spec.sigma**2 * block  # V times 2^m
+    proxy = most**2 * spec.limit + most * spec.variance(0) * block  # V times 2^m
     doublings = spec.size.bit_length() + 1 + OVERFLOW_BITS  # 2^doublings is at least 2 d 2^40
     above, below = _LOG_2
     return most <= room and (room - most) ** 2 * block * below >= 2 * above * doublings * proxy

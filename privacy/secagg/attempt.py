@@ -25,6 +25,11 @@ class Stage(IntEnum):
     CONFIRMED = 3
 
 
+# Secret seeds of 32 bytes of noise in the vector, each behind the fewest survivors that it is opened to: of fewer the
+# noise must stay.
+Openings = tuple[tuple[int, bytes], ...]
+
+
 @dataclass(frozen=True)
 class Work:
     """What the node computes for a round.
@@ -32,16 +37,16 @@ class Work:
     Attributes:
       model_hash: of the model that this node received, computed here.
       vector: called once, when the masks are ready; hands over words of the terms' width, shape (d,), to be
-        overwritten.
+        overwritten, and what the node is to open beside its shares.
     """
 
     model_hash: bytes
-    vector: Callable[[Terms], Vector]
+    vector: Callable[[Terms], tuple[Vector, Openings]]
 
 
 @dataclass
 class Attempt:
-    """What a node remembers of one attempt between messages; seeds, keys and `held` are secret."""
+    """What a node remembers of one attempt between messages; seeds, keys, `held` and `openings` are secret."""
 
     terms: Terms
     candidates: tuple[int, ...]
@@ -56,6 +61,7 @@ class Attempt:
     sharers: tuple[int, ...] = ()
     model_hash: bytes = b""
     alive: tuple[int, ...] = ()
+    openings: Openings = ()
 
     @cached_property
     def agreed(self) -> Agreement:
@@ -71,6 +77,7 @@ class Attempt:
     def erase(self) -> None:
         """Let go of every secret. Python cannot overwrite bytes; what it freed may stay in memory for a while."""
         self.mask_seed = self.own_seed = self.share_key = self.reply_key = self.held = b""
+        self.openings = ()
 
 
 def tagged(attempt: Attempt, body: bytes) -> bytes:

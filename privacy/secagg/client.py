@@ -208,7 +208,8 @@ class Participant:
         masks += [
             (agree(secret, agreed.by_node[peer].mask_key, info), mask_sign(self.node, peer)) for peer in peers
         ]
-        return masked(attempt, work.vector(attempt.terms), masks, context)
+        vector, attempt.openings = work.vector(attempt.terms)
+        return masked(attempt, vector, masks, context)
 
     def _open_shares(self, attempt: Attempt, agreed: Agreement, peers: Sequence[int], sealed: bytes) -> bytes:
         if len(sealed) != SEALED_BYTES * len(peers):
@@ -278,7 +279,8 @@ class Participant:
         for place, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
             start = SHARE_BYTES * (2 * place + (peer not in alive))  # of the own seed, then of the mask seed
             shares += attempt.held[start : start + SHARE_BYTES]
-        reply = tagged(attempt, write(Revealed(view, bytes(shares))))
+        seeds = b"".join(seed for least, seed in attempt.openings if len(alive) >= least)
+        reply = tagged(attempt, write(Revealed(view, bytes(shares), seeds)))
         self.seen.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
         self._end(attempt.context)
         return reply

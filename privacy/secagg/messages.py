@@ -14,6 +14,7 @@ import msgpack
 
 from .fields import ascending, fixed, many, node, nodes, read_terms, reason, unpack, write_terms
 from .refusal import Reason, Refused
+from .shamir import SECRET_BYTES
 from .suite import KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_BYTES
 from .transcript import HASH_BYTES, Terms
 
@@ -99,10 +100,14 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Revealed:
-    """3b, reply: one share for each neighbour that shared: of the private seed if alive, of the mask key if not."""
+    """3b, reply: one share for each neighbour that shared: of the private seed if alive, of the mask key if not.
+
+    `seeds` are those of noise in the sender's own vector that so many survivors do not need, 32 bytes each.
+    """
 
     survivors: bytes
     shares: bytes
+    seeds: bytes
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,7 @@ _FIELDS: dict[type[Message], dict[str, Callable[[Any], Any]]] = {
         "signature": fixed(SIGNATURE_BYTES),
     },
     Confirmed: {"context": _hash, "confirmations": _rows(Confirmation)},
-    Revealed: {"survivors": _hash, "shares": many(SHARE_BYTES)},
+    Revealed: {"survivors": _hash, "shares": many(SHARE_BYTES), "seeds": many(SECRET_BYTES)},
     Declined: {"reason": reason},
 }
 _KINDS = list(_FIELDS)

@@ -66,5 +66,6 @@ def _attempt(row: dict[str, Any]) -> Attempt:
     row["terms"] = read_terms(row["terms"])
     row["adverts"] = read(row["adverts"], Cohort).adverts
     row["stage"] = Stage(row["stage"])
+    row["openings"] = tuple((int(least), bytes(seed)) for least, seed in row["openings"])
     row |= {name: tuple(row[name]) for name in _NODES}
     return Attempt(**row)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -61,10 +61,14 @@ class Due(IntEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The sum of the survivors' vectors modulo 2**bits, shape (d,), and who they are."""
+    """The sum of the survivors' vectors modulo 2**bits, shape (d,), and who they are.
+
+    `seeds` holds by survivor what it opened of its vector's noise; none who did not answer in the end.
+    """
 
     total: Vector
     survivors: tuple[int, ...]
+    seeds: dict[int, bytes] = field(default_factory=dict[int, bytes])
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class ServerAttempt:
         self._sealed: dict[int, bytes] = {}
         self._confirmations: dict[int, Confirmation] = {}
         self._revealed: dict[int, bytes] = {}
+        self._seeds: dict[int, bytes] = {}
         self._agreed = Agreement(terms, self.context, self._candidates, ())
         self._sharers: tuple[int, ...] = ()
         self._sharing: frozenset[int] = frozenset()
@@ -207,6 +212,7 @@ class ServerAttempt:
         if len(revealed.shares) != SHARE_BYTES * len(self._agreed.neighbours(node, self._sharing)):
             raise Refused(Reason.MALFORMED, "not one share for each neighbour")
         self._revealed[node] = revealed.shares
+        self._seeds[node] = revealed.seeds
 
     def advance(self, model_hash: bytes = b"") -> Outgoing | Outcome | Abandoned:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.
@@ -288,7 +294,7 @@ class ServerAttempt:
         masks = list(remaining_masks(self._agreed, self._alive, self._dead, shares, self._round))
         add_masks(self._total, masks, self._suite)
         self._end()
-        return Outcome(self._total, self._alive)
+        return Outcome(self._total, self._alive, self._seeds)
 
     def _enough(self, count: int) -> None:
         if count < self._terms.minimum_survivors:

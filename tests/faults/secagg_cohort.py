@@ -48,6 +48,7 @@ class Cohort:
     minimum: int = 2
     suite: int = 1
     collusion: float = 0.0
+    openings: tuple = ()
     refusals: dict = field(default_factory=dict)
     dropped: dict = field(default_factory=dict)
     traffic: list = field(default_factory=list)
@@ -92,7 +93,7 @@ class Cohort:
 
     def answer(self, stage, node, message, vectors, model=MODEL):
         """Return the node's reply to one message, or what leaves when it refuses."""
-        work = Work(model, lambda terms: vectors[node].copy())
+        work = Work(model, lambda terms: (vectors[node].copy(), self.openings))
         try:
             return self.nodes[node].handle(message, NOW, work)
         except Refused as refused:
