@@ -183,6 +183,27 @@ MUTATIONS = {
         "test_server_secure_sum.py",
         "noise_is_the_survivors",
     ),
+    "layers of noise that nobody adds": Mutation(
+        "privacy/mechanisms/distributed.py",
+        "for layer, own in zip(spec.layers, layers, strict=True):\n        _add_noise(words, layer.sigma",
+        "for layer, own in zip(spec.layers, layers, strict=True):\n        _add_noise(words[:0], layer.sigma",
+        "test_privacy_distributed_shares.py",
+        "what_stays_closed",
+    ),
+    "noise opened to fewer survivors than it is for": Mutation(
+        "privacy/secagg/client.py",
+        "if len(alive) >= least)",
+        "if least)",
+        "test_privacy_secagg_protocol.py",
+        "as_many_survivors_as_they_say",
+    ),
+    "noise opened before a quorum has signed": Mutation(
+        "privacy/secagg/client.py",
+        "if said.survivors != view:",
+        "if False:",
+        "test_privacy_secagg_protocol.py",
+        "no_quorum_signed",
+    ),
     "survivors not counted before a sum is opened": Mutation(
         "privacy/secagg/server.py",
         "if count < self._terms.minimum_survivors:",

@@ -11,12 +11,12 @@ from scipy import stats
 
 from fedveil.privacy.mechanisms import distributed, rotation
 from fedveil.privacy.mechanisms.discrete_gaussian import largest
-from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, fill
+from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, fill, openings, take_back
 from fedveil.privacy.mechanisms.private_sum import UNCLIPPED, Scalar, SumSpec
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.rotation import rotate, unrotate
 from fedveil.privacy.mechanisms.rounding import limit_for, round_within
-from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, Layer, ShareSpec, size_shares
 
 SEED = bytes(range(32))
 LOSS, BIT = Scalar("loss", 5.0), Scalar(UNCLIPPED, 1.0, 0.02)
@@ -177,6 +177,75 @@ def test_two_clients_and_two_attempts_never_share_noise() -> None:
     spec = silent(1000)
     words = [encode_share(one, {}, spec, Randomness().stream("share", 1), SEED)[0] for _ in range(2)]
     assert (words[0] != words[1]).mean() > 0.9
+
+
+# --- layers that survivors open
+
+LAYERED = replace(silent(20_000, most=12), layers=(Layer(12, 24), Layer(8, 40)))
+
+
+def layered_total(spec: ShareSpec, survivors: int, opening: int, key: int = 9) -> tuple[np.ndarray, int]:
+    """The sum of so many silent clients of whom so many open what they should, and how many had theirs taken out."""
+    streams = [Randomness(key).stream("layered", client) for client in range(survivors)]
+    seeds = [[stream.bytes(32) for _ in spec.layers] for stream in streams]
+    update = {"w": np.zeros(spec.coordinates)}
+    words = total(
+        [
+            encode_share(update, {}, spec, stream, SEED, own)[0]
+            for stream, own in zip(streams, seeds, strict=True)
+        ]
+    )
+    opened = [[seed for least, seed in openings(spec, own) if survivors >= least] for own in seeds]
+    return words, take_back(words, survivors, spec, opened[:opening])
+
+
+@pytest.mark.parametrize(
+    ("survivors", "opening", "variance"),
+    [
+        (12, 12, 12 * 16**2),
+        (11, 11, 11 * (16**2 + 24**2)),
+        (8, 8, 8 * (16**2 + 24**2)),
+        (7, 7, 7 * (16**2 + 24**2 + 40**2)),
+        (12, 9, 12 * 16**2 + 3 * (24**2 + 40**2)),  # three vanish before they open: their noise stays
+        (8, 0, 8 * (16**2 + 24**2 + 40**2)),
+    ],
+)
+def test_the_opened_sum_is_a_discrete_gaussian_of_what_stays_closed(
+    survivors: int, opening: int, variance: int
+) -> None:
+    words, taken = layered_total(LAYERED, survivors, opening)
+    assert taken == (opening if survivors >= 8 else survivors)
+    assert against_the_law(centred(words), variance) > 1e-4
+    assert abs(variance_ratio(centred(words), variance)) < 5
+    assert LAYERED.variance(survivors) * survivors <= variance
+
+
+@given(st.integers(0, 40), st.integers(0, 2**32))
+@settings(max_examples=15, deadline=None)
+def test_whoever_drops_the_sum_keeps_the_planned_noise_and_little_more(dropped: int, key: int) -> None:
+    """100 clients of whom 40 may drop: the variance over what the plan needs, with 10 colluders not counted."""
+    spec = size_shares(replace(SUM, scalars=()), 4000, Attendance(100, 60, 10), 1.0, layered=True)
+    survivors = 100 - dropped
+    words, _ = layered_total(spec, survivors, survivors, key)
+    honest = (survivors - 10) / survivors
+    planned = 1.0 * spec.limit
+    assert variance_ratio(centred(words), planned / honest) > -5
+    assert variance_ratio(centred(words), 1.2 * planned / honest) < 3
+    if dropped == 0:
+        assert abs(variance_ratio(centred(words), 1.01 * planned / honest)) < 5
+
+
+@pytest.mark.parametrize("seeds", [[], [bytes(32)], [bytes(32)] * 3])
+def test_another_number_of_seeds_than_was_asked_for_is_passed_over(seeds: list[bytes]) -> None:
+    words = np.zeros(20_000, np.uint16)
+    assert take_back(words, 12, LAYERED, [seeds]) == 0 and not words.any()
+
+
+def test_a_share_without_its_layers_does_not_leave() -> None:
+    with pytest.raises(ValueError, match="0 seeds for 2 layers"):
+        encode_share({"w": np.zeros(20_000)}, {}, LAYERED, Randomness().stream("share"), SEED)
+    with pytest.raises(ValueError, match="no layers"):
+        fill(np.zeros(20_000, np.uint16), 8, LAYERED, Randomness().stream("fill"))
 
 
 # --- the whole way

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from dp_accounting.dp_event import PoissonSampledDpEvent, SelfComposedDpEvent
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import norm
 
 from fedveil.privacy.accounting import epsilon, grouped
@@ -14,7 +16,7 @@ from fedveil.privacy.mechanisms.distributed import filled_event, sum_event
 from fedveil.privacy.mechanisms.private_sum import Scalar, SumSpec
 from fedveil.privacy.mechanisms.rotation import block_of
 from fedveil.privacy.mechanisms.rounding import limit_for
-from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, WEIGHT, Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.renyi import by_renyi, from_renyi, orders
 
@@ -169,6 +171,39 @@ def test_the_exact_loss_of_summed_shares_is_within_that_of_the_gaussian_event(
         exact = np.maximum(with_unit - math.exp(budget) * without, 0).sum()
         high, low = norm.cdf([mu / 2 - budget / mu, -mu / 2 - budget / mu])
         assert exact <= high - math.exp(budget) * low + 1e-13
+
+
+@given(st.integers(2, 300), st.integers(0, 100), st.integers(0, 100), st.floats(0.3, 20))
+@settings(max_examples=60, deadline=None)
+def test_layers_leave_every_attendance_the_planned_noise_and_not_much_more(
+    most: int, dropped: int, bad: int, noise: float
+) -> None:
+    least = max(most - dropped, 1)
+    attendance = Attendance(most, least, min(bad, least - 1))
+    spec = size_shares(PLAIN, 1000, attendance, noise, 32, layered=True)
+    costs = [sum_event(spec, survivors).noise_multiplier for survivors in range(least, most + 1)]
+    assert min(costs) == spec.least_noise(attendance.colluders) >= noise * (1 - 1e-9)
+    assert costs[-1] <= 1.01 * noise
+    honest = least - attendance.colluders
+    assert max(costs) <= 1.01 * noise * math.sqrt(MOST_EXCESS * (1 + 1 / honest) ** 2)
+    levels = [layer.survivors for layer in spec.layers]
+    assert levels == sorted(set(levels), reverse=True) and all(least < level <= most for level in levels)
+
+
+@pytest.mark.parametrize("layers", [((70, 20),), ((101, 20),), ((80, 20), (90, 20)), ((90, 15),)])
+def test_layers_that_are_not_proved_are_refused(layers: tuple[tuple[int, int], ...]) -> None:
+    spec = size_shares(PLAIN, 1000, Attendance(100, 70, 10), 1.0, 32)
+    with pytest.raises(Refusal, match="layers"):
+        replace(spec, layers=tuple(Layer(*layer) for layer in layers))
+
+
+def test_the_layers_count_in_what_must_fit() -> None:
+    spec = ShareSpec(replace(PLAIN, cells=100), 4, Attendance(100, 90), 16, 16, False)
+    with pytest.raises(Refusal, match="overflow"):
+        replace(spec, layers=(Layer(100, 16),))
+    rotated = size_shares(PLAIN, 100_000, Attendance(100, 70), 1.0, bits=16)
+    with pytest.raises(Refusal, match="overflow"):
+        replace(rotated, layers=(Layer(100, 2 * rotated.sigma),))
 
 
 @pytest.mark.parametrize("survivors", [0, 69, 101])

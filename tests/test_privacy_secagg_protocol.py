@@ -3,7 +3,7 @@
 import gc
 import runpy
 import tracemalloc
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import msgpack
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fedveil.privacy.secagg.attempt import Attempt, Work
 from fedveil.privacy.secagg.client import OVER, Participant
-from fedveil.privacy.secagg.messages import Proposal, Revealed, read, write
+from fedveil.privacy.secagg.messages import Proposal, Revealed, Survivors, read, write
 from fedveil.privacy.secagg.node_state import read_state, write_state
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.privacy.secagg.server import Abandoned, Outcome, together
@@ -98,12 +98,17 @@ def test_a_node_may_be_another_process_at_every_message():
 
 def secrets_of(attempt):
     names = ("mask_seed", "own_seed", "share_key", "reply_key")
-    held = [attempt.held[at : at + 32] for at in range(0, len(attempt.held), 32)]
-    return {getattr(attempt, name) for name in names} | set(held)
+    many = [
+        joined[at : at + 32]
+        for joined in (attempt.held, attempt.pair_keys)
+        for at in range(0, len(joined), 32)
+    ]
+    opening = {seed for _, seed in attempt.openings}
+    return {*(getattr(attempt, name) for name in names), *many, *opening} - {b""}
 
 
 def test_nothing_secret_is_left_after_the_shares_are_revealed():
-    cohort = Cohort(5, 3)
+    cohort = Cohort(5, 3, openings=((4, b"o" * 32), (6, b"c" * 32)))
     vectors, secrets, before, attempts = cohort.vectors(20), {}, {}, {}
 
     def watch(stage, node, message):
@@ -118,11 +123,11 @@ def test_nothing_secret_is_left_after_the_shares_are_revealed():
 
     assert isinstance(cohort.run(vectors, message_wire=watch), Outcome)
     for number, node in cohort.nodes.items():
-        assert len(secrets[number]) == 4 + 2 * 4
+        assert len(secrets[number]) == 4 + 4 + 2 * 4 + 2
         assert sum(secret in before[number] for secret in secrets[number]) >= 4  # the check can fail
         after = opened(node)
         assert not any(secret in after for secret in secrets[number])
-        assert not secrets_of(attempts[number]) - {b""}
+        assert not secrets_of(attempts[number])
         assert not any(isinstance(kept, Attempt) for kept in gc.get_referrers(*node.attempts.values()))
         assert msgpack.unpackb(after)[1:] == [[[11, 0, OVER]], []]
 
@@ -148,7 +153,7 @@ def test_nothing_secret_is_left_of_an_attempt_that_ended_early(end):
 
         with pytest.raises(RuntimeError):
             node.handle(attempt.advance(MODEL)[node.node], NOW, Work(MODEL, fails))
-    assert not node.attempts and secrets_of(kept) == {b""} if end != "failure" else not node.attempts
+    assert not node.attempts and not secrets_of(kept) if end != "failure" else not node.attempts
 
 
 def test_every_attempt_has_keys_of_its_own():
@@ -256,3 +261,37 @@ def test_what_is_abandoned_says_why_and_holds_no_sum():
     cohort = Cohort(5, 3, minimum=5)
     vectors = cohort.vectors(3)
     assert cohort.run(vectors, {"mask": list(cohort.nodes)[:1]}) == Abandoned(Reason.TOO_FEW)
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+@pytest.mark.parametrize(("lost", "opened"), [(0, (6, 5)), (1, (5,)), (2, ())])
+def test_seeds_of_noise_open_to_as_many_survivors_as_they_say(profile, lost, opened):
+    seeds = {least: bytes([least]) * 32 for least in (6, 5)}
+    cohort = Cohort(6, 3, profile=profile, minimum=4, openings=tuple(seeds.items()))
+    ended = cohort.run(cohort.vectors(7), {"mask": list(cohort.nodes)[:lost]})
+    assert isinstance(ended, Outcome) and len(ended.survivors) == 6 - lost
+    assert set(ended.seeds) == set(ended.survivors)
+    assert set(ended.seeds.values()) == {b"".join(seeds[least] for least in opened)}
+    earlier = [reply for stage, _, _, reply in cohort.traffic if stage != "reveal"]
+    assert not any(seed in reply for seed in seeds.values() for reply in earlier)
+    told = [reply for stage, _, _, reply in cohort.traffic if stage == "reveal"]
+    assert not any(seeds[least] in reply for least in set(seeds) - set(opened) for reply in told)
+
+
+def test_seeds_do_not_open_to_survivors_that_no_quorum_signed():
+    """An active server that claims more survivors to one node than to the others gets none of its seeds."""
+    cohort = Cohort(6, 3, minimum=4, openings=((6, b"o" * 32),))
+    victim, *others = cohort.nodes
+    nodes = tuple(cohort.nodes)
+
+    def lie(stage, node, message):
+        if stage == "confirm" and node == victim:
+            return write(replace(read(message, Survivors), alive=nodes, dead=()))
+        return message
+
+    ended = cohort.run(cohort.vectors(7), {"mask": [others[-1]]}, message_wire=lie)
+    assert isinstance(ended, Outcome) and len(ended.survivors) == 5
+    proof = next(message for stage, _, message, _ in cohort.traffic if stage == "reveal")
+    with pytest.raises(Refused, match="split_view"):
+        cohort.nodes[victim].handle(proof, NOW)
+    assert not any(b"o" * 32 in reply for _, _, _, reply in cohort.traffic)

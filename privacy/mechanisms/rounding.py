@@ -20,6 +20,7 @@ MAX_CELLS = 2**30  # squared norms then stay below 2^62, in int64
 _MOST_TRIES = 100
 _BLOCK = 1 << 13  # coordinates at a time: they stay in a core's cache
 _WORD = 2.0**-32
+_EXACT = 2.0**53  # sums of squares of whole numbers below this are exact in float64, in any order
 
 
 def limit_for(cells: int, coordinates: int) -> int:
@@ -52,11 +53,13 @@ def _round(out: NDArray[np.int32], vector: NDArray[np.float64], stream: Stream) 
     for start in range(0, vector.size, _BLOCK):
         part = vector[start : start + _BLOCK]
         block = room[: part.size]
-        words = np.frombuffer(stream.bytes(4 * part.size), "<u4")
-        np.multiply(words, _WORD, out=block)
+        np.multiply(np.frombuffer(stream.bytes(4 * part.size), "<u4"), _WORD, out=block)
         block += part
         np.floor(block, out=block)
-        whole = block.astype(np.int64)
-        squared += int(np.dot(whole, whole))
-        out[start : start + _BLOCK] = whole
+        found = float(np.dot(block, block))
+        if found >= _EXACT:
+            whole = block.astype(np.int64)
+            found = np.dot(whole, whole)
+        squared += int(found)
+        np.copyto(out[start : start + _BLOCK], block, casting="unsafe")
     return squared

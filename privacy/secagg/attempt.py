@@ -46,7 +46,10 @@ class Work:
 
 @dataclass
 class Attempt:
-    """What a node remembers of one attempt between messages; seeds, keys, `held` and `openings` are secret."""
+    """What a node remembers of one attempt between messages; seeds, keys, `held` and `openings` are secret.
+
+    `pair_keys` are those under which shares travel, of 32 bytes, by ascending neighbour.
+    """
 
     terms: Terms
     candidates: tuple[int, ...]
@@ -62,6 +65,7 @@ class Attempt:
     model_hash: bytes = b""
     alive: tuple[int, ...] = ()
     openings: Openings = ()
+    pair_keys: bytes = b""
 
     @cached_property
     def agreed(self) -> Agreement:
@@ -77,7 +81,7 @@ class Attempt:
     def erase(self) -> None:
         """Let go of every secret. Python cannot overwrite bytes; what it freed may stay in memory for a while."""
         self.mask_seed = self.own_seed = self.share_key = self.reply_key = self.held = b""
-        self.openings = ()
+        self.pair_keys, self.openings = b"", ()
 
 
 def tagged(attempt: Attempt, body: bytes) -> bytes:

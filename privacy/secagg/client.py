@@ -7,6 +7,7 @@ whole cohort: a node opens nothing before more nodes signed the same set than co
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -47,7 +48,7 @@ from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
 from .shamir import new_secret, split
-from .suite import agree, key_from_seed, public_of, seal, sign, unseal, verify
+from .suite import KEY_BYTES, agree, key_from_seed, public_of, seal, sign, unseal, verify
 from .transcript import Profile, Terms
 
 ToNode = Cohort | Inbox | Survivors | Confirmed
@@ -183,10 +184,11 @@ class Participant:
             strict=True,
         )
         secret = X25519PrivateKey.from_private_bytes(attempt.share_key)
+        keys = [agree(secret, agreed.by_node[peer].share_key, agreed.share_info) for peer in peers]
         sealed = bytearray()
-        for peer, shares in zip(peers, pairs, strict=True):
-            key = agree(secret, agreed.by_node[peer].share_key, agreed.share_info)
+        for peer, key, shares in zip(peers, keys, pairs, strict=True):
             sealed += seal(agreed.suite, key, b"".join(shares), agreed.share_label(self.node, peer))
+        attempt.pair_keys, attempt.share_key = b"".join(keys), b""
         attempt.stage = Stage.SHARED
         return tagged(attempt, write(SealedShares(agreed.cohort, bytes(sealed))))
 
@@ -214,14 +216,15 @@ class Participant:
     def _open_shares(self, attempt: Attempt, agreed: Agreement, peers: Sequence[int], sealed: bytes) -> bytes:
         if len(sealed) != SEALED_BYTES * len(peers):
             raise Refused(Reason.MALFORMED, "not one sealed pair of shares for each neighbour")
-        secret = X25519PrivateKey.from_private_bytes(attempt.share_key)
-        held = bytearray()
+        made, held = agreed.neighbours(self.node), bytearray()
         for place, peer in enumerate(peers):
-            key = agree(secret, agreed.by_node[peer].share_key, agreed.share_info)
+            start = KEY_BYTES * bisect_left(made, peer)
+            key = attempt.pair_keys[start : start + KEY_BYTES]
             one = sealed[SEALED_BYTES * place : SEALED_BYTES * (place + 1)]
             held += unseal(agreed.suite, key, one, agreed.share_label(peer, self.node))
         if len(held) != 2 * SHARE_BYTES * len(peers):
             raise Refused(Reason.BAD_SHARE, "a sealed pair of another length")
+        attempt.pair_keys = b""
         return bytes(held)
 
     def _confirm(self, attempt: Attempt, sets: Survivors) -> bytes:

@@ -122,9 +122,9 @@ def round_context(setup: bytes, cohort: Sequence[int], model_hash: bytes) -> byt
 
 
 def _framed(part: Part) -> bytes:
+    if isinstance(part, bytes):  # nearly all of them
+        return b"b" + len(part).to_bytes(8, "big") + part
     match part:
-        case bytes():
-            kind, body = b"b", part
         case str():
             kind, body = b"s", part.encode()
         case int():
