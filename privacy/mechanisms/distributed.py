@@ -128,7 +128,8 @@ def _add_noise(words: Words, sigma: int, stream: Stream, sign: int = 1) -> None:
 def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
     """Return what the sum of these survivors tells whoever knows who they are, the server first of all.
 
-    More survivors are more noise, but for the layers that they open. Holds for zero-out and, as every Gaussian event, for replace-one; see `sizing`.
+    More survivors are more noise, but for the layers that they open. Holds for zero-out and, as every Gaussian event,
+    for replace-one; see `sizing`.
 
     Raises:
       Refusal: fewer survive than were planned, or more than the sum was sized for; nothing may be released.
@@ -137,10 +138,7 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
     if not attendance.least <= survivors <= attendance.most:
         remedy = f"release nothing: the sum needs {attendance.least} to {attendance.most} survivors"
         raise Refusal("survivors", survivors, remedy)
-<<<<<<< HEAD
-    return _gaussian(spec.noise_multiplier(survivors - attendance.colluders))
-=======
-    return GaussianDpEvent(float(spec.noise_multiplier(survivors - attendance.colluders, survivors)))
+    return _gaussian(spec.noise_multiplier(survivors - attendance.colluders, survivors))
 
 
 def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Sequence[bytes]]) -> int:
@@ -163,7 +161,6 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
             for layer, seed in zip(layers, seeds, strict=True):
                 _add_noise(total, layer.sigma, keyed_stream(seed, _LAYER), -1)
     return taken
->>>>>>> 2541e0d (Layers of noise that survivors open: a sum has the noise that its survivors need (XNoise))
 
 
 def filled_event(spec: ShareSpec) -> GaussianDpEvent:
@@ -172,18 +169,14 @@ def filled_event(spec: ShareSpec) -> GaussianDpEvent:
     Only where nothing else shows who was sampled: the denominator is fixed, the number of survivors stays with the
     server, and giving up, over too few survivors or more than the most, has no chance worth mentioning.
     """
-<<<<<<< HEAD
-    return _gaussian(spec.noise_multiplier(spec.attendance.most - spec.attendance.colluders))
+    most = spec.attendance.most
+    return _gaussian(spec.noise_multiplier(most - spec.attendance.colluders, most))
 
 
 def _gaussian(noise_multiplier: float) -> GaussianDpEvent:
     from dp_accounting.dp_event import GaussianDpEvent  # clients do without
 
     return GaussianDpEvent(float(noise_multiplier))
-=======
-    most = spec.attendance.most
-    return GaussianDpEvent(float(spec.noise_multiplier(most - spec.attendance.colluders, most)))
->>>>>>> 2541e0d (Layers of noise that survivors open: a sum has the noise that its survivors need (XNoise))
 
 
 def fill(total: Words, survivors: int, spec: ShareSpec, stream: Stream) -> None:
