@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-# Before anything imports Flower or Ray: nothing goes over the network unless it is asked for.
+# Before anything imports Flower or Ray: nothing goes over the network unless it is asked for, and of a handshake that
+# fails the link itself has something to say, not gRPC.
 for _name, _value in (
     ("FLWR_TELEMETRY_ENABLED", "0"),
     ("FLWR_DISABLE_UPDATE_CHECK", "1"),
     ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
     ("RAY_USAGE_STATS_ENABLED", "0"),
+    ("GRPC_VERBOSITY", "NONE"),
 ):
     os.environ.setdefault(_name, _value)
 

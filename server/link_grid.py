@@ -36,7 +36,6 @@ from .switchboard import Letter, Switchboard, Traffic
 
 MOST_REPLY_BYTES = 1 << 28
 SHOWN_RUN = 64  # characters of a run's name in an id; the digest covers all of it
-STOP_SECONDS = 2.0
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port fails, and does not share it
@@ -92,7 +91,7 @@ def open_link(door: Door) -> Generator[LinkGrid]:
         yield LinkGrid(door.nodes, board, port)
     finally:
         watch.cancel()
-        asyncio.run_coroutine_threadsafe(server.stop(STOP_SECONDS), loop).result()
+        asyncio.run_coroutine_threadsafe(server.stop(None), loop).result()
 
 
 async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:

@@ -1,0 +1,223 @@
+"""A device's end of the link: nothing is handled twice, and nothing but being told to stop ends it."""
+
+import runpy
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Error, Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedveil.client import journal as journal_module
+from fedveil.client.journal import Journal
+from fedveil.client.link import answered
+from fedveil.client.mod import FAILED
+from fedveil.server.link_grid import open_link
+from fedveil.strategies.flower_adapter import claim_identity, name_message
+from fedveil.strategies.message_bytes import pack, unpack
+from fedveil.strategies.wire import HANDLED_BEFORE, view
+
+MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))
+Authority, Federation = MADE["Authority"], MADE["Federation"]
+asking, moved, until = (MADE[name] for name in ("asking", "moved", "until"))
+
+claim_identity(1)
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Any:
+    return Federation(tmp_path, (2,))
+
+
+# --- the journal --------------------------------------------------------------------------------------------------
+
+
+def test_what_was_begun_is_known_after_a_restart(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "journal")
+    first.note("run/1/0/0/2/ab")
+    assert "run/1/0/0/2/ab" in first
+    second = Journal(tmp_path / "journal")  # the first one was killed
+    second.note("run/2/0/0/2/cd")
+    third = Journal(tmp_path / "journal")
+    assert "run/1/0/0/2/ab" in third and "run/2/0/0/2/cd" in third and "" not in third
+    for each in (first, second, third):
+        each.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text("abc/é ", min_size=1, max_size=6), min_size=1, max_size=6, unique=True),
+    st.integers(1, 40),
+)
+def test_a_line_cut_short_by_a_power_cut_spoils_no_other(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str], cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "journal"
+    first = Journal(path)
+    for name in names:
+        first.note(name)
+    first.close()
+    data = path.read_bytes()
+    path.write_bytes(data[: max(0, len(data) - cut % (len(names[-1].encode()) + 1))])
+    second = Journal(path)
+    second.note("later")
+    second.close()
+    third = Journal(path)
+    assert all(name in third for name in [*names[:-1], "later"])
+    third.close()
+
+
+def test_a_journal_keeps_its_latest_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "KEPT", 3)
+    journal = Journal(tmp_path / "journal")
+    for number in range(5):
+        journal.note(str(number))
+    assert [number for number in range(5) if str(number) in journal] == [2, 3, 4]
+    journal.close()
+    again = Journal(tmp_path / "journal")
+    assert (tmp_path / "journal").read_text().split() == ["2", "3", "4"]
+    again.close()
+
+
+# --- one instruction ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "journal")
+    yield journal
+    journal.close()
+
+
+def instruction() -> bytearray:
+    message = asking(2)
+    name_message(message, "id")
+    return bytearray(pack(message))
+
+
+def reply_to(data: bytearray, handle: Any, begun: Journal) -> Message:
+    return unpack(b"".join(answered("id", data, handle, begun)))
+
+
+def test_an_instruction_is_written_down_before_it_is_handled(begun: Journal) -> None:
+    def handle(message: Message) -> Message:
+        assert "id" in begun
+        return moved(message)
+
+    assert view(reply_to(instruction(), handle, begun).content["arrays"]["x"])[0] == 1.0
+
+
+def test_one_that_was_begun_before_is_answered_and_not_handled(begun: Journal) -> None:
+    begun.note("id")
+
+    def handle(message: Message) -> Message:
+        raise AssertionError("handled twice")
+
+    reply = reply_to(instruction(), handle, begun)
+    assert reply.error.code == HANDLED_BEFORE and reply.metadata.reply_to_message_id == "id"
+
+
+def test_a_failure_leaves_as_a_code_and_a_full_disk_trains_nothing(
+    begun: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def handle(message: Message) -> Message:
+        raise RuntimeError("row 17 is unusual")
+
+    assert reply_to(instruction(), handle, begun).error.code == FAILED
+
+    def full(name: str) -> None:
+        raise OSError("no space left")
+
+    handled: list[Message] = []
+    monkeypatch.setattr(begun, "note", full)
+    monkeypatch.setattr(Journal, "__contains__", lambda *_: False)
+    assert reply_to(instruction(), lambda m: handled.append(m) or moved(m), begun).error.code == FAILED
+    assert not handled
+
+
+def test_an_instruction_that_cannot_be_read_has_no_reply(begun: Journal) -> None:
+    assert answered("id", bytearray(b"garbage"), moved, begun) == ()
+
+
+# --- the stream ---------------------------------------------------------------------------------------------------
+
+
+def test_it_waits_for_a_server_that_is_not_there_and_leaves_when_told(federation: Any) -> None:
+    said: list[str] = []
+    with open_link(federation.door()) as grid:
+        port = grid.port
+    with federation.following(federation.endpoint(2, port), moved, said):
+        until(lambda: len(said) >= 3)
+        with open_link(federation.door(f"127.0.0.1:{port}")) as grid:
+            assert len(list(grid.send_and_receive([asking(2)], timeout=20))) == 1
+        until(lambda: sum("away" in line for line in said) >= 5)
+    assert any("unavailable" in line for line in said) and any("connected" in line for line in said)
+
+
+def test_a_server_of_another_authority_is_not_followed(federation: Any, tmp_path: Path) -> None:
+    other = Federation(tmp_path, (2,))
+    said: list[str] = []
+    with (
+        open_link(other.door()) as grid,
+        federation.following(federation.endpoint(2, grid.port), moved, said),
+    ):
+        until(lambda: any("handshake failed" in line for line in said))
+        assert list(grid.send_and_receive([asking(2)], timeout=0.3)) == []
+
+
+def test_a_server_that_restarts_is_answered_from_memory(federation: Any) -> None:
+    """Asked the same again, the client does not train again, and is not sent again what it knows."""
+    free, handled = threading.Event(), list[str]()
+
+    def handle(message: Message) -> Message:
+        handled.append(message.metadata.message_id)
+        assert free.wait(20)
+        return moved(message)
+
+    with ExitStack() as stack:
+        with open_link(federation.door()) as grid:
+            stack.enter_context(federation.following(federation.endpoint(2, grid.port), handle))
+            assert list(grid.send_and_receive([asking(2, 50_000, run="run", round=1)], timeout=0.5)) == []
+            until(lambda: handled)
+        for _ in range(2):  # more lives of the server: in the first, the client is still at work
+            threading.Timer(0.3, free.set).start()
+            with open_link(federation.door(f"127.0.0.1:{grid.port}")) as grid:
+                [reply] = grid.send_and_receive([asking(2, 50_000, run="run", round=1)], timeout=20)
+                assert view(reply.content["arrays"]["x"])[0] == 1.0
+                assert grid.traffic[2].bytes_out < 1000
+    assert len(handled) == 1
+
+
+def test_a_reply_at_hand_is_handed_over_before_it_leaves(federation: Any) -> None:
+    started, got = threading.Event(), list[Message]()
+
+    def handle(message: Message) -> Message:
+        started.set()
+        leaving.wait(20)
+        return moved(message, 7.0)
+
+    leaving = threading.Event()
+    with open_link(federation.door()) as grid:
+        ask = threading.Thread(target=lambda: got.extend(grid.send_and_receive([asking(2)], timeout=20)))
+        with federation.following(federation.endpoint(2, grid.port), handle):
+            ask.start()
+            assert started.wait(20)
+            threading.Timer(0.2, leaving.set).start()
+        ask.join(20)
+    assert [view(reply.content["arrays"]["x"])[0] for reply in got] == [7.0]
+
+
+def test_an_error_is_a_reply_too(federation: Any) -> None:
+    def handle(message: Message) -> Message:
+        return Message(Error(1004, "hot"), reply_to=message)
+
+    with (
+        open_link(federation.door()) as grid,
+        federation.following(federation.endpoint(2, grid.port), handle),
+    ):
+        [reply] = grid.send_and_receive([asking(2)], timeout=20)
+    assert reply.error.code == 1004
