@@ -130,9 +130,10 @@ def test_the_same_question_has_the_same_id_and_another_one_has_not(grid: LinkGri
 def test_a_caller_that_has_enough_may_stop_and_what_comes_later_is_counted(
     grid: LinkGrid, federation: Any
 ) -> None:
-    free = threading.Event()
+    begun, free = threading.Event(), threading.Event()
 
     def slow(message: Message) -> Message:
+        begun.set()
         assert free.wait(20)
         return moved(message)
 
@@ -141,6 +142,7 @@ def test_a_caller_that_has_enough_may_stop_and_what_comes_later_is_counted(
     with federation.following(ends[0], slow), federation.following(ends[1], moved):
         replies = iter(grid.send_and_receive([asking(2), asking(3)], timeout=20))
         assert next(replies).metadata.src_node_id == 3
+        assert begun.wait(20)
         replies.close()  # type: ignore[attr-defined]
         free.set()
         until(lambda: grid.counts.get("late", 0) == late + 1)
