@@ -27,6 +27,8 @@ fedveil: federated learning that keeps count of what it reveals.
   fedveil audit claim ...                     weigh a claim of privacy against scores or guesses
   fedveil provision FILE|rotate|revoke ...    from one file to the bundles of a federation on real machines
   fedveil client request FOLDER --name NAME   make a device's keys there; only a request to admit them leaves it
+  fedveil client start|status FOLDER          follow the server, under the owner's policy; say how the device is
+  fedveil client forget|uninstall FOLDER      remove what it remembers, or all of it
   fedveil simulate --help                     every group, key and flag
   fedveil --version
 """
@@ -124,8 +126,9 @@ def _client(argv: Sequence[str]) -> int:
             print(f"send {write_request(Path(folder), name)} to the operator; the keys stay where they are")
             return 0
         case _:
-            print("usage: fedveil client request FOLDER --name NAME", file=sys.stderr)
-            return 0 if "--help" in argv or "-h" in argv else REFUSED
+            from .client.command import run
+
+            return run(argv)
 
 
 def _nearest(verb: str) -> str:

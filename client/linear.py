@@ -43,9 +43,9 @@ def read_table(path: Path) -> Table:
       Refusal: it cannot be read, or not trained on.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            inputs, targets = file["inputs"], file["targets"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            inputs, targets = arrays["inputs"], arrays["targets"]
+    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
         raise Refusal("data", str(path), f"give an .npz with inputs and targets ({error})") from error
     if inputs.ndim != 2 or inputs.dtype != np.float32 or targets.shape != inputs.shape[:1] or not len(inputs):
         raise Refusal("data", str(path), "give inputs (n, d) float32 and as many targets (n,), at least one")

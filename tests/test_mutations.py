@@ -267,6 +267,20 @@ MUTATIONS = {
         "test_client_training.py",
         "no_two_clients_or_rounds_draw",
     ),
+    "a device releases without a reservation": Mutation(
+        "client/own_ledger.py",
+        "ledger.reserve_new(release)",
+        "pass",
+        "test_client_device.py",
+        "charged_by_the_claim",
+    ),
+    "an order that the owner does not allow is followed": Mutation(
+        "client/orders.py",
+        "yield from (name for name, met in demands.items() if not met)",
+        "yield from ()",
+        "test_client_device.py",
+        "against_the_policy",
+    ),
     "ledger reset on reinstall": Mutation(
         "simulations/federation.py",
         'if self.task.simulated:\n            return folder / "ledger"',

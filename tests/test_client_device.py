@@ -1,0 +1,369 @@
+"""A deployed device: what its owner's policy lets pass, what its own ledger is charged, and when it does not train."""
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from fedveil.client.bundle import Eligibility
+from fedveil.client.eligibility import obstacle
+from fedveil.client.mod import FAILED
+from fedveil.client.own_ledger import epsilon_of
+from fedveil.privacy.budget import Adjacency, Adversary
+from fedveil.privacy.gaussian import gaussian_epsilon
+from fedveil.privacy.ledger import State, read_entries, verify
+from fedveil.privacy.ledger_book import RESERVE
+from fedveil.privacy.mechanisms.private_sum import SumSpec
+from fedveil.strategies.message_bytes import pack
+from fedveil.strategies.secure_wire import Exchange, read_place
+from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
+from fedveil.strategies.wire import (
+    BUDGET_SPENT,
+    NOT_ELIGIBLE,
+    NOT_READY,
+    OWNERS_POLICY,
+    SPEC_RECORD,
+    VECTOR,
+    VECTOR_RECORD,
+)
+
+SCRIPT = Path(__file__).parent / "faults" / "devices.py"
+MADE = runpy.run_path(str(SCRIPT))
+CENTRAL, CLAIM, ORDER, SPEC, Devices, content, device_of, in_the_clear, masked_sum = (
+    MADE[name]
+    for name in (
+        "CENTRAL",
+        "CLAIM",
+        "ORDER",
+        "SPEC",
+        "Devices",
+        "content",
+        "device_of",
+        "in_the_clear",
+        "masked_sum",
+    )
+)
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MADE["make_federation"](tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture
+def clients(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "made")) / "clients"
+
+
+def reservations(path: Path) -> list[list]:
+    return [json.loads(entry.key) for entry in read_entries(path) if entry.kind == RESERVE]
+
+
+def code_of(device, message: Message) -> int:
+    reply = device.answer(message)
+    return reply.error.code if reply.has_error() else 0
+
+
+# --- what is charged ---------------------------------------------------------------------------------------------
+
+
+def test_a_masked_sum_is_charged_by_the_signed_terms_and_against_everybody(clients):
+    devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
+    opened = masked_sum(Devices(devices))
+    assert opened.survivors == 5, opened
+    for device in devices.values():
+        path = device.own_ledger.path
+        assert reservations(path) == [["spring", 1, "private_sum 0"]]
+        payload = json.loads(next(e for e in read_entries(path) if e.kind == RESERVE).payload)
+        assert payload["rng"] == "system" and set(payload["events"]) == {str(each) for each in Adversary}
+        assert {event["noise_multiplier"] for event in payload["events"].values()} == {3.0}
+        assert verify(path).ok
+        assert epsilon_of(path) == (gaussian_epsilon(1 / 9, 1e-5, Adjacency.ZERO_OUT), 1e-5)
+
+
+def test_a_second_attempt_at_a_round_is_charged_again(clients):
+    devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
+
+    def fault(message):  # too many vectors are lost of the first attempt, before anything is opened
+        place = read_place(message.content)
+        lost = message.metadata.dst_node_id > 3 and place.attempt == 0 and place.exchange is Exchange.INBOX
+        return devices[2].answer(Message(content(), 2, "query")) if lost else None
+
+    opened = masked_sum(Devices(devices, fault))
+    assert opened.attempts == 2 and opened.survivors == 5
+    keys = [["spring", 1, "private_sum 0"], ["spring", 1, "private_sum 1"]]
+    assert reservations(devices[2].own_ledger.path) == keys
+
+
+def test_a_sum_in_the_clear_is_charged_by_the_claim_and_not_against_the_server(clients):
+    device = device_of(clients / "c0")
+    reply = device.answer(in_the_clear())
+    vector = reply.content[VECTOR_RECORD][VECTOR].numpy()
+    assert vector.dtype == np.int32 and 0 < np.linalg.norm(vector.astype(float)) <= SPEC.cells
+    (entry,) = [e for e in read_entries(device.own_ledger.path) if e.kind == RESERVE]
+    assert json.loads(entry.payload)["events"] == {
+        who: {"kind": "Gaussian", "noise_multiplier": 3.0} for who in ("clients", "model")
+    }
+
+
+def test_replacing_a_client_moves_a_sum_by_two_norms(clients):
+    device = device_of(clients / "c0")
+    claim = replace(CLAIM, adjacency=Adjacency.REPLACE_ONE)
+    assert code_of(device, in_the_clear(replace(CENTRAL, client=claim))) == 0
+    (entry,) = [e for e in read_entries(device.own_ledger.path) if e.kind == RESERVE]
+    assert '"noise_multiplier":6.0' in entry.payload
+
+
+def test_a_round_is_answered_once_and_charged_once(clients):
+    device = device_of(clients / "c0")
+    assert code_of(device, in_the_clear()) == 0
+    assert code_of(device_of(clients / "c0"), in_the_clear()) == FAILED
+    assert reservations(device.own_ledger.path) == [["spring", 1, "private_sum 0"]]
+
+
+def test_a_budget_is_spent_to_its_end_and_no_further(clients):
+    size = gaussian_epsilon(2 / 9, 1e-5, Adjacency.ZERO_OUT)
+    device = device_of(clients / "c0", target_epsilon=size)
+    codes = [code_of(device, in_the_clear(number=number)) for number in (1, 2, 3, 4)]
+    assert codes == [0, 0, BUDGET_SPENT, BUDGET_SPENT]
+    assert epsilon_of(device.own_ledger.path)[0] == size
+    more = device_of(clients / "c0")  # only the owner can raise it
+    assert code_of(more, in_the_clear(number=3)) == 0
+
+
+def test_after_the_owners_last_day_nothing_leaves(clients):
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    device = device_of(clients / "c0", until=yesterday)
+    assert code_of(device, in_the_clear()) == BUDGET_SPENT
+    assert not device.own_ledger.path.exists()
+    assert code_of(device_of(clients / "c0", until=date(2100, 1, 1)), in_the_clear()) == 0
+
+
+def test_what_was_reserved_is_given_back_where_no_vector_was_made(clients):
+    device = device_of(clients / "c0")
+
+    def broken(message, settings):
+        raise RuntimeError("patient 17 is ill")
+
+    device.train = broken
+    reply = device.answer(in_the_clear())
+    assert (reply.error.code, reply.error.reason) == (FAILED, "the client failed")
+    entries = [(e.kind, json.loads(e.key or "null")) for e in read_entries(device.own_ledger.path)]
+    assert [kind for kind, _ in entries] == ["open", "reserve", str(State.VOID)]
+    assert epsilon_of(device.own_ledger.path)[0] == 0
+
+
+def test_a_ledger_that_cannot_be_written_holds_everything_back_until_it_can(clients):
+    device = device_of(clients / "c0")
+    device.ledgers.mkdir(parents=True)
+    blocked = device.own_ledger.path
+    blocked.mkdir()
+    assert code_of(device, in_the_clear()) == NOT_READY
+    blocked.rmdir()
+    assert code_of(device, in_the_clear()) == 0
+
+
+# --- what the owner's policy lets pass ---------------------------------------------------------------------------
+
+
+RECORD = RecordOrder(8.0, 1e-3, 1.0, Adjacency.ZERO_OUT, 3)
+
+
+@pytest.mark.parametrize(
+    ("order", "policy", "spec"),
+    [
+        (None, {}, SPEC),
+        (replace(CENTRAL, run="autumn"), {}, SPEC),
+        (CENTRAL, {"runs": ("autumn",)}, SPEC),
+        (CENTRAL, {"trust_server": False}, SPEC),
+        (replace(CENTRAL, local_epochs=11), {}, SPEC),
+        (CENTRAL, {"minimum_noise_multiplier": 3.1}, SPEC),
+        (CENTRAL, {}, replace(SPEC, clipping_norm=2.5)),
+        (CENTRAL, {}, SumSpec(None)),
+        (ORDER, {}, SPEC),  # its noise is only in masks
+        (TrainingOrder("spring", Mode.NONE, 0.1, 1, 10), {}, SumSpec(None)),
+        (TrainingOrder("spring", Mode.RECORD, 0.1, 1, 10, record=RECORD), {}, SumSpec(None)),  # not in NumPy
+    ],
+)
+def test_an_order_against_the_policy_is_refused_by_name_and_costs_nothing(clients, order, policy, spec):
+    device = device_of(clients / "c0", **policy)
+    trained = []
+    device.train = lambda *asked: trained.append(asked)
+    reply = device.answer(in_the_clear(order, spec=spec))
+    assert (reply.error.code, reply.error.reason) == (OWNERS_POLICY, "the client did not train")
+    assert not trained and not device.own_ledger.path.exists()
+
+
+def test_what_the_policy_names_is_allowed(clients):
+    device = device_of(clients / "c0", runs=("autumn", "spring"), minimum_noise_multiplier=3.0)
+    assert code_of(device, in_the_clear(spec=replace(SPEC, clipping_norm=2.0))) == 0
+
+
+@pytest.mark.parametrize("mode", [Mode.CLIENT_CENTRAL, Mode.NONE])
+def test_masks_hide_shares_of_noise_and_nothing_else(clients, mode):
+    devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
+    order = replace(ORDER, privacy=mode, client=None if mode is Mode.NONE else CLAIM)
+    opened = masked_sum(Devices(devices), order=order)
+    assert opened.total is None and opened.dropped == {"owner's policy": 5}
+    assert not any(device.own_ledger.path.exists() for device in devices.values())
+
+
+def test_terms_of_another_run_than_the_order_are_refused(clients):
+    devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
+
+    def elsewhere(message):
+        if message.metadata.dst_node_id == 3 and message.content.array_records:
+            message.content[SPEC_RECORD]["round"] = 7
+
+    opened = masked_sum(Devices(devices, elsewhere))
+    assert opened.survivors == 4 and opened.dropped == {"owner's policy": 1}
+    assert not devices[3].own_ledger.path.exists()
+
+
+def test_other_messages_than_those_of_a_sum_are_refused(clients):
+    device = device_of(clients / "c0")
+    for kind in ("evaluate", "query", "train.other"):
+        assert code_of(device, Message(in_the_clear().content, 2, kind)) == FAILED
+    assert not device.own_ledger.path.exists()
+
+
+# --- what a node remembers ---------------------------------------------------------------------------------------
+
+
+def test_a_node_that_starts_again_goes_on_in_the_middle_of_a_round(clients):
+    devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
+
+    def restart(message):
+        node = message.metadata.dst_node_id
+        devices[node] = device_of(clients / f"c{node - 2}")
+
+    assert masked_sum(Devices(devices, restart)).survivors == 5
+
+
+POINTS = ("after the reservation", "while training", "before the memory is kept", "before the reply leaves")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_any_point_a_device_neither_under_counts_nor_answers_twice(clients, tmp_path, point):
+    """The round's vector is lost; what it cost is on the ledger, once, and no second vector of it is ever made."""
+    bundle = clients / "c0"
+    message, reply = tmp_path / "message", tmp_path / "reply"
+    (message).write_bytes(pack(in_the_clear()))
+    if point == "before the memory is kept":  # only a masked sum has a memory
+        grid = Devices({2 + n: device_of(clients / f"c{n}") for n in range(5)}, lambda m: inboxes.append(m))
+        inboxes: list[Message] = []
+        grid.fault = lambda m: m.content.array_records and stop(m)
+
+        def stop(asked):
+            (tmp_path / f"{asked.metadata.dst_node_id}").write_bytes(pack(asked))
+            return grid.devices[2].answer(Message(content(), 2, "query"))
+
+        masked_sum(grid)
+        message = tmp_path / "2"
+    command = [sys.executable, str(SCRIPT), str(bundle), str(message), str(reply)]
+    killed = subprocess.run([*command, point], capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    ledger = device_of(bundle).own_ledger.path
+    reserved = reservations(ledger)
+    assert len(reserved) == 1 and epsilon_of(ledger)[0] > 0 and verify(ledger).ok
+    again = subprocess.run([*command, ""], capture_output=True, text=True, check=True)
+    assert "answered before" in again.stderr
+    assert reservations(ledger) == reserved
+    assert VECTOR_RECORD.encode() not in reply.read_bytes()
+
+
+# --- when it trains ----------------------------------------------------------------------------------------------
+
+
+def system(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+NIGHT, NOON = datetime(2026, 3, 1, 23), datetime(2026, 3, 1, 12)
+BATTERY, CHARGER = "sys__class__power_supply__BAT0__", "sys__class__power_supply__AC__"
+HEAT, MEMORY = "sys__class__thermal__thermal_zone{}__temp", "proc__meminfo"
+ROUTES, MODEM = "proc__net__route", "sys__class__net__wwan0__uevent"
+ROUTE = "Iface\tDestination\tGateway\n{}\t00000000\t0100A8C0"
+
+
+@pytest.mark.parametrize(
+    ("asked", "files", "said"),
+    [
+        ({"on_mains_power": True}, {}, None),
+        (
+            {"on_mains_power": True},
+            {BATTERY + "type": "Battery", BATTERY + "status": "Discharging"},
+            "battery",
+        ),
+        ({"on_mains_power": True}, {BATTERY + "type": "Battery", BATTERY + "status": "Full"}, None),
+        (
+            {"on_mains_power": True},
+            {
+                BATTERY + "type": "Battery",
+                BATTERY + "status": "Discharging",
+                CHARGER + "type": "Mains",
+                CHARGER + "online": "1",
+            },
+            None,
+        ),
+        ({}, {BATTERY + "type": "Battery", BATTERY + "status": "Discharging"}, None),
+        ({"max_temperature_celsius": 75.0}, {HEAT.format(0): "41000", HEAT.format(1): "76500"}, "76 degrees"),
+        ({"max_temperature_celsius": 77.0}, {HEAT.format(0): "41000", HEAT.format(1): "76500"}, None),
+        ({"max_temperature_celsius": 20.0}, {HEAT.format(0): "unknown"}, None),
+        ({"min_free_mebibytes": 600}, {MEMORY: "MemTotal: 9 kB\nMemAvailable:  524288 kB"}, "512 MiB"),
+        ({"min_free_mebibytes": 512}, {MEMORY: "MemTotal: 9 kB\nMemAvailable:  524288 kB"}, None),
+        ({"unmetered": True}, {ROUTES: ROUTE.format("wwan0"), MODEM: "DEVTYPE=wwan"}, "metered"),
+        ({"unmetered": True}, {ROUTES: ROUTE.format("eth0"), MODEM: "DEVTYPE=wwan"}, None),
+        ({"hours": (22, 6)}, {}, None),
+        ({"hours": (6, 22)}, {}, "06-22"),
+        ({"hours": (23, 0)}, {}, None),
+    ],
+)
+def test_gates_read_the_systems_files(tmp_path, asked, files, said):
+    found = obstacle(Eligibility(**asked), NIGHT, system(tmp_path, **files))
+    assert (found is None) == (said is None) and (said or "") in (found or "")
+
+
+def test_hours_of_the_day_and_across_midnight():
+    assert obstacle(Eligibility(hours=(22, 6)), NOON)
+    assert not obstacle(Eligibility(hours=(9, 17)), NOON)
+
+
+def test_a_device_that_may_not_train_says_so_at_once_and_sees_through_what_it_promised(clients, tmp_path):
+    hot = system(tmp_path / "hot", **{HEAT.format(0): "90000"})
+    cool = system(tmp_path / "cool", **{HEAT.format(0): "40000"})
+    devices = {2 + n: device_of(clients / f"c{n}") for n in range(5)}
+    for device in devices.values():
+        gates = Eligibility(max_temperature_celsius=75.0)
+        settings = replace(device.bundle.settings, eligibility=gates)
+        device.bundle, device.root = replace(device.bundle, settings=settings), cool
+    devices[3].root = hot
+
+    def heats_up(message):
+        if message.metadata.dst_node_id == 4 and read_place(message.content).exchange is Exchange.SURVIVORS:
+            devices[4].root = hot
+
+    opened = masked_sum(Devices(devices, heats_up))
+    assert opened.survivors == 4 and opened.dropped == {"not eligible": 1}
+    assert code_of(devices[3], in_the_clear()) == NOT_ELIGIBLE
+    assert not devices[3].own_ledger.path.exists()
+
+
+def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, monkeypatch):
+    device = device_of(clients / "c0")
+    monkeypatch.setattr("fedveil.client.device.time.time", lambda: 0.0)
+    assert "the clock says" in device.why_not()
+    assert code_of(device, in_the_clear()) == NOT_READY

@@ -1,0 +1,178 @@
+"""`fedveil client` as its owner runs it: real processes on the gRPC link, killed, stopped, asked how they are, removed."""
+
+import json
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedveil.client.own_ledger import epsilon_of
+from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger_book import RESERVE
+from fedveil.server.admission import admitted_in
+from fedveil.server.bundle import read_server_bundle
+from fedveil.server.link_grid import Door, LinkGrid, open_link
+from fedveil.server.masking import Masking
+from fedveil.server.secure_attempt import Opened, Sum
+from fedveil.server.secure_sum import SecureSums
+
+MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
+CLASSES, CLIENTS, FEATURES, ORDER, SPEC, content = (
+    MADE[name] for name in ("CLASSES", "CLIENTS", "FEATURES", "ORDER", "SPEC", "content")
+)
+SLOW_RECORDS = 40_000  # one at a time: seconds of training
+PATIENCE = 60.0
+
+
+def fedveil(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedveil", "client", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+class Agents:
+    """The devices' processes, by number; `server` is their grid."""
+
+    def __init__(self, clients: Path, server: LinkGrid, masking: Masking) -> None:
+        self.clients, self.server = clients, server
+        self.sums = SecureSums(server, masking)
+        self.processes: dict[int, subprocess.Popen[str]] = {}
+
+    def start(self, *numbers: int) -> None:
+        for number in numbers:
+            command = [sys.executable, "-m", "fedveil", "client", "start", str(self.clients / f"c{number}")]
+            self.processes[number] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        until(lambda: {number + 2 for number in numbers} <= set(self.server.connected))
+
+    def end(self, number: int, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        process = self.processes.pop(number)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=PATIENCE)
+        return process.returncode, said
+
+    def kill_once_reserved(self, number: int, row: int) -> None:
+        until(lambda: ["spring", row, "private_sum 0"] in self.reservations(number))
+        self.end(number, signal.SIGKILL)
+
+    def round(self, number: int, timeout: float = PATIENCE, order=ORDER) -> Opened:
+        size = CLASSES * (FEATURES + 1)
+        wanted = Sum("spring", number, content(order), "train", SPEC, size, 3.0)
+        return self.sums.sum(list(self.server.get_node_ids()), wanted, timeout)
+
+    def ledger(self, number: int) -> Path:
+        found = list((self.clients / f"c{number}" / "state" / "ledgers").glob("client-*.ledger"))
+        return found[0] if found else Path("none")
+
+    def reservations(self, number: int) -> list[list]:
+        return [json.loads(e.key) for e in read_entries(self.ledger(number)) if e.kind == RESERVE]
+
+
+@contextmanager
+def federation(folder: Path) -> Iterator[Agents]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    made = MADE["make_federation"](folder, port)
+    bundle = read_server_bundle(made / "server")
+    nodes = tuple(member.node for member in bundle.roster.members)
+    door = Door(bundle.listen, bundle.credentials, nodes, admitted_in(bundle.admitted))
+    with open_link(door) as server:
+        agents = Agents(made / "clients", server, Masking(bundle.roster, dropout=0.4, collusion=0.1))
+        try:
+            yield agents
+        finally:
+            for number in list(agents.processes):
+                agents.end(number, signal.SIGKILL)
+
+
+def test_devices_that_are_killed_restarted_stopped_and_removed(tmp_path):
+    with federation(tmp_path) as agents:
+        draw = np.random.default_rng(0)
+        inputs = draw.normal(size=(SLOW_RECORDS, FEATURES)).astype(np.float32)
+        victim = agents.clients / "c0"
+        np.savez(victim / "device.npz", inputs=inputs, targets=draw.integers(0, CLASSES, SLOW_RECORDS))
+        assert "never started" in fedveil("status", victim).stdout
+        agents.start(*range(CLIENTS))
+        assert agents.round(1).survivors == CLIENTS
+
+        # Killed in mid-training: the round goes on without it, and costs it what it had reserved.
+        slow = replace(ORDER, batch_size=1, local_epochs=10)
+        killer = threading.Thread(target=agents.kill_once_reserved, args=(0, 2))
+        killer.start()
+        opened = agents.round(2, timeout=10, order=slow)
+        killer.join()
+        assert opened.survivors == CLIENTS - 1 and opened.dropped == {"no reply": 1}
+        assert agents.reservations(0) == [["spring", n, "private_sum 0"] for n in (1, 2)]
+        assert fedveil("status", victim).returncode == 1
+
+        # Back again: the next round is as before.
+        agents.start(0)
+        assert agents.round(3).survivors == CLIENTS
+        assert agents.reservations(0) == [["spring", n, "private_sum 0"] for n in (1, 2, 3)]
+        assert verify(agents.ledger(0)).ok
+        assert epsilon_of(agents.ledger(0)) == epsilon_of(agents.ledger(1))
+
+        status = fedveil("status", victim)
+        assert status.returncode == 0 and "round 3 of spring answered" in status.stdout
+        plain = json.loads(fedveil("status", victim, "--json").stdout)
+        assert plain["running"] and plain["pid"] == agents.processes[0].pid
+        assert plain["state"].startswith("connected to localhost")
+        for verb in ("start", "forget"):
+            refused = fedveil(verb, victim)
+            assert refused.returncode == 2 and "in use by process" in refused.stderr
+
+        # What the device remembers goes, and what it has spent stays, unless that is asked for as well.
+        code, said = agents.end(0)
+        assert code == 0 and "stopped" in said and "Traceback" not in said
+        state = victim / "state"
+        forgotten = fedveil("forget", victim)
+        assert forgotten.returncode == 0 and "the ledgers stay" in forgotten.stdout
+        assert {path.name for path in state.iterdir()} == {"ledgers", "agent.lock"}
+        spent = agents.ledger(0)
+        assert fedveil("uninstall", victim).returncode == 2 and (victim / "tls.key").exists()
+        agents.start(0)
+        assert fedveil("uninstall", victim, "--yes").returncode == 0
+        agents.processes[0].communicate(timeout=PATIENCE)
+        assert agents.processes.pop(0).returncode == 0
+        assert {path.name for path in victim.iterdir()} == {"state"}
+        assert {path.name for path in state.iterdir()} == {"ledgers"} and spent.exists()
+
+        other = agents.clients / "c1"
+        agents.end(1)
+        gone = fedveil("forget", other, "--ledgers")
+        assert "starts at zero" in gone.stdout and not (other / "state" / "ledgers").exists()
+        removed = fedveil("uninstall", other, "--yes", "--ledgers")
+        assert removed.returncode == 0 and not other.exists()
+
+
+@pytest.mark.parametrize("spoiled", ["client.toml", "device.npz", "identity.key"])
+def test_a_bundle_that_is_not_whole_is_refused_in_a_sentence(tmp_path, spoiled):
+    made = MADE["make_federation"](tmp_path)
+    bundle = Path(shutil.move(made / "clients" / "c0", tmp_path / "c0"))
+    (bundle / spoiled).write_bytes(b"\xff")
+    refused = fedveil("start", bundle)
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1, refused.stderr
+
+
+def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path):
+    (tmp_path / "photos").touch()
+    for verb in (("uninstall", tmp_path, "--yes", "--ledgers"), ("forget", tmp_path), ("status", tmp_path)):
+        assert fedveil(*verb).returncode == 2
+    assert (tmp_path / "photos").exists()
