@@ -31,7 +31,7 @@ from cryptography.x509.oid import NameOID
 
 from ..configs.bundle_files import NAME, NAME_FORM, read_toml
 from ..configs.reader import Section
-from ..privacy.durable import replace_file
+from ..privacy.durable import replace_file, replace_files
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of, sign, verify
@@ -94,10 +94,8 @@ def make_keys(folder: Path) -> Keys:
     """New keys from the system's generator, in files of `folder` that only their owner may read."""
     keys = Keys(Ed25519PrivateKey.generate(), new_tls_key(), generate_private_key(SECP384R1()))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    replace_file(folder / IDENTITY, pem_of(keys.identity))
-    replace_file(folder / TLS, pem_of(keys.tls))
     openssh = keys.supernode.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    replace_file(folder / SUPERNODE, openssh)
+    replace_files(folder, {IDENTITY: pem_of(keys.identity), TLS: pem_of(keys.tls), SUPERNODE: openssh})
     return keys
 
 

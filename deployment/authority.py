@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..client.enrolment import new_tls_key, pem_of
 from ..configs.bundle_files import read_file, read_private_key
-from ..privacy.durable import replace_file
+from ..privacy.durable import replace_files
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import public_of
 
@@ -77,54 +77,49 @@ def issue(
       name: of a client or of the server, the common name.
       public: its key, P-256.
       addresses: DNS names and IP addresses of a server; a client has none and dials only.
-      days: of validity, at most 397 and at most what the authority itself has left.
+      days: of validity, at most 397.
     """
     usage = ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH
-    now = datetime.now(UTC).replace(microsecond=0)
+    names = x509.SubjectAlternativeName([_address(each) for each in addresses or [name]])
     (federation,) = authority.ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    own_key = authority.ca_key.public_key()
     builder = (
-        x509.CertificateBuilder()
-        .subject_name(_name(str(federation.value), name))
+        _builder(_name(str(federation.value), name), public, timedelta(days=days))
         .issuer_name(authority.ca.subject)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_MARGIN)
-        .not_valid_after(min(now + timedelta(days=days), authority.ca.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        .add_extension(
-            x509.SubjectAlternativeName([_address(each) for each in addresses or [name]]), critical=False
-        )
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.ca_key.public_key()), critical=False
-        )
+        .add_extension(names, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(own_key), critical=False)
     )
     return builder.sign(authority.ca_key, SHA256()).public_bytes(Encoding.PEM)
 
 
 def _make(folder: Path, federation: str) -> None:
     signer, ca_key = Ed25519PrivateKey.generate(), new_tls_key()
-    now = datetime.now(UTC).replace(microsecond=0)
-    subject, public = _name(federation, f"{federation} authority"), ca_key.public_key()
+    subject = _name(federation, f"{federation} authority")
     builder = (
+        _builder(subject, ca_key.public_key(), AUTHORITY_LIFE)
+        .issuer_name(subject)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+    )
+    ca = builder.sign(ca_key, SHA256()).public_bytes(Encoding.PEM)
+    folder.chmod(0o700)  # whoever made it
+    replace_files(folder, {SIGNER: pem_of(signer), CA_KEY: pem_of(ca_key), CA: ca})
+
+
+def _builder(subject: x509.Name, public: EllipticCurvePublicKey, life: timedelta) -> x509.CertificateBuilder:
+    now = datetime.now(UTC).replace(microsecond=0)
+    return (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(subject)
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_MARGIN)
-        .not_valid_after(now + AUTHORITY_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .not_valid_after(now + life)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )
-    certificate = builder.sign(ca_key, SHA256())
-    folder.chmod(0o700)  # whoever made it
-    replace_file(folder / SIGNER, pem_of(signer))
-    replace_file(folder / CA_KEY, pem_of(ca_key))
-    replace_file(folder / CA, certificate.public_bytes(Encoding.PEM))
 
 
 def _name(federation: str, name: str) -> x509.Name:

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from ..client.identity import FIRST_NODE
-from ..privacy.durable import replace_file
+from ..privacy.durable import replace_files
 from ..privacy.secagg.roster import write_roster
 from .authority import Authority
 from .federation_file import ClientEntry, Federation
@@ -86,7 +86,6 @@ def _json(values: Mapping[str, int]) -> bytes:
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, data in files.items():
-        path = folder / name
-        if not path.is_file() or path.read_bytes() != data:
-            replace_file(path, data, PUBLIC)
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in files}
+    if fresh := {name: data for name, data in files.items() if kept.get(name) != data}:
+        replace_files(folder, fresh, PUBLIC)

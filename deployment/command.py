@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..server.bundle import SERVER
 from .provision import AUTHORITY, CLIENTS, Desk, provision, revoke, rotate
 from .register import Issued, Register
 
@@ -49,13 +50,20 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _show(desk: Desk) -> None:
-    count = len(desk.register.admitted)
-    print(f"{desk.federation.name}: {count} clients, roster version {desk.register.version}")
-    width = max(len(each.name) for each in desk.register.clients)
-    for each in desk.register.clients:
-        where = "" if each.revoked else f"  {desk.folder / CLIENTS / each.name}{_remark(each)}"
-        print(f"  node {each.node}  {each.name:{width}}  {_outcome(each, desk.before):8}{where}".rstrip())
-    print(f"  server  {desk.folder / 'server'}")
+    register = desk.register
+    print(f"{desk.federation.name}: {len(register.admitted)} clients, roster version {register.version}")
+    outcomes = {each: _outcome(each, desk.before) for each in register.clients}
+    width = max(len(each.name) for each in outcomes)
+    for each, outcome in outcomes.items():
+        remark = _remark(each, outcome)
+        if outcome == "revoked":
+            print(f"  node {each.node}  {each.name:{width}}  revoked")
+        elif outcome != "kept" or remark:
+            where = desk.folder / CLIENTS / each.name
+            print(f"  node {each.node}  {each.name:{width}}  {outcome:8}  {where}{remark}")
+    if kept := list(outcomes.values()).count("kept"):
+        print(f"  kept as they were: {kept}")
+    print(f"  server  {desk.folder / SERVER}")
     print(f"  keep {desk.folder / AUTHORITY} here: whoever has it admits anybody")
 
 
@@ -68,8 +76,8 @@ def _outcome(issued: Issued, before: Register) -> str:
     return "kept" if known == issued else "rotated"
 
 
-def _remark(issued: Issued) -> str:
-    remarks = ["its private keys are on the device"] if issued.on_device else []
+def _remark(issued: Issued, outcome: str) -> str:
+    remarks = ["its private keys are on the device"] if issued.on_device and outcome != "kept" else []
     if issued.not_after < time.time() + SOON_SECONDS:
         end = datetime.fromtimestamp(issued.not_after, UTC)
         remarks.append(f"its certificate ends on {end:%Y-%m-%d}: rotate it")

@@ -56,9 +56,10 @@ def provision(file: Path, out: Path | None, wheels: Path | None) -> Desk:
     requests = {each.name: read_request(each.request) for each in federation.clients if each.request}
     requirements = installed_requirements() if wheels is None else wheel_requirements(wheels)
     folder = Path(federation.name) if out is None else out
-    before = read_register(folder / AUTHORITY / REGISTER)
-    _check(federation, before, requests)
+    _check(federation, read_register(folder / AUTHORITY / REGISTER), requests)
     with _writing(folder):
+        before = read_register(folder / AUTHORITY / REGISTER)
+        _check(federation, before, requests)  # again: another process may have been here in between
         authority = open_authority(folder / AUTHORITY, federation.name)
         desk = _with_server(Desk(folder, federation, authority, before, before))
         for entry in federation.clients:

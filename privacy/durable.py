@@ -1,6 +1,7 @@
 """Files that are whole on disk or not there: what is written beside them is flushed, then renamed over them."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from .ledger_store import sync_folder
@@ -12,13 +13,19 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(fresh, path)
-    sync_folder(path.parent)
+    replace_files(path.parent, {path.name: data}, mode)
+
+
+def replace_files(folder: Path, files: Mapping[str, bytes], mode: int = 0o600) -> None:
+    """The same for several files of one folder, each for itself and in their order: one flush of the folder for all."""
+    for name, data in files.items():
+        fresh = folder / f".{name}.new"
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(fresh, folder / name)
+    sync_folder(folder)

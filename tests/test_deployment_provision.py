@@ -1,5 +1,7 @@
 """`fedveil provision` as the operator runs it: what it makes, what both ends read of it, and how it changes later."""
 
+import fcntl
+import os
 import shutil
 import ssl
 import stat
@@ -19,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fedveil.client.bundle import Eligibility, TaskChoice, read_client_bundle, renew_roster
-from fedveil.deployment.provision import provision, rotate
+from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.deployment.register import read_register
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.suite import public_of
@@ -240,7 +242,7 @@ def test_a_client_more_leaves_the_others_keys_and_makes_a_newer_roster(desk: Pat
     (desk / "federation.yaml").write_text(FEDERATION + "  - name: long-beach\n")
     done = fedveil("provision", "federation.yaml", folder=desk)
     assert done.returncode == 0, done.stderr
-    assert "node 5  long-beach   admitted" in done.stdout and "node 2  cleveland    kept" in done.stdout
+    assert "node 5  long-beach   admitted" in done.stdout and "kept as they were: 3" in done.stdout
     after = contents(desk)
     changed = {Path(name).name for name in before if after[name] != before[name]}
     assert changed == {
@@ -369,18 +371,81 @@ def test_revocation_is_for_ever(desk: Path) -> None:
     assert [m.node for m in read_server_bundle(desk / "hearts" / "server").roster.members] == [2, 4, 5]
 
 
-def test_a_command_that_was_cut_short_is_completed_by_giving_it_again(
-    desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fedveil.deployment import provision as module
+SMALL = """\
+federation: hearts
+server: {address: "localhost:8443"}
+task: {name: heart}
+policy: {target_epsilon: 8.0, target_delta: 1e-5}
+clients: [{name: cleveland}, {name: hungary}]
+"""
 
-    (desk / "federation.yaml").write_text(FEDERATION + "  - name: long-beach\n")
-    for place in ("write_register", "write_server", "write_clients"):
+
+class PowerCut(BaseException):
+    """Nothing after it happens."""
+
+
+def cut_at(step: int, patched: pytest.MonkeyPatch) -> list[str]:
+    """The step-th file from now on is not put in its place; returns the names of those that were."""
+    put: list[str] = []
+    replace = os.replace
+
+    def counted(fresh: Path, path: Path) -> None:
+        if len(put) == step:
+            raise PowerCut
+        replace(fresh, path)
+        put.append(path.name)
+
+    patched.setattr(os, "replace", counted)
+    return put
+
+
+def test_a_command_that_was_cut_short_anywhere_is_completed_by_giving_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f.yaml").write_text(SMALL)
+    # What costs time and changes nothing here.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr("fedveil.deployment.provision.installed_requirements", lambda: "fedveil\n")
+    completed = False
+    for step in range(100):
+        out = tmp_path / str(step)
         with monkeypatch.context() as patched:
-            patched.setattr(module, place, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-            with pytest.raises(KeyboardInterrupt):
-                provision(desk / "federation.yaml", desk / "hearts", None)
-    provision(desk / "federation.yaml", desk / "hearts", None)
-    assert read_server_bundle(desk / "hearts" / "server").roster.version == 2
-    for name in ("cleveland", "hungary", "long-beach"):
-        read_client_bundle(desk / "hearts" / "clients" / name)
+            cut_at(step, patched)
+            try:
+                provision(tmp_path / "f.yaml", out, None)
+                completed = True
+            except PowerCut:
+                pass
+        desk = provision(tmp_path / "f.yaml", out, None)
+        assert desk.register.version == 1 == read_server_bundle(out / "server").roster.version
+        for name in ("cleveland", "hungary"):
+            read_client_bundle(out / "clients" / name)
+        if completed:
+            break
+    assert completed and step > 20
+
+
+def test_a_rotation_that_was_cut_short_anywhere_is_completed_by_giving_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f.yaml").write_text(SMALL)
+    provision(tmp_path / "f.yaml", tmp_path / "made", None)
+    old = (tmp_path / "made/clients/cleveland/identity.key").read_bytes()
+    for step in range(0, 12, 2):
+        out = Path(shutil.copytree(tmp_path / "made", tmp_path / str(step)))
+        with monkeypatch.context() as patched, pytest.raises(PowerCut):
+            cut_at(step, patched)
+            rotate(out, "cleveland", None)
+        rotate(out, "cleveland", None)
+        assert read_client_bundle(out / "clients/cleveland").identity.roster.version in (2, 3)
+        assert (out / "clients/cleveland/identity.key").read_bytes() != old
+        assert sorted(read_admitted(out / "server/admitted.json").values()) == [2, 3]
+
+
+def test_two_cannot_provision_one_folder_at_once(desk: Path) -> None:
+    descriptor = os.open(desk / "hearts" / "authority", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(Refusal, match="is being provisioned by another process"):
+        revoke(desk / "hearts", "cleveland")
+    os.close(descriptor)
+    assert len(revoke(desk / "hearts", "cleveland").register.admitted) == 2
