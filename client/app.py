@@ -29,6 +29,7 @@ from ..strategies.wire import (
     view,
 )
 from .batches import poisson_batches, seeds_of
+from .canaries import canary_answer
 from .mod import private_update
 from .settings import SGD, TRAIN_LOSS, ClientSettings, RecordPrivacy, training_settings
 from .tasks import load_task
@@ -92,8 +93,11 @@ def make_client_app(settings: Callable[[Context], str], extra_mods: tuple[Mod, .
 
     @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:
-        bench = workbench(settings(context))
-        return train_round(message, int(str(context.node_config["partition-id"])), bench, bench.settings)
+        client, bench = int(str(context.node_config["partition-id"])), workbench(settings(context))
+        dummies = bench.settings.canaries
+        if dummies is not None and client in dummies:
+            return canary_answer(message, dummies, client)
+        return train_round(message, client, bench, bench.settings)
 
     assert on_train is not None
     return app

@@ -24,7 +24,8 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from .app import Workbench
 from .batches import shuffled_batches
-from .settings import SGD, TRAIN_LOSS, training_settings
+from .canaries import canary_updates
+from .settings import SGD, TRAIN_LOSS, CanaryClients, training_settings
 from .tasks.protocol import Examples, StackedTask
 from .training import descend
 
@@ -84,10 +85,24 @@ def sum_cohort(
             return cohort_sum.drop("failed")
         _add_rows(cohort_sum, update, scalars, spec)
 
-    for first in range(0, len(clients), MAX_STACK):
-        for group in _of_one_size(bench, clients[first : first + MAX_STACK], cohort_sum):
+    dummies = bench.settings.canaries
+    real = [client for client in clients if dummies is None or client not in dummies]
+    for first in range(0, len(real), MAX_STACK):
+        for group in _of_one_size(bench, real[first : first + MAX_STACK], cohort_sum):
             add(group)
+    if dummies is not None:
+        _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum)
     return cohort_sum
+
+
+def _add_canaries(
+    dummies: CanaryClients, clients: Sequence[int], spec: SumSpec, cohort_sum: CohortSum
+) -> None:
+    dimension = cohort_sum.total.size - len(spec.scalars)
+    for first in range(0, len(clients), MAX_STACK):
+        update = canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
+        metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
+        _add_rows(cohort_sum, update, metrics, spec)
 
 
 def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> list[Group]:

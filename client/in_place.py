@@ -24,6 +24,8 @@ from ..privacy.mechanisms.private_sum import CohortSum, SumSpec, add_update
 from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from .app import TRAIN_LOSS, Workbench, seed_layers, training_settings
+from .canaries import canary_updates
+from .settings import CanaryClients
 from .training import SGD, train
 
 logger = logging.getLogger("fedveil.client")
@@ -55,6 +57,9 @@ class InPlaceRound:
 
     def train(self, client: int) -> dict[str, float] | None:
         """Train the model on one client's data and return its scalars; None if it failed, which its log explains."""
+        dummies = self.bench.settings.canaries
+        if dummies is not None and client in dummies:
+            return self._become(dummies, client)
         try:
             examples = self.bench.task.client_data(client)
             with torch.no_grad():
@@ -65,6 +70,15 @@ class InPlaceRound:
             logger.exception("round failed at this client")
             return None
         return {WEIGHT: float(len(examples)), TRAIN_LOSS: loss}
+
+    def _become(self, dummies: CanaryClients, client: int) -> dict[str, float]:
+        """Let the model be what a canary makes of it, and return what it says beside."""
+        (update,) = canary_updates(dummies, [client], self.update.size)
+        start = 0
+        for part, trained, received in self.moves:
+            np.add(received, update[start : start + part.size].reshape(part.shape), out=trained)
+            start += part.size
+        return dict(dummies.metrics)
 
     def add(self, cohort_sum: CohortSum, scalars: dict[str, float], spec: SumSpec) -> None:
         """Add the update of the client that was trained last."""

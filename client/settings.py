@@ -91,6 +91,32 @@ class Encryption:
 
 
 @dataclass(frozen=True)
+class CanaryClients:
+    """The dummies of an audit, which stand behind the real clients; see `client.canaries`.
+
+    Attributes:
+      first: the first canary's number as a client.
+      count: how many there are.
+      seed: 32 bytes in hexadecimal, of which directions and coins are made.
+      support: coordinates that one canary may use.
+      norm: L2 norm of what a canary sends.
+      replaced: whether one that is out sends the opposite direction, and not nothing.
+      metrics: what it says beside.
+    """
+
+    first: int
+    count: int
+    seed: str = field(repr=False)
+    support: int
+    norm: float
+    replaced: bool
+    metrics: Mapping[str, float]
+
+    def __contains__(self, client: int) -> bool:
+        return client >= self.first
+
+
+@dataclass(frozen=True)
 class ClientSettings:
     """Task, training and record privacy of a client.
 
@@ -104,6 +130,7 @@ class ClientSettings:
       encryption: None answers sums in the clear; otherwise those are refused.
       device: of a deployed client: what names it on its own ledgers, 64 hexadecimal digits. Its data are real whatever
         the task declares, and its ledger of records goes by it: new records must not make a new ledger.
+      canaries: which clients are dummies of an audit; None without any.
     """
 
     task: str
@@ -116,6 +143,7 @@ class ClientSettings:
     allow_modules: tuple[str, ...] = ()
     encryption: Encryption | None = None
     device: str | None = None
+    canaries: CanaryClients | None = None
 
     def to_json(self) -> str:
         """Return the settings as JSON."""
@@ -131,6 +159,8 @@ class ClientSettings:
             fields["record"] = RecordPrivacy(**record)
         if fields["encryption"] is not None:
             fields["encryption"] = Encryption(**fields["encryption"])
+        if fields["canaries"] is not None:
+            fields["canaries"] = CanaryClients(**fields["canaries"])
         fields["allow_modules"] = tuple(fields["allow_modules"])
         return cls(**fields)
 

@@ -11,7 +11,7 @@ import math
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -26,6 +26,7 @@ from .filter import admits, counted, filter_order
 from .gaussian import exact_epsilon
 from .ledger_book import (
     COMMIT,
+    NOTE,
     OPEN,
     RESERVE,
     VERSION,
@@ -227,6 +228,12 @@ class Ledger:
                 raise Refusal("key", key, "was committed: it has left and stays spent")
             if record.state is State.RESERVED:
                 drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
+
+    def note(self, key: Key, what: Mapping[str, Any]) -> None:
+        """Writes down what is known beside the releases, such as an alarm; it costs nothing. The first note stays."""
+        with self._writing() as drafts:
+            if _text(key) not in self._book.notes:
+                drafts.append(Draft(NOTE, _text(key), canonical({**what, "time": _now()})))
 
     def state(self, key: Key) -> State | None:
         """What is known of the release `key`; None when it was never reserved."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dp_accounting import DpEvent, PrivacyAccountant
 
 VERSION = 1
-OPEN, RESERVE, COMMIT, VOID = "open", "reserve", "commit", "void"
+OPEN, RESERVE, COMMIT, VOID, NOTE = "open", "reserve", "commit", "void", "note"
 # The time is the last key of a canonical payload.
 TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
 
@@ -82,6 +82,7 @@ class Book:
     spent: dict[Adversary, Counter[str]] = field(default_factory=dict[Adversary, Counter[str]])
     granted: dict[Adversary, Budget] = field(default_factory=dict[Adversary, Budget])
     filter_order: float | None = None
+    notes: dict[str, str] = field(default_factory=dict[str, str])
     head: Head = START
     _terms: dict[str, Terms] = field(default_factory=dict[str, Terms])
 
@@ -103,6 +104,8 @@ class Book:
             self._reserve(entry)
         elif entry.kind in (COMMIT, VOID):
             self._settle(self.records[entry.key], entry.kind)
+        elif entry.kind == NOTE:
+            self.notes[entry.key] = entry.payload
         else:
             raise ValueError(f"unknown kind {entry.kind}")
         self.head = entry.head

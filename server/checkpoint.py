@@ -30,6 +30,7 @@ PREVIOUS = "checkpoint.previous.safetensors"
 DAMAGED = "checkpoint.damaged.safetensors"
 _MODEL = "model/"
 _STRATEGY = "strategy/"
+_AUDIT = "audit/"
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -46,6 +47,7 @@ class Checkpoint:
       head: the ledger's head when the round was finished; None without client-level privacy.
       choices: what the next round goes by; None without client-level privacy.
       client_heads: the heads of the clients' own ledgers by name, as far as this machine has them.
+      audit: what the audit of the next round needs of this one, by name.
     """
 
     run: str
@@ -55,11 +57,13 @@ class Checkpoint:
     head: Head | None = None
     choices: Choices | None = None
     client_heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
+    audit: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint durably; a crash at any moment leaves this one or the one before."""
     tensors = {_MODEL + name: np.ascontiguousarray(value) for name, value in checkpoint.model.items()}
+    tensors |= {_AUDIT + name: value for name, value in checkpoint.audit.items()}
     numbers: dict[str, Any] = {}
     for name, value in checkpoint.strategy.items():
         if isinstance(value, np.ndarray):
@@ -152,7 +156,8 @@ def _read(path: Path) -> Checkpoint:
     choices = _choices(state.get("choices"))
     heads = {name: Head(*known) for name, known in state.get("client_heads", {}).items()}
     strategy = {**state["strategy"], **arrays}
-    return Checkpoint(state["run"], state["round"], model, strategy, head, choices, heads)
+    audit = {k.removeprefix(_AUDIT): v for k, v in tensors.items() if k.startswith(_AUDIT)}
+    return Checkpoint(state["run"], state["round"], model, strategy, head, choices, heads, audit)
 
 
 def _choices(fields: dict[str, Any] | None) -> Choices | None:

@@ -16,11 +16,11 @@ NAME = "noise.key"
 _PRIVATE = 0o600
 
 
-def make(folder: Path) -> bytes:
+def make(folder: Path, name: str = NAME) -> bytes:
     """Return a fresh key that is on disk; one that lies there belongs to a start that released nothing."""
     key = os.urandom(KEY_BYTES)
-    (folder / NAME).unlink(missing_ok=True)
-    file = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE)
+    (folder / name).unlink(missing_ok=True)
+    file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE)
     try:
         os.write(file, key)
         os.fsync(file)
@@ -30,13 +30,13 @@ def make(folder: Path) -> bytes:
     return key
 
 
-def read(folder: Path) -> bytes:
+def read(folder: Path, name: str = NAME) -> bytes:
     """Return the key of a run that goes on.
 
     Raises:
       Refusal: without it the run's noise cannot be continued.
     """
-    path = folder / NAME
+    path = folder / name
     try:
         key = path.read_bytes()
     except OSError as problem:
@@ -51,10 +51,10 @@ def read(folder: Path) -> bytes:
     return key
 
 
-def erase(folder: Path) -> None:
+def erase(folder: Path, name: str = NAME) -> None:
     """Remove the key; from then on the run cannot go on."""
-    if (folder / NAME).exists():
-        (folder / NAME).unlink()
+    if (folder / name).exists():
+        (folder / name).unlink()
         _sync(folder)
 
 

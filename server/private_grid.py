@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
+from ..privacy.audit.watching import Released
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger import BudgetExhausted, Ledger
 from ..privacy.mechanisms.distributed import decode_sum, sum_event
@@ -25,6 +26,7 @@ from ..privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec, add_noi
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
+from ..strategies.accompanied import accompanied
 from ..strategies.cohorts import Cohort, MinSeparation
 from ..strategies.grids import AskingGrid
 from ..strategies.secure_wire import rotation_seed
@@ -42,6 +44,7 @@ from ..strategies.wire import (
 )
 from .masking import Masking, masked_spec
 from .noise_rows import RunRows
+from .released import released_sum
 from .secure_attempt import Opened, Sum
 from .secure_sum import SecureSums
 
@@ -120,6 +123,7 @@ class PrivateGrid(AskingGrid):
       run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
       answers: how many are needed, and how many are enough.
+      canaries: how many dummies of an audit stand behind the real clients, as the last nodes.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class PrivateGrid(AskingGrid):
         run: str | None = None,
         masking: Masking | None = None,
         answers: Answers = ALL_ANSWERS,
+        canaries: int = 0,
     ) -> None:
         if privacy is not None and privacy.plan.sampling != cohort:
             raise Refusal(
@@ -142,8 +147,9 @@ class PrivateGrid(AskingGrid):
         if privacy is not None and privacy.plan.noise_multiplier is None:
             raise Refusal("noise_multiplier", None, "calibrate the plan before it is used")
         self._grid = grid
-        self._cohort = cohort
+        self._cohort = accompanied(cohort, population, canaries)
         self._population = population
+        self._canaries = canaries
         self._privacy = privacy
         self._scalars = scalars if privacy is None or privacy.metrics_share > 0 else ()
         self._randomness = randomness or Randomness()
@@ -160,6 +166,8 @@ class PrivateGrid(AskingGrid):
         self.choices = privacy.adaptation.first(privacy.plan) if privacy is not None else None
         self.drawn: list[int] = []
         self.rounds: list[Round] = []
+        self.released: Released | None = None
+        self.more_noise = 1.0
         self.exhausted: BudgetExhausted | None = None
 
     # --- what Flower's strategies ask of a grid ---------------------------------------------------------------
@@ -197,7 +205,7 @@ class PrivateGrid(AskingGrid):
 
         Messages that do not train are not sent: what they would bring back is in no release.
         """
-        self._asked = 0
+        self._asked, self.released = 0, None
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
         if not training or self.exhausted is not None:
             return []
@@ -210,6 +218,22 @@ class PrivateGrid(AskingGrid):
         return self._private_sum(number, content, training[0], timeout)
 
     # --- the round ----------------------------------------------------------------------------------------------
+
+    def raise_noise(self, factor: float) -> None:
+        """Let the rounds from now on have so many times the noise that is planned, and charged.
+
+        What is chosen from what was released may not lower a charge, unless a filter counts.
+        """
+        self.more_noise = factor
+
+    def clients(self, drawn: Sequence[int]) -> list[int]:
+        """Return who of those drawn are real clients, and no canaries."""
+        dummies = set(self._dummies)
+        return [node for node in drawn if node not in dummies]
+
+    @property
+    def _dummies(self) -> list[int]:
+        return self._all_nodes()[self._population :] if self._canaries else []
 
     def skip_to(self, number: int, choices: Choices | None = None) -> None:
         """Continue after round `number`, which an earlier process finished, with the choices it led to."""
@@ -291,6 +315,7 @@ class PrivateGrid(AskingGrid):
             self._note(replace(done, abandoned=True))
             return []
         mean, scalars = self._decoded(total, layout, spec, cohort_sum)
+        self.released = self._watched(number, mean, self._cohort.expected_size(self._population))
         self._note(replace(done, clipped_again=cohort_sum.clipped_again, scalars=scalars))
         reply = mean_reply(arrays, mean, scalars, request)
         if self._privacy is not None:
@@ -306,7 +331,7 @@ class PrivateGrid(AskingGrid):
         arrays = only_arrays(content)
         layout = layout_of(arrays)
         spec = masked_spec(self._spec(layout), sums.masking)
-        noise = self._plan().noise_over_clip if self._privacy is not None else 0.0
+        noise = self._plan().noise_over_clip * self.more_noise if self._privacy is not None else 0.0
         wanted = Sum(
             self._run_name,
             self._row,
@@ -323,9 +348,9 @@ class PrivateGrid(AskingGrid):
             self._note(Round(number, asked, 0, opened.dropped, exchanges=exchanges, abandoned=True))
             return []
         seed = rotation_seed(opened.model, self._row)
-        mean, scalars = decode_sum(
-            opened.total, layout, opened.spec, opened.survivors, float(opened.survivors), seed
-        )
+        real = max(1.0, float(len(self.clients(opened.nodes))))
+        mean, scalars = decode_sum(opened.total, layout, opened.spec, opened.survivors, real, seed)
+        self.released = self._watched(number, mean, real)
         self._note(
             Round(number, asked, opened.survivors, opened.dropped, scalars=scalars, exchanges=exchanges)
         )
@@ -373,6 +398,14 @@ class PrivateGrid(AskingGrid):
         replies = self._grid.send_and_receive(messages, timeout=timeout)
         return sum_of(replies, spec, size, len(messages), self._answers.enough)
 
+    def _watched(self, number: int, mean: dict[str, np.ndarray], denominator: float) -> Released | None:
+        """Return the sum as an audit reads it; None where nothing is claimed of it."""
+        if self._privacy is None:
+            return None
+        dummies = {node: place for place, node in enumerate(self._dummies)}
+        drawn = [dummies[node] for node in self.drawn if node in dummies]
+        return released_sum(number, mean, denominator, (self._plan(), self._row), self.more_noise, drawn)
+
     def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> np.ndarray:
         if self._privacy is None:
             return cohort_sum.total
@@ -381,8 +414,8 @@ class PrivateGrid(AskingGrid):
             noised, event = self._rows.add_noise(cohort_sum.total, row, spec)
         else:
             stream = self._randomness.stream("noise", row)
-            noised, event = add_noise(cohort_sum.total, plan.noise_over_clip, spec, stream)
-        if plan.sampling.event(event) != plan.event():
+            noised, event = add_noise(cohort_sum.total, plan.noise_over_clip * self.more_noise, spec, stream)
+        if self.more_noise == 1 and plan.sampling.event(event) != plan.event():
             raise AssertionError("the mechanism's event is not the one that was reserved")
         return noised
 
@@ -401,7 +434,8 @@ class PrivateGrid(AskingGrid):
     def _wait_for_nodes(self) -> list[int]:
         deadline = time.monotonic() + NODE_WAIT_SECONDS
         while (
-            len(nodes := sorted(self._grid.get_node_ids())) < self._population and time.monotonic() < deadline
+            len(nodes := sorted(self._grid.get_node_ids())) < self._population + self._canaries
+            and time.monotonic() < deadline
         ):
             time.sleep(0.1)
         if not nodes:

@@ -36,6 +36,8 @@ class Status(StrEnum):
 
     COMPLETED = "completed"
     EXHAUSTED = "exhausted"
+    ALARMED = "alarmed"
+    PAUSED = "paused"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
 
@@ -87,7 +89,8 @@ class Loop:
       strategy: any Flower strategy that averages.
       num_rounds: the last round's number.
       evaluate: held-out metrics of the global arrays; it reads public data only.
-      after_round: called with the state, the round and its metrics; it writes checkpoints and shows progress.
+      after_round: called with the state, the round and its metrics; it writes checkpoints and shows progress, and
+        returns how the run ends, if an audit ends it there.
       train_config: what the strategy sends along with the arrays.
       pace: when a round begins, how long it waits, when to give the run up.
     """
@@ -95,7 +98,7 @@ class Loop:
     strategy: Strategy
     num_rounds: int
     evaluate: Callable[[Arrays, int], dict[str, float]]
-    after_round: Callable[[State, Round, dict[str, float]], None]
+    after_round: Callable[[State, Round, dict[str, float]], Ending | None]
     train_config: Mapping[str, int | float | str]
     pace: Pace = field(default_factory=Pace)
 
@@ -114,7 +117,9 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
                 grid.reserve(state.round + 1)
             except BudgetExhausted as spent:
                 return Ending(Status.EXHAUSTED, str(spent), state)
-            state = _run_round(grid, loop, state)
+            state, ending = _run_round(grid, loop, state)
+            if ending is not None:
+                return ending
     return _ending(grid, state)
 
 
@@ -137,15 +142,14 @@ def _ending(grid: PrivateGrid, state: State) -> Ending:
     return Ending(Status.FAILED, f"no client ever replied ({', '.join(sorted(reasons))})", state)
 
 
-def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> State:
+def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Ending | None]:
     number = state.round + 1
     config = ConfigRecord(dict(loop.train_config))
     messages = loop.strategy.configure_train(number, memory_arrays(state.arrays), config, grid)
     replies = grid.send_and_receive(messages, timeout=loop.pace.deadline)
     arrays, _ = loop.strategy.aggregate_train(number, replies)
     state = State(number, _merged(state.arrays, arrays), strategy_state(loop.strategy), grid.choices)
-    loop.after_round(state, grid.rounds[-1], loop.evaluate(state.arrays, number))
-    return state
+    return state, loop.after_round(state, grid.rounds[-1], loop.evaluate(state.arrays, number))
 
 
 def _merged(before: Arrays, after: ArrayRecord | None) -> Arrays:

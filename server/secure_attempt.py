@@ -58,6 +58,7 @@ class Opened:
       model: what everybody started from, as a hash.
       attempts: the number of the last one, from 1; one whose keys travelled ahead in vain counts.
       exchanges: from the round's first message to its end.
+      nodes: the survivors.
     """
 
     total: Words | None = None
@@ -67,6 +68,7 @@ class Opened:
     model: bytes = b""
     attempts: int = 0
     exchanges: int = 0
+    nodes: tuple[int, ...] = ()
 
 
 class Attempt:
@@ -166,11 +168,13 @@ class Attempt:
         dropped = Counter(
             self._reasons.get(node, reason) for node in self.nodes if node not in set(survivors)
         )
-        total = None
+        total, number = None, self.number + 1
         if isinstance(ended, Outcome):
             total = ended.total
             take_back(total, len(survivors), self.spec, map(_seeds, ended.seeds.values()))
-        return Opened(total, self.spec, len(survivors), dict(dropped), model, self.number + 1, exchanges)
+        return Opened(
+            total, self.spec, len(survivors), dict(dropped), model, number, exchanges, tuple(survivors)
+        )
 
 
 def _seeds(joined: bytes) -> list[bytes]:

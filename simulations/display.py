@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .audit_display import AuditLine, panel
+
 SHOWN_ROUNDS = 8
 LINES = 10  # a plain log gets about this many lines
 
@@ -29,6 +31,7 @@ class Line:
     replies: int
     invited: int
     dropped: int
+    audit: AuditLine | None = None
 
 
 @dataclass
@@ -81,7 +84,8 @@ class Display:
         shown += [f"{name} {_number(value)}" for name, value in line.metrics.items()]
         shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(line)]
         shown.append(f"{line.replies} of {line.invited} clients")
-        return "  ".join(shown)
+        audit = line.audit.words() if line.audit and line.audit.fresh(line.round) else []
+        return "\n".join(["  ".join(shown), *(f"  audit: {each}" for each in audit)])
 
     def _epsilons(self, line: Line) -> list[tuple[str, str]]:
         rows: list[tuple[str, str]] = []
@@ -118,6 +122,8 @@ class Display:
                     bars.append(_bar(f"epsilon ({unit})", value, budget, left))
                 elif value is not None and math.isinf(value):
                     bars.append(Text(f"epsilon ({unit}) is infinite: nothing is promised", style="bold red"))
+            if last.audit is not None:
+                bars.append(panel(last.audit))
         return bars
 
 

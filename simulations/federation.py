@@ -42,6 +42,7 @@ from ..server.masking import Masking
 from ..strategies.cohorts import Cohort, MinSeparation, invited_size, likely_participations
 from ..strategies.wire import WEIGHT
 from .display import warn
+from .dummies import count_canaries
 from .faults import Faults
 
 T = TypeVar("T")
@@ -106,6 +107,16 @@ class Federation:
         return self.task.num_clients if self.deployed is None else len(self.deployed.roster.members)
 
     @cached_property
+    def num_canaries(self) -> int:
+        """How many canary clients stand behind the real ones; whose machines are others' have none."""
+        return 0 if self.deployed is not None else count_canaries(self.settings, self.task)
+
+    @property
+    def num_nodes(self) -> int:
+        """All who answer: the real clients and the canaries."""
+        return self.num_clients + self.num_canaries
+
+    @cached_property
     def randomness(self) -> Randomness:
         """Where draws and noise come from."""
         return Randomness(self.seed)
@@ -151,14 +162,15 @@ class Federation:
             asked.clipping_norm,
             self._most_examples,
         )
-        masking.shape(round(invited_size(self.cohort, self.num_clients)))
+        real = invited_size(self.cohort, self.num_clients)
+        masking.shape(round(real * self.num_nodes / self.num_clients))
         return masking
 
     @property
     def _roster(self) -> Roster:
         if self.deployed is not None:
             return self.deployed.roster
-        return simulated_roster(self.identities, self.num_clients)[0]
+        return simulated_roster(self.identities, self.num_nodes)[0]
 
     @property
     def _most_examples(self) -> float:
@@ -324,7 +336,7 @@ class Federation:
             return None
         return Encryption(
             identities=self.identities,
-            clients=self.num_clients,
+            clients=self.num_nodes,
             minimum_cohort=2,
             collusion=asked.collusion,
             dropout=asked.dropout,

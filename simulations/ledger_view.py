@@ -57,6 +57,8 @@ def _what(kind: str, mechanism: str, payload: dict[str, Any]) -> str:
             else ""
         )
         return f"{mechanism}: {costs}; rng {payload['rng']}{chosen}"
+    if kind == "note":
+        return f"{mechanism}: " + ", ".join(f"{k} {v}" for k, v in payload.items() if k != "time")
     return str(payload.get("proof", ""))
 
 

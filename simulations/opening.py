@@ -18,7 +18,7 @@ from ..server import noise_key
 from ..server.checkpoint import read
 from ..server.private_grid import ClientPrivacy
 from ..strategies.registry import make_strategy
-from . import recording
+from . import auditing, recording
 from .federation import Federation, require_one_round
 from .record_ledgers import KnownHeads, require_heads
 from .recording import Run, Saved
@@ -70,6 +70,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[None]:
     budget = federation.client_budget
     if budget is None:
         recording.make_folder("hydra.run.dir", run.folder)
+        auditing.begin(run, fresh=saved is None)
         recording.write_start(run)
         yield
         return
@@ -89,6 +90,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[None]:
         key = _noise_key(run, fresh=saved is None)
         run.privacy = ClientPrivacy(plan, ledger, federation.metrics_share(plan), adaptation, key)
         run.client = asking_for(run.client, plan)
+        auditing.begin(run, fresh=saved is None)
         recording.write_start(run)
         yield
     finally:

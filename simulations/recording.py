@@ -21,6 +21,8 @@ from ..server import noise_key
 from ..server.checkpoint import Checkpoint, write, write_durably
 from ..server.private_grid import ClientPrivacy, Round
 from ..server.rounds import Ending, State, Status
+from .auditing import RunAudit
+from .auditing import end as end_audit
 from .federation import Federation
 from .record_ledgers import KnownHeads, spending
 from .report import RecordMeter, client_ledgers, encryption, open_draws, spent, versions
@@ -31,7 +33,7 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 MODEL = "model.safetensors"
 CURVE = "curve.png"
-NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier")  # of the numbers in a round's line
+NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", "audit/")  # of the numbers in a round's line
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Run:
     privacy: ClientPrivacy | None = None
     meter: RecordMeter | None = None
     heads: KnownHeads | None = None
+    audit: RunAudit | None = None
     history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     state: State | None = None
     ending: Ending | None = None
@@ -144,6 +147,7 @@ def record_round(
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.client),
         "epsilon_record": _spelled(epsilons.record),
+        **(run.audit.auditor.columns() if run.audit else {}),
     }
     run.history.append(row)
     with open(run.folder / METRICS, "a", encoding="utf-8") as file:
@@ -159,9 +163,10 @@ def save(run: Run, state: State) -> None:
     """Write a checkpoint of this state."""
     head = run.ledger.head if run.ledger is not None else None
     heads = run.heads.now() if run.heads is not None else {}
+    audit = run.audit.memory if run.audit is not None else {}
     write(
         run.folder,
-        Checkpoint(run.name, state.round, state.arrays, state.strategy, head, state.choices, heads),
+        Checkpoint(run.name, state.round, state.arrays, state.strategy, head, state.choices, heads, audit),
     )
 
 
@@ -213,7 +218,7 @@ def finish(run: Run, ending: Ending, seconds: float, title: str) -> dict[str, An
     try:
         save(run, ending.state)
         _write_results(run, ending.state, result, title)
-        if ending.status in (Status.COMPLETED, Status.EXHAUSTED):
+        if ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED):
             noise_key.erase(run.folder)
     except OSError as problem:
         if ending.status is not Status.FAILED:
@@ -231,7 +236,7 @@ def cannot_write(run: Run, problem: OSError) -> str:
 def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
     federation = run.federation
     folder = None if run.client.record is None else Path(run.client.record.ledger_dir)
-    final = run.history[-1] if run.history else {}
+    final = next((row for row in reversed(run.history) if row["round"] <= ending.state.round), {})
     return {
         "status": str(ending.status),
         "reason": ending.reason,
@@ -244,6 +249,7 @@ def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
         ],
         "secagg": encryption(federation),
         "records": spending(federation, run.client),
+        "audit": end_audit(run, ending),
         "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
         "dropped": _summed_drops(run),
         "seed": federation.seed,

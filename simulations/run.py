@@ -31,7 +31,7 @@ from ..server.checkpoint import Checkpoint, restore_strategy
 from ..server.private_grid import ALL_ANSWERS, Answers, PrivateGrid, Round
 from ..server.rounds import Ending, Loop, Pace, State, Status, run_rounds
 from ..strategies.flower_adapter import quiet_flower
-from . import recording
+from . import auditing, recording
 from .build import build
 from .deadline import within
 from .display import Display, Line
@@ -43,7 +43,14 @@ from .recording import Run
 
 Arrays = dict[str, NDArray[np.generic]]
 
-EXIT_CODES = {Status.COMPLETED: 0, Status.FAILED: 1, Status.EXHAUSTED: 3, Status.INTERRUPTED: 130}
+EXIT_CODES = {
+    Status.COMPLETED: 0,
+    Status.FAILED: 1,
+    Status.EXHAUSTED: 3,
+    Status.ALARMED: 5,
+    Status.PAUSED: 5,
+    Status.INTERRUPTED: 130,
+}
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ def _in_process(run: Run, on_grid: Callable[[Grid], None]) -> None:
     vectorised = plain and can_vectorise(bench)
     grid = InProcessGrid(
         client_app=_client_app(run),
-        num_clients=run.federation.num_clients,
+        num_clients=run.federation.num_nodes,
         run_config={SETTINGS_KEY: text},
         workers=engine.workers,
         deadline=engine.deadline,
@@ -192,7 +199,7 @@ def _on_ray(run: Run, on_grid: Callable[[Grid], None]) -> None:
 
     federation, text = run.federation, run.client.to_json()
     app = make_client_app(partial(_settings_text, text), client_mods(federation))
-    with ray_grid(app, federation.num_clients, federation.settings.engine) as grid:
+    with ray_grid(app, federation.num_nodes, federation.settings.engine) as grid:
         on_grid(grid)
 
 
@@ -215,6 +222,7 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
         run=run.name,
         masking=federation.masking,
         answers=answers_of(federation),
+        canaries=federation.num_canaries,
     )
     strategy = make_strategy_of(federation)
     run.state = state = _first_state(run, strategy)
@@ -222,7 +230,8 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
     if run.meter is not None and federation.seed is not None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
-            run.meter.add(private.draw(number))
+            run.meter.add(private.clients(private.draw(number)))
+    auditing.go_on(run, private, state)
     display = Display(title_of(federation), federation.settings.num_rounds, budgets_of(federation), quiet)
     loop = Loop(
         strategy=strategy,
@@ -274,11 +283,15 @@ def _after_round(
     state: State,
     done: Round,
     metrics: dict[str, float],
-) -> None:
-    spent = recording.record_round(run, state, done, metrics, grid.drawn)
-    dropped = sum(done.dropped.values())
-    display.show(Line(done.number, metrics, spent.client, spent.record, done.replies, done.invited, dropped))
+) -> Ending | None:
+    alarms = auditing.watch_round(run, grid, state)
+    spent = recording.record_round(run, state, done, metrics, grid.clients(grid.drawn))
+    dropped, audit = sum(done.dropped.values()), auditing.shown(run)
+    display.show(
+        Line(done.number, metrics, spent.client, spent.record, done.replies, done.invited, dropped, audit)
+    )
     watch(run)
+    return auditing.act(run, grid, state, alarms)
 
 
 def answers_of(federation: Federation) -> Answers:
@@ -301,7 +314,10 @@ def title_of(federation: Federation) -> str:
         "RecordAndClient": "record_and_client",
     }
     privacy = names.get(type(s.privacy).__name__, "none")
-    return f"{s.task.name} ({kind}): {federation.num_clients} clients, {s.strategy.name}, privacy={privacy}"
+    clients = f"{federation.num_clients} clients"
+    if federation.num_canaries:
+        clients += f" and {federation.num_canaries} canaries"
+    return f"{s.task.name} ({kind}): {clients}, {s.strategy.name}, privacy={privacy}"
 
 
 def budgets_of(federation: Federation) -> dict[str, float | None]:

@@ -44,6 +44,7 @@ RESULT_KEYS = {
     "ledger_head",
     "secagg",
     "records",
+    "audit",
     "folder",
     "versions",
     "seconds",

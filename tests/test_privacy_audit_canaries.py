@@ -91,7 +91,7 @@ def test_a_round_without_noise_and_a_canary_without_rounds_are_refused() -> None
 @pytest.mark.parametrize("support", [None, 64])
 def test_a_direction_has_length_one_and_stays_in_its_window(support: int | None) -> None:
     drawn = directions(Randomness(2).stream("canaries"), 7, 500, support)
-    updates = np.array([drawn.update(canary, 3.0) for canary in range(7)])
+    updates = drawn.updates(range(7), np.full(7, 3.0))
     assert np.linalg.norm(updates, axis=1) == pytest.approx(3.0)
     assert (np.count_nonzero(updates, axis=1) <= (support or 500)).all()
     released = np.random.default_rng(0).standard_normal(500)
@@ -105,7 +105,9 @@ def test_a_window_has_the_power_of_the_whole() -> None:
     drawn = directions(Randomness(3).stream("canaries"), CANARIES, DIMENSION, 1000)
     coins = np.random.default_rng(4).random(CANARIES) < 0.5
     rng = np.random.default_rng(5)
-    released = rng.standard_normal(DIMENSION) + sum(drawn.update(int(c), 1.0) for c in np.flatnonzero(coins))
+    inside = np.flatnonzero(coins)
+    sent = drawn.updates(inside.tolist(), np.ones(len(inside)))
+    released = rng.standard_normal(DIMENSION) + sent.sum(axis=0, dtype=np.float64)
     scores = scored(drawn, [released], None)
     found = estimate(separation(scores[coins], scores[~coins]), DELTA, 0.001)
     assert found.low < gaussian_epsilon(1.0, DELTA) < found.high

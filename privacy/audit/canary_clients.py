@@ -6,14 +6,16 @@ privacy. The server is honest but curious; canaries that went through clipping a
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..events import leaves
-from ..mechanisms.randomness import Stream
+from ..mechanisms.randomness import Stream, keyed_stream
 from ..refusal import Refusal
 from .one_run import Scores
 
@@ -43,11 +45,13 @@ class Directions:
         pairs = zip(self.values, self.starts, strict=True)
         return np.array([row @ released[start : start + support] for row, start in pairs], np.float64)
 
-    def update(self, canary: int, norm: float) -> Vector:
-        """What this canary sends: its direction at L2 norm ``norm``, (dimension,)."""
-        whole = np.zeros(self.dimension)
-        start = int(self.starts[canary])
-        whole[start : start + self.values.shape[1]] = norm * self.values[canary]
+    def updates(self, canaries: Sequence[int], norms: NDArray[np.float64]) -> NDArray[np.float32]:
+        """What these canaries send: their directions at these L2 norms, (len(canaries), dimension)."""
+        support = self.values.shape[1]
+        whole = np.zeros((len(canaries), self.dimension), np.float32)
+        for row, canary, norm in zip(whole, canaries, norms, strict=True):
+            start = int(self.starts[canary])
+            row[start : start + support] = np.float32(norm) * self.values[canary]
         return whole
 
 
@@ -62,6 +66,31 @@ def directions(stream: Stream, canaries: int, dimension: int, support: int | Non
     values = generator.standard_normal((canaries, support), dtype=np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     return Directions(values, generator.integers(0, dimension - support + 1, canaries), dimension)
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """Canary clients: their directions, and their coins, (canaries,), true for those that are in."""
+
+    directions: Directions
+    coins: NDArray[np.bool_]
+
+    def updates(self, canaries: Sequence[int], norm: float, replaced: bool) -> NDArray[np.float32]:
+        """What these canaries send: in, their direction at L2 norm `norm`; out, nothing, or the opposite if `replaced`."""
+        sides = np.where(self.coins[list(canaries)], 1.0, -1.0 if replaced else 0.0)
+        return self.directions.updates(canaries, norm * sides)
+
+
+@lru_cache(maxsize=2)
+def canaries_of(seed: bytes, count: int, dimension: int, support: int) -> Canaries:
+    """Return the canaries that a secret seed of 32 bytes stands for; the same ones in every process."""
+    drawn = directions(keyed_stream(seed, "directions"), count, dimension, support)
+    return Canaries(drawn, coins_of(seed, count))
+
+
+def coins_of(seed: bytes, count: int) -> NDArray[np.bool_]:
+    """Return the fair coins of so many canaries, (count,)."""
+    return keyed_stream(seed, "coins").uint64(count) % np.uint64(2) == 1
 
 
 def commitment(seed: bytes, coins: NDArray[np.bool_]) -> str:

@@ -1,0 +1,86 @@
+"""What the auditor keeps of a run, so that it can be weighed again: one row a round, appended to one file.
+
+The file is NumPy arrays one after another, each as `numpy.save` writes it without pickle. A row that a crash cut short
+is left out, as are the rounds that the run will do again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..refusal import Refusal
+
+# Blocks of rounds, whose sums are kept: updates change slowly, so a few say as much as all rounds.
+BLOCKS = 16
+# Structured, shape (rounds,), of `row_type`.
+Rows = NDArray[Any]
+
+
+def row_type(canaries: int) -> np.dtype[Any]:
+    """The fields of a row.
+
+    round; norm, noise: L2 norm of the released sum and the std claimed for its noise, in clipping norms; rate, charged:
+    the sampling rate and the noise over clip that the ledger was charged (noise 0: nothing); norm_p, reuse_p, cosine:
+    the free checks; probe_p: what a probe of memorisation found, NaN in rounds that were not looked at; gram: inner
+    products of the sum of the round's block so far with the sums of all blocks (`interference`); along: the released
+    sum along each canary's direction; taken: which canaries were in the cohort.
+    """
+    numbers = ("norm", "noise", "rate", "charged", "norm_p", "reuse_p", "cosine", "probe_p")
+    fields: list[Any] = [("round", "<i8"), *((name, "<f8") for name in numbers)]
+    fields.append(("gram", "<f8", (BLOCKS,)))
+    return np.dtype([*fields, ("along", "<f4", (canaries,)), ("taken", "?", (canaries,))])
+
+
+def append(path: Path, row: Rows) -> None:
+    """Add a row, shape ()."""
+    with open(path, "ab") as file:
+        np.save(file, row, allow_pickle=False)
+
+
+def read(path: Path, canaries: int) -> Rows:
+    """Return the rows, in the order of their rounds.
+
+    Raises:
+      Refusal: the file is no record of so many canaries.
+    """
+    rows: list[Rows] = []
+    try:
+        with open(path, "rb") as file:
+            while (row := _next(file)) is not None:
+                if row.dtype != row_type(canaries) or row.shape != ():
+                    raise Refusal("audit", str(path), f"is no record of an audit with {canaries} canaries")
+                rows.append(row)
+    except FileNotFoundError:
+        pass
+    except OSError as problem:
+        raise Refusal("audit", str(path), f"cannot be read ({problem.strerror})") from problem
+    return stacked(rows, canaries)
+
+
+def _next(file: Any) -> Rows | None:
+    try:
+        return np.load(file, allow_pickle=False)
+    except (EOFError, ValueError):  # the end, or a row that a crash cut short
+        return None
+
+
+def stacked(rows: Sequence[Rows], canaries: int) -> Rows:
+    """Return rows as one array."""
+    return np.stack(rows) if rows else np.empty(0, row_type(canaries))
+
+
+def cut(path: Path, rows: Rows) -> None:
+    """Leave these rows alone in the file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    for row in rows:
+        append(temporary, np.asarray(row))
+    if len(rows):
+        temporary.replace(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,197 @@
+"""A run weighed while it goes on: what was claimed so far, what canaries show, and which alarms that raises.
+
+Everything here is computed from the rows of `record` and the canaries' coins, so that a finished run gives the same
+numbers as one that is under way, and a run that was killed and resumed the same as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..accounting import GATE_INTERVAL
+from ..budget import Adjacency
+from ..filter import counted
+from ..refusal import Refusal
+from .alarms import AlarmState, Check, Look
+from .canary_clients import KnownRounds, round_scores
+from .curves import gaussian_epsilon, gaussian_mu
+from .gaussian_test import accuracy_p, estimate, right_of_median, separation
+from .interference import Interference, interference, weighed
+from .one_run import Scores
+from .record import Rows
+from .watching import watched_coordinates
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+INTERVAL_ALPHA = 0.05  # of the interval that is shown beside an estimate
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is fixed before the first round; public.
+
+    Attributes:
+      num_rounds: planned.
+      alpha: the chance that a correct run raises any alarm.
+      looks: the rounds at which canaries and the probe are looked at, ascending.
+      canaries: how many there are; 0 without any.
+      dimension, support: coordinates of an update, and those that one canary may use.
+      delta, adjacency, filter_order: of the claim; `delta` 0 where nothing is claimed of whole clients.
+      rate: the share of the rounds that a canary is in, as expected.
+      probed: whether the task has a probe of memorisation.
+    """
+
+    num_rounds: int
+    alpha: float
+    looks: tuple[int, ...] = ()
+    canaries: int = 0
+    dimension: int = 0
+    support: int = 0
+    delta: float = 0.0
+    adjacency: Adjacency = Adjacency.ZERO_OUT
+    filter_order: float | None = None
+    rate: float = 1.0
+    probed: bool = False
+
+    def alarms(self) -> AlarmState:
+        """The false-alarm budget, split over all looks of the run."""
+        planned: dict[Check, int] = {}
+        if self.delta:
+            planned |= {Check.NORM: self.num_rounds, Check.REUSE: self.num_rounds}
+        if self.canaries:
+            planned |= {Check.CANARIES: len(self.looks), Check.ACCURACY: len(self.looks)}
+        if self.probed:
+            planned[Check.MEMORISATION] = len(self.looks)
+        return AlarmState(planned, self.alpha)
+
+    def due(self, before: int, number: int) -> bool:
+        """Whether canaries are looked at in round `number`, when the last one that was released is `before`."""
+        return any(before < look <= number for look in self.looks)
+
+
+def spread_looks(looks: int, num_rounds: int) -> tuple[int, ...]:
+    """The rounds of so many looks, evenly spread, the last round among them."""
+    return tuple(sorted({max(1, round(num_rounds * k / looks)) for k in range(1, looks + 1)}))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Claimed and measured after a round, in epsilon: the claim, the estimate with its interval, the ceiling.
+
+    ``p_values`` of the claim by the two tests of canaries that an alarm needs.
+    """
+
+    round: int
+    claimed: float
+    epsilon: float
+    low: float
+    high: float
+    ceiling: float
+    p_values: Mapping[Check, float]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The rows of a run so far and what they are weighed with.
+
+    Attributes:
+      terms: of the audit.
+      coins: which canaries were in, (canaries,).
+      rows: one for each released round, at least one.
+    """
+
+    terms: Terms
+    coins: NDArray[np.bool_]
+    rows: Rows
+
+    def _event(self, rate: float, noise: float) -> DpEvent:
+        import dp_accounting as dp
+
+        if noise == 0:
+            return dp.NoOpDpEvent()
+        query = dp.GaussianDpEvent(noise)
+        return query if rate == 1 else dp.PoissonSampledDpEvent(rate, query)
+
+    @cached_property
+    def claimed(self) -> float:
+        """Epsilon of these rounds, as the accountant has it for whoever sees their sums."""
+        charged = Counter(zip(self.rows["rate"].tolist(), self.rows["charged"].tolist(), strict=True))
+        events = {self._event(*pair): times for pair, times in charged.items()}
+        repeated = [event for event, times in events.items() for _ in range(times)]
+        return counted(
+            repeated, self.terms.delta, self.terms.adjacency, self.terms.filter_order, GATE_INTERVAL
+        )
+
+    @property
+    def amplified(self) -> bool:
+        """Whether the claim counts on a draw that nobody sees; then no statistic may know who was drawn."""
+        return bool((self.rows["rate"] < 1).any())
+
+    @cached_property
+    def scores(self) -> tuple[Scores, Scores]:
+        """Scores of the canaries that were in, and of those that were out.
+
+        Refusal while fewer than two of either can be scored.
+        """
+        along, norms = self.rows["along"].astype(np.float64), self.rows["norm"].astype(np.float64)
+        if self.amplified or self.rows["taken"].all():
+            found, coins = weighed(self.rows, self.terms.num_rounds, self.interference), self.coins
+        else:
+            seen = self.rows["taken"].any(axis=0)
+            event = self._event(float(self.rows["rate"][0]), float(self.rows["charged"][0]))
+            known = KnownRounds(self.rows["taken"][:, seen], event)
+            found = round_scores(along[:, seen], norms, self.terms.dimension, known)
+            coins = self.coins[seen]
+        if min(coins.sum(), (~coins).sum()) < 2:
+            raise Refusal("canaries", len(coins), "too few were drawn so far; give more")
+        return found[coins], found[~coins]
+
+    @cached_property
+    def interference(self) -> Interference:
+        """What lies in the canaries' way."""
+        coordinates = watched_coordinates(self.terms.dimension)
+        return interference(self.rows, self.terms.num_rounds, coordinates)
+
+    @property
+    def ceiling(self) -> float:
+        """The epsilon that canaries could have shown if there were no noise: other updates lie in their way."""
+        # Who knows the rounds leaves the others out, whose updates then hide nothing.
+        share = self.terms.rate if self.amplified else math.sqrt(self.terms.rate)
+        mu = share * self.interference.ceiling_mu() * self._distance
+        return gaussian_epsilon(mu, self.terms.delta)
+
+    @property
+    def _distance(self) -> float:
+        """How far apart in and out are, in clipping norms: who is replaced goes from one end to the other."""
+        return 2.0 if self.terms.adjacency is Adjacency.REPLACE_ONE else 1.0
+
+    def measured(self) -> Measured:
+        """What canaries show after these rounds."""
+        members, others = self.scores
+        apart, mu = separation(members, others), gaussian_mu(self.claimed, self.terms.delta)
+        found = estimate(apart, self.terms.delta, INTERVAL_ALPHA)
+        right, total = right_of_median(members, others), len(members) + len(others)
+        p_values = {Check.CANARIES: apart.p_value(mu), Check.ACCURACY: accuracy_p(right, total, mu)}
+        number = int(self.rows["round"][-1])
+        return Measured(number, self.claimed, found.epsilon, found.low, found.high, self.ceiling, p_values)
+
+
+def look_of(terms: Terms, row: Rows, measured: Measured | None) -> Look:
+    """What the alarms judge after a round: its row, and what canaries showed if they were looked at."""
+    p_values: dict[Check, float] = {}
+    if terms.delta:
+        p_values |= {Check.NORM: float(row["norm_p"]), Check.REUSE: float(row["reuse_p"])}
+    if not math.isnan(float(row["probe_p"])):
+        p_values[Check.MEMORISATION] = float(row["probe_p"])
+    if measured is None:
+        return Look(p_values)
+    return Look(p_values | dict(measured.p_values), measured.claimed, measured.ceiling)

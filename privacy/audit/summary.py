@@ -1,0 +1,123 @@
+"""A whole run in a few numbers: the claim, what canaries and checks show of it, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..refusal import Refusal
+from .alarms import Alarm, Check, Level
+from .canary_clients import round_scores
+from .gaussian_test import Estimate, estimate, separation
+from .one_run import Scores
+from .record import Rows
+from .run_audit import INTERVAL_ALPHA, Evidence, Measured, Terms
+from .verdict import Finding, Outcome, by_one_run, judge
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An alarm, and the round after which it was raised."""
+
+    round: int
+    alarm: Alarm
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an audit says in the end.
+
+    Attributes:
+      outcome: of the claim; None where nothing is claimed of whole clients.
+      said: the same as a sentence.
+      measured: by canaries, after the last round; None without them.
+      findings: lower bounds at 95 %, the ones that assume nothing last.
+      final: what first and last model alone show; None without canaries or before the end.
+      norm_p, reuse_p: the smallest of the rounds, times their number.
+    """
+
+    outcome: Outcome | None
+    said: str
+    measured: Measured | None = None
+    findings: tuple[Finding, ...] = ()
+    final: Estimate | None = None
+    norm_p: float = 1.0
+    reuse_p: float = 1.0
+
+
+def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) -> Summary:
+    """Return the summary of a run of at least one round.
+
+    Args:
+      evidence: its rows and coins.
+      raised: the alarms of its looks.
+      final: along, norm of the row are those of the last model minus the first; None if they are not known.
+    """
+    terms, rows = evidence.terms, evidence.rows
+    if not terms.delta:
+        return Summary(None, "nothing is claimed of whole clients: there is no noise to check, and no claim")
+    checked = tuple(min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p"))
+    red = [each for each in raised if each.alarm.level is Level.RED]
+    scores = _scores(evidence)
+    if scores is None:
+        return Summary(*_without_canaries(terms, red), None, (), None, *checked)
+    measured = evidence.measured()
+    level = terms.alarms().threshold(Check.CANARIES)
+    methods = by_one_run(*scores, terms.delta, gaussian=True)
+    findings = judge(methods, measured.claimed, INTERVAL_ALPHA, measured.ceiling).findings
+    outcome = judge(methods, measured.claimed, level, measured.ceiling).outcome
+    outcome = Outcome.VIOLATED if red else outcome
+    said = _in_words(outcome, measured, red)
+    return Summary(outcome, said, measured, findings, _final(evidence, final), *checked)
+
+
+def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
+    if not evidence.terms.canaries:
+        return None
+    try:
+        return evidence.scores
+    except Refusal:
+        return None
+
+
+def _without_canaries(terms: Terms, red: Sequence[Raised]) -> tuple[Outcome, str]:
+    if red:
+        return Outcome.VIOLATED, _why(red)
+    if terms.canaries:
+        return Outcome.TOO_WEAK, "too few canaries were drawn to say anything"
+    return (
+        Outcome.CONSISTENT,
+        "the released sums hold the claimed noise, fresh in every round; what leaks was not measured",
+    )
+
+
+def _in_words(outcome: Outcome, measured: Measured, red: Sequence[Raised]) -> str:
+    match outcome:
+        case Outcome.VIOLATED if red:
+            return _why(red)
+        case Outcome.VIOLATED:
+            return f"canaries show epsilon {measured.epsilon:.3g}, and {measured.claimed:.3g} is claimed"
+        case Outcome.CONSISTENT:
+            return "this evidence does not refute the claim, and proves no privacy"
+        case Outcome.TOO_WEAK:
+            return f"not even without noise could these canaries have shown more than epsilon {measured.ceiling:.3g}"
+
+
+def _why(red: Sequence[Raised]) -> str:
+    first = red[0]
+    what = {
+        Check.NORM: "a released sum is shorter than its claimed noise",
+        Check.REUSE: "noise was used twice",
+    }.get(first.alarm.test, "canaries show more than is claimed")
+    return f"{what} (round {first.round}, p = {first.alarm.p_value:.2g})"
+
+
+def _final(evidence: Evidence, final: Rows | None) -> Estimate | None:
+    if final is None or not final["norm"] > 0:
+        return None
+    along = final["along"].astype(np.float64)[None]
+    scores = round_scores(along, np.array([float(final["norm"])]), evidence.terms.dimension)
+    apart = separation(scores[evidence.coins], scores[~evidence.coins])
+    return estimate(apart, evidence.terms.delta, INTERVAL_ALPHA)

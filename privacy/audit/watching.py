@@ -1,0 +1,97 @@
+"""One released sum, watched: the free checks of its noise, and what lies along each canary's direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .canary_clients import Directions
+from .noise_checks import cosine, norm_p, reuse_p
+from .record import BLOCKS, Rows, row_type
+
+Vector = NDArray[np.float64]
+
+# Coordinates that are kept from round to round, evenly spread: noise that is used twice shows in far fewer.
+WATCHED = 1 << 17
+
+
+@dataclass(frozen=True)
+class Released:
+    """A private sum as it leaves, all of it public.
+
+    Attributes:
+      number: of the round.
+      layers: the sum by array, in clipping norms.
+      noise: the std that is claimed of what is new in each coordinate, in clipping norms.
+      rate, charged: the sampling rate, and the noise over clip, that the ledger was charged; noise 0 where nothing was.
+      canaries: which of them were in the cohort.
+    """
+
+    number: int
+    layers: Sequence[Vector]
+    noise: float
+    rate: float
+    charged: float
+    canaries: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one round hands to the next: the watched coordinates of the last sum, and of the sums of blocks of rounds.
+
+    ``before``: (watched,), empty before the first round; ``blocks``: (blocks, watched).
+    """
+
+    before: Vector
+    blocks: NDArray[np.float64]
+
+
+NO_MEMORY = Memory(np.empty(0), np.empty((0, 0)))
+
+
+def watched_coordinates(dimension: int) -> int:
+    """How many coordinates of an update are kept."""
+    return len(range(0, dimension, -(-dimension // WATCHED)))
+
+
+def watch(
+    released: Released, memory: Memory, directions: Directions | None, canaries: int, block: int
+) -> tuple[Rows, Memory]:
+    """Return the round's row, shape (), and what the next round needs.
+
+    Args:
+      released: the round's sum.
+      memory: what the round before returned.
+      directions: of the canaries, if there are any.
+      canaries: how many there are.
+      block: that the round is added to.
+    """
+    whole = np.concatenate([np.ravel(layer) for layer in released.layers])
+    watched = whole[:: -(-whole.size // WATCHED)].copy()
+    row = unwatched(released.number, canaries)
+    row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
+    row["rate"], row["charged"] = released.rate, released.charged
+    row["norm_p"] = norm_p(released.layers, released.noise)
+    if memory.before.size:
+        row["reuse_p"] = reuse_p(watched, memory.before, released.noise)
+        row["cosine"] = cosine(watched, memory.before)
+    if directions is None:
+        return row, Memory(watched, memory.blocks)
+    blocks = memory.blocks if memory.blocks.size else np.zeros((BLOCKS, watched.size))
+    blocks = blocks.copy()
+    blocks[block] += watched
+    row["gram"] = blocks @ blocks[block]
+    row["along"] = directions.along(whole)
+    row["taken"][list(released.canaries)] = True
+    return row, Memory(watched, blocks)
+
+
+def unwatched(number: int, canaries: int) -> Rows:
+    """Return the row of a round whose sum nothing is claimed of."""
+    row = np.zeros((), row_type(canaries))
+    row["round"], row["norm_p"], row["reuse_p"], row["probe_p"] = number, 1.0, 1.0, math.nan
+    return row

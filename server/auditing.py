@@ -1,0 +1,170 @@
+"""The audit of a run under way: every released sum is watched, weighed where a look is planned, and written down.
+
+It sees what leaves, canaries' seeds, and what a task planted; nothing else. So it costs no privacy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..privacy.audit import record
+from ..privacy.audit.alarms import Alarm, AlarmState, Level, look_at
+from ..privacy.audit.canary_clients import Canaries
+from ..privacy.audit.interference import block_of
+from ..privacy.audit.probe import MemorisationProbe, Memorised, pooled_p
+from ..privacy.audit.record import Rows
+from ..privacy.audit.run_audit import Evidence, Measured, Terms, look_of
+from ..privacy.audit.summary import Raised, Summary, summarise
+from ..privacy.audit.watching import NO_MEMORY, Memory, Released, unwatched, watch
+from ..privacy.refusal import Refusal
+
+CLEAN = 0.05  # a round none of whose p-values is below this gives no reason to suspect it
+ACTING = (Level.RED, Level.YELLOW)  # the levels on which something is done
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass
+class Auditor:
+    """See the module's text.
+
+    Attributes:
+      terms: fixed before the first round.
+      path: the file of rows.
+      canaries: their directions and coins; None without any.
+      probe: the task's own; None without one.
+      memory: what the last round left.
+      looks, raised, found: what was measured, which alarms were raised, and what the probe last found.
+    """
+
+    terms: Terms
+    path: Path
+    canaries: Canaries | None = None
+    probe: MemorisationProbe | None = None
+    memory: Memory = NO_MEMORY
+    looks: list[Measured] = field(default_factory=list[Measured])
+    raised: list[Raised] = field(default_factory=list[Raised])
+    found: Sequence[Memorised] = ()
+    _rows: list[Rows] = field(default_factory=list[Rows])
+    _alarms: AlarmState | None = None
+
+    @property
+    def rows(self) -> Rows:
+        """The rows so far, one for each released round."""
+        return record.stacked(self._rows, self.terms.canaries)
+
+    @property
+    def coins(self) -> NDArray[np.bool_]:
+        """Which canaries were in."""
+        return self.canaries.coins if self.canaries else np.zeros(0, np.bool_)
+
+    def go_on(self, last: int, memory: Memory) -> None:
+        """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again."""
+        rows = record.read(self.path, self.terms.canaries)
+        rows = rows[(rows["round"] > 0) & (rows["round"] <= last)]
+        record.cut(self.path, rows)
+        for row in rows:
+            self._judge(np.asarray(row))
+        self.memory = memory
+
+    def take(self, number: int, released: Released | None, arrays: Arrays) -> list[Alarm]:
+        """Watch the sum of round `number` and the model it led to; return the alarms that this raises.
+
+        A round whose claimed sum was given up released nothing, and is not looked at.
+        """
+        if released is None and self.terms.delta:
+            return []
+        due = self.terms.due(self._before, number)
+        if released is None:
+            row = unwatched(number, self.terms.canaries)
+        else:
+            directions = self.canaries.directions if self.canaries else None
+            block = block_of(number, self.terms.num_rounds)
+            row, self.memory = watch(released, self.memory, directions, self.terms.canaries, block)
+        if due and self.probe is not None:
+            self.found = self.probe.look(arrays, number)
+            row["probe_p"] = pooled_p(self.found)
+        record.append(self.path, row)
+        return self._judge(row)
+
+    @property
+    def _before(self) -> int:
+        return int(self._rows[-1]["round"]) if self._rows else 0
+
+    def _judge(self, row: Rows) -> list[Alarm]:
+        number = int(row["round"])
+        due = self.terms.due(self._before, number)
+        self._rows.append(row)
+        measured = self.measure() if due and self.terms.canaries else None
+        if measured is not None:
+            self.looks.append(measured)
+        self._alarms, alarms = look_at(
+            self._alarms or self.terms.alarms(), look_of(self.terms, row, measured)
+        )
+        raised = [
+            alarm for alarm in alarms if alarm.level is not Level.BLIND
+        ]  # measured says that by its ceiling
+        self.raised += [Raised(number, alarm) for alarm in raised]
+        return raised
+
+    def measure(self) -> Measured | None:
+        """What canaries show after the rounds so far; None while too few were drawn."""
+        if self.canaries is None or not self._rows:
+            return None
+        try:
+            return Evidence(self.terms, self.canaries.coins, self.rows).measured()
+        except Refusal:
+            return None
+
+    def end(self, first: Arrays, last: Arrays) -> Summary | None:
+        """Return what the audit says of the run that led from the first arrays to the last; None without a round.
+
+        The file gets a row of round 0, which holds the difference of the two models.
+        """
+        if not self._rows:
+            return None
+        row = None
+        if self.canaries is not None:
+            moved = [np.subtract(last[name], value, dtype=np.float64) for name, value in first.items()]
+            whole = np.concatenate([np.ravel(part) for part in moved])
+            row = unwatched(0, self.terms.canaries)
+            row["norm"], row["along"] = np.linalg.norm(whole), self.canaries.directions.along(whole)
+            record.append(self.path, row)
+        return summarise(Evidence(self.terms, self.coins, self.rows), self.raised, row)
+
+    @property
+    def clean(self) -> bool:
+        """Whether the last round's p-values give no reason to suspect it."""
+        row = self._rows[-1]
+        p_values = [row["norm_p"], row["reuse_p"], row["probe_p"]]
+        if self.looks and self.looks[-1].round == int(row["round"]):
+            p_values += list(self.looks[-1].p_values.values())
+        return all(math.isnan(p) or p >= CLEAN for p in map(float, p_values))
+
+    @property
+    def acting(self) -> list[Raised]:
+        """The alarms on which something is to be done."""
+        return [each for each in self.raised if each.alarm.level in ACTING]
+
+    def columns(self) -> dict[str, Any]:
+        """The last round's numbers for its line of metrics."""
+        row = self._rows[-1]
+        shown: dict[str, Any] = {}
+        if self.terms.delta:
+            shown |= {f"audit/{name}": float(row[name]) for name in ("norm_p", "reuse_p")}
+        if self.looks and self.looks[-1].round == int(row["round"]):
+            last = self.looks[-1]
+            names = ("claimed", "epsilon", "low", "high", "ceiling")
+            shown |= {f"audit/{name}": getattr(last, name) for name in names}
+        if not math.isnan(float(row["probe_p"])):
+            for each in self.found:
+                shown[f"audit/{each.name}_p"] = each.p_value
+                shown |= {f"audit/{each.name}/{name}": value for name, value in each.shown.items()}
+        return shown

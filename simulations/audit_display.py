@@ -1,0 +1,86 @@
+"""What a person sees of the audit while a run goes on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..privacy.audit.run_audit import Measured
+from ..privacy.audit.summary import Raised
+
+
+@dataclass(frozen=True)
+class AuditLine:
+    """The audit so far, as shown.
+
+    Attributes:
+      checked: whether the sums' noise is checked.
+      canaries: how many there are.
+      measured: the last look at them.
+      alarms: raised so far.
+      found: what a probe of memorisation last found, as text.
+    """
+
+    checked: bool
+    canaries: int
+    measured: Measured | None
+    alarms: tuple[Raised, ...]
+    found: tuple[str, ...] = ()
+
+    def fresh(self, number: int) -> bool:
+        """Whether round `number` brought anything new."""
+        looked = self.measured is not None and self.measured.round == number
+        return looked or any(each.round == number for each in self.alarms)
+
+    def words(self) -> list[str]:
+        """Return the lines of a plain log."""
+        return [*([self.numbers()] if self.measured else []), *self.found, *self.said()]
+
+    def numbers(self) -> str:
+        found = self.measured
+        assert found is not None
+        weak = ": too weak to tell" if found.ceiling <= found.claimed else ""
+        return (
+            f"claimed {_number(found.claimed)}, measured {_number(found.epsilon)} "
+            f"({_number(found.low)} to {_number(found.high)}), could have shown {_number(found.ceiling)}{weak}"
+        )
+
+    def said(self) -> list[str]:
+        return [
+            f"{each.alarm.level.upper()} after round {each.round}: {each.alarm.test}, p = {each.alarm.p_value:.2g}"
+            for each in self.alarms
+        ]
+
+
+def panel(line: AuditLine) -> RenderableType:
+    """Return the rows that stand under the bars of the budget."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=17)
+    table.add_column()
+    label = "audit"
+    for text, style in _rows(line):
+        table.add_row(label, Text(text, style=style))
+        label = ""
+    return table
+
+
+def _rows(line: AuditLine) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    if line.measured is not None:
+        rows.append((line.numbers() + f" (round {line.measured.round})", ""))
+    elif line.canaries:
+        rows.append((f"{line.canaries} canary clients, not looked at yet", "dim"))
+    rows += [(text, "") for text in line.found]
+    if line.alarms:
+        rows += [(text, "bold red") for text in line.said()]
+    elif line.checked:
+        rows.append(("noise as claimed, and new in every round", "green"))
+    return rows or [("nothing is claimed of this sum", "dim")]
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "infinity"
