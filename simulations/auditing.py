@@ -84,6 +84,7 @@ def begin(run: Run, fresh: bool) -> None:
     run.audit = RunAudit(auditor, settings.on_alarm, seed, first)
     if fresh:
         (run.folder / ROWS).unlink(missing_ok=True)
+    if fresh and seed is not None:
         write_terms(run)
     _commit(run)
 
