@@ -26,6 +26,7 @@ fedveil: federated learning that keeps count of what it reveals.
   fedveil budget set|show                     cap what may be spent on your data, see what is spent
   fedveil audit claim ...                     weigh a claim of privacy against scores or guesses
   fedveil provision FILE|rotate|revoke ...    from one file to the bundles of a federation on real machines
+  fedveil server FOLDER|status FOLDER         serve a federation of real clients; who is here, what is spent
   fedveil client request FOLDER --name NAME   make a device's keys there; only a request to admit them leaves it
   fedveil client start|status FOLDER          follow the server, under the owner's policy; say how the device is
   fedveil client forget|uninstall FOLDER      remove what it remembers, or all of it
@@ -61,6 +62,8 @@ def main() -> int:
                 return run(rest)
             case "client":
                 return _client(rest)
+            case "server":
+                return _server(rest)
             case "--version":
                 from . import __version__
 
@@ -131,11 +134,34 @@ def _client(argv: Sequence[str]) -> int:
             return run(argv)
 
 
+def _server(argv: Sequence[str]) -> int:
+    if find_spec("hydra") is None:
+        print("fedveil server needs Hydra: pip install 'fedveil[simulation]'", file=sys.stderr)
+        return REFUSED
+    match list(argv):
+        case ["status", folder, *flags] if set(flags) <= {"--json"}:
+            from .deployment.status import show
+
+            return show(Path(folder), as_json=bool(flags))
+        case [folder, *rest] if not folder.startswith("-") and "=" not in folder:
+            from .deployment.serve import serve
+
+            sys.path.append(os.getcwd())  # as for a simulation: a task or strategy of one's own
+            return serve(Path(folder), rest)
+        case _:
+            print(
+                "usage: fedveil server FOLDER [--json] [key=value ...] | server FOLDER --help | "
+                "server status FOLDER [--json]",
+                file=sys.stderr,
+            )
+            return 0 if "--help" in argv or "-h" in argv else REFUSED
+
+
 def _nearest(verb: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(
-        verb, ("simulate", "plan", "ledger", "budget", "audit", "provision", "client"), n=1
+        verb, ("simulate", "plan", "ledger", "budget", "audit", "provision", "server", "client"), n=1
     )
     return f"did you mean 'fedveil {near[0]}'?" if near else "fedveil --help lists them"
 

@@ -18,6 +18,7 @@ from ..strategies.training_order import (
     ClientClaim,
     Mode,
     TrainingOrder,
+    people_call,
     read_order,
 )
 from ..strategies.wire import OWNERS_POLICY, read_attempt, read_round, read_spec
@@ -80,7 +81,7 @@ def _violations(
 ) -> Iterator[str]:
     run, number = read_round(content)
     demands = {
-        "run": run == order.run and (not policy.runs or run in policy.runs),
+        "run": run == order.run and (not policy.runs or people_call(run) in policy.runs),
         "local_epochs": order.local_epochs <= policy.maximum_local_epochs,
         "privacy": _allowed(order.privacy, terms, policy),
         "record": can_protect_records or order.privacy not in RECORD_MODES,

@@ -12,6 +12,7 @@ from .schema import (
     ClientCentral,
     LinkSettings,
     PrivacySettings,
+    Record,
     RecordAndClient,
     ServerSettings,
     SimulationSettings,
@@ -70,6 +71,8 @@ def server_settings(argv: Sequence[str]) -> ServerSettings:
         for each in argv
         if each.startswith(SIMULATED)
     ]
+    if not any(each.startswith(("task=", "--config")) for each in argv):
+        mistakes.append(Refusal("task", None, "say what is to be learned, for instance task=heart"))
     if mistakes:
         raise Mistakes(mistakes)
     args = arguments(["--config-name", PRIMARY, *argv])
@@ -96,6 +99,9 @@ def _check_privacy(root: Section, privacy: PrivacySettings) -> None:
     """Refuse noise that a client's own ledger cannot count before it answers."""
     section = root.section("privacy")
     both = isinstance(privacy, RecordAndClient)
+    record, of_record = (privacy.record, section.section("record")) if both else (privacy, section)
+    if isinstance(record, Record) and record.noise_multiplier is not None:
+        of_record.refuse("noise_multiplier", "each client plans its own, from target_epsilon; leave it null")
     client, at = (privacy.client, section.section("client")) if both else (privacy, section)
     if not isinstance(client, ClientCentral):
         return

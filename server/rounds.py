@@ -110,7 +110,7 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
         while state.round < loop.num_rounds:
             why_not = _given_up(grid, loop.pace) or loop.pace.ready(interrupted)
             if interrupted.is_set():
-                return Ending(Status.INTERRUPTED, "interrupted; resume=RUN goes on from here", state)
+                return Ending(Status.INTERRUPTED, "interrupted", state)
             if why_not is not None:
                 return Ending(Status.FAILED, why_not, state)
             try:

@@ -18,13 +18,12 @@ from ..server import noise_key
 from ..server.checkpoint import read
 from ..server.private_grid import ClientPrivacy
 from ..strategies.registry import make_strategy
+from ..strategies.training_order import NEW
 from . import auditing, recording
 from .federation import Federation, require_one_round
 from .record_ledgers import KnownHeads, require_heads
 from .recording import Run, Saved
 from .report import record_meter
-
-NAMED = "@"  # between a run's name and what makes it new
 
 
 def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
@@ -51,7 +50,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
 def _new_name(federation: Federation) -> str:
     """Return a name that no ledger has seen, and people can tell theirs by where they gave the run one."""
     fresh = uuid.uuid4().hex
-    return fresh if federation.deployed is None else f"{federation.deployed.run}{NAMED}{fresh}"
+    return fresh if federation.deployed is None else f"{federation.deployed.run}{NEW}{fresh}"
 
 
 def make_strategy_of(federation: Federation) -> Any:

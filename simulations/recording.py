@@ -230,7 +230,12 @@ def cannot_write(run: Run, problem: OSError) -> str:
     """Return the sentence for a run whose folder can no longer be written."""
     what = problem.strerror or str(problem)
     done = run.state.round if run.state else 0
-    return f"stopped after round {done}: {what}; make room, then resume={run.folder} goes on from there"
+    return f"stopped after round {done}: {what}; make room, then {again(run)} goes on from there"
+
+
+def again(run: Run) -> str:
+    """Return what makes the run go on."""
+    return f"resume={run.folder}" if run.federation.deployed is None else "the same command"
 
 
 def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:

@@ -249,6 +249,8 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
             run.ending = Ending(Status.FAILED, f"stopped after round {run.state.round}: {problem}", run.state)
         except OSError as problem:
             run.ending = Ending(Status.FAILED, recording.cannot_write(run, problem), run.state)
+    if run.ending.status is Status.INTERRUPTED:
+        run.ending = replace(run.ending, reason=f"interrupted; {recording.again(run)} goes on from here")
 
 
 def _first_state(run: Run, strategy: Strategy) -> State:

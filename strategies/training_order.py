@@ -21,6 +21,7 @@ from ..privacy.refusal import Refusal
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 4096  # one has under 700
 MAX_RUN = 200
+NEW = "@"  # between what people call a run and what makes its name new
 MAX_EPOCHS = 10_000  # as the configuration allows
 MAX_BATCH = 1_000_000
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
@@ -158,6 +159,11 @@ def read_order(content: RecordDict) -> TrainingOrder | None:
     if len(found) > 1 or not isinstance(found[0], str):
         raise Refusal(ORDER_KEY, f"{len(found)} values", "an instruction has one order, as text")
     return TrainingOrder.from_json(found[0])
+
+
+def people_call(run: str) -> str:
+    """Return a run's name without what a server adds to it to make it new whenever noise is drawn afresh."""
+    return run.partition(NEW)[0]
 
 
 Kind = TypeVar("Kind", TrainingOrder, ClientClaim, RecordOrder)

@@ -52,7 +52,7 @@ def test_a_quorum_is_the_default_where_it_gives_no_claim_away(given: list[str], 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ([], "You must specify 'task'"),
+        ([], "task=None: say what is to be learned"),
         (["task=heart", "engine=ray"], "engine='ray': is a simulation's"),
         (["task=heart", "seed=1"], "seed='1': is a simulation's"),
         (["task=heart", "resume=runs/x"], "resume='runs/x': is a simulation's"),
@@ -71,6 +71,10 @@ def test_a_quorum_is_the_default_where_it_gives_no_claim_away(given: list[str], 
         (
             ["task=heart", "privacy=client_central", "privacy.noise_schedule=adaptive"],
             "privacy.noise_schedule='adaptive': a client's own ledger",
+        ),
+        (
+            ["task=heart", "privacy.noise_multiplier=1"],
+            "privacy.noise_multiplier=1: each client plans its own",
         ),
         (
             ["task=heart", "privacy=record_and_client", "privacy.client.noise=correlated"],

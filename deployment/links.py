@@ -1,0 +1,77 @@
+"""What reaches a federation's clients: a grid, and who is on it. A link is one function that yields them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flwr.serverapp import Grid
+
+from ..configs.schema import LinkSettings
+from ..privacy.refusal import Refusal
+from ..server.admission import admitted_in
+from ..server.bundle import ServerBundle
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What a link knows of its clients' connections; of what they send it is only the amount.
+
+    Attributes:
+      since: of each node that is here, the Unix second since when.
+      received, sent: bytes, over all connections.
+      turned_away: connections and replies that were refused, by reason.
+    """
+
+    since: Mapping[int, float]
+    received: int = 0
+    sent: int = 0
+    turned_away: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True)
+class Link:
+    """A grid that reaches the clients, and the function that says who is there."""
+
+    grid: Grid
+    presence: Callable[[], Presence]
+
+
+@contextmanager
+def open_link(settings: LinkSettings, bundle: ServerBundle) -> Generator[Link]:
+    """Open the link that the bundles were made for, as long as the context lasts.
+
+    Raises:
+      Refusal: it is another one, or it cannot be opened.
+    """
+    if settings.name != bundle.link:
+        remedy = (
+            f"the bundles of this federation were made for link={bundle.link}; provision it anew, or use that"
+        )
+        raise Refusal("link", settings.name, remedy)
+    match settings.name:
+        case "grpc":
+            with _grpc(bundle) as link:
+                yield link
+        case _:
+            raise Refusal("link", settings.name, "is not there yet; provision the federation for link=grpc")
+
+
+@contextmanager
+def _grpc(bundle: ServerBundle) -> Generator[Link]:
+    from ..server.link_grid import Door, open_link
+
+    nodes = tuple(member.node for member in bundle.roster.members)
+    with open_link(Door(bundle.listen, bundle.credentials, nodes, admitted_in(bundle.admitted))) as grid:
+
+        def presence() -> Presence:
+            traffic = grid.traffic
+            return Presence(
+                {node: each.since for node, each in traffic.items() if each.since is not None},
+                sum(each.bytes_in for each in traffic.values()),
+                sum(each.bytes_out for each in traffic.values()),
+                grid.counts,
+            )
+
+        yield Link(grid, presence)

@@ -1,0 +1,131 @@
+"""A status as numbers in Prometheus' text format, on the loopback address alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from ..privacy.refusal import Refusal
+
+LOOPBACK = "127.0.0.1"
+PATH = "/metrics"
+CONTENT = "text/plain; version=0.0.4; charset=utf-8"
+ANSWER_SECONDS = 5.0
+PLAIN = ("round", "num_rounds", "invited", "replies", "abandoned")
+
+Sample = tuple[dict[str, str], float]
+
+
+def text_of(status: Mapping[str, Any]) -> str:
+    """Return the status as Prometheus reads it."""
+    blocks = [
+        "\n".join(
+            [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(_line(name, each) for each in samples)]
+        )
+        for name, kind, text, samples in _families(status)
+    ]
+    return "\n".join(blocks) + "\n"
+
+
+def _families(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequence[Sample]]]:
+    here = sum(each["since"] is not None for each in status["clients"])
+    plain: dict[str, list[Sample]] = {name: [({}, float(status[name]))] for name in PLAIN}
+    yield "fedveil_round", "gauge", "The last finished round.", plain["round"]
+    yield "fedveil_rounds_planned", "gauge", "Rounds of the run.", plain["num_rounds"]
+    yield "fedveil_rounds_abandoned_total", "counter", "Rounds that released nothing.", plain["abandoned"]
+    yield "fedveil_invited_total", "counter", "Clients that rounds invited.", plain["invited"]
+    yield "fedveil_replies_total", "counter", "Replies that were added.", plain["replies"]
+    yield (
+        "fedveil_dropped_total",
+        "counter",
+        "Invited clients that were not added.",
+        _by("reason", status["dropped"]),
+    )
+    yield (
+        "fedveil_turned_away_total",
+        "counter",
+        "Connections and replies refused.",
+        _by("reason", status["turned_away"]),
+    )
+    yield (
+        "fedveil_bytes_total",
+        "counter",
+        "Bytes between server and clients.",
+        _by("direction", status["bytes"]),
+    )
+    yield "fedveil_clients_connected", "gauge", "Clients that are connected.", _one(here)
+    yield "fedveil_clients", "gauge", "Clients of the roster.", _one(len(status["clients"]))
+    for name, key in (("fedveil_epsilon_spent", "spent"), ("fedveil_epsilon_target", "target")):
+        known: list[Sample] = [
+            ({"unit": row["unit"]}, _number(row[key])) for row in status["privacy"] if row[key] is not None
+        ]
+        yield name, "gauge", f"Epsilon, {key}.", known
+
+
+def _one(count: int) -> list[Sample]:
+    return [({}, float(count))]
+
+
+def _by(label: str, counts: Mapping[str, int]) -> list[Sample]:
+    return [({label: name}, float(count)) for name, count in sorted(counts.items())]
+
+
+def _number(value: object) -> float:
+    return float(str(value).replace("infinity", "inf"))
+
+
+def _line(name: str, sample: Sample) -> str:
+    labels, value = sample
+    inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+    shown = "+Inf" if value == float("inf") else f"{value:.17g}"
+    return f"{name}{{{inside}}} {shown}" if inside else f"{name} {shown}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+@contextmanager
+def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Generator[None]:
+    """Answer `GET /metrics` on 127.0.0.1 as long as the context lasts; nothing where the port is None.
+
+    Raises:
+      Refusal: the port is taken.
+    """
+    if port is None:
+        yield
+        return
+
+    class Answer(BaseHTTPRequestHandler):
+        timeout = ANSWER_SECONDS
+
+        def do_GET(self) -> None:
+            if self.path != PATH:
+                self.send_error(404)
+                return
+            body = text_of(status()).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing: who asks for numbers is no event."""
+
+    try:
+        server = ThreadingHTTPServer((LOOPBACK, port), Answer)
+    except OSError as error:
+        raise Refusal(
+            "metrics_port", port, f"cannot be listened on ({error.strerror}); give another"
+        ) from error
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="prometheus", daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()

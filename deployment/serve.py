@@ -1,0 +1,196 @@
+"""``fedveil server FOLDER``: one run of a real federation, from its beginning or from where it was left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments
+from ..configs.preflight import SHOW_ONLY
+from ..configs.schema import LinkSettings, ServerSettings
+from ..configs.server_settings import PRIMARY, differing, server_from_config, server_settings
+from ..privacy.ledger_store import Lock
+from ..privacy.refusal import Refusal
+from ..server.bundle import ServerBundle, read_server_bundle
+from ..server.rounds import Pace, Status
+from ..simulations.build import build
+from ..simulations.federation import Deployed, Federation
+from ..simulations.recording import CONFIG, RESULT
+from ..simulations.run import EXIT_CODES, Outcome, Surroundings, run_federation
+from .links import Link, open_link
+from .order import order_of
+from .status import RUNNING
+from .watch import Watch, watching
+
+RUNS, LEDGERS = "runs", "ledgers"
+FINISHED = (Status.COMPLETED, Status.EXHAUSTED)
+POLL_SECONDS = 0.1
+Open = Callable[[LinkSettings, ServerBundle], Any]
+
+
+def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
+    """Serve the run that the command line names, or the one that was left unfinished; return the exit code.
+
+    Args:
+      folder: the server's bundle.
+      argv: Hydra's flags and overrides, and `--json`.
+      reach: opens the link.
+    Raises:
+      Refusal: before anything is spent.
+    """
+    given, as_json = [each for each in argv if each != "--json"], "--json" in argv
+    if only_shows(given):
+        return _show(given)
+    bundle = read_server_bundle(folder)
+    with alone(folder):
+        settings = settings_for(folder, given)
+        where = folder / RUNS / settings.run
+        result = _result(where)
+        if result is not None and result["status"] in FINISHED:
+            return _say_finished(settings.run, where, result, as_json)
+        outcome = _run(bundle, settings, where, as_json, reach)
+    if as_json:
+        print(json.dumps(outcome.result))
+    return outcome.exit_code
+
+
+def only_shows(argv: Sequence[str]) -> bool:
+    """Whether the flags only ask Hydra to show something."""
+    args = arguments(argv)
+    return args.cfg is not None or any(getattr(args, flag) for flag in SHOW_ONLY)
+
+
+def _show(argv: Sequence[str]) -> int:
+    sys.argv = ["fedveil server", *argv]
+    try:
+        hydra.main(config_path=OWN_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(_nothing)()
+    except SystemExit as stop:  # how Hydra ends when it has shown something, or could not
+        return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    return 0
+
+
+def _nothing(config: DictConfig) -> None:
+    del config
+
+
+@contextmanager
+def alone(folder: Path) -> Generator[None]:
+    """Hold the lock that a running server holds. Refusal where another process has it."""
+    try:
+        lock = Lock(folder / RUNNING, 0.0)
+    except Refusal as refusal:
+        raise Refusal("server", str(folder), refusal.remedy) from refusal
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def settings_for(folder: Path, given: Sequence[str]) -> ServerSettings:
+    """Return the settings of the run that is asked for; where it had begun, `resume` names its folder.
+
+    Raises:
+      Refusal: a mistake, or a run of this name was begun with other settings.
+    """
+    unfinished = _unfinished(folder) if not given else None
+    settings = server_settings(given) if unfinished is None else _begun(unfinished)
+    where = folder / RUNS / settings.run
+    if not (where / CONFIG).exists():
+        return settings
+    now: dict[str, Any] = yaml.safe_load(settings.federation.source)
+    changed = differing(yaml.safe_load((where / CONFIG).read_text()), now)
+    if changed is not None:
+        remedy = f"was begun with another {changed}; repeat its command, or name a new run with run="
+        raise Refusal("run", settings.run, remedy)
+    return replace(settings, federation=replace(settings.federation, resume=str(where)))
+
+
+def _unfinished(folder: Path) -> Path | None:
+    """Return the folder of the run that was begun last and has not finished."""
+    configs = sorted((folder / RUNS).glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
+    open_runs = [
+        path.parent for path in configs if (_result(path.parent) or {}).get("status") not in FINISHED
+    ]
+    return open_runs[-1] if open_runs else None
+
+
+def _begun(where: Path) -> ServerSettings:
+    config: Any = OmegaConf.load(where / CONFIG)
+    return server_from_config(config)
+
+
+def _result(where: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((where / RESULT).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _say_finished(run: str, where: Path, result: dict[str, Any], as_json: bool) -> int:
+    status = Status(result["status"])
+    told = f"run {run} is finished ({status}: {result['reason']}); results: {where}; name a new one with run="
+    print(json.dumps(result) if as_json else told)
+    return EXIT_CODES[status]
+
+
+# --- the run ----------------------------------------------------------------------------------------------------
+
+
+def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: bool, reach: Open) -> Outcome:
+    federation = build(settings.federation, deployed_in(bundle, settings))
+    with (
+        reach(settings.link, bundle) as link,
+        watching(bundle, settings, federation, link.presence) as watch,
+    ):
+        if not quiet:
+            print(f"{bundle.federation}: listening on {bundle.listen}", flush=True)
+        around = Surroundings(
+            on_grid=lambda _, on_grid: on_grid(link.grid),
+            order=order_of,
+            pace=pace_of(federation, settings.link, link, watch),
+            watch=watch.look,
+        )
+        return watch.end(run_federation(federation, where, around, quiet))
+
+
+def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
+    """Return what the server has in the place of data."""
+    ledgers = settings.federation.ledger_dir
+    return Deployed(
+        run=settings.run,
+        owner=hashlib.sha256(bundle.authority + bundle.federation.encode()).hexdigest(),
+        roster=bundle.roster,
+        ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),
+        link=settings.link,
+    )
+
+
+def pace_of(federation: Federation, settings: LinkSettings, link: Link, watch: Watch) -> Pace:
+    """Return how rounds follow each other: each begins when enough clients are connected."""
+    needed = math.ceil(settings.clients * federation.num_clients)
+
+    def ready(stop: threading.Event) -> str | None:
+        end = time.monotonic() + settings.wait
+        while (here := len(link.presence().since)) < needed:
+            watch.wait_for(needed)
+            if stop.wait(POLL_SECONDS) or time.monotonic() > end:
+                return (
+                    f"{here} of {needed} clients that a round takes were connected after {settings.wait:g} s"
+                )
+        watch.wait_for(0)
+        return None
+
+    return Pace(settings.deadline, ready, settings.patience)

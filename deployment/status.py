@@ -1,0 +1,106 @@
+"""``fedveil server status FOLDER``: what the server said last, and whether it still runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..privacy.ledger_store import Lock
+from ..privacy.refusal import Refusal
+from ..simulations.display import console_for
+from .watch import STATUS
+
+RUNNING = "server"
+NOT_RUNNING = 1
+ARRIVAL_SECONDS = 0.0
+
+
+def show(folder: Path, *, as_json: bool) -> int:
+    """Print the status; return 1 if no server runs on the folder.
+
+    Raises:
+      Refusal: none ever did.
+    """
+    status, runs = read_status(folder), running(folder)
+    if as_json:
+        print(json.dumps({**status, "running": runs}))
+    else:
+        _print(console_for(100), status, runs)
+    return 0 if runs else NOT_RUNNING
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return what a server on this folder said last. Refusal where none ever said anything that can be read."""
+    path = folder / STATUS
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        remedy = "no server has run there; start one with: fedveil server FOLDER task=..."
+        raise Refusal("status", str(path), remedy) from error
+
+
+def running(folder: Path) -> bool:
+    """Return whether a server holds the folder."""
+    if not (folder / f"{RUNNING}.lock").exists():
+        return False
+    try:
+        Lock(folder / RUNNING, ARRIVAL_SECONDS).release()
+    except Refusal:
+        return True
+    return False
+
+
+def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
+    state = (
+        status["state"] if runs or status["state"] not in ("training", "waiting", "starting") else "killed"
+    )
+    reason = f" {status['reason']}" if status["reason"] else ""
+    console.print(
+        f"[bold]{status['federation']}[/bold], run {status['run']}: {state}{reason}", highlight=False
+    )
+    abandoned = f", {status['abandoned']} abandoned" if status["abandoned"] else ""
+    console.print(f"round {status['round']} of {status['num_rounds']}{abandoned}", highlight=False)
+    for row in status["privacy"]:
+        console.print(_budget(row, status["budgets_spent"]), highlight=False)
+    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(status["dropped"].items()))
+    counts = f"invited {status['invited']}, added {status['replies']}"
+    console.print(f"{counts}, not added: {dropped}" if dropped else counts, highlight=False)
+    console.print(
+        _table(status["clients"] if runs else [{**each, "since": None} for each in status["clients"]])
+    )
+
+
+def _budget(row: Mapping[str, Any], refused: int) -> str:
+    target = "no target" if row["target"] is None else f"{row['target']:g}"
+    if row["unit"] == "record":
+        told = f"; in the last round {refused} said theirs is spent" if refused else ""
+        return f"records: each client spends at most epsilon {target} by its own ledger{told}"
+    spent = row["spent"] if isinstance(row["spent"], str) else f"{row['spent']:.3f}"
+    left = "" if row["left"] is None else f", {row['left']:.3f} left"
+    return f"clients: epsilon {spent} of {target} spent at delta {row['delta']:g}{left}"
+
+
+def _table(clients: list[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("node", "client", "connected"):
+        table.add_column(column, justify="right" if column == "node" else "left")
+    for each in clients:
+        here = "-" if each["since"] is None else f"for {_ago(each['since'])}"
+        table.add_row(str(each["node"]), Text(each["name"]), here)
+    return table
+
+
+def _ago(since: str) -> str:
+    seconds = max(0.0, time.time() - datetime.fromisoformat(since).timestamp())
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,238 @@
+"""What a server says of itself while it runs: a status file, a log of JSON lines, numbers for Prometheus.
+
+It tells of rounds and of connections. Of what a client sent it tells nothing that the round's sum does not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from ..configs.schema import ServerSettings
+from ..privacy.durable import replace_file
+from ..privacy.refusal import Refusal
+from ..server.bundle import ServerBundle
+from ..simulations.federation import Federation
+from ..simulations.recording import Run
+from ..simulations.run import Outcome
+from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
+from .links import Presence
+from .prometheus import serving
+
+STATUS, LOG = "status.json", "server.log"
+LOOK_SECONDS = 1.0
+LOG_BYTES, LOGS_KEPT = 10 * 2**20, 3
+PUBLIC = 0o644
+
+logger = logging.getLogger("fedveil.server")
+
+
+class Watch:
+    """Gathers what there is to say, and says it once a second where it has changed.
+
+    Args:
+      folder: the server's.
+      settings: of the run.
+      federation: built from them.
+      presence: who is connected.
+    """
+
+    def __init__(
+        self,
+        bundle: ServerBundle,
+        settings: ServerSettings,
+        federation: Federation,
+        presence: Callable[[], Presence],
+    ) -> None:
+        self._folder, self._bundle, self._presence = bundle.folder, bundle, presence
+        self._settings, self._federation = settings, federation
+        self._rounds: dict[str, Any] = rounds_of([])
+        self._state, self._reason = "starting", ""
+        self._started, self._here = time.time(), set[int]()
+        self._stop = threading.Event()
+
+    # --- what happens -------------------------------------------------------------------------------------------
+
+    def look(self, run: Run) -> None:
+        """Take note of a run that is about to begin its rounds, or has finished one more."""
+        begun = self._state == "starting"
+        self._rounds = rounds_of(run.history)
+        self._say("training", "")
+        if begun:
+            log("begins", run=self._settings.run, after_round=self._rounds["round"])
+        elif run.history:
+            log("round", run=self._settings.run, **{k: v for k, v in run.history[-1].items() if k in LOGGED})
+
+    def wait_for(self, clients: int) -> None:
+        """Take note that no round begins before so many clients are connected; 0: that it may begin."""
+        waiting = f"for {clients} of {self._federation.num_clients} clients" if clients else ""
+        self._say("waiting" if clients else "training", waiting)
+
+    def end(self, outcome: Outcome) -> Outcome:
+        """Take note of how the run ended."""
+        self._say(str(outcome.result["status"]), str(outcome.result["reason"]))
+        log("ends", run=self._settings.run, status=self._state, reason=self._reason)
+        return outcome
+
+    def _say(self, state: str, reason: str) -> None:
+        self._state, self._reason = state, reason
+
+    # --- what is said -------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return all that is known now, as plain data."""
+        presence, federation = self._presence(), self._federation
+        return {
+            "federation": self._bundle.federation,
+            "run": self._settings.run,
+            "state": self._state,
+            "reason": self._reason,
+            "pid": os.getpid(),
+            "started": _utc(self._started),
+            "num_rounds": federation.settings.num_rounds,
+            **self._rounds,
+            "privacy": budgets(federation, self._rounds),
+            "clients": [
+                {"node": m.node, "name": m.name, "since": _utc(presence.since.get(m.node))}
+                for m in self._bundle.roster.members
+            ],
+            "bytes": {"received": presence.received, "sent": presence.sent},
+            "turned_away": dict(presence.turned_away),
+        }
+
+    def follow(self) -> None:
+        """Write the status whenever it has changed, until `stop`; a full disk loses what is said, not the run."""
+        written: dict[str, Any] = {}
+        while not self._stop.wait(LOOK_SECONDS if written else 0.0):
+            written = self._write(written)
+        self._write(written)
+
+    def stop(self) -> None:
+        """End `follow`, with what there is to say last."""
+        if self._state in ("starting", "waiting", "training"):
+            self._say("stopped", "")
+        self._stop.set()
+
+    def _write(self, before: dict[str, Any]) -> dict[str, Any]:
+        now = self.status()
+        self._log_arrivals({each["node"] for each in now["clients"] if each["since"]})
+        if now != before:
+            with suppress(OSError):
+                data = json.dumps({**now, "written": _utc(time.time())}, indent=1) + "\n"
+                replace_file(self._folder / STATUS, data.encode(), PUBLIC)
+        return now
+
+    def _log_arrivals(self, here: set[int]) -> None:
+        for what, nodes in (("connected", here - self._here), ("disconnected", self._here - here)):
+            for node in sorted(nodes):
+                log(what, node=node)
+        self._here = here
+
+
+LOGGED = ("round", "invited", "replies", "dropped", "abandoned", "epsilon_client", "epsilon_record")
+
+
+def rounds_of(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums over a run's recorded rounds, of all its processes."""
+    dropped: Counter[str] = Counter()
+    for row in history:
+        dropped.update(row["dropped"])
+    last = history[-1] if history else {}
+    return {
+        "round": last.get("round", 0),
+        "abandoned": sum(bool(row["abandoned"]) for row in history),
+        "invited": sum(row["invited"] for row in history),
+        "replies": sum(row["replies"] for row in history),
+        "dropped": dict(dropped),
+        "epsilon_client": last.get("epsilon_client"),
+        "budgets_spent": last.get("dropped", {}).get(DROP_REASONS[BUDGET_SPENT], 0),
+    }
+
+
+def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each unit's budget and what is spent of it, as far as a server knows; epsilon may be "infinity"."""
+    rows: list[dict[str, Any]] = []
+    if (client := federation.client) is not None:
+        spent, target = rounds["epsilon_client"], client.target_epsilon
+        known = target is not None and isinstance(spent, float | int)
+        left = max(0.0, target - spent) if known and target is not None else target
+        rows.append({"unit": "client", "spent": spent or 0.0, "target": target, "left": left})
+        rows[-1]["delta"] = client.target_delta
+    if (record := federation.record) is not None:
+        unknown = {"spent": None, "left": None, "delta": record.target_delta}
+        rows.append({"unit": "record", "target": record.target_epsilon, **unknown})
+    return rows
+
+
+def log(event: str, **fields: Any) -> None:
+    """Write one line of the log."""
+    logger.info("%s", event, extra={"fields": fields})
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return time, level, event and whatever fields the event has."""
+        told = {"time": _utc(record.created), "level": record.levelname.lower(), "event": record.getMessage()}
+        return json.dumps({**told, **getattr(record, "fields", {})}, allow_nan=False)
+
+
+@contextmanager
+def watching(
+    bundle: ServerBundle,
+    settings: ServerSettings,
+    federation: Federation,
+    presence: Callable[[], Presence],
+) -> Generator[Watch]:
+    """Watch a run as long as the context lasts.
+
+    Raises:
+      Refusal: the log cannot be written, or the port for Prometheus is taken.
+    """
+    watch = Watch(bundle, settings, federation, presence)
+    with _logging(bundle.folder / LOG), serving(settings.metrics_port, watch.status):
+        thread = threading.Thread(target=watch.follow, name="watch", daemon=True)
+        thread.start()
+        try:
+            yield watch
+        finally:
+            watch.stop()
+            thread.join()
+
+
+@contextmanager
+def _logging(path: Path) -> Generator[None]:
+    try:
+        handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
+    except OSError as error:
+        raise Refusal("log", str(path), f"cannot be written ({error.strerror})") from error
+    handler.setFormatter(JsonLines())
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+        handler.close()
+
+
+def _utc(seconds: float | None) -> str | None:
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,317 @@
+"""A server's run from its command line to its folder, on devices that are called in this process."""
+
+import json
+import runpy
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Error, Message
+from safetensors.numpy import load_file
+
+from fedveil.client.own_ledger import epsilon_of
+from fedveil.deployment.links import open_link
+from fedveil.deployment.prometheus import text_of
+from fedveil.deployment.serve import alone, serve
+from fedveil.deployment.status import NOT_RUNNING, read_status, running, show
+from fedveil.deployment.watch import LOOK_SECONDS
+from fedveil.privacy.budget import Adversary
+from fedveil.privacy.ledger import read_entries
+from fedveil.privacy.refusal import Refusal
+from fedveil.simulations.report import read_events
+from fedveil.strategies.training_order import people_call, read_order
+from fedveil.strategies.wire import read_round
+
+MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
+Devices, make_federation, reaching = MADE["Devices"], MADE["make_federation"], MADE["reaching"]
+COMMON = ("task=digits", "num_rounds=3", "batch_size=40", "privacy.allow_large_delta=true", "link.wait=0.3")
+CENTRAL = (*COMMON, "privacy=client_central", "privacy.target_epsilon=8")
+MASKED = (*COMMON, "privacy=client_distributed", "privacy.target_epsilon=8")
+RECORD = ("task=digits", "num_rounds=3", "batch_size=20", "link.wait=0.3")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_federation(tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture
+def hearts(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "hearts"))
+
+
+@dataclass
+class Spring:
+    """A finished run, what its devices were sent, and what was to be seen in its third round."""
+
+    hearts: Path
+    sent: list[Message] = field(default_factory=list[Message])
+    status: dict[str, Any] = field(default_factory=dict[str, Any])
+    shown: str = ""
+    metrics: str = ""
+
+
+@pytest.fixture(scope="module")
+def spring(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Spring:
+    hearts = Path(shutil.copytree(made, tmp_path_factory.mktemp("spring") / "hearts"))
+    seen, port = Spring(hearts), free_port()
+
+    def looking(message: Message, count: int) -> None:
+        seen.sent.append(message)
+        if count == 10:
+            time.sleep(1.5 * LOOK_SECONDS)
+            seen.status = read_status(hearts / "server")
+            with redirect_stdout(StringIO()) as out:
+                assert show(hearts / "server", as_json=False) == 0
+            seen.shown = out.getvalue()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                seen.metrics = answer.read().decode()
+            with pytest.raises(urllib.error.HTTPError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+
+    code, _ = served(hearts, *CENTRAL, "run=spring", f"metrics_port={port}", fault=looking, here=4)
+    assert code == 0
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+    return seen
+
+
+def served(hearts: Path, *argv: str, fault: Any = None, here: int = 5) -> tuple[int, Any]:
+    grid = Devices(hearts / "clients", fault)
+    return serve(hearts / "server", argv, reaching(grid, here)), grid
+
+
+def result_of(hearts: Path, run: str = "run-1") -> dict[str, Any]:
+    return json.loads((hearts / "server" / "runs" / run / "result.json").read_text())
+
+
+def rows_of(hearts: Path, run: str = "run-1") -> list[dict[str, Any]]:
+    text = (hearts / "server" / "runs" / run / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def killing(at: int) -> Any:
+    def fault(message: Message, count: int) -> Message | None:
+        if count == at:
+            raise Killed
+        return None
+
+    return fault
+
+
+def ledger_of(hearts: Path) -> Path:
+    (path,) = (hearts / "server" / "ledgers").glob("population-*.ledger")
+    return path
+
+
+@pytest.mark.parametrize("mode", [MASKED, RECORD], ids=["masked", "record"])
+def test_a_run_trains_on_devices_that_keep_their_own_ledgers(
+    mode: tuple[str, ...], hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = served(hearts, *mode, "--json")
+    result = result_of(hearts)
+    assert (code, result["status"], result["rounds_completed"]) == (0, "completed", 3)
+    assert json.loads(capsys.readouterr().out)["status"] == "completed"
+    assert (result["data"], result["rng"], result["seed"]) == ("real", "system", None)
+    assert [(row["invited"], row["replies"], row["dropped"]) for row in rows_of(hearts)] == [(5, 5, {})] * 3
+    model = load_file(hearts / "server" / "runs" / "run-1" / "model.safetensors")
+    assert any(value.any() for value in model.values())
+    by_adversary = {row["adversary"]: row["epsilon"] for row in result["privacy"]}
+    for client in (hearts / "clients").iterdir():
+        (ledger,) = (client / "state" / "ledgers").glob("*.ledger")
+        spent = epsilon_of(ledger)
+        assert spent is not None and 0 < spent[0] <= 20
+        if mode is RECORD:  # the server states a bound, and the device knows
+            assert spent[0] <= by_adversary["server"] == 3.0
+    if mode is not RECORD:
+        assert by_adversary["model"] == pytest.approx(rows_of(hearts)[-1]["epsilon_client"], rel=0.02)
+        assert by_adversary["server"] == by_adversary["model"]
+        assert result["secagg"]["identities"] == "of the roster that the authority signed, version 1"
+
+
+def test_the_order_says_what_the_run_claims_under_a_name_that_owners_know(spring: Spring) -> None:
+    orders = [read_order(message.content) for message in spring.sent]
+    assert len(orders) == 15 and len({order.to_json() for order in orders if order}) == 1
+    order = orders[0]
+    assert order is not None and order.run == read_round(spring.sent[0].content)[0]
+    assert people_call(order.run) == "spring" and order.run != "spring"
+    assert order.client is not None
+    assert order.client.noise_multiplier == result_of(spring.hearts, "spring")["noise_multiplier"]
+
+
+def test_the_ledger_is_named_after_the_federation(spring: Spring) -> None:
+    path = ledger_of(spring.hearts)
+    opened = next(e for e in read_entries(path) if e.kind == "open")
+    owner = json.loads(opened.payload)["owner"]
+    assert path.name == f"population-{owner[:32]}.ledger" and len(owner) == 64
+    assert len([e for e in read_entries(path) if e.kind == "reserve"]) == 3
+
+
+def test_the_same_command_goes_on_after_a_kill_and_leaves_a_finished_run_alone(
+    hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Killed):
+        served(hearts, *CENTRAL, fault=killing(7))  # in the second of three rounds, of five clients
+    assert [row["round"] for row in rows_of(hearts)] == [1]
+    assert served(hearts, *CENTRAL)[0] == 0
+    assert [row["round"] for row in rows_of(hearts)] == [1, 2, 3]
+    # The lost round was reserved, and stays spent; it was drawn and paid anew under another name.
+    entries = [json.loads(e.key)[:2] for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
+    assert [number for _, number in entries] == [1, 2, 2, 3]
+    assert len({name for name, _ in entries}) == 2 and {people_call(name) for name, _ in entries} == {"run-1"}
+    assert result_of(hearts)["privacy"][-1]["epsilon"] <= 8
+    before = {path: path.stat().st_mtime_ns for path in (hearts / "server" / "runs").rglob("*")}
+    capsys.readouterr()
+    assert served(hearts, *CENTRAL)[0] == 0
+    assert "run run-1 is finished (completed: 3 rounds)" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (hearts / "server" / "runs").rglob("*")}
+    assert len(read_events(ledger_of(hearts), Adversary.MODEL)) > 0
+
+
+def test_a_folder_alone_goes_on_with_what_was_left(hearts: Path) -> None:
+    with pytest.raises(Refusal, match="say what is to be learned"):
+        served(hearts)
+    with pytest.raises(Killed):
+        served(hearts, *MASKED, fault=killing(1))  # before the first round is over
+    assert served(hearts)[0] == 0
+    assert [row["round"] for row in rows_of(hearts)] == [1, 2, 3]
+    with pytest.raises(Refusal, match="say what is to be learned"):
+        served(hearts)
+
+
+def test_a_run_that_began_otherwise_is_not_gone_on_with(hearts: Path) -> None:
+    with pytest.raises(Killed):
+        served(hearts, *CENTRAL, fault=killing(7))
+    with pytest.raises(Refusal, match=r"run='run-1': was begun with another privacy\.target_epsilon"):
+        served(hearts, *CENTRAL, "privacy.target_epsilon=9")
+    with pytest.raises(Killed):
+        served(hearts, *CENTRAL, "privacy.target_epsilon=9", "run=second", fault=killing(0))
+    assert sorted(each.name for each in (hearts / "server" / "runs").iterdir()) == ["run-1", "second"]
+
+
+def test_a_second_server_is_refused(hearts: Path) -> None:
+    with alone(hearts / "server"):
+        assert running(hearts / "server")
+        with pytest.raises(Refusal, match=r"server=.*in use by process"):
+            served(hearts, *CENTRAL)
+    assert not running(hearts / "server")
+
+
+def test_no_round_is_paid_for_before_enough_clients_are_there(hearts: Path) -> None:
+    code, _ = served(hearts, *CENTRAL, here=2)
+    assert (code, result_of(hearts)["status"]) == (1, "failed")
+    assert result_of(hearts)["reason"] == "2 of 3 clients that a round takes were connected after 0.3 s"
+    assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
+    assert served(hearts, *CENTRAL, here=3)[0] == 0  # the same command, once they are
+
+
+def test_rounds_below_the_quorum_release_nothing_and_too_many_of_them_end_the_run(hearts: Path) -> None:
+    def down(message: Message, count: int) -> Message | None:
+        node = message.metadata.dst_node_id
+        return Message(Error(1, "down"), reply_to=message) if node > 3 else None
+
+    code, _ = served(hearts, *CENTRAL, "link.patience=2", fault=down)
+    assert (code, result_of(hearts)["reason"]) == (1, "2 rounds in a row were abandoned (failed)")
+    assert [(row["replies"], row["abandoned"]) for row in rows_of(hearts)] == [(2, True)] * 2
+    model = load_file(hearts / "server" / "runs" / "run-1" / "model.safetensors")
+    assert not any(value.any() for value in model.values())
+    assert read_status(hearts / "server")["abandoned"] == 2
+
+
+@pytest.mark.parametrize("change", [("link=flower",), ("link=flower", "server.toml")])
+def test_a_link_that_the_bundles_were_not_made_for_is_refused(hearts: Path, change: tuple[str, ...]) -> None:
+    if len(change) > 1:
+        file = hearts / "server" / "server.toml"
+        file.write_text(file.read_text().replace('"grpc"', '"flower"'))
+    with pytest.raises(Refusal, match="link='flower'"):
+        serve(hearts / "server", [*CENTRAL, change[0]], open_link)
+    assert not (hearts / "server" / "runs").exists()
+
+
+# --- watching ---------------------------------------------------------------------------------------------------
+
+
+def test_the_status_tells_who_is_here_and_what_is_spent_while_the_server_runs_and_after(
+    spring: Spring, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, then = spring.hearts / "server", spring.status
+    assert (then["state"], then["round"], then["invited"], then["replies"]) == ("training", 2, 10, 10)
+    assert [each["since"] is not None for each in then["clients"]] == [True] * 4 + [False]
+    assert "hearts, run spring: training" in spring.shown and "round 2 of 3" in spring.shown
+    assert "clients: epsilon" in spring.shown and "of 8 spent" in spring.shown and "cleveland" in spring.shown
+    after = read_status(folder)
+    assert (after["state"], after["round"], after["reason"]) == ("completed", 3, "3 rounds")
+    (budget,) = after["privacy"]
+    assert budget["spent"] + budget["left"] == pytest.approx(8)
+    spent = {row["adversary"]: row["epsilon"] for row in result_of(spring.hearts, "spring")["privacy"]}
+    assert budget["spent"] == pytest.approx(spent["model"], rel=0.02) and spent["server"] == "infinity"
+    assert show(folder, as_json=True) == NOT_RUNNING
+    assert json.loads(capsys.readouterr().out)["running"] is False
+
+
+def test_a_server_that_was_killed_is_said_to_be(
+    spring: Spring, hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Refusal, match="no server has run there"):
+        show(hearts / "server", as_json=False)
+    records = [{"unit": "record", "target": 3.0, "spent": None, "left": None, "delta": 1e-5}]
+    left = {**spring.status, "budgets_spent": 2, "privacy": records}
+    (hearts / "server" / "status.json").write_text(json.dumps(left))
+    assert show(hearts / "server", as_json=False) == NOT_RUNNING
+    text = capsys.readouterr().out
+    assert "run spring: killed" in text
+    assert (
+        "each client spends at most epsilon 3 by its own ledger; in the last round 2 said theirs is" in text
+    )
+
+
+def test_the_log_has_a_line_of_json_for_each_event_and_no_value_of_a_client(spring: Spring) -> None:
+    text = (spring.hearts / "server" / "server.log").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    events = [line["event"] for line in lines]
+    assert events.count("round") == 3 and events.count("connected") == 4
+    assert (events[-1], lines[-1]["status"]) == ("ends", "completed")
+    rounds = [line for line in lines if line["event"] == "round"]
+    told = {"time", "level", "event", "run", "round", "invited", "replies", "dropped", "abandoned"}
+    assert {key for line in rounds for key in line} == told | {"epsilon_client", "epsilon_record"}
+
+
+def test_numbers_for_prometheus(spring: Spring) -> None:
+    samples = dict(line.rsplit(" ", 1) for line in spring.metrics.splitlines() if not line.startswith("#"))
+    assert samples["fedveil_round"] == "2" and samples["fedveil_replies_total"] == "10"
+    assert samples['fedveil_bytes_total{direction="sent"}'] == "2000"
+    assert samples['fedveil_turned_away_total{reason="late"}'] == "1"
+    assert samples["fedveil_clients_connected"] == "4" and samples["fedveil_clients"] == "5"
+    assert float(samples['fedveil_epsilon_spent{unit="client"}']) > 0
+
+
+def test_what_a_label_may_hold_is_escaped_and_infinity_has_its_word() -> None:
+    status = {
+        **dict.fromkeys(("round", "num_rounds", "invited", "replies", "abandoned"), 0),
+        "clients": [],
+        "dropped": {'a "b"\\\n': 1},
+        "turned_away": {},
+        "bytes": {},
+        "privacy": [{"unit": "client", "spent": "infinity", "target": None}],
+    }
+    text = text_of(status)
+    assert 'fedveil_dropped_total{reason="a \\"b\\"\\\\\\n"} 1' in text
+    assert 'fedveil_epsilon_spent{unit="client"} +Inf' in text
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
