@@ -16,12 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from ..privacy.refusal import Refusal
@@ -30,7 +26,7 @@ from ..privacy.secagg.roster import Roster, read_roster
 from ..privacy.secagg.suite import KEY_BYTES
 from .reader import Mistakes, Section
 
-LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 8 MiB
+LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 5 MiB
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 NAME = re.compile("[a-z0-9][a-z0-9_-]{0,47}")
@@ -38,7 +34,8 @@ NAME_FORM = "at most 48 of a-z, 0-9, - and _, the first a letter or a digit"
 _DNS = "[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"  # IPv4 addresses have that form too
 _IPV6 = "[0-9A-Fa-f:]{2,39}"
 HOST = re.compile(f"{_DNS}|{_IPV6}")
-ADDRESS = re.compile(rf"({_DNS}|\[{_IPV6}\]):[1-9][0-9]{{0,4}}")
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+ADDRESS = re.compile(rf"({_DNS}|\[{_IPV6}\]):{_PORT}")
 ADDRESS_FORM = "host:port, for instance fl.example.org:8443"
 
 Read = TypeVar("Read")
@@ -138,10 +135,10 @@ def read_credentials(folder: Path, federation: str, name: str) -> Credentials:
     """
     paths = [folder / each for each in ("ca.pem", "tls.pem", "tls.key")]
     ca, certificate, key = read_file(paths[0]), read_file(paths[1]), read_secret(paths[2])
-    authority, own = _certificate(paths[0], ca), _certificate(paths[1], certificate)
+    authority, own = load_certificate(paths[0], ca), load_certificate(paths[1], certificate)
     try:
         own.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         raise Refusal("file", str(paths[1]), "was not signed by the authority in ca.pem") from None
     if _spki(_private(paths[2], key).public_key()) != _spki(own.public_key()):
         raise Refusal("file", str(paths[2]), "is not the key of the certificate beside it")
@@ -181,7 +178,8 @@ def read_private_key(path: Path) -> Any:
     return _private(path, read_secret(path))
 
 
-def _certificate(path: Path, pem: bytes) -> x509.Certificate:
+def load_certificate(path: Path, pem: bytes) -> x509.Certificate:
+    """The certificate in the bytes of the file."""
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError:
@@ -191,7 +189,7 @@ def _certificate(path: Path, pem: bytes) -> x509.Certificate:
 def _private(path: Path, pem: bytes) -> Any:
     try:
         return load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise Refusal("file", str(path), "is not a private key in PEM") from None
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..client.enrolment import new_tls_key, pem_of
-from ..configs.bundle_files import read_file, read_private_key
+from ..configs.bundle_files import load_certificate, read_file, read_private_key
 from ..privacy.durable import replace_files
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import public_of
@@ -56,7 +56,7 @@ def open_authority(folder: Path, federation: str) -> Authority:
     if not (folder / CA).exists():  # written last
         _make(folder, federation)
     signer, ca_key = read_private_key(folder / SIGNER), read_private_key(folder / CA_KEY)
-    ca = x509.load_pem_x509_certificate(read_file(folder / CA))
+    ca = load_certificate(folder / CA, read_file(folder / CA))
     named = [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
     if named != [federation]:
         raise Refusal(

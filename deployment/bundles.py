@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from ..client.enrolment import PRIVATE
 from ..client.identity import FIRST_NODE
 from ..privacy.durable import replace_files
 from ..privacy.secagg.roster import write_roster
@@ -37,9 +38,10 @@ def write_server(folder: Path, federation: Federation, authority: Authority, reg
         },
     )
     _write(folder / "supernodes", {f"{each.name}.pub": each.supernode.encode() for each in register.admitted})
-    for path in (folder / "supernodes").glob("*.pub"):
-        if path.stem not in {each.name for each in register.admitted}:
-            path.unlink()
+    for name in {path.stem for path in (folder / "supernodes").iterdir()} - {
+        i.name for i in register.admitted
+    }:
+        (folder / "supernodes" / f"{name}.pub").unlink()
 
 
 def write_clients(
@@ -62,6 +64,8 @@ def write_clients(
             CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
         }
         _write(folder / issued.name, {**shared, **own})
+        for key in PRIVATE if issued.on_device else ():  # once the device has made its own
+            (folder / issued.name / key).unlink(missing_ok=True)
 
 
 def _settings(federation: Federation, entry: ClientEntry, issued: Issued) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ..client.bundle import ELIGIBILITY_DEFAULTS, LINKS, TASK_DEFAULTS, read_eli
 from ..client.owner_policy import read_policy
 from ..configs.bundle_files import ADDRESS, ADDRESS_FORM, HOST, NAME, NAME_FORM, filled, read_section
 from ..configs.files import check_file, yaml_sentence
-from ..configs.reader import Mistakes, Section
+from ..configs.reader import Section
 from ..privacy.refusal import Refusal
 from ..server.bundle import SERVER
 
@@ -107,9 +109,8 @@ def read_federation(path: Path) -> Federation:
         _client(entry, shared, f"clients[{place}]", path.parent)
         for place, entry in enumerate(values["clients"])
     ]
-    names = [entry.name for entry in entries]
-    for name in names:
-        if name == SERVER or names.count(name) > 1:
+    for name, times in Counter(entry.name for entry in entries).items():
+        if name == SERVER or times > 1:
             raise Refusal("name", name, "is the server's" if name == SERVER else "names two clients")
     return Federation(*made, clients=tuple(entries))
 
@@ -121,8 +122,10 @@ def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int]:
     server = section.section("server")
     address, also = server.matching("address", ADDRESS, ADDRESS_FORM), server.texts("also")
     host, _, port = address.rpartition(":")
-    if not all(map(HOST.fullmatch, also)):
+    if not all(map(_is_host, also)):
         server.refuse("also", "must be a list of DNS names and IP addresses")
+    if address and not _is_host(host.strip("[]")):
+        server.refuse("address", f"must be {ADDRESS_FORM}")
     listen = f"0.0.0.0:{port}"
     if server.given("listen"):
         listen = server.matching("listen", ADDRESS, ADDRESS_FORM)
@@ -135,6 +138,17 @@ def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int]:
         section.word("link", LINKS),
         section.whole("certificate_days", at_least=1, at_most=MOST_DAYS),
     )
+
+
+def _is_host(text: str) -> bool:
+    """Whether it is a DNS name or an IP address."""
+    if ":" not in text:
+        return HOST.fullmatch(text) is not None
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _client(found: Values, shared: Mapping[str, Values], path: str, folder: Path) -> ClientEntry:
@@ -161,17 +175,15 @@ def _check(group: str, values: Values, path: str) -> None:
     """Refuse what the client's own reader would."""
     match group:
         case "task":
-            read_section(
-                {**values, "client": 0 if values["client"] is None else values["client"]}, read_task, path
-            )
+            client = 0 if values["client"] is None else values["client"]
+            read_section({**values, "client": client}, read_task, path)
         case "eligibility":
             read_section(values, read_eligibility, path)
         case _:
             remedy = "is written by provisioning; leave it out"
-            if given := [
-                Refusal(f"{path}.{key}", values[key], remedy) for key in PROVISIONED if key in values
-            ]:
-                raise Mistakes(given)
+            for key in PROVISIONED:
+                if key in values:
+                    raise Refusal(f"{path}.{key}", values[key], remedy)
             read_section({**values, **PROVISIONED}, read_policy, path)
 
 
@@ -192,11 +204,12 @@ class _Loader(yaml.SafeLoader):
     """Plain values only; a key that stands twice is a mistake, and 1e-5 is a number as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.MarkedYAMLError(
-                problem=f"the key {twice!r} stands twice", problem_mark=node.start_mark
-            )
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, times in keys.items():
+            if times > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 

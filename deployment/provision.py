@@ -17,7 +17,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-from ..client.enrolment import PRIVATE, TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
+from ..client.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
 from ..configs.bundle_files import read_file
 from ..privacy.durable import replace_file
 from ..privacy.refusal import Refusal
@@ -116,9 +116,8 @@ def _check(federation: Federation, before: Register, requests: Mapping[str, Enro
         _check_request(name, enrolment)
         issued = before.find(name)
         if issued is not None and issued.identity != enrolment.identity.hex():
-            raise Refusal(
-                "request", name, "asks for other keys than were admitted; use fedveil provision rotate"
-            )
+            remedy = "asks for other keys than were admitted; use fedveil provision rotate"
+            raise Refusal("request", name, remedy)
     before.refuse_shared(requests.values())
 
 
@@ -157,13 +156,9 @@ def _with_server(desk: Desk) -> Desk:
 
 def _admit(desk: Desk, name: str, enrolment: Enrolment | None) -> Desk:
     """Issue a certificate for the keys of the request, or for new ones in the client's folder."""
-    folder, known = desk.folder / CLIENTS / name, desk.register.find(name)
-    on_device = enrolment is not None
+    known, on_device = desk.register.find(name), enrolment is not None
     if enrolment is None:
-        enrolment = make_keys(folder).enrolment(name)
-    else:
-        for each in PRIVATE:
-            (folder / each).unlink(missing_ok=True)
+        enrolment = make_keys(desk.folder / CLIENTS / name).enrolment(name)
     days = desk.federation.certificate_days
     issued = Issued(
         name,

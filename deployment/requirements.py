@@ -14,8 +14,9 @@ from email import message_from_string
 from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion
 
 from ..privacy.refusal import Refusal
 
@@ -33,17 +34,10 @@ def installed_requirements() -> str:
     pins: dict[str, str] = {}
     _pin("fedveil", pins)
     torch = pins.pop("torch")
-    lines = [f"{name}=={version}" for name, version in sorted(pins.items())]
-    return (
-        "\n".join(
-            [
-                "# Pins only: fedveil provision --wheels FOLDER adds hashes.",
-                *lines,
-                *(line.format(version=torch) for line in TORCH),
-            ]
-        )
-        + "\n"
-    )
+    lines = ["# Pins only: fedveil provision --wheels FOLDER adds hashes."]
+    lines += [f"{name}=={version}" for name, version in sorted(pins.items())]
+    lines += [line.format(version=torch) for line in TORCH]
+    return "\n".join([*lines, ""])
 
 
 def wheel_requirements(folder: Path) -> str:
@@ -52,46 +46,46 @@ def wheel_requirements(folder: Path) -> str:
     Raises:
       Refusal: there are none, fedveil's is missing, or one is of CUDA or, on aarch64, requires it.
     """
-    versions: dict[str, set[str]] = {}
-    hashes: dict[str, list[str]] = {}
+    hashes: dict[str, dict[str, list[str]]] = {}
     for path in sorted(folder.glob("*.whl")):
         name, version = _device_wheel(path)
-        versions.setdefault(name, set()).add(version)
-        hashes.setdefault(name, []).append(hashlib.sha256(path.read_bytes()).hexdigest())
-    for name, found in versions.items():
-        if len(found) > 1:
-            raise Refusal(
-                "wheels", str(folder), f"holds {name} {' and '.join(sorted(found))}; keep one of them"
-            )
-    if "fedveil" not in versions:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes.setdefault(name, {}).setdefault(version, []).append(f"--hash=sha256:{digest}")
+    lines: list[str] = []
+    for name, versions in sorted(hashes.items()):
+        if len(versions) > 1:
+            raise Refusal("wheels", str(folder), f"holds {name} {' and '.join(versions)}; keep one of them")
+        lines += [" ".join([f"{name}=={version}", *each]) for version, each in versions.items()]
+    if "fedveil" not in hashes:
         raise Refusal("wheels", str(folder), "holds no wheel of fedveil; collect all that a device needs")
-    return "".join(
-        " ".join([f"{name}=={versions[name].pop()}", *(f"--hash=sha256:{each}" for each in hashes[name])])
-        + "\n"
-        for name in sorted(versions)
-    )
+    return "\n".join([*lines, ""])
 
 
 def _device_wheel(path: Path) -> tuple[str, str]:
     """Name and public version of a wheel that brings no CUDA along."""
     try:
         name, version, _, tags = parse_wheel_filename(path.name)
-    except InvalidWheelFilename:
+    except (InvalidWheelFilename, InvalidVersion):
         raise Refusal("wheels", str(path), "is not named as a wheel is") from None
     if CUDA.match(name):
         remedy = f"is of CUDA, which no device needs; take torch{CPU_TORCH} or a CPU build"
         raise Refusal("wheels", str(path), remedy)
     if any("aarch64" in tag.platform for tag in tags):
-        refuse_cuda(path)
+        _refuse_cuda(path)
     return name, version.public
 
 
-def refuse_cuda(wheel: Path) -> None:
+def _refuse_cuda(wheel: Path) -> None:
     """Refusal when the wheel, installed on Linux on aarch64, would bring CUDA along."""
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
-        text = archive.read(name).decode()
-    if bringing := cuda_on_device(message_from_string(text).get_all("Requires-Dist", [])):
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+            text = archive.read(name).decode()
+        bringing = cuda_on_device(message_from_string(text).get_all("Requires-Dist", []))
+    except (zipfile.BadZipFile, StopIteration, UnicodeDecodeError, InvalidRequirement):
+        raise Refusal("wheels", str(wheel), "is no wheel that can be read; fetch it again") from None
+    if bringing:
         raise Refusal("wheels", str(wheel), f"requires {bringing[0]} on aarch64; take torch{CPU_TORCH}")
 
 

@@ -163,6 +163,35 @@ def test_a_node_key_that_was_opened_or_cut_is_refused(desk: Path) -> None:
         read_client_bundle(folder)
 
 
+@pytest.fixture(scope="module")
+def bundle_files(made: Path) -> dict[str, bytes]:
+    folder = made / "hearts" / "clients" / "cleveland"
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_bundle_with_a_few_bytes_changed_is_refused_or_means_the_same(
+    data: st.DataObject, bundle_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    trusted = ("ca.pem", "tls.pem", "tls.key", "identity.key", "roster.bin")
+    name = data.draw(st.sampled_from(trusted))
+    changed = bytearray(bundle_files[name])
+    for place in data.draw(st.lists(st.integers(0, len(changed) - 1), min_size=1, max_size=3)):
+        changed[place] = data.draw(st.integers(0, 255))
+    for each, content in {**bundle_files, name: bytes(changed)}.items():
+        (tmp_path / each).write_bytes(content)
+        (tmp_path / each).chmod(0o600)
+    try:
+        bundle = read_client_bundle(tmp_path)
+    except Refusal:
+        return
+    (tmp_path / name).write_bytes(bundle_files[name])
+    kept = read_client_bundle(tmp_path)
+    assert bundle.identity.roster == kept.identity.roster
+    assert bundle.identity.key.private_bytes_raw() == kept.identity.key.private_bytes_raw()
+
+
 def test_an_expired_certificate_is_refused_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

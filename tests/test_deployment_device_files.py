@@ -110,6 +110,13 @@ def test_a_folder_that_no_small_device_can_use_is_refused(
         wheel_requirements(tmp_path / "wheels")
 
 
+def test_a_wheel_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    path = wheel(tmp_path / "wheels", "torch-2.10.0-cp311-cp311-manylinux_2_28_aarch64.whl")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(Refusal, match="is no wheel that can be read"):
+        wheel_requirements(tmp_path / "wheels")
+
+
 def test_cuda_is_found_in_the_metadata_of_torch() -> None:
     assert cuda_on_device(TORCH_2_10) == []
     assert cuda_on_device(TORCH_2_13) == ["nvidia-cudnn-cu13", "cuda-toolkit"]
