@@ -1,0 +1,218 @@
+"""Secure aggregation beside Flower's SecAgg+ and beside a sum in the clear, on the same vectors, in CPU time."""
+
+from __future__ import annotations
+
+import gc
+import time
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ...privacy.mechanisms.distributed import encode_share
+from ...privacy.mechanisms.private_sum import SumSpec
+from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.mechanisms.sizing import Attendance, size_shares
+from ...privacy.secagg.attempt import Openings, Work
+from ...privacy.secagg.client import Participant
+from ...privacy.secagg.masks import Vector, add_masks
+from ...privacy.secagg.policy import Policy
+from ...privacy.secagg.roster import Member, Roster
+from ...privacy.secagg.server import Outcome, Outgoing, ServerAttempt
+from ...privacy.secagg.suite import SUITES, public_of, verify
+from ...privacy.secagg.transcript import PROTOCOL_VERSION, Profile, Terms
+from ..engine import keep_memory
+from .engines import Options
+from .secagg_case import Case, Clock, Costs
+from .tables import Row, conditions, median, ratio, result_of
+
+CASES = (
+    Case(10, 9, 6, 10**6, 0.1),
+    Case(20, 19, 12, 10**6, 0.1),
+    Case(50, 49, 28, 10**6, 0.1),
+    Case(100, 20, 12, 10**6, 0.05),
+    Case(100, 48, 26, 10**6, 0.3, flower=False),
+    Case(100, 99, 56, 10**6, 0.05, flower=False),
+    Case(100, 99, 56, 10**6, 0.3, flower=False),
+    Case(20, 19, 12, 10**7, 0.1, flower=False),
+    Case(1000, 96, 67, 10**5, 0.05, flower=False),
+)
+MASKS = (10**6, 10**7)  # coordinates
+MEASURED = 8  # clients whose time is taken; a signature that others checked before is then checked again
+_MODEL, _LATER = bytes(32), 1 << 40
+_REPEATS = 7
+_MASKS = 20
+
+
+def run_secagg(options: Options) -> Row:
+    """Measure whole rounds, a mask alone, and the server's memory."""
+    del options
+    before = conditions()
+    keep_memory()
+    rounds = [_compared(case) for case in CASES]
+    masks = [_mask_and_add(size) for size in MASKS]
+    notes = [
+        "CPU ms: of a client, the median of those measured, all stages with clipping and rounding; of the server, a round",
+        "ours: malicious profile, every signature checked, 32 bits, no noise; Flower's: no signatures, weights in clear",
+        "upload: bytes beside the vector, for each neighbour",
+    ]
+    memory = [_memory(CASES[1])]
+    tables = {"Rounds": rounds, "One mask, milliseconds": masks, "Server's peak": memory}
+    return result_of("secagg", before, tables, notes)
+
+
+def _compared(case: Case) -> Row:
+    update = case.update()
+    ours, plain = run_ours(case, update), _plain(case, update)
+    row: Row = {
+        "n": case.clients,
+        "k": case.neighbours,
+        "t": case.threshold,
+        "d": case.coordinates,
+        "drop": case.dropout,
+        "client": median(ours.clients),
+        "server": round(ours.server, 1),
+        "/ plain sum": ratio(ours.server, plain),
+        "upload": round((ours.upload - 4 * case.coordinates) / case.neighbours),
+    }
+    flower = _flower(case, update) if case.flower else None
+    client = median(flower.clients) if flower else None
+    return row | {
+        "Flower client": client,
+        "Flower server": round(flower.server, 1) if flower else None,
+        "client x": ratio(client, row["client"]),
+        "server x": ratio(flower.server, ours.server) if flower else None,
+        "upload x": ratio(flower.upload, ours.upload) if flower else None,
+    }
+
+
+def _flower(case: Case, update: np.ndarray) -> Costs:
+    from .flower_secagg import run_flower
+
+    return run_flower(case, update)
+
+
+def run_ours(case: Case, update: np.ndarray) -> Costs:
+    """Return what one round takes of a client and of the server; the sum is compared with the plain one."""
+    terms, roster, nodes = _cohort(case)
+    spec = size_shares(SumSpec(1.0), case.coordinates, Attendance(case.clients, 2), 0.0, 32)
+
+    def vector(agreed: Terms) -> tuple[Vector, Openings]:
+        assert agreed.bits == spec.bits
+        words, _ = encode_share({"w": update}, {}, spec, Randomness().stream("share"), bytes(32))
+        return words.astype(np.uint32, copy=False), ()
+
+    measured = dict.fromkeys(case.survivors()[:MEASURED])
+    clocks = {place: Clock() for place in measured}
+    server, uploads = Clock(), dict.fromkeys(measured, 0)
+    with server:
+        attempt = ServerAttempt(terms, roster, list(range(case.clients)), case.coordinates, 0)
+    result: Outgoing | Outcome | object = attempt.proposal()
+    alive, exchange = set(case.survivors()), 0
+    while isinstance(result, dict):
+        for place, message in result.items():
+            if exchange >= 2 and place not in alive:
+                continue
+            if place in measured:
+                verify.cache_clear()
+            with clocks.get(place, Clock()):
+                reply = nodes[place].handle(message, 0, Work(_MODEL, vector))
+            if place in measured:
+                uploads[place] += len(reply)
+            with server:
+                attempt.take(place, reply)
+        with server:
+            result = attempt.advance(_MODEL)
+        exchange += 1
+    assert isinstance(result, Outcome), result
+    _check(result, update, spec.sum.step)
+    upload = max(uploads.values())
+    times = [clock.milliseconds for clock in clocks.values()]
+    return Costs(times, server.milliseconds, upload, len(result.survivors))
+
+
+def _check(outcome: Outcome, update: np.ndarray, step: float) -> None:
+    signed = outcome.total.view(np.int32) * step
+    if np.abs(signed - len(outcome.survivors) * update).max() > len(outcome.survivors) * step + 1e-6:
+        raise AssertionError("the sum is not the survivors'")
+
+
+def _cohort(case: Case) -> tuple[Terms, Roster, list[Participant]]:
+    keys = [Ed25519PrivateKey.generate() for _ in range(case.clients)]
+    members = [Member(place, f"client {place}", public_of(key), _LATER) for place, key in enumerate(keys)]
+    roster = Roster(1, tuple(members))
+    policy = Policy(public_of(Ed25519PrivateKey.generate()), 1, 2, 0.0, 0.0, 1.0, 0.0)
+    terms = Terms(
+        PROTOCOL_VERSION,
+        1,
+        run=1,
+        round=1,
+        attempt=0,
+        roster_version=1,
+        roster_hash=roster.hash,
+        cohort_size=case.clients,
+        threshold=case.threshold,
+        neighbours=case.neighbours,
+        bits=32,
+        step=1.0,
+        clipping_norm=1.0,
+        noise_multiplier=0.0,
+        minimum_survivors=2,
+        profile=Profile.MALICIOUS,
+        task_hash=bytes(32),
+    )
+    return terms, roster, [Participant(place, key, policy, roster) for place, key in enumerate(keys)]
+
+
+def _plain(case: Case, update: np.ndarray) -> float:
+    """Return the CPU milliseconds of adding the survivors' vectors in the clear."""
+    sources = [update.copy() for _ in range(4)]  # as they come: not all from one place in the cache
+    total, clock = np.zeros_like(update), Clock()
+    for place in range(len(case.survivors())):
+        with clock:
+            np.add(total, sources[place % 4], out=total)
+    return clock.milliseconds
+
+
+def _mask_and_add(size: int) -> Row:
+    vector, other = np.zeros(size, np.uint32), np.ones(size, np.uint32)
+    row: Row = {"d": size, "np.add": _best(lambda: np.add(vector, other, out=vector))}
+    for number, suite in SUITES.items():
+        masks = [(bytes([place]) * 32, 1) for place in range(_MASKS)]
+        taken = _best(lambda m=masks, s=suite: add_masks(vector, m, s)) / _MASKS
+        row |= {f"suite {number}": taken, f"suite {number} / np.add": ratio(taken, row["np.add"])}
+    return row
+
+
+def _best(work: Callable[[], object]) -> float:
+    taken: list[float] = []
+    for _ in range(_REPEATS):
+        begun = time.process_time()
+        work()
+        taken.append((time.process_time() - begun) * 1000)
+    return float(f"{min(taken):.3g}")
+
+
+def _memory(case: Case) -> Row:
+    """Return the most that the server holds at once, a reply that has come included, in vectors."""
+    terms, roster, nodes = _cohort(case)
+    gc.collect()
+    tracemalloc.start()
+    empty = tracemalloc.get_traced_memory()[0]
+    attempt = ServerAttempt(terms, roster, list(range(case.clients)), case.coordinates, 0)
+    clients, peak, result = 0, 0, attempt.proposal()
+    work = Work(_MODEL, lambda _: (np.zeros(case.coordinates, np.uint32), ()))
+    while isinstance(result, dict):
+        for place, message in result.items():
+            before = tracemalloc.get_traced_memory()[0]
+            reply = nodes[place].handle(message, 0, work)
+            clients += tracemalloc.get_traced_memory()[0] - before - len(reply)
+            tracemalloc.reset_peak()
+            attempt.take(place, reply)
+            peak = max(peak, tracemalloc.get_traced_memory()[1] - empty - clients)
+        tracemalloc.reset_peak()
+        result = attempt.advance(_MODEL)
+        peak = max(peak, tracemalloc.get_traced_memory()[1] - empty - clients)
+    tracemalloc.stop()
+    return {"n": case.clients, "d": case.coordinates, "vectors": round(peak / (4 * case.coordinates), 2)}
