@@ -1,6 +1,8 @@
 """Secure aggregation over a grid: exact sums, retries that cost nothing, and rounds that release nothing."""
 
+import os
 import runpy
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,3 +228,32 @@ def test_terms_that_changed_leave_the_prepared_attempt_aside() -> None:
     other = replace(wanted(), row=4, spec=replace(wanted().spec, clipping_norm=90.0))
     opened = sums.sum(nodes, other, None, nodes)
     assert (opened.survivors, opened.exchanges, opened.attempts) == (CLIENTS, 5, 2)
+
+
+# --- clients in processes of their own, killed
+
+
+@pytest.mark.parametrize("stage", list(Exchange))
+def test_a_client_process_killed_at_any_stage_is_left_out_or_already_in(
+    stage: Exchange, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of an exchange; the process that takes its place knows nothing of the attempt."""
+    note = tmp_path / "killed"
+
+    def die(message: Message, client: int) -> Message | None:
+        if client == 2 and read_place(message.content).exchange is stage and not note.exists():
+            note.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+    grid = Clients(die, workers=CLIENTS)
+    try:
+        first, second = rounds_of(grid, wanted(noise=3.0), 2)
+    finally:
+        grid.close()
+    assert int(note.read_text()) not in (os.getpid(), 0)
+    kept = CLIENTS - (stage <= Exchange.INBOX)
+    assert (first.survivors, first.attempts) == (kept, 1)
+    assert first.dropped == ({} if kept == CLIENTS else {"failed": 1})
+    assert first.spec is not None and first.spec.noise_multiplier(kept - 1, kept) >= 3.0
+    assert second.survivors == CLIENTS

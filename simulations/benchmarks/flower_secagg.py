@@ -8,6 +8,7 @@ which favours Flower. The server's steps are those of its `collect_masked_vector
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import numpy as np
@@ -42,6 +43,7 @@ _EXAMPLES = 10
 
 def run_flower(case: Case, update: np.ndarray) -> Costs:
     """Return what one round takes of each client, and of the server."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # a line for each client and stage otherwise
     ring = {node: case.ring(node) | {node} for node in range(case.clients)}
     states = {node: SecAggPlusState(nid=node) for node in ring}
     client = [Clock() for _ in ring]

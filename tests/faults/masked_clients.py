@@ -44,7 +44,9 @@ class Clients(InProcessGrid):
     `trained` counts by node how often the app was called; `seen` keeps all that travelled.
     """
 
-    def __init__(self, fault: Fault | None = None, asked: Encryption = ASKED, training=None) -> None:
+    def __init__(
+        self, fault: Fault | None = None, asked: Encryption = ASKED, training=None, workers: int = 1
+    ) -> None:
         self.trained: dict[int, int] = {}
         self.seen: list[tuple[Message, Message]] = []
         app = ClientApp()
@@ -68,7 +70,7 @@ class Clients(InProcessGrid):
             metrics = MetricRecord({WEIGHT: client + 1, "loss": 1.0, "secret": 3.14})
             return Message(RecordDict({"a": memory_arrays(arrays), "m": metrics}), reply_to=message)
 
-        super().__init__(app, CLIENTS, {})
+        super().__init__(app, CLIENTS, {}, workers)
 
 
 def content() -> RecordDict:
