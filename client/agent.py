@@ -13,10 +13,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -33,6 +34,8 @@ from .device import Device, before_its_time, read_device
 logger = logging.getLogger("fedveil.client")
 
 HEALTH, RUNNING, JOURNAL = "health.json", "agent", "journal"
+Handle = Callable[[Message], Message]
+
 RUN_ID = 1  # Flower's number; a run's name is in its instructions
 WAIT_SECONDS = 10.0  # between two looks at a clock that is wrong, or a disk that is full
 # `status` holds the lock for a moment.
@@ -109,10 +112,6 @@ def start(folder: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     quiet_flower()
     bundle = read_client_bundle(folder)
-    if bundle.settings.link != "grpc":
-        raise Refusal(
-            "link", bundle.settings.link, "this agent follows grpc; Flower's SuperNode follows its own link"
-        )
     claim_identity(RUN_ID)
     with alone(bundle.state), _stopping() as stop:
         agent = Agent(bundle)
@@ -124,15 +123,26 @@ def start(folder: Path) -> int:
 
 
 def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
-    from .link import Endpoint, follow
-
-    endpoint = Endpoint(bundle.settings.server, bundle.settings.node, bundle.credentials)
+    follow = _link(bundle)
     while not stop.is_set():
         try:
-            follow(endpoint, agent.handle, bundle.state / JOURNAL, stop, agent.say)
+            follow(agent.handle, bundle.state / JOURNAL, stop, agent.say)
         except OSError as error:  # a full disk, which may get room again
             agent.say(f"waiting: {bundle.state} cannot be written ({error.strerror})")
             stop.wait(WAIT_SECONDS)
+
+
+def _link(bundle: ClientBundle) -> Callable[[Handle, Path, threading.Event, Callable[[str], None]], None]:
+    """Return what follows the server over the bundle's link; only that link is imported."""
+    own, held = bundle.settings, bundle.credentials
+    if own.link == "flower":
+        from .fleet import SuperLinkDoor, follow_fleet, read_node_key
+
+        door = SuperLinkDoor(own.server, own.node, held.ca, read_node_key(bundle.supernode_key))
+        return partial(follow_fleet, door)
+    from .link import Endpoint, follow
+
+    return partial(follow, Endpoint(own.server, own.node, held))
 
 
 @contextmanager

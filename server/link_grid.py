@@ -8,7 +8,6 @@ and only if, it says the same, so that a device may answer it from memory.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import queue
 import secrets
@@ -29,13 +28,13 @@ from ..strategies.flower_adapter import claim_identity, name_message, name_sende
 from ..strategies.frames import MAX_FRAME_BYTES, METHOD
 from ..strategies.grids import AskingGrid
 from ..strategies.message_bytes import Body, MalformedMessage, pack_body, segments, unpack
+from ..strategies.question_id import question_id
 from ..strategies.stream_loop import stream_loop
-from ..strategies.wire import SPEC_RECORD, UNREADABLE
+from ..strategies.wire import UNREADABLE
 from .admission import Admitted
 from .switchboard import Letter, Switchboard, Traffic
 
 MOST_REPLY_BYTES = 1 << 28
-SHOWN_RUN = 64  # characters of a run's name in an id; the digest covers all of it
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port fails, and does not share it
@@ -190,14 +189,9 @@ class LinkGrid(AskingGrid):
         return written
 
     def _name(self, message: Message, body: Body) -> str:
-        record = message.content.config_records.get(SPEC_RECORD)
         node = message.metadata.dst_node_id
-        if record is None:  # of no run: nothing says that the same question wants the same answer
-            return f"{self._session}/{next(self._count)}/{node}"
-        run, *place = (str(record.get(name, 0)) for name in ("run", "round", "attempt", "exchange"))
-        digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{body.digest}".encode())
-        shown = run[:SHOWN_RUN] if run.isprintable() else "run"
-        return "/".join([shown, *place, str(node), digest.hexdigest()[:32]])
+        # Of no run: nothing says that the same question wants the same answer.
+        return question_id(message, body, node) or f"{self._session}/{next(self._count)}/{node}"
 
     def _read(self, request: Message, data: bytearray) -> Message:
         """Return the reply as that of the node that was asked, whatever it says of itself."""

@@ -1,4 +1,7 @@
-"""The one file that touches what Flower does not publish; contract tests hold it to the pinned release."""
+"""What Flower does not publish is touched here, and for its deployment in `flower_fleet.py` and `flower_runtime.py`.
+
+Contract tests hold the three to the pinned release.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ RUN_ID = 1
 TASK_ID = 1
 
 
-def claim_identity(run_id: int) -> Run:
+def claim_identity(run_id: int, task_id: int = TASK_ID) -> Run:
     """Let this process create messages outside Flower's runtime, and return the run they belong to."""
-    TaskIdentity.task_id = TASK_ID
+    TaskIdentity.task_id = task_id
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
     return Run.create_empty(run_id=run_id)

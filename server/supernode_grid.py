@@ -1,0 +1,140 @@
+"""A grid over Flower's SuperNodes in which they have the numbers of the roster, not the ids that Flower draws.
+
+A SuperNode is known by its key; who has which number stands in the bundle's supernodes.json.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+from flwr.app import Message
+from flwr.supercore.run import Run
+
+from ..strategies.flower_adapter import name_sender
+from ..strategies.flower_runtime import RUN_LOST, ServedRun
+from ..strategies.grids import AskingGrid
+
+logger = logging.getLogger("fedveil.server")
+
+POLL_SECONDS = 0.2
+MOST_FETCHED, FETCH_SECONDS = 32, 120.0  # replies at once, and what one may take from its announcement on
+# A device's clock may be so wrong before Flower turns it away (305 s), and it says how long a reply lasts.
+CLOCK_SECONDS = 600.0
+
+Admitted = Callable[[], Mapping[str, int]]
+OpenRun = Callable[[], AbstractContextManager[ServedRun]]
+
+
+@contextmanager
+def open_supernodes(
+    open_run: OpenRun, nodes: tuple[int, ...], admitted: Admitted
+) -> Generator[SuperNodeGrid]:
+    """Give the grid on a run of a SuperLink, as long as the context lasts."""
+    with ExitStack() as opened:
+        yield SuperNodeGrid(open_run, opened, nodes, admitted)
+
+
+class SuperNodeGrid(AskingGrid):
+    """See the module's text; `open_supernodes` makes it.
+
+    Args:
+      open_run: starts a run of the SuperLink; another one is started when the first is lost.
+      opened: ends the run.
+      nodes: of the roster: who may be asked, here or not.
+      admitted: fingerprints of SuperNodes' keys, with their nodes; asked again for every exchange.
+    """
+
+    def __init__(
+        self, open_run: OpenRun, opened: ExitStack, nodes: tuple[int, ...], admitted: Admitted
+    ) -> None:
+        self._open_run, self._opened, self._nodes, self._admitted = open_run, opened, nodes, admitted
+        self._served = opened.enter_context(open_run())
+        self._run = self._served.run
+        self._since: dict[int, float] = {}
+        self.lost = 0
+
+    def set_run(self, run: Run) -> None:
+        """Take another run's identity; the SuperLink knows its own."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run of this process."""
+        return self._run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all nodes of the roster: one that is drawn while it is away drops out."""
+        return self._nodes
+
+    @property
+    def connected(self) -> dict[int, float]:
+        """Who is here, and since which Unix second this process has known it."""
+        try:
+            here = self._on_line()
+        except RUN_LOST:
+            here = {}
+        self._since = {node: self._since.get(node, time.time()) for node in here}
+        return self._since
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many exchanges ended because the SuperLink had lost the run."""
+        return {"runs lost": self.lost}
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send each message whose node is here, and yield the replies as they come.
+
+        It ends when all of these have answered or gone, or after `timeout` seconds. A SuperLink that has lost the run
+        is given another one, and who has not answered until then drops out.
+        """
+        try:
+            yield from self._exchange(list(messages), math.inf if timeout is None else timeout)
+        except RUN_LOST as loss:
+            logger.warning("the SuperLink lost the run (%s)", type(loss).__name__)
+            self.lost += 1
+            self._opened.close()
+            self._served = self._opened.enter_context(self._open_run())
+
+    def _exchange(self, messages: list[Message], timeout: float) -> Iterator[Message]:
+        end = time.monotonic() + timeout
+        waiting, coming = self._sent(messages, timeout), dict[Future[Message | None], int]()
+        fetching = ThreadPoolExecutor(MOST_FETCHED, "flower reply")
+        try:
+            while (waiting or coming) and (left := end - time.monotonic()) > 0:
+                for reply in self._served.replies(list(waiting)) if waiting else ():
+                    task = fetching.submit(reply.fetch, min(left, FETCH_SECONDS))
+                    coming[task] = waiting.pop(reply.question)
+                for task in wait(coming, min(POLL_SECONDS, left), FIRST_COMPLETED).done if coming else ():
+                    node, reply = coming.pop(task), task.result()
+                    if reply is not None:
+                        yield name_sender(reply, node)
+                if waiting and not coming:
+                    time.sleep(min(POLL_SECONDS, left))
+        finally:
+            fetching.shutdown(wait=False, cancel_futures=True)
+
+    def _sent(self, messages: list[Message], timeout: float) -> dict[str, int]:
+        """Hand over what can be; return the messages' ids with the numbers of their nodes."""
+        ids = self._on_line()
+        lasts = None if math.isinf(timeout) else timeout + CLOCK_SECONDS
+        there = [message for message in messages if message.metadata.dst_node_id in ids]
+        addressed = [_addressed(each, ids[each.metadata.dst_node_id], lasts) for each in there]
+        names = self._served.push(addressed)
+        return {name: each.metadata.dst_node_id for name, each in zip(names, there, strict=True) if name}
+
+    def _on_line(self) -> dict[int, int]:
+        """Return Flower's ids of the nodes that are here and admitted."""
+        admitted, here = self._admitted(), self._served.on_line()
+        return {admitted[key]: node for key, node in here.items() if admitted.get(key) in self._nodes}
+
+
+def _addressed(message: Message, node: int, lasts: float | None) -> Message:
+    head = message.metadata
+    return Message(message.content, node, head.message_type, ttl=lasts, group_id=head.group_id)
