@@ -34,12 +34,13 @@ from .device import Device, before_its_time, read_device
 logger = logging.getLogger("fedveil.client")
 
 HEALTH, RUNNING, JOURNAL = "health.json", "agent", "journal"
-Handle = Callable[[Message], Message]
-
 RUN_ID = 1  # Flower's number; a run's name is in its instructions
 WAIT_SECONDS = 10.0  # between two looks at a clock that is wrong, or a disk that is full
 # `status` holds the lock for a moment.
 ARRIVAL_SECONDS = 2.0
+
+Handle = Callable[[Message], Message]
+Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None]], None]
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
             stop.wait(WAIT_SECONDS)
 
 
-def _link(bundle: ClientBundle) -> Callable[[Handle, Path, threading.Event, Callable[[str], None]], None]:
+def _link(bundle: ClientBundle) -> Follow:
     """Return what follows the server over the bundle's link; only that link is imported."""
     own, held = bundle.settings, bundle.credentials
     if own.link == "flower":
