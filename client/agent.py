@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -112,6 +113,7 @@ def start(folder: Path) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     quiet_flower()
+    without_core_dumps()
     bundle = read_client_bundle(folder)
     claim_identity(RUN_ID)
     with alone(bundle.state), _stopping() as stop:
@@ -121,6 +123,11 @@ def start(folder: Path) -> int:
             _follow(bundle, agent, stop)
         agent.say("stopped")
     return 0
+
+
+def without_core_dumps() -> None:
+    """Keep a crash from writing keys, seeds and data of this process to a disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:

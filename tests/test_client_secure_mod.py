@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
+import fedveil
 from fedveil.client.app import make_client_app
 from fedveil.client.identity import simulated_identity, simulated_roster
 from fedveil.client.mod import FAILED
@@ -202,6 +205,28 @@ def test_identities_are_distinct_and_every_process_makes_the_same():
     assert {member.public for member in simulated_roster(KEY, 8)[0].members} == keys
     others = {member.public for member in simulated_roster("00" * 32, 8)[0].members}
     assert not keys & others
+
+
+def test_simulated_identities_are_made_where_simulations_are_and_nowhere_else():
+    """A deployed client reads its own from its bundle: no path leads from there to keys that come from one secret."""
+    package = Path(fedveil.__file__).parent
+    rooms = ("client", "server", "strategies", "configs", "simulations", "privacy")
+    makers = {
+        path.relative_to(package).as_posix()
+        for room in rooms
+        for path in (package / room).rglob("*.py")
+        if "simulated_identity" in path.read_text() or "simulated_roster" in path.read_text()
+    }
+    assert makers == {"client/identity.py", "client/app.py", "simulations/federation.py"}
+
+
+def test_a_deployed_client_leaves_no_core_dump():
+    code = (
+        "import resource; from fedveil.client.agent import without_core_dumps; without_core_dumps(); "
+        "print(resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(0, 0)"
 
 
 def test_an_app_that_encrypts_refuses_sums_in_the_clear():

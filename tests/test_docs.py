@@ -213,6 +213,13 @@ def test_the_campaigns_that_the_reliability_page_runs_exist() -> None:
 # --- what a reader would follow or believe ----------------------------------------------------------------------
 
 
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    names = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "threat-model.md").read_text()))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(names) > 40
+    assert {name for name in names if f"def {name}(" not in tests} == set()
+
+
 def anchors_of(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

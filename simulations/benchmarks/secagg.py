@@ -42,6 +42,7 @@ MASKS = (10**6, 10**7)  # coordinates
 MEASURED = 8  # clients whose time is taken; a signature that others checked before is then checked again
 _MODEL, _LATER = bytes(32), 1 << 40
 _REPEATS = 7
+_COLD = 1 << 24  # coordinates that no processor's cache holds
 _MASKS = 20
 
 
@@ -167,11 +168,11 @@ def _cohort(case: Case) -> tuple[Terms, Roster, list[Participant]]:
 
 def _plain(case: Case, update: np.ndarray) -> float:
     """Return the CPU milliseconds of adding the survivors' vectors in the clear."""
-    sources = [update.copy() for _ in range(4)]  # as they come: not all from one place in the cache
+    sources = [update.copy() for _ in range(max(2, _COLD // update.size))]  # as they come: in nobody's cache
     total, clock = np.zeros_like(update), Clock()
     for place in range(len(case.survivors())):
         with clock:
-            np.add(total, sources[place % 4], out=total)
+            np.add(total, sources[place % len(sources)], out=total)
     return clock.milliseconds
 
 
@@ -211,6 +212,7 @@ def _memory(case: Case) -> Row:
             tracemalloc.reset_peak()
             attempt.take(place, reply)
             peak = max(peak, tracemalloc.get_traced_memory()[1] - empty - clients)
+            del reply
         tracemalloc.reset_peak()
         result = attempt.advance(_MODEL)
         peak = max(peak, tracemalloc.get_traced_memory()[1] - empty - clients)
