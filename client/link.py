@@ -11,7 +11,6 @@ import logging
 import queue
 import random
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,7 +46,6 @@ from .mod import FAILED
 logger = logging.getLogger("fedveil.client")
 
 MOST_BYTES = 1 << 30  # of an instruction
-REPLIES_KEPT = 2  # the last one, and one that may still be on its way
 GREETING_SECONDS = 30.0  # to connect, and to be greeted
 LINGER_SECONDS = 10.0  # for a last reply to arrive, once the device is to stop
 POLL_SECONDS = 0.5  # between two looks at whether it is to stop
@@ -111,13 +109,18 @@ def follow(
     kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
     try:
         while not stop.is_set():
-            with suppress(queue.Empty):
-                _, name, data = inbox.get(timeout=POLL_SECONDS)
-                line.answer(name, answered(name, data, handle, begun))
+            answer_one(inbox, handle, lambda _: begun)
     finally:
         line.hang_up()
         kept.result()
         begun.close()
+
+
+def answer_one(inbox: Inbox, handle: Handle, begun: Callable[[Line], Journal]) -> None:
+    """Answer the next instruction, if there is one soon; what it held is let go."""
+    with suppress(queue.Empty):
+        line, name, data = inbox.get(timeout=POLL_SECONDS)
+        line.answer(name, answered(name, data, handle, begun(line)))
 
 
 def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Parts:
@@ -153,7 +156,7 @@ class Line:
     def __init__(self, endpoint: Endpoint, inbox: Inbox, said: Callable[[str], None]) -> None:
         self._endpoint, self._inbox, self._said = endpoint, inbox, said
         self._pending: set[str] = set()
-        self._replies: OrderedDict[str, Parts] = OrderedDict()
+        self._replies: dict[str, Parts] = {}  # oldest first; the last one stays, for a server that restarts
         self._owed: set[str] = set()
         self._outbox: asyncio.Queue[str] | None = None
         self._failures = 0
@@ -212,7 +215,7 @@ class Line:
 
     async def _greet(self, call: Any) -> None:
         async with asyncio.timeout(GREETING_SECONDS):
-            known = [*self._pending, *self._replies][:MAX_KNOWN]
+            known = [*self._pending, *reversed(self._replies)][:MAX_KNOWN]
             await call.write(write(Hello(PROTOCOL_VERSION, self._endpoint.node, known)))
             frame = read(await _next(call))
         if not isinstance(frame, Hello) or frame.version != PROTOCOL_VERSION:
@@ -221,7 +224,7 @@ class Line:
 
     async def _exchange(self, call: Any) -> None:
         self._outbox = asyncio.Queue()
-        self._settle()
+        self._owed.clear()  # the server reminds of what it still wants
         tasks = [
             asyncio.ensure_future(work) for work in (self._receive(call), self._send(call, self._outbox))
         ]
@@ -265,6 +268,8 @@ class Line:
         if name in self._replies:
             return self._remind(name)
         if name not in self._pending:
+            if len(self._pending) == MAX_KNOWN:
+                raise BadFrame("more instructions than one device has to do")
             self._pending.add(name)
             self._inbox.put((self, name, gathering.data))
 
@@ -273,8 +278,7 @@ class Line:
         if not parts:
             return
         self._replies[name] = parts
-        while len(self._replies) > REPLIES_KEPT:
-            self._owed.discard(self._replies.popitem(last=False)[0])
+        self._owed.add(name)
         self._remind(name)
         self._settle()
 
@@ -286,7 +290,10 @@ class Line:
                     await call.write(frame)
 
     def _settle(self) -> None:
-        """Note whether a reply is owed to a server that is there."""
+        """Let go of what has arrived, but for the last reply, and note whether one is owed to a server that is there."""
+        for name in list(self._replies)[:-1]:
+            if name not in self._owed or len(self._replies) > MAX_KNOWN:
+                del self._replies[name]
         if self._owed and self._outbox is not None:
             self._settled.clear()
         else:

@@ -4,6 +4,7 @@ import runpy
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from fedveil.configs.bundle_files import Credentials
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.admission import admitted_in
 from fedveil.server.link_grid import LinkGrid, open_link
@@ -20,7 +22,7 @@ from fedveil.strategies.wire import UNREADABLE, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))
 Authority, Federation, RawClient = (MADE[name] for name in ("Authority", "Federation", "RawClient"))
-Pair, asking, moved, until = (MADE[name] for name in ("Pair", "asking", "moved", "until"))
+asking, moved, until = (MADE[name] for name in ("asking", "moved", "until"))
 NODES = (2, 3, 4)
 
 
@@ -167,7 +169,9 @@ def turned_away(endpoint: Any, **options: Any) -> tuple[str, str]:
 def test_a_client_of_another_authority_or_without_a_certificate_or_expired_does_not_get_in(
     grid: LinkGrid, federation: Any
 ) -> None:
-    strangers = [Authority().client(2), federation.authority.client(2, days=0), Pair(b"", b"")]
+    mine = federation.pairs[2]
+    other = replace(Authority().client(2), ca=mine.ca)
+    strangers = [other, federation.authority.client(2, days=0), Credentials(mine.ca, b"", b"")]
     for pair in strangers:
         assert turned_away(federation.endpoint(2, grid.port, pair))[0] == "UNAVAILABLE"
     assert not grid.connected

@@ -1,4 +1,4 @@
-"""``python -m fedveil.simulations.benchmarks engines|overhead|privacy|memory|dp_sgd|secagg``: run one, print it, write JSON."""
+"""``python -m fedveil.simulations.benchmarks engines|overhead|privacy|...``: run one, print it, write JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .dp_sgd import PRIVATE, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
+from .link import run_link
 from .memory import run_memory
 from .privacy_share import run_privacy
 from .secagg import run_secagg
@@ -20,6 +21,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "overhead": (run_overhead, ()),
     "privacy": (run_privacy, TRAINED[1:]),
     "memory": (run_memory, ("tiny", "cnn-100k")),
+    "link": (run_link, ()),
     "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
     "secagg": (run_secagg, ()),
 }

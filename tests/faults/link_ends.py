@@ -4,7 +4,6 @@ As a script: `link_ends.py server|client FOLDER`, with what it needs in the fold
 """
 
 import json
-import runpy
 import sys
 import threading
 import time
@@ -23,11 +22,10 @@ from fedveil.client.link import Endpoint, follow
 from fedveil.configs.bundle_files import Credentials
 from fedveil.server.admission import admitted_in, fingerprint
 from fedveil.server.link_grid import Door, LinkGrid, open_link
+from fedveil.simulations.benchmarks.made_certificates import Authority
 from fedveil.strategies.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
 from fedveil.strategies.wire import SPEC_RECORD, memory_arrays, view
 
-_CERTIFICATES = runpy.run_path(str(Path(__file__).parents[1] / "link_certificates.py"))
-Authority, Pair = _CERTIFICATES["Authority"], _CERTIFICATES["Pair"]
 link.FIRST_WAIT_SECONDS, link.LONGEST_WAIT_SECONDS, link.POLL_SECONDS = 0.05, 0.2, 0.02
 
 Handle = Callable[[Message], Message]
@@ -51,19 +49,16 @@ class Federation:
 
     def door(self, listen: str = "127.0.0.1:0") -> Door:
         admitted = admitted_in(self.folder / "admitted.json")
-        return Door(listen, self.credentials(self.server), self.nodes, admitted)
+        return Door(listen, self.server, self.nodes, admitted)
 
-    def credentials(self, pair: Any) -> Credentials:
-        return Credentials(self.authority.certificate, pair.certificate, pair.key)
-
-    def endpoint(self, node: int, port: int, pair: Any = None) -> Endpoint:
-        return Endpoint(f"127.0.0.1:{port}", node, self.credentials(pair or self.pairs[node]))
+    def endpoint(self, node: int, port: int, pair: Credentials | None = None) -> Endpoint:
+        return Endpoint(f"127.0.0.1:{port}", node, pair or self.pairs[node])
 
     def write(self, folder: Path, port: int, node: int = 0, **more: Any) -> Path:
         """Write what one end of the link needs to run as a process."""
         folder.mkdir(exist_ok=True)
         pair = self.pairs[node] if node else self.server
-        told: dict[str, Any] = {k: v.decode() for k, v in asdict(self.credentials(pair)).items()}
+        told: dict[str, Any] = {k: v.decode() for k, v in asdict(pair).items()}
         told |= {
             "port": port,
             "node": node,
