@@ -33,13 +33,14 @@ from ..strategies.message_bytes import pack_body
 from ..strategies.question_id import question_id
 from ..strategies.wire import HANDLED_BEFORE
 from .journal import Journal
-from .link import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, MOST_BYTES, REPLIES_KEPT, Handle
+from .link import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, MOST_BYTES, Handle
 from .mod import FAILED
 
 logger = logging.getLogger("fedveil.client")
 
 # Flower's own SuperNode looks every 3 s; a round of several exchanges should not wait so long for each.
 SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS, SLOWER = 0.2, 3.0, 1.1
+REPLIES_KEPT = 2  # the last one, and one that may still be on its way
 BEAT_SECONDS = 0.8 * HEARTBEAT_SECONDS
 
 
