@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
@@ -28,6 +29,7 @@ from ..strategies.wire import (
     read_round,
     view,
 )
+from . import record_canaries
 from .batches import poisson_batches, seeds_of
 from .canaries import canary_answer
 from .mod import private_update
@@ -163,9 +165,16 @@ def _train_on_ledger(
     record = settings.record
     assert record is not None
     check_record_delta(record, len(examples))
-    plan = record_plan(record, len(examples), settings)
-    engine = chosen_engine(record.gradients, bench.model, examples)
+    plan = record_plan(record, len(examples) + record.canaries, settings)
     name = settings.device or fingerprint(examples)
+    beside = record.ledger_path(name).with_suffix(record_canaries.SUFFIX)
+    canaried = _canaried(record, bench, examples, beside, settings) if record.canaries else None
+    model, loss, records = (
+        (bench.model, bench.task, examples)
+        if canaried is None
+        else (canaried.model, canaried.loss, canaried.examples)
+    )
+    engine = chosen_engine(record.gradients, model, records)
     rng = "system" if settings.seed is None else "seeded"
     release = Release(Unit.RECORD, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
     simulated = bench.task.simulated and settings.device is None
@@ -180,8 +189,19 @@ def _train_on_ledger(
         wait=LEDGER_WAIT_SECONDS,
     ) as ledger:
         ledger.reserve_new(release)
-        train_privately(bench.model, bench.task, examples, sgd, plan, streams, engine)
+        train_privately(model, loss, records, sgd, plan, streams, engine)
+        if canaried is not None:
+            record_canaries.note(beside, key[1], plan, canaried.scores(plan, sgd.learning_rate))
         ledger.commit(release.key)
+
+
+def _canaried(
+    record: RecordPrivacy, bench: Workbench, examples: Examples, path: Path, settings: ClientSettings
+) -> record_canaries.Round:
+    number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
+    stream = Randomness(settings.seed).stream("record canaries", number)
+    coins = record_canaries.coins_of(path, record.canaries, stream)
+    return record_canaries.begin(bench.model, bench.task, examples, coins, record.max_grad_norm)
 
 
 def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -> Plan:

@@ -26,7 +26,7 @@ from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
 from .batches import PoissonBatches
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
-from .tasks.protocol import Examples, Task
+from .tasks.protocol import Examples, Objective
 from .training import SGD, with_fast_kernels
 
 NOISE_BLOCK = 1 << 15  # numbers drawn at a time, so that they stay in a core's second cache
@@ -87,7 +87,7 @@ class StreamNoiseOptimizer(DPOptimizer):
 
 def train_privately(
     model: nn.Module,
-    task: Task,
+    task: Objective,
     examples: Examples,
     sgd: SGD,
     plan: Plan,

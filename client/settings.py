@@ -46,6 +46,7 @@ class RecordPrivacy:
       ledger_dir: folder of the ledgers, one file for each data set, named by its fingerprint.
       allow_large_delta: train even if delta is above one over the client's number of records.
       gradients: `auto`, or a name of `dp_sgd.ENGINES`; only speed differs.
+      canaries: records of an audit's own among each client's, see `client.record_canaries`.
     """
 
     target_epsilon: float
@@ -56,6 +57,7 @@ class RecordPrivacy:
     ledger_dir: str
     allow_large_delta: bool = False
     gradients: str = "auto"
+    canaries: int = 0
 
     def noise_multiplier(self, records: int) -> float:
         """Return the noise for a client with this many records."""

@@ -44,6 +44,7 @@ from ..strategies.wire import WEIGHT
 from .display import warn
 from .dummies import count_canaries
 from .faults import Faults
+from .record_audit import canaries_of_each
 
 T = TypeVar("T")
 
@@ -320,6 +321,7 @@ class Federation:
             where,
             self.record.allow_large_delta,
             self.record.gradients,
+            self._record_canaries,
         )
         path = "privacy" if self.client is None else "privacy.record"
         warning = check_record_delta(self.record, self.sizes[-1], path)
@@ -327,6 +329,14 @@ class Federation:
             warn(warning)
         noise = self.record_noise(record, settings)
         return replace(settings, record=replace(record, noise_by_records=noise))
+
+    @property
+    def _record_canaries(self) -> int:
+        """How many canaries each client has among its records: none on real data, where nobody else may see them."""
+        audit, privacy = self.settings.audit, self.settings.privacy
+        if audit is None or not audit.full or not isinstance(privacy, Record) or not self.task.simulated:
+            return 0
+        return canaries_of_each(self.task.num_clients, self.sizes[0])
 
     @property
     def _encryption(self) -> Encryption | None:

@@ -26,6 +26,14 @@ class Examples:
         return len(self.targets)
 
 
+class Objective(Protocol):
+    """What is trained for."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The scalar mean over the batch."""
+        ...
+
+
 @runtime_checkable
 class Task(Protocol):
     """A learning problem whose examples are spread over clients.

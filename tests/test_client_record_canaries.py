@@ -1,0 +1,158 @@
+"""Canaries among a client's records: what they show on the client's own path of DP-SGD, and that nothing else changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dp_accounting.dp_event import GaussianDpEvent
+from dp_accounting.pld import PLDAccountant
+from scipy.special import ndtr
+from torch import nn
+
+from fedveil.client import dp_sgd
+from fedveil.client.batches import PoissonBatches
+from fedveil.client.dp_sgd import chosen_engine, train_privately
+from fedveil.client.record_canaries import begin, coins_of, gathered, note
+from fedveil.client.tasks import Examples
+from fedveil.client.tasks.classification import Classification, classification
+from fedveil.client.tasks.partition import Partition
+from fedveil.client.training import SGD, read_arrays
+from fedveil.privacy.audit.curves import gaussian_mu
+from fedveil.privacy.audit.gaussian_test import estimate, separation
+from fedveil.privacy.budget import Adjacency, Budget, Unit
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.planning import Plan
+from fedveil.privacy.refusal import Refusal
+from fedveil.simulations.record_audit import RecordProbe, canaries_of_each, weighed
+
+DELTA, CLIP, CANARIES = 1e-5, 0.5, 400
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3))
+
+
+def task_of(records: int = 60) -> Classification:
+    generator = torch.Generator().manual_seed(1)
+    data = Examples(torch.randn(records, 1, 6, 6, generator=generator), torch.arange(records) % 3)
+    return classification(data, data, 3, Partition("iid", 1), network)
+
+
+def budget(epsilon: float) -> Budget:
+    return Budget(Unit.RECORD, epsilon, DELTA, Adjacency.ZERO_OUT)
+
+
+def plan_of(epsilon: float, rate: float = 1.0, steps: int = 10) -> Plan:
+    plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, PoissonBatches(rate, steps), CLIP, 1)
+    return plan.calibrate(budget(epsilon))
+
+
+def scored(plan: Plan, gradients: str = "auto", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    task = task_of()
+    coins = np.random.default_rng(seed).random(CANARIES) < 0.5
+    model, data = task.model(), task.client_data(0)
+    canaried = begin(model, task, data, coins, CLIP)
+    engine = chosen_engine(gradients, canaried.model, canaried.examples)
+    streams = (Randomness(seed).stream("batches"), Randomness(seed).stream("noise"))
+    train_privately(canaried.model, canaried.loss, canaried.examples, SGD(0.5, 1, 10), plan, streams, engine)
+    scores = canaried.scores(plan, 0.5)
+    return scores[coins], scores[~coins]
+
+
+@pytest.mark.parametrize("gradients", ["hooks", "ghost", "book_keeping"])
+def test_canaries_show_what_is_claimed_and_no_more(gradients: str) -> None:
+    members, others = scored(plan_of(4.0), gradients)
+    assert others.mean() == pytest.approx(0, abs=0.25) and others.std() == pytest.approx(1, abs=0.15)
+    shown = estimate(separation(members, others), DELTA, 0.01)
+    assert shown.low < 4.0 < shown.high
+    p_value, beside = weighed(members, others, budget(4.0))
+    assert p_value > 0.001 and 0.3 < beside["at_least"] < 4.0
+    assert weighed(members, others, budget(1.0))[0] < 1e-6
+
+
+def test_a_secret_draw_of_batches_hides_a_canary_as_the_accountant_says() -> None:
+    members, others = scored(plan_of(4.0, rate=0.2, steps=25))
+    assert 0.5 < estimate(separation(members, others), DELTA, 0.05).epsilon < 5.0
+
+
+@pytest.mark.parametrize("fault", ["no clip", "a quarter of the noise"])
+def test_faults_of_dp_sgd_are_seen(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    real: Callable[..., None] = dp_sgd.StreamNoiseOptimizer.__init__
+
+    def faulty(self: object, optimizer: object, stream: object, **options: float) -> None:
+        if fault == "no clip":  # a clip so large that the noise, which stays as it was, is that of another
+            options["noise_multiplier"] *= options["max_grad_norm"] / 1e6
+            options["max_grad_norm"] = 1e6
+        else:
+            options["noise_multiplier"] /= 4
+        real(self, optimizer, stream, **options)
+
+    monkeypatch.setattr(dp_sgd.StreamNoiseOptimizer, "__init__", faulty)
+    members, others = scored(plan_of(1.0))
+    assert weighed(members, others, budget(1.0))[0] < 1e-6
+
+
+def test_what_leaves_is_trained_as_if_no_canary_were_there() -> None:
+    task = task_of()
+    plan = plan_of(1e6)  # so little noise that what trains is seen
+    moved = []
+    for coins in (np.zeros(40, bool), np.ones(40, bool)):
+        model = task.model()
+        canaried = begin(model, task, task.client_data(0), coins, CLIP)
+        streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
+        train_privately(
+            canaried.model, canaried.loss, canaried.examples, SGD(0.5, 1, 10), plan, streams, "book_keeping"
+        )
+        moved.append(read_arrays(model))
+    assert sorted(moved[0]) == sorted(read_arrays(task.model()))
+    assert all(np.allclose(moved[0][name], moved[1][name], atol=1e-6) for name in moved[0])
+    assert any(not np.allclose(moved[0][name], value) for name, value in read_arrays(task.model()).items())
+
+
+def test_coins_and_scores_are_kept_in_the_client_s_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.canaries"
+    stream = Randomness(0).stream("record canaries", 1)
+    coins = coins_of(path, 20, stream)
+    assert np.array_equal(coins, coins_of(path, 20, stream)) and 4 < coins.sum() < 16
+    with pytest.raises(Refusal, match="began with 20"):
+        coins_of(path, 21, stream)
+    plan = plan_of(4.0, steps=4)
+    for number, value in ((1, 3.0), (2, 1.0), (2, 5.0)):  # round 2 was done again
+        note(path, number, plan, np.where(coins, value, 0.0))
+    with open(path, "ab") as file:
+        file.write(b"\x93NUMPY cut short")
+    members, others = gathered([path])
+    assert len(members) == coins.sum() and np.allclose(members, (3 + 5) / 2**0.5)
+    assert np.allclose(others, 0)
+
+
+def test_a_probe_weighs_all_clients_together(tmp_path: Path) -> None:
+    probe = RecordProbe(tmp_path, budget(1.0))
+    assert probe.look({}, 1)[0].p_value == 1.0
+    generator = np.random.default_rng(0)
+    for client in range(30):
+        path = tmp_path / f"{client}.canaries"
+        coins = coins_of(path, 20, Randomness(0).stream("record canaries", client))
+        note(path, 1, plan_of(4.0), generator.standard_normal(20) + 3.0 * coins)
+    (found,) = probe.look({}, 2)
+    assert found.p_value < 1e-6 and found.shown["canaries"] == 600
+    assert found.shown["at_least"] > 1.0 and found.shown["auc"] > 0.9
+    assert (
+        canaries_of_each(400, 10) == 2 and canaries_of_each(4, 184) == 46 and canaries_of_each(2000, 1) == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps"), [(0.01, 0.7, 1000), (0.1, 2.0, 100), (0.3, 1.0, 10), (1.0, 5.0, 100)]
+)
+def test_batches_drawn_in_secret_lie_below_the_gaussian_curve_at_the_median(
+    rate: float, noise: float, steps: int
+) -> None:
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    accountant.compose(PoissonBatches(rate, steps).event(GaussianDpEvent(noise)))
+    mu = gaussian_mu(accountant.get_epsilon(DELTA), DELTA)
+    assert accountant.get_delta(0.0) <= 2 * ndtr(mu / 2) - 1 + 1e-3
