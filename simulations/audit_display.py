@@ -23,6 +23,7 @@ class AuditLine:
       measured: the last look at them.
       alarms: raised so far.
       found: what a probe of memorisation last found, as text.
+      probed: whether that was after the last round.
     """
 
     checked: bool
@@ -30,11 +31,12 @@ class AuditLine:
     measured: Measured | None
     alarms: tuple[Raised, ...]
     found: tuple[str, ...] = ()
+    probed: bool = False
 
     def fresh(self, number: int) -> bool:
         """Whether round `number` brought anything new."""
         looked = self.measured is not None and self.measured.round == number
-        return looked or any(each.round == number for each in self.alarms)
+        return self.probed or looked or any(each.round == number for each in self.alarms)
 
     def words(self) -> list[str]:
         """Return the lines of a plain log."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..client.tasks.protocol import ProbedTask
 from ..client.training import read_arrays
 from ..privacy.audit.alarms import CANNOT_UNDO, Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
@@ -29,6 +28,7 @@ from ..server.rounds import Ending, State, Status
 from .audit_display import AuditLine
 from .dummies import audited, canary_clients, dimension_of, support_of
 from .federation import Federation
+from .record_audit import probe_of
 
 if TYPE_CHECKING:
     from .recording import Run
@@ -77,7 +77,7 @@ def begin(run: Run, fresh: bool) -> None:
         )
         run.client = replace(run.client, canaries=told)
         canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
-    probe = _probe(federation)
+    probe = probe_of(federation, run.client)
     auditor = Auditor(_terms(federation, canaries, probe), run.folder / ROWS, canaries, probe)
     arrays = read_arrays(federation.task.model())
     first = {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
@@ -94,13 +94,6 @@ def _seed(run: Run, fresh: bool) -> bytes:
     if run.federation.seed is not None:
         return run.federation.randomness.stream("canaries").bytes(KEY_BYTES)
     return noise_key.make(run.folder, KEY) if fresh else noise_key.read(run.folder, KEY)
-
-
-def _probe(federation: Federation) -> MemorisationProbe | None:
-    audit = federation.settings.audit
-    if audit is None or not audit.full or not isinstance(federation.task, ProbedTask):
-        return None
-    return federation.task.memorisation_probe()
 
 
 def _terms(federation: Federation, canaries: Canaries | None, probe: MemorisationProbe | None) -> Terms:
@@ -190,8 +183,10 @@ def shown(run: Run) -> AuditLine | None:
         f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
         for each in auditor.found
     )
+    rows = auditor.rows
+    probed = len(rows) > 0 and not math.isnan(float(rows[-1]["probe_p"]))
     return AuditLine(
-        bool(auditor.terms.delta), auditor.terms.canaries, measured, tuple(auditor.raised), found
+        bool(auditor.terms.delta), auditor.terms.canaries, measured, tuple(auditor.raised), found, probed
     )
 
 

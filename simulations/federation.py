@@ -15,6 +15,7 @@ from dp_accounting.dp_event import DpEvent
 from ..client.app import calibrated_noise, fingerprint, record_plan
 from ..client.identity import simulated_roster
 from ..client.settings import TRAIN_LOSS, ClientSettings, Encryption, RecordPrivacy
+from ..client.tasks import PLANTED
 from ..client.tasks.protocol import Task
 from ..configs.checks import check_record_delta
 from ..configs.schema import (
@@ -44,7 +45,7 @@ from ..strategies.wire import WEIGHT
 from .display import warn
 from .dummies import count_canaries
 from .faults import Faults
-from .record_audit import canaries_of_each
+from .record_audit import canaries_of_each, plants_examples
 
 T = TypeVar("T")
 
@@ -321,7 +322,7 @@ class Federation:
             where,
             self.record.allow_large_delta,
             self.record.gradients,
-            self._record_canaries,
+            canaries_of_each(s, self.task, self.sizes[0]),
         )
         path = "privacy" if self.client is None else "privacy.record"
         warning = check_record_delta(self.record, self.sizes[-1], path)
@@ -329,14 +330,6 @@ class Federation:
             warn(warning)
         noise = self.record_noise(record, settings)
         return replace(settings, record=replace(record, noise_by_records=noise))
-
-    @property
-    def _record_canaries(self) -> int:
-        """How many canaries each client has among its records: none on real data, where nobody else may see them."""
-        audit, privacy = self.settings.audit, self.settings.privacy
-        if audit is None or not audit.full or not isinstance(privacy, Record) or not self.task.simulated:
-            return 0
-        return canaries_of_each(self.task.num_clients, self.sizes[0])
 
     @property
     def _encryption(self) -> Encryption | None:
@@ -427,6 +420,7 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, in
         "alpha": settings.partition.alpha,
         "seed": seed or 0,
         **settings.task.options,
+        PLANTED: plants_examples(settings) or None,
     }
     return {key: value for key, value in options.items() if value is not None}
 

@@ -17,15 +17,18 @@ from fedveil.client.dp_sgd import chosen_engine, train_privately
 from fedveil.client.record_canaries import begin, coins_of, gathered, note
 from fedveil.client.tasks import Examples
 from fedveil.client.tasks.classification import Classification, classification
+from fedveil.client.tasks.mislabelled import Mislabelled, mislabelled
 from fedveil.client.tasks.partition import Partition
-from fedveil.client.training import SGD, read_arrays
+from fedveil.client.training import SGD, read_arrays, train
+from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit.curves import gaussian_mu
 from fedveil.privacy.audit.gaussian_test import estimate, separation
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.planning import Plan
 from fedveil.privacy.refusal import Refusal
-from fedveil.simulations.record_audit import RecordProbe, canaries_of_each, weighed
+from fedveil.simulations.record_audit import OddProbe, RecordProbe, weighed
+from fedveil.simulations.run import simulate
 
 DELTA, CLIP, CANARIES = 1e-5, 0.5, 400
 
@@ -141,9 +144,6 @@ def test_a_probe_weighs_all_clients_together(tmp_path: Path) -> None:
     (found,) = probe.look({}, 2)
     assert found.p_value < 1e-6 and found.shown["canaries"] == 600
     assert found.shown["at_least"] > 1.0 and found.shown["auc"] > 0.9
-    assert (
-        canaries_of_each(400, 10) == 2 and canaries_of_each(4, 184) == 46 and canaries_of_each(2000, 1) == 1
-    )
 
 
 @pytest.mark.parametrize(
@@ -156,3 +156,58 @@ def test_batches_drawn_in_secret_lie_below_the_gaussian_curve_at_the_median(
     accountant.compose(PoissonBatches(rate, steps).event(GaussianDpEvent(noise)))
     mu = gaussian_mu(accountant.get_epsilon(DELTA), DELTA)
     assert accountant.get_delta(0.0) <= 2 * ndtr(mu / 2) - 1 + 1e-3
+
+
+def odd_task(clients: int = 4, records: int = 400) -> Mislabelled:
+    generator = torch.Generator().manual_seed(1)
+    data = Examples(torch.randn(records, 60, generator=generator), torch.arange(records) % 3)
+    task = classification(data, data, 3, Partition("iid", clients), lambda: overfitting(60, 3))
+    return mislabelled(task, seed=5)
+
+
+def overfitting(inputs: int, classes: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(inputs, 128), nn.Tanh(), nn.Linear(128, classes))
+
+
+def test_odd_examples_train_where_their_coin_says_and_nowhere_else() -> None:
+    task = odd_task()
+    assert len(task.odd) == 80 and 20 < task.coins.sum() < 60
+    added = torch.cat([task.client_data(c).inputs[len(task.task.client_data(c)) :] for c in range(4)])
+    found = {tuple(row.tolist()) for row in added}
+    inside = [tuple(row.tolist()) in found for row in task.odd.inputs]
+    assert np.array_equal(inside, task.coins) and len(added) == task.coins.sum()
+    held_out = {tuple(sorted(row.tolist())) for row in task.held_out().inputs}
+    assert all(tuple(sorted(row.tolist())) in held_out for row in task.odd.inputs)
+    real = Classification(**{**vars(task.task), "simulated": False})
+    with pytest.raises(Refusal, match="no example is planted in real data"):
+        mislabelled(real, 0)
+
+
+def test_odd_examples_that_are_learnt_by_heart_are_flagged_and_others_are_not() -> None:
+    task = odd_task()
+    model = task.model()
+    probe = OddProbe(task, None)
+    assert probe.look(read_arrays(model), 1)[0].p_value > 0.01
+    everything = [task.client_data(client) for client in range(4)]
+    inputs, targets = (
+        torch.cat([getattr(data, part) for data in everything]) for part in ("inputs", "targets")
+    )
+    train(model, task, Examples(inputs, targets), SGD(0.5, 40, 20), 0, key=1)
+    (found,) = probe.look(read_arrays(model), 2)
+    assert found.p_value < 1e-6 and found.shown["at_least"] > 0.8 and found.shown["auc_low"] > 0.8
+    (against,) = OddProbe(task, budget(1.0)).look(read_arrays(model), 2)
+    assert found.p_value < against.p_value < 0.01
+
+
+def test_a_run_audits_its_clients_records(tmp_path: Path) -> None:
+    overrides = ["task=digits", "privacy=record", "audit=full", "audit.looks=1", "num_rounds=1"]
+    outcome = simulate(settings_from_overrides([*overrides, "task.num_clients=20"]), tmp_path, quiet=True)
+    assert outcome.exit_code == 0
+    canaries, odd = outcome.result["audit"]["memorisation"]
+    assert canaries["name"] == "record_canaries" and odd["name"] == "odd_examples"
+    assert canaries["shown"]["claimed"] == 3.0 and canaries["shown"]["canaries"] >= 40
+    assert min(canaries["p_value"], odd["p_value"]) > 0.001
+    files = list((tmp_path / "client_ledgers").glob("*.canaries"))
+    assert files and canaries["shown"]["canaries"] % len(files) == 0

@@ -42,6 +42,20 @@ MUTATIONS = {
         PROVISION_TESTS,
         "never_an_older",
     ),
+    "what is frozen travels": Mutation(
+        "client/training.py",
+        "if item[0] not in frozen",
+        "",
+        "test_client_tasks_mails.py",
+        "only_adapters",
+    ),
+    "a canary record that is out trains": Mutation(
+        "client/record_canaries.py",
+        "np.where(coins, 1, -1)",
+        "np.ones_like(coins, int)",
+        "test_client_record_canaries.py",
+        "show_what_is_claimed and book",
+    ),
     "noise removed": Mutation(
         "privacy/mechanisms/private_sum.py",
         "block += sample(sigma, block.size, stream)",

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from ...privacy.refusal import Refusal
+from .mislabelled import mislabelled
 from .protocol import Examples, Task, check_examples
 
 __all__ = ["TASKS", "Examples", "Task", "check_examples", "load_task"]
@@ -23,8 +24,11 @@ TASKS: Mapping[str, str] = {
 }
 
 
+PLANTED = "planted"  # the option that plants odd examples in whatever task
+
+
 def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[str, ...] = ()) -> Task:
-    """The task `name`, made with `options`.
+    """The task `name`, made with `options`, of which PLANTED is for all of them: `mislabelled` plants by their seed.
 
     name: one of `TASKS` (options: num_clients, partition, alpha, seed), or "module:Class" of the user's own,
     whose options are the arguments of the class. allow: the modules that may be imported for it.
@@ -33,14 +37,15 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     """
     make = _own(name, allow) if ":" in name else _shipped(name)
     try:
-        arguments = inspect.signature(make).bind(**(options or {}))
+        own = {key: value for key, value in (options or {}).items() if key != PLANTED}
+        arguments = inspect.signature(make).bind(**own)
     except TypeError as error:
         raise Refusal("task", name, f"its options are {inspect.signature(make)}; {error}") from error
     task = make(*arguments.args, **arguments.kwargs)
     if not isinstance(task, Task):
         wanted = sorted(member for member in _MEMBERS if not hasattr(task, member))
         raise Refusal("task", name, f"it lacks {', '.join(wanted)}")
-    return task
+    return mislabelled(task, own["seed"]) if (options or {}).get(PLANTED) else task
 
 
 _MEMBERS = ("simulated", "num_clients", "model", "loss", "metrics", "client_data", "held_out")
