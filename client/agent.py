@@ -81,7 +81,7 @@ class Agent:
     def say(self, state: str) -> None:
         """Note what the agent does now, in the log and in the health file."""
         logger.info("%s", state)
-        self._note(replace(self._health, state=state))
+        self._note(state=state)
 
     def handle(self, message: Message) -> Message:
         """Answer one message."""
@@ -94,15 +94,14 @@ class Agent:
             outcome += f": {self.device.why_not() or 'a moment ago'}"
         run, number = ("", 0) if SPEC_RECORD not in message.content else read_round(message.content)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        count = self._health.answered + 1
-        self._note(replace(self._health, run=run, round=number, outcome=outcome, at=now, answered=count))
+        self._note(run=run, round=number, outcome=outcome, at=now, answered=self._health.answered + 1)
         return reply
 
-    def _note(self, health: Health) -> None:
+    def _note(self, **changed: str | int) -> None:
         with self._lock:
-            self._health = health
+            self._health = replace(self._health, **changed)
             with suppress(OSError):  # a full disk: what is said there is old, and the log knows more
-                replace_file(self._path, (json.dumps(asdict(health), indent=1) + "\n").encode())
+                replace_file(self._path, (json.dumps(asdict(self._health), indent=1) + "\n").encode())
 
 
 def start(folder: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -16,9 +17,10 @@ from torch import nn
 
 from ..configs.checks import check_record_delta
 from ..privacy.budget import Adjacency, Adversary, Release, Unit
-from ..privacy.ledger import BudgetExhausted, Key, Ledger, LedgerUnavailable
+from ..privacy.ledger import BudgetExhausted, Key, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.planning import Plan
+from ..privacy.refusal import Refusal
 from ..strategies.wire import (
     BUDGET_SPENT,
     NOT_READY,
@@ -37,6 +39,8 @@ from .settings import SGD, TRAIN_LOSS, ClientSettings, RecordPrivacy, training_s
 from .tasks import load_task
 from .tasks.protocol import Examples, Task
 from .training import load_arrays, read_arrays, train, with_fast_kernels
+
+logger = logging.getLogger("fedveil.client")
 
 MECHANISM = "dp_sgd"
 SETTINGS_KEY = "fedveil-client"  # in the run's configuration, as JSON
@@ -138,8 +142,11 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
             _train_on_ledger(bench, examples, settings, sgd, streams, (run, number, mechanism))
         except BudgetExhausted:
             return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
-        except LedgerUnavailable:
-            return Message(Error(NOT_READY, "this client cannot write its ledger"), reply_to=message)
+        except Refusal as refusal:
+            if refusal.field != "ledger":
+                raise
+            logger.exception("the ledger cannot be used")
+            return Message(Error(NOT_READY, "this client's ledger cannot be used"), reply_to=message)
     content = RecordDict(
         {"arrays": memory_arrays(read_arrays(model)), "metrics": MetricRecord(dict(metrics))}
     )

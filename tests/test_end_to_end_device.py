@@ -1,8 +1,8 @@
 """`fedveil client` as its owner runs it: real processes on the gRPC link, killed, stopped, asked how they are, removed."""
 
+import io
 import json
 import runpy
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,16 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pytest
 
+from fedveil.client.command import run
 from fedveil.client.own_ledger import epsilon_of
 from fedveil.privacy.ledger import read_entries, verify
 from fedveil.privacy.ledger_book import RESERVE
+from fedveil.privacy.refusal import Refusal
 from fedveil.server.admission import admitted_in
 from fedveil.server.bundle import read_server_bundle
 from fedveil.server.link_grid import Door, LinkGrid, open_link
@@ -35,9 +37,22 @@ SLOW_RECORDS = 40_000  # one at a time: seconds of training
 PATIENCE = 60.0
 
 
-def fedveil(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedveil", "client", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+class Said(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def fedveil(*arguments: object) -> Said:
+    """Run the verb as the command line does, in this process: what runs for long has one of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = run(list(map(str, arguments)))
+        except Refusal as refusal:
+            print(refusal, file=err)
+            code = 2
+    return Said(code, out.getvalue(), err.getvalue())
 
 
 def until(holds: Callable[[], object]) -> None:
@@ -134,8 +149,9 @@ def test_devices_that_are_killed_restarted_stopped_and_removed(tmp_path):
         plain = json.loads(fedveil("status", victim, "--json").stdout)
         assert plain["running"] and plain["pid"] == agents.processes[0].pid
         assert plain["state"].startswith("connected to localhost")
-        for verb in ("start", "forget"):
-            refused = fedveil(verb, victim)
+        command = [sys.executable, "-m", "fedveil", "client", "start", str(victim)]
+        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        for refused in (second, fedveil("forget", victim)):
             assert refused.returncode == 2 and "in use by process" in refused.stderr
 
         # What the device remembers goes, and what it has spent stays, unless that is asked for as well.
@@ -162,13 +178,12 @@ def test_devices_that_are_killed_restarted_stopped_and_removed(tmp_path):
         assert removed.returncode == 0 and not other.exists()
 
 
-@pytest.mark.parametrize("spoiled", ["client.toml", "device.npz", "identity.key"])
-def test_a_bundle_that_is_not_whole_is_refused_in_a_sentence(tmp_path, spoiled):
+def test_a_bundle_that_is_not_whole_is_refused_in_a_sentence(tmp_path):
     made = MADE["make_federation"](tmp_path)
-    bundle = Path(shutil.move(made / "clients" / "c0", tmp_path / "c0"))
-    (bundle / spoiled).write_bytes(b"\xff")
-    refused = fedveil("start", bundle)
-    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1, refused.stderr
+    for number, spoiled in enumerate(("client.toml", "device.npz", "identity.key")):
+        (made / "clients" / f"c{number}" / spoiled).write_bytes(b"\xff")
+        refused = fedveil("start", made / "clients" / f"c{number}")
+        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1, refused.stderr
 
 
 def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path):

@@ -288,13 +288,6 @@ MUTATIONS = {
         "test_client_device.py",
         "charged_by_the_claim",
     ),
-    "an order that the owner does not allow is followed": Mutation(
-        "client/orders.py",
-        "yield from (name for name, met in demands.items() if not met)",
-        "yield from ()",
-        "test_client_device.py",
-        "against_the_policy",
-    ),
     "ledger reset on reinstall": Mutation(
         "simulations/federation.py",
         'if self.task.simulated:\n            return folder / "ledger"',

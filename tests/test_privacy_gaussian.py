@@ -18,9 +18,7 @@ from fedveil.privacy.ledger import BudgetExhausted, Ledger, verify
 
 
 @pytest.mark.parametrize("adjacency", Adjacency)
-@pytest.mark.parametrize(
-    ("noise", "count", "delta"), [(1.0, 1, 1e-5), (5.0, 10, 1e-6), (0.5, 100, 1e-5), (300.0, 1, 1e-5)]
-)
+@pytest.mark.parametrize(("noise", "count", "delta"), [(1.0, 1, 1e-5), (5.0, 10, 1e-6), (300.0, 1, 1e-5)])
 def test_it_is_what_the_privacy_loss_distribution_says(adjacency, noise, count, delta):
     ours = gaussian_epsilon(count / noise**2, delta, adjacency)
     assert ours == pytest.approx(epsilon({GaussianDpEvent(noise): count}, delta, adjacency), rel=3e-6)

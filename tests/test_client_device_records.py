@@ -1,0 +1,100 @@
+"""Record-level privacy at a deployed client: planned on the device, charged on the device, whatever the task declares."""
+
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedveil.client.app import calibrated_noise
+from fedveil.client.bundle import TaskChoice, read_client_bundle
+from fedveil.client.device import Device, read_device
+from fedveil.client.tasks.classification import softmax_regression
+from fedveil.client.tasks.heart import FEATURES, NUM_CLASSES
+from fedveil.client.training import read_arrays
+from fedveil.privacy.budget import Adjacency
+from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger_book import RESERVE
+from fedveil.privacy.mechanisms.private_sum import SumSpec
+from fedveil.strategies.flower_adapter import claim_identity, name_message
+from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
+from fedveil.strategies.wire import BUDGET_SPENT, NOT_READY, instruct, memory_arrays
+
+MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
+RECORD = RecordOrder(4.0, 1e-3, 1.0, Adjacency.ZERO_OUT, participations=3)
+ORDER = TrainingOrder("spring", Mode.RECORD, 0.1, 1, 50, record=RECORD)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MADE["make_federation"](tmp_path_factory.mktemp("desk")) / "clients" / "c0"
+
+
+@pytest.fixture
+def device(bundle: Path, tmp_path: Path) -> Device:
+    """A hospital of the shipped task, whose data a simulation calls public; its owner's cap is epsilon 2."""
+    claim_identity(1)
+    read = read_client_bundle(bundle)
+    task = TaskChoice("heart", None, None, None, 2, (), {})
+    settings = replace(read.settings, task=task, state=str(tmp_path / "state"))
+    return read_device(replace(read, settings=settings, policy=replace(read.policy, target_epsilon=2.0)))
+
+
+def asked(device: Device, order: TrainingOrder, number: int = 1, spec: SumSpec | None = None) -> Message:
+    arrays = memory_arrays(read_arrays(softmax_regression(FEATURES, NUM_CLASSES)))
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord({ORDER_KEY: order.to_json()})})
+    message = Message(instruct(content, spec or SumSpec(None), order.run, number), 2, "train")
+    name_message(message, f"m{number}")
+    return message
+
+
+def only_ledger(device: Device, pattern: str) -> Path:
+    (path,) = device.ledgers.glob(pattern)
+    return path
+
+
+def test_noise_is_planned_from_the_devices_own_records_and_the_smaller_budget(device):
+    merged = device.merged(ORDER)
+    record = merged.record
+    assert record is not None and device.count is not None
+    assert (record.target_epsilon, record.target_delta) == (2.0, 1e-5)  # of the owner, not of the order
+    assert merged.device == device.settings.device and merged.seed is None
+    noise = record.noise_multiplier(device.count())
+    assert noise == calibrated_noise(record, device.count(), merged, 3)
+    less = device.merged(replace(ORDER, record=replace(RECORD, target_epsilon=1.0))).record
+    assert less is not None and less.target_epsilon == 1.0 and less.noise_multiplier(1000) > noise
+
+
+def test_so_many_rounds_as_were_planned_are_paid_from_one_ledger_of_real_data(device):
+    replies = [device.answer(asked(device, ORDER, number)) for number in (1, 2, 3, 4)]
+    codes = [reply.error.code if reply.has_error() else 0 for reply in replies]
+    assert codes == [0, 0, 0, BUDGET_SPENT]
+    path = only_ledger(device, "*.ledger")
+    assert path.name == f"{(device.settings.device or '')[:32]}.ledger"  # of the device, not of today's data
+    opened, *rest = list(read_entries(path))
+    identity = json.loads(opened.payload)
+    assert (identity["unit"], identity["simulated"]) == ("record", False)
+    assert {json.loads(e.payload)["rng"] for e in rest if e.kind == RESERVE} == {"system"}
+    assert verify(path).ok
+
+
+def test_both_units_are_charged_each_on_its_ledger(device):
+    claim = ClientClaim(30.0, Adjacency.ZERO_OUT)
+    both = replace(ORDER, privacy=Mode.RECORD_AND_CLIENT, client=claim)
+    reply = device.answer(asked(device, both, spec=MADE["SPEC"]))
+    assert not reply.has_error()
+    units = [json.loads(read_entries(path)[0].payload)["unit"] for path in device.ledgers.glob("*.ledger")]
+    assert sorted(units) == ["client", "record"]
+
+
+def test_a_record_ledger_that_cannot_be_used_is_named_and_the_clients_is_given_back(device):
+    device.ledgers.mkdir(parents=True)
+    (device.ledgers / f"{(device.settings.device or '')[:32]}.ledger").mkdir()
+    claim = ClientClaim(30.0, Adjacency.ZERO_OUT)
+    both = replace(ORDER, privacy=Mode.RECORD_AND_CLIENT, client=claim)
+    reply = device.answer(asked(device, both, spec=MADE["SPEC"]))
+    assert reply.error.code == NOT_READY
+    kinds = [entry.kind for entry in read_entries(only_ledger(device, "client-*.ledger"))]
+    assert kinds == ["open", "reserve", "void"]
