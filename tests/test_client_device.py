@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -51,6 +52,7 @@ CENTRAL, CLAIM, ORDER, SPEC, Devices, content, device_of, in_the_clear, masked_s
         "masked_sum",
     )
 )
+KILLS = 200
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -280,6 +282,29 @@ def test_killed_at_any_point_a_device_neither_under_counts_nor_answers_twice(
     again = device_of(bundle).answer(unpack(bytearray(message.read_bytes())))
     assert again.has_error() and again.error.code == FAILED and "answered before" in caplog.text
     assert reservations(ledger) == reserved
+
+
+@pytest.mark.campaign
+def test_random_kills_of_a_device(clients, tmp_path):
+    """Every vector that left was reserved before, no round was answered twice, and the ledger is whole."""
+    draw, answered, lost = np.random.default_rng(1), 0, 0
+    ledger, number = device_of(clients / "c0").own_ledger.path, 1
+    for _ in range(KILLS):
+        command = [sys.executable, str(SCRIPT), str(clients / "c0"), str(tmp_path), str(number), "rounds"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            time.sleep(draw.uniform(0, 0.1))
+            process.kill()
+        keys = [tuple(key) for key in reservations(ledger)] if ledger.exists() else []
+        assert len(set(keys)) == len(keys)
+        replies = {int(path.name): path.read_bytes() for path in tmp_path.iterdir() if path.name.isdigit()}
+        left = {row for row, reply in replies.items() if VECTOR_RECORD.encode() in reply}
+        assert left <= {row for _, row, _ in keys}
+        answered, lost = len(left), len(keys) - len(left)
+        number = max([row for _, row, _ in keys] + [0])  # the last round is asked for once more
+        number = max(number, 1)
+    assert verify(ledger).ok
+    print(json.dumps({"kills": KILLS, "vectors": answered, "paid for and lost": lost, "wrong": 0}))
 
 
 # --- when it trains ----------------------------------------------------------------------------------------------

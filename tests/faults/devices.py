@@ -1,7 +1,8 @@
 """Provisioned devices that train linear models, answered to without a network, and one that is killed on purpose.
 
 As a script, `devices.py BUNDLE MESSAGE REPLY POINT` lives one life of a device: it answers the message in a file as its
-agent would, and dies by SIGKILL at the named point.
+agent would, and dies by SIGKILL at the named point. `devices.py BUNDLE FOLDER FIRST rounds` answers round after round
+from the first on, each reply in a file of its own, until somebody kills it.
 """
 
 import os
@@ -141,5 +142,16 @@ def _live(bundle: Path, message: Path, reply: Path, point: str) -> None:
     reply.write_bytes(pack(device.answer(unpack(bytearray(message.read_bytes())))))
 
 
+def _live_on(bundle: Path, folder: Path, number: int) -> None:
+    device = device_of(bundle, target_epsilon=1e5)
+    print("ready", flush=True)
+    while True:
+        (folder / f"{number}").write_bytes(pack(device.answer(in_the_clear(number=number))))
+        number += 1
+
+
 if __name__ == "__main__":
-    _live(*(Path(each) for each in sys.argv[1:4]), sys.argv[4])
+    if sys.argv[4] == "rounds":
+        _live_on(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        _live(*(Path(each) for each in sys.argv[1:4]), sys.argv[4])
