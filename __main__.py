@@ -24,6 +24,7 @@ fedveil: federated learning that keeps count of what it reveals.
   fedveil plan [key=value ...]                no training: what the budget affords
   fedveil ledger show|verify|export PATH      read a ledger, check every entry, hand it to an auditor
   fedveil budget set|show                     cap what may be spent on your data, see what is spent
+  fedveil audit RUN                           weigh a run: what was claimed beside what was measured
   fedveil audit claim ...                     weigh a claim of privacy against scores or guesses
   fedveil provision FILE|rotate|revoke ...    from one file to the bundles of a federation on real machines
   fedveil server FOLDER|status FOLDER         serve a federation of real clients; who is here, what is spent

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..privacy.audit import record
 from ..privacy.audit.alarms import Alarm, AlarmState, Level, look_at
-from ..privacy.audit.canary_clients import Canaries
+from ..privacy.audit.canary_clients import Directions
 from ..privacy.audit.interference import block_of
 from ..privacy.audit.probe import MemorisationProbe, Memorised, pooled_p
 from ..privacy.audit.record import Rows
@@ -38,7 +38,8 @@ class Auditor:
     Attributes:
       terms: fixed before the first round.
       path: the file of rows.
-      canaries: their directions and coins; None without any.
+      directions: of the canaries; None without any, or where nothing is watched any more.
+      coins: which canaries were in.
       probe: the task's own; None without one.
       memory: what the last round left.
       looks, raised, found: what was measured, which alarms were raised, and what the probe last found.
@@ -46,7 +47,8 @@ class Auditor:
 
     terms: Terms
     path: Path
-    canaries: Canaries | None = None
+    directions: Directions | None = None
+    coins: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     probe: MemorisationProbe | None = None
     memory: Memory = NO_MEMORY
     looks: list[Measured] = field(default_factory=list[Measured])
@@ -60,19 +62,18 @@ class Auditor:
         """The rows so far, one for each released round."""
         return record.stacked(self._rows, self.terms.canaries)
 
-    @property
-    def coins(self) -> NDArray[np.bool_]:
-        """Which canaries were in."""
-        return self.canaries.coins if self.canaries else np.zeros(0, np.bool_)
-
     def go_on(self, last: int, memory: Memory) -> None:
         """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again."""
         rows = record.read(self.path, self.terms.canaries)
         rows = rows[(rows["round"] > 0) & (rows["round"] <= last)]
         record.cut(self.path, rows)
+        self.replay(rows)
+        self.memory = memory
+
+    def replay(self, rows: Rows) -> None:
+        """Judge rounds again that were watched before."""
         for row in rows:
             self._judge(np.asarray(row))
-        self.memory = memory
 
     def take(self, number: int, released: Released | None, arrays: Arrays) -> list[Alarm]:
         """Watch the sum of round `number` and the model it led to; return the alarms that this raises.
@@ -85,9 +86,8 @@ class Auditor:
         if released is None:
             row = unwatched(number, self.terms.canaries)
         else:
-            directions = self.canaries.directions if self.canaries else None
             block = block_of(number, self.terms.num_rounds)
-            row, self.memory = watch(released, self.memory, directions, self.terms.canaries, block)
+            row, self.memory = watch(released, self.memory, self.directions, self.terms.canaries, block)
         if due and self.probe is not None:
             self.found = self.probe.look(arrays, number)
             row["probe_p"] = pooled_p(self.found)
@@ -116,10 +116,10 @@ class Auditor:
 
     def measure(self) -> Measured | None:
         """What canaries show after the rounds so far; None while too few were drawn."""
-        if self.canaries is None or not self._rows:
+        if not self.terms.canaries or not self._rows:
             return None
         try:
-            return Evidence(self.terms, self.canaries.coins, self.rows).measured()
+            return Evidence(self.terms, self.coins, self.rows).measured()
         except Refusal:
             return None
 
@@ -131,11 +131,11 @@ class Auditor:
         if not self._rows:
             return None
         row = None
-        if self.canaries is not None:
+        if self.directions is not None:
             moved = [np.subtract(last[name], value, dtype=np.float64) for name, value in first.items()]
             whole = np.concatenate([np.ravel(part) for part in moved])
             row = unwatched(0, self.terms.canaries)
-            row["norm"], row["along"] = np.linalg.norm(whole), self.canaries.directions.along(whole)
+            row["norm"], row["along"] = np.linalg.norm(whole), self.directions.along(whole)
             record.append(self.path, row)
         return summarise(Evidence(self.terms, self.coins, self.rows), self.raised, row)
 

@@ -19,7 +19,9 @@ from ..privacy.audit.verdict import Method, Outcome, Verdict, by_guesses, by_man
 from ..privacy.refusal import Refusal
 
 EXIT_CODES = {Outcome.CONSISTENT: 0, Outcome.VIOLATED: 3, Outcome.TOO_WEAK: 4}
-USAGE = "usage: fedveil audit claim --epsilon E --delta D EVIDENCE, see fedveil audit claim --help"
+USAGE = """\
+usage: fedveil audit RUN [--json]                          weigh a run again from its folder
+       fedveil audit claim --epsilon E --delta D EVIDENCE  weigh any claim: fedveil audit claim --help"""
 EVIDENCE = """\
 evidence, one of:
   --guesses N --correct R [--canaries M]   one run: N guesses who was in, R of them right, of M canaries (N by default)
@@ -33,6 +35,14 @@ score is of a run of its own. Exit codes: 0 consistent, 3 violated, 4 too weak t
 
 def audit(argv: Sequence[str]) -> int:
     """Run ``fedveil audit``; return the exit code."""
+    if argv[:1] != ["claim"] and (folders := [each for each in argv if not each.startswith("-")]):
+        from .audit_run_view import audit_run
+
+        (folder, *more), flags = folders, set(argv) - set(folders)
+        if more or flags - {"--json"}:
+            print(USAGE)
+            return 2
+        return audit_run(Path(folder), as_text="--json" not in flags)
     if argv[:1] != ["claim"]:
         print(USAGE)
         return 0 if set(argv) & {"-h", "--help"} else 2

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from ..server.auditing import ACTING, Auditor
 from ..server.private_grid import PrivateGrid
 from ..server.rounds import Ending, State, Status
 from .audit_display import AuditLine
+from .audit_plot import draw
 from .dummies import audited, canary_clients, dimension_of, support_of
 from .federation import Federation
 from .record_audit import probe_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ROWS = "audit.npy"
 TERMS = "audit.json"
+PLOT = "audit.png"
 KEY = "audit.key"
 CLEAN = "audit_clean"  # folder of the checkpoint that a rollback goes back to
 MECHANISM = "audit"  # what the ledger calls its notes
@@ -78,7 +79,9 @@ def begin(run: Run, fresh: bool) -> None:
         run.client = replace(run.client, canaries=told)
         canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
     probe = probe_of(federation, run.client)
-    auditor = Auditor(_terms(federation, canaries, probe), run.folder / ROWS, canaries, probe)
+    auditor = Auditor(_terms(federation, canaries, probe), run.folder / ROWS, probe=probe)
+    if canaries is not None:
+        auditor.directions, auditor.coins = canaries.directions, canaries.coins
     arrays = read_arrays(federation.task.model())
     first = {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
     run.audit = RunAudit(auditor, settings.on_alarm, seed, first)
@@ -237,8 +240,8 @@ def _last_clean(run: Run, state: State) -> State:
 # --- after the last round ---------------------------------------------------------------------------------------
 
 
-def end(run: Run, ending: Ending) -> dict[str, Any] | None:
-    """Open the commitment, unless the run may go on, and return what the result says of the audit."""
+def end(run: Run, ending: Ending, title: str) -> dict[str, Any] | None:
+    """Open the commitment, unless the run may go on, draw the plot, and return what the result says of the audit."""
     audit = run.audit
     if audit is None:
         return None
@@ -247,6 +250,8 @@ def end(run: Run, ending: Ending) -> dict[str, Any] | None:
     write_terms(run, opened=over)
     if over:
         noise_key.erase(run.folder, KEY)
+    if audit.auditor.looks:
+        draw(audit.auditor.looks, run.folder / PLOT, title)
     return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
         "memorisation": [asdict(each) for each in audit.auditor.found],
     }
@@ -289,8 +294,3 @@ def _measured(found: Measured) -> dict[str, Any]:
 
 def _spelled(value: float) -> float | str:
     return "infinity" if math.isinf(value) else value
-
-
-def path_of(folder: Path) -> Path:
-    """Return the file of rows of a run folder."""
-    return folder / ROWS

@@ -74,8 +74,9 @@ def read_saved(folder: Path) -> Saved:
     """Return what an earlier process left in this run folder.
 
     Raises:
-      Refusal: it left nothing that can be read.
+      Refusal: it left nothing that can be read, or an audit has ended the run.
     """
+    _require_no_alarm(folder)
     try:
         fields = json.loads((folder / SAVED).read_text())
         noise, order = (
@@ -86,6 +87,16 @@ def read_saved(folder: Path) -> Saved:
         raise Refusal(
             "resume", str(folder), f"its {SAVED} cannot be read ({problem}); start a new run"
         ) from problem
+
+
+def _require_no_alarm(folder: Path) -> None:
+    try:
+        status = json.loads((folder / RESULT).read_text())["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if status == Status.ALARMED:
+        remedy = "an alarm of its audit ended it; find the cause and start a new run (audit.on_alarm=pause can be resumed)"
+        raise Refusal("resume", str(folder), remedy)
 
 
 def require_free(folder: Path) -> None:
@@ -217,6 +228,7 @@ def finish(run: Run, ending: Ending, seconds: float, title: str) -> dict[str, An
     result = _result(run, ending, seconds)
     try:
         save(run, ending.state)
+        result["audit"] = end_audit(run, ending, title)
         _write_results(run, ending.state, result, title)
         if ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED):
             noise_key.erase(run.folder)
@@ -254,7 +266,7 @@ def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
         ],
         "secagg": encryption(federation),
         "records": spending(federation, run.client),
-        "audit": end_audit(run, ending),
+        "audit": None,
         "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
         "dropped": _summed_drops(run),
         "seed": federation.seed,
