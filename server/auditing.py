@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..privacy.audit import record
-from ..privacy.audit.alarms import Alarm, AlarmState, Level, look_at
+from ..privacy.audit.alarms import Alarm, AlarmState, Check, Level, look_at
 from ..privacy.audit.canary_clients import Directions
 from ..privacy.audit.interference import block_of
+from ..privacy.audit.noise_checks import run_p
 from ..privacy.audit.probe import MemorisationProbe, Memorised, pooled_p
 from ..privacy.audit.record import Rows
 from ..privacy.audit.run_audit import Evidence, Measured, Terms, look_of
@@ -88,11 +89,20 @@ class Auditor:
         else:
             block = block_of(number, self.terms.num_rounds)
             row, self.memory = watch(released, self.memory, self.directions, self.terms.canaries, block)
+            row["norm_p"] = self._norm_p(row)
         if due and self.probe is not None:
             self.found = self.probe.look(arrays, number)
             row["probe_p"] = pooled_p(self.found)
         record.append(self.path, row)
         return self._judge(row)
+
+    def _norm_p(self, row: Rows) -> float:
+        """The p-value of this round's noise, and of that of all rounds since the last alarm: a small shortfall adds up."""
+        since = max((each.round for each in self.raised if each.alarm.test is Check.NORM), default=0)
+        rows = [each for each in self._rows if each["round"] > since]
+        rows = record.stacked([*rows, row], self.terms.canaries)
+        whole = run_p(rows["norm"], rows["noise"], self.terms.dimension)
+        return min(1.0, 2 * min(float(row["norm_p"]), whole))
 
     @property
     def _before(self) -> int:

@@ -102,18 +102,17 @@ def _seed(run: Run, fresh: bool) -> bytes:
 def _terms(federation: Federation, canaries: Canaries | None, probe: MemorisationProbe | None) -> Terms:
     settings, audit, client = federation.settings, federation.settings.audit, federation.client
     assert audit is not None
-    terms = Terms(settings.num_rounds, audit.alpha, probed=probe is not None)
+    dimension, clients = dimension_of(federation.task), federation.num_clients
+    terms = Terms(settings.num_rounds, audit.alpha, dimension=dimension, probed=probe is not None)
     if audit.full:
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
     if client is not None:
         terms = replace(terms, delta=client.target_delta, adjacency=client.adjacency)
     if canaries is None:
         return terms
-    dimension, clients = canaries.directions.dimension, federation.task.num_clients
     return replace(
         terms,
         canaries=len(canaries.coins),
-        dimension=dimension,
         support=support_of(audit, dimension),
         rate=min(1.0, federation.cohort.expected_size(clients) / clients),
     )

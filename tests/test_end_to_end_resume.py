@@ -40,6 +40,7 @@ MODES: dict[str, tuple[str, ...]] = {
         "privacy.noise_schedule=adaptive",
     ),
     "workers": (*NOISY, "engine.workers=2"),
+    "audited": (*NOISY, "audit=full", "audit.canaries=80", "audit.looks=4", "audit.on_alarm=note"),
     "correlated": (*NOISY, "cohort=min_separation", "cohort.size=8", "privacy.noise=correlated"),
 }
 
@@ -111,9 +112,9 @@ def dying(owner: Any, name: str, count: int, after: bool = False) -> Callable[[]
 
 
 # os.replace: 1 run.json, 2 config.yaml, 3 the first checkpoint, 4 to 9 two for each later one, 10 and 11 the last
-# again, 12 the model, 13 the result. os.fsync: the ledger's folder, then two for each file that is replaced.
+# again, 12 the audit's terms, 13 the model, 14 the result. os.fsync: the ledger's folder, then two for each file that is replaced.
 MOMENTS = {
-    **{f"before rename {n}": dying(os, "replace", n) for n in range(3, 14)},
+    **{f"before rename {n}": dying(os, "replace", n) for n in range(3, 15)},
     **{f"before flush {n}": dying(os, "fsync", n) for n in (5, 6, 7, 8, 10, 12)},
     "before the first reservation": dying(Ledger, "reserve", 1),
     "before a reservation": dying(Ledger, "reserve", 3),
@@ -144,6 +145,8 @@ def kill_and_resume(commands: Any, calm: Calm, mode: str, moment: Callable[[], N
     model, lines = calm(mode)
     assert (run / "model.safetensors").read_bytes() == model
     assert (run / "metrics.jsonl").read_text() == lines
+    for name in ("audit.npy", "audit.json"):
+        assert (run / name).read_bytes() == (calm.folder / mode.replace(" ", "-") / name).read_bytes()
     if mode == "no privacy":
         return
     if (run / "ledger").exists():

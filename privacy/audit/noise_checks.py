@@ -24,6 +24,18 @@ def norm_p(layers: Sequence[NDArray[np.floating]], noise: float) -> float:
     return min(1.0, len(tests) * min(float(chdtr(size, energy)) for size, energy in tests))
 
 
+def run_p(norms: NDArray[np.float64], noises: NDArray[np.float64], size: int) -> float:
+    """The probability of so little energy in all rounds together.
+
+    ``norms`` (rounds,) of released sums of ``size`` coordinates, in the unit of ``noises`` (rounds,) > 0, the std that is
+    claimed of what is new in a coordinate. Given all earlier rounds, each is noncentral whatever the clients sent, so
+    the sum is as unlikely below a central chi-square as one round is.
+    """
+    from scipy.special import chdtr
+
+    return float(chdtr(size * len(norms), float(((norms / noises) ** 2).sum())))
+
+
 def reuse_p(released: NDArray[np.floating], before: NDArray[np.floating], noise: float) -> float:
     """The probability of so little energy outside what was released before, if the noise is new.
 

@@ -1,0 +1,148 @@
+"""Faults put into the running round loop one at a time, and what the audit of the default job says of each.
+
+`python tests/oracles/audit_faults.py` runs them all and prints the table of docs/audits.md; about ten minutes.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from fedveil.client import cohort_training
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.mechanisms import distributed, private_sum
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.server import private_grid
+from fedveil.simulations.run import simulate
+from fedveil.strategies.cohorts import Poisson
+
+MASKED = ("task=digits", "cohort=all", "privacy=client_distributed", "privacy.noise_multiplier=2",
+          "privacy.target_epsilon=null", "privacy.target_delta=0.005", "num_rounds=8", "task.num_clients=40")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is changed, how, and in which run."""
+
+    target: Any
+    name: str
+    instead: Callable[[Any], Any]
+    overrides: tuple[str, ...] = ()
+
+
+def _noise(times: float) -> Callable[[Any], Any]:
+    def instead(sample: Any) -> Any:
+        if times == 0:
+            return lambda sigma, size, stream: np.zeros(size)
+        return lambda sigma, size, stream: sample(round(sigma * times), size, stream)
+
+    return instead
+
+
+def _bare(start: int, stop: int | None) -> Callable[[Any], Any]:
+    """Leave the update's coordinates from `start` to `stop` without noise; two scalars stand behind the update."""
+
+    def instead(add_noise: Any) -> Any:
+        def with_hole(total: Any, *rest: Any) -> Any:
+            noised, event = add_noise(total, *rest)
+            hole = slice(start, stop if stop is None else len(total) + stop if stop < 0 else stop)
+            noised[hole] = total[hole]
+            return noised, event
+
+        return with_hole
+
+    return instead
+
+
+def _by_examples(encode_rows: Any) -> Any:
+    def weighted(update: Any, scalars: Any, spec: Any) -> Any:
+        rows = encode_rows(update, scalars, spec)
+        return rows * (scalars["num-examples"] / 10)[:, None]
+
+    return weighted
+
+
+def _same_stream(stream: Any) -> Any:
+    return lambda self, *purpose: stream(self, *(purpose[:1] if purpose[0] == "noise" else purpose))
+
+
+def _rate(times: float) -> Callable[[Any], Any]:
+    def instead(draw: Any) -> Any:
+        def drawn(self: Any, population: Any, stream: Any, earlier: Any = ()) -> Any:
+            return draw(Poisson(min(1.0, times * self.rate)), population, stream, earlier)
+
+        return drawn
+
+    return instead
+
+
+def _fixed(draw: Any) -> Any:
+    def drawn(self: Any, population: Any, stream: Any, earlier: Any = ()) -> Any:
+        ranks = np.argsort(np.argsort(stream.uint64(len(population))))
+        return [population[int(k)] for k in np.flatnonzero(ranks < self.rate * len(population))]
+
+    return drawn
+
+
+FAULTS: dict[str, tuple[Fault, ...]] = {
+    "none": (),
+    "noise x0.98": (Fault(private_sum, "sample", _noise(0.98)),),
+    "noise x0.8": (Fault(private_sum, "sample", _noise(0.8)),),
+    "noise halved": (Fault(private_sum, "sample", _noise(0.5)),),
+    "no noise": (Fault(private_sum, "sample", _noise(0)),),
+    "clip skipped": (
+        Fault(private_sum.SumSpec, "aim", lambda aim: lambda self, coordinates: 1e9),
+        Fault(private_sum, "shrink", lambda shrink: lambda vector, spec: None),
+    ),
+    "weights by example": (Fault(cohort_training, "encode_rows", _by_examples),),
+    "biases (10 numbers) without noise": (Fault(private_grid, "add_noise", _bare(-12, -2)),),
+    "the same noise in every round": (Fault(Randomness, "stream", _same_stream),),
+    "accounted rate half of the real": (Fault(Poisson, "draw", _rate(2)),),
+    "accounted rate a quarter of the real": (Fault(Poisson, "draw", _rate(4)),),
+    "sampling fixed, accounted as Poisson": (Fault(Poisson, "draw", _fixed),),
+    "encrypted sums, none": (Fault(distributed, "_add_noise", lambda add: add, MASKED),),
+    "encrypted sums that drop the noise": (
+        Fault(distributed, "_add_noise", lambda add: lambda *rest: None, MASKED),
+    ),
+}
+
+
+@contextmanager
+def injected(faults: tuple[Fault, ...]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for each in faults:
+            instead = each.instead(getattr(each.target, each.name))
+            stack.enter_context(patch.object(each.target, each.name, instead))
+        yield
+
+
+def audited(name: str, *overrides: str) -> dict[str, Any]:
+    """Run the default job with this fault and return what its result says of the audit."""
+    faults = FAULTS[name]
+    given = [*(faults[0].overrides if faults else ()), "audit=full", "audit.on_alarm=note", *overrides]
+    with injected(faults), tempfile.TemporaryDirectory() as folder:
+        result = simulate(settings_from_overrides(given), Path(folder) / "run", quiet=True).result
+    return {**result["audit"], "accuracy": result["metrics"]["accuracy"]}
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    first: dict[str, str] = {}
+    for alarm in found["alarms"]:
+        first.setdefault(alarm["test"], f"{alarm['test']} round {alarm['round']} ({alarm['p_value']:.1g})")
+    measured = found["measured"] and found["measured"]["epsilon"]
+    shown = f"{measured:.2f}" if isinstance(measured, float) else str(measured)
+    return f"| {name} | {shown} | {found['norm_p']:.1g} | {found['reuse_p']:.1g} | {', '.join(first.values()) or '-'} | {found['verdict']} |"
+
+
+if __name__ == "__main__":
+    print(
+        "| fault | measured | p, norm | p, reuse | first alarm of each test | verdict |\n|---|---|---|---|---|---|"
+    )
+    for each in sys.argv[1:] or FAULTS:
+        print(row(each, audited(each)), flush=True)

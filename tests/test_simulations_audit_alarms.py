@@ -1,0 +1,137 @@
+"""What an alarm does to a run: it ends, pauses, gets more noise, or goes back; and what stays spent."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.audit import record
+from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.mechanisms import private_sum
+from fedveil.privacy.refusal import Refusal
+from fedveil.simulations.audit_view import audit
+from fedveil.simulations.run import Outcome, simulate
+
+ROUNDS = 5
+SMALL = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")
+NOISE = ("privacy.noise_multiplier=2", "privacy.target_epsilon=null", "privacy.target_delta=0.01")
+
+
+def run(folder: Path, *overrides: str) -> Outcome:
+    return simulate(settings_from_overrides([*SMALL, *NOISE, *overrides]), folder, quiet=True)
+
+
+@contextmanager
+def noise_halved(since: int = 1) -> Iterator[None]:
+    """Halve the noise from the `since`-th call on; a round calls once."""
+    calls, true = 0, private_sum.sample
+
+    def less(sigma: int, size: int, stream: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return true(sigma if calls < since else sigma // 2, size, stream)
+
+    with patch.object(private_sum, "sample", less):
+        yield
+
+
+def reserved(folder: Path) -> list[Any]:
+    entries = read_entries(folder / "ledger")
+    return [json.loads(e.payload)["events"] for e in entries if e.kind == "reserve"]
+
+
+def test_stop_ends_the_run_for_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with noise_halved(since=3):
+        outcome = run(tmp_path / "run")
+    assert outcome.exit_code == 5 and outcome.result["status"] == "alarmed"
+    assert outcome.result["rounds_completed"] == 3
+    alarm, *others = outcome.result["audit"]["alarms"]
+    assert (alarm["round"], alarm["level"], alarm["test"]) == (3, "red", "norm")
+    assert [each["test"] for each in others] == ["reuse"]  # too little energy is too little that is new
+    assert "stays released" in alarm["cannot_undo"]
+    notes = [e for e in read_entries(tmp_path / "run" / "ledger") if e.kind == "note"]
+    assert [json.loads(e.key)[1:] for e in notes] == [[3, "audit norm"], [3, "audit reuse"]]
+    assert json.loads(notes[0].payload)["action"] == "stop"
+    found = verify(tmp_path / "run" / "ledger")
+    assert found.ok and found.epsilon == pytest.approx(outcome.result["privacy"][-1]["epsilon"], rel=1e-3)
+    with pytest.raises(Refusal, match="an alarm of its audit ended it"):
+        simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
+    assert audit([str(tmp_path / "run")]) == 3
+    assert "violated: a released sum is shorter than its claimed noise (round 3" in capsys.readouterr().out
+
+
+def test_pause_ends_it_until_somebody_resumes(tmp_path: Path) -> None:
+    with noise_halved(since=2):
+        outcome = run(tmp_path / "run", "audit.on_alarm=pause")
+    assert outcome.exit_code == 5 and outcome.result["status"] == "paused"
+    again = simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
+    assert again.exit_code == 0 and again.result["rounds_completed"] == ROUNDS
+    assert {each["round"] for each in again.result["audit"]["alarms"]} == {2}
+    assert again.result["audit"]["verdict"] == "violated"
+
+
+def test_raised_noise_is_there_and_charged_as_planned(tmp_path: Path) -> None:
+    """What is chosen from outputs may not lower a charge: later rounds cost what they would have cost."""
+    with noise_halved(since=2):
+        outcome = run(tmp_path / "run", "audit.on_alarm=raise_noise")
+    calm = run(tmp_path / "calm")
+    assert outcome.exit_code == 0
+    assert reserved(tmp_path / "run") == reserved(tmp_path / "calm")
+    assert outcome.result["privacy"] == calm.result["privacy"]
+    noises = record.read(tmp_path / "run" / "audit.npy", 0)["noise"]
+    assert noises == pytest.approx([2, 2, 4, 4, 4])
+    norms = record.read(tmp_path / "run" / "audit.npy", 0)["norm"] / np.sqrt(650)
+    # Halved by the fault, doubled by the alarm.
+    assert norms[2:] == pytest.approx(2, rel=0.3) and norms[1] == pytest.approx(1, rel=0.5)
+
+
+def test_rollback_goes_back_to_the_last_model_without_suspicion(tmp_path: Path) -> None:
+    with noise_halved(since=3):
+        outcome = run(tmp_path / "run", "audit.on_alarm=rollback")
+    assert outcome.exit_code == 5 and outcome.result["rounds_completed"] == 2
+    assert len(reserved(tmp_path / "run")) == 3
+    assert "their epsilon stays spent" in outcome.result["audit"]["alarms"][0]["cannot_undo"]
+    run(tmp_path / "two", "num_rounds=2")
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "two")]
+    assert models[0] == models[1]
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert outcome.result["metrics"] == two["metrics"]
+
+
+def test_a_run_that_was_wrong_from_the_start_goes_back_to_its_start(tmp_path: Path) -> None:
+    with noise_halved():
+        outcome = run(tmp_path / "run", "audit.on_alarm=rollback")
+    assert outcome.exit_code == 5 and outcome.result["rounds_completed"] == 0
+
+
+def test_note_writes_it_down_and_goes_on(tmp_path: Path) -> None:
+    with noise_halved(since=4):
+        outcome = run(tmp_path / "run", "audit.on_alarm=note")
+    assert outcome.exit_code == 0
+    assert {each["round"] for each in outcome.result["audit"]["alarms"]} == {4, 5}
+
+
+def test_a_run_that_is_not_over_keeps_its_coins_to_itself(tmp_path: Path) -> None:
+    with noise_halved(since=2):
+        run(tmp_path / "run", "audit=full", "audit.canaries=40", "audit.on_alarm=pause")
+    assert "opened" not in json.loads((tmp_path / "run" / "audit.json").read_text())
+    with pytest.raises(Refusal, match="not opened before the run is over"):
+        audit([str(tmp_path / "run")])
+    with pytest.raises(Refusal, match="holds no audit that is over"):
+        audit([str(tmp_path)])
+
+
+def test_coins_that_were_not_committed_to_prove_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "run", "audit=full", "audit.canaries=40")
+    terms = tmp_path / "run" / "audit.json"
+    fields = json.loads(terms.read_text())
+    fields["opened"]["seed"] = "00" * 32
+    terms.write_text(json.dumps(fields))
+    with pytest.raises(Refusal, match="not those that were committed to"):
+        audit([str(tmp_path / "run")])
