@@ -21,6 +21,7 @@ from ..privacy.refusal import Refusal
 EXIT_CODES = {Outcome.CONSISTENT: 0, Outcome.VIOLATED: 3, Outcome.TOO_WEAK: 4}
 USAGE = """\
 usage: fedveil audit RUN [--json]                          weigh a run again from its folder
+       fedveil audit RUN --membership loss|rmia|lira       attack its final model
        fedveil audit claim --epsilon E --delta D EVIDENCE  weigh any claim: fedveil audit claim --help"""
 EVIDENCE = """\
 evidence, one of:
@@ -35,6 +36,10 @@ score is of a run of its own. Exit codes: 0 consistent, 3 violated, 4 too weak t
 
 def audit(argv: Sequence[str]) -> int:
     """Run ``fedveil audit``; return the exit code."""
+    if "--membership" in argv:
+        from .membership import membership
+
+        return membership(argv)
     if argv[:1] != ["claim"] and (folders := [each for each in argv if not each.startswith("-")]):
         from .audit_run_view import audit_run
 

@@ -1,0 +1,95 @@
+"""Membership inference on a final model: what overfits is found out by each attack, what never trained is not."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedveil.client.settings import SGD
+from fedveil.client.tasks import Examples
+from fedveil.client.tasks.classification import classification
+from fedveil.client.tasks.mislabelled import losses_of
+from fedveil.client.tasks.partition import Partition
+from fedveil.client.training import train
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.refusal import Refusal
+from fedveil.simulations.audit_view import audit
+from fedveil.simulations.membership import ATTACKS, Attacked, attack_on, measured
+from fedveil.simulations.run import simulate
+
+RECORDS = 60
+OVERFIT = SGD(0.5, 40, 10)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 4))
+
+
+@cache
+def attacked(epochs: int) -> Attacked:
+    """Labels that nothing but memory can tell."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(4 * RECORDS, 20, generator=generator)
+    labels = torch.randint(4, (4 * RECORDS,), generator=generator)
+    data = Examples(inputs, labels)
+    task = classification(data, data, 4, Partition("iid", 1), network)
+    inside, outside, spare, population = (
+        Examples(inputs[n * RECORDS : (n + 1) * RECORDS], labels[n * RECORDS : (n + 1) * RECORDS])
+        for n in range(4)
+    )
+    model = task.model()
+    if epochs:
+        train(model, task, inside, SGD(0.5, epochs, 10), 0, key=1)
+    records = Examples(
+        torch.cat([inside.inputs, outside.inputs]), torch.cat([inside.targets, outside.targets])
+    )
+    losses = (losses_of(task, model, records), losses_of(task, model, population))
+    return Attacked(task, OVERFIT, records, RECORDS, losses[0], spare, (population, losses[1]))
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS])
+def test_a_model_that_overfits_is_found_out(attack: str) -> None:
+    scores = ATTACKS[attack](attacked(40), 4)
+    found = measured(scores[:RECORDS], scores[RECORDS:])
+    assert found["AUC"].low > 0.8
+    assert list(found) == ["AUC", "true positives at 0.1% false", "true positives at 1.0% false"]
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS])
+def test_a_model_that_never_trained_tells_nothing(attack: str) -> None:
+    scores = ATTACKS[attack](attacked(0), 4)
+    area = measured(scores[:RECORDS], scores[RECORDS:])["AUC"]
+    assert area.low < 0.55 and area.high > 0.45
+
+
+def test_the_command_attacks_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Refusal, match="holds no model"):
+        attack_on(tmp_path, 1)
+    settings = settings_from_overrides(["task=digits", "num_rounds=1", "privacy=none"])
+    simulate(settings, tmp_path / "a run", quiet=True)
+    capsys.readouterr()
+    assert audit([str(tmp_path / "a run"), "--membership", "rmia", "--epochs", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["members"], found["others"]) == (718, 180)
+    assert 0.3 < found["measured"]["AUC"]["value"] < 0.7
+    assert audit([str(tmp_path / "a run"), "--membership", "loss"]) == 0
+    assert "718 records that trained, 180 that did not" in capsys.readouterr().out
+    assert audit([str(tmp_path / "a run"), "--membership", "guess"]) == 2
+    with pytest.raises(Refusal, match="at least 1"):
+        audit([str(tmp_path / "a run"), "--membership", "lira", "--shadows", "0"])
+
+
+def test_the_same_records_are_attacked_every_time(tmp_path: Path) -> None:
+    settings = settings_from_overrides(["task=digits", "num_rounds=1", "privacy=none"])
+    simulate(settings, tmp_path / "run", quiet=True)
+    first, second = (attack_on(tmp_path / "run", 1) for _ in range(2))
+    assert torch.equal(first.records.inputs, second.records.inputs)
+    assert np.array_equal(first.losses, second.losses)
+    members = {row.numpy().tobytes() for row in first.records.inputs[: first.members]}
+    assert not members & {row.numpy().tobytes() for row in first.spare.inputs}
