@@ -55,7 +55,8 @@ def open_link(settings: LinkSettings, bundle: ServerBundle) -> Generator[Link]:
             with _grpc(bundle) as link:
                 yield link
         case _:
-            raise Refusal("link", settings.name, "is not there yet; provision the federation for link=grpc")
+            with _flower(bundle) as link:
+                yield link
 
 
 @contextmanager
@@ -75,3 +76,11 @@ def _grpc(bundle: ServerBundle) -> Generator[Link]:
             )
 
         yield Link(grid, presence)
+
+
+@contextmanager
+def _flower(bundle: ServerBundle) -> Generator[Link]:
+    from ..server.superlink import open_flower_link
+
+    with open_flower_link(bundle) as grid:
+        yield Link(grid, lambda: Presence(grid.connected, turned_away=grid.counts))

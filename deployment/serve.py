@@ -56,7 +56,7 @@ def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
         return _show(given)
     bundle = read_server_bundle(folder)
     with alone(folder):
-        settings = settings_for(folder, given)
+        settings = settings_for(bundle, given)
         where = folder / RUNS / settings.run
         result = _result(where)
         if result is not None and result["status"] in FINISHED:
@@ -99,15 +99,18 @@ def alone(folder: Path) -> Generator[None]:
         lock.release()
 
 
-def settings_for(folder: Path, given: Sequence[str]) -> ServerSettings:
+def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
     """Return the settings of the run that is asked for; where it had begun, `resume` names its folder.
+
+    The link is the bundles' own unless another is named, which then is refused.
 
     Raises:
       Refusal: a mistake, or a run of this name was begun with other settings.
     """
-    unfinished = _unfinished(folder) if not given else None
-    settings = server_settings(given) if unfinished is None else _begun(unfinished)
-    where = folder / RUNS / settings.run
+    unfinished = _unfinished(bundle.folder) if not given else None
+    link = [] if any(each.startswith("link=") for each in given) else [f"link={bundle.link}"]
+    settings = server_settings([*given, *link]) if unfinished is None else _begun(unfinished)
+    where = bundle.folder / RUNS / settings.run
     if not (where / CONFIG).exists():
         return settings
     now: dict[str, Any] = yaml.safe_load(settings.federation.source)

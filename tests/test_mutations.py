@@ -26,6 +26,7 @@ class Mutation:
 
 GRID_TESTS, SUM_TESTS = "test_server_private_grid.py", "test_privacy_private_sum.py"
 AUDIT_TESTS = "test_privacy_audit_bounds.py"
+ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
     "a bundle of another authority is used": Mutation(
@@ -281,6 +282,27 @@ MUTATIONS = {
         "test_client_training.py",
         "no_two_clients_or_rounds_draw",
     ),
+    "a quorum's draw counts as secret": Mutation(
+        "simulations/build.py",
+        "if isinstance(cohort, Poisson) and link.goes_by_answers:",
+        "if False:",
+        ANSWERS_TESTS,
+        "give_away",
+    ),
+    "the planned are accounted and not the invited": Mutation(
+        "strategies/cohorts.py",
+        "return self.invited.event(mechanism)",
+        "return self.planned.event(mechanism)",
+        ANSWERS_TESTS,
+        "invited_are_accounted",
+    ),
+    "a sum below the quorum is released": Mutation(
+        "server/private_grid.py",
+        "if cohort_sum.replies < self._answers.quorum:",
+        "if False:",
+        ANSWERS_TESTS,
+        "below_the_quorum",
+    ),
     "a device releases without a reservation": Mutation(
         "client/own_ledger.py",
         "ledger.reserve_new(release)",
@@ -290,7 +312,7 @@ MUTATIONS = {
     ),
     "ledger reset on reinstall": Mutation(
         "simulations/federation.py",
-        'if self.task.simulated:\n            return folder / "ledger"',
+        'if self.simulated:\n            return folder / "ledger"',
         'if True:\n            return folder / "ledger"',
         "test_end_to_end_run.py",
         "what_is_left_and_a_third",
@@ -310,7 +332,7 @@ MUTATIONS = {
         "lowers or ended",
     ),
     "a client's ledger can be shed": Mutation(
-        "simulations/run.py",
+        "simulations/opening.py",
         "require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)",
         "pass",
         "test_end_to_end_owner.py",

@@ -1,0 +1,48 @@
+"""A process that has imported what fedveil's commands import and starts each in a child of its own.
+
+It reads lines of JSON, [argv, file], and prints the child's process id. What the command prints goes into the file, and
+its exit code into the file of that name and `.rc`; one that is killed leaves none. It has no threads and no sockets,
+so that its children may have theirs.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import fedveil.__main__
+import fedveil.client.agent
+import fedveil.client.command
+import fedveil.client.dp_sgd
+import fedveil.client.link
+import fedveil.client.tasks.digits
+import fedveil.deployment.serve
+import fedveil.deployment.status
+import fedveil.server.link_grid
+
+
+def become(argv: list[str], file: str) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (1, 2):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    sys.argv = ["fedveil", *argv]
+    code = 99
+    try:
+        code = fedveil.__main__.main()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with open(f"{file}.rc", "w") as rc:
+            rc.write(str(code))
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    for line in sys.stdin:
+        asked, file = json.loads(line)
+        child = os.fork()
+        if not child:
+            become(asked, file)
+        print(child, flush=True)

@@ -1,0 +1,216 @@
+"""A federation as its people run it: provisioned, a server and five clients as processes, TLS, kills and restarts."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedveil.client.own_ledger import epsilon_of
+from fedveil.privacy.ledger import read_entries, verify
+
+FAULTS = Path(__file__).parent / "faults"
+MADE = runpy.run_path(str(FAULTS / "served.py"))
+SECONDS = 90.0
+COMMON = ("task=digits", "batch_size=40", "link.clients=0.8", "link.wait=60", "link.deadline=20")
+LOOSE = "privacy.allow_large_delta=true"  # for five clients
+# The runs of a federation share one budget: each asks for more than the runs before it have spent.
+MASKED, CENTRAL, CAPPED = ((LOOSE, f"privacy.target_epsilon={epsilon}") for epsilon in (5, 8, 11))
+
+
+def until(holds: Callable[[], object], why: Callable[[], str] = str) -> None:
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end, f"waited in vain: {why()}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Process:
+    """One command at work, or what is left of it."""
+
+    pid: int
+    file: Path
+
+    @property
+    def said(self) -> str:
+        return self.file.read_text() if self.file.exists() else ""
+
+    @property
+    def alive(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def wait(self) -> int | None:
+        """Return its exit code; None if it was killed."""
+        until(lambda: not self.alive, lambda: self.said)
+        rc = Path(f"{self.file}.rc")
+        return int(rc.read_text()) if rc.exists() else None
+
+    def kill(self, number: int = signal.SIGKILL) -> int | None:
+        os.kill(self.pid, number)
+        return self.wait()
+
+
+@dataclass
+class World:
+    """A folder of bundles, and the processes on them."""
+
+    hearts: Path
+    starter: subprocess.Popen[str]
+    clients: dict[str, Process] = field(default_factory=dict[str, Process])
+    count: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.hearts / "server"
+
+    def start(self, *argv: object) -> Process:
+        self.count += 1
+        file = self.hearts / f"{self.count}.out"
+        assert self.starter.stdin is not None and self.starter.stdout is not None
+        self.starter.stdin.write(json.dumps([[str(each) for each in argv], str(file)]) + "\n")
+        self.starter.stdin.flush()
+        return Process(int(self.starter.stdout.readline()), file)
+
+    def client(self, name: str) -> None:
+        self.clients[name] = self.start("client", "start", self.hearts / "clients" / name)
+
+    def server(self, *argv: str) -> Process:
+        return self.start("server", self.folder, *COMMON, *argv)
+
+    def rows(self, run: str) -> list[dict[str, Any]]:
+        path = self.folder / "runs" / run / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def reached(self, run: str, number: int, server: Process) -> None:
+        until(lambda: len(self.rows(run)) >= number or not server.alive, lambda: server.said)
+        assert server.alive, server.said
+
+    def result(self, run: str) -> dict[str, Any]:
+        return json.loads((self.folder / "runs" / run / "result.json").read_text())
+
+    def population(self) -> Path:
+        (path,) = (self.folder / "ledgers").glob("*.ledger")
+        return path
+
+    def own_ledgers(self, kind: str) -> list[Path]:
+        return sorted((self.hearts / "clients").glob(f"*/state/ledgers/{kind}*.ledger"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("world")
+    starter = subprocess.Popen(
+        [sys.executable, str(FAULTS / "commands.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+    )
+    made = World(MADE["make_federation"](folder, port), starter)
+    try:
+        for bundle in sorted((made.hearts / "clients").iterdir()):
+            made.client(bundle.name)
+        yield made
+    finally:
+        for each in made.clients.values():
+            if each.alive:
+                os.kill(each.pid, signal.SIGTERM)
+        starter.communicate()
+
+
+def reservations(path: Path, run: str) -> list[tuple[str, int]]:
+    keys = [json.loads(entry.key) for entry in read_entries(path) if entry.kind == "reserve"]
+    return [(name, number) for name, number, _ in keys if name.startswith(f"{run}@")]
+
+
+def test_encrypted_sums_survive_the_server_and_a_client_being_killed(world: World) -> None:
+    asked = ("privacy=client_distributed", *MASKED, "num_rounds=8", "link.enough=0.8", "run=masked")
+    server = world.server(*asked)
+    world.reached("masked", 2, server)
+    assert world.start("server", "status", world.folder).wait() == 0
+    second = world.server(*asked)
+    assert second.wait() == 2 and "in use by process" in second.said
+    server.kill()
+    assert world.start("server", "status", world.folder).wait() == 1
+    before = len(world.rows("masked"))
+
+    server = world.server(*asked)
+    world.reached("masked", before + 2, server)
+    world.clients["boston"].kill()
+    assert server.wait() == 0, server.said
+    world.client("boston")
+    rows, result = world.rows("masked"), world.result("masked")
+    assert [row["round"] for row in rows] == list(range(1, 9)) and result["status"] == "completed"
+    assert not any(row["abandoned"] for row in rows) and all(row["replies"] >= 4 for row in rows)
+    by_adversary = {row["adversary"]: row["epsilon"] for row in result["privacy"]}
+    assert 0 < by_adversary["server"] == by_adversary["model"] <= 5
+    # Every round that anybody saw was reserved before, also the one that the kill lost.
+    paid = reservations(world.population(), "masked")
+    assert {number for _, number in paid} == set(range(1, 9)) and len({name for name, _ in paid}) == 2
+    for ledger in world.own_ledgers("client-"):
+        spent = epsilon_of(ledger)
+        assert verify(ledger).ok and spent is not None and 0 < spent[0] <= 20
+        assert {number for _, number in reservations(ledger, "masked")} <= set(range(1, 9))
+
+
+def test_sigterm_ends_a_run_in_order_and_the_folder_alone_goes_on_with_it(world: World) -> None:
+    server = world.server("privacy=client_central", *CENTRAL, "num_rounds=6", "run=central")
+    world.reached("central", 1, server)
+    assert server.kill(signal.SIGTERM) == 130
+    assert "the same command goes on from here" in server.said
+    done = world.result("central")["rounds_completed"]
+    assert 1 <= done < 6
+    paid = reservations(world.population(), "central")
+    assert len(paid) == done  # nothing was lost
+    again = world.start("server", world.folder)
+    assert again.wait() == 0, again.said
+    assert [row["round"] for row in world.rows("central")] == list(range(1, 7))
+    third = world.start("server", world.folder, *COMMON, "privacy=client_central", *CENTRAL, "run=central")
+    assert third.wait() == 2 and "was begun with another num_rounds" in third.said
+
+
+def test_a_client_whose_cap_is_spent_says_so_and_the_others_go_on(world: World) -> None:
+    policy = world.hearts / "clients" / "boston" / "policy.toml"
+    policy.write_text(re.sub(r"target_epsilon = .*", "target_epsilon = 0.5", policy.read_text()))
+    world.clients["boston"].kill(signal.SIGTERM)
+    world.client("boston")
+    asked = ("privacy=client_central", *CAPPED, "num_rounds=2", "run=capped", "link.clients=1")
+    server = world.server(*asked)
+    assert server.wait() == 0, server.said
+    assert [(row["replies"], row["dropped"]) for row in world.rows("capped")] == [
+        (4, {"budget spent": 1})
+    ] * 2
+    (path,) = (world.hearts / "clients" / "boston" / "state" / "ledgers").glob("client-*.ledger")
+    assert not reservations(path, "capped")
+
+
+def test_records_are_protected_by_noise_that_each_client_plans(world: World) -> None:
+    server = world.server("privacy.target_epsilon=3", "num_rounds=2", "run=records", "link.clients=1")
+    assert server.wait() == 0, server.said
+    rows = world.rows("records")
+    assert [row["replies"] for row in rows] == [5, 5]
+    assert {row["epsilon_record"] for row in rows} == {None}
+    assert {row["epsilon"] for row in world.result("records")["privacy"]} == {3.0}
+    ledgers = [path for path in world.own_ledgers("") if not path.name.startswith("client-")]
+    spent = [epsilon_of(path) for path in ledgers]
+    assert len(spent) == 5 and all(each is not None and 0 < each[0] <= 3 for each in spent)
+    boston = epsilon_of(next(path for path in ledgers if "boston" in str(path)))
+    assert boston is not None and boston[0] <= 0.5  # its owner's cap
