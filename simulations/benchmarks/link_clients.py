@@ -55,7 +55,7 @@ def _unsaid(_: str) -> None:
 
 
 def write_endpoints(path: Path, endpoints: Sequence[Endpoint]) -> None:
-    """Write what `main` reads."""
+    """Write what `read_endpoints` reads."""
     told = [
         [each.server, each.node, *(pem.decode() for pem in asdict(each.credentials).values())]
         for each in endpoints
@@ -63,12 +63,17 @@ def write_endpoints(path: Path, endpoints: Sequence[Endpoint]) -> None:
     path.write_text(json.dumps(told))
 
 
-def main(path: Path) -> None:
-    """Follow until the process is ended."""
-    endpoints = [
+def read_endpoints(path: Path) -> list[Endpoint]:
+    """Return who is to follow where."""
+    return [
         Endpoint(server, node, Credentials(*(pem.encode() for pem in pems)))
         for server, node, *pems in json.loads(path.read_text())
     ]
+
+
+def main(path: Path) -> None:
+    """Follow until the process is ended."""
+    endpoints = read_endpoints(path)
     with tempfile.TemporaryDirectory() as folder:
         if len(endpoints) == 1:
             follow(endpoints[0], add_one, Path(folder) / "journal", threading.Event(), _unsaid)

@@ -1,6 +1,6 @@
 """Both ends of the link for tests: a federation's certificates, clients in threads, and either end as a process.
 
-As a script: `link_ends.py server|client FOLDER`, with what it needs in the folder's `end.json`.
+As a script: `link_ends.py server|client|app FOLDER`, with what it needs in the folder's `end.json`.
 """
 
 import json
@@ -22,8 +22,10 @@ from fedveil.client.link import Endpoint, follow
 from fedveil.configs.bundle_files import Credentials
 from fedveil.server.admission import admitted_in, fingerprint
 from fedveil.server.link_grid import Door, LinkGrid, open_link
+from fedveil.simulations.benchmarks.link_clients import crowd, read_endpoints
 from fedveil.simulations.benchmarks.made_certificates import Authority
 from fedveil.strategies.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
+from fedveil.strategies.secure_wire import SECURE_RECORD
 from fedveil.strategies.wire import SPEC_RECORD, memory_arrays, view
 
 link.FIRST_WAIT_SECONDS, link.LONGEST_WAIT_SECONDS, link.POLL_SECONDS = 0.05, 0.2, 0.02
@@ -179,6 +181,28 @@ def _follow(folder: Path, told: dict[str, Any]) -> None:
     follow(endpoint, handle, folder / "journal", threading.Event(), lambda _: None)
 
 
+def _train(folder: Path, told: dict[str, Any]) -> None:
+    """Be several clients of a task, with our own ClientApp; the second settings are of encrypted sums."""
+    import torch
+
+    from fedveil.client.app import make_client_app
+    from fedveil.strategies.flower_adapter import client_context
+
+    torch.set_num_threads(1)  # as in the engines
+    apps = [make_client_app(lambda _, text=text: text) for text in told["settings"]]
+    contexts = {node: client_context(1, node - 2, len(told["nodes"]), {}) for node in told["nodes"]}
+    crowd(
+        read_endpoints(folder / "ends.json"),
+        lambda message: apps[SECURE_RECORD in message.content](
+            message, contexts[message.metadata.dst_node_id]
+        ),
+        folder,
+        threading.Event(),
+    )
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[2])
-    {"server": _serve, "client": _follow}[sys.argv[1]](place, json.loads((place / "end.json").read_text()))
+    {"server": _serve, "client": _follow, "app": _train}[sys.argv[1]](
+        place, json.loads((place / "end.json").read_text())
+    )
