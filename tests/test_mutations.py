@@ -57,6 +57,20 @@ MUTATIONS = {
         "test_client_record_canaries.py",
         "show_what_is_claimed and book",
     ),
+    "an instruction is handled before it is written down": Mutation(
+        "client/link.py",
+        "begun.note(name)",
+        "pass",
+        "test_client_link.py",
+        "written_down_before",
+    ),
+    "a reply that comes twice counts twice": Mutation(
+        "server/switchboard.py",
+        ".pop(gathering.id, None)",
+        ".get(gathering.id)",
+        "test_server_link_grid.py",
+        "a_second_one_is_counted",
+    ),
     "noise removed": Mutation(
         "privacy/mechanisms/private_sum.py",
         "block += sample(sigma, block.size, stream)",

@@ -41,12 +41,13 @@ def in_this_process(name: str, workload: str, size: Size, pfl_python: str | None
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedveil.simulations.benchmarks import dp_sgd, privacy_share, secagg
+    from fedveil.simulations.benchmarks import dp_sgd, link, privacy_share, secagg
     from fedveil.simulations.benchmarks.secagg_case import Case
 
     for module in (engines, memory, privacy_share):
         monkeypatch.setattr(module, "measure", in_this_process)
     monkeypatch.setattr(memory, "COHORTS", (1, 3))
+    monkeypatch.setattr(link, "SIZES", (100,))
     monkeypatch.setattr(dp_sgd, "BATCHES", {2: 2})
     monkeypatch.setattr(memory, "POPULATIONS", (3, 6))
     monkeypatch.setattr(secagg, "CASES", (Case(6, 5, 4, 2000, 0.2),) * 2)
@@ -68,6 +69,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("memory", ["--workloads", "tiny"], [2, 2]),
         ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
         ("secagg", [], [2, 1, 1]),
+        ("link", [], [1, 1, 1]),
     ],
 )
 def test_a_benchmark_writes_its_tables(
