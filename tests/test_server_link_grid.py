@@ -265,16 +265,17 @@ def test_a_frame_beyond_the_limit_is_not_read(grid: LinkGrid, federation: Any) -
 
 
 class Answering:
-    """A raw client of node 2 that has one instruction at hand."""
+    """A raw client of node 2 that has one instruction at hand; the others that are asked are away."""
 
-    def __init__(self, grid: LinkGrid, federation: Any, timeout: float = 20) -> None:
+    def __init__(
+        self, grid: LinkGrid, federation: Any, timeout: float = 20, nodes: tuple[int, ...] = (2,)
+    ) -> None:
         self.client = RawClient(federation.endpoint(2, grid.port))
         assert isinstance(self.client.next(), Hello)
         self.got: list[Message] = []
+        asked = [asking(node, run="r", round=1) for node in nodes]
         self._asking = threading.Thread(
-            target=lambda: self.got.extend(
-                grid.send_and_receive([asking(2, run="r", round=1)], timeout=timeout)
-            )
+            target=lambda: self.got.extend(grid.send_and_receive(asked, timeout=timeout))
         )
         self._asking.start()
         begin, chunk = self.client.next(), self.client.next()
@@ -291,7 +292,7 @@ class Answering:
 
 def test_the_first_reply_counts_and_a_second_one_is_counted_as_that(grid: LinkGrid, federation: Any) -> None:
     before = grid.counts.get("duplicate", 0)
-    answering = Answering(grid, federation)
+    answering = Answering(grid, federation, timeout=1.0, nodes=(2, 3))
     for by in (1.0, 5.0):
         answering.reply(pack(moved(answering.message, by)))
     assert [answering.client.next(), answering.client.next()] == [Ack(answering.name)] * 2
