@@ -27,10 +27,10 @@ from ..privacy.durable import replace_file
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.transcript import Terms
-from ..strategies.secure_wire import SECURE_RECORD, Exchange, read_place
+from ..strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ..strategies.training_order import RecordOrder, TrainingOrder, read_order
 from ..strategies.wire import BUDGET_SPENT, NOT_ELIGIBLE, NOT_READY, read_attempt, read_round
-from .bundle import ClientBundle
+from .bundle import ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
 from .mod import FAILED, NotTrained, private_update
 from .orders import accepted
@@ -104,6 +104,7 @@ class Device:
             raise NotTrained(NOT_READY)
         if _begins(message.content) and self.why_not():
             raise NotTrained(NOT_ELIGIBLE)
+        self._renew_roster(message.content)
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""
         state = RecordDict({STATE_RECORD: ConfigRecord({STATE: before})} if before else {})
@@ -114,6 +115,16 @@ class Device:
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
         return reply
+
+    def _renew_roster(self, content: RecordDict) -> None:
+        """Take the roster that a proposal brings, if it is the authority's and newer than the device's."""
+        if (signed := roster_of(content)) is None:
+            return
+        try:
+            self.bundle = renew_roster(self.bundle, signed)
+        except Refusal as refusal:
+            logger.warning("%s", refusal)
+            raise NotTrained(FAILED) from refusal
 
     def _update(self, message: Message, context: Context) -> Message:
         trained: ClientAppCallable = self._trained

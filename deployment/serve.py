@@ -176,6 +176,7 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
         run=settings.run,
         owner=hashlib.sha256(bundle.authority + bundle.federation.encode()).hexdigest(),
         roster=bundle.roster,
+        signed_roster=bundle.signed_roster,
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),
         link=settings.link,
     )

@@ -30,6 +30,7 @@ class Masking:
       clipping_norm: L2 norm that a vector keeps where no privacy asks for one: the range of what fits.
       most_examples: of one client, where examples weigh; who has more counts as if it had these.
       suite: of primitives.
+      signed_roster: the roster as its authority signed it, for nodes that have an older one; empty where none has.
     """
 
     roster: Roster
@@ -40,6 +41,7 @@ class Masking:
     clipping_norm: float = 100.0
     most_examples: float = 1000.0
     suite: int = 1
+    signed_roster: bytes = b""
 
     def attendance(self, clients: int) -> Attendance:
         """Return who must answer of a cohort of so many, for a sum that is open to be private.

@@ -81,6 +81,7 @@ class Attempt:
       step: of the exchange that `asking` belongs to.
       asking: what to send next, by node; empty once the attempt is over.
       sent: whether that is on its way already.
+      signed_roster: what goes along with the proposal.
       asked_to_open: whether the sum may be open: nodes were asked for what opens it.
 
     Raises:
@@ -95,6 +96,7 @@ class Attempt:
         )
         self.spec = spec if wanted.noise_multiplier else replace(spec, weighted=True)
         self.semi_honest = masking.profile is Profile.SEMI_HONEST
+        self.signed_roster = masking.signed_roster
         terms = _terms(wanted, self.spec, masking, number)
         self._server = ServerAttempt(terms, masking.roster, nodes, self.spec.size, int(time.time()))
         self.step = Exchange.PROPOSAL

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Reason
 from ..privacy.secagg.server import together
-from ..strategies.secure_wire import Exchange, ask, failure_of, messages_of, model_hash
+from ..strategies.secure_wire import Exchange, ask, failure_of, messages_of, model_hash, with_roster
 from ..strategies.wire import DROP_REASONS, NOT_NEEDED
 from .masking import Masking
 from .secure_attempt import Attempt, Opened, Sum
@@ -135,7 +135,10 @@ class SecureSums:
 def _message(node: int, messages: Sequence[bytes], attempt: Attempt) -> Message:
     wanted = attempt.wanted
     records = dict(wanted.content.items()) if attempt.step is Exchange.INBOX else {}
-    content = RecordDict({**records, **ask(messages, attempt.spec, attempt.place)})
+    asked = ask(messages, attempt.spec, attempt.place)
+    if attempt.step is Exchange.PROPOSAL:  # before which a node must know the roster of the terms
+        asked = with_roster(asked, attempt.signed_roster)
+    content = RecordDict({**records, **asked})
     return Message(content, node, wanted.message_type, group_id=str(wanted.row))
 
 

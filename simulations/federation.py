@@ -68,7 +68,7 @@ class Deployed:
     Attributes:
       run: what people call the run; owners may allow it by this name.
       owner: names the federation on its ledger, in hexadecimal.
-      roster: of the clients, as the authority signed it.
+      roster, signed_roster: of the clients, read and as the authority signed it.
       ledgers: folder of the population's ledger.
       link: how rounds go.
     """
@@ -76,6 +76,7 @@ class Deployed:
     run: str
     owner: str
     roster: Roster
+    signed_roster: bytes
     ledgers: Path
     link: LinkSettings
 
@@ -163,6 +164,7 @@ class Federation:
             asked.bits,
             asked.clipping_norm,
             self._most_examples,
+            signed_roster=b"" if self.deployed is None else self.deployed.signed_roster,
         )
         real = invited_size(self.cohort, self.num_clients)
         masking.shape(round(real * self.num_nodes / self.num_clients))

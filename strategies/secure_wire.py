@@ -20,7 +20,7 @@ from ..privacy.mechanisms.private_sum import Scalar, SumSpec
 from ..privacy.mechanisms.sizing import Attendance, Layer, ShareSpec
 from .wire import SPEC_RECORD, only_arrays, view
 
-SECURE_RECORD = "fedveil.secagg"
+SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
 _OURS = (SPEC_RECORD, SECURE_RECORD)
 
 
@@ -50,6 +50,18 @@ def ask(messages: Sequence[bytes], spec: ShareSpec, place: Place) -> dict[str, C
         SPEC_RECORD: ConfigRecord({"spec": write_share_spec(spec), **asdict(place)}),
         SECURE_RECORD: ConfigRecord({"messages": list(messages)}),
     }
+
+
+def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, ConfigRecord]:
+    """Return the records, and beside them the roster as its authority signed it, if there is one to be sent."""
+    return {**records, ROSTER_RECORD: ConfigRecord({"signed": signed})} if signed else records
+
+
+def roster_of(content: RecordDict) -> bytes | None:
+    """Return the signed roster that an instruction brings, or None."""
+    record = content.config_records.get(ROSTER_RECORD)
+    found = None if record is None else record.get("signed")
+    return found if isinstance(found, bytes) else None
 
 
 def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
