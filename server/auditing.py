@@ -164,7 +164,9 @@ class Auditor:
         return [each for each in self.raised if each.alarm.level in ACTING]
 
     def columns(self) -> dict[str, Any]:
-        """The last round's numbers for its line of metrics."""
+        """The last round's numbers for its line of metrics; none before a round released anything."""
+        if not self._rows:
+            return {}
         row = self._rows[-1]
         shown: dict[str, Any] = {}
         if self.terms.delta:
