@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..privacy.audit import record
 from ..privacy.audit.alarms import Alarm, AlarmState, Check, Level, look_at
 from ..privacy.audit.canary_clients import Directions
+from ..privacy.audit.draw_check import draw_p
 from ..privacy.audit.interference import block_of
 from ..privacy.audit.noise_checks import run_p
 from ..privacy.audit.probe import MemorisationProbe, Memorised, pooled_p
@@ -89,18 +90,27 @@ class Auditor:
         else:
             block = block_of(number, self.terms.num_rounds)
             row, self.memory = watch(released, self.memory, self.directions, self.terms.canaries, block)
-            row["norm_p"] = self._norm_p(row)
+            row["norm_p"], row["draw_p"] = self._norm_p(row), self._draw_p(row)
         if due and self.probe is not None:
             self.found = self.probe.look(arrays, number)
             row["probe_p"] = pooled_p(self.found)
         record.append(self.path, row)
         return self._judge(row)
 
-    def _norm_p(self, row: Rows) -> float:
-        """The p-value of this round's noise, and of that of all rounds since the last alarm: a small shortfall adds up."""
-        since = max((each.round for each in self.raised if each.alarm.test is Check.NORM), default=0)
+    def _since_alarm(self, test: Check, row: Rows) -> Rows:
+        """All rows since the last alarm of this test, the new one among them: what is small adds up."""
+        since = max((each.round for each in self.raised if each.alarm.test is test), default=0)
         rows = [each for each in self._rows if each["round"] > since]
-        rows = record.stacked([*rows, row], self.terms.canaries)
+        return record.stacked([*rows, row], self.terms.canaries)
+
+    def _draw_p(self, row: Rows) -> float:
+        if not self.terms.clients:
+            return 1.0
+        return draw_p(self._since_alarm(Check.DRAW, row)["clients"], self.terms.clients, float(row["rate"]))
+
+    def _norm_p(self, row: Rows) -> float:
+        """The p-value of this round's noise, and of that of all rounds together."""
+        rows = self._since_alarm(Check.NORM, row)
         whole = run_p(rows["norm"], rows["noise"], self.terms.dimension)
         return min(1.0, 2 * min(float(row["norm_p"]), whole))
 
@@ -153,7 +163,7 @@ class Auditor:
     def clean(self) -> bool:
         """Whether the last round's p-values give no reason to suspect it."""
         row = self._rows[-1]
-        p_values = [row["norm_p"], row["reuse_p"], row["probe_p"]]
+        p_values = [row[name] for name in ("norm_p", "reuse_p", "draw_p", "probe_p")]
         if self.looks and self.looks[-1].round == int(row["round"]):
             p_values += list(self.looks[-1].p_values.values())
         return all(math.isnan(p) or p >= CLEAN for p in map(float, p_values))
@@ -170,7 +180,8 @@ class Auditor:
         row = self._rows[-1]
         shown: dict[str, Any] = {}
         if self.terms.delta:
-            shown |= {f"audit/{name}": float(row[name]) for name in ("norm_p", "reuse_p")}
+            names = ("norm_p", "reuse_p", *(("draw_p",) if self.terms.clients else ()))
+            shown |= {f"audit/{name}": float(row[name]) for name in names}
         if self.looks and self.looks[-1].round == int(row["round"]):
             last = self.looks[-1]
             names = ("claimed", "epsilon", "low", "high", "ceiling")

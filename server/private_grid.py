@@ -403,7 +403,8 @@ class PrivateGrid(AskingGrid):
         if self._privacy is None:
             return None
         dummies = {node: place for place, node in enumerate(self._dummies)}
-        drawn = [dummies[node] for node in self.drawn if node in dummies]
+        canaries = [dummies[node] for node in self.drawn if node in dummies]
+        drawn = (len(self.drawn) - len(canaries), canaries)
         return released_sum(number, mean, denominator, (self._plan(), self._row), self.more_noise, drawn)
 
     def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> np.ndarray:

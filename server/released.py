@@ -18,7 +18,7 @@ def released_sum(
     denominator: float,
     planned: tuple[Plan, int],
     more_noise: float,
-    canaries: Sequence[int],
+    drawn: tuple[int, Sequence[int]],
 ) -> Released:
     """Return what left in round `number`.
 
@@ -28,11 +28,11 @@ def released_sum(
       denominator: what divided the sum.
       planned: the plan that the round went by, and its row.
       more_noise: noise over what was planned and charged.
-      canaries: which were drawn.
+      drawn: how many real clients, and which canaries.
     """
     plan, row = planned
     to_clips = denominator / plan.clipping_norm
     layers = [value * to_clips for value in mean.values()]
     noise = plan.noise_std / plan.clipping_norm * more_noise
     rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
-    return Released(number, layers, noise, rate, charged, canaries)
+    return Released(number, layers, noise, rate, charged, *drawn)

@@ -90,6 +90,8 @@ def _in_words(folder: Path, terms: Terms, summary: Summary, raised: list[Raised]
     if terms.delta:
         lines.append(_line("noise as claimed", f"p = {summary.norm_p:.2g}"))
         lines.append(_line("noise new in each round", f"p = {summary.reuse_p:.2g}"))
+    if terms.clients:
+        lines.append(_line("drawn as accounted", f"p = {summary.draw_p:.2g}"))
     lines += [_line("alarm", f"round {each.round}, {in_words(each.alarm)}") for each in raised]
     return [*lines, f"{summary.outcome or 'nothing to tell'}: {summary.said}"]
 

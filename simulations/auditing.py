@@ -24,6 +24,7 @@ from ..server import checkpoint, noise_key
 from ..server.auditing import ACTING, Auditor
 from ..server.private_grid import PrivateGrid
 from ..server.rounds import Ending, State, Status
+from ..strategies.cohorts import Poisson
 from .audit_display import AuditLine
 from .audit_plot import draw
 from .dummies import audited, canary_clients, dimension_of, support_of
@@ -79,7 +80,10 @@ def begin(run: Run, fresh: bool) -> None:
         run.client = replace(run.client, canaries=told)
         canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
     probe = probe_of(federation, run.client)
-    auditor = Auditor(_terms(federation, canaries, probe), run.folder / ROWS, probe=probe)
+    terms = _terms(federation, canaries, probe)
+    if run.privacy is not None:
+        terms = replace(terms, filter_order=run.privacy.plan.filter_order)
+    auditor = Auditor(terms, run.folder / ROWS, probe=probe)
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     arrays = read_arrays(federation.task.model())
@@ -108,6 +112,8 @@ def _terms(federation: Federation, canaries: Canaries | None, probe: Memorisatio
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
     if client is not None:
         terms = replace(terms, delta=client.target_delta, adjacency=client.adjacency)
+    if client is not None and isinstance(federation.cohort, Poisson) and federation.cohort.secret:
+        terms = replace(terms, clients=clients if federation.cohort.rate < 1 else 0)
     if canaries is None:
         return terms
     return replace(
@@ -284,6 +290,7 @@ def as_json(terms: Terms, summary: Summary | None, raised: list[Raised], on_alar
         "final_model": summary.final and {k: _spelled(v) for k, v in asdict(summary.final).items()},
         "norm_p": summary.norm_p if terms.delta else None,
         "reuse_p": summary.reuse_p if terms.delta else None,
+        "draw_p": summary.draw_p if terms.clients else None,
     }
 
 

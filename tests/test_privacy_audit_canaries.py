@@ -15,6 +15,7 @@ from fedveil.privacy.audit.canary_clients import (
     round_scores,
 )
 from fedveil.privacy.audit.curves import gaussian_epsilon
+from fedveil.privacy.audit.draw_check import draw_p
 from fedveil.privacy.audit.gaussian_test import estimate, separation
 from fedveil.privacy.audit.noise_checks import cosine, norm_p, reuse_p
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -200,3 +201,21 @@ def test_updates_that_point_the_same_way_are_no_reuse() -> None:
         reuse_p(rng.standard_normal(300) + same, rng.standard_normal(300) + same, 1.0) for _ in range(300)
     ]
     assert sum(p < 0.05 for p in p_values) <= 15 + 3 * math.sqrt(15)
+
+
+# --- the draw ---------------------------------------------------------------------------------------------------
+
+
+def test_counts_of_a_poisson_draw_keep_the_level() -> None:
+    rng = np.random.default_rng(6)
+    p_values = [draw_p(rng.binomial(400, 0.25, 20), 400, 0.25) for _ in range(1000)]
+    assert sum(p < 0.05 for p in p_values) <= 50 + 3 * math.sqrt(1000 * 0.05 * 0.95)
+    small = [draw_p(rng.binomial(10, 0.3, 20), 10, 0.3) for _ in range(500)]
+    assert sum(p < 0.05 for p in small) <= 25 + 3 * 5
+
+
+def test_a_draw_that_is_larger_or_more_even_than_accounted_is_seen() -> None:
+    rng = np.random.default_rng(7)
+    assert draw_p(rng.binomial(400, 0.30, 20), 400, 0.25) < 1e-6
+    assert draw_p(np.full(10, 100), 400, 0.25) < 1e-6
+    assert draw_p(rng.binomial(400, 0.20, 20), 400, 0.25) > 0.9  # fewer than accounted leak less

@@ -28,6 +28,7 @@ class Check(StrEnum):
     ACCURACY = "accuracy"  # guesses by the median of the same scores: it confirms, and raises nothing alone
     NORM = "norm"
     REUSE = "reuse"
+    DRAW = "draw"
     MEMORISATION = "memorisation"  # exposure, or a black-box bound where nothing is claimed
 
 

@@ -47,6 +47,7 @@ class Terms:
       dimension, support: coordinates of an update, and those that one canary may use.
       delta, adjacency, filter_order: of the claim; `delta` 0 where nothing is claimed of whole clients.
       rate: the share of the rounds that a canary is in, as expected.
+      clients: the population, where the claim counts on a secret draw of it; else 0.
       probed: whether the task has a probe of memorisation.
     """
 
@@ -60,6 +61,7 @@ class Terms:
     adjacency: Adjacency = Adjacency.ZERO_OUT
     filter_order: float | None = None
     rate: float = 1.0
+    clients: int = 0
     probed: bool = False
 
     def alarms(self) -> AlarmState:
@@ -67,6 +69,8 @@ class Terms:
         planned: dict[Check, int] = {}
         if self.delta:
             planned |= {Check.NORM: self.num_rounds, Check.REUSE: self.num_rounds}
+        if self.clients:
+            planned[Check.DRAW] = self.num_rounds
         if self.canaries:
             planned |= {Check.CANARIES: len(self.looks), Check.ACCURACY: len(self.looks)}
         if self.probed:
@@ -190,6 +194,8 @@ def look_of(terms: Terms, row: Rows, measured: Measured | None) -> Look:
     p_values: dict[Check, float] = {}
     if terms.delta:
         p_values |= {Check.NORM: float(row["norm_p"]), Check.REUSE: float(row["reuse_p"])}
+    if terms.clients:
+        p_values[Check.DRAW] = float(row["draw_p"])
     if not math.isnan(float(row["probe_p"])):
         p_values[Check.MEMORISATION] = float(row["probe_p"])
     if measured is None:

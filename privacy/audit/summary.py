@@ -35,7 +35,7 @@ class Summary:
       measured: by canaries, after the last round; None without them.
       findings: lower bounds at 95 %, the ones that assume nothing last.
       final: what first and last model alone show; None without canaries or before the end.
-      norm_p, reuse_p: the smallest of the rounds, times their number.
+      norm_p, reuse_p, draw_p: the smallest of the rounds, times their number.
     """
 
     outcome: Outcome | None
@@ -45,6 +45,7 @@ class Summary:
     final: Estimate | None = None
     norm_p: float = 1.0
     reuse_p: float = 1.0
+    draw_p: float = 1.0
 
 
 def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) -> Summary:
@@ -58,7 +59,7 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
     terms, rows = evidence.terms, evidence.rows
     if not terms.delta:
         return Summary(None, "nothing is claimed of whole clients: there is no noise to check, and no claim")
-    checked = tuple(min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p"))
+    checked = tuple(min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p", "draw_p"))
     red = [each for each in raised if each.alarm.level is Level.RED]
     scores = _scores(evidence)
     if scores is None:
@@ -110,6 +111,7 @@ def _why(red: Sequence[Raised]) -> str:
     what = {
         Check.NORM: "a released sum is shorter than its claimed noise",
         Check.REUSE: "noise was used twice",
+        Check.DRAW: "clients are drawn more often, or more evenly, than was accounted",
     }.get(first.alarm.test, "canaries show more than is claimed")
     return f"{what} (round {first.round}, p = {first.alarm.p_value:.2g})"
 

@@ -28,7 +28,8 @@ class Released:
       layers: the sum by array, in clipping norms.
       noise: the std that is claimed of what is new in each coordinate, in clipping norms.
       rate, charged: the sampling rate, and the noise over clip, that the ledger was charged; noise 0 where nothing was.
-      canaries: which of them were in the cohort.
+      clients: how many real ones were in the cohort.
+      canaries: which of those were.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Released:
     noise: float
     rate: float
     charged: float
+    clients: int = 0
     canaries: Sequence[int] = ()
 
 
@@ -74,7 +76,7 @@ def watch(
     watched = whole[:: -(-whole.size // WATCHED)].copy()
     row = unwatched(released.number, canaries)
     row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
-    row["rate"], row["charged"] = released.rate, released.charged
+    row["rate"], row["charged"], row["clients"] = released.rate, released.charged, released.clients
     row["norm_p"] = norm_p(released.layers, released.noise)
     if memory.before.size:
         row["reuse_p"] = reuse_p(watched, memory.before, released.noise)
@@ -93,5 +95,6 @@ def watch(
 def unwatched(number: int, canaries: int) -> Rows:
     """Return the row of a round whose sum nothing is claimed of."""
     row = np.zeros((), row_type(canaries))
-    row["round"], row["norm_p"], row["reuse_p"], row["probe_p"] = number, 1.0, 1.0, math.nan
+    row["round"], row["probe_p"] = number, math.nan
+    row["norm_p"] = row["reuse_p"] = row["draw_p"] = 1.0
     return row

@@ -125,7 +125,9 @@ def injected(faults: tuple[Fault, ...]) -> Iterator[None]:
 def audited(name: str, *overrides: str) -> dict[str, Any]:
     """Run the default job with this fault and return what its result says of the audit."""
     faults = FAULTS[name]
-    given = [*(faults[0].overrides if faults else ()), "audit=full", "audit.on_alarm=note", *overrides]
+    given = ["audit=full", *(faults[0].overrides if faults else ()), *overrides]
+    if "audit=off" not in given:
+        given.append("audit.on_alarm=note")
     with injected(faults), tempfile.TemporaryDirectory() as folder:
         result = simulate(settings_from_overrides(given), Path(folder) / "run", quiet=True).result
     return {**result["audit"], "accuracy": result["metrics"]["accuracy"]}
