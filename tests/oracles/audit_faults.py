@@ -22,6 +22,12 @@ from fedveil.server import private_grid
 from fedveil.simulations.run import simulate
 from fedveil.strategies.cohorts import Poisson
 
+CORRECT = (
+    (),
+    ("cohort=fixed", "cohort.size=100"),
+    ("privacy.target_epsilon=8",),
+    ("privacy.adjacency=replace-one",),
+)
 MASKED = ("task=digits", "cohort=all", "privacy=client_distributed", "privacy.noise_multiplier=2",
           "privacy.target_epsilon=null", "privacy.target_delta=0.005", "num_rounds=8", "task.num_clients=40")  # fmt: skip
 
@@ -130,6 +136,8 @@ def audited(name: str, *overrides: str) -> dict[str, Any]:
         given.append("audit.on_alarm=note")
     with injected(faults), tempfile.TemporaryDirectory() as folder:
         result = simulate(settings_from_overrides(given), Path(folder) / "run", quiet=True).result
+    if result["audit"] is None:
+        return {"accuracy": result["metrics"]["accuracy"]}
     return {**result["audit"], "accuracy": result["metrics"]["accuracy"]}
 
 
@@ -139,12 +147,26 @@ def row(name: str, found: dict[str, Any]) -> str:
         first.setdefault(alarm["test"], f"{alarm['test']} round {alarm['round']} ({alarm['p_value']:.1g})")
     measured = found["measured"] and found["measured"]["epsilon"]
     shown = f"{measured:.2f}" if isinstance(measured, float) else str(measured)
-    return f"| {name} | {shown} | {found['norm_p']:.1g} | {found['reuse_p']:.1g} | {', '.join(first.values()) or '-'} | {found['verdict']} |"
+    draw = "" if found["draw_p"] is None else f"{found['draw_p']:.1g}"
+    checks = f"{found['norm_p']:.1g} | {found['reuse_p']:.1g} | {draw}"
+    return f"| {name} | {shown} | {checks} | {', '.join(first.values()) or '-'} | {found['verdict']} |"
+
+
+def correct() -> None:
+    """Twenty runs as they should be, and the accuracy with and without canaries."""
+    for seed in range(5):
+        for overrides in CORRECT:
+            found = audited("none", f"seed={seed}", *overrides)
+            print(seed, overrides, found["measured"], found["claimed"], found["alarms"], flush=True)
+        with_canaries, plain = (audited("none", f"seed={seed}", each) for each in ("audit=full", "audit=off"))
+        print("accuracy", with_canaries["accuracy"], "without canaries", plain["accuracy"], flush=True)
 
 
 if __name__ == "__main__":
-    print(
-        "| fault | measured | p, norm | p, reuse | first alarm of each test | verdict |\n|---|---|---|---|---|---|"
-    )
+    if sys.argv[1:] == ["correct"]:
+        correct()
+        sys.exit()
+    print("| fault | measured | p, norm | p, reuse | p, draw | first alarm of each test | verdict |")
+    print("|---|---|---|---|---|---|---|")
     for each in sys.argv[1:] or FAULTS:
         print(row(each, audited(each)), flush=True)
