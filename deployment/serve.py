@@ -156,7 +156,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
     federation = build(settings.federation, deployed_in(bundle, settings))
     with (
         reach(settings.link, bundle) as link,
-        watching(bundle, settings, federation, link.presence) as watch,
+        watching(bundle, settings, federation, link.presence, quiet) as watch,
     ):
         if not quiet:
             print(f"{bundle.federation}: listening on {bundle.listen}", flush=True)

@@ -18,7 +18,7 @@ After=network-online.target time-sync.target
 StartLimitIntervalSec=0
 
 [Service]
-ExecStart=/opt/fedveil/bin/fedveil {verb} %S/{folder}
+ExecStart=/opt/fedveil/bin/fedveil {verb} %S/{folder}{more}
 {restart}
 RestartSec=10
 KillMode=control-group
@@ -66,18 +66,23 @@ def client_unit(federation: str, name: str) -> str:
         federation=federation,
         verb="client start",
         folder="fedveil-client",
+        more="",
         restart="Restart=always",
         limits=CLIENT_LIMITS,
     )
 
 
 def server_unit(federation: str) -> str:
-    """The unit of the server; its bundle lies in /var/lib/fedveil-server. What it refuses, or has no budget for, is not tried again."""
+    """The unit of the server; its bundle lies in /var/lib/fedveil-server, and `run.env` there names the run.
+
+    What it refuses, or has no budget for, is not tried again.
+    """
     return _UNIT.format(
         what="server",
         federation=federation,
         verb="server",
         folder="fedveil-server",
-        restart="Restart=on-failure\nRestartPreventExitStatus=2 3",
+        more=" $RUN",
+        restart="EnvironmentFile=-%S/fedveil-server/run.env\nRestart=on-failure\nRestartPreventExitStatus=2 3",
         limits=SERVER_LIMITS,
     )

@@ -23,6 +23,7 @@ from ..configs.schema import ServerSettings
 from ..privacy.durable import replace_file
 from ..privacy.refusal import Refusal
 from ..server.bundle import ServerBundle
+from ..simulations.display import say
 from ..simulations.federation import Federation
 from ..simulations.recording import Run
 from ..simulations.run import Outcome
@@ -42,10 +43,11 @@ class Watch:
     """Gathers what there is to say, and says it once a second where it has changed.
 
     Args:
-      folder: the server's.
+      bundle: the server's.
       settings: of the run.
       federation: built from them.
       presence: who is connected.
+      quiet: say nothing to people.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Watch:
         settings: ServerSettings,
         federation: Federation,
         presence: Callable[[], Presence],
+        quiet: bool = False,
     ) -> None:
+        self._quiet = quiet
         self._folder, self._bundle, self._presence = bundle.folder, bundle, presence
         self._settings, self._federation = settings, federation
         self._rounds: dict[str, Any] = rounds_of([])
@@ -77,6 +81,10 @@ class Watch:
     def wait_for(self, clients: int) -> None:
         """Take note that no round begins before so many clients are connected; 0: that it may begin."""
         waiting = f"for {clients} of {self._federation.num_clients} clients" if clients else ""
+        if waiting and self._state != "waiting":
+            log("waits", run=self._settings.run, clients=clients)
+            if not self._quiet:
+                say(f"waiting {waiting}")
         self._say("waiting" if clients else "training", waiting)
 
     def end(self, outcome: Outcome) -> Outcome:
@@ -195,13 +203,14 @@ def watching(
     settings: ServerSettings,
     federation: Federation,
     presence: Callable[[], Presence],
+    quiet: bool = False,
 ) -> Generator[Watch]:
     """Watch a run as long as the context lasts.
 
     Raises:
       Refusal: the log cannot be written, or the port for Prometheus is taken.
     """
-    watch = Watch(bundle, settings, federation, presence)
+    watch = Watch(bundle, settings, federation, presence, quiet)
     with _logging(bundle.folder / LOG), serving(settings.metrics_port, watch.status):
         thread = threading.Thread(target=watch.follow, name="watch", daemon=True)
         thread.start()

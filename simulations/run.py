@@ -250,7 +250,7 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
         except OSError as problem:
             run.ending = Ending(Status.FAILED, recording.cannot_write(run, problem), run.state)
     if run.ending.status is Status.INTERRUPTED:
-        run.ending = replace(run.ending, reason=f"interrupted; {recording.again(run)} goes on from here")
+        run.ending = replace(run.ending, reason=f"{recording.again(run)} goes on from here")
 
 
 def _first_state(run: Run, strategy: Strategy) -> State:
