@@ -1,6 +1,7 @@
 """The privacy group of a composed configuration, and the aggregation that goes with it, read strictly."""
 
 from ..privacy.budget import Adjacency
+from ..privacy.secagg.suite import SUITES
 from ..privacy.secagg.transcript import Profile
 from .reader import Section
 from .schema import (
@@ -108,7 +109,10 @@ def read_secagg(section: Section, privacy: PrivacySettings) -> SecaggSettings | 
         dropout=section.real("dropout", at_least=0, below=1),
         collusion=section.real("collusion", at_least=0, below=1),
         clipping_norm=section.real("clipping_norm", above=0),
+        suite=section.whole("suite", at_least=min(SUITES), at_most=max(SUITES)),
     )
+    if settings.suite not in SUITES:
+        section.refuse("suite", f"choose from {', '.join(map(str, SUITES))}")
     if settings.bits not in (None, 16, 32):
         section.refuse("bits", "must be 16, 32 or null")
     if name == "masked" and not distributed and isinstance(privacy, ClientCentral | RecordAndClient):

@@ -122,6 +122,8 @@ class SecaggSettings:
     """Share of a cohort that may work for the server."""
     clipping_norm: float
     """Of a client's update where no client-level privacy clips it: the range of what a sum holds."""
+    suite: int
+    """Of primitives, by number: 1, 2 with ML-KEM-768 beside X25519, or 4 with ChaCha20."""
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,7 @@ class Federation:
             asked.bits,
             asked.clipping_norm,
             self._most_examples,
+            asked.suite,
             signed_roster=b"" if self.deployed is None else self.deployed.signed_roster,
         )
         real = invited_size(self.cohort, self.num_clients)

@@ -233,6 +233,13 @@ MUTATIONS = {
         "test_privacy_secagg_protocol.py",
         "no_quorum_signed",
     ),
+    "a hybrid key of X25519 alone": Mutation(
+        "privacy/secagg/hybrid.py",
+        "return derive(key + secret,",
+        "return derive(key + bytes(32),",
+        "test_privacy_secagg_hybrid.py",
+        "both_secrets_are_needed or has_no_mask",
+    ),
     "survivors not counted before a sum is opened": Mutation(
         "privacy/secagg/server.py",
         "if count < self._terms.minimum_survivors:",

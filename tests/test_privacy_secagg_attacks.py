@@ -170,7 +170,7 @@ def opened_by_split_views(cohort, honest, targets):
     living = [node for node in everybody if node not in others]
     bare = sum(np.frombuffer(frames[node][: 4 * DIMENSION], np.uint32) for node in living)
     context = agreed.round(everybody, MODEL)
-    add_masks(bare, list(remaining_masks(agreed, living, others, shares, context)), agreed.suite)
+    add_masks(bare, list(remaining_masks(agreed, living, others, shares, context, {})), agreed.suite)
     return np.array_equal(bare, total(vectors, living, 32))
 
 
@@ -527,7 +527,7 @@ def test_only_the_reason_leaves():
 def flipped(value):
     """Return another value of the same type."""
     if isinstance(value, bytes):
-        return bytes([value[0] ^ 1, *value[1:]])
+        return b"\1" if not value else bytes([value[0] ^ 1, *value[1:]])
     if isinstance(value, str):
         return "semi_honest" if value == "malicious" else value + "x"
     return value * 2 if isinstance(value, float) and value else value + 1
@@ -546,7 +546,10 @@ def variants(value):
         yield "flipped", flipped(value)
         yield "of another type", None
         if isinstance(value, bytes):
-            yield "cut", value[:-1]
+            if value:
+                yield "cut", value[:-1]
+                yield "flipped in the middle", _flip(value, len(value) // 2)
+                yield "flipped at the end", _flip(value, len(value) - 1)
             yield "longer", value + b"\0"
 
 
@@ -563,12 +566,12 @@ def judge(cohort, vectors, outcome, target):
 HARMLESS = re.compile(r"2\.\d left out")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_field_of_every_message_to_a_node(stage):
-    _, out = play(Cohort(5, 3), stage)
+@pytest.mark.parametrize(("suite", "stage"), [*((1, stage) for stage in STAGES), (2, "share"), (2, "mask")])
+def test_every_field_of_every_message_to_a_node(suite, stage):
+    _, out = play(Cohort(5, 3, suite=suite), stage)
     sample = msgpack.unpackb(next(iter(out.values())))
     for number, (name, _) in enumerate(variants(sample)):
-        cohort = Cohort(5, 3)
+        cohort = Cohort(5, 3, suite=suite)
         vectors, target = cohort.vectors(DIMENSION), list(cohort.nodes)[number % 5]
 
         def change(at, node, message, target=target, number=number):

@@ -35,7 +35,7 @@ def cohorts(draw):
     profile = draw(st.sampled_from(Profile))
     least = neighbours // 2 + 1 if profile is Profile.MALICIOUS else 1
     threshold = draw(st.integers(least, neighbours))
-    bits, suite = draw(st.sampled_from((16, 32))), draw(st.sampled_from((1, 4)))
+    bits, suite = draw(st.sampled_from((16, 32))), draw(st.sampled_from((1, 2, 4)))
     return Cohort(size, threshold, neighbours, bits, profile, suite=suite)
 
 
@@ -97,18 +97,19 @@ def test_a_node_may_be_another_process_at_every_message():
 
 
 def secrets_of(attempt):
-    names = ("mask_seed", "own_seed", "share_key", "reply_key")
+    names = ("mask_seed", "own_seed", "share_seed", "reply_key")
     many = [
         joined[at : at + 32]
-        for joined in (attempt.held, attempt.pair_keys)
+        for joined in (attempt.held, attempt.pair_keys, attempt.mask_secrets)
         for at in range(0, len(joined), 32)
     ]
     opening = {seed for _, seed in attempt.openings}
     return {*(getattr(attempt, name) for name in names), *many, *opening} - {b""}
 
 
-def test_nothing_secret_is_left_after_the_shares_are_revealed():
-    cohort = Cohort(5, 3, openings=((4, b"o" * 32), (6, b"c" * 32)))
+@pytest.mark.parametrize("suite", [1, 2])
+def test_nothing_secret_is_left_after_the_shares_are_revealed(suite):
+    cohort = Cohort(5, 3, suite=suite, openings=((4, b"o" * 32), (6, b"c" * 32)))
     vectors, secrets, before, attempts = cohort.vectors(20), {}, {}, {}
 
     def watch(stage, node, message):
@@ -122,8 +123,8 @@ def test_nothing_secret_is_left_after_the_shares_are_revealed():
         return unseal(SUITES[1], NODE_KEY, write_state(node, NODE_KEY), frame(Purpose.STATE, node.node))
 
     assert isinstance(cohort.run(vectors, message_wire=watch), Outcome)
-    for number, node in cohort.nodes.items():
-        assert len(secrets[number]) == 4 + 4 + 2 * 4 + 2
+    for place, (number, node) in enumerate(cohort.nodes.items()):
+        assert len(secrets[number]) == 4 + 4 + 2 * 4 + 2 + (4 - place if suite == 2 else 0)
         assert sum(secret in before[number] for secret in secrets[number]) >= 4  # the check can fail
         after = opened(node)
         assert not any(secret in after for secret in secrets[number])

@@ -48,7 +48,8 @@ class Work:
 class Attempt:
     """What a node remembers of one attempt between messages; seeds, keys, `held` and `openings` are secret.
 
-    `pair_keys` are those under which shares travel, of 32 bytes, by ascending neighbour.
+    `pair_keys` are those under which shares travel, of 32 bytes, by ascending neighbour; `mask_secrets` the same of those
+    that this node made for higher neighbours, where the suite is hybrid.
     """
 
     terms: Terms
@@ -56,7 +57,7 @@ class Attempt:
     context: bytes
     mask_seed: bytes
     own_seed: bytes
-    share_key: bytes
+    share_seed: bytes
     reply_key: bytes
     adverts: tuple[Advert, ...]
     stage: Stage = Stage.ADVERTISED
@@ -66,6 +67,7 @@ class Attempt:
     alive: tuple[int, ...] = ()
     openings: Openings = ()
     pair_keys: bytes = b""
+    mask_secrets: bytes = b""
 
     @cached_property
     def agreed(self) -> Agreement:
@@ -80,8 +82,8 @@ class Attempt:
 
     def erase(self) -> None:
         """Let go of every secret. Python cannot overwrite bytes; what it freed may stay in memory for a while."""
-        self.mask_seed = self.own_seed = self.share_key = self.reply_key = self.held = b""
-        self.pair_keys, self.openings = b"", ()
+        self.mask_seed = self.own_seed = self.share_seed = self.reply_key = self.held = b""
+        self.pair_keys, self.mask_secrets, self.openings = b"", b"", ()
 
 
 def tagged(attempt: Attempt, body: bytes) -> bytes:

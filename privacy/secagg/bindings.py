@@ -9,6 +9,7 @@ from functools import cached_property
 
 from .graph import neighbourhoods
 from .messages import Advert, Confirmation
+from .refusal import Reason, Refused
 from .suite import Suite, derive, suite_of
 from .transcript import Purpose, Terms, digest, frame, round_context, setup_context
 
@@ -30,7 +31,9 @@ def commitment(context: bytes, node: int, own_seed: bytes) -> bytes:
 
 def advert_body(advert: Advert) -> bytes:
     """Return what the signature of an advert is over, beside the attempt's context."""
-    return frame(Purpose.ADVERT, advert.node, advert.mask_key, advert.share_key, advert.commitment)
+    return frame(
+        Purpose.ADVERT, advert.node, advert.mask_key, advert.share_key, advert.commitment, advert.kem_keys
+    )
 
 
 def confirmation_body(confirmation: Confirmation) -> bytes:
@@ -71,6 +74,15 @@ class Agreement:
     @cached_property
     def suite(self) -> Suite:
         return suite_of(self.terms.suite)
+
+    def check_keys(self) -> None:
+        """Return if every advert has the keys that the suite asks for.
+
+        Raises:
+          Refused: MALFORMED.
+        """
+        if any(len(advert.kem_keys) != self.suite.kem_key_bytes for advert in self.adverts):
+            raise Refused(Reason.MALFORMED, "an advert without the keys of its suite, or with others")
 
     @cached_property
     def nodes(self) -> tuple[int, ...]:
@@ -114,9 +126,9 @@ class Agreement:
     def share_info(self) -> bytes:
         return frame(Purpose.SHARE, self.cohort)
 
-    def share_label(self, sender: int, receiver: int) -> bytes:
-        """Return the associated data of a sealed pair of shares."""
-        return frame(Purpose.SHARE, self.cohort, sender, receiver)
+    def share_label(self, sender: int, receiver: int, block: bytes = b"") -> bytes:
+        """Return the associated data of a sealed pair of shares: with the hybrid block beside it, which it vouches for."""
+        return frame(Purpose.SHARE, self.cohort, sender, receiver, *([block] if block else []))
 
     def round(self, sharers: Sequence[int], model_hash: bytes) -> bytes:
         """Return the context of masks and confirmations."""

@@ -6,13 +6,11 @@ whole cohort: a node opens nothing before more nodes signed the same set than co
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from .attempt import Attempt, Stage, Work, masked, tagged
 from .bindings import (
@@ -28,6 +26,7 @@ from .bindings import (
 )
 from .fields import NODES
 from .graph import colluders
+from .hybrid import blocks, mask_secret, mixed, offer, public_keys, share_secret
 from .messages import (
     SEALED_BYTES,
     SHARE_BYTES,
@@ -48,8 +47,8 @@ from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
 from .shamir import new_secret, split
-from .suite import KEY_BYTES, agree, key_from_seed, public_of, seal, sign, unseal, verify
-from .transcript import Profile, Terms
+from .suite import KEY_BYTES, agree, key_from_seed, public_of, seal, sign, suite_of, unseal, verify
+from .transcript import Profile, Purpose, Terms
 
 ToNode = Cohort | Inbox | Survivors | Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
@@ -148,11 +147,14 @@ class Participant:
 
     def _advertise(self, terms: Terms, candidates: tuple[int, ...], server_key: bytes) -> bytes:
         context = attempt_context(terms, candidates, server_key)
-        mask_seed, own_seed, share_key = new_secret(), new_secret(), os.urandom(SHARE_BYTES)
-        secret = X25519PrivateKey.from_private_bytes(share_key)
+        mask_seed, own_seed, share_seed = new_secret(), new_secret(), new_secret()
+        secret = key_from_seed(share_seed, Purpose.SHARE_KEY)
         reply_key = agree(secret, server_key, reply_info(context))
         bound = commitment(context, self.node, own_seed)
-        unsigned = Advert(self.node, public_of(key_from_seed(mask_seed)), public_of(secret), bound, b"")
+        kem_keys = public_keys(share_seed, mask_seed) if suite_of(terms.suite).hybrid else b""
+        unsigned = Advert(
+            self.node, public_of(key_from_seed(mask_seed)), public_of(secret), bound, b"", kem_keys
+        )
         advert = replace(unsigned, signature=sign(self.key, context, advert_body(unsigned)))
         for held, old in list(self.attempts.items()):
             if (old.terms.run, old.terms.round) == (terms.run, terms.round):
@@ -160,7 +162,7 @@ class Participant:
         while len(self.attempts) >= LIVE_ATTEMPTS:
             self._end(next(iter(self.attempts)))
         self.attempts[context] = Attempt(
-            terms, candidates, context, mask_seed, own_seed, share_key, reply_key, (advert,)
+            terms, candidates, context, mask_seed, own_seed, share_seed, reply_key, (advert,)
         )
         return write(advert)
 
@@ -174,6 +176,7 @@ class Participant:
             verify(member.public, attempt.context, advert_body(advert), advert.signature)
         attempt.adverts = cohort.adverts
         agreed = attempt.agreed
+        agreed.check_keys()
         peers = agreed.neighbours(self.node)
         _enough(attempt.terms, agreed.nodes, peers)
         points = [agreed.points[peer] for peer in peers]
@@ -183,14 +186,22 @@ class Participant:
             split(attempt.mask_seed, threshold, points),
             strict=True,
         )
-        secret = X25519PrivateKey.from_private_bytes(attempt.share_key)
+        secret = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY)
         keys = [agree(secret, agreed.by_node[peer].share_key, agreed.share_info) for peer in peers]
+        attempt.pair_keys, made = b"".join(keys), [b""] * len(peers)
+        if agreed.suite.hybrid:
+            offers = [offer(agreed, self.node, peer, attempt.mask_seed) for peer in peers]
+            attempt.mask_secrets = b"".join(each.mask_secret for each in offers)
+            keys = [
+                mixed(key, each.share_secret, agreed.share_info)
+                for key, each in zip(keys, offers, strict=True)
+            ]
+            made = [each.block for each in offers]
         sealed = bytearray()
-        for peer, key, shares in zip(peers, keys, pairs, strict=True):
-            sealed += seal(agreed.suite, key, b"".join(shares), agreed.share_label(self.node, peer))
-        attempt.pair_keys, attempt.share_key = b"".join(keys), b""
+        for peer, key, shares, block in zip(peers, keys, pairs, made, strict=True):
+            sealed += seal(agreed.suite, key, b"".join(shares), agreed.share_label(self.node, peer, block))
         attempt.stage = Stage.SHARED
-        return tagged(attempt, write(SealedShares(agreed.cohort, bytes(sealed))))
+        return tagged(attempt, write(SealedShares(agreed.cohort, bytes(sealed), b"".join(made))))
 
     def _mask(self, attempt: Attempt, inbox: Inbox, work: Work | None) -> bytes:
         """2: open the neighbours' shares, compute, and send the vector under all masks."""
@@ -201,30 +212,55 @@ class Participant:
             raise Refused(Reason.WRONG_COHORT, "who shared is not a part of who advertised, with this node")
         peers = agreed.neighbours(self.node, set(inbox.sharers))
         _enough(attempt.terms, inbox.sharers, peers)
-        attempt.held = self._open_shares(attempt, agreed, peers, inbox.sealed)
+        pairs = [(peer, self.node) for peer in peers] if agreed.suite.hybrid else []
+        offered = dict(zip(peers, blocks(inbox.kem, pairs), strict=False))
+        attempt.held = self._open_shares(attempt, agreed, peers, inbox.sealed, offered)
         attempt.sharers, attempt.model_hash = inbox.sharers, inbox.model_hash
         attempt.stage = Stage.MASKED
         context = agreed.round(inbox.sharers, inbox.model_hash)
         secret, info = key_from_seed(attempt.mask_seed), pair_mask_info(context)
         masks = [(own_mask_key(attempt.own_seed, context), 1)]
-        masks += [
-            (agree(secret, agreed.by_node[peer].mask_key, info), mask_sign(self.node, peer)) for peer in peers
-        ]
+        for peer in peers:
+            key = agree(secret, agreed.by_node[peer].mask_key, info)
+            if agreed.suite.hybrid:
+                key = mixed(key, self._mask_secret(attempt, agreed, peer, offered), info)
+            masks.append((key, mask_sign(self.node, peer)))
+        attempt.mask_secrets = b""
         vector, attempt.openings = work.vector(attempt.terms)
         return masked(attempt, vector, masks, context)
 
-    def _open_shares(self, attempt: Attempt, agreed: Agreement, peers: Sequence[int], sealed: bytes) -> bytes:
+    def _mask_secret(
+        self, attempt: Attempt, agreed: Agreement, peer: int, offered: Mapping[int, bytes]
+    ) -> bytes:
+        if peer < self.node:
+            return mask_secret(agreed, attempt.mask_seed, self.node, peer, {peer: {self.node: offered[peer]}})
+        higher = [other for other in agreed.neighbours(self.node) if other > self.node]
+        start = KEY_BYTES * bisect_left(higher, peer)
+        return attempt.mask_secrets[start : start + KEY_BYTES]
+
+    def _open_shares(
+        self,
+        attempt: Attempt,
+        agreed: Agreement,
+        peers: Sequence[int],
+        sealed: bytes,
+        offered: Mapping[int, bytes],
+    ) -> bytes:
         if len(sealed) != SEALED_BYTES * len(peers):
             raise Refused(Reason.MALFORMED, "not one sealed pair of shares for each neighbour")
-        made, held = agreed.neighbours(self.node), bytearray()
+        sealed_for, held = agreed.neighbours(self.node), bytearray()
         for place, peer in enumerate(peers):
-            start = KEY_BYTES * bisect_left(made, peer)
+            start = KEY_BYTES * bisect_left(sealed_for, peer)
             key = attempt.pair_keys[start : start + KEY_BYTES]
+            if agreed.suite.hybrid:
+                secret = share_secret(attempt.share_seed, offered[peer])
+                key = mixed(key, secret, agreed.share_info)
             one = sealed[SEALED_BYTES * place : SEALED_BYTES * (place + 1)]
-            held += unseal(agreed.suite, key, one, agreed.share_label(peer, self.node))
+            label = agreed.share_label(peer, self.node, offered.get(peer, b""))
+            held += unseal(agreed.suite, key, one, label)
         if len(held) != 2 * SHARE_BYTES * len(peers):
             raise Refused(Reason.BAD_SHARE, "a sealed pair of another length")
-        attempt.pair_keys = b""
+        attempt.pair_keys = attempt.share_seed = b""
         return bytes(held)
 
     def _confirm(self, attempt: Attempt, sets: Survivors) -> bytes:

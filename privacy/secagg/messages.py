@@ -15,7 +15,7 @@ import msgpack
 from .fields import ascending, fixed, many, node, nodes, read_terms, reason, unpack, write_terms
 from .refusal import Reason, Refused
 from .shamir import SECRET_BYTES
-from .suite import KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_BYTES
+from .suite import KEM_KEY_BYTES, KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_BYTES
 from .transcript import HASH_BYTES, Terms
 
 SHARE_BYTES = 32
@@ -35,13 +35,17 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Advert:
-    """0, reply: ephemeral X25519 keys for masks and for shares, a commitment to the private seed, a signature."""
+    """0, reply: ephemeral X25519 keys for masks and for shares, a commitment to the private seed, a signature.
+
+    `kem_keys` are ML-KEM's for shares and for masks, where the suite is hybrid; else empty.
+    """
 
     node: int
     mask_key: bytes
     share_key: bytes
     commitment: bytes
     signature: bytes
+    kem_keys: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,25 @@ class Cohort:
 
 @dataclass(frozen=True)
 class SealedShares:
-    """1, reply: one sealed pair of shares for each neighbour, by ascending node, and the cohort it is for."""
+    """1, reply: one sealed pair of shares for each neighbour, by ascending node, and the cohort it is for.
+
+    `kem` holds a block for each neighbour, as `hybrid` says; empty without it.
+    """
 
     cohort: bytes
     sealed: bytes
+    kem: bytes = b""
 
 
 @dataclass(frozen=True)
 class Inbox:
-    """2, to the node: the sealed shares of its neighbours, who shared at all, and which model to start from."""
+    """2, to the node: its neighbours' sealed shares and blocks, who shared at all, and which model to start from."""
 
     context: bytes
     model_hash: bytes
     sharers: tuple[int, ...]
     sealed: bytes
+    kem: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -201,10 +210,17 @@ _FIELDS: dict[type[Message], dict[str, Callable[[Any], Any]]] = {
         "share_key": fixed(KEY_BYTES),
         "commitment": _hash,
         "signature": fixed(SIGNATURE_BYTES),
+        "kem_keys": many(KEM_KEY_BYTES),
     },
     Cohort: {"context": _hash, "adverts": _rows(Advert)},
-    SealedShares: {"cohort": _hash, "sealed": many(SEALED_BYTES)},
-    Inbox: {"context": _hash, "model_hash": _hash, "sharers": nodes, "sealed": many(SEALED_BYTES)},
+    SealedShares: {"cohort": _hash, "sealed": many(SEALED_BYTES), "kem": many(1)},
+    Inbox: {
+        "context": _hash,
+        "model_hash": _hash,
+        "sharers": nodes,
+        "sealed": many(SEALED_BYTES),
+        "kem": many(1),
+    },
     Survivors: {"context": _hash, "alive": nodes, "dead": nodes},
     Confirmation: {
         "node": node,

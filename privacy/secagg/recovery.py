@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .bindings import Agreement, commitment, mask_sign, own_mask_key, pair_mask_info
+from .hybrid import Offered, mask_secret, mixed
 from .messages import SHARE_BYTES
 from .refusal import Reason, Refused
 from .shamir import combine
@@ -23,7 +24,12 @@ def by_owner(agreed: Agreement, sharers: Sequence[int], revealed: Mapping[int, b
 
 
 def remaining_masks(
-    agreed: Agreement, alive: Sequence[int], dead: Sequence[int], shares: Shares, context: bytes
+    agreed: Agreement,
+    alive: Sequence[int],
+    dead: Sequence[int],
+    shares: Shares,
+    context: bytes,
+    offered: Offered,
 ) -> Iterator[tuple[bytes, int]]:
     """Yield key and sign of every mask to add so that the sum of the living is bare.
 
@@ -43,9 +49,13 @@ def remaining_masks(
     info, living = pair_mask_info(context), set(alive)
     for node in dead:
         public = agreed.by_node[node].mask_key
-        secret = key_from_seed(seed(node, lambda s, p=public: public_of(key_from_seed(s)) == p))
+        mask_seed = seed(node, lambda s, p=public: public_of(key_from_seed(s)) == p)
+        secret = key_from_seed(mask_seed)
         for peer in agreed.neighbours(node, living):
-            yield agree(secret, agreed.by_node[peer].mask_key, info), mask_sign(node, peer)
+            key = agree(secret, agreed.by_node[peer].mask_key, info)
+            if agreed.suite.hybrid:
+                key = mixed(key, mask_secret(agreed, mask_seed, node, peer, offered), info)
+            yield key, mask_sign(node, peer)
 
 
 def _seed(

@@ -20,6 +20,7 @@ from .bindings import (
     reply_info,
     survivors_digest,
 )
+from .hybrid import blocks
 from .masks import Vector, add_masks
 from .messages import (
     DECLINED_BYTES,
@@ -112,6 +113,7 @@ class ServerAttempt:
         self._adverts: dict[int, Advert] = {}
         self._reply_keys: dict[int, bytes] = {}
         self._sealed: dict[int, bytes] = {}
+        self._offered: dict[int, dict[int, bytes]] = {}
         self._confirmations: dict[int, Confirmation] = {}
         self._revealed: dict[int, bytes] = {}
         self._seeds: dict[int, bytes] = {}
@@ -175,6 +177,8 @@ class ServerAttempt:
     def _take_advert(self, node: int, advert: Advert) -> None:
         if advert.node != node:
             raise Refused(Reason.UNKNOWN_MEMBER, "an advert of another node")
+        if len(advert.kem_keys) != self._suite.kem_key_bytes:
+            raise Refused(Reason.MALFORMED, "an advert without the keys of its suite, or with others")
         public = self._roster.member(node, self._now).public
         verify(public, self.context, advert_body(advert), advert.signature)
         self._reply_keys[node] = agree(self._key, advert.share_key, reply_info(self.context))
@@ -185,6 +189,9 @@ class ServerAttempt:
             raise Refused(Reason.WRONG_COHORT, "shares for other adverts than these")
         if len(shares.sealed) != SEALED_BYTES * len(self._agreed.neighbours(node)):
             raise Refused(Reason.MALFORMED, "not one sealed pair of shares for each neighbour")
+        peers = self._agreed.neighbours(node) if self._suite.hybrid else ()
+        made = blocks(shares.kem, [(node, peer) for peer in peers])
+        self._offered[node] = dict(zip(peers, made, strict=True))
         self._sealed[node] = shares.sealed
 
     def _take_vector(self, node: int, frame: bytes) -> None:
@@ -240,7 +247,7 @@ class ServerAttempt:
 
     def _end(self) -> None:
         self._ask(Due.NOTHING, {})
-        for kept in (self._reply_keys, self._sealed, self._revealed, self._confirmations):
+        for kept in (self._reply_keys, self._sealed, self._offered, self._revealed, self._confirmations):
             kept.clear()
 
     def _send_cohort(self) -> Outgoing:
@@ -255,7 +262,7 @@ class ServerAttempt:
         self._enough(len(self._sharers))
         self._round = self._agreed.round(self._sharers, model_hash)
         inboxes = {
-            node: write(Inbox(self.context, model_hash, self._sharers, self._parcel(node)))
+            node: write(Inbox(self.context, model_hash, self._sharers, *self._parcel(node)))
             for node in self._sharers
         }
         self._sealed.clear()
@@ -267,13 +274,14 @@ class ServerAttempt:
         kept = frozenset(node for node in sharers if len(self._agreed.neighbours(node, sharers)) >= least)
         return kept if kept == sharers else self._connected(kept)
 
-    def _parcel(self, node: int) -> bytes:
-        """Return the sealed shares that this node's neighbours made for it, by ascending neighbour."""
-        parcel = bytearray()
+    def _parcel(self, node: int) -> tuple[bytes, bytes]:
+        """Return the sealed shares that this node's neighbours made for it, and their blocks, by ascending neighbour."""
+        parcel, kem = bytearray(), bytearray()
         for peer in self._agreed.neighbours(node, self._sharing):
+            kem += self._offered[peer].get(node, b"")
             start = SEALED_BYTES * bisect_left(self._agreed.neighbours(peer), node)
             parcel += self._sealed[peer][start : start + SEALED_BYTES]
-        return bytes(parcel)
+        return bytes(parcel), bytes(kem)
 
     def _send_survivors(self) -> Outgoing:
         self._alive = tuple(sorted(self._answered))
@@ -291,7 +299,9 @@ class ServerAttempt:
 
     def _unmask(self) -> Outcome:
         shares = by_owner(self._agreed, self._sharers, self._revealed)
-        masks = list(remaining_masks(self._agreed, self._alive, self._dead, shares, self._round))
+        masks = list(
+            remaining_masks(self._agreed, self._alive, self._dead, shares, self._round, self._offered)
+        )
         add_masks(self._total, masks, self._suite)
         self._end()
         return Outcome(self._total, self._alive, self._seeds)

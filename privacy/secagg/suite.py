@@ -2,7 +2,7 @@
 
 X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), Ed25519 (RFC 8032), AES-256-GCM (NIST SP 800-38D) and
 ChaCha20-Poly1305 (RFC 8439), all from `cryptography`. Suites differ in the cipher that seals shares and whose key
-stream makes the masks.
+stream makes the masks, and in whether ML-KEM-768 (FIPS 203) has a part in their keys: see `hybrid`.
 """
 
 import os
@@ -23,6 +23,7 @@ from .refusal import Reason, Refused
 from .transcript import Purpose, frame
 
 KEY_BYTES = 32
+KEM_KEY_BYTES = 2 * 1184  # one of ML-KEM-768 for shares, one for masks
 NONCE_BYTES = 12
 TAG_BYTES = 16
 SIGNATURE_BYTES = 64
@@ -52,12 +53,22 @@ class Suite:
     name: str
     aead: Callable[[bytes], AESGCM | ChaCha20Poly1305] = field(repr=False)
     stream: Callable[[bytes], KeyStream] = field(repr=False)
+    hybrid: bool = False
+
+    @property
+    def kem_key_bytes(self) -> int:
+        """How long a node's ML-KEM keys are."""
+        return KEM_KEY_BYTES if self.hybrid else 0
 
 
 SUITES = {
     suite.number: suite
     for suite in (
         Suite(1, "X25519, HKDF-SHA256, AES-256-GCM, Ed25519", AESGCM, _aes_stream),
+        # For what must stay shut to whoever records it today and has a quantum computer later.
+        Suite(
+            2, "X25519 and ML-KEM-768, HKDF-SHA256, AES-256-GCM, Ed25519", AESGCM, _aes_stream, hybrid=True
+        ),
         # For processors without AES instructions.
         Suite(4, "X25519, HKDF-SHA256, ChaCha20-Poly1305, Ed25519", ChaCha20Poly1305, _chacha_stream),
     )
@@ -80,9 +91,9 @@ def new_key() -> X25519PrivateKey:
     return X25519PrivateKey.generate()
 
 
-def key_from_seed(seed: bytes) -> X25519PrivateKey:
-    """Return the key-agreement key that a 32-byte seed stands for; the seed is what is shared, not the key."""
-    return X25519PrivateKey.from_private_bytes(derive(seed, frame(Purpose.MASK_KEY)))
+def key_from_seed(seed: bytes, purpose: Purpose = Purpose.MASK_KEY) -> X25519PrivateKey:
+    """Return the key-agreement key that a 32-byte seed stands for; the key says nothing of the seed."""
+    return X25519PrivateKey.from_private_bytes(derive(seed, frame(purpose)))
 
 
 def public_of(key: X25519PrivateKey | Ed25519PrivateKey) -> bytes:

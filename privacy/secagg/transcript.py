@@ -35,11 +35,15 @@ class Purpose(StrEnum):
     SIGNATURE = "signature"
     COMMITMENT = "commitment"
     MASK_KEY = "mask key"
+    SHARE_KEY = "share key"
     OWN_MASK = "own mask"
     PAIR_MASK = "pair mask"
     SHARE = "share"
     SURVIVORS = "survivors"
     STATE = "state"
+    KEM = "kem"
+    HYBRID = "hybrid"
+    ESCROW = "escrow"
 
 
 class Profile(StrEnum):

@@ -1,0 +1,121 @@
+"""Hybrid keys of suite 2: beside each X25519 agreement lies one of ML-KEM-768 (FIPS 203), and only both give the key.
+
+So messages recorded today stay shut to whoever breaks X25519 later. ML-KEM alone agrees for one direction at a time. The
+sender of shares encapsulates to the receiver's key for shares; the lower of two nodes encapsulates to the higher one's
+key for masks. What the latter gives must be had again from either node's mask seed, once that is opened: the higher
+one's key comes from its seed, and the lower one seals it under its own (`escrow`), which everybody may see.
+
+Both secrets go into HKDF together, as in X-Wing (Barbosa et al., 2024), where ML-KEM's ciphertext need not be bound again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+
+from .bindings import Agreement
+from .refusal import Reason, Refused
+from .suite import KEM_KEY_BYTES, KEY_BYTES, NONCE_BYTES, TAG_BYTES, derive, seal, unseal
+from .transcript import Purpose, frame
+
+CIPHERTEXT_BYTES = 1088
+ESCROW_BYTES = KEY_BYTES + NONCE_BYTES + TAG_BYTES
+
+Offered = Mapping[int, Mapping[int, bytes]]  # blocks by sender and receiver
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a node makes for one neighbour: the block that travels, and its secrets of 32 bytes.
+
+    Attributes:
+      block: ciphertext for shares; from the lower to the higher node also ciphertext and escrow for masks.
+      share_secret: of the shares that the node seals for this neighbour.
+      mask_secret: of the pair's mask; empty where the neighbour makes it.
+    """
+
+    block: bytes
+    share_secret: bytes
+    mask_secret: bytes
+
+
+def kem_key(seed: bytes) -> MLKEM768PrivateKey:
+    """Return the ML-KEM key that a 32-byte seed stands for."""
+    return MLKEM768PrivateKey.from_seed_bytes(
+        b"".join(derive(seed, frame(Purpose.KEM, half)) for half in (0, 1))
+    )
+
+
+def public_keys(share_seed: bytes, mask_seed: bytes) -> bytes:
+    """Return a node's public keys for shares and for masks, of `KEM_KEY_BYTES` together."""
+    return b"".join(kem_key(seed).public_key().public_bytes_raw() for seed in (share_seed, mask_seed))
+
+
+def mixed(key: bytes, secret: bytes, info: bytes) -> bytes:
+    """Return the key that takes both an X25519 key and an ML-KEM secret, 32 bytes."""
+    return derive(key + secret, frame(Purpose.HYBRID, info))
+
+
+def offer(agreed: Agreement, sender: int, receiver: int, mask_seed: bytes) -> Offer:
+    """Return fresh secrets for a neighbour.
+
+    Raises:
+      Refused: MALFORMED when the neighbour's keys are none.
+    """
+    keys = agreed.by_node[receiver].kem_keys
+    for_shares, for_masks = keys[: KEM_KEY_BYTES // 2], keys[KEM_KEY_BYTES // 2 :]
+    share_secret, block = _encapsulated(for_shares)
+    if sender > receiver:
+        return Offer(block, share_secret, b"")
+    mask_secret, more = _encapsulated(for_masks)
+    escrow = seal(agreed.suite, _escrow_key(agreed, mask_seed, receiver), mask_secret, b"")
+    return Offer(block + more + escrow, share_secret, mask_secret)
+
+
+def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return the blocks of these (sender, receiver), one behind the other.
+
+    Raises:
+      Refused: MALFORMED for another length.
+    """
+    found: list[bytes] = []
+    place = 0
+    for sender, receiver in pairs:
+        size = CIPHERTEXT_BYTES + (CIPHERTEXT_BYTES + ESCROW_BYTES if sender < receiver else 0)
+        found.append(data[place : place + size])
+        place += size
+    if place != len(data):
+        raise Refused(Reason.MALFORMED, "not one block of keys for each neighbour")
+    return found
+
+
+def share_secret(share_seed: bytes, block: bytes) -> bytes:
+    """Return the secret of the shares that a neighbour sealed, from its block."""
+    return kem_key(share_seed).decapsulate(block[:CIPHERTEXT_BYTES])
+
+
+def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offered: Offered) -> bytes:
+    """Return the secret of a pair's mask from one node's seed.
+
+    Raises:
+      Refused: BAD_SHARE when the node sealed another one for itself.
+    """
+    if peer < node:
+        cipher = offered[peer][node][CIPHERTEXT_BYTES : 2 * CIPHERTEXT_BYTES]
+        return kem_key(mask_seed).decapsulate(cipher)
+    return unseal(
+        agreed.suite, _escrow_key(agreed, mask_seed, peer), offered[node][peer][-ESCROW_BYTES:], b""
+    )
+
+
+def _escrow_key(agreed: Agreement, mask_seed: bytes, peer: int) -> bytes:
+    return derive(mask_seed, frame(Purpose.ESCROW, agreed.cohort, peer))
+
+
+def _encapsulated(public: bytes) -> tuple[bytes, bytes]:
+    try:
+        return MLKEM768PublicKey.from_public_bytes(public).encapsulate()
+    except ValueError as error:
+        raise Refused(Reason.MALFORMED, "not a usable ML-KEM-768 public key") from error
