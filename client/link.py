@@ -34,11 +34,10 @@ from ..strategies.frames import (
     Gathering,
     Hello,
     frames_of,
-    read,
     write,
 )
 from ..strategies.message_bytes import Buffer, MalformedMessage, pack_body, segments, unpack
-from ..strategies.stream_loop import stream_loop
+from ..strategies.stream_loop import next_frame, stream_loop, until_one_ends
 from ..strategies.wire import HANDLED_BEFORE
 from .journal import Journal
 from .mod import FAILED
@@ -55,7 +54,7 @@ OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.http2.lookahead_bytes", 1 << 19),  # as at the server
     ("grpc.http2.bdp_probe", 0),
-    # Through NAT, whose shortest memory of a connection is about a minute (RFC 5382 asks for two hours).
+    # Through NAT: RFC 5382 asks that a quiet connection is kept for two hours; not all do.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -186,7 +185,11 @@ class Line:
 
     async def _connect_for_ever(self) -> None:
         while True:
-            why = await self._session()
+            try:
+                why = await self._session()
+            except Exception as error:
+                logger.exception("the link failed")
+                why = type(error).__name__
             self._failures = min(self._failures + 1, 16)
             longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (self._failures - 1))
             seconds = longest * random.uniform(0.2, 1.0)
@@ -217,7 +220,7 @@ class Line:
         async with asyncio.timeout(GREETING_SECONDS):
             known = [*self._pending, *reversed(self._replies)][:MAX_KNOWN]
             await call.write(write(Hello(PROTOCOL_VERSION, self._endpoint.node, known)))
-            frame = read(await _next(call))
+            frame = await next_frame(call)
         if not isinstance(frame, Hello) or frame.version != PROTOCOL_VERSION:
             raise BadFrame(f"this client speaks protocol {PROTOCOL_VERSION}; the server said {frame}")
         self._failures = 0
@@ -225,22 +228,13 @@ class Line:
     async def _exchange(self, call: Any) -> None:
         self._outbox = asyncio.Queue()
         self._owed.clear()  # the server reminds of what it still wants
-        tasks = [
-            asyncio.ensure_future(work) for work in (self._receive(call), self._send(call, self._outbox))
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for task in done:
+        for task in await until_one_ends(self._receive(call), self._send(call, self._outbox)):
             task.result()
 
     async def _receive(self, call: Any) -> None:
         gathering: Gathering | None = None
         while True:
-            frame = read(await _next(call))
+            frame = await next_frame(call)
             if isinstance(frame, Ack):
                 self._owed.discard(frame.id)
                 self._settle()
@@ -301,10 +295,3 @@ class Line:
 
 
 Inbox = queue.SimpleQueue[tuple[Line, str, bytearray]]
-
-
-async def _next(call: Any) -> bytes:
-    data = await call.read()
-    if not data:
-        raise EOFError("the server ended the stream")
-    return data

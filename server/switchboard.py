@@ -25,16 +25,17 @@ from ..strategies.frames import (
     Gathering,
     Hello,
     frames_of,
-    read,
     write,
 )
 from ..strategies.message_bytes import Buffer
+from ..strategies.stream_loop import next_frame, until_one_ends
 from .admission import Admitted, fingerprint
 
 HELLO_SECONDS = 10.0  # for the first frame
 CHECK_SECONDS = 1.0  # between two looks at who is admitted
 REPLY_RATIO = 4  # a reply in 8 bytes a coordinate to a model in 4 is twice as large; and room
 REPLY_ROOM = 1 << 20
+MOST_UNREAD = 1000  # of what waits to be sent to a client
 REMEMBERED = 4096  # answered ids, to tell a reply that comes twice from one that comes late
 
 Code = grpc.StatusCode
@@ -121,7 +122,9 @@ class Switchboard:
     def withdraw(self, letters: Iterable[Letter]) -> None:
         """Stop waiting: what is answered from now on is late."""
         for letter in letters:
-            self._waiting.get(letter.node, {}).pop(letter.id, None)
+            waiting = self._waiting.get(letter.node, {})
+            if waiting.get(letter.id) is letter:  # and not the same question of a later exchange
+                del waiting[letter.id]
 
     async def watch(self) -> None:
         """End the streams of those who are no longer admitted, for ever."""
@@ -143,12 +146,13 @@ class Switchboard:
             await self._refuse(context, Code.PERMISSION_DENIED, f"the key {key} is not admitted")
         hello = await self._greet(context, node)
         peer = _Peer(node, key, context, self._traffic.setdefault(node, Traffic()))
-        self._peers[node] = peer
+        self._peers[node] = peer  # nothing is awaited between the look at who is here and this
         peer.traffic.since = time.time()
         peer.traffic.streams += 1
         for letter in self._waiting.get(node, {}).values():
             peer.outbox.put_nowait(Begin(letter.id, 0) if letter.id in hello.known else letter)
         try:
+            await context.write(write(Hello(PROTOCOL_VERSION, SERVER_NODE, [])))
             await self._exchange(peer)
         finally:
             del self._peers[node]
@@ -162,7 +166,7 @@ class Switchboard:
     async def _greet(self, context: Any, node: int) -> Hello:
         try:
             async with asyncio.timeout(HELLO_SECONDS):
-                frame = read(await _next(context))
+                frame = await next_frame(context)
         except (TimeoutError, BadFrame, EOFError):
             await self._refuse(context, Code.INVALID_ARGUMENT, "a stream begins with a hello")
         if not isinstance(frame, Hello) or frame.node != node:
@@ -172,21 +176,11 @@ class Switchboard:
             await self._refuse(context, Code.FAILED_PRECONDITION, why)
         if node in self._peers:
             await self._refuse(context, Code.ALREADY_EXISTS, f"node {node} is connected already")
-        await context.write(write(Hello(PROTOCOL_VERSION, SERVER_NODE, [])))
         return frame
 
     async def _exchange(self, peer: _Peer) -> None:
         """Send and receive until either ends, or the node is no longer admitted."""
-        tasks = [
-            asyncio.ensure_future(work)
-            for work in (self._receive(peer), self._send(peer), peer.revoked.wait())
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        done = await until_one_ends(self._receive(peer), self._send(peer), peer.revoked.wait())
         if peer.revoked.is_set():
             await self._refuse(peer.context, Code.PERMISSION_DENIED, f"the key {peer.key} was revoked")
         for task in done:
@@ -206,12 +200,11 @@ class Switchboard:
     async def _receive(self, peer: _Peer) -> None:
         gathering: Gathering | None = None
         while True:
-            data = await _next(peer.context)
-            peer.traffic.bytes_in += len(data)
-            frame = read(data)
+            frame = await next_frame(peer.context)
             if isinstance(frame, Begin) and gathering is None:
                 gathering = self._begin(peer, frame)
             elif isinstance(frame, Chunk) and gathering is not None:
+                peer.traffic.bytes_in += len(frame.data)
                 if gathering.add(frame):
                     self._finish(peer, gathering)
                     gathering = None
@@ -232,12 +225,6 @@ class Switchboard:
             letter.deliver(letter, gathering.data)
         elif gathering.data:  # nobody waits any more for what was wanted when it began
             self._counts["late"] += 1
+        if peer.outbox.qsize() > MOST_UNREAD:
+            raise BadFrame("more replies than acknowledgements are read")
         peer.outbox.put_nowait(Ack(gathering.id))
-
-
-async def _next(context: Any) -> bytes:
-    """Return the next frame's bytes; EOFError where the client sends no more."""
-    data = await context.read()
-    if not data:
-        raise EOFError
-    return data

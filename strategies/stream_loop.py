@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Coroutine
 from functools import cache
+from typing import Any
+
+from .frames import Frame, read
 
 _lock = threading.Lock()
 
@@ -20,3 +24,28 @@ def _running_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="streams", daemon=True).start()
     return loop
+
+
+async def next_frame(stream: Any) -> Frame:
+    """Return what the other end of a stream of gRPC's sends next.
+
+    Raises:
+      BadFrame: it is none.
+      EOFError: it sends no more.
+    """
+    data = await stream.read()
+    if not data:
+        raise EOFError("the other end has closed the stream")
+    return read(data)
+
+
+async def until_one_ends(*works: Coroutine[Any, Any, Any]) -> set[asyncio.Task[Any]]:
+    """Do all of it at a time until one ends; cancel the others and return those that have ended."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return done
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

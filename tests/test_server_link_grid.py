@@ -264,6 +264,17 @@ def test_a_frame_beyond_the_limit_is_not_read(grid: LinkGrid, federation: Any) -
     client.close()
 
 
+def test_replies_without_end_whose_acknowledgements_nobody_reads_end_the_stream(
+    grid: LinkGrid, federation: Any
+) -> None:
+    client = RawClient(federation.endpoint(2, grid.port))
+    frames = list(frames_of("x" * 250, [b"y"]))
+    for _ in range(4000):
+        client.send(*frames)
+    assert client.status() == ("INVALID_ARGUMENT", "more replies than acknowledgements are read")
+    client.close()
+
+
 class Answering:
     """A raw client of node 2 that has one instruction at hand; the others that are asked are away."""
 

@@ -133,6 +133,10 @@ class RawClient:
                 pass
         except grpc.RpcError:
             pass
+        return self.status()
+
+    def status(self) -> tuple[str, str]:
+        """Wait for the end without reading."""
         return self._call.code().name, self._call.details()
 
     def close(self) -> None:
