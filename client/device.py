@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from ..privacy.budget import Budget, Unit
@@ -27,6 +27,7 @@ from ..privacy.durable import replace_file
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.transcript import Terms
+from ..strategies.flower_adapter import records_of
 from ..strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ..strategies.training_order import RecordOrder, TrainingOrder, read_order
 from ..strategies.wire import BUDGET_SPENT, NOT_ELIGIBLE, NOT_READY, read_attempt, read_round
@@ -110,7 +111,7 @@ class Device:
         state = RecordDict({STATE_RECORD: ConfigRecord({STATE: before})} if before else {})
         context = Context(0, self.bundle.identity.node, {}, state, {})
         reply = self._update(message, context)
-        record = context.state.config_records.get(STATE_RECORD)
+        record = records_of(context.state, ConfigRecord).get(STATE_RECORD)
         after = b"" if record is None else record[STATE]
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
@@ -252,4 +253,4 @@ def before_its_time(bundle: ClientBundle) -> str | None:
 
 def _begins(content: RecordDict) -> bool:
     """Whether a message asks for work, or for the promise of it; what was promised is seen through."""
-    return bool(content.array_records) or read_place(content).exchange is Exchange.PROPOSAL
+    return bool(records_of(content, ArrayRecord)) or read_place(content).exchange is Exchange.PROPOSAL

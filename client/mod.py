@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from ..privacy.mechanisms.private_sum import encode
 from ..privacy.secagg.transcript import Terms
+from ..strategies.flower_adapter import records_of
 from ..strategies.wire import DROP_REASONS, layout_of, only_arrays, read_spec, reply_with, view
 
 logger = logging.getLogger("fedveil.client")
@@ -89,6 +90,6 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
 def scalars_of(reply: Message) -> dict[str, float]:
     """Return every metric of a reply that is a number."""
     values: dict[str, float] = {}
-    for record in reply.content.metric_records.values():
+    for record in records_of(reply.content, MetricRecord).values():
         values |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
     return values

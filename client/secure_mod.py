@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import cast
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
 from ..privacy.mechanisms.distributed import encode_share, openings
@@ -25,6 +25,7 @@ from ..privacy.secagg.masks import Vector
 from ..privacy.secagg.node_state import read_state, write_state
 from ..privacy.secagg.refusal import Reason, Refused
 from ..privacy.secagg.transcript import Terms
+from ..strategies.flower_adapter import records_of
 from ..strategies.secure_wire import (
     answer,
     messages_of,
@@ -59,7 +60,7 @@ def secure_update(
     try:
         node = _remembered(context, identity)
         try:
-            work = job.work() if message.content.array_records else None
+            work = job.work() if records_of(message.content, ArrayRecord) else None
             replies = [_handled(node, each, work) for each in asked]
         finally:
             context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
@@ -76,7 +77,7 @@ def secure_update(
 
 def _remembered(context: Context, identity: Identity) -> Participant:
     node = identity.participant()
-    record = context.state.config_records.get(STATE_RECORD)
+    record = records_of(context.state, ConfigRecord).get(STATE_RECORD)
     if record is not None:
         sealed = record[STATE]
         assert isinstance(sealed, bytes)

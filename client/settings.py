@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from ..privacy.budget import Adjacency, Budget, Unit
+from ..strategies.flower_adapter import records_of
 
 TRAIN_LOSS = "train_loss"  # the metric that a client reports of its training
 
@@ -169,7 +170,11 @@ class ClientSettings:
 
 def training_settings(content: RecordDict, settings: ClientSettings) -> SGD:
     """Return how to train in this round: the client's settings, and what the strategy sends along."""
-    mu = [record["proximal-mu"] for record in content.config_records.values() if "proximal-mu" in record]
+    mu = [
+        record["proximal-mu"]
+        for record in records_of(content, ConfigRecord).values()
+        if "proximal-mu" in record
+    ]
     return SGD(
         settings.learning_rate, settings.local_epochs, settings.batch_size, float(str(mu[0])) if mu else 0.0
     )

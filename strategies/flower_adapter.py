@@ -9,9 +9,9 @@ import json
 import logging
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from flwr.app import Context, Error, Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SERVER_NODE = 1  # flwr.supercore.constant.SUPERLINK_NODE_ID
 RUN_ID = 1
 TASK_ID = 1
+
+Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 def claim_identity(run_id: int, task_id: int = TASK_ID) -> Run:
@@ -49,6 +51,15 @@ def arrived(payload: RecordDict | Error, metadata: Metadata) -> Message:
     """Return a message as a link delivers it: with the metadata that it came with."""
     made: Any = Message  # its published overloads leave out the metadata
     return made(payload, metadata=metadata)
+
+
+def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
+    """Return the records of one kind by name.
+
+    Flower's own `array_records` and its like tie the content into a cycle: its arrays, megabytes of a model, are then
+    held until the garbage collector comes by, which counts objects and not bytes.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
 def quiet_flower(level: int = logging.ERROR) -> None:

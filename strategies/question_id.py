@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
+from .flower_adapter import records_of
 from .message_bytes import Body
 from .wire import SPEC_RECORD
 
@@ -17,7 +18,7 @@ def question_id(message: Message, body: Body, node: int) -> str | None:
 
     Two messages have one id if, and only if, they ask the same, whatever link carries them and however often.
     """
-    record = message.content.config_records.get(SPEC_RECORD)
+    record = records_of(message.content, ConfigRecord).get(SPEC_RECORD)
     if record is None:
         return None
     run, *place = (str(record.get(name, 0)) for name in ("run", "round", "attempt", "exchange"))

@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from ..privacy.mechanisms.private_sum import Scalar, SumSpec
 from ..privacy.mechanisms.sizing import Attendance, Layer, ShareSpec
+from .flower_adapter import records_of
 from .wire import SPEC_RECORD, only_arrays, view
 
 SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
@@ -59,7 +60,7 @@ def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, Co
 
 def roster_of(content: RecordDict) -> bytes | None:
     """Return the signed roster that an instruction brings, or None."""
-    record = content.config_records.get(ROSTER_RECORD)
+    record = records_of(content, ConfigRecord).get(ROSTER_RECORD)
     found = None if record is None else record.get("signed")
     return found if isinstance(found, bytes) else None
 
@@ -74,13 +75,13 @@ def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
 
 def failure_of(content: RecordDict) -> int | None:
     """Return the code of a reply that says why one of its messages is empty."""
-    found = content.config_records.get(SECURE_RECORD, ConfigRecord()).get("failure")
+    found = records_of(content, ConfigRecord).get(SECURE_RECORD, ConfigRecord()).get("failure")
     return found if isinstance(found, int) else None
 
 
 def messages_of(content: RecordDict) -> list[bytes] | None:
     """Return the protocol's bytes in an instruction or a reply; None if it has none, or anything else in their place."""
-    record = content.config_records.get(SECURE_RECORD)
+    record = records_of(content, ConfigRecord).get(SECURE_RECORD)
     found = None if record is None else record.get("messages")
     if not isinstance(found, list) or not all(isinstance(each, bytes) for each in found):
         return None
@@ -99,7 +100,7 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
       Refusal: it is unsafe, as `ShareSpec` says.
       ValueError, TypeError, KeyError: it is none.
     """
-    fields = json.loads(str(content.config_records[SPEC_RECORD]["spec"]))
+    fields = json.loads(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"]))
     summed = fields.pop("sum")
     scalars = tuple(Scalar(**scalar) for scalar in summed.pop("scalars"))
     attendance = Attendance(**fields.pop("attendance"))
@@ -109,7 +110,7 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
 
 def read_place(content: RecordDict) -> Place:
     """Return where an instruction belongs."""
-    record = content.config_records[SPEC_RECORD]
+    record = records_of(content, ConfigRecord)[SPEC_RECORD]
     round_, attempt, exchange = (int(str(record[name])) for name in ("round", "attempt", "exchange"))
     return Place(str(record["run"]), round_, attempt, Exchange(exchange))
 
@@ -131,7 +132,7 @@ def model_hash(content: RecordDict) -> bytes:
         value = np.ascontiguousarray(view(array))
         digest.update(json.dumps([name, str(value.dtype), value.shape]).encode())
         digest.update(value.data if value.size else b"")
-    for name, record in sorted(content.config_records.items()):
+    for name, record in sorted(records_of(content, ConfigRecord).items()):
         if name not in _OURS:
             digest.update(json.dumps([name, sorted(record.items())], default=repr).encode())
     return digest.digest()

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from ..privacy.budget import Adjacency, Budget, Unit, real, word
 from ..privacy.refusal import Refusal
+from .flower_adapter import records_of
 
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 4096  # one has under 700
@@ -153,7 +154,9 @@ class TrainingOrder:
 
 def read_order(content: RecordDict) -> TrainingOrder | None:
     """Return the order in an instruction, or None if it has none. Refusal when it has two, or one that is none."""
-    found = [record[ORDER_KEY] for record in content.config_records.values() if ORDER_KEY in record]
+    found = [
+        record[ORDER_KEY] for record in records_of(content, ConfigRecord).values() if ORDER_KEY in record
+    ]
     if not found:
         return None
     if len(found) > 1 or not isinstance(found[0], str):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..privacy.mechanisms.private_sum import CohortSum, Contribution, Scalar, SumSpec, add
 from ..privacy.refusal import Refusal
+from .flower_adapter import records_of
 
 SPEC_RECORD = "fedveil.sum"
 VECTOR_RECORD = "fedveil.vector"
@@ -120,18 +121,18 @@ def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) ->
 
 def read_round(content: RecordDict) -> tuple[str, int]:
     """Return the run and the round an instruction belongs to, as ledgers name them."""
-    record = content.config_records[SPEC_RECORD]
+    record = records_of(content, ConfigRecord)[SPEC_RECORD]
     return str(record["run"]), int(str(record["round"]))
 
 
 def read_attempt(content: RecordDict) -> int:
     """Return which attempt at its round an instruction belongs to; sums in the clear have one."""
-    return int(str(content.config_records[SPEC_RECORD].get("attempt", 0)))
+    return int(str(records_of(content, ConfigRecord)[SPEC_RECORD].get("attempt", 0)))
 
 
 def read_spec(content: RecordDict) -> SumSpec | None:
     """Return the parameters of the private sum this instruction belongs to, or None if it is none."""
-    record = content.config_records.get(SPEC_RECORD)
+    record = records_of(content, ConfigRecord).get(SPEC_RECORD)
     if record is None:
         return None
     fields = json.loads(str(record["spec"]))
@@ -141,7 +142,7 @@ def read_spec(content: RecordDict) -> SumSpec | None:
 
 def only_arrays(content: RecordDict) -> ArrayRecord:
     """Return the one array record of an instruction or a reply."""
-    records = list(content.array_records.values())
+    records = list(records_of(content, ArrayRecord).values())
     if len(records) != 1:
         raise ValueError(f"expected one ArrayRecord, found {len(records)}")
     return records[0]
@@ -167,7 +168,7 @@ def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
 
 def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | str:
     """Return the reply's vector, or the reason why it has none. Sizes are checked before any byte is parsed."""
-    record = content.array_records.get(VECTOR_RECORD)
+    record = records_of(content, ArrayRecord).get(VECTOR_RECORD)
     if record is None or len(content) != 1 or list(record.keys()) != [VECTOR]:
         return "layout"
     array = record[VECTOR]

@@ -1,6 +1,8 @@
 """Bad replies: every one is dropped and counted, and none changes the sum."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +19,7 @@ from fedveil.strategies.wire import (
     instruct,
     layout_of,
     memory_arrays,
+    only_arrays,
     read_round,
     read_spec,
     reply_with,
@@ -168,3 +171,23 @@ def test_a_memory_array_is_an_array_to_flower() -> None:
 def test_four_bytes_a_coordinate() -> None:
     sent = reply_with(np.arange(SIZE, dtype=np.int32), request())
     assert sent.content.array_records[VECTOR_RECORD][VECTOR].dtype == "int32"
+
+
+def test_what_was_read_is_let_go_at_once() -> None:
+    """A cycle would hold a model of 40 MB until the garbage collector has counted enough small objects."""
+    gc.collect()
+    gc.disable()
+    try:
+        instruction = Message(
+            instruct(RecordDict({"arrays": memory_arrays({"w": GOOD})}), SPEC, "run", 1), 2, "train"
+        )
+        name_message(instruction, "1")
+        assert read_spec(instruction.content) is not None and read_round(instruction.content) == ("run", 1)
+        only_arrays(instruction.content)
+        answer = reply_with(GOOD, instruction)
+        add_reply(CohortSum(np.zeros(SIZE)), answer, SPEC)
+        contents = [weakref.ref(each.content) for each in (instruction, answer)]
+        del instruction, answer
+        assert [content() for content in contents] == [None, None]
+    finally:
+        gc.enable()

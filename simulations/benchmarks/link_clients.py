@@ -17,11 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from ...client.journal import Journal
 from ...client.link import Endpoint, Handle, Inbox, Line, answer_one, follow
 from ...configs.bundle_files import Credentials
+from ...strategies.flower_adapter import records_of
 from ...strategies.stream_loop import stream_loop
 from ...strategies.wire import memory_arrays, view
 
@@ -32,7 +33,7 @@ def add_one(message: Message) -> Message:
     """Return the instruction's arrays, each number plus one."""
     arrays = {
         name: np.add(view(array), 1, dtype=np.float32)
-        for name, array in message.content.array_records[ARRAYS].items()
+        for name, array in records_of(message.content, ArrayRecord)[ARRAYS].items()
     }
     return Message(RecordDict({ARRAYS: memory_arrays(arrays)}), reply_to=message)
 

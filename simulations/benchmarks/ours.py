@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
@@ -27,7 +27,7 @@ from ...privacy.planning import Plan
 from ...server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ...server.rounds import Loop, State, run_rounds
 from ...strategies.cohorts import Fixed
-from ...strategies.flower_adapter import quiet_flower
+from ...strategies.flower_adapter import quiet_flower, records_of
 from ...strategies.registry import make_strategy
 from ...strategies.wire import memory_arrays, view
 from ..engine import InProcessGrid
@@ -58,7 +58,7 @@ def app_of(workload: str, size: Size) -> ClientApp:
 
     @app.train(mods=[private_update])
     def train(message: Message, context: Context) -> Message:
-        received = next(iter(message.content.array_records.values()))
+        received = next(iter(records_of(message.content, ArrayRecord).values()))
         arrays = memory_arrays({name: np.add(view(a), np.float32(IDLE_STEP)) for name, a in received.items()})
         metrics = MetricRecord({"num-examples": 1, TRAIN_LOSS: 0.0})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
