@@ -153,10 +153,14 @@ class Switchboard:
             peer.outbox.put_nowait(Begin(letter.id, 0) if letter.id in hello.known else letter)
         try:
             await context.write(write(Hello(PROTOCOL_VERSION, SERVER_NODE, [])))
-            await self._exchange(peer)
+            ended = await self._exchange(peer)
         finally:
             del self._peers[node]
             peer.traffic.since = None
+        if (
+            ended is not None
+        ):  # a client that does not read hears of it late, or never: it is gone all the same
+            await self._refuse(context, *ended)
 
     async def _refuse(self, context: Any, code: Any, why: str) -> NoReturn:
         self._counts[code.name.lower()] += 1
@@ -178,14 +182,15 @@ class Switchboard:
             await self._refuse(context, Code.ALREADY_EXISTS, f"node {node} is connected already")
         return frame
 
-    async def _exchange(self, peer: _Peer) -> None:
-        """Send and receive until either ends, or the node is no longer admitted."""
+    async def _exchange(self, peer: _Peer) -> tuple[Any, str] | None:
+        """Send and receive until either ends, or the node is no longer admitted; return why it must end, if it must."""
         done = await until_one_ends(self._receive(peer), self._send(peer), peer.revoked.wait())
         if peer.revoked.is_set():
-            await self._refuse(peer.context, Code.PERMISSION_DENIED, f"the key {peer.key} was revoked")
+            return Code.PERMISSION_DENIED, f"the key {peer.key} was revoked"
         for task in done:
             if isinstance(error := task.exception(), BadFrame):
-                await self._refuse(peer.context, Code.INVALID_ARGUMENT, str(error))
+                return Code.INVALID_ARGUMENT, str(error)
+        return None
 
     async def _send(self, peer: _Peer) -> None:
         while True:
