@@ -1,0 +1,155 @@
+"""Flower's own link with real processes: SuperLink, front and devices, secure aggregation on, and Flower's own SuperNode.
+
+Slow: pytest -m campaign tests/test_end_to_end_flower.py
+"""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fedveil.client.own_ledger import epsilon_of
+from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger_book import RESERVE
+from fedveil.server import superlink
+from fedveil.server.bundle import read_server_bundle
+from fedveil.server.masking import Masking
+from fedveil.server.secure_attempt import Opened, Sum
+from fedveil.server.secure_sum import SecureSums
+from fedveil.server.superlink import open_flower_link
+from fedveil.server.supernode_grid import SuperNodeGrid
+
+pytestmark = pytest.mark.campaign
+
+MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
+CLASSES, CLIENTS, FEATURES, ORDER, SPEC, content = (
+    MADE[name] for name in ("CLASSES", "CLIENTS", "FEATURES", "ORDER", "SPEC", "content")
+)
+SUPERNODE = Path(sys.executable).with_name("flower-supernode")
+OFF = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+PATIENCE = 90.0
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        folder = MADE["make_federation"](tmp_path, free.getsockname()[1])
+    for file in [*folder.glob("clients/*/client.toml"), folder / "server" / "server.toml"]:
+        file.write_text(file.read_text().replace('link = "grpc"', 'link = "flower"'))
+    return folder
+
+
+@contextmanager
+def agents(clients: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """`fedveil client start` for every client."""
+    folders = sorted(clients.iterdir())
+    commands = [[sys.executable, "-m", "fedveil", "client", "start", str(folder)] for folder in folders]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            _, said = process.communicate(timeout=PATIENCE)
+            assert "Traceback" not in said, said
+            assert process.returncode in (0, -signal.SIGKILL)
+
+
+def secure_round(grid: SuperNodeGrid, sums: SecureSums, number: int, timeout: float = PATIENCE) -> Opened:
+    wanted = Sum("spring", number, content(ORDER), "train", SPEC, CLASSES * (FEATURES + 1), 3.0)
+    begun = time.monotonic()
+    opened = sums.sum(list(grid.get_node_ids()), wanted, timeout)
+    print(f"round {number}: {time.monotonic() - begun:.2f} s, {opened.survivors} clients, {opened.dropped}")
+    return opened
+
+
+def cpu_and_memory(process: int) -> str:
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    pss = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    seconds = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+    return f"{seconds:.2f} CPU s, {pss / 1024:.0f} MiB"
+
+
+def children(process: int) -> str:
+    return Path(f"/proc/{process}/task/{process}/children").read_text()
+
+
+def test_secure_aggregation_over_flowers_link_survives_its_superlink_and_a_client(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links: list[superlink.SuperLink] = []
+    start = superlink.SuperLink.start
+
+    def noted(self: superlink.SuperLink) -> None:
+        start(self)
+        links.append(self)
+
+    monkeypatch.setattr(superlink.SuperLink, "start", noted)
+    bundle = read_server_bundle(made / "server")
+    with open_flower_link(bundle) as grid, agents(made / "clients") as running:
+        sums = SecureSums(grid, Masking(bundle.roster, dropout=0.4, collusion=0.1))
+        until(lambda: len(grid.connected) == CLIENTS)
+        print("device, idle:", cpu_and_memory(running[0].pid))
+        for number in (1, 2):
+            assert secure_round(grid, sums, number).survivors == CLIENTS
+        assert not any(children(process.pid) for process in running)  # no process for a message
+        print("device, after two rounds:", cpu_and_memory(running[0].pid))
+
+        first = links[0]._process
+        assert first is not None
+        print("SuperLink:", cpu_and_memory(first.pid))
+        first.kill()
+        until(lambda: len(links) == 2 and len(grid.connected) == CLIENTS)
+        assert secure_round(grid, sums, 3).survivors == CLIENTS
+
+        running[0].kill()
+        opened = secure_round(grid, sums, 4, timeout=20)
+        assert opened.survivors == CLIENTS - 1
+        ledgers = [next(made.glob(f"clients/c{n}/state/ledgers/client-*.ledger")) for n in range(CLIENTS)]
+        reserved = [
+            [json.loads(e.key)[1] for e in read_entries(each) if e.kind == RESERVE] for each in ledgers
+        ]
+        assert reserved == [[1, 2, 3], *[[1, 2, 3, 4]] * (CLIENTS - 1)]
+        assert all(verify(each).ok for each in ledgers)
+        assert len({epsilon_of(each) for each in ledgers[1:]}) == 1
+
+
+@pytest.mark.skipif(not SUPERNODE.exists(), reason="flower-supernode is not installed")
+def test_flowers_own_supernode_comes_in_by_the_front_with_a_bundles_key(made: Path, tmp_path: Path) -> None:
+    bundle = read_server_bundle(made / "server")
+    client = made / "clients" / "c1"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [str(SUPERNODE), "--superlink", f"localhost:{bundle.listen.rpartition(':')[2]}"]
+    command += ["--root-certificates", str(client / "ca.pem")]
+    command += ["--auth-supernode-private-key", str(client / "supernode.key")]
+    command += ["--host", "127.0.0.1", "--port", port, "--isolation", "process"]
+    environment = {**os.environ, **OFF, "FLWR_HOME": str(tmp_path / "flwr")}
+    with open_flower_link(bundle) as grid:
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            until(lambda: list(grid.connected) == [3])
+        finally:
+            process.terminate()
+            _, said = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in said, said
