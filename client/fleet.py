@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -40,7 +39,6 @@ logger = logging.getLogger("fedveil.client")
 
 # Flower's own SuperNode looks every 3 s; a round of several exchanges should not wait so long for each.
 SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS, SLOWER = 0.2, 3.0, 1.1
-REPLIES_KEPT = 2  # the last one, and one that may still be on its way
 BEAT_SECONDS = 0.8 * HEARTBEAT_SECONDS
 
 
@@ -73,7 +71,7 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 @dataclass
 class Answers:
-    """What this device answered, and what it still owes.
+    """What this device answered last, and whether it still owes it.
 
     Attributes:
       node: its number.
@@ -86,17 +84,16 @@ class Answers:
     handle: Handle
     begun: Journal
     owed: Message | None = None
-    _kept: OrderedDict[str, Message] = field(default_factory=OrderedDict[str, Message])
+    _last: tuple[str, Message] | None = None
 
     def to(self, message: Message) -> Message:
         """Return the reply to an instruction; one that comes again is answered from memory, and never done again."""
         try:
             name = question_id(message, pack_body(message), self.node) or message.metadata.message_id
-            if name not in self._kept:
-                self._kept[name] = self._first(name, message)
-            reply = self._kept[name]
-            while len(self._kept) > REPLIES_KEPT:
-                self._kept.popitem(last=False)
+            if self._last is None or self._last[0] != name:
+                self._last = None
+                self._last = (name, self._first(name, message))
+            reply = self._last[1]
             said = reply.error if reply.has_error() else reply.content
             return Message(said, reply_to=message)
         except Exception:
@@ -160,14 +157,20 @@ def _work(connection: FleetNode, answers: Answers, stop: threading.Event) -> Non
     answers.settle(connection)
     wait = SHORTEST_POLL_SECONDS
     while not stop.is_set():
-        message = connection.receive()
-        if message is None:
+        if _answered(connection, answers):
+            wait = SHORTEST_POLL_SECONDS
+        else:
             stop.wait(wait)
             wait = min(LONGEST_POLL_SECONDS, wait * SLOWER)
-            continue
+
+
+def _answered(connection: FleetNode, answers: Answers) -> bool:
+    """Answer the next message, if there is one; what it held is let go."""
+    message = connection.receive()
+    if message is not None:
         answers.owed = answers.to(message)
         answers.settle(connection)
-        wait = SHORTEST_POLL_SECONDS
+    return message is not None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,12 +37,23 @@ from .supernode_grid import SuperNodeGrid, open_supernodes
 
 logger = logging.getLogger("fedveil.server")
 
-STATE, DATABASE, LOG, SECRET, KEYS = "flower", "superlink.db", "superlink.log", "executor.key", "supernodes"
+STATE, DATABASE, LOG, SECRET = "flower", "superlink.db", "superlink.log", "executor.key"
+LISTED, KEYS = "supernodes.json", "supernodes"
 SECRET_BYTES = 32
 START_SECONDS = 120.0  # it needs 7 on a busy machine of two cores
 STOP_SECONDS = 10.0
 WATCH_SECONDS = 1.0
 HEALTH_SECONDS = 2.0
+# For the operator's own commands: FLWR_HOME=FOLDER/flower flwr run APP fedveil
+CONNECTIONS = "config.toml"
+CONNECTION = """\
+[superlink]
+default = "fedveil"
+
+[superlink.fedveil]
+address = "{address}"
+insecure = true
+"""
 # What Flower does by itself: reports, asks for updates, installs what an app wants.
 OFF = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -92,6 +103,7 @@ class SuperLink:
 
     def start(self) -> None:
         """Start it and wait until it serves. Refusal if it does not."""
+        (self.folder / CONNECTIONS).write_text(CONNECTION.format(address=self.address))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
         self._process = subprocess.Popen(
             self.command(),
@@ -143,28 +155,36 @@ class SuperLink:
         return False
 
 
+def open_flower_link(bundle: ServerBundle) -> AbstractContextManager[SuperNodeGrid]:
+    """Run a SuperLink and its front for a federation; see `open_superlink`."""
+    nodes = tuple(member.node for member in bundle.roster.members)
+    return open_superlink(bundle.folder, bundle.listen, nodes)
+
+
 @contextmanager
-def open_flower_link(bundle: ServerBundle) -> Generator[SuperNodeGrid]:
+def open_superlink(folder: Path, listen: str, nodes: tuple[int, ...]) -> Generator[SuperNodeGrid]:
     """Run a SuperLink and its front as long as the context lasts, and give the grid on them.
+
+    Args:
+      folder: with tls.pem and tls.key, supernodes.json and the keys in supernodes/; the SuperLink keeps its state there.
+      listen: address and port of the front.
+      nodes: of the roster.
 
     Raises:
       Refusal: the address cannot be listened on, a key is missing, or the SuperLink does not start.
     """
-    folder = bundle.folder / STATE
-    folder.mkdir(mode=0o700, exist_ok=True)
-    admitted = admitted_in(bundle.supernodes)
-    link = SuperLink(folder, _free_address(), admitted, bundle.folder / KEYS)
-    nodes = tuple(member.node for member in bundle.roster.members)
+    (folder / STATE).mkdir(mode=0o700, exist_ok=True)
+    admitted = admitted_in(folder / LISTED)
+    link = SuperLink(folder / STATE, _free_address(), admitted, folder / KEYS)
     over = threading.Event()
     watch = threading.Thread(target=link.watch, args=(over,), name="superlink")
+    run = partial(open_run, link.address, link.secret, MOST_REPLY_BYTES)
     front = Front(f"http://{link.address}", admitted)
-    listen, certificate, key = bundle.listen, bundle.folder / "tls.pem", bundle.folder / "tls.key"
-    with open_front(front, listen, certificate, key):
+    with open_front(front, listen, folder / "tls.pem", folder / "tls.key"):
         try:
             link.start()
             link.let_in()
             watch.start()
-            run = partial(open_run, link.address, link.secret, MOST_REPLY_BYTES)
             with open_supernodes(run, nodes, admitted) as grid:
                 yield grid
         finally:

@@ -21,7 +21,7 @@ from ..strategies.grids import AskingGrid
 
 logger = logging.getLogger("fedveil.server")
 
-POLL_SECONDS = 0.2
+POLL_SECONDS, LOOK_SECONDS = 0.2, 1.0
 MOST_FETCHED, FETCH_SECONDS = 32, 120.0  # replies at once, and what one may take from its announcement on
 # A device's clock may be so wrong before Flower turns it away (305 s), and it says how long a reply lasts.
 CLOCK_SECONDS = 600.0
@@ -55,7 +55,7 @@ class SuperNodeGrid(AskingGrid):
         self._open_run, self._opened, self._nodes, self._admitted = open_run, opened, nodes, admitted
         self._served = opened.enter_context(open_run())
         self._run = self._served.run
-        self._since: dict[int, float] = {}
+        self._since, self._looked = dict[int, float](), -math.inf
         self.lost = 0
 
     def set_run(self, run: Run) -> None:
@@ -73,12 +73,14 @@ class SuperNodeGrid(AskingGrid):
 
     @property
     def connected(self) -> dict[int, float]:
-        """Who is here, and since which Unix second this process has known it."""
-        try:
-            here = self._on_line()
-        except RUN_LOST:
-            here = {}
-        self._since = {node: self._since.get(node, time.time()) for node in here}
+        """Who was here within the last second, and since which Unix second this process has known it."""
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._looked = time.monotonic()
+            try:
+                here = self._on_line()
+            except RUN_LOST:
+                here = {}
+            self._since = {node: self._since.get(node, time.time()) for node in here}
         return self._since
 
     @property

@@ -34,7 +34,7 @@ MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 CLASSES, CLIENTS, FEATURES, ORDER, SPEC, content = (
     MADE[name] for name in ("CLASSES", "CLIENTS", "FEATURES", "ORDER", "SPEC", "content")
 )
-SUPERNODE = Path(sys.executable).with_name("flower-supernode")
+SUPERNODE = "from flwr.supernode.cli import flower_supernode; flower_supernode()"
 OFF = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 PATIENCE = 90.0
 
@@ -133,14 +133,19 @@ def test_secure_aggregation_over_flowers_link_survives_its_superlink_and_a_clien
         assert len({epsilon_of(each) for each in ledgers[1:]}) == 1
 
 
-@pytest.mark.skipif(not SUPERNODE.exists(), reason="flower-supernode is not installed")
 def test_flowers_own_supernode_comes_in_by_the_front_with_a_bundles_key(made: Path, tmp_path: Path) -> None:
     bundle = read_server_bundle(made / "server")
     client = made / "clients" / "c1"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [str(SUPERNODE), "--superlink", f"localhost:{bundle.listen.rpartition(':')[2]}"]
+    command = [
+        sys.executable,
+        "-c",
+        SUPERNODE,
+        "--superlink",
+        f"localhost:{bundle.listen.rpartition(':')[2]}",
+    ]
     command += ["--root-certificates", str(client / "ca.pem")]
     command += ["--auth-supernode-private-key", str(client / "supernode.key")]
     command += ["--host", "127.0.0.1", "--port", port, "--isolation", "process"]
