@@ -30,7 +30,7 @@ from ..privacy.secagg.transcript import Terms
 from ..strategies.flower_adapter import records_of
 from ..strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ..strategies.training_order import RecordOrder, TrainingOrder, read_order
-from ..strategies.wire import BUDGET_SPENT, NOT_ELIGIBLE, NOT_READY, read_attempt, read_round
+from ..strategies.wire import BUDGET_SPENT, NOT_ELIGIBLE, NOT_READY, SPEC_RECORD, read_attempt, read_round
 from .bundle import ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
 from .mod import FAILED, NotTrained, private_update
@@ -99,7 +99,7 @@ class Device:
         return early or obstacle(self.bundle.settings.eligibility, datetime.now(), self.root)
 
     def _answer(self, message: Message) -> Message:
-        if message.metadata.message_type != "train":
+        if message.metadata.message_type != "train" or SPEC_RECORD not in message.content:
             raise NotTrained(FAILED)
         if before_its_time(self.bundle):
             raise NotTrained(NOT_READY)

@@ -63,8 +63,9 @@ def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
 
 
 def quiet_flower(level: int = logging.ERROR) -> None:
-    """Silence Flower's log below `level`; our own table says what there is to say."""
-    logging.getLogger("flwr").setLevel(level)
+    """Silence the log of Flower, and of what it calls with, below `level`; our own table says what there is to say."""
+    for name in ("flwr", "httpx", "alembic"):
+        logging.getLogger(name).setLevel(level)
 
 
 def client_context(run_id: int, client: int, num_clients: int, run_config: dict[str, Any]) -> Context:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from fedveil.client.own_ledger import epsilon_of
@@ -67,10 +68,9 @@ def agents(clients: Path) -> Iterator[list[subprocess.Popen[str]]]:
     finally:
         for process in running:
             process.send_signal(signal.SIGTERM)
-        for process in running:
-            _, said = process.communicate(timeout=PATIENCE)
-            assert "Traceback" not in said, said
-            assert process.returncode in (0, -signal.SIGKILL)
+        told = [process.communicate(timeout=PATIENCE)[1] for process in running]
+    assert "Traceback" not in "".join(told), "".join(told)
+    assert {process.returncode for process in running} <= {0, -signal.SIGKILL}
 
 
 def secure_round(grid: SuperNodeGrid, sums: SecureSums, number: int, timeout: float = PATIENCE) -> Opened:
@@ -158,3 +158,87 @@ def test_flowers_own_supernode_comes_in_by_the_front_with_a_bundles_key(made: Pa
             process.terminate()
             _, said = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in said, said
+
+
+APP = {
+    "pyproject.toml": """\
+[project]
+name = "stranger"
+version = "1.0.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "stranger"
+[tool.flwr.app.components]
+serverapp = "stranger.server:app"
+clientapp = "stranger.client:app"
+[tool.flwr.app.config]
+out = ""
+loaded = ""
+""",
+    "stranger/__init__.py": "",
+    "stranger/client.py": """\
+from pathlib import Path
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+app = ClientApp()
+Path("LOADED").touch()
+@app.train()
+def train(message, context):
+    return Message(message.content, reply_to=message)
+""",
+    "stranger/server.py": """\
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    asked = [Message(RecordDict({"c": ConfigRecord({"a": 1})}), node, "train") for node in grid.get_node_ids()]
+    replies = list(grid.send_and_receive(asked, timeout=60))
+    Path("OUT").write_text(f"{len(replies)} {sum(reply.has_error() for reply in replies)}")
+""",
+}
+
+
+def test_an_app_of_flwr_run_is_answered_with_errors_and_loaded_on_no_device(
+    made: Path, tmp_path: Path
+) -> None:
+    out, loaded = tmp_path / "out", tmp_path / "loaded"
+    for name, text in APP.items():
+        path = tmp_path / "app" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("OUT", str(out)).replace("LOADED", str(loaded)))
+    home = made / "server" / "flower"
+    environment = {**os.environ, **OFF, "FLWR_HOME": str(home)}
+    bundle = read_server_bundle(made / "server")
+    with open_flower_link(bundle) as grid, agents(made / "clients"):
+        until(lambda: len(grid.connected) == CLIENTS)
+        address = (home / "config.toml").read_text().split('address = "')[1].split('"')[0]
+        executor = [
+            sys.executable,
+            "-c",
+            "from flwr.supercore.cli import flower_superexec; flower_superexec()",
+        ]
+        executor += ["--insecure", "--runtime-api-address", address]
+        executor += ["--superexec-auth-secret-file", str(home / "executor.key")]
+        command = [
+            sys.executable,
+            "-c",
+            "from flwr.cli.app import app; app()",
+            "run",
+            str(tmp_path / "app"),
+            "fedveil",
+        ]
+        scripts = str(
+            Path(httpx.__file__).parents[4] / "bin"
+        )  # where flwr-serverapp is, whatever runs the tests
+        environment["PATH"] = f"{scripts}:{environment['PATH']}"
+        with subprocess.Popen(executor, env=environment, stderr=subprocess.DEVNULL) as running:
+            try:
+                ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+                assert ended.returncode == 0, ended.stdout + ended.stderr
+                until(out.exists)
+            finally:
+                running.terminate()
+    assert out.read_text() == f"{CLIENTS} {CLIENTS}"
+    assert not loaded.exists()
