@@ -209,8 +209,8 @@ MUTATIONS = {
         "privacy/mechanisms/distributed.py",
         "if spec.sigma:\n        _add_noise(words, spec.sigma, stream)",
         "if False:\n        pass",
-        "test_server_secure_sum.py",
-        "noise_is_the_survivors",
+        "test_privacy_distributed_shares.py",
+        "silent_client",
     ),
     "layers of noise that nobody adds": Mutation(
         "privacy/mechanisms/distributed.py",
