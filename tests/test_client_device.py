@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
+from fedveil.client import agent
 from fedveil.client.bundle import Eligibility
 from fedveil.client.eligibility import obstacle
 from fedveil.client.mod import FAILED
@@ -393,3 +395,19 @@ def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, 
     monkeypatch.setattr("fedveil.client.device.time.time", lambda: 0.0)
     assert "the clock says" in device.why_not()
     assert code_of(device, in_the_clear()) == NOT_READY
+
+
+def test_a_device_that_wakes_up_in_1970_waits_until_its_clock_is_set(clients, monkeypatch):
+    bundle = device_of(clients / "c0").bundle
+    now, said, keeper = [0.0], [], agent.Agent(bundle)
+    monkeypatch.setattr("fedveil.client.device.time.time", lambda: now[0])
+
+    class Stop(threading.Event):
+        def wait(self, timeout=None):
+            said.append(agent.read_health(bundle.state).state)
+            if len(said) == 2:
+                now[0] = datetime.now(UTC).timestamp()
+            return False
+
+    assert agent._waited_for_clock(bundle, keeper, Stop())
+    assert len(said) == 2 and all(each.startswith("waiting: the clock says") for each in said)
