@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..configs.bundle_files import (
     ADDRESS,
     ADDRESS_FORM,
+    LINKS,
     NAME,
     NAME_FORM,
     Credentials,
@@ -32,7 +33,6 @@ from ..privacy.secagg.suite import KEY_BYTES, public_of
 from .identity import FIRST_NODE, Identity
 from .owner_policy import OwnerPolicy, read_policy
 
-LINKS = ("grpc", "flower")
 KINDS = ("linear",)
 HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")
 LAST_NODE = 2**31 - 1

@@ -27,6 +27,7 @@ from ..privacy.secagg.suite import KEY_BYTES
 from .reader import Mistakes, Section
 
 LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 5 MiB
+LINKS = ("grpc", "flower")
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 NAME = re.compile("[a-z0-9][a-z0-9_-]{0,47}")

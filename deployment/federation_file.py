@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from ..client.bundle import ELIGIBILITY_DEFAULTS, LINKS, TASK_DEFAULTS, read_eligibility, read_task
+from ..client.bundle import ELIGIBILITY_DEFAULTS, TASK_DEFAULTS, read_eligibility, read_task
 from ..client.owner_policy import read_policy
-from ..configs.bundle_files import ADDRESS, ADDRESS_FORM, HOST, NAME, NAME_FORM, filled, read_section
+from ..configs.bundle_files import ADDRESS, ADDRESS_FORM, HOST, LINKS, NAME, NAME_FORM, filled, read_section
 from ..configs.files import check_file, yaml_sentence
 from ..configs.reader import Section
 from ..privacy.refusal import Refusal

@@ -11,6 +11,7 @@ from typing import cast
 from ..configs.bundle_files import (
     ADDRESS,
     ADDRESS_FORM,
+    LINKS,
     Credentials,
     read_credentials,
     read_file,
@@ -23,7 +24,6 @@ from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Roster
 
 SERVER = "server"  # the common name of its certificate
-LINKS = ("grpc", "flower")
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
