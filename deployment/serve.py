@@ -36,6 +36,7 @@ from .status import RUNNING
 from .watch import Watch, watching
 
 RUNS, LEDGERS = "runs", "ledgers"
+ARRIVAL_SECONDS = 2.0  # `status` holds the lock for a moment
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED)
 POLL_SECONDS = 0.1
 Open = Callable[[LinkSettings, ServerBundle], Any]
@@ -90,7 +91,7 @@ def _nothing(config: DictConfig) -> None:
 def alone(folder: Path) -> Generator[None]:
     """Hold the lock that a running server holds. Refusal where another process has it."""
     try:
-        lock = Lock(folder / RUNNING, 0.0)
+        lock = Lock(folder / RUNNING, ARRIVAL_SECONDS)
     except Refusal as refusal:
         raise Refusal("server", str(folder), refusal.remedy) from refusal
     try:

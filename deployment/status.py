@@ -20,7 +20,6 @@ from .watch import STATUS
 
 RUNNING = "server"
 NOT_RUNNING = 1
-ARRIVAL_SECONDS = 0.0
 
 
 def show(folder: Path, *, as_json: bool) -> int:
@@ -52,7 +51,7 @@ def running(folder: Path) -> bool:
     if not (folder / f"{RUNNING}.lock").exists():
         return False
     try:
-        Lock(folder / RUNNING, ARRIVAL_SECONDS).release()
+        Lock(folder / RUNNING, 0.0).release()
     except Refusal:
         return True
     return False

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -120,9 +120,9 @@ class Watch:
         }
 
     def follow(self) -> None:
-        """Write the status whenever it has changed, until `stop`; a full disk loses what is said, not the run."""
-        written: dict[str, Any] = {}
-        while not self._stop.wait(LOOK_SECONDS if written else 0.0):
+        """Write the status whenever it has changed, until `stop`."""
+        written = self._write({})
+        while not self._stop.wait(LOOK_SECONDS):
             written = self._write(written)
         self._write(written)
 
@@ -133,12 +133,19 @@ class Watch:
         self._stop.set()
 
     def _write(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Return what is written; whatever goes wrong here, a full disk or a link that fails, is not the run's matter."""
+        try:
+            return self._written(before)
+        except Exception:
+            logger.exception("the status could not be written")
+            return before
+
+    def _written(self, before: dict[str, Any]) -> dict[str, Any]:
         now = self.status()
         self._log_arrivals({each["node"] for each in now["clients"] if each["since"]})
         if now != before:
-            with suppress(OSError):
-                data = json.dumps({**now, "written": _utc(time.time())}, indent=1) + "\n"
-                replace_file(self._folder / STATUS, data.encode(), PUBLIC)
+            data = json.dumps({**now, "written": _utc(time.time())}, indent=1) + "\n"
+            replace_file(self._folder / STATUS, data.encode(), PUBLIC)
         return now
 
     def _log_arrivals(self, here: set[int]) -> None:

@@ -152,6 +152,16 @@ def test_the_order_says_what_the_run_claims_under_a_name_that_owners_know(spring
     assert order.client.noise_multiplier == result_of(spring.hearts, "spring")["noise_multiplier"]
 
 
+def test_an_owner_allows_runs_by_the_names_that_people_give_them(hearts: Path) -> None:
+    for policy in (hearts / "clients").glob("*/policy.toml"):
+        policy.write_text(policy.read_text().replace("runs = []", 'runs = ["spring"]'))
+    for run, replies, budget in (("spring", 5, 8), ("spring-2", 0, 9)):
+        more = (f"run={run}", f"privacy.target_epsilon={budget}", "num_rounds=1", "link.quorum=0")
+        served(hearts, *CENTRAL, *more)
+        assert [row["replies"] for row in rows_of(hearts, run)] == [replies]
+    assert rows_of(hearts, "spring-2")[0]["dropped"] == {"owner's policy": 5}
+
+
 def test_the_ledger_is_named_after_the_federation(spring: Spring) -> None:
     path = ledger_of(spring.hearts)
     opened = next(e for e in read_entries(path) if e.kind == "open")
