@@ -36,53 +36,64 @@ fedveil: federated learning that keeps count of what it reveals.
 """
 REFUSED = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def main() -> int:
     """Entry point of ``fedveil`` and ``python -m fedveil``; the return value is the exit code."""
     from .privacy.refusal import Refusal
 
-    verb, *rest = sys.argv[1:] or [""]
     try:
-        match verb:
-            case "simulate" | "plan":
-                return _configured(verb, rest)
-            case "ledger":
-                return _ledger(rest)
-            case "budget":
-                from .simulations.budget_view import budget
-
-                return budget(rest)
-            case "audit":
-                from .simulations.audit_view import audit
-
-                return audit(rest)
-            case "provision":
-                from .deployment.command import run
-
-                return run(rest)
-            case "client":
-                return _client(rest)
-            case "server":
-                return _server(rest)
-            case "--version":
-                from . import __version__
-
-                print(f"fedveil {__version__}")
-                return 0
-            case "--help" | "-h" | "help":
-                print(USAGE, end="")
-                return 0
-            case "":
-                print(USAGE, end="", file=sys.stderr)
-                return REFUSED
-            case _:
-                raise Refusal("verb", verb, f"there is no such verb; {_nearest(verb)}")
+        code = _served(*(sys.argv[1:] or [""]))
+        sys.stdout.flush()
+        return code
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:  # before a run began; a run in progress ends in its own order
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _served(verb: str, *rest: str) -> int:
+    from .privacy.refusal import Refusal
+
+    match verb:
+        case "simulate" | "plan":
+            return _configured(verb, rest)
+        case "ledger":
+            return _ledger(rest)
+        case "budget":
+            from .simulations.budget_view import budget
+
+            return budget(rest)
+        case "audit":
+            from .simulations.audit_view import audit
+
+            return audit(rest)
+        case "provision":
+            from .deployment.command import run
+
+            return run(rest)
+        case "client":
+            return _client(rest)
+        case "server":
+            return _server(rest)
+        case "--version":
+            from . import __version__
+
+            print(f"fedveil {__version__}")
+            return 0
+        case "--help" | "-h" | "help":
+            print(USAGE, end="")
+            return 0
+        case "":
+            print(USAGE, end="", file=sys.stderr)
+            return REFUSED
+        case _:
+            raise Refusal("verb", verb, f"there is no such verb; {_nearest(verb)}")
 
 
 def _configured(verb: str, argv: Sequence[str]) -> int:
