@@ -62,8 +62,8 @@ def test_secrets_of_a_model_without_privacy_are_exposed(tmp_path: Path) -> None:
 
 @PLAYS
 def test_secrets_of_a_private_model_are_not(tmp_path: Path) -> None:
-    private = ["privacy.target_epsilon=1", "privacy.target_delta=1e-3", "audit.canaries=0"]
-    found = found_by(tmp_path, *SECRETS, *private, "num_rounds=60", "audit.looks=4")
+    run = ["task=shakespeare", "task.secrets=6", "num_rounds=40", "audit.looks=2", "audit.canaries=0", *AUDIT]
+    found = found_by(tmp_path, *run, "privacy.target_epsilon=1", "privacy.clipping_norm=0.3")
     assert min(each["p_value"] for each in found.values()) > 0.001
 
 
