@@ -84,7 +84,7 @@ def _violations(
         "run": run == order.run and (not policy.runs or people_call(run) in policy.runs),
         "local_epochs": order.local_epochs <= policy.maximum_local_epochs,
         "privacy": _allowed(order.privacy, terms, policy),
-        "record": can_protect_records or order.privacy not in RECORD_MODES,
+        "record": order.privacy not in RECORD_MODES or (can_protect_records and _hides_records(order)),
     }
     if terms is not None:
         place = (run_number(run), number, read_attempt(content))
@@ -95,6 +95,11 @@ def _violations(
         demands["clipping_norm"] = norm is not None and 0 < norm <= policy.maximum_clipping_norm
         demands["noise_multiplier"] = noise_over_clip(order.client) >= policy.minimum_noise_multiplier
     yield from (name for name, met in demands.items() if not met)
+
+
+def _hides_records(order: TrainingOrder) -> bool:
+    """A client's sampling rate tells how many records it has: that must not be what is hidden."""
+    return order.record is not None and order.record.adjacency is not Adjacency.ADD_OR_REMOVE_ONE
 
 
 def _allowed(mode: Mode, terms: Terms | None, policy: OwnerPolicy) -> bool:

@@ -44,7 +44,9 @@ def _claim(run: Run) -> ClientClaim | None:
         return None
     plan = run.privacy.plan
     assert plan.noise_multiplier is not None
-    return ClientClaim(plan.noise_multiplier, plan.adjacency)
+    # What a round adds. Where clients come by turns, the plan's own figure is that of all of a client's rounds together.
+    rounds = 1.0 if plan.correlation is None else plan.correlation.sensitivity
+    return ClientClaim(plan.noise_multiplier * rounds, plan.adjacency)
 
 
 def _record(federation: Federation) -> RecordOrder | None:

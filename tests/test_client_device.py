@@ -18,7 +18,8 @@ from flwr.app import Message
 from fedveil.client import agent
 from fedveil.client.bundle import Eligibility
 from fedveil.client.eligibility import obstacle
-from fedveil.client.mod import FAILED
+from fedveil.client.mod import FAILED, NotTrained
+from fedveil.client.orders import accepted
 from fedveil.client.own_ledger import epsilon_of
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.gaussian import gaussian_epsilon
@@ -205,6 +206,16 @@ def test_an_order_against_the_policy_is_refused_by_name_and_costs_nothing(client
     reply = device.answer(in_the_clear(order, spec=spec))
     assert (reply.error.code, reply.error.reason) == (OWNERS_POLICY, "the client did not train")
     assert not trained and not device.own_ledger.path.exists()
+
+
+def test_how_many_records_there_are_is_public_and_cannot_be_what_is_hidden(clients):
+    policy = device_of(clients / "c0").bundle.policy
+    order = TrainingOrder("spring", Mode.RECORD, 0.1, 1, 10, record=RECORD)
+    allowed, _ = accepted(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
+    assert allowed == order
+    order = replace(order, record=replace(RECORD, adjacency=Adjacency.ADD_OR_REMOVE_ONE))
+    with pytest.raises(NotTrained):
+        accepted(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
 
 
 def test_what_the_policy_names_is_allowed(clients):
