@@ -91,10 +91,10 @@ class SuperNodeGrid(AskingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Send each message whose node is here, and yield the replies as they come.
+        """Send each message once its node is here, and yield the replies as they come.
 
-        It ends when all of these have answered or gone, or after `timeout` seconds. A SuperLink that has lost the run
-        is given another one, and who has not answered until then drops out.
+        It ends when all have answered or gone, or after `timeout` seconds. A SuperLink that has lost the run is given
+        another one, and who has not answered until then drops out.
         """
         try:
             yield from self._exchange(list(messages), math.inf if timeout is None else timeout)
@@ -105,11 +105,14 @@ class SuperNodeGrid(AskingGrid):
             self._served = self._opened.enter_context(self._open_run())
 
     def _exchange(self, messages: list[Message], timeout: float) -> Iterator[Message]:
-        end = time.monotonic() + timeout
-        waiting, coming = self._sent(messages, timeout), dict[Future[Message | None], int]()
+        end, looked = time.monotonic() + timeout, -math.inf
+        waiting, coming = dict[str, int](), dict[Future[Message | None], int]()
         fetching = ThreadPoolExecutor(MOST_FETCHED, "flower reply")
         try:
-            while (waiting or coming) and (left := end - time.monotonic()) > 0:
+            while (messages or waiting or coming) and (left := end - time.monotonic()) > 0:
+                if messages and time.monotonic() - looked > LOOK_SECONDS:
+                    looked = time.monotonic()
+                    messages = self._send(messages, left, waiting)
                 for reply in self._served.replies(list(waiting)) if waiting else ():
                     task = fetching.submit(reply.fetch, min(left, FETCH_SECONDS))
                     coming[task] = waiting.pop(reply.question)
@@ -117,19 +120,21 @@ class SuperNodeGrid(AskingGrid):
                     node, reply = coming.pop(task), task.result()
                     if reply is not None:
                         yield name_sender(reply, node)
-                if waiting and not coming:
+                if (messages or waiting) and not coming:
                     time.sleep(min(POLL_SECONDS, left))
         finally:
             fetching.shutdown(wait=False, cancel_futures=True)
 
-    def _sent(self, messages: list[Message], timeout: float) -> dict[str, int]:
-        """Hand over what can be; return the messages' ids with the numbers of their nodes."""
+    def _send(self, messages: list[Message], left: float, waiting: dict[str, int]) -> list[Message]:
+        """Hand over what can be, and note it in `waiting`; return the messages to those who are not here."""
         ids = self._on_line()
-        lasts = None if math.isinf(timeout) else timeout + CLOCK_SECONDS
+        lasts = None if math.isinf(left) else left + CLOCK_SECONDS
         there = [message for message in messages if message.metadata.dst_node_id in ids]
         addressed = [_addressed(each, ids[each.metadata.dst_node_id], lasts) for each in there]
-        names = self._served.push(addressed)
-        return {name: each.metadata.dst_node_id for name, each in zip(names, there, strict=True) if name}
+        for name, each in zip(self._served.push(addressed), there, strict=True):
+            if name:
+                waiting[name] = each.metadata.dst_node_id
+        return [message for message in messages if message.metadata.dst_node_id not in ids]
 
     def _on_line(self) -> dict[int, int]:
         """Return Flower's ids of the nodes that are here and admitted."""

@@ -113,7 +113,7 @@ class Played:
         return {f"key {node}": 1000 + node for node in self.here}
 
     def push(self, messages: list[Message]) -> list[str]:
-        self.pushed = messages
+        self.pushed += messages
         return [f"id {message.metadata.dst_node_id}" for message in messages]
 
     def replies(self, questions: list[str]) -> list[Announced]:
@@ -122,7 +122,7 @@ class Played:
         return [Announced(question, self.fetch(question)) for question in questions]
 
     def fetch(self, question: str) -> Callable[[float], Message | None]:
-        (message,) = (m for m in self.pushed if f"id {m.metadata.dst_node_id}" == question)
+        message = [m for m in self.pushed if f"id {m.metadata.dst_node_id}" == question][-1]
         return lambda seconds: self.answer(message)
 
 
@@ -160,8 +160,18 @@ def test_nodes_have_the_numbers_of_the_roster_and_flowers_ids_on_the_way() -> No
 
 def test_who_is_away_or_not_admitted_is_not_asked() -> None:
     with grid_on(Played((2, 4, 9), echo), admitted={"key 2": 2, "key 3": 3, "key 9": 9}) as grid:
-        assert exchange(grid) == [2]
+        assert exchange(grid, timeout=0.5) == [2]
         assert list(grid.get_node_ids()) == [2, 3, 4]
+
+
+def test_who_comes_within_the_timeout_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.server.supernode_grid.LOOK_SECONDS", 0.0)
+    played = Played((2, 4), echo)
+    with grid_on(played) as grid:
+        replies = grid.send_and_receive([asking(node) for node in NODES], timeout=20)
+        assert {next(replies).metadata.src_node_id for _ in range(2)} == {2, 4}
+        played.here = NODES
+        assert [reply.metadata.src_node_id for reply in replies] == [3]
 
 
 def test_what_the_superlink_answers_for_a_node_has_the_nodes_number() -> None:
@@ -230,9 +240,9 @@ def test_the_link_carries_messages_keeps_its_operators_door_closed_and_survives_
         (array,) = message.content["arrays"].to_numpy_ndarrays()
         return Message(RecordDict({"arrays": ArrayRecord([2 * array])}), reply_to=message)
 
-    def ask(grid: SuperNodeGrid, attempt: int) -> list[int]:
+    def ask(grid: SuperNodeGrid, attempt: int, timeout: float = 60) -> list[int]:
         questions = [asking(node, attempt, arrays=ArrayRecord([values])) for node in NODES]
-        replies = list(grid.send_and_receive(questions, timeout=30))
+        replies = list(grid.send_and_receive(questions, timeout=timeout))
         for reply in replies:
             np.testing.assert_array_equal(reply.content["arrays"].to_numpy_ndarrays()[0], 2 * values)
         return sorted(reply.metadata.src_node_id for reply in replies)
@@ -253,7 +263,7 @@ def test_the_link_carries_messages_keeps_its_operators_door_closed_and_survives_
         before = json.loads(listed.read_text())
         listed.write_text(json.dumps({key: node for key, node in before.items() if node != 3}))
         until(lambda: sorted(grid.connected) == [2, 4])
-        assert ask(grid, 3) == [2, 4]
+        assert ask(grid, 3, timeout=5) == [2, 4]
         listed.write_text(json.dumps(before))
         process = link._process
     devices = {call.rpartition("/")[2] for call in calls if call.startswith("/v1/fleet/")}
