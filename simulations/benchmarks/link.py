@@ -45,9 +45,9 @@ def run_link(options: Options) -> Row:
     fleet = _fleet(clients, rounds)  # first, while this process has held nothing large
     with _federation(PAIR, 1) as (grid, processes):
         exchanges = [_exchanges(grid, size, rounds) for size in SIZES]
-        client = {"contender": OURS, "MiB after the largest exchange": median([memory(p) for p in processes])}
+        client = {"contender": OURS, "after the largest exchange, MiB resident": _resident(processes[0])}
     with _federation(1, 1) as (grid, processes):
-        client["MiB idle"] = median([memory(p) for p in processes])
+        client["idle, MiB resident"] = _resident(processes[0])
         client["threads"] = len(os.listdir(f"/proc/{processes[0]}/task"))
     tables = {
         f"An exchange with {PAIR} clients": exchanges,
@@ -110,6 +110,11 @@ def _fleet(clients: int, rounds: int) -> Row:
 def _own_memory(others: Sequence[int]) -> float:
     """Return what this process holds without the clients that it started, in MiB."""
     return memory(os.getpid()) - sum(memory(each) for each in others)
+
+
+def _resident(process: int) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
 def _passed(grid: LinkGrid) -> int:
