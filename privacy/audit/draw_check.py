@@ -26,5 +26,6 @@ def draw_p(counts: NDArray[np.int64], population: int, rate: float) -> float:
     variance = mean * (1 - rate)
     if variance < LEAST_VARIANCE:
         return min(1.0, 2 * large)
-    even = float(chdtr(rounds, float(((counts - mean) ** 2).sum()) / variance))
+    # Counts are whole: one that meets the mean exactly may stand for all within half of it.
+    even = float(chdtr(rounds, float(((np.abs(counts - mean) + 0.5) ** 2).sum()) / variance))
     return min(1.0, 2 * min(large, even))
