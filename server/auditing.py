@@ -173,9 +173,9 @@ class Auditor:
         """The alarms on which something is to be done."""
         return [each for each in self.raised if each.alarm.level in ACTING]
 
-    def columns(self) -> dict[str, Any]:
-        """The last round's numbers for its line of metrics; none before a round released anything."""
-        if not self._rows:
+    def columns(self, number: int) -> dict[str, Any]:
+        """The numbers of round `number`, the last one, for its line of metrics; none where it released nothing."""
+        if self._before != number:
             return {}
         row = self._rows[-1]
         shown: dict[str, Any] = {}

@@ -158,7 +158,7 @@ def record_round(
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.client),
         "epsilon_record": _spelled(epsilons.record),
-        **(run.audit.auditor.columns() if run.audit else {}),
+        **(run.audit.auditor.columns(done.number) if run.audit else {}),
     }
     run.history.append(row)
     with open(run.folder / METRICS, "a", encoding="utf-8") as file:

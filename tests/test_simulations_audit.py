@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from fedveil.client.tasks import load_task
+from fedveil.client.training import read_arrays
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import record
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.run import Outcome, simulate
 
 ROUNDS = 4
@@ -101,6 +105,37 @@ def test_canaries_show_on_every_path(overrides: tuple[str, ...], tmp_path: Path)
     outside = np.concatenate([row["along"][row["taken"] & ~coins] for row in rows])
     expected = -1.0 if "privacy.adjacency=replace-one" in overrides else 0.0
     assert outside.mean() == pytest.approx(expected, abs=0.25)
+
+
+MASKED = (
+    "privacy=client_distributed",
+    "cohort=all",
+    "secagg.collusion=0.3",
+    "audit=full",
+    "audit.canaries=6",
+    "audit.on_alarm=note",
+)
+
+
+def test_in_an_encrypted_sum_the_mean_divides_by_the_real_clients(tmp_path: Path) -> None:
+    """So the model moves as far as it does without dummies, who answer beside the real clients and add next to nothing."""
+    quiet = ("num_rounds=1", "privacy.noise_multiplier=0.05")
+    with_canaries = run(tmp_path / "run", *MASKED, *quiet)
+    plain = run(tmp_path / "plain", *(each for each in MASKED if "audit" not in each), "audit=off", *quiet)
+    assert with_canaries.result["audit"]["alarms"] == []
+    (row,) = record.read(with_canaries.folder / "audit.npy", 6)[:1]
+    assert row["taken"].all()
+    first = read_arrays(load_task("digits", {"num_clients": 20}).model())
+    moved, expected = (
+        np.concatenate([(model[name] - first[name]).ravel() for name in first])
+        for model in (load_file(each.folder / "model.safetensors") for each in (with_canaries, plain))
+    )
+    assert moved @ expected / (expected @ expected) == pytest.approx(1.0, abs=0.05)
+
+
+def test_more_canaries_than_may_collude_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"counts as colluding: at most 6 of 20"):
+        run(tmp_path / "run", *MASKED, "audit.canaries=7")
 
 
 def test_light_checks_every_round_and_changes_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Faults put into the running loop, each caught or known to be beyond the audit, and correct runs that stay silent.
+
+`python -m pytest -m campaign tests/test_simulations_audit_campaign.py` takes about ten minutes.
+"""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FAULTS: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "oracles" / "audit_faults.py"))
+CAUGHT_BY = {
+    "noise x0.8": "norm",
+    "noise halved": "norm",
+    "no noise": "canaries",
+    "clip skipped": "canaries",
+    "weights by example": "canaries",
+    "biases (10 numbers) without noise": "norm",
+    "the same noise in every round": "reuse",
+    "accounted rate half of the real": "draw",
+    "accounted rate a quarter of the real": "canaries",
+    "sampling fixed, accounted as Poisson": "draw",
+    "encrypted sums that drop the noise": "norm",
+}
+BEYOND = {"noise x0.98"}  # less than the energy of the updates of so small a model
+
+pytestmark = pytest.mark.campaign
+
+
+def test_every_fault_is_caught_or_known_to_be_beyond() -> None:
+    assert set(CAUGHT_BY) | BEYOND | {"none", "encrypted sums, none"} == set(FAULTS["FAULTS"])
+
+
+@pytest.mark.parametrize("fault", CAUGHT_BY)
+def test_a_fault_is_caught(fault: str) -> None:
+    found = FAULTS["audited"](fault)
+    assert found["verdict"] == "violated"
+    assert CAUGHT_BY[fault] in {alarm["test"] for alarm in found["alarms"]}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("overrides", FAULTS["CORRECT"], ids=str)
+def test_a_correct_run_raises_no_alarm(overrides: tuple[str, ...], seed: int) -> None:
+    found = FAULTS["audited"]("none", f"seed={seed}", *overrides)
+    assert found["alarms"] == [] and found["verdict"] != "violated"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_canaries_cost_less_than_a_point_of_accuracy(seed: int) -> None:
+    with_canaries, plain = (FAULTS["audited"]("none", f"seed={seed}", a) for a in ("audit=full", "audit=off"))
+    assert with_canaries["accuracy"] > plain["accuracy"] - 0.01
