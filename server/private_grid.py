@@ -10,17 +10,17 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
+from ..privacy.adaptation import NOTHING_ADAPTS, Choices
 from ..privacy.audit.watching import Released
 from ..privacy.budget import Release, Unit
-from ..privacy.ledger import BudgetExhausted, Ledger
+from ..privacy.ledger import BudgetExhausted
 from ..privacy.mechanisms.distributed import decode_sum, sum_event
 from ..privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec, add_noise, cells_for, decode
 from ..privacy.mechanisms.randomness import Randomness
@@ -45,6 +45,7 @@ from ..strategies.wire import (
 from .masking import Masking, masked_spec
 from .noise_rows import RunRows
 from .released import released_sum
+from .round import ALL_ANSWERS, Answers, ClientPrivacy, Round
 from .secure_attempt import Opened, Sum
 from .secure_sum import SecureSums
 
@@ -53,61 +54,6 @@ SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of no
 PATIENCE = 30  # questions for the nodes in one round; Flower's strategies ask once a second while they wait
 NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat calls a node lost after 60 s
 MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
-
-
-@dataclass(frozen=True)
-class ClientPrivacy:
-    """What protects whole clients in the sum: a calibrated plan, the ledger it spends, and who pays for metrics.
-
-    Attributes:
-      plan: frozen; its sampling is the cohort's own draw.
-      ledger: the population's ledger, open for writing.
-      metrics_share: share of the squared clipping norm that the scalars may use, in [0, 1).
-      adaptation: what rounds choose from what earlier ones released.
-      noise_key: of correlated noise on real data, the same whenever the run goes on.
-    """
-
-    plan: Plan
-    ledger: Ledger
-    metrics_share: float = 0.0
-    adaptation: Adaptation = NOTHING_ADAPTS
-    noise_key: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round did, as the server may know it. Means of scalars are noised where the sum is private.
-
-    `choices` is what the round went by; None without client-level privacy. `exchanges` counts messages there and back
-    of secure aggregation; 0 without it. A round that was `abandoned` released nothing, and what was reserved for it
-    stays spent.
-    """
-
-    number: int
-    invited: int
-    replies: int
-    dropped: dict[str, int]
-    clipped_again: int = 0
-    scalars: dict[str, float] = field(default_factory=dict[str, float])
-    choices: Choices | None = None
-    exchanges: int = 0
-    abandoned: bool = False
-
-
-@dataclass(frozen=True)
-class Answers:
-    """By how many answers a round goes. Both are seen, so the draw of such a cohort must not count as secret.
-
-    Attributes:
-      quorum: below it the round is abandoned; of an encrypted sum `Masking` says it.
-      enough: an exchange ends when so many have answered; None waits for all, until the deadline.
-    """
-
-    quorum: int = 0
-    enough: int | None = None
-
-
-ALL_ANSWERS = Answers()
 
 
 class PrivateGrid(AskingGrid):
