@@ -22,7 +22,7 @@ SOON_SECONDS = 30 * 86400
 def run(argv: Sequence[str]) -> int:
     """Run `fedveil provision`; return the exit code."""
     parser = argparse.ArgumentParser("fedveil provision", usage=USAGE, allow_abbrev=False)
-    if argv[:1] in (["rotate"], ["revoke"]):
+    if argv and argv[0] in ("rotate", "revoke"):
         parser.add_argument("verb", help=argparse.SUPPRESS)
         parser.add_argument("folder", type=Path, help="that provisioning made")
         parser.add_argument("name", help="of a client; rotate takes server as well")
