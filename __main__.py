@@ -44,7 +44,8 @@ def main() -> int:
     from .privacy.refusal import Refusal
 
     try:
-        code = _served(*(sys.argv[1:] or [""]))
+        verb, *rest = sys.argv[1:] or [""]
+        code = _served(verb, rest)
         sys.stdout.flush()
         return code
     except Refusal as refusal:
@@ -57,7 +58,7 @@ def main() -> int:
         return BROKEN_PIPE
 
 
-def _served(verb: str, *rest: str) -> int:
+def _served(verb: str, rest: list[str]) -> int:
     from .privacy.refusal import Refusal
 
     match verb:
