@@ -289,6 +289,13 @@ MUTATIONS = {
         "test_privacy_ledger.py",
         "spent_to_the_last_round",
     ),
+    "composition of plain noise dropped": Mutation(
+        "privacy/gaussian.py",
+        "(precision or 0.0) * n for",
+        "(precision or 0.0) for",
+        "test_privacy_ledger.py",
+        "spent_to_the_last_round",
+    ),
     "wrong adjacency": Mutation(
         "privacy/renyi.py",
         "case Adjacency.REPLACE_ONE:\n            return Relation.REPLACE_ONE",

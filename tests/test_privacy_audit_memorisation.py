@@ -178,7 +178,7 @@ def test_all_looks_together_spend_alpha_and_no_more(planned: dict[Check, int]) -
         ({Check.REUSE: 0.0}, [Level.RED]),
         ({Check.MEMORISATION: 1e-5}, [Level.YELLOW]),
         ({Check.NORM: math.nan}, [Level.RED]),
-        ({test: 0.001 for test in Check}, []),
+        ({test: 1e-3 for test in PLAN.planned}, []),
     ],
 )
 def test_levels(p_values: dict[Check, float], levels: list[Level]) -> None:

@@ -28,6 +28,7 @@ from fedveil.privacy.refusal import Refusal
 
 BUDGET = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)
 EVENT = GaussianDpEvent(10.0)
+SAMPLED = PoissonSampledDpEvent(0.5, GaussianDpEvent(6.0))
 AFFORDABLE = next(n for n in range(1, 100) if not within({EVENT: n + 1}, BUDGET))
 COLUMNS = "seq, kind, key, payload, prev_hash, hash"
 
@@ -169,22 +170,24 @@ def test_a_held_back_commit_travels_with_the_next_reservation(tmp_path):
 # --- the budget
 
 
-def test_the_budget_is_spent_to_the_last_round_and_not_beyond(tmp_path):
+@pytest.mark.parametrize("event", [EVENT, SAMPLED], ids=["plain", "sampled"])
+def test_the_budget_is_spent_to_the_last_round_and_not_beyond(tmp_path, event):
     path = tmp_path / "ledger"
+    affordable = next(n for n in range(1, 100) if not within({event: n + 1}, BUDGET))
     with opened(path) as ledger:
-        for number in range(AFFORDABLE):
-            ledger.reserve(release(number))
+        for number in range(affordable):
+            ledger.reserve(release(number, event))
         head = ledger.head
         with pytest.raises(BudgetExhausted, match="budget is spent") as caught:
-            ledger.reserve(release(AFFORDABLE))
+            ledger.reserve(release(affordable, event))
         assert caught.value.budget == BUDGET
         assert caught.value.adversary is Adversary.MODEL
         assert ledger.epsilon() <= BUDGET.target_epsilon < caught.value.would_be
         assert ledger.head == head
-        assert ledger.state(release(AFFORDABLE).key) is None
-        ledger.void(release(0).key, "nothing was sent")
-        ledger.reserve(release(AFFORDABLE))
-    assert len(read_entries(path)) == AFFORDABLE + 3
+        assert ledger.state(release(affordable, event).key) is None
+        ledger.void(release(0, event).key, "nothing was sent")
+        ledger.reserve(release(affordable, event))
+    assert len(read_entries(path)) == affordable + 3
 
 
 def test_a_release_that_does_not_fit_writes_nothing_of_the_transaction(tmp_path):
