@@ -69,7 +69,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("memory", ["--workloads", "tiny"], [2, 2]),
         ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
         ("secagg", [], [2, 1, 1]),
-        ("link", [], [1, 1, 1]),
+        ("link", [], [2, 1, 2]),
     ],
 )
 def test_a_benchmark_writes_its_tables(

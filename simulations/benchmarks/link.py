@@ -1,7 +1,7 @@
-"""What the gRPC link costs: the time of an exchange, a fleet in one run, and what a client and the server hold for it.
+"""What the links cost: the time of an exchange, a fleet in one run, and what a client and the server hold for it.
 
 The clients are processes on the loopback address with certificates of their own. They add a number, so that what is
-measured is the link. Each table names its contender: another link may stand beside ours.
+measured is the link. Flower's own is its SuperLink behind our front, with our clients on it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from ...client.link import Endpoint
 from ...server.admission import fingerprint
 from ...server.link_grid import Door, LinkGrid, open_link
+from ...server.supernode_grid import SuperNodeGrid
+from ...strategies.flower_adapter import quiet_flower
 from ...strategies.wire import SPEC_RECORD, memory_arrays
 from ..engine import FIRST_NODE
 from .engines import Options
+from .flower_link import flower_federation
 from .link_clients import ARRAYS, write_endpoints
 from .made_certificates import Authority
-from .stopwatch import memory
+from .stopwatch import cpu_seconds, memory
 from .tables import Row, conditions, median, result_of
 
 OURS = "fedveil, gRPC"
+FLOWER = "Flower's SuperLink"
+Reaching = LinkGrid | SuperNodeGrid
 SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
 PAIR = 2  # clients of the exchanges that are timed
 FLEET_PARAMETERS = 10_000
@@ -40,39 +45,60 @@ _MILLI, _KIBI, _MEGA = 1e3, 1024.0, 1e6
 
 def run_link(options: Options) -> Row:
     """Measure exchanges with two clients, then rounds with `--clients` of them."""
+    quiet_flower()
     before = conditions()
     rounds, clients = options.size.rounds, options.size.clients
     fleet = _fleet(clients, rounds)  # first, while this process has held nothing large
     with _federation(PAIR, 1) as (grid, processes):
-        exchanges = [_exchanges(grid, size, rounds) for size in SIZES]
-        client = {"contender": OURS, "after the largest exchange, MiB resident": _resident(processes[0])}
-    with _federation(1, 1) as (grid, processes):
-        client["idle, MiB resident"] = _resident(processes[0])
-        client["threads"] = len(os.listdir(f"/proc/{processes[0]}/task"))
+        exchanges = [_exchanges(OURS, grid, size, rounds) for size in SIZES]
+        after = {OURS: _resident(processes[0])}
+    with flower_federation(PAIR) as (grid, processes):
+        _wait(grid, PAIR)
+        exchanges += [_exchanges(FLOWER, grid, size, rounds) for size in SIZES]
+        after[FLOWER] = _resident(processes[0])
+    idle: list[Row] = []
+    for name, federation in ((OURS, _federation(1, 1)), (FLOWER, flower_federation(1))):
+        with federation as (grid, processes):
+            _wait(grid, 1)
+            idle.append(_client_row(name, processes[0], after[name]))
     tables = {
         f"An exchange with {PAIR} clients": exchanges,
         "A fleet in one run": [fleet],
-        "A client's process, without torch": [client],
+        "A client's process, without torch": idle,
     }
     notes = [
         "an exchange: every client gets an instruction of float32 parameters and replies with as many",
+        "CPU of a message: of server, SuperLink and client together, for an instruction and its reply",
         f"a round of the fleet: one exchange of {FLEET_PARAMETERS} parameters with all clients",
     ]
     return result_of("link", before, tables, notes)
 
 
-def _exchanges(grid: LinkGrid, parameters: int, count: int) -> Row:
-    seconds = [_exchange(grid, parameters, number) for number in range(count + 1)][1:]
+def _client_row(name: str, process: int, after: float) -> Row:
     return {
-        "contender": OURS,
+        "contender": name,
+        "after the largest exchange, MiB resident": after,
+        "idle, MiB resident": _resident(process),
+        "threads": len(os.listdir(f"/proc/{process}/task")),
+    }
+
+
+def _exchanges(name: str, grid: Reaching, parameters: int, count: int) -> Row:
+    _exchange(grid, parameters, 0)
+    cpu = cpu_seconds(os.getpid())
+    seconds = [_exchange(grid, parameters, number + 1) for number in range(count)]
+    cpu = cpu_seconds(os.getpid()) - cpu
+    return {
+        "contender": name,
         "parameters": parameters,
         "median ms": median([_MILLI * each for each in seconds]),
         "slowest ms": float(f"{_MILLI * max(seconds):.4g}"),
+        "cpu ms/message": float(f"{_MILLI * cpu / (count * PAIR):.3g}"),
         "MB each way": 4 * parameters / _MEGA,
     }
 
 
-def _exchange(grid: LinkGrid, parameters: int, number: int) -> float:
+def _exchange(grid: Reaching, parameters: int, number: int) -> float:
     place = ConfigRecord({"run": f"of {parameters}", "round": number})
     content = RecordDict({ARRAYS: memory_arrays({"x": np.zeros(parameters, np.float32)}), SPEC_RECORD: place})
     nodes = list(grid.get_node_ids())
@@ -152,7 +178,7 @@ def _clients(path: Path, endpoints: Sequence[Endpoint]) -> Generator[int]:
         process.wait()
 
 
-def _wait(grid: LinkGrid, clients: int) -> None:
+def _wait(grid: Reaching, clients: int) -> None:
     end = time.monotonic() + _SECONDS
     while len(grid.connected) < clients:
         if time.monotonic() > end:

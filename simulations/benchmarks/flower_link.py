@@ -1,0 +1,82 @@
+"""Flower's own link for the benchmark of links: a SuperLink, our front before it, and a process for each client."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from ...server.superlink import KEYS, LISTED, open_superlink
+from ...server.supernode_grid import SuperNodeGrid
+from ...strategies.flower_fleet import node_fingerprint
+from ..engine import FIRST_NODE
+from .made_certificates import Authority
+
+
+@contextmanager
+def flower_federation(clients: int) -> Generator[tuple[SuperNodeGrid, list[int]]]:
+    """A server in this process, a SuperLink, and the numbers of the clients' processes."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nodes = tuple(range(FIRST_NODE, FIRST_NODE + clients))
+        listen = _free_address()
+        _write_server(folder)
+        told = _write_keys(folder, nodes)
+        grid = stack.enter_context(open_superlink(folder, listen, nodes))
+        yield (
+            grid,
+            [stack.enter_context(_client(folder / f"{node}.json", listen, *told[node])) for node in nodes],
+        )
+
+
+def _write_server(folder: Path) -> None:
+    own = Authority().server()
+    for name, pem in (("ca.pem", own.ca), ("tls.pem", own.certificate), ("tls.key", own.key)):
+        (folder / name).write_bytes(pem)
+
+
+def _write_keys(folder: Path, nodes: tuple[int, ...]) -> dict[int, tuple[int, str, str]]:
+    """Write what the server knows of the nodes' keys; return of each node its number, the authority and its key."""
+    (folder / KEYS).mkdir()
+    listed: dict[str, int] = {}
+    told: dict[int, tuple[int, str, str]] = {}
+    for node in nodes:
+        key = generate_private_key(SECP384R1())
+        public = key.public_key()
+        listed[node_fingerprint(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))] = node
+        (folder / KEYS / f"{node}.pub").write_bytes(
+            public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        )
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        told[node] = (node, (folder / "ca.pem").read_text(), secret.decode())
+    (folder / LISTED).write_text(json.dumps(listed))
+    return told
+
+
+@contextmanager
+def _client(path: Path, listen: str, node: int, ca: str, key: str) -> Generator[int]:
+    path.write_text(json.dumps([listen, node, ca, key]))
+    process = subprocess.Popen([sys.executable, "-m", f"{__package__}.flower_link_client", str(path)])
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
