@@ -29,6 +29,34 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
+    "an operator's call passes the front": Mutation(
+        "server/front.py",
+        "not in FLEET_PATHS:",
+        'in ("/",):',
+        "test_server_front.py",
+        "no_call_of_an_operator",
+    ),
+    "the front takes whoever signs": Mutation(
+        "strategies/flower_fleet.py",
+        "if not verify_signature(",
+        "if verify_signature is None and not verify_signature(",
+        "test_server_front.py",
+        "a_signature_is_of_the_time",
+    ),
+    "a body in pieces has no bound": Mutation(
+        "server/front.py",
+        "if taken > MOST_BODY_BYTES or (",
+        "if (",
+        "test_server_front.py",
+        "too_large_is_refused",
+    ),
+    "a question over Flower's link is done twice": Mutation(
+        "client/fleet.py",
+        "if name in self.begun:",
+        "if False:",
+        "test_client_fleet.py",
+        "begun_before_a_restart",
+    ),
     "a bundle of another authority is used": Mutation(
         "configs/bundle_files.py",
         "own.verify_directly_issued_by(authority)",
