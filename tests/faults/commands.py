@@ -1,10 +1,11 @@
 """A process that has imported what fedveil's commands import and starts each in a child of its own.
 
-It reads lines of JSON, [argv, file], and prints the child's process id. What the command prints goes into the file, and
-its exit code into the file of that name and `.rc`; one that is killed leaves none. It has no threads and no sockets,
-so that its children may have theirs.
+It reads lines of JSON, [argv, file] or [argv, file, network namespace], and prints the child's process id. What the
+command prints goes into the file, and its exit code into the file of that name and `.rc`; one that is killed leaves
+none. It has no threads and no sockets, so that its children may have theirs.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -20,13 +21,23 @@ import fedveil.deployment.serve
 import fedveil.deployment.status
 import fedveil.server.link_grid
 
+NETWORK = 0x40000000  # linux/sched.h: CLONE_NEWNET
 
-def become(argv: list[str], file: str) -> None:
+
+def enter(namespace: str) -> None:
+    with open(f"/run/netns/{namespace}") as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), NETWORK):
+            raise OSError(ctypes.get_errno(), f"the namespace {namespace} cannot be entered")
+
+
+def become(argv: list[str], file: str, *namespace: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (1, 2):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     sys.argv = ["fedveil", *argv]
+    for each in namespace:
+        enter(each)
     code = 99
     try:
         code = fedveil.__main__.main()
@@ -41,8 +52,8 @@ def become(argv: list[str], file: str) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     for line in sys.stdin:
-        asked, file = json.loads(line)
+        asked = json.loads(line)
         child = os.fork()
         if not child:
-            become(asked, file)
+            become(*asked)
         print(child, flush=True)

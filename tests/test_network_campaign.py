@@ -1,0 +1,309 @@
+"""A federation of processes on a bad network, killed on top: server and five clients, each in a network namespace.
+
+Figures for docs/reliability.md. Linux, as root, with `ip` and TUN devices.
+"""
+
+import itertools
+import json
+import os
+import random
+import runpy
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from fedveil.deployment.provision import provision
+from fedveil.privacy.ledger import verify
+from fedveil.privacy.refusal import Refusal
+
+HERE = Path(__file__).parent
+FAULTS = HERE / "faults"
+ENDS = runpy.run_path(str(HERE / "test_end_to_end_federation.py"))
+FEDERATION = runpy.run_path(str(FAULTS / "served.py"))["FEDERATION"]
+PORT, CLIENTS, ROUNDS, EPSILON = 8443, 5, 6, 8.0
+OWNERS_EPSILON = 20.0  # in the bundles
+AT_ONCE = 4  # federations: they mostly wait
+PATIENCE = 240.0  # of one run
+OUT_AFTER, KILL_AFTER, BACK_AFTER = 1, 2, 2.0  # rounds, rounds, seconds
+ARGV = (
+    *("task=digits", "batch_size=40", "privacy=client_distributed", "privacy.allow_large_delta=true"),
+    *(f"privacy.target_epsilon={EPSILON}", f"num_rounds={ROUNDS}", "run=net"),
+    *("link.clients=0.8", "link.wait=90", "link.deadline=10"),
+)
+
+
+class Faults(NamedTuple):
+    loss: int  # per cent of the packets in each direction
+    delay: int  # ms, each way
+    rate: int  # kbit/s of each client in each direction; 0: no limit
+    outage: int  # s, of everybody
+    killed: str
+
+
+# Every two values of two faults meet in a run, most more than once.
+TABLE = [
+    Faults(0, 0, 0, 15, "node"),
+    Faults(0, 0, 1000, 5, "both"),
+    Faults(0, 0, 256, 0, "node"),
+    Faults(0, 100, 0, 15, "both"),
+    Faults(0, 100, 1000, 15, "server"),
+    Faults(0, 500, 0, 5, "none"),
+    Faults(0, 500, 256, 0, "server"),
+    Faults(0, 500, 256, 5, "server"),
+    Faults(20, 0, 1000, 15, "server"),
+    Faults(20, 0, 256, 15, "none"),
+    Faults(20, 100, 0, 0, "both"),
+    Faults(20, 100, 0, 0, "server"),
+    Faults(20, 100, 256, 5, "node"),
+    Faults(20, 500, 1000, 0, "node"),
+    Faults(20, 500, 1000, 15, "none"),
+    Faults(20, 500, 1000, 5, "both"),
+    Faults(5, 0, 0, 0, "none"),
+    Faults(5, 0, 0, 5, "server"),
+    Faults(5, 0, 256, 0, "both"),
+    Faults(5, 100, 1000, 0, "none"),
+    Faults(5, 100, 1000, 5, "node"),
+    Faults(5, 100, 256, 5, "none"),
+    Faults(5, 500, 0, 15, "node"),
+    Faults(5, 500, 256, 15, "both"),
+]
+
+
+class Starter:
+    """Starts commands for every federation."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, str(FAULTS / "commands.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+        )
+
+    def start(self, namespace: str, file: Path, *argv: object) -> Any:
+        asked = [[str(each) for each in argv], str(file), namespace]
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
+            return ENDS["Process"](int(self._process.stdout.readline()), file)
+
+    def end(self) -> None:
+        self._process.communicate()
+
+
+@dataclass
+class Federation:
+    """One run: namespaces, a relay between them, processes in them, and what was seen of them."""
+
+    starter: Starter
+    folder: Path
+    number: int
+    faults: Faults
+    processes: dict[int, Any] = field(default_factory=dict[int, Any])  # 0: the server
+    end: float = field(default_factory=lambda: time.monotonic() + PATIENCE)
+    starts: int = 0
+
+    @property
+    def ends(self) -> list[tuple[str, str]]:
+        return [(f"fv{self.number}-{each}", f"10.77.{self.number}.{each + 1}") for each in range(CLIENTS + 1)]
+
+    @property
+    def hearts(self) -> Path:
+        return self.folder / "hearts"
+
+    def start(self, *which: int) -> None:
+        bundles = sorted((self.hearts / "clients").iterdir())
+        for each in which:
+            self.starts += 1
+            argv = (
+                ("client", "start", bundles[each - 1]) if each else ("server", self.hearts / "server", *ARGV)
+            )
+            file = self.folder / f"{each}-{self.starts}.out"
+            self.processes[each] = self.starter.start(self.ends[each][0], file, *argv)
+
+    def kill(self, *which: int) -> None:
+        for each in which:
+            if self.processes[each].alive:
+                self.processes[each].kill()
+
+    def rows(self) -> list[dict[str, Any]]:
+        path = self.hearts / "server" / "runs" / "net" / "metrics.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def wait_for(self, rounds: int) -> None:
+        """Wait until so many rounds are done, or the server's end."""
+        while self.processes[0].alive and len(self.rows()) < rounds:
+            if time.monotonic() > self.end:
+                raise TimeoutError(f"round {len(self.rows()) + 1} does not end")
+            time.sleep(0.02)
+
+    @contextmanager
+    def network(self) -> Iterator[subprocess.Popen[str]]:
+        loss, delay, rate, _, _ = self.faults
+        told = {
+            "ends": self.ends,
+            "loss": loss / 100,
+            "delay": delay / 1000,
+            "rate": rate * 125,
+            "seed": self.number,
+        }
+        relay = subprocess.Popen(
+            [sys.executable, str(FAULTS / "relay.py"), json.dumps(told)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert relay.stdout is not None and relay.stdout.readline() == "ready\n"
+            yield relay
+        finally:
+            self.kill(*self.processes)
+            relay.communicate()
+            for namespace, _ in self.ends:
+                subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)
+
+
+def provisioned(federation: Federation) -> None:
+    host = federation.ends[0][1]
+    text = FEDERATION.format(port=PORT).replace("localhost", host).replace("127.0.0.1", host)
+    federation.folder.mkdir()
+    (federation.folder / "federation.yaml").write_text(text)
+    provision(federation.folder / "federation.yaml", federation.hearts, None)
+
+
+def lived(federation: Federation) -> list[dict[str, Any]]:
+    """Let the run go to its end, with its faults; return the rounds that were done when the server was killed."""
+    faults, draw = federation.faults, random.Random(federation.number)
+    before: list[dict[str, Any]] = []
+    with federation.network() as relay:
+        federation.start(*range(CLIENTS + 1))
+        federation.wait_for(OUT_AFTER)
+        if faults.outage:
+            assert relay.stdin is not None
+            relay.stdin.write(f"{faults.outage}\n")
+            relay.stdin.flush()
+        federation.wait_for(KILL_AFTER)
+        victims = {"none": (), "node": (1,), "server": (0,), "both": (0, 1)}[faults.killed]
+        time.sleep(draw.uniform(0, 1 + 4 * faults.delay / 1000))
+        federation.kill(*victims)
+        if 0 in victims:
+            before = federation.rows()
+        time.sleep(BACK_AFTER if victims else 0)
+        federation.start(*victims)
+        federation.wait_for(ROUNDS)
+        while federation.processes[0].alive and time.monotonic() < federation.end:
+            time.sleep(0.05)
+        if federation.processes[0].wait() != 0:
+            raise RuntimeError(federation.processes[0].said)
+    return before
+
+
+def names_of(path: Path) -> dict[int, list[str]]:
+    """Return the names under which each round is on a ledger, oldest first; after a kill there is a new one."""
+    found: dict[int, list[str]] = {}
+    for name, number in ENDS["reservations"](path, "net"):
+        found.setdefault(number, []).append(name)
+    return found
+
+
+def wrongs(federation: Federation, before: list[dict[str, Any]]) -> Iterator[str]:
+    """Return what must not be, from the files that the processes left."""
+    server, rows = federation.hearts / "server", federation.rows()
+    result = json.loads((server / "runs" / "net" / "result.json").read_text())
+    if result["status"] != "completed" or [row["round"] for row in rows] != list(range(1, ROUNDS + 1)):
+        yield f"not completed: {result['status']}, rounds {[row['round'] for row in rows]}"
+    if all(row["abandoned"] for row in rows):
+        yield "completed, though no round released anything"
+    if rows[: len(before)] != before:
+        yield "rounds that were done before the kill are others after it"
+    (population,) = (server / "ledgers").glob("*.ledger")
+    own = sorted((federation.hearts / "clients").glob("*/state/ledgers/client-*.ledger"))
+    named = names_of(population)
+    kills = int(federation.faults.killed in ("server", "both"))
+    if sum(len(names) - 1 for names in named.values()) > kills:
+        yield f"more rounds lost than kills: {named}"
+    if len({row["noise_multiplier"] for row in rows}) > 1 + kills:
+        yield "the noise was planned anew without a kill"
+    for path, most in [(population, EPSILON), *((each, OWNERS_EPSILON) for each in own)]:
+        found = verify(path)
+        if not found.ok or not 0 < found.epsilon <= most:
+            yield f"{path}: {found}"
+    if {row["epsilon"] for row in result["privacy"]} != {verify(population).epsilon}:
+        yield f"told {result['privacy']}, but on the ledger is {verify(population).epsilon}"
+    for each in own:
+        if not set(ENDS["reservations"](each, "net")) <= set(ENDS["reservations"](population, "net")):
+            yield f"{each}: more was asked of it than the server had reserved"
+    for row in rows:
+        names = named.get(row["round"], [])
+        if not row["abandoned"] and not names:
+            yield f"round {row['round']} was released without a reservation"
+        paid = sum(names[-1:] == names_of(each).get(row["round"], [])[-1:] for each in own)
+        if paid < row["replies"]:
+            yield f"round {row['round']}: {row['replies']} sent a vector, {paid} have it on their ledgers"
+
+
+def one_run(starter: Starter, folder: Path, number: int, faults: Faults) -> dict[str, Any]:
+    federation = Federation(starter, folder / str(number), number, faults)
+    provisioned(federation)
+    began = time.monotonic()
+    try:
+        wrong = list(wrongs(federation, lived(federation)))
+    except (Refusal, OSError, RuntimeError, AssertionError, ValueError) as error:
+        wrong = [f"{type(error).__name__}: {error}"]
+    rows = federation.rows()
+    found = {
+        "faults": faults._asdict(),
+        "seconds": round(time.monotonic() - began),
+        "released": sum(not row["abandoned"] for row in rows),
+        "abandoned": sum(row["abandoned"] for row in rows),
+        "dropped": sum(CLIENTS - row["replies"] for row in rows if not row["abandoned"]),
+        "wrong": wrong,
+    }
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def missing() -> str:
+    if sys.platform != "linux" or os.geteuid() or not shutil.which("ip") or not Path("/dev/net/tun").exists():
+        return "needs Linux, root, ip and TUN devices"
+    return ""
+
+
+def test_every_two_faults_meet_in_the_table() -> None:
+    for one, other in itertools.combinations(range(len(Faults._fields)), 2):
+        met = {(row[one], row[other]) for row in TABLE}
+        assert len(met) == len({row[one] for row in TABLE}) * len({row[other] for row in TABLE})
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_federations_on_bad_networks_lose_nothing(tmp_path: Path) -> None:
+    starter = Starter()
+    try:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            runs = [
+                pool.submit(one_run, starter, tmp_path, number, row) for number, row in enumerate(TABLE, 1)
+            ]
+            found = [run.result() for run in runs]
+    finally:
+        starter.end()
+    figures = {
+        name: sum(run[name] for run in found) for name in ("seconds", "released", "abandoned", "dropped")
+    }
+    wrong = [run for run in found if run["wrong"]]
+    print(json.dumps({"runs": len(found), **figures, "wrong": len(wrong)}))
+    assert not wrong, wrong
