@@ -32,6 +32,7 @@ class Line:
     invited: int
     dropped: int
     audit: AuditLine | None = None
+    abandoned: bool = False
 
 
 @dataclass
@@ -84,6 +85,8 @@ class Display:
         shown += [f"{name} {_number(value)}" for name, value in line.metrics.items()]
         shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(line)]
         shown.append(f"{line.replies} of {line.invited} clients")
+        if line.abandoned:
+            shown.append("abandoned: nothing was released")
         audit = line.audit.words() if line.audit and line.audit.fresh(line.round) else []
         return "\n".join(["  ".join(shown), *(f"  audit: {each}" for each in audit)])
 
@@ -105,6 +108,7 @@ class Display:
             table.add_column(column, justify="right", min_width=9)
         for line in self._lines[-SHOWN_ROUNDS:]:
             clients = f"{line.replies}/{line.invited}" + (f" -{line.dropped}" if line.dropped else "")
+            clients += " abandoned" if line.abandoned else ""
             values = [_number(value) for value in line.metrics.values()]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
         return Group(Text(self.title, style="bold"), table, *self._bars())

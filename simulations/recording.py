@@ -258,6 +258,7 @@ def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
         "status": str(ending.status),
         "reason": ending.reason,
         "rounds_completed": ending.state.round,
+        "rounds_abandoned": sum(bool(row.get("abandoned")) for row in run.history),
         "data": "simulation" if federation.simulated else "real",
         "rng": federation.randomness.kind,
         "privacy": [

@@ -127,7 +127,11 @@ def run_federation(
     status = Status(result["status"])
     if not quiet:
         stream = sys.stderr if status is Status.FAILED else sys.stdout
-        print(f"{status}: {result['reason']}; results: {folder}", file=stream, flush=True)
+        lost = result["rounds_abandoned"]
+        in_vain = (
+            f", {lost} of them abandoned and paid for in vain" if lost and status is not Status.FAILED else ""
+        )
+        print(f"{status}: {result['reason']}{in_vain}; results: {folder}", file=stream, flush=True)
     return Outcome(EXIT_CODES[status], result, folder)
 
 
@@ -289,9 +293,8 @@ def _after_round(
     alarms = auditing.watch_round(run, grid, state)
     spent = recording.record_round(run, state, done, metrics, grid.clients(grid.drawn))
     dropped, audit = sum(done.dropped.values()), auditing.shown(run)
-    display.show(
-        Line(done.number, metrics, spent.client, spent.record, done.replies, done.invited, dropped, audit)
-    )
+    clients = (done.replies, done.invited, dropped)
+    display.show(Line(done.number, metrics, spent.client, spent.record, *clients, audit, done.abandoned))
     watch(run)
     return auditing.act(run, grid, state, alarms)
 

@@ -236,6 +236,7 @@ def test_rounds_below_the_quorum_release_nothing_and_too_many_of_them_end_the_ru
     code, _ = served(hearts, *CENTRAL, "link.patience=2", fault=down)
     assert (code, result_of(hearts)["reason"]) == (1, "2 rounds in a row were abandoned (failed)")
     assert [(row["replies"], row["abandoned"]) for row in rows_of(hearts)] == [(2, True)] * 2
+    assert result_of(hearts)["rounds_abandoned"] == 2
     model = load_file(hearts / "server" / "runs" / "run-1" / "model.safetensors")
     assert not any(value.any() for value in model.values())
     assert read_status(hearts / "server")["abandoned"] == 2

@@ -33,6 +33,7 @@ RESULT_KEYS = {
     "status",
     "reason",
     "rounds_completed",
+    "rounds_abandoned",
     "data",
     "rng",
     "privacy",
