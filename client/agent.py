@@ -101,7 +101,8 @@ class Agent:
         with self._lock:
             self._health = replace(self._health, **changed)
             with suppress(OSError):  # a full disk: what is said there is old, and the log knows more
-                replace_file(self._path, (json.dumps(asdict(self._health), indent=1) + "\n").encode())
+                text = json.dumps(asdict(self._health), indent=1) + "\n"
+                replace_file(self._path, text.encode(), flush=False)  # several times a round: spare the flash
 
 
 def start(folder: Path) -> int:

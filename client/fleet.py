@@ -30,9 +30,8 @@ from ..strategies.flower_fleet import (
 )
 from ..strategies.message_bytes import pack_body
 from ..strategies.question_id import question_id
-from ..strategies.wire import HANDLED_BEFORE
 from .journal import Journal
-from .link import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, MOST_BYTES, Handle
+from .link import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, MOST_BYTES, Handle, handled_once
 from .mod import FAILED
 
 logger = logging.getLogger("fedveil.client")
@@ -92,7 +91,7 @@ class Answers:
             name = question_id(message, pack_body(message), self.node) or message.metadata.message_id
             if self._last is None or self._last[0] != name:
                 self._last = None
-                self._last = (name, self._first(name, message))
+                self._last = (name, handled_once(name, message, self.handle, self.begun))
             reply = self._last[1]
             said = reply.error if reply.has_error() else reply.content
             return Message(said, reply_to=message)
@@ -100,12 +99,6 @@ class Answers:
             # What failed may depend on the data: nobody but the owner may read it.
             logger.exception("an instruction failed at this client")
         return Message(Error(FAILED, "the client failed"), reply_to=message)
-
-    def _first(self, name: str, message: Message) -> Message:
-        if name in self.begun:
-            return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
-        self.begun.note(name)
-        return self.handle(message)
 
     def settle(self, connection: FleetNode) -> None:
         """Hand over what is owed, unless the server has no use for it any more."""

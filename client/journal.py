@@ -23,6 +23,7 @@ class Journal:
         self._ids = OrderedDict.fromkeys([line for line in before if line][-KEPT:])
         replace_file(path, "".join(f"\n{each}" for each in self._ids).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (as long as the journal)
+        self._end = 0  # before the last note
 
     def __contains__(self, name: str) -> bool:
         """Whether that instruction was begun."""
@@ -30,11 +31,20 @@ class Journal:
 
     def note(self, name: str) -> None:
         """Write down, durably, that this instruction is begun."""
+        self._end = os.fstat(self._file.fileno()).st_size
         self._file.write(f"\n{name}")
         self._sync()
         self._ids[name] = None
         while len(self._ids) > KEPT:
             self._ids.popitem(last=False)
+
+    def take_back(self, name: str) -> None:
+        """Cross out the instruction that was noted last: nothing of it was begun.
+
+        Where a power cut undoes this, it counts as begun.
+        """
+        del self._ids[name]
+        os.ftruncate(self._file.fileno(), self._end)
 
     def _sync(self) -> None:
         self._file.flush()

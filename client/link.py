@@ -38,7 +38,7 @@ from ..strategies.frames import (
 )
 from ..strategies.message_bytes import Buffer, MalformedMessage, pack_body, segments, unpack
 from ..strategies.stream_loop import next_frame, stream_loop, until_one_ends
-from ..strategies.wire import HANDLED_BEFORE
+from ..strategies.wire import HANDLED_BEFORE, NOT_ELIGIBLE
 from .journal import Journal
 from .mod import FAILED
 
@@ -130,17 +130,24 @@ def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Part
         logger.error("an instruction cannot be read: %s", error)
         return ()
     try:
-        if name in begun:
-            reply = Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
-        else:
-            begun.note(name)
-            reply = handle(message)
+        reply = handled_once(name, message, handle, begun)
         return segments(reply.metadata, pack_body(reply))
     except Exception:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("an instruction failed at this client")
     reply = Message(Error(FAILED, "the client failed"), reply_to=message)
     return segments(reply.metadata, pack_body(reply))
+
+
+def handled_once(name: str, message: Message, handle: Handle, begun: Journal) -> Message:
+    """Return the reply to an instruction that is not done a second time; what the device was not fit for was not begun."""
+    if name in begun:
+        return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
+    begun.note(name)
+    reply = handle(message)
+    if reply.has_error() and reply.error.code == NOT_ELIGIBLE:
+        begun.take_back(name)
+    return reply
 
 
 class Line:

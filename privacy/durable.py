@@ -7,16 +7,19 @@ from pathlib import Path
 from .ledger_store import sync_folder
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o600, *, flush: bool = True) -> None:
     """Put `data` in the place of the file, with this mode; on disk when this returns, or the old file stays.
+
+    Without `flush` readers still see the old file or the new one, but a power cut may leave neither: for what is
+    written again soon, and nobody relies on.
 
     Raises:
       OSError: it cannot be written.
     """
-    replace_files(path.parent, {path.name: data}, mode)
+    replace_files(path.parent, {path.name: data}, mode, flush=flush)
 
 
-def replace_files(folder: Path, files: Mapping[str, bytes], mode: int = 0o600) -> None:
+def replace_files(folder: Path, files: Mapping[str, bytes], mode: int = 0o600, *, flush: bool = True) -> None:
     """The same for several files of one folder, each for itself and in their order: one flush of the folder for all."""
     for name, data in files.items():
         fresh = folder / f".{name}.new"
@@ -25,7 +28,9 @@ def replace_files(folder: Path, files: Mapping[str, bytes], mode: int = 0o600) -
         with open(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # whatever the umask
             file.write(data)
-            file.flush()
-            os.fsync(descriptor)
+            if flush:
+                file.flush()
+                os.fsync(descriptor)
         os.replace(fresh, folder / name)
-    sync_folder(folder)
+    if flush:
+        sync_folder(folder)

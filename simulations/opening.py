@@ -68,7 +68,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[None]:
         recording.make_folder(key, Path(run.client.record.ledger_dir))
     budget = federation.client_budget
     if budget is None:
-        recording.make_folder("hydra.run.dir", run.folder)
+        recording.make_folder(recording.folder_setting(federation), run.folder)
         auditing.begin(run, fresh=saved is None)
         recording.write_start(run)
         yield
@@ -85,7 +85,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[None]:
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = checkpoint.round if checkpoint and not simulated else 0
         adaptation = federation.adaptation(plan, prior, begun)
-        recording.make_folder("hydra.run.dir", run.folder)
+        recording.make_folder(recording.folder_setting(federation), run.folder)
         key = _noise_key(run, fresh=saved is None)
         run.privacy = ClientPrivacy(plan, ledger, federation.metrics_share(plan), adaptation, key)
         run.client = asking_for(run.client, plan)
@@ -134,6 +134,6 @@ def _noise_key(run: Run, fresh: bool) -> bytes | None:
             return noise_key.make(run.folder)
         except OSError as problem:
             remedy = f"no key can be kept there ({problem.strerror}); choose another"
-            raise Refusal("hydra.run.dir", str(run.folder), remedy) from problem
+            raise Refusal(recording.folder_setting(federation), str(run.folder), remedy) from problem
     finished = run.checkpoint is not None and run.checkpoint.round >= federation.settings.num_rounds
     return b"" if finished else noise_key.read(run.folder)

@@ -105,6 +105,11 @@ def require_free(folder: Path) -> None:
         raise Refusal("hydra.run.dir", str(folder), "a run lives there; choose another or use resume=")
 
 
+def folder_setting(federation: Federation) -> str:
+    """Return the setting that names the run's folder; a server's lies in its bundle and has the run's name."""
+    return "hydra.run.dir" if federation.deployed is None else "run"
+
+
 def make_folder(key: str, folder: Path) -> None:
     """Make a folder, or refuse the setting `key` that names it."""
     try:
@@ -124,7 +129,7 @@ def write_start(run: Run) -> None:
             write_durably(run.folder / CONFIG, run.federation.settings.source.encode())
     except OSError as problem:
         remedy = f"it cannot be written ({problem.strerror}); choose another"
-        raise Refusal("hydra.run.dir", str(run.folder), remedy) from problem
+        raise Refusal(folder_setting(run.federation), str(run.folder), remedy) from problem
 
 
 # --- after each round -------------------------------------------------------------------------------------------

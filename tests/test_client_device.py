@@ -1,6 +1,7 @@
 """A deployed device: what its owner's policy lets pass, what its own ledger is charged, and when it does not train."""
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -399,6 +400,18 @@ def test_a_device_that_may_not_train_says_so_at_once_and_sees_through_what_it_pr
     assert opened.survivors == 4 and opened.dropped == {"not eligible": 1}
     assert code_of(devices[3], in_the_clear()) == NOT_ELIGIBLE
     assert not devices[3].own_ledger.path.exists()
+
+
+def test_health_is_whole_whenever_it_is_read_and_flushes_nothing(clients, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor) or fsync(descriptor))
+    keeper = agent.Agent(device_of(clients / "c0").bundle)
+    before = len(synced)
+    keeper.say("idle")
+    with open(clients / "c0" / "state" / agent.HEALTH) as file:
+        keeper.say("training")
+        assert json.load(file)["state"] == "idle"
+    assert agent.read_health(clients / "c0" / "state").state == "training" and len(synced) == before
 
 
 def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, monkeypatch):

@@ -19,7 +19,7 @@ from fedveil.client.mod import FAILED
 from fedveil.server.link_grid import open_link
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.message_bytes import pack, unpack
-from fedveil.strategies.wire import HANDLED_BEFORE, view
+from fedveil.strategies.wire import HANDLED_BEFORE, NOT_ELIGIBLE, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))
 Authority, Federation = MADE["Authority"], MADE["Federation"]
@@ -119,6 +119,21 @@ def test_one_that_was_begun_before_is_answered_and_not_handled(begun: Journal) -
 
     reply = reply_to(instruction(), handle, begun)
     assert reply.error.code == HANDLED_BEFORE and reply.metadata.reply_to_message_id == "id"
+
+
+def test_what_the_device_was_not_fit_for_was_not_begun(begun: Journal, tmp_path: Path) -> None:
+    begun.note("earlier")
+
+    def unfit(message: Message) -> Message:
+        return Message(Error(NOT_ELIGIBLE, "on battery"), reply_to=message)
+
+    assert reply_to(instruction(), unfit, begun).error.code == NOT_ELIGIBLE
+    assert "id" not in begun
+    after = Journal(tmp_path / "journal")  # of another process
+    assert "earlier" in after and "id" not in after
+    assert not reply_to(instruction(), moved, after).has_error()
+    assert reply_to(instruction(), moved, after).error.code == HANDLED_BEFORE
+    after.close()
 
 
 def test_a_failure_leaves_as_a_code_and_a_full_disk_trains_nothing(

@@ -212,6 +212,13 @@ def test_a_run_that_began_otherwise_is_not_gone_on_with(hearts: Path) -> None:
     assert sorted(each.name for each in (hearts / "server" / "runs").iterdir()) == ["run-1", "second"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused_by_the_setting_that_names_it(hearts: Path) -> None:
+    (hearts / "server" / "runs").write_text("")
+    with pytest.raises(Refusal) as refused:
+        served(hearts, *CENTRAL, "run=spring")
+    assert refused.value.field == "run" and str(refused.value.value).endswith("server/runs/spring")
+
+
 def test_a_second_server_is_refused(hearts: Path) -> None:
     with alone(hearts / "server"):
         assert running(hearts / "server")
