@@ -21,7 +21,7 @@ from ..privacy.refusal import Refusal
 EXIT_CODES = {Outcome.CONSISTENT: 0, Outcome.VIOLATED: 3, Outcome.TOO_WEAK: 4}
 USAGE = """\
 usage: fedveil audit RUN [--json]                          weigh a run again from its folder
-       fedveil audit RUN --membership loss|rmia|lira       attack its final model
+       fedveil audit RUN --membership loss|rmia|lira|art   attack its final model
        fedveil audit claim --epsilon E --delta D EVIDENCE  weigh any claim: fedveil audit claim --help"""
 EVIDENCE = """\
 evidence, one of:

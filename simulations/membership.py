@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -41,24 +42,24 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Attacked:
-    """The target's losses on records that trained and on others, and what reference models may be made of.
+    """A model, records that trained it and others, and what reference models may be made of.
 
     Attributes:
       task: gives the model.
       sgd: how reference models are trained.
+      model: the target.
       records: members first, ``members`` of them, then others.
-      losses: of the target on these, (n,).
       spare: clients' examples that are not attacked.
-      population: held-out examples that are not attacked, and the target's losses on them.
+      population: held-out examples that are not attacked.
     """
 
     task: Task
     sgd: SGD
+    model: torch.nn.Module
     records: Examples
     members: int
-    losses: Scores
     spare: Examples
-    population: tuple[Examples, Scores]
+    population: Examples
 
     def reference(self, examples: Examples, number: int) -> torch.nn.Module:
         """A model of these examples alone, trained in the clear."""
@@ -67,23 +68,24 @@ class Attacked:
         train(model, self.task, examples, self.sgd, number, key=SEED)
         return model
 
+    def likelihoods(self, model: torch.nn.Module, examples: Examples) -> Scores:
+        """Of each example's target under a model, (n,)."""
+        return np.exp(-losses_of(self.task, model, examples))
+
 
 def by_loss(attacked: Attacked, shadows: int) -> Scores:
     """The loss, negated (Yeom et al. 2018); no reference model."""
     del shadows
-    return -attacked.losses
+    return -losses_of(attacked.task, attacked.model, attacked.records)
 
 
 def by_rmia(attacked: Attacked, shadows: int) -> Scores:
     """RMIA with one reference model, which saw none of those attacked and none of the population."""
     del shadows
-    model = attacked.reference(attacked.spare, 0)
-    examples, losses = attacked.population
-    pairs = [
-        (np.exp(-target), np.exp(-losses_of(attacked.task, model, each)))
-        for target, each in ((attacked.losses, attacked.records), (losses, examples))
-    ]
-    return rmia(pairs[0], pairs[1])
+    models = attacked.model, attacked.reference(attacked.spare, 0)
+    target, reference = (attacked.likelihoods(model, attacked.records) for model in models)
+    z_target, z_reference = (attacked.likelihoods(model, attacked.population) for model in models)
+    return rmia((target, reference), (z_target, z_reference))
 
 
 def by_lira(attacked: Attacked, shadows: int) -> Scores:
@@ -94,22 +96,53 @@ def by_lira(attacked: Attacked, shadows: int) -> Scores:
     for _ in range(-(-shadows // 2)):
         half = generator.permutation(count) < count // 2
         inside += [half, ~half]
-    logits = [
-        logit(
-            np.exp(
-                -losses_of(
-                    attacked.task,
-                    attacked.reference(_some(attacked.records, np.flatnonzero(held)), n),
-                    attacked.records,
-                )
-            )
-        )
-        for n, held in enumerate(inside)
-    ]
-    return lira(logit(np.exp(-attacked.losses)), np.stack(logits), np.stack(inside))
+    halves = (_some(attacked.records, np.flatnonzero(held)) for held in inside)
+    models = (attacked.reference(half, n) for n, half in enumerate(halves))
+    logits = [logit(attacked.likelihoods(model, attacked.records)) for model in models]
+    target = logit(attacked.likelihoods(attacked.model, attacked.records))
+    return lira(target, np.stack(logits), np.stack(inside))
 
 
-ATTACKS: Mapping[str, Callable[[Attacked, int], Scores]] = {"loss": by_loss, "rmia": by_rmia, "lira": by_lira}
+def by_art(attacked: Attacked, shadows: int) -> Scores:
+    """A forest on classes' probabilities and the label, by the Adversarial Robustness Toolbox (Shokri et al. 2017).
+
+    One reference model shows it members, the spare examples, beside the population. Refusal without the extra `mia`, and
+    for a task without classes.
+    """
+    del shadows
+    try:
+        inference = import_module("art.attacks.inference.membership_inference")
+        estimators = import_module("art.estimators.classification")
+    except ImportError:
+        raise Refusal("membership", "art", "install fedveil[mia], or give loss, rmia or lira") from None
+    reference = attacked.reference(attacked.spare, 0)
+    members, others = (_classes(reference, each) for each in (attacked.spare, attacked.population))
+    count = members.shape[1]
+    answers = estimators.BlackBoxClassifier(np.zeros, (1,), count)  # never asked: its answers are given below
+    forest = inference.MembershipInferenceBlackBox(answers, attack_model_type="rf")
+    forest.attack_model.set_params(random_state=SEED)
+    labels = [each.targets.numpy() for each in (attacked.spare, attacked.population, attacked.records)]
+    forest.fit(pred=members, y=labels[0], test_pred=others, test_y=labels[1])
+    found = forest.infer(None, labels[2], pred=_classes(attacked.model, attacked.records), probabilities=True)
+    return np.asarray(found, np.float64)[:, 0]
+
+
+@torch.no_grad()
+def _classes(model: torch.nn.Module, examples: Examples) -> NDArray[np.float32]:
+    """The probability of each class, (n, classes)."""
+    model.eval()
+    outputs: torch.Tensor = model(examples.inputs)
+    if outputs.ndim != 2 or examples.targets.ndim != 1:
+        raise Refusal("membership", "art", "this task has no classes; give loss, rmia or lira")
+    return outputs.softmax(dim=1).numpy()
+
+
+ATTACKS: Mapping[str, Callable[[Attacked, int], Scores]] = {
+    "loss": by_loss,
+    "rmia": by_rmia,
+    "lira": by_lira,
+    "art": by_art,
+}
 
 
 def membership(argv: Sequence[str]) -> int:
@@ -173,10 +206,7 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     model = task.model()
     load_arrays(model, arrays)
     sgd = SGD(settings.learning_rate, epochs, max(BATCH, settings.batch_size))
-    losses = losses_of(task, model, records)
-    return Attacked(
-        task, sgd, records, len(inside), losses, spare, (population, losses_of(task, model, population))
-    )
+    return Attacked(task, sgd, model, records, len(inside), spare, population)
 
 
 def _halves(examples: Examples, generator: np.random.Generator) -> tuple[Examples, Examples]:

@@ -1,7 +1,10 @@
 """Membership inference on a final model: what overfits is found out by each attack, what never trained is not."""
 
 import json
+import sys
+from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +15,19 @@ from torch import nn
 from fedveil.client.settings import SGD
 from fedveil.client.tasks import Examples
 from fedveil.client.tasks.classification import classification
-from fedveil.client.tasks.mislabelled import losses_of
 from fedveil.client.tasks.partition import Partition
 from fedveil.client.training import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.audit_view import audit
-from fedveil.simulations.membership import ATTACKS, Attacked, attack_on, measured
+from fedveil.simulations.membership import ATTACKS, Attacked, attack_on, by_loss, measured
 from fedveil.simulations.run import simulate
 
+HAS_ART = find_spec("art") is not None
+EACH = [
+    pytest.param(each, marks=pytest.mark.skipif(each == "art" and not HAS_ART, reason="fedveil[mia]"))
+    for each in ATTACKS
+]
 RECORDS = 60
 OVERFIT = SGD(0.5, 40, 10)
 
@@ -49,11 +56,10 @@ def attacked(epochs: int) -> Attacked:
     records = Examples(
         torch.cat([inside.inputs, outside.inputs]), torch.cat([inside.targets, outside.targets])
     )
-    losses = (losses_of(task, model, records), losses_of(task, model, population))
-    return Attacked(task, OVERFIT, records, RECORDS, losses[0], spare, (population, losses[1]))
+    return Attacked(task, OVERFIT, model, records, RECORDS, spare, population)
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS])
+@pytest.mark.parametrize("attack", EACH)
 def test_a_model_that_overfits_is_found_out(attack: str) -> None:
     scores = ATTACKS[attack](attacked(40), 4)
     found = measured(scores[:RECORDS], scores[RECORDS:])
@@ -61,7 +67,7 @@ def test_a_model_that_overfits_is_found_out(attack: str) -> None:
     assert list(found) == ["AUC", "true positives at 0.1% false", "true positives at 1.0% false"]
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS])
+@pytest.mark.parametrize("attack", EACH)
 def test_a_model_that_never_trained_tells_nothing(attack: str) -> None:
     scores = ATTACKS[attack](attacked(0), 4)
     area = measured(scores[:RECORDS], scores[RECORDS:])["AUC"]
@@ -90,6 +96,21 @@ def test_the_same_records_are_attacked_every_time(tmp_path: Path) -> None:
     simulate(settings, tmp_path / "run", quiet=True)
     first, second = (attack_on(tmp_path / "run", 1) for _ in range(2))
     assert torch.equal(first.records.inputs, second.records.inputs)
-    assert np.array_equal(first.losses, second.losses)
+    assert np.array_equal(by_loss(first, 0), by_loss(second, 0))
     members = {row.numpy().tobytes() for row in first.records.inputs[: first.members]}
     assert not members & {row.numpy().tobytes() for row in first.spare.inputs}
+
+
+def test_without_its_extra_the_toolbox_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "art.attacks.inference.membership_inference", None)
+    with pytest.raises(Refusal, match=r"install fedveil\[mia\]"):
+        ATTACKS["art"](attacked(0), 1)
+
+
+@pytest.mark.skipif(not HAS_ART, reason="fedveil[mia]")
+def test_the_toolbox_attacks_classes_alone_and_the_same_way_every_time() -> None:
+    first, second = (ATTACKS["art"](attacked(40), 1) for _ in range(2))
+    assert np.array_equal(first, second)
+    characters = Examples(torch.zeros(4, 20), torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(Refusal, match="has no classes"):
+        ATTACKS["art"](replace(attacked(0), population=characters), 1)

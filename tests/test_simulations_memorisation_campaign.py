@@ -18,7 +18,7 @@ from fedveil.client.dp_sgd import train_privately
 from fedveil.client.settings import SGD
 from fedveil.client.tasks import Examples
 from fedveil.client.tasks.classification import classification
-from fedveil.client.tasks.mislabelled import Mislabelled, losses_of, mislabelled
+from fedveil.client.tasks.mislabelled import Mislabelled, mislabelled
 from fedveil.client.tasks.partition import Partition
 from fedveil.client.training import read_arrays, train
 from fedveil.configs.settings import settings_from_overrides
@@ -130,10 +130,7 @@ def test_attacks_on_a_model_that_overfits(attack: str) -> None:
     records = Examples(
         *(torch.cat([getattr(part, kind) for part in parts[:2]]) for kind in ("inputs", "targets"))
     )
-    losses = losses_of(task, model, records)
-    attacked = Attacked(
-        task, sgd, records, 500, losses, parts[2], (parts[3], losses_of(task, model, parts[3]))
-    )
+    attacked = Attacked(task, sgd, model, records, 500, parts[2], parts[3])
     scores = ATTACKS[attack](attacked, 8)
     found = measured(scores[:500], scores[500:])
     print("\n ", attack, {name: tuple(round(v, 3) for v in vars(i).values()) for name, i in found.items()})
