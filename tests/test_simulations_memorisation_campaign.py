@@ -25,7 +25,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.planning import Plan
-from fedveil.simulations.membership import ATTACKS, Attacked, measured
+from fedveil.simulations.membership import ATTACKS, Attacked, attack_on, measured
 from fedveil.simulations.record_audit import OddProbe
 from fedveil.simulations.run import simulate
 
@@ -135,3 +135,20 @@ def test_attacks_on_a_model_that_overfits(attack: str) -> None:
     found = measured(scores[:500], scores[500:])
     print("\n ", attack, {name: tuple(round(v, 3) for v in vars(i).values()) for name, i in found.items()})
     assert found["AUC"].low > 0.5
+
+
+def test_attacks_on_a_federated_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """References find more than the loss alone, of which the forest of ART sees little more."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "oracles")
+    task = ["task=custom", "task.target=images_by_heart:Images", "allow_modules=[images_by_heart]"]
+    run = ["privacy=none", "cohort=all", "num_rounds=60", "local_epochs=5", "learning_rate=0.2"]
+    simulate(settings_from_overrides([*task, *run]), tmp_path / "run", quiet=True)
+    attacked = attack_on(tmp_path / "run", epochs=60)
+    found = {}
+    for name, attack in ATTACKS.items():
+        scores = attack(attacked, 8)
+        shown = measured(scores[: attacked.members], scores[attacked.members :])
+        found[name] = shown["AUC"].value
+        print("\n ", name, {key: tuple(round(v, 3) for v in vars(i).values()) for key, i in shown.items()})
+    assert 0.55 < found["loss"] < min(found["rmia"], found["lira"])
+    assert abs(found["art"] - found["loss"]) < 0.05
