@@ -33,6 +33,7 @@ from ..privacy.secagg.suite import KEY_BYTES, public_of
 from .identity import FIRST_NODE, Identity
 from .owner_policy import OwnerPolicy, read_policy
 
+ROSTER = "roster.bin"  # in the bundle as it was shipped, in the state folder the newest that has come
 KINDS = ("linear",)
 HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")
 LAST_NODE = 2**31 - 1
@@ -146,7 +147,7 @@ def read_client_bundle(folder: Path) -> ClientBundle:
     key, state = read_private_key(folder / "identity.key"), folder / settings.state
     if not isinstance(key, Ed25519PrivateKey):
         raise Refusal("file", str(folder / "identity.key"), "is not an Ed25519 key")
-    roster = _newest_roster(folder / "roster.bin", state / "roster.bin", policy)
+    roster = _newest_roster(folder / ROSTER, state / ROSTER, policy)
     _check_membership(settings.node, settings.name, key, roster)
     identity = Identity(settings.node, key, _node_key(state / "node.key"), policy.floors, roster)
     return ClientBundle(folder, settings, policy, identity, credentials)
@@ -171,7 +172,7 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
         return bundle
     _check_membership(bundle.settings.node, bundle.settings.name, bundle.identity.key, roster)
     bundle.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    replace_file(bundle.state / "roster.bin", signed)
+    replace_file(bundle.state / ROSTER, signed)
     return replace(bundle, identity=replace(bundle.identity, roster=roster))
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 from ..configs.bundle_files import read_toml
 from ..privacy.refusal import Refusal
 from . import agent
-from .bundle import DEFAULTS, read_settings
+from .bundle import DEFAULTS, ROSTER, read_settings
 from .own_ledger import epsilon_of
 
 USAGE = """\
@@ -103,7 +103,7 @@ def forget(folder: Path, ledgers: bool) -> int:
     """Remove what the device remembers, but for its ledgers unless they are named."""
     state = state_of(folder)
     with agent.alone(state):
-        _empty(state, ledgers)
+        _empty(state, {ROSTER} if ledgers else {ROSTER, LEDGERS})  # who was revoked stays so
     print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
     return 0
 
@@ -121,7 +121,7 @@ def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
     _remove_unit(folder)
     _stop(state)
     with agent.alone(state):
-        _empty(state, ledgers)
+        _empty(state, set() if ledgers else {LEDGERS})
         for path in folder.iterdir():
             if not state.resolve().is_relative_to(path.resolve()):
                 _remove(path)
@@ -145,9 +145,9 @@ def _of_ledgers(state: Path, ledgers: bool) -> str:
     return f"; the ledgers stay in {kept}" if kept.exists() else ""
 
 
-def _empty(state: Path, ledgers: bool) -> None:
+def _empty(state: Path, kept: Collection[str]) -> None:
     for path in state.iterdir():
-        if path.name != f"{agent.RUNNING}.lock" and (ledgers or path.name != LEDGERS):
+        if path.name != f"{agent.RUNNING}.lock" and path.name not in kept:
             _remove(path)
 
 

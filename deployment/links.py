@@ -12,6 +12,7 @@ from ..configs.schema import LinkSettings
 from ..privacy.refusal import Refusal
 from ..server.admission import admitted_in
 from ..server.bundle import ServerBundle
+from ..server.following import Nodes, followed_credentials
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,13 @@ class Link:
 
 
 @contextmanager
-def open_link(settings: LinkSettings, bundle: ServerBundle) -> Generator[Link]:
+def open_link(settings: LinkSettings, bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     """Open the link that the bundles were made for, as long as the context lasts.
+
+    Args:
+      settings: of the link.
+      bundle: the server's.
+      nodes: who may take part, now.
 
     Raises:
       Refusal: it is another one, or it cannot be opened.
@@ -52,19 +58,19 @@ def open_link(settings: LinkSettings, bundle: ServerBundle) -> Generator[Link]:
         raise Refusal("link", settings.name, remedy)
     match settings.name:
         case "grpc":
-            with _grpc(bundle) as link:
+            with _grpc(bundle, nodes) as link:
                 yield link
         case _:
-            with _flower(bundle) as link:
+            with _flower(bundle, nodes) as link:
                 yield link
 
 
 @contextmanager
-def _grpc(bundle: ServerBundle) -> Generator[Link]:
+def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     from ..server.link_grid import Door, open_link
 
-    nodes = tuple(member.node for member in bundle.roster.members)
-    with open_link(Door(bundle.listen, bundle.credentials, nodes, admitted_in(bundle.admitted))) as grid:
+    admitted = admitted_in(bundle.admitted, nodes)
+    with open_link(Door(bundle.listen, followed_credentials(bundle), nodes, admitted)) as grid:
 
         def presence() -> Presence:
             traffic = grid.traffic
@@ -79,8 +85,8 @@ def _grpc(bundle: ServerBundle) -> Generator[Link]:
 
 
 @contextmanager
-def _flower(bundle: ServerBundle) -> Generator[Link]:
+def _flower(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     from ..server.superlink import open_flower_link
 
-    with open_flower_link(bundle) as grid:
+    with open_flower_link(bundle, nodes) as grid:
         yield Link(grid, lambda: Presence(grid.connected, turned_away=grid.counts))

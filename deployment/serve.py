@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,23 @@ from ..configs.server_settings import PRIMARY, differing, server_from_config, se
 from ..privacy.ledger_store import Lock
 from ..privacy.refusal import Refusal
 from ..server.bundle import ServerBundle, read_server_bundle
+from ..server.following import Nodes, SignedRoster, followed_roster, nodes_of
 from ..server.rounds import Pace, Status
-from ..simulations.build import build
+from ..simulations.build import build, with_members
 from ..simulations.federation import Deployed, Federation
 from ..simulations.recording import CONFIG, RESULT
 from ..simulations.run import EXIT_CODES, Outcome, Surroundings, run_federation
 from .links import Link, open_link
 from .order import order_of
-from .status import RUNNING
+from .status import RUNNING, served_roster
 from .watch import Watch, watching
 
 RUNS, LEDGERS = "runs", "ledgers"
 ARRIVAL_SECONDS = 2.0  # `status` holds the lock for a moment
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED)
 POLL_SECONDS = 0.1
-Open = Callable[[LinkSettings, ServerBundle], Any]
+Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
+Rosters = Callable[[], SignedRoster]
 
 
 def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
@@ -57,6 +60,7 @@ def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
         return _show(given)
     bundle = read_server_bundle(folder)
     with alone(folder):
+        _refuse_older_roster(bundle)
         settings = settings_for(bundle, given)
         where = folder / RUNS / settings.run
         result = _result(where)
@@ -66,6 +70,14 @@ def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
     if as_json:
         print(json.dumps(outcome.result))
     return outcome.exit_code
+
+
+def _refuse_older_roster(bundle: ServerBundle) -> None:
+    """Refuse to admit again whom a roster that was served has left out."""
+    served = served_roster(bundle.folder)
+    if bundle.roster.version < served:
+        remedy = f"this server has served version {served}; copy the newest server folder of the desk"
+        raise Refusal("roster", f"version {bundle.roster.version}", remedy)
 
 
 def only_shows(argv: Sequence[str]) -> bool:
@@ -154,18 +166,19 @@ def _say_finished(run: str, where: Path, result: dict[str, Any], as_json: bool) 
 
 
 def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: bool, reach: Open) -> Outcome:
-    federation = build(settings.federation, deployed_in(bundle, settings))
+    federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
     with (
-        reach(settings.link, bundle) as link,
-        watching(bundle, settings, federation, link.presence, quiet) as watch,
+        reach(settings.link, bundle, nodes_of(rosters)) as link,
+        watching(bundle, settings, federation, link.presence, rosters, quiet) as watch,
     ):
         if not quiet:
             print(f"{bundle.federation}: listening on {bundle.listen}", flush=True)
         around = Surroundings(
             on_grid=lambda _, on_grid: on_grid(link.grid),
             order=order_of,
-            pace=pace_of(federation, settings.link, link, watch),
+            pace=pace_of(rosters, settings.link, link, watch),
             watch=watch.look,
+            renew=partial(renewed, rosters),
         )
         return watch.end(run_federation(federation, where, around, quiet))
 
@@ -183,13 +196,28 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
     )
 
 
-def pace_of(federation: Federation, settings: LinkSettings, link: Link, watch: Watch) -> Pace:
+def renewed(rosters: Rosters, federation: Federation) -> Federation:
+    """Return the federation with the clients of the newest roster.
+
+    Raises:
+      Refusal: the settings would not be taken for so many.
+    """
+    (roster, signed), deployed = rosters(), federation.deployed
+    assert deployed is not None
+    if roster.hash == deployed.roster.hash:
+        return federation
+    return with_members(federation, replace(deployed, roster=roster, signed_roster=signed))
+
+
+def pace_of(rosters: Rosters, settings: LinkSettings, link: Link, watch: Watch) -> Pace:
     """Return how rounds follow each other: each begins when enough clients are connected."""
-    needed = math.ceil(settings.clients * federation.num_clients)
+
+    def needed_now() -> int:
+        return math.ceil(settings.clients * len(rosters()[0].members))
 
     def ready(stop: threading.Event) -> str | None:
         end = time.monotonic() + settings.wait
-        while (here := len(link.presence().since)) < needed:
+        while (here := len(link.presence().since)) < (needed := needed_now()):
             watch.wait_for(needed)
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:
                 return (

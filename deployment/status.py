@@ -46,6 +46,14 @@ def read_status(folder: Path) -> dict[str, Any]:
         raise Refusal("status", str(path), remedy) from error
 
 
+def served_roster(folder: Path) -> int:
+    """Return the version of the roster that a server on this folder had last; 0 where none ever said."""
+    try:
+        return int(read_status(folder)["roster"])
+    except (Refusal, KeyError, TypeError, ValueError):
+        return 0
+
+
 def running(folder: Path) -> bool:
     """Return whether a server holds the folder."""
     if not (folder / f"{RUNNING}.lock").exists():

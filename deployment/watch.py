@@ -23,6 +23,7 @@ from ..configs.schema import ServerSettings
 from ..privacy.durable import replace_file
 from ..privacy.refusal import Refusal
 from ..server.bundle import ServerBundle
+from ..server.following import SignedRoster
 from ..simulations.display import say
 from ..simulations.federation import Federation
 from ..simulations.recording import Run
@@ -47,6 +48,7 @@ class Watch:
       settings: of the run.
       federation: built from them.
       presence: who is connected.
+      rosters: who may be, now.
       quiet: say nothing to people.
     """
 
@@ -56,8 +58,10 @@ class Watch:
         settings: ServerSettings,
         federation: Federation,
         presence: Callable[[], Presence],
+        rosters: Callable[[], SignedRoster],
         quiet: bool = False,
     ) -> None:
+        self._rosters, self._version = rosters, bundle.roster.version
         self._quiet = quiet
         self._folder, self._bundle, self._presence = bundle.folder, bundle, presence
         self._settings, self._federation = settings, federation
@@ -80,7 +84,7 @@ class Watch:
 
     def wait_for(self, clients: int) -> None:
         """Take note that no round begins before so many clients are connected; 0: that it may begin."""
-        waiting = f"for {clients} of {self._federation.num_clients} clients" if clients else ""
+        waiting = f"for {clients} of {len(self._rosters()[0].members)} clients" if clients else ""
         if waiting and self._state != "waiting":
             log("waits", run=self._settings.run, clients=clients)
             if not self._quiet:
@@ -100,7 +104,7 @@ class Watch:
 
     def status(self) -> dict[str, Any]:
         """Return all that is known now, as plain data."""
-        presence, federation = self._presence(), self._federation
+        presence, federation, roster = self._presence(), self._federation, self._rosters()[0]
         return {
             "federation": self._bundle.federation,
             "run": self._settings.run,
@@ -111,9 +115,10 @@ class Watch:
             "num_rounds": federation.settings.num_rounds,
             **self._rounds,
             "privacy": budgets(federation, self._rounds),
+            "roster": roster.version,
             "clients": [
                 {"node": m.node, "name": m.name, "since": _utc(presence.since.get(m.node))}
-                for m in self._bundle.roster.members
+                for m in roster.members
             ],
             "bytes": {"received": presence.received, "sent": presence.sent},
             "turned_away": dict(presence.turned_away),
@@ -142,11 +147,19 @@ class Watch:
 
     def _written(self, before: dict[str, Any]) -> dict[str, Any]:
         now = self.status()
+        self._tell_of(now["roster"], len(now["clients"]))
         self._log_arrivals({each["node"] for each in now["clients"] if each["since"]})
         if now != before:
             data = json.dumps({**now, "written": _utc(time.time())}, indent=1) + "\n"
             replace_file(self._folder / STATUS, data.encode(), PUBLIC)
         return now
+
+    def _tell_of(self, version: int, clients: int) -> None:
+        if version != self._version:
+            self._version = version
+            log("roster", version=version, clients=clients)
+            if not self._quiet:
+                say(f"roster version {version}, of {clients} clients, from the next round on")
 
     def _log_arrivals(self, here: set[int]) -> None:
         for what, nodes in (("connected", here - self._here), ("disconnected", self._here - here)):
@@ -210,6 +223,7 @@ def watching(
     settings: ServerSettings,
     federation: Federation,
     presence: Callable[[], Presence],
+    rosters: Callable[[], SignedRoster],
     quiet: bool = False,
 ) -> Generator[Watch]:
     """Watch a run as long as the context lasts.
@@ -217,7 +231,7 @@ def watching(
     Raises:
       Refusal: the log cannot be written, or the port for Prometheus is taken.
     """
-    watch = Watch(bundle, settings, federation, presence, quiet)
+    watch = Watch(bundle, settings, federation, presence, rosters, quiet)
     with _logging(bundle.folder / LOG), serving(settings.metrics_port, watch.status):
         thread = threading.Thread(target=watch.follow, name="watch", daemon=True)
         thread.start()

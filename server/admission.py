@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ..privacy.refusal import Refusal
 from .bundle import read_admitted
-
-logger = logging.getLogger("fedveil.server")
+from .following import Followed, Nodes
 
 Admitted = Callable[[], Mapping[str, int]]
 
@@ -29,23 +25,15 @@ def fingerprint(certificate: bytes) -> str:
     return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def admitted_in(path: Path) -> Admitted:
-    """Return a function that reads who is admitted, and reads again once the file is another.
+def admitted_in(path: Path, nodes: Nodes) -> Admitted:
+    """Return a function that says who is admitted: whom the list names, as it is now, of the nodes that there are.
 
-    A file that is missing or damaged admits nobody until it is mended.
+    A list that is missing or damaged admits nobody until it is mended.
     """
-    read: dict[str, Any] = {"stamp": None, "map": {}}
+    listed = Followed[dict[str, int]]((path,), lambda _: read_admitted(path), {}, in_doubt={})
 
     def admitted() -> Mapping[str, int]:
-        try:
-            state = path.stat()
-            stamp = (state.st_mtime_ns, state.st_ino, state.st_size)
-            if stamp != read["stamp"]:
-                read.update(stamp=stamp, map=read_admitted(path))
-        except (OSError, Refusal) as error:
-            if read["stamp"] != (failed := str(error)):
-                logger.error("nobody is admitted: %s", failed)
-            read.update(stamp=failed, map={})
-        return read["map"]
+        known = set(nodes())
+        return {key: node for key, node in listed().items() if node in known}
 
     return admitted

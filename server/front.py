@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..privacy.refusal import Refusal
 from ..strategies.flower_fleet import FLEET_PATHS, PUSH_MESSAGES, PUSH_OBJECT, signed_by
 from .admission import Admitted
+from .following import Followed
 
 MOST_BODY_BYTES = 8 << 20  # Flower sends arrays in chunks of 5 MiB
 MOST_REPLY_BYTES = 1 << 28  # of one message, as on our own link
@@ -175,6 +177,8 @@ class Punctual(H11Protocol):
 def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Generator[int]:
     """Serve the front in a thread of its own as long as the context lasts, and give its port.
 
+    Whoever connects after certificate and key were replaced is shown the new ones.
+
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
     """
@@ -206,6 +210,8 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
     except OSError as error:
         listener.close()
         raise Refusal("file", str(certificate), "is no certificate, or not of the key beside it") from error
+    assert config.ssl is not None
+    config.ssl.sni_callback = _newest(config.ssl, certificate, key)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=_serve, args=(server, listener, front), name="front")
     thread.start()
@@ -217,6 +223,23 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[..., None]:
+    """Return what gives each connection the certificate that stands in the files when it begins."""
+
+    def read(_: ssl.SSLContext) -> ssl.SSLContext:
+        fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        fresh.load_cert_chain(certificate, key)
+        return fresh
+
+    newest = Followed((certificate, key), read, first)
+
+    def choose(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        del name, context
+        connection.context = newest()
+
+    return choose
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket, front: Front) -> None:

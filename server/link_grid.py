@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import queue
 import secrets
 import time
@@ -32,9 +33,11 @@ from ..strategies.question_id import question_id
 from ..strategies.stream_loop import stream_loop
 from ..strategies.wire import UNREADABLE
 from .admission import Admitted
+from .following import Nodes
 from .switchboard import Letter, Switchboard, Traffic
 
 MOST_REPLY_BYTES = 1 << 28
+LOOK_SECONDS = 1.0  # between two looks at who of those that are asked is still in the roster
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port fails, and does not share it
@@ -59,15 +62,15 @@ class Door:
 
     Attributes:
       listen: address and port; port 0 takes a free one.
-      credentials: of the server's end.
-      nodes: of the roster: who may be asked, here or not.
+      credentials: of the server's end; asked for by every connection.
+      nodes: of the roster: who may be asked, here or not; asked again, as what follows.
       admitted: fingerprints of TLS keys, with their nodes; asked again every second.
       most_reply_bytes: a larger reply ends its stream.
     """
 
     listen: str
-    credentials: Credentials
-    nodes: tuple[int, ...]
+    credentials: Callable[[], Credentials]
+    nodes: Nodes
     admitted: Admitted
     most_reply_bytes: int = MOST_REPLY_BYTES
 
@@ -98,10 +101,12 @@ async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
     service, method = METHOD.strip("/").split("/")
     handlers = {method: grpc.stream_stream_rpc_method_handler(board.follow)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    own = door.credentials
-    credentials = grpc.ssl_server_credentials(
-        [(own.key, own.certificate)], root_certificates=own.ca, require_client_auth=True
-    )
+
+    def shown() -> Any:
+        own = door.credentials()
+        return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.ca)
+
+    credentials = grpc.dynamic_ssl_server_credentials(shown(), shown, require_client_authentication=True)
     port = server.add_secure_port(door.listen, credentials)
     await server.start()
     return server, port
@@ -116,7 +121,7 @@ class LinkGrid(AskingGrid):
       port: where it listens.
     """
 
-    def __init__(self, nodes: tuple[int, ...], board: Switchboard, port: int) -> None:
+    def __init__(self, nodes: Nodes, board: Switchboard, port: int) -> None:
         self._nodes, self._board, self.port = nodes, board, port
         self._call = stream_loop().call_soon_threadsafe
         self._run = claim_identity(run_id=1)
@@ -134,7 +139,7 @@ class LinkGrid(AskingGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all nodes of the roster: one that is drawn while it is away drops out."""
-        return self._nodes
+        return self._nodes()
 
     @property
     def traffic(self) -> dict[int, Traffic]:
@@ -156,20 +161,28 @@ class LinkGrid(AskingGrid):
     ) -> Iterator[Message]:
         """Send each message once its node is here, and yield the replies as they come.
 
-        It ends when all have answered, or after `timeout` seconds; a caller that has enough may end it before.
+        It ends when all have answered or left the roster, or after `timeout` seconds; a caller that has enough may end it
+        before.
         """
         arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
         sent = self._written(messages, lambda letter, data: arrived.put((letter, data)))
         letters = [letter for letter, _ in sent.values()]
         self._call(self._board.post, letters)
-        end = None if timeout is None else time.monotonic() + timeout
+        waiting = {letter.id: letter.node for letter in letters}
+        end = math.inf if timeout is None else time.monotonic() + timeout
         try:
-            for _ in letters:
-                left = None if end is None else max(0.0, end - time.monotonic())
-                letter, data = arrived.get(timeout=left)
+            while waiting:
+                left = max(0.0, end - time.monotonic())
+                try:
+                    letter, data = arrived.get(timeout=min(left, LOOK_SECONDS))
+                except queue.Empty:
+                    if left == 0:
+                        return
+                    members = set(self._nodes())
+                    waiting = {name: node for name, node in waiting.items() if node in members}
+                    continue
+                del waiting[letter.id]
                 yield self._read(sent[letter.id][1], data)
-        except queue.Empty:
-            return
         finally:
             self._call(self._board.withdraw, letters)
 

@@ -163,6 +163,13 @@ class PrivateGrid(AskingGrid):
             return self._secure_sum(number, content, training[0], self._sums, timeout)
         return self._private_sum(number, content, training[0], timeout)
 
+    def renew(self, nodes: Sequence[int], masking: Masking | None, answers: Answers) -> None:
+        """Go on with these clients from the next round; the plan stands, since it does not go by how many there are."""
+        self._nodes, self._population, self._answers = list(nodes), len(nodes), answers
+        self._early = {}
+        if self._sums is not None and masking is not None:
+            self._sums.renew(masking, answers.enough)
+
     # --- the round ----------------------------------------------------------------------------------------------
 
     def raise_noise(self, factor: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import RecordDict
@@ -96,7 +97,7 @@ class Attempt:
         )
         self.spec = spec if wanted.noise_multiplier else replace(spec, weighted=True)
         self.semi_honest = masking.profile is Profile.SEMI_HONEST
-        self.signed_roster = masking.signed_roster
+        self.signed_roster, self._roster = masking.signed_roster, masking.roster.hash
         terms = _terms(wanted, self.spec, masking, number)
         self._server = ServerAttempt(terms, masking.roster, nodes, self.spec.size, int(time.time()))
         self.step = Exchange.PROPOSAL
@@ -104,6 +105,11 @@ class Attempt:
         self.sent = self.asked_to_open = False
         self._ended: Outcome | Abandoned | None = None
         self._reasons: dict[int, str] = {}
+
+    def prepares(self, nodes: Sequence[int], wanted: Sum, masking: Masking) -> bool:
+        """Whether it is an attempt at this sum: of these nodes, under this roster."""
+        same = self.nodes == tuple(nodes) and self._roster == masking.roster.hash
+        return same and self.wanted.asks_as(wanted)
 
     @property
     def place(self) -> Place:

@@ -44,6 +44,10 @@ class SecureSums:
         self._next: Attempt | None = None
         self._exchanges = 0
 
+    def renew(self, masking: Masking, enough: int | None) -> None:
+        """Go on with another roster; what was prepared under the last one is given up."""
+        self.masking, self._enough = masking, enough
+
     def sum(
         self, nodes: Sequence[int], wanted: Sum, timeout: float | None, coming: Sequence[int] = ()
     ) -> Opened:
@@ -71,7 +75,7 @@ class SecureSums:
         """Yield attempts up to where vectors are asked for: the prepared one, if it is for this, then fresh ones."""
         early, self._next = self._next, None
         known = early is not None and early.wanted.row == wanted.row  # nodes join no attempt twice
-        if early is not None and early.nodes == tuple(nodes) and early.wanted.asks_as(wanted):
+        if early is not None and early.prepares(nodes, wanted, self.masking):
             early.wanted = wanted
             self._ready(early, model, timeout)
             if early.asking and SPARED * early.missing <= early.spare:

@@ -32,6 +32,7 @@ from ..strategies.flower_fleet import node_fingerprint
 from ..strategies.flower_runtime import SUPERLINK, admit, open_run
 from .admission import Admitted, admitted_in
 from .bundle import ServerBundle
+from .following import Nodes
 from .front import MOST_REPLY_BYTES, Front, open_front
 from .supernode_grid import SuperNodeGrid, open_supernodes
 
@@ -155,26 +156,25 @@ class SuperLink:
         return False
 
 
-def open_flower_link(bundle: ServerBundle) -> AbstractContextManager[SuperNodeGrid]:
-    """Run a SuperLink and its front for a federation; see `open_superlink`."""
-    nodes = tuple(member.node for member in bundle.roster.members)
+def open_flower_link(bundle: ServerBundle, nodes: Nodes) -> AbstractContextManager[SuperNodeGrid]:
+    """Run a SuperLink and its front for a federation of these nodes; see `open_superlink`."""
     return open_superlink(bundle.folder, bundle.listen, nodes)
 
 
 @contextmanager
-def open_superlink(folder: Path, listen: str, nodes: tuple[int, ...]) -> Generator[SuperNodeGrid]:
+def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNodeGrid]:
     """Run a SuperLink and its front as long as the context lasts, and give the grid on them.
 
     Args:
       folder: with tls.pem and tls.key, supernodes.json and the keys in supernodes/; the SuperLink keeps its state there.
       listen: address and port of the front.
-      nodes: of the roster.
+      nodes: of the roster, now.
 
     Raises:
       Refusal: the address cannot be listened on, a key is missing, or the SuperLink does not start.
     """
     (folder / STATE).mkdir(mode=0o700, exist_ok=True)
-    admitted = admitted_in(folder / LISTED)
+    admitted = admitted_in(folder / LISTED, nodes)
     link = SuperLink(folder / STATE, _free_address(), admitted, folder / KEYS)
     over = threading.Event()
     watch = threading.Thread(target=link.watch, args=(over,), name="superlink")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -18,6 +18,8 @@ from flwr.supercore.run import Run
 from ..strategies.flower_adapter import name_sender
 from ..strategies.flower_runtime import RUN_LOST, ServedRun
 from ..strategies.grids import AskingGrid
+from .admission import Admitted
+from .following import Nodes
 
 logger = logging.getLogger("fedveil.server")
 
@@ -26,14 +28,11 @@ MOST_FETCHED, FETCH_SECONDS = 32, 120.0  # replies at once, and what one may tak
 # A device's clock may be so wrong before Flower turns it away (305 s), and it says how long a reply lasts.
 CLOCK_SECONDS = 600.0
 
-Admitted = Callable[[], Mapping[str, int]]
 OpenRun = Callable[[], AbstractContextManager[ServedRun]]
 
 
 @contextmanager
-def open_supernodes(
-    open_run: OpenRun, nodes: tuple[int, ...], admitted: Admitted
-) -> Generator[SuperNodeGrid]:
+def open_supernodes(open_run: OpenRun, nodes: Nodes, admitted: Admitted) -> Generator[SuperNodeGrid]:
     """Give the grid on a run of a SuperLink, as long as the context lasts."""
     with ExitStack() as opened:
         yield SuperNodeGrid(open_run, opened, nodes, admitted)
@@ -45,13 +44,11 @@ class SuperNodeGrid(AskingGrid):
     Args:
       open_run: starts a run of the SuperLink; another one is started when the first is lost.
       opened: ends the run.
-      nodes: of the roster: who may be asked, here or not.
-      admitted: fingerprints of SuperNodes' keys, with their nodes; asked again for every exchange.
+      nodes: of the roster: who may be asked, here or not; asked again every second, as what follows.
+      admitted: fingerprints of SuperNodes' keys, with their nodes.
     """
 
-    def __init__(
-        self, open_run: OpenRun, opened: ExitStack, nodes: tuple[int, ...], admitted: Admitted
-    ) -> None:
+    def __init__(self, open_run: OpenRun, opened: ExitStack, nodes: Nodes, admitted: Admitted) -> None:
         self._open_run, self._opened, self._nodes, self._admitted = open_run, opened, nodes, admitted
         self._served = opened.enter_context(open_run())
         self._run = self._served.run
@@ -69,7 +66,7 @@ class SuperNodeGrid(AskingGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all nodes of the roster: one that is drawn while it is away drops out."""
-        return self._nodes
+        return self._nodes()
 
     @property
     def connected(self) -> dict[int, float]:
@@ -93,7 +90,7 @@ class SuperNodeGrid(AskingGrid):
     ) -> Iterator[Message]:
         """Send each message once its node is here, and yield the replies as they come.
 
-        It ends when all have answered or gone, or after `timeout` seconds. A SuperLink that has lost the run is given
+        It ends when all have answered, gone or left the roster, or after `timeout` seconds. A SuperLink that has lost the run is given
         another one, and who has not answered until then drops out.
         """
         try:
@@ -110,9 +107,11 @@ class SuperNodeGrid(AskingGrid):
         fetching = ThreadPoolExecutor(MOST_FETCHED, "flower reply")
         try:
             while (messages or waiting or coming) and (left := end - time.monotonic()) > 0:
-                if messages and time.monotonic() - looked > LOOK_SECONDS:
-                    looked = time.monotonic()
-                    messages = self._send(messages, left, waiting)
+                if (messages or waiting) and time.monotonic() - looked > LOOK_SECONDS:
+                    looked, members = time.monotonic(), set(self._nodes())
+                    messages = [each for each in messages if each.metadata.dst_node_id in members]
+                    waiting = {name: node for name, node in waiting.items() if node in members}
+                    messages = self._send(messages, left, waiting) if messages else []
                 for reply in self._served.replies(list(waiting)) if waiting else ():
                     task = fetching.submit(reply.fetch, min(left, FETCH_SECONDS))
                     coming[task] = waiting.pop(reply.question)
@@ -139,7 +138,7 @@ class SuperNodeGrid(AskingGrid):
     def _on_line(self) -> dict[int, int]:
         """Return Flower's ids of the nodes that are here and admitted."""
         admitted, here = self._admitted(), self._served.on_line()
-        return {admitted[key]: node for key, node in here.items() if admitted.get(key) in self._nodes}
+        return {admitted[key]: node for key, node in here.items() if key in admitted}
 
 
 def _addressed(message: Message, node: int, lasts: float | None) -> Message:

@@ -18,7 +18,7 @@ from ..configs.schema import (
 )
 from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
-from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson
+from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, invited_size
 from .display import warn
 from .federation import Deployed, Federation, task_options
 
@@ -55,6 +55,22 @@ def build(settings: SimulationSettings, deployed: Deployed | None = None) -> Fed
         warn(warning)
     seeded = simulated or (not private and deployed is None)
     return Federation(settings, task, cohort, seed if seeded else None, deployed)
+
+
+def with_members(federation: Federation, deployed: Deployed) -> Federation:
+    """Return a running federation with other clients. Its plan stands: none goes by how many there are.
+
+    Raises:
+      Refusal: the settings would not be taken for so many.
+    """
+    num_clients = len(deployed.roster.members)
+    check_cohort(federation.settings, num_clients)
+    check_delta(federation.settings, num_clients)
+    changed = replace(federation, deployed=deployed)
+    if (invited := invited_size(federation.cohort, num_clients)) > num_clients:
+        raise Refusal("cohort", f"{invited:g}", f"only {num_clients} clients are left; start a new run")
+    _ = changed.masking
+    return changed
 
 
 def on_network(cohort: Cohort, link: LinkSettings, num_clients: int) -> Cohort:

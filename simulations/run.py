@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,10 @@ def _nothing(run: Run) -> None:
     del run
 
 
+def _as_it_is(federation: Federation) -> Federation:
+    return federation
+
+
 def _no_order(run: Run) -> Mapping[str, str]:
     del run
     return {}
@@ -80,12 +85,15 @@ class Surroundings:
       order: what every round tells the clients beside the model; one machine's clients know it all.
       pace: of the rounds.
       watch: called before the first round and after each.
+      renew: called before each round; returns the federation with the clients that it has by now, or a Refusal ends the
+        run there.
     """
 
     on_grid: Callable[[Run, Callable[[Grid], None]], None]
     order: Callable[[Run], Mapping[str, str]] = _no_order
     pace: Pace = field(default_factory=Pace)
     watch: Callable[[Run], None] = _nothing
+    renew: Callable[[Federation], Federation] = _as_it_is
 
 
 def simulate(
@@ -237,13 +245,17 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
             run.meter.add(private.clients(private.draw(number)))
     auditing.go_on(run, private, state)
     display = Display(title_of(federation), federation.settings.num_rounds, budgets_of(federation), quiet)
+
+    def ready(stop: threading.Event) -> str | None:
+        return around.pace.ready(stop) or _renewed(run, private, around)
+
     loop = Loop(
         strategy=strategy,
         num_rounds=federation.settings.num_rounds,
         evaluate=evaluator(federation),
         after_round=partial(_after_round, run, private, display, around.watch),
         train_config=around.order(run),
-        pace=around.pace,
+        pace=replace(around.pace, ready=ready),
     )
     around.watch(run)
     with display:
@@ -255,6 +267,19 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
             run.ending = Ending(Status.FAILED, recording.cannot_write(run, problem), run.state)
     if run.ending.status is Status.INTERRUPTED:
         run.ending = replace(run.ending, reason=f"{recording.again(run)} goes on from here")
+
+
+def _renewed(run: Run, grid: PrivateGrid, around: Surroundings) -> str | None:
+    """Let the next round be of the clients that there are by now; return why there can be none."""
+    try:
+        federation = around.renew(run.federation)
+    except Refusal as refusal:
+        return str(refusal)
+    if federation is not run.federation and federation.deployed is not None:
+        run.federation = federation
+        nodes = [member.node for member in federation.deployed.roster.members]
+        grid.renew(nodes, federation.masking, answers_of(federation))
+    return None
 
 
 def _first_state(run: Run, strategy: Strategy) -> State:

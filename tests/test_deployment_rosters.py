@@ -1,5 +1,6 @@
 """A federation changes while its devices are out: newer rosters travel to them, and who was revoked stays out."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedveil.client.bundle import read_client_bundle
+from fedveil.client.command import forget
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.server.bundle import read_server_bundle
 from fedveil.server.masking import Masking
@@ -70,6 +72,30 @@ def test_a_device_that_was_revoked_is_asked_no_more_and_would_not_answer(made: P
     assert sorted(served(made, devices).nodes) == [3, 4, 5, 6]
     proposal = next(message for message, _ in devices.seen if message.metadata.dst_node_id == 3)
     assert devices.devices[2].answer(proposal).has_error()
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_an_older_roster_is_refused_by_devices_that_started_again_and_even_forgot(
+    forgotten: bool, made: Path, tmp_path: Path
+) -> None:
+    before = tmp_path / "before"
+    shutil.copytree(made / "server", before / "server")
+    devices = out_there(made)
+    revoke(made, "c0")
+    assert served(made, devices).survivors == 4
+    for n in range(5):
+        shutil.copy(
+            before / "server" / "roster.bin", made / "clients" / f"c{n}"
+        )  # the bundle as it was shipped
+        policy = made / "clients" / f"c{n}" / "policy.toml"
+        policy.write_text(
+            policy.read_text().replace("minimum_roster_version = 2", "minimum_roster_version = 1")
+        )
+        if forgotten:
+            forget(made / "clients" / f"c{n}", False)
+    opened = served(before, out_there(made), 2)
+    assert opened.total is None and opened.survivors == 0
+    assert served(made, out_there(made), 3).survivors == 4
 
 
 def test_a_roster_of_another_authority_is_not_taken(made: Path, tmp_path: Path) -> None:

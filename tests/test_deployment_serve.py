@@ -7,6 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -17,9 +18,12 @@ import pytest
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
+from fedveil.client.bundle import read_client_bundle
+from fedveil.client.device import read_device
 from fedveil.client.own_ledger import epsilon_of
 from fedveil.deployment.links import open_link
 from fedveil.deployment.prometheus import text_of
+from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import alone, serve, settings_for
 from fedveil.deployment.status import NOT_RUNNING, read_status, running, show
 from fedveil.deployment.watch import LOOK_SECONDS
@@ -261,6 +265,73 @@ def test_the_link_is_the_one_that_the_bundles_were_made_for(hearts: Path) -> Non
 
 
 # --- watching ---------------------------------------------------------------------------------------------------
+
+
+def changing(at: int, change: Callable[[], None]) -> Any:
+    def fault(message: Message, count: int) -> Message | None:
+        if count == at:
+            change()
+        return None
+
+    return fault
+
+
+@pytest.mark.parametrize("mode", [CENTRAL, MASKED], ids=["central", "masked"])
+def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
+    mode: tuple[str, ...], hearts: Path, tmp_path: Path
+) -> None:
+    grid = Devices(hearts / "clients")
+
+    def change() -> None:
+        revoke(hearts, "boston")
+        fresh = (hearts / "authority" / "federation.yaml").read_text().replace("boston", "utrecht")
+        (tmp_path / "federation.yaml").write_text(
+            fresh.replace("{name: cleveland}", "{name: cleveland}, {name: basel}")
+        )
+        provision(tmp_path / "federation.yaml", hearts, None)
+        for name in ("basel", "utrecht"):
+            device = read_device(read_client_bundle(hearts / "clients" / name))
+            grid.devices[device.bundle.settings.node] = device
+
+    grid.fault = changing(3, change)
+    code = serve(hearts / "server", mode, reaching(grid))
+    rows = rows_of(hearts)
+    assert code == 0 and [(row["invited"], row["replies"], row["dropped"]) for row in rows] == [
+        (5, 5, {}),
+        (6, 6, {}),
+        (6, 6, {}),
+    ]
+    assert read_status(hearts / "server")["roster"] == 3
+    assert [each["name"] for each in read_status(hearts / "server")["clients"]][-2:] == ["basel", "utrecht"]
+    events = [json.loads(line) for line in (hearts / "server" / "server.log").read_text().splitlines()]
+    told = [event for event in events if event["event"] == "roster"]
+    assert told and (told[-1]["version"], told[-1]["clients"]) == (3, 6)
+
+
+def test_a_roster_of_too_few_ends_the_run_in_order_and_it_goes_on_with_more(
+    hearts: Path, tmp_path: Path
+) -> None:
+    asked = (*CENTRAL, "cohort=fixed", "cohort.size=5")
+    code, _ = served(hearts, *asked, fault=changing(6, lambda: revoke(hearts, "boston")))
+    result = result_of(hearts)
+    assert (code, result["status"], result["rounds_completed"]) == (1, "failed", 2)
+    assert "cohort.size" in result["reason"] and "4 clients" in result["reason"]
+    (tmp_path / "federation.yaml").write_text(
+        (hearts / "authority" / "federation.yaml").read_text().replace("boston", "utrecht")
+    )
+    provision(tmp_path / "federation.yaml", hearts, None)
+    assert served(hearts, *asked)[0] == 0
+    assert [row["round"] for row in rows_of(hearts)] == [1, 2, 3]
+
+
+def test_an_older_roster_than_was_served_is_refused_at_the_start(hearts: Path, tmp_path: Path) -> None:
+    kept = Path(shutil.copytree(hearts / "server", tmp_path / "kept"))
+    revoke(hearts, "boston")
+    assert served(hearts, *CENTRAL)[0] == 0
+    for name in ("roster.bin", "admitted.json"):
+        shutil.copy(kept / name, hearts / "server")
+    with pytest.raises(Refusal, match=r"roster='version 1': this server has served version 2"):
+        served(hearts, *CENTRAL, "run=again")
 
 
 def test_the_status_tells_who_is_here_and_what_is_spent_while_the_server_runs_and_after(

@@ -24,6 +24,7 @@ from fedveil.privacy.ledger_book import RESERVE
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.admission import admitted_in
 from fedveil.server.bundle import read_server_bundle
+from fedveil.server.following import followed_roster, nodes_of
 from fedveil.server.link_grid import Door, LinkGrid, open_link
 from fedveil.server.masking import Masking
 from fedveil.server.secure_attempt import Opened, Sum
@@ -106,8 +107,8 @@ def federation(folder: Path) -> Iterator[Agents]:
         port = free.getsockname()[1]
     made = MADE["make_federation"](folder, port)
     bundle = read_server_bundle(made / "server")
-    nodes = tuple(member.node for member in bundle.roster.members)
-    door = Door(bundle.listen, bundle.credentials, nodes, admitted_in(bundle.admitted))
+    nodes = nodes_of(followed_roster(bundle))
+    door = Door(bundle.listen, lambda: bundle.credentials, nodes, admitted_in(bundle.admitted, nodes))
     with open_link(door) as server:
         agents = Agents(made / "clients", server, Masking(bundle.roster, dropout=0.4, collusion=0.1))
         try:

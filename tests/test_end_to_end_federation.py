@@ -6,6 +6,7 @@ import re
 import runpy
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ from typing import Any
 import pytest
 
 from fedveil.client.own_ledger import epsilon_of
+from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.privacy.ledger import read_entries, verify
+from fedveil.server.bundle import read_server_bundle
 
 FAULTS = Path(__file__).parent / "faults"
 MADE = runpy.run_path(str(FAULTS / "served.py"))
@@ -103,6 +106,9 @@ class World:
 
     def result(self, run: str) -> dict[str, Any]:
         return json.loads((self.folder / "runs" / run / "result.json").read_text())
+
+    def health(self, name: str) -> str:
+        return json.loads((self.hearts / "clients" / name / "state" / "health.json").read_text())["state"]
 
     def population(self) -> Path:
         (path,) = (self.folder / "ledgers").glob("*.ledger")
@@ -218,3 +224,26 @@ def test_records_are_protected_by_noise_that_each_client_plans(world: World) -> 
     assert len(spent) == 5 and all(each is not None and 0 < each[0] <= 3 for each in spent)
     boston = epsilon_of(next(path for path in ledgers if "boston" in str(path)))
     assert boston is not None and boston[0] <= 0.5  # its owner's cap
+
+
+def test_a_running_server_takes_who_is_revoked_who_is_new_and_its_own_new_certificate(world: World) -> None:
+    asked = ("privacy=client_central", LOOSE, "privacy.target_epsilon=14", "num_rounds=2000", "run=changing")
+    server = world.server(*asked)
+    world.reached("changing", 1, server)
+    revoke(world.hearts, "hungary")
+    rotate(world.hearts, "server", None)
+    until(lambda: world.rows("changing")[-1]["invited"] == 4, lambda: server.said)
+    until(lambda: "permission_denied" in world.health("hungary"), lambda: world.health("hungary"))
+    world.clients["cleveland"].kill(signal.SIGTERM)
+    world.client("cleveland")
+    listed = (world.hearts / "authority" / "federation.yaml").read_text()
+    (world.hearts / "next.yaml").write_text(listed.replace("hungary", "basel"))
+    provision(world.hearts / "next.yaml", world.hearts, None)
+    world.client("basel")
+    until(lambda: (world.rows("changing")[-1]["invited"], world.rows("changing")[-1]["replies"]) == (5, 5))
+    assert "connected" in world.health("basel")
+    port = int(read_server_bundle(world.folder).listen.rpartition(":")[2])
+    shown = ssl.get_server_certificate(("127.0.0.1", port))
+    assert shown == (world.folder / "tls.pem").read_text()
+    assert server.kill(signal.SIGTERM) == 130, server.said
+    assert not any(row["abandoned"] for row in world.rows("changing"))

@@ -23,6 +23,7 @@ from fedveil.privacy.ledger import read_entries, verify
 from fedveil.privacy.ledger_book import RESERVE
 from fedveil.server import superlink
 from fedveil.server.bundle import read_server_bundle
+from fedveil.server.following import followed_roster, nodes_of
 from fedveil.server.masking import Masking
 from fedveil.server.secure_attempt import Opened, Sum
 from fedveil.server.secure_sum import SecureSums
@@ -105,7 +106,10 @@ def test_secure_aggregation_over_flowers_link_survives_its_superlink_and_a_clien
 
     monkeypatch.setattr(superlink.SuperLink, "start", noted)
     bundle = read_server_bundle(made / "server")
-    with open_flower_link(bundle) as grid, agents(made / "clients") as running:
+    with (
+        open_flower_link(bundle, nodes_of(followed_roster(bundle))) as grid,
+        agents(made / "clients") as running,
+    ):
         sums = SecureSums(grid, Masking(bundle.roster, dropout=0.4, collusion=0.1))
         until(lambda: len(grid.connected) == CLIENTS)
         print("device, idle:", cpu_and_memory(running[0].pid))
@@ -150,7 +154,7 @@ def test_flowers_own_supernode_comes_in_by_the_front_with_a_bundles_key(made: Pa
     command += ["--auth-supernode-private-key", str(client / "supernode.key")]
     command += ["--host", "127.0.0.1", "--port", port, "--isolation", "process"]
     environment = {**os.environ, **OFF, "FLWR_HOME": str(tmp_path / "flwr")}
-    with open_flower_link(bundle) as grid:
+    with open_flower_link(bundle, nodes_of(followed_roster(bundle))) as grid:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         try:
             until(lambda: list(grid.connected) == [3])
@@ -211,7 +215,7 @@ def test_an_app_of_flwr_run_is_answered_with_errors_and_loaded_on_no_device(
     home = made / "server" / "flower"
     environment = {**os.environ, **OFF, "FLWR_HOME": str(home)}
     bundle = read_server_bundle(made / "server")
-    with open_flower_link(bundle) as grid, agents(made / "clients"):
+    with open_flower_link(bundle, nodes_of(followed_roster(bundle))) as grid, agents(made / "clients"):
         until(lambda: len(grid.connected) == CLIENTS)
         address = (home / "config.toml").read_text().split('address = "')[1].split('"')[0]
         executor = [

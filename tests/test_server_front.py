@@ -3,6 +3,7 @@
 import asyncio
 import json
 import runpy
+import shutil
 import socket
 import ssl
 import subprocess
@@ -21,9 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_pri
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from fedveil.deployment.provision import rotate
 from fedveil.privacy.refusal import Refusal
 from fedveil.server import front as front_module
 from fedveil.server.admission import admitted_in
+from fedveil.server.bundle import read_server_bundle
+from fedveil.server.following import Nodes, followed_roster, nodes_of
 from fedveil.server.front import MOST_BODY_BYTES, Front, open_front
 from fedveil.strategies.flower_fleet import FLEET_PATHS, signed_by
 
@@ -84,10 +88,14 @@ def upstream(serving: Upstream) -> Upstream:
     return serving
 
 
+def in_roster(server: Path) -> Nodes:
+    return nodes_of(followed_roster(read_server_bundle(server)))
+
+
 @pytest.fixture
 def port(upstream: Upstream, made: Path) -> Iterator[int]:
     server = made / "server"
-    front = Front(upstream.url, admitted_in(server / "supernodes.json"))
+    front = Front(upstream.url, admitted_in(server / "supernodes.json", in_roster(server)))
     with open_front(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
         yield port
 
@@ -331,7 +339,7 @@ def peak(process: int) -> int:
 
 def test_an_address_that_is_taken_and_a_certificate_that_is_none_are_refused(made: Path) -> None:
     server = made / "server"
-    front = Front("http://127.0.0.1:1", admitted_in(server / "supernodes.json"))
+    front = Front("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         with (
@@ -346,9 +354,33 @@ def test_an_address_that_is_taken_and_a_certificate_that_is_none_are_refused(mad
         pass
 
 
+def test_whoever_connects_after_the_certificate_was_replaced_is_shown_the_new_one(
+    made: Path, tmp_path: Path
+) -> None:
+    server = Path(shutil.copytree(made, tmp_path / "made")) / "server"
+    front = Front("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
+    trust = ssl.create_default_context(cafile=str(server / "ca.pem"))
+
+    def shown() -> bytes | None:
+        with (
+            socket.create_connection(("127.0.0.1", port)) as raw,
+            trust.wrap_socket(raw, server_hostname="localhost") as secured,
+        ):
+            return secured.getpeercert(binary_form=True)
+
+    with open_front(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
+        first, key = shown(), (server / "tls.key").read_bytes()
+        rotate(tmp_path / "made", "server", None)
+        fresh = (server / "tls.key").read_bytes()
+        (server / "tls.key").write_bytes(key)  # half of it has come
+        assert shown() == first
+        (server / "tls.key").write_bytes(fresh)
+        assert shown() == ssl.PEM_cert_to_DER_cert((server / "tls.pem").read_text()) != first
+
+
 def test_a_superlink_that_is_away_is_said_to_be(made: Path, headers: dict[str, str]) -> None:
     server = made / "server"
-    front = Front("http://127.0.0.1:1", admitted_in(server / "supernodes.json"))
+    front = Front("http://127.0.0.1:1", admitted_in(server / "supernodes.json", in_roster(server)))
     trust = ssl.create_default_context(cafile=str(server / "ca.pem"))
     with open_front(front, "127.0.0.1:0", server / "tls.pem", server / "tls.key") as port:
         answer = httpx.post(f"https://localhost:{port}{PULL}", headers=headers, verify=trust)

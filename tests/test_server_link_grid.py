@@ -1,6 +1,7 @@
 """The server's end of the link: delivery, who is let in, and what hostile clients cannot do."""
 
 import runpy
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -217,15 +218,51 @@ def test_who_is_revoked_is_disconnected_and_may_come_back_when_admitted(
         until(lambda: 2 in grid.connected)
 
 
+def test_who_leaves_the_roster_within_an_exchange_is_waited_for_no_more(federation: Any) -> None:
+    nodes = list(NODES)
+    door = replace(federation.door(), nodes=lambda: nodes)
+    with open_link(door) as grid, federation.following(federation.endpoint(2, grid.port), moved):
+        begun = time.monotonic()
+        replies = grid.send_and_receive([asking(node) for node in NODES], timeout=60)
+        assert next(replies).metadata.src_node_id == 2
+        nodes.remove(4)
+        nodes.remove(3)
+        assert list(replies) == [] and time.monotonic() - begun < 30
+        assert list(grid.get_node_ids()) == [2]
+
+
+def test_a_new_certificate_of_the_server_is_shown_to_whoever_comes_and_nobody_is_cut_off(
+    federation: Any,
+) -> None:
+    held, said = [federation.server], list[str]()
+    door = replace(federation.door(), credentials=lambda: held[0])
+    with open_link(door) as grid:
+
+        def shown() -> str:
+            return ssl.get_server_certificate(("127.0.0.1", grid.port))
+
+        assert shown().encode() == federation.server.certificate
+        with federation.following(federation.endpoint(2, grid.port), moved, said):
+            until(lambda: 2 in grid.connected)
+            held[0] = federation.authority.server()
+            assert shown().encode() == held[0].certificate != federation.server.certificate
+            with federation.following(federation.endpoint(3, grid.port), moved):
+                until(lambda: 3 in grid.connected)
+                assert len(list(grid.send_and_receive([asking(2), asking(3)], timeout=20))) == 2
+            assert len([line for line in said if line.startswith("connected")]) == 1
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"short": 2}', '{"' + "0" * 64 + '": 1}', '{"' + "0" * 64 + '": true}']
 )
 def test_a_damaged_list_admits_nobody_until_it_is_mended(tmp_path: Path, text: str) -> None:
     path = tmp_path / "admitted.json"
-    admitted = admitted_in(path)
+    admitted = admitted_in(path, lambda: [2, 3])
     assert admitted() == {}
     path.write_text('{"' + "0" * 64 + '": 2}')
     assert admitted() == {"0" * 64: 2}
+    path.write_text('{"' + "0" * 64 + '": 4}')  # a list that is newer than the roster, or older
+    assert admitted() == {}
     path.write_text(text)
     assert admitted() == {}
 

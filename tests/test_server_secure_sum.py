@@ -15,6 +15,7 @@ from fedveil.privacy.mechanisms.distributed import decode_sum
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.messages import read_any
 from fedveil.privacy.secagg.refusal import Reason
+from fedveil.privacy.secagg.roster import Roster
 from fedveil.privacy.secagg.transcript import Profile
 from fedveil.server.secure_attempt import Opened
 from fedveil.server.secure_sum import ATTEMPTS, SecureSums
@@ -228,6 +229,18 @@ def test_terms_that_changed_leave_the_prepared_attempt_aside() -> None:
     other = replace(wanted(), row=4, spec=replace(wanted().spec, clipping_norm=90.0))
     opened = sums.sum(nodes, other, None, nodes)
     assert (opened.survivors, opened.exchanges, opened.attempts) == (CLIENTS, 5, 2)
+
+
+def test_what_was_prepared_under_another_roster_is_given_up() -> None:
+    grid, first = Clients(), masking()
+    sums, nodes = SecureSums(grid, first), list(range(FIRST_NODE, FIRST_NODE + CLIENTS))
+    assert sums.sum(nodes, wanted(), None, nodes).survivors == CLIENTS
+    newer = replace(first, roster=Roster(first.roster.version + 1, first.roster.members))
+    sums.renew(newer, None)
+    opened = sums.sum(nodes, replace(wanted(), row=4), None, nodes)
+    assert opened.total is None and opened.dropped == {"declined: unknown_member": CLIENTS}
+    sums.renew(first, None)
+    assert sums.sum(nodes, replace(wanted(), row=5), None).survivors == CLIENTS
 
 
 # --- clients in processes of their own, killed

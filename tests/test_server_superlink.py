@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +27,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.bundle import read_server_bundle
+from fedveil.server.following import followed_roster, nodes_of
 from fedveil.server.front import Front
 from fedveil.server.superlink import SuperLink, open_flower_link, public_keys
 from fedveil.server.supernode_grid import SuperNodeGrid, open_supernodes
@@ -127,7 +128,9 @@ class Played:
 
 
 @contextmanager
-def grid_on(*runs: Played, admitted: dict[str, int] | None = None) -> Iterator[SuperNodeGrid]:
+def grid_on(
+    *runs: Played, admitted: dict[str, int] | None = None, nodes: Collection[int] = NODES
+) -> Iterator[SuperNodeGrid]:
     left = list(runs)
 
     @contextmanager
@@ -135,7 +138,7 @@ def grid_on(*runs: Played, admitted: dict[str, int] | None = None) -> Iterator[S
         yield left.pop(0)
 
     keys = {f"key {node}": node for node in NODES} if admitted is None else admitted
-    with open_supernodes(open_run, NODES, lambda: keys) as grid:
+    with open_supernodes(open_run, lambda: nodes, lambda: keys) as grid:
         yield grid
 
 
@@ -159,7 +162,7 @@ def test_nodes_have_the_numbers_of_the_roster_and_flowers_ids_on_the_way() -> No
 
 
 def test_who_is_away_or_not_admitted_is_not_asked() -> None:
-    with grid_on(Played((2, 4, 9), echo), admitted={"key 2": 2, "key 3": 3, "key 9": 9}) as grid:
+    with grid_on(Played((2, 4, 9), echo), admitted={"key 2": 2, "key 3": 3}) as grid:
         assert exchange(grid, timeout=0.5) == [2]
         assert list(grid.get_node_ids()) == [2, 3, 4]
 
@@ -208,6 +211,27 @@ def test_a_run_that_is_lost_ends_the_exchange_and_the_next_has_another_run() -> 
         assert exchange(grid) == [2, 3, 4]
 
 
+def test_who_leaves_the_roster_is_waited_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.server.supernode_grid.LOOK_SECONDS", 0.0)
+    nodes = [*NODES, 5]
+
+    def answer(message: Message) -> Message | None:
+        if message.metadata.dst_node_id == 1002:
+            nodes[2:] = []  # 5 was never here, and 4 has its instruction
+        return echo(message)
+
+    played = Played(NODES, answer)
+    given = played.replies
+    played.replies = lambda questions: given([each for each in questions if each != "id 1004"])  # type: ignore[method-assign]
+    with grid_on(played, nodes=nodes) as grid:
+        asked = [asking(node) for node in (*NODES, 5)]
+        begun = time.monotonic()
+        replies = grid.send_and_receive(asked, timeout=60)
+        assert sorted(reply.metadata.src_node_id for reply in replies) == [2, 3]
+        assert time.monotonic() - begun < 30
+        assert list(grid.get_node_ids()) == [2, 3]
+
+
 def test_single_clients_cannot_be_reached() -> None:
     with grid_on(Played(NODES, echo)) as grid, pytest.raises(Refusal, match="single clients"):
         grid.push_messages([asking(2)])
@@ -247,7 +271,10 @@ def test_the_link_carries_messages_keeps_its_operators_door_closed_and_survives_
             np.testing.assert_array_equal(reply.content["arrays"].to_numpy_ndarrays()[0], 2 * values)
         return sorted(reply.metadata.src_node_id for reply in replies)
 
-    with open_flower_link(bundle) as grid, following(made, server, doubled):
+    with (
+        open_flower_link(bundle, nodes_of(followed_roster(bundle))) as grid,
+        following(made, server, doubled),
+    ):
         until(lambda: len(grid.connected) == 3)
         assert ask(grid, 1) == [2, 3, 4]
         (link,) = links

@@ -35,7 +35,7 @@ def flower_federation(clients: int) -> Generator[tuple[SuperNodeGrid, list[int]]
         listen = _free_address()
         _write_server(folder)
         told = _write_keys(folder, nodes)
-        grid = stack.enter_context(open_superlink(folder, listen, nodes))
+        grid = stack.enter_context(open_superlink(folder, listen, lambda: nodes))
         yield (
             grid,
             [stack.enter_context(_client(folder / f"{node}.json", listen, *told[node])) for node in nodes],

@@ -151,10 +151,11 @@ def _passed(grid: LinkGrid) -> int:
 def _federation(clients: int, per_process: int) -> Generator[tuple[LinkGrid, list[int]]]:
     """A server in this process, and clients in others, all connected; and the numbers of their processes."""
     authority = Authority()
+    own = authority.server()
     nodes = tuple(range(FIRST_NODE, FIRST_NODE + clients))
     pairs = {node: authority.client(node) for node in nodes}
     admitted = {fingerprint(pair.certificate): node for node, pair in pairs.items()}
-    door = Door("127.0.0.1:0", authority.server(), nodes, lambda: admitted)
+    door = Door("127.0.0.1:0", lambda: own, lambda: nodes, lambda: admitted)
     with open_link(door) as grid, ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ends = [Endpoint(f"127.0.0.1:{grid.port}", node, pairs[node]) for node in nodes]

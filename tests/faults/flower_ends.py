@@ -21,6 +21,8 @@ from fedveil.client.bundle import read_client_bundle
 from fedveil.client.fleet import SuperLinkDoor, follow_fleet, read_node_key
 from fedveil.deployment.provision import provision
 from fedveil.server.admission import admitted_in
+from fedveil.server.bundle import read_server_bundle
+from fedveil.server.following import followed_roster, nodes_of
 from fedveil.server.front import Front, open_front
 from fedveil.strategies.wire import SPEC_RECORD
 
@@ -104,7 +106,8 @@ def hasten() -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    front = Front(sys.argv[2], admitted_in(folder / "supernodes.json"))
+    nodes = nodes_of(followed_roster(read_server_bundle(folder)))
+    front = Front(sys.argv[2], admitted_in(folder / "supernodes.json", nodes))
     with open_front(front, "127.0.0.1:0", folder / "tls.pem", folder / "tls.key") as port:
         print(port, flush=True)
         sys.stdin.read()

@@ -50,8 +50,8 @@ class Federation:
         fresh.replace(self.folder / "admitted.json")
 
     def door(self, listen: str = "127.0.0.1:0") -> Door:
-        admitted = admitted_in(self.folder / "admitted.json")
-        return Door(listen, self.server, self.nodes, admitted)
+        admitted = admitted_in(self.folder / "admitted.json", lambda: self.nodes)
+        return Door(listen, lambda: self.server, lambda: self.nodes, admitted)
 
     def endpoint(self, node: int, port: int, pair: Credentials | None = None) -> Endpoint:
         return Endpoint(f"127.0.0.1:{port}", node, pair or self.pairs[node])
@@ -154,8 +154,9 @@ def _credentials(told: dict[str, Any]) -> Credentials:
 
 def _serve(folder: Path, told: dict[str, Any]) -> None:
     """Ask the nodes again and again, a round a line in `replies`; wait in round `told["hold"]` until it is killed."""
-    admitted = admitted_in(Path(told["admitted"]))
-    door = Door(f"127.0.0.1:{told['port']}", _credentials(told), tuple(told["nodes"]), admitted)
+    nodes, own = told["nodes"], _credentials(told)
+    admitted = admitted_in(Path(told["admitted"]), lambda: nodes)
+    door = Door(f"127.0.0.1:{told['port']}", lambda: own, lambda: nodes, admitted)
     with open_link(door) as grid:
         (folder / "port").write_text(str(grid.port))
         _ask(grid, folder, told)

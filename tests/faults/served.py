@@ -66,7 +66,7 @@ def reaching(grid: Devices, here: int = 5):
     since = dict.fromkeys(grid.get_node_ids()[:here], time.time())
 
     @contextmanager
-    def reach(settings, bundle) -> Iterator[Link]:
+    def reach(settings, bundle, nodes) -> Iterator[Link]:
         yield Link(grid, lambda: Presence(since, received=1000, sent=2000, turned_away={"late": 1}))
 
     return reach
