@@ -289,6 +289,13 @@ MUTATIONS = {
         "test_privacy_secagg_protocol.py",
         "no_quorum_signed",
     ),
+    "survivors that nobody has checked": Mutation(
+        "privacy/secagg/witnesses.py",
+        "if len(signed.intersection(agreed.neighbours(other))) < enough",
+        "if False",
+        "test_privacy_secagg_attacks.py",
+        "the_server_made_up",
+    ),
     "a hybrid key of X25519 alone": Mutation(
         "privacy/secagg/hybrid.py",
         "return derive(key + secret,",

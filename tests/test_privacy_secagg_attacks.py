@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.secagg import bindings, messages
+from fedveil.privacy.secagg import bindings, client, messages, server, witnesses
 from fedveil.privacy.secagg.attempt import Work
 from fedveil.privacy.secagg.bindings import advert_body, confirmation_body
 from fedveil.privacy.secagg.client import Participant
@@ -24,6 +24,7 @@ from fedveil.privacy.secagg.roster import Member, Roster
 from fedveil.privacy.secagg.server import Abandoned, Outcome
 from fedveil.privacy.secagg.suite import new_key, public_of, sign
 from fedveil.privacy.secagg.transcript import Profile
+from fedveil.privacy.secagg.witnesses import quorum
 
 COHORT = runpy.run_path(str(Path(__file__).parent / "faults" / "secagg_cohort.py"))
 Cohort, total, MODEL, NOW = COHORT["Cohort"], COHORT["total"], COHORT["MODEL"], COHORT["NOW"]
@@ -205,14 +206,75 @@ def test_only_survivors_count_for_the_quorum():
     assert refusal(cohort, witness, message) is Reason.UNKNOWN_MEMBER
 
 
+class Puppet(Participant):
+    """A node that works for the server: it takes everybody's word."""
+
+    def _share(self, *args):
+        return self._blindly(super()._share, *args)
+
+    def _open(self, *args):
+        return self._blindly(super()._open, *args)
+
+    def _blindly(self, act, *args):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(client, "check_adverts", lambda *_: None)
+            return act(*args)
+
+
+@pytest.mark.parametrize("confirming", [0, 1])
+def test_a_survivor_that_the_server_made_up_is_refused(confirming, monkeypatch):
+    """On a ring only neighbours check a node's keys before they share: here all four neighbours are the server's."""
+    cohort = Cohort(24, 3, 4)
+    vectors, (forged, *_) = cohort.vectors(DIMENSION), cohort.nodes
+    monkeypatch.setattr(server, "verify", lambda *_: None)
+    made_up = cohort.nodes[forged]
+    cohort.nodes[forged] = Puppet(forged, Ed25519PrivateKey.generate(), made_up.policy, cohort.roster)
+    attempt = cohort.attempt(DIMENSION)
+    result = attempt.proposal()
+    for stage in STAGES:
+        silent = []
+        if stage == "share":
+            puppets = attempt._agreed.neighbours(forged)
+            for node in puppets:
+                old = cohort.nodes[node]
+                cohort.nodes[node] = Puppet(node, old.key, old.policy, old.roster)
+                cohort.nodes[node].attempts = old.attempts
+        if stage == "confirm":  # fewer than 2t - k = 2 of the neighbours that sign are the server's
+            silent = [forged, *puppets[confirming:]]
+        cohort.exchange(attempt, stage, result, vectors, silent)
+        result = attempt.advance(MODEL)
+    honest = set(cohort.nodes) - {forged, *puppets}
+    assert cohort.refusals == dict.fromkeys(honest, Reason.BAD_SIGNATURE)
+    assert result == Abandoned(Reason.TOO_FEW)
+
+
+def test_a_node_checks_its_neighbours_a_quorum_and_nobody_twice(monkeypatch):
+    cohort = Cohort(24, 3, 4)
+    vectors, (victim, *_) = cohort.vectors(DIMENSION), cohort.nodes
+    checked = []
+    monkeypatch.setattr(witnesses, "verify", lambda public, *_: checked.append(public))
+
+    def note(stage, node, message):
+        checked.clear()
+        return message
+
+    def count(stage, node, reply):
+        counts.setdefault(node, []).append(len(checked))
+        return reply
+
+    counts = {}
+    assert isinstance(cohort.run(vectors, message_wire=note, reply_wire=count), Outcome)
+    assert all(each[:4] == [0, 4, 0, 0] and 13 <= each[4] < 24 - 4 for each in counts.values())
+    assert len(counts[victim]) == 5
+
+
 @pytest.mark.parametrize(("size", "colluding"), [(4, 0), (5, 0), (9, 0.2), (10, 0.2), (10, 0.35), (100, 0.2)])
 def test_two_survivor_sets_never_get_a_quorum_each(size, colluding):
-    cohort = Cohort(size, size // 2 + 1, collusion=colluding)
-    node = next(iter(cohort.nodes.values()))
+    terms = Cohort(size, size // 2 + 1).terms(threshold=1)
     bad = -(-size * colluding // 1)
-    quorum = node.quorum(cohort.terms(threshold=1))
-    assert 2 * quorum > size + bad >= 2 * (quorum - 1)
-    assert node.quorum(cohort.terms(threshold=size - 1)) == size - 1
+    needed = quorum(terms, colluding)
+    assert 2 * needed > size + bad >= 2 * (needed - 1)
+    assert quorum(replace(terms, threshold=size - 1), colluding) == size - 1
 
 
 def test_a_node_said_to_be_alive_and_dead_is_refused():

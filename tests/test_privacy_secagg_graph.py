@@ -13,9 +13,9 @@ from fedveil.privacy.secagg.graph import (
     COMPLETE_UP_TO,
     Shape,
     colluders,
-    neighbourhoods,
     opens_nothing,
     parameters,
+    ring,
     tail,
 )
 from fedveil.privacy.secagg.transcript import Profile
@@ -34,26 +34,26 @@ def test_the_graph_is_regular_symmetric_and_connected(nodes: list[int], wanted: 
     neighbours = min(wanted - wanted % 2, len(nodes) - 1)
     if neighbours % 2 and neighbours != len(nodes) - 1:
         neighbours -= 1
-    graph = neighbourhoods(nodes, neighbours, seed)
-    assert graph == neighbourhoods(sorted(nodes), neighbours, seed)
-    assert graph.keys() == set(nodes)
+    drawn = ring(nodes, neighbours, seed)
+    assert drawn == ring(sorted(nodes), neighbours, seed)
+    graph = {node: drawn.around(node) for node in nodes}
     for node, peers in graph.items():
-        assert len(set(peers)) == neighbours and node not in peers and list(peers) == sorted(peers)
+        assert len(set(peers)) == neighbours and node not in peers and peers == sorted(peers)
         assert all(node in graph[peer] for peer in peers)
-    drawn = networkx.Graph([(node, peer) for node, peers in graph.items() for peer in peers])
+    joined = networkx.Graph([(node, peer) for node, peers in graph.items() for peer in peers])
     # Not merely connected: it takes k removed nodes to part it.
-    assert networkx.node_connectivity(drawn) == neighbours
+    assert networkx.node_connectivity(joined) == neighbours
 
 
 def test_every_seed_draws_another_order() -> None:
-    graphs = {neighbourhoods(range(40), 4, bytes([seed]) * 32)[0] for seed in range(30)}
+    graphs = {tuple(ring(range(40), 4, bytes([seed]) * 32).around(0)) for seed in range(30)}
     assert len(graphs) == 30
 
 
 def test_no_pair_is_likelier_than_another() -> None:
     met = [0] * 20
     for seed in range(600):
-        for peer in neighbourhoods(range(20), 4, seed.to_bytes(32, "big"))[0]:
+        for peer in ring(range(20), 4, seed.to_bytes(32, "big")).around(0):
             met[peer] += 1
     assert met[0] == 0
     assert stats.chisquare(met[1:]).pvalue > 1e-6
@@ -62,7 +62,7 @@ def test_no_pair_is_likelier_than_another() -> None:
 @pytest.mark.parametrize(("nodes", "neighbours"), [(10, 3), (10, 10), (9, 9), (10, -2)])
 def test_what_is_no_graph_is_an_error(nodes: int, neighbours: int) -> None:
     with pytest.raises(ValueError, match="neighbours each"):
-        neighbourhoods(range(nodes), neighbours, SEED)
+        ring(range(nodes), neighbours, SEED)
 
 
 @given(

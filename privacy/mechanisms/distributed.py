@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Words = NDArray[np.uint16 | np.uint32]
 
 _LAYER = "layer of noise"
-_SCALE_BLOCK = 1 << 13  # that stay in a core's cache
+_SCALE_BLOCK = 1 << 15  # that stay in a core's second cache
 _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the private sum
 
 # --- at the client ---------------------------------------------------------------------------------------------

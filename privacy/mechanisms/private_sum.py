@@ -35,6 +35,7 @@ CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared 
 # Coordinates worked on at a time: 64 KiB of float64 stay in a core's cache, and OpenBLAS starts threads, which then
 # spin, for a dot product of more than 10 000.
 _BLOCK = 1 << 13
+_CONVERTED = 1 << 15  # coordinates converted at a time: Python is called seldom
 # Coordinates whose noise is drawn at a time: the sampler's words then stay in the cache too.
 _NOISE_BLOCK = 1 << 16
 
@@ -205,13 +206,15 @@ def encode_rows(update: NDArray[np.floating], scalars: Arrays, spec: SumSpec) ->
 
 def squared_norm(part: NDArray[np.generic]) -> float:
     """Return the squared L2 norm in float64."""
-    total, room = 0.0, np.empty(min(part.size, _BLOCK))
-    for start in range(0, part.size, _BLOCK):
-        values = part[start : start + _BLOCK]
+    total, room = 0.0, np.empty(min(part.size, _CONVERTED))
+    for start in range(0, part.size, _CONVERTED):
+        values = part[start : start + _CONVERTED]
         block = values if values.dtype == np.float64 else room[: values.size]
         if block is not values:
             np.copyto(block, values, casting="unsafe")
-        total += float(np.dot(block, block))
+        for piece in range(0, block.size, _BLOCK):
+            few = block[piece : piece + _BLOCK]
+            total += float(np.dot(few, few))
     return total
 
 

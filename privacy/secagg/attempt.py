@@ -74,8 +74,9 @@ class Attempt:
         """Only once the cohort's adverts are known."""
         return Agreement(self.terms, self.context, self.candidates, self.adverts)
 
+    @cached_property
     def view(self) -> tuple[bytes, bytes]:
-        """Return the round's context, and the digest of its survivors, once they are known."""
+        """The round's context and the digest of its survivors; only once they are known."""
         alive = set(self.alive)
         context = self.agreed.round(self.sharers, self.model_hash)
         return context, survivors_digest(context, self.alive, [n for n in self.sharers if n not in alive])

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
-from .graph import neighbourhoods
+from .graph import Ring, ring
 from .messages import Advert, Confirmation
 from .refusal import Reason, Refused
 from .suite import Suite, derive, suite_of
@@ -104,10 +104,10 @@ class Agreement:
         return digest(Purpose.GRAPH, self.context, *parts)
 
     @cached_property
-    def _ring(self) -> dict[int, tuple[int, ...]]:
+    def _ring(self) -> Ring:
         # Over all candidates: were it over those who advertised, a server that loses honest adverts would
         # raise the share of colluders among a node's neighbours above what its policy reckons with.
-        return neighbourhoods(self.candidates, self.terms.neighbours, self.cohort)
+        return ring(self.candidates, self.terms.neighbours, self.cohort)
 
     @cached_property
     def _known(self) -> dict[int, tuple[int, ...]]:
@@ -117,7 +117,7 @@ class Agreement:
         """Return with whom of those who advertised, or of those `among` them, `node` shares masks, ascending."""
         if node not in self._known:
             complete = self.terms.neighbours == len(self.candidates) - 1
-            peers = self.nodes if complete else self._ring[node]
+            peers = self.nodes if complete else self._ring.around(node)
             self._known[node] = tuple(peer for peer in peers if peer != node and peer in self.by_node)
         known = self._known[node]
         return known if among is None else tuple(peer for peer in known if peer in among)

@@ -25,7 +25,6 @@ from .bindings import (
     reply_info,
 )
 from .fields import NODES
-from .graph import colluders
 from .hybrid import blocks, mask_secret, mixed, offer, public_keys, share_secret
 from .messages import (
     SEALED_BYTES,
@@ -47,8 +46,9 @@ from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
 from .shamir import new_secret, split
-from .suite import KEY_BYTES, agree, key_from_seed, public_of, seal, sign, suite_of, unseal, verify
+from .suite import KEY_BYTES, agree, key_from_seed, public_of, seal, sign, suite_of, unseal
 from .transcript import Profile, Purpose, Terms
+from .witnesses import check_adverts, quorum, signers, unwitnessed
 
 ToNode = Cohort | Inbox | Survivors | Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
@@ -167,17 +167,15 @@ class Participant:
         return write(advert)
 
     def _share(self, attempt: Attempt, cohort: Cohort, now: int) -> bytes:
-        """1: check every key of the cohort, and give each neighbour a share of both seeds."""
+        """1: check the neighbours' keys, and give each a share of both seeds."""
         (own,) = attempt.adverts
         if own not in cohort.adverts or not {a.node for a in cohort.adverts} <= set(attempt.candidates):
             raise Refused(Reason.WRONG_COHORT, "this node's keys were changed, or a node was never proposed")
-        for advert in cohort.adverts:
-            member = self.roster.member(advert.node, now)
-            verify(member.public, attempt.context, advert_body(advert), advert.signature)
         attempt.adverts = cohort.adverts
         agreed = attempt.agreed
         agreed.check_keys()
         peers = agreed.neighbours(self.node)
+        check_adverts(self.roster, attempt.context, [agreed.by_node[peer] for peer in peers], now)
         _enough(attempt.terms, agreed.nodes, peers)
         points = [agreed.points[peer] for peer in peers]
         threshold = attempt.terms.threshold
@@ -278,42 +276,20 @@ class Participant:
         if attempt.terms.profile is Profile.SEMI_HONEST:
             return self._reveal(attempt)
         attempt.stage = Stage.CONFIRMED
-        context, seen = attempt.view()
+        context, seen = attempt.view
         unsigned = Confirmation(self.node, attempt.model_hash, context, seen, b"")
         signature = sign(self.key, attempt.context, confirmation_body(unsigned))
         return tagged(attempt, write(replace(unsigned, signature=signature)))
 
     def _open(self, attempt: Attempt, proof: Confirmed, now: int) -> bytes:
-        """3b: reveal shares once a quorum has signed what this node signed."""
-        round_context, view = attempt.view()
-        needed = self.quorum(attempt.terms)
-        confirmed = 0
-        for said in proof.confirmations:
-            if said.node not in attempt.alive:
-                raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of a node that is not alive")
-            public = self.roster.member(said.node, now).public
-            verify(public, attempt.context, confirmation_body(said), said.signature)
-            if said.model_hash != attempt.model_hash:
-                raise Refused(Reason.WRONG_MODEL, "a node confirmed the round with another model")
-            if said.round_context != round_context:
-                raise Refused(Reason.WRONG_COHORT, "a node confirmed a round of another cohort")
-            if said.survivors != view:
-                raise Refused(Reason.SPLIT_VIEW, "a node confirmed other survivors")
-            confirmed += 1
-            if confirmed == needed:
-                return self._reveal(attempt)
-        raise Refused(Reason.TOO_FEW, f"{confirmed} confirmations of the {needed} needed")
-
-    def quorum(self, terms: Terms) -> int:
-        """Return how many of the cohort must sign one survivor set, so that no second set can get as many.
-
-        Two sets would need twice as many signatures; colluders sign both, honest nodes one.
-        """
-        size = terms.cohort_size
-        return max(terms.threshold, (size + colluders(size, self.policy.collusion)) // 2 + 1)
+        """3b: reveal shares once a quorum has signed what this node signed, and every survivor is who it says."""
+        needed = quorum(attempt.terms, self.policy.collusion)
+        signed = signers(self.roster, attempt, proof.confirmations, needed, now)
+        check_adverts(self.roster, attempt.context, unwitnessed(self.node, attempt, signed), now)
+        return self._reveal(attempt)
 
     def _reveal(self, attempt: Attempt) -> bytes:
-        _, view = attempt.view()
+        _, view = attempt.view
         alive, shares = set(attempt.alive), bytearray()
         for place, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
             start = SHARE_BYTES * (2 * place + (peer not in alive))  # of the own seed, then of the mask seed

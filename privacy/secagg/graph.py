@@ -7,9 +7,9 @@ several adverts: 2**q tries take q bits from `PRIVACY_BITS` on a ring, and nothi
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from ..refusal import Refusal
 from .transcript import Profile, Purpose, digest
@@ -45,8 +45,32 @@ def colluders(clients: int, rate: float) -> int:
     return min(clients - 1, math.ceil(clients * rate - 1e-9))
 
 
-def neighbourhoods(nodes: Iterable[int], neighbours: int, seed: bytes) -> dict[int, tuple[int, ...]]:
-    """Return each node's neighbours, in ascending order; the relation is symmetric, and the graph connected.
+@dataclass(frozen=True)
+class Ring:
+    """A cohort in a random order, in which each node has `neighbours` beside it, or all the others.
+
+    The relation is symmetric, and the graph connected.
+    """
+
+    order: tuple[int, ...]
+    neighbours: int
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {node: place for place, node in enumerate(self.order)}
+
+    def around(self, node: int) -> list[int]:
+        """Return a node's neighbours, in ascending order."""
+        place, size, half = self._places[node], len(self.order), self.neighbours // 2
+        if self.neighbours == size - 1:
+            return sorted([*self.order[:place], *self.order[place + 1 :]])
+        return sorted(
+            self.order[(place + side * step) % size] for step in range(1, half + 1) for side in (1, -1)
+        )
+
+
+def ring(nodes: Iterable[int], neighbours: int, seed: bytes) -> Ring:
+    """Return the nodes in the order that the seed gives them.
 
     Args:
       nodes: distinct.
@@ -59,14 +83,7 @@ def neighbourhoods(nodes: Iterable[int], neighbours: int, seed: bytes) -> dict[i
     order = sorted(nodes, key=lambda node: digest(Purpose.RING, seed, node))
     if not Shape(len(order), neighbours, 1).possible:
         raise ValueError(f"{len(order)} nodes cannot have {neighbours} neighbours each")
-    if neighbours == len(order) - 1:
-        offsets: Sequence[int] = range(1, len(order))
-    else:
-        offsets = [side * step for step in range(1, neighbours // 2 + 1) for side in (1, -1)]
-    return {
-        node: tuple(sorted(order[(place + offset) % len(order)] for offset in offsets))
-        for place, node in enumerate(order)
-    }
+    return Ring(tuple(order), neighbours)
 
 
 @lru_cache(maxsize=64)

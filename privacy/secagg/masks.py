@@ -43,6 +43,7 @@ def add_masks(vector: Vector, masks: Sequence[tuple[bytes, int]], suite: Suite) 
         block = vector[start : start + CHUNK_BYTES // vector.itemsize]
         nonce = number.to_bytes(NONCE_BYTES, "big")
         zeros, room = memoryview(_ZEROS)[: block.nbytes], memoryview(drawn)[: block.nbytes + TAG_BYTES]
+        mask = words[: block.size]
         for stream, combine in streams:
             stream(nonce, zeros, room)
-            combine(block, words[: block.size], out=block)
+            combine(block, mask, block)

@@ -40,9 +40,13 @@ def _aes_stream(key: bytes) -> KeyStream:
 
 def _chacha_stream(key: bytes) -> KeyStream:
     first = (1).to_bytes(4, "little")
-    return lambda nonce, zeros, room: (
-        Cipher(ChaCha20(key, first + nonce), None).encryptor().update_into(zeros, room)
-    )
+    cipher = Cipher(ChaCha20(key, bytes(16)), None).encryptor()
+
+    def stream(nonce: bytes, zeros: memoryview, room: memoryview) -> None:
+        cipher.reset_nonce(first + nonce)
+        cipher.update_into(zeros, room)
+
+    return stream
 
 
 @dataclass(frozen=True)

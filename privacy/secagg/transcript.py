@@ -16,6 +16,7 @@ PROTOCOL_VERSION = 1
 HASH_BYTES = 32
 _DOMAIN = "fedveil secagg"
 _INT_BYTES = 16  # Flower's node and run numbers are unsigned 64-bit; the sign needs one more.
+_INT_OPENING = b"i" + _INT_BYTES.to_bytes(8, "big")
 
 Part = bytes | str | int | float
 
@@ -126,13 +127,9 @@ def round_context(setup: bytes, cohort: Sequence[int], model_hash: bytes) -> byt
 
 
 def _framed(part: Part) -> bytes:
-    if isinstance(part, bytes):  # nearly all of them
+    if isinstance(part, bytes):  # nearly all of them are bytes, or node numbers
         return b"b" + len(part).to_bytes(8, "big") + part
-    match part:
-        case str():
-            kind, body = b"s", part.encode()
-        case int():
-            kind, body = b"i", part.to_bytes(_INT_BYTES, "big", signed=True)
-        case float():
-            kind, body = b"f", struct.pack(">d", part)
+    if isinstance(part, int):
+        return _INT_OPENING + part.to_bytes(_INT_BYTES, "big", signed=True)
+    kind, body = (b"s", part.encode()) if isinstance(part, str) else (b"f", struct.pack(">d", part))
     return kind + len(body).to_bytes(8, "big") + body

@@ -44,84 +44,106 @@ _EXAMPLES = 10
 def run_flower(case: Case, update: np.ndarray) -> Costs:
     """Return what one round takes of each client, and of the server."""
     logging.getLogger("flwr").setLevel(logging.WARNING)  # a line for each client and stage otherwise
-    ring = {node: case.ring(node) | {node} for node in range(case.clients)}
-    states = {node: SecAggPlusState(nid=node) for node in ring}
-    client = [Clock() for _ in ring]
-    server, upload = Clock(), 0
-    settings = ConfigRecord(
-        {
-            Key.SAMPLE_NUMBER: case.clients,
-            Key.SHARE_NUMBER: case.neighbours + 1,
-            Key.THRESHOLD: case.threshold,
-            Key.CLIPPING_RANGE: _CLIP,
-            Key.TARGET_RANGE: _TARGET,
-            Key.MOD_RANGE: _MODULUS,
-            Key.MAX_WEIGHT: _WEIGHT,
-        }
-    )
+    cohort = _Cohort(case)
+    public = _keys(cohort)
+    shares = _shares(cohort, public)
+    total, upload = _masked_sum(cohort, shares, update)
+    collected = _collected(cohort)
+    with cohort.server:
+        _unmasked(total, collected, cohort, public)
+    times = [cohort.clients[node].milliseconds for node in sorted(cohort.alive)]
+    return Costs(times, cohort.server.milliseconds, upload, len(cohort.alive))
+
+
+class _Cohort:
+    """Nodes, their neighbours and themselves on a ring, what each remembers, and the clocks."""
+
+    def __init__(self, case: Case) -> None:
+        self.ring = {node: case.ring(node) | {node} for node in range(case.clients)}
+        self.states = {node: SecAggPlusState(nid=node) for node in self.ring}
+        self.alive = set(case.survivors())
+        self.clients, self.server = [Clock() for _ in self.ring], Clock()
+        self.settings = ConfigRecord(
+            {
+                Key.SAMPLE_NUMBER: case.clients,
+                Key.SHARE_NUMBER: case.neighbours + 1,
+                Key.THRESHOLD: case.threshold,
+                Key.CLIPPING_RANGE: _CLIP,
+                Key.TARGET_RANGE: _TARGET,
+                Key.MOD_RANGE: _MODULUS,
+                Key.MAX_WEIGHT: _WEIGHT,
+            }
+        )
+
+
+def _keys(cohort: _Cohort) -> dict[int, Any]:
     public: dict[int, Any] = {}
-    for node, state in states.items():
-        with client[node]:
-            keys = _setup(state, settings)
+    for node, state in cohort.states.items():
+        with cohort.clients[node]:
+            keys = _setup(state, cohort.settings)
         public[node] = (keys[Key.PUBLIC_KEY_1], keys[Key.PUBLIC_KEY_2])
-    shares: dict[int, dict[int, bytes]] = {node: {} for node in ring}
-    for node, state in states.items():
-        asked = cast(ConfigRecord, {str(peer): public[peer] for peer in sorted(ring[node])})
-        with client[node]:
+    return public
+
+
+def _shares(cohort: _Cohort, public: dict[int, Any]) -> dict[int, dict[int, bytes]]:
+    shares: dict[int, dict[int, bytes]] = {node: {} for node in cohort.ring}
+    for node, state in cohort.states.items():
+        asked = cast(ConfigRecord, {str(peer): public[peer] for peer in sorted(cohort.ring[node])})
+        with cohort.clients[node]:
             said = cast(dict[str, Any], _share_keys(state, asked))
         for to, sealed in zip(said[Key.DESTINATION_LIST], said[Key.CIPHERTEXT_LIST], strict=True):
             shares[to][node] = sealed
-    alive = set(case.survivors())
-    total: list[np.ndarray] | None = None
-    for node in sorted(alive):
+    return shares
+
+
+def _masked_sum(
+    cohort: _Cohort, shares: dict[int, dict[int, bytes]], update: np.ndarray
+) -> tuple[list[np.ndarray], int]:
+    """Return the sum of the masked vectors, and the bytes of one."""
+    total, upload = list[np.ndarray](), 0
+    for node in sorted(cohort.alive):
         record = cast(
             ConfigRecord,
             {Key.SOURCE_LIST: list(shares[node]), Key.CIPHERTEXT_LIST: list(shares[node].values())},
         )
-        with client[node]:
-            said = _collect_masked_vectors(states[node], record, _EXAMPLES, ndarrays_to_parameters([update]))
+        parameters = ndarrays_to_parameters([update])
+        with cohort.clients[node]:
+            said = _collect_masked_vectors(cohort.states[node], record, _EXAMPLES, parameters)
         sent = cast(list[bytes], said[Key.MASKED_PARAMETERS])
         upload = sum(map(len, sent))
-        with server:
+        with cohort.server:
             words = [bytes_to_ndarray(each) for each in sent]
-            total = words if total is None else parameters_addition(total, words)
-    assert total is not None
-    with server:
-        total = parameters_mod(total, _MODULUS)
-    collected: dict[int, list[bytes]] = {node: [] for node in ring}
-    for node in sorted(alive):
+            total = parameters_addition(total, words) if total else words
+    with cohort.server:
+        return parameters_mod(total, _MODULUS), upload
+
+
+def _collected(cohort: _Cohort) -> dict[int, list[bytes]]:
+    """Return by owner the shares that the living hand over."""
+    collected: dict[int, list[bytes]] = {node: [] for node in cohort.ring}
+    for node in sorted(cohort.alive):
+        living, dead = cohort.ring[node] & cohort.alive, cohort.ring[node] - cohort.alive
         record = cast(
             ConfigRecord,
-            {
-                Key.ACTIVE_NODE_ID_LIST: sorted(ring[node] & alive),
-                Key.DEAD_NODE_ID_LIST: sorted(ring[node] - alive),
-            },
+            {Key.ACTIVE_NODE_ID_LIST: sorted(living), Key.DEAD_NODE_ID_LIST: sorted(dead)},
         )
-        with client[node]:
-            said = cast(dict[str, Any], _unmask(states[node], record))
+        with cohort.clients[node]:
+            said = cast(dict[str, Any], _unmask(cohort.states[node], record))
         for owner, share in zip(said[Key.NODE_ID_LIST], said[Key.SHARE_LIST], strict=True):
             collected[owner].append(share)
-    with server:
-        _unmasked(total, collected, alive, ring, public)
-    return Costs(
-        [client[node].milliseconds for node in sorted(alive)], server.milliseconds, upload, len(alive)
-    )
+    return collected
 
 
 def _unmasked(
-    total: list[np.ndarray],
-    collected: dict[int, list[bytes]],
-    alive: set[int],
-    ring: dict[int, set[int]],
-    public: dict[int, Any],
+    total: list[np.ndarray], collected: dict[int, list[bytes]], cohort: _Cohort, public: dict[int, Any]
 ) -> None:
     for node, found in collected.items():
         secret = combine_shares(found)
-        if node in alive:
+        if node in cohort.alive:
             mask = pseudo_rand_gen(secret, _MODULUS, get_parameters_shape(total))
             total = parameters_subtraction(total, mask)
             continue
-        for peer in ring[node] - {node}:
+        for peer in cohort.ring[node] - {node}:
             key = generate_shared_key(bytes_to_private_key(secret), bytes_to_public_key(public[peer][0]))
             mask = pseudo_rand_gen(key, _MODULUS, get_parameters_shape(total))
             total = (parameters_addition if node > peer else parameters_subtraction)(total, mask)
