@@ -1,11 +1,13 @@
 """Faults put into a copy of the package on purpose: the suite must go red for every one of them."""
 
+import json
 import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
@@ -51,8 +53,8 @@ MUTATIONS = {
         "too_large_is_refused",
     ),
     "a question over Flower's link is done twice": Mutation(
-        "client/fleet.py",
-        "if name in self.begun:",
+        "client/link.py",
+        "if name in begun:",
         "if False:",
         "test_client_fleet.py",
         "begun_before_a_restart",
@@ -283,7 +285,7 @@ MUTATIONS = {
         "as_many_survivors_as_they_say",
     ),
     "noise opened before a quorum has signed": Mutation(
-        "privacy/secagg/client.py",
+        "privacy/secagg/witnesses.py",
         "if said.survivors != view:",
         "if False:",
         "test_privacy_secagg_protocol.py",
@@ -467,41 +469,51 @@ MUTATIONS = {
 }
 
 
-def run_tests(tree: Path, tests: str, select: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(tree.parent), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    return subprocess.run(
-        [*command, f"tests/{tests}", "-k", select],
-        cwd=tree,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@dataclass(frozen=True)
+class Tried:
+    """A copy of the package, and the process whose forks run its tests."""
+
+    copy: Path
+    forks: Popen[str]
+
+    def run(self, mutation: Mutation) -> tuple[int, str]:
+        """Return pytest's exit code and what it printed."""
+        output = self.copy.parent / "output"
+        arguments = ["-q", "-x", "-p", "no:cacheprovider", "--assert=plain", f"tests/{mutation.tests}"]
+        assert self.forks.stdin is not None and self.forks.stdout is not None
+        print(
+            json.dumps([str(self.copy), str(output), [*arguments, "-k", mutation.select]]),
+            file=self.forks.stdin,
+            flush=True,
+        )
+        return int(self.forks.stdout.readline()), output.read_text()
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Generator[Tried]:
     """A copy of the package that shadows the installed one."""
-    copy = tmp_path / "fedveil"
+    copy = tmp_path_factory.mktemp("mutations") / "fedveil"
     for room in (*ROOMS, "tests"):
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / room, copy / room)
     for name in ("__init__.py", "__main__.py", "pyproject.toml", "py.typed"):
-        shutil.copy(ROOT / name, copy / name)
-    return copy
+        shutil.copy2(ROOT / name, copy / name)
+    # Other people's plug-ins would be rewritten in every fork, which takes longer than most of the tests.
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-B", ROOT / "tests" / "faults" / "pytest_forks.py"]
+    with Popen(command, stdin=PIPE, stdout=PIPE, env=environment, text=True) as forks:
+        yield Tried(copy, forks)
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_the_suite_goes_red(name: str, tree: Path) -> None:
+def test_the_suite_goes_red(name: str, tried: Tried) -> None:
     mutation = MUTATIONS[name]
-    file = tree / mutation.file
+    file = tried.copy / mutation.file
     source = file.read_text()
     assert source.count(mutation.before) == 1, "the mutation no longer fits the code: mend it"
     file.write_text(source.replace(mutation.before, mutation.after))
-    red = run_tests(tree, mutation.tests, mutation.select)
-    assert red.returncode == 1, red.stdout[-2000:] + red.stderr[-2000:]
-    assert " failed" in red.stdout
-    file.write_text(source)
-    green = run_tests(tree, mutation.tests, mutation.select)
-    assert green.returncode == 0, green.stdout[-2000:] + green.stderr[-2000:]
+    code, output = tried.run(mutation)
+    shutil.copy2(ROOT / mutation.file, file)
+    assert code == 1, output[-2000:]
+    assert " failed" in output
+    code, output = tried.run(mutation)
+    assert code == 0, output[-2000:]
