@@ -53,12 +53,16 @@ class Front:
     Args:
       upstream: URL of the SuperLink.
       admitted: fingerprints of SuperNodes' keys, with their nodes.
+      socket_path: where it listens, if on no port.
     """
 
-    def __init__(self, upstream: str, admitted: Admitted) -> None:
+    def __init__(self, upstream: str, admitted: Admitted, socket_path: Path | None = None) -> None:
         self._upstream, self._admitted = upstream, admitted
         limits = httpx.Limits(max_connections=MOST_CALLS, max_keepalive_connections=MOST_CALLS)
-        self._client = httpx.AsyncClient(timeout=CALL_SECONDS, limits=limits, trust_env=False)
+        way = httpx.AsyncHTTPTransport(
+            uds=None if socket_path is None else str(socket_path), limits=limits, trust_env=False
+        )
+        self._client = httpx.AsyncClient(timeout=CALL_SECONDS, transport=way, trust_env=False)
         self._calls: Counter[int] = Counter()
         self._sent: Counter[int] = Counter()
 

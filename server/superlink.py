@@ -1,4 +1,4 @@
-"""Flower's SuperLink as a child process that only this machine can reach, behind the front that devices see.
+"""Flower's SuperLink as a child process that only this user can reach, behind the front that devices see.
 
 It keeps its state in SQLite and is started again when it dies: nodes, messages on their way and the run go on.
 """
@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 from cryptography.hazmat.primitives.serialization import (
@@ -34,6 +34,7 @@ from .admission import Admitted, admitted_in
 from .bundle import ServerBundle
 from .following import Nodes
 from .front import MOST_REPLY_BYTES, Front, open_front
+from .own_door import open_door
 from .supernode_grid import SuperNodeGrid, open_supernodes
 
 logger = logging.getLogger("fedveil.server")
@@ -70,13 +71,15 @@ class SuperLink:
 
     Attributes:
       folder: of its database, log and secret; nobody else may look into it.
-      address: on the loopback; whoever reaches it runs code here and on SuperNodes.
+      address: of the door to it on the loopback; whoever gets through runs code here and on SuperNodes.
+      listens: the socket itself.
       admitted: fingerprints of the keys of SuperNodes, with their nodes.
       keys: folder of the public keys themselves.
     """
 
     folder: Path
     address: str
+    listens: Path
     admitted: Admitted
     keys: Path
     _process: subprocess.Popen[bytes] | None = None
@@ -95,7 +98,7 @@ class SuperLink:
         _ = self.secret
         host, port = self.address.split(":")
         return [
-            *(sys.executable, "-c", SUPERLINK, str(os.getpid())),
+            *(sys.executable, "-c", SUPERLINK, str(self.listens), str(os.getpid())),
             *("--host", host, "--port", port, "--insecure"),
             *("--isolation", "process", "--superexec-auth-secret-file", str(self.folder / SECRET)),
             *("--database", str(self.folder / DATABASE), "--log-file", str(self.folder / LOG)),
@@ -175,12 +178,16 @@ def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNo
     """
     (folder / STATE).mkdir(mode=0o700, exist_ok=True)
     admitted = admitted_in(folder / LISTED, nodes)
-    link = SuperLink(folder / STATE, _free_address(), admitted, folder / KEYS)
-    over = threading.Event()
-    watch = threading.Thread(target=link.watch, args=(over,), name="superlink")
-    run = partial(open_run, link.address, link.secret, MOST_REPLY_BYTES)
-    front = Front(f"http://{link.address}", admitted)
-    with open_front(front, listen, folder / "tls.pem", folder / "tls.key"):
+    with ExitStack() as opened:
+        # Not in the folder: the path of a Unix socket has room for a hundred characters.
+        listens = Path(opened.enter_context(TemporaryDirectory(prefix="fedveil-"))) / "superlink"
+        address = opened.enter_context(open_door(listens))
+        link = SuperLink(folder / STATE, address, listens, admitted, folder / KEYS)
+        over = threading.Event()
+        watch = threading.Thread(target=link.watch, args=(over,), name="superlink")
+        run = partial(open_run, link.address, link.secret, MOST_REPLY_BYTES)
+        front = Front(f"http://{link.address}", admitted, listens)
+        opened.enter_context(open_front(front, listen, folder / "tls.pem", folder / "tls.key"))
         try:
             link.start()
             link.let_in()
@@ -214,8 +221,3 @@ def public_keys(folder: Path, admitted: Mapping[str, int]) -> set[bytes]:
             "file", str(folder), f"the SuperNode keys of nodes {missing} are missing; provision again"
         )
     return {found[fingerprint] for fingerprint in admitted}
-
-
-def _free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"

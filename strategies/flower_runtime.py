@@ -1,4 +1,4 @@
-"""A SuperLink as its operator sees it (Flower's Control and Runtime interfaces), on the loopback address only.
+"""A SuperLink as its operator sees it (Flower's Control and Runtime interfaces), by the door on the loopback address.
 
 Whoever reaches these interfaces runs code on the server, and on every SuperNode that installs what it is sent.
 """
@@ -51,9 +51,10 @@ from flwr.superlink.grid import HttpGrid
 from .flower_adapter import claim_identity
 from .flower_fleet import FLEET_FAILURES, at_most, node_fingerprint, pull_message
 
-# Flower's own command, which ends with the process that started it; the arguments follow.
+# Flower's own command, on a Unix socket and no port, which ends with the process that started it; the arguments follow.
 SUPERLINK = """
-import sys
+import functools, sys, uvicorn
+uvicorn.run = functools.partial(uvicorn.run, uds=sys.argv.pop(1))
 from flwr.supercore.app_utils import start_parent_process_monitor
 from flwr.superlink.cli import flower_superlink
 start_parent_process_monitor(int(sys.argv.pop(1)))

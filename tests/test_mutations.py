@@ -101,6 +101,13 @@ MUTATIONS = {
         "test_server_secure_sum.py",
         "prepared_under",
     ),
+    "a door that is open to all of a machine": Mutation(
+        "server/own_door.py",
+        "!= os.geteuid()",
+        "== -1",
+        "test_server_own_door.py",
+        "another_user",
+    ),
     "what is frozen travels": Mutation(
         "client/training.py",
         "if item[0] not in frozen",

@@ -54,13 +54,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def link(made: Path, folder: Path) -> SuperLink:
-    return SuperLink(folder, "127.0.0.1:4711", dict, made / "server" / "supernodes")
+    return SuperLink(folder, "127.0.0.1:4711", folder / "socket", dict, made / "server" / "supernodes")
 
 
 def test_the_command_line_is_one_that_flower_takes_and_means_what_it_should(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = link(made, tmp_path).command()[4:]
+    arguments = link(made, tmp_path).command()[5:]
     monkeypatch.setattr("sys.argv", ["flower-superlink", *arguments])
     handlers = list(logging.getLogger("flwr").handlers)
     try:
@@ -278,9 +278,8 @@ def test_the_link_carries_messages_keeps_its_operators_door_closed_and_survives_
         until(lambda: len(grid.connected) == 3)
         assert ask(grid, 1) == [2, 3, 4]
         (link,) = links
-        closed_but_on_loopback(made, server, link.address)
-
         assert link._process is not None
+        closed_but_to_this_user(made, server, link.address, link._process.pid)
         os.kill(link._process.pid, signal.SIGKILL)
         until(lambda: len(links) == 2)
         until(lambda: len(grid.connected) == 3, 60)
@@ -308,8 +307,11 @@ def remembering(start: Callable[[SuperLink], None], links: list[SuperLink]) -> C
     return started
 
 
-def closed_but_on_loopback(made: Path, server: str, loopback: str) -> None:
+def closed_but_to_this_user(made: Path, server: str, loopback: str, process: int) -> None:
     """Try what an operator may do, and what an executor may, by Flower's own clients."""
+    listening = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines() if " 0A " in line}
+    held = [os.readlink(each) for each in Path(f"/proc/{process}/fd").iterdir() if each.is_symlink()]
+    assert not [each for each in held if each[len("socket:[") : -1] in listening]  # it has no port
     ca = (made / "server" / "ca.pem").read_bytes()
     tried: list[Callable[[Any], Any]] = [
         lambda control: control.ListRuns(ListRunsRequest()),
