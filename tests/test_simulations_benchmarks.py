@@ -50,7 +50,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "SIZES", (100,))
     monkeypatch.setattr(dp_sgd, "BATCHES", {2: 2})
     monkeypatch.setattr(memory, "POPULATIONS", (3, 6))
-    monkeypatch.setattr(secagg, "CASES", (Case(6, 5, 4, 2000, 0.2),) * 2)
+    monkeypatch.setattr(secagg, "CASES", (Case(6, 5, 4, 2000, 0.2), Case(6, 5, 4, 2000, 0.2, bits=16)))
+    monkeypatch.setattr(secagg, "MADE", (Case(12, 6, 4, 2000, 0.2),))
+    monkeypatch.setattr(secagg, "HELD", (Case(6, 5, 4, 2000, 0.2),))
     monkeypatch.setattr(secagg, "MASKS", (1000,))
 
 
@@ -68,7 +70,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("privacy", ["--workloads", "tiny"], [1, 1, 1]),
         ("memory", ["--workloads", "tiny"], [2, 2]),
         ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
-        ("secagg", [], [2, 1, 1]),
+        ("secagg", [], [2, 1, 1, 1]),
         ("link", [], [2, 1, 2]),
     ],
 )

@@ -5,7 +5,6 @@ It learns the sum of the survivors and who they are. See `client` for the protoc
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -261,11 +260,11 @@ class ServerAttempt:
         self._sharers = tuple(sorted(self._sharing))
         self._enough(len(self._sharers))
         self._round = self._agreed.round(self._sharers, model_hash)
+        parcels = self._parcels()
         inboxes = {
-            node: write(Inbox(self.context, model_hash, self._sharers, *self._parcel(node)))
+            node: write(Inbox(self.context, model_hash, self._sharers, *map(bytes, parcels.pop(node))))
             for node in self._sharers
         }
-        self._sealed.clear()
         return self._ask(Due.VECTORS, inboxes)
 
     def _connected(self, sharers: frozenset[int]) -> frozenset[int]:
@@ -274,14 +273,18 @@ class ServerAttempt:
         kept = frozenset(node for node in sharers if len(self._agreed.neighbours(node, sharers)) >= least)
         return kept if kept == sharers else self._connected(kept)
 
-    def _parcel(self, node: int) -> tuple[bytes, bytes]:
-        """Return the sealed shares that this node's neighbours made for it, and their blocks, by ascending neighbour."""
-        parcel, kem = bytearray(), bytearray()
-        for peer in self._agreed.neighbours(node, self._sharing):
-            kem += self._offered[peer].get(node, b"")
-            start = SEALED_BYTES * bisect_left(self._agreed.neighbours(peer), node)
-            parcel += self._sealed[peer][start : start + SEALED_BYTES]
-        return bytes(parcel), bytes(kem)
+    def _parcels(self) -> dict[int, tuple[bytearray, bytearray]]:
+        """Return by node the sealed shares that its neighbours made for it, and their blocks, by ascending neighbour."""
+        parcels = {node: (bytearray(), bytearray()) for node in self._sharers}
+        for peer in self._sharers:
+            sealed, offered = self._sealed.pop(peer), self._offered[peer]
+            for place, node in enumerate(self._agreed.neighbours(peer)):
+                if node in self._sharing:
+                    parcel, kem = parcels[node]
+                    parcel += sealed[SEALED_BYTES * place : SEALED_BYTES * (place + 1)]
+                    kem += offered.get(node, b"")
+        self._sealed.clear()
+        return parcels
 
     def _send_survivors(self) -> Outgoing:
         self._alive = tuple(sorted(self._answered))

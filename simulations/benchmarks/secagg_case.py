@@ -12,7 +12,10 @@ _MILLI = 1000.0
 
 @dataclass(frozen=True)
 class Case:
-    """One round: cohort, neighbours and threshold of the masks, coordinates, and the share that drops after the shares."""
+    """One round: cohort, neighbours and threshold of the masks, coordinates, and the share that drops after the shares.
+
+    `bits` of a coordinate are ours: Flower has 32 in words of 64.
+    """
 
     clients: int
     neighbours: int
@@ -20,6 +23,7 @@ class Case:
     coordinates: int
     dropout: float
     flower: bool = True
+    bits: int = 32
 
     def survivors(self) -> list[int]:
         """Return the places of those whose vectors are summed; who drops is spread evenly."""
