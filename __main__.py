@@ -163,7 +163,7 @@ def _server(argv: Sequence[str]) -> int:
             return serve(Path(folder), rest)
         case _:
             print(
-                "usage: fedveil server FOLDER [--json] [key=value ...] | server FOLDER --help | "
+                "usage: fedveil server FOLDER [--json] [--despite-alarm] [key=value ...] | server FOLDER --help | "
                 "server status FOLDER [--json]",
                 file=sys.stderr,
             )

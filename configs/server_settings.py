@@ -21,17 +21,7 @@ from .settings import finish, read_federation, read_root
 
 PRIMARY = "server"
 LINKS = ("grpc", "flower")
-SIMULATED = (
-    "engine=",
-    "engine.",
-    "faults.",
-    "partition=",
-    "partition.",
-    "seed=",
-    "resume=",
-    "audit=",
-    "audit.",
-)
+SIMULATED = ("engine=", "engine.", "faults.", "partition=", "partition.", "seed=", "resume=")
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MOST_PATIENCE = 100_000
 DEFAULT_QUORUM = 0.5
@@ -48,6 +38,8 @@ def server_from_config(cfg: DictConfig) -> ServerSettings:
     _no_partition(root)
     federation = read_federation(root, source)
     _check_privacy(root, federation.privacy)
+    if federation.audit is not None and federation.audit.full:
+        root.section("audit").refuse("name", "real clients have no canaries; use light")
     settings = ServerSettings(
         run=_run(root),
         federation=federation,

@@ -118,7 +118,6 @@ def from_config(cfg: DictConfig) -> SimulationSettings:
         partition=_partition(root.section("partition")),
         engine=_engine(root.section("engine")),
         faults=_faults(root.section("faults")),
-        audit=read_audit(root.section("audit"), shared.privacy, shared.cohort.name),
         seed=root.optional_whole("seed", at_least=0, at_most=MAX_SEED),
         resume=root.optional_text("resume"),
     )
@@ -138,16 +137,17 @@ def read_federation(root: Section, source: str) -> SimulationSettings:
     allowed = root.names("allow_modules")
     ledger = root.section("ledger")
     privacy = read_privacy(root.section("privacy", PRIVACIES))
+    cohort = _cohort(root.section("cohort"))
     settings = SimulationSettings(
         task=_task(root.section("task"), allowed),
         partition=PartitionSettings("natural"),
-        cohort=_cohort(root.section("cohort")),
+        cohort=cohort,
         strategy=_strategy(root.section("strategy"), allowed),
         engine=EngineSettings("inprocess", math.inf),
         privacy=privacy,
         secagg=read_secagg(root.section("secagg"), privacy),
         faults=FaultSettings(0.0, 0.0, 0.0, 0.0),
-        audit=None,
+        audit=read_audit(root.section("audit"), privacy, cohort.name),
         num_rounds=root.whole("num_rounds", at_least=1, at_most=MAX_ROUNDS),
         seed=None,
         local_epochs=root.whole("local_epochs", at_least=1, at_most=MAX_EPOCHS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,13 +64,27 @@ def _families(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequen
             ({"unit": row["unit"]}, _number(row[key])) for row in status["privacy"] if row[key] is not None
         ]
         yield name, "gauge", f"Epsilon, {key}.", known
+    if status.get("audit") is not None:
+        yield from _of_audit(status["audit"])
+
+
+def _of_audit(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequence[Sample]]]:
+    alarms = Counter((each["level"], each["test"]) for each in audit["alarms"])
+    counted = [({"level": level, "test": test}, float(n)) for (level, test), n in sorted(alarms.items())]
+    yield "fedveil_audit_alarms_total", "counter", "Alarms of the audit.", counted
+    yield (
+        "fedveil_audit_p_value",
+        "gauge",
+        "Of what the audit's checks saw in the last round.",
+        _by("test", audit["p_values"]),
+    )
 
 
 def _one(count: int) -> list[Sample]:
     return [({}, float(count))]
 
 
-def _by(label: str, counts: Mapping[str, int]) -> list[Sample]:
+def _by(label: str, counts: Mapping[str, float]) -> list[Sample]:
     return [({label: name}, float(count)) for name, count in sorted(counts.items())]
 
 

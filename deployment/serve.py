@@ -39,7 +39,8 @@ from .watch import Watch, watching
 
 RUNS, LEDGERS = "runs", "ledgers"
 ARRIVAL_SECONDS = 2.0  # `status` holds the lock for a moment
-FINISHED = (Status.COMPLETED, Status.EXHAUSTED)
+FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
+JSON, DESPITE_ALARM = "--json", "--despite-alarm"
 POLL_SECONDS = 0.1
 Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
 Rosters = Callable[[], SignedRoster]
@@ -50,12 +51,13 @@ def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
 
     Args:
       folder: the server's bundle.
-      argv: Hydra's flags and overrides, and `--json`.
+      argv: Hydra's flags and overrides, `--json`, and `--despite-alarm`, without which a run that an alarm has paused
+        stays so: a unit may start the same command again and again.
       reach: opens the link.
     Raises:
       Refusal: before anything is spent.
     """
-    given, as_json = [each for each in argv if each != "--json"], "--json" in argv
+    given, as_json = [each for each in argv if each not in (JSON, DESPITE_ALARM)], JSON in argv
     if only_shows(given):
         return _show(given)
     bundle = read_server_bundle(folder)
@@ -64,8 +66,11 @@ def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
         settings = settings_for(bundle, given)
         where = folder / RUNS / settings.run
         result = _result(where)
-        if result is not None and result["status"] in FINISHED:
-            return _say_finished(settings.run, where, result, as_json)
+        over = FINISHED if DESPITE_ALARM in argv else (*FINISHED, Status.PAUSED)
+        if result is not None and result["status"] in over:
+            return _say_over(settings.run, where, result, as_json)
+        if result is not None and result["status"] == Status.PAUSED:
+            (where / RESULT).unlink()  # a server that is killed from here on goes on by the same command
         outcome = _run(bundle, settings, where, as_json, reach)
     if as_json:
         print(json.dumps(outcome.result))
@@ -155,9 +160,12 @@ def _result(where: Path) -> dict[str, Any] | None:
         return None
 
 
-def _say_finished(run: str, where: Path, result: dict[str, Any], as_json: bool) -> int:
+def _say_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> int:
     status = Status(result["status"])
-    told = f"run {run} is finished ({status}: {result['reason']}); results: {where}; name a new one with run="
+    state, remedy = "finished", "name a new one with run="
+    if status is Status.PAUSED:
+        state, remedy = "not over", "find the cause first"
+    told = f"run {run} is {state} ({status}: {result['reason']}); results: {where}; {remedy}"
     print(json.dumps(result) if as_json else told)
     return EXIT_CODES[status]
 

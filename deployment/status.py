@@ -77,6 +77,8 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
     console.print(f"round {status['round']} of {status['num_rounds']}{abandoned}", highlight=False)
     for row in status["privacy"]:
         console.print(_budget(row, status["budgets_spent"]), highlight=False)
+    for said in (status.get("audit") or {}).get("said", ()):
+        console.print(f"audit: {said}", highlight=False)
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(status["dropped"].items()))
     counts = f"invited {status['invited']}, added {status['replies']}"
     console.print(f"{counts}, not added: {dropped}" if dropped else counts, highlight=False)

@@ -24,6 +24,8 @@ from ..privacy.durable import replace_file
 from ..privacy.refusal import Refusal
 from ..server.bundle import ServerBundle
 from ..server.following import SignedRoster
+from ..simulations.audit_display import rows_of
+from ..simulations.auditing import in_words, shown
 from ..simulations.display import say
 from ..simulations.federation import Federation
 from ..simulations.recording import Run
@@ -66,6 +68,7 @@ class Watch:
         self._folder, self._bundle, self._presence = bundle.folder, bundle, presence
         self._settings, self._federation = settings, federation
         self._rounds: dict[str, Any] = rounds_of([])
+        self._audit: dict[str, Any] | None = None
         self._state, self._reason = "starting", ""
         self._started, self._here = time.time(), set[int]()
         self._stop = threading.Event()
@@ -76,7 +79,12 @@ class Watch:
         """Take note of a run that is about to begin its rounds, or has finished one more."""
         begun = self._state == "starting"
         self._rounds = rounds_of(run.history)
+        known = [] if self._audit is None else self._audit["alarms"]
+        self._audit = audit_of(run)
         self._say("training", "")
+        if run.audit is not None:
+            for each in run.audit.auditor.raised[len(known) :]:
+                log("alarm", run=self._settings.run, round=each.round, what=in_words(each.alarm))
         if begun:
             log("begins", run=self._settings.run, after_round=self._rounds["round"])
         elif run.history:
@@ -116,6 +124,7 @@ class Watch:
             **self._rounds,
             "privacy": budgets(federation, self._rounds),
             "roster": roster.version,
+            "audit": self._audit,
             "clients": [
                 {"node": m.node, "name": m.name, "since": _utc(presence.since.get(m.node))}
                 for m in roster.members
@@ -201,6 +210,32 @@ def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, An
         unknown = {"spent": None, "left": None, "delta": record.target_delta}
         rows.append({"unit": "record", "target": record.target_epsilon, **unknown})
     return rows
+
+
+def audit_of(run: Run) -> dict[str, Any] | None:
+    """Return what the audit of the released sums says so far; None where it is off.
+
+    `said` is for people, `alarms` and the last round's `p_values` for machines, `on_alarm` what an alarm does.
+    """
+    line = shown(run)
+    if run.audit is None or line is None:
+        return None
+    auditor = run.audit.auditor
+    alarms = [
+        {
+            "round": each.round,
+            "level": str(each.alarm.level),
+            "test": str(each.alarm.test),
+            "p_value": each.alarm.p_value,
+        }
+        for each in line.alarms
+    ]
+    return {
+        "on_alarm": run.audit.on_alarm,
+        "said": [text for text, _ in rows_of(line)],
+        "alarms": alarms,
+        "p_values": {str(test): p for test, p in auditor.p_values.items()},
+    }
 
 
 def log(event: str, **fields: Any) -> None:

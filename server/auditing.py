@@ -173,6 +173,11 @@ class Auditor:
         """The alarms on which something is to be done."""
         return [each for each in self.raised if each.alarm.level in ACTING]
 
+    @property
+    def p_values(self) -> Mapping[Check, float]:
+        """What the free checks said of the last round; none before the first."""
+        return look_of(self.terms, self._rows[-1], None).p_values if self._rows else {}
+
     def columns(self, number: int) -> dict[str, Any]:
         """The numbers of round `number`, the last one, for its line of metrics; none where it released nothing."""
         if self._before != number:

@@ -64,13 +64,14 @@ def panel(line: AuditLine) -> RenderableType:
     table.add_column(width=17)
     table.add_column()
     label = "audit"
-    for text, style in _rows(line):
+    for text, style in rows_of(line):
         table.add_row(label, Text(text, style=style))
         label = ""
     return table
 
 
-def _rows(line: AuditLine) -> list[tuple[str, str]]:
+def rows_of(line: AuditLine) -> list[tuple[str, str]]:
+    """Return what there is to say, each with its style."""
     rows: list[tuple[str, str]] = []
     if line.measured is not None:
         rows.append((line.numbers() + f" (round {line.measured.round})", ""))

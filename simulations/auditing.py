@@ -1,4 +1,4 @@
-"""The audit of a simulation: what is fixed and committed to before round 1, what an alarm does, what the result says."""
+"""The audit of a run, simulated or served: what is fixed and committed to before round 1, what an alarm does, what the result says."""
 
 from __future__ import annotations
 
@@ -152,16 +152,21 @@ def _commit(run: Run) -> None:
     run.ledger.note((run.name, 0, MECHANISM), said)
 
 
-def go_on(run: Run, grid: PrivateGrid, state: State) -> None:
-    """Continue after the round of a checkpoint; the noise is raised if it was."""
+def go_on(run: Run, grid: PrivateGrid, state: State) -> Ending | None:
+    """Continue after the round of a checkpoint; the noise is raised if it was.
+
+    Return how the run ends where an alarm was to end it for good, and its process was killed before it did.
+    """
     audit = run.audit
     if audit is None:
-        return
+        return None
     kept = run.checkpoint.audit if run.checkpoint is not None else {}
     memory = Memory(kept["before"], kept["blocks"]) if kept else NO_MEMORY
     audit.auditor.go_on(state.round, memory)
-    if audit.on_alarm == "raise_noise" and audit.auditor.acting:
+    alarms = [each.alarm for each in audit.auditor.acting]
+    if alarms and audit.on_alarm == "raise_noise":
         grid.raise_noise(MORE_NOISE)
+    return act(run, grid, state, alarms) if alarms and audit.on_alarm in ("stop", "rollback") else None
 
 
 # --- after each round -------------------------------------------------------------------------------------------
@@ -213,7 +218,10 @@ def act(run: Run, grid: PrivateGrid, state: State, alarms: list[Alarm]) -> Endin
             grid.raise_noise(MORE_NOISE)
             return None
         case "pause":
-            return Ending(Status.PAUSED, f"{reason}; resume=RUN goes on all the same", state)
+            again = (
+                "resume=RUN" if run.federation.deployed is None else "the same command with --despite-alarm"
+            )
+            return Ending(Status.PAUSED, f"{reason}; {again} goes on all the same", state)
         case "rollback":
             clean = _last_clean(run, state)
             return Ending(Status.ALARMED, f"{reason}; the model is that of round {clean.round}", clean)

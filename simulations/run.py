@@ -243,7 +243,7 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
             run.meter.add(private.clients(private.draw(number)))
-    auditing.go_on(run, private, state)
+    ended = auditing.go_on(run, private, state)
     display = Display(title_of(federation), federation.settings.num_rounds, budgets_of(federation), quiet)
 
     def ready(stop: threading.Event) -> str | None:
@@ -260,7 +260,7 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
     around.watch(run)
     with display:
         try:
-            run.ending = run_rounds(private, loop, state)
+            run.ending = ended or run_rounds(private, loop, state)
         except LedgerUnavailable as problem:
             run.ending = Ending(Status.FAILED, f"stopped after round {run.state.round}: {problem}", run.state)
         except OSError as problem:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import fedveil.configs
-from fedveil.configs.schema import ClientCentral, LinkSettings, Record
+from fedveil.configs.schema import AuditSettings, ClientCentral, LinkSettings, Record
 from fedveil.configs.server_settings import differing, server_settings
 from fedveil.privacy.refusal import Refusal
 
@@ -20,7 +20,8 @@ def test_the_defaults_are_a_few_hospitals_under_record_level_privacy() -> None:
     assert (settings.run, settings.metrics_port) == ("run-1", None)
     assert isinstance(settings.federation.privacy, Record)
     assert settings.federation.cohort.name == "all"
-    assert (settings.federation.seed, settings.federation.resume, settings.federation.audit) == (None,) * 3
+    assert (settings.federation.seed, settings.federation.resume) == (None, None)
+    assert settings.federation.audit == AuditSettings("light", "stop", 0.01)
     assert settings.link == LinkSettings("grpc", 300.0, 1.0, 0.5, None, 0.5, 3600.0, 5)
 
 
@@ -57,6 +58,7 @@ def test_a_quorum_is_the_default_where_it_gives_no_claim_away(given: list[str], 
         (["task=heart", "seed=1"], "seed='1': is a simulation's"),
         (["task=heart", "resume=runs/x"], "resume='runs/x': is a simulation's"),
         (["-m", "task=heart", "num_rounds=1,2"], "serves one run at a time"),
+        (["task=heart", "audit=full"], "audit.name='full': real clients have no canaries; use light"),
         (["task=heart", "link=carrier"], "link='carrier': there is no such option"),
         (["task=heart", "link.deadlin=1"], "did you mean 'link.deadline'"),
         (["task=heart", "link.deadline=0"], "link.deadline=0: must be above 0"),

@@ -7,12 +7,13 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from flwr.app import Error, Message
@@ -27,10 +28,13 @@ from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import alone, serve, settings_for
 from fedveil.deployment.status import NOT_RUNNING, read_status, running, show
 from fedveil.deployment.watch import LOOK_SECONDS
+from fedveil.privacy.audit import record
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger import read_entries
+from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.bundle import read_server_bundle
+from fedveil.simulations import auditing
 from fedveil.simulations.report import read_events
 from fedveil.strategies.training_order import people_call, read_order
 from fedveil.strategies.wire import read_round
@@ -262,6 +266,78 @@ def test_the_link_is_the_one_that_the_bundles_were_made_for(hearts: Path) -> Non
     file = hearts / "server" / "server.toml"
     file.write_text(file.read_text().replace('"grpc"', '"flower"'))
     assert settings_for(read_server_bundle(hearts / "server"), CENTRAL).link.name == "flower"
+
+
+# --- the audit --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def noise_halved(since: int = 2) -> Iterator[None]:
+    """Halve what the server adds, from the `since`-th round on."""
+    calls, true = 0, private_sum.sample
+
+    def less(sigma: int, size: int, stream: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return true(sigma if calls < since else sigma // 2, size, stream)
+
+    with patch.object(private_sum, "sample", less):
+        yield
+
+
+def test_an_alarm_stops_a_server_for_good_and_is_told_wherever_one_looks(
+    hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = hearts / "server"
+    with noise_halved():
+        assert served(hearts, *CENTRAL)[0] == 5
+    assert (result_of(hearts)["status"], result_of(hearts)["rounds_completed"]) == ("alarmed", 2)
+    notes = [json.loads(e.payload) for e in read_entries(ledger_of(hearts)) if e.kind == "note"]
+    assert notes and all((each["level"], each["action"]) == ("red", "stop") for each in notes)
+    status = read_status(folder)
+    assert {(each["round"], each["level"]) for each in status["audit"]["alarms"]} == {(2, "red")}
+    show(folder, as_json=False)
+    assert "audit: RED after round 2: norm, p =" in capsys.readouterr().out
+    text = text_of(status)
+    assert 'fedveil_audit_alarms_total{level="red",test="norm"} 1' in text
+    assert 'fedveil_audit_p_value{test="reuse"}' in text
+    lines = [json.loads(line) for line in (folder / "server.log").read_text().splitlines()]
+    assert next(line["round"] for line in lines if line["event"] == "alarm") == 2
+    assert served(hearts, *CENTRAL)[0] == 5  # the same command: nothing is trained
+    assert "is finished (alarmed: an audit raised an alarm after round 2" in capsys.readouterr().out
+    assert len(rows_of(hearts)) == 2
+
+
+def test_a_paused_server_stays_so_however_often_a_unit_starts_it(hearts: Path) -> None:
+    pause = (*CENTRAL, "num_rounds=4", "audit.on_alarm=pause")
+    with noise_halved():
+        assert served(hearts, *pause)[0] == 5
+    assert [served(hearts, *pause)[0], served(hearts)[0]] == [5, 5]
+    assert len(rows_of(hearts)) == 2
+    with pytest.raises(Killed):
+        served(hearts, *pause, "--despite-alarm", fault=killing(0))
+    assert served(hearts)[0] == 0 and result_of(hearts)["rounds_completed"] == 4
+    assert {each["round"] for each in result_of(hearts)["audit"]["alarms"]} == {2}
+
+
+def test_an_alarm_whose_server_was_killed_before_it_ended_still_ends_the_run(hearts: Path) -> None:
+    with noise_halved(1), patch.object(auditing, "act", side_effect=Killed), pytest.raises(Killed):
+        served(hearts, *CENTRAL, "audit.on_alarm=rollback")
+    assert served(hearts)[0] == 5
+    assert "the model is that of round 0" in result_of(hearts)["reason"] and len(rows_of(hearts)) == 1
+
+
+@pytest.mark.parametrize("mode", [CENTRAL, MASKED], ids=["central", "masked"])
+def test_devices_take_noise_that_an_alarm_raised(mode: tuple[str, ...], hearts: Path) -> None:
+    with (
+        noise_halved(since=1) if mode is CENTRAL else patch.object(distributed, "_add_noise", lambda *_: None)
+    ):
+        assert served(hearts, *mode, "num_rounds=2", "audit.on_alarm=raise_noise")[0] == 0
+    assert [row["replies"] for row in rows_of(hearts)] == [5, 5]
+    assert result_of(hearts)["audit"]["verdict"] == "violated"
+    rows = record.read(hearts / "server" / "runs" / "run-1" / "audit.npy", 0)
+    first, second = rows["noise"][rows["round"] > 0]
+    assert second / first == pytest.approx(2.0, rel=0.01)
 
 
 # --- watching ---------------------------------------------------------------------------------------------------
