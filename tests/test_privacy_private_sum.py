@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,8 +96,9 @@ def test_scalars_come_back_as_their_mean_and_nan_as_the_middle() -> None:
 def test_rows_equal_single_clients() -> None:
     rng = np.random.default_rng(0)
     update = rng.normal(size=(20, 7)).astype(np.float32) * rng.uniform(0.01, 10, (20, 1)).astype(np.float32)
+    update[0] = 0  # must not divide any clipping norm
     losses, counts = rng.uniform(0, 6, 20), rng.integers(1, 200, 20).astype(float)
-    for spec in (SPEC, SumSpec(None, (LOSS, Scalar("num-examples", 1e9)))):
+    for spec in (SPEC, replace(SPEC, clipping_norm=10.0), SumSpec(None, (LOSS, Scalar("num-examples", 1e9)))):
         rows = encode_rows(update, {"loss": losses, "num-examples": counts}, spec)
         for k in range(20):
             one, _ = encode(update_of(list(update[k])), {"loss": losses[k], "num-examples": counts[k]}, spec)

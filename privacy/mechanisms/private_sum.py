@@ -194,7 +194,7 @@ def encode_rows(update: NDArray[np.floating], scalars: Arrays, spec: SumSpec) ->
         return rows
     norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     aim = spec.aim(coordinates)
-    wide *= (np.minimum(1.0, aim / np.maximum(norms, np.finfo(np.float64).tiny)) / spec.step)[:, None]
+    wide *= (aim / np.maximum(norms, aim) / spec.step)[:, None]
     scalars = {**scalars, UNCLIPPED: (norms <= aim).astype(np.float64)}
     for column, scalar in enumerate(spec.scalars):
         tail[:, column] = centre(scalars[scalar.name], scalar, spec) / spec.step
