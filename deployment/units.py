@@ -75,7 +75,7 @@ def client_unit(federation: str, name: str) -> str:
 def server_unit(federation: str) -> str:
     """The unit of the server; its bundle lies in /var/lib/fedveil-server, and `run.env` there names the run.
 
-    What it refuses, has no budget for, or an alarm of its audit ended is not tried again.
+    What it refuses, has no budget for, or an alarm of its audit ended or leaves in doubt is not tried again.
     """
     return _UNIT.format(
         what="server",
@@ -83,6 +83,6 @@ def server_unit(federation: str) -> str:
         verb="server",
         folder="fedveil-server",
         more=" $RUN",
-        restart="EnvironmentFile=-%S/fedveil-server/run.env\nRestart=on-failure\nRestartPreventExitStatus=2 3 5",
+        restart="EnvironmentFile=-%S/fedveil-server/run.env\nRestart=on-failure\nRestartPreventExitStatus=2 3 4 5",
         limits=SERVER_LIMITS,
     )

@@ -26,6 +26,7 @@ from ..client.app import SETTINGS_KEY, make_client_app, workbench
 from ..client.training import load_arrays, read_arrays
 from ..configs.schema import SimulationSettings
 from ..privacy.adaptation import Choices
+from ..privacy.audit.alarms import Level
 from ..privacy.ledger import LedgerUnavailable
 from ..privacy.refusal import Refusal
 from ..server.checkpoint import Checkpoint, restore_strategy
@@ -52,6 +53,7 @@ EXIT_CODES = {
     Status.PAUSED: 5,
     Status.INTERRUPTED: 130,
 }
+_UNCONFIRMED = 4  # too weak to tell, as fedveil audit has it
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,15 @@ def run_federation(
             f", {lost} of them abandoned and paid for in vain" if lost and status is not Status.FAILED else ""
         )
         print(f"{status}: {result['reason']}{in_vain}; results: {folder}", file=stream, flush=True)
-    return Outcome(EXIT_CODES[status], result, folder)
+    return Outcome(EXIT_CODES[status] or _doubt(run), result, folder)
+
+
+def _doubt(run: Run) -> int:
+    """The exit code of a run that ended well: not 0 where an alarm stands that nothing confirmed."""
+    audit = run.audit
+    raised = [] if audit is None or audit.on_alarm == "note" else audit.auditor.raised
+    levels = {each.alarm.level for each in raised}
+    return _UNCONFIRMED if Level.ORANGE in levels and Level.RED not in levels else 0
 
 
 @contextmanager

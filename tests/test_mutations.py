@@ -459,6 +459,13 @@ MUTATIONS = {
         "test_privacy_audit_memorisation.py",
         "together_spend_alpha",
     ),
+    "what confirms a free check stops no run": Mutation(
+        "privacy/audit/alarms.py",
+        "certain or test in state.alarmed",
+        "certain",
+        "test_privacy_audit_memorisation.py",
+        "next_looks_confirms",
+    ),
     "audit of known rounds under amplification": Mutation(
         "privacy/audit/canary_clients.py",
         'if any(hasattr(leaf, "sampling_probability")',

@@ -176,6 +176,7 @@ def test_all_looks_together_spend_alpha_and_no_more(planned: dict[Check, int]) -
         ({Check.CANARIES: 0.3, Check.ACCURACY: 1e-5}, []),
         ({Check.NORM: 1e-9, Check.REUSE: 0.5}, [Level.RED]),
         ({Check.REUSE: 0.0}, [Level.RED]),
+        ({Check.REUSE: 1e-5}, [Level.ORANGE]),
         ({Check.MEMORISATION: 1e-5}, [Level.YELLOW]),
         ({Check.NORM: math.nan}, [Level.RED]),
         ({test: 1e-3 for test in PLAN.planned}, []),
@@ -186,6 +187,29 @@ def test_levels(p_values: dict[Check, float], levels: list[Level]) -> None:
     assert [alarm.level for alarm in alarms] == levels
     assert state.made == dict.fromkeys(p_values, 1)
     assert PLAN.made == {}
+
+
+def levels_of_norm(*p_values: float) -> list[Level]:
+    """The alarms of one check over several looks."""
+    state, raised = PLAN, []
+    for p in p_values:
+        state, alarms = look_at(state, Look({Check.NORM: p, Check.REUSE: 0.5}))
+        raised += [alarm.level for alarm in alarms]
+    return raised
+
+
+def test_a_free_check_is_red_once_one_of_the_next_looks_confirms_it() -> None:
+    assert levels_of_norm(1e-5, 0.9, 9e-4) == [Level.ORANGE, Level.RED]
+    assert levels_of_norm(1e-5, *[0.9] * 9, 9e-4) == [Level.ORANGE, Level.RED]
+    assert levels_of_norm(1e-5, *[0.9] * 10, 9e-4) == [Level.ORANGE]
+    assert levels_of_norm(1e-5, *[0.9] * 10, 1e-5) == [Level.ORANGE, Level.RED]
+    assert levels_of_norm(9e-4, 9e-4) == []
+
+
+def test_another_check_confirms_nothing() -> None:
+    state, first = look_at(PLAN, Look({Check.NORM: 1e-5, Check.REUSE: 0.5}))
+    _, other = look_at(state, Look({Check.NORM: 0.5, Check.REUSE: 1e-5}))
+    assert [each.level for each in (*first, *other)] == [Level.ORANGE, Level.ORANGE]
 
 
 def test_an_audit_that_cannot_see_its_claim_says_so() -> None:
@@ -206,9 +230,12 @@ def test_looks_that_were_not_planned_are_refused() -> None:
 
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.campaign)])
 def test_whole_correct_runs_raise_an_alarm_once_in_a_hundred(count: int) -> None:
-    """Ten looks at scores that grow on each other, fifty rounds of both noise checks, exposure of ten secrets."""
+    """Ten looks at scores that grow on each other, fifty rounds of both noise checks, exposure of ten secrets.
+
+    The noise checks stop a hundredth of them.
+    """
     rng = np.random.default_rng(7)
-    alarmed = 0
+    alarmed = stopped = 0
     for _ in range(count):
         coins = rng.random(400) < 0.5
         sums, state, raised = np.zeros(400), PLAN, False
@@ -222,8 +249,10 @@ def test_whole_correct_runs_raise_an_alarm_once_in_a_hundred(count: int) -> None
         for norm, reuse in rng.random((50, 2)):
             state, alarms = look_at(state, Look({Check.NORM: norm, Check.REUSE: reuse}))
             raised |= bool(alarms)
+            stopped += Level.RED in {each.level for each in alarms}
         alarmed += raised
     assert alarmed <= 0.01 * count + 3 * math.sqrt(0.01 * count)
+    assert stopped <= 1
 
 
 def _p_values(members: np.ndarray, others: np.ndarray, mu: float) -> dict[Check, float]:

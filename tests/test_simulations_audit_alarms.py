@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit import record
+from fedveil.privacy.audit import record, watching
 from fedveil.privacy.ledger import read_entries, verify
 from fedveil.privacy.mechanisms import private_sum
 from fedveil.privacy.refusal import Refusal
@@ -64,6 +64,25 @@ def test_stop_ends_the_run_for_good(tmp_path: Path, capsys: pytest.CaptureFixtur
         simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
     assert audit([str(tmp_path / "run")]) == 3
     assert "violated: a released sum is shorter than its claimed noise (round 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("suspect", "rounds", "exit_code"), [({2}, ROUNDS, 4), ({2, 4}, 4, 5)])
+def test_an_alarm_that_chance_explains_stops_the_run_once_it_comes_again(
+    suspect: set[int], rounds: int, exit_code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two hundred correct runs raises such an alarm; it is shown, written down, and left at that."""
+    numbers = iter(range(1, ROUNDS + 1))
+    with patch.object(watching, "norm_p", lambda *layers: 1e-4 if next(numbers) in suspect else 1.0):
+        outcome = run(tmp_path / "run")
+    assert (outcome.exit_code, outcome.result["rounds_completed"]) == (exit_code, rounds)
+    alarms = outcome.result["audit"]["alarms"]
+    assert [(each["round"], each["level"], each["action"]) for each in alarms] == [
+        (number, *(("red", "stop") if number == 4 else ("orange", "note"))) for number in sorted(suspect)
+    ]
+    notes = [e for e in read_entries(tmp_path / "run" / "ledger") if e.kind == "note"]
+    assert [json.loads(e.key)[1:] for e in notes] == [[number, "audit norm"] for number in sorted(suspect)]
+    assert audit([str(tmp_path / "run")]) == (3 if exit_code == 5 else 4)
+    assert ("perhaps a released sum is shorter" in capsys.readouterr().out) is (exit_code == 4)
 
 
 def test_pause_ends_it_until_somebody_resumes(tmp_path: Path) -> None:

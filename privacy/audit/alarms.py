@@ -17,7 +17,7 @@ class Level(StrEnum):
 
     BLIND = "blind"
     YELLOW = "yellow"  # the model memorises; the claim may hold all the same
-    ORANGE = "orange"  # one of two tests refutes the claim
+    ORANGE = "orange"  # the claim is refuted, and nothing else confirms it so far
     RED = "red"  # the claim is refuted
 
 
@@ -31,6 +31,14 @@ class Check(StrEnum):
     DRAW = "draw"
     MEMORISATION = "memorisation"  # exposure, or a black-box bound where nothing is claimed
 
+
+# The free checks: every round brings noise and a draw of its own.
+FREE = (Check.NORM, Check.REUSE, Check.DRAW)
+# A free check below this many times its threshold is red at once. Else it is orange, and red if one of its next looks
+# confirms it, each at alpha / CONFIRMING: later rounds are new evidence. So a correct run of free checks alone turns red
+# with probability (CERTAIN + 2 alpha) alpha at most.
+CERTAIN = 0.01
+CONFIRMING = 10
 
 # What may be done on an alarm (audit.on_alarm), and what that does not undo.
 CANNOT_UNDO: Mapping[str, str] = MappingProxyType(
@@ -65,17 +73,26 @@ class Look:
 
 @dataclass(frozen=True)
 class AlarmState:
-    """How many looks each test is allowed in the whole run, how many it had, and the ``alpha`` of all together."""
+    """How many looks each test is allowed in the whole run, how many it had, and the ``alpha`` of all together.
+
+    ``alarmed``: the look of each test's last alarm.
+    """
 
     planned: Mapping[Check, int]
     alpha: float = 0.01
     made: Mapping[Check, int] = field(default_factory=dict[Check, int])
+    alarmed: Mapping[Check, int] = field(default_factory=dict[Check, int])
 
     def threshold(self, test: Check) -> float:
-        """The p-value below which this test alarms, the same at each of its looks."""
+        """The p-value below which this test alarms, the same at each of its looks but those that confirm."""
         families = sum(1 for each in self.planned if each is not Check.ACCURACY)
         base = Check.CANARIES if test is Check.ACCURACY else test
         return self.alpha / (families * self.planned[base])
+
+    def limit(self, test: Check) -> float:
+        """The p-value below which this test alarms at its next look."""
+        since = self.made.get(test, 0) - self.alarmed.get(test, -CONFIRMING)
+        return self.alpha / CONFIRMING if test in FREE and since < CONFIRMING else self.threshold(test)
 
 
 def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...]]:
@@ -88,14 +105,15 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
                 "looks", made[test], f"{state.planned.get(test, 0)} were planned for {test}; plan them all"
             )
     alarms = [
-        Alarm(_level(state, look, test), test, p, state.threshold(test))
+        Alarm(_level(state, look, test), test, p, state.limit(test))
         for test, p in look.p_values.items()
         # "Not at least": what is no number is an alarm.
-        if test is not Check.ACCURACY and not p >= state.threshold(test)
+        if test is not Check.ACCURACY and not p >= state.limit(test)
     ]
+    alarmed = {**state.alarmed, **{alarm.test: made[alarm.test] for alarm in alarms}}
     if look.claim is not None and look.ceiling is not None and look.ceiling < look.claim:
         alarms.append(Alarm(Level.BLIND, Check.CANARIES, 1.0, state.threshold(Check.CANARIES)))
-    return replace(state, made=made), tuple(alarms)
+    return replace(state, made=made, alarmed=alarmed), tuple(alarms)
 
 
 def _level(state: AlarmState, look: Look, test: Check) -> Level:
@@ -103,5 +121,7 @@ def _level(state: AlarmState, look: Look, test: Check) -> Level:
         return Level.YELLOW
     if test is Check.CANARIES:
         confirmed = look.p_values.get(Check.ACCURACY, 1.0) < state.threshold(Check.ACCURACY)
-        return Level.RED if confirmed else Level.ORANGE
-    return Level.RED
+    else:
+        certain = not look.p_values[test] >= CERTAIN * state.threshold(test)
+        confirmed = certain or test in state.alarmed
+    return Level.RED if confirmed else Level.ORANGE

@@ -60,17 +60,15 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
     if not terms.delta:
         return Summary(None, "nothing is claimed of whole clients: there is no noise to check, and no claim")
     checked = tuple(min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p", "draw_p"))
-    red = [each for each in raised if each.alarm.level is Level.RED]
     scores = _scores(evidence)
     if scores is None:
-        return Summary(*_without_canaries(terms, red), None, (), None, *checked)
+        return Summary(*_verdict(raised, _without_canaries(terms)), None, (), None, *checked)
     measured = evidence.measured()
     level = terms.alarms().threshold(Check.CANARIES)
     methods = by_one_run(*scores, terms.delta, gaussian=True)
     findings = judge(methods, measured.claimed, INTERVAL_ALPHA, measured.ceiling).findings
     outcome = judge(methods, measured.claimed, level, measured.ceiling).outcome
-    outcome = Outcome.VIOLATED if red else outcome
-    said = _in_words(outcome, measured, red)
+    outcome, said = _verdict(raised, (outcome, _in_words(outcome, measured)))
     return Summary(outcome, said, measured, findings, _final(evidence, final), *checked)
 
 
@@ -83,9 +81,18 @@ def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
         return None
 
 
-def _without_canaries(terms: Terms, red: Sequence[Raised]) -> tuple[Outcome, str]:
-    if red:
-        return Outcome.VIOLATED, _why(red)
+def _verdict(raised: Sequence[Raised], otherwise: tuple[Outcome, str]) -> tuple[Outcome, str]:
+    """What alarms make of the verdict that the run's end alone would give."""
+    for each in raised:
+        if each.alarm.level is Level.RED:
+            return Outcome.VIOLATED, _why(each)
+    for each in raised:
+        if each.alarm.level is Level.ORANGE and otherwise[0] is not Outcome.VIOLATED:
+            return Outcome.TOO_WEAK, f"perhaps {_why(each)}, but nothing confirmed it: run it again"
+    return otherwise
+
+
+def _without_canaries(terms: Terms) -> tuple[Outcome, str]:
     if terms.canaries:
         return Outcome.TOO_WEAK, "too few canaries were drawn to say anything"
     return (
@@ -94,10 +101,8 @@ def _without_canaries(terms: Terms, red: Sequence[Raised]) -> tuple[Outcome, str
     )
 
 
-def _in_words(outcome: Outcome, measured: Measured, red: Sequence[Raised]) -> str:
+def _in_words(outcome: Outcome, measured: Measured) -> str:
     match outcome:
-        case Outcome.VIOLATED if red:
-            return _why(red)
         case Outcome.VIOLATED:
             return f"canaries show epsilon {measured.epsilon:.3g}, and {measured.claimed:.3g} is claimed"
         case Outcome.CONSISTENT:
@@ -106,8 +111,7 @@ def _in_words(outcome: Outcome, measured: Measured, red: Sequence[Raised]) -> st
             return f"not even without noise could these canaries have shown more than epsilon {measured.ceiling:.3g}"
 
 
-def _why(red: Sequence[Raised]) -> str:
-    first = red[0]
+def _why(first: Raised) -> str:
     what = {
         Check.NORM: "a released sum is shorter than its claimed noise",
         Check.REUSE: "noise was used twice",

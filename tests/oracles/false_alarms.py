@@ -1,0 +1,54 @@
+"""Correct runs of the default job under `audit=light`, by simulation of its scores: how many raise an alarm, or are stopped.
+
+Clients send nothing, as updates only lengthen what is released: the worst case of both noise checks.
+`python tests/oracles/false_alarms.py 20000` takes a minute.
+"""
+
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.special import chdtr
+
+from fedveil.privacy.audit.alarms import AlarmState, Check, Level, Look, look_at
+from fedveil.privacy.audit.draw_check import draw_p
+from fedveil.privacy.audit.noise_checks import run_p
+
+LAYERS, CLIENTS, RATE, ROUNDS = (2560, 10), 400, 0.25, 100
+DIMENSION = sum(LAYERS)
+PLAN = AlarmState({Check.NORM: ROUNDS, Check.REUSE: ROUNDS, Check.DRAW: ROUNDS})
+
+
+def levels(rng: np.random.Generator) -> set[Level]:
+    """The alarms of one run."""
+    layers = [rng.chisquare(size, ROUNDS) for size in LAYERS]
+    whole = sum(layers)
+    tests = [chdtr(size, energy) for size, energy in zip(LAYERS, layers, strict=True)]
+    single = 3 * np.min([*tests, chdtr(DIMENSION, whole)], axis=0)
+    reuse, counts = rng.random(ROUNDS), rng.binomial(CLIENTS, RATE, ROUNDS)
+    since = {Check.NORM: 0, Check.DRAW: 0}
+    state, found = PLAN, set[Level]()
+    for now in range(ROUNDS):
+        norms = np.sqrt(whole[since[Check.NORM] : now + 1])
+        p_values: Mapping[Check, float] = {
+            Check.NORM: 2 * min(float(single[now]), run_p(norms, np.ones(len(norms)), DIMENSION)),
+            Check.REUSE: float(reuse[now]),
+            Check.DRAW: draw_p(counts[since[Check.DRAW] : now + 1], CLIENTS, RATE),
+        }
+        state, alarms = look_at(state, Look(p_values))
+        found |= {each.level for each in alarms}
+        since |= {each.test: now + 1 for each in alarms if each.test in since}
+    return found
+
+
+def counted(runs: int, seed: int = 0) -> tuple[int, int]:
+    """How many of so many runs raise an alarm, and how many of those are stopped."""
+    rng = np.random.default_rng(seed)
+    found = [levels(rng) for _ in range(runs)]
+    return sum(map(bool, found)), sum(Level.RED in each for each in found)
+
+
+if __name__ == "__main__":
+    asked = int(sys.argv[1])
+    alarmed, stopped = counted(asked)
+    print(f"{asked} correct runs: {alarmed} raise an alarm, {stopped} are stopped")
