@@ -142,9 +142,12 @@ def audited(name: str, *overrides: str) -> dict[str, Any]:
 
 
 def row(name: str, found: dict[str, Any]) -> str:
-    first: dict[str, str] = {}
+    first: dict[tuple[str, str], str] = {}
     for alarm in found["alarms"]:
-        first.setdefault(alarm["test"], f"{alarm['test']} round {alarm['round']} ({alarm['p_value']:.1g})")
+        level, test = alarm["level"], alarm["test"]
+        if (test, "red") not in first:
+            what = f"{test} {level} in round {alarm['round']} ({alarm['p_value']:.1g})"
+            first.setdefault((test, level), what)
     measured = found["measured"] and found["measured"]["epsilon"]
     shown = f"{measured:.2f}" if isinstance(measured, float) else str(measured)
     draw = "" if found["draw_p"] is None else f"{found['draw_p']:.1g}"
