@@ -270,6 +270,13 @@ MUTATIONS = {
         "test_server_secure_sum.py",
         "in_the_clear",
     ),
+    "noise forgets what its table drew": Mutation(
+        "privacy/mechanisms/discrete_gaussian.py",
+        "_digits.subtract(box, own) for",
+        "box for",
+        "test_privacy_discrete_gaussian.py",
+        "to_the_last_digit",
+    ),
     "a client's share of the noise dropped": Mutation(
         "privacy/mechanisms/distributed.py",
         "if spec.sigma:\n        _add_noise(words, spec.sigma, stream)",

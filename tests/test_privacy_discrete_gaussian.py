@@ -1,5 +1,11 @@
 """The sampler's law, against the definition computed term by term."""
 
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal, localcontext
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -17,7 +23,7 @@ def law(sigma: int, reach: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-@pytest.mark.parametrize("sigma", [1, 2, 3, 10, 31, 32, 100, 1000])
+@pytest.mark.parametrize("sigma", [1, 2, 3, 10, 63, 64, 100, 1000])
 def test_the_law_is_the_discrete_gaussian(sigma: int) -> None:
     drawn = sample(sigma, DRAWS, Randomness(7).stream("chi square", sigma))
     reach = 14 * sigma
@@ -49,14 +55,55 @@ def test_low_bits_are_uniform_when_sigma_is_wide() -> None:
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
-class Scripted(Stream):
-    """A stream whose words are given, to force the comparisons that 64 bits cannot decide."""
+@pytest.mark.parametrize("sigma", [1, 5, 63, 64, 300])
+def test_table_and_rest_are_the_law_to_the_last_digit(sigma: int) -> None:
+    """What the sampler does with uniform reals, summed up for every integer without drawing any."""
+    table = discrete_gaussian._table(sigma)  # in the usual context, of 28 digits
+    with localcontext(prec=80):
+        check_law(table, sigma)
 
-    def __init__(self, words: list[int], rest: bytes) -> None:
-        self.words, self.rest = words, rest
+
+def check_law(table: discrete_gaussian._Table, sigma: int) -> None:
+    owned = Counter(table.starts[: table.owned].tolist())
+    chances = [after - before for before, after in pairwise((Decimal(0), *table.exact))]
+    reach = discrete_gaussian.largest(sigma)
+    weights = {x: (Decimal(-x * x) / (2 * sigma**2)).exp() for x in range(-reach, reach)}
+    kept: dict[int, Decimal] = {}
+    for near, chance, given in zip(table.near.tolist(), chances, table.given_exact, strict=True):
+        start = near if near >= 0 else near - table.stride + 1
+        for x in range(start, start + table.stride):
+            part = (weights[x] / weights[near] - given) / (1 - given) if table.stride > 1 else Decimal(1)
+            assert part >= 0
+            kept[x] = chance / table.stride * part
+    rest = 1 - Decimal(table.owned) / 2**16
+    whole, proposals = sum(weights.values()), sum(kept.values())
+    assert abs(proposals - Decimal(table.kept)) < 1e-12
+    for x, weight in weights.items():
+        looked_up = Decimal(owned[x // table.stride * table.stride]) / 2**16 / table.stride
+        assert abs(looked_up + rest * kept[x] / proposals - weight / whole) < Decimal(2) ** -140
+
+
+def test_every_entry_that_no_block_owns_leads_to_the_rest() -> None:
+    table = discrete_gaussian._table(100)
+    entries = np.arange(2**16, dtype=np.uint32)
+    found = discrete_gaussian._look_up(
+        table, out := np.empty(2**16, np.int32), Scripted((entries << 16) + 2, b"")
+    )
+    assert found.tolist() == list(range(table.owned, 2**16))
+    assert (out[: table.owned] == table.starts[: table.owned] + 2 % table.stride).all()
+
+
+class Scripted(Stream):
+    """A stream whose words are given, to force the comparisons that their bits cannot decide."""
+
+    def __init__(self, words: Sequence[int] | np.ndarray, rest: bytes) -> None:
+        self.words, self.rest = list(words), rest
 
     def uint64(self, n: int) -> np.ndarray:
         return np.array([self.words.pop(0) for _ in range(n)], np.uint64)
+
+    def uint32(self, n: int) -> np.ndarray:
+        return self.uint64(n).astype(np.uint32)
 
     def bytes(self, n: int) -> bytes:
         return self.rest[:n]
@@ -64,23 +111,30 @@ class Scripted(Stream):
 
 def test_a_word_on_a_boundary_is_decided_by_more_bits() -> None:
     table = discrete_gaussian._table(3)
-    boundary = int(table.words[2])
+    boundary = int(table.words[20])
     low = discrete_gaussian._invert(table, 1, Scripted([boundary], bytes(32)))
     high = discrete_gaussian._invert(table, 1, Scripted([boundary], b"\xff" * 32))
-    assert (low[0], high[0]) == (2, 3)
+    assert (low[0], high[0]) == (20, 21)
 
 
 def test_the_keeping_chance_is_decided_by_more_bits() -> None:
     table = discrete_gaussian._table(1000)
-    coarse, fine = np.array([40]), np.array([7])
-    product = (2 * table.stride * 40 + 7) * 7
-    chance = np.exp(-product / (2 * 1000**2))
-    leading = int(chance * 2**53)
+    blocks = np.array([len(table.near) // 2 + 40])
+    near, given = int(table.near[blocks[0]]), table.given_exact[blocks[0]]
+    chance = (Decimal(-7 * (2 * near + 7)) / (2 * 1000**2)).exp()
+    leading = int((chance - given) / (1 - given) * 2**53)
     verdicts = [
-        bool(discrete_gaussian._keep(table, coarse, fine, Scripted([leading << 11], rest))[0])
+        bool(discrete_gaussian._keep(table, blocks, np.array([near + 7]), Scripted([leading << 11], rest))[0])
         for rest in (bytes(32), b"\xff" * 32)
     ]
     assert verdicts == [True, False]
+
+
+def test_a_seed_gives_these_draws_on_every_machine() -> None:
+    drawn = sample(820, 1 << 16, Stream(bytes(32)))
+    assert drawn.dtype == np.int32
+    digest = hashlib.sha256(drawn.astype("<i4").tobytes()).hexdigest()
+    assert digest[:16] == "6926283537fd23be"
 
 
 @pytest.mark.parametrize("sigma", [0, -1, 2**40 + 1])

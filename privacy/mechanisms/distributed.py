@@ -116,10 +116,10 @@ def openings(spec: ShareSpec, layers: Sequence[bytes]) -> tuple[tuple[int, bytes
     return tuple((layer.survivors, seed) for layer, seed in zip(spec.layers, layers, strict=True))
 
 
-def _add_noise(words: Words, sigma: int, stream: Stream, sign: int = 1) -> None:
+def _add_noise(words: Words, sigma: int, stream: Stream, combine: np.ufunc = np.add) -> None:
     for start in range(0, words.size, _NOISE_BLOCK):
         block = words[start : start + _NOISE_BLOCK]
-        block += (sign * sample(sigma, block.size, stream)).astype(words.dtype)
+        combine(block, sample(sigma, block.size, stream).astype(words.dtype), out=block)
 
 
 # --- at the server ---------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
         if len(seeds) == len(layers):
             taken += 1
             for layer, seed in zip(layers, seeds, strict=True):
-                _add_noise(total, layer.sigma, keyed_stream(seed, _LAYER), -1)
+                _add_noise(total, layer.sigma, keyed_stream(seed, _LAYER), np.subtract)
     return taken
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -18,6 +19,8 @@ KEY_BYTES = 32  # AES-256
 _COUNTER_START = bytes(16)
 _SEED_LABEL = b"fedveil seeded stream v1"
 _KEY_LABEL = b"fedveil keyed stream v1"
+_ZEROS = memoryview(bytes(1 << 16))  # what is encrypted for key stream; it stays in a core's cache
+Word = TypeVar("Word", np.uint32, np.uint64)
 
 
 class Stream:
@@ -37,13 +40,28 @@ class Stream:
 
     def bytes(self, n: int) -> bytes:
         """Return the next `n` bytes of the stream."""
+        self._check_process()
+        return self._encryptor.update(bytes(n))
+
+    def _check_process(self) -> None:
         if not self._seeded and self._process != os.getpid():
             self._rekey(os.urandom(KEY_BYTES))
-        return self._encryptor.update(bytes(n))
 
     def uint64(self, n: int) -> NDArray[np.uint64]:
         """Return `n` independent uniform integers in [0, 2**64), shape (n,)."""
-        return np.frombuffer(self.bytes(8 * n), dtype="<u8")
+        return self._fill(np.empty(n, "<u8"))
+
+    def uint32(self, n: int) -> NDArray[np.uint32]:
+        """Return `n` independent uniform integers in [0, 2**32), shape (n,)."""
+        return self._fill(np.empty(n, "<u4"))
+
+    def _fill(self, out: NDArray[Word]) -> NDArray[Word]:
+        self._check_process()
+        space = out.view(np.uint8).data
+        for start in range(0, out.nbytes, len(_ZEROS)):
+            part = space[start : start + len(_ZEROS)]
+            self._encryptor.update_into(_ZEROS[: len(part)], part)
+        return out
 
     def generator(self) -> np.random.Generator:
         """Return a numpy generator keyed from the stream, for shuffles and data that nobody must not guess."""

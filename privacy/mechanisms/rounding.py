@@ -55,7 +55,7 @@ def _round(out: NDArray[np.int32], vector: NDArray[np.float64], stream: Stream) 
         part = vector[start : start + _BLOCK]
         block = room[: part.size]
         # Converted first, then in place: faster than both at once.
-        np.copyto(block, np.frombuffer(stream.bytes(4 * part.size), "<u4"), casting="unsafe")
+        np.copyto(block, stream.uint32(part.size), casting="unsafe")
         block *= _WORD
         block += part
         np.floor(block, out=block)

@@ -11,6 +11,7 @@ from .dp_sgd import PRIVATE, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
 from .link import run_link
 from .memory import run_memory
+from .noise import run_noise
 from .privacy_share import run_privacy
 from .secagg import run_secagg
 from .tables import Row, publish
@@ -24,6 +25,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "link": (run_link, ()),
     "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
     "secagg": (run_secagg, ()),
+    "noise": (run_noise, ()),
 }
 
 
