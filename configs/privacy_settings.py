@@ -1,5 +1,8 @@
 """The privacy group of a composed configuration, and the aggregation that goes with it, read strictly."""
 
+from dataclasses import replace
+from typing import TypeVar
+
 from ..privacy.budget import Adjacency
 from ..privacy.secagg.suite import SUITES
 from ..privacy.secagg.transcript import Profile
@@ -19,6 +22,7 @@ MOST_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
 FIXED_OR_ADAPTIVE = ("fixed", "adaptive")
 PRIVACIES = ("client_central", "client_distributed", "none", "record", "record_and_client")
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping")
+Client = TypeVar("Client", bound=ClientCentral)
 
 
 def read_privacy(section: Section) -> PrivacySettings:
@@ -48,15 +52,8 @@ def read_privacy(section: Section) -> PrivacySettings:
 
 
 def _client_central(section: Section) -> ClientCentral:
-    target_epsilon, noise_multiplier = _noise(section)
-    settings = ClientCentral(
-        target_epsilon=target_epsilon,
-        target_delta=section.real("target_delta", above=0, below=1),
-        noise_multiplier=noise_multiplier,
-        adjacency=_adjacency(section),
-        allow_large_delta=section.flag("allow_large_delta"),
-        clipping_norm=section.real("clipping_norm", above=0),
-        metrics_share=section.optional_real("metrics_share", at_least=0, below=1),
+    settings = replace(
+        _client(ClientCentral, section),
         clipping=section.word("clipping", FIXED_OR_ADAPTIVE),
         clipping_quantile=section.real("clipping_quantile", above=0, below=1),
         clipping_learning_rate=section.real("clipping_learning_rate", above=0),
@@ -72,8 +69,16 @@ def _client_central(section: Section) -> ClientCentral:
 
 
 def _client_distributed(section: Section) -> ClientDistributed:
+    settings = _client(ClientDistributed, section)
+    if settings.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
+        section.refuse("adjacency", "the server sees how many clients there are; use zero-out or replace-one")
+    section.done()
+    return settings
+
+
+def _client(kind: type[Client], section: Section) -> Client:
     target_epsilon, noise_multiplier = _noise(section)
-    settings = ClientDistributed(
+    return kind(
         target_epsilon=target_epsilon,
         target_delta=section.real("target_delta", above=0, below=1),
         noise_multiplier=noise_multiplier,
@@ -81,17 +86,7 @@ def _client_distributed(section: Section) -> ClientDistributed:
         allow_large_delta=section.flag("allow_large_delta"),
         clipping_norm=section.real("clipping_norm", above=0),
         metrics_share=section.optional_real("metrics_share", at_least=0, below=1),
-        clipping="fixed",
-        clipping_quantile=0.5,
-        clipping_learning_rate=0.2,
-        noise_schedule="fixed",
-        noise="independent",
-        bands=None,
     )
-    if settings.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
-        section.refuse("adjacency", "the server sees how many clients there are; use zero-out or replace-one")
-    section.done()
-    return settings
 
 
 def read_secagg(section: Section, privacy: PrivacySettings) -> SecaggSettings | None:

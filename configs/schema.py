@@ -91,15 +91,15 @@ class ClientCentral:
     clipping_norm: float
     metrics_share: float | None
     """Share in [0, 1) of the squared clipping norm that loss and count take; None: the least that tells something."""
-    clipping: str
+    clipping: str = "fixed"
     """``fixed``, or ``adaptive``: the norm follows a quantile of the clients' norms, and clipping_norm is its start."""
-    clipping_quantile: float
-    clipping_learning_rate: float
-    noise_schedule: str
+    clipping_quantile: float = 0.5
+    clipping_learning_rate: float = 0.2
+    noise_schedule: str = "fixed"
     """``fixed``, or ``adaptive``: chosen from the rounds' noised losses, and counted by an RDP filter."""
-    noise: str
+    noise: str = "independent"
     """``independent`` from round to round, or ``correlated``, so that later rounds take back a part of it."""
-    bands: int | None
+    bands: int | None = None
     """Of correlated noise; None: as many as err least."""
 
 
