@@ -45,7 +45,8 @@ _CHUNK = 1 << 14  # draws looked up at a time: all that this touches stays in a 
 _MANTISSA = 2.0**-53
 _FLOAT_ERROR = 2.0**-46  # of numbers in [0, 1]; exp, products and sums of a few such err by under 2^-50
 _SPARE = 1.1  # proposals per number that should be kept
-_digits = Context(prec=PRECISION)
+_SPENT = 16  # digits beside these: what `_weights` may lose in a table
+_digits = Context(prec=PRECISION + _SPENT)
 
 Whole = NDArray[np.int32 | np.int64]
 
@@ -116,12 +117,15 @@ class _Table:
 def _table(sigma: int) -> _Table:
     stride, side = _stride(sigma), _blocks(sigma)
     starts = [stride * block for block in range(-side, side)]
-    ends = [start + stride - 1 for start in starts]
-    near = [start if start >= 0 else end for start, end in zip(starts, ends, strict=True)]
-    far = [end if start >= 0 else start for start, end in zip(starts, ends, strict=True)]
-    unit = _digits.divide(Decimal(stride * _ENTRIES), _total(sigma))
-    boxes = [_digits.multiply(unit, _weight(x, sigma)) for x in near]  # in entries
-    owned = [int(_digits.multiply(unit, _weight(x, sigma))) for x in far]
+    # Of a block below zero the likeliest integer is its last one, of the others their first.
+    near = [start if start >= 0 else start + stride - 1 for start in starts]
+    highs = _weights(1, stride, side, sigma)[::-1] + _weights(0, stride, side, sigma)
+    lows = _weights(stride, stride, side, sigma)[::-1] + _weights(stride - 1, stride, side, sigma)
+    # A wide law's sum over the integers is its integral, up to a factor of 1 + 2 exp(-2 pi^2 sigma^2).
+    total = _digits.multiply(_digits.sqrt(TWO_PI), sigma) if stride > 1 else reduce(_digits.add, highs)
+    unit = _digits.divide(Decimal(stride * _ENTRIES), total)
+    boxes = [_digits.multiply(unit, weight) for weight in highs]  # in entries
+    owned = [int(_digits.multiply(unit, weight)) for weight in lows]
     chances = [_digits.subtract(box, own) for box, own in zip(boxes, owned, strict=True)]
     cumulative = list(accumulate(chances, _digits.add))
     exact = tuple(_digits.divide(value, cumulative[-1]) for value in cumulative)
@@ -140,16 +144,17 @@ def _table(sigma: int) -> _Table:
     )
 
 
-def _weight(x: int, sigma: int) -> Decimal:
-    return _digits.exp(_digits.divide(Decimal(-x * x), Decimal(2 * sigma * sigma)))
-
-
-def _total(sigma: int) -> Decimal:
-    """Return the sum of all weights; that of many strides is the integral, up to 1 + 2 exp(-2 pi^2 sigma^2)."""
-    if _stride(sigma) > 1:
-        return _digits.multiply(_digits.sqrt(TWO_PI), sigma)
-    reach = largest(sigma)
-    return reduce(_digits.add, (_weight(x, sigma) for x in range(-reach, reach + 1)))
+def _weights(first: int, stride: int, count: int, sigma: int) -> list[Decimal]:
+    """Return exp(-x^2 / (2 sigma^2)) of first, first + stride, ...; each from the one before, which spares its exp."""
+    weight, ratio, change = (
+        _digits.exp(_digits.divide(Decimal(-power), Decimal(2 * sigma * sigma)))
+        for power in (first * first, stride * (2 * first + stride), 2 * stride * stride)
+    )
+    weights: list[Decimal] = []
+    for _ in range(count):
+        weights.append(weight)
+        weight, ratio = _digits.multiply(weight, ratio), _digits.multiply(ratio, change)
+    return weights
 
 
 def _entries(starts: list[int], owned: list[int], dtype: type[np.int32 | np.int64]) -> Whole:
@@ -162,9 +167,8 @@ def _look_up(table: _Table, out: Whole, stream: Stream) -> NDArray[np.intp]:
     """Draw numbers into `out`, and return the places that are left to the rest."""
     words = stream.uint32(out.size) if table.stride <= _NARROW else stream.uint64(out.size)
     entry = words >> (8 * words.itemsize - 16)
-    table.starts.take(
-        entry.astype(np.intp), mode="clip", out=out
-    )  # below 2^16: nothing is clipped, or checked
+    # An entry lies below 2^16: nothing is clipped, and nothing need be checked.
+    table.starts.take(entry.astype(np.intp), mode="clip", out=out)
     out += (words & (table.stride - 1)).view(out.dtype)
     return np.flatnonzero(entry >= table.owned)
 
