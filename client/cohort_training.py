@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ..privacy.mechanisms.private_sum import CohortSum, SumSpec, encode_rows
+from ..privacy.mechanisms.private_sum import CohortSum, encode_rows
 from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from .app import Workbench
 from .batches import shuffled_batches

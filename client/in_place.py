@@ -20,8 +20,9 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..privacy.mechanisms.private_sum import CohortSum, SumSpec, add_update
+from ..privacy.mechanisms.private_sum import CohortSum, add_update
 from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from .app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from .canaries import canary_updates

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from .budget import Budget
 from .mechanisms.adaptive_clipping import AdaptiveClipping
-from .mechanisms.private_sum import UNCLIPPED, Scalar
+from .mechanisms.private_sum import UNCLIPPED
+from .mechanisms.sum_spec import Scalar
 from .planning import Plan
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import json
 import math
 import sqlite3
 import threading
-from collections import Counter
 from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +17,12 @@ from secrets import token_hex
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from .accounting import GATE_INTERVAL, Gate
+from .accounting import Gate
+from .affording import BudgetExhausted, require_affordable
 from .budget import Adversary, Budget, Release
 from .caps import CapEnded, capped
-from .events import Gaussian, event_from_json, event_to_json
-from .filter import admits, counted, filter_order
-from .gaussian import exact_epsilon
+from .events import event_to_json
+from .filter import counted
 from .ledger_book import (
     COMMIT,
     NOTE,
@@ -58,22 +57,6 @@ __all__ = [
 ]
 
 Key = tuple[str, int, str]
-# Relative difference of epsilon by PLD, up to rounding, from the exact one of Gaussians.
-ACCOUNTANTS_DIFFER = 1e-6
-
-
-class BudgetExhausted(Exception):
-    """A release that the budget does not afford; nothing was written and nothing was spent."""
-
-    def __init__(self, budget: Budget, adversary: Adversary, would_be: float, why: str | None = None) -> None:
-        super().__init__(
-            why
-            or f"the {budget.unit} budget is spent: against the {adversary} this release would bring epsilon to "
-            f"{would_be:.4g} of {budget.target_epsilon:.4g} at delta {budget.target_delta:.3g}"
-        )
-        self.budget = budget
-        self.adversary = adversary
-        self.would_be = would_be
 
 
 class Ledger:
@@ -182,7 +165,7 @@ class Ledger:
             earlier = self._book.records.get(key)
             if earlier is None:
                 budget = self._budget_for(release)
-                self._require_fit(release, budget)
+                require_affordable(release, budget, self._book, self._gate)
                 drafts.append(Draft(RESERVE, key, _payload(release, events, budget)))
             else:
                 _require_same(release, earlier, events)
@@ -302,40 +285,6 @@ class Ledger:
         except CapEnded as ended:
             adversary = next(iter(release.events))
             raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
-
-    def _require_fit(self, release: Release, budget: Budget) -> None:
-        order = self._order_with(release)
-        for adversary, event in release.events.items():
-            exact = self._exactly(adversary, event, budget) if order is None else None
-            if exact is not None and exact <= budget.target_epsilon:
-                continue
-            if exact is not None and exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
-                raise BudgetExhausted(budget, adversary, exact)
-            seen, event = self._book.events(adversary), event_from_json(event_to_json(event))
-            fits = (
-                self._gate.fits(seen, event, budget)
-                if order is None
-                else admits([*seen, event], budget, order)
-            )
-            if not fits:
-                delta, adjacency = budget.target_delta, budget.adjacency
-                would_be = counted([*seen, event], delta, adjacency, order, GATE_INTERVAL)
-                raise BudgetExhausted(budget, adversary, would_be)
-
-    def _exactly(self, adversary: Adversary, event: "DpEvent | Gaussian", budget: Budget) -> float | None:
-        """Epsilon after `event` where all of it is plain Gaussian noise, which takes no accountant; else None."""
-        counts = self._book.spent.get(adversary, Counter[str]()) + Counter([canonical(event_to_json(event))])
-        return exact_epsilon(counts, budget.target_delta, budget.adjacency)
-
-    def _order_with(self, release: Release) -> float | None:
-        """The filter's order once `release` is on the ledger: fixed by the first adaptive release, for good."""
-        fixed = self._book.filter_order
-        if release.filter_order is None or fixed is None:
-            return fixed if release.filter_order is None else filter_order(release.filter_order)
-        if release.filter_order != fixed:
-            remedy = f"this ledger's filter is at order {fixed:g} for good; plan with that one"
-            raise Refusal("filter_order", release.filter_order, remedy)
-        return fixed
 
     def _record(self, key: Key) -> Record:
         self._require_open()

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ..privacy.mechanisms.private_sum import SumSpec
 from ..privacy.mechanisms.sizing import Attendance
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.graph import colluders, parameters
 from ..privacy.secagg.roster import Roster

@@ -14,8 +14,9 @@ from dp_accounting.dp_event import DpEvent
 
 from ..privacy.ledger import BudgetExhausted, Ledger
 from ..privacy.mechanisms.correlated_noise import NoiseRows
-from ..privacy.mechanisms.private_sum import SumSpec, Vector
+from ..privacy.mechanisms.private_sum import Vector
 from ..privacy.mechanisms.randomness import Randomness, keyed_stream
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
 

@@ -22,8 +22,9 @@ from ..privacy.audit.watching import Released
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger import BudgetExhausted
 from ..privacy.mechanisms.distributed import decode_sum, sum_event
-from ..privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec, add_noise, cells_for, decode
+from ..privacy.mechanisms.private_sum import CohortSum, add_noise, decode
 from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.mechanisms.sum_spec import Scalar, SumSpec, cells_for
 from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
 from ..strategies.accompanied import accompanied

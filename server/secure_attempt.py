@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from flwr.app import RecordDict
 
 from ..privacy.mechanisms.distributed import Words, take_back
-from ..privacy.mechanisms.private_sum import SumSpec
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.server import Abandoned, Outcome, Outgoing, ServerAttempt
 from ..privacy.secagg.shamir import SECRET_BYTES

@@ -7,7 +7,7 @@ from ..client.tasks.protocol import Task
 from ..client.training import read_arrays
 from ..configs.schema import AuditSettings, ClientCentral, RecordAndClient, SimulationSettings
 from ..privacy.budget import Adjacency
-from ..privacy.mechanisms.private_sum import Scalar
+from ..privacy.mechanisms.sum_spec import Scalar
 from ..privacy.refusal import Refusal
 
 MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty

@@ -23,7 +23,8 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ..privacy.mechanisms.private_sum import CohortSum, SumSpec
+from ..privacy.mechanisms.private_sum import CohortSum
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.flower_adapter import claim_identity, client_context, name_message
 from ..strategies.grids import AskingGrid
 from ..strategies.wire import LATE, add_reply

@@ -16,8 +16,8 @@ from typing import cast
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from ..privacy.mechanisms.private_sum import Scalar, SumSpec
 from ..privacy.mechanisms.sizing import Attendance, Layer, ShareSpec
+from ..privacy.mechanisms.sum_spec import Scalar, SumSpec
 from .flower_adapter import records_of
 from .wire import SPEC_RECORD, only_arrays, view
 

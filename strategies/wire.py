@@ -16,7 +16,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from ..privacy.mechanisms.private_sum import CohortSum, Contribution, Scalar, SumSpec, add
+from ..privacy.mechanisms.private_sum import CohortSum, Contribution, add
+from ..privacy.mechanisms.sum_spec import Scalar, SumSpec
 from ..privacy.refusal import Refusal
 from .flower_adapter import records_of
 

@@ -26,7 +26,7 @@ from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.gaussian import gaussian_epsilon
 from fedveil.privacy.ledger import State, read_entries, verify
 from fedveil.privacy.ledger_book import RESERVE
-from fedveil.privacy.mechanisms.private_sum import SumSpec
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.strategies.message_bytes import pack, unpack
 from fedveil.strategies.secure_wire import Exchange, read_place
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder

@@ -17,7 +17,7 @@ from fedveil.client.training import read_arrays
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger import read_entries, verify
 from fedveil.privacy.ledger_book import RESERVE
-from fedveil.privacy.mechanisms.private_sum import SumSpec
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import BUDGET_SPENT, NOT_READY, instruct, memory_arrays

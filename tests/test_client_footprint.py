@@ -16,7 +16,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.mechanisms.private_sum import SumSpec
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.strategies.training_order import ORDER_KEY, Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import instruct, memory_arrays
 

@@ -14,7 +14,7 @@ from fedveil.client import linear, training
 from fedveil.client.settings import SGD, ClientSettings
 from fedveil.client.tasks.classification import softmax_regression
 from fedveil.client.tasks.protocol import Examples
-from fedveil.privacy.mechanisms.private_sum import SumSpec
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity
 from fedveil.strategies.wire import instruct, memory_arrays

@@ -17,8 +17,8 @@ from fedveil.client.identity import simulated_identity, simulated_roster
 from fedveil.client.mod import FAILED
 from fedveil.client.secure_mod import STATE, STATE_RECORD, secure_update
 from fedveil.client.settings import ClientSettings
-from fedveil.privacy.mechanisms.private_sum import SumSpec
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.client import OVER
 from fedveil.privacy.secagg.node_state import read_state
 from fedveil.privacy.secagg.refusal import Reason

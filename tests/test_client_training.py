@@ -34,8 +34,9 @@ from fedveil.client.tasks.protocol import Examples
 from fedveil.client.training import SGD, load_arrays, read_arrays, train
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.ledger import BudgetExhausted, read_entries
-from fedveil.privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec
+from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.privacy.planning import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, client_context

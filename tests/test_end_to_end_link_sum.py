@@ -16,6 +16,7 @@ from fedveil.server.link_grid import LinkGrid, open_link
 from fedveil.simulations.benchmarks.link_clients import write_endpoints
 from fedveil.simulations.build import build
 from fedveil.simulations.run import simulate
+from fedveil.simulations.told_clients import client_settings
 
 ENDS = Path(__file__).parent / "faults" / "link_ends.py"
 Federation = runpy.run_path(str(ENDS))["Federation"]
@@ -38,7 +39,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkGrid]:
     folder = tmp_path_factory.mktemp("link")
     federation = Federation(folder, tuple(range(2, 2 + CLIENTS)))
     told = [
-        build(settings_from_overrides(each)).client_settings(folder).to_json() for each in (CENTRAL, MASKED)
+        client_settings(build(settings_from_overrides(each)), folder).to_json() for each in (CENTRAL, MASKED)
     ]
     with open_link(federation.door()) as opened, ExitStack() as stack:
         for number in range(2):

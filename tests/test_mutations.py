@@ -165,9 +165,9 @@ MUTATIONS = {
         "goes_to_the_quantile",
     ),
     "adaptive noise gated by PLD": Mutation(
-        "privacy/ledger.py",
-        "if order is None\n",
-        "if True\n",
+        "privacy/affording.py",
+        "if order is None else admits",
+        "if True else admits",
         "test_privacy_filter.py",
         "gate_of_an_adaptive_release",
     ),

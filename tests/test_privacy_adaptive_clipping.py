@@ -8,16 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy.mechanisms.adaptive_clipping import LEAST_NORM, MOST_NORM, MOST_SHARE, AdaptiveClipping
-from fedveil.privacy.mechanisms.private_sum import (
-    UNCLIPPED,
-    Scalar,
-    SumSpec,
-    add_noise,
-    decode,
-    encode,
-    encode_rows,
-)
+from fedveil.privacy.mechanisms.private_sum import UNCLIPPED, add_noise, decode, encode, encode_rows
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 
 COORDINATES, CLIENTS = 4, 100
 LOSS = Scalar("loss", 5.0)

@@ -25,9 +25,10 @@ from fedveil.privacy.budget import Adjacency, Adversary, Unit
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from fedveil.privacy.mechanisms.correlated_noise import Correlation, NoiseRows
 from fedveil.privacy.mechanisms.distributed import encode_share, sum_event
-from fedveil.privacy.mechanisms.private_sum import Scalar, SumSpec, add_noise, encode
+from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.privacy.planning import Plan
 
 DELTA, ALPHA = 1e-5, 1e-3

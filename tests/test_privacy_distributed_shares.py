@@ -12,11 +12,12 @@ from scipy import stats
 from fedveil.privacy.mechanisms import distributed, rotation
 from fedveil.privacy.mechanisms.discrete_gaussian import largest
 from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, fill, openings, take_back
-from fedveil.privacy.mechanisms.private_sum import UNCLIPPED, Scalar, SumSpec
+from fedveil.privacy.mechanisms.private_sum import UNCLIPPED
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.rotation import rotate, unrotate
 from fedveil.privacy.mechanisms.rounding import limit_for, round_within
 from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, Layer, ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 
 SEED = bytes(range(32))
 LOSS, BIT = Scalar("loss", 5.0), Scalar(UNCLIPPED, 1.0, 0.02)

@@ -13,10 +13,10 @@ from scipy.stats import norm
 from fedveil.privacy.accounting import epsilon, grouped
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.distributed import filled_event, sum_event
-from fedveil.privacy.mechanisms.private_sum import Scalar, SumSpec
 from fedveil.privacy.mechanisms.rotation import block_of
 from fedveil.privacy.mechanisms.rounding import limit_for
 from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, WEIGHT, Attendance, Layer, ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.renyi import by_renyi, from_renyi, orders
 

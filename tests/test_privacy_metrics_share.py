@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fedveil.privacy.mechanisms.metrics_share import ERROR, MOST_SHARE, ROUNDS, least_share
-from fedveil.privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec, add_noise, decode
+from fedveil.privacy.mechanisms.private_sum import CohortSum, add_noise, decode
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 
 METRICS = (Scalar("loss", 5.0), Scalar("num-examples", 100.0))
 

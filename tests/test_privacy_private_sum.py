@@ -8,17 +8,15 @@ from hypothesis import strategies as st
 
 from fedveil.privacy.mechanisms.private_sum import (
     CohortSum,
-    Scalar,
-    SumSpec,
     add,
     add_noise,
     add_update,
-    cells_for,
     decode,
     encode,
     encode_rows,
 )
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec, cells_for
 
 LOSS = Scalar("loss", 5.0)
 COUNT = Scalar("num-examples", 100.0)

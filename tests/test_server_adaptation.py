@@ -17,8 +17,8 @@ from fedveil.privacy.adaptation import LATEST, SAVING, Adaptation, AdaptiveNoise
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
-from fedveil.privacy.mechanisms.private_sum import Scalar
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import Scalar
 from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
 from fedveil.simulations.engine import InProcessGrid
 from fedveil.strategies.cohorts import All

@@ -14,8 +14,8 @@ from flwr.clientapp import ClientApp
 from fedveil.client.mod import private_update
 from fedveil.privacy import Adjacency, Budget, BudgetExhausted, Ledger, Plan, Unit
 from fedveil.privacy.budget import Adversary
-from fedveil.privacy.mechanisms.private_sum import Scalar
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import Scalar
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
 from fedveil.simulations.engine import InProcessGrid

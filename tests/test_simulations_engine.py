@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedveil.client.mod import private_update
-from fedveil.privacy.mechanisms.private_sum import SumSpec
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.simulations.engine import FIRST_NODE, InProcessGrid
 from fedveil.strategies.wire import instruct, memory_arrays, view
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedveil.privacy.mechanisms.private_sum import CohortSum, Scalar, SumSpec
+from fedveil.privacy.mechanisms.private_sum import CohortSum
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import (
     VECTOR,

@@ -25,7 +25,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .private_sum import UNCLIPPED, Scalar
+from .private_sum import UNCLIPPED
+from .sum_spec import Scalar
 
 SIGMA_SHARE = 1 / 20  # sigma_b over the expected cohort, as the paper sets it
 # Of the squared norm: where the cohort is too small for sigma_b, the bit gets more noise and the update keeps its norm.

@@ -42,8 +42,9 @@ from numpy.typing import NDArray
 
 from ..refusal import Refusal
 from .discrete_gaussian import MAX_SIGMA, sample
-from .private_sum import SumSpec, Vector
+from .private_sum import Vector
 from .randomness import Stream
+from .sum_spec import SumSpec
 
 # D of the module's text, a power of two: coarser coefficients would cost error, finer ones room below MAX_SIGMA.
 SCALE_BITS = 8

@@ -45,9 +45,9 @@ import numpy as np
 
 from ..refusal import Refusal
 from .discrete_gaussian import MAX_SIGMA, largest
-from .private_sum import SumSpec
 from .rotation import block_of
 from .rounding import MAX_CELLS, limit_for
+from .sum_spec import SumSpec
 
 SMOOTHING = 8  # s above
 MIN_SIGMA = 16

@@ -21,8 +21,8 @@ from ...client.settings import TRAIN_LOSS, ClientSettings
 from ...client.training import read_arrays
 from ...privacy.budget import Adjacency, Budget, Unit
 from ...privacy.ledger import Ledger
-from ...privacy.mechanisms.private_sum import Scalar
 from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.mechanisms.sum_spec import Scalar
 from ...privacy.planning import Plan
 from ...server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ...server.rounds import Loop, State, run_rounds

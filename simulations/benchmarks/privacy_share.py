@@ -14,16 +14,9 @@ from ...client.mod import difference
 from ...client.training import read_arrays
 from ...privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger import Ledger
-from ...privacy.mechanisms.private_sum import (
-    CohortSum,
-    SumSpec,
-    add_noise,
-    add_update,
-    cells_for,
-    decode,
-    encode,
-)
+from ...privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode, encode
 from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.mechanisms.sum_spec import SumSpec, cells_for
 from ...privacy.planning import Plan
 from ...strategies.cohorts import Fixed
 from ...strategies.flower_adapter import claim_identity, name_message

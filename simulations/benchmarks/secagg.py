@@ -14,9 +14,9 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ...privacy.mechanisms.distributed import decode_sum, encode_share
-from ...privacy.mechanisms.private_sum import SumSpec
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sizing import Attendance, ShareSpec, size_shares
+from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.secagg.attempt import Openings, Work
 from ...privacy.secagg.client import Participant
 from ...privacy.secagg.masks import Vector, add_masks

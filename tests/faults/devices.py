@@ -21,7 +21,7 @@ from fedveil.client.bundle import read_client_bundle
 from fedveil.client.device import Device, read_device
 from fedveil.deployment.provision import provision
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.mechanisms.private_sum import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.server.masking import Masking
 from fedveil.server.secure_attempt import Sum
 from fedveil.server.secure_sum import SecureSums

@@ -10,8 +10,8 @@ from flwr.clientapp import ClientApp
 from fedveil.client.identity import FIRST_NODE, simulated_identity, simulated_roster
 from fedveil.client.secure_mod import secure_update
 from fedveil.client.settings import Encryption
-from fedveil.privacy.mechanisms.private_sum import Scalar, SumSpec
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.server.masking import Masking, masked_spec
 from fedveil.server.secure_attempt import Opened, Sum
 from fedveil.server.secure_sum import ATTEMPTS, SecureSums
