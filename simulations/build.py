@@ -20,7 +20,8 @@ from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, invited_size
 from .display import warn
-from .federation import Deployed, Federation, task_options
+from .federation import Deployed, Federation
+from .told_clients import task_options
 
 SEEN_DRAW = "none: the server sees who takes part"
 SEEN_ANSWERS = "none: how a round ends tells how many took part"

@@ -23,7 +23,9 @@ from ..server.rounds import Status
 from .build import build
 from .federation import Federation
 from .flower_grid import FlowerGrid
-from .run import client_mods, simulate
+from .on_engine import client_mods
+from .run import simulate
+from .told_clients import client_settings
 
 RUNS = Path.home() / ".local" / "share" / "fedveil" / "runs"
 
@@ -57,7 +59,7 @@ def _federation(overrides: str) -> Federation:
 @lru_cache(maxsize=1)
 def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
     federation = _federation(overrides)
-    settings = federation.client_settings(folder)
+    settings = client_settings(federation, folder)
     if settings.record is not None and not federation.task.simulated:
         settings = replace(settings, record=replace(settings.record, ledger_dir=ledgers))
     return settings.to_json()

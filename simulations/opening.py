@@ -20,16 +20,18 @@ from ..server.private_grid import ClientPrivacy
 from ..strategies.registry import make_strategy
 from ..strategies.training_order import NEW
 from . import auditing, recording
-from .federation import Federation, require_one_round
+from .client_level import adaptation_of, client_plan, client_plan_with, metrics_share_of, require_one_round
+from .federation import Federation
 from .record_ledgers import KnownHeads, require_heads
 from .recording import Run, Saved
 from .report import record_meter
+from .told_clients import client_settings
 
 
 def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if saved is None:
         recording.require_free(folder)
-    client = federation.client_settings(folder)
+    client = client_settings(federation, folder)
     if federation.record is not None:
         from ..client.model_checks import check_trainable  # it imports Opacus
 
@@ -84,10 +86,10 @@ def opened(run: Run, saved: Saved | None) -> Generator[None]:
         run.ledger = ledger
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = checkpoint.round if checkpoint and not simulated else 0
-        adaptation = federation.adaptation(plan, prior, begun)
+        adaptation = adaptation_of(federation, plan, prior, begun)
         recording.make_folder(recording.folder_setting(federation), run.folder)
         key = _noise_key(run, fresh=saved is None)
-        run.privacy = ClientPrivacy(plan, ledger, federation.metrics_share(plan), adaptation, key)
+        run.privacy = ClientPrivacy(plan, ledger, metrics_share_of(federation, plan), adaptation, key)
         run.client = asking_for(run.client, plan)
         auditing.begin(run, fresh=saved is None)
         recording.write_start(run)
@@ -106,10 +108,10 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
         and saved.noise is not None
         and (ledger is None or left <= 0 or federation.correlation)
     ):
-        plan = federation.client_plan_with(saved.noise, saved.filter_order)
+        plan = client_plan_with(federation, saved.noise, saved.filter_order)
     else:
         prior = tuple(ledger.events(Adversary.MODEL)) if ledger else ()
-        plan = federation.client_plan(prior, left, ledger.filter_order if ledger else None)
+        plan = client_plan(federation, prior, left, ledger.filter_order if ledger else None)
         if saved is None and plan is not None and federation.client_budget is not None:
             require_one_round(plan, federation.client_budget, prior)
     assert plan is not None and plan.noise_multiplier is not None

@@ -18,8 +18,10 @@ from ..privacy.mechanisms.correlated_noise import Correlation
 from ..privacy.planning import Plan
 from ..strategies.cohorts import likely_participations
 from .build import build
+from .client_level import client_plan, metrics_share_of
 from .display import console_for
 from .federation import EVERYBODY, UNLIMITED_EPSILON, Federation
+from .told_clients import client_settings
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
 VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
@@ -44,13 +46,13 @@ def show_plan(settings: SimulationSettings) -> int:
 def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
     """Yield each unit's calibrated plan, its budget, and how many rounds of the run one unit pays for."""
     num_rounds = federation.settings.num_rounds
-    client = federation.client_plan()
+    client = client_plan(federation)
     if client is not None:
         assert federation.client_budget is not None
         yield client, federation.client_budget, num_rounds
     if federation.record is not None:
         assert federation.record_budget is not None
-        told = federation.client_settings(Path())
+        told = client_settings(federation, Path())
         assert told.record is not None
         most = likely_participations(federation.cohort, federation.num_clients, num_rounds)
         plan = record_plan(told.record, federation.sizes[0], told)
@@ -118,7 +120,7 @@ def _whole_run(correlation: Correlation) -> str:
 
 
 def _metrics(federation: Federation, plan: Plan) -> str:
-    share = federation.metrics_share(plan)
+    share = metrics_share_of(federation, plan)
     if share == 0:
         return "No metrics leave a client."
     cost = 1 - math.sqrt(1 - share)

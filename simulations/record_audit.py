@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +29,7 @@ from ..privacy.audit.probe import MemorisationProbe, Memorised
 from ..privacy.audit.verdict import by_one_run, judge
 from ..privacy.budget import Budget
 from ..privacy.refusal import Refusal
-
-if TYPE_CHECKING:
-    from .federation import Federation
+from .federation import Federation
 
 MOST = 1000  # canaries of all clients together; more cost time and say little more
 SHARE = 0.25  # of the smallest client's records, at most: what trains beside them is not to drown

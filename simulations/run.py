@@ -16,13 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context
-from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from ..client.app import SETTINGS_KEY, make_client_app, workbench
 from ..client.training import load_arrays, read_arrays
 from ..configs.schema import SimulationSettings
 from ..privacy.adaptation import Choices
@@ -35,11 +32,9 @@ from ..server.rounds import Ending, Loop, Pace, State, Status, run_rounds
 from ..strategies.flower_adapter import quiet_flower
 from . import auditing, recording
 from .build import build
-from .deadline import within
 from .display import Display, Line
-from .engine import InProcessGrid
-from .faults import inject
 from .federation import Federation
+from .on_engine import on_engine
 from .opening import make_strategy_of, opened, prepare
 from .recording import Run
 
@@ -112,7 +107,7 @@ def simulate(
       Refusal: before anything is spent.
     """
     torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
-    where = partial(_on_engine, grid=grid)
+    where = partial(on_engine, grid=grid)
     return run_federation(build(settings), folder, Surroundings(where), quiet)
 
 
@@ -166,70 +161,6 @@ def _client_log(folder: Path) -> Generator[None]:
         logger.propagate = before
         logger.removeHandler(handler)
         handler.close()
-
-
-# --- on an engine -----------------------------------------------------------------------------------------------
-
-
-def _client_app(run: Run) -> Any:
-    federation, text = run.federation, run.client.to_json()
-    deadline = federation.settings.engine.deadline
-    mods = (inject(federation.faults, federation.randomness, deadline),) if federation.faults.any else ()
-    return make_client_app(partial(_settings_text, text), mods)
-
-
-def _settings_text(text: str, context: Context) -> str:
-    del context
-    return text
-
-
-def _on_engine(run: Run, on_grid: Callable[[Grid], None], *, grid: Grid | None) -> None:
-    if grid is not None:
-        on_grid(grid)
-    elif run.federation.settings.engine.name == "ray":
-        _on_ray(run, on_grid)
-    else:
-        _in_process(run, on_grid)
-
-
-def _in_process(run: Run, on_grid: Callable[[Grid], None]) -> None:
-    from ..client.cohort_training import can_vectorise, sum_cohort
-    from ..client.in_place import begin
-
-    engine = run.federation.settings.engine
-    text = run.client.to_json()
-    bench = workbench(text)
-    plain = run.client.record is None and run.federation.masking is None and not run.federation.faults.any
-    vectorised = plain and can_vectorise(bench)
-    grid = InProcessGrid(
-        client_app=_client_app(run),
-        num_clients=run.federation.num_nodes,
-        run_config={SETTINGS_KEY: text},
-        workers=engine.workers,
-        deadline=engine.deadline,
-        cohort_function=partial(sum_cohort, bench) if vectorised else None,
-        in_place=partial(begin, bench) if plain else None,
-    )
-    try:
-        on_grid(grid)
-    finally:
-        grid.close()
-
-
-def _on_ray(run: Run, on_grid: Callable[[Grid], None]) -> None:
-    from .ray_engine import ray_grid
-
-    federation, text = run.federation, run.client.to_json()
-    app = make_client_app(partial(_settings_text, text), client_mods(federation))
-    with ray_grid(app, federation.num_nodes, federation.settings.engine) as grid:
-        on_grid(grid)
-
-
-def client_mods(federation: Federation) -> tuple[Mod, ...]:
-    """Return what surrounds a client where Flower's runtime calls it: its deadline, and the faults to inject."""
-    deadline = federation.settings.engine.deadline
-    faults = (inject(federation.faults, federation.randomness, deadline),) if federation.faults.any else ()
-    return (within(deadline), *faults)
 
 
 def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
