@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..privacy.audit import record
-from ..privacy.audit.alarms import Alarm, AlarmState, Check, Level, look_at
+from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, look_at
 from ..privacy.audit.canary_clients import Directions
 from ..privacy.audit.draw_check import draw_p
 from ..privacy.audit.interference import block_of
@@ -109,10 +109,18 @@ class Auditor:
         return draw_p(self._since_alarm(Check.DRAW, row)["clients"], self.terms.clients, float(row["rate"]))
 
     def _norm_p(self, row: Rows) -> float:
-        """The p-value of this round's noise, and of that of all rounds together."""
-        rows = self._since_alarm(Check.NORM, row)
-        whole = run_p(rows["norm"], rows["noise"], self.terms.dimension)
-        return min(1.0, 2 * min(float(row["norm_p"]), whole))
+        """The p-value of this round's noise by itself, and of that of all rounds together.
+
+        What confirms an alarm is to be new, so those since the last one count; all of them do once they leave no doubt.
+        """
+        rows, every = (
+            self._since_alarm(Check.NORM, row),
+            record.stacked([*self._rows, row], self.terms.canaries),
+        )
+        p_value = min(1.0, 2 * min(float(row["norm_p"]), run_p(rows["energy"], rows["dimensions"])))
+        whole = 2 * run_p(every["energy"], every["dimensions"])
+        certain = whole < CERTAIN * self.terms.alarms().threshold(Check.NORM)
+        return min(p_value, whole) if certain else p_value
 
     @property
     def _before(self) -> int:

@@ -24,6 +24,7 @@ class AuditLine:
       alarms: raised so far.
       found: what a probe of memorisation last found, as text.
       probed: whether that was after the last round.
+      visible: how much smaller than claimed the noise would have to be to be seen, from 0 to 1.
     """
 
     checked: bool
@@ -32,6 +33,7 @@ class AuditLine:
     alarms: tuple[Raised, ...]
     found: tuple[str, ...] = ()
     probed: bool = False
+    visible: float = 1.0
 
     def fresh(self, number: int) -> bool:
         """Whether round `number` brought anything new."""
@@ -81,8 +83,15 @@ def rows_of(line: AuditLine) -> list[tuple[str, str]]:
     if line.alarms:
         rows += [(text, "bold red") for text in line.said()]
     elif line.checked:
-        rows.append(("noise as claimed, and new in every round", "green"))
+        rows.append((f"noise as claimed ({seen(line.visible)}), and new in every round", "green"))
     return rows or [("nothing is claimed of this sum", "dim")]
+
+
+def seen(visible: float) -> str:
+    """Say which shortfall of noise the check of its size would have seen."""
+    if visible == 1:
+        return "updates hide even its absence"
+    return f"{100 * visible:.1f} % less would be seen"
 
 
 def _number(value: float) -> str:

@@ -16,6 +16,7 @@ from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.audit.verdict import Outcome
 from ..privacy.refusal import Refusal
 from ..server.auditing import Auditor
+from .audit_display import seen
 from .auditing import ROWS, TERMS, as_json, in_words, read_terms
 
 EXIT_CODES = {Outcome.CONSISTENT: 0, Outcome.VIOLATED: 3, Outcome.TOO_WEAK: 4, None: 4}
@@ -88,7 +89,9 @@ def _in_words(folder: Path, terms: Terms, summary: Summary, raised: list[Raised]
     if found is not None:
         lines.append(_line("could have been shown", _number(found.ceiling)))
     if terms.delta:
-        lines.append(_line("noise as claimed", f"p = {summary.norm_p:.2g}"))
+        lines.append(
+            _line("noise as claimed", f"p = {summary.norm_p:.2g}; {seen(summary.visible_shortfall)}")
+        )
         lines.append(_line("noise new in each round", f"p = {summary.reuse_p:.2g}"))
     if terms.clients:
         lines.append(_line("drawn as accounted", f"p = {summary.draw_p:.2g}"))

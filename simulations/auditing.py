@@ -16,7 +16,7 @@ from ..privacy.audit.alarms import CANNOT_UNDO, Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ..privacy.audit.probe import MemorisationProbe
 from ..privacy.audit.run_audit import Measured, Terms, spread_looks
-from ..privacy.audit.summary import Raised, Summary
+from ..privacy.audit.summary import Raised, Summary, visible_in
 from ..privacy.audit.watching import NO_MEMORY, Memory
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.randomness import KEY_BYTES
@@ -58,7 +58,8 @@ class RunAudit:
     def memory(self) -> dict[str, NDArray[np.float64]]:
         """What a checkpoint keeps."""
         memory = self.auditor.memory
-        return {"before": memory.before, "blocks": memory.blocks} if memory.before.size else {}
+        parts = {"before": memory.before, "total": memory.total, "blocks": memory.blocks}
+        return parts if memory.before.size else {}
 
 
 # --- before the first round -------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def go_on(run: Run, grid: PrivateGrid, state: State) -> Ending | None:
     if audit is None:
         return None
     kept = run.checkpoint.audit if run.checkpoint is not None else {}
-    memory = Memory(kept["before"], kept["blocks"]) if kept else NO_MEMORY
+    memory = Memory(**kept) if kept else NO_MEMORY
     audit.auditor.go_on(state.round, memory)
     alarms = [each.alarm for each in audit.auditor.acting]
     if alarms and audit.on_alarm == "raise_noise":
@@ -199,7 +200,13 @@ def shown(run: Run) -> AuditLine | None:
     rows = auditor.rows
     probed = len(rows) > 0 and not math.isnan(float(rows[-1]["probe_p"]))
     return AuditLine(
-        bool(auditor.terms.delta), auditor.terms.canaries, measured, tuple(auditor.raised), found, probed
+        bool(auditor.terms.delta),
+        auditor.terms.canaries,
+        measured,
+        tuple(auditor.raised),
+        found,
+        probed,
+        visible_in(auditor.terms, rows),
     )
 
 
@@ -297,6 +304,7 @@ def as_json(terms: Terms, summary: Summary | None, raised: list[Raised], on_alar
         "lower_bounds": {each.method: _spelled(each.lower) for each in summary.findings},
         "final_model": summary.final and {k: _spelled(v) for k, v in asdict(summary.final).items()},
         "norm_p": summary.norm_p if terms.delta else None,
+        "visible_shortfall": summary.visible_shortfall if terms.delta else None,
         "reuse_p": summary.reuse_p if terms.delta else None,
         "draw_p": summary.draw_p if terms.clients else None,
     }

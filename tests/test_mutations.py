@@ -482,8 +482,8 @@ MUTATIONS = {
     ),
     "audit misses reused noise where updates move": Mutation(
         "privacy/audit/noise_checks.py",
-        "outside = energy - inner**2 / old if old else energy",
-        "outside = energy",
+        "return max(0.0, energy - float(np.vdot(released, before)) ** 2 / old), released.size - 1",
+        "return energy, released.size - 1",
         "test_privacy_audit_canaries.py",
         "noise_that_was_there_before",
     ),

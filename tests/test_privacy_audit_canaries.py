@@ -17,7 +17,7 @@ from fedveil.privacy.audit.canary_clients import (
 from fedveil.privacy.audit.curves import gaussian_epsilon
 from fedveil.privacy.audit.draw_check import draw_p
 from fedveil.privacy.audit.gaussian_test import estimate, separation
-from fedveil.privacy.audit.noise_checks import cosine, norm_p, reuse_p
+from fedveil.privacy.audit.noise_checks import cosine, norm_p, outside, reuse_p, run_p, visible_shortfall
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.nested import OpenlySampledDpEvent
 from fedveil.privacy.refusal import Refusal
@@ -179,6 +179,47 @@ def test_correct_noise_keeps_the_level_with_and_without_updates_in_it() -> None:
     assert sum(p < 0.05 for p in plain) >= 10
     shifted = [norm_p([rng.standard_normal(50) + 1, rng.standard_normal(5)], 1.0) for _ in range(200)]
     assert sum(p < 0.05 for p in shifted) <= 20
+
+
+def pooled(noise: float, seed: int, rounds: int = 100, size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Energies and dimensions of rounds whose updates persist and hold more than 2 % of noise lacks."""
+    rng = np.random.default_rng(seed)
+    update, total = 0.2 * rng.standard_normal(size), np.zeros(0)
+    found: list[tuple[float, int]] = []
+    for _ in range(rounds):
+        released = update + noise * rng.standard_normal(size)
+        found.append(outside(released, total))
+        total = total + released if total.size else released
+    energies, dimensions = zip(*found, strict=True)
+    return np.array(energies), np.array(dimensions)
+
+
+def test_rounds_together_show_two_percent_of_noise_missing_behind_updates_that_persist() -> None:
+    right, wrong = pooled(1.0, 6), pooled(0.98, 6)
+    assert run_p(*right) > 0.01 and run_p(*wrong) < 1e-4
+    assert right[1].tolist() == [1000, *[999] * 99]
+    hidden = pooled(0.98, 6)[0][:1]  # one round alone
+    assert run_p(hidden, wrong[1][:1]) > 0.01
+
+
+def test_rounds_together_keep_the_level() -> None:
+    p_values = [run_p(*pooled(1.0, seed, rounds=4, size=40)) for seed in range(400)]
+    assert sum(p < 0.05 for p in p_values) <= 20 + 3 * math.sqrt(400 * 0.05 * 0.95)
+    rng = np.random.default_rng(7)
+    sums = [np.cumsum(rng.standard_normal((5, 20)), axis=0) for _ in range(1000)]
+    pairs = [[outside(whole[k] - whole[k - 1], whole[k - 1]) for k in range(1, 5)] for whole in sums]
+    plain = [run_p(*map(np.array, zip(*each, strict=True))) for each in pairs]
+    assert abs(sum(p < 0.05 for p in plain) - 50) <= 3 * math.sqrt(1000 * 0.05 * 0.95)
+
+
+def test_the_shortfall_that_is_called_visible_is() -> None:
+    energies, dimensions = pooled(1.0, 8)
+    visible = visible_shortfall(energies, dimensions, 1e-4)
+    assert 0.005 < visible < 0.02
+    less = energies - (1 - (1 - visible) ** 2) * dimensions
+    assert run_p(less, dimensions) == pytest.approx(1e-4, rel=0.05)
+    assert visible_shortfall(3 * energies, dimensions, 1e-4) == 1.0
+    assert visible_shortfall(energies[:0], dimensions[:0], 1e-4) == 1.0
 
 
 def test_noise_that_was_there_before_is_seen_however_the_updates_move() -> None:

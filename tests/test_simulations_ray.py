@@ -1,6 +1,7 @@
 """``engine=ray``: the same apps on Flower's own runtime. Ray starts once for all tests of this file."""
 
 import gc
+import json
 import os
 import runpy
 import signal
@@ -17,6 +18,8 @@ from flwr.clientapp import ClientApp
 
 from fedveil.configs.schema import EngineSettings
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.audit import record
+from fedveil.privacy.audit.canary_clients import coins_of
 from fedveil.privacy.ledger import verify
 from fedveil.simulations.deadline import LATE, within
 from fedveil.simulations.ray_engine import ray_grid
@@ -69,6 +72,22 @@ def test_ray_and_the_in_process_engine_train_the_same_model_bit_for_bit(tmp_path
     assert sum(expected["dropped"].values()) > 0
     for key in ("status", "rounds_completed", "privacy", "metrics", "dropped", "noise_multiplier"):
         assert result[key] == expected[key]
+
+
+def test_canary_clients_on_ray_show_what_they_show_in_one_process(tmp_path: Path) -> None:
+    """Noise so small that all leaks: the audit sees it, and the same in both places, bit for bit."""
+    canaries = ("audit=full", "audit.canaries=20", "audit.looks=1", "audit.on_alarm=note", "cohort=all")
+    small = ("privacy.noise_multiplier=0.05", "privacy.target_epsilon=null", "privacy.target_delta=0.01")
+    here, expected = model_of(tmp_path / "here", *canaries, *small)
+    ray, result = model_of(tmp_path / "ray", "engine=ray", "engine.num_cpus=1", *canaries, *small)
+    assert ray == here
+    assert result["audit"] == expected["audit"] and result["audit"]["canaries"] == 20
+    (row,) = record.read(tmp_path / "ray" / "audit.npy", 20)[:1]
+    coins = coins_of(
+        bytes.fromhex(json.loads((tmp_path / "ray" / "audit.json").read_text())["opened"]["seed"]), 20
+    )
+    assert row["along"][row["taken"] & coins].mean() > 0.5 > row["along"][~coins].mean()
+    assert (tmp_path / "ray" / "audit.npy").read_bytes() == (tmp_path / "here" / "audit.npy").read_bytes()
 
 
 def test_an_interrupted_run_ends_in_order(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ subspace, at least the noise's energy (a noncentral chi-square is never below a 
 skipped clip, nor a wrong weight, nor memorisation: canaries do.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,16 +25,42 @@ def norm_p(layers: Sequence[NDArray[np.floating]], noise: float) -> float:
     return min(1.0, len(tests) * min(float(chdtr(size, energy)) for size, energy in tests))
 
 
-def run_p(norms: NDArray[np.float64], noises: NDArray[np.float64], size: int) -> float:
+def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tuple[float, int]:
+    """The energy of ``released`` across the direction of ``before``, and in how many dimensions that is.
+
+    ``before`` may be any function of earlier rounds, here their sum: updates persist and noise does not, so most of what
+    clients sent lies along it, and what is left is nearly noise alone. Without any, shape (0,), all of it counts.
+    """
+    energy, old = float(np.vdot(released, released)), float(np.vdot(before, before))
+    if not old:
+        return energy, released.size
+    return max(0.0, energy - float(np.vdot(released, before)) ** 2 / old), released.size - 1
+
+
+def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float:
     """The probability of so little energy in all rounds together.
 
-    ``norms`` (rounds,) of released sums of ``size`` coordinates, in the unit of ``noises`` (rounds,) > 0, the std that is
-    claimed of what is new in a coordinate. Given all earlier rounds, each is noncentral whatever the clients sent, so
-    the sum is as unlikely below a central chi-square as one round is.
+    ``energies`` (rounds,) as `outside` has them, over the variance that is claimed of what is new in a coordinate; in so
+    many ``dimensions`` (rounds,). Given all earlier rounds each is noncentral whatever the clients sent, so the sum is
+    as unlikely below a central chi-square as one round is.
     """
     from scipy.special import chdtr
 
-    return float(chdtr(size * len(norms), float(((norms / noises) ** 2).sum())))
+    return float(chdtr(int(dimensions.sum()), float(energies.sum()))) if dimensions.sum() else 1.0
+
+
+def visible_shortfall(energies: NDArray[np.float64], dimensions: NDArray[np.int64], level: float) -> float:
+    """How much smaller than claimed the noise's std would have to be for `run_p` to fall below ``level``: from 0 to 1.
+
+    With the same updates, and as expected: half of such runs fall below it. 1 where they hide even that there is none.
+    """
+    from scipy.special import gammaincinv
+
+    size = int(dimensions.sum())
+    if not size:
+        return 1.0
+    least = 2 * float(gammaincinv(size / 2, level))
+    return 1 - math.sqrt(min(1.0, max(0.0, 1 - (float(energies.sum()) - least) / size)))
 
 
 def reuse_p(released: NDArray[np.floating], before: NDArray[np.floating], noise: float) -> float:
@@ -44,10 +71,8 @@ def reuse_p(released: NDArray[np.floating], before: NDArray[np.floating], noise:
     """
     from scipy.special import chdtr
 
-    energy, inner = float(np.vdot(released, released)), float(np.vdot(released, before))
-    old = float(np.vdot(before, before))
-    outside = energy - inner**2 / old if old else energy
-    return float(chdtr(released.size - 1, max(outside, 0.0) / noise**2))
+    energy, _ = outside(released, before)
+    return float(chdtr(released.size - 1, energy / noise**2))
 
 
 def cosine(released: NDArray[np.floating], before: NDArray[np.floating]) -> float:

@@ -24,14 +24,31 @@ Rows = NDArray[Any]
 def row_type(canaries: int) -> np.dtype[Any]:
     """The fields of a row.
 
-    round; clients: real ones that were drawn; norm, noise: L2 norm of the released sum and the std claimed for its noise, in clipping norms; rate, charged:
-    the sampling rate and the noise over clip that the ledger was charged (noise 0: nothing); norm_p, reuse_p, cosine,
+    round; clients: real ones that were drawn; norm, noise: L2 norm of the released sum and the std claimed for its noise, in clipping norms;
+    energy, dimensions: of what earlier rounds did not foretell (`noise_checks.outside`), over that noise's variance; rate,
+    charged: the sampling rate and the noise over clip that the ledger was charged (noise 0: nothing); norm_p, reuse_p, cosine,
     draw_p: the free checks; probe_p: what a probe of memorisation found, NaN in rounds that were not looked at; gram: inner
     products of the sum of the round's block so far with the sums of all blocks (`interference`); along: the released
     sum along each canary's direction; taken: which canaries were in the cohort.
     """
-    numbers = ("norm", "noise", "rate", "charged", "norm_p", "reuse_p", "cosine", "draw_p", "probe_p")
-    fields: list[Any] = [("round", "<i8"), ("clients", "<i8"), *((name, "<f8") for name in numbers)]
+    numbers = (
+        "norm",
+        "noise",
+        "energy",
+        "rate",
+        "charged",
+        "norm_p",
+        "reuse_p",
+        "cosine",
+        "draw_p",
+        "probe_p",
+    )
+    fields: list[Any] = [
+        ("round", "<i8"),
+        ("clients", "<i8"),
+        ("dimensions", "<i8"),
+        *((name, "<f8") for name in numbers),
+    ]
     fields.append(("gram", "<f8", (BLOCKS,)))
     return np.dtype([*fields, ("along", "<f4", (canaries,)), ("taken", "?", (canaries,))])
 

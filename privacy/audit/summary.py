@@ -11,6 +11,7 @@ from ..refusal import Refusal
 from .alarms import Alarm, Check, Level
 from .canary_clients import round_scores
 from .gaussian_test import Estimate, estimate, separation
+from .noise_checks import visible_shortfall
 from .one_run import Scores
 from .record import Rows
 from .run_audit import INTERVAL_ALPHA, Evidence, Measured, Terms
@@ -36,6 +37,7 @@ class Summary:
       findings: lower bounds at 95 %, the ones that assume nothing last.
       final: what first and last model alone show; None without canaries or before the end.
       norm_p, reuse_p, draw_p: the smallest of the rounds, times their number.
+      visible_shortfall: of the noise's std that these rounds would have shown; 1 for not even its absence.
     """
 
     outcome: Outcome | None
@@ -43,6 +45,7 @@ class Summary:
     measured: Measured | None = None
     findings: tuple[Finding, ...] = ()
     final: Estimate | None = None
+    visible_shortfall: float = 1.0
     norm_p: float = 1.0
     reuse_p: float = 1.0
     draw_p: float = 1.0
@@ -60,6 +63,7 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
     if not terms.delta:
         return Summary(None, "nothing is claimed of whole clients: there is no noise to check, and no claim")
     checked = tuple(min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p", "draw_p"))
+    checked = (visible_in(terms, rows), *checked)
     scores = _scores(evidence)
     if scores is None:
         return Summary(*_verdict(raised, _without_canaries(terms)), None, (), None, *checked)
@@ -70,6 +74,15 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
     outcome = judge(methods, measured.claimed, level, measured.ceiling).outcome
     outcome, said = _verdict(raised, (outcome, _in_words(outcome, measured)))
     return Summary(outcome, said, measured, findings, _final(evidence, final), *checked)
+
+
+def visible_in(terms: Terms, rows: Rows) -> float:
+    """How much smaller than claimed the noise of these rounds would have to be to raise an alarm, from 0 to 1."""
+    if not terms.delta:
+        return 1.0
+    # Half of the level is the single round's, as the auditor splits it.
+    level = terms.alarms().threshold(Check.NORM) / 2
+    return visible_shortfall(rows["energy"], rows["dimensions"], level)
 
 
 def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:

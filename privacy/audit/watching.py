@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .canary_clients import Directions
-from .noise_checks import cosine, norm_p, reuse_p
+from .noise_checks import cosine, norm_p, outside, reuse_p
 from .record import BLOCKS, Rows, row_type
 
 Vector = NDArray[np.float64]
@@ -43,16 +43,17 @@ class Released:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one round hands to the next: the watched coordinates of the last sum, and of the sums of blocks of rounds.
+    """What one round hands to the next, of the watched coordinates: the last sum, those of all rounds and of blocks.
 
-    ``before``: (watched,), empty before the first round; ``blocks``: (blocks, watched).
+    ``before``, ``total``: (watched,), empty before the first round; ``blocks``: (blocks, watched).
     """
 
     before: Vector
+    total: Vector
     blocks: NDArray[np.float64]
 
 
-NO_MEMORY = Memory(np.empty(0), np.empty((0, 0)))
+NO_MEMORY = Memory(np.empty(0), np.empty(0), np.empty((0, 0)))
 
 
 def watched_coordinates(dimension: int) -> int:
@@ -78,18 +79,21 @@ def watch(
     row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
     row["rate"], row["charged"], row["clients"] = released.rate, released.charged, released.clients
     row["norm_p"] = norm_p(released.layers, released.noise)
+    energy, row["dimensions"] = outside(watched, memory.total)
+    row["energy"] = energy / released.noise**2
+    total = memory.total + watched if memory.total.size else watched
     if memory.before.size:
         row["reuse_p"] = reuse_p(watched, memory.before, released.noise)
         row["cosine"] = cosine(watched, memory.before)
     if directions is None:
-        return row, Memory(watched, memory.blocks)
+        return row, Memory(watched, total, memory.blocks)
     blocks = memory.blocks if memory.blocks.size else np.zeros((BLOCKS, watched.size))
     blocks = blocks.copy()
     blocks[block] += watched
     row["gram"] = blocks @ blocks[block]
     row["along"] = directions.along(whole)
     row["taken"][list(released.canaries)] = True
-    return row, Memory(watched, blocks)
+    return row, Memory(watched, total, blocks)
 
 
 def unwatched(number: int, canaries: int) -> Rows:

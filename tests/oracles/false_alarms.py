@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.special import chdtr
 
-from fedveil.privacy.audit.alarms import AlarmState, Check, Level, Look, look_at
+from fedveil.privacy.audit.alarms import CERTAIN, AlarmState, Check, Level, Look, look_at
 from fedveil.privacy.audit.draw_check import draw_p
 from fedveil.privacy.audit.noise_checks import run_p
 
@@ -29,9 +29,15 @@ def levels(rng: np.random.Generator) -> set[Level]:
     since = {Check.NORM: 0, Check.DRAW: 0}
     state, found = PLAN, set[Level]()
     for now in range(ROUNDS):
-        norms = np.sqrt(whole[since[Check.NORM] : now + 1])
+        pooled, every = (
+            2 * run_p(whole[first : now + 1], np.full(now + 1 - first, DIMENSION))
+            for first in (since[Check.NORM], 0)
+        )
+        norm = [2 * float(single[now]), pooled]
+        if every < CERTAIN * PLAN.threshold(Check.NORM):
+            norm.append(every)
         p_values: Mapping[Check, float] = {
-            Check.NORM: 2 * min(float(single[now]), run_p(norms, np.ones(len(norms)), DIMENSION)),
+            Check.NORM: min(norm),
             Check.REUSE: float(reuse[now]),
             Check.DRAW: draw_p(counts[since[Check.DRAW] : now + 1], CLIENTS, RATE),
         }
