@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -22,29 +23,9 @@ from fedveil.strategies.wire import instruct, memory_arrays
 
 HERE = Path(__file__).parent
 ENDS = runpy.run_path(str(HERE / "test_end_to_end_device.py"))
-MIB = 2**20
-CGROUP = Path("/sys/fs/cgroup/memory")
+SMALL = runpy.run_path(str(HERE / "faults" / "small_devices.py"))
+Limited, make_pictures = SMALL["Limited"], SMALL["make_pictures"]
 ROUNDS = 3
-
-
-class Limited:
-    """A memory cgroup of so many MiB: processes in it are killed above."""
-
-    def __init__(self, mebibytes: int) -> None:
-        self.folder = CGROUP / f"fedveil-{os.getpid()}"
-        self.folder.mkdir()
-        (self.folder / "memory.limit_in_bytes").write_text(str(mebibytes * MIB))
-
-    def command(self, *arguments: str) -> list[str]:
-        """Return a command line that runs this one inside."""
-        enter = f'echo $$ > "{self.folder}/cgroup.procs" && exec "$@"'
-        return ["sh", "-c", enter, "sh", *arguments]
-
-    def peak(self) -> float:
-        return int((self.folder / "memory.max_usage_in_bytes").read_text()) / MIB
-
-    def remove(self) -> None:
-        self.folder.rmdir()
 
 
 def memory_of(pid: int) -> dict[str, int]:
@@ -54,13 +35,6 @@ def memory_of(pid: int) -> dict[str, int]:
     return {"resident": found["VmRSS"], "anonymous": found["RssAnon"], "peak": found["VmHWM"]}
 
 
-def make_pictures(bundle: Path) -> None:
-    """Give the device the task with the convolutional network."""
-    file = bundle / "client.toml"
-    task = '[task]\ntarget = "device_cnn:Pictures"\nallow_modules = ["device_cnn"]\nclient = 0\n'
-    file.write_text(re.sub(r"\[task\]\n.*?(?=\n\[|\Z)", task, file.read_text(), flags=re.DOTALL))
-
-
 def asked(order: TrainingOrder, spec: SumSpec, number: int, arrays) -> Message:
     config = ConfigRecord({ORDER_KEY: order.to_json()})
     content = RecordDict({"arrays": memory_arrays(arrays), "config": config})
@@ -68,9 +42,9 @@ def asked(order: TrainingOrder, spec: SumSpec, number: int, arrays) -> Message:
 
 
 @contextmanager
-def lone_agent(agents, limit: int) -> Iterator[tuple[int, Limited]]:
+def lone_agent(agents, limit: int) -> Iterator[tuple[int, Any]]:
     """Start the agent of c0 in a cgroup of its own."""
-    group = Limited(limit)
+    group = Limited(str(os.getpid()), limit)
     path = os.pathsep.join([str(HERE / "examples"), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         group.command(sys.executable, "-m", "fedveil", "client", "start", str(agents.clients / "c0")),
@@ -86,7 +60,7 @@ def lone_agent(agents, limit: int) -> Iterator[tuple[int, Limited]]:
         yield process.pid, group
     finally:
         agents.end(0)
-        ENDS["until"](lambda: not (group.folder / "cgroup.procs").read_text())
+        ENDS["until"](lambda: group.empty)
         group.remove()
 
 
@@ -97,7 +71,9 @@ def rounds(agents, order, spec, arrays) -> None:
 
 
 @pytest.mark.campaign
-@pytest.mark.skipif(not os.access(CGROUP, os.W_OK), reason="needs a memory cgroup of version 1, as root")
+@pytest.mark.skipif(
+    not os.access(SMALL["CGROUP"], os.W_OK), reason="needs a memory cgroup of version 1, as root"
+)
 def test_memory_of_a_device(tmp_path):
     figures: dict[str, object] = {}
     with ENDS["federation"](tmp_path) as agents:
@@ -107,7 +83,7 @@ def test_memory_of_a_device(tmp_path):
         with lone_agent(agents, 128) as (pid, group):
             figures["linear, idle"] = memory_of(pid)
             rounds(agents, central, spec, linear)
-            figures["linear, after rounds"] = {**memory_of(pid), "cgroup peak": round(group.peak())}
+            figures["linear, after rounds"] = {**memory_of(pid), "cgroup peak": round(group.peak)}
         make_pictures(agents.clients / "c0")
         sys.path.insert(0, str(HERE / "examples"))
         from device_cnn import Pictures
@@ -116,15 +92,15 @@ def test_memory_of_a_device(tmp_path):
 
         arrays = read_arrays(Pictures().model())
         with lone_agent(agents, 200) as (pid, group):
-            figures["CNN, idle"] = {**memory_of(pid), "cgroup peak": round(group.peak())}
+            figures["CNN, idle"] = {**memory_of(pid), "cgroup peak": round(group.peak)}
         with lone_agent(agents, 512) as (pid, group):
             rounds(agents, replace(central, run="summer"), spec, arrays)
-            figures["CNN, SGD, after rounds"] = {**memory_of(pid), "cgroup peak": round(group.peak())}
+            figures["CNN, SGD, after rounds"] = {**memory_of(pid), "cgroup peak": round(group.peak)}
         record = RecordOrder(8.0, 1e-4, 1.0, Adjacency.ZERO_OUT, 10)
         private = TrainingOrder("autumn", Mode.RECORD, 0.1, 1, 64, record=record)
         with lone_agent(agents, 512) as (pid, group):
             rounds(agents, private, SumSpec(None), arrays)
-            figures["CNN, DP-SGD, after rounds"] = {**memory_of(pid), "cgroup peak": round(group.peak())}
+            figures["CNN, DP-SGD, after rounds"] = {**memory_of(pid), "cgroup peak": round(group.peak)}
     print(json.dumps(figures, indent=1))
     peaks = {name: found["peak"] for name, found in figures.items() if isinstance(found, dict)}
     assert peaks["linear, after rounds"] < 128

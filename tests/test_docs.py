@@ -239,10 +239,11 @@ def test_the_campaigns_that_the_reliability_page_runs_exist() -> None:
 # --- what a reader would follow or believe ----------------------------------------------------------------------
 
 
-def test_every_test_that_the_threat_model_names_exists() -> None:
-    names = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "threat-model.md").read_text()))
+@pytest.mark.parametrize(("page", "least"), [("threat-model", 40), ("reliability", 30)])
+def test_every_test_that_a_page_names_exists(page: str, least: int) -> None:
+    names = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / f"{page}.md").read_text()))
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    assert len(names) > 40
+    assert len(names) > least
     assert {name for name in names if f"def {name}(" not in tests} == set()
 
 

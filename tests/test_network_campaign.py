@@ -1,6 +1,6 @@
 """A federation of processes on a bad network, killed on top: server and five clients, each in a network namespace.
 
-Figures for docs/reliability.md. Linux, as root, with `ip` and TUN devices.
+Figures for docs/reliability.md. Linux, as root, with `ip`, TUN devices and memory cgroups of version 1.
 """
 
 import itertools
@@ -21,16 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
+from fedveil.client.tasks.digits import load
 from fedveil.deployment.provision import provision
-from fedveil.privacy.ledger import verify
 from fedveil.privacy.refusal import Refusal
 
 HERE = Path(__file__).parent
 FAULTS = HERE / "faults"
 ENDS = runpy.run_path(str(HERE / "test_end_to_end_federation.py"))
 FEDERATION = runpy.run_path(str(FAULTS / "served.py"))["FEDERATION"]
+RULES = runpy.run_path(str(FAULTS / "federation_rules.py"))
+SMALL = runpy.run_path(str(FAULTS / "small_devices.py"))
 PORT, CLIENTS, ROUNDS, EPSILON = 8443, 5, 6, 8.0
 OWNERS_EPSILON = 20.0  # in the bundles
 AT_ONCE = 4  # federations: they mostly wait
@@ -38,10 +41,16 @@ PATIENCE = 280.0  # of one run, which is then asked to end
 INTERRUPTED = 130  # exit code
 OUT_AFTER, KILL_AFTER, BACK_AFTER = 1, 2, 2.0  # rounds, rounds, seconds
 ARGV = (
-    *("task=digits", "batch_size=40", "privacy=client_distributed", "privacy.allow_large_delta=true"),
+    *("batch_size=40", "privacy=client_distributed", "privacy.allow_large_delta=true"),
     *(f"privacy.target_epsilon={EPSILON}", f"num_rounds={ROUNDS}", "run=net"),
-    *("link.clients=0.8", "link.wait=90", "link.deadline=10"),
+    *("link.clients=0.8", "link.wait=90"),
 )
+LINEAR, CNN = 128, 512  # MiB: what runs in them
+TASK = {
+    0: ("task=digits", "link.deadline=10"),
+    LINEAR: ("task=digits", "link.deadline=10"),
+    CNN: ("task=custom", "task.target=device_cnn:Pictures", "allow_modules=[device_cnn]", "link.deadline=60"),
+}
 
 
 class Faults(NamedTuple):
@@ -50,34 +59,35 @@ class Faults(NamedTuple):
     rate: int  # kbit/s of each client in each direction; 0: no limit
     outage: int  # s, of everybody
     killed: str
+    memory: int  # MiB of each client; 0: no limit
 
 
 # Every two values of two faults meet in a run, most more than once.
 TABLE = [
-    Faults(0, 0, 0, 15, "node"),
-    Faults(0, 0, 1000, 5, "both"),
-    Faults(0, 0, 256, 0, "node"),
-    Faults(0, 100, 0, 15, "both"),
-    Faults(0, 100, 1000, 15, "server"),
-    Faults(0, 500, 0, 5, "none"),
-    Faults(0, 500, 256, 0, "server"),
-    Faults(0, 500, 256, 5, "server"),
-    Faults(20, 0, 1000, 15, "server"),
-    Faults(20, 0, 256, 15, "none"),
-    Faults(20, 100, 0, 0, "both"),
-    Faults(20, 100, 0, 0, "server"),
-    Faults(20, 100, 256, 5, "node"),
-    Faults(20, 500, 1000, 0, "node"),
-    Faults(20, 500, 1000, 15, "none"),
-    Faults(20, 500, 1000, 5, "both"),
-    Faults(5, 0, 0, 0, "none"),
-    Faults(5, 0, 0, 5, "server"),
-    Faults(5, 0, 256, 0, "both"),
-    Faults(5, 100, 1000, 0, "none"),
-    Faults(5, 100, 1000, 5, "node"),
-    Faults(5, 100, 256, 5, "none"),
-    Faults(5, 500, 0, 15, "node"),
-    Faults(5, 500, 256, 15, "both"),
+    Faults(0, 0, 0, 15, "node", 0),
+    Faults(0, 0, 1000, 5, "both", 0),
+    Faults(0, 0, 256, 0, "node", 512),
+    Faults(0, 100, 0, 15, "both", 128),
+    Faults(0, 100, 1000, 15, "server", 512),
+    Faults(0, 500, 0, 5, "none", 512),
+    Faults(0, 500, 256, 0, "server", 0),
+    Faults(0, 500, 256, 5, "server", 128),
+    Faults(20, 0, 1000, 15, "server", 128),
+    Faults(20, 0, 256, 15, "none", 128),
+    Faults(20, 100, 0, 0, "both", 512),
+    Faults(20, 100, 0, 0, "server", 0),
+    Faults(20, 100, 256, 5, "node", 128),
+    Faults(20, 500, 1000, 0, "node", 0),
+    Faults(20, 500, 1000, 15, "none", 128),
+    Faults(20, 500, 1000, 5, "both", 0),
+    Faults(5, 0, 0, 0, "none", 128),
+    Faults(5, 0, 0, 5, "server", 0),
+    Faults(5, 0, 256, 0, "both", 0),
+    Faults(5, 100, 1000, 0, "none", 512),
+    Faults(5, 100, 1000, 5, "node", 512),
+    Faults(5, 100, 256, 5, "none", 0),
+    Faults(5, 500, 0, 15, "node", 128),
+    Faults(5, 500, 256, 15, "both", 128),
 ]
 
 
@@ -91,11 +101,11 @@ class Starter:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+            env={**os.environ, "GRPC_VERBOSITY": "NONE", "PYTHONPATH": str(HERE / "examples")},
         )
 
-    def start(self, namespace: str, file: Path, *argv: object) -> Any:
-        asked = [[str(each) for each in argv], str(file), namespace]
+    def start(self, namespace: str, cgroup: str, file: Path, *argv: object) -> Any:
+        asked = [[str(each) for each in argv], str(file), namespace, cgroup]
         assert self._process.stdin is not None and self._process.stdout is not None
         with self._lock:
             self._process.stdin.write(json.dumps(asked) + "\n")
@@ -115,8 +125,11 @@ class Federation:
     number: int
     faults: Faults
     processes: dict[int, Any] = field(default_factory=dict[int, Any])  # 0: the server
+    groups: list[Any] = field(default_factory=list[Any])  # of the clients, in their order
     end: float = field(default_factory=lambda: time.monotonic() + PATIENCE)
     starts: int = 0
+    peak: int = 0  # MiB of the client that took most
+    oom: int = 0  # clients killed for their memory
 
     @property
     def ends(self) -> list[tuple[str, str]]:
@@ -130,11 +143,11 @@ class Federation:
         bundles = sorted((self.hearts / "clients").iterdir())
         for each in which:
             self.starts += 1
-            argv = (
-                ("client", "start", bundles[each - 1]) if each else ("server", self.hearts / "server", *ARGV)
-            )
+            serving = ("server", self.hearts / "server", *ARGV, *TASK[self.faults.memory])
+            argv = ("client", "start", bundles[each - 1]) if each else serving
+            group = str(self.groups[each - 1].folder) if each and self.groups else ""
             file = self.folder / f"{each}-{self.starts}.out"
-            self.processes[each] = self.starter.start(self.ends[each][0], file, *argv)
+            self.processes[each] = self.starter.start(self.ends[each][0], group, file, *argv)
 
     def kill(self, *which: int) -> None:
         for each in which:
@@ -142,9 +155,7 @@ class Federation:
                 self.processes[each].kill()
 
     def rows(self) -> list[dict[str, Any]]:
-        path = self.hearts / "server" / "runs" / "net" / "metrics.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return RULES["rows_of"](self.hearts / "server" / "runs" / "net")
 
     def wait_for(self, rounds: int) -> None:
         """Wait until so many rounds are done, the server has ended, or patience has."""
@@ -159,8 +170,22 @@ class Federation:
         return server.kill(signal.SIGTERM) if server.alive else server.wait()
 
     @contextmanager
+    def memory(self) -> Iterator[None]:
+        """Limit what each client takes, and leave in `figures` what they took."""
+        most = self.faults.memory
+        names = [f"{self.number}-{each}" for each in range(CLIENTS)] if most else []
+        self.groups = [SMALL["Limited"](name, most) for name in names]
+        try:
+            yield
+        finally:
+            for group in self.groups:
+                ENDS["until"](lambda group=group: group.empty)
+                self.peak, self.oom = max(self.peak, round(group.peak)), self.oom + group.killed
+                group.remove()
+
+    @contextmanager
     def network(self) -> Iterator[subprocess.Popen[str]]:
-        loss, delay, rate, _, _ = self.faults
+        loss, delay, rate, *_ = self.faults
         told = {
             "ends": self.ends,
             "loss": loss / 100,
@@ -190,13 +215,25 @@ def provisioned(federation: Federation) -> None:
     federation.folder.mkdir()
     (federation.folder / "federation.yaml").write_text(text)
     provision(federation.folder / "federation.yaml", federation.hearts, None)
+    pixels, labels = digits_of(CLIENTS)
+    for number, bundle in enumerate(sorted((federation.hearts / "clients").iterdir())):
+        if federation.faults.memory == LINEAR:
+            SMALL["make_linear"](bundle, pixels[number], labels[number])
+        elif federation.faults.memory == CNN:
+            SMALL["make_pictures"](bundle)
+
+
+def digits_of(clients: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Deal the digits out as arrays."""
+    shares = [load(clients).client_data(client) for client in range(clients)]
+    return [each.inputs.numpy() for each in shares], [each.targets.numpy() for each in shares]
 
 
 def lived(federation: Federation) -> list[dict[str, Any]]:
     """Let the run go to its end, with its faults; return the rounds that were done when the server was killed."""
     faults, draw = federation.faults, random.Random(federation.number)
     before: list[dict[str, Any]] = []
-    with federation.network() as relay:
+    with federation.memory(), federation.network() as relay:
         federation.start(*range(CLIENTS + 1))
         federation.wait_for(OUT_AFTER)
         if faults.outage:
@@ -216,49 +253,13 @@ def lived(federation: Federation) -> list[dict[str, Any]]:
     return before
 
 
-def names_of(path: Path) -> dict[int, list[str]]:
-    """Return the names under which each round is on a ledger, oldest first; after a kill there is a new one."""
-    found: dict[int, list[str]] = {}
-    for name, number in ENDS["reservations"](path, "net"):
-        found.setdefault(number, []).append(name)
-    return found
-
-
 def wrongs(federation: Federation, before: list[dict[str, Any]]) -> Iterator[str]:
     """Return what must not be, from the files that the processes left."""
-    server, rows = federation.hearts / "server", federation.rows()
-    result = json.loads((server / "runs" / "net" / "result.json").read_text())
-    whole = "completed" if len(rows) == ROUNDS else "interrupted"
-    if result["status"] != whole or [row["round"] for row in rows] != list(range(1, len(rows) + 1)):
-        yield f"{result['status']} with rounds {[row['round'] for row in rows]}"
-    if all(row["abandoned"] for row in rows):
-        yield "completed, though no round released anything"
-    if rows[: len(before)] != before:
-        yield "rounds that were done before the kill are others after it"
-    (population,) = (server / "ledgers").glob("*.ledger")
-    own = sorted((federation.hearts / "clients").glob("*/state/ledgers/client-*.ledger"))
-    named = names_of(population)
     kills = int(federation.faults.killed in ("server", "both"))
-    if sum(len(names) - 1 for names in named.values()) > kills:
-        yield f"more rounds lost than kills: {named}"
-    if len({row["noise_multiplier"] for row in rows}) > 1 + kills:
-        yield "the noise was planned anew without a kill"
-    for path, most in [(population, EPSILON), *((each, OWNERS_EPSILON) for each in own)]:
-        found = verify(path)
-        if not found.ok or not 0 < found.epsilon <= most:
-            yield f"{path}: {found}"
-    if {row["epsilon"] for row in result["privacy"]} != {verify(population).epsilon}:
-        yield f"told {result['privacy']}, but on the ledger is {verify(population).epsilon}"
-    for each in own:
-        if not set(ENDS["reservations"](each, "net")) <= set(ENDS["reservations"](population, "net")):
-            yield f"{each}: more was asked of it than the server had reserved"
-    for row in rows:
-        names = named.get(row["round"], [])
-        if not row["abandoned"] and not names:
-            yield f"round {row['round']} was released without a reservation"
-        paid = sum(names[-1:] == names_of(each).get(row["round"], [])[-1:] for each in own)
-        if paid < row["replies"]:
-            yield f"round {row['round']}: {row['replies']} sent a vector, {paid} have it on their ledgers"
+    lived = RULES["Lived"](federation.hearts, "net", ROUNDS, kills, before)
+    yield from RULES["wrongs"](lived, EPSILON, OWNERS_EPSILON)
+    if federation.oom:
+        yield f"{federation.oom} clients were killed for their memory"
 
 
 def one_run(starter: Starter, folder: Path, number: int, faults: Faults) -> dict[str, Any]:
@@ -277,6 +278,7 @@ def one_run(starter: Starter, folder: Path, number: int, faults: Faults) -> dict
         "abandoned": sum(row["abandoned"] for row in rows),
         "dropped": sum(CLIENTS - row["replies"] for row in rows if not row["abandoned"]),
         "unfinished": int(len(rows) < ROUNDS),
+        "peak": federation.peak,
         "wrong": wrong,
     }
     print(json.dumps(found), flush=True)
@@ -286,6 +288,8 @@ def one_run(starter: Starter, folder: Path, number: int, faults: Faults) -> dict
 def missing() -> str:
     if sys.platform != "linux" or os.geteuid() or not shutil.which("ip") or not Path("/dev/net/tun").exists():
         return "needs Linux, root, ip and TUN devices"
+    if not os.access(SMALL["CGROUP"], os.W_OK):
+        return "needs a memory cgroup of version 1"
     return ""
 
 
@@ -312,5 +316,8 @@ def test_federations_on_bad_networks_lose_nothing(tmp_path: Path) -> None:
         for name in ("seconds", "released", "abandoned", "dropped", "unfinished")
     }
     wrong = [run for run in found if run["wrong"]]
-    print(json.dumps({"runs": len(found), **figures, "wrong": len(wrong)}))
+    peaks = {
+        most: max(run["peak"] for run in found if run["faults"]["memory"] == most) for most in (LINEAR, CNN)
+    }
+    print(json.dumps({"runs": len(found), **figures, "peaks": peaks, "wrong": len(wrong)}))
     assert not wrong, wrong

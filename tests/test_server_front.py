@@ -231,6 +231,26 @@ def test_a_signature_is_of_the_time_it_stands_beside(
         assert signed_by(headers) is None
 
 
+def test_a_node_whose_clock_is_wrong_is_told_and_goes_on_until_it_is_right(
+    monkeypatch: pytest.MonkeyPatch, port: int, made: Path, upstream: Upstream
+) -> None:
+    from datetime import timedelta
+
+    from flwr.supercore.date import now
+
+    from fedveil.client import fleet
+    from fedveil.strategies import flower_fleet
+
+    monkeypatch.setattr(fleet, "FIRST_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(fleet, "LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(flower_fleet, "now", lambda: now() + timedelta(seconds=400))  # the front's
+    with MADE["following"](made, f"localhost:{port}", lambda message: message, ("east",)) as told:
+        MADE["until"](lambda: sum("the server said 401" in line for line in told) >= 3)
+        assert upstream.paths == []
+        monkeypatch.setattr(flower_fleet, "now", now)
+        MADE["until"](lambda: bool(upstream.paths))
+
+
 # --- how much -----------------------------------------------------------------------------------------------------
 
 

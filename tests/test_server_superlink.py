@@ -6,6 +6,7 @@ import os
 import runpy
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -33,7 +34,7 @@ from fedveil.server.superlink import SuperLink, open_flower_link, public_keys
 from fedveil.server.supernode_grid import SuperNodeGrid, open_supernodes
 from fedveil.strategies import flower_runtime
 from fedveil.strategies.flower_adapter import claim_identity
-from fedveil.strategies.flower_fleet import node_fingerprint
+from fedveil.strategies.flower_fleet import FleetNode, node_fingerprint
 from fedveil.strategies.flower_runtime import Announced
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "flower_ends.py"))
@@ -280,6 +281,7 @@ def test_the_link_carries_messages_keeps_its_operators_door_closed_and_survives_
         (link,) = links
         assert link._process is not None
         closed_but_to_this_user(made, server, link.address, link._process.pid)
+        one_key_is_one_device_and_garbage_is_named(made, server)
         os.kill(link._process.pid, signal.SIGKILL)
         until(lambda: len(links) == 2)
         until(lambda: len(grid.connected) == 3, 60)
@@ -305,6 +307,19 @@ def remembering(start: Callable[[SuperLink], None], links: list[SuperLink]) -> C
         links.append(self)
 
     return started
+
+
+def one_key_is_one_device_and_garbage_is_named(made: Path, server: str) -> None:
+    ca, key = (made / "server" / "ca.pem").read_bytes(), node_key(made, "north")
+    second = FleetNode(server, ca, key, 1 << 20)
+    with pytest.raises(httpx.HTTPStatusError):
+        second.come()
+    second.go()
+    trust = ssl.create_default_context(cadata=ca.decode())
+    path = f"https://{server}/v1/fleet/pull-messages"
+    headers = {**MADE["signed"](key), "content-type": "application/protobuf"}
+    said = httpx.post(path, headers=headers, content=b"\xffgarbage", verify=trust)
+    assert said.status_code == 400, said
 
 
 def closed_but_to_this_user(made: Path, server: str, loopback: str, process: int) -> None:

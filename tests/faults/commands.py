@@ -1,8 +1,9 @@
 """A process that has imported what fedveil's commands import and starts each in a child of its own.
 
-It reads lines of JSON, [argv, file] or [argv, file, network namespace], and prints the child's process id. What the
-command prints goes into the file, and its exit code into the file of that name and `.rc`; one that is killed leaves
-none. It has no threads and no sockets, so that its children may have theirs.
+It reads lines of JSON, [argv, file], with a network namespace, a cgroup, and the stage and round of its death behind
+them where there are, and prints the child's process id. What the command prints goes into the file, and its exit code
+into the file of that name and `.rc`; one that is killed leaves none. In a cgroup a command begins as a fresh process,
+whose memory is its own, and leaves no exit code. This one has no threads and no sockets, so that its children may.
 """
 
 import ctypes
@@ -10,6 +11,10 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
+from typing import Any
+
+import deaths
 
 import fedveil.__main__
 import fedveil.client.agent
@@ -30,14 +35,19 @@ def enter(namespace: str) -> None:
             raise OSError(ctypes.get_errno(), f"the namespace {namespace} cannot be entered")
 
 
-def become(argv: list[str], file: str, *namespace: str) -> None:
+def become(argv: list[str], file: str, namespace: str = "", cgroup: str = "", *death: Any) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (1, 2):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     sys.argv = ["fedveil", *argv]
-    for each in namespace:
-        enter(each)
+    if namespace:
+        enter(namespace)
+    if cgroup:
+        Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
+        os.execv(sys.executable, [sys.executable, "-m", "fedveil", *argv])
+    if death:
+        deaths.arrange(*death)
     code = 99
     try:
         code = fedveil.__main__.main()

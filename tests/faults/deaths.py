@@ -1,0 +1,166 @@
+"""A process of a federation that dies by SIGKILL at a named stage of a round, and randomness that repeats.
+
+What a command calls is wrapped before the command begins, in the child of commands.py alone: the code that is shipped
+knows nothing of it.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flwr.app import Message
+
+from fedveil.client import agent, app, device, link, own_ledger, secure_mod
+from fedveil.privacy.ledger import Ledger
+from fedveil.privacy.mechanisms.randomness import Randomness, Stream
+from fedveil.server import checkpoint, private_grid
+from fedveil.server.secure_attempt import Attempt
+from fedveil.server.secure_sum import SecureSums
+from fedveil.simulations import recording
+from fedveil.strategies.secure_wire import Exchange, read_place
+
+SEED = 5
+EXCHANGES = [each.name.lower() for each in Exchange]
+Dies = Callable[..., bool]
+
+
+def arrange(stage: str, number: int) -> None:
+    """Let this process die at a stage of round `number`, if one is named; its noise repeats in any case."""
+    Randomness.stream = _repeated  # type: ignore[method-assign]
+    for each in (private_grid, secure_mod):  # else a rotation by the run's name, which is new after each kill
+        each.rotation_seed = lambda _, row: bytes([row]) * 32
+    if stage in SERVER:
+        SERVER[stage](number)
+    elif stage:
+        _follow_messages()
+        CLIENT[stage](number)
+
+
+def _repeated(source: Randomness, *purpose: str | int, _true: Any = Randomness.stream) -> Stream:
+    if purpose[0] == "share":  # whichever attempt it is
+        purpose = (*purpose[:2], 0, *purpose[3:])
+    return _true(Randomness(SEED), *purpose)
+
+
+def _die(*given: Any, **named: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wrap(owner: Any, name: str, dies: Dies, after: bool = False) -> None:
+    true = getattr(owner, name)
+
+    def wrapped(*given: Any, **named: Any) -> Any:
+        if not after and dies(*given, **named):
+            _die()
+        result = true(*given, **named)
+        if after and dies(*given, **named):
+            _die()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def before(owner: Any, name: str, dies: Callable[[int], Dies]) -> Callable[[int], None]:
+    """Return what arranges a death before a call, given the round."""
+    return lambda number: _wrap(owner, name, dies(number))
+
+
+def after(owner: Any, name: str, dies: Callable[[int], Dies]) -> Callable[[int], None]:
+    """Return what arranges a death after a call, given the round."""
+    return lambda number: _wrap(owner, name, dies(number), after=True)
+
+
+# --- the server ---------------------------------------------------------------------------------------------------
+
+
+def _at(exchange: str) -> Callable[[int], Dies]:
+    step = Exchange[exchange.upper()]
+    return lambda number: lambda attempt, *_: attempt.step is step and attempt.wanted.row == number
+
+
+def _second(number: int) -> Dies:
+    return lambda _, second, *rest, **named: second == number
+
+
+def _of_state(number: int) -> Dies:
+    return lambda _, state, *rest: state.round == number
+
+
+def _within_the_checkpoint(number: int) -> None:
+    def dies(_: Any, state: Any) -> bool:
+        if state.round == number:
+            checkpoint._put = _die
+        return False
+
+    _wrap(recording, "save", dies)
+
+
+SERVER: dict[str, Callable[[int], None]] = {
+    "before the reservation": before(private_grid.PrivateGrid, "reserve", _second),
+    "after the reservation": after(private_grid.PrivateGrid, "reserve", _second),
+    **{f"asking: {each}": before(Attempt, "send", _at(each)) for each in EXCHANGES},
+    **{f"first reply: {each}": before(Attempt, "hear", _at(each)) for each in EXCHANGES},
+    **{f"all replies: {each}": before(Attempt, "advance", _at(each)) for each in EXCHANGES},
+    "after the sum": after(SecureSums, "sum", lambda number: lambda *given: given[2].row == number),
+    "before the commit": before(Ledger, "commit", lambda number: lambda _, key, **__: key[1] == number),
+    "after the commit": after(Ledger, "commit", lambda number: lambda _, key, **__: key[1] == number),
+    "before the line": before(recording, "record_round", _of_state),
+    "before the checkpoint": before(recording, "save", _of_state),
+    "within the checkpoint": _within_the_checkpoint,
+    "after the checkpoint": after(recording, "save", _of_state),
+    "before the result": before(recording, "finish", lambda _: lambda *__: True),
+}
+
+
+# --- a client -----------------------------------------------------------------------------------------------------
+
+_hand: list[tuple[int, str]] = [(0, "")]  # round and exchange of the message in hand
+
+
+def _place(message: Message) -> tuple[int, str]:
+    place = read_place(message.content)
+    return place.round, place.exchange.name.lower()
+
+
+def _follow_messages() -> None:
+    true = agent.Agent.handle
+
+    def followed(keeper: Any, message: Message) -> Message:
+        _hand[0] = _place(message)
+        return true(keeper, message)
+
+    agent.Agent.handle = followed  # type: ignore[method-assign]
+
+
+def _told(exchange: str) -> Callable[[int], Dies]:
+    return lambda number: lambda _, message, *__: _place(message) == (number, exchange)
+
+
+def _hands(exchange: str) -> Callable[[int], Dies]:
+    return lambda number: lambda *_, **__: _hand[0] == (number, exchange)
+
+
+def _acknowledged(exchange: str) -> Callable[[int], Dies]:
+    wanted = str(Exchange[exchange.upper()].value)
+
+    def dies(number: int, line: Any) -> bool:
+        names = [name.split("/") for name in line._replies if name not in line._owed]
+        return any((name[1], name[3]) == (str(number), wanted) for name in names)
+
+    return lambda number: partial(dies, number)
+
+
+CLIENT: dict[str, Callable[[int], None]] = {
+    **{f"told: {each}": before(link, "handled_once", _told(each)) for each in EXCHANGES},
+    **{f"begun: {each}": before(agent.Agent, "handle", _told(each)) for each in EXCHANGES},
+    "before its reservation: inbox": before(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
+    "after its reservation: inbox": after(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
+    "training: inbox": before(app, "train_round", _hands("inbox")),
+    "trained: inbox": after(app, "train_round", _hands("inbox")),
+    "after its commit: inbox": after(own_ledger, "_commit", _hands("inbox")),
+    **{f"before its memory: {each}": before(device, "replace_file", _hands(each)) for each in EXCHANGES},
+    **{f"answered: {each}": after(agent.Agent, "handle", _told(each)) for each in EXCHANGES},
+    **{f"acknowledged: {each}": after(link.Line, "_settle", _acknowledged(each)) for each in EXCHANGES},
+}

@@ -1,0 +1,117 @@
+"""What must hold of a federation of processes, whatever was killed or cut off: read from the files that it left."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedveil.privacy.ledger import read_entries, verify
+
+Entries = dict[Path, list[tuple[int, str]]]
+
+
+@dataclass
+class Lived:
+    """A run that has ended.
+
+    Attributes:
+      hearts: the federation's folder.
+      run: the name that people give it.
+      rounds: how many it was to have.
+      kills: how often its server was killed.
+      before: the rows of its rounds that were done at the server's last kill.
+      paid: what stood on which ledger at some moment before the end.
+    """
+
+    hearts: Path
+    run: str
+    rounds: int
+    kills: int = 0
+    before: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    paid: Entries = field(default_factory=Entries)
+
+    @property
+    def folder(self) -> Path:
+        return self.hearts / "server" / "runs" / self.run
+
+    @property
+    def population(self) -> Path:
+        (path,) = (self.hearts / "server" / "ledgers").glob("*.ledger")
+        return path
+
+    @property
+    def own(self) -> list[Path]:
+        return sorted((self.hearts / "clients").glob("*/state/ledgers/client-*.ledger"))
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the rounds in a run's folder, but for a line in the making."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def entries_of(hearts: Path) -> Entries:
+    """Return what stands on every ledger of a federation."""
+    return {path: [(e.seq, e.hash) for e in read_entries(path)] for path in hearts.rglob("*.ledger")}
+
+
+def reservations(path: Path, run: str) -> list[tuple[str, int]]:
+    """Return run and round of all that is reserved on a ledger in the run's name, oldest first."""
+    keys = [json.loads(entry.key) for entry in read_entries(path) if entry.kind == "reserve"]
+    return [(name, number) for name, number, _ in keys if name.startswith(f"{run}@")]
+
+
+def names_of(path: Path, run: str) -> dict[int, list[str]]:
+    """Return the names under which each round is on a ledger, oldest first; after a kill there is a new one."""
+    found: dict[int, list[str]] = {}
+    for name, number in reservations(path, run):
+        found.setdefault(number, []).append(name)
+    return found
+
+
+def wrongs(lived: Lived, most: float, owners_most: float) -> Iterator[str]:
+    """Return what must not be; the population's epsilon is at most `most`, each client's own `owners_most`."""
+    rows, result = rows_of(lived.folder), json.loads((lived.folder / "result.json").read_text())
+    whole = "completed" if len(rows) == lived.rounds else "interrupted"
+    if result["status"] != whole or [row["round"] for row in rows] != list(range(1, len(rows) + 1)):
+        yield f"{result['status']} with rounds {[row['round'] for row in rows]}"
+    if all(row["abandoned"] for row in rows):
+        yield "completed, though no round released anything"
+    if rows[: len(lived.before)] != lived.before:
+        yield "rounds that were done before the kill are others after it"
+    if len({row["noise_multiplier"] for row in rows}) > 1 + lived.kills:
+        yield "the noise was planned anew without a kill"
+    for path, known in lived.paid.items():
+        if entries_of(lived.hearts)[path][: len(known)] != known:
+            yield f"{path}: what stood there is gone"
+    yield from _wrong_ledgers(
+        lived, rows, result, {lived.population: most} | dict.fromkeys(lived.own, owners_most)
+    )
+
+
+def _wrong_ledgers(
+    lived: Lived, rows: list[dict[str, Any]], result: dict[str, Any], most: dict[Path, float]
+) -> Iterator[str]:
+    named = names_of(lived.population, lived.run)
+    if sum(len(names) - 1 for names in named.values()) > lived.kills:
+        yield f"more rounds lost than kills: {named}"
+    for path, epsilon in most.items():
+        found = verify(path)
+        if not found.ok or not 0 < found.epsilon <= epsilon:
+            yield f"{path}: {found}"
+    if {row["epsilon"] for row in result["privacy"]} != {verify(lived.population).epsilon}:
+        yield f"told {result['privacy']}, but on the ledger is {verify(lived.population).epsilon}"
+    reserved = set(reservations(lived.population, lived.run))
+    for each in lived.own:
+        if not set(reservations(each, lived.run)) <= reserved:
+            yield f"{each}: more was asked of it than the server had reserved"
+    own = [names_of(each, lived.run) for each in lived.own]
+    for row in rows:
+        names = named.get(row["round"], [])
+        if not row["abandoned"] and not names:
+            yield f"round {row['round']} was released without a reservation"
+        paid = sum(names[-1:] == each.get(row["round"], [])[-1:] for each in own)
+        if paid < row["replies"]:
+            yield f"round {row['round']}: {row['replies']} sent a vector, {paid} have it on their ledgers"
