@@ -20,7 +20,8 @@ from ..strategies.flower_adapter import Runtime, quiet_flower, start_runtime
 from .flower_grid import FlowerGrid
 
 STOP_SECONDS = 10.0  # for clients that are still at work when the run ends
-CLIENT_RESOURCES = {"num_cpus": 1, "num_gpus": 0.0}  # one actor for each CPU
+# One actor for each CPU. Flower's pool keeps one that died: Ray starts it again, or all of its messages would fail.
+CLIENT_RESOURCES = {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}
 
 # Set before Ray is imported: it reports no usage, and does not warn of how it will treat missing accelerators.
 RAY_DEFAULTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ import pytest
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedveil.client.mod import FAILED
 from fedveil.configs.schema import EngineSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import record
 from fedveil.privacy.audit.canary_clients import coins_of
 from fedveil.privacy.ledger import verify
+from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations.deadline import LATE, within
+from fedveil.simulations.flower_grid import FlowerGrid
 from fedveil.simulations.ray_engine import ray_grid
 from fedveil.simulations.run import simulate
+from fedveil.strategies.secure_wire import SECURE_RECORD, Exchange, read_place
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'fedveil[ray]'"),
@@ -130,6 +135,57 @@ def test_a_late_and_a_failing_client_answer_with_an_error_and_a_failing_server_i
     assert codes[0] == LATE
     assert codes[1] not in (0, LATE)
     assert codes[2] == 0
+
+
+def answered(grid: FlowerGrid, node: int, seconds: float) -> bool:
+    """Whether a node answers within so many seconds, however often it takes to ask."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")], timeout=20.0)
+        if not reply.has_error() or reply.error.code == FAILED:  # of the app, which is there
+            return True
+    return False
+
+
+def test_a_worker_that_is_killed_costs_a_message_and_is_replaced(tmp_path: Path) -> None:
+    app, note = ClientApp(), tmp_path / "killed"
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if not note.exists():
+            note.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Message(RecordDict(), reply_to=message)
+
+    with ray_grid(app, 2, SETTINGS) as grid:
+        (reply,) = grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=20.0)
+        assert reply.has_error()
+        assert answered(grid, 3, 30) and answered(grid, 2, 1)
+
+
+@pytest.mark.campaign
+def test_a_worker_killed_at_any_stage_of_secure_aggregation(tmp_path: Path) -> None:
+    """A round for each exchange; in it the worker dies once, in the hands of the third client."""
+    masked = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
+    asked, everybody = masked["wanted"](3.0), list(range(2, 2 + masked["CLIENTS"]))
+
+    def die(message: Message, client: int) -> None:
+        if SECURE_RECORD not in message.content:  # of `answered`
+            return
+        place = read_place(message.content)
+        note = tmp_path / f"{place.round}"
+        if client == 2 and place.exchange == place.round - asked.row and not note.exists():
+            note.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with ray_grid(masked["app_of"](die), len(everybody), SETTINGS) as grid:
+        sums = SecureSums(grid, masked["masking"]())
+        for stage in Exchange:
+            opened = sums.sum(everybody, replace(asked, row=asked.row + stage), 60.0)
+            print(stage.name, opened.survivors, opened.dropped, opened.attempts)
+            assert (tmp_path / f"{asked.row + stage}").exists() and answered(grid, 2, 30)
+        last = sums.sum(everybody, replace(asked, row=asked.row + len(Exchange)), 60.0)
+    assert last.survivors == len(everybody)
 
 
 def test_a_runtime_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:

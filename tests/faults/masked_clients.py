@@ -38,38 +38,47 @@ def update_of(client: int) -> dict[str, np.ndarray]:
     return {name: draw.normal(size=shape).astype(np.float32) for name, shape in LAYOUT.items()}
 
 
-class Clients(InProcessGrid):
-    """Eight nodes that 'train' by adding their update; `fault` may take an exchange from a node.
+def app_of(
+    fault: Fault | None = None,
+    asked: Encryption = ASKED,
+    training=None,
+    trained: dict[int, int] | None = None,
+    seen: list[tuple[Message, Message]] | None = None,
+) -> ClientApp:
+    """Return the app of nodes that 'train' by adding their update; `fault` may take an exchange from a node."""
+    app, trained, seen = ClientApp(), {} if trained is None else trained, [] if seen is None else seen
 
-    `trained` counts by node how often the app was called; `seen` keeps all that travelled.
-    """
+    def mod(message, context, call_next):
+        client = int(str(context.node_config["partition-id"]))
+        answer = fault(message, client) if fault else None
+        if answer is None:
+            identity = simulated_identity(asked, client)
+            answer = secure_update(identity, Randomness(7), message, context, call_next)
+        seen.append((message, answer))
+        return answer
+
+    @app.train(mods=[mod])
+    def train(message: Message, context: Context) -> Message:
+        client = int(str(context.node_config["partition-id"]))
+        trained[client] = trained.get(client, 0) + 1
+        if training is not None and (reply := training(message, client)) is not None:
+            return reply
+        arrays = {k: v.numpy() + update_of(client)[k] for k, v in message.content["arrays"].items()}
+        metrics = MetricRecord({WEIGHT: client + 1, "loss": 1.0, "secret": 3.14})
+        return Message(RecordDict({"a": memory_arrays(arrays), "m": metrics}), reply_to=message)
+
+    return app
+
+
+class Clients(InProcessGrid):
+    """Eight such nodes; `trained` counts by node how often the app was called, `seen` keeps all that travelled."""
 
     def __init__(
         self, fault: Fault | None = None, asked: Encryption = ASKED, training=None, workers: int = 1
     ) -> None:
         self.trained: dict[int, int] = {}
         self.seen: list[tuple[Message, Message]] = []
-        app = ClientApp()
-
-        def mod(message, context, call_next):
-            client = int(str(context.node_config["partition-id"]))
-            answer = fault(message, client) if fault else None
-            if answer is None:
-                identity = simulated_identity(asked, client)
-                answer = secure_update(identity, Randomness(7), message, context, call_next)
-            self.seen.append((message, answer))
-            return answer
-
-        @app.train(mods=[mod])
-        def train(message: Message, context: Context) -> Message:
-            client = int(str(context.node_config["partition-id"]))
-            self.trained[client] = self.trained.get(client, 0) + 1
-            if training is not None and (reply := training(message, client)) is not None:
-                return reply
-            arrays = {k: v.numpy() + update_of(client)[k] for k, v in message.content["arrays"].items()}
-            metrics = MetricRecord({WEIGHT: client + 1, "loss": 1.0, "secret": 3.14})
-            return Message(RecordDict({"a": memory_arrays(arrays), "m": metrics}), reply_to=message)
-
+        app = app_of(fault, asked, training, self.trained, self.seen)
         super().__init__(app, CLIENTS, {}, workers)
 
 
