@@ -1,6 +1,6 @@
-"""Faults put into the running loop, each caught or known to be beyond the audit, and correct runs that stay silent.
+"""Faults put into the running loop, each caught, and correct runs that stay silent.
 
-`python -m pytest -m campaign tests/test_simulations_audit_campaign.py` takes about ten minutes.
+`python -m pytest -m campaign tests/test_simulations_audit_campaign.py` takes about five minutes.
 """
 
 import runpy
@@ -11,6 +11,7 @@ import pytest
 
 FAULTS: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "oracles" / "audit_faults.py"))
 CAUGHT_BY = {
+    "noise x0.98": "norm",
     "noise x0.8": "norm",
     "noise halved": "norm",
     "no noise": "canaries",
@@ -23,13 +24,12 @@ CAUGHT_BY = {
     "sampling fixed, accounted as Poisson": "draw",
     "encrypted sums that drop the noise": "norm",
 }
-BEYOND = {"noise x0.98"}  # less than the energy of the updates of so small a model
 
 pytestmark = pytest.mark.campaign
 
 
-def test_every_fault_is_caught_or_known_to_be_beyond() -> None:
-    assert set(CAUGHT_BY) | BEYOND | {"none", "encrypted sums, none"} == set(FAULTS["FAULTS"])
+def test_every_fault_is_caught() -> None:
+    assert set(CAUGHT_BY) | {"none", "encrypted sums, none"} == set(FAULTS["FAULTS"])
 
 
 @pytest.mark.parametrize("fault", CAUGHT_BY)
