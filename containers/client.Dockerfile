@@ -2,7 +2,7 @@
 #   docker build -f client.Dockerfile -t fedveil-client .
 #   docker run --restart=always --read-only --tmpfs /tmp --cap-drop=ALL --security-opt=no-new-privileges \
 #     --memory=1g --user "$(id -u):$(id -g)" --volume BUNDLE:/bundle fedveil-client
-ARG PYTHON=3.11-slim-bookworm
+ARG PYTHON=3.11-slim-trixie
 
 FROM python:${PYTHON} AS build
 COPY wheels /wheels

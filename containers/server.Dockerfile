@@ -1,20 +1,20 @@
-# The aggregation server. Context: a folder with wheels/ and the requirements.txt that was made with --wheels.
+# The aggregation server. Context: a folder with wheels/, by `pip wheel -w wheels '.[simulation]'` in the source tree;
+# that extra holds the settings' reader and the data of the tasks that come along.
 #   docker build -f server.Dockerfile -t fedveil-server .
 #   docker run --restart=on-failure --read-only --tmpfs /tmp --cap-drop=ALL --security-opt=no-new-privileges \
 #     --publish 8443:8443 --user "$(id -u):$(id -g)" --volume BUNDLE:/bundle fedveil-server
-ARG PYTHON=3.11-slim-bookworm
+ARG PYTHON=3.11-slim-trixie
 
 FROM python:${PYTHON} AS build
 COPY wheels /wheels
-COPY requirements.txt /requirements.txt
 RUN python -m venv /opt/fedveil \
- && /opt/fedveil/bin/pip install --no-cache-dir --no-index --find-links /wheels --require-hashes -r /requirements.txt
+ && /opt/fedveil/bin/pip install --no-cache-dir --no-index --find-links /wheels 'fedveil[simulation]'
 
 FROM python:${PYTHON}
 COPY --from=build /opt/fedveil /opt/fedveil
-# Nobody's; run it as whoever owns the bundle.
+# Nobody's; run it as whoever owns the bundle. Plots want a home that can be written to.
 USER 65532:65532
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # The bundle, and its state: the one place that is written to.
 VOLUME ["/bundle"]
 ENTRYPOINT ["/opt/fedveil/bin/fedveil", "server", "/bundle"]

@@ -293,7 +293,7 @@ def test_an_allowed_module_that_is_not_there_is_refused() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "fedveil.client.tasks.digits", raising=False)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(Refusal, match=r"sklearn.*fedveil\[simulation\]"):
+    with pytest.raises(Refusal, match=r"scikit-learn.*fedveil\[simulation\]"):
         load_task("digits")
 
 

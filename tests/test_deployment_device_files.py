@@ -180,12 +180,14 @@ def test_the_containers_are_two() -> None:
 
 
 @pytest.mark.parametrize("path", CONTAINERS, ids=lambda path: path.name)
-def test_a_container_runs_as_nobody_and_installs_only_what_was_pinned(path: Path) -> None:
+def test_a_container_runs_as_nobody_and_installs_from_its_own_folder_alone(path: Path) -> None:
     text = path.read_text()
     final = text.rpartition("\nFROM ")[2]
     assert re.search(r"^USER 65532:65532$", final, re.MULTILINE)
     assert "RUN" not in final and "ADD" not in text and ":latest" not in text
-    assert "--no-index" in text and "--require-hashes" in text
+    assert "--no-index" in text
+    # A device's wheels come from elsewhere; the server's are collected by whoever builds its image.
+    assert ("--require-hashes" in text) == (path.name == "client.Dockerfile")
     for flag in ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"):
         assert flag in text
 

@@ -22,7 +22,7 @@ TASKS: Mapping[str, str] = {
     "shakespeare": ".shakespeare",
     "sentences": ".sentences",
 }
-
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where a module is not called as its package is
 
 PLANTED = "planted"  # the option that plants odd examples in whatever task
 
@@ -57,7 +57,9 @@ def _shipped(name: str) -> Callable[..., object]:
     try:
         return import_module(TASKS[name], __package__).load
     except ModuleNotFoundError as error:
-        remedy = f"its data come with {error.name}, which is not installed; install fedveil[simulation]"
+        module = (error.name or "").partition(".")[0]
+        package = DISTRIBUTIONS.get(module, module)
+        remedy = f"its data come with {package}, which is not installed; install it, or fedveil[simulation]"
         raise Refusal("task", name, remedy) from error
 
 
