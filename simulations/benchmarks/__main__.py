@@ -14,6 +14,7 @@ from .memory import run_memory
 from .noise import run_noise
 from .privacy_share import run_privacy
 from .secagg import run_secagg
+from .supernodes import run_supernodes
 from .tables import Row, publish
 from .workload import MODELS, TRAINED, Size
 
@@ -23,6 +24,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "privacy": (run_privacy, TRAINED[1:]),
     "memory": (run_memory, ("tiny", "cnn-100k")),
     "link": (run_link, ()),
+    "supernodes": (run_supernodes, ()),
     "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
     "secagg": (run_secagg, ()),
     "noise": (run_noise, ()),

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
@@ -26,8 +27,35 @@ from ..engine import FIRST_NODE
 from .made_certificates import Authority
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a client is started with: its number, the authority's certificate and its key."""
+
+    node: int
+    ca: str
+    key: str
+
+
+Client = Callable[[Path, str, Told], AbstractContextManager[int]]
+
+
 @contextmanager
-def flower_federation(clients: int) -> Generator[tuple[SuperNodeGrid, list[int]]]:
+def our_client(folder: Path, listen: str, told: Told) -> Generator[int]:
+    """Run one of our clients as long as the context lasts."""
+    path = folder / f"{told.node}.json"
+    path.write_text(json.dumps([listen, told.node, told.ca, told.key]))
+    process = subprocess.Popen([sys.executable, "-m", f"{__package__}.flower_link_client", str(path)])
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def flower_federation(
+    clients: int, client: Client = our_client
+) -> Generator[tuple[SuperNodeGrid, list[int]]]:
     """A server in this process, a SuperLink, and the numbers of the clients' processes."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -38,7 +66,7 @@ def flower_federation(clients: int) -> Generator[tuple[SuperNodeGrid, list[int]]
         grid = stack.enter_context(open_superlink(folder, listen, lambda: nodes))
         yield (
             grid,
-            [stack.enter_context(_client(folder / f"{node}.json", listen, *told[node])) for node in nodes],
+            [stack.enter_context(client(folder, listen, each)) for each in told],
         )
 
 
@@ -48,11 +76,11 @@ def _write_server(folder: Path) -> None:
         (folder / name).write_bytes(pem)
 
 
-def _write_keys(folder: Path, nodes: tuple[int, ...]) -> dict[int, tuple[int, str, str]]:
-    """Write what the server knows of the nodes' keys; return of each node its number, the authority and its key."""
+def _write_keys(folder: Path, nodes: tuple[int, ...]) -> list[Told]:
+    """Write what the server knows of the nodes' keys; return what the nodes are told."""
     (folder / KEYS).mkdir()
     listed: dict[str, int] = {}
-    told: dict[int, tuple[int, str, str]] = {}
+    told: list[Told] = []
     for node in nodes:
         key = generate_private_key(SECP384R1())
         public = key.public_key()
@@ -61,20 +89,9 @@ def _write_keys(folder: Path, nodes: tuple[int, ...]) -> dict[int, tuple[int, st
             public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
         )
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-        told[node] = (node, (folder / "ca.pem").read_text(), secret.decode())
+        told.append(Told(node, (folder / "ca.pem").read_text(), secret.decode()))
     (folder / LISTED).write_text(json.dumps(listed))
     return told
-
-
-@contextmanager
-def _client(path: Path, listen: str, node: int, ca: str, key: str) -> Generator[int]:
-    path.write_text(json.dumps([listen, node, ca, key]))
-    process = subprocess.Popen([sys.executable, "-m", f"{__package__}.flower_link_client", str(path)])
-    try:
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def _free_address() -> str:

@@ -49,20 +49,20 @@ def run_link(options: Options) -> Row:
     before = conditions()
     rounds, clients = options.size.rounds, options.size.clients
     fleet = _fleet(clients, rounds)  # first, while this process has held nothing large
-    with _federation(PAIR, 1) as (grid, processes):
-        exchanges = [_exchanges(OURS, grid, size, rounds) for size in SIZES]
+    with federation(PAIR, 1) as (grid, processes):
+        rows = [exchanges(OURS, grid, size, rounds) for size in SIZES]
         after = {OURS: _resident(processes[0])}
     with flower_federation(PAIR) as (grid, processes):
-        _wait(grid, PAIR)
-        exchanges += [_exchanges(FLOWER, grid, size, rounds) for size in SIZES]
+        wait_for(grid, PAIR)
+        rows += [exchanges(FLOWER, grid, size, rounds) for size in SIZES]
         after[FLOWER] = _resident(processes[0])
     idle: list[Row] = []
-    for name, federation in ((OURS, _federation(1, 1)), (FLOWER, flower_federation(1))):
-        with federation as (grid, processes):
-            _wait(grid, 1)
+    for name, opened in ((OURS, federation(1, 1)), (FLOWER, flower_federation(1))):
+        with opened as (grid, processes):
+            wait_for(grid, 1)
             idle.append(_client_row(name, processes[0], after[name]))
     tables = {
-        f"An exchange with {PAIR} clients": exchanges,
+        f"An exchange with {PAIR} clients": rows,
         "A fleet in one run": [fleet],
         "A client's process, without torch": idle,
     }
@@ -83,17 +83,20 @@ def _client_row(name: str, process: int, after: float) -> Row:
     }
 
 
-def _exchanges(name: str, grid: Reaching, parameters: int, count: int) -> Row:
+def exchanges(name: str, grid: Reaching, parameters: int, count: int) -> Row:
+    """Measure so many exchanges with all clients, after one that is not measured."""
+    clients = len(list(grid.get_node_ids()))
     _exchange(grid, parameters, 0)
     cpu = cpu_seconds(os.getpid())
     seconds = [_exchange(grid, parameters, number + 1) for number in range(count)]
     cpu = cpu_seconds(os.getpid()) - cpu
     return {
         "contender": name,
+        "clients": clients,
         "parameters": parameters,
         "median ms": median([_MILLI * each for each in seconds]),
         "slowest ms": float(f"{_MILLI * max(seconds):.4g}"),
-        "cpu ms/message": float(f"{_MILLI * cpu / (count * PAIR):.3g}"),
+        "cpu ms/message": float(f"{_MILLI * cpu / (count * clients):.3g}"),
         "MB each way": 4 * parameters / _MEGA,
     }
 
@@ -112,7 +115,7 @@ def _exchange(grid: Reaching, parameters: int, number: int) -> float:
 
 def _fleet(clients: int, rounds: int) -> Row:
     alone = memory(os.getpid())
-    with _federation(clients, PER_PROCESS) as (grid, processes):
+    with federation(clients, PER_PROCESS) as (grid, processes):
         connected = _own_memory(processes)
         _exchange(grid, FLEET_PARAMETERS, 0)
         passed, cpu = _passed(grid), time.process_time()
@@ -148,7 +151,7 @@ def _passed(grid: LinkGrid) -> int:
 
 
 @contextmanager
-def _federation(clients: int, per_process: int) -> Generator[tuple[LinkGrid, list[int]]]:
+def federation(clients: int, per_process: int) -> Generator[tuple[LinkGrid, list[int]]]:
     """A server in this process, and clients in others, all connected; and the numbers of their processes."""
     authority = Authority()
     own = authority.server()
@@ -163,7 +166,7 @@ def _federation(clients: int, per_process: int) -> Generator[tuple[LinkGrid, lis
         processes = [
             stack.enter_context(_clients(folder / f"{n}.json", share)) for n, share in enumerate(shares)
         ]
-        _wait(grid, clients)
+        wait_for(grid, clients)
         yield grid, processes
 
 
@@ -179,7 +182,8 @@ def _clients(path: Path, endpoints: Sequence[Endpoint]) -> Generator[int]:
         process.wait()
 
 
-def _wait(grid: Reaching, clients: int) -> None:
+def wait_for(grid: Reaching, clients: int) -> None:
+    """Wait until so many clients are connected."""
     end = time.monotonic() + _SECONDS
     while len(grid.connected) < clients:
         if time.monotonic() > end:
