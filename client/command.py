@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..configs.bundle_files import read_toml
 from ..privacy.refusal import Refusal
+from ..strategies.training_order import people_call
 from . import agent
 from .bundle import DEFAULTS, ROSTER, read_settings
 from .own_ledger import epsilon_of
@@ -90,7 +91,9 @@ def _line(
     ]
     if health.at:
         ago = agent.seconds_since(health.at)
-        parts.append(f"round {health.round} of {health.run or '?'} {health.outcome} {ago:.0f} s ago")
+        parts.append(
+            f"round {health.round} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
+        )
     for name, pair in spent.items():
         whose = "as a client" if name.startswith("client-") else "its records"
         parts.append(

@@ -25,13 +25,14 @@ from ..strategies.flower_fleet import (
     HEARTBEAT_SECONDS,
     RUN_OVER,
     TOO_LARGE,
+    UNKNOWN_NODE,
     FleetNode,
     load_node_key,
 )
 from ..strategies.message_bytes import pack_body
 from ..strategies.question_id import question_id
 from .journal import Journal
-from .link import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, MOST_BYTES, Handle, handled_once
+from .link import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, MOST_BYTES, Handle, away, handled_once
 from .mod import FAILED
 
 logger = logging.getLogger("fedveil.client")
@@ -139,7 +140,7 @@ def follow_fleet(
                 except FLEET_FAILURES as why:
                     longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**failures)
                     seconds, failures = longest * random.uniform(0.2, 1.0), min(failures + 1, 16)
-                    said(f"away for {seconds:.1f} s: {_reason(why)}")
+                    said(away(seconds, _reason(why)))
                     stop.wait(seconds)
     finally:
         connection.go()
@@ -186,6 +187,8 @@ def _beating(connection: FleetNode) -> Generator[None]:
 
 
 def _reason(why: Exception) -> str:
+    if isinstance(why, httpx.HTTPStatusError) and why.response.status_code == UNKNOWN_NODE:
+        return "the server turns this device away, which was revoked, has new keys, or a clock that is wrong"
     if isinstance(why, httpx.HTTPStatusError):
         return f"the server said {why.response.status_code}"
     return str(why) or type(why).__name__

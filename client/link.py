@@ -115,6 +115,20 @@ def follow(
         begun.close()
 
 
+def away(seconds: float, why: str) -> str:
+    """Return what a device says that has no connection."""
+    return f"not connected, trying again in {seconds:.0f} s: {why}"
+
+
+def _in_words(error: grpc.aio.AioRpcError) -> str:
+    said = str(error.details())
+    if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+        return f"the server turns this device away, which was revoked or has new keys: {said}"
+    if "handshake failed" in said.lower():
+        return "the handshake failed: what answers there is not this federation's server, or a certificate has ended"
+    return f"{error.code().name.lower()}: {said}"
+
+
 def answer_one(inbox: Inbox, handle: Handle, begun: Callable[[Line], Journal]) -> None:
     """Answer the next instruction, if there is one soon; what it held is let go."""
     with suppress(queue.Empty):
@@ -200,7 +214,7 @@ class Line:
             self._failures = min(self._failures + 1, 16)
             longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (self._failures - 1))
             seconds = longest * random.uniform(0.2, 1.0)
-            self._said(f"away for {seconds:.1f} s: {why}")
+            self._said(away(seconds, why))
             await asyncio.sleep(seconds)
 
     async def _session(self) -> str:
@@ -214,7 +228,7 @@ class Line:
                 self._said(f"connected to {to.server}")
                 await self._exchange(call)
             except grpc.aio.AioRpcError as error:
-                return f"{error.code().name.lower()}: {error.details()}"
+                return _in_words(error)
             except (BadFrame, TimeoutError, EOFError, asyncio.InvalidStateError) as error:
                 return str(error) or type(error).__name__
             finally:

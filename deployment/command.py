@@ -63,7 +63,13 @@ def _show(desk: Desk) -> None:
             print(f"  node {each.node}  {each.name:{width}}  {outcome:8}  {where}{remark}")
     if kept := list(outcomes.values()).count("kept"):
         print(f"  kept as they were: {kept}")
-    print(f"  server  {desk.folder / SERVER}")
+    certificate = " (a new certificate)" if register.server != desk.before.server else ""
+    copy = ": copy it to the server" if register != desk.before else ""
+    print(f"  server  {desk.folder / SERVER}{certificate}{copy}")
+    if "rotated" in outcomes.values():
+        print(
+            "  copy *.key, tls.pem and roster.bin of who was rotated to the device, and start its client again"
+        )
     print(f"  keep {desk.folder / AUTHORITY} here: whoever has it admits anybody")
 
 

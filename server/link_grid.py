@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import queue
 import secrets
+import socket
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,23 +21,21 @@ from typing import Any
 import grpc
 import grpc.aio
 from flwr.app import Error, Message
-from flwr.supercore.run import Run
 
 from ..configs.bundle_files import Credentials
 from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import claim_identity, name_message, name_sender
 from ..strategies.frames import MAX_FRAME_BYTES, METHOD
-from ..strategies.grids import AskingGrid
 from ..strategies.message_bytes import Body, MalformedMessage, pack_body, segments, unpack
 from ..strategies.question_id import question_id
 from ..strategies.stream_loop import stream_loop
 from ..strategies.wire import UNREADABLE
 from .admission import Admitted
 from .following import Nodes
+from .roster_grid import LOOK_SECONDS, RosterGrid
 from .switchboard import Letter, Switchboard, Traffic
 
 MOST_REPLY_BYTES = 1 << 28
-LOOK_SECONDS = 1.0  # between two looks at who of those that are asked is still in the roster
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port fails, and does not share it
@@ -82,6 +80,7 @@ def open_link(door: Door) -> Generator[LinkGrid]:
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
     """
+    _refuse_taken(door.listen)
     loop = stream_loop()
     board = Switchboard(door.admitted, door.most_reply_bytes)
     try:
@@ -94,6 +93,16 @@ def open_link(door: Door) -> Generator[LinkGrid]:
     finally:
         watch.cancel()
         asyncio.run_coroutine_threadsafe(server.stop(None), loop).result()
+
+
+def _refuse_taken(listen: str) -> None:
+    """Say what is wrong with an address in the system's words; gRPC has none."""
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as error:
+        raise Refusal("listen", listen, f"no link can be opened there: {error.strerror}") from error
 
 
 async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
@@ -112,7 +121,7 @@ async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
     return server, port
 
 
-class LinkGrid(AskingGrid):
+class LinkGrid(RosterGrid):
     """See the module's text; `open_link` makes it.
 
     Args:
@@ -122,24 +131,11 @@ class LinkGrid(AskingGrid):
     """
 
     def __init__(self, nodes: Nodes, board: Switchboard, port: int) -> None:
-        self._nodes, self._board, self.port = nodes, board, port
+        super().__init__(claim_identity(run_id=1), nodes)
+        self._board, self.port = board, port
         self._call = stream_loop().call_soon_threadsafe
-        self._run = claim_identity(run_id=1)
         self._session, self._count = secrets.token_hex(8), itertools.count()
         self._unreadable = 0
-
-    def set_run(self, run: Run) -> None:
-        """Take another run's identity."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run of this process."""
-        return self._run
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes of the roster: one that is drawn while it is away drops out."""
-        return self._nodes()
 
     @property
     def traffic(self) -> dict[int, Traffic]:
@@ -156,30 +152,19 @@ class LinkGrid(AskingGrid):
         """How many streams and replies were turned away, by reason."""
         return {**self._board.counts(), "unreadable": self._unreadable}
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
-        """Send each message once its node is here, and yield the replies as they come.
-
-        It ends when all have answered or left the roster, or after `timeout` seconds; a caller that has enough may end it
-        before.
-        """
+    def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
         arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
         sent = self._written(messages, lambda letter, data: arrived.put((letter, data)))
         letters = [letter for letter, _ in sent.values()]
         self._call(self._board.post, letters)
-        waiting = {letter.id: letter.node for letter in letters}
-        end = math.inf if timeout is None else time.monotonic() + timeout
+        waiting, end = {letter.id: letter.node for letter in letters}, time.monotonic() + seconds
         try:
             while waiting:
                 left = max(0.0, end - time.monotonic())
                 try:
                     letter, data = arrived.get(timeout=min(left, LOOK_SECONDS))
                 except queue.Empty:
-                    if left == 0:
-                        return
-                    members = set(self._nodes())
-                    waiting = {name: node for name, node in waiting.items() if node in members}
+                    waiting = self._still_asked(waiting) if left else {}
                     continue
                 del waiting[letter.id]
                 yield self._read(sent[letter.id][1], data)
@@ -187,12 +172,12 @@ class LinkGrid(AskingGrid):
             self._call(self._board.withdraw, letters)
 
     def _written(
-        self, messages: Iterable[Message], deliver: Callable[[Letter, bytearray], None]
+        self, messages: list[Message], deliver: Callable[[Letter, bytearray], None]
     ) -> dict[str, tuple[Letter, Message]]:
         """Return the messages and their letters by id; what several messages share is packed once."""
         bodies: dict[int, Body] = {}
         written: dict[str, tuple[Letter, Message]] = {}
-        for message in list(messages):
+        for message in messages:
             if (body := bodies.get(id(message.content))) is None:
                 body = bodies[id(message.content)] = pack_body(message)
             name_message(message, self._name(message, body))

@@ -8,22 +8,21 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from flwr.app import Message
-from flwr.supercore.run import Run
 
 from ..strategies.flower_adapter import name_sender
 from ..strategies.flower_runtime import RUN_LOST, ServedRun
-from ..strategies.grids import AskingGrid
 from .admission import Admitted
 from .following import Nodes
+from .roster_grid import LOOK_SECONDS, RosterGrid
 
 logger = logging.getLogger("fedveil.server")
 
-POLL_SECONDS, LOOK_SECONDS = 0.2, 1.0
+POLL_SECONDS = 0.2
 MOST_FETCHED, FETCH_SECONDS = 32, 120.0  # replies at once, and what one may take from its announcement on
 # A device's clock may be so wrong before Flower turns it away (305 s), and it says how long a reply lasts.
 CLOCK_SECONDS = 600.0
@@ -38,7 +37,7 @@ def open_supernodes(open_run: OpenRun, nodes: Nodes, admitted: Admitted) -> Gene
         yield SuperNodeGrid(open_run, opened, nodes, admitted)
 
 
-class SuperNodeGrid(AskingGrid):
+class SuperNodeGrid(RosterGrid):
     """See the module's text; `open_supernodes` makes it.
 
     Args:
@@ -49,24 +48,11 @@ class SuperNodeGrid(AskingGrid):
     """
 
     def __init__(self, open_run: OpenRun, opened: ExitStack, nodes: Nodes, admitted: Admitted) -> None:
-        self._open_run, self._opened, self._nodes, self._admitted = open_run, opened, nodes, admitted
+        self._open_run, self._opened, self._admitted = open_run, opened, admitted
         self._served = opened.enter_context(open_run())
-        self._run = self._served.run
+        super().__init__(self._served.run, nodes)
         self._since, self._looked = dict[int, float](), -math.inf
         self.lost = 0
-
-    def set_run(self, run: Run) -> None:
-        """Take another run's identity; the SuperLink knows its own."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run of this process."""
-        return self._run
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes of the roster: one that is drawn while it is away drops out."""
-        return self._nodes()
 
     @property
     def connected(self) -> dict[int, float]:
@@ -85,32 +71,24 @@ class SuperNodeGrid(AskingGrid):
         """How many exchanges ended because the SuperLink had lost the run."""
         return {"runs lost": self.lost}
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
-        """Send each message once its node is here, and yield the replies as they come.
-
-        It ends when all have answered, gone or left the roster, or after `timeout` seconds. A SuperLink that has lost the run is given
-        another one, and who has not answered until then drops out.
-        """
+    def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        """Exchange; a SuperLink that has lost the run is given another one, and who has not answered then drops out."""
         try:
-            yield from self._exchange(list(messages), math.inf if timeout is None else timeout)
+            yield from self._exchanged(messages, seconds)
         except RUN_LOST as loss:
             logger.warning("the SuperLink lost the run (%s)", type(loss).__name__)
             self.lost += 1
             self._opened.close()
             self._served = self._opened.enter_context(self._open_run())
 
-    def _exchange(self, messages: list[Message], timeout: float) -> Iterator[Message]:
-        end, looked = time.monotonic() + timeout, -math.inf
+    def _exchanged(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        end, looked = time.monotonic() + seconds, -math.inf
         waiting, coming = dict[str, int](), dict[Future[Message | None], int]()
         fetching = ThreadPoolExecutor(MOST_FETCHED, "flower reply")
         try:
             while (messages or waiting or coming) and (left := end - time.monotonic()) > 0:
                 if (messages or waiting) and time.monotonic() - looked > LOOK_SECONDS:
-                    looked, members = time.monotonic(), set(self._nodes())
-                    messages = [each for each in messages if each.metadata.dst_node_id in members]
-                    waiting = {name: node for name, node in waiting.items() if node in members}
+                    looked, waiting = time.monotonic(), self._still_asked(waiting)
                     messages = self._send(messages, left, waiting) if messages else []
                 for reply in self._served.replies(list(waiting)) if waiting else ():
                     task = fetching.submit(reply.fetch, min(left, FETCH_SECONDS))
@@ -125,7 +103,7 @@ class SuperNodeGrid(AskingGrid):
             fetching.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, messages: list[Message], left: float, waiting: dict[str, int]) -> list[Message]:
-        """Hand over what can be, and note it in `waiting`; return the messages to those who are not here."""
+        """Hand over what can be, and note it in `waiting`; return the messages to those who may still come."""
         ids = self._on_line()
         lasts = None if math.isinf(left) else left + CLOCK_SECONDS
         there = [message for message in messages if message.metadata.dst_node_id in ids]
@@ -133,7 +111,8 @@ class SuperNodeGrid(AskingGrid):
         for name, each in zip(self._served.push(addressed), there, strict=True):
             if name:
                 waiting[name] = each.metadata.dst_node_id
-        return [message for message in messages if message.metadata.dst_node_id not in ids]
+        to_come = set(self._nodes()) - ids.keys()
+        return [message for message in messages if message.metadata.dst_node_id in to_come]
 
     def _on_line(self) -> dict[int, int]:
         """Return Flower's ids of the nodes that are here and admitted."""

@@ -31,8 +31,6 @@ from ..strategies.wire import LATE, add_reply
 from .deadline import PastDeadline, limited_to
 
 if TYPE_CHECKING:
-    from flwr.supercore.run import Run
-
     from ..client.in_place import InPlaceRound
 
 FIRST_NODE = 2  # node 1 is Flower's server
@@ -74,15 +72,6 @@ class InProcessGrid(AskingGrid):
         self._run = claim_identity(run_id=1)
         if self.workers == 1:
             keep_memory()
-
-    def set_run(self, run: Run) -> None:
-        """Take another run's identity."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run of this process."""
-        return self._run
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all clients."""

@@ -6,12 +6,24 @@ from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run
 
 from ..privacy.refusal import Refusal
 
 
 class AskingGrid(Grid):
     """A grid that is asked by `send_and_receive` only: nothing runs on while nobody waits for it."""
+
+    _run: Run
+
+    def set_run(self, run: Run) -> None:
+        """Take another run's identity."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run of this process."""
+        return self._run
 
     def create_message(
         self,

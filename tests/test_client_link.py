@@ -169,7 +169,7 @@ def test_it_waits_for_a_server_that_is_not_there_and_leaves_when_told(federation
         until(lambda: len(said) >= 3)
         with open_link(federation.door(f"127.0.0.1:{port}")) as grid:
             assert len(list(grid.send_and_receive([asking(2)], timeout=20))) == 1
-        until(lambda: sum("away" in line for line in said) >= 5)
+        until(lambda: sum("not connected" in line for line in said) >= 5)
     assert any("unavailable" in line for line in said) and any("connected" in line for line in said)
 
 
@@ -180,7 +180,7 @@ def test_a_server_of_another_authority_is_not_followed(federation: Any, tmp_path
         open_link(other.door()) as grid,
         federation.following(federation.endpoint(2, grid.port), moved, said),
     ):
-        until(lambda: any("handshake failed" in line for line in said))
+        until(lambda: any("not this federation's server" in line for line in said))
         assert list(grid.send_and_receive([asking(2)], timeout=0.3)) == []
 
 

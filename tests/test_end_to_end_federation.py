@@ -233,7 +233,7 @@ def test_a_running_server_takes_who_is_revoked_who_is_new_and_its_own_new_certif
     revoke(world.hearts, "hungary")
     rotate(world.hearts, "server", None)
     until(lambda: world.rows("changing")[-1]["invited"] == 4, lambda: server.said)
-    until(lambda: "permission_denied" in world.health("hungary"), lambda: world.health("hungary"))
+    until(lambda: "turns this device away" in world.health("hungary"), lambda: world.health("hungary"))
     world.clients["cleveland"].kill(signal.SIGTERM)
     world.client("cleveland")
     listed = (world.hearts / "authority" / "federation.yaml").read_text()
