@@ -84,7 +84,7 @@ def _line(
     spent: dict[str, tuple[float, float] | None],
 ) -> str:
     if health is None:
-        return f"{folder}: never started"
+        return f"{folder}: starting" if runs else f"{folder}: never started"
     parts = [
         f"{health.name}, node {health.node} of {health.federation}",
         health.state if runs else "not running",

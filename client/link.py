@@ -126,7 +126,8 @@ def _in_words(error: grpc.aio.AioRpcError) -> str:
         return f"the server turns this device away, which was revoked or has new keys: {said}"
     if "handshake failed" in said.lower():
         return "the handshake failed: what answers there is not this federation's server, or a certificate has ended"
-    return f"{error.code().name.lower()}: {said}"
+    why = said.rpartition(": ")[2] if error.code() is grpc.StatusCode.UNAVAILABLE else said
+    return f"{error.code().name.lower()}: {why}"
 
 
 def answer_one(inbox: Inbox, handle: Handle, begun: Callable[[Line], Journal]) -> None:

@@ -8,19 +8,25 @@ from collections.abc import Coroutine
 from functools import cache
 from typing import Any
 
+import grpc.aio
+
 from .frames import Frame, read
 
 _lock = threading.Lock()
 
 
 def stream_loop() -> asyncio.AbstractEventLoop:
-    """Return the loop; it runs in a thread of its own until the process ends."""
+    """Return the loop; it runs in a thread of its own until the process ends.
+
+    So long gRPC stays open as well: at its own end it closes what it polls while the loop may still read there.
+    """
     with _lock:
         return _running_loop()
 
 
 @cache
 def _running_loop() -> asyncio.AbstractEventLoop:
+    grpc.aio.init_grpc_aio()  # pyright: ignore[reportAttributeAccessIssue] (in its `__all__`, and not in its stubs)
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="streams", daemon=True).start()
     return loop
