@@ -84,12 +84,14 @@ def _line(
     spent: dict[str, tuple[float, float] | None],
 ) -> str:
     if health is None:
-        return f"{folder}: starting" if runs else f"{folder}: never started"
-    parts = [
-        f"{health.name}, node {health.node} of {health.federation}",
-        health.state if runs else "not running",
-    ]
-    if health.at:
+        forgot = "it remembers no run" if spent else "never started"
+        parts = [f"{folder}: starting" if runs else f"{folder}: {forgot}"]
+    else:
+        parts = [
+            f"{health.name}, node {health.node} of {health.federation}",
+            health.state if runs else "not running",
+        ]
+    if health is not None and health.at:
         ago = agent.seconds_since(health.at)
         parts.append(
             f"round {health.round} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
@@ -144,7 +146,7 @@ def state_of(folder: Path) -> Path:
 def _of_ledgers(state: Path, ledgers: bool) -> str:
     kept = state / LEDGERS
     if ledgers:
-        return f"; without the ledgers: {WHAT_LEDGERS_ARE}"
+        return f"; its ledgers as well ({WHAT_LEDGERS_ARE})"
     return f"; the ledgers stay in {kept}" if kept.exists() else ""
 
 
