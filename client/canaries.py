@@ -29,6 +29,12 @@ def canary_updates(settings: CanaryClients, clients: Sequence[int], dimension: i
     return canaries_for(settings, dimension).updates(which, settings.norm, settings.replaced)
 
 
+def canary_window(settings: CanaryClients, client: int, dimension: int) -> tuple[int, NDArray[np.float32]]:
+    """Return the first coordinate that this canary moves, and how it moves those from there on; all others stay."""
+    which = client - settings.first
+    return canaries_for(settings, dimension).window(which, settings.norm, settings.replaced)
+
+
 def canary_answer(message: Message, settings: CanaryClients, client: int) -> Message:
     """Return the reply of a canary as a client's app gives it: arrays and metrics."""
     received = only_arrays(message.content)

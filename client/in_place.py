@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from .app import TRAIN_LOSS, Workbench, seed_layers, training_settings
-from .canaries import canary_updates
-from .settings import CanaryClients
+from .canaries import canary_window
 from .training import SGD, train
 
 logger = logging.getLogger("fedveil.client")
@@ -58,9 +58,6 @@ class InPlaceRound:
 
     def train(self, client: int) -> dict[str, float] | None:
         """Train the model on one client's data and return its scalars; None if it failed, which its log explains."""
-        dummies = self.bench.settings.canaries
-        if dummies is not None and client in dummies:
-            return self._become(dummies, client)
         try:
             examples = self.bench.task.client_data(client)
             with torch.no_grad():
@@ -72,14 +69,20 @@ class InPlaceRound:
             return None
         return {WEIGHT: float(len(examples)), TRAIN_LOSS: loss}
 
-    def _become(self, dummies: CanaryClients, client: int) -> dict[str, float]:
-        """Let the model be what a canary makes of it, and return what it says beside."""
-        (update,) = canary_updates(dummies, [client], self.update.size)
-        start = 0
-        for part, trained, received in self.moves:
-            np.add(received, update[start : start + part.size].reshape(part.shape), out=trained)
-            start += part.size
-        return dict(dummies.metrics)
+    def add_canary(self, client: int, cohort_sum: CohortSum, spec: SumSpec) -> bool:
+        """Add what a canary of an audit sends, all of it within its window; return whether this client is one."""
+        dummies = self.bench.settings.canaries
+        if dummies is None or client not in dummies:
+            return False
+        start, moved = canary_window(dummies, client, self.update.size)
+        before = self._start[start : start + moved.size]
+        add_update(cohort_sum, before + moved - before, dummies.metrics, spec, start)
+        return True
+
+    @cached_property
+    def _start(self) -> NDArray[np.floating]:
+        """The received arrays that are averaged, flat, in the layout's order."""
+        return np.concatenate([np.ravel(received) for _, _, received in self.moves])
 
     def add(self, cohort_sum: CohortSum, scalars: dict[str, float], spec: SumSpec) -> None:
         """Add the update of the client that was trained last."""

@@ -119,9 +119,12 @@ class InProcessGrid(AskingGrid):
 
     def _sum_in_place(self, begun: InPlaceRound, order: _Order, cohort_sum: CohortSum) -> None:
         for node in order.nodes:
+            client = node - FIRST_NODE
+            if begun.add_canary(client, cohort_sum, order.spec):
+                continue
             try:
                 with limited_to(self.deadline):
-                    scalars = begun.train(node - FIRST_NODE)
+                    scalars = begun.train(client)
             except PastDeadline:
                 cohort_sum.drop("late")
                 continue

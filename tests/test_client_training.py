@@ -28,7 +28,13 @@ from fedveil.client.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.in_place import begin
 from fedveil.client.mod import FAILED
 from fedveil.client.model_checks import check_trainable
-from fedveil.client.settings import TRAIN_LOSS, ClientSettings, RecordPrivacy, training_settings
+from fedveil.client.settings import (
+    TRAIN_LOSS,
+    CanaryClients,
+    ClientSettings,
+    RecordPrivacy,
+    training_settings,
+)
 from fedveil.client.tasks.classification import cross_entropies
 from fedveil.client.tasks.protocol import Examples
 from fedveil.client.training import SGD, load_arrays, read_arrays, train
@@ -311,6 +317,21 @@ def test_training_in_place_is_the_message_path_bit_for_bit(
     assert (direct.replies, direct.dropped) == (single.replies, single.dropped)
     assert (single.replies, sum(single.dropped.values())) == (3, 3)
     assert np.array_equal(direct.total, single.total)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_canary_within_its_window_is_the_message_path_bit_for_bit(
+    replaced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {TRAIN_LOSS: 2.5, WEIGHT: 25.0}
+    dummies = CanaryClients(1, 5, "07" * 32, support=5, norm=10.0, replaced=replaced, metrics=said)
+    settings, content = replace(SETTINGS, canaries=dummies), instruction(PRIVATE)
+    single = one_by_one(bench_of(Made(), settings), content, list(range(1, 6)), PRIVATE, monkeypatch)
+    begun, direct = begin(bench_of(Made(), settings), content), CohortSum(np.zeros(size_for(PRIVATE)))
+    assert all(begun.add_canary(client, direct, PRIVATE) for client in range(1, 6))
+    assert not begun.add_canary(0, direct, PRIVATE)
+    assert np.array_equal(direct.total, single.total) and single.total.any()
+    assert (direct.replies, single.replies) == (5, 5)
 
 
 def test_layers_that_draw_do_so_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,14 +107,17 @@ def test_rows_equal_single_clients() -> None:
 @example([1.0] * 5000)  # rounding carries it over the norm, and what was added is taken back
 @settings(max_examples=100, deadline=None)
 def test_an_update_added_at_once_is_the_contribution_of_a_client(numbers: list[float]) -> None:
+    """Whole, or as the window outside of which it is zero."""
     spec, scalars = SumSpec(1.5, (Scalar("loss", 5.0),), 0.1, cells=64), {"loss": 2.0}
-    update = np.array(numbers, np.float32)
-    before = np.arange(update.size + 1, dtype=np.float64)
-    expected, at_once = CohortSum(before.copy()), CohortSum(before.copy())
-    add(expected, encode({"w": update}, scalars, spec)[0], spec)
-    add_update(at_once, update, scalars, spec)
-    assert np.array_equal(at_once.total, expected.total)
-    assert at_once.replies == 1
+    window = np.array(numbers, np.float32)
+    for update in (window, np.concatenate([np.zeros(3, np.float32), window, np.zeros(4, np.float32)])):
+        start = 0 if update is window else 3
+        before = np.arange(update.size + 1, dtype=np.float64)
+        expected, at_once = CohortSum(before.copy()), CohortSum(before.copy())
+        add(expected, encode({"w": update}, scalars, spec)[0], spec)
+        add_update(at_once, window, scalars, spec, start)
+        assert np.array_equal(at_once.total, expected.total)
+        assert at_once.replies == 1
 
 
 def test_the_server_clips_again_what_a_client_did_not() -> None:

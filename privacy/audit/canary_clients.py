@@ -80,6 +80,11 @@ class Canaries:
         sides = np.where(self.coins[list(canaries)], 1.0, -1.0 if replaced else 0.0)
         return self.directions.updates(canaries, norm * sides)
 
+    def window(self, canary: int, norm: float, replaced: bool) -> tuple[int, NDArray[np.float32]]:
+        """What one canary sends, where it is not zero: the first coordinate, and (support,) from there on."""
+        side = 1.0 if self.coins[canary] else -1.0 if replaced else 0.0
+        return int(self.directions.starts[canary]), np.float32(norm * side) * self.directions.values[canary]
+
 
 @lru_cache(maxsize=2)
 def canaries_of(seed: bytes, count: int, dimension: int, support: int) -> Canaries:

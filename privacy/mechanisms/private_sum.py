@@ -63,7 +63,7 @@ def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple
     flat = np.concatenate([np.ravel(value) for value in update.values()])
     if spec.clipping_norm is None:
         return _weigh(flat, scalars, spec), False
-    factor = _factor(flat, spec)
+    factor = _factor(flat, spec, flat.size)
     tail = _scalars_on_grid(scalars, factor, spec)
     out = np.empty(flat.size + tail.size, np.int32)
     out[flat.size :] = tail
@@ -76,12 +76,15 @@ def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple
     return out, factor < 1.0
 
 
-def _factor(update: NDArray[np.floating], spec: SumSpec) -> float:
-    """Return what an update is scaled by, 1 leaves it as it is; ValueError for one that is not finite."""
+def _factor(update: NDArray[np.floating], spec: SumSpec, coordinates: int) -> float:
+    """Return what an update of so many coordinates, zero outside of these, is scaled by; 1 leaves it as it is.
+
+    ValueError for one that is not finite.
+    """
     norm = math.sqrt(squared_norm(update))
     if not math.isfinite(norm):
         raise ValueError("the update has a value that is not finite")
-    return min(1.0, spec.aim(update.size) / norm) if norm > 0 else 1.0
+    return min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0
 
 
 def _scalars_on_grid(scalars: Mapping[str, float], factor: float, spec: SumSpec) -> Vector:
@@ -219,27 +222,42 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
 
 
 def add_update(
-    cohort_sum: CohortSum, update: NDArray[np.floating], scalars: Mapping[str, float], spec: SumSpec
+    cohort_sum: CohortSum,
+    update: NDArray[np.floating],
+    scalars: Mapping[str, float],
+    spec: SumSpec,
+    start: int = 0,
 ) -> None:
     """Add what `encode` makes of a client's update, in the same process and without a vector in between.
 
     Args:
-      update: all arrays in the layout's order, flat, shape (coordinates,).
+      update: all arrays in the layout's order, flat, shape (coordinates,); or a window of them from `start`, outside of
+        which the update is zero.
 
     Raises:
       ValueError: the update has a value that is not finite; nothing was added.
     """
+    coordinates = cohort_sum.total.size - len(spec.scalars)
     if spec.clipping_norm is None:
-        return add(cohort_sum, _weigh(update, scalars, spec), spec)
-    factor = _factor(update, spec)
+        return add(cohort_sum, _weigh(_whole(update, start, coordinates), scalars, spec), spec)
+    factor = _factor(update, spec, coordinates)
     tail = _scalars_on_grid(scalars, factor, spec)
-    wide = cohort_sum.total[: update.size]
+    wide = cohort_sum.total[start : start + update.size]
     squared = float(np.dot(tail, tail)) + _add_rounded(wide, update, factor / spec.step, np.add)
     if squared > float(spec.cells) ** 2:
         _add_rounded(wide, update, factor / spec.step, np.subtract)  # whole numbers: nothing of it is left
-        return add(cohort_sum, encode({"": update}, scalars, spec)[0], spec)
-    cohort_sum.total[update.size :] += tail
+        whole = {"": _whole(update, start, coordinates)}
+        return add(cohort_sum, encode(whole, scalars, spec)[0], spec)
+    cohort_sum.total[coordinates:] += tail
     cohort_sum.replies += 1
+
+
+def _whole(window: NDArray[np.floating], start: int, coordinates: int) -> NDArray[np.floating]:
+    if window.size == coordinates:
+        return window
+    whole = np.zeros(coordinates, window.dtype)
+    whole[start : start + window.size] = window
+    return whole
 
 
 def _add_rounded(total: Vector, update: NDArray[np.floating], factor: float, combine: np.ufunc) -> float:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .audit_share import run_audit
 from .dp_sgd import PRIVATE, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
 from .link import run_link
@@ -28,6 +29,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
     "secagg": (run_secagg, ()),
     "noise": (run_noise, ()),
+    "audit": (run_audit, ()),
 }
 
 

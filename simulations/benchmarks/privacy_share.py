@@ -57,22 +57,22 @@ def run_privacy(options: Options) -> Row:
         noise = Randomness(1).stream("noise")
         flat = np.concatenate([value.ravel() for value in update.values()])
         client = {
-            "clip, lattice, add": _milliseconds(lambda t=total, u=flat, s=spec: add_update(t, u, {}, s)),
+            "clip, lattice, add": milliseconds(lambda t=total, u=flat, s=spec: add_update(t, u, {}, s)),
         }
         by_message.append(
             {
                 "workload": workload,
-                "difference": _milliseconds(lambda t=trained, r=received: difference(t, r)),
-                "clip and lattice": _milliseconds(lambda u=update, s=spec: encode(u, {}, s)),
-                "reply": _milliseconds(lambda v=vector, q=request: reply_with(v, q)),
-                "check and add": _milliseconds(lambda t=total, r=reply, s=spec: add_reply(t, r, s)),
+                "difference": milliseconds(lambda t=trained, r=received: difference(t, r)),
+                "clip and lattice": milliseconds(lambda u=update, s=spec: encode(u, {}, s)),
+                "reply": milliseconds(lambda v=vector, q=request: reply_with(v, q)),
+                "check and add": milliseconds(lambda t=total, r=reply, s=spec: add_reply(t, r, s)),
             }
         )
         server = {
-            "noise": _milliseconds(
+            "noise": milliseconds(
                 lambda t=total, s=spec, n=noise: add_noise(t.total, NOISE_MULTIPLIER, s, n)
             ),
-            "decode": _milliseconds(lambda t=total, y=layout, s=spec: decode(t.total, y, s, 100.0)),
+            "decode": milliseconds(lambda t=total, y=layout, s=spec: decode(t.total, y, s, 100.0)),
         }
         rows.append(_share(workload, client, server, options))
     tables = {
@@ -102,7 +102,8 @@ def _step(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(_SEED).normal(0.0, 0.01, shape)
 
 
-def _milliseconds(stage: Callable[[], object]) -> float:
+def milliseconds(stage: Callable[[], object]) -> float:
+    """Return the median CPU time of calling this, after once in vain."""
     stage()
     taken: list[float] = []
     for _ in range(_REPEATS):
