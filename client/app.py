@@ -31,7 +31,7 @@ from ..strategies.wire import (
     read_round,
     view,
 )
-from . import record_canaries
+from . import kept_rows, loss_traces, record_canaries
 from .batches import poisson_batches, seeds_of
 from .canaries import canary_answer
 from .mod import private_update
@@ -127,6 +127,9 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     key = int(randomness.stream("training", number).uint64(1)[0])
     seed_layers(key, client)
     metrics: dict[str, float] = {WEIGHT: len(examples)}
+    if settings.loss_traces:
+        path = Path(settings.loss_traces) / f"{client}{loss_traces.SUFFIX}"
+        loss_traces.note(path, number, bench.task, model, examples)
     if settings.record is None:
         metrics[TRAIN_LOSS] = train(model, bench.task, examples, sgd, client, key)
     else:
@@ -175,7 +178,7 @@ def _train_on_ledger(
     plan = record_plan(record, len(examples) + record.canaries, settings)
     name = settings.device or fingerprint(examples)
     beside = record.ledger_path(name).with_suffix(record_canaries.SUFFIX)
-    canaried = _canaried(record, bench, examples, beside, settings) if record.canaries else None
+    canaried = _canaried(plan, bench, examples, beside, settings) if record.canaries else None
     model, loss, records = (
         (bench.model, bench.task, examples)
         if canaried is None
@@ -196,19 +199,21 @@ def _train_on_ledger(
         wait=LEDGER_WAIT_SECONDS,
     ) as ledger:
         ledger.reserve_new(release)
-        train_privately(model, loss, records, sgd, plan, streams, engine)
+        watch = None if canaried is None else canaried.after_step
+        train_privately(model, loss, records, sgd, plan, streams, engine, watch)
         if canaried is not None:
-            record_canaries.note(beside, key[1], plan, canaried.scores(plan, sgd.learning_rate))
+            kept_rows.append(beside, key[1], canaried.scores)
         ledger.commit(release.key)
 
 
 def _canaried(
-    record: RecordPrivacy, bench: Workbench, examples: Examples, path: Path, settings: ClientSettings
+    plan: Plan, bench: Workbench, examples: Examples, path: Path, settings: ClientSettings
 ) -> record_canaries.Round:
+    assert settings.record is not None
     number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
     stream = Randomness(settings.seed).stream("record canaries", number)
-    coins = record_canaries.coins_of(path, record.canaries, stream)
-    return record_canaries.begin(bench.model, bench.task, examples, coins, record.max_grad_norm)
+    coins = record_canaries.coins_of(path, settings.record.canaries, stream)
+    return record_canaries.begin(bench.model, bench.task, examples, coins, plan)
 
 
 def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -> Plan:

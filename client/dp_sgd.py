@@ -93,6 +93,7 @@ def train_privately(
     plan: Plan,
     streams: tuple[Stream, Stream],
     gradients: str = "hooks",
+    after_step: Callable[[], None] | None = None,
 ) -> None:
     """Train the model in place by DP-SGD; `plan.event()` accounts for all of its steps.
 
@@ -106,6 +107,7 @@ def train_privately(
       plan: its sampling is `PoissonBatches`, its clipping norm bounds each example's gradient.
       streams: for the batches, and for the noise.
       gradients: a name of `ENGINES`, as `chosen_engine` returns it.
+      after_step: called after each step, when the parameters' gradients are its noised means.
 
     Raises:
       Refusal: if some layer's batch is not the batch of examples, or ghost clipping cannot train the model.
@@ -136,6 +138,8 @@ def train_privately(
             for batch in plan.sampling.draw(len(examples), draws):
                 _clip(torch.from_numpy(batch), clipped_sums, optimizer)
                 optimizer.step()
+                if after_step is not None:
+                    after_step()
                 if sgd.proximal_mu:
                     _pull(optimizer.params, start, sgd)
     finally:

@@ -134,6 +134,7 @@ class ClientSettings:
       device: of a deployed client: what names it on its own ledgers, 64 hexadecimal digits. Its data are real whatever
         the task declares, and its ledger of records goes by it: new records must not make a new ledger.
       canaries: which clients are dummies of an audit; None without any.
+      loss_traces: the owner's folder of what the model remembers of each record; empty: none is kept.
     """
 
     task: str
@@ -147,6 +148,7 @@ class ClientSettings:
     encryption: Encryption | None = None
     device: str | None = None
     canaries: CanaryClients | None = None
+    loss_traces: str = ""
 
     def to_json(self) -> str:
         """Return the settings as JSON."""

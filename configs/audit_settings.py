@@ -25,6 +25,7 @@ def read_audit(section: Section, privacy: PrivacySettings, cohort: str) -> Audit
         canaries=section.optional_whole("canaries", at_least=0, at_most=MAX_CANARIES) if full else None,
         looks=section.whole("looks", at_least=1, at_most=MAX_LOOKS) if full else 0,
         support=section.optional_whole("support", at_least=2, at_most=MAX_SUPPORT) if full else None,
+        loss_traces=section.flag("loss_traces") if full else False,
     )
     client = privacy.client if isinstance(privacy, RecordAndClient) else privacy
     if not isinstance(client, ClientCentral):

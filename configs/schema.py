@@ -163,6 +163,8 @@ class AuditSettings:
     """Rounds at which canaries are weighed."""
     support: int | None = None
     """Coordinates that one canary may use; None: as many as memory bears."""
+    loss_traces: bool = False
+    """Whether each client keeps the losses of its records; in a simulation, for whoever owns them to look at."""
 
     @property
     def full(self) -> bool:

@@ -6,7 +6,7 @@ It sees what leaves, canaries' seeds, and what a task planted; nothing else. So 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..privacy.audit import record
+from ..privacy.audit import record, record_claim
 from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, look_at
 from ..privacy.audit.canary_clients import Directions
 from ..privacy.audit.draw_check import draw_p
@@ -42,9 +42,11 @@ class Auditor:
       path: the file of rows.
       directions: of the canaries; None without any, or where nothing is watched any more.
       coins: which canaries were in.
-      probe: the task's own; None without one.
+      probe: of what was planted; None without one.
+      record_probe: says what canary records show after a round; None without them.
       memory: what the last round left.
-      looks, raised, found: what was measured, which alarms were raised, and what the probe last found.
+      looks, record_looks: what was measured, by canaries and by canary records.
+      raised, found: which alarms were raised, and what the probe last found.
     """
 
     terms: Terms
@@ -52,8 +54,10 @@ class Auditor:
     directions: Directions | None = None
     coins: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     probe: MemorisationProbe | None = None
+    record_probe: Callable[[int], Measured | None] | None = None
     memory: Memory = NO_MEMORY
     looks: list[Measured] = field(default_factory=list[Measured])
+    record_looks: list[Measured] = field(default_factory=list[Measured])
     raised: list[Raised] = field(default_factory=list[Raised])
     found: Sequence[Memorised] = ()
     _rows: list[Rows] = field(default_factory=list[Rows])
@@ -91,11 +95,23 @@ class Auditor:
             block = block_of(number, self.terms.num_rounds)
             row, self.memory = watch(released, self.memory, self.directions, self.terms.canaries, block)
             row["norm_p"], row["draw_p"] = self._norm_p(row), self._draw_p(row)
-        if due and self.probe is not None:
-            self.found = self.probe.look(arrays, number)
-            row["probe_p"] = pooled_p(self.found)
+        if due:
+            self._probe(number, arrays, row)
         record.append(self.path, row)
         return self._judge(row)
+
+    def _probe(self, number: int, arrays: Arrays, row: Rows) -> None:
+        if self.probe is not None:
+            self.found = self.probe.look(arrays, number)
+        for name, asked, refutes in (
+            ("probe_p", self.terms.probed, False),
+            ("losses_p", self.terms.losses, True),
+        ):
+            if asked:
+                row[name] = pooled_p([each for each in self.found if each.refutes is refutes])
+        records = self.record_probe(number) if self.record_probe is not None else None
+        if records is not None:
+            record_claim.write(row, records)
 
     def _since_alarm(self, test: Check, row: Rows) -> Rows:
         """All rows since the last alarm of this test, the new one among them: what is small adds up."""
@@ -133,9 +149,11 @@ class Auditor:
         measured = self.measure() if due and self.terms.canaries else None
         if measured is not None:
             self.looks.append(measured)
-        self._alarms, alarms = look_at(
-            self._alarms or self.terms.alarms(), look_of(self.terms, row, measured)
-        )
+        records = record_claim.read(row, self.terms.record_epsilon)
+        if records is not None:
+            self.record_looks.append(records)
+        look = look_of(self.terms, row, measured, records)
+        self._alarms, alarms = look_at(self._alarms or self.terms.alarms(), look)
         raised = [
             alarm for alarm in alarms if alarm.level is not Level.BLIND
         ]  # measured says that by its ceiling
@@ -171,9 +189,10 @@ class Auditor:
     def clean(self) -> bool:
         """Whether the last round's p-values give no reason to suspect it."""
         row = self._rows[-1]
-        p_values = [row[name] for name in ("norm_p", "reuse_p", "draw_p", "probe_p")]
-        if self.looks and self.looks[-1].round == int(row["round"]):
-            p_values += list(self.looks[-1].p_values.values())
+        p_values = [row[name] for name in ("norm_p", "reuse_p", "draw_p", "probe_p", "losses_p")]
+        for looks in (self.looks, self.record_looks):
+            if looks and looks[-1].round == int(row["round"]):
+                p_values += list(looks[-1].p_values.values())
         return all(math.isnan(p) or p >= CLEAN for p in map(float, p_values))
 
     @property
@@ -195,11 +214,11 @@ class Auditor:
         if self.terms.delta:
             names = ("norm_p", "reuse_p", *(("draw_p",) if self.terms.clients else ()))
             shown |= {f"audit/{name}": float(row[name]) for name in names}
-        if self.looks and self.looks[-1].round == int(row["round"]):
-            last = self.looks[-1]
-            names = ("claimed", "epsilon", "low", "high", "ceiling")
-            shown |= {f"audit/{name}": getattr(last, name) for name in names}
-        if not math.isnan(float(row["probe_p"])):
+        for kind, looks in (("audit", self.looks), ("audit/records", self.record_looks)):
+            if looks and looks[-1].round == int(row["round"]):
+                names = ("claimed", "epsilon", "low", "high", "ceiling")
+                shown |= {f"{kind}/{name}": getattr(looks[-1], name) for name in names}
+        if not math.isnan(float(row["probe_p"])) or not math.isnan(float(row["losses_p"])):
             for each in self.found:
                 shown[f"audit/{each.name}_p"] = each.p_value
                 shown |= {f"audit/{each.name}/{name}": value for name, value in each.shown.items()}

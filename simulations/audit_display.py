@@ -25,6 +25,7 @@ class AuditLine:
       found: what a probe of memorisation last found, as text.
       probed: whether that was after the last round.
       visible: how much smaller than claimed the noise would have to be to be seen, from 0 to 1.
+      records: the last look at canary records.
     """
 
     checked: bool
@@ -34,24 +35,21 @@ class AuditLine:
     found: tuple[str, ...] = ()
     probed: bool = False
     visible: float = 1.0
+    records: Measured | None = None
 
     def fresh(self, number: int) -> bool:
         """Whether round `number` brought anything new."""
-        looked = self.measured is not None and self.measured.round == number
+        looked = any(each is not None and each.round == number for each in (self.measured, self.records))
         return self.probed or looked or any(each.round == number for each in self.alarms)
 
     def words(self) -> list[str]:
         """Return the lines of a plain log."""
-        return [*([self.numbers()] if self.measured else []), *self.found, *self.said()]
+        clients = [_numbers(self.measured)] if self.measured else []
+        return [*clients, *self.of_records(), *self.found, *self.said()]
 
-    def numbers(self) -> str:
-        found = self.measured
-        assert found is not None
-        weak = ": too weak to tell" if found.ceiling <= found.claimed else ""
-        return (
-            f"claimed {_number(found.claimed)}, measured {_number(found.epsilon)} "
-            f"({_number(found.low)} to {_number(found.high)}), could have shown {_number(found.ceiling)}{weak}"
-        )
+    def of_records(self) -> list[str]:
+        """Return what canary records show, one line or none."""
+        return [f"records: {_numbers(self.records)}"] if self.records else []
 
     def said(self) -> list[str]:
         return [
@@ -76,10 +74,10 @@ def rows_of(line: AuditLine) -> list[tuple[str, str]]:
     """Return what there is to say, each with its style."""
     rows: list[tuple[str, str]] = []
     if line.measured is not None:
-        rows.append((line.numbers() + f" (round {line.measured.round})", ""))
+        rows.append((_numbers(line.measured) + f" (round {line.measured.round})", ""))
     elif line.canaries:
         rows.append((f"{line.canaries} canary clients, not looked at yet", "dim"))
-    rows += [(text, "") for text in line.found]
+    rows += [(text, "") for text in (*line.of_records(), *line.found)]
     if line.alarms:
         rows += [(text, "bold red") for text in line.said()]
     elif line.checked:
@@ -92,6 +90,14 @@ def seen(visible: float) -> str:
     if visible == 1:
         return "updates hide even its absence"
     return f"{100 * visible:.1f} % less would be seen"
+
+
+def _numbers(found: Measured) -> str:
+    weak = ": too weak to tell" if found.ceiling <= found.claimed else ""
+    return (
+        f"claimed {_number(found.claimed)}, measured {_number(found.epsilon)} "
+        f"({_number(found.low)} to {_number(found.high)}), could have shown {_number(found.ceiling)}{weak}"
+    )
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..privacy.audit import record
 from ..privacy.audit.canary_clients import coins_of, commitment
-from ..privacy.audit.run_audit import Evidence, Terms
+from ..privacy.audit.run_audit import Evidence, Measured, Terms
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.audit.verdict import Outcome
 from ..privacy.refusal import Refusal
@@ -75,7 +75,8 @@ def _coins(folder: Path, terms: Terms, fields: dict[str, Any]) -> np.ndarray:
 
 
 def _in_words(folder: Path, terms: Terms, summary: Summary, raised: list[Raised], rounds: int) -> list[str]:
-    lines = [f"{folder}: {rounds} rounds, {terms.canaries} canary clients; epsilon at delta {terms.delta:g}"]
+    clients = f", {terms.canaries} canary clients; epsilon at delta {terms.delta:g}" if terms.delta else ""
+    lines = [f"{folder}: {rounds} rounds{clients}"]
     found = summary.measured
     if found is not None:
         lines.append(_line("claimed, at most", _number(found.claimed)))
@@ -95,8 +96,20 @@ def _in_words(folder: Path, terms: Terms, summary: Summary, raised: list[Raised]
         lines.append(_line("noise new in each round", f"p = {summary.reuse_p:.2g}"))
     if terms.clients:
         lines.append(_line("drawn as accounted", f"p = {summary.draw_p:.2g}"))
+    if summary.records is not None:
+        lines += _of_records(summary.records)
     lines += [_line("alarm", f"round {each.round}, {in_words(each.alarm)}") for each in raised]
     return [*lines, f"{summary.outcome or 'nothing to tell'}: {summary.said}"]
+
+
+def _of_records(found: Measured) -> list[str]:
+    span = f"({_number(found.low)} to {_number(found.high)} at 95 %)"
+    return [
+        _line("claimed of records, at most", _number(found.claimed)),
+        _line("measured of records", f"{_number(found.epsilon)} {span}"),
+        *(_line(f"at least, {name}", _number(value)) for name, value in found.lower.items()),
+        _line("could have been shown of records", _number(found.ceiling)),
+    ]
 
 
 def _line(name: str, value: str) -> str:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ..client.training import read_arrays
 from ..privacy.audit.alarms import CANNOT_UNDO, Alarm
 from ..privacy.audit.canary_clients import Canaries, canaries_of, commitment
-from ..privacy.audit.probe import MemorisationProbe
 from ..privacy.audit.run_audit import Measured, Terms, spread_looks
 from ..privacy.audit.summary import Raised, Summary, visible_in
 from ..privacy.audit.watching import NO_MEMORY, Memory
@@ -29,7 +28,7 @@ from .audit_display import AuditLine
 from .audit_plot import draw
 from .dummies import audited, canary_clients, dimension_of, support_of
 from .federation import Federation
-from .record_audit import probe_of
+from .record_audit import Planted, planted
 
 if TYPE_CHECKING:
     from .recording import Run
@@ -80,11 +79,13 @@ def begin(run: Run, fresh: bool) -> None:
         )
         run.client = replace(run.client, canaries=told)
         canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
-    probe = probe_of(federation, run.client)
-    terms = _terms(federation, canaries, probe)
+    found = planted(federation, run.client)
+    terms = _terms(federation, canaries, found)
     if run.privacy is not None:
         terms = replace(terms, filter_order=run.privacy.plan.filter_order)
-    auditor = Auditor(terms, run.folder / ROWS, probe=probe)
+    auditor = Auditor(terms, run.folder / ROWS, record_probe=found.records)
+    if terms.probed or terms.losses:
+        auditor.probe = found
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     arrays = read_arrays(federation.task.model())
@@ -104,11 +105,19 @@ def _seed(run: Run, fresh: bool) -> bytes:
     return noise_key.make(run.folder, KEY) if fresh else noise_key.read(run.folder, KEY)
 
 
-def _terms(federation: Federation, canaries: Canaries | None, probe: MemorisationProbe | None) -> Terms:
+def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> Terms:
     settings, audit, client = federation.settings, federation.settings.audit, federation.client
     assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.num_clients
-    terms = Terms(settings.num_rounds, audit.alpha, dimension=dimension, probed=probe is not None)
+    terms = Terms(
+        settings.num_rounds,
+        audit.alpha,
+        dimension=dimension,
+        probed=found.probed,
+        records=found.records is not None,
+        losses=found.losses,
+        record_epsilon=found.budget.target_epsilon if found.budget else 0.0,
+    )
     if audit.full:
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
     if client is not None:
@@ -198,7 +207,8 @@ def shown(run: Run) -> AuditLine | None:
         for each in auditor.found
     )
     rows = auditor.rows
-    probed = len(rows) > 0 and not math.isnan(float(rows[-1]["probe_p"]))
+    probed = len(rows) > 0 and not all(math.isnan(float(rows[-1][name])) for name in ("probe_p", "losses_p"))
+    records = auditor.record_looks[-1] if auditor.record_looks else None
     return AuditLine(
         bool(auditor.terms.delta),
         auditor.terms.canaries,
@@ -207,6 +217,7 @@ def shown(run: Run) -> AuditLine | None:
         found,
         probed,
         visible_in(auditor.terms, rows),
+        records,
     )
 
 
@@ -270,8 +281,9 @@ def end(run: Run, ending: Ending, title: str) -> dict[str, Any] | None:
     write_terms(run, opened=over)
     if over:
         noise_key.erase(run.folder, KEY)
-    if audit.auditor.looks:
-        draw(audit.auditor.looks, run.folder / PLOT, title)
+    looks = audit.auditor.looks or audit.auditor.record_looks
+    if looks:
+        draw(looks, run.folder / PLOT, title)
     return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
         "memorisation": [asdict(each) for each in audit.auditor.found],
     }
@@ -294,7 +306,7 @@ def as_json(terms: Terms, summary: Summary | None, raised: list[Raised], on_alar
     shown: dict[str, Any] = {"alpha": terms.alpha, "canaries": terms.canaries, "alarms": alarms}
     if summary is None:
         return shown | {"verdict": None, "said": "no round was released"}
-    found = summary.measured
+    found, records = summary.measured, summary.records
     return shown | {
         "verdict": None if summary.outcome is None else str(summary.outcome),
         "said": summary.said,
@@ -307,7 +319,14 @@ def as_json(terms: Terms, summary: Summary | None, raised: list[Raised], on_alar
         "visible_shortfall": summary.visible_shortfall if terms.delta else None,
         "reuse_p": summary.reuse_p if terms.delta else None,
         "draw_p": summary.draw_p if terms.clients else None,
+        "records": records and _of_records(records),
     }
+
+
+def _of_records(found: Measured) -> dict[str, Any]:
+    bounds = {name: _spelled(value) for name, value in found.lower.items()}
+    numbers = {"claimed": _spelled(found.claimed), "ceiling": _spelled(found.ceiling), "lower_bounds": bounds}
+    return {**numbers, "measured": _measured(found), "p_values": dict(found.p_values)}
 
 
 def _measured(found: Measured) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def _in_process(run: Run, on_grid: Callable[[Grid], None]) -> None:
     text = run.client.to_json()
     bench = workbench(text)
     plain = run.client.record is None and run.federation.masking is None and not run.federation.faults.any
+    plain = plain and not run.client.loss_traces
     vectorised = plain and can_vectorise(bench)
     grid = InProcessGrid(
         client_app=_client_app(run),

@@ -17,6 +17,7 @@ from .display import warn
 from .federation import Federation, ledger_home
 from .record_audit import canaries_of_each, plants_examples
 
+TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
 MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
 
 
@@ -35,6 +36,9 @@ def client_settings(federation: Federation, folder: Path) -> ClientSettings:
         seed=federation.seed,
         allow_modules=s.allow_modules,
         encryption=_encryption(federation),
+        loss_traces=str(folder / TRACES)
+        if s.audit and s.audit.loss_traces and federation.deployed is None
+        else "",
     )
     if federation.record is None or federation.deployed is not None:
         return settings
@@ -66,7 +70,7 @@ def _record_privacy(
     if record.noise_multiplier is None:
         return replace(told, noise_by_records=_planned_noise(federation, told, settings))
     told = replace(told, noise_by_records=((0, record.noise_multiplier),))
-    require_one_round(record_plan(told, sizes[-1], settings), told.budget())
+    require_one_round(record_plan(told, sizes[-1] + told.canaries, settings), told.budget())
     return told
 
 
@@ -90,23 +94,23 @@ def _encryption(federation: Federation) -> Encryption | None:
 def _planned_noise(
     federation: Federation, record: RecordPrivacy, settings: ClientSettings
 ) -> tuple[tuple[int, float], ...]:
-    """Return (records, noise multiplier) for the sizes of data sets that the clients have."""
-    sizes = federation.sizes
+    """Return (records, noise multiplier) for the sizes of data sets that the clients have, canaries among them."""
+    sizes = [size + record.canaries for size in federation.sizes]
     rounds = likely_participations(federation.cohort, federation.num_clients, federation.settings.num_rounds)
     chosen = sizes[:: -(-len(sizes) // MAX_NOISE_LEVELS)]
     return tuple((n, calibrated_noise(record, n, settings, rounds)) for n in chosen)
 
 
 def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, int | float | str]:
-    """Return what a shipped task is made with; a user's own takes nothing."""
+    """Return what a shipped task is made with; in a user's own, examples are planted at most."""
     if settings.task.target is not None:
-        return {}
+        return {PLANTED: seed or 0} if plants_examples(settings) else {}
     options: dict[str, int | float | str | None] = {
         "num_clients": settings.task.num_clients,
         "partition": settings.partition.name,
         "alpha": settings.partition.alpha,
         "seed": seed or 0,
         **settings.task.options,
-        PLANTED: plants_examples(settings) or None,
+        PLANTED: (seed or 0) if plants_examples(settings) else None,
     }
     return {key: value for key, value in options.items() if value is not None}

@@ -1,6 +1,7 @@
 """Canaries among a client's records: what they show on the client's own path of DP-SGD, and that nothing else changes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,25 +9,26 @@ import pytest
 import torch
 from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
-from scipy.special import ndtr
 from torch import nn
 
 from fedveil.client import dp_sgd
 from fedveil.client.batches import PoissonBatches
 from fedveil.client.dp_sgd import chosen_engine, train_privately
-from fedveil.client.record_canaries import begin, coins_of, gathered, note
+from fedveil.client.kept_rows import append
+from fedveil.client.record_canaries import begin, coins_of, gathered, step_ratio
 from fedveil.client.tasks import Examples
 from fedveil.client.tasks.classification import Classification, classification
 from fedveil.client.tasks.mislabelled import Mislabelled, mislabelled
 from fedveil.client.tasks.partition import Partition
 from fedveil.client.training import SGD, read_arrays, train
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit.curves import gaussian_mu
+from fedveil.privacy.audit.curves import gaussian_delta, gaussian_mu
 from fedveil.privacy.audit.gaussian_test import estimate, separation
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.planning import Plan
 from fedveil.privacy.refusal import Refusal
+from fedveil.simulations.audit_view import audit
 from fedveil.simulations.record_audit import OddProbe, RecordProbe, weighed
 from fedveil.simulations.run import simulate
 
@@ -58,28 +60,66 @@ def scored(plan: Plan, gradients: str = "auto", seed: int = 0) -> tuple[np.ndarr
     task = task_of()
     coins = np.random.default_rng(seed).random(CANARIES) < 0.5
     model, data = task.model(), task.client_data(0)
-    canaried = begin(model, task, data, coins, CLIP)
+    canaried = begin(model, task, data, coins, plan)
     engine = chosen_engine(gradients, canaried.model, canaried.examples)
     streams = (Randomness(seed).stream("batches"), Randomness(seed).stream("noise"))
-    train_privately(canaried.model, canaried.loss, canaried.examples, SGD(0.5, 1, 10), plan, streams, engine)
-    scores = canaried.scores(plan, 0.5)
-    return scores[coins], scores[~coins]
+    sgd, watch = SGD(0.5, 1, 10), canaried.after_step
+    train_privately(
+        canaried.model, canaried.loss, canaried.examples, sgd, plan, streams, engine, after_step=watch
+    )
+    return canaried.scores[coins], canaried.scores[~coins]
+
+
+def refuted(scores: tuple[np.ndarray, np.ndarray], claim: Budget) -> bool:
+    """Whether both tests find the claim all but impossible."""
+    found = weighed(*scores, claim, 1)
+    assert found is not None
+    return max(found.p_values.values()) < 1e-6
 
 
 @pytest.mark.parametrize("gradients", ["hooks", "ghost", "book_keeping"])
 def test_canaries_show_what_is_claimed_and_no_more(gradients: str) -> None:
     members, others = scored(plan_of(4.0), gradients)
-    assert others.mean() == pytest.approx(0, abs=0.25) and others.std() == pytest.approx(1, abs=0.15)
+    mu = gaussian_mu(4.0, DELTA)
+    assert others.mean() == pytest.approx(-(mu**2) / 2, abs=0.25)
+    assert others.std() == pytest.approx(mu, rel=0.15)
     shown = estimate(separation(members, others), DELTA, 0.01)
     assert shown.low < 4.0 < shown.high
-    p_value, beside = weighed(members, others, budget(4.0))
-    assert p_value > 0.001 and 0.3 < beside["at_least"] < 4.0
-    assert weighed(members, others, budget(1.0))[0] < 1e-6
+    found = weighed(members, others, budget(4.0), 1)
+    assert found is not None and min(found.p_values.values()) > 0.001 and found.ceiling > 4.0
+    assert 0.3 < found.lower["Steinke et al."] < found.lower["Mahloujifar et al., Gaussian"] < 4.0
+    assert refuted((members, others), budget(1.0))
 
 
 def test_a_secret_draw_of_batches_hides_a_canary_as_the_accountant_says() -> None:
-    members, others = scored(plan_of(4.0, rate=0.2, steps=25))
-    assert 0.5 < estimate(separation(members, others), DELTA, 0.05).epsilon < 5.0
+    found = weighed(*scored(plan_of(4.0, rate=0.2, steps=25)), budget(4.0), 1)
+    assert found is not None and min(found.p_values.values()) > 0.001
+    assert 1.9 < found.epsilon < 4.4
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.2])
+def test_a_replaced_record_is_shown_from_one_end_to_the_other(rate: float) -> None:
+    claim = Budget(Unit.RECORD, 4.0, DELTA, Adjacency.REPLACE_ONE)
+    plan = Plan(Unit.RECORD, Adjacency.REPLACE_ONE, PoissonBatches(rate, 10), CLIP, 1).calibrate(claim)
+    found = weighed(*scored(plan), claim, 1)
+    assert found is not None and min(found.p_values.values()) > 0.001
+    assert 1.5 < found.epsilon < 5.2
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_score_is_the_log_likelihood_ratio_of_in_to_out(replaced: bool) -> None:
+    noise, rate, sums = 0.7, 0.3, np.linspace(-3, 3, 13)
+
+    def likelihood(mean: float) -> np.ndarray:
+        return np.exp(-((sums - mean) ** 2) / (2 * noise**2))
+
+    inside, none, opposite = (
+        (1 - rate) * likelihood(0) + rate * likelihood(1),
+        likelihood(0),
+        (1 - rate) * likelihood(0) + rate * likelihood(-1),
+    )
+    expected = np.log(inside / (opposite if replaced else none))
+    assert np.allclose(step_ratio(sums, noise, rate, replaced), expected)
 
 
 @pytest.mark.parametrize("fault", ["no clip", "a quarter of the noise"])
@@ -95,8 +135,7 @@ def test_faults_of_dp_sgd_are_seen(monkeypatch: pytest.MonkeyPatch, fault: str) 
         real(self, optimizer, stream, **options)
 
     monkeypatch.setattr(dp_sgd.StreamNoiseOptimizer, "__init__", faulty)
-    members, others = scored(plan_of(1.0))
-    assert weighed(members, others, budget(1.0))[0] < 1e-6
+    assert refuted(scored(plan_of(1.0)), budget(1.0))
 
 
 def test_what_leaves_is_trained_as_if_no_canary_were_there() -> None:
@@ -105,7 +144,7 @@ def test_what_leaves_is_trained_as_if_no_canary_were_there() -> None:
     moved = []
     for coins in (np.zeros(40, bool), np.ones(40, bool)):
         model = task.model()
-        canaried = begin(model, task, task.client_data(0), coins, CLIP)
+        canaried = begin(model, task, task.client_data(0), coins, plan)
         streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
         train_privately(
             canaried.model, canaried.loss, canaried.examples, SGD(0.5, 1, 10), plan, streams, "book_keeping"
@@ -123,39 +162,40 @@ def test_coins_and_scores_are_kept_in_the_client_s_file(tmp_path: Path) -> None:
     assert np.array_equal(coins, coins_of(path, 20, stream)) and 4 < coins.sum() < 16
     with pytest.raises(Refusal, match="began with 20"):
         coins_of(path, 21, stream)
-    plan = plan_of(4.0, steps=4)
     for number, value in ((1, 3.0), (2, 1.0), (2, 5.0)):  # round 2 was done again
-        note(path, number, plan, np.where(coins, value, 0.0))
+        append(path, number, np.where(coins, value, 0.0))
     with open(path, "ab") as file:
         file.write(b"\x93NUMPY cut short")
     members, others = gathered([path])
-    assert len(members) == coins.sum() and np.allclose(members, (3 + 5) / 2**0.5)
+    assert len(members) == coins.sum() and np.allclose(members, 3 + 5)
     assert np.allclose(others, 0)
 
 
 def test_a_probe_weighs_all_clients_together(tmp_path: Path) -> None:
     probe = RecordProbe(tmp_path, budget(1.0))
-    assert probe.look({}, 1)[0].p_value == 1.0
+    assert probe(1) is None
     generator = np.random.default_rng(0)
     for client in range(30):
         path = tmp_path / f"{client}.canaries"
         coins = coins_of(path, 20, Randomness(0).stream("record canaries", client))
-        note(path, 1, plan_of(4.0), generator.standard_normal(20) + 3.0 * coins)
-    (found,) = probe.look({}, 2)
-    assert found.p_value < 1e-6 and found.shown["canaries"] == 600
-    assert found.shown["at_least"] > 1.0 and found.shown["auc"] > 0.9
+        append(path, 1, generator.standard_normal(20) + 3.0 * coins)
+    found = probe(2)
+    assert found is not None and max(found.p_values.values()) < 1e-6
+    assert found.lower["Steinke et al."] > 1.0 and found.round == 2
 
 
 @pytest.mark.parametrize(
     ("rate", "noise", "steps"), [(0.01, 0.7, 1000), (0.1, 2.0, 100), (0.3, 1.0, 10), (1.0, 5.0, 100)]
 )
-def test_batches_drawn_in_secret_lie_below_the_gaussian_curve_at_the_median(
+def test_batches_drawn_in_secret_lie_below_the_gaussian_curve_through_their_epsilon(
     rate: float, noise: float, steps: int
 ) -> None:
     accountant = PLDAccountant(value_discretization_interval=1e-3)
     accountant.compose(PoissonBatches(rate, steps).event(GaussianDpEvent(noise)))
-    mu = gaussian_mu(accountant.get_epsilon(DELTA), DELTA)
-    assert accountant.get_delta(0.0) <= 2 * ndtr(mu / 2) - 1 + 1e-3
+    epsilon = accountant.get_epsilon(DELTA)
+    mu = gaussian_mu(epsilon, DELTA)
+    for smaller in np.linspace(0, 0.95, 12) * epsilon:
+        assert accountant.get_delta(smaller) <= gaussian_delta(smaller, mu) * 1.01 + 1e-4
 
 
 def odd_task(clients: int = 4, records: int = 400) -> Mislabelled:
@@ -201,13 +241,32 @@ def test_odd_examples_that_are_learnt_by_heart_are_flagged_and_others_are_not() 
     assert found.p_value < against.p_value < 0.01
 
 
-def test_a_run_audits_its_clients_records(tmp_path: Path) -> None:
+def test_a_run_audits_its_clients_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["task=digits", "privacy=record", "audit=full", "audit.looks=1", "num_rounds=1"]
     outcome = simulate(settings_from_overrides([*overrides, "task.num_clients=20"]), tmp_path, quiet=True)
     assert outcome.exit_code == 0
-    canaries, odd = outcome.result["audit"]["memorisation"]
-    assert canaries["name"] == "record_canaries" and odd["name"] == "odd_examples"
-    assert canaries["shown"]["claimed"] == 3.0 and canaries["shown"]["canaries"] >= 40
-    assert min(canaries["p_value"], odd["p_value"]) > 0.001
-    files = list((tmp_path / "client_ledgers").glob("*.canaries"))
-    assert files and canaries["shown"]["canaries"] % len(files) == 0
+    (odd,) = outcome.result["audit"]["memorisation"]
+    assert odd["name"] == "odd_examples" and odd["refutes"]
+    records = outcome.result["audit"]["records"]
+    assert records["claimed"] == 3.0 and min(*records["p_values"].values(), odd["p_value"]) > 0.001
+    assert outcome.result["audit"]["verdict"] == "consistent"
+    assert list((tmp_path / "client_ledgers").glob("*.canaries")) and (tmp_path / "audit.png").exists()
+    assert audit([str(tmp_path)]) == 0
+    assert "measured of records" in capsys.readouterr().out
+
+
+def test_a_run_that_claims_too_little_of_records_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both units at once: the canaries of records lie under the clients' noise, and are read at the clients."""
+    real = PoissonBatches.event
+    monkeypatch.setattr(
+        PoissonBatches, "event", lambda self, mechanism: real(replace(self, steps=1), mechanism)
+    )
+    overrides = ["task=digits", "privacy=record_and_client", "audit=full", "audit.looks=1", "num_rounds=1"]
+    small = ["task.num_clients=10", "cohort=all", "audit.canaries=0", "batch_size=40", "local_epochs=10"]
+    outcome = simulate(settings_from_overrides([*overrides, *small]), tmp_path, quiet=True)
+    assert outcome.exit_code == 5 and outcome.result["audit"]["verdict"] == "violated"
+    (alarm,) = (each for each in outcome.result["audit"]["alarms"] if each["test"] == "records")
+    assert alarm["level"] == "red"
+    assert audit([str(tmp_path)]) == 3

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedveil.privacy.audit.alarms import CANNOT_UNDO, AlarmState, Check, Level, Look, look_at
+from fedveil.privacy.audit.alarms import CANNOT_UNDO, CONFIRMED_BY, AlarmState, Check, Level, Look, look_at
 from fedveil.privacy.audit.curves import gaussian_mu
 from fedveil.privacy.audit.exposure import Exposure, exposure, fisher
 from fedveil.privacy.audit.gaussian_test import accuracy_p, right_of_median, separation
@@ -154,11 +154,12 @@ def test_a_record_whose_loss_falls_far_stands_out() -> None:
 PLAN = AlarmState(
     {Check.CANARIES: 10, Check.ACCURACY: 10, Check.NORM: 50, Check.REUSE: 50, Check.MEMORISATION: 10}
 )
+OF_RECORDS = AlarmState({**PLAN.planned, Check.RECORDS: 10, Check.RECORDS_ACCURACY: 10, Check.LOSSES: 10})
 
 
 @given(
     st.dictionaries(
-        st.sampled_from([t for t in Check if t is not Check.ACCURACY]), st.integers(1, 200), min_size=1
+        st.sampled_from([t for t in Check if t not in CONFIRMED_BY.values()]), st.integers(1, 200), min_size=1
     )
 )
 @settings(max_examples=30)
@@ -175,18 +176,22 @@ def test_all_looks_together_spend_alpha_and_no_more(planned: dict[Check, int]) -
         ({Check.CANARIES: 1e-5}, [Level.ORANGE]),
         ({Check.CANARIES: 0.3, Check.ACCURACY: 1e-5}, []),
         ({Check.NORM: 1e-9, Check.REUSE: 0.5}, [Level.RED]),
+        ({Check.RECORDS: 1e-5, Check.RECORDS_ACCURACY: 1e-5}, [Level.RED]),
+        ({Check.RECORDS: 1e-5, Check.RECORDS_ACCURACY: 0.3}, [Level.ORANGE]),
+        ({Check.RECORDS_ACCURACY: 1e-5}, []),
+        ({Check.LOSSES: 1e-5}, [Level.RED]),
         ({Check.REUSE: 0.0}, [Level.RED]),
         ({Check.REUSE: 1e-5}, [Level.ORANGE]),
         ({Check.MEMORISATION: 1e-5}, [Level.YELLOW]),
         ({Check.NORM: math.nan}, [Level.RED]),
-        ({test: 1e-3 for test in PLAN.planned}, []),
+        ({test: 1e-3 for test in OF_RECORDS.planned}, []),
     ],
 )
 def test_levels(p_values: dict[Check, float], levels: list[Level]) -> None:
-    state, alarms = look_at(PLAN, Look(p_values))
+    state, alarms = look_at(OF_RECORDS, Look(p_values))
     assert [alarm.level for alarm in alarms] == levels
     assert state.made == dict.fromkeys(p_values, 1)
-    assert PLAN.made == {}
+    assert OF_RECORDS.made == {}
 
 
 def levels_of_norm(*p_values: float) -> list[Level]:

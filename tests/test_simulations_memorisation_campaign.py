@@ -3,6 +3,7 @@
 ``python -m pytest -m campaign tests/test_simulations_memorisation_campaign.py -s`` prints the figures of docs/audits.md.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def test_secrets_of_a_private_model_are_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("epsilon", [1, 8])
 def test_canary_records_measure_what_clients_claim(epsilon: int, tmp_path: Path) -> None:
     privacy = ["privacy=record", f"privacy.target_epsilon={epsilon}", "learning_rate=0.5", *AUDIT]
-    found = found_by(
+    odd = found_by(
         tmp_path,
         "task=mnist5k",
         "task.num_clients=40",
@@ -79,9 +80,14 @@ def test_canary_records_measure_what_clients_claim(epsilon: int, tmp_path: Path)
         "audit.looks=1",
         *privacy,
     )
-    canaries = found["record_canaries"]
-    assert canaries["p_value"] > 0.001 and found["odd_examples"]["p_value"] > 0.001
-    assert canaries["shown"]["at_least"] < epsilon and 0.4 < canaries["shown"]["estimate"] / epsilon < 1.3
+    audit = json.loads((tmp_path / "result.json").read_text())["audit"]
+    records = audit["records"]
+    print("\n ", records)
+    assert (
+        audit["alarms"] == [] and audit["verdict"] == "consistent" and odd["odd_examples"]["p_value"] > 0.001
+    )
+    assert max(records["lower_bounds"].values()) < epsilon
+    assert 0.55 < records["measured"]["epsilon"] / epsilon < 1.4
 
 
 def images(count: int, seed: int) -> Examples:

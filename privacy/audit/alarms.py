@@ -16,7 +16,7 @@ class Level(StrEnum):
     """How grave, in this order; blind is no alarm but says that silence means nothing."""
 
     BLIND = "blind"
-    YELLOW = "yellow"  # the model memorises; the claim may hold all the same
+    YELLOW = "yellow"  # the model memorises; no claim is refuted
     ORANGE = "orange"  # the claim is refuted, and nothing else confirms it so far
     RED = "red"  # the claim is refuted
 
@@ -30,6 +30,16 @@ class Check(StrEnum):
     REUSE = "reuse"
     DRAW = "draw"
     MEMORISATION = "memorisation"  # exposure, or a black-box bound where nothing is claimed
+    RECORDS = "records"  # the t test of canary records' scores
+    RECORDS_ACCURACY = "records accuracy"  # guesses by their median, which confirm
+    LOSSES = "losses"  # of odd records, against their owners' claim, by a bound that assumes nothing
+
+
+# A test that is red only where another one agrees, and which.
+CONFIRMED_BY: Mapping[Check, Check] = MappingProxyType(
+    {Check.CANARIES: Check.ACCURACY, Check.RECORDS: Check.RECORDS_ACCURACY}
+)
+_CONFIRMING = {confirming: test for test, confirming in CONFIRMED_BY.items()}
 
 
 # The free checks: every round brings noise and a draw of its own.
@@ -85,9 +95,8 @@ class AlarmState:
 
     def threshold(self, test: Check) -> float:
         """The p-value below which this test alarms, the same at each of its looks but those that confirm."""
-        families = sum(1 for each in self.planned if each is not Check.ACCURACY)
-        base = Check.CANARIES if test is Check.ACCURACY else test
-        return self.alpha / (families * self.planned[base])
+        families = sum(1 for each in self.planned if each not in _CONFIRMING)
+        return self.alpha / (families * self.planned[_CONFIRMING.get(test, test)])
 
     def limit(self, test: Check) -> float:
         """The p-value below which this test alarms at its next look."""
@@ -108,7 +117,7 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
         Alarm(_level(state, look, test), test, p, state.limit(test))
         for test, p in look.p_values.items()
         # "Not at least": what is no number is an alarm.
-        if test is not Check.ACCURACY and not p >= state.limit(test)
+        if test not in _CONFIRMING and not p >= state.limit(test)
     ]
     alarmed = {**state.alarmed, **{alarm.test: made[alarm.test] for alarm in alarms}}
     if look.claim is not None and look.ceiling is not None and look.ceiling < look.claim:
@@ -119,8 +128,11 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
 def _level(state: AlarmState, look: Look, test: Check) -> Level:
     if test is Check.MEMORISATION:
         return Level.YELLOW
-    if test is Check.CANARIES:
-        confirmed = look.p_values.get(Check.ACCURACY, 1.0) < state.threshold(Check.ACCURACY)
+    if test is Check.LOSSES:
+        return Level.RED
+    confirming = CONFIRMED_BY.get(test)
+    if confirming is not None:
+        confirmed = look.p_values.get(confirming, 1.0) < state.threshold(confirming)
     else:
         certain = not look.p_values[test] >= CERTAIN * state.threshold(test)
         confirmed = certain or test in state.alarmed

@@ -34,6 +34,8 @@ class Separation:
         """The probability of a separation at least this large if the mechanism is ``mu``-GDP (noncentral t)."""
         from scipy.stats import nct
 
+        if math.isinf(mu):
+            return 1.0
         if not math.isfinite(self.mu):
             return 0.0 if self.mu > 0 else 1.0
         return float(nct.sf(self.mu * self._scale, self._degrees, mu * self._scale))

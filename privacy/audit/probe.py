@@ -18,11 +18,13 @@ class Memorised:
       name: of the test, the same at every look, such as ``exposure``.
       p_value: how rare such evidence is if nothing was memorised, exact; in [0, 1].
       shown: numbers to stand beside it by name, such as an exposure in bits or an AUC.
+      refutes: whether it is how rare such evidence is if a claim of privacy holds, whatever the mechanism.
     """
 
     name: str
     p_value: float
     shown: Mapping[str, float] = field(default_factory=dict[str, float])
+    refutes: bool = False
 
 
 class MemorisationProbe(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,9 @@ class Terms:
       delta, adjacency, filter_order: of the claim; `delta` 0 where nothing is claimed of whole clients.
       rate: the share of the rounds that a canary is in, as expected.
       clients: the population, where the claim counts on a secret draw of it; else 0.
-      probed: whether the task has a probe of memorisation.
+      probed: whether something was planted that only memory can know.
+      records: whether clients have canary records, against a claim of `record_epsilon`.
+      losses: whether the losses of odd records are weighed against that claim.
     """
 
     num_rounds: int
@@ -63,6 +65,9 @@ class Terms:
     rate: float = 1.0
     clients: int = 0
     probed: bool = False
+    records: bool = False
+    losses: bool = False
+    record_epsilon: float = 0.0
 
     def alarms(self) -> AlarmState:
         """The false-alarm budget, split over all looks of the run."""
@@ -73,8 +78,10 @@ class Terms:
             planned[Check.DRAW] = self.num_rounds
         if self.canaries:
             planned |= {Check.CANARIES: len(self.looks), Check.ACCURACY: len(self.looks)}
-        if self.probed:
-            planned[Check.MEMORISATION] = len(self.looks)
+        if self.records:
+            planned |= {Check.RECORDS: len(self.looks), Check.RECORDS_ACCURACY: len(self.looks)}
+        for asked, test in ((self.probed, Check.MEMORISATION), (self.losses, Check.LOSSES)):
+            planned |= {test: len(self.looks)} if asked else {}
         return AlarmState(planned, self.alpha)
 
     def due(self, before: int, number: int) -> bool:
@@ -91,7 +98,8 @@ def spread_looks(looks: int, num_rounds: int) -> tuple[int, ...]:
 class Measured:
     """Claimed and measured after a round, in epsilon: the claim, the estimate with its interval, the ceiling.
 
-    ``p_values`` of the claim by the two tests of canaries that an alarm needs.
+    ``p_values`` of the claim by the two tests of canaries that an alarm needs; ``lower`` bounds by method, where they
+    were asked for.
     """
 
     round: int
@@ -101,6 +109,7 @@ class Measured:
     high: float
     ceiling: float
     p_values: Mapping[Check, float]
+    lower: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -189,15 +198,18 @@ class Evidence:
         return Measured(number, self.claimed, found.epsilon, found.low, found.high, self.ceiling, p_values)
 
 
-def look_of(terms: Terms, row: Rows, measured: Measured | None) -> Look:
-    """What the alarms judge after a round: its row, and what canaries showed if they were looked at."""
+def look_of(terms: Terms, row: Rows, measured: Measured | None, records: Measured | None = None) -> Look:
+    """What the alarms judge after a round: its row, and what canaries and canary records showed if looked at."""
     p_values: dict[Check, float] = {}
     if terms.delta:
         p_values |= {Check.NORM: float(row["norm_p"]), Check.REUSE: float(row["reuse_p"])}
     if terms.clients:
         p_values[Check.DRAW] = float(row["draw_p"])
-    if not math.isnan(float(row["probe_p"])):
-        p_values[Check.MEMORISATION] = float(row["probe_p"])
+    for name, test in (("probe_p", Check.MEMORISATION), ("losses_p", Check.LOSSES)):
+        if not math.isnan(float(row[name])):
+            p_values[test] = float(row[name])
+    if records is not None:
+        p_values |= records.p_values
     if measured is None:
         return Look(p_values)
     return Look(p_values | dict(measured.p_values), measured.claimed, measured.ceiling)

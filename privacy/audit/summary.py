@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..refusal import Refusal
+from . import record_claim
 from .alarms import Alarm, Check, Level
 from .canary_clients import round_scores
 from .gaussian_test import Estimate, estimate, separation
@@ -16,6 +17,9 @@ from .one_run import Scores
 from .record import Rows
 from .run_audit import INTERVAL_ALPHA, Evidence, Measured, Terms
 from .verdict import Finding, Outcome, by_one_run, judge
+
+UNCLAIMED = "nothing is claimed of whole clients: there is no noise to check, and no claim"
+CONSISTENT = "this evidence does not refute the claim, and proves no privacy"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Summary:
       final: what first and last model alone show; None without canaries or before the end.
       norm_p, reuse_p, draw_p: the smallest of the rounds, times their number.
       visible_shortfall: of the noise's std that these rounds would have shown; 1 for not even its absence.
+      records: what canary records showed at the last look; None without them.
     """
 
     outcome: Outcome | None
@@ -49,6 +54,7 @@ class Summary:
     norm_p: float = 1.0
     reuse_p: float = 1.0
     draw_p: float = 1.0
+    records: Measured | None = None
 
 
 def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) -> Summary:
@@ -59,21 +65,40 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
       raised: the alarms of its looks.
       final: along, norm of the row are those of the last model minus the first; None if they are not known.
     """
+    terms = evidence.terms
+    summary = _of_clients(evidence, final) if terms.delta else Summary(None, UNCLAIMED)
+    looks = (record_claim.read(row, terms.record_epsilon) for row in evidence.rows[::-1])
+    records = next((look for look in looks if look is not None), None)
+    if records is not None:
+        summary = replace(_with_records(summary, records), records=records)
+    if summary.outcome is None:
+        return summary
+    outcome, said = _verdict(raised, (summary.outcome, summary.said))
+    return replace(summary, outcome=outcome, said=said)
+
+
+def _with_records(summary: Summary, records: Measured) -> Summary:
+    if records.ceiling <= records.claimed and summary.outcome is not Outcome.VIOLATED:
+        said = f"canary records could not have shown more than epsilon {records.ceiling:.3g}"
+        return replace(summary, outcome=Outcome.TOO_WEAK, said=said)
+    return summary if summary.outcome else replace(summary, outcome=Outcome.CONSISTENT, said=CONSISTENT)
+
+
+def _of_clients(evidence: Evidence, final: Rows | None) -> Summary:
     terms, rows = evidence.terms, evidence.rows
-    if not terms.delta:
-        return Summary(None, "nothing is claimed of whole clients: there is no noise to check, and no claim")
-    checked = tuple(min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p", "draw_p"))
-    checked = (visible_in(terms, rows), *checked)
+    checked = (min(1.0, len(rows) * float(rows[name].min())) for name in ("norm_p", "reuse_p", "draw_p"))
+    norm_p, reuse_p, draw_p = checked
+    visible = visible_in(terms, rows)
     scores = _scores(evidence)
     if scores is None:
-        return Summary(*_verdict(raised, _without_canaries(terms)), None, (), None, *checked)
+        return Summary(*_without_canaries(terms), None, (), None, visible, norm_p, reuse_p, draw_p)
     measured = evidence.measured()
     level = terms.alarms().threshold(Check.CANARIES)
     methods = by_one_run(*scores, terms.delta, gaussian=True)
     findings = judge(methods, measured.claimed, INTERVAL_ALPHA, measured.ceiling).findings
     outcome = judge(methods, measured.claimed, level, measured.ceiling).outcome
-    outcome, said = _verdict(raised, (outcome, _in_words(outcome, measured)))
-    return Summary(outcome, said, measured, findings, _final(evidence, final), *checked)
+    said, last = _in_words(outcome, measured), _final(evidence, final)
+    return Summary(outcome, said, measured, findings, last, visible, norm_p, reuse_p, draw_p)
 
 
 def visible_in(terms: Terms, rows: Rows) -> float:
@@ -119,7 +144,7 @@ def _in_words(outcome: Outcome, measured: Measured) -> str:
         case Outcome.VIOLATED:
             return f"canaries show epsilon {measured.epsilon:.3g}, and {measured.claimed:.3g} is claimed"
         case Outcome.CONSISTENT:
-            return "this evidence does not refute the claim, and proves no privacy"
+            return CONSISTENT
         case Outcome.TOO_WEAK:
             return f"not even without noise could these canaries have shown more than epsilon {measured.ceiling:.3g}"
 
@@ -129,6 +154,8 @@ def _why(first: Raised) -> str:
         Check.NORM: "a released sum is shorter than its claimed noise",
         Check.REUSE: "noise was used twice",
         Check.DRAW: "clients are drawn more often, or more evenly, than was accounted",
+        Check.RECORDS: "canary records show more than their owners claim",
+        Check.LOSSES: "the losses of odd records tell more than their owners claim",
     }.get(first.alarm.test, "canaries show more than is claimed")
     return f"{what} (round {first.round}, p = {first.alarm.p_value:.2g})"
 

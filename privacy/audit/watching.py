@@ -99,6 +99,7 @@ def watch(
 def unwatched(number: int, canaries: int) -> Rows:
     """Return the row of a round whose sum nothing is claimed of."""
     row = np.zeros((), row_type(canaries))
-    row["round"], row["probe_p"] = number, math.nan
+    row["round"] = number
+    row["probe_p"] = row["losses_p"] = row["records"] = math.nan
     row["norm_p"] = row["reuse_p"] = row["draw_p"] = 1.0
     return row

@@ -1,0 +1,59 @@
+"""Canary records against what their owners claim: an estimate, lower bounds, a ceiling, and the p-values of two tests.
+
+Scores are log likelihood ratios, Gaussian with one variance where every batch is the whole data set. Batches drawn in
+secret have a heavier tail, and so lie below the Gaussian curve through (epsilon, delta) in its body, where the tests
+look: there they are on the safe side, which a test holds on a grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..budget import Budget
+from ..refusal import Refusal
+from .alarms import Check
+from .curves import gaussian_mu
+from .gaussian_test import accuracy_p, estimate, right_of_median, separation
+from .one_run import Scores
+from .record import RECORDS, Rows
+from .run_audit import INTERVAL_ALPHA, Measured
+from .verdict import by_one_run, judge
+
+GAUSSIAN, STEINKE = "Mahloujifar et al., Gaussian", "Steinke et al."
+
+
+def weighed(members: Scores, others: Scores, budget: Budget, number: int) -> Measured | None:
+    """What canary records show after round `number`; None while too few took part."""
+    try:
+        methods = by_one_run(members, others, budget.target_delta, gaussian=True)
+    except Refusal:
+        return None
+    whole, *bounds = judge(methods, budget.target_epsilon, INTERVAL_ALPHA).findings
+    apart, mu = separation(members, others), gaussian_mu(budget.target_epsilon, budget.target_delta)
+    found = estimate(apart, budget.target_delta, INTERVAL_ALPHA)
+    accuracy = accuracy_p(right_of_median(members, others), len(members) + len(others), mu)
+    p_values = {Check.RECORDS: apart.p_value(mu), Check.RECORDS_ACCURACY: accuracy}
+    lower = {each.method: each.lower for each in bounds}
+    return Measured(
+        number, budget.target_epsilon, found.epsilon, found.low, found.high, whole.ceiling, p_values, lower
+    )
+
+
+def write(row: Rows, measured: Measured) -> None:
+    """Put into a row what canary records showed after its round."""
+    tests = (measured.p_values[Check.RECORDS], measured.p_values[Check.RECORDS_ACCURACY])
+    bounds = (measured.lower[GAUSSIAN], measured.lower[STEINKE])
+    row["records"] = (measured.epsilon, measured.low, measured.high, measured.ceiling, *bounds, *tests)
+
+
+def read(row: Rows, claimed: float) -> Measured | None:
+    """Return what `write` wrote; None where canary records were not looked at."""
+    values = dict(zip(RECORDS, np.asarray(row["records"]).tolist(), strict=True))
+    if math.isnan(values["ceiling"]):
+        return None
+    p_values = {Check.RECORDS: values["t_p"], Check.RECORDS_ACCURACY: values["accuracy_p"]}
+    lower = {GAUSSIAN: values["gaussian"], STEINKE: values["steinke"]}
+    epsilon, low, high, ceiling = (values[name] for name in ("epsilon", "low", "high", "ceiling"))
+    return Measured(int(row["round"]), claimed, epsilon, low, high, ceiling, p_values, lower)
