@@ -22,6 +22,7 @@ EXIT_CODES = {Outcome.CONSISTENT: 0, Outcome.VIOLATED: 3, Outcome.TOO_WEAK: 4}
 USAGE = """\
 usage: fedveil audit RUN [--json]                          weigh a run again from its folder
        fedveil audit RUN --membership loss|rmia|lira|art   attack its final model
+       fedveil audit RUN --records [--json]                what it learnt by heart, by owner
        fedveil audit claim --epsilon E --delta D EVIDENCE  weigh any claim: fedveil audit claim --help"""
 EVIDENCE = """\
 evidence, one of:
@@ -36,6 +37,10 @@ score is of a run of its own. Exit codes: 0 consistent, 3 violated, 4 too weak t
 
 def audit(argv: Sequence[str]) -> int:
     """Run ``fedveil audit``; return the exit code."""
+    if "--records" in argv:
+        from .trace_view import records
+
+        return records(argv)
     if "--membership" in argv:
         from .membership import membership
 

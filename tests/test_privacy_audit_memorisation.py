@@ -12,7 +12,7 @@ from fedveil.privacy.audit.alarms import CANNOT_UNDO, CONFIRMED_BY, AlarmState, 
 from fedveil.privacy.audit.curves import gaussian_mu
 from fedveil.privacy.audit.exposure import Exposure, exposure, fisher
 from fedveil.privacy.audit.gaussian_test import accuracy_p, right_of_median, separation
-from fedveil.privacy.audit.membership import auc, lira, logit, rmia, tpr_at, trace_spread
+from fedveil.privacy.audit.membership import auc, late_fall, lira, logit, rmia, tpr_at, trace_spread
 from fedveil.privacy.refusal import Refusal
 
 # --- exposure ---------------------------------------------------------------------------------------------------
@@ -147,6 +147,12 @@ def test_the_false_positive_rate_is_kept() -> None:
 def test_a_record_whose_loss_falls_far_stands_out() -> None:
     losses = np.stack([np.full(9, 1.0), np.linspace(4, 0, 9)], axis=1)
     assert trace_spread(losses) == pytest.approx([0.0, 2.0])
+
+
+def test_a_record_that_is_learnt_late_stands_out_and_one_that_never_is_does_not() -> None:
+    known_at_once, by_heart, never = [2.0, 0.1, 0.1, 0.1], [2.0, 4.0, 3.0, 0.1], [2.0, 4.0, 5.0, 6.0]
+    scores = late_fall(np.array([known_at_once, by_heart, never]).T)
+    assert scores == pytest.approx([0.475, 2.175, -1.75])
 
 
 # --- alarms -----------------------------------------------------------------------------------------------------

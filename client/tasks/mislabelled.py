@@ -56,6 +56,10 @@ class Mislabelled:
         inputs, targets = self.odd.inputs[rows], self.odd.targets[rows]
         return Examples(torch.cat([own.inputs, inputs]), torch.cat([own.targets, targets]))
 
+    def planted_at(self, client: int) -> int:
+        """How many odd examples train at a client; they are its last ones."""
+        return int(((self.owners == client) & self.coins).sum())
+
     def memorisation_probe(self) -> MemorisationProbe | None:
         """The task's own probe; odd examples are weighed against a claim, which the task does not know."""
         return self.task.memorisation_probe() if isinstance(self.task, ProbedTask) else None

@@ -60,6 +60,15 @@ def trace_spread(losses: Scores, low: float = 0.25, high: float = 0.75) -> Score
     return np.quantile(losses, high, axis=0) - np.quantile(losses, low, axis=0)
 
 
+def late_fall(losses: Scores) -> Scores:
+    """How far each record's last loss lies below its mean over training, (records,), from (rounds, records).
+
+    High where the model came to know a record late, which is by heart; 0 or less where it never did. `trace_spread` is
+    as large where noise moves the loss of a record that is never learnt, and so stands out under privacy too.
+    """
+    return losses.mean(axis=0) - losses[-1]
+
+
 @dataclass(frozen=True)
 class Interval:
     """A measured value, and limits that miss the true one with the probability that was asked."""
