@@ -106,6 +106,23 @@ def test_a_replaced_record_is_shown_from_one_end_to_the_other(rate: float) -> No
     assert 1.5 < found.epsilon < 5.2
 
 
+@pytest.mark.campaign
+@pytest.mark.parametrize(
+    ("claimed", "rate", "steps"), [(8, 0.1, 300), (8, 0.08, 260), (4, 0.1, 300), (4, 0.2, 25), (1, 0.1, 300)]
+)
+def test_the_ratio_shows_what_a_sum_over_steps_hides(claimed: float, rate: float, steps: int) -> None:
+    noise, each = plan_of(claimed, rate, steps).noise_over_clip, 20_000
+    rng, ratio, total = np.random.default_rng(0), np.zeros((2, each)), np.zeros((2, each))
+    for _ in range(steps):
+        for inside in (0, 1):
+            moved = noise * rng.standard_normal(each) + inside * (rng.random(each) < rate)
+            ratio[inside] += step_ratio(moved, noise, rate)
+            total[inside] += moved
+    shown, by_sum = (estimate(separation(of[1], of[0]), DELTA).epsilon for of in (ratio, total))
+    print(f"\n  claimed {claimed}, rate {rate}, {steps} steps: sum {by_sum:.2f}, ratio {shown:.2f}")
+    assert by_sum - 0.05 < shown < claimed * 1.03
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_score_is_the_log_likelihood_ratio_of_in_to_out(replaced: bool) -> None:
     noise, rate, sums = 0.7, 0.3, np.linspace(-3, 3, 13)

@@ -7,14 +7,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
-from fedveil.client import cohort_training
+from fedveil.client import cohort_training, dp_sgd
+from fedveil.client.batches import PoissonBatches
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -30,6 +31,10 @@ CORRECT = (
 )
 MASKED = ("task=digits", "cohort=all", "privacy=client_distributed", "privacy.noise_multiplier=2",
           "privacy.target_epsilon=null", "privacy.target_delta=0.005", "num_rounds=8", "task.num_clients=40")  # fmt: skip
+
+
+RECORDS = ("task=digits", "task.num_clients=10", "privacy=record", "cohort=all", "num_rounds=4", "batch_size=20",
+           "audit.looks=2")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,20 @@ def _fixed(draw: Any) -> Any:
     return drawn
 
 
+def _accounted(**wrong: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Account for batches other than those that are drawn."""
+
+    def instead(event: Any) -> Any:
+        def told(self: Any, mechanism: Any) -> Any:
+            return event(
+                replace(self, **{name: wrong_of(self) for name, wrong_of in wrong.items()}), mechanism
+            )
+
+        return told
+
+    return instead
+
+
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "none": (),
     "noise x0.98": (Fault(private_sum, "sample", _noise(0.98)),),
@@ -115,6 +134,19 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "encrypted sums, none": (Fault(distributed, "_add_noise", lambda add: add, MASKED),),
     "encrypted sums that drop the noise": (
         Fault(distributed, "_add_noise", lambda add: lambda *rest: None, MASKED),
+    ),
+    "records, none": (Fault(dp_sgd, "standard_normal", lambda draw: draw, RECORDS),),
+    "records, one local step accounted of many": (
+        Fault(PoissonBatches, "event", _accounted(steps=lambda batches: 1), RECORDS),
+    ),
+    "records, accounted sample_rate a quarter of the real": (
+        Fault(PoissonBatches, "event", _accounted(sample_rate=lambda each: each.sample_rate / 4), RECORDS),
+    ),
+    "records, noise halved": (
+        Fault(dp_sgd, "standard_normal", lambda draw: lambda *of: draw(*of) / 2, RECORDS),
+    ),
+    "records, noise x0.8": (
+        Fault(dp_sgd, "standard_normal", lambda draw: lambda *of: draw(*of) * 0.8, RECORDS),
     ),
 }
 
@@ -148,10 +180,12 @@ def row(name: str, found: dict[str, Any]) -> str:
         if (test, "red") not in first:
             what = f"{test} {level} in round {alarm['round']} ({alarm['p_value']:.1g})"
             first.setdefault((test, level), what)
-    measured = found["measured"] and found["measured"]["epsilon"]
+    of_whom = found["records"] or found
+    measured = of_whom["measured"] and of_whom["measured"]["epsilon"]
     shown = f"{measured:.2f}" if isinstance(measured, float) else str(measured)
-    draw = "" if found["draw_p"] is None else f"{found['draw_p']:.1g}"
-    checks = f"{found['norm_p']:.1g} | {found['reuse_p']:.1g} | {draw}"
+    checks = " | ".join(
+        "" if found[n] is None else f"{found[n]:.1g}" for n in ("norm_p", "reuse_p", "draw_p")
+    )
     return f"| {name} | {shown} | {checks} | {', '.join(first.values()) or '-'} | {found['verdict']} |"
 
 
