@@ -20,7 +20,7 @@ from ..privacy.audit.membership import auc, late_fall
 from ..privacy.audit.one_run import Scores
 from ..privacy.refusal import Refusal
 from .build import build
-from .federation import TRACES
+from .told_clients import TRACES
 
 FEWEST = 3  # rounds of which a trace can be scored
 SHOWN = 5  # of the most exposed records of a client
