@@ -6,7 +6,7 @@ It sees what leaves, canaries' seeds, and what a task planted; nothing else. So 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,10 @@ class Auditor:
         if records is not None:
             record_claim.write(row, records)
 
-    def _since_alarm(self, test: Check, row: Rows) -> Rows:
-        """All rows since the last alarm of this test, the new one among them: what is small adds up."""
-        since = max((each.round for each in self.raised if each.alarm.test is test), default=0)
+    def _since_alarm(self, test: Check, row: Rows, levels: Container[Level] = frozenset(Level)) -> Rows:
+        """All rows since the last alarm of this test, of these `levels`, the new one among them: what is small adds up."""
+        alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
+        since = max((each.round for each in alarms), default=0)
         rows = [each for each in self._rows if each["round"] > since]
         return record.stacked([*rows, row], self.terms.canaries)
 
@@ -127,11 +128,11 @@ class Auditor:
     def _norm_p(self, row: Rows) -> float:
         """The p-value of this round's noise by itself, and of that of all rounds together.
 
-        What confirms an alarm is to be new, so those since the last one count; all of them do once they leave no doubt.
+        What confirms an alarm is to be new, so those since the last one count; all since the last that was red do once
+        they leave no doubt.
         """
         rows, every = (
-            self._since_alarm(Check.NORM, row),
-            record.stacked([*self._rows, row], self.terms.canaries),
+            self._since_alarm(Check.NORM, row, levels) for levels in (frozenset(Level), {Level.RED})
         )
         p_value = min(1.0, 2 * min(float(row["norm_p"]), run_p(rows["energy"], rows["dimensions"])))
         whole = 2 * run_p(every["energy"], every["dimensions"])
