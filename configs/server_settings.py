@@ -39,7 +39,9 @@ def server_from_config(cfg: DictConfig) -> ServerSettings:
     federation = read_federation(root, source)
     _check_privacy(root, federation.privacy)
     if federation.audit is not None and federation.audit.full:
-        root.section("audit").refuse("name", "real clients have no canaries; use light")
+        root.section("audit").refuse(
+            "name", "canary clients are made in simulations alone, a deployed cohort holds none; use light"
+        )
     settings = ServerSettings(
         run=_run(root),
         federation=federation,

@@ -31,7 +31,7 @@ from ..server.rounds import Pace, Status
 from ..simulations.build import build, with_members
 from ..simulations.federation import Deployed, Federation
 from ..simulations.recording import CONFIG, RESULT
-from ..simulations.run import EXIT_CODES, Outcome, Surroundings, run_federation
+from ..simulations.run import Outcome, Surroundings, exit_code_of, run_federation
 from .links import Link, open_link
 from .order import order_of
 from .status import RUNNING, served_roster
@@ -167,7 +167,7 @@ def _say_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> i
         state, remedy = "not over", "find the cause first"
     told = f"run {run} is {state} ({status}: {result['reason']}); results: {where}; {remedy}"
     print(json.dumps(result) if as_json else told)
-    return EXIT_CODES[status]
+    return exit_code_of(result)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------

@@ -56,11 +56,6 @@ class ServerBundle:
         """The list for `read_admitted`; provisioning replaces it while the server runs."""
         return self.folder / "admitted.json"
 
-    @property
-    def supernodes(self) -> Path:
-        """The same for Flower's SuperNodes, by the SHA-256 of their public key as Flower sends it (PEM)."""
-        return self.folder / "supernodes.json"
-
 
 def read_server_bundle(folder: Path) -> ServerBundle:
     """The bundle in `folder`.

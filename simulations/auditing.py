@@ -303,7 +303,12 @@ def as_json(terms: Terms, summary: Summary | None, raised: list[Raised], on_alar
         }
         for each in raised
     ]
-    shown: dict[str, Any] = {"alpha": terms.alpha, "canaries": terms.canaries, "alarms": alarms}
+    shown: dict[str, Any] = {
+        "alpha": terms.alpha,
+        "canaries": terms.canaries,
+        "alarms": alarms,
+        "on_alarm": on_alarm,
+    }
     if summary is None:
         return shown | {"verdict": None, "said": "no round was released"}
     found, records = summary.measured, summary.records

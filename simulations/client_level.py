@@ -82,7 +82,7 @@ def metrics_share_of(federation: Federation, plan: Plan) -> float:
     given = federation.client.metrics_share if federation.client else 0.0
     if given is not None:
         return given
-    expected = federation.cohort.expected_size(federation.task.num_clients)
+    expected = federation.cohort.expected_size(federation.num_clients)
     return least_share(plan.noise_std / plan.clipping_norm, expected, len(federation.scalars))
 
 

@@ -137,15 +137,17 @@ def run_federation(
             f", {lost} of them abandoned and paid for in vain" if lost and status is not Status.FAILED else ""
         )
         print(f"{status}: {result['reason']}{in_vain}; results: {folder}", file=stream, flush=True)
-    return Outcome(EXIT_CODES[status] or _doubt(run), result, folder)
+    return Outcome(exit_code_of(result), result, folder)
 
 
-def _doubt(run: Run) -> int:
-    """The exit code of a run that ended well: not 0 where an alarm stands that nothing confirmed."""
-    audit = run.audit
-    raised = [] if audit is None or audit.on_alarm == "note" else audit.auditor.raised
-    levels = {each.alarm.level for each in raised}
-    return _UNCONFIRMED if Level.ORANGE in levels and Level.RED not in levels else 0
+def exit_code_of(result: Mapping[str, Any]) -> int:
+    """The exit code of a run that left this result: of one that ended well not 0 where an alarm stands unconfirmed."""
+    audit = result.get("audit")
+    levels = set[str]()
+    if audit is not None and audit["on_alarm"] != "note":
+        levels = {each["level"] for each in audit["alarms"]}
+    doubt = Level.ORANGE in levels and Level.RED not in levels
+    return EXIT_CODES[Status(result["status"])] or (_UNCONFIRMED if doubt else 0)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from fedveil.privacy.ledger import read_entries, verify
 from fedveil.privacy.mechanisms import private_sum
 from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.audit_view import audit
-from fedveil.simulations.run import Outcome, simulate
+from fedveil.simulations.run import Outcome, exit_code_of, simulate
 
 ROUNDS = 5
 SMALL = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")
@@ -75,6 +75,7 @@ def test_an_alarm_that_chance_explains_stops_the_run_once_it_comes_again(
     with patch.object(watching, "norm_p", lambda *layers: 1e-4 if next(numbers) in suspect else 1.0):
         outcome = run(tmp_path / "run")
     assert (outcome.exit_code, outcome.result["rounds_completed"]) == (exit_code, rounds)
+    assert exit_code_of(json.loads((tmp_path / "run" / "result.json").read_text())) == exit_code
     alarms = outcome.result["audit"]["alarms"]
     assert [(each["round"], each["level"], each["action"]) for each in alarms] == [
         (number, *(("red", "stop") if number == 4 else ("orange", "note"))) for number in sorted(suspect)

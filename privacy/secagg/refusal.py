@@ -18,7 +18,6 @@ class Reason(StrEnum):
     ALIVE_AND_DEAD = "alive_and_dead"
     WRONG_MODEL = "wrong_model"
     BAD_SHARE = "bad_share"
-    OVERFLOW = "overflow"
     OUT_OF_ORDER = "out_of_order"
     MALFORMED = "malformed"
     ERASED = "erased"
