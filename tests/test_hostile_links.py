@@ -78,7 +78,7 @@ def test_the_link_has_no_plain_text_and_no_setting_for_it(grid: LinkGrid, federa
 def test_a_server_whose_certificate_is_not_valid_here_is_not_followed(federation: Any, wrong: str) -> None:
     said: list[str] = []
     own = federation.authority._pair("server", 0) if wrong == "expired" else federation.server
-    with open_link(replace(federation.door(), credentials=own)) as grid:
+    with open_link(replace(federation.door(), credentials=lambda: own)) as grid:
         host = "127.0.0.1" if wrong == "expired" else "localhost"  # which it does not name
         endpoint = Endpoint(f"{host}:{grid.port}", 2, federation.pairs[2])
         with federation.following(endpoint, moved, said):
@@ -209,7 +209,9 @@ def test_a_server_that_asks_for_more_than_the_owner_allows_is_refused_over_the_l
     order = DEVICES["CENTRAL"]
     weaker = replace(order, client=replace(order.client, noise_multiplier=0.5))  # the owner's least is 1
     bundle = read_server_bundle(made / "server")
-    door = Door(bundle.listen, bundle.credentials, (2,), admitted_in(bundle.admitted))
+    door = Door(
+        bundle.listen, lambda: bundle.credentials, lambda: (2,), admitted_in(bundle.admitted, lambda: (2,))
+    )
     endpoint = Endpoint(bundle.listen, 2, device.bundle.credentials)
     with (
         open_link(door) as grid,

@@ -130,6 +130,7 @@ def replies(found: Any) -> list[int]:
     return [row["replies"] for row in RULES["rows_of"](found.folder)]
 
 
+@pytest.mark.campaign
 def test_killed_at_stage_after_stage_a_run_has_the_model_of_a_calm_one(tmp_path: Path) -> None:
     server = [("first reply: inbox", 1), ("within the checkpoint", 2)]
     with federation(tmp_path) as world:

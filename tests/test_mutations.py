@@ -510,7 +510,7 @@ MUTATIONS = {
     ),
     "the whole budget of false alarms spent at every look": Mutation(
         "privacy/audit/alarms.py",
-        "self.alpha / (families * self.planned[base])",
+        "self.alpha / (families * self.planned[_CONFIRMING.get(test, test)])",
         "self.alpha",
         "test_privacy_audit_memorisation.py",
         "together_spend_alpha",

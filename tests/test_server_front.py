@@ -245,7 +245,7 @@ def test_a_node_whose_clock_is_wrong_is_told_and_goes_on_until_it_is_right(
     monkeypatch.setattr(fleet, "LONGEST_WAIT_SECONDS", 0.2)
     monkeypatch.setattr(flower_fleet, "now", lambda: now() + timedelta(seconds=400))  # the front's
     with MADE["following"](made, f"localhost:{port}", lambda message: message, ("east",)) as told:
-        MADE["until"](lambda: sum("the server said 401" in line for line in told) >= 3)
+        MADE["until"](lambda: sum("the server turns this device away" in line for line in told) >= 3)
         assert upstream.paths == []
         monkeypatch.setattr(flower_fleet, "now", now)
         MADE["until"](lambda: bool(upstream.paths))
