@@ -11,6 +11,7 @@ from ..client.tasks import PLANTED
 from ..configs.checks import check_record_delta
 from ..configs.schema import Record, SimulationSettings
 from ..privacy.planning import LEAST_NOISE
+from ..privacy.refusal import Refusal
 from ..strategies.cohorts import likely_participations
 from .client_level import require_one_round
 from .display import warn
@@ -36,9 +37,7 @@ def client_settings(federation: Federation, folder: Path) -> ClientSettings:
         seed=federation.seed,
         allow_modules=s.allow_modules,
         encryption=_encryption(federation),
-        loss_traces=str(folder / TRACES)
-        if s.audit and s.audit.loss_traces and federation.deployed is None
-        else "",
+        loss_traces=traces_of(federation, folder),
     )
     if federation.record is None or federation.deployed is not None:
         return settings
@@ -72,6 +71,17 @@ def _record_privacy(
     told = replace(told, noise_by_records=((0, record.noise_multiplier),))
     require_one_round(record_plan(told, sizes[-1] + told.canaries, settings), told.budget())
     return told
+
+
+def traces_of(federation: Federation, folder: Path) -> str:
+    """Where simulated owners keep the losses of their records, which a run folder of real data must not hold."""
+    audit = federation.settings.audit
+    if audit is None or not audit.loss_traces:
+        return ""
+    if not federation.simulated:
+        remedy = "these data are real: what a model tells of a record is for its owner alone; leave it out"
+        raise Refusal("audit.loss_traces", True, remedy)
+    return str(folder / TRACES)
 
 
 def _encryption(federation: Federation) -> Encryption | None:

@@ -1,6 +1,6 @@
 """``fedveil audit RUN --records``: how far each client's records were learnt by heart, and which ones most, in its owner's view.
 
-For simulations with ``audit.loss_traces=true``, where one person plays all owners; on real data each trace stays with its owner.
+For simulations with ``audit.loss_traces=true``, where one person plays all owners; on real data it is refused.
 """
 
 from __future__ import annotations

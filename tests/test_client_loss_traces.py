@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.audit_view import audit
 from fedveil.simulations.run import simulate
+from fedveil.simulations.told_clients import traces_of
 
 SMALL = ["task=digits", "task.num_clients=5", "cohort=all", "privacy=none", "audit=full", "audit.looks=1"]
 
@@ -37,3 +39,10 @@ def test_traces_stay_with_the_client_and_change_nothing(
     assert "planted with a random label" in capsys.readouterr().out
     with pytest.raises(Refusal, match="no traces of losses"):
         audit([str(tmp_path / "without"), "--records"])
+
+
+def test_on_real_data_no_trace_is_kept(tmp_path: Path) -> None:
+    asked = SimpleNamespace(audit=SimpleNamespace(loss_traces=True))
+    with pytest.raises(Refusal, match=r"audit\.loss_traces.*for its owner alone"):
+        traces_of(SimpleNamespace(settings=asked, simulated=False), tmp_path)
+    assert traces_of(SimpleNamespace(settings=asked, simulated=True), tmp_path)

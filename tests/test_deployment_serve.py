@@ -7,8 +7,8 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -31,7 +31,7 @@ from fedveil.deployment.watch import LOOK_SECONDS
 from fedveil.privacy.audit import record
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger import read_entries
-from fedveil.privacy.mechanisms import distributed, private_sum
+from fedveil.privacy.mechanisms import distributed
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.bundle import read_server_bundle
 from fedveil.simulations import auditing
@@ -40,6 +40,7 @@ from fedveil.strategies.training_order import people_call, read_order
 from fedveil.strategies.wire import read_round
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
+noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]
 Devices, make_federation, reaching = MADE["Devices"], MADE["make_federation"], MADE["reaching"]
 COMMON = ("task=digits", "num_rounds=3", "batch_size=40", "privacy.allow_large_delta=true", "link.wait=0.3")
 CENTRAL = (*COMMON, "privacy=client_central", "privacy.target_epsilon=8")
@@ -271,25 +272,11 @@ def test_the_link_is_the_one_that_the_bundles_were_made_for(hearts: Path) -> Non
 # --- the audit --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def noise_halved(since: int = 2) -> Iterator[None]:
-    """Halve what the server adds, from the `since`-th round on."""
-    calls, true = 0, private_sum.sample
-
-    def less(sigma: int, size: int, stream: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return true(sigma if calls < since else sigma // 2, size, stream)
-
-    with patch.object(private_sum, "sample", less):
-        yield
-
-
 def test_an_alarm_stops_a_server_for_good_and_is_told_wherever_one_looks(
     hearts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = hearts / "server"
-    with noise_halved():
+    with noise_halved(since=2):
         assert served(hearts, *CENTRAL)[0] == 5
     assert (result_of(hearts)["status"], result_of(hearts)["rounds_completed"]) == ("alarmed", 2)
     notes = [json.loads(e.payload) for e in read_entries(ledger_of(hearts)) if e.kind == "note"]
@@ -310,7 +297,7 @@ def test_an_alarm_stops_a_server_for_good_and_is_told_wherever_one_looks(
 
 def test_a_paused_server_stays_so_however_often_a_unit_starts_it(hearts: Path) -> None:
     pause = (*CENTRAL, "num_rounds=4", "audit.on_alarm=pause")
-    with noise_halved():
+    with noise_halved(since=2):
         assert served(hearts, *pause)[0] == 5
     assert [served(hearts, *pause)[0], served(hearts)[0]] == [5, 5]
     assert len(rows_of(hearts)) == 2

@@ -1,8 +1,7 @@
 """What an alarm does to a run: it ends, pauses, gets more noise, or goes back; and what stays spent."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import runpy
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,10 +12,11 @@ import pytest
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import record, watching
 from fedveil.privacy.ledger import read_entries, verify
-from fedveil.privacy.mechanisms import private_sum
 from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.audit_view import audit
 from fedveil.simulations.run import Outcome, exit_code_of, simulate
+
+noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]
 
 ROUNDS = 5
 SMALL = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")
@@ -25,20 +25,6 @@ NOISE = ("privacy.noise_multiplier=2", "privacy.target_epsilon=null", "privacy.t
 
 def run(folder: Path, *overrides: str) -> Outcome:
     return simulate(settings_from_overrides([*SMALL, *NOISE, *overrides]), folder, quiet=True)
-
-
-@contextmanager
-def noise_halved(since: int = 1) -> Iterator[None]:
-    """Halve the noise from the `since`-th call on; a round calls once."""
-    calls, true = 0, private_sum.sample
-
-    def less(sigma: int, size: int, stream: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return true(sigma if calls < since else sigma // 2, size, stream)
-
-    with patch.object(private_sum, "sample", less):
-        yield
 
 
 def reserved(folder: Path) -> list[Any]:
