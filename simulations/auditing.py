@@ -23,7 +23,7 @@ from ..server import checkpoint, noise_key
 from ..server.auditing import ACTING, Auditor
 from ..server.private_grid import PrivateGrid
 from ..server.rounds import Ending, State, Status
-from ..strategies.cohorts import Poisson
+from ..strategies.cohorts import tossed_rate
 from .audit_display import AuditLine
 from .audit_plot import draw
 from .dummies import audited, canary_clients, dimension_of, support_of
@@ -122,8 +122,8 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
     if client is not None:
         terms = replace(terms, delta=client.target_delta, adjacency=client.adjacency)
-    if client is not None and isinstance(federation.cohort, Poisson) and federation.cohort.secret:
-        terms = replace(terms, clients=clients if federation.cohort.rate < 1 else 0)
+    if client is not None and tossed_rate(federation.cohort) < 1:
+        terms = replace(terms, clients=clients)
     if canaries is None:
         return terms
     return replace(

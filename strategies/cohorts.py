@@ -209,8 +209,17 @@ class OverSelected:
 
 def invited_size(cohort: Cohort, population: int) -> float:
     """Return how many clients a round is expected to ask, which over-selection makes more than it needs."""
-    asked = cohort.invited if isinstance(cohort, OverSelected) else cohort
-    return asked.expected_size(population)
+    return _invited(cohort).expected_size(population)
+
+
+def tossed_rate(cohort: Cohort) -> float:
+    """Return the probability in (0, 1] with which a secret coin invites each client; 1 where nothing is claimed of one."""
+    asked = _invited(cohort)
+    return asked.rate if isinstance(asked, Poisson) and asked.secret else 1.0
+
+
+def _invited(cohort: Cohort) -> Cohort:
+    return cohort.invited if isinstance(cohort, OverSelected) else cohort
 
 
 def likely_participations(cohort: Cohort, population: int, num_rounds: int, deviations: float = 3.0) -> int:

@@ -466,6 +466,27 @@ MUTATIONS = {
         AUDIT_TESTS,
         "correct_runs_are_not",
     ),
+    "an audit's threshold picked once the coins are known": Mutation(
+        "privacy/audit/gaussian_test.py",
+        "middle = np.median(np.concatenate([members, others]))",
+        "middle = max(members, key=lambda at: (members > at).sum() + (others < at).sum())",
+        AUDIT_TESTS,
+        "correct_runs_are_not",
+    ),
+    "canary records all scored alike": Mutation(
+        "client/record_canaries.py",
+        "        there = (sums - 0.5) / noise**2",
+        "        return np.zeros_like(sums)",
+        "test_client_record_canaries.py",
+        "log_likelihood_ratio",
+    ),
+    "canary records scored as if every batch held them": Mutation(
+        "client/record_canaries.py",
+        "return there if rate == 1 else",
+        "return there if rate else",
+        "test_client_record_canaries.py",
+        "log_likelihood_ratio",
+    ),
     "an audit's commitment gives its coins away": Mutation(
         "privacy/audit/canary_clients.py",
         "hashlib.sha256(seed + np.packbits",

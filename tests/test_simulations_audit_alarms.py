@@ -13,8 +13,10 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import record, watching
 from fedveil.privacy.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
+from fedveil.simulations import build
 from fedveil.simulations.audit_view import audit
 from fedveil.simulations.run import Outcome, exit_code_of, simulate
+from fedveil.strategies.cohorts import OverSelected, Poisson
 
 noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]
 
@@ -121,6 +123,22 @@ def test_note_writes_it_down_and_goes_on(tmp_path: Path) -> None:
         outcome = run(tmp_path / "run", "audit.on_alarm=note")
     assert outcome.exit_code == 0
     assert {each["round"] for each in outcome.result["audit"]["alarms"]} == {4, 5}
+
+
+@pytest.mark.parametrize(("accounted", "exit_code"), [("invited", 0), ("planned", 5)])
+def test_the_draw_is_checked_where_more_are_invited_than_a_round_needs(
+    accounted: str, exit_code: int, tmp_path: Path
+) -> None:
+    both = OverSelected(Poisson(0.6), Poisson(0.3))
+    with (
+        patch.object(build, "_cohort", lambda *_: both),
+        patch.object(OverSelected, "event", lambda self, one: getattr(self, accounted).event(one)),
+    ):
+        outcome = run(tmp_path / "run", "task.num_clients=100")
+    assert outcome.exit_code == exit_code
+    assert [(each["test"], each["round"]) for each in outcome.result["audit"]["alarms"]] == (
+        [("draw", 1)] if exit_code else []
+    )
 
 
 def test_a_run_that_is_not_over_keeps_its_coins_to_itself(tmp_path: Path) -> None:
