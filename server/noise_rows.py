@@ -12,6 +12,7 @@ from functools import partial
 
 from dp_accounting.dp_event import DpEvent
 
+from ..privacy.adaptation import NOTHING_ADAPTS
 from ..privacy.ledger import BudgetExhausted, Ledger
 from ..privacy.mechanisms.correlated_noise import NoiseRows
 from ..privacy.mechanisms.private_sum import Vector
@@ -19,6 +20,8 @@ from ..privacy.mechanisms.randomness import Randomness, keyed_stream
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
+from ..strategies.cohorts import Cohort, MinSeparation
+from .round import ClientPrivacy
 
 
 class NoRowLeft(BudgetExhausted):
@@ -86,3 +89,23 @@ class RunRows:
     def add_noise(self, total: Vector, row: int, spec: SumSpec) -> tuple[Vector, DpEvent]:
         """Return the sum with this row's noise, and the event of the whole run."""
         return self._noise.add(total, row, self.plan.noise_over_clip, spec)
+
+
+def rows_of(
+    name: tuple[str, str], cohort: Cohort, privacy: ClientPrivacy | None, randomness: Randomness
+) -> RunRows | None:
+    """Return the rows of the run and mechanism of this name; None where each round is a release of its own.
+
+    Raises:
+      Refusal: who took part must be kept, and the plan keeps nothing; or something is to adapt.
+    """
+    correlation = None if privacy is None else privacy.plan.correlation
+    if isinstance(cohort, MinSeparation) and correlation is None:
+        remedy = "who took part is kept with a plan for the whole run; give the plan a correlation"
+        raise Refusal("cohort", cohort.name, remedy)
+    if privacy is None or correlation is None:
+        return None
+    if privacy.adaptation != NOTHING_ADAPTS:
+        remedy = "rounds that are one release together are fixed in advance; let nothing adapt"
+        raise Refusal("adaptation", privacy.adaptation, remedy)
+    return RunRows(privacy.plan, privacy.ledger, name, randomness, privacy.noise_key)

@@ -7,17 +7,15 @@ train, add, noise, hand over, commit. Nothing is handed over that was not reserv
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from ..privacy.adaptation import NOTHING_ADAPTS, Choices
+from ..privacy.adaptation import Choices
 from ..privacy.audit.watching import Released
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger import BudgetExhausted
@@ -27,33 +25,29 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Scalar, SumSpec, cells_for
 from ..privacy.planning import Plan
 from ..privacy.refusal import Refusal
-from ..strategies.accompanied import accompanied
-from ..strategies.cohorts import Cohort, MinSeparation
 from ..strategies.grids import AskingGrid
 from ..strategies.secure_wire import rotation_seed
 from ..strategies.wire import (
     WEIGHT,
     Layout,
-    SummingGrid,
     common_content,
     instruct,
     layout_of,
     mean_reply,
     only_arrays,
     size_of,
-    sum_of,
 )
 from .masking import Masking, masked_spec
-from .noise_rows import RunRows
+from .noise_rows import rows_of
+from .participants import Participants
 from .released import released_sum
-from .round import ALL_ANSWERS, Answers, ClientPrivacy, Round
+from .round import Answers, ClientPrivacy, Round
 from .secure_attempt import Opened, Sum
 from .secure_sum import SecureSums
 
 MECHANISM = "private_sum"
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
 PATIENCE = 30  # questions for the nodes in one round; Flower's strategies ask once a second while they wait
-NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat calls a node lost after 60 s
 MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
 
 
@@ -61,51 +55,40 @@ class PrivateGrid(AskingGrid):
     """Wraps any grid; see the module's text.
 
     Args:
-      grid: the grid that reaches the clients.
-      cohort: draws the clients of each round.
-      population: how many clients the federation has, a public number; the fixed denominator follows from it.
+      participants: who takes part, and the grid that reaches them.
       privacy: None sums without client-level privacy, weighted by examples.
       scalars: metrics that may travel in the sum, with their bounds.
       randomness: where draws and noise come from.
       run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
-      answers: how many are needed, and how many are enough.
-      canaries: how many dummies of an audit stand behind the real clients, as the last nodes.
     """
 
     def __init__(
         self,
-        grid: Grid,
-        cohort: Cohort,
-        population: int,
+        participants: Participants,
         *,
         privacy: ClientPrivacy | None = None,
         scalars: tuple[Scalar, ...] = (),
         randomness: Randomness | None = None,
         run: str | None = None,
         masking: Masking | None = None,
-        answers: Answers = ALL_ANSWERS,
-        canaries: int = 0,
     ) -> None:
+        cohort = participants.cohort
         if privacy is not None and privacy.plan.sampling != cohort:
             raise Refusal(
                 "cohort", cohort.name, "the plan was calibrated for another draw; calibrate it for this one"
             )
         if privacy is not None and privacy.plan.noise_multiplier is None:
             raise Refusal("noise_multiplier", None, "calibrate the plan before it is used")
-        self._grid = grid
-        self._cohort = accompanied(cohort, population, canaries)
-        self._population = population
-        self._canaries = canaries
+        self.participants = participants
         self._privacy = privacy
         self._scalars = scalars if privacy is None or privacy.metrics_share > 0 else ()
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
-        self._sums = None if masking is None else SecureSums(grid, masking, answers.enough)
+        enough = participants.answers.enough
+        self._sums = None if masking is None else SecureSums(participants.grid, masking, enough)
+        self._rows = rows_of((self._run_name, MECHANISM), cohort, privacy, self._randomness)
         self._early: dict[int, list[int]] = {}
-        self._answers = answers
-        self._rows = self._run_rows()
-        self._nodes: list[int] = []
         self._asked = 0
         self._reserved = 0
         self._row = 0
@@ -121,12 +104,12 @@ class PrivateGrid(AskingGrid):
 
     def set_run(self, run: Run) -> None:
         """Pass the run on to the wrapped grid."""
-        self._grid.set_run(run)
+        self.participants.grid.set_run(run)
 
     @property
     def run(self) -> Run:
         """The wrapped grid's run."""
-        return self._grid.run
+        return self.participants.grid.run
 
     def get_node_ids(self) -> Iterable[int]:
         """Return nodes that stand for all: the cohort decides who is asked, not a strategy's own sampling.
@@ -139,11 +122,10 @@ class PrivateGrid(AskingGrid):
         """
         self._asked += 1
         if self._asked > PATIENCE:
-            remedy = (
-                f"set it to at most {min(SHOWN_NODES, self._population)}: the cohort decides who takes part"
-            )
+            most = min(SHOWN_NODES, self.participants.clients)
+            remedy = f"set it to at most {most}: the cohort decides who takes part"
             raise Refusal("min_available_nodes", "more than a private sum shows", remedy)
-        return self._all_nodes()[:SHOWN_NODES]
+        return self.participants.some(SHOWN_NODES)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -166,7 +148,7 @@ class PrivateGrid(AskingGrid):
 
     def renew(self, nodes: Sequence[int], masking: Masking | None, answers: Answers) -> None:
         """Go on with these clients from the next round; the plan stands, since it does not go by how many there are."""
-        self._nodes, self._population, self._answers = list(nodes), len(nodes), answers
+        self.participants.renew(nodes, answers)
         self._early = {}
         if self._sums is not None and masking is not None:
             self._sums.renew(masking, answers.enough)
@@ -179,15 +161,6 @@ class PrivateGrid(AskingGrid):
         What is chosen from what was released may not lower a charge, unless a filter counts.
         """
         self.more_noise = factor
-
-    def clients(self, drawn: Sequence[int]) -> list[int]:
-        """Return who of those drawn are real clients, and no canaries."""
-        dummies = set(self._dummies)
-        return [node for node in drawn if node not in dummies]
-
-    @property
-    def _dummies(self) -> list[int]:
-        return self._all_nodes()[self._population :] if self._canaries else []
 
     def skip_to(self, number: int, choices: Choices | None = None) -> None:
         """Continue after round `number`, which an earlier process finished, with the choices it led to."""
@@ -203,7 +176,7 @@ class PrivateGrid(AskingGrid):
             return self._early[number]
         if number <= len(earlier):
             return earlier[number - 1]
-        return self._cohort.draw(self._all_nodes(), self._randomness.stream("cohort", number), earlier)
+        return self.participants.draw(self._randomness.stream("cohort", number), earlier)
 
     def reserve(self, number: int) -> None:
         """Draw the cohort of round `number` and reserve its release, durably, before anything is configured.
@@ -228,20 +201,6 @@ class PrivateGrid(AskingGrid):
             return None
         return self._reserved
 
-    def _run_rows(self) -> RunRows | None:
-        correlation = None if self._privacy is None else self._privacy.plan.correlation
-        if isinstance(self._cohort, MinSeparation) and correlation is None:
-            remedy = "who took part is kept with a plan for the whole run; give the plan a correlation"
-            raise Refusal("cohort", self._cohort.name, remedy)
-        if self._privacy is None or correlation is None:
-            return None
-        if self._privacy.adaptation != NOTHING_ADAPTS:
-            remedy = "rounds that are one release together are fixed in advance; let nothing adapt"
-            raise Refusal("adaptation", self._privacy.adaptation, remedy)
-        name = (self._run_name, MECHANISM)
-        key = self._privacy.noise_key
-        return RunRows(self._privacy.plan, self._privacy.ledger, name, self._randomness, key)
-
     def _release(self, row: int) -> Release:
         assert self._privacy is not None
         plan = self._plan()
@@ -262,14 +221,15 @@ class PrivateGrid(AskingGrid):
         spec = self._spec(layout)
         outgoing = instruct(content, spec, self._run_name, self._row)
         order = Message(outgoing, 0, request.metadata.message_type, group_id=str(number))
-        cohort_sum = self._collect(order, spec, size_of(layout, spec), timeout)
+        cohort_sum = self.participants.sum(order, self.drawn, spec, size_of(layout, spec), timeout)
         total = self._noised(cohort_sum, self._row, spec)
-        done = Round(number, len(self.drawn), cohort_sum.replies, cohort_sum.dropped)
-        if cohort_sum.replies < self._answers.quorum:
+        asked = len(self.participants.asked(self.drawn))
+        done = Round(number, asked, cohort_sum.replies, cohort_sum.dropped)
+        if cohort_sum.replies < self.participants.answers.quorum:
             self._note(replace(done, abandoned=True))
             return []
         mean, scalars = self._decoded(total, layout, spec, cohort_sum)
-        self.released = self._watched(number, mean, self._cohort.expected_size(self._population))
+        self.released = self._watched(number, mean, self.participants.expected)
         self._note(replace(done, clipped_again=cohort_sum.clipped_again, scalars=scalars))
         reply = mean_reply(arrays, mean, scalars, request)
         if self._privacy is not None:
@@ -302,7 +262,7 @@ class PrivateGrid(AskingGrid):
             self._note(Round(number, asked, 0, opened.dropped, exchanges=exchanges, abandoned=True))
             return []
         seed = rotation_seed(opened.model, self._row)
-        real = max(1.0, float(len(self.clients(opened.nodes))))
+        real = max(1.0, float(len(self.participants.real(opened.nodes))))
         mean, scalars = decode_sum(opened.total, layout, opened.spec, opened.survivors, real, seed)
         self.released = self._watched(number, mean, real)
         self._note(
@@ -328,7 +288,7 @@ class PrivateGrid(AskingGrid):
         if self._privacy is None:
             return SumSpec(None, (*self._scalars, Scalar(WEIGHT, MAX_EXAMPLES)))
         cells = cells_for(sum(int(np.prod(shape)) for shape in layout.values()))
-        plan, expected = self._plan(), self._cohort.expected_size(self._population)
+        plan, expected = self._plan(), self.participants.expected
         scalars = (*self._scalars, *self._privacy.adaptation.scalars(plan, expected))
         return SumSpec(plan.clipping_norm, scalars, self._privacy.metrics_share, cells)
 
@@ -340,25 +300,12 @@ class PrivateGrid(AskingGrid):
             self._privacy.plan, clipping_norm=now.clipping_norm, noise_multiplier=now.noise_multiplier
         )
 
-    def _collect(self, order: Message, spec: SumSpec, size: int, timeout: float | None) -> CohortSum:
-        if not self.drawn:
-            return CohortSum(np.zeros(size))
-        if isinstance(self._grid, SummingGrid):
-            return self._grid.sum_replies(order, self.drawn, spec, size)
-        sent = order.metadata
-        messages = [
-            Message(order.content, node, sent.message_type, group_id=sent.group_id) for node in self.drawn
-        ]
-        replies = self._grid.send_and_receive(messages, timeout=timeout)
-        return sum_of(replies, spec, size, len(messages), self._answers.enough)
-
     def _watched(self, number: int, mean: dict[str, np.ndarray], denominator: float) -> Released | None:
         """Return the sum as an audit reads it; None where nothing is claimed of it."""
         if self._privacy is None:
             return None
-        dummies = {node: place for place, node in enumerate(self._dummies)}
-        canaries = [dummies[node] for node in self.drawn if node in dummies]
-        drawn = (len(self.drawn) - len(canaries), canaries)
+        dummies = self.participants.dummies(self.drawn)
+        drawn = (len(self.drawn) - len(dummies), dummies)
         return released_sum(number, mean, denominator, (self._plan(), self._row), self.more_noise, drawn)
 
     def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> np.ndarray:
@@ -379,20 +326,4 @@ class PrivateGrid(AskingGrid):
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         if self._privacy is None and cohort_sum.replies == 0:
             return {name: np.zeros(shape) for name, shape in layout.items()}, {}
-        return decode(total, layout, spec, self._cohort.expected_size(self._population))
-
-    def _all_nodes(self) -> list[int]:
-        if not self._nodes:
-            self._nodes = self._wait_for_nodes()
-        return self._nodes
-
-    def _wait_for_nodes(self) -> list[int]:
-        deadline = time.monotonic() + NODE_WAIT_SECONDS
-        while (
-            len(nodes := sorted(self._grid.get_node_ids())) < self._population + self._canaries
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.1)
-        if not nodes:
-            raise Refusal("population", self._population, "no client connected; start the clients first")
-        return nodes
+        return decode(total, layout, spec, self.participants.expected)

@@ -12,6 +12,7 @@ from ..privacy.budget import Adversary, Budget
 from ..privacy.ledger import Ledger
 from ..privacy.planning import Plan
 from ..strategies.cohorts import Cohort
+from .participants import Participants
 from .private_grid import ClientPrivacy, PrivateGrid
 
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
@@ -49,4 +50,4 @@ def protect(
     with Ledger.open(ledger, budget, owner=owner, simulated=False) as opened:
         plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
         plan = plan.calibrate(budget, tuple(opened.events(Adversary.MODEL)))
-        yield PrivateGrid(grid, cohort, population, privacy=ClientPrivacy(plan, opened))
+        yield PrivateGrid(Participants(grid, cohort, population), privacy=ClientPrivacy(plan, opened))

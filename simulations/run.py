@@ -27,7 +27,9 @@ from ..privacy.audit.alarms import Level
 from ..privacy.ledger import LedgerUnavailable
 from ..privacy.refusal import Refusal
 from ..server.checkpoint import Checkpoint, restore_strategy
-from ..server.private_grid import ALL_ANSWERS, Answers, PrivateGrid, Round
+from ..server.participants import Participants
+from ..server.private_grid import PrivateGrid
+from ..server.round import ALL_ANSWERS, Answers, Round
 from ..server.rounds import Ending, Loop, Pace, State, Status, run_rounds
 from ..strategies.flower_adapter import quiet_flower
 from . import auditing, recording
@@ -168,16 +170,12 @@ def _client_log(folder: Path) -> Generator[None]:
 def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
     federation = run.federation
     private = PrivateGrid(
-        grid,
-        federation.cohort,
-        federation.num_clients,
+        _participants(federation, grid),
         privacy=run.privacy,
         scalars=federation.scalars,
         randomness=federation.randomness,
         run=run.name,
         masking=federation.masking,
-        answers=answers_of(federation),
-        canaries=federation.num_canaries,
     )
     strategy = make_strategy_of(federation)
     run.state = state = _first_state(run, strategy)
@@ -185,7 +183,7 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
     if run.meter is not None and federation.seed is not None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
-            run.meter.add(private.clients(private.draw(number)))
+            run.meter.add(private.participants.real(private.draw(number)))
     ended = auditing.go_on(run, private, state)
     display = Display(title_of(federation), federation.settings.num_rounds, budgets_of(federation), quiet)
 
@@ -210,6 +208,11 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
             run.ending = Ending(Status.FAILED, recording.cannot_write(run, problem), run.state)
     if run.ending.status is Status.INTERRUPTED:
         run.ending = replace(run.ending, reason=f"{recording.again(run)} goes on from here")
+
+
+def _participants(federation: Federation, grid: Grid) -> Participants:
+    clients, canaries = federation.num_clients, federation.num_canaries
+    return Participants(grid, federation.cohort, clients, answers_of(federation), canaries)
 
 
 def _renewed(run: Run, grid: PrivateGrid, around: Surroundings) -> str | None:
@@ -259,7 +262,7 @@ def _after_round(
     metrics: dict[str, float],
 ) -> Ending | None:
     alarms = auditing.watch_round(run, grid, state)
-    spent = recording.record_round(run, state, done, metrics, grid.clients(grid.drawn))
+    spent = recording.record_round(run, state, done, metrics, grid.participants.real(grid.drawn))
     dropped, audit = sum(done.dropped.values()), auditing.shown(run)
     clients = (done.replies, done.invited, dropped)
     display.show(Line(done.number, metrics, spent.client, spent.record, *clients, audit, done.abandoned))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -220,6 +220,14 @@ def tossed_rate(cohort: Cohort) -> float:
 
 def _invited(cohort: Cohort) -> Cohort:
     return cohort.invited if isinstance(cohort, OverSelected) else cohort
+
+
+def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
+    """Return how so many canaries of an audit are drawn beside so many clients: by the same rule, at the same rate."""
+    asked = cohort.invited if isinstance(cohort, OverSelected) else cohort
+    if isinstance(asked, Fixed | MinSeparation):
+        return replace(asked, size=max(1, asked.size * canaries // clients))
+    return asked
 
 
 def likely_participations(cohort: Cohort, population: int, num_rounds: int, deviations: float = 3.0) -> int:

@@ -405,7 +405,7 @@ MUTATIONS = {
     ),
     "a sum below the quorum is released": Mutation(
         "server/private_grid.py",
-        "if cohort_sum.replies < self._answers.quorum:",
+        "if cohort_sum.replies < self.participants.answers.quorum:",
         "if False:",
         ANSWERS_TESTS,
         "below_the_quorum",

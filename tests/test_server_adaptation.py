@@ -19,6 +19,7 @@ from fedveil.privacy.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Scalar
+from fedveil.server.participants import Participants
 from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
 from fedveil.simulations.engine import InProcessGrid
 from fedveil.strategies.cohorts import All
@@ -54,9 +55,8 @@ def ledger(tmp_path: Path) -> Iterable[Ledger]:
 
 def grid_of(privacy: ClientPrivacy, length: Callable[[int], float]) -> PrivateGrid:
     inner = InProcessGrid(app_of(length), CLIENTS, {})
-    return PrivateGrid(
-        inner, All(), CLIENTS, privacy=privacy, scalars=(LOSS,), randomness=Randomness(4), run="run"
-    )
+    everybody = Participants(inner, All(), CLIENTS)
+    return PrivateGrid(everybody, privacy=privacy, scalars=(LOSS,), randomness=Randomness(4), run="run")
 
 
 def released(grid: PrivateGrid, number: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.refusal import Refusal
+from fedveil.server.participants import Participants
 from fedveil.server.private_grid import Answers, ClientPrivacy, PrivateGrid
 from fedveil.server.rounds import Loop, Pace, State, Status, run_rounds
 from fedveil.server.secure_sum import SecureSums
@@ -83,9 +84,8 @@ def private(grid: InProcessGrid, cohort: Cohort, ledger: Ledger | None, answers:
     privacy = None
     if ledger is not None:
         privacy = ClientPrivacy(Plan(Unit.CLIENT, Adjacency.ZERO_OUT, cohort, 1.0, 10, NOISE), ledger)
-    return PrivateGrid(
-        grid, cohort, CLIENTS, privacy=privacy, randomness=Randomness(4), answers=answers, run="run"
-    )
+    participants = Participants(grid, cohort, CLIENTS, answers)
+    return PrivateGrid(participants, privacy=privacy, randomness=Randomness(4), run="run")
 
 
 def rounds(grid: PrivateGrid, number: int, pace: Pace | None = None) -> Any:

@@ -19,7 +19,9 @@ from fedveil.privacy.planning import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.server import noise_key
 from fedveil.server.noise_rows import NoRowLeft
+from fedveil.server.participants import Participants
 from fedveil.server.private_grid import MECHANISM, ClientPrivacy, PrivateGrid
+from fedveil.server.round import ALL_ANSWERS
 from fedveil.simulations.engine import InProcessGrid
 from fedveil.strategies.cohorts import Fixed, MinSeparation
 from fedveil.strategies.registry import make_strategy
@@ -57,7 +59,9 @@ def grid_of(ledger: Ledger, seed: int | None, key: bytes | None = KEY) -> Privat
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, COHORT, 1.0, ROUNDS, 1.0, correlation=CORRELATION)
     privacy = ClientPrivacy(plan, ledger, noise_key=key)
     inner = InProcessGrid(still_app(), CLIENTS, {})
-    return PrivateGrid(inner, COHORT, CLIENTS, privacy=privacy, randomness=Randomness(seed), run="run")
+    return PrivateGrid(
+        Participants(inner, COHORT, CLIENTS), privacy=privacy, randomness=Randomness(seed), run="run"
+    )
 
 
 def noise_of(grid: PrivateGrid, number: int) -> np.ndarray:
@@ -115,7 +119,8 @@ def test_on_real_data_a_row_that_may_have_left_is_not_used_again(open_ledger: An
         noises = [noise_of(grid, number) for number in (1, 2, 3)]
         resumed = grid_of(ledger, None)
         resumed.skip_to(2)  # round 3 was released, its checkpoint lost
-        resumed._nodes = list(reversed(resumed._all_nodes()))  # clients come back in another order
+        backwards = list(reversed(resumed.participants.some(CLIENTS)))
+        resumed.participants.renew(backwards, ALL_ANSWERS)  # clients come back in another order
         later = [noise_of(resumed, number) for number in range(3, ROUNDS)]
         assert len(ledger.cohorts("run", MECHANISM)) == ROUNDS
         kept(ledger.cohorts("run", MECHANISM))
@@ -160,7 +165,9 @@ def test_correlated_noise_needs_a_promise_and_a_key(open_ledger: Any) -> None:
             grid_of(ledger, None, key=None)
         privacy = ClientPrivacy(Plan(Unit.CLIENT, Adjacency.ZERO_OUT, COHORT, 1.0, ROUNDS, 1.0), ledger)
         with pytest.raises(Refusal, match="whole run"):
-            PrivateGrid(InProcessGrid(still_app(), CLIENTS, {}), COHORT, CLIENTS, privacy=privacy)
+            PrivateGrid(
+                Participants(InProcessGrid(still_app(), CLIENTS, {}), COHORT, CLIENTS), privacy=privacy
+            )
 
 
 def test_the_key_is_its_owners_alone_and_gone_when_the_run_is_done(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Scalar
 from fedveil.privacy.refusal import Refusal
+from fedveil.server.participants import Participants
 from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
 from fedveil.simulations.engine import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, Poisson
@@ -57,7 +58,9 @@ def grid_of(
     if ledger is not None:
         plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, cohort, clip, 10, noise)
         privacy = ClientPrivacy(plan, ledger, options.pop("metrics_share", 0.0))
-    return PrivateGrid(inner, cohort, CLIENTS, privacy=privacy, randomness=Randomness(4), **options)
+    return PrivateGrid(
+        Participants(inner, cohort, CLIENTS), privacy=privacy, randomness=Randomness(4), **options
+    )
 
 
 @pytest.fixture
@@ -97,7 +100,7 @@ def test_a_dropped_client_is_a_zero_under_the_fixed_denominator(ledger: Ledger) 
         )
 
     grid = grid_of(All(), ledger)
-    grid._grid = InProcessGrid(app, CLIENTS, {})
+    grid.participants.grid = InProcessGrid(app, CLIENTS, {})
     arrays, _ = one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
     np.testing.assert_allclose(view(arrays["w"]), 0.6, atol=5e-3)
     assert grid.rounds[0].dropped == {"failed": CLIENTS // 2}
@@ -171,7 +174,7 @@ def test_the_reservation_is_durable_before_any_client_is_called(ledger: Ledger, 
         )
 
     grid = grid_of(All(), ledger, noise=1.0)
-    grid._grid = InProcessGrid(app, CLIENTS, {})
+    grid.participants.grid = InProcessGrid(app, CLIENTS, {})
     one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
     assert seen == [1] * CLIENTS
 
@@ -193,7 +196,9 @@ def test_a_spent_budget_stops_before_the_round_and_the_model_stays(tmp_path: Pat
 def test_no_noise_repeats_between_rounds_and_it_has_the_planned_scale(ledger: Ledger) -> None:
     inner = InProcessGrid(shifting_app(shift=0.0), CLIENTS, {})
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 0.5, 10, 4.0)
-    grid = PrivateGrid(inner, All(), CLIENTS, privacy=ClientPrivacy(plan, ledger), randomness=Randomness(4))
+    grid = PrivateGrid(
+        Participants(inner, All(), CLIENTS), privacy=ClientPrivacy(plan, ledger), randomness=Randomness(4)
+    )
     big = memory_arrays({"w": np.zeros(20_000, np.float32)})
     noises = [view(one_round(grid, make_strategy("fedavg", {}), big, r)[0]["w"]) * CLIENTS for r in (1, 2)]
     assert abs(np.corrcoef(noises)[0, 1]) < 0.05
@@ -235,26 +240,20 @@ def test_error_texts_stay_at_the_client() -> None:
     inner = InProcessGrid(app, CLIENTS, {})
     original = inner.client_app
     inner.client_app = lambda m, c: (sent.append(r := original(m, c)), r)[1]  # type: ignore[assignment]
-    grid._grid = inner
+    grid.participants.grid = inner
     one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
     assert sent
     assert all("glucose" not in reply.error.reason for reply in sent)
 
 
 def test_the_plan_and_the_cohort_cannot_drift_apart(ledger: Ledger) -> None:
+    inner = InProcessGrid(shifting_app(), CLIENTS, {})
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, Poisson(0.1), 1.0, 10, 1.0)
     with pytest.raises(Refusal, match="another draw"):
-        PrivateGrid(
-            InProcessGrid(shifting_app(), CLIENTS, {}), Fixed(2), CLIENTS, privacy=ClientPrivacy(plan, ledger)
-        )
+        PrivateGrid(Participants(inner, Fixed(2), CLIENTS), privacy=ClientPrivacy(plan, ledger))
     uncalibrated = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 1.0, 10)
     with pytest.raises(Refusal, match="calibrate"):
-        PrivateGrid(
-            InProcessGrid(shifting_app(), CLIENTS, {}),
-            All(),
-            CLIENTS,
-            privacy=ClientPrivacy(uncalibrated, ledger),
-        )
+        PrivateGrid(Participants(inner, All(), CLIENTS), privacy=ClientPrivacy(uncalibrated, ledger))
 
 
 def test_single_clients_cannot_be_reached() -> None:
@@ -279,7 +278,9 @@ def test_fresh_noise_is_never_released_under_an_old_key(tmp_path: Path, seed: in
 
         def grid(run: str | None) -> PrivateGrid:
             inner, privacy = InProcessGrid(shifting_app(), CLIENTS, {}), ClientPrivacy(plan, shared)
-            return PrivateGrid(inner, All(), CLIENTS, privacy=privacy, randomness=Randomness(seed), run=run)
+            return PrivateGrid(
+                Participants(inner, All(), CLIENTS), privacy=privacy, randomness=Randomness(seed), run=run
+            )
 
         grid("one").reserve(1)
         if seed is None:

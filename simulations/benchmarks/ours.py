@@ -24,6 +24,7 @@ from ...privacy.ledger import Ledger
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import Scalar
 from ...privacy.planning import Plan
+from ...server.participants import Participants
 from ...server.private_grid import ClientPrivacy, PrivateGrid, Round
 from ...server.rounds import Loop, State, run_rounds
 from ...strategies.cohorts import Fixed
@@ -117,9 +118,7 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
         Ledger.open(Path(folder) / "ledger", budget, owner="made", simulated=True) as ledger,
     ):
         private = PrivateGrid(
-            grid,
-            cohort,
-            size.clients,
+            Participants(grid, cohort, size.clients),
             privacy=None if workload in IDLE else ClientPrivacy(plan, ledger, _METRICS_SHARE),
             scalars=(Scalar(TRAIN_LOSS, _LOSS_BOUND),),
             randomness=Randomness(_SEED),

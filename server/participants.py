@@ -1,0 +1,143 @@
+"""Who is asked in a round: the real clients and, behind them, the canaries of an audit.
+
+Canaries are dummies. They are drawn after the real clients, who are thus drawn, and accounted, as they would be without;
+the mean divides by the real cohort. In a simulation they are nodes of the grid like everybody. Beside real clients they
+answer in this process, and are no answers that a round waits for or goes by.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ..privacy.mechanisms.private_sum import CohortSum
+from ..privacy.mechanisms.randomness import Stream
+from ..privacy.mechanisms.sum_spec import SumSpec
+from ..privacy.refusal import Refusal
+from ..strategies.cohorts import Cohort, Earlier, beside
+from ..strategies.wire import SummingGrid, sum_of
+from .round import ALL_ANSWERS, Answers
+
+NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat calls a node lost after 60 s
+FIRST_CANARY = 1 << 62  # no roster counts so far: canaries stay behind whoever joins
+
+# Adds what these canaries, by their numbers, send upon an instruction.
+AddCanaries = Callable[[RecordDict, Sequence[int], SumSpec, CohortSum], None]
+
+
+@dataclass
+class Participants:
+    """See the module's text.
+
+    Attributes:
+      grid: reaches the clients.
+      cohort: draws the real ones of each round.
+      clients: how many of them the federation has, a public number; the fixed denominator follows from it.
+      answers: how many are needed, and how many are enough.
+      canaries: how many there are.
+      add_canaries: lets canaries answer here; None where they are the last nodes of the grid.
+    """
+
+    grid: Grid
+    cohort: Cohort
+    clients: int
+    answers: Answers = ALL_ANSWERS
+    canaries: int = 0
+    add_canaries: AddCanaries | None = None
+    _real: list[int] = field(default_factory=list[int], init=False)
+    _dummies: list[int] = field(default_factory=list[int], init=False)
+
+    def some(self, most: int) -> list[int]:
+        """Return the first so many nodes; the first time, once the clients are connected.
+
+        Raises:
+          Refusal: no client is.
+        """
+        self._find()
+        return [*self._real[:most], *self._dummies][:most]
+
+    @property
+    def expected(self) -> float:
+        """How many real clients a round expects: what the mean divides by."""
+        return self.cohort.expected_size(self.clients)
+
+    def renew(self, nodes: Sequence[int], answers: Answers) -> None:
+        """Go on with these clients, and the canaries that there were."""
+        self._real, self.clients, self.answers = list(nodes), len(nodes), answers
+
+    def draw(self, stream: Stream, earlier: Earlier = ()) -> list[int]:
+        """Return who takes part in one round, canaries last, given who did in the rounds before."""
+        self._find()
+        drawn = self.cohort.draw(self._real, stream, earlier)
+        if not self._dummies:
+            return drawn
+        rule = beside(self.cohort, self.clients, len(self._dummies))
+        return drawn + rule.draw(self._dummies, stream, earlier)
+
+    def real(self, drawn: Sequence[int]) -> list[int]:
+        """Return who of those drawn are real clients, and no canaries."""
+        dummies = set(self._dummies)
+        return [node for node in drawn if node not in dummies]
+
+    def dummies(self, drawn: Sequence[int]) -> list[int]:
+        """Return the numbers, from 0, of the canaries among those drawn."""
+        numbers = {node: number for number, node in enumerate(self._dummies)}
+        return [numbers[node] for node in drawn if node in numbers]
+
+    def asked(self, drawn: Sequence[int]) -> list[int]:
+        """Return who of those drawn is asked over the grid."""
+        return list(drawn) if self.add_canaries is None else self.real(drawn)
+
+    def sum(
+        self, order: Message, drawn: Sequence[int], spec: SumSpec, size: int, timeout: float | None
+    ) -> CohortSum:
+        """Return the sum over those drawn, shape (size,), and what became of those who were asked.
+
+        Args:
+          order: what everybody is told.
+          drawn: from `draw`.
+          spec: the sum's public parameters.
+          size: coordinates of the sum, scalars included.
+          timeout: seconds to wait for answers; None waits for all.
+        """
+        cohort_sum = self._exchange(order, self.asked(drawn), spec, size, timeout)
+        if self.add_canaries is not None:
+            uncounted = CohortSum(cohort_sum.total)
+            self.add_canaries(order.content, self.dummies(drawn), spec, uncounted)
+        return cohort_sum
+
+    def _exchange(
+        self, order: Message, nodes: list[int], spec: SumSpec, size: int, timeout: float | None
+    ) -> CohortSum:
+        if not nodes:
+            return CohortSum(np.zeros(size))
+        if isinstance(self.grid, SummingGrid):
+            return self.grid.sum_replies(order, nodes, spec, size)
+        sent = order.metadata
+        messages = [Message(order.content, node, sent.message_type, group_id=sent.group_id) for node in nodes]
+        replies = self.grid.send_and_receive(messages, timeout=timeout)
+        return sum_of(replies, spec, size, len(messages), self.answers.enough)
+
+    def _find(self) -> None:
+        if self._real:
+            return
+        last = self.canaries if self.add_canaries is None else 0
+        nodes = self._connected(self.clients + last)
+        if not nodes:
+            raise Refusal("population", self.clients, "no client connected; start the clients first")
+        if self.add_canaries is None:
+            self._real, self._dummies = nodes[: self.clients], nodes[self.clients :]
+        else:
+            self._real = nodes
+            self._dummies = list(range(FIRST_CANARY, FIRST_CANARY + self.canaries))
+
+    def _connected(self, wanted: int) -> list[int]:
+        deadline = time.monotonic() + NODE_WAIT_SECONDS
+        while len(nodes := sorted(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return nodes
