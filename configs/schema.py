@@ -35,10 +35,13 @@ class PartitionSettings:
 
 @dataclass(frozen=True)
 class CohortSettings:
-    """Who takes part in a round: ``poisson`` (rate), ``fixed`` (size), ``min_separation`` (all but rate) or ``all``."""
+    """Who takes part in a round: ``poisson`` (rate), ``fixed`` (size), ``min_separation`` (size and what follows it) or
+    ``all``."""
 
     name: str
     rate: float | None = None
+    over_selection: float | None = None
+    """Of ``poisson`` and ``fixed``: how many times the planned cohort is invited; None: as its privacy makes usual."""
     size: int | None = None
     separation: int | None = None
     """None: as many rounds as it takes until all clients were drawn."""
@@ -188,8 +191,6 @@ class LinkSettings:
     """``grpc`` or ``flower``."""
     deadline: float
     """Seconds that an exchange waits for answers."""
-    over_selection: float
-    """How many times the planned cohort is invited."""
     quorum: float
     """Share of the planned cohort below whose answers a round is abandoned; an encrypted sum has its own."""
     enough: float | None

@@ -113,7 +113,6 @@ def _link(section: Section, federation: SimulationSettings) -> LinkSettings:
     settings = LinkSettings(
         name=name,
         deadline=section.real("deadline", above=0),
-        over_selection=section.real("over_selection", at_least=1),
         quorum=_quorum(section, federation),
         enough=enough,
         clients=section.real("clients", at_least=0, at_most=1),

@@ -239,11 +239,14 @@ def _partition(section: Section) -> PartitionSettings:
 
 def _cohort(section: Section) -> CohortSettings:
     name = section.option(("poisson", "fixed", "min_separation", "all"))
+    # An option of a user's own may lack it.
+    invites = name in ("poisson", "fixed") and section.given("over_selection")
     sized, separated = name in ("fixed", "min_separation"), name == "min_separation"
     rounds: Range = {"at_least": 1, "at_most": MAX_ROUNDS}
     settings = CohortSettings(
         name=name,
         rate=section.real("rate", above=0, at_most=1) if name == "poisson" else None,
+        over_selection=section.optional_real("over_selection", at_least=1) if invites else None,
         size=section.whole("size", at_least=1, at_most=MAX_CLIENTS) if sized else None,
         separation=section.optional_whole("separation", **rounds) if separated else None,
         max_participations=section.optional_whole("max_participations", **rounds) if separated else None,

@@ -23,7 +23,7 @@ from ..server import checkpoint, noise_key
 from ..server.auditing import ACTING, Auditor
 from ..server.private_grid import PrivateGrid
 from ..server.rounds import Ending, State, Status
-from ..strategies.cohorts import tossed_rate
+from ..strategies.cohorts import invited_size, tossed_rate
 from .audit_display import AuditLine
 from .audit_plot import draw
 from .dummies import audited, canary_clients, dimension_of, support_of
@@ -130,7 +130,7 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
         terms,
         canaries=len(canaries.coins),
         support=support_of(audit, dimension),
-        rate=min(1.0, federation.cohort.expected_size(clients) / clients),
+        rate=min(1.0, invited_size(federation.cohort, clients) / clients),
     )
 
 

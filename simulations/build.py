@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from ..client.tasks import load_task
 from ..configs.checks import check_cohort, check_delta, check_seed, least_participations
 from ..configs.schema import (
     ClientDistributed,
-    CohortSettings,
     LinkSettings,
     NoPrivacy,
     Record,
@@ -18,12 +16,13 @@ from ..configs.schema import (
 )
 from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
-from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, invited_size
+from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson, invited_size, over_selected
 from .display import warn
 from .federation import Deployed, Federation
 from .told_clients import task_options
 
 SEEN_DRAW = "none: the server sees who takes part"
+USUAL_OVER_SELECTION = 1.3  # Bonawitz et al. 2019 (arXiv:1902.01046), section 9
 SEEN_ANSWERS = "none: how a round ends tells how many took part"
 
 
@@ -42,11 +41,11 @@ def build(settings: SimulationSettings, deployed: Deployed | None = None) -> Fed
     task = load_task(settings.task.target or settings.task.name, options, settings.allow_modules)
     num_clients = task.num_clients if deployed is None else len(deployed.roster.members)
     check_cohort(settings, num_clients)
-    cohort = _cohort(settings.cohort, num_clients, settings.num_rounds)
-    if isinstance(cohort, Poisson) and isinstance(settings.privacy, ClientDistributed):
-        cohort = replace(cohort, name=SEEN_DRAW, secret=False)
+    cohort = _cohort(settings, num_clients)
     if deployed is not None:
-        cohort = on_network(cohort, deployed.link, num_clients)
+        cohort = seen_by_answers(cohort, deployed.link)
+    if isinstance(cohort, Poisson | Fixed):
+        cohort = over_selected(cohort, _over_selection(settings), num_clients)
     _check_adjacency(settings, deployed is not None and deployed.link.goes_by_answers)
     private, simulated = not isinstance(settings.privacy, NoPrivacy), task.simulated and deployed is None
     if private:
@@ -74,24 +73,15 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
     return changed
 
 
-def on_network(cohort: Cohort, link: LinkSettings, num_clients: int) -> Cohort:
-    """Return the cohort as it is invited, and as its draw counts where a round goes by its answers.
+def seen_by_answers(cohort: Cohort, link: LinkSettings) -> Cohort:
+    """Return the cohort as its draw counts where a round goes by its answers.
 
     A secret draw amplifies because nobody can tell an absent client from one that sent nothing. A round that is
     abandoned below a quorum, or ends once enough have answered, goes otherwise with one client more: it tells.
     """
     if isinstance(cohort, Poisson) and link.goes_by_answers:
-        cohort = replace(cohort, name=SEEN_ANSWERS, secret=False)
-    if link.over_selection == 1:
-        return cohort
-    match cohort:
-        case Poisson(rate):
-            return OverSelected(replace(cohort, rate=min(1.0, rate * link.over_selection)), cohort)
-        case Fixed(size):
-            return OverSelected(Fixed(min(num_clients, math.ceil(size * link.over_selection))), cohort)
-        case _:
-            remedy = "goes with cohort=poisson or fixed; others ask everybody whom they may"
-            raise Refusal("link.over_selection", link.over_selection, remedy)
+        return replace(cohort, name=SEEN_ANSWERS, secret=False)
+    return cohort
 
 
 def _check_adjacency(settings: SimulationSettings, by_answers: bool) -> None:
@@ -114,17 +104,26 @@ def _check_adjacency(settings: SimulationSettings, by_answers: bool) -> None:
             raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
 
 
-def _cohort(settings: CohortSettings, num_clients: int, num_rounds: int) -> Cohort:
-    if settings.name == "poisson":
-        assert settings.rate is not None
-        return Poisson(settings.rate)
-    if settings.name == "all":
+def _over_selection(settings: SimulationSettings) -> float:
+    """Return how many times the planned cohort is invited: more than once where that costs no privacy."""
+    usual = USUAL_OVER_SELECTION if isinstance(settings.privacy, ClientDistributed) else 1.0
+    return settings.cohort.over_selection or usual
+
+
+def _cohort(settings: SimulationSettings, num_clients: int) -> Cohort:
+    asked = settings.cohort
+    if asked.name == "poisson":
+        assert asked.rate is not None
+        if isinstance(settings.privacy, ClientDistributed):
+            return Poisson(asked.rate, SEEN_DRAW, secret=False)
+        return Poisson(asked.rate)
+    if asked.name == "all":
         return All()
-    assert settings.size is not None
-    if settings.name == "fixed":
-        return Fixed(settings.size)
+    assert asked.size is not None
+    if asked.name == "fixed":
+        return Fixed(asked.size)
     return MinSeparation(
-        settings.size,
-        settings.separation or num_clients // settings.size,
-        settings.max_participations or least_participations(settings.size, num_clients, num_rounds),
+        asked.size,
+        asked.separation or num_clients // asked.size,
+        asked.max_participations or least_participations(asked.size, num_clients, settings.num_rounds),
     )

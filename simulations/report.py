@@ -23,7 +23,7 @@ from ..privacy.ledger_book import Book
 from ..privacy.ledger_store import Chain
 from ..privacy.nested import OpenlySampledDpEvent
 from ..privacy.planning import Plan
-from ..strategies.cohorts import Poisson, invited_size
+from ..strategies.cohorts import Poisson, invitation, invited_size
 from .federation import EVERYBODY, Federation
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
@@ -220,12 +220,13 @@ def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> l
     drawn more often than is likely loses no more than all others. None where the ledgers also hold other runs, as
     those of real data may, or where clients are not drawn by Poisson coins.
     """
-    if client.record is None or not isinstance(federation.cohort, Poisson) or not federation.simulated:
+    drawn = invitation(federation.cohort)
+    if client.record is None or not isinstance(drawn, Poisson) or not federation.simulated:
         return []
     plans = [record_plan(client.record, records, client) for records in reversed(federation.sizes)]
     # With equally many steps of equal noise, fewer records are sampled at a higher rate.
     worst = {(_steps(plan.event()), plan.noise_multiplier): plan for plan in plans}
-    rate = float(federation.cohort.rate)
+    rate = float(drawn.rate)
     return [SelfComposedDpEvent(OpenlySampledDpEvent(rate, plan.event()), rounds) for plan in worst.values()]
 
 

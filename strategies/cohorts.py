@@ -207,24 +207,34 @@ class OverSelected:
         return self.invited.event(mechanism)
 
 
+def over_selected(planned: Poisson | Fixed, times: float, population: int) -> Cohort:
+    """Return the cohort of which so many times as many are invited as planned, or all where they are fewer."""
+    if times == 1:
+        return planned
+    if isinstance(planned, Poisson):
+        return OverSelected(replace(planned, rate=min(1.0, planned.rate * times)), planned)
+    return OverSelected(Fixed(min(population, math.ceil(planned.size * times))), planned)
+
+
+def invitation(cohort: Cohort) -> Cohort:
+    """Return what draws those whom a round asks, whether or not it needs them all."""
+    return cohort.invited if isinstance(cohort, OverSelected) else cohort
+
+
 def invited_size(cohort: Cohort, population: int) -> float:
     """Return how many clients a round is expected to ask, which over-selection makes more than it needs."""
-    return _invited(cohort).expected_size(population)
+    return invitation(cohort).expected_size(population)
 
 
 def tossed_rate(cohort: Cohort) -> float:
     """Return the probability in (0, 1] with which a secret coin invites each client; 1 where nothing is claimed of one."""
-    asked = _invited(cohort)
+    asked = invitation(cohort)
     return asked.rate if isinstance(asked, Poisson) and asked.secret else 1.0
-
-
-def _invited(cohort: Cohort) -> Cohort:
-    return cohort.invited if isinstance(cohort, OverSelected) else cohort
 
 
 def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
     """Return how so many canaries of an audit are drawn beside so many clients: by the same rule, at the same rate."""
-    asked = cohort.invited if isinstance(cohort, OverSelected) else cohort
+    asked = invitation(cohort)
     if isinstance(asked, Fixed | MinSeparation):
         return replace(asked, size=max(1, asked.size * canaries // clients))
     return asked

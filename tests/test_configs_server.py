@@ -22,7 +22,7 @@ def test_the_defaults_are_a_few_hospitals_under_record_level_privacy() -> None:
     assert settings.federation.cohort.name == "all"
     assert (settings.federation.seed, settings.federation.resume) == (None, None)
     assert settings.federation.audit == AuditSettings("light", "stop", 0.01)
-    assert settings.link == LinkSettings("grpc", 300.0, 1.0, 0.5, None, 0.5, 3600.0, 5)
+    assert settings.link == LinkSettings("grpc", 300.0, 0.5, None, 0.5, 3600.0, 5)
 
 
 @pytest.mark.parametrize("file", [*FOLDER.glob("link/*.yaml"), FOLDER / "server.yaml"], ids=lambda f: f.name)
@@ -66,7 +66,10 @@ def test_a_quorum_is_the_default_where_it_gives_no_claim_away(given: list[str], 
         (["task=heart", "link.deadlin=1"], "did you mean 'link.deadline'"),
         (["task=heart", "link.deadline=0"], "link.deadline=0: must be above 0"),
         (["task=heart", "link.enough=1.5"], "link.enough=1.5: is a share"),
-        (["task=heart", "link.over_selection=0.5"], "link.over_selection=0.5: must be at least 1"),
+        (
+            ["task=heart", "cohort=poisson", "cohort.over_selection=0.5"],
+            "cohort.over_selection=0.5: must be at least 1",
+        ),
         (["task=heart", "link.patience=0"], "link.patience=0"),
         (["task=heart", "link.clients=3"], "link.clients=3: must be at least 0 and at most 1"),
         (["task=heart", "run=../../etc"], "run='../../etc': must be a name"),

@@ -15,31 +15,33 @@ from flwr.clientapp import ClientApp
 
 from fedveil.client.mod import private_update
 from fedveil.configs.schema import LinkSettings
+from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import Answers, ClientPrivacy, PrivateGrid
 from fedveil.server.rounds import Loop, Pace, State, Status, run_rounds
 from fedveil.server.secure_sum import SecureSums
-from fedveil.simulations.build import on_network
+from fedveil.simulations.build import build, seen_by_answers
 from fedveil.simulations.engine import FIRST_NODE, InProcessGrid
 from fedveil.strategies.cohorts import (
     All,
     Cohort,
     Fixed,
-    MinSeparation,
     OverSelected,
     Poisson,
+    beside,
+    invited_size,
     likely_participations,
+    over_selected,
 )
 from fedveil.strategies.registry import make_strategy
 from fedveil.strategies.wire import memory_arrays
 
 CLIENTS = 10
 NOISE = 1.0
-LINK = LinkSettings("grpc", 60.0, 1.0, 0.0, None, 0.0, 60.0, 5)
+LINK = LinkSettings("grpc", 60.0, 0.0, None, 0.0, 60.0, 5)
 MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 
 
@@ -159,7 +161,7 @@ def test_a_wait_that_is_interrupted_ends_the_run_in_order(ledger: Ledger) -> Non
 
 
 def test_the_invited_are_accounted_and_the_planned_are_divided_by(ledger: Ledger) -> None:
-    cohort = on_network(Poisson(0.25), with_link(over_selection=2.0), CLIENTS)
+    cohort = over_selected(Poisson(0.25), 2.0, CLIENTS)
     assert cohort == OverSelected(Poisson(0.5), Poisson(0.25))
     assert cohort.expected_size(100) == 25
     assert cohort.event(GaussianDpEvent(2.0)) == PoissonSampledDpEvent(0.5, GaussianDpEvent(2.0))
@@ -178,13 +180,35 @@ def with_link(**changed: Any) -> LinkSettings:
 
 @pytest.mark.parametrize("changed", [{"quorum": 0.1}, {"enough": 0.9}])
 def test_a_draw_that_answers_give_away_claims_nothing(changed: dict[str, float]) -> None:
-    cohort = on_network(Poisson(0.4), with_link(over_selection=2.0, **changed), CLIENTS)
-    assert cohort.event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
-    assert cohort.expected_size(100) == pytest.approx(40)
+    seen = seen_by_answers(Poisson(0.4), with_link(**changed))
+    assert isinstance(seen, Poisson)
+    for cohort in (seen, over_selected(seen, 2.0, CLIENTS)):
+        assert cohort.event(GaussianDpEvent(2.0)) == GaussianDpEvent(2.0)
+        assert cohort.expected_size(100) == pytest.approx(40)
 
 
-def test_over_selection_of_those_who_are_all_asked_is_refused() -> None:
-    assert on_network(Fixed(5), with_link(over_selection=3.0), CLIENTS) == OverSelected(Fixed(10), Fixed(5))
-    for cohort in (All(), MinSeparation(2, 2, 2)):
-        with pytest.raises(Refusal, match=r"link\.over_selection"):
-            on_network(cohort, with_link(over_selection=1.3), CLIENTS)
+def test_no_more_are_invited_than_there_are() -> None:
+    assert over_selected(Fixed(5), 3.0, CLIENTS) == OverSelected(Fixed(CLIENTS), Fixed(5))
+    assert invited_size(over_selected(Poisson(0.4), 3.0, CLIENTS), CLIENTS) == CLIENTS
+
+
+@pytest.mark.parametrize(
+    ("overrides", "invited", "planned"),
+    [
+        ((), 10, 10),
+        (("cohort.over_selection=2",), 20, 10),
+        (("cohort.over_selection=2", "cohort=fixed", "cohort.size=8"), 16, 8),
+        (("privacy=client_distributed", "privacy.allow_large_delta=true"), 13, 10),
+        (("privacy=client_distributed", "privacy.allow_large_delta=true", "cohort.over_selection=1"), 10, 10),
+    ],
+)
+def test_more_are_invited_where_that_is_asked_for_or_costs_no_privacy(
+    overrides: tuple[str, ...], invited: float, planned: float
+) -> None:
+    built = build(settings_from_overrides(["task=digits", "task.num_clients=40", *overrides]))
+    assert (invited_size(built.cohort, 40), built.cohort.expected_size(40)) == (invited, planned)
+
+
+def test_canaries_come_as_often_as_the_invited() -> None:
+    assert beside(over_selected(Fixed(10), 2.0, 40), 40, 20) == Fixed(10)
+    assert beside(over_selected(Poisson(0.25), 2.0, 40), 40, 20) == Poisson(0.5)
