@@ -28,6 +28,7 @@ from ..privacy.audit.watching import NO_MEMORY, Memory, Released, unwatched, wat
 from ..privacy.refusal import Refusal
 
 CLEAN = 0.05  # a round none of whose p-values is below this gives no reason to suspect it
+BOOKED = 0.99  # of what the released sums cost must stand in the ledger: two accounts round differently
 ACTING = (Level.RED, Level.YELLOW)  # the levels on which something is done
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -44,6 +45,7 @@ class Auditor:
       coins: which canaries were in.
       probe: of what was planted; None without one.
       record_probe: says what canary records show after a round; None without them.
+      booked: says what epsilon the ledger counts at the claim's delta; None without one.
       memory: what the last round left.
       looks, record_looks: what was measured, by canaries and by canary records.
       raised, found: which alarms were raised, and what the probe last found.
@@ -55,6 +57,7 @@ class Auditor:
     coins: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     probe: MemorisationProbe | None = None
     record_probe: Callable[[int], Measured | None] | None = None
+    booked: Callable[[], float] | None = None
     memory: Memory = NO_MEMORY
     looks: list[Measured] = field(default_factory=list[Measured])
     record_looks: list[Measured] = field(default_factory=list[Measured])
@@ -95,6 +98,8 @@ class Auditor:
             block = block_of(number, self.terms.num_rounds)
             row, self.memory = watch(released, self.memory, self.directions, self.terms.canaries, block)
             row["norm_p"], row["draw_p"] = self._norm_p(row), self._draw_p(row)
+        if self.booked is not None and self.terms.books_due(self._before, number):
+            row["books_p"] = self._books_p(row, self.booked())
         if due:
             self._probe(number, arrays, row)
         record.append(self.path, row)
@@ -138,6 +143,11 @@ class Auditor:
         whole = 2 * run_p(every["energy"], every["dimensions"])
         certain = whole < CERTAIN * self.terms.alarms().threshold(Check.NORM)
         return min(p_value, whole) if certain else p_value
+
+    def _books_p(self, row: Rows, booked: float) -> float:
+        """1 if the ledger counts what the sums cost by an account of their own, which rounds differently; else 0."""
+        rows = record.stacked([*self._rows, row], self.terms.canaries)
+        return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed)
 
     @property
     def _before(self) -> int:
@@ -190,7 +200,7 @@ class Auditor:
     def clean(self) -> bool:
         """Whether the last round's p-values give no reason to suspect it."""
         row = self._rows[-1]
-        p_values = [row[name] for name in ("norm_p", "reuse_p", "draw_p", "probe_p", "losses_p")]
+        p_values = [row[name] for name in ("norm_p", "reuse_p", "draw_p", "probe_p", "losses_p", "books_p")]
         for looks in (self.looks, self.record_looks):
             if looks and looks[-1].round == int(row["round"]):
                 p_values += list(looks[-1].p_values.values())

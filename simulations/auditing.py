@@ -86,6 +86,9 @@ def begin(run: Run, fresh: bool) -> None:
     auditor = Auditor(terms, run.folder / ROWS, record_probe=found.records)
     if terms.probed or terms.losses:
         auditor.probe = found
+    ledger = run.ledger
+    if ledger is not None and terms.delta:
+        auditor.booked = lambda: ledger.epsilon(terms.delta)
     if canaries is not None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     arrays = read_arrays(federation.task.model())

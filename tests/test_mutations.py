@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import runpy
 import shutil
 import sys
 from collections.abc import Generator
@@ -487,6 +489,13 @@ MUTATIONS = {
         "test_client_record_canaries.py",
         "log_likelihood_ratio",
     ),
+    "an audit that leaves the books to the ledger": Mutation(
+        "server/auditing.py",
+        "return float(booked >= BOOKED *",
+        "return float(booked >= 0 *",
+        "test_simulations_audit_alarms.py",
+        "counts_less",
+    ),
     "an audit's commitment gives its coins away": Mutation(
         "privacy/audit/canary_clients.py",
         "hashlib.sha256(seed + np.packbits",
@@ -593,6 +602,16 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Generator[Tried]:
     command = [sys.executable, "-B", ROOT / "tests" / "faults" / "pytest_forks.py"]
     with Popen(command, stdin=PIPE, stdout=PIPE, env=environment, text=True) as forks:
         yield Tried(copy, forks)
+
+
+def test_an_audit_sees_each_or_the_evidence_says_why_not() -> None:
+    tried = runpy.run_path(str(ROOT / "tests" / "oracles" / "audit_mutations.py"))
+    assert sorted([*tried["RUNS"], *tried["BEYOND"]]) == sorted(MUTATIONS)
+    evidence = (ROOT / "docs" / "audit-evidence.md").read_text()
+    for name in MUTATIONS:
+        (row,) = re.findall(rf"^\| {re.escape(name)} \| (.+) \|$", evidence, re.MULTILINE)
+        why = (tried["BEYOND"] | tried["UNSEEN"]).get(name)
+        assert why in row if why else re.fullmatch(r"5 \| .*red .*", row), name
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -11,7 +11,7 @@ import pytest
 
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import record, watching
-from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.simulations import build
 from fedveil.simulations.audit_view import audit
@@ -123,6 +123,19 @@ def test_note_writes_it_down_and_goes_on(tmp_path: Path) -> None:
         outcome = run(tmp_path / "run", "audit.on_alarm=note")
     assert outcome.exit_code == 0
     assert {each["round"] for each in outcome.result["audit"]["alarms"]} == {4, 5}
+
+
+def test_a_ledger_that_counts_less_than_was_released_is_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No chance is in it, so that one look is enough; the audit counts on its own what the sums cost."""
+    real = Ledger.epsilon
+    with patch.object(Ledger, "epsilon", lambda self, delta: 0.9 * real(self, delta)):
+        outcome = run(tmp_path / "run", "audit=light")
+    assert (outcome.exit_code, outcome.result["rounds_completed"]) == (5, 1)
+    assert [(each["test"], each["p_value"]) for each in outcome.result["audit"]["alarms"]] == [("books", 0)]
+    assert audit([str(tmp_path / "run")]) == 3
+    assert "violated: the ledger counts less than what the released sums cost" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("accounted", "exit_code"), [("invited", 0), ("planned", 5)])

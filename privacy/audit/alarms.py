@@ -22,7 +22,7 @@ class Level(StrEnum):
 
 
 class Check(StrEnum):
-    """What a p-value is of; each has an equal part of alpha."""
+    """What a p-value is of; each but the last has an equal part of alpha."""
 
     CANARIES = "canaries"  # the t test of canary scores
     ACCURACY = "accuracy"  # guesses by the median of the same scores: it confirms, and raises nothing alone
@@ -33,6 +33,7 @@ class Check(StrEnum):
     RECORDS = "records"  # the t test of canary records' scores
     RECORDS_ACCURACY = "records accuracy"  # guesses by their median, which confirm
     LOSSES = "losses"  # of odd records, against their owners' claim, by a bound that assumes nothing
+    BOOKS = "books"  # what the ledger counts, against what the sums cost: no chance is in it, and no part of alpha
 
 
 # A test that is red only where another one agrees, and which.
@@ -95,7 +96,7 @@ class AlarmState:
 
     def threshold(self, test: Check) -> float:
         """The p-value below which this test alarms, the same at each of its looks but those that confirm."""
-        families = sum(1 for each in self.planned if each not in _CONFIRMING)
+        families = sum(1 for each in self.planned if each not in _CONFIRMING and each is not Check.BOOKS)
         return self.alpha / (families * self.planned[_CONFIRMING.get(test, test)])
 
     def limit(self, test: Check) -> float:

@@ -29,8 +29,8 @@ def row_type(canaries: int) -> np.dtype[Any]:
     round; clients: real ones that were drawn; norm, noise: L2 norm of the released sum and the std claimed for its noise, in clipping norms;
     energy, dimensions: of what earlier rounds did not foretell (`noise_checks.outside`), over that noise's variance; rate,
     charged: the sampling rate and the noise over clip that the ledger was charged (noise 0: nothing); norm_p, reuse_p, cosine,
-    draw_p: the free checks; probe_p, losses_p: what a probe found, of memorisation and against a claim of records, NaN in
-    rounds that were not looked at; gram: inner products of the sum of the round's block so far with the sums of all blocks
+    draw_p: the free checks; probe_p, losses_p: what a probe found, of memorisation and against a claim of records; books_p: 0 where
+    the ledger counts less than the sums cost, else 1; NaN in rounds that were not looked at; gram: inner products of the sum of the round's block so far with the sums of all blocks
     (`interference`); records: as `RECORDS` names them; along: the released sum along each canary's direction; taken: which canaries were in the cohort.
     """
     numbers = (
@@ -45,6 +45,7 @@ def row_type(canaries: int) -> np.dtype[Any]:
         "draw_p",
         "probe_p",
         "losses_p",
+        "books_p",
     )
     fields: list[Any] = [
         ("round", "<i8"),

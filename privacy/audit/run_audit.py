@@ -32,6 +32,7 @@ from .watching import watched_coordinates
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
+BOOK_LOOKS = 10  # rounds at which the ledger is looked at
 INTERVAL_ALPHA = 0.05  # of the interval that is shown beside an estimate
 
 
@@ -74,6 +75,7 @@ class Terms:
         planned: dict[Check, int] = {}
         if self.delta:
             planned |= {Check.NORM: self.num_rounds, Check.REUSE: self.num_rounds}
+            planned[Check.BOOKS] = BOOK_LOOKS
         if self.clients:
             planned[Check.DRAW] = self.num_rounds
         if self.canaries:
@@ -87,6 +89,11 @@ class Terms:
     def due(self, before: int, number: int) -> bool:
         """Whether canaries are looked at in round `number`, when the last one that was released is `before`."""
         return any(before < look <= number for look in self.looks)
+
+    def books_due(self, before: int, number: int) -> bool:
+        """Whether the ledger is, where something is claimed."""
+        looks = spread_looks(BOOK_LOOKS, self.num_rounds) if self.delta else ()
+        return any(before < look <= number for look in looks)
 
 
 def spread_looks(looks: int, num_rounds: int) -> tuple[int, ...]:
@@ -205,7 +212,8 @@ def look_of(terms: Terms, row: Rows, measured: Measured | None, records: Measure
         p_values |= {Check.NORM: float(row["norm_p"]), Check.REUSE: float(row["reuse_p"])}
     if terms.clients:
         p_values[Check.DRAW] = float(row["draw_p"])
-    for name, test in (("probe_p", Check.MEMORISATION), ("losses_p", Check.LOSSES)):
+    asked = (("probe_p", Check.MEMORISATION), ("losses_p", Check.LOSSES), ("books_p", Check.BOOKS))
+    for name, test in asked:
         if not math.isnan(float(row[name])):
             p_values[test] = float(row[name])
     if records is not None:

@@ -155,6 +155,7 @@ def _why(first: Raised) -> str:
         Check.REUSE: "noise was used twice",
         Check.DRAW: "clients are drawn more often, or more evenly, than was accounted",
         Check.RECORDS: "canary records show more than their owners claim",
+        Check.BOOKS: "the ledger counts less than what the released sums cost",
         Check.LOSSES: "the losses of odd records tell more than their owners claim",
     }.get(first.alarm.test, "canaries show more than is claimed")
     return f"{what} (round {first.round}, p = {first.alarm.p_value:.2g})"

@@ -100,6 +100,6 @@ def unwatched(number: int, canaries: int) -> Rows:
     """Return the row of a round whose sum nothing is claimed of."""
     row = np.zeros((), row_type(canaries))
     row["round"] = number
-    row["probe_p"] = row["losses_p"] = row["records"] = math.nan
+    row["probe_p"] = row["losses_p"] = row["books_p"] = row["records"] = math.nan
     row["norm_p"] = row["reuse_p"] = row["draw_p"] = 1.0
     return row
