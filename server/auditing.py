@@ -19,12 +19,12 @@ from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, loo
 from ..privacy.audit.canary_clients import Directions
 from ..privacy.audit.draw_check import draw_p
 from ..privacy.audit.interference import block_of
-from ..privacy.audit.noise_checks import run_p
+from ..privacy.audit.noise_checks import NORM_TESTS
 from ..privacy.audit.probe import MemorisationProbe, Memorised, pooled_p
 from ..privacy.audit.record import Rows
 from ..privacy.audit.run_audit import Evidence, Measured, Terms, look_of
 from ..privacy.audit.summary import Raised, Summary, summarise
-from ..privacy.audit.watching import NO_MEMORY, Memory, Released, unwatched, watch
+from ..privacy.audit.watching import NO_MEMORY, Memory, Released, noise_p, unwatched, watch
 from ..privacy.refusal import Refusal
 
 CLEAN = 0.05  # a round none of whose p-values is below this gives no reason to suspect it
@@ -131,7 +131,7 @@ class Auditor:
         return draw_p(self._since_alarm(Check.DRAW, row)["clients"], self.terms.clients, float(row["rate"]))
 
     def _norm_p(self, row: Rows) -> float:
-        """The p-value of this round's noise by itself, and of that of all rounds together.
+        """The p-value of this round's noise by itself, and of that of all rounds together, whole and by layer.
 
         What confirms an alarm is to be new, so those since the last one count; all since the last that was red do once
         they leave no doubt.
@@ -139,8 +139,8 @@ class Auditor:
         rows, every = (
             self._since_alarm(Check.NORM, row, levels) for levels in (frozenset(Level), {Level.RED})
         )
-        p_value = min(1.0, 2 * min(float(row["norm_p"]), run_p(rows["energy"], rows["dimensions"])))
-        whole = 2 * run_p(every["energy"], every["dimensions"])
+        p_value = min(1.0, NORM_TESTS * min(float(row["norm_p"]), noise_p(rows)))
+        whole = NORM_TESTS * noise_p(every)
         certain = whole < CERTAIN * self.terms.alarms().threshold(Check.NORM)
         return min(p_value, whole) if certain else p_value
 

@@ -11,8 +11,11 @@ import pytest
 
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import record, watching
+from fedveil.privacy.audit.run_audit import Terms
+from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
+from fedveil.server.auditing import Auditor
 from fedveil.simulations import build
 from fedveil.simulations.audit_view import audit
 from fedveil.simulations.run import Outcome, exit_code_of, simulate
@@ -72,6 +75,15 @@ def test_an_alarm_that_chance_explains_stops_the_run_once_it_comes_again(
     assert [json.loads(e.key)[1:] for e in notes] == [[number, "audit norm"] for number in sorted(suspect)]
     assert audit([str(tmp_path / "run")]) == (3 if exit_code == 5 else 4)
     assert ("perhaps a released sum is shorter" in capsys.readouterr().out) is (exit_code == 4)
+
+
+def test_ten_numbers_without_noise_turn_red_though_no_round_shows_it(tmp_path: Path) -> None:
+    rng, levels = np.random.default_rng(0), list[str]()
+    auditor = Auditor(Terms(100, 0.01, dimension=310, delta=1e-4), tmp_path / "rows")
+    for number in range(1, 16):
+        layers = [rng.standard_normal((30, 10)), 0.6 * rng.standard_normal(10)]
+        levels += [each.level for each in auditor.take(number, Released(number, layers, 1.0, 1.0, 1.0), {})]
+    assert levels[0] == "orange" and "red" in levels
 
 
 def test_pause_ends_it_until_somebody_resumes(tmp_path: Path) -> None:

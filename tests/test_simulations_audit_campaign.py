@@ -47,6 +47,13 @@ def test_a_fault_is_caught(fault: str) -> None:
     assert CAUGHT_BY[fault] in {alarm["test"] for alarm in found["alarms"]}
 
 
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_ten_biases_without_noise_are_caught_on_other_seeds(seed: int) -> None:
+    found = FAULTS["audited"]("biases (10 numbers) without noise", f"seed={seed}")
+    reds = [alarm["round"] for alarm in found["alarms"] if alarm["level"] == "red"]
+    assert found["verdict"] == "violated" and reds[0] <= 10
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("overrides", FAULTS["CORRECT"], ids=str)
 def test_a_correct_run_raises_no_alarm(overrides: tuple[str, ...], seed: int) -> None:

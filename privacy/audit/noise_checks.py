@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+# How long a round is by itself, all of them together, and each layer of them: three tests share one level.
+NORM_TESTS = 3
+
 
 def norm_p(layers: Sequence[NDArray[np.floating]], noise: float) -> float:
     """The probability of a layer, or the whole, as short as this if each coordinate has noise of std ``noise``.
@@ -29,24 +32,27 @@ def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tup
     """The energy of ``released`` across the direction of ``before``, and in how many dimensions that is.
 
     ``before`` may be any function of earlier rounds, here their sum: updates persist and noise does not, so most of what
-    clients sent lies along it, and what is left is nearly noise alone. Without any, shape (0,), all of it counts.
+    clients sent lies along it, and what is left is nearly noise alone. Without any, shape (0,), all of it counts, and so
+    does a single number.
     """
     energy, old = float(np.vdot(released, released)), float(np.vdot(before, before))
-    if not old:
+    if not old or released.size == 1:
         return energy, released.size
     return max(0.0, energy - float(np.vdot(released, before)) ** 2 / old), released.size - 1
 
 
 def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float:
-    """The probability of so little energy in all rounds together.
+    """The probability of so little energy in all rounds together; of layers, of the one with the least, by Bonferroni.
 
-    ``energies`` (rounds,) as `outside` has them, over the variance that is claimed of what is new in a coordinate; in so
-    many ``dimensions`` (rounds,). Given all earlier rounds each is noncentral whatever the clients sent, so the sum is
-    as unlikely below a central chi-square as one round is.
+    ``energies`` (rounds,) or (rounds, layers) as `outside` has them, over the variance that is claimed of what is new in
+    a coordinate; in so many ``dimensions``, the same shape; layers without any do not count. Given all earlier rounds
+    each is noncentral whatever the clients sent, so the sum is as unlikely below a central chi-square as one round is.
     """
     from scipy.special import chdtr
 
-    return float(chdtr(int(dimensions.sum()), float(energies.sum()))) if dimensions.sum() else 1.0
+    sizes, sums = np.atleast_1d(dimensions.sum(axis=0)), np.atleast_1d(energies.sum(axis=0))
+    p_values = chdtr(sizes[sizes > 0], sums[sizes > 0])
+    return min(1.0, p_values.size * float(p_values.min(initial=1.0))) if p_values.size else 1.0
 
 
 def visible_shortfall(energies: NDArray[np.float64], dimensions: NDArray[np.int64], level: float) -> float:

@@ -17,6 +17,8 @@ from ..refusal import Refusal
 
 # Blocks of rounds, whose sums are kept: updates change slowly, so a few say as much as all rounds.
 BLOCKS = 16
+# Layers whose energies are kept, the smallest: what a larger one lacks shows in one round.
+LAYERS = 64
 # What canary records showed, see `record_claim`: NaN in rounds that were not looked at.
 RECORDS = ("epsilon", "low", "high", "ceiling", "gaussian", "steinke", "t_p", "accuracy_p")
 # Structured, shape (rounds,), of `row_type`.
@@ -27,8 +29,9 @@ def row_type(canaries: int) -> np.dtype[Any]:
     """The fields of a row.
 
     round; clients: real ones that were drawn; norm, noise: L2 norm of the released sum and the std claimed for its noise, in clipping norms;
-    energy, dimensions: of what earlier rounds did not foretell (`noise_checks.outside`), over that noise's variance; rate,
-    charged: the sampling rate and the noise over clip that the ledger was charged (noise 0: nothing); norm_p, reuse_p, cosine,
+    energy, dimensions: of what earlier rounds did not foretell (`noise_checks.outside`), over that noise's variance, and by
+    layer, smallest first, 0 where there is none: layer_energies, layer_dimensions; rate, charged: the sampling rate and the
+    noise over clip that the ledger was charged (noise 0: nothing); norm_p, reuse_p, cosine,
     draw_p: the free checks; probe_p, losses_p: what a probe found, of memorisation and against a claim of records; books_p: 0 where
     the ledger counts less than the sums cost, else 1; NaN in rounds that were not looked at; gram: inner products of the sum of the round's block so far with the sums of all blocks
     (`interference`); records: as `RECORDS` names them; along: the released sum along each canary's direction; taken: which canaries were in the cohort.
@@ -53,6 +56,7 @@ def row_type(canaries: int) -> np.dtype[Any]:
         ("dimensions", "<i8"),
         *((name, "<f8") for name in numbers),
     ]
+    fields += [("layer_energies", "<f8", (LAYERS,)), ("layer_dimensions", "<i8", (LAYERS,))]
     fields += [("gram", "<f8", (BLOCKS,)), ("records", "<f8", (len(RECORDS),))]
     return np.dtype([*fields, ("along", "<f4", (canaries,)), ("taken", "?", (canaries,))])
 

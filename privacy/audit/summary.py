@@ -12,7 +12,7 @@ from . import record_claim
 from .alarms import Alarm, Check, Level
 from .canary_clients import round_scores
 from .gaussian_test import Estimate, estimate, separation
-from .noise_checks import visible_shortfall
+from .noise_checks import NORM_TESTS, visible_shortfall
 from .one_run import Scores
 from .record import Rows
 from .run_audit import INTERVAL_ALPHA, Evidence, Measured, Terms
@@ -105,8 +105,7 @@ def visible_in(terms: Terms, rows: Rows) -> float:
     """How much smaller than claimed the noise of these rounds would have to be to raise an alarm, from 0 to 1."""
     if not terms.delta:
         return 1.0
-    # Half of the level is the single round's, as the auditor splits it.
-    level = terms.alarms().threshold(Check.NORM) / 2
+    level = terms.alarms().threshold(Check.NORM) / NORM_TESTS
     return visible_shortfall(rows["energy"], rows["dimensions"], level)
 
 

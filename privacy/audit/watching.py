@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .canary_clients import Directions
-from .noise_checks import cosine, norm_p, outside, reuse_p
-from .record import BLOCKS, Rows, row_type
+from .noise_checks import cosine, norm_p, outside, reuse_p, run_p
+from .record import BLOCKS, LAYERS, Rows, row_type
 
 Vector = NDArray[np.float64]
 
@@ -81,6 +81,7 @@ def watch(
     row["norm_p"] = norm_p(released.layers, released.noise)
     energy, row["dimensions"] = outside(watched, memory.total)
     row["energy"] = energy / released.noise**2
+    _add_layers(row, released, memory.total)
     total = memory.total + watched if memory.total.size else watched
     if memory.before.size:
         row["reuse_p"] = reuse_p(watched, memory.before, released.noise)
@@ -94,6 +95,23 @@ def watch(
     row["along"] = directions.along(whole)
     row["taken"][list(released.canaries)] = True
     return row, Memory(watched, total, blocks)
+
+
+def _add_layers(row: Rows, released: Released, total: Vector) -> None:
+    """Write each small layer's energy outside of its own sum so far; all its energy where that sum is not kept whole."""
+    sizes = [layer.size for layer in released.layers]
+    whole = total.size == sum(sizes)
+    before = np.split(total, np.cumsum(sizes)[:-1]) if whole else [np.empty(0)] * len(sizes)
+    for place, which in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)[:LAYERS]):
+        energy, row["layer_dimensions"][place] = outside(np.ravel(released.layers[which]), before[which])
+        row["layer_energies"][place] = energy / released.noise**2
+
+
+def noise_p(rows: Rows) -> float:
+    """The smaller p-value of all rounds' noise together: that of the whole sum, and that of its layers."""
+    return min(
+        run_p(rows["energy"], rows["dimensions"]), run_p(rows["layer_energies"], rows["layer_dimensions"])
+    )
 
 
 def unwatched(number: int, canaries: int) -> Rows:

@@ -12,7 +12,7 @@ from scipy.special import chdtr
 
 from fedveil.privacy.audit.alarms import CERTAIN, AlarmState, Check, Level, Look, look_at
 from fedveil.privacy.audit.draw_check import draw_p
-from fedveil.privacy.audit.noise_checks import run_p
+from fedveil.privacy.audit.noise_checks import NORM_TESTS, run_p
 
 LAYERS, CLIENTS, RATE, ROUNDS = (2560, 10), 400, 0.25, 100
 DIMENSION = sum(LAYERS)
@@ -26,14 +26,16 @@ def levels(rng: np.random.Generator) -> set[Level]:
     tests = [chdtr(size, energy) for size, energy in zip(LAYERS, layers, strict=True)]
     single = 3 * np.min([*tests, chdtr(DIMENSION, whole)], axis=0)
     reuse, counts = rng.random(ROUNDS), rng.binomial(CLIENTS, RATE, ROUNDS)
+    by_layer, sizes = np.stack(layers, axis=1), np.tile(LAYERS, (ROUNDS, 1))
     since = {Check.NORM: 0, Check.DRAW: 0}
     state, found = PLAN, set[Level]()
     for now in range(ROUNDS):
         pooled, every = (
-            2 * run_p(whole[first : now + 1], np.full(now + 1 - first, DIMENSION))
-            for first in (since[Check.NORM], 0)
+            NORM_TESTS
+            * min(run_p(whole[rounds], sizes[rounds].sum(axis=1)), run_p(by_layer[rounds], sizes[rounds]))
+            for rounds in (slice(since[Check.NORM], now + 1), slice(now + 1))
         )
-        norm = [2 * float(single[now]), pooled]
+        norm = [NORM_TESTS * float(single[now]), pooled]
         if every < CERTAIN * PLAN.threshold(Check.NORM):
             norm.append(every)
         p_values: Mapping[Check, float] = {
