@@ -8,12 +8,15 @@ by them shows it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from ..privacy.audit.canary_clients import Canaries, canaries_of
+from ..privacy.mechanisms.private_sum import CohortSum, add_update
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.wire import layout_of, memory_arrays, only_arrays, view
 from .settings import CanaryClients
 
@@ -29,10 +32,32 @@ def canary_updates(settings: CanaryClients, clients: Sequence[int], dimension: i
     return canaries_for(settings, dimension).updates(which, settings.norm, settings.replaced)
 
 
-def canary_window(settings: CanaryClients, client: int, dimension: int) -> tuple[int, NDArray[np.float32]]:
-    """Return the first coordinate that this canary moves, and how it moves those from there on; all others stay."""
-    which = client - settings.first
-    return canaries_for(settings, dimension).window(which, settings.norm, settings.replaced)
+def add_canary(
+    cohort_sum: CohortSum, received: NDArray[np.floating], spec: SumSpec, settings: CanaryClients, client: int
+) -> None:
+    """Add what one canary sends, all of it within its window, to the sum of its cohort.
+
+    Args:
+      cohort_sum: of the clients before it.
+      received: the instruction's arrays that are averaged, flat, in the layout's order, shape (dimension,).
+      spec: the sum's public parameters.
+      settings: of the canaries.
+      client: which of them, by its number as a client.
+    """
+    canaries = canaries_for(settings, received.size)
+    start, moved = canaries.window(client - settings.first, settings.norm, settings.replaced)
+    before = received[start : start + moved.size]
+    add_update(cohort_sum, before + moved - before, settings.metrics, spec, start)
+
+
+def add_canaries(
+    settings: CanaryClients, content: RecordDict, numbers: Sequence[int], spec: SumSpec, cohort_sum: CohortSum
+) -> None:
+    """Add what these canaries, by their numbers from 0, answer to an instruction where no client's machine runs them."""
+    arrays = only_arrays(content)
+    received: NDArray[Any] = np.concatenate([np.ravel(view(arrays[name])) for name in layout_of(arrays)])
+    for number in numbers:
+        add_canary(cohort_sum, received, spec, settings, settings.first + number)
 
 
 def canary_answer(message: Message, settings: CanaryClients, client: int) -> Message:

@@ -26,7 +26,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from .app import TRAIN_LOSS, Workbench, seed_layers, training_settings
-from .canaries import canary_window
+from .canaries import add_canary
 from .training import SGD, train
 
 logger = logging.getLogger("fedveil.client")
@@ -70,13 +70,11 @@ class InPlaceRound:
         return {WEIGHT: float(len(examples)), TRAIN_LOSS: loss}
 
     def add_canary(self, client: int, cohort_sum: CohortSum, spec: SumSpec) -> bool:
-        """Add what a canary of an audit sends, all of it within its window; return whether this client is one."""
+        """Add what a canary of an audit sends; return whether this client is one."""
         dummies = self.bench.settings.canaries
         if dummies is None or client not in dummies:
             return False
-        start, moved = canary_window(dummies, client, self.update.size)
-        before = self._start[start : start + moved.size]
-        add_update(cohort_sum, before + moved - before, dummies.metrics, spec, start)
+        add_canary(cohort_sum, self._start, spec, dummies, client)
         return True
 
     @cached_property

@@ -1,7 +1,7 @@
 """The audit group of a composed configuration, read strictly."""
 
 from .reader import Section
-from .schema import AuditSettings, ClientCentral, PrivacySettings, RecordAndClient
+from .schema import AuditSettings, PrivacySettings, client_level
 
 AUDITS = ("full", "light", "off")
 ACTIONS = ("stop", "pause", "raise_noise", "rollback", "note")
@@ -27,8 +27,8 @@ def read_audit(section: Section, privacy: PrivacySettings, cohort: str) -> Audit
         support=section.optional_whole("support", at_least=2, at_most=MAX_SUPPORT) if full else None,
         loss_traces=section.flag("loss_traces") if full else False,
     )
-    client = privacy.client if isinstance(privacy, RecordAndClient) else privacy
-    if not isinstance(client, ClientCentral):
+    client = client_level(privacy)
+    if client is None:
         if settings.canaries:
             section.refuse(
                 "canaries", "test the claim of client-level privacy, and there is none; leave it null"
@@ -46,10 +46,9 @@ def _action(section: Section, privacy: PrivacySettings, cohort: str) -> str:
         section.refuse(
             "on_alarm", "no check of a sum names a client; use stop, pause, raise_noise or rollback"
         )
-    client = privacy.client if isinstance(privacy, RecordAndClient) else privacy
     if action != "raise_noise":
         return action
-    if not isinstance(client, ClientCentral):
+    if client_level(privacy) is None:
         section.refuse("on_alarm", "no noise is added to this sum; use stop, pause or rollback")
     elif cohort == "min_separation":
         section.refuse(

@@ -3,29 +3,27 @@
 from typing import Protocol
 
 from ..privacy.refusal import Refusal
-from .schema import ClientCentral, PrivacySettings, RecordAndClient, SimulationSettings
+from .schema import ClientCentral, RecordAndClient, SimulationSettings, client_level
 
 
 def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
     """Refuse a cohort that the population is too small for, or that does not go with the privacy asked for."""
-    cohort, privacy = settings.cohort, settings.privacy
+    cohort, client = settings.cohort, client_level(settings.privacy)
     size = cohort.size
     if size is not None and size > num_clients:
         raise Refusal("cohort.size", size, f"the task has {num_clients} clients; take at most that many")
-    client = privacy.client if isinstance(privacy, RecordAndClient) else privacy
     if settings.secagg is not None and cohort.name == "min_separation":
         raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
-    protected = isinstance(client, ClientCentral)
     if cohort.name == "min_separation":
         _check_separation(settings, num_clients, client)
-    elif protected and client.noise == "correlated":
+    elif client is not None and client.noise == "correlated":
         remedy = f"cohort={cohort.name} promises no separation; use cohort=min_separation"
         raise Refusal("privacy.noise", "correlated", remedy)
 
 
-def _check_separation(settings: SimulationSettings, num_clients: int, client: PrivacySettings) -> None:
+def _check_separation(settings: SimulationSettings, num_clients: int, client: ClientCentral | None) -> None:
     cohort = settings.cohort
-    if not isinstance(client, ClientCentral):
+    if client is None:
         remedy = (
             "who took part is kept on the population's ledger; protect clients as well, or use cohort=fixed"
         )

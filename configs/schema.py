@@ -183,6 +183,12 @@ class NoPrivacy:
 PrivacySettings = ClientCentral | Record | RecordAndClient | NoPrivacy
 
 
+def client_level(privacy: PrivacySettings) -> ClientCentral | None:
+    """The part that hides whole clients, if there is one."""
+    level = privacy.client if isinstance(privacy, RecordAndClient) else privacy
+    return level if isinstance(level, ClientCentral) else None
+
+
 @dataclass(frozen=True)
 class LinkSettings:
     """What reaches real clients, and how rounds go there."""

@@ -10,12 +10,14 @@ from ..privacy.refusal import Refusal
 from .reader import Mistakes, Section
 from .schema import (
     ClientCentral,
+    ClientDistributed,
     LinkSettings,
     PrivacySettings,
     Record,
     RecordAndClient,
     ServerSettings,
     SimulationSettings,
+    client_level,
 )
 from .settings import finish, read_federation, read_root
 
@@ -38,10 +40,7 @@ def server_from_config(cfg: DictConfig) -> ServerSettings:
     _no_partition(root)
     federation = read_federation(root, source)
     _check_privacy(root, federation.privacy)
-    if federation.audit is not None and federation.audit.full:
-        root.section("audit").refuse(
-            "name", "canary clients are made in simulations alone, a deployed cohort holds none; use light"
-        )
+    _check_audit(root.section("audit"), federation)
     settings = ServerSettings(
         run=_run(root),
         federation=federation,
@@ -105,6 +104,19 @@ def _check_privacy(root: Section, privacy: PrivacySettings) -> None:
         at.refuse("noise", "a client's own ledger counts noise that is fresh in each round; use independent")
 
 
+def _check_audit(section: Section, federation: SimulationSettings) -> None:
+    """Refuse canary clients that no server can run by itself."""
+    audit, client = federation.audit, client_level(federation.privacy)
+    if audit is None or not audit.full:
+        return
+    if client is None:
+        remedy = "its canary clients test what is claimed of whole clients, and nothing is; use light"
+        section.refuse("name", remedy)
+    elif isinstance(client, ClientDistributed):
+        remedy = "a canary client needs keys in the roster, and whoever runs it knows its share of the noise; use light"
+        section.refuse("name", remedy)
+
+
 def _link(section: Section, federation: SimulationSettings) -> LinkSettings:
     name = section.option(LINKS)
     enough = section.optional_real("enough", above=0)
@@ -133,9 +145,8 @@ def _quorum(section: Section, federation: SimulationSettings) -> float:
 
 def _claims_a_draw(federation: SimulationSettings) -> bool:
     """Whether the accounting rests on nobody seeing how many took part."""
-    privacy = federation.privacy
-    client = privacy.client if isinstance(privacy, RecordAndClient) else privacy
-    if not isinstance(client, ClientCentral):
+    client = client_level(federation.privacy)
+    if client is None:
         return False
     return federation.cohort.name == "poisson" or client.adjacency is Adjacency.ADD_OR_REMOVE_ONE
 

@@ -128,7 +128,8 @@ class Auditor:
     def _draw_p(self, row: Rows) -> float:
         if not self.terms.clients:
             return 1.0
-        return draw_p(self._since_alarm(Check.DRAW, row)["clients"], self.terms.clients, float(row["rate"]))
+        rows = self._since_alarm(Check.DRAW, row)
+        return draw_p(rows["clients"], rows["population"], float(row["rate"]))
 
     def _norm_p(self, row: Rows) -> float:
         """The p-value of this round's noise by itself, and of that of all rounds together, whole and by layer.

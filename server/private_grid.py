@@ -305,7 +305,7 @@ class PrivateGrid(AskingGrid):
         if self._privacy is None:
             return None
         dummies = self.participants.dummies(self.drawn)
-        drawn = (len(self.drawn) - len(dummies), dummies)
+        drawn = (len(self.drawn) - len(dummies), dummies, self.participants.clients)
         return released_sum(number, mean, denominator, (self._plan(), self._row), self.more_noise, drawn)
 
     def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> np.ndarray:

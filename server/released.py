@@ -18,7 +18,7 @@ def released_sum(
     denominator: float,
     planned: tuple[Plan, int],
     more_noise: float,
-    drawn: tuple[int, Sequence[int]],
+    drawn: tuple[int, Sequence[int], int],
 ) -> Released:
     """Return what left in round `number`.
 
@@ -28,7 +28,7 @@ def released_sum(
       denominator: what divided the sum.
       planned: the plan that the round went by, and its row.
       more_noise: noise over what was planned and charged.
-      drawn: how many real clients, and which canaries.
+      drawn: how many real clients, which canaries, and how many real clients there are.
     """
     plan, row = planned
     to_clips = denominator / plan.clipping_norm

@@ -282,8 +282,6 @@ def end(run: Run, ending: Ending, title: str) -> dict[str, Any] | None:
     over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
     summary = audit.auditor.end(audit.first, ending.state.arrays)
     write_terms(run, opened=over)
-    if over:
-        noise_key.erase(run.folder, KEY)
     looks = audit.auditor.looks or audit.auditor.record_looks
     if looks:
         draw(looks, run.folder / PLOT, title)

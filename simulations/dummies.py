@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..client.settings import CanaryClients
 from ..client.tasks.protocol import Task
 from ..client.training import read_arrays
-from ..configs.schema import AuditSettings, ClientCentral, RecordAndClient, SimulationSettings
+from ..configs.schema import AuditSettings, ClientCentral, SimulationSettings, client_level
 from ..privacy.budget import Adjacency
 from ..privacy.mechanisms.sum_spec import Scalar
 from ..privacy.refusal import Refusal
@@ -18,10 +18,8 @@ TOO_LONG = 10.0  # clipping norms that a canary sends, so that the clip is tried
 
 def audited(settings: SimulationSettings) -> AuditSettings | None:
     """Return the audit's settings if it has canaries: a claim about whole clients is to be tested."""
-    privacy = settings.privacy
-    client = privacy.client if isinstance(privacy, RecordAndClient) else privacy
     audit = settings.audit
-    return audit if audit is not None and audit.full and isinstance(client, ClientCentral) else None
+    return audit if audit is not None and audit.full and client_level(settings.privacy) else None
 
 
 def dimension_of(task: Task) -> int:

@@ -20,6 +20,7 @@ from ..configs.schema import (
     Record,
     RecordAndClient,
     SimulationSettings,
+    client_level,
 )
 from ..privacy.budget import Adversary, Budget, Unit
 from ..privacy.caps import capped, default_folder
@@ -98,12 +99,12 @@ class Federation:
 
     @cached_property
     def num_canaries(self) -> int:
-        """How many canary clients stand behind the real ones; whose machines are others' have none."""
-        return 0 if self.deployed is not None else count_canaries(self.settings, self.task)
+        """How many canary clients stand behind the real ones."""
+        return count_canaries(self.settings, self.task)
 
     @property
     def num_nodes(self) -> int:
-        """All who answer: the real clients and the canaries."""
+        """All who answer in a simulation: the real clients and the canaries."""
         return self.num_clients + self.num_canaries
 
     @cached_property
@@ -114,8 +115,7 @@ class Federation:
     @property
     def client(self) -> ClientCentral | None:
         """The client-level part of the privacy settings."""
-        privacy = self.settings.privacy
-        return privacy.client if isinstance(privacy, RecordAndClient) else _as(ClientCentral, privacy)
+        return client_level(self.settings.privacy)
 
     @property
     def distributed(self) -> bool:

@@ -21,6 +21,7 @@ from ..server import noise_key
 from ..server.checkpoint import Checkpoint, write, write_durably
 from ..server.private_grid import ClientPrivacy, Round
 from ..server.rounds import Ending, State, Status
+from .auditing import KEY as AUDIT_KEY
 from .auditing import RunAudit
 from .auditing import end as end_audit
 from .federation import Federation
@@ -237,6 +238,7 @@ def finish(run: Run, ending: Ending, seconds: float, title: str) -> dict[str, An
         _write_results(run, ending.state, result, title)
         if ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED):
             noise_key.erase(run.folder)
+            noise_key.erase(run.folder, AUDIT_KEY)
     except OSError as problem:
         if ending.status is not Status.FAILED:
             result |= {"status": str(Status.FAILED), "reason": cannot_write(run, problem)}

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ..client.canaries import add_canaries
 from ..client.training import load_arrays, read_arrays
 from ..configs.schema import SimulationSettings
 from ..privacy.adaptation import Choices
@@ -170,7 +171,7 @@ def _client_log(folder: Path) -> Generator[None]:
 def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
     federation = run.federation
     private = PrivateGrid(
-        _participants(federation, grid),
+        _participants(run, grid),
         privacy=run.privacy,
         scalars=federation.scalars,
         randomness=federation.randomness,
@@ -210,9 +211,16 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
         run.ending = replace(run.ending, reason=f"{recording.again(run)} goes on from here")
 
 
-def _participants(federation: Federation, grid: Grid) -> Participants:
-    clients, canaries = federation.num_clients, federation.num_canaries
-    return Participants(grid, federation.cohort, clients, answers_of(federation), canaries)
+def _participants(run: Run, grid: Grid) -> Participants:
+    federation, canaries = run.federation, run.client.canaries
+    return Participants(
+        grid,
+        federation.cohort,
+        federation.num_clients,
+        answers_of(federation),
+        federation.num_canaries,
+        None if canaries is None or federation.deployed is None else partial(add_canaries, canaries),
+    )
 
 
 def _renewed(run: Run, grid: PrivateGrid, around: Surroundings) -> str | None:

@@ -7,14 +7,15 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
@@ -29,12 +30,13 @@ from fedveil.deployment.serve import alone, serve, settings_for
 from fedveil.deployment.status import NOT_RUNNING, read_status, running, show
 from fedveil.deployment.watch import LOOK_SECONDS
 from fedveil.privacy.audit import record
+from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger import read_entries
-from fedveil.privacy.mechanisms import distributed
+from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.bundle import read_server_bundle
-from fedveil.simulations import auditing
+from fedveil.simulations import auditing, recording
 from fedveil.simulations.report import read_events
 from fedveil.strategies.training_order import people_call, read_order
 from fedveil.strategies.wire import read_round
@@ -327,6 +329,68 @@ def test_devices_take_noise_that_an_alarm_raised(mode: tuple[str, ...], hearts: 
     assert second / first == pytest.approx(2.0, rel=0.01)
 
 
+FULL = ("audit=full", "audit.canaries=80", "audit.looks=1", "audit.on_alarm=note")
+
+
+@contextmanager
+def no_noise() -> Iterator[None]:
+    with patch.object(private_sum, "sample", lambda sigma, size, stream: np.zeros(size)):
+        yield
+
+
+def canaries_of(hearts: Path) -> tuple[Any, Any]:
+    """The rows that the auditor kept, and the coins."""
+    folder = hearts / "server" / "runs" / "run-1"
+    opened = json.loads((folder / "audit.json").read_text())["opened"]
+    rows = record.read(folder / "audit.npy", 80)
+    return rows[rows["round"] > 0], coins_of(bytes.fromhex(opened["seed"]), 80)
+
+
+def commitments(hearts: Path) -> list[str]:
+    notes = [json.loads(e.payload) for e in read_entries(ledger_of(hearts)) if e.kind == "note"]
+    return [note["commitment"] for note in notes if "commitment" in note]
+
+
+def test_canaries_of_a_server_answer_beside_its_clients_and_are_counted_nowhere(hearts: Path) -> None:
+    with no_noise():
+        code, grid = served(hearts, *CENTRAL, *FULL)
+    result = result_of(hearts)
+    assert (code, result["audit"]["canaries"], grid.count) == (0, 80, 3 * 5)
+    assert [(row["invited"], row["replies"], row["dropped"]) for row in rows_of(hearts)] == [(5, 5, {})] * 3
+    rows, coins = canaries_of(hearts)
+    assert rows["taken"].all() and rows["clients"].tolist() == [5, 5, 5]
+    assert rows["along"][:, coins].mean() == pytest.approx(1.0, abs=0.35)  # a clipping norm each, and not ten
+    assert rows["along"][:, ~coins].mean() == pytest.approx(0.0, abs=0.35)
+
+
+def test_canaries_make_no_quorum(hearts: Path) -> None:
+    def down(message: Message, count: int) -> Message | None:
+        node = message.metadata.dst_node_id
+        return Message(Error(1, "down"), reply_to=message) if node > 3 else None
+
+    code, _ = served(hearts, *CENTRAL, *FULL, "link.patience=1", fault=down)
+    assert (code, result_of(hearts)["rounds_abandoned"], rows_of(hearts)[0]["replies"]) == (1, 1, 2)
+
+
+def test_canaries_are_not_enough(hearts: Path) -> None:
+    assert served(hearts, *CENTRAL, *FULL, "link.enough=0.6")[0] == 0
+    assert [(row["replies"], row["dropped"]) for row in rows_of(hearts)] == [(3, {"not needed": 2})] * 3
+
+
+def test_a_server_that_was_killed_goes_on_with_the_same_coins(hearts: Path) -> None:
+    with pytest.raises(Killed):
+        served(hearts, *CENTRAL, *FULL, fault=killing(7))
+    key = hearts / "server" / "runs" / "run-1" / "audit.key"
+    seed = key.read_bytes()
+    assert key.stat().st_mode & 0o777 == 0o600
+    with patch.object(recording, "_write_results", side_effect=Killed), pytest.raises(Killed):
+        served(hearts)
+    assert served(hearts)[0] == 0 and not key.exists()
+    rows, coins = canaries_of(hearts)
+    assert rows["round"].tolist() == [1, 2, 3] and (coins == coins_of(seed, 80)).all()
+    assert commitments(hearts) == [commitment(seed, coins)] * 3
+
+
 # --- watching ---------------------------------------------------------------------------------------------------
 
 
@@ -339,9 +403,11 @@ def changing(at: int, change: Callable[[], None]) -> Any:
     return fault
 
 
-@pytest.mark.parametrize("mode", [CENTRAL, MASKED], ids=["central", "masked"])
+@pytest.mark.parametrize(
+    ("mode", "audit"), [(CENTRAL, FULL), (MASKED, ())], ids=["central, with canaries", "masked"]
+)
 def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
-    mode: tuple[str, ...], hearts: Path, tmp_path: Path
+    mode: tuple[str, ...], audit: tuple[str, ...], hearts: Path, tmp_path: Path
 ) -> None:
     grid = Devices(hearts / "clients")
 
@@ -357,13 +423,19 @@ def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
             grid.devices[device.bundle.settings.node] = device
 
     grid.fault = changing(3, change)
-    code = serve(hearts / "server", mode, reaching(grid))
+    with no_noise():
+        code = serve(hearts / "server", (*mode, *audit), reaching(grid))
     rows = rows_of(hearts)
     assert code == 0 and [(row["invited"], row["replies"], row["dropped"]) for row in rows] == [
         (5, 5, {}),
         (6, 6, {}),
         (6, 6, {}),
     ]
+    if audit:  # the canaries are who they were
+        kept, coins = canaries_of(hearts)
+        assert kept["clients"].tolist() == kept["population"].tolist() == [5, 6, 6]
+        assert kept["along"][-1, coins].mean() == pytest.approx(1.0, abs=0.35)
+        assert kept["along"][-1, ~coins].mean() == pytest.approx(0.0, abs=0.35)
     assert read_status(hearts / "server")["roster"] == 3
     assert [each["name"] for each in read_status(hearts / "server")["clients"]][-2:] == ["basel", "utrecht"]
     events = [json.loads(line) for line in (hearts / "server" / "server.log").read_text().splitlines()]

@@ -19,6 +19,8 @@ import pytest
 
 from fedveil.client.own_ledger import epsilon_of
 from fedveil.deployment.provision import provision, revoke, rotate
+from fedveil.privacy.audit import record
+from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.ledger import read_entries, verify
 from fedveil.server.bundle import read_server_bundle
 
@@ -29,7 +31,9 @@ ROUNDS = 16
 COMMON = ("task=digits", "batch_size=40", "link.clients=0.8", "link.wait=60", "link.deadline=20")
 LOOSE = "privacy.allow_large_delta=true"  # for five clients
 # The runs of a federation share one budget: each asks for more than the runs before it have spent.
-MASKED, CENTRAL, CAPPED = ((LOOSE, f"privacy.target_epsilon={epsilon}") for epsilon in (5, 8, 11))
+MASKED, CENTRAL, AUDITED, CAPPED = (
+    (LOOSE, f"privacy.target_epsilon={epsilon}") for epsilon in (5, 8, 10, 12)
+)
 
 
 def until(holds: Callable[[], object], why: Callable[[], str] = str) -> None:
@@ -195,6 +199,43 @@ def test_sigterm_ends_a_run_in_order_and_the_folder_alone_goes_on_with_it(world:
     assert [row["round"] for row in world.rows("central")] == list(range(1, ROUNDS + 1))
     third = world.start("server", world.folder, *COMMON, "privacy=client_central", *CENTRAL, "run=central")
     assert third.wait() == 2 and "was begun with another num_rounds" in third.said
+
+
+def test_a_server_runs_canary_clients_whose_coins_outlive_it(world: World) -> None:
+    folder, asked = world.folder / "runs" / "audited", ("privacy=client_central", *AUDITED, "run=audited")
+    asked = (*asked, f"num_rounds={ROUNDS}", "audit=full", "audit.canaries=100", "audit.looks=1")
+    asked = (*asked, "audit.alpha=1e-9")  # so that no alarm comes by chance
+    server = world.server(*asked)
+    world.reached("audited", 2, server)
+    server.kill()
+    assert "opened" not in json.loads((folder / "audit.json").read_text())
+    server = world.server(*asked)
+    assert server.wait() == 0, server.said
+    assert "5 clients and 100 canaries" in server.said
+
+    fields = json.loads((folder / "audit.json").read_text())
+    seed = bytes.fromhex(fields["opened"]["seed"])
+    coins = coins_of(seed, 100)
+    assert fields["commitment"] == commitment(seed, coins) and not (folder / "audit.key").exists()
+    told = [
+        (entry.kind, json.loads(entry.payload).get("commitment"))
+        for entry in read_entries(world.population())
+        if entry.kind in ("note", "reserve") and json.loads(entry.key)[0].startswith("audited@")
+    ]
+    assert [kind for kind, _ in told[:2]] == ["note", "reserve"]
+    assert [said for _, said in told if said] == [fields["commitment"]] * 2  # each process says it anew
+
+    rows = world.rows("audited")
+    assert [(row["round"], row["invited"], row["replies"]) for row in rows] == [
+        (number, 5, 5) for number in range(1, ROUNDS + 1)
+    ]
+    kept = record.read(folder / "audit.npy", 100)[:ROUNDS]
+    assert kept["taken"].all() and kept["clients"].tolist() == [5] * ROUNDS
+    audit = world.result("audited")["audit"]
+    assert (audit["canaries"], audit["alarms"]) == (100, []) and audit["measured"] is not None
+    assert 0 < audit["claimed"] <= 10
+    weighed = world.start("audit", folder)
+    assert weighed.wait() in (0, 4) and "100 canary clients" in weighed.said
 
 
 def test_a_client_whose_cap_is_spent_says_so_and_the_others_go_on(world: World) -> None:

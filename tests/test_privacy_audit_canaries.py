@@ -308,3 +308,10 @@ def test_a_draw_that_is_larger_or_more_even_than_accounted_is_seen() -> None:
     assert draw_p(rng.binomial(400, 0.30, 20), 400, 0.25) < 1e-6
     assert draw_p(np.full(10, 100), 400, 0.25) < 1e-9
     assert draw_p(rng.binomial(400, 0.20, 20), 400, 0.25) > 0.9  # fewer than accounted leak less
+
+
+def test_a_population_that_grows_is_no_larger_draw() -> None:
+    population = np.repeat([400, 900], 10)
+    counts = np.random.default_rng(8).binomial(population, 0.25)
+    assert draw_p(counts, population, 0.25) > 0.01
+    assert draw_p(counts, 400, 0.25) < 1e-9

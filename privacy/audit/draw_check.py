@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 LEAST_VARIANCE = 9.0  # of a count, from which on a chi-square is near enough
 
 
-def draw_p(counts: NDArray[np.int64], population: int, rate: float) -> float:
+def draw_p(counts: NDArray[np.int64], population: int | NDArray[np.int64], rate: float) -> float:
     """The probability of counts so large, or so even, where each of ``population`` is drawn with ``rate`` in (0, 1).
 
-    ``counts`` (rounds,), of real clients. Twice the smaller of the two.
+    ``counts`` (rounds,), of real clients; ``population``, of all rounds, or of each, (rounds,). Twice the smaller of the
+    two.
     """
     from scipy.special import bdtrc, chdtr
 
-    mean, rounds = population * rate, len(counts)
+    everybody = np.broadcast_to(population, counts.shape)
     total = int(counts.sum())
-    large = float(bdtrc(total - 1, population * rounds, rate)) if total else 1.0
-    variance = mean * (1 - rate)
-    if variance < LEAST_VARIANCE:
+    large = float(bdtrc(total - 1, int(everybody.sum()), rate)) if total else 1.0
+    mean, variance = everybody * rate, everybody * rate * (1 - rate)
+    if variance.min() < LEAST_VARIANCE:
         return min(1.0, 2 * large)
     # Counts are whole: one that meets the mean exactly may stand for all within half of it.
-    even = float(chdtr(rounds, float(((np.abs(counts - mean) + 0.5) ** 2).sum()) / variance))
+    even = float(chdtr(len(counts), float(((np.abs(counts - mean) + 0.5) ** 2 / variance).sum())))
     return min(1.0, 2 * min(large, even))

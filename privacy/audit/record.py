@@ -28,7 +28,7 @@ Rows = NDArray[Any]
 def row_type(canaries: int) -> np.dtype[Any]:
     """The fields of a row.
 
-    round; clients: real ones that were drawn; norm, noise: L2 norm of the released sum and the std claimed for its noise, in clipping norms;
+    round; clients: real ones that were drawn; population: of whom; norm, noise: L2 norm of the released sum and the std claimed for its noise, in clipping norms;
     energy, dimensions: of what earlier rounds did not foretell (`noise_checks.outside`), over that noise's variance, and by
     layer, smallest first, 0 where there is none: layer_energies, layer_dimensions; rate, charged: the sampling rate and the
     noise over clip that the ledger was charged (noise 0: nothing); norm_p, reuse_p, cosine,
@@ -53,6 +53,7 @@ def row_type(canaries: int) -> np.dtype[Any]:
     fields: list[Any] = [
         ("round", "<i8"),
         ("clients", "<i8"),
+        ("population", "<i8"),
         ("dimensions", "<i8"),
         *((name, "<f8") for name in numbers),
     ]

@@ -48,7 +48,7 @@ class Terms:
       dimension, support: coordinates of an update, and those that one canary may use.
       delta, adjacency, filter_order: of the claim; `delta` 0 where nothing is claimed of whole clients.
       rate: the share of the rounds that a canary is in, as expected.
-      clients: the population, where the claim counts on a secret draw of it; else 0.
+      clients: the population that the run began with, where the claim counts on a secret draw of it; else 0.
       probed: whether something was planted that only memory can know.
       records: whether clients have canary records, against a claim of `record_epsilon`.
       losses: whether the losses of odd records are weighed against that claim.

@@ -30,6 +30,7 @@ class Released:
       rate, charged: the sampling rate, and the noise over clip, that the ledger was charged; noise 0 where nothing was.
       clients: how many real ones were in the cohort.
       canaries: which of those were.
+      population: how many real clients the cohort was drawn from.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Released:
     charged: float
     clients: int = 0
     canaries: Sequence[int] = ()
+    population: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def watch(
     watched = whole[:: -(-whole.size // WATCHED)].copy()
     row = unwatched(released.number, canaries)
     row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
-    row["rate"], row["charged"], row["clients"] = released.rate, released.charged, released.clients
+    row["rate"], row["charged"] = released.rate, released.charged
+    row["clients"], row["population"] = released.clients, released.population
     row["norm_p"] = norm_p(released.layers, released.noise)
     energy, row["dimensions"] = outside(watched, memory.total)
     row["energy"] = energy / released.noise**2

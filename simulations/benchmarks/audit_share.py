@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...privacy.audit.canary_clients import Canaries, canaries_of
+from ...client.canaries import add_canary, canaries_for
+from ...client.settings import CanaryClients
+from ...privacy.audit.canary_clients import Canaries
 from ...privacy.audit.watching import NO_MEMORY, Memory, Released, watch
 from ...privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, decode
 from ...privacy.mechanisms.randomness import Randomness
@@ -33,12 +35,13 @@ def run_audit(options: Options) -> Row:
 
 
 def _of_size(dimension: int, cohort: int) -> Row:
-    canaries = canaries_of(_SEED, MOST_CANARIES, dimension, SUPPORT)
+    told = CanaryClients(0, MOST_CANARIES, _SEED.hex(), SUPPORT, TOO_LONG * CLIPPING_NORM, True, {})
+    canaries = canaries_for(told, dimension)
     spec = SumSpec(CLIPPING_NORM, cells=cells_for(dimension))
     total, start = CohortSum(np.zeros(dimension)), np.zeros(dimension, np.float32)
     update = np.random.default_rng(1).standard_normal(dimension, np.float32)
     noise, layout = Randomness(1).stream("noise"), {"all": (dimension,)}
-    added = milliseconds(lambda: _add_canary(canaries, start, total, spec))
+    added = milliseconds(lambda: add_canary(total, start, spec, told, 0))
     watched = _watched(canaries, dimension)
     client = milliseconds(lambda: add_update(total, update, {}, spec))
     server = milliseconds(
@@ -54,13 +57,6 @@ def _of_size(dimension: int, cohort: int) -> Row:
         "privacy alone": round(privacy, 1),
         "share at rate 0.1": round(rounds[0.1] / privacy, 3),
     }
-
-
-def _add_canary(canaries: Canaries, start: np.ndarray, total: CohortSum, spec: SumSpec) -> None:
-    """As `InPlaceRound.add_canary` does it."""
-    first, moved = canaries.window(0, TOO_LONG * CLIPPING_NORM, replaced=True)
-    before = start[first : first + moved.size]
-    add_update(total, before + moved - before, {}, spec, first)
 
 
 def _watched(canaries: Canaries, dimension: int) -> float:
