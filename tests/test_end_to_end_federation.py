@@ -26,7 +26,7 @@ from fedveil.server.bundle import read_server_bundle
 
 FAULTS = Path(__file__).parent / "faults"
 MADE = runpy.run_path(str(FAULTS / "served.py"))
-SECONDS = 90.0
+SECONDS = 240.0
 ROUNDS = 16
 COMMON = ("task=digits", "batch_size=40", "link.clients=0.8", "link.wait=60", "link.deadline=20")
 LOOSE = "privacy.allow_large_delta=true"  # for five clients

@@ -1,7 +1,7 @@
-"""Server and clients killed by SIGKILL at every stage of a round of secure aggregation: processes, TLS, one federation.
+"""Server and clients killed by SIGKILL at every stage of a round of secure aggregation: processes, TLS, on either link.
 
-Noise and masks of these processes come from a seed, so that a run whose rounds had the same cohorts has, bit for bit,
-the model of a run without faults. Figures for docs/reliability.md.
+Noise and masks of these processes come from a seed, so that runs whose rounds had the same cohorts have, bit for bit,
+the same model. Figures for docs/reliability.md.
 """
 
 import json
@@ -27,7 +27,9 @@ ENDS = runpy.run_path(str(HERE / "test_end_to_end_federation.py"))
 RULES = runpy.run_path(str(FAULTS / "federation_rules.py"))
 make_federation = runpy.run_path(str(FAULTS / "served.py"))["make_federation"]
 STAGES = runpy.run_path(str(FAULTS / "deaths.py"))
+LINKS = ("grpc", "flower")
 ROUNDS, CLIENTS, VICTIM = 4, 5, "boston"
+TOO_MANY = (VICTIM, "cleveland", "hungary")  # more than a sum can spare
 EPSILON, OWNERS_EPSILON = 18.0, 20.0  # of all runs together
 ARGV = (
     *("task=digits", "batch_size=40", "privacy=client_distributed", "privacy.allow_large_delta=true"),
@@ -40,12 +42,15 @@ NOBODY: Death = ("", 0)
 
 @dataclass
 class World:
-    """A folder of bundles, and the processes on them."""
+    """A folder of bundles, the processes on them, the run without faults, and what came of the others."""
 
     hearts: Path
+    link: str
     starter: subprocess.Popen[str]
     clients: dict[str, Any] = field(default_factory=dict[str, Any])
     count: int = 0
+    models: dict[tuple[int, ...], bytes] = field(default_factory=dict[tuple[int, ...], bytes])
+    told: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def start(self, death: Death, *argv: object) -> Any:
         self.count += 1
@@ -65,7 +70,7 @@ class World:
 
 
 @contextmanager
-def federation(folder: Path) -> Iterator[World]:
+def federation(folder: Path, link: str) -> Iterator[World]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -76,7 +81,7 @@ def federation(folder: Path) -> Iterator[World]:
         text=True,
         env={**os.environ, "GRPC_VERBOSITY": "NONE"},
     )
-    world = World(make_federation(folder, port), starter)
+    world = World(make_federation(folder, port, link), link, starter)
     try:
         for bundle in sorted((world.hearts / "clients").iterdir()):
             world.client(bundle.name)
@@ -88,42 +93,83 @@ def federation(folder: Path) -> Iterator[World]:
         starter.communicate()
 
 
-def lived(world: World, run: str, rounds: int, deaths: Sequence[Death] = (), client: Death = NOBODY) -> Any:
-    """Let a run live, its server as often as it dies, and a client that dies once; each is started again at once."""
-    found = RULES["Lived"](world.hearts, run, rounds, len(deaths))
-    if client != NOBODY:
-        world.clients[VICTIM].kill()
-        world.client(VICTIM, client)
+@pytest.fixture(scope="module")
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with federation(tmp_path_factory.mktemp("world"), request.param) as made:
+        calm = lived(made, "calm")
+        assert not wrongs(made, calm) and replies(calm) == [CLIENTS] * ROUNDS
+        yield made
+        print(json.dumps(figures(made)))
+
+
+def lived(
+    world: World,
+    run: str,
+    deaths: Sequence[Death] = (),
+    client: Death = NOBODY,
+    victims: Sequence[str] = (VICTIM,),
+) -> Any:
+    """Let a run live, its server as often as it dies, and clients that die once; each is started again at once."""
+    found = RULES["Lived"](world.hearts, run, ROUNDS, len(deaths))
+    for name in victims if client != NOBODY else ():
+        world.clients[name].kill(
+            signal.SIGTERM
+        )  # a SuperLink believes for a while that who was killed is there
+        world.client(name, client)
     for death in deaths:
-        assert world.server(run, rounds, death).wait() is None, f"{death} never came"
+        assert world.server(run, ROUNDS, death).wait() is None, f"{death} never came"
         saved = read(found.folder)  # a round is done once it is in the checkpoint
         found.before = RULES["rows_of"](found.folder)[: saved.round if saved else 0]
         found.paid = RULES["entries_of"](world.hearts)
-    server = world.server(run, rounds)
+    server = world.server(run, ROUNDS)
     if client != NOBODY:
-        ENDS["until"](lambda: not (world.clients[VICTIM].alive and server.alive), lambda: server.said)
-        assert server.alive, f"{client} never came: {server.said}"
+        revive(world, server, client, victims)
         found.paid = RULES["entries_of"](world.hearts)
-        world.client(VICTIM)
     if server.wait():
         raise RuntimeError(server.said)
     return found
 
 
-def opens_all(client: Death) -> bool:
-    """Whether a client that dies there opens its sum in the end, and with it the noise that nobody needs."""
+def revive(world: World, server: Any, client: Death, victims: Sequence[str]) -> None:
+    """Start each victim again once all are dead."""
+
+    def dead() -> bool:
+        return not any(world.clients[name].alive for name in victims)
+
+    ENDS["until"](lambda: dead() or not server.alive, lambda: server.said)
+    assert server.alive, f"{client} never came: {server.said}"
+    for name in victims:
+        world.client(name)
+
+
+def opens_all(world: World, client: Death) -> bool:
+    """Whether a client that dies there opens its sum in the end, and with it the noise that nobody needs.
+
+    Flower's link delivers a message once: who dies with it in hand never answers.
+    """
     stage, _, exchange = client[0].partition(": ")
-    return stage in ("", "told", "acknowledged") or exchange not in ("survivors", "confirmed")
+    again = ("told", "acknowledged") if world.link == "grpc" else ("acknowledged",)
+    return stage in ("", *again) or exchange not in ("survivors", "confirmed")
 
 
-def wrongs(found: Any, calm: Any, client: Death = NOBODY) -> list[str]:
-    """Return what must not be, a model among it that is another than that of the same cohorts without faults."""
+def wrongs(world: World, found: Any, client: Death = NOBODY) -> list[str]:
+    """Return what must not be: a model other than that of the same cohorts among it, and noise that was not charged."""
     wrong = list(RULES["wrongs"](found, EPSILON, OWNERS_EPSILON))
-    cohorts = [[row["replies"] for row in RULES["rows_of"](each.folder)] for each in (found, calm)]
-    models = [(each.folder / "model.safetensors").read_bytes() for each in (found, calm)]
-    if cohorts[0] == cohorts[1] and opens_all(client) and models[0] != models[1]:
-        wrong.append("the model is another than without faults")
+    if replies(found)[-1] != CLIENTS:
+        wrong.append("the last round is not whole")
+    for row, ratio in zip(RULES["rows_of"](found.folder), noise_over_charge(found), strict=True):
+        if ratio < 1 and not row["abandoned"]:
+            wrong.append(f"round {row['round']} has {ratio:.3f} of the noise that was charged")
+        if ratio and row["abandoned"]:
+            wrong.append(f"round {row['round']} was abandoned, and changed the model")
+    model = (found.folder / "model.safetensors").read_bytes()
+    if opens_all(world, client) and world.models.setdefault(tuple(replies(found)), model) != model:
+        wrong.append("the model is another than that of the same cohorts")
     return wrong
+
+
+def noise_over_charge(found: Any) -> list[float]:
+    return list(RULES["noise_over_charge"](found))
 
 
 def replies(found: Any) -> list[int]:
@@ -131,13 +177,12 @@ def replies(found: Any) -> list[int]:
 
 
 @pytest.mark.campaign
-def test_killed_at_stage_after_stage_a_run_has_the_model_of_a_calm_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", LINKS, indirect=True)
+def test_killed_at_stage_after_stage_a_run_has_the_model_of_a_calm_one(world: World) -> None:
     server = [("first reply: inbox", 1), ("within the checkpoint", 2)]
-    with federation(tmp_path) as world:
-        calm = lived(world, "calm", 2)
-        found = lived(world, "killed", 2, server, ("acknowledged: inbox", 2))
-        assert not wrongs(found, calm)
-        assert replies(found) == replies(calm) == [CLIENTS] * 2
+    found = lived(world, "killed", server, ("acknowledged: inbox", 2))
+    assert not wrongs(world, found)
+    assert replies(found) == [CLIENTS] * ROUNDS
 
 
 # --- each stage by itself -----------------------------------------------------------------------------------------
@@ -145,45 +190,67 @@ def test_killed_at_stage_after_stage_a_run_has_the_model_of_a_calm_one(tmp_path:
 KEYS = ("proposal", "cohort")  # of round 2 they travel beside round 1
 
 
-def stages(kind: str) -> list[Death]:
+def stages(link: str) -> Iterator[Any]:
     """Return every stage at which a server, or a client, dies, with the round: keys travel alone in the first only."""
-    return [(stage, 1 if stage.endswith(KEYS) else 2) for stage in STAGES[kind]]
+    kinds = ("SERVER", "CLIENT", "SUPERNODE") if link == "flower" else ("SERVER", "CLIENT")
+    for kind in kinds:
+        for stage in STAGES[kind]:
+            death = (stage, 1 if stage.endswith(KEYS) else 2)
+            yield pytest.param(link, kind == "SERVER", death, id=f"{link} {kind.lower()} {stage}")
 
 
-def one_run(world: World, calm: Any, number: int, server: Sequence[Death], client: Death) -> dict[str, Any]:
-    run = f"run-{number}"
-    try:
-        found = lived(world, run, ROUNDS, server, client)
-        wrong, rows = wrongs(found, calm, client), RULES["rows_of"](found.folder)
-    except (OSError, RuntimeError, AssertionError, ValueError) as error:
-        wrong, rows = [f"{type(error).__name__}: {error}"], []
+def figures(world: World) -> dict[str, Any]:
+    told = world.told
+    noise = [ratio for each in told for ratio in each["noise"] if ratio]
+    return {
+        "link": world.link,
+        "kills of the server": sum(each["server"] for each in told),
+        "kills of clients": sum(len(each["clients"]) for each in told),
+        "rounds": sum(len(each["replies"]) for each in told),
+        "without a victim": sum(0 < count < CLIENTS for each in told for count in each["replies"]),
+        "abandoned": sum(not count for each in told for count in each["replies"]),
+        "models compared, bit for bit": sum(each["compared"] for each in told),
+        "noise over what was charged": [round(bound(noise), 3) for bound in (min, max) if noise],
+        "epsilon on the one ledger": round(max(each["epsilon"] for each in told), 2) if told else 0,
+        "wrong": sum(bool(each["wrong"]) for each in told),
+    }
+
+
+def one_run(world: World, server: Sequence[Death], client: Death, victims: Sequence[str] = ()) -> None:
+    known = set(world.models)
+    found = lived(world, f"run-{len(world.told)}", server, client, victims)
     told = {
-        "server": server,
-        "client": client,
-        "replies": [row["replies"] for row in rows],
-        "equal": opens_all(client) and [row["replies"] for row in rows] == [CLIENTS] * ROUNDS,
-        "wrong": wrong,
+        "death": [*server, client][0],
+        "server": len(server),
+        "clients": victims,
+        "replies": replies(found),
+        "dropped": [row["dropped"] for row in RULES["rows_of"](found.folder)],
+        "compared": opens_all(world, client) and tuple(replies(found)) in known,
+        "noise": noise_over_charge(found),
+        "epsilon": ENDS["verify"](found.population).epsilon,
+        "wrong": wrongs(world, found, client),
     }
     print(json.dumps(told), flush=True)
-    return told
+    world.told.append(told)
+    assert not told["wrong"]
 
 
 @pytest.mark.campaign
-def test_killed_at_every_stage(tmp_path: Path) -> None:
-    alone = [([death], NOBODY) for death in stages("SERVER")] + [([], death) for death in stages("CLIENT")]
-    with federation(tmp_path) as world:
-        calm = lived(world, "calm", ROUNDS)
-        found = [one_run(world, calm, number, *deaths) for number, deaths in enumerate(alone)]
-        spent = ENDS["verify"](calm.population).epsilon
-    figures = {
-        "runs": len(found),
-        "kills of the server": sum(len(each["server"]) for each in found),
-        "kills of a client": sum(each["client"] != NOBODY for each in found),
-        "rounds": sum(len(each["replies"]) for each in found),
-        "without the victim": sum(count < CLIENTS for each in found for count in each["replies"]),
-        "models compared, bit for bit": sum(each["equal"] for each in found),
-        "epsilon on the one ledger": round(spent, 2),
-        "wrong": sum(bool(each["wrong"]) for each in found),
-    }
-    print(json.dumps(figures))
-    assert not figures["wrong"], [each for each in found if each["wrong"]]
+@pytest.mark.parametrize(
+    ("world", "server", "death"),
+    [each for link in LINKS for each in stages(link)],
+    indirect=["world"],
+    scope="module",  # or each would have a world of its own
+)
+def test_killed_at_every_stage(world: World, server: bool, death: Death) -> None:
+    if server:
+        one_run(world, [death], NOBODY)
+    else:
+        one_run(world, [], death, [VICTIM])
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("exchange", STAGES["EXCHANGES"])
+@pytest.mark.parametrize("world", LINKS, indirect=True)
+def test_more_killed_than_a_sum_can_spare_at_every_stage(world: World, exchange: str) -> None:
+    one_run(world, [], (f"begun: {exchange}", 1 if exchange in KEYS else 2), TOO_MANY)

@@ -5,6 +5,7 @@ knows nothing of it.
 """
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -12,13 +13,14 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedveil.client import agent, app, device, link, own_ledger, secure_mod
+from fedveil.client import agent, app, device, fleet, link, own_ledger, secure_mod
 from fedveil.privacy.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.server import checkpoint, private_grid
 from fedveil.server.secure_attempt import Attempt
 from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations import recording
+from fedveil.strategies import flower_fleet
 from fedveil.strategies.secure_wire import Exchange, read_place
 
 SEED = 5
@@ -31,17 +33,36 @@ def arrange(stage: str, number: int) -> None:
     Randomness.stream = _repeated  # type: ignore[method-assign]
     for each in (private_grid, secure_mod):  # else a rotation by the run's name, which is new after each kill
         each.rotation_seed = lambda _, row: bytes([row]) * 32
+    _hasten()
+    _keep_models()
     if stage in SERVER:
         SERVER[stage](number)
     elif stage:
         _follow_messages()
-        CLIENT[stage](number)
+        (CLIENT | SUPERNODE)[stage](number)
 
 
 def _repeated(source: Randomness, *purpose: str | int, _true: Any = Randomness.stream) -> Stream:
     if purpose[0] == "share":  # whichever attempt it is
         purpose = (*purpose[:2], 0, *purpose[3:])
     return _true(Randomness(SEED), *purpose)
+
+
+def _hasten() -> None:
+    """Let a device on Flower's link look often, and come back soon: its SuperLink believes in it for two heartbeats."""
+    flower_fleet.HEARTBEAT_SECONDS, fleet.BEAT_SECONDS = 10, 4.0  # as often as Flower lets it
+    fleet.LONGEST_POLL_SECONDS, fleet.LONGEST_WAIT_SECONDS = 0.5, 2.0
+
+
+def _keep_models() -> None:
+    """Leave the checkpoint of each round beside the last one, so that the noise of each can be measured."""
+    true = recording.save
+
+    def kept(run: Any, state: Any) -> None:
+        true(run, state)
+        shutil.copyfile(run.folder / checkpoint.NAME, run.folder / f"{state.round}.safetensors")
+
+    recording.save = kept
 
 
 def _die(*given: Any, **named: Any) -> None:
@@ -142,7 +163,24 @@ def _hands(exchange: str) -> Callable[[int], Dies]:
     return lambda number: lambda *_, **__: _hand[0] == (number, exchange)
 
 
-def _acknowledged(exchange: str) -> Callable[[int], Dies]:
+def _before_it_is_noted(exchange: str) -> Callable[[int], None]:
+    def arranged(number: int) -> None:
+        for each in (link, fleet):
+            _wrap(each, "handled_once", _told(exchange)(number))
+
+    return arranged
+
+
+def _acknowledged(exchange: str) -> Callable[[int], None]:
+    def arranged(number: int) -> None:
+        _wrap(link.Line, "_settle", _line_is_rid_of(exchange)(number), after=True)
+        hands = _hands(exchange)(number)
+        _wrap(fleet.Answers, "settle", lambda answers, _: answers.owed is None and hands(), after=True)
+
+    return arranged
+
+
+def _line_is_rid_of(exchange: str) -> Callable[[int], Dies]:
     wanted = str(Exchange[exchange.upper()].value)
 
     def dies(number: int, line: Any) -> bool:
@@ -153,7 +191,7 @@ def _acknowledged(exchange: str) -> Callable[[int], Dies]:
 
 
 CLIENT: dict[str, Callable[[int], None]] = {
-    **{f"told: {each}": before(link, "handled_once", _told(each)) for each in EXCHANGES},
+    **{f"told: {each}": _before_it_is_noted(each) for each in EXCHANGES},
     **{f"begun: {each}": before(agent.Agent, "handle", _told(each)) for each in EXCHANGES},
     "before its reservation: inbox": before(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
     "after its reservation: inbox": after(own_ledger.OwnLedger, "_reserved", _hands("inbox")),
@@ -162,5 +200,8 @@ CLIENT: dict[str, Callable[[int], None]] = {
     "after its commit: inbox": after(own_ledger, "_commit", _hands("inbox")),
     **{f"before its memory: {each}": before(device, "replace_file", _hands(each)) for each in EXCHANGES},
     **{f"answered: {each}": after(agent.Agent, "handle", _told(each)) for each in EXCHANGES},
-    **{f"acknowledged: {each}": after(link.Line, "_settle", _acknowledged(each)) for each in EXCHANGES},
+    **{f"acknowledged: {each}": _acknowledged(each) for each in EXCHANGES},
+}
+SUPERNODE: dict[str, Callable[[int], None]] = {  # Flower's link alone announces a reply before its parts
+    f"announced: {each}": before(flower_fleet, "push_objects", _hands(each)) for each in EXCHANGES
 }

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from fedveil.privacy.ledger import read_entries, verify
 
 Entries = dict[Path, list[tuple[int, str]]]
@@ -69,6 +72,29 @@ def names_of(path: Path, run: str) -> dict[int, list[str]]:
     for name, number in reservations(path, run):
         found.setdefault(number, []).append(name)
     return found
+
+
+def noise_over_charge(lived: Lived) -> Iterator[float]:
+    """Return for each round by how much its sum moved the model, over the noise that its reservation names.
+
+    The updates are small beside the noise; who is assumed to collude adds more than is charged. A model that did not
+    move gives 0. Of a model that begins at zero, with the checkpoint of every round (`deaths.py` keeps them).
+    """
+    before: Any = 0.0
+    for row in rows_of(lived.folder):
+        arrays = load_file(lived.folder / f"{row['round']}.safetensors")
+        model = [value.ravel() for name, value in sorted(arrays.items()) if name.startswith("model/")]
+        after = np.concatenate(model)
+        charged = _charged(lived, row["round"]) * row["clipping_norm"]
+        yield float(np.std(after - before)) * max(1, row["replies"]) / charged
+        before = after
+
+
+def _charged(lived: Lived, number: int) -> float:
+    name = names_of(lived.population, lived.run)[number][-1]
+    reserved = {e.key: e.payload for e in read_entries(lived.population) if e.kind == "reserve"}
+    (payload,) = (reserved[key] for key in reserved if json.loads(key)[:2] == [name, number])
+    return min(event["noise_multiplier"] for event in json.loads(payload)["events"].values())
 
 
 def wrongs(lived: Lived, most: float, owners_most: float) -> Iterator[str]:

@@ -25,8 +25,8 @@ clients: [{{name: cleveland}}, {{name: hungary}}, {{name: switzerland}}, {{name:
 Fault = Callable[[Message, int], Message | None]
 
 
-def make_federation(folder: Path, port: int = 8443) -> Path:
-    (folder / "federation.yaml").write_text(FEDERATION.format(port=port))
+def make_federation(folder: Path, port: int = 8443, link: str = "grpc") -> Path:
+    (folder / "federation.yaml").write_text(FEDERATION.format(port=port) + f"link: {link}\n")
     provision(folder / "federation.yaml", folder / "hearts", None)
     return folder / "hearts"
 
