@@ -17,7 +17,7 @@ from ..privacy.secagg.server import Abandoned, Outcome, Outgoing, ServerAttempt
 from ..privacy.secagg.shamir import SECRET_BYTES
 from ..privacy.secagg.transcript import PROTOCOL_VERSION, Profile, Terms
 from ..strategies.secure_wire import Exchange, Place, run_number, task_hash
-from ..strategies.wire import NO_REPLY
+from ..strategies.wire import LASTING, NO_REPLY
 from .masking import Masking
 
 
@@ -125,6 +125,11 @@ class Attempt:
     def spare(self) -> int:
         """How many of the cohort may be missing in the end."""
         return self.spec.attendance.most - self.spec.attendance.least
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether the next attempt would end like this one: more than can be spared do not take part, now or then."""
+        return sum(reason in LASTING for reason in self._reasons.values()) > self.spare
 
     def has_enough(self, enough: int) -> bool:
         """Whether so many of the cohort have answered well, and no fewer than a sum takes."""

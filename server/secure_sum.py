@@ -2,7 +2,7 @@
 
 A round may take several attempts, each with fresh keys. Nodes are asked for what opens a sum in at most one of them,
 so that one reservation pays for the round: an attempt given up before that has told the server nothing, one given up
-after it may have been opened, and is not repeated.
+after it may have been opened, and is not repeated. Nor is one that too many refused for good: trying costs the others.
 
 The next round's keys and shares travel beside this round's messages. They tell nothing of any data, so they may precede
 its reservation; its vectors are asked for in its own round alone. A steady round takes three exchanges, or two if the
@@ -65,7 +65,7 @@ class SecureSums:
         for attempt in self._attempts(nodes, wanted, model, timeout):
             self._finish(attempt, coming, model, timeout)
             ended = attempt.opened(model, self._exchanges)
-            if ended.total is not None or attempt.asked_to_open:
+            if ended.total is not None or attempt.asked_to_open or attempt.in_vain:
                 break
         return ended
 

@@ -45,6 +45,8 @@ DROP_REASONS = {
     HANDLED_BEFORE: "handled before",
     UNREADABLE: "unreadable",
 }
+# What a client that is asked the same again says again.
+LASTING = frozenset({DROP_REASONS[BUDGET_SPENT], DROP_REASONS[OWNERS_POLICY]})
 NO_REPLY = "no reply"
 NOT_NEEDED = "not needed"  # enough others had answered
 

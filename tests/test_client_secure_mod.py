@@ -22,8 +22,9 @@ from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.client import OVER
 from fedveil.privacy.secagg.node_state import read_state
 from fedveil.privacy.secagg.refusal import Reason
+from fedveil.server.secure_sum import ATTEMPTS
 from fedveil.strategies.secure_wire import Exchange, read_place
-from fedveil.strategies.wire import BUDGET_SPENT, SPEC_RECORD, instruct
+from fedveil.strategies.wire import BUDGET_SPENT, DROP_REASONS, OWNERS_POLICY, SPEC_RECORD, instruct
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 ASKED, Clients, KEY, content, summed, wanted = (
@@ -125,6 +126,18 @@ def test_a_client_that_did_not_train_says_so_by_code_alone(code, reason):
     assert (opened.survivors, opened.dropped) == (7, {reason: 1})
     errors = [reply.error.reason for _, reply in grid.seen if reply.has_error()]
     assert errors == ["the client did not train"]
+
+
+@pytest.mark.parametrize(("code", "attempts"), [(BUDGET_SPENT, 1), (OWNERS_POLICY, 1), (77, ATTEMPTS)])
+def test_a_round_that_too_many_refuse_for_good_costs_the_others_one_training(code, attempts):
+    def training(message, client):
+        return Message(Error(code, ""), reply_to=message) if client < 3 else None
+
+    grid = Clients(training=training)
+    opened = summed(grid, wanted())
+    reason = DROP_REASONS.get(code, "failed")
+    assert (opened.total, opened.attempts, opened.dropped) == (None, attempts, {reason: 3, "too_few": 5})
+    assert set(grid.trained.values()) == {attempts}
 
 
 @pytest.mark.filterwarnings("ignore")
