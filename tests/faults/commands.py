@@ -20,11 +20,13 @@ import fedveil.__main__
 import fedveil.client.agent
 import fedveil.client.command
 import fedveil.client.dp_sgd
+import fedveil.client.fleet
 import fedveil.client.link
 import fedveil.client.tasks.digits
 import fedveil.deployment.serve
 import fedveil.deployment.status
 import fedveil.server.link_grid
+import fedveil.server.superlink
 
 NETWORK = 0x40000000  # linux/sched.h: CLONE_NEWNET
 
