@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# How long a round is by itself, all of them together, and each layer of them: three tests share one level.
-NORM_TESTS = 3
+# A round by itself; all of them together, whole, by layer, and by the layers' means: so many tests share one level.
+NORM_TESTS = 4
 
 
 def norm_p(layers: Sequence[NDArray[np.floating]], noise: float) -> float:

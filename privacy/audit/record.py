@@ -30,7 +30,8 @@ def row_type(canaries: int) -> np.dtype[Any]:
 
     round; clients: real ones that were drawn; population: of whom; norm, noise: L2 norm of the released sum and the std claimed for its noise, in clipping norms;
     energy, dimensions: of what earlier rounds did not foretell (`noise_checks.outside`), over that noise's variance, and by
-    layer, smallest first, 0 where there is none: layer_energies, layer_dimensions; rate, charged: the sampling rate and the
+    layer, smallest first, 0 where there is none: layer_energies, layer_means (the part of a layer's energy that lies in its
+    mean), layer_dimensions; rate, charged: the sampling rate and the
     noise over clip that the ledger was charged (noise 0: nothing); norm_p, reuse_p, cosine,
     draw_p: the free checks; probe_p, losses_p: what a probe found, of memorisation and against a claim of records; books_p: 0 where
     the ledger counts less than the sums cost, else 1; NaN in rounds that were not looked at; gram: inner products of the sum of the round's block so far with the sums of all blocks
@@ -57,7 +58,8 @@ def row_type(canaries: int) -> np.dtype[Any]:
         ("dimensions", "<i8"),
         *((name, "<f8") for name in numbers),
     ]
-    fields += [("layer_energies", "<f8", (LAYERS,)), ("layer_dimensions", "<i8", (LAYERS,))]
+    fields += [(name, "<f8", (LAYERS,)) for name in ("layer_energies", "layer_means")]
+    fields += [("layer_dimensions", "<i8", (LAYERS,))]
     fields += [("gram", "<f8", (BLOCKS,)), ("records", "<f8", (len(RECORDS),))]
     return np.dtype([*fields, ("along", "<f4", (canaries,)), ("taken", "?", (canaries,))])
 

@@ -106,14 +106,22 @@ def _add_layers(row: Rows, released: Released, total: Vector) -> None:
     whole = total.size == sum(sizes)
     before = np.split(total, np.cumsum(sizes)[:-1]) if whole else [np.empty(0)] * len(sizes)
     for place, which in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)[:LAYERS]):
-        energy, row["layer_dimensions"][place] = outside(np.ravel(released.layers[which]), before[which])
+        layer = np.ravel(released.layers[which])
+        energy, row["layer_dimensions"][place] = outside(layer, before[which])
         row["layer_energies"][place] = energy / released.noise**2
+        row["layer_means"][place] = layer.sum() ** 2 / layer.size / released.noise**2
 
 
 def noise_p(rows: Rows) -> float:
-    """The smaller p-value of all rounds' noise together: that of the whole sum, and that of its layers."""
+    """The smallest p-value of all rounds' noise together: of the whole sum, of its layers, and of their means.
+
+    A mean is a fixed direction. Biases before a softmax have gradients that add up to zero, so theirs is noise alone.
+    """
+    sizes = rows["layer_dimensions"]
     return min(
-        run_p(rows["energy"], rows["dimensions"]), run_p(rows["layer_energies"], rows["layer_dimensions"])
+        run_p(rows["energy"], rows["dimensions"]),
+        run_p(rows["layer_energies"], sizes),
+        run_p(rows["layer_means"], np.minimum(sizes, 1)),
     )
 
 

@@ -21,7 +21,8 @@ PLAN = AlarmState({Check.NORM: ROUNDS, Check.REUSE: ROUNDS, Check.DRAW: ROUNDS})
 
 def levels(rng: np.random.Generator) -> set[Level]:
     """The alarms of one run."""
-    layers = [rng.chisquare(size, ROUNDS) for size in LAYERS]
+    means = rng.chisquare(1, (ROUNDS, len(LAYERS)))
+    layers = [mean + rng.chisquare(size - 1, ROUNDS) for size, mean in zip(LAYERS, means.T, strict=True)]
     whole = sum(layers)
     tests = [chdtr(size, energy) for size, energy in zip(LAYERS, layers, strict=True)]
     single = 3 * np.min([*tests, chdtr(DIMENSION, whole)], axis=0)
@@ -32,7 +33,11 @@ def levels(rng: np.random.Generator) -> set[Level]:
     for now in range(ROUNDS):
         pooled, every = (
             NORM_TESTS
-            * min(run_p(whole[rounds], sizes[rounds].sum(axis=1)), run_p(by_layer[rounds], sizes[rounds]))
+            * min(
+                run_p(whole[rounds], sizes[rounds].sum(axis=1)),
+                run_p(by_layer[rounds], sizes[rounds]),
+                run_p(means[rounds], np.ones_like(sizes[rounds])),
+            )
             for rounds in (slice(since[Check.NORM], now + 1), slice(now + 1))
         )
         norm = [NORM_TESTS * float(single[now]), pooled]
