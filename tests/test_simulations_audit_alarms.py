@@ -16,10 +16,9 @@ from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.auditing import Auditor
-from fedveil.simulations import build
 from fedveil.simulations.audit_view import audit
 from fedveil.simulations.run import Outcome, exit_code_of, simulate
-from fedveil.strategies.cohorts import OverSelected, Poisson
+from fedveil.strategies.cohorts import OverSelected
 
 noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]
 
@@ -154,12 +153,9 @@ def test_a_ledger_that_counts_less_than_was_released_is_seen(
 def test_the_draw_is_checked_where_more_are_invited_than_a_round_needs(
     accounted: str, exit_code: int, tmp_path: Path
 ) -> None:
-    both = OverSelected(Poisson(0.6), Poisson(0.3))
-    with (
-        patch.object(build, "_cohort", lambda *_: both),
-        patch.object(OverSelected, "event", lambda self, one: getattr(self, accounted).event(one)),
-    ):
-        outcome = run(tmp_path / "run", "task.num_clients=100")
+    twice = ("cohort.rate=0.3", "cohort.over_selection=2")
+    with patch.object(OverSelected, "event", lambda self, one: getattr(self, accounted).event(one)):
+        outcome = run(tmp_path / "run", "task.num_clients=100", *twice)
     assert outcome.exit_code == exit_code
     assert [(each["test"], each["round"]) for each in outcome.result["audit"]["alarms"]] == (
         [("draw", 1)] if exit_code else []
