@@ -16,8 +16,8 @@ from rich.text import Text
 from ..privacy.ledger_store import Lock
 from ..privacy.refusal import Refusal
 from ..simulations.display import console_for
-from .watch import STATUS
 
+STATUS = "status.json"
 RUNNING = "server"
 NOT_RUNNING = 1
 

@@ -33,8 +33,9 @@ from ..simulations.run import Outcome
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
 from .links import Presence
 from .prometheus import serving
+from .status import STATUS
 
-STATUS, LOG = "status.json", "server.log"
+LOG = "server.log"
 LOOK_SECONDS = 1.0
 LOG_BYTES, LOGS_KEPT = 10 * 2**20, 3
 PUBLIC = 0o644

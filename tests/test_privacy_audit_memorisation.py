@@ -12,7 +12,7 @@ from fedveil.privacy.audit.alarms import CANNOT_UNDO, CONFIRMED_BY, AlarmState, 
 from fedveil.privacy.audit.curves import gaussian_mu
 from fedveil.privacy.audit.exposure import Exposure, exposure, fisher
 from fedveil.privacy.audit.gaussian_test import accuracy_p, right_of_median, separation
-from fedveil.privacy.audit.membership import auc, late_fall, lira, logit, rmia, tpr_at, trace_spread
+from fedveil.privacy.audit.membership import auc, late_fall, lira, logit, rmia, tpr_at
 from fedveil.privacy.refusal import Refusal
 
 # --- exposure ---------------------------------------------------------------------------------------------------
@@ -142,11 +142,6 @@ def test_the_false_positive_rate_is_kept() -> None:
     others = np.arange(1000.0)
     assert tpr_at(0.01, np.full(10, 989.5), others).value == 1.0
     assert tpr_at(0.01, np.full(10, 989.0), others).value == 0.0
-
-
-def test_a_record_whose_loss_falls_far_stands_out() -> None:
-    losses = np.stack([np.full(9, 1.0), np.linspace(4, 0, 9)], axis=1)
-    assert trace_spread(losses) == pytest.approx([0.0, 2.0])
 
 
 def test_a_record_that_is_learnt_late_stands_out_and_one_that_never_is_does_not() -> None:

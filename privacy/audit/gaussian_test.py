@@ -40,13 +40,6 @@ class Separation:
             return 0.0 if self.mu > 0 else 1.0
         return float(nct.sf(self.mu * self._scale, self._degrees, mu * self._scale))
 
-    def power(self, mu: float, true_mu: float, alpha: float) -> float:
-        """The probability that a claim of ``mu`` is refuted at ``alpha`` where the truth is ``true_mu``."""
-        from scipy.stats import nct
-
-        limit = nct.isf(alpha, self._degrees, mu * self._scale)
-        return float(nct.sf(limit, self._degrees, true_mu * self._scale))
-
 
 @dataclass(frozen=True)
 class Estimate:

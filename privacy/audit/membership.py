@@ -55,16 +55,11 @@ def lira(target: Scores, shadows: Scores, inside: NDArray[np.bool_]) -> Scores:
     return scores
 
 
-def trace_spread(losses: Scores, low: float = 0.25, high: float = 0.75) -> Scores:
-    """How much each record's loss moved in training, (records,), from (rounds, records): large where memorised."""
-    return np.quantile(losses, high, axis=0) - np.quantile(losses, low, axis=0)
-
-
 def late_fall(losses: Scores) -> Scores:
     """How far each record's last loss lies below its mean over training, (records,), from (rounds, records).
 
-    High where the model came to know a record late, which is by heart; 0 or less where it never did. `trace_spread` is
-    as large where noise moves the loss of a record that is never learnt, and so stands out under privacy too.
+    High where the model came to know a record late, which is by heart; 0 or less where it never did. How far a loss
+    moves in training is as large where noise moves that of a record that is never learnt: no measure under privacy.
     """
     return losses.mean(axis=0) - losses[-1]
 

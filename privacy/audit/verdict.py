@@ -13,7 +13,7 @@ import numpy as np
 
 from ..refusal import Refusal
 from .curves import gaussian_mu, last_true
-from .gaussian_test import Separation, accuracy_p, right_of_median, separation, separation_refutes
+from .gaussian_test import accuracy_p, right_of_median, separation, separation_refutes
 from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
 from .rates import rates_refute, rates_refute_gdp, worst_rates
 
@@ -111,12 +111,6 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
         if gaussian
         else [any_mechanism]
     )
-
-
-def power_if_halved(members: int, others: int, epsilon: float, delta: float, alpha: float) -> float:
-    """The probability that the t test refutes ``epsilon`` where the noise is half of what it needs."""
-    mu = gaussian_mu(epsilon, delta)
-    return Separation(0.0, members, others).power(mu, 2 * mu, alpha)
 
 
 def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Method]:

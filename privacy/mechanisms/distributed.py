@@ -163,16 +163,6 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
     return taken
 
 
-def filled_event(spec: ShareSpec) -> GaussianDpEvent:
-    """Return what a filled sum tells whoever sees no other; secret sampling of the cohort amplifies this one.
-
-    Only where nothing else shows who was sampled: the denominator is fixed, the number of survivors stays with the
-    server, and giving up, over too few survivors or more than the most, has no chance worth mentioning.
-    """
-    most = spec.attendance.most
-    return _gaussian(spec.noise_multiplier(most - spec.attendance.colluders, most))
-
-
 def _gaussian(noise_multiplier: float) -> GaussianDpEvent:
     from dp_accounting.dp_event import GaussianDpEvent  # clients do without
 
@@ -182,8 +172,10 @@ def _gaussian(noise_multiplier: float) -> GaussianDpEvent:
 def fill(total: Words, survivors: int, spec: ShareSpec, stream: Stream) -> None:
     """Add the shares that are missing up to the most clients, so that the noise does not tell how many there were.
 
-    For a server that is trusted not to show the sum before. Any number of shares is four squares (Lagrange), so that
-    four draws have exactly their variance.
+    For a server that is trusted not to show the sum before. The filled sum tells what one of the most survivors tells,
+    and secret sampling of the cohort amplifies it, where nothing else shows who was sampled: the denominator is fixed,
+    the number of survivors stays with the server, and giving up has no chance worth mentioning. Any number of shares is
+    four squares (Lagrange), so that four draws have exactly their variance.
 
     Args:
       total: the sum of the survivors' vectors, unmasked; changed in place.
