@@ -27,6 +27,7 @@ from dp_accounting.pld.privacy_loss_distribution import (
 )
 from numpy.typing import NDArray
 
+from . import sampled_gaussian
 from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale
 
 if TYPE_CHECKING:
@@ -83,9 +84,13 @@ def distribution(
 
 @lru_cache(maxsize=256)
 def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> PrivacyLossDistribution:
+    from dp_accounting import NeighboringRelation
+
     parts, scale = asked_of(leaf), gaussian_scale(leaf)
     if scale is not None:
         rate, noise = scale
+        if rate < 1 and relation is not NeighboringRelation.REPLACE_ONE:
+            return sampled_gaussian.distribution(rate, noise, interval)
         return from_gaussian_mechanism(
             noise, value_discretization_interval=interval, sampling_prob=rate, neighboring_relation=relation
         )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .budget import Adjacency
-from .events import Counts, Leaf, asked_of, drawn_openly
+from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale
 
 if TYPE_CHECKING:
     from dp_accounting import NeighboringRelation
@@ -94,6 +94,11 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
     accountant = RdpAccountant(neighboring_relation=relation)
     if not accountant.supports(leaf):
         return None
+    rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
+    if rate < 1:
+        from .sampled_gaussian import renyi
+
+        return renyi(rate, noise, orders())
     with quiet_orders():
         return accountant.compose(leaf).rdp
 

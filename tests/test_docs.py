@@ -17,7 +17,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,24 +29,11 @@ import yaml
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"  # its commands take minutes: they must exist, and are not run
+FORKS = ROOT / "tests" / "faults" / "forked_commands.py"
 TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").glob("*.md")])
 RELIABILITY = ROOT / "docs" / "reliability.md"  # so do its campaigns
 RUN_PAGES = [page for page in PAGES if page not in (BENCHMARKS, RELIABILITY)]
-WARM = (
-    "dp_accounting",
-    "matplotlib.pyplot",
-    "mlxtend.data",
-    "sklearn.datasets",
-    "fedveil.client.cohort_training",
-    "fedveil.client.dp_sgd",
-    "fedveil.deployment.command",
-    "fedveil.simulations.budget_view",
-    "fedveil.simulations.launch",
-    "fedveil.simulations.ledger_view",
-    "fedveil.simulations.plan",
-    "fedveil.simulations.run",
-)
 INSTALLS = re.compile(
     r"\b(pip install|apt(-get)? install|pre-commit install)\b|^bash \.ci/run$", re.MULTILINE
 )
@@ -107,7 +95,7 @@ def test_every_block_of_a_page_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
-    warm: None,
+    forks: dict[str, str],
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
@@ -122,7 +110,7 @@ def test_every_block_of_a_page_runs(
             script.write_text(block.body)
             succeed(f"{sys.executable} -W error {script}", tmp_path)
         elif is_shell(block):
-            run_commands(block, tmp_path, number)
+            run_commands(block, tmp_path, number, forks)
 
 
 def end_what_was_left(folder: Path) -> None:
@@ -134,79 +122,52 @@ def end_what_was_left(folder: Path) -> None:
                 os.kill(process, signal.SIGTERM)
 
 
-def run_commands(block: Block, folder: Path, number: int) -> None:
+def run_commands(block: Block, folder: Path, number: int, forks: Mapping[str, str]) -> None:
     printed = ""
     for index, command in enumerate(block.commands()):
         words = shlex.split(command)
-        if words[:2] == ["fedveil", "server"]:  # gRPC does not survive a fork
-            more = f" {block.value}" if block.note == "run with" else ""
-            printed += succeed(command + more, folder)
-            continue
-        if "fedveil" not in words[:2]:
-            printed += succeed(command, folder)
-            continue
-        suffix = shlex.split(block.value) if block.note == "run with" and "simulate" in words else []
-        if "simulate" in words and not {"-m", "--help"} & set(words) and "run.dir" not in command:
-            # Two runs of one second would share the default folder.
-            suffix += [] if "resume=" in command else [f"hydra.run.dir=block-{number}-{index}"]
-        printed += run_fedveil(words, suffix, folder)
+        if "fedveil" in words[:2]:
+            command += suffix_of(block, words, f"block-{number}-{index}")
+        # A server is a process of its own, as an operator starts it.
+        printed += succeed(command, folder, None if words[:2] == ["fedveil", "server"] else forks)
     if block.language == "console" and block.note != "run with":
         rest = iter(printed.splitlines())
         for line in block.shown():
             assert any(line.rstrip() == other.rstrip() for other in rest), f"not printed: {line!r}\n{printed}"
 
 
-def succeed(command: str, folder: Path) -> str:
-    done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=False)
+def suffix_of(block: Block, words: Sequence[str], name: str) -> str:
+    """What the page does not show: overrides that make a run short, and a folder of its own for each run."""
+    more = block.value if block.note == "run with" and {"simulate", "server"} & set(words) else ""
+    foldered = any(word.startswith(("hydra.run.dir=", "resume=")) for word in words)
+    if "simulate" in words and not {"-m", "--help"} & set(words) and not foldered:
+        more += f" hydra.run.dir={name}"  # two runs of one second would share the default
+    return f" {more}"
+
+
+def succeed(command: str, folder: Path, forks: Mapping[str, str] | None = None) -> str:
+    environment = {**os.environ, **(forks or {})}
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def run_fedveil(words: list[str], suffix: list[str], folder: Path) -> str:
-    """Run the command in a fork of this process, which has imported what takes a new one three seconds."""
-    path = words[0].removeprefix("PYTHONPATH=") if words[0] != "fedveil" else None
-    argv = [*words[words.index("fedveil") :], *suffix]
-    output = folder / "output.txt"
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            os.chdir(folder)
-            if path is not None:
-                sys.path.insert(0, str((folder / path).resolve()))
-            code = _in_child(argv, output)
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, f"{shlex.join(argv)}\n{output.read_text()}"
-    return output.read_text()
-
-
-def _in_child(argv: list[str], output: Path) -> int:
-    import traceback
-
-    from fedveil.__main__ import main
-
-    sys.argv = argv
-    with open(output, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        try:
-            return main()
-        except BaseException:  # noqa: BLE001 (whatever it was, the parent shows it)
-            traceback.print_exc()
-            return 71
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[None]:
-    """Import before forking, with one torch thread: a thread pool does not survive a fork."""
-    import torch
-
-    for name in WARM:
-        importlib.import_module(name)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What a shell needs in its environment for `fedveil` to be a fork of a process that has imported already."""
+    folder = tmp_path_factory.mktemp("forks")
+    (folder / "fedveil").write_text(f'#!/bin/sh\nexec {sys.executable} -SE {FORKS} "$@"\n')
+    (folder / "fedveil").chmod(0o755)
+    starter = subprocess.Popen([sys.executable, str(FORKS), "--serve", str(folder / "socket")])
+    while not (folder / "socket").exists():
+        assert starter.poll() is None
+        time.sleep(0.05)
+    paths = (folder, Path(sys.executable).parent, os.environ["PATH"])
+    yield {"FEDVEIL_FORKS": str(folder / "socket"), "PATH": os.pathsep.join(map(str, paths))}
+    starter.terminate()
+    starter.wait()
 
 
 def test_the_installed_command_runs_the_main_job_as_the_readme_says(tmp_path: Path) -> None:

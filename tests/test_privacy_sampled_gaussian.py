@@ -1,0 +1,77 @@
+"""The sampled Gaussian for many numbers at once is dp_accounting's, which takes them one at a time."""
+
+import math
+
+import numpy as np
+import pytest
+from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
+from dp_accounting.rdp import RdpAccountant
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedveil.privacy import sampled_gaussian
+from fedveil.privacy.renyi import orders, quiet_orders
+
+RELATION = NeighboringRelation.REPLACE_SPECIAL
+SCALES = [
+    (0.25, 3.2),
+    (0.25, 0.8),
+    (0.01, 0.6),
+    (1e-12, 1.0),
+    (0.999, 5.0),
+    (0.5, 0.3),
+    (1e-3, 30.0),
+    (0.1, 200.0),
+]
+
+
+def same(ours: PrivacyLossDistribution, theirs: PrivacyLossDistribution) -> None:
+    for side in ("_pmf_remove", "_pmf_add"):
+        mine, other = (getattr(each, side).to_dense_pmf() for each in (ours, theirs))
+        assert (mine._lower_loss, mine.size) == (other._lower_loss, other.size)
+        assert np.allclose(mine._probs, other._probs, rtol=1e-7, atol=1e-12)
+        assert mine._infinity_mass == pytest.approx(other._infinity_mass, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize(("rate", "noise"), SCALES)
+def test_the_distribution_is_that_of_dp_accounting(rate: float, noise: float) -> None:
+    theirs = from_gaussian_mechanism(
+        noise, value_discretization_interval=1e-3, sampling_prob=rate, neighboring_relation=RELATION
+    )
+    ours = sampled_gaussian.distribution(rate, noise, 1e-3)
+    same(ours, theirs)
+    for delta in (1e-3, 1e-6):
+        mine, other = (each.self_compose(20).get_epsilon_for_delta(delta) for each in (ours, theirs))
+        assert mine == pytest.approx(other, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1e-6, 0.9999), st.floats(0.2, 50.0))
+def test_so_are_distributions_of_any_rate_and_noise(rate: float, noise: float) -> None:
+    theirs = from_gaussian_mechanism(
+        noise, value_discretization_interval=1e-2, sampling_prob=rate, neighboring_relation=RELATION
+    )
+    same(sampled_gaussian.distribution(rate, noise, 1e-2), theirs)
+
+
+def by_dp_accounting(rate: float, noise: float) -> np.ndarray:
+    with quiet_orders():
+        return (
+            RdpAccountant(neighboring_relation=RELATION)
+            .compose(PoissonSampledDpEvent(rate, GaussianDpEvent(noise)))
+            .rdp
+        )
+
+
+@pytest.mark.parametrize(("rate", "noise"), [*SCALES, (0.9, 40.0), (0.3, 0.05)])
+def test_renyi_at_every_order_is_that_of_dp_accounting(rate: float, noise: float) -> None:
+    ours, theirs = sampled_gaussian.renyi(rate, noise, orders()), by_dp_accounting(rate, noise)
+    assert np.array_equal(np.isinf(ours), np.isinf(theirs))
+    known = np.isfinite(theirs)
+    assert np.allclose(ours[known], theirs[known], rtol=1e-9, atol=1e-12)
+
+
+def test_an_order_whose_series_has_no_end_among_a_thousand_terms_is_left_out() -> None:
+    assert math.isinf(sampled_gaussian.renyi(0.5, 200.0, np.array([1.5]))[0])
+    assert math.isinf(by_dp_accounting(0.5, 200.0)[4])
