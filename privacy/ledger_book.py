@@ -204,8 +204,11 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
     if delta is None:
         return Verification(True, book.head.seq, book.head, epsilon=0.0)
     adjacency = Adjacency(book.identity["adjacency"])
-    # Adversaries who have seen the same share what it takes to compute it, which is most of the time.
-    sized = cache(lambda seen: _sizes(list(seen), delta, adjacency, book.filter_order))
+
+    @cache  # most of the time goes here, and adversaries often have seen the same
+    def sized(seen: "tuple[DpEvent, ...]") -> Sizes:
+        return _sizes(list(seen), delta, adjacency, book.filter_order)
+
     sizes = {each: sized(tuple(book.events(each))) for each in book.spent}
     most = max(sizes.values(), key=lambda size: size[0])
     problem = _overspent(book) or next(filter(None, map(_dispute, sizes.values())), None)

@@ -6,6 +6,7 @@ accountants alone. Rates are in (0, 1), noise is the standard deviation over the
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from dp_accounting.pld.pld_pmf import PLDPmf, create_pmf_pessimistic_connect_dots_fixed_gap
@@ -30,12 +31,9 @@ def distribution(rate: float, noise: float, interval: float) -> PrivacyLossDistr
 
 def _pmf(rate: float, noise: float, kind: AdjacencyType, interval: float) -> PLDPmf:
     loss = GaussianPrivacyLoss(noise, sampling_prob=rate, adjacency_type=kind)
-    ends = loss.connect_dots_bounds()
-    first, last = (
-        math.floor(ends.epsilon_lower / interval),
-        math.ceil(ends.epsilon_upper / interval),
-    )
-    deltas = _deltas(loss, rate, noise, np.arange(first, last + 1) * interval)
+    ends: Any = loss.connect_dots_bounds()
+    first, last = math.floor(ends.epsilon_lower / interval), math.ceil(ends.epsilon_upper / interval)
+    deltas = _deltas(loss, rate, noise, interval * np.arange(first, last + 1, dtype=np.float64))
     return create_pmf_pessimistic_connect_dots_fixed_gap(interval, first, last, deltas)
 
 

@@ -1,4 +1,4 @@
-"""What tests of several rooms need: the real command, run in a child of this process."""
+"""What tests of several rooms need: the real command, run in a child of this process. And which files go first."""
 
 import os
 import signal
@@ -11,6 +11,40 @@ from pathlib import Path
 import pytest
 
 SECONDS = 60.0
+# Files that take longest, the longest first: one that begins last would keep one core busy while the others wait.
+LONGEST = (
+    "test_mutations",
+    "test_docs",
+    "test_simulations_flwr_run",
+    "test_end_to_end_federation",
+    "test_simulations_ray",
+    "test_end_to_end_resume",
+    "test_end_to_end_run",
+    "test_simulations_benchmarks",
+    "test_simulations_flower_contract",
+    "test_privacy_ledger_crash",
+    "test_privacy_accounting",
+    "test_end_to_end_owner",
+    "test_simulations_audit",
+    "test_end_to_end_masked",
+    "test_client_record_canaries",
+    "test_deployment_serve",
+    "test_flower_app",
+    "test_command_line",
+    "test_configs_bad_input",
+    "test_privacy_distinguishing",
+    "test_configs",
+    "test_server_superlink",
+    "test_privacy_ledger_campaigns",
+    "test_end_to_end_device",
+    "test_end_to_end_link_sum",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the others, and the tests of each, stay in their order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def _nothing() -> None:
