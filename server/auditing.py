@@ -181,15 +181,16 @@ class Auditor:
         except Refusal:
             return None
 
-    def end(self, first: Arrays, last: Arrays) -> Summary | None:
+    def end(self, first: Arrays | None, last: Arrays) -> Summary | None:
         """Return what the audit says of the run that led from the first arrays to the last; None without a round.
 
-        The file gets a row of round 0, which holds the difference of the two models.
+        The file gets a row of round 0, which holds the difference of the two models; `first` is None where canaries move
+        none.
         """
         if not self._rows:
             return None
         row = None
-        if self.directions is not None:
+        if self.directions is not None and first is not None:
             moved = [np.subtract(last[name], value, dtype=np.float64) for name, value in first.items()]
             whole = np.concatenate([np.ravel(part) for part in moved])
             row = unwatched(0, self.terms.canaries)

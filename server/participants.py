@@ -2,7 +2,8 @@
 
 Canaries are dummies. They are drawn after the real clients, who are thus drawn, and accounted, as they would be without;
 the mean divides by the real cohort. In a simulation they are nodes of the grid like everybody. Beside real clients they
-answer in this process, and are no answers that a round waits for or goes by.
+answer in this process: they are no answers that a round waits for or goes by, and once a sum is noised and weighed, what
+they added is taken out again, so that they move no model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ..privacy.mechanisms.private_sum import CohortSum
+from ..privacy.mechanisms.private_sum import CohortSum, Vector
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
@@ -95,8 +96,8 @@ class Participants:
 
     def sum(
         self, order: Message, drawn: Sequence[int], spec: SumSpec, size: int, timeout: float | None
-    ) -> CohortSum:
-        """Return the sum over those drawn, shape (size,), and what became of those who were asked.
+    ) -> tuple[CohortSum, Vector | None]:
+        """Return the sum over those drawn, shape (size,), and what is to be taken out of it once it is weighed.
 
         Args:
           order: what everybody is told.
@@ -106,10 +107,12 @@ class Participants:
           timeout: seconds to wait for answers; None waits for all.
         """
         cohort_sum = self._exchange(order, self.asked(drawn), spec, size, timeout)
-        if self.add_canaries is not None:
-            uncounted = CohortSum(cohort_sum.total)
-            self.add_canaries(order.content, self.dummies(drawn), spec, uncounted)
-        return cohort_sum
+        if self.add_canaries is None:
+            return cohort_sum, None
+        dummies = CohortSum(np.zeros(size))
+        self.add_canaries(order.content, self.dummies(drawn), spec, dummies)
+        cohort_sum.total += dummies.total
+        return cohort_sum, dummies.total
 
     def _exchange(
         self, order: Message, nodes: list[int], spec: SumSpec, size: int, timeout: float | None

@@ -221,7 +221,7 @@ class PrivateGrid(AskingGrid):
         spec = self._spec(layout)
         outgoing = instruct(content, spec, self._run_name, self._row)
         order = Message(outgoing, 0, request.metadata.message_type, group_id=str(number))
-        cohort_sum = self.participants.sum(order, self.drawn, spec, size_of(layout, spec), timeout)
+        cohort_sum, dummies = self.participants.sum(order, self.drawn, spec, size_of(layout, spec), timeout)
         total = self._noised(cohort_sum, self._row, spec)
         asked = len(self.participants.asked(self.drawn))
         done = Round(number, asked, cohort_sum.replies, cohort_sum.dropped)
@@ -230,6 +230,8 @@ class PrivateGrid(AskingGrid):
             return []
         mean, scalars = self._decoded(total, layout, spec, cohort_sum)
         self.released = self._watched(number, mean, self.participants.expected)
+        if dummies is not None:  # whole numbers: nothing of them is left
+            mean, scalars = self._decoded(total - dummies, layout, spec, cohort_sum)
         self._note(replace(done, clipped_again=cohort_sum.clipped_again, scalars=scalars))
         reply = mean_reply(arrays, mean, scalars, request)
         if self._privacy is not None:

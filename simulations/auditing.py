@@ -46,12 +46,13 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 @dataclass
 class RunAudit:
-    """The audit of one run: the auditor, what an alarm does, the secret seed of its canaries, and the first model."""
+    """The audit of one run: the auditor, what an alarm does, the secret seed of its canaries, and the first model if
+    canaries move it."""
 
     auditor: Auditor
     on_alarm: str
     seed: bytes | None
-    first: Arrays
+    first: Arrays | None
 
     @property
     def memory(self) -> dict[str, NDArray[np.float64]]:
@@ -93,7 +94,8 @@ def begin(run: Run, fresh: bool) -> None:
         auditor.directions, auditor.coins = canaries.directions, canaries.coins
     arrays = read_arrays(federation.task.model())
     first = {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
-    run.audit = RunAudit(auditor, settings.on_alarm, seed, first)
+    moved = first if federation.deployed is None else None
+    run.audit = RunAudit(auditor, settings.on_alarm, seed, moved)
     if fresh:
         (run.folder / ROWS).unlink(missing_ok=True)
     if fresh and seed is not None:

@@ -1,15 +1,27 @@
 """Who is drawn for a round and who is asked: canaries change nothing for the real clients."""
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
+from fedveil.client.canaries import add_canaries, canary_updates
+from fedveil.client.mod import private_update
+from fedveil.client.settings import CanaryClients
+from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.server.participants import Participants
+from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
 from fedveil.server.round import ALL_ANSWERS
+from fedveil.simulations.engine import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, beside
+from fedveil.strategies.registry import make_strategy
+from fedveil.strategies.wire import memory_arrays, view
 
 REAL = list(range(2, 42))
 
@@ -62,6 +74,43 @@ def test_canaries_stay_who_they_are_when_clients_come_and_go() -> None:
     after = made.draw(Randomness(1).stream("cohort", 1))
     assert len(made.dummies(before)) == 16 and len(made.dummies(after)) == 40  # one of five, then one of two
     assert set(made.real(after)) <= set(REAL[:16]) and made.some(3) == REAL[:3]
+
+
+def still_app() -> ClientApp:
+    app = ClientApp()
+
+    @app.train(mods=[private_update])
+    def train(message: Message, context: Context) -> Message:
+        arrays, metrics = message.content.array_records["arrays"], MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"a": arrays, "m": metrics}), reply_to=message)
+
+    return app
+
+
+def test_canaries_that_answer_here_are_in_what_is_weighed_and_not_in_the_model(tmp_path: Path) -> None:
+    told = CanaryClients(5, 30, "07" * 32, 200, 10.0, False, {})
+    plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 1.0, 10, 0.1)
+    start, strategy = memory_arrays({"w": np.full(200, 0.3, np.float32)}), make_strategy("fedavg", {})
+    models, weighed = list[Any](), list[Any]()
+    for count in (0, 30):
+        budget = Budget(Unit.CLIENT, 1e9, 1e-5)
+        with Ledger.open(tmp_path / f"{count}", budget, owner="test", simulated=True) as ledger:
+            clients: Any = InProcessGrid(still_app(), 5, {})
+            everybody = Participants(
+                clients, All(), 5, canaries=count, add_canaries=partial(add_canaries, told) if count else None
+            )
+            grid = PrivateGrid(
+                everybody, privacy=ClientPrivacy(plan, ledger), randomness=Randomness(4), run="run"
+            )
+            messages = strategy.configure_train(1, start, ConfigRecord(), grid)
+            arrays, _ = strategy.aggregate_train(1, grid.send_and_receive(messages))
+            assert arrays is not None and grid.released is not None
+            assert (grid.rounds[0].invited, grid.rounds[0].replies) == (5, 5)
+            models.append(view(arrays["w"]))
+            weighed.append(np.concatenate(grid.released.layers))
+    assert np.array_equal(*models)
+    sent = canary_updates(told, range(5, 35), 200).sum(axis=0) / told.norm
+    assert weighed[1] - weighed[0] == pytest.approx(sent, abs=1e-3)
 
 
 def test_a_rule_with_a_size_is_scaled_and_always_draws_one() -> None:
