@@ -223,8 +223,8 @@ class PrivateGrid(AskingGrid):
         order = Message(outgoing, 0, request.metadata.message_type, group_id=str(number))
         cohort_sum, dummies = self.participants.sum(order, self.drawn, spec, size_of(layout, spec), timeout)
         total = self._noised(cohort_sum, self._row, spec)
-        asked = len(self.participants.asked(self.drawn))
-        done = Round(number, asked, cohort_sum.replies, cohort_sum.dropped)
+        asked = self.participants.asked(self.drawn)
+        done = Round(number, len(asked), cohort_sum.replies, cohort_sum.dropped)
         if cohort_sum.replies < self.participants.answers.quorum:
             self._note(replace(done, abandoned=True))
             return []

@@ -330,8 +330,8 @@ MUTATIONS = {
     ),
     "opened twice for one reservation": Mutation(
         "server/secure_sum.py",
-        "if ended.total is not None or attempt.asked_to_open:",
-        "if ended.total is not None:",
+        "if ended.total is not None or attempt.asked_to_open or attempt.in_vain:",
+        "if ended.total is not None or attempt.in_vain:",
         "test_server_secure_sum.py",
         "no_second_attempt",
     ),
