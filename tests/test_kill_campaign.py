@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ make_federation = runpy.run_path(str(FAULTS / "served.py"))["make_federation"]
 STAGES = runpy.run_path(str(FAULTS / "deaths.py"))
 LINKS = ("grpc", "flower")
 ROUNDS, CLIENTS, VICTIM = 4, 5, "boston"
+BELIEVED_SECONDS = 21.0  # two heartbeats of deaths.py, for which a SuperLink takes a dead device to be there
 TOO_MANY = (VICTIM, "cleveland", "hungary")  # more than a sum can spare
 EPSILON, OWNERS_EPSILON = 18.0, 20.0  # of all runs together
 ARGV = (
@@ -116,6 +118,8 @@ def lived(
             signal.SIGTERM
         )  # a SuperLink believes for a while that who was killed is there
         world.client(name, client)
+    if client != NOBODY and world.link == "flower":
+        time.sleep(BELIEVED_SECONDS)
     for death in deaths:
         assert world.server(run, ROUNDS, death).wait() is None, f"{death} never came"
         saved = read(found.folder)  # a round is done once it is in the checkpoint
@@ -218,7 +222,7 @@ def figures(world: World) -> dict[str, Any]:
 
 def one_run(world: World, server: Sequence[Death], client: Death, victims: Sequence[str] = ()) -> None:
     known = set(world.models)
-    found = lived(world, f"run-{len(world.told)}", server, client, victims)
+    found = lived(world, f"run-{world.count}", server, client, victims)
     told = {
         "death": [*server, client][0],
         "server": len(server),
