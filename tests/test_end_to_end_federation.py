@@ -5,13 +5,9 @@ import os
 import re
 import runpy
 import signal
-import socket
 import ssl
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +21,8 @@ from fedveil.privacy.ledger import read_entries, verify
 from fedveil.server.bundle import read_server_bundle
 
 FAULTS = Path(__file__).parent / "faults"
-MADE = runpy.run_path(str(FAULTS / "served.py"))
-SECONDS = 240.0
+SERVED = runpy.run_path(str(FAULTS / "served.py"))
+until = SERVED["until"]
 ROUNDS = 16
 COMMON = ("task=digits", "batch_size=40", "link.clients=0.8", "link.wait=60", "link.deadline=20")
 LOOSE = "privacy.allow_large_delta=true"  # for five clients
@@ -36,75 +32,22 @@ MASKED, CENTRAL, AUDITED, CAPPED = (
 )
 
 
-def until(holds: Callable[[], object], why: Callable[[], str] = str) -> None:
-    end = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < end, f"waited in vain: {why()}"
-        time.sleep(0.02)
-
-
 @dataclass
-class Process:
-    """One command at work, or what is left of it."""
-
-    pid: int
-    file: Path
-
-    @property
-    def said(self) -> str:
-        return self.file.read_text() if self.file.exists() else ""
-
-    @property
-    def alive(self) -> bool:
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
-
-    def wait(self) -> int | None:
-        """Return its exit code; None if it was killed."""
-        until(lambda: not self.alive, lambda: self.said)
-        rc = Path(f"{self.file}.rc")
-        return int(rc.read_text()) if rc.exists() else None
-
-    def kill(self, number: int = signal.SIGKILL) -> int | None:
-        os.kill(self.pid, number)
-        return self.wait()
-
-
-@dataclass
-class World:
-    """A folder of bundles, and the processes on them."""
-
-    hearts: Path
-    starter: subprocess.Popen[str]
-    clients: dict[str, Process] = field(default_factory=dict[str, Process])
-    count: int = 0
+class World(SERVED["Served"]):
+    """What is asked of this federation, and what it has left in its files."""
 
     @property
     def folder(self) -> Path:
         return self.hearts / "server"
 
-    def start(self, *argv: object) -> Process:
-        self.count += 1
-        file = self.hearts / f"{self.count}.out"
-        assert self.starter.stdin is not None and self.starter.stdout is not None
-        self.starter.stdin.write(json.dumps([[str(each) for each in argv], str(file)]) + "\n")
-        self.starter.stdin.flush()
-        return Process(int(self.starter.stdout.readline()), file)
-
-    def client(self, name: str) -> None:
-        self.clients[name] = self.start("client", "start", self.hearts / "clients" / name)
-
-    def server(self, *argv: str) -> Process:
+    def server(self, *argv: str) -> Any:
         return self.start("server", self.folder, *COMMON, *argv)
 
     def rows(self, run: str) -> list[dict[str, Any]]:
         path = self.folder / "runs" / run / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def reached(self, run: str, number: int, server: Process) -> None:
+    def reached(self, run: str, number: int, server: Any) -> None:
         until(lambda: len(self.rows(run)) >= number or not server.alive, lambda: server.said)
         assert len(self.rows(run)) >= number, server.said
 
@@ -124,27 +67,8 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("world")
-    starter = subprocess.Popen(
-        [sys.executable, str(FAULTS / "commands.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "GRPC_VERBOSITY": "NONE"},
-    )
-    made = World(MADE["make_federation"](folder, port), starter)
-    try:
-        for bundle in sorted((made.hearts / "clients").iterdir()):
-            made.client(bundle.name)
+    with SERVED["serving"](World, tmp_path_factory.mktemp("world")) as made:
         yield made
-    finally:
-        for each in made.clients.values():
-            if each.alive:
-                os.kill(each.pid, signal.SIGTERM)
-        starter.communicate()
 
 
 def reservations(path: Path, run: str) -> list[tuple[str, int]]:

@@ -5,12 +5,8 @@ the same model. Figures for docs/reliability.md.
 """
 
 import json
-import os
 import runpy
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from fedveil.privacy.ledger import verify
 from fedveil.server.checkpoint import read
 
 HERE = Path(__file__).parent
 FAULTS = HERE / "faults"
-ENDS = runpy.run_path(str(HERE / "test_end_to_end_federation.py"))
+SERVED = runpy.run_path(str(FAULTS / "served.py"))
 RULES = runpy.run_path(str(FAULTS / "federation_rules.py"))
-make_federation = runpy.run_path(str(FAULTS / "served.py"))["make_federation"]
 STAGES = runpy.run_path(str(FAULTS / "deaths.py"))
 LINKS = ("grpc", "flower")
 ROUNDS, CLIENTS, VICTIM = 4, 5, "boston"
@@ -43,56 +39,23 @@ NOBODY: Death = ("", 0)
 
 
 @dataclass
-class World:
+class World(SERVED["Served"]):
     """A folder of bundles, the processes on them, the run without faults, and what came of the others."""
 
-    hearts: Path
-    link: str
-    starter: subprocess.Popen[str]
-    clients: dict[str, Any] = field(default_factory=dict[str, Any])
-    count: int = 0
+    link: str = "grpc"
     models: dict[tuple[int, ...], bytes] = field(default_factory=dict[tuple[int, ...], bytes])
     told: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
-    def start(self, death: Death, *argv: object) -> Any:
-        self.count += 1
-        file = self.hearts / f"{self.count}.out"
-        asked = [[str(each) for each in argv], str(file), "", "", *death]
-        assert self.starter.stdin is not None and self.starter.stdout is not None
-        self.starter.stdin.write(json.dumps(asked) + "\n")
-        self.starter.stdin.flush()
-        return ENDS["Process"](int(self.starter.stdout.readline()), file)
-
-    def client(self, name: str, death: Death = NOBODY) -> None:
-        self.clients[name] = self.start(death, "client", "start", self.hearts / "clients" / name)
-
     def server(self, run: str, rounds: int, death: Death = NOBODY) -> Any:
         asked = (self.hearts / "server", *ARGV, f"num_rounds={rounds}", f"run={run}")
-        return self.start(death, "server", *asked)
+        return self.start("server", *asked, death=death)
 
 
 @contextmanager
 def federation(folder: Path, link: str) -> Iterator[World]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    starter = subprocess.Popen(
-        [sys.executable, str(FAULTS / "commands.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "GRPC_VERBOSITY": "NONE"},
-    )
-    world = World(make_federation(folder, port, link), link, starter)
-    try:
-        for bundle in sorted((world.hearts / "clients").iterdir()):
-            world.client(bundle.name)
-        yield world
-    finally:
-        for each in world.clients.values():
-            if each.alive:
-                os.kill(each.pid, signal.SIGKILL)
-        starter.communicate()
+    with SERVED["serving"](World, folder, link) as made:
+        made.link = link
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +103,7 @@ def revive(world: World, server: Any, client: Death, victims: Sequence[str]) -> 
     def dead() -> bool:
         return not any(world.clients[name].alive for name in victims)
 
-    ENDS["until"](lambda: dead() or not server.alive, lambda: server.said)
+    SERVED["until"](lambda: dead() or not server.alive, lambda: server.said)
     assert server.alive, f"{client} never came: {server.said}"
     for name in victims:
         world.client(name)
@@ -231,7 +194,7 @@ def one_run(world: World, server: Sequence[Death], client: Death, victims: Seque
         "dropped": [row["dropped"] for row in RULES["rows_of"](found.folder)],
         "compared": opens_all(world, client) and tuple(replies(found)) in known,
         "noise": noise_over_charge(found),
-        "epsilon": ENDS["verify"](found.population).epsilon,
+        "epsilon": verify(found.population).epsilon,
         "wrong": wrongs(world, found, client),
     }
     print(json.dumps(told), flush=True)

@@ -30,7 +30,7 @@ from fedveil.privacy.refusal import Refusal
 
 HERE = Path(__file__).parent
 FAULTS = HERE / "faults"
-ENDS = runpy.run_path(str(HERE / "test_end_to_end_federation.py"))
+ENDS = runpy.run_path(str(HERE / "faults" / "served.py"))
 FEDERATION = runpy.run_path(str(FAULTS / "served.py"))["FEDERATION"]
 RULES = runpy.run_path(str(FAULTS / "federation_rules.py"))
 SMALL = runpy.run_path(str(FAULTS / "small_devices.py"))

@@ -1,8 +1,15 @@
-"""A provisioned federation of five on the digits, and a link that reaches its devices by calling them."""
+"""A provisioned federation of five on the digits: its devices called in turn, or all of it as processes."""
 
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
@@ -70,3 +77,92 @@ def reaching(grid: Devices, here: int = 5):
         yield Link(grid, lambda: Presence(since, received=1000, sent=2000, turned_away={"late": 1}))
 
     return reach
+
+
+SECONDS = 240.0
+STARTER = Path(__file__).with_name("commands.py")
+
+
+def until(holds: Callable[[], object], why: Callable[[], str] = str) -> None:
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end, f"waited in vain: {why()}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Process:
+    """One command at work, or what is left of it."""
+
+    pid: int
+    file: Path
+
+    @property
+    def said(self) -> str:
+        return self.file.read_text() if self.file.exists() else ""
+
+    @property
+    def alive(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def wait(self) -> int | None:
+        """Return its exit code; None if it was killed."""
+        until(lambda: not self.alive, lambda: self.said)
+        rc = Path(f"{self.file}.rc")
+        return int(rc.read_text()) if rc.exists() else None
+
+    def kill(self, number: int = signal.SIGKILL) -> int | None:
+        os.kill(self.pid, number)
+        return self.wait()
+
+
+@dataclass
+class Served:
+    """A folder of bundles, and the processes on them."""
+
+    hearts: Path
+    starter: subprocess.Popen[str]
+    clients: dict[str, Process] = field(default_factory=dict[str, Process])
+    count: int = 0
+
+    def start(self, *argv: object, death: Iterable[object] = ()) -> Process:
+        """Start a command; `death` is the stage and the round at which it kills itself."""
+        self.count += 1
+        file = self.hearts / f"{self.count}.out"
+        asked = [[str(each) for each in argv], str(file), "", "", *death]
+        assert self.starter.stdin is not None and self.starter.stdout is not None
+        self.starter.stdin.write(json.dumps(asked) + "\n")
+        self.starter.stdin.flush()
+        return Process(int(self.starter.stdout.readline()), file)
+
+    def client(self, name: str, death: Iterable[object] = ()) -> None:
+        self.clients[name] = self.start("client", "start", self.hearts / "clients" / name, death=death)
+
+
+@contextmanager
+def serving(kind: type[Served], folder: Path, link: str = "grpc") -> Iterator[Served]:
+    """Provision a federation on a free port and start its clients; all of them end with the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    starter = subprocess.Popen(
+        [sys.executable, str(STARTER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+    )
+    made = kind(make_federation(folder, port, link), starter)
+    try:
+        for bundle in sorted((made.hearts / "clients").iterdir()):
+            made.client(bundle.name)
+        yield made
+    finally:
+        for each in made.clients.values():
+            if each.alive:
+                os.kill(each.pid, signal.SIGKILL)
+        starter.communicate()
