@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the others, and the tests of each, stay in their order."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def distributions_are_made_once() -> Iterator[None]:
+    """Keep what dp_accounting makes of the same numbers, which is most of the time in which a ledger is verified."""
+    from dp_accounting.pld import privacy_loss_distribution as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            module, "from_gaussian_mechanism", lru_cache(maxsize=64)(module.from_gaussian_mechanism)
+        )
+        yield
 
 
 def _nothing() -> None:
