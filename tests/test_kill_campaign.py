@@ -46,6 +46,9 @@ class World(SERVED["Served"]):
     models: dict[tuple[int, ...], bytes] = field(default_factory=dict[tuple[int, ...], bytes])
     told: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
+    def client(self, name: str, death: Death = NOBODY) -> None:
+        super().client(name, death)  # nobody's death, too, makes the process draw from the seed
+
     def server(self, run: str, rounds: int, death: Death = NOBODY) -> Any:
         asked = (self.hearts / "server", *ARGV, f"num_rounds={rounds}", f"run={run}")
         return self.start("server", *asked, death=death)
