@@ -145,7 +145,11 @@ def test_every_strategy_that_averages_goes_on_after_an_empty_round(tmp_path: Pat
         (("privacy=client_distributed", "secagg.profile=naive"), "secagg.profile"),
         (("privacy=client_distributed", "secagg.suite=3"), "secagg.suite"),
         (("privacy=client_distributed", "secagg.collusion=0.99"), "secagg.collusion"),
-        (("privacy=client_distributed", "cohort=fixed", "cohort.size=1"), "cohort"),
+        (("privacy=client_distributed", "cohort=fixed", "cohort.size=1"), "secagg.collusion"),
+        (
+            ("privacy=client_distributed", "cohort=fixed", "cohort.size=1", "cohort.over_selection=1"),
+            "cohort",
+        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused(tmp_path: Path, overrides: tuple[str, ...], field: str) -> None:
