@@ -42,7 +42,7 @@ def _deltas(loss: GaussianPrivacyLoss, rate: float, noise: float, epsilons: Vect
     removed = loss.adjacency_type is AdjacencyType.REMOVE
     sign = 1.0 if removed else -1.0
     reached = sign * epsilons > math.log1p(-rate)  # beyond, the one side is everywhere above the other
-    deltas = np.where(reached, 0.0, -np.expm1(epsilons) if removed else 0.0)
+    deltas = np.where(reached, 0.0, -np.expm1(np.minimum(epsilons, 0.0)) if removed else 0.0)
     # The loss of the sample itself, log(1 + (e^epsilon - 1) / rate), and the output at which it is reached.
     scaled = sign * epsilons[reached] - math.log(rate)
     with np.errstate(divide="ignore"):

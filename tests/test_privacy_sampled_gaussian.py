@@ -7,7 +7,7 @@ import pytest
 from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
 from dp_accounting.rdp import RdpAccountant
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy import sampled_gaussian
@@ -48,6 +48,7 @@ def test_the_distribution_is_that_of_dp_accounting(rate: float, noise: float) ->
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(1e-6, 0.9999), st.floats(0.2, 50.0))
+@example(0.5, 0.03125)  # losses beyond what a float's exponential holds
 def test_so_are_distributions_of_any_rate_and_noise(rate: float, noise: float) -> None:
     theirs = from_gaussian_mechanism(
         noise, value_discretization_interval=1e-2, sampling_prob=rate, neighboring_relation=RELATION
