@@ -129,7 +129,7 @@ def test_a_late_and_a_failing_client_answer_with_an_error_and_a_failing_server_i
         nodes = list(grid.get_node_ids())
         assert nodes == [2, 3, 4]
         for node in nodes:
-            (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")], timeout=20.0)
+            (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")], timeout=120.0)
             codes[node - 2] = reply.error.code if reply.has_error() else 0
         raise ArithmeticError("of the server")
     assert codes[0] == LATE
@@ -141,7 +141,7 @@ def answered(grid: FlowerGrid, node: int, seconds: float) -> bool:
     """Whether a node answers within so many seconds, however often it takes to ask."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")], timeout=20.0)
+        (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")], timeout=120.0)
         if not reply.has_error() or reply.error.code == FAILED:  # of the app, which is there
             return True
     return False
@@ -158,7 +158,7 @@ def test_a_worker_that_is_killed_costs_a_message_and_is_replaced(tmp_path: Path)
         return Message(RecordDict(), reply_to=message)
 
     with ray_grid(app, 2, SETTINGS) as grid:
-        (reply,) = grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=20.0)
+        (reply,) = grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=120.0)
         assert reply.has_error()
         assert answered(grid, 3, 30) and answered(grid, 2, 1)
 
@@ -192,7 +192,7 @@ def test_a_runtime_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here: more CPUs for a client than there are."""
     monkeypatch.setattr("fedveil.simulations.ray_engine.CLIENT_RESOURCES", {"num_cpus": 64, "num_gpus": 0.0})
     with pytest.raises(RuntimeError, match="runtime failed"), ray_grid(ClientApp(), 3, SETTINGS) as grid:
-        list(grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=20.0))
+        list(grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=120.0))
 
 
 def test_the_documented_app_runs_on_ray(
