@@ -170,7 +170,7 @@ def _train_on_ledger(
     streams: tuple[Stream, Stream],
     key: Key,
 ) -> None:
-    from .dp_sgd import chosen_engine, train_privately
+    from .dp_sgd import PrivateSteps, chosen_engine, train_privately
 
     record = settings.record
     assert record is not None
@@ -200,7 +200,7 @@ def _train_on_ledger(
     ) as ledger:
         ledger.reserve_new(release)
         watch = None if canaried is None else canaried.after_step
-        train_privately(model, loss, records, sgd, plan, streams, engine, watch)
+        train_privately(model, loss, records, sgd, PrivateSteps(plan, *streams, watch), engine)
         if canaried is not None:
             kept_rows.append(beside, key[1], canaried.scores)
         ledger.commit(release.key)

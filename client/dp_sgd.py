@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,17 +86,32 @@ class StreamNoiseOptimizer(DPOptimizer):
         self.flat.div_(self.expected_batch_size or 1)
 
 
+@dataclass(frozen=True)
+class PrivateSteps:
+    """The steps of one private training.
+
+    Attributes:
+      plan: its sampling is `PoissonBatches`, its clipping norm bounds each example's gradient.
+      draws: the batches come from it.
+      noise: so does this.
+      after: called after each step, when the parameters' gradients are its noised means.
+    """
+
+    plan: Plan
+    draws: Stream
+    noise: Stream
+    after: Callable[[], None] | None = None
+
+
 def train_privately(
     model: nn.Module,
     task: Objective,
     examples: Examples,
     sgd: SGD,
-    plan: Plan,
-    streams: tuple[Stream, Stream],
+    steps: PrivateSteps,
     gradients: str = "hooks",
-    after_step: Callable[[], None] | None = None,
 ) -> None:
-    """Train the model in place by DP-SGD; `plan.event()` accounts for all of its steps.
+    """Train the model in place by DP-SGD; `steps.plan.event()` accounts for all of its steps.
 
     An example whose gradient is not finite adds nothing to its step.
 
@@ -104,21 +120,19 @@ def train_privately(
       task: gives the loss, a mean over a batch.
       examples: the client's own.
       sgd: learning rate and FedProx weight; epochs and batches come from the plan.
-      plan: its sampling is `PoissonBatches`, its clipping norm bounds each example's gradient.
-      streams: for the batches, and for the noise.
+      steps: the plan, and what its steps are drawn from.
       gradients: a name of `ENGINES`, as `chosen_engine` returns it.
-      after_step: called after each step, when the parameters' gradients are its noised means.
 
     Raises:
       Refusal: if some layer's batch is not the batch of examples, or ghost clipping cannot train the model.
     """
+    plan = steps.plan
     assert isinstance(plan.sampling, PoissonBatches)
-    draws, noise = streams
     # What a layer writes into a buffer while it trains follows the data and has no noise: it is put back.
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     optimizer = StreamNoiseOptimizer(
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=sgd.learning_rate),
-        noise,
+        steps.noise,
         noise_multiplier=plan.noise_std / plan.clipping_norm,
         max_grad_norm=plan.clipping_norm,
         expected_batch_size=max(1, round(plan.sampling.sample_rate * len(examples))),
@@ -135,11 +149,11 @@ def train_privately(
         with warnings.catch_warnings(), ENGINES[gradients](model, forward, optimizer) as clipped_sums:
             # What torch warns about is wanted: the hooks read the outputs' gradients, and inputs need none.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
-            for batch in plan.sampling.draw(len(examples), draws):
+            for batch in plan.sampling.draw(len(examples), steps.draws):
                 _clip(torch.from_numpy(batch), clipped_sums, optimizer)
                 optimizer.step()
-                if after_step is not None:
-                    after_step()
+                if steps.after is not None:
+                    steps.after()
                 if sgd.proximal_mu:
                     _pull(optimizer.params, start, sgd)
     finally:

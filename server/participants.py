@@ -53,6 +53,10 @@ class Participants:
     _real: list[int] = field(default_factory=list[int], init=False)
     _dummies: list[int] = field(default_factory=list[int], init=False)
 
+    def __post_init__(self) -> None:
+        if self.add_canaries is not None:
+            self._dummies = list(range(FIRST_CANARY, FIRST_CANARY + self.canaries))
+
     def some(self, most: int) -> list[int]:
         """Return the first so many nodes; the first time, once the clients are connected.
 
@@ -137,7 +141,6 @@ class Participants:
             self._real, self._dummies = nodes[: self.clients], nodes[self.clients :]
         else:
             self._real = nodes
-            self._dummies = list(range(FIRST_CANARY, FIRST_CANARY + self.canaries))
 
     def _connected(self, wanted: int) -> list[int]:
         deadline = time.monotonic() + NODE_WAIT_SECONDS

@@ -16,7 +16,7 @@ from ..configs.schema import (
 )
 from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
-from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson, invited_size, over_selected
+from ..strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson, over_selected
 from .display import warn
 from .federation import Deployed, Federation
 from .told_clients import task_options
@@ -67,8 +67,6 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
     check_cohort(federation.settings, num_clients)
     check_delta(federation.settings, num_clients)
     changed = replace(federation, deployed=deployed)
-    if (invited := invited_size(federation.cohort, num_clients)) > num_clients:
-        raise Refusal("cohort", f"{invited:g}", f"only {num_clients} clients are left; start a new run")
     _ = changed.masking
     return changed
 

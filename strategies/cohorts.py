@@ -195,7 +195,9 @@ class OverSelected:
         return self.invited.name
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
-        """Return those who are invited."""
+        """Return those who are invited: all, where so many clients have left that fewer are there."""
+        if self.invited.expected_size(len(population)) > len(population):
+            return list(population)
         return self.invited.draw(population, stream, earlier)
 
     def expected_size(self, population: int) -> float:
@@ -223,7 +225,7 @@ def invitation(cohort: Cohort) -> Cohort:
 
 def invited_size(cohort: Cohort, population: int) -> float:
     """Return how many clients a round is expected to ask, which over-selection makes more than it needs."""
-    return invitation(cohort).expected_size(population)
+    return min(float(population), invitation(cohort).expected_size(population))
 
 
 def tossed_rate(cohort: Cohort) -> float:
@@ -236,7 +238,7 @@ def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
     """Return how so many canaries of an audit are drawn beside so many clients: by the same rule, at the same rate."""
     asked = invitation(cohort)
     if isinstance(asked, Fixed | MinSeparation):
-        return replace(asked, size=max(1, asked.size * canaries // clients))
+        return replace(asked, size=min(canaries, max(1, asked.size * canaries // clients)))
     return asked
 
 

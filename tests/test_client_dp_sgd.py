@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from fedveil.client import dp_sgd
 from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import ENGINES, NOISE_BLOCK, StreamNoiseOptimizer, chosen_engine, train_privately
+from fedveil.client.dp_sgd import (
+    ENGINES,
+    NOISE_BLOCK,
+    PrivateSteps,
+    StreamNoiseOptimizer,
+    chosen_engine,
+    train_privately,
+)
 from fedveil.client.tasks.protocol import Examples
 from fedveil.client.training import SGD, with_fast_kernels
 from fedveil.configs.privacy_settings import GRADIENTS
@@ -75,7 +82,7 @@ def trained(
     before = [p.detach().clone() for p in model.parameters()]
     plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, sampling, 0.3, 1, noise)
     streams = Randomness(4).stream("batches"), Randomness(4).stream("noise")
-    train_privately(model, Made("tiny", 1), examples, SGD(0.5, 1, 5), plan, streams, engine)
+    train_privately(model, Made("tiny", 1), examples, SGD(0.5, 1, 5), PrivateSteps(plan, *streams), engine)
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
     return torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])

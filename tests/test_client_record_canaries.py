@@ -13,7 +13,7 @@ from torch import nn
 
 from fedveil.client import dp_sgd
 from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import chosen_engine, train_privately
+from fedveil.client.dp_sgd import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.kept_rows import append
 from fedveil.client.record_canaries import begin, coins_of, gathered, step_ratio
 from fedveil.client.tasks import Examples
@@ -65,7 +65,7 @@ def scored(plan: Plan, gradients: str = "auto", seed: int = 0) -> tuple[np.ndarr
     streams = (Randomness(seed).stream("batches"), Randomness(seed).stream("noise"))
     sgd, watch = SGD(0.5, 1, 10), canaried.after_step
     train_privately(
-        canaried.model, canaried.loss, canaried.examples, sgd, plan, streams, engine, after_step=watch
+        canaried.model, canaried.loss, canaried.examples, sgd, PrivateSteps(plan, *streams, watch), engine
     )
     return canaried.scores[coins], canaried.scores[~coins]
 
@@ -164,7 +164,12 @@ def test_what_leaves_is_trained_as_if_no_canary_were_there() -> None:
         canaried = begin(model, task, task.client_data(0), coins, plan)
         streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
         train_privately(
-            canaried.model, canaried.loss, canaried.examples, SGD(0.5, 1, 10), plan, streams, "book_keeping"
+            canaried.model,
+            canaried.loss,
+            canaried.examples,
+            SGD(0.5, 1, 10),
+            PrivateSteps(plan, *streams),
+            "book_keeping",
         )
         moved.append(read_arrays(model))
     assert sorted(moved[0]) == sorted(read_arrays(task.model()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import chosen_engine, train_privately
+from fedveil.client.dp_sgd import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.tasks import Examples, mails, minilm, sentences
 from fedveil.client.tasks.classification import Classification, classification
 from fedveil.client.tasks.mails import Mail, find_mails, read_mails
@@ -155,7 +155,9 @@ def test_dp_sgd_clips_adapters_alike_on_every_engine(gradients: str) -> None:
     for engine in (gradients, chosen_engine("auto", task.model(), task.client_data(0))):
         model = task.model()
         streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
-        train_privately(model, task, task.client_data(0), SGD(0.5, 1, 6), plan, streams, engine)
+        train_privately(
+            model, task, task.client_data(0), SGD(0.5, 1, 6), PrivateSteps(plan, *streams), engine
+        )
         trained.append(read_arrays(model))
     assert all(abs(trained[0][name] - trained[1][name]).max() < 1e-5 for name in trained[0])
 

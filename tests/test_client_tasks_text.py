@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import chosen_engine, train_privately
+from fedveil.client.dp_sgd import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.tasks import Examples, Task, load_task, shakespeare
 from fedveil.client.tasks.partition import Partition
 from fedveil.client.tasks.planted import CANDIDATES, COPIES, SecretTask, draw_secrets, exposures
@@ -128,7 +128,7 @@ def test_dp_sgd_trains_a_window_as_one_record() -> None:
     streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
     engine = chosen_engine("auto", model, data)
     assert engine == "book_keeping"
-    train_privately(model, task, data, SGD(0.1, 1, 16), plan, streams, engine)
+    train_privately(model, task, data, SGD(0.1, 1, 16), PrivateSteps(plan, *streams), engine)
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 

@@ -372,7 +372,9 @@ def privately(model: nn.Module, plan: Plan, seed: int = 0, examples: Examples | 
     task = Made()
     before = [p.detach().clone() for p in model.parameters()]
     streams = Randomness(seed).stream("batches"), Randomness(seed).stream("noise")
-    dp_sgd.train_privately(model, task, examples or task.client_data(3), SGD(1.0, 1, 5), plan, streams)
+    dp_sgd.train_privately(
+        model, task, examples or task.client_data(3), SGD(1.0, 1, 5), dp_sgd.PrivateSteps(plan, *streams)
+    )
     return [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
 
 
@@ -640,7 +642,9 @@ def test_no_two_clients_or_rounds_draw_the_same_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int | None
 ) -> None:
     drawn: list[bytes] = []
-    monkeypatch.setattr(dp_sgd, "train_privately", lambda *a: drawn.extend(s.bytes(16) for s in a[5]))
+    monkeypatch.setattr(
+        dp_sgd, "train_privately", lambda *a: drawn.extend(s.bytes(16) for s in (a[4].draws, a[4].noise))
+    )
     task = Made((12,) * 6, simulated=seed is not None)
     client = Client(bench_of(task, private_settings(tmp_path, seed=seed)), monkeypatch)
     for who, number in ((1, 1), (2, 1), (1, 2), (2, 2)):

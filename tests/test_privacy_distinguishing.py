@@ -15,7 +15,7 @@ from dp_accounting.dp_event import DpEvent
 from torch import Tensor, nn
 
 from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import train_privately
+from fedveil.client.dp_sgd import PrivateSteps, train_privately
 from fedveil.client.tasks.protocol import Examples
 from fedveil.client.training import SGD
 from fedveil.privacy.accounting import epsilon
@@ -117,7 +117,14 @@ def dp_sgd(gradients: str) -> Attacked:
         streams = (stream("draws", member, number), stream("dp-sgd", member, number))
         actual = replace(plan, noise_multiplier=3.0 * factor)
         # So small a rate that the weights stay where the gradient is beyond the norm in every step.
-        train_privately(model, Line(), Examples(inputs, targets), SGD(1e-5, 1, 3), actual, streams, gradients)  # type: ignore[arg-type]
+        train_privately(
+            model,
+            Line(),
+            Examples(inputs, targets),
+            SGD(1e-5, 1, 3),
+            PrivateSteps(actual, *streams),
+            gradients,
+        )  # type: ignore[arg-type]
         weight = model.weight.detach()
         return float(weight[0, 0] - weight[1, 0])
 

@@ -31,7 +31,6 @@ from fedveil.strategies.cohorts import (
     Fixed,
     OverSelected,
     Poisson,
-    beside,
     invited_size,
     likely_participations,
     over_selected,
@@ -192,6 +191,12 @@ def test_no_more_are_invited_than_there_are() -> None:
     assert invited_size(over_selected(Poisson(0.4), 3.0, CLIENTS), CLIENTS) == CLIENTS
 
 
+def test_all_are_invited_where_clients_have_left() -> None:
+    cohort, left = over_selected(Fixed(5), 1.6, CLIENTS), range(6)
+    assert cohort.draw(left, Randomness(1).stream("cohort", 1)) == list(left)
+    assert invited_size(cohort, 6) == 6 and cohort.expected_size(6) == 5
+
+
 @pytest.mark.parametrize(
     ("overrides", "invited", "planned"),
     [
@@ -207,8 +212,3 @@ def test_more_are_invited_where_that_is_asked_for_or_costs_no_privacy(
 ) -> None:
     built = build(settings_from_overrides(["task=digits", "task.num_clients=40", *overrides]))
     assert (invited_size(built.cohort, 40), built.cohort.expected_size(40)) == (invited, planned)
-
-
-def test_canaries_come_as_often_as_the_invited() -> None:
-    assert beside(over_selected(Fixed(10), 2.0, 40), 40, 20) == Fixed(10)
-    assert beside(over_selected(Poisson(0.25), 2.0, 40), 40, 20) == Poisson(0.5)

@@ -76,6 +76,14 @@ def test_canaries_stay_who_they_are_when_clients_come_and_go() -> None:
     assert set(made.real(after)) <= set(REAL[:16]) and made.some(3) == REAL[:3]
 
 
+def test_canaries_are_there_though_clients_changed_before_the_first_draw() -> None:
+    made = participants(Fixed(8), 80, here=True)
+    made.renew(REAL[:20], ALL_ANSWERS)
+    assert (
+        len(made.dummies(made.draw(Randomness(1).stream("cohort", 1)))) == 32
+    )  # two of five, as of the clients
+
+
 def still_app() -> ClientApp:
     app = ClientApp()
 
@@ -116,5 +124,6 @@ def test_canaries_that_answer_here_are_in_what_is_weighed_and_not_in_the_model(t
 def test_a_rule_with_a_size_is_scaled_and_always_draws_one() -> None:
     assert beside(Fixed(10), 100, 30) == Fixed(3) == beside(OverSelected(Fixed(10), Fixed(5)), 100, 30)
     assert beside(Fixed(1), 100, 30) == Fixed(1)
+    assert beside(OverSelected(Fixed(10), Fixed(5)), 8, 30) == Fixed(30)
     assert beside(MinSeparation(10, 4, 2), 100, 50) == MinSeparation(5, 4, 2)
     assert beside(OverSelected(Poisson(0.5), Poisson(0.2)), 100, 30) == Poisson(0.5)

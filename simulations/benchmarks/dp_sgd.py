@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ...client.batches import PoissonBatches
-from ...client.dp_sgd import ENGINES, NOISE_BLOCK, chosen_engine, standard_normal, train_privately
+from ...client.dp_sgd import (
+    ENGINES,
+    NOISE_BLOCK,
+    PrivateSteps,
+    chosen_engine,
+    standard_normal,
+    train_privately,
+)
 from ...client.tasks.protocol import Examples
 from ...client.training import SGD, train, with_fast_kernels
 from ...privacy.budget import Adjacency, Unit
@@ -182,7 +189,7 @@ def _train(engine: str, model: nn.Module, examples: Examples, steps: int) -> Non
     sampling = PoissonBatches(1.0, steps)
     plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, sampling, CLIPPING_NORM, 1, NOISE_MULTIPLIER)
     streams = Randomness(_SEED).stream("batches"), Randomness(_SEED).stream("noise")
-    train_privately(model, task, examples, sgd, plan, streams, engine)
+    train_privately(model, task, examples, sgd, PrivateSteps(plan, *streams), engine)
 
 
 def _noise(count: int, stream: Stream) -> float:
