@@ -111,14 +111,26 @@ async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
     handlers = {method: grpc.stream_stream_rpc_method_handler(board.follow)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
-    def shown() -> Any:
-        own = door.credentials()
-        return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.ca)
+    last = door.credentials()
 
-    credentials = grpc.dynamic_ssl_server_credentials(shown(), shown, require_client_authentication=True)
+    def changed() -> Any:
+        nonlocal last
+        own = door.credentials()
+        if own == last:
+            return None  # gRPC frees what it had while connections that come together still shake hands by it
+        last = own
+        return _shown(own)
+
+    credentials = grpc.dynamic_ssl_server_credentials(
+        _shown(last), changed, require_client_authentication=True
+    )
     port = server.add_secure_port(door.listen, credentials)
     await server.start()
     return server, port
+
+
+def _shown(own: Credentials) -> Any:
+    return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.ca)
 
 
 class LinkGrid(RosterGrid):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -229,6 +230,26 @@ def test_who_leaves_the_roster_within_an_exchange_is_waited_for_no_more(federati
         nodes.remove(3)
         assert list(replies) == [] and time.monotonic() - begun < 30
         assert list(grid.get_node_ids()) == [2]
+
+
+def test_grpc_is_given_a_certificate_again_only_where_it_is_another(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It frees the one before, by which connections that come together still shake hands: the process would abort."""
+    held, asked = [federation.server], list[Any]()
+    true = grpc.dynamic_ssl_server_credentials
+
+    def noted(first: Any, fetch: Any, **more: Any) -> Any:
+        asked.append(fetch)
+        return true(first, fetch, **more)
+
+    monkeypatch.setattr(grpc, "dynamic_ssl_server_credentials", noted)
+    with open_link(replace(federation.door(), credentials=lambda: held[0])):
+        [fetch] = asked
+        assert fetch() is None
+        held[0] = federation.authority._pair("server", 30)
+        assert fetch() is not None
+        assert fetch() is None
 
 
 def test_a_new_certificate_of_the_server_is_shown_to_whoever_comes_and_nobody_is_cut_off(
