@@ -67,15 +67,15 @@ def _served(verb: str, rest: list[str]) -> int:
         case "ledger":
             return _ledger(rest)
         case "budget":
-            from .simulations.budget_view import budget
+            from .cli.budget import budget
 
             return budget(rest)
         case "audit":
-            from .simulations.audit_view import audit
+            from .cli.audit import audit
 
             return audit(rest)
         case "provision":
-            from .deployment.command import run
+            from .cli.provision import run
 
             return run(rest)
         case "client":
@@ -101,7 +101,7 @@ def _configured(verb: str, argv: Sequence[str]) -> int:
     if find_spec("hydra") is None:
         print(f"fedveil {verb} needs Hydra: pip install 'fedveil[simulation]'", file=sys.stderr)
         return REFUSED
-    from .simulations import launch
+    from .cli import simulate as launch
 
     # A user's own task or strategy lies in the folder of the command; last, so that it shadows nothing.
     sys.path.append(os.getcwd())
@@ -111,19 +111,19 @@ def _configured(verb: str, argv: Sequence[str]) -> int:
 def _ledger(argv: Sequence[str]) -> int:
     match list(argv):
         case ["show", path]:
-            from .simulations.ledger_view import show
+            from .cli.ledger import show
 
             return show(path)
         case ["verify", path]:
-            from .simulations.ledger_view import verify
+            from .cli.ledger import verify
 
             return verify(path)
         case ["verify", path, "--head", seq, digest]:
-            from .simulations.ledger_view import verify
+            from .cli.ledger import verify
 
             return verify(path, (seq, digest))
         case ["export", path, *form] if form in ([], ["--json"], ["--csv"]):
-            from .simulations.ledger_view import export
+            from .cli.ledger import export
 
             return export(path, as_csv=form == ["--csv"])
         case _:
@@ -137,12 +137,12 @@ def _ledger(argv: Sequence[str]) -> int:
 def _client(argv: Sequence[str]) -> int:
     match list(argv):
         case ["request", folder, "--name", name]:
-            from .client.enrolment import write_request
+            from .client.device.enrolment import write_request
 
             print(f"send {write_request(Path(folder), name)} to the operator; the keys stay where they are")
             return 0
         case _:
-            from .client.command import run
+            from .cli.client import run
 
             return run(argv)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -16,11 +15,15 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
 from ..configs.checks import check_record_delta
-from ..privacy.budget import Adjacency, Adversary, Release, Unit
-from ..privacy.ledger import BudgetExhausted, Key, Ledger
+from ..privacy.audit import kept_rows
+from ..privacy.budget import Release, Unit
+from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream
-from ..privacy.planning import Plan
+from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
+from ..strategies.canaries import canary_answer
+from ..strategies.client_settings import SGD, TRAIN_LOSS, ClientSettings, training_settings
+from ..strategies.record_plan import record_plan
 from ..strategies.wire import (
     BUDGET_SPENT,
     NOT_READY,
@@ -31,14 +34,14 @@ from ..strategies.wire import (
     read_round,
     view,
 )
-from . import kept_rows, loss_traces, record_canaries
-from .batches import poisson_batches, seeds_of
-from .canaries import canary_answer
-from .mod import private_update
-from .settings import SGD, TRAIN_LOSS, ClientSettings, RecordPrivacy, training_settings
-from .tasks import load_task
-from .tasks.protocol import Examples, Task
-from .training import load_arrays, read_arrays, train, with_fast_kernels
+from ..tasks import load_task
+from ..tasks.arrays import load_arrays, read_arrays
+from ..tasks.protocol import Examples, Task, fingerprint
+from .dp_sgd import record_canaries
+from .private_update import private_update
+from .training import loss_traces
+from .training.batches import seeds_of
+from .training.sgd import train, with_fast_kernels
 
 logger = logging.getLogger("fedveil.client")
 
@@ -66,7 +69,9 @@ class Workbench:
     @cached_property
     def private_model(self) -> nn.Module:
         """The same model, once it is known that DP-SGD can train it. Refusal otherwise."""
-        from .model_checks import check_trainable  # it imports Opacus, which takes as long as torch does
+        from ..tasks.model_checks import (
+            check_trainable,  # it imports Opacus, which takes as long as torch does
+        )
 
         check_trainable(self.model)
         return self.model
@@ -91,8 +96,8 @@ def make_client_app(settings: Callable[[Context], str], extra_mods: tuple[Mod, .
         told = workbench(settings(context)).settings
         if told.encryption is None:
             return private_update(message, context, call_next)
-        from .identity import simulated_identity  # it imports what only encrypted sums need
-        from .secure_mod import secure_update
+        from ..strategies.identity import simulated_identity  # it imports what only encrypted sums need
+        from .secure_update import secure_update
 
         identity = simulated_identity(told.encryption, int(str(context.node_config["partition-id"])))
         return secure_update(identity, Randomness(told.seed), message, context, call_next)
@@ -170,14 +175,14 @@ def _train_on_ledger(
     streams: tuple[Stream, Stream],
     key: Key,
 ) -> None:
-    from .dp_sgd import PrivateSteps, chosen_engine, train_privately
+    from .dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 
     record = settings.record
     assert record is not None
     check_record_delta(record, len(examples))
     plan = record_plan(record, len(examples) + record.canaries, settings)
     name = settings.device or fingerprint(examples)
-    beside = record.ledger_path(name).with_suffix(record_canaries.SUFFIX)
+    beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)
     canaried = _canaried(plan, bench, examples, beside, settings) if record.canaries else None
     model, loss, records = (
         (bench.model, bench.task, examples)
@@ -214,38 +219,3 @@ def _canaried(
     stream = Randomness(settings.seed).stream("record canaries", number)
     coins = record_canaries.coins_of(path, settings.record.canaries, stream)
     return record_canaries.begin(bench.model, bench.task, examples, coins, plan)
-
-
-def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -> Plan:
-    """Return the plan of one round at a client with this many records."""
-    return Plan(
-        unit=Unit.RECORD,
-        adjacency=Adjacency(record.adjacency),
-        sampling=poisson_batches(records, settings.batch_size, settings.local_epochs),
-        clipping_norm=record.max_grad_norm,
-        num_rounds=1,
-        noise_multiplier=record.noise_multiplier(records) if record.noise_by_records else None,
-        adversaries=(Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL),
-    )
-
-
-def calibrated_noise(
-    record: RecordPrivacy, records: int, settings: ClientSettings, participations: int
-) -> float:
-    """Return the least noise with which a client with this many records takes part so often within `record`'s budget.
-
-    Raises:
-      Refusal: no noise fits.
-    """
-    plan = replace(record_plan(record, records, settings), num_rounds=participations)
-    return float(plan.calibrate(record.budget()).noise_multiplier or 0)
-
-
-def fingerprint(examples: Examples) -> str:
-    """Return what names a data set on its ledger: SHA-256 over its tensors, wherever and whenever it is loaded."""
-    digest = hashlib.sha256()
-    for tensor in (examples.inputs, examples.targets):
-        array = tensor.contiguous().numpy()
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """The audit group of a composed configuration, read strictly."""
 
-from .reader import Section
 from .schema import AuditSettings, PrivacySettings, client_level
+from .strict import Section
 
 AUDITS = ("full", "light", "off")
 ACTIONS = ("stop", "pause", "raise_noise", "rollback", "note")

@@ -24,7 +24,7 @@ from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.roster import Roster, read_roster
 from ..privacy.secagg.suite import KEY_BYTES
-from .reader import Mistakes, Section
+from .strict import Mistakes, Section
 
 LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 5 MiB
 LINKS = ("grpc", "flower")

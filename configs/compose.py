@@ -29,10 +29,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..privacy.refusal import Refusal
 from . import overrides as lint
-from .files import check_directory, check_file, yaml_sentence
-from .reader import Mistakes
 from .schema import SimulationSettings
 from .settings import from_config
+from .strict import Mistakes
+from .yaml_guard import check_directory, check_file, yaml_sentence
 
 Settings = TypeVar("Settings")
 Reader = Callable[[DictConfig], object]

@@ -10,8 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..privacy.refusal import Refusal
 from .compose import Job, arguments, compose_jobs, is_sweep, settings_of, unique
-from .reader import Mistakes
 from .schema import SimulationSettings
+from .strict import Mistakes
 
 SHOW_ONLY = ("help", "hydra_help", "shell_completion", "info")
 

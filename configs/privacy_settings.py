@@ -6,7 +6,6 @@ from typing import TypeVar
 from ..privacy.budget import Adjacency
 from ..privacy.secagg.suite import SUITES
 from ..privacy.secagg.transcript import Profile
-from .reader import Section
 from .schema import (
     ClientCentral,
     ClientDistributed,
@@ -16,6 +15,7 @@ from .schema import (
     RecordAndClient,
     SecaggSettings,
 )
+from .strict import Section
 
 MAX_BANDS = 128  # rows of noise that a server keeps in memory
 MOST_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth

@@ -70,12 +70,24 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class FaultSettings:
-    """Probabilities, per client and round, of the faults that a simulation injects."""
+    """Faults that a simulation injects, each with a probability in [0, 1] per client and round; at most 1 in sum.
+
+    Attributes:
+      dropout: the client vanishes before it trains.
+      failure: the client raises after it trained.
+      straggler: the client answers only after its deadline.
+      corrupt: the client answers with NaN, a wrong shape, a wrong type, or far too long a vector, in turn.
+    """
 
     dropout: float
     failure: float
     straggler: float
     corrupt: float
+
+    @property
+    def any(self) -> bool:
+        """Whether a fault can happen at all."""
+        return max(self.dropout, self.failure, self.straggler, self.corrupt) > 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 
 from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
-from .reader import Mistakes, Section
 from .schema import (
     ClientCentral,
     ClientDistributed,
@@ -20,6 +19,7 @@ from .schema import (
     client_level,
 )
 from .settings import finish, read_federation, read_root
+from .strict import Mistakes, Section
 
 PRIMARY = "server"
 LINKS = ("grpc", "flower")

@@ -12,7 +12,6 @@ from ..privacy.refusal import Refusal
 from .audit_settings import read_audit
 from .checks import check_cohort, check_delta, check_seed
 from .privacy_settings import PRIVACIES, read_privacy, read_secagg
-from .reader import Mistakes, Section
 from .schema import (
     ClientCentral,
     ClientDistributed,
@@ -30,6 +29,7 @@ from .schema import (
     StrategySettings,
     TaskSettings,
 )
+from .strict import Mistakes, Section
 
 __all__ = [
     "ClientCentral",

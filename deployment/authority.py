@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ..client.enrolment import new_tls_key, pem_of
+from ..client.device.enrolment import new_tls_key, pem_of
 from ..configs.bundle_files import load_certificate, read_file, read_private_key
-from ..privacy.durable import replace_files
+from ..privacy.ledger.durable_files import replace_files
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import public_of
 

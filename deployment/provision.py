@@ -17,16 +17,16 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-from ..client.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
+from ..client.device.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
 from ..configs.bundle_files import read_file
-from ..privacy.durable import replace_file
+from ..links.server_bundle import SERVER
+from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
-from ..server.bundle import SERVER
 from .authority import Authority, issue, open_authority
-from .bundles import write_clients, write_server
-from .federation_file import Federation, read_federation
+from .federation_yaml import Federation, read_federation
 from .register import Issued, Register, read_register, write_register
 from .requirements import installed_requirements, wheel_requirements
+from .write_bundles import write_clients, write_server
 
 AUTHORITY, CLIENTS = "authority", "clients"
 FILE, REGISTER, REQUIREMENTS = "federation.yaml", "register.json", "requirements.txt"

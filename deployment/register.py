@@ -11,12 +11,12 @@ from typing import Any
 
 from cryptography import x509
 
-from ..client.enrolment import Enrolment
-from ..client.identity import FIRST_NODE
+from ..client.device.enrolment import Enrolment
 from ..configs.bundle_files import read_file
-from ..privacy.durable import replace_file
+from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Member, Roster
+from ..strategies.identity import FIRST_NODE
 
 FORMAT = 1
 

@@ -23,18 +23,18 @@ from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments
 from ..configs.preflight import SHOW_ONLY
 from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.server_settings import PRIMARY, differing, server_from_config, server_settings
-from ..privacy.ledger_store import Lock
+from ..links.roster_watch import Nodes, SignedRoster, followed_roster, nodes_of
+from ..links.server_bundle import ServerBundle, read_server_bundle
+from ..privacy.ledger.hash_chain import Lock
 from ..privacy.refusal import Refusal
-from ..server.bundle import ServerBundle, read_server_bundle
-from ..server.following import Nodes, SignedRoster, followed_roster, nodes_of
 from ..server.rounds import Pace, Status
-from ..simulations.build import build, with_members
-from ..simulations.federation import Deployed, Federation
-from ..simulations.recording import CONFIG, RESULT
-from ..simulations.run import Outcome, Surroundings, exit_code_of, run_federation
-from .links import Link, open_link
-from .order import order_of
+from ..server.run.build import build, with_members
+from ..server.run.federation import Deployed, Federation
+from ..server.run.run import Outcome, Surroundings, exit_code_of, run_federation
+from ..server.run.run_folder import CONFIG, RESULT
+from .open_link import Link, open_link
 from .status import RUNNING, served_roster
+from .training_order import order_of
 from .watch import Watch, watching
 
 RUNS, LEDGERS = "runs", "ledgers"

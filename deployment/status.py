@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..privacy.ledger_store import Lock
+from ..privacy.ledger.hash_chain import Lock
 from ..privacy.refusal import Refusal
-from ..simulations.display import console_for
+from ..server.run.display import console_for
 
 STATUS = "status.json"
 RUNNING = "server"

@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.schema import ServerSettings
-from ..privacy.durable import replace_file
+from ..links.roster_watch import SignedRoster
+from ..links.server_bundle import ServerBundle
+from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
-from ..server.bundle import ServerBundle
-from ..server.following import SignedRoster
-from ..simulations.audit_display import rows_of
-from ..simulations.auditing import in_words, shown
-from ..simulations.display import say
-from ..simulations.federation import Federation
-from ..simulations.recording import Run
-from ..simulations.run import Outcome
+from ..server.run.audit import in_words, shown
+from ..server.run.audit_display import rows_of
+from ..server.run.display import say
+from ..server.run.federation import Federation
+from ..server.run.run import Outcome
+from ..server.run.run_folder import Run
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
-from .links import Presence
+from .open_link import Presence
 from .prometheus import serving
 from .status import STATUS
 

@@ -1,9 +1,9 @@
 """Privacy: what a run may reveal, what it has revealed, and the mechanisms that keep the one above the other."""
 
-from .accounting import epsilon
+from .accounting.epsilon import epsilon
 from .budget import Adjacency, Adversary, Budget, Release, Unit
-from .ledger import BudgetExhausted, Ledger
-from .planning import Plan
+from .ledger.ledger import BudgetExhausted, Ledger
+from .plan import Plan
 from .refusal import Refusal
 
 __all__ = [

@@ -19,7 +19,7 @@ from .budget import Budget
 from .mechanisms.adaptive_clipping import AdaptiveClipping
 from .mechanisms.private_sum import UNCLIPPED
 from .mechanisms.sum_spec import Scalar
-from .planning import Plan
+from .plan import Plan
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

@@ -3,13 +3,13 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from .accounting import GATE_INTERVAL, Gate
+from .accounting.epsilon import GATE_INTERVAL, Gate
+from .accounting.events import Gaussian, event_from_json, event_to_json
+from .accounting.gaussian import exact_epsilon
+from .accounting.renyi_filter import admits, counted, filter_order
 from .budget import Adversary, Budget, Release
-from .events import Gaussian, event_from_json, event_to_json
-from .filter import admits, counted, filter_order
-from .gaussian import exact_epsilon
-from .ledger_book import Book
-from .ledger_store import canonical
+from .ledger.book import Book
+from .ledger.hash_chain import canonical
 from .refusal import Refusal
 
 if TYPE_CHECKING:

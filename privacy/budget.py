@@ -12,7 +12,7 @@ from .refusal import Refusal
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-    from .events import Gaussian
+    from .accounting.events import Gaussian
 
 
 class Unit(StrEnum):

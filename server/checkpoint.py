@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..privacy.adaptation import Choices
-from ..privacy.ledger import Head
+from ..privacy.ledger.ledger import Head
 from ..privacy.refusal import Refusal
 
 FORMAT = "fedveil checkpoint 1"

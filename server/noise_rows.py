@@ -13,15 +13,15 @@ from functools import partial
 from dp_accounting.dp_event import DpEvent
 
 from ..privacy.adaptation import NOTHING_ADAPTS
-from ..privacy.ledger import BudgetExhausted, Ledger
+from ..privacy.ledger.ledger import BudgetExhausted, Ledger
 from ..privacy.mechanisms.correlated_noise import NoiseRows
 from ..privacy.mechanisms.private_sum import Vector
 from ..privacy.mechanisms.randomness import Randomness, keyed_stream
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.planning import Plan
+from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort, MinSeparation
-from .round import ClientPrivacy
+from .round_terms import ClientPrivacy
 
 
 class NoRowLeft(BudgetExhausted):

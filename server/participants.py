@@ -22,7 +22,7 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort, Earlier, beside
 from ..strategies.wire import SummingGrid, sum_of
-from .round import ALL_ANSWERS, Answers
+from .round_terms import ALL_ANSWERS, Answers
 
 NODE_WAIT_SECONDS = 60.0  # Flower's heartbeat calls a node lost after 60 s
 FIRST_CANARY = 1 << 62  # no roster counts so far: canaries stay behind whoever joins

@@ -18,12 +18,12 @@ from flwr.supercore.run import Run
 from ..privacy.adaptation import Choices
 from ..privacy.audit.watching import Released
 from ..privacy.budget import Release, Unit
-from ..privacy.ledger import BudgetExhausted
+from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.distributed import decode_sum, sum_event
 from ..privacy.mechanisms.private_sum import CohortSum, add_noise, decode
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Scalar, SumSpec, cells_for
-from ..privacy.planning import Plan
+from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..strategies.grids import AskingGrid
 from ..strategies.secure_wire import rotation_seed
@@ -41,7 +41,7 @@ from .masking import Masking, masked_spec
 from .noise_rows import rows_of
 from .participants import Participants
 from .released import released_sum
-from .round import Answers, ClientPrivacy, Round
+from .round_terms import Answers, ClientPrivacy, Round
 from .secure_attempt import Opened, Sum
 from .secure_sum import SecureSums
 

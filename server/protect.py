@@ -9,8 +9,8 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from ..privacy.budget import Adversary, Budget
-from ..privacy.ledger import Ledger
-from ..privacy.planning import Plan
+from ..privacy.ledger.ledger import Ledger
+from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort
 from .participants import Participants
 from .private_grid import ClientPrivacy, PrivateGrid
@@ -32,7 +32,7 @@ def protect(
     """Wrap a Flower grid so that what a strategy does on it stays within the budget; use it in a `with` block.
 
     The noise is the least that lets `num_rounds` more rounds fit what the ledger has left. The clients' apps need
-    the mod `fedveil.client.mod.private_update`. Noise and draws come from the operating system.
+    the mod `fedveil.client.private_update.private_update`. Noise and draws come from the operating system.
 
     Args:
       grid: reaches the clients.

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..privacy.accounting.events import gaussian_scale
 from ..privacy.audit.watching import Released
-from ..privacy.events import gaussian_scale
-from ..privacy.planning import Plan
+from ..privacy.plan import Plan
 
 
 def released_sum(

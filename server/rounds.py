@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ..privacy.adaptation import Choices
-from ..privacy.ledger import BudgetExhausted
+from ..privacy.ledger.ledger import BudgetExhausted
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS, memory_arrays, view
 from .checkpoint import strategy_state
 from .private_grid import PrivateGrid, Round

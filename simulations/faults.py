@@ -7,49 +7,18 @@ the seed, so that a run repeats. In secure aggregation a fault befalls any of th
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from ..configs.schema import FaultSettings
 from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.secure_wire import Exchange, answer, messages_of, read_place
 from ..strategies.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, view
 
 
-@dataclass(frozen=True)
-class Faults:
-    """Probabilities in [0, 1], at most 1 in sum.
-
-    Attributes:
-      dropout: the client vanishes before it trains.
-      failure: the client raises after it trained.
-      straggler: the client answers only after its deadline.
-      corrupt: the client answers with NaN, a wrong shape, a wrong type, or far too long a vector, in turn.
-    """
-
-    dropout: float = 0.0
-    failure: float = 0.0
-    straggler: float = 0.0
-    corrupt: float = 0.0
-
-    @property
-    def any(self) -> bool:
-        """Whether a fault can happen at all."""
-        return max(self.dropout, self.failure, self.straggler, self.corrupt) > 0
-
-    def pick(self, chance: float) -> str | None:
-        """Return the fault that a uniform number in [0, 1) stands for."""
-        for name in ("dropout", "failure", "straggler", "corrupt"):
-            probability = float(getattr(self, name))
-            if chance < probability:
-                return name
-            chance -= probability
-        return None
-
-
-def inject(faults: Faults, randomness: Randomness, deadline: float) -> Mod:
+def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mod:
     """Return the mod that injects these faults; it must be the outermost."""
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -58,7 +27,7 @@ def inject(faults: Faults, randomness: Randomness, deadline: float) -> Mod:
             return _in_exchange(faults, randomness, deadline, client, message, context, call_next)
         _, number = read_round(message.content)
         generator = randomness.stream("faults", number, client).generator()
-        fault = faults.pick(generator.random())
+        fault = picked(faults, generator.random())
         if fault == "dropout":
             return Message(Error(1, "dropped out"), reply_to=message)
         if fault == "straggler":
@@ -71,8 +40,18 @@ def inject(faults: Faults, randomness: Randomness, deadline: float) -> Mod:
     return mod
 
 
+def picked(faults: FaultSettings, chance: float) -> str | None:
+    """Return the fault that a uniform number in [0, 1) stands for."""
+    for name in ("dropout", "failure", "straggler", "corrupt"):
+        probability = float(getattr(faults, name))
+        if chance < probability:
+            return name
+        chance -= probability
+    return None
+
+
 def _in_exchange(
-    faults: Faults,
+    faults: FaultSettings,
     randomness: Randomness,
     deadline: float,
     client: int,
@@ -82,7 +61,7 @@ def _in_exchange(
 ) -> Message:
     place = read_place(message.content)
     generator = randomness.stream("faults", place.round, client, place.attempt).generator()
-    fault, since = faults.pick(generator.random()), Exchange(int(generator.integers(len(Exchange))))
+    fault, since = picked(faults, generator.random()), Exchange(int(generator.integers(len(Exchange))))
     if fault == "dropout" and place.exchange >= since:
         return Message(Error(1, "dropped out"), reply_to=message)
     if fault is None or place.exchange is not since:

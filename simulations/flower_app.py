@@ -17,15 +17,15 @@ from flwr.serverapp import Grid, ServerApp
 from ..client.app import make_client_app
 from ..configs.schema import SimulationSettings
 from ..configs.settings import settings_from_overrides
-from ..privacy.caps import default_folder
+from ..privacy.ledger.caps import default_folder
 from ..privacy.refusal import Refusal
 from ..server.rounds import Status
-from .build import build
-from .federation import Federation
+from ..server.run.build import build
+from ..server.run.client_instructions import client_settings
+from ..server.run.federation import Federation
+from .engines import client_mods
 from .flower_grid import FlowerGrid
-from .on_engine import client_mods
-from .run import simulate
-from .told_clients import client_settings
+from .simulate import simulate
 
 RUNS = Path.home() / ".local" / "share" / "fedveil" / "runs"
 

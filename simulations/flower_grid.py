@@ -17,7 +17,7 @@ from flwr.supercore.run import Run
 from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import name_sender, nodes_by_partition
 from ..strategies.grids import AskingGrid
-from .engine import FIRST_NODE, GRACE_SECONDS
+from .in_process import FIRST_NODE, GRACE_SECONDS
 
 POLL_SECONDS = 0.05  # half of Flower's own interval
 START_SECONDS = 60.0  # for the nodes to register; they need milliseconds

@@ -36,6 +36,7 @@ HANDLED_BEFORE = (
     1006  # of a client that began this before it lost its memory: it is not done, or charged, twice
 )
 UNREADABLE = 1007  # of a reply that is no message
+FAILED = 1  # Flower's error code of a client that raised; the text stays there, since it may hold data
 DROP_REASONS = {
     BUDGET_SPENT: "budget spent",
     LATE: "late",

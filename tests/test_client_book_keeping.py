@@ -12,11 +12,11 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedveil.client import example_gradients
-from fedveil.client.book_keeping import book_keeping, obstacle
-from fedveil.client.training import with_fast_kernels
-from fedveil.simulations.benchmarks.dp_sgd import EmbeddingClassifier, Transformer
-from fedveil.simulations.benchmarks.workload import build
+from fedveil.benchmarks.dp_sgd import EmbeddingClassifier, Transformer
+from fedveil.benchmarks.workload import build
+from fedveil.client.dp_sgd import example_gradients
+from fedveil.client.dp_sgd.book_keeping import book_keeping, obstacle
+from fedveil.client.training.sgd import with_fast_kernels
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),

@@ -16,22 +16,23 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedveil.client import agent
-from fedveil.client.bundle import Eligibility
-from fedveil.client.eligibility import obstacle
-from fedveil.client.mod import FAILED, NotTrained
-from fedveil.client.orders import accepted
-from fedveil.client.own_ledger import epsilon_of
+from fedveil.client.device import agent
+from fedveil.client.device.client_bundle import Eligibility
+from fedveil.client.device.eligibility import obstacle
+from fedveil.client.device.order_policy import accepted
+from fedveil.client.device.own_ledger import epsilon_of
+from fedveil.client.private_update import NotTrained
+from fedveil.links.grpc.message_codec import pack, unpack
+from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
-from fedveil.privacy.gaussian import gaussian_epsilon
-from fedveil.privacy.ledger import State, read_entries, verify
-from fedveil.privacy.ledger_book import RESERVE
+from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.ledger import State, read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.strategies.message_bytes import pack, unpack
 from fedveil.strategies.secure_wire import Exchange, read_place
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import (
     BUDGET_SPENT,
+    FAILED,
     NOT_ELIGIBLE,
     NOT_READY,
     OWNERS_POLICY,
@@ -416,7 +417,7 @@ def test_health_is_whole_whenever_it_is_read_and_flushes_nothing(clients, monkey
 
 def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, monkeypatch):
     device = device_of(clients / "c0")
-    monkeypatch.setattr("fedveil.client.device.time.time", lambda: 0.0)
+    monkeypatch.setattr("fedveil.client.device.device.time.time", lambda: 0.0)
     assert "the clock says" in device.why_not()
     assert code_of(device, in_the_clear()) == NOT_READY
 
@@ -424,7 +425,7 @@ def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, 
 def test_a_device_that_wakes_up_in_1970_waits_until_its_clock_is_set(clients, monkeypatch):
     bundle = device_of(clients / "c0").bundle
     now, said, keeper = [0.0], [], agent.Agent(bundle)
-    monkeypatch.setattr("fedveil.client.device.time.time", lambda: now[0])
+    monkeypatch.setattr("fedveil.client.device.device.time.time", lambda: now[0])
 
     class Stop(threading.Event):
         def wait(self, timeout=None):

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedveil.client.app import calibrated_noise
-from fedveil.client.bundle import TaskChoice, read_client_bundle
-from fedveil.client.device import Device, read_device
-from fedveil.client.tasks.classification import softmax_regression
-from fedveil.client.tasks.heart import FEATURES, NUM_CLASSES
-from fedveil.client.training import read_arrays
+from fedveil.client.device.client_bundle import TaskChoice, read_client_bundle
+from fedveil.client.device.device import Device, read_device
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger import read_entries, verify
-from fedveil.privacy.ledger_book import RESERVE
+from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.strategies.flower_adapter import claim_identity, name_message
+from fedveil.strategies.record_plan import calibrated_noise
 from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import BUDGET_SPENT, NOT_READY, instruct, memory_arrays
+from fedveil.tasks.arrays import read_arrays
+from fedveil.tasks.classification import softmax_regression
+from fedveil.tasks.heart import FEATURES, NUM_CLASSES
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 RECORD = RecordOrder(4.0, 1e-3, 1.0, Adjacency.ZERO_OUT, participations=3)

@@ -10,9 +10,11 @@ from opacus.layers import DPLSTM
 from scipy import stats
 from torch import Tensor, nn
 
-from fedveil.client import dp_sgd
-from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import (
+from fedveil.benchmarks.dp_sgd import EmbeddingClassifier, Transformer, adapted
+from fedveil.benchmarks.made_task import Made
+from fedveil.benchmarks.workload import CLASSES, build
+from fedveil.client.dp_sgd import train as dp_sgd
+from fedveil.client.dp_sgd.train import (
     ENGINES,
     NOISE_BLOCK,
     PrivateSteps,
@@ -20,16 +22,14 @@ from fedveil.client.dp_sgd import (
     chosen_engine,
     train_privately,
 )
-from fedveil.client.tasks.protocol import Examples
-from fedveil.client.training import SGD, with_fast_kernels
+from fedveil.client.training.sgd import SGD, with_fast_kernels
 from fedveil.configs.privacy_settings import GRADIENTS
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.planning import Plan
+from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
-from fedveil.simulations.benchmarks.dp_sgd import EmbeddingClassifier, Transformer, adapted
-from fedveil.simulations.benchmarks.made_task import Made
-from fedveil.simulations.benchmarks.workload import CLASSES, build
+from fedveil.strategies.record_plan import PoissonBatches
+from fedveil.tasks.protocol import Examples
 
 NAMES = tuple(ENGINES)
 RECORDS = 12

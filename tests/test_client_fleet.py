@@ -9,12 +9,12 @@ import httpx
 import pytest
 from flwr.app import Message
 
-from fedveil.client.fleet import Answers, read_node_key
-from fedveil.client.journal import Journal
+from fedveil.links.answered_journal import Journal
+from fedveil.links.flower.device_end import Answers, read_node_key
+from fedveil.links.grpc.message_codec import pack_body
+from fedveil.links.grpc.question_id import question_id
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_message
-from fedveil.strategies.message_bytes import pack_body
-from fedveil.strategies.question_id import question_id
 from fedveil.strategies.wire import HANDLED_BEFORE
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "flower_ends.py"))

@@ -88,7 +88,7 @@ def test_memory_of_a_device(tmp_path):
         sys.path.insert(0, str(HERE / "examples"))
         from device_cnn import Pictures
 
-        from fedveil.client.training import read_arrays
+        from fedveil.tasks.arrays import read_arrays
 
         arrays = read_arrays(Pictures().model())
         with lone_agent(agents, 200) as (pid, group):

@@ -10,14 +10,15 @@ from flwr.app import Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.client import linear, training
-from fedveil.client.settings import SGD, ClientSettings
-from fedveil.client.tasks.classification import softmax_regression
-from fedveil.client.tasks.protocol import Examples
+from fedveil.client.training import linear
+from fedveil.client.training import sgd as training
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
+from fedveil.strategies.client_settings import SGD, ClientSettings
 from fedveil.strategies.flower_adapter import claim_identity
 from fedveil.strategies.wire import instruct, memory_arrays
+from fedveil.tasks.classification import softmax_regression
+from fedveil.tasks.protocol import Examples
 
 
 class Softmax:
@@ -112,8 +113,8 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
 
 LIGHT = """
 import sys
-import fedveil.client.agent, fedveil.client.command, fedveil.client.device, fedveil.client.linear
-import fedveil.client.own_ledger, fedveil.client.secure_mod
+import fedveil.client.device.agent, fedveil.cli.client, fedveil.client.device.device, fedveil.client.training.linear
+import fedveil.client.device.own_ledger, fedveil.client.secure_update
 heavy = ("torch", "opacus", "scipy", "dp_accounting", "ray", "hydra", "matplotlib", "pandas", "sklearn")
 print([name for name in heavy if name in sys.modules])
 """

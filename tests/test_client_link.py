@@ -12,14 +12,13 @@ from flwr.app import Error, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.client import journal as journal_module
-from fedveil.client.journal import Journal
-from fedveil.client.link import answered
-from fedveil.client.mod import FAILED
-from fedveil.server.link_grid import open_link
+from fedveil.links import answered_journal as journal_module
+from fedveil.links.answered_journal import Journal
+from fedveil.links.grpc.device_end import answered
+from fedveil.links.grpc.grid import open_link
+from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.strategies.flower_adapter import claim_identity, name_message
-from fedveil.strategies.message_bytes import pack, unpack
-from fedveil.strategies.wire import HANDLED_BEFORE, NOT_ELIGIBLE, view
+from fedveil.strategies.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))
 Authority, Federation = MADE["Authority"], MADE["Federation"]

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedveil.client.loss_traces import trace
+from fedveil.cli.audit import audit
+from fedveil.client.training.loss_traces import trace
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
-from fedveil.simulations.audit_view import audit
-from fedveil.simulations.run import simulate
-from fedveil.simulations.told_clients import traces_of
+from fedveil.server.run.client_instructions import traces_of
+from fedveil.simulations.simulate import simulate
 
 SMALL = ["task=digits", "task.num_clients=5", "cohort=all", "privacy=none", "audit=full", "audit.looks=1"]
 

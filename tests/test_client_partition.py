@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fedveil.client.tasks.partition import PARTITIONS, Partition
 from fedveil.privacy.refusal import Refusal
+from fedveil.tasks.partition import PARTITIONS, Partition
 
 LABELS = np.random.default_rng(3).integers(0, 10, 600)
 GROUPS = np.arange(600) % 30

@@ -11,26 +11,27 @@ from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from torch import nn
 
-from fedveil.client import dp_sgd
-from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import PrivateSteps, chosen_engine, train_privately
-from fedveil.client.kept_rows import append
-from fedveil.client.record_canaries import begin, coins_of, gathered, step_ratio
-from fedveil.client.tasks import Examples
-from fedveil.client.tasks.classification import Classification, classification
-from fedveil.client.tasks.mislabelled import Mislabelled, mislabelled
-from fedveil.client.tasks.partition import Partition
-from fedveil.client.training import SGD, read_arrays, train
+from fedveil.cli.audit import audit
+from fedveil.client.dp_sgd import train as dp_sgd
+from fedveil.client.dp_sgd.record_canaries import begin, coins_of, step_ratio
+from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
+from fedveil.client.training.sgd import SGD, train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit.curves import gaussian_delta, gaussian_mu
-from fedveil.privacy.audit.gaussian_test import estimate, separation
+from fedveil.privacy.audit.kept_rows import append, gathered
+from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.planning import Plan
+from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
-from fedveil.simulations.audit_view import audit
-from fedveil.simulations.record_audit import OddProbe, RecordProbe, weighed
-from fedveil.simulations.run import simulate
+from fedveil.server.run.record_audit import OddProbe, RecordProbe, weighed
+from fedveil.simulations.simulate import simulate
+from fedveil.strategies.record_plan import PoissonBatches
+from fedveil.tasks import Examples
+from fedveil.tasks.arrays import read_arrays
+from fedveil.tasks.classification import Classification, classification
+from fedveil.tasks.mislabelled import Mislabelled, mislabelled
+from fedveil.tasks.partition import Partition
 
 DELTA, CLIP, CANARIES = 1e-5, 0.5, 400
 

@@ -13,18 +13,17 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
 import fedveil
 from fedveil.client.app import make_client_app
-from fedveil.client.identity import simulated_identity, simulated_roster
-from fedveil.client.mod import FAILED
-from fedveil.client.secure_mod import STATE, STATE_RECORD, secure_update
-from fedveil.client.settings import ClientSettings
+from fedveil.client.secure_update import STATE, STATE_RECORD, secure_update
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.client import OVER
 from fedveil.privacy.secagg.node_state import read_state
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.server.secure_sum import ATTEMPTS
+from fedveil.strategies.client_settings import ClientSettings
+from fedveil.strategies.identity import simulated_identity, simulated_roster
 from fedveil.strategies.secure_wire import Exchange, read_place
-from fedveil.strategies.wire import BUDGET_SPENT, DROP_REASONS, OWNERS_POLICY, SPEC_RECORD, instruct
+from fedveil.strategies.wire import BUDGET_SPENT, DROP_REASONS, FAILED, OWNERS_POLICY, SPEC_RECORD, instruct
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 ASKED, Clients, KEY, content, summed, wanted = (
@@ -230,12 +229,12 @@ def test_simulated_identities_are_made_where_simulations_are_and_nowhere_else():
         for path in (package / room).rglob("*.py")
         if "simulated_identity" in path.read_text() or "simulated_roster" in path.read_text()
     }
-    assert makers == {"client/identity.py", "client/app.py", "simulations/federation.py"}
+    assert makers == {"strategies/identity.py", "client/app.py", "server/run/federation.py"}
 
 
 def test_a_deployed_client_leaves_no_core_dump():
     code = (
-        "import resource; from fedveil.client.agent import without_core_dumps; without_core_dumps(); "
+        "import resource; from fedveil.client.device.agent import without_core_dumps; without_core_dumps(); "
         "print(resource.getrlimit(resource.RLIMIT_CORE))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from fedveil.client.tasks import TASKS, Examples, Task, check_examples, load_task
-from fedveil.client.tasks import fashion_mnist as fashion
-from fedveil.client.tasks.classification import classification, softmax_regression
-from fedveil.client.tasks.features import FEATURES, gabor_filters, oriented_energies, straightened
-from fedveil.client.tasks.heart import BOUND, HOSPITALS, MEASURED, encode
-from fedveil.client.tasks.partition import Partition
 from fedveil.privacy.refusal import Refusal
+from fedveil.tasks import TASKS, Examples, Task, check_examples, load_task
+from fedveil.tasks import fashion_mnist as fashion
+from fedveil.tasks.classification import classification, softmax_regression
+from fedveil.tasks.features import FEATURES, gabor_filters, oriented_energies, straightened
+from fedveil.tasks.heart import BOUND, HOSPITALS, MEASURED, encode
+from fedveil.tasks.partition import Partition
 
 INSTALLED = ("mnist5k", "digits", "heart")
 
@@ -291,7 +291,7 @@ def test_an_allowed_module_that_is_not_there_is_refused() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "fedveil.client.tasks.digits", raising=False)
+    monkeypatch.delitem(sys.modules, "fedveil.tasks.digits", raising=False)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(Refusal, match=r"scikit-learn.*fedveil\[simulation\]"):
         load_task("digits")

@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import PrivateSteps, chosen_engine, train_privately
-from fedveil.client.tasks import Examples, mails, minilm, sentences
-from fedveil.client.tasks.classification import Classification, classification
-from fedveil.client.tasks.mails import Mail, find_mails, read_mails
-from fedveil.client.tasks.minilm import WIDTH, AdaptedSentence, Layer, frozen_outputs, model_folder
-from fedveil.client.tasks.partition import Partition
-from fedveil.client.tasks.wordpiece import encode, read_vocabulary
-from fedveil.client.training import SGD, load_arrays, read_arrays, train
+from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
+from fedveil.client.training.sgd import SGD, train
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.planning import Plan
+from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
+from fedveil.strategies.record_plan import PoissonBatches
+from fedveil.tasks import Examples, mails, minilm, sentences
+from fedveil.tasks.arrays import load_arrays, read_arrays
+from fedveil.tasks.classification import Classification, classification
+from fedveil.tasks.mails import Mail, find_mails, read_mails
+from fedveil.tasks.minilm import WIDTH, AdaptedSentence, Layer, frozen_outputs, model_folder
+from fedveil.tasks.partition import Partition
+from fedveil.tasks.wordpiece import encode, read_vocabulary
 
 WANTED = b"""From mary Mon Sep  2 12:00:00 2002
 From: Mary <Mary@Example.ORG>

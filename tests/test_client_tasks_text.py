@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import PrivateSteps, chosen_engine, train_privately
-from fedveil.client.tasks import Examples, Task, load_task, shakespeare
-from fedveil.client.tasks.partition import Partition
-from fedveil.client.tasks.planted import CANDIDATES, COPIES, SecretTask, draw_secrets, exposures
-from fedveil.client.tasks.protocol import ProbedTask
-from fedveil.client.tasks.shakespeare import CONTEXT, TRAINED, WINDOW, Characters, from_roles, windows_of
-from fedveil.client.training import SGD, read_arrays, train
+from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
+from fedveil.client.training.sgd import SGD, train
 from fedveil.privacy.audit.exposure import exposure
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.planning import Plan
+from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
+from fedveil.strategies.record_plan import PoissonBatches
+from fedveil.tasks import Examples, Task, load_task, shakespeare
+from fedveil.tasks.arrays import read_arrays
+from fedveil.tasks.partition import Partition
+from fedveil.tasks.planted import CANDIDATES, COPIES, SecretTask, draw_secrets, exposures
+from fedveil.tasks.protocol import ProbedTask
+from fedveil.tasks.shakespeare import CONTEXT, TRAINED, WINDOW, Characters, from_roles, windows_of
 
 PLAY = """ACT I.
 

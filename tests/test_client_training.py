@@ -15,38 +15,33 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from fedveil.client import cohort_training, dp_sgd
-from fedveil.client.app import (
-    SETTINGS_KEY,
-    Workbench,
-    fingerprint,
-    make_client_app,
-    record_plan,
-)
-from fedveil.client.batches import PoissonBatches, poisson_batches
-from fedveil.client.cohort_training import can_vectorise, sum_cohort
-from fedveil.client.in_place import begin
-from fedveil.client.mod import FAILED
-from fedveil.client.model_checks import check_trainable
-from fedveil.client.settings import (
+from fedveil.client.app import SETTINGS_KEY, Workbench, make_client_app
+from fedveil.client.dp_sgd import train as dp_sgd
+from fedveil.client.training import cohort_training
+from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
+from fedveil.client.training.in_place import begin
+from fedveil.client.training.sgd import SGD, train
+from fedveil.privacy.budget import Adjacency, Unit
+from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
+from fedveil.privacy.mechanisms.private_sum import CohortSum
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.plan import Plan
+from fedveil.privacy.refusal import Refusal
+from fedveil.strategies.client_settings import (
     TRAIN_LOSS,
     CanaryClients,
     ClientSettings,
     RecordPrivacy,
     training_settings,
 )
-from fedveil.client.tasks.classification import cross_entropies
-from fedveil.client.tasks.protocol import Examples
-from fedveil.client.training import SGD, load_arrays, read_arrays, train
-from fedveil.privacy.budget import Adjacency, Unit
-from fedveil.privacy.ledger import BudgetExhausted, read_entries
-from fedveil.privacy.mechanisms.private_sum import CohortSum
-from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
-from fedveil.privacy.planning import Plan
-from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, client_context
-from fedveil.strategies.wire import BUDGET_SPENT, WEIGHT, add_reply, instruct, memory_arrays
+from fedveil.strategies.record_plan import PoissonBatches, poisson_batches, record_plan
+from fedveil.strategies.wire import BUDGET_SPENT, FAILED, WEIGHT, add_reply, instruct, memory_arrays
+from fedveil.tasks.arrays import load_arrays, read_arrays
+from fedveil.tasks.classification import cross_entropies
+from fedveil.tasks.model_checks import check_trainable
+from fedveil.tasks.protocol import Examples, fingerprint
 
 FEATURES, CLASSES = 6, 3
 SIZES = (4, 7, 7, 12, 4, 1)
@@ -660,7 +655,7 @@ def test_nothing_is_trained_that_was_not_reserved(tmp_path: Path, monkeypatch: p
         raise AssertionError("trained without a reservation")
 
     settings: Any = private_settings(tmp_path)
-    monkeypatch.setattr("fedveil.privacy.ledger.Ledger.reserve", spent)
+    monkeypatch.setattr("fedveil.privacy.ledger.ledger.Ledger.reserve", spent)
     monkeypatch.setattr(dp_sgd, "train_privately", forbidden)
     assert Client(bench_of(Made(), settings), monkeypatch)(1, 1) == BUDGET_SPENT
 

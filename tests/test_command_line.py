@@ -34,9 +34,9 @@ class Console:
             exit_code, result = simulate(settings, folder)
             return types.SimpleNamespace(exit_code=exit_code, result=result)
 
-        room = types.ModuleType("fedveil.simulations.run")
+        room = types.ModuleType("fedveil.server.run.run")
         room.__dict__["simulate"] = run
-        self.monkeypatch.setitem(sys.modules, "fedveil.simulations.run", room)
+        self.monkeypatch.setitem(sys.modules, "fedveil.server.run.run", room)
 
     def __call__(self, *argv: str) -> tuple[int, str, str]:
         self.monkeypatch.setattr(sys, "argv", ["fedveil", *argv])
@@ -138,9 +138,9 @@ def test_ledger_says_what_it_takes(console: Console, argv: list[str]) -> None:
 
 @pytest.mark.parametrize("verb", ["show", "verify"])
 def test_ledger_verbs_reach_their_room(console: Console, verb: str) -> None:
-    room = types.ModuleType("fedveil.simulations.ledger_view")
+    room = types.ModuleType("fedveil.cli.ledger")
     room.__dict__[verb] = lambda path: 7 if str(path) == "some/ledger" else 0
-    console.monkeypatch.setitem(sys.modules, "fedveil.simulations.ledger_view", room)
+    console.monkeypatch.setitem(sys.modules, "fedveil.cli.ledger", room)
     assert console("ledger", verb, "some/ledger")[0] == 7
 
 
@@ -297,9 +297,9 @@ def test_resume_runs_in_the_old_folder_under_the_old_settings(console: Console) 
 
 def test_plan_makes_no_folder(console: Console) -> None:
     rounds: list[int] = []
-    room = types.ModuleType("fedveil.simulations.plan")
+    room = types.ModuleType("fedveil.cli.plan")
     room.__dict__["show_plan"] = lambda settings: rounds.append(settings.num_rounds) or 0
-    console.monkeypatch.setitem(sys.modules, "fedveil.simulations.plan", room)
+    console.monkeypatch.setitem(sys.modules, "fedveil.cli.plan", room)
     code, out, _ = console("plan", "-m", "num_rounds=1,2")
     assert (code, rounds) == (0, [1, 2])
     assert out.splitlines() == ["# num_rounds=1", "# num_rounds=2"]

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from fedveil.client.model_checks import check_trainable
 from fedveil.configs.checks import check_cohort, check_delta, check_record_delta, check_seed
-from fedveil.configs.files import MAX_BYTES, check_file
 from fedveil.configs.preflight import preflight
-from fedveil.configs.reader import Mistakes
 from fedveil.configs.schema import Record
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.configs.strict import Mistakes
+from fedveil.configs.yaml_guard import MAX_BYTES, check_file
 from fedveil.privacy.budget import Adjacency, Budget, Unit
-from fedveil.privacy.planning import Plan
+from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.cohorts import All
+from fedveil.tasks.model_checks import check_trainable
 
 # case, override, what the sentence must hold beside the field
 BAD_VALUES = [

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from fedveil.deployment.requirements import DEVICE, cuda_on_device, installed_requirements, wheel_requirements
-from fedveil.deployment.units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
+from fedveil.deployment.systemd_units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
 from fedveil.privacy.refusal import Refusal
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedveil.deployment.command import run
-from fedveil.deployment.federation_file import read_federation
+from fedveil.cli.provision import run
+from fedveil.deployment.federation_yaml import read_federation
 from fedveil.privacy.refusal import Refusal
 
 SMALLEST: dict[str, Any] = {

@@ -20,12 +20,17 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fedveil.client.bundle import Eligibility, TaskChoice, read_client_bundle, renew_roster
+from fedveil.client.device.client_bundle import (
+    Eligibility,
+    TaskChoice,
+    read_client_bundle,
+    renew_roster,
+)
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.deployment.register import read_register
+from fedveil.links.server_bundle import read_admitted, read_server_bundle
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.suite import public_of
-from fedveil.server.bundle import read_admitted, read_server_bundle
 
 FEDERATION = """\
 federation: hearts
@@ -208,7 +213,7 @@ def test_the_two_ends_shake_hands_and_a_client_is_no_server(made: Path) -> None:
 def test_flower_takes_the_supernode_keys(made: Path) -> None:
     from flwr.cli.supernode.register import try_load_public_key
 
-    from fedveil.server.bundle import read_admitted
+    from fedveil.links.server_bundle import read_admitted
 
     server, admitted = (
         made / "hearts" / "server",

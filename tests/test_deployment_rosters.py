@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fedveil.client.bundle import read_client_bundle
-from fedveil.client.command import forget
+from fedveil.cli.client import forget
+from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import provision, revoke, rotate
-from fedveil.server.bundle import read_server_bundle
+from fedveil.links.server_bundle import read_server_bundle
 from fedveil.server.masking import Masking
 from fedveil.server.secure_attempt import Opened, Sum
 from fedveil.server.secure_sum import SecureSums

@@ -20,24 +20,25 @@ import pytest
 from flwr.app import Error, Message
 from safetensors.numpy import load_file
 
-from fedveil.client.bundle import read_client_bundle
-from fedveil.client.device import read_device
-from fedveil.client.own_ledger import epsilon_of
-from fedveil.deployment.links import open_link
+from fedveil.client.device.client_bundle import read_client_bundle
+from fedveil.client.device.device import read_device
+from fedveil.client.device.own_ledger import epsilon_of
+from fedveil.deployment.open_link import open_link
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import alone, serve, settings_for
 from fedveil.deployment.status import NOT_RUNNING, read_status, running, show
 from fedveil.deployment.watch import LOOK_SECONDS
+from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.audit import record
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import Adversary
-from fedveil.privacy.ledger import read_entries
+from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.refusal import Refusal
-from fedveil.server.bundle import read_server_bundle
-from fedveil.simulations import auditing, recording
-from fedveil.simulations.report import read_events
+from fedveil.server.run import audit as auditing
+from fedveil.server.run import run_folder as recording
+from fedveil.server.run.report import read_events
 from fedveil.strategies.training_order import people_call, read_order
 from fedveil.strategies.wire import read_round
 

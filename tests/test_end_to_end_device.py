@@ -17,15 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedveil.client.command import run
-from fedveil.client.own_ledger import epsilon_of
-from fedveil.privacy.ledger import read_entries, verify
-from fedveil.privacy.ledger_book import RESERVE
+from fedveil.cli.client import run
+from fedveil.client.device.own_ledger import epsilon_of
+from fedveil.links.admission import admitted_in
+from fedveil.links.grpc.grid import Door, LinkGrid, open_link
+from fedveil.links.roster_watch import followed_roster, nodes_of
+from fedveil.links.server_bundle import read_server_bundle
+from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
-from fedveil.server.admission import admitted_in
-from fedveil.server.bundle import read_server_bundle
-from fedveil.server.following import followed_roster, nodes_of
-from fedveil.server.link_grid import Door, LinkGrid, open_link
 from fedveil.server.masking import Masking
 from fedveil.server.secure_attempt import Opened, Sum
 from fedveil.server.secure_sum import SecureSums

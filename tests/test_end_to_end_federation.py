@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from fedveil.client.own_ledger import epsilon_of
+from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.deployment.provision import provision, revoke, rotate
+from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.audit import record
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
-from fedveil.privacy.ledger import read_entries, verify
-from fedveil.server.bundle import read_server_bundle
+from fedveil.privacy.ledger.ledger import read_entries, verify
 
 FAULTS = Path(__file__).parent / "faults"
 SERVED = runpy.run_path(str(FAULTS / "served.py"))

@@ -18,17 +18,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fedveil.client.own_ledger import epsilon_of
-from fedveil.privacy.ledger import read_entries, verify
-from fedveil.privacy.ledger_book import RESERVE
-from fedveil.server import superlink
-from fedveil.server.bundle import read_server_bundle
-from fedveil.server.following import followed_roster, nodes_of
+from fedveil.client.device.own_ledger import epsilon_of
+from fedveil.links.flower import superlink
+from fedveil.links.flower.grid import SuperNodeGrid
+from fedveil.links.flower.superlink import open_flower_link
+from fedveil.links.roster_watch import followed_roster, nodes_of
+from fedveil.links.server_bundle import read_server_bundle
+from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.server.masking import Masking
 from fedveil.server.secure_attempt import Opened, Sum
 from fedveil.server.secure_sum import SecureSums
-from fedveil.server.superlink import open_flower_link
-from fedveil.server.supernode_grid import SuperNodeGrid
 
 pytestmark = pytest.mark.campaign
 

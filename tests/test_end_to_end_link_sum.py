@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from fedveil.benchmarks.link_clients import write_endpoints
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.server.link_grid import LinkGrid, open_link
-from fedveil.simulations.benchmarks.link_clients import write_endpoints
-from fedveil.simulations.build import build
-from fedveil.simulations.run import simulate
-from fedveil.simulations.told_clients import client_settings
+from fedveil.links.grpc.grid import LinkGrid, open_link
+from fedveil.server.run.build import build
+from fedveil.server.run.client_instructions import client_settings
+from fedveil.simulations.simulate import simulate
 
 ENDS = Path(__file__).parent / "faults" / "link_ends.py"
 Federation = runpy.run_path(str(ENDS))["Federation"]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import fedveil.simulations.run  # noqa: F401 (before any fork, so that children need not import it)
+import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.ledger import read_entries
+from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.server import ServerAttempt
 from fedveil.server.secure_attempt import Attempt
-from fedveil.simulations.run import simulate
+from fedveil.simulations.simulate import simulate
 from fedveil.strategies.secure_wire import Exchange
 
 ROUNDS = 3

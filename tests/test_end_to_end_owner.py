@@ -13,19 +13,20 @@ from typing import Any
 
 import pytest
 
-from fedveil.client.app import fingerprint
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.caps import ALL, Cap, set_cap
-from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger.caps import ALL, Cap, set_cap
+from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import read
-from fedveil.simulations.run import Outcome, simulate
+from fedveil.server.run.run import Outcome
+from fedveil.simulations.simulate import simulate
+from fedveil.tasks.protocol import fingerprint
 
 CLINICS = '''
 import torch
 from torch import nn
 
-from fedveil.client.tasks.protocol import Examples
+from fedveil.tasks.protocol import Examples
 
 class Clinics:
     """Six clinics of which the first two have the same patients."""

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import fedveil.simulations.run  # noqa: F401 (before any fork, so that children need not import it)
+import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.ledger import Ledger, read_entries, verify
+from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.simulations.run import Outcome, simulate
+from fedveil.server.run.run import Outcome
+from fedveil.simulations.simulate import simulate
 
 ROUNDS = 4
 COMMON = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "batch_size=40")

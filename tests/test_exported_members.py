@@ -3,10 +3,10 @@
 import pytest
 
 import fedveil
-import fedveil.client.tasks
 import fedveil.privacy
+import fedveil.tasks
 
-FACES = (fedveil.privacy, fedveil.client.tasks)
+FACES = (fedveil.privacy, fedveil.tasks)
 
 
 @pytest.mark.parametrize("module", FACES, ids=lambda module: module.__name__)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
-from fedveil.simulations.engine import InProcessGrid
+from fedveil.simulations.in_process import InProcessGrid
 
 DOCUMENTED: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "examples" / "documented.py"))
 EDITS = DOCUMENTED["documented_edits"]()

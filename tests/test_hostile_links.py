@@ -19,17 +19,17 @@ import grpc
 import pytest
 from flwr.app import Message
 
-from fedveil.client.link import Endpoint
 from fedveil.configs.server_settings import server_settings
-from fedveil.privacy.ledger import read_entries
-from fedveil.privacy.ledger_book import RESERVE
+from fedveil.links.admission import admitted_in
+from fedveil.links.grpc import server_end as switchboard
+from fedveil.links.grpc.device_end import Endpoint
+from fedveil.links.grpc.frames import METHOD, Ack, Hello, frames_of, read
+from fedveil.links.grpc.grid import Door, LinkGrid, open_link
+from fedveil.links.grpc.message_codec import pack, unpack
+from fedveil.links.server_bundle import read_server_bundle
+from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.refusal import Refusal
-from fedveil.server import switchboard
-from fedveil.server.admission import admitted_in
-from fedveil.server.bundle import read_server_bundle
-from fedveil.server.link_grid import Door, LinkGrid, open_link
-from fedveil.strategies.frames import METHOD, Ack, Hello, frames_of, read
-from fedveil.strategies.message_bytes import pack, unpack
 from fedveil.strategies.secure_wire import Exchange, messages_of, read_place
 from fedveil.strategies.wire import (
     DROP_REASONS,

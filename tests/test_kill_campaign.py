@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fedveil.privacy.ledger import verify
+from fedveil.privacy.ledger.ledger import verify
 from fedveil.server.checkpoint import read
 
 HERE = Path(__file__).parent

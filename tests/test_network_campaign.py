@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fedveil.client.tasks.digits import load
 from fedveil.deployment.provision import provision
 from fedveil.privacy.refusal import Refusal
+from fedveil.tasks.digits import load
 
 HERE = Path(__file__).parent
 FAULTS = HERE / "faults"

@@ -29,8 +29,9 @@ from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy import accounting, bounds, nested
-from fedveil.privacy.accounting import (
+from fedveil.privacy.accounting import bounds
+from fedveil.privacy.accounting import openly_sampled as nested
+from fedveil.privacy.accounting.epsilon import (
     GATE_INTERVAL,
     PUBLISH_INTERVAL,
     Gate,
@@ -40,10 +41,11 @@ from fedveil.privacy.accounting import (
     event_to_json,
     within,
 )
+from fedveil.privacy.accounting.epsilon import epsilon as accounting
+from fedveil.privacy.accounting.events import Counts
+from fedveil.privacy.accounting.renyi import by_renyi, relation_of, renyi_vector
 from fedveil.privacy.budget import Adjacency, Budget, Unit
-from fedveil.privacy.events import Counts
 from fedveil.privacy.refusal import Refusal
-from fedveil.privacy.renyi import by_renyi, relation_of, renyi_vector
 
 ORACLE = runpy.run_path(str(Path(__file__).parent / "oracles" / "accountant.py"))
 ROWS = {row.name: row for row in ORACLE["ROWS"]}

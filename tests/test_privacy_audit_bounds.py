@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import nct
 
 from fedveil.privacy.audit.curves import gaussian_delta, gaussian_epsilon, gaussian_mu, last_true
-from fedveil.privacy.audit.gaussian_test import (
+from fedveil.privacy.audit.normality import (
     Separation,
     accuracy_p,
     estimate,

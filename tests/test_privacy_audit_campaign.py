@@ -17,8 +17,8 @@ from dp_accounting import GaussianDpEvent
 from fedveil.privacy.audit.canary_clients import KnownRounds, ceiling_mu, round_scores
 from fedveil.privacy.audit.curves import gaussian_epsilon, gaussian_mu
 from fedveil.privacy.audit.exposure import fisher
-from fedveil.privacy.audit.gaussian_test import Estimate, estimate, separation
 from fedveil.privacy.audit.membership import auc
+from fedveil.privacy.audit.normality import Estimate, estimate, separation
 from fedveil.privacy.audit.verdict import Outcome, Verdict, by_one_run, judge
 
 ORACLES = Path(__file__).parent / "oracles"

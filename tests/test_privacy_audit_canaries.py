@@ -7,6 +7,7 @@ import dp_accounting as dp
 import numpy as np
 import pytest
 
+from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.audit.canary_clients import (
     Directions,
     KnownRounds,
@@ -17,12 +18,11 @@ from fedveil.privacy.audit.canary_clients import (
 )
 from fedveil.privacy.audit.curves import gaussian_epsilon
 from fedveil.privacy.audit.draw_check import draw_p
-from fedveil.privacy.audit.gaussian_test import estimate, separation
 from fedveil.privacy.audit.noise_checks import cosine, norm_p, outside, reuse_p, run_p, visible_shortfall
+from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.audit.record import LAYERS, stacked
 from fedveil.privacy.audit.watching import NO_MEMORY, Released, noise_p, watch
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.nested import OpenlySampledDpEvent
 from fedveil.privacy.refusal import Refusal
 
 DELTA, DIMENSION, CANARIES = 1e-5, 20_000, 600

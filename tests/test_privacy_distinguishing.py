@@ -14,13 +14,11 @@ import torch
 from dp_accounting.dp_event import DpEvent
 from torch import Tensor, nn
 
-from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import PrivateSteps, train_privately
-from fedveil.client.tasks.protocol import Examples
-from fedveil.client.training import SGD
-from fedveil.privacy.accounting import epsilon
+from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
+from fedveil.client.training.sgd import SGD
+from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.audit.curves import last_true
-from fedveil.privacy.audit.gaussian_test import separation, separation_refutes
+from fedveil.privacy.audit.normality import separation, separation_refutes
 from fedveil.privacy.budget import Adjacency, Adversary, Unit
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from fedveil.privacy.mechanisms.correlated_noise import Correlation, NoiseRows
@@ -29,7 +27,9 @@ from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
-from fedveil.privacy.planning import Plan
+from fedveil.privacy.plan import Plan
+from fedveil.strategies.record_plan import PoissonBatches
+from fedveil.tasks.protocol import Examples
 
 DELTA, ALPHA = 1e-5, 1e-3
 RUNS, CAMPAIGN_RUNS = 300, 4000

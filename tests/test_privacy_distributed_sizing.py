@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from fedveil.privacy.accounting import epsilon, grouped
+from fedveil.privacy.accounting.epsilon import epsilon, grouped
+from fedveil.privacy.accounting.renyi import by_renyi, from_renyi, orders
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.distributed import sum_event
 from fedveil.privacy.mechanisms.rotation import block_of
@@ -18,7 +19,6 @@ from fedveil.privacy.mechanisms.rounding import limit_for
 from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, WEIGHT, Attendance, Layer, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.privacy.refusal import Refusal
-from fedveil.privacy.renyi import by_renyi, from_renyi, orders
 
 PLAIN = SumSpec(1.0)
 MILLION = 2**20

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy import Adversary, Budget, BudgetExhausted, Ledger, Plan, Refusal, Release, Unit, epsilon
-from fedveil.privacy.accounting import within
+from fedveil.privacy.accounting.epsilon import within
+from fedveil.privacy.accounting.renyi_filter import accountant, admits, best_order, counted
 from fedveil.privacy.adaptation import LATEST, SAVING, WINDOW, AdaptiveNoise, stalled
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.filter import accountant, admits, best_order, counted
-from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.strategies.cohorts import Poisson
 
 ROUND = PoissonSampledDpEvent(0.05, GaussianDpEvent(1.0))

@@ -10,11 +10,16 @@ from dp_accounting import GaussianDpEvent, LaplaceDpEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.privacy.accounting import epsilon, event_to_json
+from fedveil.privacy.accounting.epsilon import epsilon, event_to_json
+from fedveil.privacy.accounting.events import Gaussian
+from fedveil.privacy.accounting.gaussian import (
+    composed,
+    exact_epsilon,
+    gaussian_delta,
+    gaussian_epsilon,
+)
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
-from fedveil.privacy.events import Gaussian
-from fedveil.privacy.gaussian import composed, exact_epsilon, gaussian_delta, gaussian_epsilon
-from fedveil.privacy.ledger import BudgetExhausted, Ledger, verify
+from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, verify
 
 
 @pytest.mark.parametrize("adjacency", Adjacency)
@@ -79,8 +84,8 @@ ALONE = """
 import sys
 from pathlib import Path
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.events import Gaussian
-from fedveil.privacy.ledger import BudgetExhausted, Ledger
+from fedveil.privacy.accounting.events import Gaussian
+from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger
 with Ledger.open(Path(sys.argv[1]), Budget(Unit.CLIENT, 5.0, 1e-5), owner="o", simulated=False) as ledger:
     for number in range(3):
         try:

@@ -12,9 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from fedveil.privacy.accounting import epsilon, within
+from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger import (
+from fedveil.privacy.ledger.hash_chain import SCHEMA, Draft, canonical, linked
+from fedveil.privacy.ledger.ledger import (
     BudgetExhausted,
     Head,
     Ledger,
@@ -23,7 +24,6 @@ from fedveil.privacy.ledger import (
     read_entries,
     verify,
 )
-from fedveil.privacy.ledger_store import SCHEMA, Draft, canonical, linked
 from fedveil.privacy.refusal import Refusal
 
 BUDGET = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)
@@ -515,7 +515,7 @@ def test_another_identity_is_refused(tmp_path, change, message):
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedveil.privacy.ledger.VERSION", 2)
+    monkeypatch.setattr("fedveil.privacy.ledger.ledger.VERSION", 2)
     filled(tmp_path / "ledger")
     monkeypatch.undo()
     with pytest.raises(Refusal, match="version 2, not 1"):
@@ -617,7 +617,7 @@ def test_verify_of_an_unspent_and_of_a_missing_ledger(tmp_path):
 
 def test_disagreeing_accountants_are_a_problem(tmp_path, monkeypatch):
     filled(tmp_path / "ledger")
-    monkeypatch.setattr("fedveil.privacy.ledger_book.counted", lambda *_: 0.1)
+    monkeypatch.setattr("fedveil.privacy.ledger.book.counted", lambda *_: 0.1)
     found = verify(tmp_path / "ledger")
     assert not found.ok
     assert "accountants disagree" in found.problem

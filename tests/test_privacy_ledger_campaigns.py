@@ -15,7 +15,7 @@ import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger import Ledger, verify
+from fedveil.privacy.ledger.ledger import Ledger, verify
 
 FAULTS = Path(__file__).parent / "faults"
 KINDS = {"SIGKILL", "EIO", "ENOSPC", "short write", "fsync error"}

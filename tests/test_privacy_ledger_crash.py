@@ -12,9 +12,9 @@ import threading
 import pytest
 from dp_accounting import GaussianDpEvent
 
-from fedveil.privacy.accounting import epsilon, within
+from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger import BudgetExhausted, Ledger, State, read_entries, verify
+from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, State, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 
 BUDGET = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)
@@ -25,7 +25,7 @@ PRELUDE = """
 import os, random, select, signal, sys, time
 from dp_accounting import GaussianDpEvent
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger import BudgetExhausted, Ledger, LedgerUnavailable
+from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, LedgerUnavailable
 from fedveil.privacy.refusal import Refusal
 
 path, name = sys.argv[1:3]
@@ -211,7 +211,7 @@ def test_a_forked_worker_neither_writes_nor_keeps_the_lock(tmp_path):
 # which later cycles on a ledger mostly find spent.
 MASSACRE = """
 from dp_accounting import get_epsilon_gaussian
-from fedveil.privacy.accounting import within
+from fedveil.privacy.accounting.epsilon import within
 
 first, last = map(int, name.split("-"))
 lost = under = over = whole = full = acknowledged = 0

@@ -20,13 +20,19 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import comb, logsumexp
 
-from fedveil.privacy import nested
-from fedveil.privacy.accounting import GATE_INTERVAL, epsilon, event_from_json, event_to_json, grouped
+from fedveil.privacy.accounting import openly_sampled as nested
+from fedveil.privacy.accounting.epsilon import (
+    GATE_INTERVAL,
+    epsilon,
+    event_from_json,
+    event_to_json,
+    grouped,
+)
+from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
+from fedveil.privacy.accounting.renyi import relation_of
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger import BudgetExhausted, Ledger, verify
-from fedveil.privacy.nested import OpenlySampledDpEvent
+from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, verify
 from fedveil.privacy.refusal import Refusal
-from fedveil.privacy.renyi import relation_of
 
 ZERO_OUT, ADD_REMOVE = Adjacency.ZERO_OUT, Adjacency.ADD_OR_REMOVE_ONE
 BOTH = [ZERO_OUT, ADD_REMOVE]

@@ -6,10 +6,10 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 import pytest
 from dp_accounting import DpEvent, GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 
-from fedveil.privacy.accounting import GATE_INTERVAL, Gate, epsilon
+from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, Gate, epsilon
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.correlated_noise import Correlation
-from fedveil.privacy.planning import Plan
+from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.cohorts import MinSeparation
 

@@ -10,8 +10,8 @@ from dp_accounting.rdp import RdpAccountant
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy import sampled_gaussian
-from fedveil.privacy.renyi import orders, quiet_orders
+from fedveil.privacy.accounting import sampled_gaussian
+from fedveil.privacy.accounting.renyi import orders, quiet_orders
 
 RELATION = NeighboringRelation.REPLACE_SPECIAL
 SCALES = [

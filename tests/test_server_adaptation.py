@@ -11,17 +11,17 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.mod import private_update
+from fedveil.client.private_update import private_update
 from fedveil.privacy import Adversary, Budget, BudgetExhausted, Ledger, Plan, Unit
 from fedveil.privacy.adaptation import LATEST, SAVING, Adaptation, AdaptiveNoise
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Scalar
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
-from fedveil.simulations.engine import InProcessGrid
+from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
 from fedveil.strategies.wire import memory_arrays, view

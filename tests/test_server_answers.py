@@ -13,7 +13,7 @@ from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent, SelfC
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.mod import private_update
+from fedveil.client.private_update import private_update
 from fedveil.configs.schema import LinkSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
@@ -22,9 +22,9 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import Answers, ClientPrivacy, PrivateGrid
 from fedveil.server.rounds import Loop, Pace, State, Status, run_rounds
+from fedveil.server.run.build import build, seen_by_answers
 from fedveil.server.secure_sum import SecureSums
-from fedveil.simulations.build import build, seen_by_answers
-from fedveil.simulations.engine import FIRST_NODE, InProcessGrid
+from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid
 from fedveil.strategies.cohorts import (
     All,
     Cohort,

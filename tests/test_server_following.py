@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedveil.deployment.provision import provision, revoke, rotate
-from fedveil.server.admission import admitted_in
-from fedveil.server.bundle import read_server_bundle
-from fedveil.server.following import followed_credentials, followed_roster, nodes_of
+from fedveil.links.admission import admitted_in
+from fedveil.links.roster_watch import followed_credentials, followed_roster, nodes_of
+from fedveil.links.server_bundle import read_server_bundle
 
 FEDERATION = """\
 federation: hearts

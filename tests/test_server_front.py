@@ -23,13 +23,13 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedveil.deployment.provision import rotate
+from fedveil.links.admission import admitted_in
+from fedveil.links.flower import tls_front as front_module
+from fedveil.links.flower.fleet_calls import FLEET_PATHS, signed_by
+from fedveil.links.flower.tls_front import MOST_BODY_BYTES, Front, open_front
+from fedveil.links.roster_watch import Nodes, followed_roster, nodes_of
+from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.refusal import Refusal
-from fedveil.server import front as front_module
-from fedveil.server.admission import admitted_in
-from fedveil.server.bundle import read_server_bundle
-from fedveil.server.following import Nodes, followed_roster, nodes_of
-from fedveil.server.front import MOST_BODY_BYTES, Front, open_front
-from fedveil.strategies.flower_fleet import FLEET_PATHS, signed_by
 
 ENDS = Path(__file__).parent / "faults" / "flower_ends.py"
 MADE = runpy.run_path(str(ENDS))
@@ -220,7 +220,7 @@ def test_a_signature_is_of_the_time_it_stands_beside(
 
     from flwr.supercore.date import now
 
-    from fedveil.strategies import flower_fleet
+    from fedveil.links.flower import fleet_calls as flower_fleet
 
     assert signed_by(headers) is not None
     assert signed_by({**headers, "flwr-timestamp": now().isoformat()}) is None
@@ -238,8 +238,8 @@ def test_a_node_whose_clock_is_wrong_is_told_and_goes_on_until_it_is_right(
 
     from flwr.supercore.date import now
 
-    from fedveil.client import fleet
-    from fedveil.strategies import flower_fleet
+    from fedveil.links.flower import device_end as fleet
+    from fedveil.links.flower import fleet_calls as flower_fleet
 
     monkeypatch.setattr(fleet, "FIRST_WAIT_SECONDS", 0.1)
     monkeypatch.setattr(fleet, "LONGEST_WAIT_SECONDS", 0.2)

@@ -15,11 +15,11 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedveil.configs.bundle_files import Credentials
+from fedveil.links.admission import admitted_in
+from fedveil.links.grpc.frames import PROTOCOL_VERSION, Ack, Begin, Chunk, Hello, frames_of, write
+from fedveil.links.grpc.grid import LinkGrid, open_link
+from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.refusal import Refusal
-from fedveil.server.admission import admitted_in
-from fedveil.server.link_grid import LinkGrid, open_link
-from fedveil.strategies.frames import PROTOCOL_VERSION, Ack, Begin, Chunk, Hello, frames_of, write
-from fedveil.strategies.message_bytes import pack, unpack
 from fedveil.strategies.wire import UNREADABLE, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))

@@ -10,19 +10,19 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.mod import private_update
+from fedveil.client.private_update import private_update
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
-from fedveil.privacy.ledger import Ledger
+from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.correlated_noise import Correlation
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.planning import Plan
+from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.server import noise_key
 from fedveil.server.noise_rows import NoRowLeft
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import MECHANISM, ClientPrivacy, PrivateGrid
-from fedveil.server.round import ALL_ANSWERS
-from fedveil.simulations.engine import InProcessGrid
+from fedveil.server.round_terms import ALL_ANSWERS
+from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import Fixed, MinSeparation
 from fedveil.strategies.registry import make_strategy
 from fedveil.strategies.wire import memory_arrays, view

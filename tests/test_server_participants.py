@@ -10,15 +10,15 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.canaries import add_canaries, canary_updates
-from fedveil.client.mod import private_update
-from fedveil.client.settings import CanaryClients
+from fedveil.client.private_update import private_update
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
-from fedveil.server.round import ALL_ANSWERS
-from fedveil.simulations.engine import InProcessGrid
+from fedveil.server.round_terms import ALL_ANSWERS
+from fedveil.simulations.in_process import InProcessGrid
+from fedveil.strategies.canaries import add_canaries, canary_updates
+from fedveil.strategies.client_settings import CanaryClients
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, OverSelected, Poisson, beside
 from fedveil.strategies.registry import make_strategy
 from fedveil.strategies.wire import memory_arrays, view

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.mod import private_update
+from fedveil.client.private_update import private_update
 from fedveil.privacy import Adjacency, Budget, BudgetExhausted, Ledger, Plan, Unit
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -19,7 +19,7 @@ from fedveil.privacy.mechanisms.sum_spec import Scalar
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
-from fedveil.simulations.engine import InProcessGrid
+from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, Poisson
 from fedveil.strategies.registry import (
     AVERAGING,

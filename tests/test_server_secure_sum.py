@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from fedveil.client.identity import FIRST_NODE
 from fedveil.privacy.mechanisms.distributed import decode_sum
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.messages import read_any
@@ -19,6 +18,7 @@ from fedveil.privacy.secagg.roster import Roster
 from fedveil.privacy.secagg.transcript import Profile
 from fedveil.server.secure_attempt import Opened
 from fedveil.server.secure_sum import ATTEMPTS, SecureSums
+from fedveil.strategies.identity import FIRST_NODE
 from fedveil.strategies.secure_wire import Exchange, messages_of, read_place
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))

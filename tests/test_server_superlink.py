@@ -26,16 +26,16 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
+from fedveil.links.flower import control_calls as flower_runtime
+from fedveil.links.flower.control_calls import Announced
+from fedveil.links.flower.fleet_calls import FleetNode, node_fingerprint
+from fedveil.links.flower.grid import SuperNodeGrid, open_supernodes
+from fedveil.links.flower.superlink import SuperLink, open_flower_link, public_keys
+from fedveil.links.flower.tls_front import Front
+from fedveil.links.roster_watch import followed_roster, nodes_of
+from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.refusal import Refusal
-from fedveil.server.bundle import read_server_bundle
-from fedveil.server.following import followed_roster, nodes_of
-from fedveil.server.front import Front
-from fedveil.server.superlink import SuperLink, open_flower_link, public_keys
-from fedveil.server.supernode_grid import SuperNodeGrid, open_supernodes
-from fedveil.strategies import flower_runtime
 from fedveil.strategies.flower_adapter import claim_identity
-from fedveil.strategies.flower_fleet import FleetNode, node_fingerprint
-from fedveil.strategies.flower_runtime import Announced
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "flower_ends.py"))
 make, node_key, following, asking, until = (
@@ -95,7 +95,7 @@ def test_keys_are_those_of_the_admitted_and_none_may_be_missing(made: Path) -> N
 def test_a_superlink_that_does_not_start_is_a_refusal(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedveil.server.superlink.SUPERLINK", "raise SystemExit(1)")
+    monkeypatch.setattr("fedveil.links.flower.superlink.SUPERLINK", "raise SystemExit(1)")
     with pytest.raises(Refusal, match="does not start"):
         link(made, tmp_path).start()
 
@@ -169,7 +169,7 @@ def test_who_is_away_or_not_admitted_is_not_asked() -> None:
 
 
 def test_who_comes_within_the_timeout_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedveil.server.supernode_grid.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("fedveil.links.flower.grid.LOOK_SECONDS", 0.0)
     played = Played((2, 4), echo)
     with grid_on(played) as grid:
         replies = grid.send_and_receive([asking(node) for node in NODES], timeout=20)
@@ -213,7 +213,7 @@ def test_a_run_that_is_lost_ends_the_exchange_and_the_next_has_another_run() -> 
 
 
 def test_who_leaves_the_roster_is_waited_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedveil.server.supernode_grid.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("fedveil.links.flower.grid.LOOK_SECONDS", 0.0)
     nodes = [*NODES, 5]
 
     def answer(message: Message) -> Message | None:
@@ -246,7 +246,7 @@ def test_the_link_carries_messages_keeps_its_operators_door_closed_and_survives_
 ) -> None:
     """One SuperLink for all of it: it takes seconds to start."""
     MADE["hasten"]()
-    monkeypatch.setattr("fedveil.server.superlink.WATCH_SECONDS", 0.1)
+    monkeypatch.setattr("fedveil.links.flower.superlink.WATCH_SECONDS", 0.1)
     listed = made / "server" / "supernodes.json"
     bundle = read_server_bundle(made / "server")
     server = f"localhost:{bundle.listen.rpartition(':')[2]}"

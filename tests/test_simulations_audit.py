@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedveil.client.tasks import load_task
-from fedveil.client.training import read_arrays
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import record
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
-from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
-from fedveil.simulations.run import Outcome, simulate
+from fedveil.server.run.run import Outcome
+from fedveil.simulations.simulate import simulate
+from fedveil.tasks import load_task
+from fedveil.tasks.arrays import read_arrays
 
 ROUNDS = 4
 SMALL = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "cohort.rate=0.5", "batch_size=100")

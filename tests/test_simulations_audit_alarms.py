@@ -9,15 +9,16 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from fedveil.cli.audit import audit
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import record, watching
 from fedveil.privacy.audit.run_audit import Terms
 from fedveil.privacy.audit.watching import Released
-from fedveil.privacy.ledger import Ledger, read_entries, verify
+from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.auditing import Auditor
-from fedveil.simulations.audit_view import audit
-from fedveil.simulations.run import Outcome, exit_code_of, simulate
+from fedveil.server.run.run import Outcome, exit_code_of
+from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import OverSelected
 
 noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedveil.client.batches import shuffled_batches
-from fedveil.client.training import SGD, read_arrays, train, with_fast_kernels
-from fedveil.simulations.benchmarks import contenders, engines, memory
-from fedveil.simulations.benchmarks.__main__ import main
-from fedveil.simulations.benchmarks.contenders import Missing, measure
-from fedveil.simulations.benchmarks.engines import LEAN, OURS, Options, run_engines
-from fedveil.simulations.benchmarks.lean import run_lean
-from fedveil.simulations.benchmarks.made_task import Made
-from fedveil.simulations.benchmarks.ours import run_ours
-from fedveil.simulations.benchmarks.stopwatch import Stopwatch, cpu_seconds
-from fedveil.simulations.benchmarks.stopwatch import memory as memory_of
-from fedveil.simulations.benchmarks.tables import as_table, ratio
-from fedveil.simulations.benchmarks.workload import EXAMPLES, MODELS, TRAINED, Size, build, examples_of
+from fedveil.benchmarks import contenders, engines, memory
+from fedveil.benchmarks.__main__ import main
+from fedveil.benchmarks.contenders import Missing, measure
+from fedveil.benchmarks.engines import LEAN, OURS, Options, run_engines
+from fedveil.benchmarks.lean import run_lean
+from fedveil.benchmarks.made_task import Made
+from fedveil.benchmarks.ours import run_ours
+from fedveil.benchmarks.stopwatch import Stopwatch, cpu_seconds
+from fedveil.benchmarks.stopwatch import memory as memory_of
+from fedveil.benchmarks.tables import as_table, ratio
+from fedveil.benchmarks.workload import EXAMPLES, MODELS, TRAINED, Size, build, examples_of
+from fedveil.client.training.batches import shuffled_batches
+from fedveil.client.training.sgd import SGD, train, with_fast_kernels
+from fedveil.tasks.arrays import read_arrays
 
 TOY = ["--clients", "6", "--cohort", "3", "--rounds", "1", "--repeats", "1"]
 
@@ -41,8 +42,8 @@ def in_this_process(name: str, workload: str, size: Size, pfl_python: str | None
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedveil.simulations.benchmarks import dp_sgd, link, privacy_share, secagg
-    from fedveil.simulations.benchmarks.secagg_case import Case
+    from fedveil.benchmarks import dp_sgd, link, privacy_share, secagg
+    from fedveil.benchmarks.secagg_case import Case
 
     for module in (engines, memory, privacy_share):
         monkeypatch.setattr(module, "measure", in_this_process)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedveil.simulations.display import Display, Line
+from fedveil.server.run.display import Display, Line
 
 
 def test_a_round_that_released_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,9 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.mod import private_update
+from fedveil.client.private_update import private_update
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.simulations.engine import FIRST_NODE, InProcessGrid
+from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid
 from fedveil.strategies.wire import instruct, memory_arrays, view
 
 SPEC = SumSpec(100.0)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from fedveil.configs.schema import FaultSettings
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.ledger import read_entries
+from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.simulations.faults import Faults
-from fedveil.simulations.run import simulate
+from fedveil.simulations.faults import picked
+from fedveil.simulations.simulate import simulate
 
 ROUNDS = 3
 COMMON = (
@@ -115,16 +116,16 @@ def test_clients_whose_own_budget_is_spent_are_dropped(tmp_path: Path) -> None:
 
 
 def test_probabilities_share_one_uniform_number() -> None:
-    faults = Faults(dropout=0.1, failure=0.2, straggler=0.3, corrupt=0.2)
-    picks = [faults.pick((k + 0.5) / 1000) for k in range(1000)]
+    faults = FaultSettings(dropout=0.1, failure=0.2, straggler=0.3, corrupt=0.2)
+    picks = [picked(faults, (k + 0.5) / 1000) for k in range(1000)]
     assert Counter(picks) == {"dropout": 100, "failure": 200, "straggler": 300, "corrupt": 200, None: 200}
 
 
 def test_who_fails_is_independent_of_round_and_client() -> None:
-    faults, randomness = Faults(dropout=0.5), Randomness(0)
+    faults, randomness = FaultSettings(0.5, 0, 0, 0), Randomness(0)
     picks = [
         [
-            faults.pick(randomness.stream("faults", number, client).generator().random())
+            picked(faults, randomness.stream("faults", number, client).generator().random())
             for client in range(64)
         ]
         for number in range(8)

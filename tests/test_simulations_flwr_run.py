@@ -21,7 +21,7 @@ from flwr.supercore.object_ref import validate
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.flower_grid import FlowerGrid
-from fedveil.simulations.run import simulate
+from fedveil.simulations.simulate import simulate
 
 QUICKSTART = Path(__file__).parents[1] / "simulations" / "quickstart"
 FLWR = Path(sys.executable).with_name("flwr")

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from fedveil.client.settings import SGD
-from fedveil.client.tasks import Examples
-from fedveil.client.tasks.classification import classification
-from fedveil.client.tasks.partition import Partition
-from fedveil.client.training import train
+from fedveil.cli.audit import audit
+from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
-from fedveil.simulations.audit_view import audit
-from fedveil.simulations.membership import ATTACKS, Attacked, attack_on, by_loss, measured
-from fedveil.simulations.run import simulate
+from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measured
+from fedveil.simulations.simulate import simulate
+from fedveil.strategies.client_settings import SGD
+from fedveil.tasks import Examples
+from fedveil.tasks.classification import classification
+from fedveil.tasks.partition import Partition
 
 HAS_ART = find_spec("art") is not None
 EACH = [

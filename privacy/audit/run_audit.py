@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accounting import GATE_INTERVAL
+from ..accounting.epsilon import GATE_INTERVAL
+from ..accounting.renyi_filter import counted
 from ..budget import Adjacency
-from ..filter import counted
 from ..refusal import Refusal
 from .alarms import AlarmState, Check, Look
 from .canary_clients import KnownRounds, round_scores
 from .curves import gaussian_epsilon, gaussian_mu
-from .gaussian_test import accuracy_p, estimate, right_of_median, separation
 from .interference import Interference, interference, weighed
+from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores
 from .record import Rows
 from .watching import watched_coordinates

@@ -11,8 +11,8 @@ from ..refusal import Refusal
 from . import record_claim
 from .alarms import Alarm, Check, Level
 from .canary_clients import round_scores
-from .gaussian_test import Estimate, estimate, separation
 from .noise_checks import NORM_TESTS, visible_shortfall
+from .normality import Estimate, estimate, separation
 from .one_run import Scores
 from .record import Rows
 from .run_audit import INTERVAL_ALPHA, Evidence, Measured, Terms

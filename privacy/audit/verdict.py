@@ -13,7 +13,7 @@ import numpy as np
 
 from ..refusal import Refusal
 from .curves import gaussian_mu, last_true
-from .gaussian_test import accuracy_p, right_of_median, separation, separation_refutes
+from .normality import accuracy_p, right_of_median, separation, separation_refutes
 from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
 from .rates import rates_refute, rates_refute_gdp, worst_rates
 

@@ -11,14 +11,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from .bindings import (
-    Agreement,
-    advert_body,
-    attempt_context,
-    confirmation_body,
-    reply_info,
-    survivors_digest,
-)
+from .bindings import Agreement, advert_body, attempt_context, confirmation_body, reply_info, survivors_digest
 from .hybrid import blocks
 from .masks import Vector, add_masks
 from .messages import (

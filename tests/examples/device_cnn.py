@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fedveil.client.tasks.protocol import Examples
+from fedveil.tasks.protocol import Examples
 
 RECORDS, CLASSES = 600, 10
 

@@ -17,16 +17,16 @@ from typing import Any
 import deaths
 
 import fedveil.__main__
-import fedveil.client.agent
-import fedveil.client.command
-import fedveil.client.dp_sgd
-import fedveil.client.fleet
-import fedveil.client.link
-import fedveil.client.tasks.digits
+import fedveil.cli.client
+import fedveil.client.device.agent
+import fedveil.client.dp_sgd.train
 import fedveil.deployment.serve
 import fedveil.deployment.status
-import fedveil.server.link_grid
-import fedveil.server.superlink
+import fedveil.links.flower.device_end
+import fedveil.links.flower.superlink
+import fedveil.links.grpc.device_end
+import fedveil.links.grpc.grid
+import fedveil.tasks.digits
 
 NETWORK = 0x40000000  # linux/sched.h: CLONE_NEWNET
 

@@ -13,14 +13,18 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedveil.client import agent, app, device, fleet, link, own_ledger, secure_mod
-from fedveil.privacy.ledger import Ledger
+from fedveil.client import app
+from fedveil.client import secure_update as secure_mod
+from fedveil.client.device import agent, device, own_ledger
+from fedveil.links.flower import device_end as fleet
+from fedveil.links.flower import fleet_calls as flower_fleet
+from fedveil.links.grpc import device_end as link
+from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.server import checkpoint, private_grid
+from fedveil.server.run import run_folder as recording
 from fedveil.server.secure_attempt import Attempt
 from fedveil.server.secure_sum import SecureSums
-from fedveil.simulations import recording
-from fedveil.strategies import flower_fleet
 from fedveil.strategies.secure_wire import Exchange, read_place
 
 SEED = 5

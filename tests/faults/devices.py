@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedveil.client import device as device_module
-from fedveil.client import linear
-from fedveil.client.bundle import read_client_bundle
-from fedveil.client.device import Device, read_device
+from fedveil.client.device import device as device_module
+from fedveil.client.device.client_bundle import read_client_bundle
+from fedveil.client.device.device import Device, read_device
+from fedveil.client.training import linear
 from fedveil.deployment.provision import provision
+from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.server.masking import Masking
@@ -27,7 +28,6 @@ from fedveil.server.secure_attempt import Sum
 from fedveil.server.secure_sum import SecureSums
 from fedveil.strategies.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.strategies.grids import AskingGrid
-from fedveil.strategies.message_bytes import pack, unpack
 from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, TrainingOrder
 from fedveil.strategies.wire import WEIGHT, instruct, memory_arrays
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from fedveil.privacy.ledger import read_entries, verify
+from fedveil.privacy.ledger.ledger import read_entries, verify
 
 Entries = dict[Path, list[tuple[int, str]]]
 

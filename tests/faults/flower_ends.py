@@ -16,14 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedveil.client import fleet
-from fedveil.client.bundle import read_client_bundle
-from fedveil.client.fleet import SuperLinkDoor, follow_fleet, read_node_key
+from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import provision
-from fedveil.server.admission import admitted_in
-from fedveil.server.bundle import read_server_bundle
-from fedveil.server.following import followed_roster, nodes_of
-from fedveil.server.front import Front, open_front
+from fedveil.links.admission import admitted_in
+from fedveil.links.flower import device_end as fleet
+from fedveil.links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
+from fedveil.links.flower.tls_front import Front, open_front
+from fedveil.links.roster_watch import followed_roster, nodes_of
+from fedveil.links.server_bundle import read_server_bundle
 from fedveil.strategies.wire import SPEC_RECORD
 
 NAMES = ("north", "east", "south")

@@ -17,14 +17,14 @@ import grpc
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedveil.client import link
-from fedveil.client.link import Endpoint, follow
+from fedveil.benchmarks.link_clients import crowd, read_endpoints
+from fedveil.benchmarks.made_certificates import Authority
 from fedveil.configs.bundle_files import Credentials
-from fedveil.server.admission import admitted_in, fingerprint
-from fedveil.server.link_grid import Door, LinkGrid, open_link
-from fedveil.simulations.benchmarks.link_clients import crowd, read_endpoints
-from fedveil.simulations.benchmarks.made_certificates import Authority
-from fedveil.strategies.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
+from fedveil.links.admission import admitted_in, fingerprint
+from fedveil.links.grpc import device_end as link
+from fedveil.links.grpc.device_end import Endpoint, follow
+from fedveil.links.grpc.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
+from fedveil.links.grpc.grid import Door, LinkGrid, open_link
 from fedveil.strategies.secure_wire import SECURE_RECORD
 from fedveil.strategies.wire import SPEC_RECORD, memory_arrays, view
 

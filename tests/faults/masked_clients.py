@@ -7,15 +7,15 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.client.identity import FIRST_NODE, simulated_identity, simulated_roster
-from fedveil.client.secure_mod import secure_update
-from fedveil.client.settings import Encryption
+from fedveil.client.secure_update import secure_update
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.server.masking import Masking, masked_spec
 from fedveil.server.secure_attempt import Opened, Sum
 from fedveil.server.secure_sum import ATTEMPTS, SecureSums
-from fedveil.simulations.engine import InProcessGrid
+from fedveil.simulations.in_process import InProcessGrid
+from fedveil.strategies.client_settings import Encryption
+from fedveil.strategies.identity import FIRST_NODE, simulated_identity, simulated_roster
 from fedveil.strategies.secure_wire import Exchange, read_place
 from fedveil.strategies.wire import WEIGHT, memory_arrays
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from fedveil.client.bundle import read_client_bundle
-from fedveil.client.device import Device, read_device
-from fedveil.deployment.links import Link, Presence
+from fedveil.client.device.client_bundle import read_client_bundle
+from fedveil.client.device.device import Device, read_device
+from fedveil.deployment.open_link import Link, Presence
 from fedveil.deployment.provision import provision
 from fedveil.strategies.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.strategies.grids import AskingGrid

@@ -14,14 +14,15 @@ from unittest.mock import patch
 
 import numpy as np
 
-from fedveil.client import cohort_training, dp_sgd
-from fedveil.client.batches import PoissonBatches
+from fedveil.client.dp_sgd import train as dp_sgd
+from fedveil.client.training import cohort_training
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.server import private_grid
-from fedveil.simulations.run import simulate
+from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import Poisson
+from fedveil.strategies.record_plan import PoissonBatches
 
 CORRECT = (
     (),

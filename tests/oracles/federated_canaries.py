@@ -16,8 +16,8 @@ from dp_accounting import GaussianDpEvent
 
 from fedveil.privacy.audit.canary_clients import Directions, KnownRounds, directions, round_scores
 from fedveil.privacy.audit.curves import gaussian_epsilon
-from fedveil.privacy.audit.gaussian_test import estimate, separation
 from fedveil.privacy.audit.interference import block_of
+from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.audit.record import stacked
 from fedveil.privacy.audit.run_audit import Evidence, Terms
 from fedveil.privacy.audit.verdict import by_one_run, judge

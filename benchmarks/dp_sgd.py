@@ -1,0 +1,203 @@
+"""What DP-SGD costs beside plain SGD: a step of each engine on the same model and batch, on one thread, in CPU time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..client.dp_sgd.train import (
+    ENGINES,
+    NOISE_BLOCK,
+    PrivateSteps,
+    chosen_engine,
+    standard_normal,
+    train_privately,
+)
+from ..client.training.sgd import SGD, train, with_fast_kernels
+from ..privacy.budget import Adjacency, Unit
+from ..privacy.mechanisms.randomness import Randomness, Stream
+from ..privacy.plan import Plan
+from ..simulations.in_process import keep_memory
+from ..strategies.record_plan import PoissonBatches
+from ..tasks.protocol import Examples
+from .engines import Options
+from .made_task import Made
+from .tables import Row, conditions, ratio, result_of
+from .workload import CLASSES, CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER, build
+
+BATCHES = {
+    32: 16,
+    256: 4,
+}  # and steps of a turn: what is set up for a turn, and cold in it, is shared by as many
+PLAIN = "plain"
+_MILLI = 1000.0
+_SEED = 5
+
+
+class Block(nn.Module):
+    """A transformer's block before Vaswani et al.'s norms: pre-norm, one projection for keys, queries and values."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attend, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.widen, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return shape (batch, length, width), as it came."""
+        shape = (*inputs.shape[:2], 3, self.heads, -1)
+        query, key, value = self.attend(self.before(inputs)).view(shape).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        inputs = inputs + self.join(mixed.transpose(1, 2).reshape(inputs.shape))
+        return inputs + self.narrow(nn.functional.gelu(self.widen(self.between(inputs))))
+
+
+class Transformer(nn.Module):
+    """An encoder that classifies the mean of its outputs."""
+
+    def __init__(self, vocabulary: int = 1000, width: int = 64, blocks: int = 2) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.blocks = nn.Sequential(*[Block(width) for _ in range(blocks)])
+        self.out = nn.Linear(width, CLASSES)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Return logits, shape (batch, classes), of words, shape (batch, length)."""
+        return self.out(self.blocks(self.embedding(words)).mean(1))
+
+
+class EmbeddingClassifier(nn.Module):
+    """The mean of the words' vectors, and one linear layer."""
+
+    def __init__(self, vocabulary: int = 30_000, width: int = 64) -> None:
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(vocabulary, width), nn.Linear(width, CLASSES)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Return logits, shape (batch, classes), of words, shape (batch, length)."""
+        return self.out(self.embedding(words).mean(1))
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer and a low-rank one beside it (Hu et al. 2021, arXiv:2106.09685)."""
+
+    def __init__(self, layer: nn.Linear, rank: int = 4) -> None:
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Linear(layer.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, layer.out_features, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the sum of both."""
+        return self.layer(inputs) + self.up(self.down(inputs))
+
+
+def adapted() -> nn.Module:
+    """Return the transformer, frozen but for adapters of its attention and its output layer."""
+    model: Any = Transformer(width=128).requires_grad_(False)
+    for block in model.blocks:
+        block.attend = Adapted(block.attend)
+    model.out.requires_grad_(True)
+    return model
+
+
+# The model, how many words an example has and from how large a vocabulary; None: images of 28 x 28 pixels.
+PRIVATE: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, int] | None]] = {
+    "cnn": (lambda: build("cnn-100k"), None),
+    "transformer": (Transformer, (32, 1000)),
+    "embedding": (EmbeddingClassifier, (64, 30_000)),
+    "adapters": (adapted, (32, 1000)),
+}
+
+
+def run_dp_sgd(options: Options) -> Row:
+    """Measure each engine on each model and batch, in turns."""
+    before, threads = conditions(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    keep_memory()  # as the engine's processes do
+    turns = options.size.rounds * options.repeats
+    try:
+        measured = [_measure(name, batch, turns) for name in options.workloads for batch in BATCHES]
+    finally:
+        torch.set_num_threads(threads)
+    noisy = [_ratios(row, 0.0) for row in measured]
+    quiet = [_ratios(row, row["noise"]) for row in measured]
+    tables = {
+        "Milliseconds of CPU: a step": measured,
+        "Over plain SGD, noise and all": noisy,
+        "Over plain SGD, without the noise": quiet,
+    }
+    notes = [
+        f"the fastest of {turns} turns; steps of a turn, by batch: {BATCHES}; auto: what `auto` takes",
+        "plain: what privacy=none trains by; noise: drawn from AES-CTR for every parameter that trains",
+    ]
+    return result_of("dp_sgd", before, tables, notes)
+
+
+def _ratios(row: Row, less: float) -> Row:
+    named = {key: row[key] for key in ("model", "batch", "auto")}
+    return named | {engine: ratio(row[engine] - less, row[PLAIN]) for engine in ENGINES}
+
+
+def _measure(name: str, batch: int, turns: int) -> Row:
+    examples, steps = _examples(PRIVATE[name][1], batch), BATCHES[batch]
+    models = {engine: _model(name) for engine in (PLAIN, *ENGINES)}
+    taken: dict[str, list[float]] = {engine: [] for engine in models}
+    for turn in range(turns + 1):
+        for engine, model in models.items():
+            begin = time.process_time()
+            _train(engine, model, examples, steps)
+            if turn > 0:
+                taken[engine].append((time.process_time() - begin) * _MILLI / steps)
+    trained = sum(p.numel() for p in models[PLAIN].parameters() if p.requires_grad)
+    return {
+        "model": name,
+        "batch": batch,
+        "parameters": trained,
+        "auto": chosen_engine("auto", models[PLAIN], examples),
+        **{engine: _rounded(min(times)) for engine, times in taken.items()},
+        "noise": _rounded(min(_noise(trained, Randomness(_SEED).stream("noise")) for _ in range(turns))),
+    }
+
+
+def _model(name: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        return with_fast_kernels(PRIVATE[name][0]())
+
+
+def _examples(words: tuple[int, int] | None, batch: int) -> Examples:
+    generator = torch.Generator().manual_seed(_SEED)
+    targets = torch.randint(CLASSES, (batch,), generator=generator)
+    if words is None:
+        return Examples(torch.randn(batch, 1, 28, 28, generator=generator), targets)
+    length, vocabulary = words
+    return Examples(torch.randint(vocabulary, (batch, length), generator=generator), targets)
+
+
+def _train(engine: str, model: nn.Module, examples: Examples, steps: int) -> None:
+    """Take the steps of a turn, each on all examples."""
+    task, sgd = Made("tiny", 1), SGD(LEARNING_RATE, steps, len(examples))
+    if engine == PLAIN:
+        train(model, task, examples, sgd, 0, 0)
+        return
+    sampling = PoissonBatches(1.0, steps)
+    plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, sampling, CLIPPING_NORM, 1, NOISE_MULTIPLIER)
+    streams = Randomness(_SEED).stream("batches"), Randomness(_SEED).stream("noise")
+    train_privately(model, task, examples, sgd, PrivateSteps(plan, *streams), engine)
+
+
+def _noise(count: int, stream: Stream) -> float:
+    begin = time.process_time()
+    for block in torch.zeros(count).split(NOISE_BLOCK):
+        block.add_(standard_normal(len(block), stream).to(block.dtype))
+    return (time.process_time() - begin) * _MILLI
+
+
+def _rounded(milliseconds: float) -> float:
+    return float(f"{milliseconds:.3g}")

@@ -1,0 +1,131 @@
+"""The server's side of secure aggregation for more clients than one machine can play: theirs is made, its is real.
+
+A made client has real keys, signatures and tags, and what it sends costs the server what a real reply does; it leaves
+out what the server never sees. The shares it seals are zeros, which nobody opens; its polynomials are constant, so that
+a share it reveals is the seed; and of masks that cancel between two living clients it adds none.
+"""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..privacy.secagg.attempt import Attempt, masked, tagged
+from ..privacy.secagg.bindings import confirmation_body, mask_sign, own_mask_key, pair_mask_info
+from ..privacy.secagg.client import Participant
+from ..privacy.secagg.messages import SEALED_BYTES, Confirmation, Revealed, SealedShares, write
+from ..privacy.secagg.server import Outcome, ServerAttempt
+from ..privacy.secagg.suite import agree, key_from_seed, public_of, sign
+from .secagg_case import Case, Clock
+from .tables import Row
+
+STAGES = ("adverts", "shares", "vectors", "confirmations", "opening")
+_MODEL = bytes(32)
+_MEBI = float(1 << 20)
+
+
+class _Memory:
+    """What is left of memory taken while this is entered, and the most there was at once, in traced bytes."""
+
+    def __init__(self) -> None:
+        self.most = self._held = self._before = 0
+
+    def __enter__(self) -> None:
+        self._before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+
+    def __exit__(self, *_: object) -> None:
+        now, peak = tracemalloc.get_traced_memory()
+        self.most = max(self.most, self._held + peak - self._before)
+        self._held += now - self._before
+
+
+def server_times(case: Case, attempt: ServerAttempt, nodes: Sequence[Participant]) -> Row:
+    """Return the server's CPU milliseconds in each exchange of one round, and in all."""
+    clocks = {stage: Clock() for stage in STAGES}
+    _play(case, attempt, nodes, clocks)
+    took = {stage: clock.milliseconds for stage, clock in clocks.items()}
+    return {name: round(ms) for name, ms in {**took, "all": sum(took.values())}.items()}
+
+
+def server_memory(case: Case, attempt: ServerAttempt, nodes: Sequence[Participant]) -> float:
+    """Return the most that the server takes at once in one round, its messages included, in MiB."""
+    memory = _Memory()
+    tracemalloc.start()
+    _play(case, attempt, nodes, dict.fromkeys(STAGES, memory))
+    tracemalloc.stop()
+    return round(memory.most / _MEBI, 1)
+
+
+def _play(
+    case: Case,
+    attempt: ServerAttempt,
+    nodes: Sequence[Participant],
+    watches: Mapping[str, AbstractContextManager[object]],
+) -> None:
+    alive = set(case.survivors())
+    made = _Made(attempt, nodes, alive)
+    replies = (made.advert, made.shares, made.vector, made.confirmation, made.revealed)
+    result: object = attempt.proposal()
+    for reply_of, (stage, watch) in zip(replies, watches.items(), strict=True):
+        for node in sorted(attempt.waiting if stage in STAGES[:2] else attempt.waiting & alive):
+            reply = reply_of(nodes[node])
+            with watch:
+                attempt.take(node, reply)
+        with watch:
+            result = attempt.advance(_MODEL)
+    assert isinstance(result, Outcome), result
+    if len(result.survivors) != len(alive) or (result.total != len(alive)).any():
+        raise AssertionError("the sum is not the survivors'")
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What clients reply, each of whom sends a vector of ones, out of what the server knows."""
+
+    attempt: ServerAttempt
+    nodes: Sequence[Participant]
+    alive: set[int]
+
+    def advert(self, node: Participant) -> bytes:
+        server = self.attempt
+        return node._advertise(server._terms, server._candidates, public_of(server._key))
+
+    def shares(self, node: Participant) -> bytes:
+        agreed = self.attempt._agreed
+        sealed = bytes(SEALED_BYTES * len(agreed.neighbours(node.node)))
+        return tagged(_held(node), write(SealedShares(agreed.cohort, sealed)))
+
+    def vector(self, node: Participant) -> bytes:
+        held, agreed, context = _held(node), self.attempt._agreed, self.attempt._round
+        secret, info = key_from_seed(held.mask_seed), pair_mask_info(context)
+        masks = [(own_mask_key(held.own_seed, context), 1)]
+        for peer in agreed.neighbours(node.node):
+            if peer not in self.alive:
+                key = agree(secret, agreed.by_node[peer].mask_key, info)
+                masks.append((key, mask_sign(node.node, peer)))
+        return masked(held, np.ones_like(self.attempt._total), masks, context)
+
+    def confirmation(self, node: Participant) -> bytes:
+        server = self.attempt
+        said = Confirmation(node.node, _MODEL, server._round, server._view, b"")
+        signature = sign(node.key, server.context, confirmation_body(said))
+        return tagged(_held(node), write(replace(said, signature=signature)))
+
+    def revealed(self, node: Participant) -> bytes:
+        seeds = [
+            _held(self.nodes[peer]).own_seed if peer in self.alive else _held(self.nodes[peer]).mask_seed
+            for peer in self.attempt._agreed.neighbours(node.node)
+        ]
+        return tagged(_held(node), write(Revealed(self.attempt._view, b"".join(seeds), b"")))
+
+
+def _held(node: Participant) -> Attempt:
+    (held,) = node.attempts.values()
+    return held

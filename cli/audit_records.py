@@ -1,0 +1,114 @@
+"""``fedveil audit RUN --records``: how far each client's records were learnt by heart, and which ones most, in its owner's view.
+
+For simulations with ``audit.loss_traces=true``, where one person plays all owners; on real data it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..client.training.loss_traces import SUFFIX, trace
+from ..configs.settings import settings_from_overrides
+from ..privacy.audit.membership import auc, late_fall
+from ..privacy.audit.one_run import Scores
+from ..privacy.refusal import Refusal
+from ..server.run.build import build
+from ..server.run.client_instructions import TRACES
+from ..tasks.mislabelled import Mislabelled
+
+FEWEST = 3  # rounds of which a trace can be scored
+SHOWN = 5  # of the most exposed records of a client
+USAGE = "usage: fedveil audit RUN --records [--json]"
+
+
+@dataclass(frozen=True)
+class Owned:
+    """One client's records: the score of each, and which were planted with random labels, (records,)."""
+
+    client: int
+    scores: Scores
+    planted: NDArray[np.bool_]
+
+    @property
+    def most(self) -> list[int]:
+        """The records that stand out most, by their number, the first one first."""
+        return np.argsort(-self.scores, kind="stable")[:SHOWN].tolist()
+
+
+def records(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code: 0, whatever is remembered.
+
+    Raises:
+      Refusal: a folder without traces.
+    """
+    folders = [each for each in argv if not each.startswith("-")]
+    if len(folders) != 1 or set(argv) - {*folders, "--records", "--json"}:
+        print(USAGE)
+        return 2
+    owned = owned_in(Path(folders[0]))
+    print(json.dumps(as_json(owned)) if "--json" in argv else "\n".join(_in_words(owned)))
+    return 0
+
+
+def owned_in(folder: Path) -> list[Owned]:
+    """Every client's scores, of those who took part in enough rounds."""
+    paths = sorted((folder / TRACES).glob(f"*{SUFFIX}"), key=lambda path: int(path.stem))
+    if not paths:
+        remedy = "holds no traces of losses; give the folder of a simulation with audit=full audit.loss_traces=true"
+        raise Refusal("audit", str(folder), remedy)
+    task = build(settings_from_overrides([f"resume='{folder}'"])).task
+    found: list[Owned] = []
+    for path in paths:
+        client, losses = int(path.stem), trace(path)
+        if len(losses) < FEWEST:
+            continue
+        own = losses.shape[1] - task.planted_at(client) if isinstance(task, Mislabelled) else losses.shape[1]
+        found.append(Owned(client, late_fall(losses), np.arange(losses.shape[1]) >= own))
+    if not found:
+        raise Refusal("audit", str(folder), f"no client took part in {FEWEST} rounds; run more of them")
+    return found
+
+
+def planted_auc(owned: Sequence[Owned]) -> Mapping[str, float] | None:
+    """How often a planted record stands above one of its client's own; None without two of each."""
+    scores, planted = (
+        np.concatenate([getattr(each, name) for each in owned]) for name in ("scores", "planted")
+    )
+    if min(planted.sum(), (~planted).sum()) < 2:
+        return None
+    area = auc(scores[planted], scores[~planted])
+    return {"value": area.value, "low": area.low, "high": area.high}
+
+
+def as_json(owned: Sequence[Owned]) -> Mapping[str, object]:
+    """The same as plain data: every score, by client and record."""
+    clients = [{"client": each.client, "scores": each.scores.tolist(), "most": each.most} for each in owned]
+    return {"planted_auc": planted_auc(owned), "clients": clients}
+
+
+def _in_words(owned: Sequence[Owned]) -> list[str]:
+    lines = [
+        f"{'client':>6}  {'records':>7}  {'half above':>10}  {'5 % above':>9}  most exposed (record: score)"
+    ]
+    for each in owned:
+        middle, high = np.quantile(each.scores, (0.5, 0.95))
+        most = ", ".join(
+            f"{row}{'*' if each.planted[row] else ''}: {each.scores[row]:.2f}" for row in each.most
+        )
+        lines.append(f"{each.client:>6}  {len(each.scores):>7}  {middle:>10.2f}  {high:>9.2f}  {most}")
+    area = planted_auc(owned)
+    if area is not None:
+        span = f"({area['low']:.3f} to {area['high']:.3f})"
+        lines.append(
+            f"* planted with a random label; AUC of these above the others {area['value']:.3f} {span}"
+        )
+    return [
+        *lines,
+        "a score is how far a record's last loss lies below its mean over the rounds; 0 or less: not by heart",
+    ]

@@ -1,0 +1,185 @@
+"""The command line of a device: `fedveil client start|status|forget|uninstall FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from ..client.device import agent
+from ..client.device.client_bundle import DEFAULTS, ROSTER, read_settings
+from ..client.device.own_ledger import epsilon_of
+from ..configs.bundle_files import read_toml
+from ..privacy.refusal import Refusal
+from ..strategies.training_order import people_call
+
+USAGE = """\
+fedveil client request FOLDER --name NAME         make keys here; only a request to admit them leaves
+       fedveil client start FOLDER                follow the server, until SIGTERM
+       fedveil client status FOLDER [--json]      one line; exit code 1 if it does not run
+       fedveil client forget FOLDER [--ledgers]   remove what the device remembers
+       fedveil client uninstall FOLDER --yes [--ledgers]"""
+NOT_RUNNING, REFUSED = 1, 2
+LEDGERS = "ledgers"
+UNIT = "fedveil-client.service"
+UNIT_FOLDER = Path("/etc/systemd/system")
+STOP_SECONDS = 60.0
+POLL_SECONDS = 0.1
+WHAT_LEDGERS_ARE = (
+    "the ledgers are what knows how much this device's data has lost: without them it starts at zero, "
+    "although what has left cannot be taken back"
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `fedveil client`; return the exit code."""
+    parser = argparse.ArgumentParser("fedveil client", usage=USAGE, allow_abbrev=False)
+    parser.add_argument("verb", choices=("start", "status", "forget", "uninstall"))
+    parser.add_argument("folder", type=Path, help="the device's bundle")
+    parser.add_argument("--json", action="store_true", help="of status")
+    parser.add_argument("--yes", action="store_true", help="of uninstall: really")
+    parser.add_argument("--ledgers", action="store_true", help=f"remove them too; {WHAT_LEDGERS_ARE}")
+    try:
+        asked = parser.parse_args(argv)
+    except SystemExit as stopped:  # it has said why
+        return int(stopped.code or 0)
+    match asked.verb:
+        case "start":
+            return agent.start(asked.folder)
+        case "status":
+            return status(asked.folder, asked.json)
+        case "forget":
+            return forget(asked.folder, asked.ledgers)
+        case _:
+            return uninstall(asked.folder, asked.yes, asked.ledgers)
+
+
+def status(folder: Path, as_json: bool) -> int:
+    """Print how the device is; return 1 if its agent does not run."""
+    state = state_of(folder)
+    pid, health = agent.running(state), agent.read_health(state)
+    spent = {path.stem: epsilon_of(path) for path in sorted((state / LEDGERS).glob("*.ledger"))}
+    if as_json:
+        plain = {} if health is None else asdict(health)
+        ledgers = {name: pair and {"epsilon": pair[0], "delta": pair[1]} for name, pair in spent.items()}
+        print(json.dumps({**plain, "running": pid is not None, "ledgers": ledgers}))
+    else:
+        print(_line(folder, health, pid is not None, spent))
+    return NOT_RUNNING if pid is None else 0
+
+
+def _line(
+    folder: Path,
+    health: agent.Health | None,
+    runs: bool,
+    spent: dict[str, tuple[float, float] | None],
+) -> str:
+    if health is None:
+        forgot = "it remembers no run" if spent else "never started"
+        parts = [f"{folder}: starting" if runs else f"{folder}: {forgot}"]
+    else:
+        parts = [
+            f"{health.name}, node {health.node} of {health.federation}",
+            health.state if runs else "not running",
+        ]
+    if health is not None and health.at:
+        ago = agent.seconds_since(health.at)
+        parts.append(
+            f"round {health.round} of {people_call(health.run) or '?'} {health.outcome} {ago:.0f} s ago"
+        )
+    for name, pair in spent.items():
+        whose = "as a client" if name.startswith("client-") else "its records"
+        parts.append(
+            f"{whose} epsilon {pair[0]:.3g} at delta {pair[1]:g}" if pair else f"{whose} nothing spent"
+        )
+    return "; ".join(parts)
+
+
+def forget(folder: Path, ledgers: bool) -> int:
+    """Remove what the device remembers, but for its ledgers unless they are named."""
+    state = state_of(folder)
+    with agent.alone(state):
+        _empty(state, {ROSTER} if ledgers else {ROSTER, LEDGERS})  # who was revoked stays so
+    print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
+    return 0
+
+
+def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
+    """Stop the agent and remove its unit, its bundle and its state, but for its ledgers unless they are named."""
+    state = state_of(folder)
+    if not yes:
+        print(
+            f"would stop the agent and remove {folder}, its keys and {state}; say --yes. The device can then take "
+            f"part only with new keys{_of_ledgers(state, ledgers)}",
+            file=sys.stderr,
+        )
+        return REFUSED
+    _remove_unit(folder)
+    _stop(state)
+    with agent.alone(state):
+        _empty(state, set() if ledgers else {LEDGERS})
+        for path in folder.iterdir():
+            if not state.resolve().is_relative_to(path.resolve()):
+                _remove(path)
+        (state / f"{agent.RUNNING}.lock").unlink(missing_ok=True)
+    for path in (state, folder):
+        with suppress(OSError):  # ledgers, or what is not ours
+            path.rmdir()
+    print(f"{folder}: uninstalled{_of_ledgers(state, ledgers)}")
+    return 0
+
+
+def state_of(folder: Path) -> Path:
+    """Return the folder of what the device remembers. Refusal if `folder` holds no client's bundle."""
+    return folder / read_toml(folder / "client.toml", read_settings, DEFAULTS).state
+
+
+def _of_ledgers(state: Path, ledgers: bool) -> str:
+    kept = state / LEDGERS
+    if ledgers:
+        return f"; its ledgers as well ({WHAT_LEDGERS_ARE})"
+    return f"; the ledgers stay in {kept}" if kept.exists() else ""
+
+
+def _empty(state: Path, kept: Collection[str]) -> None:
+    for path in state.iterdir():
+        if path.name != f"{agent.RUNNING}.lock" and path.name not in kept:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _stop(state: Path) -> None:
+    pid = agent.running(state)
+    if pid is None:
+        return
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while agent.running(state) is not None:
+        if time.monotonic() > deadline:
+            raise Refusal("client", str(state), f"process {pid} does not end; kill it, then uninstall again")
+        time.sleep(POLL_SECONDS)
+
+
+def _remove_unit(folder: Path) -> None:
+    """Disable and remove the unit that was copied from this bundle."""
+    own, installed = folder / UNIT, UNIT_FOLDER / UNIT
+    if not installed.exists() or not own.exists() or own.read_bytes() != installed.read_bytes():
+        return
+    if systemctl := shutil.which("systemctl"):
+        subprocess.run([systemctl, "disable", "--now", UNIT], check=False)
+    installed.unlink()

@@ -1,0 +1,153 @@
+"""``fedveil ledger show|verify|export``: read a ledger that may be in use, or not trusted at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ..privacy.ledger.caps import NAMED
+from ..privacy.ledger.hash_chain import Chain
+from ..privacy.ledger.ledger import Head, Verification, read_entries
+from ..privacy.ledger.ledger import verify as verify_ledger
+from ..privacy.refusal import Refusal
+from ..server.run.display import console_for
+
+DAMAGED = 1
+EXPORT = "fedveil ledger export 1"
+
+
+def show(path: str) -> int:
+    """Print every entry of a ledger; return the exit code."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("seq", "kind", "run", "round", "what", "hash"):
+        table.add_column(
+            column, no_wrap=column != "what", justify="right" if column in ("seq", "round") else "left"
+        )
+    for entry in read_entries(Path(path)):
+        run, number, mechanism = json.loads(entry.key) if entry.key else ("", "", "")
+        what = _what(entry.kind, mechanism, json.loads(entry.payload))
+        cells = (str(entry.seq), entry.kind, str(run)[:8], str(number), what, entry.hash[:12])
+        table.add_row(*map(Text, cells))  # as it stands: a ledger's text is nobody's markup
+    console_for(120).print(table)
+    return 0
+
+
+def _what(kind: str, mechanism: str, payload: dict[str, Any]) -> str:
+    if kind == "open":
+        return f"{payload['unit']} level, {payload['adjacency']}, owner {str(payload['owner'])[:NAMED]}"
+    if kind == "reserve":
+        seen_by: dict[str, list[str]] = {}
+        for adversary, event in payload["events"].items():
+            seen_by.setdefault(in_words(event), []).append(adversary)
+        costs = "; ".join(f"{event} to {', '.join(who)}" for event, who in seen_by.items())
+        chosen = (
+            f"; chosen adaptively, filter at order {order:g}"
+            if (order := payload.get("filter_order"))
+            else ""
+        )
+        return f"{mechanism}: {costs}; rng {payload['rng']}{chosen}"
+    if kind == "note":
+        return f"{mechanism}: " + ", ".join(f"{k} {v}" for k, v in payload.items() if k != "time")
+    return str(payload.get("proof", ""))
+
+
+def in_words(event: dict[str, Any]) -> str:
+    """Return an event of a ledger as short text, such as ``Poisson(0.25, Gaussian(3.2192))``."""
+    kind, inner = str(event["kind"]), event.get("event")
+    numbers = [f"{v:.5g}" for v in event.values() if isinstance(v, int | float) and not isinstance(v, bool)]
+    parts = numbers + ([in_words(inner)] if isinstance(inner, dict) else [])
+    return f"{kind.removesuffix('Sampled')}({', '.join(parts)})"
+
+
+def verify(path: str, head: Sequence[str] = ()) -> int:
+    """Check every entry's hash and recompute epsilon with two accountants; return the exit code.
+
+    `head` is (number, hash) of an entry that a result or a checkpoint knows, as text: the ledger must hold it.
+    """
+    found = _verified(path)
+    console = console_for(120)
+    if found.ok and head:
+        known = _head(*head)
+        with closing(Chain.for_reading(Path(path))) as chain:
+            try:
+                chain.require(known)
+            except Refusal as refusal:
+                found = replace(found, ok=False, problem=str(refusal))
+    if not found.ok:
+        console.print(f"{path}: DAMAGED: {found.problem}", style="bold red", markup=False)
+        return DAMAGED
+    head = f"head {found.head.seq} {found.head.hash[:16]}"
+    console.print(f"{path}: {found.entries} entries, every hash holds; {head}", markup=False)
+    if found.delta is None:
+        console.print("nothing was released")
+        return 0
+    rdp = "RDP" if found.filter_order is None else f"the RDP filter at order {found.filter_order:g}"
+    for name, value in (("PLD", found.epsilon_pld), (rdp, found.epsilon_rdp)):
+        if value is not None:
+            console.print(f"epsilon by {name}: {value:.4f} at delta {found.delta:g}")
+    return 0
+
+
+def export(path: str, *, as_csv: bool) -> int:
+    """Write a ledger and the epsilons recomputed from it to standard output; return the exit code.
+
+    Keys and payloads stay the text that the ledger holds: `hash` is SHA-256 over the JSON array, without spaces and
+    in ASCII, of the five fields before it. In CSV the epsilons follow the entries as rows of kind `epsilon`.
+    """
+    found = _verified(path)
+    if found.problem is not None:
+        print(f"{path}: DAMAGED: {found.problem}", file=sys.stderr)
+    entries = read_entries(Path(path))
+    spent = _spent(found)
+    if as_csv:
+        rows = csv.writer(sys.stdout, lineterminator="\n")
+        rows.writerow(("seq", "kind", "key", "payload", "prev_hash", "hash"))
+        rows.writerows(entries)
+        rows.writerows(("", "epsilon", row["adversary"], json.dumps(row), "", "") for row in spent)
+    else:
+        whole = {
+            "format": EXPORT,
+            "problem": found.problem,
+            "head": found.head._asdict(),
+            "spent": spent,
+            "entries": [entry._asdict() for entry in entries],
+        }
+        print(json.dumps(whole, indent=1, allow_nan=False))
+    return 0 if found.ok else DAMAGED
+
+
+def _head(seq: str, digest: str) -> Head:
+    try:
+        return Head(int(seq), digest)
+    except ValueError:
+        raise Refusal(
+            "head", seq, "give the entry's number and its hash, as a result's ledger_head"
+        ) from None
+
+
+def _spent(found: Verification) -> list[dict[str, Any]]:
+    names = ("epsilon", "epsilon_pld", "epsilon_rdp")
+    return [
+        {"adversary": str(adversary), "delta": found.delta, "filter_order": found.filter_order}
+        | {name: "infinity" if size == math.inf else size for name, size in zip(names, sizes, strict=True)}
+        for adversary, sizes in sorted(found.by_adversary.items())
+    ]
+
+
+def _verified(path: str) -> Verification:
+    if not Path(path).exists():
+        raise Refusal("ledger", path, "there is none; give the path of a ledger")
+    # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return verify_ledger(Path(path))

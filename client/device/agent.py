@@ -1,0 +1,224 @@
+"""The device's one long-lived process: follows the server, answers it, and says on disk how it is.
+
+Model and data are loaded once. It ends after the message in hand when it is asked to; killed at any moment, it finds on
+its disk what it had promised and what it had paid.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from flwr.app import Message
+
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.hash_chain import Lock
+from ...privacy.refusal import Refusal
+from ...strategies.flower_adapter import claim_identity, quiet_flower
+from ...strategies.wire import DROP_REASONS, SPEC_RECORD, read_round
+from .client_bundle import ClientBundle, read_client_bundle
+from .device import Device, before_its_time, read_device
+
+logger = logging.getLogger("fedveil.client")
+
+HEALTH, RUNNING, JOURNAL = "health.json", "agent", "journal"
+RUN_ID = 1  # Flower's number; a run's name is in its instructions
+WAIT_SECONDS = 10.0  # between two looks at a clock that is wrong, or a disk that is full
+# `status` holds the lock for a moment.
+ARRIVAL_SECONDS = 2.0
+
+Handle = Callable[[Message], Message]
+Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None]], None]
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the agent is; nothing in it is computed from data.
+
+    Attributes:
+      name, federation, node: who it is.
+      pid: of the process.
+      state: what it does, in a few words.
+      run, round, outcome, at: the last message that it answered: of what, how, and when (UTC).
+      answered: messages since the process began.
+    """
+
+    name: str
+    federation: str
+    node: int
+    pid: int
+    state: str
+    run: str = ""
+    round: int = 0
+    outcome: str = ""
+    at: str = ""
+    answered: int = 0
+
+
+class Agent:
+    """Answers the link's messages and keeps the health file."""
+
+    def __init__(self, bundle: ClientBundle) -> None:
+        own = bundle.settings
+        self._path = bundle.state / HEALTH
+        self._health = Health(own.name, own.federation, own.node, os.getpid(), "starting")
+        self._lock = threading.Lock()
+        self.device: Device | None = None
+
+    def say(self, state: str) -> None:
+        """Note what the agent does now, in the log and in the health file."""
+        logger.info("%s", state)
+        self._note(state=state)
+
+    def handle(self, message: Message) -> Message:
+        """Answer one message."""
+        assert self.device is not None
+        reply = self.device.answer(message)
+        outcome = "answered"
+        if reply.has_error():
+            outcome = DROP_REASONS.get(reply.error.code, "failed")
+        if outcome in ("not eligible", "not ready"):
+            outcome += f": {self.device.why_not() or 'a moment ago'}"
+        run, number = ("", 0) if SPEC_RECORD not in message.content else read_round(message.content)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._note(run=run, round=number, outcome=outcome, at=now, answered=self._health.answered + 1)
+        return reply
+
+    def _note(self, **changed: str | int) -> None:
+        with self._lock:
+            self._health = replace(self._health, **changed)
+            with suppress(OSError):  # a full disk: what is said there is old, and the log knows more
+                text = json.dumps(asdict(self._health), indent=1) + "\n"
+                replace_file(self._path, text.encode(), flush=False)  # several times a round: spare the flash
+
+
+def start(folder: Path) -> int:
+    """Follow the server of the bundle in `folder` until SIGTERM or SIGINT; return the exit code.
+
+    Raises:
+      Refusal: the bundle cannot be used, or another process uses it.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    quiet_flower()
+    without_core_dumps()
+    bundle = read_client_bundle(folder)
+    claim_identity(RUN_ID)
+    with alone(bundle.state), _stopping() as stop:
+        agent = Agent(bundle)
+        if _waited_for_clock(bundle, agent, stop):
+            agent.device = read_device(bundle)
+            _follow(bundle, agent, stop)
+        agent.say("stopped")
+    return 0
+
+
+def without_core_dumps() -> None:
+    """Keep a crash from writing keys, seeds and data of this process to a disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
+    follow = _link(bundle)
+    while not stop.is_set():
+        try:
+            follow(agent.handle, bundle.state / JOURNAL, stop, agent.say)
+        except OSError as error:  # a full disk, which may get room again
+            agent.say(f"waiting: {bundle.state} cannot be written ({error.strerror})")
+            stop.wait(WAIT_SECONDS)
+
+
+def _link(bundle: ClientBundle) -> Follow:
+    """Return what follows the server over the bundle's link; only that link is imported."""
+    own, held = bundle.settings, bundle.credentials
+    if own.link == "flower":
+        from ...links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
+
+        door = SuperLinkDoor(own.server, own.node, held.ca, read_node_key(bundle.supernode_key))
+        return partial(follow_fleet, door)
+    from ...links.grpc.device_end import Endpoint, follow
+
+    return partial(follow, Endpoint(own.server, own.node, held))
+
+
+@contextmanager
+def alone(state: Path) -> Generator[None]:
+    """Hold the lock that a running agent holds. Refusal where another process has it."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        lock = Lock(state / RUNNING, ARRIVAL_SECONDS)
+    except Refusal as refusal:
+        raise Refusal("client", str(state), refusal.remedy) from refusal
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _waited_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> bool:
+    """Wait while the clock is wrong; return whether it is right at last. A device without a battery wakes up in 1970."""
+    said = ""
+    while not stop.is_set():
+        wrong = before_its_time(bundle)
+        if wrong is None:
+            return True
+        if wrong != said:
+            agent.say(f"waiting: {wrong}")
+            said = wrong
+        stop.wait(WAIT_SECONDS)
+    return False
+
+
+@contextmanager
+def _stopping() -> Generator[threading.Event]:
+    """Give an event that SIGTERM and SIGINT set; a second one of them ends the process at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def read_health(state: Path) -> Health | None:
+    """Return what an agent said last, running or not; None where it never said anything that can be read."""
+    try:
+        return Health(**json.loads((state / HEALTH).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def running(state: Path) -> int | None:
+    """Return the process that the agent is, or None."""
+    if not (state / f"{RUNNING}.lock").exists():
+        return None
+    try:
+        Lock(state / RUNNING, 0.0).release()
+        return None
+    except Refusal:
+        text = (state / f"{RUNNING}.lock").read_text()
+        return int(text) if text.isdigit() else None
+
+
+def seconds_since(at: str) -> float:
+    """Return the age of a time that the health file gives."""
+    return time.time() - datetime.fromisoformat(at).timestamp()

@@ -1,0 +1,266 @@
+"""What `fedveil provision` makes for one client, as the device reads it: who it is, what runs on it, what its owner allows."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ...configs.bundle_files import (
+    ADDRESS,
+    ADDRESS_FORM,
+    LINKS,
+    NAME,
+    NAME_FORM,
+    Credentials,
+    read_credentials,
+    read_private_key,
+    read_secret,
+    read_signed_roster,
+    read_toml,
+)
+from ...configs.strict import Section
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.refusal import Refused
+from ...privacy.secagg.roster import Roster, read_roster
+from ...privacy.secagg.suite import KEY_BYTES, public_of
+from ...strategies.identity import FIRST_NODE, Identity
+from .owner_policy import OwnerPolicy, read_policy
+
+ROSTER = "roster.bin"  # in the bundle as it was shipped, in the state folder the newest that has come
+KINDS = ("linear",)
+HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")
+LAST_NODE = 2**31 - 1
+MOST_MEBIBYTES = 2**20
+TASK_DEFAULTS = {"name": None, "target": None, "kind": None, "data": None, "allow_modules": [], "options": {}}
+ELIGIBILITY_DEFAULTS = {
+    "on_mains_power": False,
+    "max_temperature_celsius": None,
+    "min_free_mebibytes": 0,
+    "unmetered": False,
+    "hours": None,
+}
+DEFAULTS = {"link": "grpc", "state": "state", "task": TASK_DEFAULTS, "eligibility": ELIGIBILITY_DEFAULTS}
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class TaskChoice:
+    """What runs on the device: one of `name`, `target` and `kind` is set.
+
+    Attributes:
+      name: a shipped task.
+      target: the owner's own, as "module:Class"; its module is among `allow_modules`.
+      kind: "linear" trains a linear model with NumPy alone on the file `data`.
+      data: an .npz file, relative to the bundle; of a kind only.
+      client: which of the task's clients this device is, from 0.
+      options: arguments of the task.
+    """
+
+    name: str | None
+    target: str | None
+    kind: str | None
+    data: str | None
+    client: int
+    allow_modules: tuple[str, ...]
+    options: Mapping[str, float | int | str | bool]
+
+
+@dataclass(frozen=True)
+class Eligibility:
+    """When the device may train; the defaults ask for nothing.
+
+    Attributes:
+      on_mains_power: not while it runs on its battery.
+      max_temperature_celsius: of its hottest thermal zone; None sets no limit.
+      min_free_mebibytes: of memory.
+      unmetered: not over a network that is paid by volume.
+      hours: from the first until the second, local time, across midnight where the second is the smaller.
+    """
+
+    on_mains_power: bool = False
+    max_temperature_celsius: float | None = None
+    min_free_mebibytes: int = 0
+    unmetered: bool = False
+    hours: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """The file client.toml."""
+
+    federation: str
+    name: str
+    node: int
+    server: str
+    link: str
+    state: str
+    task: TaskChoice
+    eligibility: Eligibility
+
+
+@dataclass(frozen=True)
+class ClientBundle:
+    """A client's own folder, read and found whole.
+
+    Attributes:
+      folder: where it lies.
+      settings: the file client.toml.
+      policy: the file policy.toml; `policy.cap` caps the device's ledgers.
+      identity: of secure aggregation; its policy is `policy.floors`, its roster the newest that the device has.
+      credentials: of the client's end of mutual TLS.
+    """
+
+    folder: Path
+    settings: ClientSettings
+    policy: OwnerPolicy
+    identity: Identity
+    credentials: Credentials
+
+    @property
+    def state(self) -> Path:
+        """The folder of what the device remembers; it need not be there yet."""
+        return self.folder / self.settings.state
+
+    @property
+    def supernode_key(self) -> Path:
+        """The key by which Flower's SuperNode shows who it is (OpenSSH, P-384)."""
+        return self.folder / "supernode.key"
+
+
+def read_client_bundle(folder: Path) -> ClientBundle:
+    """The bundle in `folder`.
+
+    Raises:
+      Refusal: a file is missing, holds a mistake or does not belong to the others; a secret may be read by others.
+    """
+    settings = read_toml(folder / "client.toml", read_settings, DEFAULTS)
+    policy = read_toml(folder / "policy.toml", read_policy, {"until": None})
+    credentials = read_credentials(folder, settings.federation, settings.name)
+    key, state = read_private_key(folder / "identity.key"), folder / settings.state
+    if not isinstance(key, Ed25519PrivateKey):
+        raise Refusal("file", str(folder / "identity.key"), "is not an Ed25519 key")
+    roster = _newest_roster(folder / ROSTER, state / ROSTER, policy)
+    _check_membership(settings.node, settings.name, key, roster)
+    identity = Identity(settings.node, key, _node_key(state / "node.key"), policy.floors, roster)
+    return ClientBundle(folder, settings, policy, identity, credentials)
+
+
+def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
+    """The bundle with this roster, kept in its state folder, or as it is where it has that one or a newer.
+
+    Args:
+      signed: whatever the server sent; only the authority's signature and a higher version count.
+
+    Raises:
+      Refusal: the authority did not sign it, or it no longer lists this client.
+    """
+    try:
+        roster = read_roster(signed, bundle.identity.policy.authority)
+    except Refused as refused:
+        raise Refusal(
+            "roster", bundle.settings.federation, f"is not one of the authority's ({refused})"
+        ) from None
+    if roster.version <= bundle.identity.roster.version:
+        return bundle
+    _check_membership(bundle.settings.node, bundle.settings.name, bundle.identity.key, roster)
+    bundle.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    replace_file(bundle.state / ROSTER, signed)
+    return replace(bundle, identity=replace(bundle.identity, roster=roster))
+
+
+def read_settings(section: Section) -> ClientSettings:
+    """client.toml, every key given; after a mistake, noted in the section, some values are made up."""
+    return ClientSettings(
+        federation=section.matching("federation", NAME, NAME_FORM),
+        name=section.matching("name", NAME, NAME_FORM),
+        node=section.whole("node", at_least=FIRST_NODE, at_most=LAST_NODE),
+        server=section.matching("server", ADDRESS, ADDRESS_FORM),
+        link=section.word("link", LINKS),
+        state=section.text("state"),
+        task=_nested(section, "task", read_task),
+        eligibility=_nested(section, "eligibility", read_eligibility),
+    )
+
+
+def read_task(section: Section) -> TaskChoice:
+    """The section [task] with every key given."""
+    allowed = section.names("allow_modules")
+    if sum(section.given(key) for key in ("name", "target", "kind")) != 1:
+        section.refuse("name", "give one of name, target and kind")
+    if section.given("kind") != section.given("data"):
+        section.refuse("data", "belongs to a kind, and each kind needs it")
+    return TaskChoice(
+        name=section.optional_text("name"),
+        target=section.target("target", allowed) if section.given("target") else None,
+        kind=section.word("kind", KINDS) if section.given("kind") else None,
+        data=section.optional_text("data"),
+        client=section.whole("client", at_least=0, at_most=LAST_NODE),
+        allow_modules=allowed,
+        options=section.parameters("options"),
+    )
+
+
+def read_eligibility(section: Section) -> Eligibility:
+    """The section [eligibility] with every key given."""
+    hours = None
+    if section.given("hours"):
+        window = section.matching("hours", HOURS, "two hours of the day, for instance 22-06")
+        hours = (int(window[:2]), int(window[3:])) if window else None
+    return Eligibility(
+        on_mains_power=section.flag("on_mains_power"),
+        max_temperature_celsius=section.optional_real("max_temperature_celsius", above=0),
+        min_free_mebibytes=section.whole("min_free_mebibytes", at_least=0, at_most=MOST_MEBIBYTES),
+        unmetered=section.flag("unmetered"),
+        hours=hours,
+    )
+
+
+def _nested(section: Section, key: str, read: Callable[[Section], Read]) -> Read:
+    inner = section.section(key)
+    made = read(inner)
+    inner.done()
+    return made
+
+
+def _newest_roster(shipped: Path, received: Path, policy: OwnerPolicy) -> Roster:
+    authority = bytes.fromhex(policy.authority)
+    rosters = [
+        read_signed_roster(path, authority)[0]
+        for path in (shipped, received)
+        if path == shipped or path.exists()
+    ]
+    newest = max(rosters, key=lambda roster: roster.version)
+    if newest.version < policy.minimum_roster_version:
+        least = policy.minimum_roster_version
+        raise Refusal(
+            "file", str(shipped), f"has version {newest.version}; the policy asks for {least} or newer"
+        )
+    return newest
+
+
+def _check_membership(node: int, name: str, key: Ed25519PrivateKey, roster: Roster) -> None:
+    if [(m.name, m.public) for m in roster.members if m.node == node] != [(name, public_of(key))]:
+        remedy = f"is not in roster version {roster.version} with this key: it was revoked, or got new keys"
+        raise Refusal("name", name, remedy)
+
+
+def _node_key(path: Path) -> bytes:
+    """The key that seals what the node remembers; made here when it is first needed, so that it never travels."""
+    if not path.exists():
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(path, os.urandom(KEY_BYTES))
+        except OSError as error:
+            raise Refusal("state", str(path.parent), f"cannot be written ({error.strerror})") from None
+    key = read_secret(path)
+    if len(key) != KEY_BYTES:
+        raise Refusal("file", str(path), f"is not {KEY_BYTES} bytes long")
+    return key

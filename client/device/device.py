@@ -1,0 +1,264 @@
+"""A deployed client: its owner's task, policy and ledgers, and one answer to each message of the server.
+
+Nothing here knows how messages travel. What the node must remember between two of them is on its disk, sealed, before
+an answer leaves: a node that forgot what it sent could be asked again, and two vectors under one mask give away their
+difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+
+from ...privacy.budget import Budget, Unit
+from ...privacy.ledger.caps import CapEnded, lowered
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.transcript import Terms
+from ...strategies.client_settings import ClientSettings, RecordPrivacy
+from ...strategies.flower_adapter import records_of
+from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
+from ...strategies.training_order import RecordOrder, TrainingOrder, read_order
+from ...strategies.wire import (
+    BUDGET_SPENT,
+    FAILED,
+    NOT_ELIGIBLE,
+    NOT_READY,
+    SPEC_RECORD,
+    read_attempt,
+    read_round,
+)
+from ..private_update import NotTrained, private_update
+from ..secure_update import STATE, STATE_RECORD, secure_update
+from .client_bundle import ClientBundle, renew_roster
+from .eligibility import ROOT, obstacle
+from .order_policy import accepted
+from .own_ledger import OwnLedger
+
+logger = logging.getLogger("fedveil.client")
+
+Trainer = Callable[[Message, ClientSettings], Message]
+
+
+@dataclass
+class Device:
+    """One node of a federation. It answers one message at a time.
+
+    Attributes:
+      bundle: who the node is and what its owner allows.
+      settings: the owner's task, with nothing of any order.
+      train: trains as the settings say, on the owner's data.
+      count: of the owner's records; None on a device that cannot protect them one by one.
+      root: where the system's files are.
+    """
+
+    bundle: ClientBundle
+    settings: ClientSettings
+    train: Trainer
+    count: Callable[[], int] | None
+    root: Path = ROOT
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
+
+    @property
+    def ledgers(self) -> Path:
+        """The folder of the device's ledgers."""
+        return self.bundle.state / "ledgers"
+
+    @property
+    def own_ledger(self) -> OwnLedger:
+        """Of what the device gave as a client."""
+        return OwnLedger(self.ledgers, self.settings.device or "", self.bundle.policy.cap)
+
+    @property
+    def memory(self) -> Path:
+        """What the node remembers between messages, sealed under its key."""
+        return self.bundle.state / "node"
+
+    def answer(self, message: Message) -> Message:
+        """Return the reply to one message. Of whatever goes wrong, only a code leaves."""
+        with self._one_at_a_time:
+            try:
+                return self._answer(message)
+            except NotTrained as said:
+                return Message(Error(said.code, "the client did not train"), reply_to=message)
+            except OSError:
+                logger.exception("the node's memory cannot be kept")
+                return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)
+            except Exception:
+                logger.exception("a message was not answered")
+                return Message(Error(FAILED, "the client failed"), reply_to=message)
+
+    def why_not(self) -> str | None:
+        """Return why the device does not train now, in a few words, or None."""
+        early = before_its_time(self.bundle)
+        return early or obstacle(self.bundle.settings.eligibility, datetime.now(), self.root)
+
+    def _answer(self, message: Message) -> Message:
+        if message.metadata.message_type != "train" or SPEC_RECORD not in message.content:
+            raise NotTrained(FAILED)
+        if before_its_time(self.bundle):
+            raise NotTrained(NOT_READY)
+        if _begins(message.content) and self.why_not():
+            raise NotTrained(NOT_ELIGIBLE)
+        self._renew_roster(message.content)
+        self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        before = self.memory.read_bytes() if self.memory.exists() else b""
+        state = RecordDict({STATE_RECORD: ConfigRecord({STATE: before})} if before else {})
+        context = Context(0, self.bundle.identity.node, {}, state, {})
+        reply = self._update(message, context)
+        record = records_of(context.state, ConfigRecord).get(STATE_RECORD)
+        after = b"" if record is None else record[STATE]
+        if isinstance(after, bytes) and after != before:
+            replace_file(self.memory, after)
+        return reply
+
+    def _renew_roster(self, content: RecordDict) -> None:
+        """Take the roster that a proposal brings, if it is the authority's and newer than the device's."""
+        if (signed := roster_of(content)) is None:
+            return
+        try:
+            self.bundle = renew_roster(self.bundle, signed)
+        except Refusal as refusal:
+            logger.warning("%s", refusal)
+            raise NotTrained(FAILED) from refusal
+
+    def _update(self, message: Message, context: Context) -> Message:
+        trained: ClientAppCallable = self._trained
+        if SECURE_RECORD not in message.content:
+            return private_update(message, context, trained, self._charged)
+        identity, system = self.bundle.identity, Randomness(None)
+        return secure_update(identity, system, message, context, trained, self._charged)
+
+    @contextmanager
+    def _charged(self, content: RecordDict, terms: Terms | None) -> Generator[None]:
+        order, cost = accepted(content, terms, self.bundle.policy, self.count is not None)
+        _, number = read_round(content)
+        paid = (
+            nullcontext()
+            if cost is None
+            else self.own_ledger.charged(
+                order.run, number, read_attempt(content), cost.noise, cost.adversaries
+            )
+        )
+        with paid:
+            yield
+
+    def _trained(self, message: Message, context: Context) -> Message:
+        del context
+        order = read_order(message.content)
+        assert order is not None  # or nothing would have been charged
+        return self.train(message, self.merged(order))
+
+    def merged(self, order: TrainingOrder) -> ClientSettings:
+        """Return the owner's settings with what the order says, and record-level noise planned from the owner's records.
+
+        Raises:
+          NotTrained: BUDGET_SPENT where the owner's cap has ended.
+          Refusal: no noise keeps to the budget.
+        """
+        settings = replace(
+            self.settings,
+            learning_rate=order.learning_rate,
+            local_epochs=order.local_epochs,
+            batch_size=order.batch_size,
+        )
+        return (
+            settings
+            if order.record is None
+            else replace(settings, record=self._record(order.record, settings))
+        )
+
+    def _record(self, asked: RecordOrder, settings: ClientSettings) -> RecordPrivacy:
+        from ...strategies.record_plan import calibrated_noise
+
+        assert self.count is not None
+        budget = Budget(Unit.RECORD, asked.target_epsilon, asked.target_delta, asked.adjacency)
+        try:
+            budget = lowered(budget, [self.bundle.policy.cap])
+        except CapEnded as ended:
+            logger.warning("%s", ended)
+            raise NotTrained(BUDGET_SPENT) from ended
+        record = RecordPrivacy(
+            budget.target_epsilon,
+            budget.target_delta,
+            asked.max_grad_norm,
+            str(asked.adjacency),
+            (),
+            str(self.ledgers),
+            gradients=asked.gradients,
+        )
+        records = self.count()
+        plan = (record, records, settings.batch_size, settings.local_epochs, asked.participations)
+        if plan not in self._noise:
+            self._noise[plan] = calibrated_noise(record, records, settings, asked.participations)
+        return replace(record, noise_by_records=((0, self._noise[plan]),))
+
+
+def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
+    """Return the device of a bundle with its task and model loaded, once for all messages.
+
+    Raises:
+      Refusal: the task cannot be loaded, or does not have this client.
+    """
+    choice = bundle.settings.task
+    settings = ClientSettings(
+        choice.target or choice.name or choice.kind or "",
+        learning_rate=0.0,  # these three come with each order
+        local_epochs=0,
+        batch_size=0,
+        task_options=dict(choice.options),
+        allow_modules=choice.allow_modules,
+        device=device_name(bundle),
+    )
+    if choice.kind is not None:
+        from ..training import linear
+
+        table = linear.read_table(bundle.folder / (choice.data or ""))
+
+        def train_table(message: Message, told: ClientSettings) -> Message:
+            return linear.train_round(message, choice.client, table, told)
+
+        return Device(bundle, settings, train_table, None, root)
+    from ..app import Workbench, train_round  # torch, which a linear model does without
+
+    bench = Workbench(settings)
+    if not 0 <= choice.client < bench.task.num_clients:
+        raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
+    _ = bench.model
+
+    def train(message: Message, told: ClientSettings) -> Message:
+        return train_round(message, choice.client, bench, told)
+
+    return Device(bundle, settings, train, lambda: len(bench.task.client_data(choice.client)), root)
+
+
+def device_name(bundle: ClientBundle) -> str:
+    """Return what names the device on its ledgers: SHA-256 of the federation's name and its own, in hexadecimal."""
+    own = bundle.settings
+    return hashlib.sha256(f"{own.federation}/{own.name}".encode()).hexdigest()
+
+
+def before_its_time(bundle: ClientBundle) -> str | None:
+    """Return that the clock is wrong if it is: before the day on which this node's certificate was made."""
+    began = x509.load_pem_x509_certificate(bundle.credentials.certificate).not_valid_before_utc
+    if time.time() >= began.timestamp():
+        return None
+    return f"the clock says {datetime.now():%Y-%m-%d %H:%M}, before {began:%Y-%m-%d %H:%M}"
+
+
+def _begins(content: RecordDict) -> bool:
+    """Whether a message asks for work, or for the promise of it; what was promised is seen through."""
+    return bool(records_of(content, ArrayRecord)) or read_place(content).exchange is Exchange.PROPOSAL

@@ -1,0 +1,90 @@
+"""Whether a device may train now: power, temperature, memory, network and hours, read from the system's files.
+
+Linux only. A file that is not there asks nothing: a board without a battery is on mains power.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from .client_bundle import Eligibility
+
+ROOT = Path("/")
+DEFAULT_ROUTE = "00000000"  # of /proc/net/route, the destination of what has no other
+POINT_TO_POINT = "512"  # ARPHRD_PPP of linux/if_arp.h: a modem
+EXTERNAL = ("Mains", "USB")
+NOT_DRAINING = ("Charging", "Full", "Not charging")
+
+
+def obstacle(asked: Eligibility, now: datetime, root: Path = ROOT) -> str | None:
+    """Return why the device may not train, in a few words, or None.
+
+    Args:
+      asked: what its owner asks for.
+      now: local time.
+      root: where the system's files are.
+    """
+    return next(_obstacles(asked, now, root), None)
+
+
+def _obstacles(asked: Eligibility, now: datetime, root: Path) -> Iterator[str]:
+    if asked.hours is not None and not _within(now.hour, *asked.hours):
+        yield f"outside the hours {asked.hours[0]:02}-{asked.hours[1]:02}"
+    if asked.on_mains_power and not on_mains_power(root):
+        yield "on battery"
+    hottest = hottest_celsius(root)
+    limit = asked.max_temperature_celsius
+    if limit is not None and hottest is not None and hottest > limit:
+        yield f"{hottest:.0f} degrees, above {limit:g}"
+    free = free_mebibytes(root)
+    if free is not None and free < asked.min_free_mebibytes:
+        yield f"{free} MiB of memory free, below {asked.min_free_mebibytes}"
+    if asked.unmetered and over_modem(root):
+        yield "on a metered network"
+
+
+def _within(hour: int, start: int, end: int) -> bool:
+    return start <= hour < end if start < end else hour >= start or hour < end
+
+
+def on_mains_power(root: Path = ROOT) -> bool:
+    """Return whether a charger is in, or no battery drains."""
+    supplies = list(root.glob("sys/class/power_supply/*"))
+    kinds = {supply: _text(supply / "type") for supply in supplies}
+    if any(kind in EXTERNAL and _text(supply / "online") == "1" for supply, kind in kinds.items()):
+        return True
+    batteries = [supply for supply, kind in kinds.items() if kind == "Battery"]
+    return all(_text(battery / "status") in NOT_DRAINING for battery in batteries)
+
+
+def hottest_celsius(root: Path = ROOT) -> float | None:
+    """Return the temperature of the hottest thermal zone, None where none says."""
+    found = [_text(zone) for zone in root.glob("sys/class/thermal/thermal_zone*/temp")]
+    return max((int(text) / 1000 for text in found if text.lstrip("-").isdigit()), default=None)
+
+
+def free_mebibytes(root: Path = ROOT) -> int | None:
+    """Return the memory that programs can still get, None where the system does not say."""
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) // 1024
+    return None
+
+
+def over_modem(root: Path = ROOT) -> bool:
+    """Return whether the default route goes over a mobile modem; other metered networks the system's files do not tell."""
+    routes = [line.split() for line in _text(root / "proc/net/route").splitlines()[1:]]
+    for interface in (route[0] for route in routes if len(route) > 1 and route[1] == DEFAULT_ROUTE):
+        folder = root / "sys/class/net" / interface
+        if "DEVTYPE=wwan" in _text(folder / "uevent") or _text(folder / "type") == POINT_TO_POINT:
+            return True
+    return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,179 @@
+"""A client's keys, and the request by which keys that were made on the device have their public halves admitted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import tomli_w
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_public_key,
+)
+from cryptography.x509.oid import NameOID
+
+from ...configs.bundle_files import NAME, NAME_FORM, read_toml
+from ...configs.strict import Section
+from ...privacy.ledger.durable_files import replace_file, replace_files
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.refusal import Refused
+from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of, sign, verify
+from ...privacy.secagg.transcript import Purpose, digest, frame
+
+REQUEST = "request.toml"
+IDENTITY, TLS, SUPERNODE = PRIVATE = ("identity.key", "tls.key", "supernode.key")
+PEM = re.compile(
+    "-----BEGIN CERTIFICATE REQUEST-----[A-Za-z0-9+/=\n]{1,4000}-----END CERTIFICATE REQUEST-----\n?"
+)
+_CONTEXT = digest(Purpose.ENROLMENT)
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """What the authority admits: the public halves of a client's keys.
+
+    Attributes:
+      name: of the client.
+      identity: Ed25519, 32 bytes, of secure aggregation.
+      tls: P-256, of the gRPC link.
+      supernode: P-384 in OpenSSH's form, of Flower's link.
+    """
+
+    name: str
+    identity: bytes
+    tls: EllipticCurvePublicKey
+    supernode: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the SubjectPublicKeyInfo of the key for TLS, in hexadecimal."""
+        public = self.tls.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(public).hexdigest()
+
+    @property
+    def supernode_fingerprint(self) -> str:
+        """SHA-256 of the key for Flower as a SuperNode sends it, in hexadecimal."""
+        public = load_ssh_public_key(self.supernode.encode())
+        return hashlib.sha256(
+            public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        ).hexdigest()
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A client's private keys."""
+
+    identity: Ed25519PrivateKey = field(repr=False)
+    tls: EllipticCurvePrivateKey = field(repr=False)
+    supernode: EllipticCurvePrivateKey = field(repr=False)
+
+    def enrolment(self, name: str) -> Enrolment:
+        """Their public halves."""
+        supernode = self.supernode.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        return Enrolment(name, public_of(self.identity), self.tls.public_key(), supernode.decode())
+
+
+def make_keys(folder: Path) -> Keys:
+    """New keys from the system's generator, in files of `folder` that only their owner may read."""
+    keys = Keys(Ed25519PrivateKey.generate(), new_tls_key(), generate_private_key(SECP384R1()))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    openssh = keys.supernode.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    replace_files(folder, {IDENTITY: pem_of(keys.identity), TLS: pem_of(keys.tls), SUPERNODE: openssh})
+    return keys
+
+
+def new_tls_key() -> EllipticCurvePrivateKey:
+    """A key for TLS, P-256: gRPC's library takes no Ed25519."""
+    return generate_private_key(SECP256R1())
+
+
+def pem_of(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> bytes:
+    """A private key in PEM."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def write_request(folder: Path, name: str) -> Path:
+    """Make keys in `folder`, and the file that asks to have them admitted; return that file.
+
+    Raises:
+      Refusal: the name is none, the folder holds keys already, or it cannot be written.
+    """
+    if not NAME.fullmatch(name):
+        raise Refusal("name", name, f"must be {NAME_FORM}")
+    if any((folder / each).exists() for each in PRIVATE):
+        raise Refusal("folder", str(folder), "holds keys already; name another folder for new ones")
+    try:
+        keys = make_keys(folder)
+        replace_file(folder / REQUEST, tomli_w.dumps(_request(keys, name)).encode(), 0o644)
+    except OSError as error:
+        raise Refusal("folder", str(folder), f"cannot be written ({error.strerror})") from None
+    return folder / REQUEST
+
+
+def read_request(path: Path) -> Enrolment:
+    """What a request asks to have admitted.
+
+    Raises:
+      Refusal: it is no request, or one of its signatures is not by the key that it names.
+    """
+    name, identity, tls, supernode, signature = read_toml(path, _fields)
+    try:
+        verify(
+            bytes.fromhex(identity), _CONTEXT, _body(name, identity, tls, supernode), bytes.fromhex(signature)
+        )
+        asked = x509.load_pem_x509_csr(tls.encode())
+        node = load_ssh_public_key(supernode.encode())
+    except (Refused, ValueError, UnsupportedAlgorithm) as error:
+        raise Refusal("request", str(path), f"is damaged ({error}); make another on the device") from None
+    public = asked.public_key()
+    curves = [key.curve for key in (public, node) if isinstance(key, EllipticCurvePublicKey)]
+    if [type(curve) for curve in curves] != [SECP256R1, SECP384R1] or not asked.is_signature_valid:
+        raise Refusal(
+            "request", str(path), "holds keys of other kinds, or that are not its own; make another"
+        )
+    return Enrolment(name, bytes.fromhex(identity), cast(EllipticCurvePublicKey, public), supernode)
+
+
+def _request(keys: Keys, name: str) -> dict[str, str]:
+    enrolment = keys.enrolment(name)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    tls = builder.sign(keys.tls, SHA256()).public_bytes(Encoding.PEM).decode()
+    asked = {
+        "name": name,
+        "identity": enrolment.identity.hex(),
+        "tls": tls,
+        "supernode": enrolment.supernode,
+    }
+    return {**asked, "signature": sign(keys.identity, _CONTEXT, _body(*asked.values())).hex()}
+
+
+def _body(name: str, identity: str, tls: str, supernode: str) -> bytes:
+    return frame(Purpose.ENROLMENT, name, identity, tls, supernode)
+
+
+def _fields(section: Section) -> tuple[str, str, str, str, str]:
+    return (
+        section.matching("name", NAME, NAME_FORM),
+        section.hexadecimal("identity", KEY_BYTES),
+        section.matching("tls", PEM, "a certificate request in PEM"),
+        section.text("supernode"),
+        section.hexadecimal("signature", SIGNATURE_BYTES),
+    )

@@ -1,0 +1,109 @@
+"""What a device makes of a server's order: held against the owner's policy, and merged with the owner's settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flwr.app import RecordDict
+
+from ...privacy.budget import Adjacency, Adversary
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.transcript import Terms
+from ...strategies.secure_wire import run_number
+from ...strategies.training_order import (
+    CENTRAL_MODES,
+    RECORD_MODES,
+    ClientClaim,
+    Mode,
+    TrainingOrder,
+    people_call,
+    read_order,
+)
+from ...strategies.wire import OWNERS_POLICY, read_attempt, read_round, read_spec
+from ..private_update import NotTrained
+from .owner_policy import OwnerPolicy
+
+logger = logging.getLogger("fedveil.client")
+
+TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees what this client alone sends
+
+
+@dataclass(frozen=True)
+class Charged:
+    """What one vector costs the client: noise std over the clipping norm of the sum it goes into, and who sees that."""
+
+    noise: float
+    adversaries: tuple[Adversary, ...]
+
+
+def accepted(
+    content: RecordDict, terms: Terms | None, policy: OwnerPolicy, can_protect_records: bool
+) -> tuple[TrainingOrder, Charged | None]:
+    """Return an instruction's order, and what it costs the client; None where records are protected instead.
+
+    Args:
+      content: the instruction.
+      terms: of the attempt, as its cohort signed them and the owner's policy for secure aggregation let them pass; None
+        where the vector is not masked.
+      policy: the owner's.
+      can_protect_records: whether this device can train by DP-SGD.
+
+    Raises:
+      NotTrained: OWNERS_POLICY. What is not allowed is said in the device's log alone.
+    """
+    try:
+        order = read_order(content)
+        if order is None:
+            raise Refusal("order", None, "this server does not say how to train")
+        for field in _violations(order, content, terms, policy, can_protect_records):
+            raise Refusal(field, order.to_json(), "the owner's policy does not allow it")
+    except (Refusal, ValueError, KeyError, TypeError) as error:
+        logger.warning("an order is not followed: %s", error)
+        raise NotTrained(OWNERS_POLICY) from error
+    if terms is not None and order.privacy is Mode.CLIENT_DISTRIBUTED:
+        return order, Charged(terms.noise_multiplier, tuple(Adversary))
+    return order, None if order.client is None else Charged(noise_over_clip(order.client), TRUSTED)
+
+
+def noise_over_clip(claim: ClientClaim) -> float:
+    """Return the claimed noise std over the clipping norm: replacing a client moves a sum by two norms."""
+    return claim.noise_multiplier * (2 if claim.adjacency is Adjacency.REPLACE_ONE else 1)
+
+
+def _violations(
+    order: TrainingOrder,
+    content: RecordDict,
+    terms: Terms | None,
+    policy: OwnerPolicy,
+    can_protect_records: bool,
+) -> Iterator[str]:
+    run, number = read_round(content)
+    demands = {
+        "run": run == order.run and (not policy.runs or people_call(run) in policy.runs),
+        "local_epochs": order.local_epochs <= policy.maximum_local_epochs,
+        "privacy": _allowed(order.privacy, terms, policy),
+        "record": order.privacy not in RECORD_MODES or (can_protect_records and _hides_records(order)),
+    }
+    if terms is not None:
+        place = (run_number(run), number, read_attempt(content))
+        demands["terms"] = place == (terms.run, terms.round, terms.attempt)
+    elif order.client is not None:
+        spec = read_spec(content)
+        norm = None if spec is None else spec.clipping_norm
+        demands["clipping_norm"] = norm is not None and 0 < norm <= policy.maximum_clipping_norm
+        demands["noise_multiplier"] = noise_over_clip(order.client) >= policy.minimum_noise_multiplier
+    yield from (name for name, met in demands.items() if not met)
+
+
+def _hides_records(order: TrainingOrder) -> bool:
+    """A client's sampling rate tells how many records it has: that must not be what is hidden."""
+    return order.record is not None and order.record.adjacency is not Adjacency.ADD_OR_REMOVE_ONE
+
+
+def _allowed(mode: Mode, terms: Terms | None, policy: OwnerPolicy) -> bool:
+    """Without privacy nothing is: no budget affords it. A share of noise hides only in a sum, and only in masks."""
+    if terms is not None:
+        return mode in (Mode.CLIENT_DISTRIBUTED, Mode.RECORD)
+    return mode is Mode.RECORD or (policy.trust_server and mode in CENTRAL_MODES)

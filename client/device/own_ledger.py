@@ -1,0 +1,137 @@
+"""A device's own ledger of what it gave as a client: reserved on its own disk before its vector leaves.
+
+The server keeps the population's ledger; this one takes nobody's word. What a sum of clients tells of this one is
+charged as one Gaussian, without amplification: the device knows that it took part. It is one ledger for the device,
+whatever run, server or data: it is named by who the device is, since a client's data change and its budget must not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...privacy.accounting.events import Gaussian
+from ...privacy.accounting.gaussian import exact_epsilon
+from ...privacy.accounting.renyi_filter import counted
+from ...privacy.budget import Adjacency, Adversary, Budget, Release, Unit
+from ...privacy.ledger.book import Book
+from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, lowered
+from ...privacy.ledger.hash_chain import Chain
+from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
+from ...privacy.refusal import Refusal
+from ...strategies.wire import BUDGET_SPENT, NOT_READY
+from ..private_update import NotTrained
+
+logger = logging.getLogger("fedveil.client")
+
+WAIT_SECONDS = 10.0
+MECHANISM = "private_sum"
+
+
+@dataclass(frozen=True)
+class OwnLedger:
+    """Where the ledger lies, and what the device's owner lets it spend.
+
+    Attributes:
+      folder: of the device's ledgers; it must be there.
+      device: what names the device, 64 hexadecimal digits.
+      cap: the owner's; `caps.json` in the folder may lower it.
+    """
+
+    folder: Path
+    device: str
+    cap: Cap
+
+    @property
+    def path(self) -> Path:
+        """The ledger's file."""
+        return self.folder / f"{CLIENT}{self.device[:NAMED]}.ledger"
+
+    @contextmanager
+    def charged(
+        self, run: str, number: int, attempt: int, noise: float, adversaries: Sequence[Adversary]
+    ) -> Generator[None]:
+        """Reserve one vector's cost, and commit it once the vector is made; what raises inside has not been sent.
+
+        Whoever is killed inside finds the reservation: it stays spent, and the same attempt is refused.
+
+        Args:
+          run, number, attempt: which attempt at which round.
+          noise: of the sum that the vector goes into: noise std over the clipping norm.
+          adversaries: who sees that sum.
+
+        Raises:
+          NotTrained: BUDGET_SPENT, or NOT_READY where the ledger cannot be written or read.
+          Refusal: the attempt was answered before.
+        """
+        key = (run, number, f"{MECHANISM} {attempt}")
+        events = dict.fromkeys(adversaries, Gaussian(float(noise)))
+        with closing(self._reserved(Release(Unit.CLIENT, *key, events, "system"))) as ledger:
+            try:
+                yield
+            except Exception:
+                ledger.void(key, "no vector was made")
+                raise
+            _commit(ledger, key)
+
+    def _reserved(self, release: Release) -> Ledger:
+        try:
+            # Counted as zero-out: an event says noise over the clip, whichever adjacency a server has in mind.
+            asked = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
+            budget = lowered(asked, [self.cap])
+            ledger = Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS)
+        except CapEnded as ended:
+            logger.warning("%s", ended)
+            raise NotTrained(BUDGET_SPENT) from ended
+        except Refusal as refusal:  # a full disk, a damaged file
+            logger.error("%s", refusal)
+            raise NotTrained(NOT_READY) from refusal
+        try:
+            ledger.reserve_new(release)
+        except BaseException as error:
+            ledger.close()
+            raise _named(error) from error
+        return ledger
+
+
+def _named(error: BaseException) -> BaseException:
+    if isinstance(error, BudgetExhausted):
+        logger.warning("%s", error)
+        return NotTrained(BUDGET_SPENT)
+    if isinstance(error, Refusal) and error.field == "ledger":
+        logger.error("%s", error)
+        return NotTrained(NOT_READY)
+    return error
+
+
+def _commit(ledger: Ledger, key: Key) -> None:
+    try:
+        ledger.commit(key)
+    except Refusal as refusal:  # the note changes no epsilon: what was reserved stays spent
+        logger.warning("%s", refusal)
+
+
+def epsilon_of(path: Path) -> tuple[float, float] | None:
+    """Return (epsilon, delta) spent on a ledger, read without its lock; None where nothing is.
+
+    Raises:
+      Refusal: it is damaged.
+    """
+    if not path.exists():
+        return None
+    book = Book()
+    with closing(Chain.for_reading(path)) as chain:
+        book.replay(chain)
+    if not book.granted:
+        return None
+    delta = next(iter(book.granted.values())).target_delta
+    return max(_epsilon(book, who, delta) for who in book.spent), delta
+
+
+def _epsilon(book: Book, who: Adversary, delta: float) -> float:
+    adjacency = Adjacency(book.identity["adjacency"])
+    exact = exact_epsilon(book.spent[who], delta, adjacency) if book.filter_order is None else None
+    return counted(book.events(who), delta, adjacency, book.filter_order) if exact is None else exact

@@ -1,0 +1,1 @@
+"""DP-SGD at the client: per-example gradients, clipping, noise, canary records."""

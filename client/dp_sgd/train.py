@@ -1,0 +1,290 @@
+"""Local training with record-level privacy: DP-SGD (Abadi et al. 2016, arXiv:1607.00133).
+
+The batches, the noise and the count of what it all reveals are ours; clipped sums come from one of three engines, and
+step in Opacus' optimiser. Opacus' hooks hold every example's gradient, and are what the others are tested against;
+its ghost clipping takes a second backward pass instead; `book_keeping` takes one. All attach to the model as it is
+(``wrap_model=False``), so parameter names stay what the server knows. The noise comes from a cryptographic stream.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from ...privacy.mechanisms.randomness import Stream
+from ...privacy.plan import Plan
+from ...privacy.refusal import Refusal
+from ...strategies.record_plan import PoissonBatches
+from ...tasks.protocol import Examples, Objective
+from ..training.sgd import SGD, with_fast_kernels
+from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
+
+NOISE_BLOCK = 1 << 15  # numbers drawn at a time, so that they stay in a core's second cache
+
+
+def standard_normal(count: int, stream: Stream) -> Tensor:
+    """Return `count` independent standard normal numbers, shape (count,), float64.
+
+    Box and Muller (1958) on 53-bit uniforms. The float attacks of Mironov (2012) remain a residual risk of every
+    floating-point DP-SGD, this one included; the noise on sums of clients is discrete and has none.
+    """
+    half = (count + 1) // 2
+    words = (stream.uint64(2 * half) >> np.uint64(11)).view(np.int64)
+    uniform = torch.from_numpy(words).double().add_(0.5).mul_(2.0**-53)  # in (0, 1): the logarithm is finite
+    radius = uniform[:half].log_().mul_(-2).sqrt_()
+    angle = uniform[half:].mul_(2 * math.pi)
+    return torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)])[:count]
+
+
+class StreamNoiseOptimizer(DPOptimizer):
+    """Opacus' optimiser on clipped sums that stand ready, with noise from a cryptographic stream."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, stream: Stream, **options: Any) -> None:
+        super().__init__(optimizer, **options)
+        self.stream = stream
+        self.flat = torch.cat([p.detach().reshape(-1) for p in self.params])
+        parts = self.flat.split([p.numel() for p in self.params])
+        self.views = [part.view(p.shape) for part, p in zip(parts, self.params, strict=True)]
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
+        """Turn the clipped sums into noised means; an engine has left the sums on the parameters."""
+        self.add_noise()
+        self.scale_grad()
+        return True
+
+    def add_noise(self) -> None:
+        """Add N(0, (noise_multiplier * max_grad_norm)^2) to every coordinate of the clipped sum.
+
+        Raises:
+          FloatingPointError: if a sum is not finite; nothing is released then.
+        """
+        parameters: list[Any] = (
+            self.params
+        )  # Opacus keeps its sums as attributes that torch's type does not know
+        torch.cat([parameter.summed_grad.reshape(-1) for parameter in parameters], out=self.flat)
+        if not bool(self.flat.sum().isfinite()):
+            raise FloatingPointError("a clipped sum is not finite")
+        std = self.noise_multiplier * self.max_grad_norm
+        for block in self.flat.split(NOISE_BLOCK):
+            block.add_(standard_normal(len(block), self.stream).to(block.dtype), alpha=std)
+        for parameter, noised in zip(parameters, self.views, strict=True):
+            parameter.grad = noised
+
+    def scale_grad(self) -> None:
+        """Divide by the expected number of examples in a batch."""
+        self.flat.div_(self.expected_batch_size or 1)
+
+
+@dataclass(frozen=True)
+class PrivateSteps:
+    """The steps of one private training.
+
+    Attributes:
+      plan: its sampling is `PoissonBatches`, its clipping norm bounds each example's gradient.
+      draws: the batches come from it.
+      noise: so does this.
+      after: called after each step, when the parameters' gradients are its noised means.
+    """
+
+    plan: Plan
+    draws: Stream
+    noise: Stream
+    after: Callable[[], None] | None = None
+
+
+def train_privately(
+    model: nn.Module,
+    task: Objective,
+    examples: Examples,
+    sgd: SGD,
+    steps: PrivateSteps,
+    gradients: str = "hooks",
+) -> None:
+    """Train the model in place by DP-SGD; `steps.plan.event()` accounts for all of its steps.
+
+    An example whose gradient is not finite adds nothing to its step.
+
+    Args:
+      model: without batch normalisation, in the state the server sent.
+      task: gives the loss, a mean over a batch.
+      examples: the client's own.
+      sgd: learning rate and FedProx weight; epochs and batches come from the plan.
+      steps: the plan, and what its steps are drawn from.
+      gradients: a name of `ENGINES`, as `chosen_engine` returns it.
+
+    Raises:
+      Refusal: if some layer's batch is not the batch of examples, or ghost clipping cannot train the model.
+    """
+    plan = steps.plan
+    assert isinstance(plan.sampling, PoissonBatches)
+    # What a layer writes into a buffer while it trains follows the data and has no noise: it is put back.
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    optimizer = StreamNoiseOptimizer(
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=sgd.learning_rate),
+        steps.noise,
+        noise_multiplier=plan.noise_std / plan.clipping_norm,
+        max_grad_norm=plan.clipping_norm,
+        expected_batch_size=max(1, round(plan.sampling.sample_rate * len(examples))),
+    )
+    start = [p.detach().clone() for p in optimizer.params] if sgd.proximal_mu else []
+    layout = _lay_out(model, examples, gradients)
+
+    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = model(examples.inputs[rows].contiguous(memory_format=layout))
+        return outputs, task.loss(outputs, examples.targets[rows])
+
+    model.train()
+    try:
+        with warnings.catch_warnings(), ENGINES[gradients](model, forward, optimizer) as clipped_sums:
+            # What torch warns about is wanted: the hooks read the outputs' gradients, and inputs need none.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            for batch in plan.sampling.draw(len(examples), steps.draws):
+                _clip(torch.from_numpy(batch), clipped_sums, optimizer)
+                optimizer.step()
+                if steps.after is not None:
+                    steps.after()
+                if sgd.proximal_mu:
+                    _pull(optimizer.params, start, sgd)
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
+    """Leave the clipped sum over the rows on the parameters, without the examples whose gradients are not finite."""
+    parameters: list[Any] = optimizer.params
+    while len(rows):
+        for parameter in parameters:
+            parameter.summed_grad = None  # no engine may pass on the sum of the step before
+        finite = clipped_sums(rows)
+        if bool(finite.all()):
+            return
+        rows = rows[finite]
+    # A step without examples still moves by noise alone: its absence would tell that the batch was empty.
+    for parameter in parameters:
+        parameter.summed_grad = torch.zeros_like(parameter, requires_grad=False)
+
+
+@contextmanager
+def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
+    """Give clipped sums by Opacus' hooks, its default: all examples' gradients at once."""
+    attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
+
+    def clipped_sums(rows: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        forward(rows)[1].backward()
+        samples = optimizer.grad_samples
+        _check_batch([len(each) for each in samples], len(rows))
+        optimizer.clip_and_accumulate()
+        parameters: list[Any] = optimizer.params
+        if all(bool(p.summed_grad.sum().isfinite()) for p in parameters):
+            return torch.ones(len(rows), dtype=torch.bool)
+        return torch.stack([each.flatten(1).isfinite().all(1) for each in samples]).all(0)
+
+    try:
+        yield clipped_sums
+    finally:
+        attached.cleanup()
+
+
+@contextmanager
+def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
+    """Give clipped sums by Opacus' ghost clipping (Li et al. 2022, arXiv:2110.05679): norms, then weighted losses."""
+    options: dict[str, Any] = {"max_grad_norm": optimizer.max_grad_norm, "use_ghost_clipping": True}
+    attached = GradSampleHooksFastGradientClipping(model, batch_first=True, loss_reduction="mean", **options)
+
+    def clipped_sums(rows: Tensor) -> Tensor:
+        attached.enable_hooks()
+        outputs, loss = forward(rows)
+        (back,) = torch.autograd.grad(loss, [outputs], retain_graph=True)
+        outputs.backward(back, retain_graph=True)
+        parameters: list[Any] = optimizer.params
+        _check_batch([len(p._norm_sample) for p in parameters], len(rows))
+        weights = attached.get_clipping_coef()
+        finite = attached.get_norm_sample().isfinite()
+        optimizer.zero_grad(set_to_none=True)
+        attached.disable_hooks()
+        # Each example's loss depends on its own outputs alone, so weights on the one weigh the other.
+        outputs.backward(back * (weights * len(rows)).view(-1, *[1] * (back.dim() - 1)))
+        for parameter in parameters:
+            parameter.summed_grad = parameter.grad
+        return finite
+
+    try:
+        yield clipped_sums
+    except NotImplementedError as error:
+        raise Refusal("privacy.gradients", "ghost", f"{error}; use auto or hooks") from None
+    finally:
+        attached.cleanup()
+
+
+ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContextManager[ClippedSums]]] = {
+    "hooks": hooks,
+    "ghost": ghost,
+    "book_keeping": book_keeping,
+}
+
+
+def chosen_engine(gradients: str, model: nn.Module, examples: Examples) -> str:
+    """Return the engine to train with; the data decide nothing.
+
+    `auto` takes book-keeping where it can, since it is the fastest or as fast as any (`python -m
+    fedveil.benchmarks dp_sgd`), ghost clipping where an embedding would be held for every example, else hooks.
+
+    Raises:
+      Refusal: if book-keeping was asked for by name and cannot train the model.
+    """
+    if gradients not in ("auto", "book_keeping"):
+        return gradients
+    reason = obstacle(model, torch.zeros_like(examples.inputs[:1]))
+    if reason is None:
+        return "book_keeping"
+    if gradients == "book_keeping":
+        raise Refusal("privacy.gradients", gradients, f"{reason} in this model; use auto or hooks")
+    return "ghost" if _ghost_pays(model, examples) else "hooks"
+
+
+def _ghost_pays(model: nn.Module, examples: Examples) -> bool:
+    """Whether hooks would hold a table for each example, and ghost clipping's condition is met: no layer works twice."""
+    layers = [m for m in model.modules() if type(m) in GradSampleHooksFastGradientClipping.NORM_SAMPLERS]
+    if not any(isinstance(m, nn.Embedding) and m.weight.requires_grad for m in layers):
+        return False
+    used = uses(model, torch.zeros_like(examples.inputs[:1]))
+    return all(used[p] == 1 for layer in layers for p in layer.parameters() if p.requires_grad)
+
+
+def _lay_out(model: nn.Module, examples: Examples, gradients: str) -> torch.memory_format:
+    """Bring the kernels into the layout that the engine is right and fast in, and return it for the inputs."""
+    kernels = [p for p in model.parameters() if p.dim() == 4]
+    if gradients == "book_keeping":
+        with_fast_kernels(model)
+        return torch.channels_last if kernels and examples.inputs.dim() == 4 else torch.contiguous_format
+    for kernel in kernels:
+        # Opacus' unfold2d reckons with strides of contiguous images, and is wrong on what such kernels put out.
+        kernel.data = kernel.data.clone(memory_format=torch.contiguous_format)
+    return torch.contiguous_format
+
+
+def _check_batch(found: list[int], batch: int) -> None:
+    if set(found) != {batch}:
+        remedy = "every trainable layer must see the batch of examples as its first dimension"
+        raise Refusal("model", f"{batch} examples became {max(found)}", remedy)
+
+
+def _pull(parameters: list[nn.Parameter], start: list[Tensor], sgd: SGD) -> None:
+    """Take FedProx's proximal step; it reads no data."""
+    with torch.no_grad():
+        for parameter, origin in zip(parameters, start, strict=True):
+            parameter.add_(parameter - origin, alpha=-sgd.learning_rate * sgd.proximal_mu)

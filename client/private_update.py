@@ -1,0 +1,93 @@
+"""The client's half of the private sum, as a Flower mod: add it to any ClientApp that trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+from numpy.typing import NDArray
+
+from ..privacy.mechanisms.private_sum import encode
+from ..privacy.secagg.transcript import Terms
+from ..strategies.flower_adapter import records_of
+from ..strategies.wire import DROP_REASONS, FAILED, layout_of, only_arrays, read_spec, reply_with, view
+
+logger = logging.getLogger("fedveil.client")
+
+
+class NotTrained(Exception):
+    """The client does not answer with a vector; the code is all that leaves, and only one that has a name."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code if code in DROP_REASONS else FAILED
+
+
+# Entered before the app is called and left once the vector is made: what a device's own ledger is charged. It is given
+# the instruction and, in secure aggregation, the attempt's terms; it raises NotTrained where nothing may be computed.
+Charge = Callable[[RecordDict, Terms | None], AbstractContextManager[None]]
+
+
+def uncharged(content: RecordDict, terms: Terms | None) -> AbstractContextManager[None]:
+    """Charge nothing here: the population's ledger, at the server, is charged for all."""
+    del content, terms
+    return nullcontext()
+
+
+def private_update(
+    message: Message, context: Context, call_next: ClientAppCallable, charge: Charge = uncharged
+) -> Message:
+    """Replace a client's reply by its clipped vector on the lattice.
+
+    The update is the arrays that the app returns minus the arrays it received, matched by name; the example count
+    and those metrics for which the server named a bound ride in the same vector. All else stays at the client:
+    other metrics, configuration records, error texts. An instruction that belongs to no private sum is refused,
+    so an evaluation whose metrics nobody accounted for does not leave either.
+    """
+    spec = read_spec(message.content)
+    if spec is None:
+        return Message(Error(FAILED, "this client answers private sums only"), reply_to=message)
+    received = dict(only_arrays(message.content).items())  # the app may change what it was given
+    try:
+        with charge(message.content, None):
+            reply = call_next(message, context)
+            if reply.has_error():
+                raise NotTrained(reply.error.code)
+            update = difference(only_arrays(reply.content), received)
+            vector, _ = encode(update, scalars_of(reply), spec)
+    except NotTrained as said:
+        return Message(Error(said.code, "the client did not train"), reply_to=message)
+    except Exception:
+        # What failed may depend on the data: nobody but the owner may read it.
+        logger.exception("round failed at this client")
+        return Message(Error(FAILED, "the client failed"), reply_to=message)
+    return reply_with(vector, message)
+
+
+def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str, NDArray[np.floating]]:
+    """Return trained minus received for every averaged array, matched by name, in the received order.
+
+    Raises:
+      KeyError: an array is missing.
+      ValueError: an array has another shape.
+    """
+    layout = layout_of(received)
+    update: dict[str, NDArray[np.floating]] = {}
+    for name, shape in layout.items():
+        value = view(trained[name])
+        if value.shape != shape:
+            raise ValueError(f"array {name} has shape {value.shape}, expected {shape}")
+        update[name] = np.subtract(value, view(received[name]))
+    return update
+
+
+def scalars_of(reply: Message) -> dict[str, float]:
+    """Return every metric of a reply that is a number."""
+    values: dict[str, float] = {}
+    for record in records_of(reply.content, MetricRecord).values():
+        values |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+    return values

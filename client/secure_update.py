@@ -1,0 +1,160 @@
+"""The client's half of secure aggregation, as a Flower mod: what leaves is masked, or a reason by name.
+
+It answers the protocol's messages for one node and calls the app once an attempt, for the message that brings the
+model. Between messages the node's memory lies in Flower's context, sealed under a key that no message carries.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import cast
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+
+from ..privacy.mechanisms.distributed import encode_share, openings
+from ..privacy.mechanisms.randomness import KEY_BYTES, Randomness
+from ..privacy.mechanisms.sizing import ShareSpec
+from ..privacy.refusal import Refusal
+from ..privacy.secagg.attempt import Openings, Work
+from ..privacy.secagg.client import Participant, declined
+from ..privacy.secagg.graph import colluders
+from ..privacy.secagg.masks import Vector
+from ..privacy.secagg.node_state import read_state, write_state
+from ..privacy.secagg.refusal import Reason, Refused
+from ..privacy.secagg.transcript import Terms
+from ..strategies.flower_adapter import records_of
+from ..strategies.identity import Identity
+from ..strategies.secure_wire import (
+    answer,
+    messages_of,
+    model_hash,
+    read_share_spec,
+    rotation_seed,
+    task_hash,
+)
+from ..strategies.wire import FAILED, only_arrays
+from .private_update import Charge, NotTrained, difference, scalars_of, uncharged
+
+logger = logging.getLogger("fedveil.client")
+
+STATE_RECORD, STATE = "fedveil.node", "sealed"
+NOISE_TOLERANCE = 1e-9  # of two ways to compute one ratio in floating point
+
+
+def secure_update(
+    identity: Identity,
+    randomness: Randomness,
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
+    charge: Charge = uncharged,
+) -> Message:
+    """Answer one exchange of secure aggregation; an instruction that belongs to none is refused, as in the clear."""
+    asked = messages_of(message.content)
+    if asked is None:
+        return Message(Error(FAILED, "this client answers secure aggregation only"), reply_to=message)
+    job = Job(identity, randomness, message, context, call_next, charge)
+    try:
+        node = _remembered(context, identity)
+        try:
+            work = job.work() if records_of(message.content, ArrayRecord) else None
+            replies = [_handled(node, each, work) for each in asked]
+        finally:
+            context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
+    except Exception:
+        # What failed may depend on the data: nobody but the owner may read it.
+        logger.exception("round failed at this client")
+        return Message(Error(FAILED, "the client failed"), reply_to=message)
+    codes = [reply for reply in replies if isinstance(reply, int)]
+    if codes and len(asked) == 1:
+        return Message(Error(codes[0], "the client did not train"), reply_to=message)
+    sent = [b"" if isinstance(reply, int) else reply for reply in replies]
+    return Message(answer(sent, *codes[:1]), reply_to=message)
+
+
+def _remembered(context: Context, identity: Identity) -> Participant:
+    node = identity.participant()
+    record = records_of(context.state, ConfigRecord).get(STATE_RECORD)
+    if record is not None:
+        sealed = record[STATE]
+        assert isinstance(sealed, bytes)
+        read_state(node, sealed, identity.node_key)
+    return node
+
+
+def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | int:
+    """Return the reply to one message, or the code of why there is none: what comes beside it is answered all the same."""
+    try:
+        return node.handle(message, int(time.time()), work)
+    except Refused as refused:
+        logger.warning("node %s stops: %s", node.node, refused)
+        return declined(refused)
+    except NotTrained as said:
+        return said.code
+    except Exception:
+        # What failed may depend on the data: nobody but the owner may read it.
+        logger.exception("round failed at this client")
+        return FAILED
+
+
+@dataclass(frozen=True)
+class Job:
+    """What this node trains in a round, once the protocol asks for it."""
+
+    identity: Identity
+    randomness: Randomness
+    message: Message
+    context: Context
+    call_next: ClientAppCallable
+    charge: Charge
+
+    def work(self) -> Work:
+        """Return the node's share of the round."""
+        return Work(model_hash(self.message.content), self._vector)
+
+    def _vector(self, terms: Terms) -> tuple[Vector, Openings]:
+        content = self.message.content
+        spec = _agreed_spec(content, terms, self.identity.policy.collusion)
+        received = dict(only_arrays(content).items())  # the app may change what it was given
+        seed = rotation_seed(model_hash(content), terms.round)
+        with self.charge(content, terms):
+            reply = self.call_next(self.message, self.context)
+            if reply.has_error():
+                raise NotTrained(reply.error.code)
+            update = difference(only_arrays(reply.content), received)
+            stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
+            layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
+            words, _ = encode_share(update, scalars_of(reply), spec, stream, seed, layers)
+            return cast(Vector, words), openings(spec, layers)
+
+
+def _agreed_spec(content: RecordDict, terms: Terms, collusion: float) -> ShareSpec:
+    """Return the spec that came beside the model, if it is the one that the cohort agreed on and gives its noise.
+
+    Raises:
+      Refused: POLICY.
+    """
+    try:
+        spec = read_share_spec(content)
+    except (Refusal, ValueError, TypeError, KeyError) as error:
+        raise Refused(Reason.POLICY, "the vector's spec is none, or not safe") from error
+    attendance = spec.attendance
+    assumed = colluders(terms.cohort_size, collusion)
+    knowing = max(assumed, attendance.colluders)
+    promised = terms.noise_multiplier * (1 - NOISE_TOLERANCE)
+    demands = {
+        "task_hash": task_hash(spec) == terms.task_hash,
+        "bits": spec.bits == terms.bits,
+        "step": spec.sum.step == terms.step,
+        "clipping_norm": spec.sum.clipping_norm == terms.clipping_norm,
+        "most": attendance.most >= terms.cohort_size,
+        "minimum_survivors": attendance.least <= terms.minimum_survivors,
+        "noise_multiplier": attendance.least > knowing and spec.least_noise(knowing) >= promised,
+    }
+    for name, met in demands.items():
+        if not met:
+            raise Refused(Reason.POLICY, f"{name} of the spec is not what the terms say")
+    return spec

@@ -1,0 +1,1 @@
+"""Local training without record-level privacy: one client, a cohort, arrays alone."""

@@ -1,0 +1,231 @@
+"""Training a whole cohort of a small model at once: the same mathematics as one client after the other.
+
+On a small model nearly all the time of a client is Python. Clients with equally many examples are stacked and
+trained by one vectorised step each (`torch.func.vmap`): same batches, same order, same seeds, equal to the path of
+single clients up to float rounding, which a test holds. Chosen when the model has few parameters; a model that
+cannot be vectorised is trained client by client.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ...privacy.mechanisms.private_sum import CohortSum, encode_rows
+from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.mechanisms.sum_spec import SumSpec
+from ...strategies.canaries import canary_updates
+from ...strategies.client_settings import SGD, TRAIN_LOSS, CanaryClients, training_settings
+from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
+from ...tasks.protocol import Examples, StackedTask
+from ..app import Workbench
+from .batches import shuffled_batches
+from .sgd import descend
+
+logger = logging.getLogger("fedveil.client")
+
+MAX_PARAMETERS = 50_000  # above, one client's matrix products fill a core and stacking gains nothing
+MAX_STACK = 128  # clients at a time, so that memory does not grow with the cohort
+
+Group = list[tuple[int, Examples]]  # clients and what they have, equally many examples each
+Losses = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
+Layers = list[tuple[str, nn.Module]]
+
+
+def can_vectorise(bench: Workbench) -> bool:
+    """Return whether this task's cohorts are trained at once."""
+    parameters = list(bench.model.parameters())
+    few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
+    only_parameters = len(parameters) == len(bench.model.state_dict()) and all(
+        p.requires_grad for p in parameters
+    )
+    return bench.settings.record is None and few and only_parameters and _traces(bench)
+
+
+def _traces(bench: Workbench) -> bool:
+    """Return whether a vectorised step of this model runs at all."""
+    start = {name: p.detach() for name, p in bench.model.named_parameters()}
+    try:
+        examples = bench.task.client_data(0)
+        inputs, targets = examples.inputs[:1].unsqueeze(0), examples.targets[:1].unsqueeze(0)
+        _gradients(_losses(bench), _stacked(start, 1), inputs, targets)
+    except Exception:  # noqa: BLE001 (whatever the task's own code raises, single clients are told apart)
+        return False
+    return True
+
+
+def sum_cohort(
+    bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
+) -> CohortSum:
+    """Train these clients from the instruction's arrays and return the sum of their vectors, shape (size,)."""
+    sgd = training_settings(content, bench.settings)
+    _, number = read_round(content)
+    arrays = only_arrays(content)
+    start = {name: torch.from_numpy(np.array(view(arrays[name]))) for name in layout_of(arrays)}
+    cohort_sum = CohortSum(np.zeros(size))
+
+    key = int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0])
+
+    def add(group: Group) -> None:
+        try:
+            update, scalars = _train_group(bench, group, start, sgd, key)
+        except Exception:
+            if len(group) > 1:  # one of them fails, or they cannot be stacked: the others must not suffer
+                for one in group:
+                    add([one])
+                return
+            logger.exception("round failed at this client")
+            return cohort_sum.drop("failed")
+        _add_rows(cohort_sum, update, scalars, spec)
+
+    dummies = bench.settings.canaries
+    real = [client for client in clients if dummies is None or client not in dummies]
+    for first in range(0, len(real), MAX_STACK):
+        for group in _of_one_size(bench, real[first : first + MAX_STACK], cohort_sum):
+            add(group)
+    if dummies is not None:
+        _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum)
+    return cohort_sum
+
+
+def _add_canaries(
+    dummies: CanaryClients, clients: Sequence[int], spec: SumSpec, cohort_sum: CohortSum
+) -> None:
+    dimension = cohort_sum.total.size - len(spec.scalars)
+    for first in range(0, len(clients), MAX_STACK):
+        update = canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
+        metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
+        _add_rows(cohort_sum, update, metrics, spec)
+
+
+def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> list[Group]:
+    """Return the clients in groups with equally many examples; one whose data cannot be had is dropped."""
+    by_records: dict[int, Group] = defaultdict(list)
+    for client in clients:
+        try:
+            examples = bench.task.client_data(client)
+        except Exception:
+            logger.exception("round failed at this client")
+            cohort_sum.drop("failed")
+        else:
+            by_records[len(examples)].append((client, examples))
+    return [group for _, group in sorted(by_records.items())]
+
+
+def _train_group(
+    bench: Workbench, group: Group, start: Mapping[str, Tensor], sgd: SGD, key: int
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
+    records = len(group[0][1])
+    inputs = torch.cat([examples.inputs for _, examples in group])
+    targets = torch.cat([examples.targets for _, examples in group])
+    batches = shuffled_batches(
+        records, sgd.batch_size, sgd.local_epochs, clients=[client for client, _ in group], key=key
+    )
+    losses_of, weights = _losses(bench), _stacked(start, len(group))
+    values = list(weights.values())
+    origins = [value.unsqueeze(0) for value in start.values()]
+    first = np.arange(len(group))[:, None] * records
+    losses: list[Tensor] = []
+    for batch in batches:
+        index = torch.from_numpy((first + batch).ravel())
+        shape = batch.shape
+        gradients, loss = _gradients(
+            losses_of,
+            weights,
+            inputs.index_select(0, index).unflatten(0, shape),
+            targets.index_select(0, index).unflatten(0, shape),
+        )
+        with torch.no_grad():
+            if sgd.proximal_mu:
+                pulls = zip(gradients, values, origins, strict=True)
+                gradients = [g.add(w - origin, alpha=sgd.proximal_mu) for g, w, origin in pulls]
+            descend(values, gradients, sgd.learning_rate)
+        losses.append(loss)
+    with torch.no_grad():
+        moved = [(w - origin).flatten(1) for w, origin in zip(values, origins, strict=True)]
+        update = torch.cat(moved, dim=1).numpy()
+    mean_losses = torch.stack(losses).mean(0).double().numpy()
+    return update, {WEIGHT: np.full(len(group), float(records)), TRAIN_LOSS: mean_losses}
+
+
+def _stacked(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
+    """Return a copy of the parameters for each client, shape (clients, ...)."""
+    return {
+        name: value.unsqueeze(0).repeat(clients, *([1] * value.dim())).requires_grad_()
+        for name, value in start.items()
+    }
+
+
+def _losses(bench: Workbench) -> Losses:
+    """Return the function from stacked parameters, inputs and targets to each client's loss, shape (clients,)."""
+    model, task = bench.model, bench.task
+    loss_of = task.losses if isinstance(task, StackedTask) else vmap(task.loss)
+
+    def outputs_of(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        return functional_call(model, weights, (inputs,))
+
+    def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        layers = _perceptron(model, flat=inputs.dim() == 3)
+        outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
+        return loss_of(outputs, targets)
+
+    return losses
+
+
+def _perceptron(model: nn.Module, flat: bool) -> Layers:
+    """Return a model's layers, each with its parameters' prefix, if they are linear and elementwise ones; else none.
+
+    `flat` says that an example is a vector; where it is not, the first layer must make it one.
+    """
+    layers = [("", model)]
+    if type(model) is nn.Sequential:
+        layers = [(f"{name}.", layer) for name, layer in model.named_children()]
+        if len(layers) < len(model):  # one layer twice
+            return []
+    flat = flat or isinstance(layers[0][1], nn.Flatten)
+    return layers if flat and all(_is_plain(layer) for _, layer in layers) else []
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Flatten):
+        return (layer.start_dim, layer.end_dim) == (1, -1)
+    return type(layer) in (nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU)
+
+
+def _forward(layers: Layers, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """Return the outputs of all clients' models: what vmap does, without its cost at every layer."""
+    values = inputs.flatten(2).transpose(1, 2)  # examples last: gradients then have the layout of the weights
+    for name, layer in layers:
+        if isinstance(layer, nn.Linear):
+            weight, bias = weights[f"{name}weight"], weights.get(f"{name}bias")
+            values = weight @ values if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, values)
+        elif not isinstance(layer, nn.Flatten):
+            values = layer(values)
+    return values.transpose(1, 2)
+
+
+def _gradients(
+    losses_of: Losses, weights: dict[str, Tensor], inputs: Tensor, targets: Tensor
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Return each client's own gradients and loss: no other's loss depends on its parameters, so their sum will do."""
+    losses = losses_of(weights, inputs, targets)
+    return torch.autograd.grad(losses.sum(), list(weights.values()), materialize_grads=True), losses.detach()
+
+
+def _add_rows(
+    cohort_sum: CohortSum, update: NDArray[np.float32], scalars: dict[str, NDArray[np.float64]], spec: SumSpec
+) -> None:
+    finite = np.isfinite(update).all(axis=1)
+    for _ in range(int((~finite).sum())):
+        cohort_sum.drop("failed")
+    rows = encode_rows(update[finite], {name: values[finite] for name, values in scalars.items()}, spec)
+    cohort_sum.total += rows.sum(axis=0)
+    cohort_sum.replies += len(rows)

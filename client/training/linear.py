@@ -1,0 +1,107 @@
+"""Multinomial logistic regression by SGD in NumPy, for devices that have no room for torch.
+
+The arrays have the names of torch's `nn.Linear`, the batches and their order are those of `training.train`, and so
+are the values, up to the rounding of float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from flwr.app import Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.refusal import Refusal
+from ...strategies.client_settings import SGD, TRAIN_LOSS, ClientSettings, training_settings
+from ...strategies.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
+from .batches import shuffled_batches
+
+Matrix = NDArray[np.float32]
+Labels = NDArray[np.int64]
+KIND = "linear"
+
+
+@dataclass(frozen=True)
+class Table:
+    """n examples: `inputs` (n, d) float32, `targets` (n,) int64, at least 0."""
+
+    inputs: Matrix
+    targets: Labels
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def read_table(path: Path) -> Table:
+    """Return the arrays `inputs` and `targets` of an .npz file.
+
+    Raises:
+      Refusal: it cannot be read, or not trained on.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            inputs, targets = arrays["inputs"], arrays["targets"]
+    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile) as error:
+        raise Refusal("data", str(path), f"give an .npz with inputs and targets ({error})") from error
+    if inputs.ndim != 2 or inputs.dtype != np.float32 or targets.shape != inputs.shape[:1] or not len(inputs):
+        raise Refusal("data", str(path), "give inputs (n, d) float32 and as many targets (n,), at least one")
+    if targets.dtype.kind not in "iu" or targets.min() < 0:
+        raise Refusal("data", str(path), "targets must be whole numbers of at least 0")
+    if not np.isfinite(inputs).all():
+        raise Refusal("data", str(path), "impute or remove NaN and infinite values before training")
+    return Table(inputs, targets.astype(np.int64))
+
+
+def train_round(message: Message, client: int, table: Table, settings: ClientSettings) -> Message:
+    """Return the trained model, as `app.train_round` does.
+
+    Raises:
+      ValueError: the model does not fit the table.
+    """
+    arrays = only_arrays(message.content)
+    weight, bias = (view(arrays[name]).astype(np.float32) for name in ("weight", "bias"))
+    if len(arrays) != 2 or weight.shape != (len(bias), table.inputs.shape[1]) or bias.ndim != 1:
+        raise ValueError(f"a model of shape {weight.shape} for inputs {table.inputs.shape}")
+    if table.targets.max() >= len(bias):
+        raise ValueError("a target that the model has no class for")
+    _, number = read_round(message.content)
+    key = int(Randomness(settings.seed).stream("training", number).uint64(1)[0])
+    loss = train(weight, bias, table, training_settings(message.content, settings), client, key)
+    metrics = MetricRecord({WEIGHT: len(table), TRAIN_LOSS: loss})
+    content = RecordDict({"arrays": memory_arrays({"weight": weight, "bias": bias}), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+def train(weight: Matrix, bias: Matrix, table: Table, sgd: SGD, client: int, key: int) -> float:
+    """Train in place and return the mean loss of the steps, as `training.train` does.
+
+    Args:
+      weight: shape (classes, d).
+      bias: shape (classes,).
+      table: the examples.
+      sgd: how.
+      client, key: decide the order of the examples.
+    """
+    start = weight.copy(), bias.copy()
+    rate, pull = np.float32(sgd.learning_rate), np.float32(sgd.proximal_mu)
+    losses: list[np.float32] = []
+    for batch in shuffled_batches(len(table), sgd.batch_size, sgd.local_epochs, clients=[client], key=key):
+        inputs, targets = table.inputs[batch[0]], table.targets[batch[0]]
+        rows = np.arange(len(targets))
+        logs = _log_softmax(inputs @ weight.T + bias)
+        losses.append(-logs[rows, targets].mean())
+        wrong = np.exp(logs)
+        wrong[rows, targets] -= 1
+        wrong /= np.float32(len(targets))
+        weight -= rate * (wrong.T @ inputs + pull * (weight - start[0]))
+        bias -= rate * (wrong.sum(0) + pull * (bias - start[1]))
+    return float(np.mean(losses))
+
+
+def _log_softmax(outputs: Matrix) -> Matrix:
+    shifted = outputs - outputs.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

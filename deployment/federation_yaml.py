@@ -1,0 +1,218 @@
+"""federation.yaml: what the operator writes once. It is read strictly, and nothing is made of a file with a mistake."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..client.device.client_bundle import ELIGIBILITY_DEFAULTS, TASK_DEFAULTS, read_eligibility, read_task
+from ..client.device.owner_policy import read_policy
+from ..configs.bundle_files import ADDRESS, ADDRESS_FORM, HOST, LINKS, NAME, NAME_FORM, filled, read_section
+from ..configs.strict import Section
+from ..configs.yaml_guard import check_file, yaml_sentence
+from ..links.server_bundle import SERVER
+from ..privacy.refusal import Refusal
+
+DAYS = 365
+MOST_DAYS = 397  # TLS libraries accept at most 398 days of validity, and one goes to late clocks
+POLICY_DEFAULTS = {
+    "until": None,
+    "runs": [],
+    "trust_server": False,
+    "minimum_cohort": 3,
+    "collusion": 0.1,
+    "dropout": 0.4,
+    "maximum_clipping_norm": 100.0,
+    "minimum_noise_multiplier": 0.0,
+    "profile": "malicious",
+    "maximum_local_epochs": 10,
+}
+# What provisioning itself puts into each policy.
+PROVISIONED = {"authority": "0" * 64, "minimum_roster_version": 1}
+GROUPS: Mapping[str, Mapping[str, Any]] = {
+    "task": {**TASK_DEFAULTS, "client": None},
+    "eligibility": ELIGIBILITY_DEFAULTS,
+    "policy": POLICY_DEFAULTS,
+}
+CHOICES = ("name", "target", "kind")
+DEFAULTS = {
+    "link": "grpc",
+    "certificate_days": DAYS,
+    "server": {"listen": None, "also": []},
+    "task": {},
+    "eligibility": {},
+    "policy": {},
+}
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ClientEntry:
+    """One client as the operator wants it.
+
+    Attributes:
+      name: unique, and never "server".
+      request: the file by which the device asks for admission; None has its keys made here.
+      task, eligibility, policy: what the files of its bundle hold; None stands for what they leave out.
+    """
+
+    name: str
+    request: Path | None
+    task: Values
+    eligibility: Values
+    policy: Values
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A federation as the operator wants it.
+
+    Attributes:
+      name: of the federation.
+      address: what the clients dial, host:port.
+      listen: where the server listens, host:port.
+      hosts: DNS names and IP addresses in the server's certificate; the first is the host of `address`.
+      link: `grpc` or `flower`.
+      certificate_days: how long a certificate is valid.
+      clients: in the order of the file.
+    """
+
+    name: str
+    address: str
+    listen: str
+    hosts: tuple[str, ...]
+    link: str
+    certificate_days: int
+    clients: tuple[ClientEntry, ...]
+
+
+def read_federation(path: Path) -> Federation:
+    """What the file says.
+
+    Raises:
+      Refusal: it cannot be read, or a part of it holds mistakes; all mistakes of the first such part are told.
+    """
+    values = filled(DEFAULTS, _load(path))
+    made = read_section(values, _top, "")
+    shared = {group: filled(defaults, values[group]) for group, defaults in GROUPS.items()}
+    for group in ("eligibility", "policy", *(["task"] if values["task"] else [])):
+        _check(group, shared[group], group)
+    entries = [
+        _client(entry, shared, f"clients[{place}]", path.parent)
+        for place, entry in enumerate(values["clients"])
+    ]
+    for name, times in Counter(entry.name for entry in entries).items():
+        if name == SERVER or times > 1:
+            raise Refusal("name", name, "is the server's" if name == SERVER else "names two clients")
+    return Federation(*made, clients=tuple(entries))
+
+
+def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int]:
+    for group in GROUPS:
+        section.section(group)
+    section.groups("clients")
+    server = section.section("server")
+    address, also = server.matching("address", ADDRESS, ADDRESS_FORM), server.texts("also")
+    host, _, port = address.rpartition(":")
+    if not all(map(_is_host, also)):
+        server.refuse("also", "must be a list of DNS names and IP addresses")
+    if address and not _is_host(host.strip("[]")):
+        server.refuse("address", f"must be {ADDRESS_FORM}")
+    listen = f"0.0.0.0:{port}"
+    if server.given("listen"):
+        listen = server.matching("listen", ADDRESS, ADDRESS_FORM)
+    server.done()
+    return (
+        section.matching("federation", NAME, NAME_FORM),
+        address,
+        listen,
+        (host.strip("[]"), *also),
+        section.word("link", LINKS),
+        section.whole("certificate_days", at_least=1, at_most=MOST_DAYS),
+    )
+
+
+def _is_host(text: str) -> bool:
+    """Whether it is a DNS name or an IP address."""
+    if ":" not in text:
+        return HOST.fullmatch(text) is not None
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _client(found: Values, shared: Mapping[str, Values], path: str, folder: Path) -> ClientEntry:
+    values = filled({"request": None, "task": {}, "eligibility": {}, "policy": {}}, found)
+    name, request = read_section(values, _entry, path)
+    task = shared["task"]
+    if any(choice in values["task"] for choice in (*CHOICES, "data")):
+        task = {**task, **dict.fromkeys((*CHOICES, "data"))}
+    wanted = {
+        group: filled(values_of, values[group]) for group, values_of in {**shared, "task": task}.items()
+    }
+    for group, part in wanted.items():
+        _check(group, part, f"{path}.{group}")
+    return ClientEntry(name, folder / request if request else None, **wanted)
+
+
+def _entry(section: Section) -> tuple[str, str | None]:
+    for group in GROUPS:
+        section.section(group)
+    return section.matching("name", NAME, NAME_FORM), section.optional_text("request")
+
+
+def _check(group: str, values: Values, path: str) -> None:
+    """Refuse what the client's own reader would."""
+    match group:
+        case "task":
+            client = 0 if values["client"] is None else values["client"]
+            read_section({**values, "client": client}, read_task, path)
+        case "eligibility":
+            read_section(values, read_eligibility, path)
+        case _:
+            remedy = "is written by provisioning; leave it out"
+            for key in PROVISIONED:
+                if key in values:
+                    raise Refusal(f"{path}.{key}", values[key], remedy)
+            read_section({**values, **PROVISIONED}, read_policy, path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    check_file(path)
+    try:
+        found = yaml.load(path.read_bytes().decode("utf-8-sig"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        raise Refusal("file", str(path), yaml_sentence(error)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise Refusal("file", str(path), f"cannot be read as YAML ({error})") from None
+    if not isinstance(found, dict):
+        raise Refusal("file", str(path), "must be a mapping that begins with federation: NAME")
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only; a key that stands twice is a mistake, and 1e-5 is a number as in YAML 1.2."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, times in keys.items():
+            if times > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

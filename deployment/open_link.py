@@ -1,0 +1,92 @@
+"""What reaches a federation's clients: a grid, and who is on it. A link is one function that yields them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flwr.serverapp import Grid
+
+from ..configs.schema import LinkSettings
+from ..links.admission import admitted_in
+from ..links.roster_watch import Nodes, followed_credentials
+from ..links.server_bundle import ServerBundle
+from ..privacy.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What a link knows of its clients' connections; of what they send it is only the amount.
+
+    Attributes:
+      since: of each node that is here, the Unix second since when.
+      received, sent: bytes, over all connections.
+      turned_away: connections and replies that were refused, by reason.
+    """
+
+    since: Mapping[int, float]
+    received: int = 0
+    sent: int = 0
+    turned_away: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True)
+class Link:
+    """A grid that reaches the clients, and the function that says who is there."""
+
+    grid: Grid
+    presence: Callable[[], Presence]
+
+
+@contextmanager
+def open_link(settings: LinkSettings, bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
+    """Open the link that the bundles were made for, as long as the context lasts.
+
+    Args:
+      settings: of the link.
+      bundle: the server's.
+      nodes: who may take part, now.
+
+    Raises:
+      Refusal: it is another one, or it cannot be opened.
+    """
+    if settings.name != bundle.link:
+        remedy = (
+            f"the bundles of this federation were made for link={bundle.link}; provision it anew, or use that"
+        )
+        raise Refusal("link", settings.name, remedy)
+    match settings.name:
+        case "grpc":
+            with _grpc(bundle, nodes) as link:
+                yield link
+        case _:
+            with _flower(bundle, nodes) as link:
+                yield link
+
+
+@contextmanager
+def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
+    from ..links.grpc.grid import Door, open_link
+
+    admitted = admitted_in(bundle.admitted, nodes)
+    with open_link(Door(bundle.listen, followed_credentials(bundle), nodes, admitted)) as grid:
+
+        def presence() -> Presence:
+            traffic = grid.traffic
+            return Presence(
+                {node: each.since for node, each in traffic.items() if each.since is not None},
+                sum(each.bytes_in for each in traffic.values()),
+                sum(each.bytes_out for each in traffic.values()),
+                grid.counts,
+            )
+
+        yield Link(grid, presence)
+
+
+@contextmanager
+def _flower(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
+    from ..links.flower.superlink import open_flower_link
+
+    with open_flower_link(bundle, nodes) as grid:
+        yield Link(grid, lambda: Presence(grid.connected, turned_away=grid.counts))

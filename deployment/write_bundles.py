@@ -1,0 +1,95 @@
+"""The folders that provisioning hands out: one for the server, one for each client. Private keys are made elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ..client.device.enrolment import PRIVATE
+from ..privacy.ledger.durable_files import replace_files
+from ..privacy.secagg.roster import write_roster
+from ..strategies.identity import FIRST_NODE
+from .authority import Authority
+from .federation_yaml import ClientEntry, Federation
+from .register import Issued, Register
+from .systemd_units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
+
+PUBLIC = 0o644
+
+
+def write_server(folder: Path, federation: Federation, authority: Authority, register: Register) -> None:
+    """All of the server's bundle but its private key; the list of who is admitted comes first."""
+    settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
+    _write(
+        folder,
+        {
+            "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
+            "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
+            "roster.bin": write_roster(register.roster(), authority.signer),
+            "server.toml": tomli_w.dumps(settings).encode(),
+            "authority.pub": f"{authority.public.hex()}\n".encode(),
+            "ca.pem": authority.ca_pem,
+            "tls.pem": register.server.encode(),
+            SERVER_UNIT: server_unit(federation.name).encode(),
+        },
+    )
+    _write(folder / "supernodes", {f"{each.name}.pub": each.supernode.encode() for each in register.admitted})
+    for name in {path.stem for path in (folder / "supernodes").iterdir()} - {
+        i.name for i in register.admitted
+    }:
+        (folder / "supernodes" / f"{name}.pub").unlink()
+
+
+def write_clients(
+    folder: Path, federation: Federation, authority: Authority, register: Register, requirements: str
+) -> None:
+    """All of the bundles in `folder`, of every client that is admitted, but their private keys."""
+    entries = {entry.name: entry for entry in federation.clients}
+    shared = {
+        "ca.pem": authority.ca_pem,
+        "roster.bin": write_roster(register.roster(), authority.signer),
+        "requirements.txt": requirements.encode(),
+    }
+    trust = {"authority": authority.public.hex(), "minimum_roster_version": register.version}
+    for issued in register.admitted:
+        entry = entries[issued.name]
+        own = {
+            "client.toml": tomli_w.dumps(_settings(federation, entry, issued)).encode(),
+            "policy.toml": tomli_w.dumps(_given({**entry.policy, **trust})).encode(),
+            "tls.pem": issued.certificate.encode(),
+            CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
+        }
+        _write(folder / issued.name, {**shared, **own})
+        for key in PRIVATE if issued.on_device else ():  # once the device has made its own
+            (folder / issued.name / key).unlink(missing_ok=True)
+
+
+def _settings(federation: Federation, entry: ClientEntry, issued: Issued) -> dict[str, Any]:
+    return {
+        "federation": federation.name,
+        "name": issued.name,
+        "node": issued.node,
+        "server": federation.address,
+        "link": federation.link,
+        "task": {"client": issued.node - FIRST_NODE, **_given(entry.task)},
+        "eligibility": _given(entry.eligibility),
+    }
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _json(values: Mapping[str, int]) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in files}
+    if fresh := {name: data for name, data in files.items() if kept.get(name) != data}:
+        replace_files(folder, fresh, PUBLIC)

@@ -1,0 +1,1 @@
+"""Flower's link: SuperLink and SuperNodes, both ends."""

@@ -1,0 +1,220 @@
+"""A SuperLink as its operator sees it (Flower's Control and Runtime interfaces), by the door on the loopback address.
+
+Whoever reaches these interfaces runs code on the server, and on every SuperNode that installs what it is sent.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import httpx
+from flwr.app import Message
+from flwr.common.constant import SubStatus
+from flwr.common.serde import run_from_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.supercore.constant import NodeStatus, TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.run import RunNotRunningException
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.grid import HttpGrid
+
+from ...strategies.flower_adapter import claim_identity
+from .fleet_calls import FLEET_FAILURES, at_most, node_fingerprint, pull_message
+
+# Flower's own command, on a Unix socket and no port, which ends with the process that started it; the arguments follow.
+SUPERLINK = """
+import functools, sys, uvicorn
+uvicorn.run = functools.partial(uvicorn.run, uds=sys.argv.pop(1))
+from flwr.supercore.app_utils import start_parent_process_monitor
+from flwr.superlink.cli import flower_superlink
+start_parent_process_monitor(int(sys.argv.pop(1)))
+sys.argv[0] = "flower-superlink"
+flower_superlink()
+"""
+# What a run must have. Nothing of it is code: the server's end is this process, the clients' is what they installed.
+APP = """
+[project]
+name = "fedveil-link"
+version = "1.0.0"
+description = "Carries messages of fedveil."
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "fedveil"
+[tool.flwr.app.components]
+serverapp = "fedveil:served_elsewhere"
+clientapp = "fedveil:installed_by_its_owner"
+"""
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+BEAT_SECONDS = 10.0  # Flower gives a task up after 60
+OUTAGE_SECONDS = 60.0  # so long a call waits for a SuperLink that starts again
+POLL_SECONDS = 0.1
+CLAIM_SECONDS = 20.0
+RUN_LOST = (httpx.HTTPError, RunNotRunningException)  # of calls of a grid whose run is over
+
+
+def admit(address: str, keys: Collection[bytes]) -> None:
+    """Let the SuperNodes with these public keys (PEM) in, and nobody else.
+
+    Raises:
+      httpx.HTTPError: the SuperLink refuses, or is not there.
+    """
+    with ControlHttpClient(f"http://{address}") as control:
+        nodes = control.ListNodes(ListNodesRequest()).nodes_info
+        known = {info.public_key: info.node_id for info in nodes if info.status != NodeStatus.UNREGISTERED}
+        for key in known.keys() - set(keys):
+            control.UnregisterNode(UnregisterNodeRequest(node_id=known[key]))
+        for key in set(keys) - known.keys():
+            control.RegisterNode(RegisterNodeRequest(public_key=key))
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A reply that a node has begun to hand over.
+
+    Attributes:
+      question: id of the message that it replies to.
+      fetch: returns all of it, or None where it does not come within so many seconds, or is none.
+    """
+
+    question: str
+    fetch: Callable[[float], Message | None]
+
+
+class ServedRun:
+    """A run of a SuperLink, by Flower's own grid, without its waiting: it sleeps 3 s between two looks, and a node that
+    announces a reply and never sends it stops it for three minutes.
+
+    Every call raises one of `RUN_LOST` when the run is over or the SuperLink stays away.
+    """
+
+    def __init__(self, grid: HttpGrid, most_bytes: int) -> None:
+        self._grid, self._most_bytes = grid, most_bytes
+        self.run = grid.run
+
+    def on_line(self) -> dict[str, int]:
+        """Return the SuperNodes that are there: fingerprints of their keys, and the ids that Flower drew for them."""
+        return {node_fingerprint(info.public_key): info.node_id for info in self._grid.get_nodes()}
+
+    def push(self, messages: list[Message]) -> list[str]:
+        """Hand messages over and return their ids, empty where a node is unknown by now."""
+        return list(self._grid.push_messages(messages))
+
+    def replies(self, questions: Collection[str]) -> list[Announced]:
+        """Return the replies that have been announced since, each once."""
+        client = self._grid._runtime_client  # pyright: ignore[reportPrivateUsage]
+        given = client.PullMessages(PullAppMessagesRequest(message_ids=questions))
+        return [
+            Announced(message.metadata.reply_to_message_id, partial(self._fetch, client, tree))
+            for message, tree in zip(given.messages_list, given.message_object_trees, strict=True)
+        ]
+
+    def _fetch(self, client: RuntimeHttpClient, tree: ObjectTree, seconds: float) -> Message | None:
+        node, run = self._grid.node, self.run.run_id
+        try:
+            return pull_message(
+                tree,
+                at_most(self._most_bytes, make_pull_object_fn_protobuf(client.PullObject, node, run)),
+                make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run),
+                seconds,
+            )
+        except (*FLEET_FAILURES, RunNotRunningException):
+            return None
+
+
+@contextmanager
+def open_run(address: str, secret: bytes, most_bytes: int) -> Generator[ServedRun]:
+    """Start a run and be its server, as Flower's own executor would: the run ends with the context.
+
+    Args:
+      address: of a SuperLink that leaves its tasks to others (`--isolation process`).
+      secret: by which it knows who may take them.
+      most_bytes: a larger reply is not taken.
+
+    Raises:
+      httpx.HTTPError: the SuperLink refuses, or is not there.
+      TimeoutError: somebody else took the task.
+    """
+    with ControlHttpClient(f"http://{address}") as control:
+        run_id = control.StartRun(StartRunRequest(fab=Fab(content=_app()))).run_id
+    token = _claimed(address, secret, run_id)
+    with _runtime(address, RuntimeTokenHttpInterceptor(token)) as task:
+        given = task.PullTaskInput(PullTaskInputRequest())
+        grid = HttpGrid(address, insecure=True, token=token)
+        grid._retry_invoker.max_time = OUTAGE_SECONDS  # pyright: ignore[reportPrivateUsage]
+        grid.set_run(run_from_proto(given.run))
+        claim_identity(run_id, given.task_id)
+        over = threading.Event()
+        beats = threading.Thread(target=_beat, args=(task, over), name="flower task", daemon=True)
+        beats.start()
+        try:
+            yield ServedRun(grid, most_bytes)
+        finally:
+            over.set()
+            beats.join()
+            grid.close()
+            with suppress(httpx.HTTPError):
+                task.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED))
+
+
+def _app() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as app:
+        app.writestr("pyproject.toml", APP)
+    return file.getvalue()
+
+
+def _claimed(address: str, secret: bytes, run_id: int) -> str:
+    """Return the token of the run's task; tasks of runs that somebody else started are left to fail."""
+    auth = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[ACQUIRE])
+    end = time.monotonic() + CLAIM_SECONDS
+    with _runtime(address, auth) as executor:
+        while time.monotonic() < end:
+            given = executor.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
+            if given.token and given.task.run_id == run_id:
+                return given.token
+            if not given.token:
+                time.sleep(POLL_SECONDS)
+    raise TimeoutError(f"the task of run {run_id} was not given out")
+
+
+def _runtime(
+    address: str, auth: RuntimeTokenHttpInterceptor | SuperExecAuthHttpInterceptor
+) -> RuntimeHttpClient:
+    version = RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")
+    return RuntimeHttpClient.from_server_address(address, True, None, [version, auth])
+
+
+def _beat(task: RuntimeHttpClient, over: threading.Event) -> None:
+    while not over.wait(BEAT_SECONDS):
+        with suppress(httpx.HTTPError):  # it may be starting again; a run that is lost shows at the next call
+            task.SendTaskHeartbeat(SendTaskHeartbeatRequest())

@@ -1,0 +1,194 @@
+"""A device as a SuperNode: it polls a SuperLink, and what comes is answered here, by the code that its owner installed.
+
+Flower's own SuperNode would start a process for each message, and run in it what the server sent. This one speaks the
+same calls in the process that holds model and data; it never asks for the code.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.app import Error, Message
+
+from ...configs.bundle_files import read_secret
+from ...privacy.refusal import Refusal
+from ...strategies.wire import FAILED
+from ..answered_journal import Journal
+from ..grpc.device_end import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, MOST_BYTES, Handle, away, handled_once
+from ..grpc.message_codec import pack_body
+from ..grpc.question_id import question_id
+from .fleet_calls import (
+    FLEET_FAILURES,
+    HEARTBEAT_SECONDS,
+    RUN_OVER,
+    TOO_LARGE,
+    UNKNOWN_NODE,
+    FleetNode,
+    load_node_key,
+)
+
+logger = logging.getLogger("fedveil.client")
+
+# Flower's own SuperNode looks every 3 s; a round of several exchanges should not wait so long for each.
+SHORTEST_POLL_SECONDS, LONGEST_POLL_SECONDS, SLOWER = 0.2, 3.0, 1.1
+BEAT_SECONDS = 0.8 * HEARTBEAT_SECONDS
+
+
+@dataclass(frozen=True)
+class SuperLinkDoor:
+    """Where the server is, and who this device is.
+
+    Attributes:
+      server: host and port; the certificate must be for that host.
+      node: this device's number.
+      ca: the authority's certificate in PEM.
+      key: of this device as a SuperNode.
+      most_bytes: a larger instruction is not taken.
+    """
+
+    server: str
+    node: int
+    ca: bytes
+    key: EllipticCurvePrivateKey
+    most_bytes: int = MOST_BYTES
+
+
+def read_node_key(path: Path) -> EllipticCurvePrivateKey:
+    """The key in a bundle. Refusal where it cannot be read, is another kind of key, or may be read by others."""
+    try:
+        return load_node_key(read_secret(path))
+    except ValueError:
+        raise Refusal("file", str(path), "is not a key that Flower's SuperNodes have") from None
+
+
+@dataclass
+class Answers:
+    """What this device answered last, and whether it still owes it.
+
+    Attributes:
+      node: its number.
+      handle: answers one instruction.
+      begun: names of what was begun, on disk.
+      owed: the reply that has not reached the server.
+    """
+
+    node: int
+    handle: Handle
+    begun: Journal
+    owed: Message | None = None
+    _last: tuple[str, Message] | None = None
+
+    def to(self, message: Message) -> Message:
+        """Return the reply to an instruction; one that comes again is answered from memory, and never done again."""
+        try:
+            name = question_id(message, pack_body(message), self.node) or message.metadata.message_id
+            if self._last is None or self._last[0] != name:
+                self._last = None
+                self._last = (name, handled_once(name, message, self.handle, self.begun))
+            reply = self._last[1]
+            said = reply.error if reply.has_error() else reply.content
+            return Message(said, reply_to=message)
+        except Exception:
+            # What failed may depend on the data: nobody but the owner may read it.
+            logger.exception("an instruction failed at this client")
+        return Message(Error(FAILED, "the client failed"), reply_to=message)
+
+    def settle(self, connection: FleetNode) -> None:
+        """Hand over what is owed, unless the server has no use for it any more."""
+        if self.owed is None:
+            return
+        try:
+            connection.send(self.owed)
+        except httpx.HTTPStatusError as refused:
+            if refused.response.status_code not in (RUN_OVER, TOO_LARGE):
+                raise
+            logger.warning("a reply was not taken: %s", _reason(refused))
+        self.owed = None
+
+
+def follow_fleet(
+    door: SuperLinkDoor,
+    handle: Handle,
+    journal: Path,
+    stop: threading.Event,
+    said: Callable[[str], None] = logger.info,
+) -> None:
+    """Follow a SuperLink's instructions until `stop` is set; as `link.follow`, over Flower's own link.
+
+    Raises:
+      OSError: the journal cannot be opened.
+    """
+    begun = Journal(journal)
+    connection = FleetNode(door.server, door.ca, door.key, door.most_bytes)
+    answers, failures = Answers(door.node, handle, begun), 0
+    try:
+        with _beating(connection):
+            while not stop.is_set():
+                try:
+                    connection.come()
+                    said(f"connected to {door.server}")
+                    failures = 0
+                    _work(connection, answers, stop)
+                except FLEET_FAILURES as why:
+                    longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**failures)
+                    seconds, failures = longest * random.uniform(0.2, 1.0), min(failures + 1, 16)
+                    said(away(seconds, _reason(why)))
+                    stop.wait(seconds)
+    finally:
+        connection.go()
+        begun.close()
+
+
+def _work(connection: FleetNode, answers: Answers, stop: threading.Event) -> None:
+    answers.settle(connection)
+    wait = SHORTEST_POLL_SECONDS
+    while not stop.is_set():
+        if _answered(connection, answers):
+            wait = SHORTEST_POLL_SECONDS
+        else:
+            stop.wait(wait)
+            wait = min(LONGEST_POLL_SECONDS, wait * SLOWER)
+
+
+def _answered(connection: FleetNode, answers: Answers) -> bool:
+    """Answer the next message, if there is one; what it held is let go."""
+    message = connection.receive()
+    if message is not None:
+        answers.owed = answers.to(message)
+        answers.settle(connection)
+    return message is not None
+
+
+@contextmanager
+def _beating(connection: FleetNode) -> Generator[None]:
+    """Say that this device is there while it trains, from another thread."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT_SECONDS):
+            with suppress(*FLEET_FAILURES):  # the next call of the first thread finds out
+                connection.beat()
+
+    thread = threading.Thread(target=beat, name="flower heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _reason(why: Exception) -> str:
+    if isinstance(why, httpx.HTTPStatusError) and why.response.status_code == UNKNOWN_NODE:
+        return "the server turns this device away, which was revoked, has new keys, or a clock that is wrong"
+    if isinstance(why, httpx.HTTPStatusError):
+        return f"the server said {why.response.status_code}"
+    return str(why) or type(why).__name__

@@ -1,0 +1,125 @@
+"""A grid over Flower's SuperNodes in which they have the numbers of the roster, not the ids that Flower draws.
+
+A SuperNode is known by its key; who has which number stands in the bundle's supernodes.json.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+from flwr.app import Message
+
+from ...strategies.flower_adapter import name_sender
+from ..admission import Admitted
+from ..roster_grid import LOOK_SECONDS, RosterGrid
+from ..roster_watch import Nodes
+from .control_calls import RUN_LOST, ServedRun
+
+logger = logging.getLogger("fedveil.server")
+
+POLL_SECONDS = 0.2
+MOST_FETCHED, FETCH_SECONDS = 32, 120.0  # replies at once, and what one may take from its announcement on
+# A device's clock may be so wrong before Flower turns it away (305 s), and it says how long a reply lasts.
+CLOCK_SECONDS = 600.0
+
+OpenRun = Callable[[], AbstractContextManager[ServedRun]]
+
+
+@contextmanager
+def open_supernodes(open_run: OpenRun, nodes: Nodes, admitted: Admitted) -> Generator[SuperNodeGrid]:
+    """Give the grid on a run of a SuperLink, as long as the context lasts."""
+    with ExitStack() as opened:
+        yield SuperNodeGrid(open_run, opened, nodes, admitted)
+
+
+class SuperNodeGrid(RosterGrid):
+    """See the module's text; `open_supernodes` makes it.
+
+    Args:
+      open_run: starts a run of the SuperLink; another one is started when the first is lost.
+      opened: ends the run.
+      nodes: of the roster: who may be asked, here or not; asked again every second, as what follows.
+      admitted: fingerprints of SuperNodes' keys, with their nodes.
+    """
+
+    def __init__(self, open_run: OpenRun, opened: ExitStack, nodes: Nodes, admitted: Admitted) -> None:
+        self._open_run, self._opened, self._admitted = open_run, opened, admitted
+        self._served = opened.enter_context(open_run())
+        super().__init__(self._served.run, nodes)
+        self._since, self._looked = dict[int, float](), -math.inf
+        self.lost = 0
+
+    @property
+    def connected(self) -> dict[int, float]:
+        """Who was here within the last second, and since which Unix second this process has known it."""
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._looked = time.monotonic()
+            try:
+                here = self._on_line()
+            except RUN_LOST:
+                here = {}
+            self._since = {node: self._since.get(node, time.time()) for node in here}
+        return self._since
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many exchanges ended because the SuperLink had lost the run."""
+        return {"runs lost": self.lost}
+
+    def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        """Exchange; a SuperLink that has lost the run is given another one, and who has not answered then drops out."""
+        try:
+            yield from self._exchanged(messages, seconds)
+        except RUN_LOST as loss:
+            logger.warning("the SuperLink lost the run (%s)", type(loss).__name__)
+            self.lost += 1
+            self._opened.close()
+            self._served = self._opened.enter_context(self._open_run())
+
+    def _exchanged(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        end, looked = time.monotonic() + seconds, -math.inf
+        waiting, coming = dict[str, int](), dict[Future[Message | None], int]()
+        fetching = ThreadPoolExecutor(MOST_FETCHED, "flower reply")
+        try:
+            while (messages or waiting or coming) and (left := end - time.monotonic()) > 0:
+                if (messages or waiting) and time.monotonic() - looked > LOOK_SECONDS:
+                    looked, waiting = time.monotonic(), self._still_asked(waiting)
+                    messages = self._send(messages, left, waiting) if messages else []
+                for reply in self._served.replies(list(waiting)) if waiting else ():
+                    task = fetching.submit(reply.fetch, min(left, FETCH_SECONDS))
+                    coming[task] = waiting.pop(reply.question)
+                for task in wait(coming, min(POLL_SECONDS, left), FIRST_COMPLETED).done if coming else ():
+                    node, reply = coming.pop(task), task.result()
+                    if reply is not None:
+                        yield name_sender(reply, node)
+                if (messages or waiting) and not coming:
+                    time.sleep(min(POLL_SECONDS, left))
+        finally:
+            fetching.shutdown(wait=False, cancel_futures=True)
+
+    def _send(self, messages: list[Message], left: float, waiting: dict[str, int]) -> list[Message]:
+        """Hand over what can be, and note it in `waiting`; return the messages to those who may still come."""
+        ids = self._on_line()
+        lasts = None if math.isinf(left) else left + CLOCK_SECONDS
+        there = [message for message in messages if message.metadata.dst_node_id in ids]
+        addressed = [_addressed(each, ids[each.metadata.dst_node_id], lasts) for each in there]
+        for name, each in zip(self._served.push(addressed), there, strict=True):
+            if name:
+                waiting[name] = each.metadata.dst_node_id
+        to_come = set(self._nodes()) - ids.keys()
+        return [message for message in messages if message.metadata.dst_node_id in to_come]
+
+    def _on_line(self) -> dict[int, int]:
+        """Return Flower's ids of the nodes that are here and admitted."""
+        admitted, here = self._admitted(), self._served.on_line()
+        return {admitted[key]: node for key, node in here.items() if key in admitted}
+
+
+def _addressed(message: Message, node: int, lasts: float | None) -> Message:
+    head = message.metadata
+    return Message(message.content, node, head.message_type, ttl=lasts, group_id=head.group_id)

@@ -1,0 +1,223 @@
+"""Flower's SuperLink as a child process that only this user can reach, behind the front that devices see.
+
+It keeps its state in SQLite and is started again when it dies: nodes, messages on their way and the run go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_ssh_public_key,
+)
+
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.refusal import Refusal
+from ..admission import Admitted, admitted_in
+from ..roster_watch import Nodes
+from ..server_bundle import ServerBundle
+from .control_calls import SUPERLINK, admit, open_run
+from .fleet_calls import node_fingerprint
+from .grid import SuperNodeGrid, open_supernodes
+from .loopback_door import open_door
+from .tls_front import MOST_REPLY_BYTES, Front, open_front
+
+logger = logging.getLogger("fedveil.server")
+
+STATE, DATABASE, LOG, SECRET = "flower", "superlink.db", "superlink.log", "executor.key"
+LISTED, KEYS = "supernodes.json", "supernodes"
+SECRET_BYTES = 32
+START_SECONDS = 120.0  # it needs 7 on a busy machine of two cores
+STOP_SECONDS = 10.0
+WATCH_SECONDS = 1.0
+HEALTH_SECONDS = 2.0
+# For the operator's own commands: FLWR_HOME=FOLDER/flower flwr run APP fedveil
+CONNECTIONS = "config.toml"
+CONNECTION = """\
+[superlink]
+default = "fedveil"
+
+[superlink.fedveil]
+address = "{address}"
+insecure = true
+"""
+# What Flower does by itself: reports, asks for updates, installs what an app wants.
+OFF = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_LOG_LEVEL": "WARNING",
+}
+
+
+@dataclass
+class SuperLink:
+    """One SuperLink; `open_flower_link` starts, watches and ends it.
+
+    Attributes:
+      folder: of its database, log and secret; nobody else may look into it.
+      address: of the door to it on the loopback; whoever gets through runs code here and on SuperNodes.
+      listens: the socket itself.
+      admitted: fingerprints of the keys of SuperNodes, with their nodes.
+      keys: folder of the public keys themselves.
+    """
+
+    folder: Path
+    address: str
+    listens: Path
+    admitted: Admitted
+    keys: Path
+    _process: subprocess.Popen[bytes] | None = None
+    _let_in: set[bytes] = field(default_factory=set[bytes])
+
+    @property
+    def secret(self) -> bytes:
+        """By which it knows the executor of its tasks: this process, and whoever may read the file."""
+        path = self.folder / SECRET
+        if not path.exists():
+            replace_file(path, secrets.token_bytes(SECRET_BYTES))
+        return path.read_bytes()
+
+    def command(self) -> list[str]:
+        """Return its command line."""
+        _ = self.secret
+        host, port = self.address.split(":")
+        return [
+            *(sys.executable, "-c", SUPERLINK, str(self.listens), str(os.getpid())),
+            *("--host", host, "--port", port, "--insecure"),
+            *("--isolation", "process", "--superexec-auth-secret-file", str(self.folder / SECRET)),
+            *("--database", str(self.folder / DATABASE), "--log-file", str(self.folder / LOG)),
+            "--disable-runtime-dependency-installation",
+        ]
+
+    def start(self) -> None:
+        """Start it and wait until it serves. Refusal if it does not."""
+        (self.folder / CONNECTIONS).write_text(CONNECTION.format(address=self.address))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
+        self._process = subprocess.Popen(
+            self.command(),
+            env={**environment, **OFF, "FLWR_HOME": str(self.folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # an interrupt of the terminal is ours to pass on, in order
+        )
+        end = time.monotonic() + START_SECONDS
+        while not self._healthy():
+            if self._process.poll() is not None or time.monotonic() > end:
+                self.stop()
+                raise Refusal("link", "flower", f"the SuperLink does not start; see {self.folder / LOG}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it, in order if it does so in time."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def let_in(self) -> None:
+        """Tell it whose keys are admitted now, if that is news."""
+        wanted = public_keys(self.keys, self.admitted())
+        if wanted != self._let_in:
+            admit(self.address, wanted)
+            self._let_in = wanted
+
+    def watch(self, over: threading.Event) -> None:
+        """Start it again whenever it dies, and follow the list of who is admitted."""
+        while not over.wait(WATCH_SECONDS):
+            try:
+                if self._process is not None and self._process.poll() is not None:
+                    logger.warning("the SuperLink died (%s) and is started again", self._process.returncode)
+                    self.start()
+                self.let_in()
+            except (Refusal, httpx.HTTPError, OSError) as failure:
+                logger.error("the SuperLink is not as it should be: %s", failure)
+
+    def _healthy(self) -> bool:
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"http://{self.address}/health", timeout=HEALTH_SECONDS).is_success
+        return False
+
+
+def open_flower_link(bundle: ServerBundle, nodes: Nodes) -> AbstractContextManager[SuperNodeGrid]:
+    """Run a SuperLink and its front for a federation of these nodes; see `open_superlink`."""
+    return open_superlink(bundle.folder, bundle.listen, nodes)
+
+
+@contextmanager
+def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNodeGrid]:
+    """Run a SuperLink and its front as long as the context lasts, and give the grid on them.
+
+    Args:
+      folder: with tls.pem and tls.key, supernodes.json and the keys in supernodes/; the SuperLink keeps its state there.
+      listen: address and port of the front.
+      nodes: of the roster, now.
+
+    Raises:
+      Refusal: the address cannot be listened on, a key is missing, or the SuperLink does not start.
+    """
+    (folder / STATE).mkdir(mode=0o700, exist_ok=True)
+    admitted = admitted_in(folder / LISTED, nodes)
+    with ExitStack() as opened:
+        # Not in the folder: the path of a Unix socket has room for a hundred characters.
+        listens = Path(opened.enter_context(TemporaryDirectory(prefix="fedveil-"))) / "superlink"
+        address = opened.enter_context(open_door(listens))
+        link = SuperLink(folder / STATE, address, listens, admitted, folder / KEYS)
+        over = threading.Event()
+        watch = threading.Thread(target=link.watch, args=(over,), name="superlink")
+        run = partial(open_run, link.address, link.secret, MOST_REPLY_BYTES)
+        front = Front(f"http://{link.address}", admitted, listens)
+        opened.enter_context(open_front(front, listen, folder / "tls.pem", folder / "tls.key"))
+        try:
+            link.start()
+            link.let_in()
+            watch.start()
+            with open_supernodes(run, nodes, admitted) as grid:
+                yield grid
+        finally:
+            over.set()
+            if watch.is_alive():
+                watch.join()
+            link.stop()
+
+
+def public_keys(folder: Path, admitted: Mapping[str, int]) -> set[bytes]:
+    """Return the admitted keys, in PEM as Flower has them, out of a folder of OpenSSH's .pub files.
+
+    Raises:
+      Refusal: one is missing, or a file is no key.
+    """
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.glob("*.pub")):
+        try:
+            key = load_ssh_public_key(path.read_bytes())
+        except ValueError:
+            raise Refusal("file", str(path), "is not a public key in OpenSSH's form") from None
+        pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        found[node_fingerprint(pem)] = pem
+    missing = sorted(node for fingerprint, node in admitted.items() if fingerprint not in found)
+    if missing:
+        raise Refusal(
+            "file", str(folder), f"the SuperNode keys of nodes {missing} are missing; provision again"
+        )
+    return {found[fingerprint] for fingerprint in admitted}

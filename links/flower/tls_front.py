@@ -1,0 +1,254 @@
+"""What stands before a SuperLink on the network: TLS, the calls of SuperNodes and nothing else, bounded in all ways.
+
+A SuperLink has no authentication of its operator and listens on one port for everybody, and it reads a whole body
+before it asks who sent it. Here the caller is known by the headers, before any of the body is read; a body is passed on
+as it comes, 64 KiB at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h11
+import httpx
+import uvicorn
+from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ...privacy.refusal import Refusal
+from ..admission import Admitted
+from ..roster_watch import Followed
+from .fleet_calls import FLEET_PATHS, PUSH_MESSAGES, PUSH_OBJECT, signed_by
+
+MOST_BODY_BYTES = 8 << 20  # Flower sends arrays in chunks of 5 MiB
+MOST_REPLY_BYTES = 1 << 28  # of one message, as on our own link
+MOST_HEADER_BYTES = 16 << 10
+MOST_CONNECTIONS = 512
+MOST_CALLS, MOST_CALLS_OF_A_NODE = 64, 8
+HEADER_SECONDS, CALL_SECONDS, IDLE_SECONDS = 15, 300, 30
+STOP_SECONDS = 2
+PASSED = ("content-type", "content-length", "accept", "user-agent")
+FLOWER = "flwr-"  # of headers
+
+
+class TooLarge(Exception):
+    """A body that has more bytes than may be passed on."""
+
+
+class Front:
+    """An ASGI application; see the module's text.
+
+    Args:
+      upstream: URL of the SuperLink.
+      admitted: fingerprints of SuperNodes' keys, with their nodes.
+      socket_path: where it listens, if on no port.
+    """
+
+    def __init__(self, upstream: str, admitted: Admitted, socket_path: Path | None = None) -> None:
+        self._upstream, self._admitted = upstream, admitted
+        limits = httpx.Limits(max_connections=MOST_CALLS, max_keepalive_connections=MOST_CALLS)
+        way = httpx.AsyncHTTPTransport(
+            uds=None if socket_path is None else str(socket_path), limits=limits, trust_env=False
+        )
+        self._client = httpx.AsyncClient(timeout=CALL_SECONDS, transport=way, trust_env=False)
+        self._calls: Counter[int] = Counter()
+        self._sent: Counter[int] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call."""
+        request = Request(scope, receive)
+        node = self._caller(request)
+        if isinstance(node, Response):
+            await node(scope, receive, send)
+            return
+        self._calls[node] += 1
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                response = await self._pass_on(request, node)
+                await response(scope, receive, send)
+        except (TimeoutError, ClientDisconnect):
+            pass  # uvicorn closes what was not answered
+        finally:
+            self._calls[node] -= 1
+
+    def _caller(self, request: Request) -> int | Response:
+        """Return the node that calls, by the headers alone, or why it is not heard."""
+        if request.method != "POST" or request.scope["raw_path"].decode("latin-1") not in FLEET_PATHS:
+            return refused(404)
+        length = request.headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
+            return refused(413)
+        node = self._admitted().get(signed_by(request.headers) or "")
+        if node is None:
+            return refused(401)
+        if self._calls.total() >= MOST_CALLS or self._calls[node] >= MOST_CALLS_OF_A_NODE:
+            return refused(503)
+        return node
+
+    async def _pass_on(self, request: Request, node: int) -> Response:
+        path = request.url.path
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name in PASSED or name.startswith(FLOWER)
+        }
+        if path == PUSH_MESSAGES:
+            self._sent[node] = 0
+        body = self._body(request, node if path == PUSH_OBJECT else None)
+        call = self._client.build_request("POST", self._upstream + path, headers=headers, content=body)
+        try:
+            answer = await self._client.send(call, stream=True)
+        except TooLarge:
+            return refused(413)
+        except httpx.HTTPError:
+            return refused(503)
+        kept = {
+            name: value for name, value in answer.headers.items() if name in PASSED or name.startswith(FLOWER)
+        }
+        return StreamingResponse(
+            answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose)
+        )
+
+    async def _body(self, request: Request, node: int | None) -> AsyncIterator[bytes]:
+        """Yield the body as it comes; count what a node sends of one message."""
+        taken = 0
+        async for chunk in request.stream():
+            taken += len(chunk)
+            if node is not None:
+                self._sent[node] += len(chunk)
+            if taken > MOST_BODY_BYTES or (node is not None and self._sent[node] > MOST_REPLY_BYTES):
+                raise TooLarge
+            yield chunk
+
+    async def close(self) -> None:
+        """End the connections to the SuperLink."""
+        await self._client.aclose()
+
+
+def refused(status: int) -> Response:
+    """Return an answer without words, after which the connection is closed: the rest of a body is not read."""
+    return Response(status_code=status, headers={"connection": "close"})
+
+
+class Punctual(H11Protocol):
+    """Uvicorn's HTTP/1.1 with a bound on connections, and on the time that a request's headers take."""
+
+    _due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Take a connection, if there is room for it."""
+        super().connection_made(transport)
+        self._hurry()
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes."""
+        super().data_received(data)
+        self._hurry()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._relax()
+        super().connection_lost(exc)
+
+    def _hurry(self) -> None:
+        """Let the clock run while headers are incomplete; between two requests uvicorn's own does."""
+        if self.conn.their_state is not h11.IDLE:
+            self._relax()
+        elif self._due is None:
+            self._due = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+    def _relax(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+
+@contextmanager
+def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Generator[int]:
+    """Serve the front in a thread of its own as long as the context lasts, and give its port.
+
+    Whoever connects after certificate and key were replaced is shown the new ones.
+
+    Raises:
+      Refusal: the address cannot be listened on, or certificate and key do not go together.
+    """
+    host, _, port = listen.rpartition(":")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host.strip("[]"), int(port)), family=family)
+    except OSError as error:
+        raise Refusal("listen", listen, f"no link can be opened there: {error.strerror}") from error
+    config = uvicorn.Config(
+        front,
+        http=Punctual,
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        listener.close()
+        raise Refusal("file", str(certificate), "is no certificate, or not of the key beside it") from error
+    assert config.ssl is not None
+    config.ssl.sni_callback = _newest(config.ssl, certificate, key)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=_serve, args=(server, listener, front), name="front")
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[..., None]:
+    """Return what gives each connection the certificate that stands in the files when it begins."""
+
+    def read(_: ssl.SSLContext) -> ssl.SSLContext:
+        fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        fresh.load_cert_chain(certificate, key)
+        return fresh
+
+    newest = Followed((certificate, key), read, first)
+
+    def choose(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        del name, context
+        connection.context = newest()
+
+    return choose
+
+
+def _serve(server: uvicorn.Server, listener: socket.socket, front: Front) -> None:
+    async def serve() -> None:
+        await server.serve([listener])
+        await front.close()
+
+    asyncio.run(serve())

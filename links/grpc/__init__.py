@@ -1,0 +1,1 @@
+"""gRPC link: one stream a device, both ends."""

@@ -1,0 +1,318 @@
+"""A device's end of the gRPC link: one stream that it opens itself, kept up for days, and one instruction at a time.
+
+An instruction that comes again is answered from memory. One that was begun before this process lost its memory is
+answered with an error: what it cost is spent, and it is not done, or charged, a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import random
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from flwr.app import Error, Message
+
+from ...configs.bundle_files import Credentials
+from ...strategies.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE
+from ..answered_journal import Journal
+from .event_loop import next_frame, stream_loop, until_one_ends
+from .frames import (
+    MAX_FRAME_BYTES,
+    MAX_KNOWN,
+    METHOD,
+    PROTOCOL_VERSION,
+    Ack,
+    BadFrame,
+    Begin,
+    Chunk,
+    Gathering,
+    Hello,
+    frames_of,
+    write,
+)
+from .message_codec import Buffer, MalformedMessage, pack_body, segments, unpack
+
+logger = logging.getLogger("fedveil.client")
+
+MOST_BYTES = 1 << 30  # of an instruction
+GREETING_SECONDS = 30.0  # to connect, and to be greeted
+LINGER_SECONDS = 10.0  # for a last reply to arrive, once the device is to stop
+POLL_SECONDS = 0.5  # between two looks at whether it is to stop
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+    ("grpc.http2.lookahead_bytes", 1 << 19),  # as at the server
+    ("grpc.http2.bdp_probe", 0),
+    # Through NAT: RFC 5382 asks that a quiet connection is kept for two hours; not all do.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_http_proxy", 0),
+)
+
+Handle = Callable[[Message], Message]
+Parts = Sequence[Buffer]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the server is, and who this device is.
+
+    Attributes:
+      server: host and port; the certificate must be for that host.
+      node: this device's number.
+      credentials: of the device's end.
+      most_bytes: a larger instruction ends the stream.
+    """
+
+    server: str
+    node: int
+    credentials: Credentials
+    most_bytes: int = MOST_BYTES
+
+
+def follow(
+    endpoint: Endpoint,
+    handle: Handle,
+    journal: Path,
+    stop: threading.Event,
+    said: Callable[[str], None] = logger.info,
+) -> None:
+    """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
+
+    Args:
+      endpoint: where, and as whom.
+      handle: called in this thread with one instruction at a time; what it raises stays here.
+      journal: file of what was begun.
+      stop: set it to finish the instruction at hand, hand over its reply and return.
+      said: called with a line of text when the link comes up, goes down or waits; from another thread.
+
+    Raises:
+      OSError: the journal cannot be opened.
+    """
+    begun = Journal(journal)
+    inbox: Inbox = queue.SimpleQueue()
+    line = Line(endpoint, inbox, said)
+    kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
+    try:
+        while not stop.is_set():
+            answer_one(inbox, handle, lambda _: begun)
+    finally:
+        line.hang_up()
+        kept.result()
+        begun.close()
+
+
+def away(seconds: float, why: str) -> str:
+    """Return what a device says that has no connection."""
+    return f"not connected, trying again in {seconds:.0f} s: {why}"
+
+
+def _in_words(error: grpc.aio.AioRpcError) -> str:
+    said = str(error.details())
+    if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+        return f"the server turns this device away, which was revoked or has new keys: {said}"
+    if "handshake failed" in said.lower():
+        return "the handshake failed: what answers there is not this federation's server, or a certificate has ended"
+    why = said.rpartition(": ")[2] if error.code() is grpc.StatusCode.UNAVAILABLE else said
+    return f"{error.code().name.lower()}: {why}"
+
+
+def answer_one(inbox: Inbox, handle: Handle, begun: Callable[[Line], Journal]) -> None:
+    """Answer the next instruction, if there is one soon; what it held is let go."""
+    with suppress(queue.Empty):
+        line, name, data = inbox.get(timeout=POLL_SECONDS)
+        line.answer(name, answered(name, data, handle, begun(line)))
+
+
+def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Parts:
+    """Return the bytes of the reply to one instruction; none if it was no message."""
+    try:
+        message = unpack(data)
+    except MalformedMessage as error:
+        logger.error("an instruction cannot be read: %s", error)
+        return ()
+    try:
+        reply = handled_once(name, message, handle, begun)
+        return segments(reply.metadata, pack_body(reply))
+    except Exception:
+        # What failed may depend on the data: nobody but the owner may read it.
+        logger.exception("an instruction failed at this client")
+    reply = Message(Error(FAILED, "the client failed"), reply_to=message)
+    return segments(reply.metadata, pack_body(reply))
+
+
+def handled_once(name: str, message: Message, handle: Handle, begun: Journal) -> Message:
+    """Return the reply to an instruction that is not done a second time; what the device was not fit for was not begun."""
+    if name in begun:
+        return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
+    begun.note(name)
+    reply = handle(message)
+    if reply.has_error() and reply.error.code == NOT_ELIGIBLE:
+        begun.take_back(name)
+    return reply
+
+
+class Line:
+    """One device's stream and what it carries; it lives in the loop of streams, and instructions go out by a queue.
+
+    Args:
+      endpoint: where, and as whom.
+      inbox: takes the line itself, an instruction's id, and its bytes.
+      said: as in `follow`.
+    """
+
+    def __init__(self, endpoint: Endpoint, inbox: Inbox, said: Callable[[str], None]) -> None:
+        self._endpoint, self._inbox, self._said = endpoint, inbox, said
+        self._pending: set[str] = set()
+        self._replies: dict[str, Parts] = {}  # oldest first; the last one stays, for a server that restarts
+        self._owed: set[str] = set()
+        self._outbox: asyncio.Queue[str] | None = None
+        self._failures = 0
+        self._ending, self._settled = asyncio.Event(), asyncio.Event()
+        self._settled.set()
+
+    # --- from other threads -----------------------------------------------------------------------------------------
+
+    def answer(self, name: str, parts: Parts) -> None:
+        """Send the reply to an instruction, now or once the server is back."""
+        stream_loop().call_soon_threadsafe(self._answer, name, parts)
+
+    def hang_up(self) -> None:
+        """End `keep`, once no reply is owed to a server that is there, or after a while."""
+        stream_loop().call_soon_threadsafe(self._ending.set)
+
+    # --- in the event loop ------------------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Connect, and connect again, until somebody hangs up."""
+        line = asyncio.ensure_future(self._connect_for_ever())
+        await self._ending.wait()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), LINGER_SECONDS)
+        line.cancel()
+        await asyncio.gather(line, return_exceptions=True)
+
+    async def _connect_for_ever(self) -> None:
+        while True:
+            try:
+                why = await self._session()
+            except Exception as error:
+                logger.exception("the link failed")
+                why = type(error).__name__
+            self._failures = min(self._failures + 1, 16)
+            longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (self._failures - 1))
+            seconds = longest * random.uniform(0.2, 1.0)
+            self._said(away(seconds, why))
+            await asyncio.sleep(seconds)
+
+    async def _session(self) -> str:
+        """Hold one stream as long as it lasts and return why it ended."""
+        to, own = self._endpoint, self._endpoint.credentials
+        credentials = grpc.ssl_channel_credentials(own.ca, own.key, own.certificate)
+        async with grpc.aio.secure_channel(to.server, credentials, OPTIONS) as channel:
+            call: Any = channel.stream_stream(METHOD)()
+            try:
+                await self._greet(call)
+                self._said(f"connected to {to.server}")
+                await self._exchange(call)
+            except grpc.aio.AioRpcError as error:
+                return _in_words(error)
+            except (BadFrame, TimeoutError, EOFError, asyncio.InvalidStateError) as error:
+                return str(error) or type(error).__name__
+            finally:
+                self._outbox = None
+                self._settle()
+                call.cancel()
+        return "the server ended the stream"
+
+    async def _greet(self, call: Any) -> None:
+        async with asyncio.timeout(GREETING_SECONDS):
+            known = [*self._pending, *reversed(self._replies)][:MAX_KNOWN]
+            await call.write(write(Hello(PROTOCOL_VERSION, self._endpoint.node, known)))
+            frame = await next_frame(call)
+        if not isinstance(frame, Hello) or frame.version != PROTOCOL_VERSION:
+            raise BadFrame(f"this client speaks protocol {PROTOCOL_VERSION}; the server said {frame}")
+        self._failures = 0
+
+    async def _exchange(self, call: Any) -> None:
+        self._outbox = asyncio.Queue()
+        self._owed.clear()  # the server reminds of what it still wants
+        for task in await until_one_ends(self._receive(call), self._send(call, self._outbox)):
+            task.result()
+
+    async def _receive(self, call: Any) -> None:
+        gathering: Gathering | None = None
+        while True:
+            frame = await next_frame(call)
+            if isinstance(frame, Ack):
+                self._owed.discard(frame.id)
+                self._settle()
+            elif isinstance(frame, Begin) and gathering is None:
+                gathering = self._begin(frame)
+            elif isinstance(frame, Chunk) and gathering is not None:
+                if gathering.add(frame):
+                    self._take(gathering)
+                    gathering = None
+            else:
+                raise BadFrame("a frame out of its order")
+
+    def _begin(self, begin: Begin) -> Gathering | None:
+        if begin.size == 0:
+            return self._remind(begin.id)
+        return Gathering(begin, self._endpoint.most_bytes)
+
+    def _remind(self, name: str) -> None:
+        if name in self._replies and self._outbox is not None:
+            self._owed.add(name)
+            self._outbox.put_nowait(name)
+
+    def _take(self, gathering: Gathering) -> None:
+        name = gathering.id
+        if name in self._replies:
+            return self._remind(name)
+        if name not in self._pending:
+            if len(self._pending) == MAX_KNOWN:
+                raise BadFrame("more instructions than one device has to do")
+            self._pending.add(name)
+            self._inbox.put((self, name, gathering.data))
+
+    def _answer(self, name: str, parts: Parts) -> None:
+        self._pending.discard(name)
+        if not parts:
+            return
+        self._replies[name] = parts
+        self._owed.add(name)
+        self._remind(name)
+        self._settle()
+
+    async def _send(self, call: Any, outbox: asyncio.Queue[str]) -> None:
+        while True:
+            name = await outbox.get()
+            if (parts := self._replies.get(name)) is not None:
+                for frame in frames_of(name, parts):
+                    await call.write(frame)
+
+    def _settle(self) -> None:
+        """Let go of what has arrived, but for the last reply, and note whether one is owed to a server that is there."""
+        for name in list(self._replies)[:-1]:
+            if name not in self._owed or len(self._replies) > MAX_KNOWN:
+                del self._replies[name]
+        if self._owed and self._outbox is not None:
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+
+Inbox = queue.SimpleQueue[tuple[Line, str, bytearray]]

@@ -1,0 +1,159 @@
+"""What travels on the stream between a client and the server: a hello each way, then messages in chunks.
+
+A frame is one byte for its kind and what belongs to it, in msgpack; a chunk's bytes are as they are. A message is
+announced by name and size, so that who does not want it never gathers it. The server acknowledges a reply once it has
+all of it. That the other end is there, HTTP/2 finds out by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, cast, get_type_hints
+
+import msgpack
+
+from .message_codec import Buffer
+
+PROTOCOL_VERSION = 1
+METHOD = "/fedveil.Link/Follow"
+CHUNK_BYTES = 1 << 18  # what waits for the network, of each client
+MAX_FRAME_BYTES = CHUNK_BYTES + 1024
+MAX_ID_LENGTH = 256
+MAX_KNOWN = 8
+MAX_HEAD_BYTES = MAX_KNOWN * 5 * MAX_ID_LENGTH  # a character takes at most 4 bytes
+
+
+class BadFrame(ValueError):
+    """Bytes that are no frame, or a frame that does not belong where it came."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first frame of each end: which protocol it speaks, which node it is, and which instructions it knows."""
+
+    version: int
+    node: int
+    known: list[str]
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A message of this size follows, an instruction or the reply to it, under the instruction's id.
+
+    Size 0 is the server's reminder: the client knows the instruction, and the reply is still wanted.
+    """
+
+    id: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Ack:
+    """The server has all of the reply to this instruction."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next bytes of the message that was begun."""
+
+    data: Buffer
+
+
+Frame = Hello | Begin | Ack | Chunk
+_KINDS: dict[int, type[Hello | Begin | Ack]] = {1: Hello, 2: Begin, 3: Ack}
+_CHUNK = 4
+_NUMBERS = {kind: number for number, kind in _KINDS.items()}
+
+
+def write(frame: Frame) -> bytes:
+    """Return the frame's bytes."""
+    if isinstance(frame, Chunk):
+        return b"".join((bytes([_CHUNK]), frame.data))
+    return bytes([_NUMBERS[type(frame)]]) + cast(bytes, msgpack.packb(astuple(frame)))
+
+
+def read(data: bytes) -> Frame:
+    """Return the frame that the bytes say.
+
+    Raises:
+      BadFrame: they say none.
+    """
+    if not data or len(data) > MAX_FRAME_BYTES:
+        raise BadFrame("no frame, or one that is too long")
+    if data[0] == _CHUNK:
+        return Chunk(memoryview(data)[1:])
+    kind = _KINDS.get(data[0])
+    if kind is None or len(data) > MAX_HEAD_BYTES:
+        raise BadFrame("a frame of no kind")
+    try:
+        values = msgpack.unpackb(data[1:], max_array_len=MAX_KNOWN, max_map_len=0)
+    except Exception as error:  # msgpack documents no closed set
+        raise BadFrame("not msgpack") from error
+    kinds = list(get_type_hints(kind).values())
+    if type(values) is not list or len(cast(list[Any], values)) != len(kinds):
+        raise BadFrame("a frame with other fields than its kind has")
+    return kind(*(_checked(value, kind) for value, kind in zip(cast(list[Any], values), kinds, strict=True)))
+
+
+def _checked(value: Any, kind: Any) -> Any:
+    if kind == list[str]:
+        return [_checked(each, str) for each in _checked(value, list)]
+    if type(value) is not kind:
+        raise BadFrame("a frame with other fields than its kind has")
+    if isinstance(value, str) and not (0 < len(value) <= MAX_ID_LENGTH and value.isprintable()):
+        raise BadFrame("an id that is empty, too long or not printable")
+    if isinstance(value, int) and value < 0:
+        raise BadFrame("a field out of its range")
+    return value
+
+
+def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
+    """Return the frames that carry a message, made one by one as they are asked for.
+
+    Args:
+      name: the instruction's id.
+      parts: the message's bytes in pieces, as `segments` gives them; they are not copied before they are sent.
+    """
+    yield write(Begin(name, sum(len(part) for part in parts)))
+    waiting: list[Buffer] = []
+    room = CHUNK_BYTES
+    for part in parts:
+        rest = memoryview(part)
+        while len(rest) >= room:
+            yield bytes([_CHUNK]) + b"".join((*waiting, rest[:room]))
+            rest, waiting, room = rest[room:], [], CHUNK_BYTES
+        waiting.append(rest)
+        room -= len(rest)
+    if room < CHUNK_BYTES:
+        yield bytes([_CHUNK]) + b"".join(waiting)
+
+
+class Gathering:
+    """The bytes of one message as they come; memory grows with what has arrived, not with what was announced.
+
+    Args:
+      begin: announces the message.
+      most_bytes: that it may have.
+      wanted: False lets the bytes go as they come.
+
+    Raises:
+      BadFrame: it is announced empty or too large, or grows larger than announced.
+    """
+
+    def __init__(self, begin: Begin, most_bytes: int, wanted: bool = True) -> None:
+        if not 0 < begin.size <= most_bytes:
+            raise BadFrame(f"a message of {begin.size} bytes; at most {most_bytes} are taken")
+        self.id, self._missing, self._wanted = begin.id, begin.size, wanted
+        self.data = bytearray()
+
+    def add(self, chunk: Chunk) -> bool:
+        """Add a chunk; return whether the message is whole now."""
+        if not 0 < len(chunk.data) <= self._missing:
+            raise BadFrame("a chunk that is empty, or beyond the message's end")
+        self._missing -= len(chunk.data)
+        if self._wanted:
+            self.data += chunk.data
+        return not self._missing

@@ -1,0 +1,216 @@
+"""A Flower grid over streams that devices open: mutual TLS, one stream a device, nothing else on the port.
+
+A message is delivered at least once while its exchange waits, and its first reply counts. Message ids name the run,
+the round, the attempt, the exchange, the node and the content: what is asked again after a restart has the same id if,
+and only if, it says the same, so that a device may answer it from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import queue
+import secrets
+import socket
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from flwr.app import Error, Message
+
+from ...configs.bundle_files import Credentials
+from ...privacy.refusal import Refusal
+from ...strategies.flower_adapter import claim_identity, name_message, name_sender
+from ...strategies.wire import UNREADABLE
+from ..admission import Admitted
+from ..roster_grid import LOOK_SECONDS, RosterGrid
+from ..roster_watch import Nodes
+from .event_loop import stream_loop
+from .frames import MAX_FRAME_BYTES, METHOD
+from .message_codec import Body, MalformedMessage, pack_body, segments, unpack
+from .question_id import question_id
+from .server_end import Letter, Switchboard, Traffic
+
+MOST_REPLY_BYTES = 1 << 28
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port fails, and does not share it
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+    ("grpc.max_concurrent_streams", 2),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # What may wait unread of one client: 5 MB/s at 100 ms, and no probing for more.
+    ("grpc.http2.lookahead_bytes", 1 << 19),
+    ("grpc.http2.bdp_probe", 0),
+    # A client that vanished is noticed within 40 s; clients may ask as often whether the server is there.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a server listens, as whom, and whom it lets in.
+
+    Attributes:
+      listen: address and port; port 0 takes a free one.
+      credentials: of the server's end; asked for by every connection.
+      nodes: of the roster: who may be asked, here or not; asked again, as what follows.
+      admitted: fingerprints of TLS keys, with their nodes; asked again every second.
+      most_reply_bytes: a larger reply ends its stream.
+    """
+
+    listen: str
+    credentials: Callable[[], Credentials]
+    nodes: Nodes
+    admitted: Admitted
+    most_reply_bytes: int = MOST_REPLY_BYTES
+
+
+@contextmanager
+def open_link(door: Door) -> Generator[LinkGrid]:
+    """Listen as long as the context lasts.
+
+    Raises:
+      Refusal: the address cannot be listened on, or certificate and key do not go together.
+    """
+    _refuse_taken(door.listen)
+    loop = stream_loop()
+    board = Switchboard(door.admitted, door.most_reply_bytes)
+    try:
+        server, port = asyncio.run_coroutine_threadsafe(_listen(door, board), loop).result()
+    except Exception as error:
+        raise Refusal("listen", door.listen, f"no link can be opened there: {error}") from error
+    watch = asyncio.run_coroutine_threadsafe(board.watch(), loop)
+    try:
+        yield LinkGrid(door.nodes, board, port)
+    finally:
+        watch.cancel()
+        asyncio.run_coroutine_threadsafe(server.stop(None), loop).result()
+
+
+def _refuse_taken(listen: str) -> None:
+    """Say what is wrong with an address in the system's words; gRPC has none."""
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as error:
+        raise Refusal("listen", listen, f"no link can be opened there: {error.strerror}") from error
+
+
+async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
+    server = grpc.aio.server(options=OPTIONS)
+    service, method = METHOD.strip("/").split("/")
+    handlers = {method: grpc.stream_stream_rpc_method_handler(board.follow)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    last = door.credentials()
+
+    def changed() -> Any:
+        nonlocal last
+        own = door.credentials()
+        if own == last:
+            return None  # gRPC frees what it had while connections that come together still shake hands by it
+        last = own
+        return _shown(own)
+
+    credentials = grpc.dynamic_ssl_server_credentials(
+        _shown(last), changed, require_client_authentication=True
+    )
+    port = server.add_secure_port(door.listen, credentials)
+    await server.start()
+    return server, port
+
+
+def _shown(own: Credentials) -> Any:
+    return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.ca)
+
+
+class LinkGrid(RosterGrid):
+    """See the module's text; `open_link` makes it.
+
+    Args:
+      nodes: of the roster.
+      board: where their streams end.
+      port: where it listens.
+    """
+
+    def __init__(self, nodes: Nodes, board: Switchboard, port: int) -> None:
+        super().__init__(claim_identity(run_id=1), nodes)
+        self._board, self.port = board, port
+        self._call = stream_loop().call_soon_threadsafe
+        self._session, self._count = secrets.token_hex(8), itertools.count()
+        self._unreadable = 0
+
+    @property
+    def traffic(self) -> dict[int, Traffic]:
+        """What passed between the server and each node that ever connected."""
+        return self._board.traffic()
+
+    @property
+    def connected(self) -> dict[int, float]:
+        """Who is here, and since which Unix second."""
+        return {node: passed.since for node, passed in self.traffic.items() if passed.since is not None}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many streams and replies were turned away, by reason."""
+        return {**self._board.counts(), "unreadable": self._unreadable}
+
+    def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
+        arrived: queue.SimpleQueue[tuple[Letter, bytearray]] = queue.SimpleQueue()
+        sent = self._written(messages, lambda letter, data: arrived.put((letter, data)))
+        letters = [letter for letter, _ in sent.values()]
+        self._call(self._board.post, letters)
+        waiting, end = {letter.id: letter.node for letter in letters}, time.monotonic() + seconds
+        try:
+            while waiting:
+                left = max(0.0, end - time.monotonic())
+                try:
+                    letter, data = arrived.get(timeout=min(left, LOOK_SECONDS))
+                except queue.Empty:
+                    waiting = self._still_asked(waiting) if left else {}
+                    continue
+                del waiting[letter.id]
+                yield self._read(sent[letter.id][1], data)
+        finally:
+            self._call(self._board.withdraw, letters)
+
+    def _written(
+        self, messages: list[Message], deliver: Callable[[Letter, bytearray], None]
+    ) -> dict[str, tuple[Letter, Message]]:
+        """Return the messages and their letters by id; what several messages share is packed once."""
+        bodies: dict[int, Body] = {}
+        written: dict[str, tuple[Letter, Message]] = {}
+        for message in messages:
+            if (body := bodies.get(id(message.content))) is None:
+                body = bodies[id(message.content)] = pack_body(message)
+            name_message(message, self._name(message, body))
+            head = message.metadata
+            letter = Letter(head.message_id, head.dst_node_id, segments(head, body), deliver)
+            written[letter.id] = (letter, message)
+        return written
+
+    def _name(self, message: Message, body: Body) -> str:
+        node = message.metadata.dst_node_id
+        # Of no run: nothing says that the same question wants the same answer.
+        return question_id(message, body, node) or f"{self._session}/{next(self._count)}/{node}"
+
+    def _read(self, request: Message, data: bytearray) -> Message:
+        """Return the reply as that of the node that was asked, whatever it says of itself."""
+        node = request.metadata.dst_node_id
+        try:
+            reply = unpack(data)
+            if reply.metadata.reply_to_message_id != request.metadata.message_id:
+                raise MalformedMessage("a reply to another message")
+        except MalformedMessage:
+            self._unreadable += 1
+            reply = Message(Error(UNREADABLE, "unreadable"), reply_to=request)
+        return name_sender(reply, node)

@@ -1,0 +1,256 @@
+"""A Flower message as bytes, for links of our own: a small header in msgpack, then every array and byte string as it is.
+
+Layout: the header's length, 4 bytes little-endian; the header; then the blobs in the header's order. The header and each
+blob are padded to 8 bytes, so that arrays are read where they lie. Nothing is allocated that the bytes only claim: an
+array is a view, and its dtype and shape must fit the bytes that are there. Of an error its code travels, and no text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import msgpack
+import numpy as np
+from flwr.app import (
+    DEFAULT_TTL,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from numpy.typing import NDArray
+
+from ...strategies.flower_adapter import arrived
+from ...strategies.wire import memory_arrays, view
+
+Buffer = bytes | bytearray | memoryview
+Record = ArrayRecord | MetricRecord | ConfigRecord
+
+FORMAT = 1
+PREFIX_BYTES = 4
+ALIGNMENT = 8  # of the largest dtype
+MAX_HEADER_BYTES = 1 << 20  # names and shapes of as many arrays as a list may hold
+MAX_ITEMS = 1 << 13  # of any list in the header: it is allocated before its items are read
+MAX_DIMENSIONS = 32  # numpy 1 had no more
+DTYPES = frozenset(
+    ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"),
+)
+_THREE = b"\x93"  # msgpack: a list of three follows
+BYTES = "bytes"  # key of a header's entry for a byte string that lies among the blobs
+KINDS: dict[str, type[Record]] = {"a": ArrayRecord, "m": MetricRecord, "c": ConfigRecord}
+
+
+class MalformedMessage(ValueError):
+    """Bytes that are no message, or a message that does not travel; says what is wrong, and no value."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a message says, packed once for however many nodes it goes to.
+
+    Attributes:
+      header: msgpack of the records' names, values and shapes, or of the error's code.
+      blobs: arrays and byte strings in the header's order, shared with the message.
+    """
+
+    header: bytes
+    blobs: tuple[Buffer, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all of it, in hexadecimal."""
+        digest = hashlib.sha256(self.header)
+        for blob in self.blobs:
+            digest.update(blob)
+        return digest.hexdigest()
+
+
+def pack(message: Message) -> bytes:
+    """Return the message as bytes.
+
+    Raises:
+      MalformedMessage: an array is not of booleans or of whole or floating-point numbers, or there is too much of it.
+    """
+    return b"".join(segments(message.metadata, pack_body(message)))
+
+
+def pack_body(message: Message) -> Body:
+    """Return what the message says, without whom it goes to.
+
+    Raises:
+      MalformedMessage: as `pack`.
+    """
+    blobs: list[Buffer] = []
+    said = message.error.code if message.has_error() else _packed_records(message.content, blobs)
+    return Body(_packed(said), tuple(blobs))
+
+
+def segments(head: Metadata, body: Body) -> list[Buffer]:
+    """Return a message's bytes in pieces; those of its arrays are not copied.
+
+    Raises:
+      MalformedMessage: there are too many names or settings.
+    """
+    named = [head.run_id, head.message_id, head.reply_to_message_id, head.src_node_id, head.dst_node_id]
+    named += [head.group_id, head.message_type]
+    header = _THREE + _packed(FORMAT) + _packed(named) + body.header
+    if len(header) > MAX_HEADER_BYTES:
+        raise MalformedMessage(f"names and settings take {len(header)} bytes, over {MAX_HEADER_BYTES}")
+    return list(_padded([len(header).to_bytes(PREFIX_BYTES, "little") + header, *body.blobs]))
+
+
+def _packed(value: Any) -> bytes:
+    return cast(bytes, msgpack.packb(value))
+
+
+def _padded(parts: list[Buffer]) -> Iterator[Buffer]:
+    for part in parts:
+        yield part
+        if (left := len(part) % ALIGNMENT) > 0:
+            yield bytes(ALIGNMENT - left)
+
+
+def _packed_records(content: RecordDict, blobs: list[Buffer]) -> list[Any]:
+    records: list[Any] = []
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            entries = [[key, _packed_array(view(array), blobs)] for key, array in record.items()]
+            records.append([name, "a", entries])
+        else:
+            kind = "m" if isinstance(record, MetricRecord) else "c"
+            records.append(
+                [name, kind, [[key, _packed_value(value, blobs)] for key, value in record.items()]]
+            )
+    return records
+
+
+def _packed_array(array: NDArray[Any], blobs: list[Buffer]) -> list[Any]:
+    little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    if little.dtype.str not in DTYPES:
+        raise MalformedMessage(f"arrays of {array.dtype} do not travel")
+    blobs.append(little.reshape(-1).view(np.uint8).data)
+    return [little.dtype.str, list(little.shape)]
+
+
+def _packed_value(value: Any, blobs: list[Buffer]) -> Any:
+    if isinstance(value, bytes):
+        blobs.append(value)
+        return {BYTES: len(value)}
+    if isinstance(value, list):
+        return [_packed_value(item, blobs) for item in cast(list[Any], value)]
+    return value
+
+
+# --- back -------------------------------------------------------------------------------------------------------
+
+
+def unpack(data: Buffer) -> Message:
+    """Return the message that the bytes say; its arrays lie in `data`, writable where that is a bytearray.
+
+    Its age counts from now, by this machine's clock.
+
+    Raises:
+      MalformedMessage: whatever the bytes are, nothing else is raised.
+    """
+    try:
+        return _unpacked(memoryview(data).cast("B"))
+    except MalformedMessage:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
+        raise MalformedMessage(f"no message: {type(error).__name__}") from error
+
+
+def _unpacked(data: memoryview) -> Message:
+    length = int.from_bytes(data[:PREFIX_BYTES], "little")
+    end = PREFIX_BYTES + length
+    if length > MAX_HEADER_BYTES or end > len(data):
+        raise MalformedMessage("the header is longer than the message, or than any")
+    number, named, body = msgpack.unpackb(
+        data[PREFIX_BYTES:end], max_array_len=MAX_ITEMS, max_map_len=1, max_ext_len=0
+    )
+    if number != FORMAT:
+        raise MalformedMessage(f"format {number!r} is not known; this side reads {FORMAT}")
+    blobs = _Blobs(data, end + -end % ALIGNMENT)
+    payload = Error(body) if type(body) is int else _records(body, blobs)
+    if blobs.at != len(data):
+        raise MalformedMessage("bytes are left over")
+    return arrived(payload, _metadata(*named))
+
+
+def _metadata(run: Any, message: Any, reply_to: Any, source: Any, destination: Any, *labels: Any) -> Metadata:
+    group, message_type = labels
+    if {type(text) for text in (message, reply_to, group, message_type)} != {str}:
+        raise MalformedMessage("an id is no text")
+    if {type(number) for number in (run, source, destination)} != {int}:
+        raise MalformedMessage("a node is no number")
+    return Metadata(
+        run, message, source, destination, reply_to, group, time.time(), DEFAULT_TTL, message_type
+    )
+
+
+def _records(body: Any, blobs: _Blobs) -> RecordDict:
+    return RecordDict(_unique([(name, _record(kind, entries, blobs)) for name, kind, entries in body]))
+
+
+def _record(kind: str, entries: list[Any], blobs: _Blobs) -> Record:
+    if KINDS[kind] is ArrayRecord:
+        return memory_arrays(_unique([(_text(key), blobs.array(*value)) for key, value in entries]))
+    values = _unique([(_text(key), _value(value, blobs)) for key, value in entries])
+    return MetricRecord(values) if KINDS[kind] is MetricRecord else ConfigRecord(values)
+
+
+def _text(key: Any) -> str:
+    if type(key) is not str:
+        raise MalformedMessage("a name is no text")
+    return key
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named = dict(pairs)
+    if len(named) != len(pairs):
+        raise MalformedMessage("a name stands twice")
+    return named
+
+
+def _value(value: Any, blobs: _Blobs) -> Any:
+    if isinstance(value, dict):
+        return bytes(blobs.take(cast(dict[str, int], value)[BYTES]))
+    if isinstance(value, list):
+        return [_value(item, blobs) for item in cast(list[Any], value)]
+    return value
+
+
+class _Blobs:
+    """What lies behind the header, taken from front to back."""
+
+    def __init__(self, data: memoryview, at: int) -> None:
+        self._data, self.at = data, at
+
+    def take(self, length: Any) -> memoryview:
+        """Return the next `length` bytes, in place."""
+        if type(length) is not int or not 0 <= length <= len(self._data) - self.at:
+            raise MalformedMessage("an array is longer than the message")
+        taken = self._data[self.at : self.at + length]
+        self.at += length + -length % ALIGNMENT
+        return taken
+
+    def array(self, dtype: Any, shape: Any) -> NDArray[Any]:
+        """Return the next array, in place."""
+        if dtype not in DTYPES:
+            raise MalformedMessage("an array of a dtype that does not travel")
+        if type(shape) is not list or len(cast(list[Any], shape)) > MAX_DIMENSIONS:
+            raise MalformedMessage("a shape of too many dimensions")
+        sides = cast(list[Any], shape)
+        if any(type(side) is not int or side < 0 for side in sides):
+            raise MalformedMessage("a shape that is none")
+        kind = np.dtype(dtype)
+        return np.frombuffer(self.take(math.prod(sides) * kind.itemsize), kind).reshape(sides)

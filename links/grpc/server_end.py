@@ -1,0 +1,225 @@
+"""The server's end of every stream: who is here, what each is still to answer, and the bytes between.
+
+All of it runs in one event loop. A stream's certificate is looked up before its first frame is read, and again as long
+as it lasts. Of each client at most one message is gathered at a time, no larger than its instruction allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, cast
+
+import grpc
+
+from ...strategies.flower_adapter import SERVER_NODE
+from ..admission import Admitted, fingerprint
+from .event_loop import next_frame, until_one_ends
+from .frames import PROTOCOL_VERSION, Ack, BadFrame, Begin, Chunk, Gathering, Hello, frames_of, write
+from .message_codec import Buffer
+
+HELLO_SECONDS = 10.0  # for the first frame
+CHECK_SECONDS = 1.0  # between two looks at who is admitted
+REPLY_RATIO = 4  # a reply in 8 bytes a coordinate to a model in 4 is twice as large; and room
+REPLY_ROOM = 1 << 20
+MOST_UNREAD = 1000  # of what waits to be sent to a client
+REMEMBERED = 4096  # answered ids, to tell a reply that comes twice from one that comes late
+
+Code = grpc.StatusCode
+
+
+@dataclass(frozen=True)
+class Letter:
+    """An instruction that waits for its reply.
+
+    Attributes:
+      id: names it, and the reply to it.
+      node: whom it goes to.
+      parts: its bytes in pieces, shared with those to other nodes.
+      deliver: called in the event loop with the reply's bytes.
+    """
+
+    id: str
+    node: int
+    parts: Sequence[Buffer]
+    deliver: Callable[[Letter, bytearray], None]
+
+    @property
+    def reply_bytes(self) -> int:
+        """How large the reply may be."""
+        return REPLY_RATIO * sum(len(part) for part in self.parts) + REPLY_ROOM
+
+
+@dataclass
+class Traffic:
+    """What passed between the server and one node, over all of its streams.
+
+    `since` is the Unix second at which the present stream began; None while the node is away.
+    """
+
+    since: float | None = None
+    streams: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Peer:
+    """One node's stream."""
+
+    node: int
+    key: str
+    context: Any
+    traffic: Traffic
+    outbox: asyncio.Queue[Letter | Begin | Ack] = field(default_factory=asyncio.Queue[Letter | Begin | Ack])
+    revoked: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Switchboard:
+    """See the module's text. Its methods belong into its event loop, but for `traffic` and `counts`, which only read.
+
+    Args:
+      admitted: who may connect.
+      most_reply_bytes: no reply is larger, whatever was asked.
+    """
+
+    def __init__(self, admitted: Admitted, most_reply_bytes: int) -> None:
+        self._admitted, self._most = admitted, most_reply_bytes
+        self._peers: dict[int, _Peer] = {}
+        self._waiting: dict[int, dict[str, Letter]] = {}
+        self._answered: deque[str] = deque(maxlen=REMEMBERED)
+        self._traffic: dict[int, Traffic] = {}
+        self._counts: Counter[str] = Counter()
+
+    def traffic(self) -> dict[int, Traffic]:
+        """Return what passed between the server and each node that ever connected."""
+        return {node: replace(passed) for node, passed in self._traffic.copy().items()}
+
+    def counts(self) -> dict[str, int]:
+        """Return how many streams and replies were turned away, by reason."""
+        return dict(self._counts)
+
+    def post(self, letters: Iterable[Letter]) -> None:
+        """Send each letter as soon as its node is here, and again whenever it comes back without an answer."""
+        for letter in letters:
+            self._waiting.setdefault(letter.node, {})[letter.id] = letter
+            if letter.node in self._peers:
+                self._peers[letter.node].outbox.put_nowait(letter)
+
+    def withdraw(self, letters: Iterable[Letter]) -> None:
+        """Stop waiting: what is answered from now on is late."""
+        for letter in letters:
+            waiting = self._waiting.get(letter.node, {})
+            if waiting.get(letter.id) is letter:  # and not the same question of a later exchange
+                del waiting[letter.id]
+
+    async def watch(self) -> None:
+        """End the streams of those who are no longer admitted, for ever."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            admitted = self._admitted()
+            for peer in self._peers.values():
+                if admitted.get(peer.key) != peer.node:
+                    peer.revoked.set()
+
+    # --- one stream -----------------------------------------------------------------------------------------------
+
+    async def follow(self, requests: object, context: Any) -> None:
+        """Serve one stream to its end."""
+        del requests  # they are read from the context, when there is room for them
+        key = fingerprint(cast(bytes, context.auth_context()["x509_pem_cert"][0]))
+        node = self._admitted().get(key)
+        if node is None:
+            await self._refuse(context, Code.PERMISSION_DENIED, f"the key {key} is not admitted")
+        hello = await self._greet(context, node)
+        peer = _Peer(node, key, context, self._traffic.setdefault(node, Traffic()))
+        self._peers[node] = peer  # nothing is awaited between the look at who is here and this
+        peer.traffic.since = time.time()
+        peer.traffic.streams += 1
+        for letter in self._waiting.get(node, {}).values():
+            peer.outbox.put_nowait(Begin(letter.id, 0) if letter.id in hello.known else letter)
+        try:
+            await context.write(write(Hello(PROTOCOL_VERSION, SERVER_NODE, [])))
+            ended = await self._exchange(peer)
+        finally:
+            del self._peers[node]
+            peer.traffic.since = None
+        if (
+            ended is not None
+        ):  # a client that does not read hears of it late, or never: it is gone all the same
+            await self._refuse(context, *ended)
+
+    async def _refuse(self, context: Any, code: Any, why: str) -> NoReturn:
+        self._counts[code.name.lower()] += 1
+        await context.abort(code, why)
+        raise AssertionError("abort raises")
+
+    async def _greet(self, context: Any, node: int) -> Hello:
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                frame = await next_frame(context)
+        except (TimeoutError, BadFrame, EOFError):
+            await self._refuse(context, Code.INVALID_ARGUMENT, "a stream begins with a hello")
+        if not isinstance(frame, Hello) or frame.node != node:
+            await self._refuse(context, Code.INVALID_ARGUMENT, f"this key is that of node {node}")
+        if frame.version != PROTOCOL_VERSION:
+            why = f"the server speaks protocol {PROTOCOL_VERSION}, the client {frame.version}"
+            await self._refuse(context, Code.FAILED_PRECONDITION, why)
+        if node in self._peers:
+            await self._refuse(context, Code.ALREADY_EXISTS, f"node {node} is connected already")
+        return frame
+
+    async def _exchange(self, peer: _Peer) -> tuple[Any, str] | None:
+        """Send and receive until either ends, or the node is no longer admitted; return why it must end, if it must."""
+        done = await until_one_ends(self._receive(peer), self._send(peer), peer.revoked.wait())
+        if peer.revoked.is_set():
+            return Code.PERMISSION_DENIED, f"the key {peer.key} was revoked"
+        for task in done:
+            if isinstance(error := task.exception(), BadFrame):
+                return Code.INVALID_ARGUMENT, str(error)
+        return None
+
+    async def _send(self, peer: _Peer) -> None:
+        while True:
+            item = await peer.outbox.get()
+            if isinstance(item, Letter) and item.id not in self._waiting.get(peer.node, {}):
+                continue
+            frames = frames_of(item.id, item.parts) if isinstance(item, Letter) else [write(item)]
+            for frame in frames:
+                await peer.context.write(frame)
+                peer.traffic.bytes_out += len(frame)
+
+    async def _receive(self, peer: _Peer) -> None:
+        gathering: Gathering | None = None
+        while True:
+            frame = await next_frame(peer.context)
+            if isinstance(frame, Begin) and gathering is None:
+                gathering = self._begin(peer, frame)
+            elif isinstance(frame, Chunk) and gathering is not None:
+                peer.traffic.bytes_in += len(frame.data)
+                if gathering.add(frame):
+                    self._finish(peer, gathering)
+                    gathering = None
+            else:
+                raise BadFrame("a frame out of its order")
+
+    def _begin(self, peer: _Peer, begin: Begin) -> Gathering:
+        letter = self._waiting.get(peer.node, {}).get(begin.id)
+        if letter is None:
+            self._counts["duplicate" if begin.id in self._answered else "late"] += 1
+            return Gathering(begin, self._most, wanted=False)
+        return Gathering(begin, min(self._most, letter.reply_bytes))
+
+    def _finish(self, peer: _Peer, gathering: Gathering) -> None:
+        letter = self._waiting.get(peer.node, {}).pop(gathering.id, None) if gathering.data else None
+        if letter is not None:
+            self._answered.append(letter.id)
+            letter.deliver(letter, gathering.data)
+        elif gathering.data:  # nobody waits any more for what was wanted when it began
+            self._counts["late"] += 1
+        if peer.outbox.qsize() > MOST_UNREAD:
+            raise BadFrame("more replies than acknowledgements are read")
+        peer.outbox.put_nowait(Ack(gathering.id))

@@ -1,0 +1,93 @@
+"""What files of the server's bundle say, read again once they are others: provisioning replaces them under a running server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from ..configs.bundle_files import Credentials, read_credentials, read_signed_roster
+from ..privacy.refusal import Refusal
+from ..privacy.secagg.roster import Roster
+from .server_bundle import SERVER, ServerBundle
+
+logger = logging.getLogger("fedveil.server")
+
+T = TypeVar("T")
+SignedRoster = tuple[Roster, bytes]
+Nodes = Callable[[], Collection[int]]
+
+
+@dataclass
+class Followed(Generic[T]):
+    """Call it for what the files say now. Whatever is wrong with them is logged once, and never raised.
+
+    Attributes:
+      paths: the files.
+      read: reads them, given what was held before; it raises a Refusal or an OSError.
+      held: what they said last.
+      in_doubt: what stands while they cannot be read; None goes on with `held`.
+    """
+
+    paths: tuple[Path, ...]
+    read: Callable[[T], T]
+    held: T
+    in_doubt: T | None = None
+    _stamp: object = None
+    _wrong: str = ""
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self) -> T:
+        """Return it; from any thread."""
+        with self._one_at_a_time:
+            try:
+                if (stamp := [_stamp_of(path) for path in self.paths]) != self._stamp:
+                    self.held, self._stamp, self._wrong = self.read(self.held), stamp, ""
+            except (OSError, Refusal) as error:
+                return self._doubted(str(error))
+            return self.held
+
+    def _doubted(self, wrong: str) -> T:
+        self._stamp = None
+        if wrong != self._wrong:
+            self._wrong = wrong
+            going_on = "going on as before" if self.in_doubt is None else f"going on with {self.in_doubt}"
+            logger.error("not taken, %s: %s", going_on, wrong)
+        return self.held if self.in_doubt is None else self.in_doubt
+
+
+def _stamp_of(path: Path) -> tuple[int, int, int]:
+    state = path.stat()
+    return state.st_mtime_ns, state.st_ino, state.st_size
+
+
+def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
+    """Return the roster of a running server: the newest that its authority signed, whatever else comes."""
+    path = bundle.folder / "roster.bin"
+
+    def read(held: SignedRoster) -> SignedRoster:
+        roster, signed = read_signed_roster(path, bundle.authority)
+        if (roster.version, roster.hash) == (held[0].version, held[0].hash):
+            return held
+        if roster.version <= held[0].version:
+            remedy = f"is not newer than version {held[0].version}, which the server has; copy the newest"
+            raise Refusal("roster", f"version {roster.version}", remedy)
+        return roster, signed
+
+    return Followed((path,), read, (bundle.roster, bundle.signed_roster))
+
+
+def followed_credentials(bundle: ServerBundle) -> Followed[Credentials]:
+    """Return the credentials of a running server: certificate and key once they go together."""
+    paths = (bundle.folder / "tls.pem", bundle.folder / "tls.key")
+    return Followed(
+        paths, lambda _: read_credentials(bundle.folder, bundle.federation, SERVER), bundle.credentials
+    )
+
+
+def nodes_of(rosters: Callable[[], SignedRoster]) -> Nodes:
+    """Return the nodes of the newest roster, whenever it is asked."""
+    return lambda: [member.node for member in rosters()[0].members]

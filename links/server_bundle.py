@@ -1,0 +1,109 @@
+"""What `fedveil provision` makes for the server: who it is, where it listens, and who may connect."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from ..configs.bundle_files import (
+    ADDRESS,
+    ADDRESS_FORM,
+    LINKS,
+    Credentials,
+    read_credentials,
+    read_file,
+    read_hexadecimal,
+    read_signed_roster,
+    read_toml,
+)
+from ..configs.strict import Section
+from ..privacy.refusal import Refusal
+from ..privacy.secagg.roster import Roster
+
+SERVER = "server"  # the common name of its certificate
+FINGERPRINT = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ServerBundle:
+    """The server's own folder, read and found whole.
+
+    Attributes:
+      folder: where it lies.
+      federation: its name.
+      listen: address and port, for instance "0.0.0.0:8443".
+      link: one of `LINKS`.
+      credentials: of the server's end of mutual TLS.
+      authority: the Ed25519 public key, 32 bytes, that signs the roster.
+      roster: who takes part; its nodes are the link's node numbers.
+      signed_roster: the same as it was signed, for whoever holds an older one.
+    """
+
+    folder: Path
+    federation: str
+    listen: str
+    link: str
+    credentials: Credentials
+    authority: bytes
+    roster: Roster
+    signed_roster: bytes
+
+    @property
+    def admitted(self) -> Path:
+        """The list for `read_admitted`; provisioning replaces it while the server runs."""
+        return self.folder / "admitted.json"
+
+
+def read_server_bundle(folder: Path) -> ServerBundle:
+    """The bundle in `folder`.
+
+    Raises:
+      Refusal: a file is missing, holds a mistake or does not belong to the others; a secret may be read by others.
+    """
+    federation, listen, link = read_toml(folder / "server.toml", _settings, {"link": "grpc"})
+    authority = read_hexadecimal(folder / "authority.pub")
+    roster, signed = read_signed_roster(folder / "roster.bin", authority)
+    bundle = ServerBundle(
+        folder,
+        federation,
+        listen,
+        link,
+        read_credentials(folder, federation, SERVER),
+        authority,
+        roster,
+        signed,
+    )
+    read_admitted(bundle.admitted)
+    return bundle
+
+
+def read_admitted(path: Path) -> dict[str, int]:
+    """Who may connect: the SHA-256, in hexadecimal, of a public key, and the node that holds it.
+
+    Raises:
+      Refusal: the list cannot be read, or holds something else.
+    """
+    try:
+        found = cast(object, json.loads(read_file(path)))
+    except ValueError:
+        raise Refusal("file", str(path), "is not JSON") from None
+    if not isinstance(found, dict):
+        raise Refusal("file", str(path), "must be a mapping of fingerprints to nodes")
+    admitted = cast(dict[str, object], found)
+    for fingerprint, node in admitted.items():
+        if not FINGERPRINT.fullmatch(fingerprint) or type(node) is not int or node < 2:
+            raise Refusal(
+                "file", str(path), f"{fingerprint[:64]!r}: {node!r} is not a fingerprint and a node"
+            )
+    return cast(dict[str, int], admitted)
+
+
+def _settings(section: Section) -> tuple[str, str, str]:
+    return (
+        section.text("federation"),
+        section.matching("listen", ADDRESS, ADDRESS_FORM),
+        section.word("link", LINKS),
+    )

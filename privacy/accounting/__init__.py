@@ -1,0 +1,1 @@
+"""Accounting: events, and the epsilon that they compose to."""

@@ -1,0 +1,225 @@
+"""Which events are accounted, read strictly: to JSON and back, and down to the leaves that accountants compose.
+
+Every parameter is converted here, once: dp_accounting 0.6 silently drops composition inside Poisson sampling when
+a noise multiplier is an int or a numpy.float32. Kinds are a closed list; nothing named in data is ever imported.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, cast
+
+from ..budget import real
+from ..refusal import Refusal
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+# An event that is no composition, with converted parameters; hashable.
+Leaf = Any
+# Leaves, each with how often it happened.
+Counts = tuple[tuple[Leaf, int], ...]
+
+# Noise below this is counted as none (epsilon would pass 5e5), above the other as that much: both only overstate.
+MIN_NOISE, MAX_NOISE = 1e-3, 1e9
+# Sampling rates below this count as this.
+MIN_RATE = 1e-12
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """dp_accounting's GaussianDpEvent for who does not want to load it: noise std over the clipping norm, 0 for none."""
+
+    noise_multiplier: float
+
+
+def event_to_json(event: "DpEvent | Gaussian") -> dict[str, Any]:
+    """``{"kind": "Gaussian", "noise_multiplier": 1.0}`` and the like; Refusal for an event outside the list."""
+    if isinstance(event, Gaussian):
+        return {"kind": "Gaussian", "noise_multiplier": _number("noise_multiplier", event.noise_multiplier)}
+    kind = type(event).__name__.removesuffix("DpEvent")
+    if kind not in _KINDS or type(event) is not _event_class(kind):
+        raise Refusal("event", event, f"use one of {', '.join(_KINDS)}")
+    fields = {name: read(name, getattr(event, name)) for name, read in _KINDS[kind].items()}
+    return {"kind": kind, **{name: _plain(value) for name, value in fields.items()}}
+
+
+def event_from_json(data: Mapping[str, Any]) -> "DpEvent":
+    """The event that `event_to_json` wrote; Refusal for an unknown kind, missing or further fields, bad values."""
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise Refusal("kind", kind, f"use one of {', '.join(_KINDS)}")
+    readers = _KINDS[kind]
+    if set(data) != {"kind", *readers}:
+        raise Refusal("event", dict(data), f"{kind} has exactly the fields {', '.join(readers) or 'kind'}")
+    return _event_class(kind)(**{name: read(name, data[name]) for name, read in readers.items()})
+
+
+def leaves(event: "DpEvent", count: int = 1) -> Iterator[tuple[Leaf, int]]:
+    """What accountants compose ``count`` times ``event`` from: (leaf, how often), free events left out.
+
+    Several Gaussian queries of one sample become the one Gaussian they equal (McMahan et al. 2018, arXiv 1812.06210,
+    section 3); sampling at rate 1 and noise of 0 become what they are. A sample of which more is asked, say a draw of
+    clients who then draw batches several times, stays whole: its rates multiply only where all that is asked of it is
+    one further sample.
+    """
+    yield from _unfolded(event_from_json(event_to_json(event)), _count("count", count))
+
+
+def asked_of(leaf: Leaf) -> Counts | None:
+    """The leaves that are composed on one sample of ``leaf``; None for a leaf that dp_accounting reads as it is."""
+    import dp_accounting as dp
+
+    if not _is_sample(leaf):
+        return None
+    whole = isinstance(leaf.event, dp.SelfComposedDpEvent | dp.ComposedDpEvent) or _is_sample(leaf.event)
+    return tuple(_unfolded(leaf.event, 1)) if whole or drawn_openly(leaf) else None
+
+
+def drawn_openly(leaf: Leaf) -> bool:
+    """Whether ``leaf`` is an `OpenlySampledDpEvent`."""
+    return type(leaf).__name__ == "OpenlySampledDpEvent"
+
+
+def gaussian_scale(leaf: Leaf) -> tuple[float, float] | None:
+    """(sampling rate, noise multiplier) of a Gaussian, sampled or not; None for another leaf."""
+    import dp_accounting as dp
+
+    query, rate = (
+        (leaf.event, leaf.sampling_probability) if isinstance(leaf, dp.PoissonSampledDpEvent) else (leaf, 1.0)
+    )
+    return (rate, query.noise_multiplier) if isinstance(query, dp.GaussianDpEvent) else None
+
+
+def _is_sample(event: Any) -> bool:
+    import dp_accounting as dp
+
+    return isinstance(event, dp.PoissonSampledDpEvent) or drawn_openly(event)
+
+
+def _unfolded(event: Any, count: int) -> Iterator[tuple[Leaf, int]]:
+    import dp_accounting as dp
+
+    if isinstance(event, dp.SelfComposedDpEvent):
+        yield from _unfolded(event.event, count * event.count)
+    elif isinstance(event, dp.ComposedDpEvent):
+        for part in event.events:
+            yield from _unfolded(part, count)
+    elif _is_sample(event) and event.sampling_probability == 1:
+        yield from _unfolded(event.event, count)
+    elif count and (leaf := _simplified(event)) is not None:
+        yield leaf, count
+
+
+def _simplified(event: Any) -> Leaf | None:
+    import dp_accounting as dp
+
+    match event:
+        case dp.NoOpDpEvent():
+            return None
+        case dp.GaussianDpEvent() | dp.LaplaceDpEvent():
+            noise = event.noise_multiplier
+            return dp.NonPrivateDpEvent() if noise < MIN_NOISE else type(event)(min(noise, MAX_NOISE))
+        case dp.TruncatedSubsampledGaussianDpEvent() if event.noise_multiplier < MIN_NOISE:
+            return dp.NonPrivateDpEvent()
+        case _ if _is_sample(event):
+            parts = _together(_unfolded(event.event, 1)) if event.sampling_probability else []
+            return _sampled(type(event), event.sampling_probability, parts)
+        case _:
+            return event
+
+
+def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | None:
+    """One sample at ``rate`` of which all ``parts`` are asked."""
+    import dp_accounting as dp
+
+    nothing = dp.NonPrivateDpEvent()
+    if not parts or (nothing, 1) in parts:
+        return nothing if parts else None
+    asked: list[Any] = [leaf if n == 1 else dp.SelfComposedDpEvent(leaf, n) for leaf, n in parts]
+    only = asked[0]
+    if len(asked) == 1 and type(only) is kind:
+        return kind(max(rate * only.sampling_probability, MIN_RATE), only.event)
+    # A tuple, so that leaves can be counted.
+    whole: Any = only if len(asked) == 1 else cast(Any, dp.ComposedDpEvent)(tuple(asked))
+    return kind(max(rate, MIN_RATE), whole)
+
+
+def _together(parts: Iterable[tuple[Leaf, int]]) -> list[tuple[Leaf, int]]:
+    """Equal leaves counted together and Gaussians as one, in an order of their own; one `NonPrivate` stands for all."""
+    import dp_accounting as dp
+
+    counts: Counter[Leaf] = Counter()
+    for leaf, n in parts:
+        counts[leaf] += n
+    queries = {leaf: n for leaf, n in counts.items() if isinstance(leaf, dp.GaussianDpEvent)}
+    if sum(queries.values()) > 1:
+        counts -= Counter(queries)
+        precision = sum(n / leaf.noise_multiplier**2 for leaf, n in sorted(queries.items(), key=repr))
+        counts[_simplified(dp.GaussianDpEvent(precision**-0.5))] += 1
+    nothing = dp.NonPrivateDpEvent()
+    return [(nothing, 1)] if nothing in counts else sorted(counts.items(), key=repr)
+
+
+def _number(field: str, value: Any) -> float:
+    if real(field, value) < 0:
+        raise Refusal(field, value, "give a number of at least 0")
+    return float(value)
+
+
+def _rate(field: str, value: Any) -> float:
+    if _number(field, value) > 1:
+        raise Refusal(field, value, "give a probability")
+    return float(value)
+
+
+def _count(field: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
+        raise Refusal(field, value, "give a whole number of at least 0")
+    return int(value)
+
+
+def _event(field: str, value: Any) -> "DpEvent":
+    return event_from_json(value if isinstance(value, Mapping) else event_to_json(value))
+
+
+def _events(field: str, value: Any) -> "list[DpEvent]":
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise Refusal(field, value, "give a list of events")
+    return [_event(field, part) for part in value]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [event_to_json(part) for part in value]
+    return value if isinstance(value, int | float) else event_to_json(value)
+
+
+def _event_class(kind: str) -> Any:
+    from dp_accounting import dp_event
+
+    from . import openly_sampled as nested
+
+    return getattr(nested if kind == "OpenlySampled" else dp_event, f"{kind}DpEvent")
+
+
+_KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {
+    "NoOp": {},
+    "NonPrivate": {},
+    "Gaussian": {"noise_multiplier": _number},
+    "Laplace": {"noise_multiplier": _number},
+    "DiscreteLaplace": {"noise_parameter": _number, "sensitivity": _count},
+    "RandomizedResponse": {"noise_parameter": _rate, "num_buckets": _count},
+    "ZC": {"rho": _number, "xi": _number},
+    "PoissonSampled": {"sampling_probability": _rate, "event": _event},
+    "OpenlySampled": {"sampling_probability": _rate, "event": _event},
+    "TruncatedSubsampledGaussian": {
+        "dataset_size": _count,
+        "sampling_probability": _rate,
+        "truncated_batch_size": _count,
+        "noise_multiplier": _number,
+    },
+    "SelfComposed": {"event": _event, "count": _count},
+    "Composed": {"events": _events},
+}

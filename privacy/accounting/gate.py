@@ -1,0 +1,256 @@
+"""The gate that admits a next release, within milliseconds after thousands of releases of any noise."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..budget import Adjacency, Budget
+from .bounds import (
+    FINEST_INTERVAL,
+    GATE_INTERVAL,
+    MIN_PLD_DELTA,
+    MIN_STEPS,
+    VACUOUS_EPSILON,
+    bounds,
+    coarsened,
+    finer,
+    first_interval,
+    has_distribution,
+    in_order,
+    rounded,
+    typical_loss,
+    with_one_gaussian,
+)
+from .events import Counts, Leaf, gaussian_scale, leaves
+from .renyi import Vector, from_renyi, relation_of, renyi_holds, renyi_vector
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+# Histories that are followed for one budget: one for each adversary and one to spare.
+MOST_LINES = 4
+# Events whose leaves are remembered.
+MOST_REMEMBERED = 1 << 14
+
+# How often each leaf happened; leaves by their number in the gate's list.
+Counted = dict[int, int]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a leaf under one adjacency."""
+
+    renyi: Vector | None
+    renyi_holds: bool
+    has_distribution: bool
+    typical_loss: float
+
+
+@dataclass
+class _Line:
+    """A history that grows: ``base`` fits, composed on each grid used, and so do ``times`` more leaves like ``worst``."""
+
+    budget: Budget
+    base: Counted = field(default_factory=dict[int, int])
+    composed: dict[float, tuple[Counted, Any]] = field(default_factory=dict[float, tuple[Counted, Any]])
+    worst: int | None = None
+    times: int = 0
+    growing: bool = True
+
+
+class Gate:
+    """Decides whether one more release fits; what `within` admits is admitted, and nothing above the budget.
+
+    RDP comes first: it adds up. Where it is too loose, the composed PLD of what is spent is kept and only what is new
+    is composed with it. A step ahead is looked further each time: as many releases as were found to fit, none of which
+    tells more than the one that was looked ahead with, need nothing computed.
+    """
+
+    def __init__(self) -> None:
+        self._leaves: list[Leaf] = []
+        self._numbers: dict[Leaf, int] = {}
+        self._remembered: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
+        self._facts: dict[tuple[Adjacency, int], _Facts] = {}
+        self._rounded: dict[tuple[int, float], int] = {}
+        self._lines: list[_Line] = []
+        self._failing: dict[tuple[Budget, float], list[Counted]] = {}
+
+    def fits(
+        self, spent: "Iterable[DpEvent] | Mapping[DpEvent, int]", proposed: "DpEvent", budget: Budget
+    ) -> bool:
+        """Whether ``proposed`` after ``spent`` (events, or how often each happened) stays within ``budget``."""
+        step = self._count([proposed])
+        wanted = _sum(self._count(spent), step)
+        line = self._line(wanted, budget)
+        if self._has_room(line, wanted):
+            return True
+        facts = [self._facts_of(number, budget.adjacency) for number in wanted]
+        size = _by_renyi(wanted, facts, budget.target_delta)
+        if size is not None and size <= budget.target_epsilon and all(each.renyi_holds for each in facts):
+            return True
+        loss = min((each.typical_loss for each in facts), default=math.inf)
+        interval = first_interval(loss, GATE_INTERVAL, size)
+        failing = self._failing.setdefault((budget, interval), [])
+        if any(_covers(wanted, less) for less in failing):
+            return False
+        finite = size is None or size <= VACUOUS_EPSILON
+        known = all(each.has_distribution for each in facts) and budget.target_delta >= MIN_PLD_DELTA
+        if finite and known and self._affords(line, wanted, interval, {}):
+            self._advance(line, wanted, step, interval)
+            return True
+        found = bounds(self._named(wanted), budget.target_delta, budget.adjacency, GATE_INTERVAL)
+        if any(bound <= budget.target_epsilon for bound in found):
+            return True
+        failing.append(wanted)
+        return False
+
+    # --- counting
+
+    def _count(self, events: "Iterable[DpEvent] | Mapping[DpEvent, int]") -> Counted:
+        from dp_accounting import SelfComposedDpEvent
+
+        counts: Counted = {}
+        for event, times in events.items() if isinstance(events, Mapping) else ((each, 1) for each in events):
+            if type(event) is SelfComposedDpEvent and type(event.count) is int and event.count >= 0:
+                event, times = event.event, times * event.count
+            for number, n in self._parts(event) if times else ():
+                counts[number] = counts.get(number, 0) + n * times
+        return counts
+
+    def _parts(self, event: Any) -> list[tuple[int, int]]:
+        # By identity: to compare events takes longer than all else.
+        known = self._remembered.get(id(event))
+        if known is None or known[0] is not event:
+            if len(self._remembered) >= MOST_REMEMBERED:
+                self._remembered.clear()
+            known = event, [(self._number(leaf), n) for leaf, n in leaves(event)]
+            self._remembered[id(event)] = known
+        return known[1]
+
+    def _number(self, leaf: Leaf) -> int:
+        if leaf not in self._numbers:
+            self._numbers[leaf] = len(self._leaves)
+            self._leaves.append(leaf)
+        return self._numbers[leaf]
+
+    def _named(self, counts: Counted) -> Counts:
+        return in_order({self._leaves[number]: n for number, n in counts.items()})
+
+    def _facts_of(self, number: int, adjacency: Adjacency) -> _Facts:
+        key, leaf = (adjacency, number), self._leaves[number]
+        if key not in self._facts:
+            self._facts[key] = _Facts(
+                renyi_vector(leaf, adjacency),
+                renyi_holds(leaf, adjacency),
+                has_distribution(leaf, adjacency),
+                typical_loss(leaf),
+            )
+        return self._facts[key]
+
+    # --- what is known without composing
+
+    def _line(self, wanted: Counted, budget: Budget) -> _Line:
+        for line in self._lines:
+            if line.budget == budget and _covers(wanted, line.base):
+                return line
+        self._lines = [_Line(budget), *self._lines[: MOST_LINES - 1]]
+        return self._lines[0]
+
+    def _has_room(self, line: _Line, wanted: Counted) -> bool:
+        further = {k: n - line.base.get(k, 0) for k, n in wanted.items() if n > line.base.get(k, 0)}
+        if line.worst is None or sum(further.values()) > line.times:
+            return False
+        worst = self._leaves[line.worst]
+        return all(k == line.worst or _tells_no_more(self._leaves[k], worst) for k in further)
+
+    # --- what is composed
+
+    def _affords(self, line: _Line, wanted: Counted, interval: float, further: Counted) -> bool:
+        """Whether ``wanted`` and ``further`` fit, by PLD on grids as fine as it takes."""
+        from . import openly_sampled as nested
+
+        relation, budget = relation_of(line.budget.adjacency), line.budget
+        gaussian = {number: n for number, n in wanted.items() if self._is_gaussian(number)}
+        others = {number: n for number, n in wanted.items() if number not in gaussian}
+        rest = with_one_gaussian({self._leaves[number]: n for number, n in _sum(gaussian, further).items()})
+        while True:
+            losses: Any = self._compose(line, others, interval)
+            losses = nested.distribution(in_order(rest), relation, interval, losses)
+            if losses.get_delta_for_epsilon(budget.target_epsilon) <= budget.target_delta:
+                return True
+            small = losses.get_delta_for_epsilon(MIN_STEPS * interval) <= budget.target_delta
+            if not small or interval <= FINEST_INTERVAL:
+                return False
+            interval = finer(interval)
+
+    def _is_gaussian(self, number: int) -> bool:
+        return type(self._leaves[number]).__name__ == "GaussianDpEvent"
+
+    def _compose(self, line: _Line, wanted: Counted, interval: float) -> Any:
+        """The losses of ``wanted``, from those last composed on this grid where they are part of it."""
+        from . import openly_sampled as nested
+
+        relation = relation_of(line.budget.adjacency)
+        kinds = coarsened(wanted, self._round)
+        before, losses = line.composed.get(interval, ({}, None))
+        if not _covers(kinds, before):
+            before, losses = {}, None
+        more = {kind: n - before.get(kind, 0) for kind, n in kinds.items()}
+        losses = nested.distribution(self._named(more), relation, interval, losses)
+        line.composed[interval] = kinds, losses
+        return losses
+
+    def _round(self, number: int, levels: float) -> int:
+        key = number, levels
+        if key not in self._rounded:
+            self._rounded[key] = self._number(rounded(self._leaves[number], levels))
+        return self._rounded[key]
+
+    # --- looking ahead
+
+    def _advance(self, line: _Line, wanted: Counted, step: Counted, interval: float) -> None:
+        line.base, least = wanted, sum(step.values())
+        line.worst = self._worst(wanted, step) if line.growing or line.times else None
+        if line.worst is None:
+            return
+        times = max(2 * line.times if line.growing else line.times, least)
+        while times and not self._affords(line, wanted, interval, {line.worst: times}):
+            times = max(times // 2, least) if times > least else 0
+            line.growing = False
+        line.times = times
+
+    def _worst(self, wanted: Counted, step: Counted) -> int | None:
+        """A leaf that tells no less than any of ``wanted`` of which that can be said, and than all of ``step``."""
+        from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+
+        if any(gaussian_scale(self._leaves[number]) is None for number in step):
+            return next(iter(step)) if len(step) == 1 else None
+        scales = [scale for number in wanted if (scale := gaussian_scale(self._leaves[number])) is not None]
+        if not scales:
+            return None
+        rate, noise = max(rate for rate, _ in scales), min(noise for _, noise in scales)
+        query = GaussianDpEvent(noise)
+        return self._number(query if rate == 1 else PoissonSampledDpEvent(rate, query))
+
+
+def _by_renyi(counts: Counted, facts: list[_Facts], delta: float) -> float | None:
+    vectors = [each.renyi for each in facts if each.renyi is not None]
+    if not counts or len(vectors) < len(facts):
+        return None if counts else 0.0
+    return from_renyi(np.array(list(counts.values()), float) @ np.array(vectors), delta)
+
+
+def _tells_no_more(leaf: Leaf, other: Leaf) -> bool:
+    mine, others = gaussian_scale(leaf), gaussian_scale(other)
+    return mine is not None and others is not None and mine[0] <= others[0] and mine[1] >= others[1]
+
+
+def _sum(counts: Counted, more: Counted) -> Counted:
+    return counts | {number: counts.get(number, 0) + n for number, n in more.items()}
+
+
+def _covers(larger: Counted, smaller: Counted) -> bool:
+    return all(larger.get(number, 0) >= n for number, n in smaller.items())

@@ -1,0 +1,97 @@
+"""The RDP filter: what counts once noise is chosen from what earlier releases said.
+
+The bounds of `accounting` hold for events that are fixed in advance, whatever the mechanisms behind them do with
+earlier outputs. Where the events themselves depend on outputs they do not (Rogers et al. 2016, arXiv:1605.08294;
+for the privacy loss distribution Regehr et al. 2026, arXiv:2602.15815). A filter at one order alpha, fixed
+beforehand, does: as long as the RDP at alpha of all releases sums to at most B, the whole is (alpha, B)-RDP, however
+each was chosen (Feldman and Zrnic 2021, arXiv:2008.11193), and so (epsilon, delta)-DP for the epsilon of
+
+    B = epsilon - ln(1 - 1/alpha) + ln(delta * alpha) / (alpha - 1)     (Canonne et al. 2020, proposition 12).
+
+The promise is the budget that the filter guards. What it has counted so far is no promise of its own: how much that
+is may depend on the data, and a number that does would need an odometer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..budget import Adjacency, Budget, real
+from ..refusal import Refusal
+from .epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, Events, accountant_name, epsilon, grouped, within
+from .renyi import Vector, orders, renyi_holds, renyi_vector
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+
+def filter_order(value: object) -> float:
+    """Read the order of a filter; Refusal unless it is one of `orders`."""
+    if real("filter_order", value) not in orders():
+        raise Refusal("filter_order", value, "give one of the accountant's orders, such as 3.4 or 32")
+    return real("filter_order", value)
+
+
+def accountant(delta: float, adjacency: Adjacency, order: float | None) -> str:
+    """How `counted` gets its number, for reports: ``RDP filter at order 3.4, dp_accounting 0.6.0``."""
+    name = accountant_name(delta, adjacency)
+    return name if order is None else f"RDP filter at order {order:g}, dp_accounting {name.split()[-1]}"
+
+
+def counted(
+    events: Events,
+    delta: float,
+    adjacency: Adjacency,
+    order: float | None,
+    interval: float = PUBLISH_INTERVAL,
+) -> float:
+    """What ``events`` count for: the least epsilon at ``delta`` for which a filter at ``order`` lets them all through.
+
+    Without an order they were fixed in advance, and it is their `epsilon` at this interval.
+    """
+    if order is None:
+        return epsilon(events, delta, adjacency, interval)
+    at = orders().tolist().index(filter_order(order))
+    total = float(_renyi(events, adjacency)[at])
+    return max(0.0, total - float(_room(0.0, delta)[at])) if total else 0.0
+
+
+def admits(events: Events, budget: Budget, order: float | None, interval: float = GATE_INTERVAL) -> bool:
+    """Whether ``events`` stay within the budget, by the filter at ``order`` or, without one, by `within`."""
+    if order is None:
+        return within(events, budget, interval)
+    return counted(events, budget.target_delta, budget.adjacency, order) <= budget.target_epsilon
+
+
+def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) -> float:
+    """The order at which a filter lets ``event`` through most often after ``prior``; Refusal where it never does.
+
+    It may only be chosen from what is fixed: ``event`` and ``prior`` as planned, never from what releases said.
+    """
+    room = _room(budget.target_epsilon, budget.target_delta) - _renyi(prior, budget.adjacency)
+    with np.errstate(invalid="ignore"):
+        rounds = np.nan_to_num(room / _renyi([event], budget.adjacency), nan=-np.inf)
+    if not rounds.max() >= 1:
+        raise Refusal(
+            "target_epsilon", budget.target_epsilon, "no RDP filter affords a single round; raise it"
+        )
+    return float(orders()[rounds.argmax()])
+
+
+def _room(target_epsilon: float, delta: float) -> Vector:
+    """B of the module's text, at all orders."""
+    return target_epsilon - np.log1p(-1 / orders()) + np.log(delta * orders()) / (orders() - 1)
+
+
+def _renyi(events: Events, adjacency: Adjacency) -> Vector:
+    """RDP of all events together, at all orders; Refusal for an event of which none is known."""
+    total = np.zeros(len(orders()))
+    for leaf, n in grouped(events):
+        vector = renyi_vector(leaf, adjacency) if renyi_holds(leaf, adjacency) else None
+        if vector is None:
+            raise Refusal("event", leaf, f"the RDP filter does not cover it under {adjacency}")
+        total += n * vector
+    return total

@@ -1,0 +1,52 @@
+"""A client's own file of numbers, one row a round, appended; each row as `numpy.save` writes it, without pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .one_run import Scores
+
+SUFFIX = ".canaries"
+# of a client's canary records, beside its ledger
+
+
+def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
+    """Add the row of round `number`."""
+    with open(path, "ab") as file:
+        np.save(file, np.concatenate([[number], values]), allow_pickle=False)
+
+
+def rows_of(path: Path) -> dict[int, Scores]:
+    """The rows by round; a round that was done again counts once, and a row that a crash cut short not at all."""
+    return {int(row[0]): row[1:] for row in arrays_of(path)}
+
+
+def arrays_of(path: Path) -> list[NDArray[np.float64]]:
+    """Everything in the file, in its order."""
+    arrays: list[NDArray[np.float64]] = []
+    with open(path, "rb") as file:
+        while True:
+            try:
+                arrays.append(np.load(file, allow_pickle=False))
+            except (EOFError, ValueError):  # the end, or a row that a crash cut short
+                return arrays
+
+
+def gathered(paths: Sequence[Path]) -> tuple[Scores, Scores]:
+    """The scores of all canaries that were in and of all that were out, over all of these clients' rounds."""
+    inside: list[Scores] = []
+    outside: list[Scores] = []
+    for path in paths:
+        coins, *rounds = arrays_of(path)
+        last = {int(row[0]): row[1:] for row in rounds}  # a round that was done again counts once
+        if not last:
+            continue
+        total = np.stack(list(last.values())).sum(0)
+        inside.append(total[coins.astype(np.bool_)])
+        outside.append(total[~coins.astype(np.bool_)])
+    empty = np.zeros(0)
+    return np.concatenate([empty, *inside]), np.concatenate([empty, *outside])

@@ -1,0 +1,1 @@
+"""Ledger: durable, hash-chained releases, held against a budget."""

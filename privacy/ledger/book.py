@@ -1,0 +1,267 @@
+"""What a ledger's entries say: the state of every release, what each adversary has seen, and whether it adds up.
+
+Reading needs no lock, so an auditor can do it on a copy.
+"""
+
+import contextlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..accounting.bounds import coarsened, in_order, rounded, with_one_gaussian
+from ..accounting.epsilon import MIN_PLD_DELTA, PUBLISH_INTERVAL, grouped, quiet_orders
+from ..accounting.events import event_from_json
+from ..accounting.gaussian import exact_epsilon
+from ..accounting.renyi_filter import admits, counted, filter_order
+from ..budget import Adjacency, Adversary, Budget
+from ..refusal import Refusal
+from .hash_chain import START, Chain, Entry, Head, canonical
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent, PrivacyAccountant
+
+VERSION = 1
+OPEN, RESERVE, COMMIT, VOID, NOTE = "open", "reserve", "commit", "void", "note"
+# The time is the last key of a canonical payload.
+TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
+
+# Beyond this, two accountants do not differ by their grids alone (notably PLD's at small epsilon).
+DISPUTE_RATIO, DISPUTE_SIZE = 0.05, 0.01
+# PLD's grid step per epsilon when verifying: a vacuous epsilon must not take all memory.
+COARSEST = 1e-6
+
+# Epsilon as reported, by PLD alone, by RDP alone.
+Sizes = tuple[float, float | None, float | None]
+
+
+class State(StrEnum):
+    """What is known of a release. All but `VOID` are spent."""
+
+    RESERVED = "reserved"
+    COMMITTED = "committed"
+    VOID = "void"
+
+
+@dataclass
+class Record:
+    entry: Entry
+    events: dict[Adversary, str]
+    state: State = State.RESERVED
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a reservation says beside its key and its time."""
+
+    events: dict[Adversary, str]
+    budget: Budget
+    filter_order: float | None
+
+
+def _terms_of(payload: dict[str, Any], identity: dict[str, Any]) -> Terms:
+    order = filter_order(payload["filter_order"]) if "filter_order" in payload else None
+    events = {Adversary(name): canonical(event) for name, event in payload["events"].items()}
+    return Terms(
+        events, Budget(identity["unit"], adjacency=identity["adjacency"], **payload["budget"]), order
+    )
+
+
+@dataclass
+class Book:
+    """What the entries say, replayed in their order."""
+
+    identity: dict[str, Any] = field(default_factory=dict[str, Any])
+    records: dict[str, Record] = field(default_factory=dict[str, Record])
+    spent: dict[Adversary, Counter[str]] = field(default_factory=dict[Adversary, Counter[str]])
+    granted: dict[Adversary, Budget] = field(default_factory=dict[Adversary, Budget])
+    filter_order: float | None = None
+    notes: dict[str, str] = field(default_factory=dict[str, str])
+    head: Head = START
+    _terms: dict[str, Terms] = field(default_factory=dict[str, Terms])
+
+    def replay(self, chain: Chain) -> None:
+        """Takes in what the chain holds beyond `head`. Raises Refusal naming the first entry that fails."""
+        for entry in chain.after(self.head):
+            try:
+                self.apply(entry)
+            except (ValueError, LookupError, TypeError, AttributeError, Refusal) as error:
+                remedy = f"entry {entry.seq} makes no sense ({error}); restore a true copy"
+                raise Refusal("ledger", str(chain.path), remedy) from error
+
+    def apply(self, entry: Entry) -> None:
+        if (entry.kind == OPEN) != (entry.seq == 1):
+            raise ValueError(f"a {entry.kind} in this place")
+        if entry.kind == OPEN:
+            self.identity = json.loads(entry.payload)
+        elif entry.kind == RESERVE:
+            self._reserve(entry)
+        elif entry.kind in (COMMIT, VOID):
+            self._settle(self.records[entry.key], entry.kind)
+        elif entry.kind == NOTE:
+            self.notes[entry.key] = entry.payload
+        else:
+            raise ValueError(f"unknown kind {entry.kind}")
+        self.head = entry.head
+
+    def _reserve(self, entry: Entry) -> None:
+        if entry.key in self.records:
+            raise ValueError("its key was reserved before")
+        # Releases of one run differ in their time alone; what they say is worked out once.
+        timed = TIMED.fullmatch(entry.payload)
+        said = timed[1] if timed else entry.payload
+        if said not in self._terms:
+            self._terms[said] = _terms_of(json.loads(entry.payload), self.identity)
+        terms = self._terms[said]
+        if terms.filter_order is not None:
+            if self.filter_order not in (None, terms.filter_order):
+                raise ValueError(
+                    f"a filter at order {terms.filter_order:g} on a ledger whose filter is at {self.filter_order:g}"
+                )
+            self.filter_order = terms.filter_order
+        for adversary, text in terms.events.items():
+            if adversary not in self.spent:
+                self.spent[adversary] = Counter()
+            self.spent[adversary][text] += 1
+            self.granted[adversary] = terms.budget
+        self.records[entry.key] = Record(entry, terms.events)
+
+    def _settle(self, record: Record, kind: str) -> None:
+        if record.state is not State.RESERVED:
+            raise ValueError(f"a {kind} of a {record.state} release")
+        record.state = State.COMMITTED if kind == COMMIT else State.VOID
+        if record.state is State.VOID:
+            for adversary, text in record.events.items():
+                self.spent[adversary] -= Counter({text: 1})
+
+    def events(self, adversary: Adversary) -> "list[DpEvent]":
+        counts = self.spent.get(adversary, Counter[str]())
+        return [_repeated(_read(text), count) for text, count in counts.items()]
+
+
+@lru_cache(maxsize=1 << 14)
+def _read(text: str) -> "DpEvent":
+    return event_from_json(json.loads(text))
+
+
+def _repeated(event: "DpEvent", count: int) -> "DpEvent":
+    from dp_accounting import SelfComposedDpEvent
+
+    return event if count == 1 else SelfComposedDpEvent(event, count)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a ledger proves on its own, recomputed from its entries.
+
+    `entries` and `head` tell how far the chain is whole. The epsilons hold at `delta` against the adversary who
+    has seen most: `epsilon` as reported everywhere, the other two each by one accountant of dp_accounting alone,
+    None where it does not cover the events. `filter_order` is set where a release was chosen adaptively: `epsilon`
+    then is what the RDP filter has counted, and RDP is taken at its order. `by_adversary` has the same three for
+    each. `problem` is one sentence, None when all is well.
+    """
+
+    ok: bool
+    entries: int
+    head: Head
+    problem: str | None = None
+    delta: float | None = None
+    epsilon: float | None = None
+    epsilon_pld: float | None = None
+    epsilon_rdp: float | None = None
+    filter_order: float | None = None
+    by_adversary: Mapping[Adversary, Sizes] = field(default_factory=dict[Adversary, Sizes])
+
+
+def read_entries(path: Path | str) -> list[Entry]:
+    """The entries of the ledger at `path`, which may be in use. Raises Refusal when the chain is broken."""
+    with contextlib.closing(Chain.for_reading(Path(path))) as chain:
+        return list(chain.after(START))
+
+
+def verify(path: Path | str, delta: float | None = None) -> Verification:
+    """Checks the chain at `path` and recomputes epsilon at `delta`, by default that of the latest reservation."""
+    book = Book()
+    try:
+        with contextlib.closing(Chain.for_reading(Path(path))) as chain:
+            book.replay(chain)
+        if book.head == START:
+            raise Refusal("ledger", str(path), "holds no entry, not even its first; restore a true copy")
+        return _adds_up(book, delta)
+    except Refusal as refusal:
+        return Verification(False, book.head.seq, book.head, str(refusal))
+
+
+def _adds_up(book: Book, delta: float | None) -> Verification:
+    if delta is None:
+        delta = next((budget.target_delta for budget in reversed(book.granted.values())), None)
+    if delta is None:
+        return Verification(True, book.head.seq, book.head, epsilon=0.0)
+    adjacency = Adjacency(book.identity["adjacency"])
+
+    @cache  # most of the time goes here, and adversaries often have seen the same
+    def sized(seen: "tuple[DpEvent, ...]") -> Sizes:
+        return _sizes(list(seen), delta, adjacency, book.filter_order)
+
+    sizes = {each: sized(tuple(book.events(each))) for each in book.spent}
+    most = max(sizes.values(), key=lambda size: size[0])
+    problem = _overspent(book) or next(filter(None, map(_dispute, sizes.values())), None)
+    return Verification(
+        problem is None, book.head.seq, book.head, problem, delta, *most, book.filter_order, sizes
+    )
+
+
+def _sizes(events: "list[DpEvent]", delta: float, adjacency: Adjacency, order: float | None) -> Sizes:
+    from dp_accounting import NeighboringRelation as Relation
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import RdpAccountant
+
+    relation = {
+        Adjacency.ZERO_OUT: Relation.REPLACE_SPECIAL,
+        Adjacency.ADD_OR_REMOVE_ONE: Relation.ADD_OR_REMOVE_ONE,
+        Adjacency.REPLACE_ONE: Relation.REPLACE_ONE,
+    }[adjacency]
+    ours = counted(events, delta, adjacency, order)
+    by_pld = by_rdp = None
+    if order is None and delta >= MIN_PLD_DELTA:
+        by_pld = _composed(PLDAccountant(relation, max(PUBLISH_INTERVAL, ours * COARSEST)), events, delta)
+    # dp_accounting's RDP reads a noise multiplier under replace-one as half of what PLD reads.
+    if adjacency is not Adjacency.REPLACE_ONE:
+        by_rdp = _composed(RdpAccountant(None if order is None else [order], relation), events, delta)
+    return ours, by_pld, by_rdp
+
+
+def _composed(accountant: "PrivacyAccountant", events: "list[DpEvent]", delta: float) -> float | None:
+    # As few kinds as the first accountant makes of them: each takes its own distribution.
+    parts = in_order(coarsened(with_one_gaussian(dict(grouped(events))), rounded))
+    if not all(accountant.supports(leaf) for leaf, _ in parts):
+        return None
+    with quiet_orders():
+        for leaf, count in parts:
+            accountant.compose(leaf, count)
+    return float(accountant.get_epsilon(delta))
+
+
+def _overspent(book: Book) -> str | None:
+    for adversary, budget in book.granted.items():
+        exact = exact_epsilon(book.spent[adversary], budget.target_delta, budget.adjacency)
+        if book.filter_order is None and exact is not None and exact <= budget.target_epsilon:
+            continue
+        if not admits(book.events(adversary), budget, book.filter_order):
+            size = f"epsilon {budget.target_epsilon:.4g} at delta {budget.target_delta:.3g}"
+            return f"more is spent against the {adversary} than was granted, {size}"
+    return None
+
+
+def _dispute(sizes: Sizes) -> str | None:
+    ours, *others = sizes
+    best = min((size for size in others if size is not None), default=ours)
+    if math.isclose(ours, best, rel_tol=DISPUTE_RATIO, abs_tol=DISPUTE_SIZE):
+        return None
+    return f"the accountants disagree: epsilon {ours:.6g} against {best:.6g} recomputed"

@@ -1,0 +1,132 @@
+"""Caps: what the owner of the data lets the ledgers of one folder spend, whatever a run asks for.
+
+They lie in that folder, are written by ``fedveil budget set`` and read by the ledger itself before every
+reservation. No message carries a cap, so nothing that comes over a network raises one.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from ..budget import Budget, Unit
+from ..refusal import Refusal
+from .durable_files import replace_file
+from .hash_chain import Lock, regular
+
+FILE = "caps.json"
+VERSION = 1
+ALL = "all"
+# A ledger is named after this much of its data's fingerprint.
+NAMED = 32
+FINGERPRINT = re.compile(f"[0-9a-f]{{{NAMED},64}}")
+# What stands before the fingerprint in a ledger's name: of all clients together, and of a device as a client.
+POPULATION, CLIENT = "population-", "client-"
+WAIT_SECONDS = 10.0
+
+
+def default_folder() -> Path:
+    """Where the ledgers of real data lie unless a setting of this machine names another folder."""
+    return Path.home() / ".local" / "share" / "fedveil" / "ledgers"
+
+
+class CapEnded(Refusal):
+    """The day until which the owner of the data allowed releases is over."""
+
+
+@dataclass(frozen=True)
+class Cap:
+    """One decision of the owner; the latest on a data set stands, beside the latest on `all`.
+
+    Attributes:
+      data: the data set's fingerprint, or `all` for every ledger in the folder.
+      target_epsilon, target_delta: the most that a ledger may spend, as a `Budget`'s.
+      until: the last day, UTC, on which anything may be released; None sets no end.
+      decided: when, UTC.
+    """
+
+    data: str
+    target_epsilon: float
+    target_delta: float
+    until: date | None = None
+    decided: str = ""
+
+    def __post_init__(self) -> None:
+        Budget(Unit.RECORD, self.target_epsilon, self.target_delta)  # refuses what is out of range
+        if self.data != ALL and not FINGERPRINT.fullmatch(self.data):
+            raise Refusal("data", self.data, "give a data set's fingerprint, as ledgers show it, or all")
+        object.__setattr__(self, "data", self.data[:NAMED])
+
+
+def set_cap(folder: Path, cap: Cap) -> None:
+    """Adds a decision to those in `folder`; on disk when this returns. Refusal when it cannot be written."""
+    path = folder / FILE
+    decided = replace(cap, decided=datetime.now(UTC).isoformat(timespec="seconds"))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = Lock(path, WAIT_SECONDS)
+        try:
+            decisions = [_plain(each) for each in [*read_caps(folder), decided]]
+            text = json.dumps({"version": VERSION, "caps": decisions}, indent=1) + "\n"
+            replace_file(path, text.encode())
+        finally:
+            lock.release()
+    except OSError as error:
+        raise Refusal(
+            "caps", str(path), f"cannot be written ({error}); the caps stay as they were"
+        ) from error
+
+
+def read_caps(folder: Path) -> list[Cap]:
+    """All decisions in `folder`, in their order. Refusal when they are there and cannot be read."""
+    path = folder / FILE
+    if regular(path) is None:
+        return []
+    try:
+        found = json.loads(path.read_bytes())
+        if found["version"] != VERSION:
+            raise ValueError(f"version {found['version']!r}")
+        return [_read(fields) for fields in found["caps"]]
+    except (OSError, ValueError, LookupError, TypeError, Refusal) as error:
+        remedy = f"cannot be read ({error}); restore it, or remove it and set the caps anew"
+        raise Refusal("caps", str(path), remedy) from error
+
+
+def caps_on(ledger: Path) -> list[Cap]:
+    """The decisions that hold for the ledger at this path: the latest on its data, and the latest on all."""
+    own = ledger.stem.removeprefix(POPULATION).removeprefix(CLIENT)[:NAMED]
+    latest = {cap.data: cap for cap in read_caps(ledger.parent)}
+    return [latest[data] for data in (ALL, own) if data in latest]
+
+
+def capped(ledger: Path, budget: Budget) -> Budget:
+    """`budget`, lowered to the caps on the ledger at this path: the least epsilon, at the least delta.
+
+    Raises:
+        CapEnded: their time is over.
+        Refusal: they cannot be read.
+    """
+    return lowered(budget, caps_on(ledger))
+
+
+def lowered(budget: Budget, caps: Iterable[Cap]) -> Budget:
+    """`budget`, lowered to these caps: the least epsilon, at the least delta. CapEnded when the time of one is over."""
+    for cap in caps:
+        if cap.until is not None and datetime.now(UTC).date() > cap.until:
+            raise CapEnded("until", str(cap.until), "the owner of the data allows no release after that day")
+        size = min(budget.target_epsilon, cap.target_epsilon)
+        budget = replace(budget, target_epsilon=size, target_delta=min(budget.target_delta, cap.target_delta))
+    return budget
+
+
+def _plain(cap: Cap) -> dict[str, Any]:
+    return {**asdict(cap), "until": None if cap.until is None else cap.until.isoformat()}
+
+
+def _read(fields: dict[str, Any]) -> Cap:
+    until = fields["until"]
+    values: dict[str, Any] = {**fields, "until": None if until is None else date.fromisoformat(until)}
+    return Cap(**values)

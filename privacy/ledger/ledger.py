@@ -1,0 +1,358 @@
+"""The ledger: what has left, kept on disk before it leaves, so that a budget can be spent but never overrun.
+
+A release is reserved, then committed, or voided with proof that nothing left. Reserved and committed count
+alike: after a crash the outcome is unknown and what was reserved stays spent. Entries hold the parameters of
+the releases, never an epsilon; epsilon is computed anew from them.
+"""
+
+import contextlib
+import json
+import math
+import sqlite3
+import threading
+from collections.abc import Generator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..accounting.epsilon import Gate
+from ..accounting.events import event_to_json
+from ..accounting.renyi_filter import counted
+from ..affording import BudgetExhausted, require_affordable
+from ..budget import Adversary, Budget, Release
+from ..refusal import Refusal
+from .book import (
+    COMMIT,
+    NOTE,
+    OPEN,
+    RESERVE,
+    VERSION,
+    VOID,
+    Book,
+    Record,
+    State,
+    Verification,
+    read_entries,
+    verify,
+)
+from .caps import CapEnded, capped
+from .hash_chain import Chain, Draft, Entry, Head, LedgerUnavailable, Lock, canonical, holds_entries
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+__all__ = [
+    "BudgetExhausted",
+    "Entry",
+    "Head",
+    "Key",
+    "Ledger",
+    "LedgerUnavailable",
+    "State",
+    "Verification",
+    "read_entries",
+    "verify",
+]
+
+Key = tuple[str, int, str]
+
+
+class Ledger:
+    """The record of all releases of one owner's data, charged before anything leaves.
+
+    One process at a time holds a ledger; its threads may share it. After a failed write it is closed, since
+    what then is on disk is known only by reading it again.
+    """
+
+    def __init__(
+        self, chain: Chain, lock: Lock, book: Book, budget: Budget, resources: contextlib.ExitStack
+    ) -> None:
+        self._chain = chain
+        self._lock = lock
+        self._book = book
+        self._budget = budget
+        self._resources = resources
+        self._gate = Gate()
+        self._threads = threading.RLock()
+        self._pending: dict[str, None] = {}
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        budget: Budget,
+        *,
+        owner: str,
+        simulated: bool,
+        durable: bool = True,
+        expect: Head | None = None,
+        wait: float = 0.0,
+    ) -> Self:
+        """Opens the ledger at `path`, or starts it where there is none.
+
+        Args:
+            path: a file in an existing folder; `<path>.lock` beside it names the process that has it open.
+            budget: what may be spent in all, less where the owner's caps say so; its unit and adjacency must be
+                those that the ledger began with.
+            owner: whose data it is: a fingerprint of the data set or the name of the population.
+            simulated: whether the data is declared simulated; only then may noise come from a seed.
+            durable: whether a reservation survives a power cut, not just the end of the process.
+            expect: the head that a checkpoint knows; the ledger must hold it.
+            wait: seconds to wait for a process that has the ledger open.
+
+        Raises:
+            Refusal: not a ledger, damaged, cut short, rolled back, another's, in use, not writable.
+        """
+        path = Path(path)
+        if not holds_entries(path) and expect is not None:
+            raise Refusal(
+                "ledger", str(path), f"missing, though entry {expect.seq} of it is known; restore it"
+            )
+        identity = {
+            "version": VERSION,
+            "unit": budget.unit.value,
+            "adjacency": budget.adjacency.value,
+            "owner": owner,
+            "simulated": simulated,
+        }
+        with contextlib.ExitStack() as stack:
+            lock = Lock(path, wait)
+            stack.callback(lock.release)
+            first = Draft(OPEN, "", canonical({**identity, "id": token_hex(16), "time": _now()}))
+            chain = Chain.for_writing(path, first, durable=durable)
+            stack.callback(chain.close)
+            book = Book()
+            book.replay(chain)
+            _require_identity(path, identity, book.identity)
+            if expect is not None:
+                chain.require(expect)
+            return cls(chain, lock, book, budget, stack.pop_all())
+
+    @property
+    def path(self) -> Path:
+        return self._chain.path
+
+    @property
+    def budget(self) -> Budget:
+        """What may be spent in all: what the ledger was opened with, lowered to its owner's caps of this moment.
+
+        Raises Refusal when their time is over or they cannot be read.
+        """
+        return capped(self.path, self._budget)
+
+    @property
+    def head(self) -> Head:
+        """The last entry that is written; keep it with a checkpoint and hand it to `open` as `expect`."""
+        return self._book.head
+
+    def reserve(self, release: Release) -> Entry:
+        """Charges `release` and returns once that is on disk; only then may it leave.
+
+        Reserving a key again with the same events costs nothing and returns the earlier entry. Whoever would
+        draw new noise for it must take a new key: the earlier reservation pays for one result only.
+
+        Raises:
+            BudgetExhausted: it does not fit; nothing is written.
+            Refusal: it does not belong on this ledger, or its key was reserved with other events or voided.
+            LedgerUnavailable: it could not be written.
+        """
+        self._require_admissible(release)
+        key = _text(release.key)
+        events = {adversary.value: event_to_json(event) for adversary, event in release.events.items()}
+        with self._writing() as drafts:
+            earlier = self._book.records.get(key)
+            if earlier is None:
+                budget = self._budget_for(release)
+                require_affordable(release, budget, self._book, self._gate)
+                drafts.append(Draft(RESERVE, key, _payload(release, events, budget)))
+            else:
+                _require_same(release, earlier, events)
+        return self._book.records[key].entry
+
+    def reserve_new(self, release: Release) -> Entry:
+        """Charges `release` as `reserve` does, for a caller who is about to draw noise.
+
+        Seeded noise is the same at every repetition, so a repeated release reveals nothing more and is free. Noise of
+        the system's generator never repeats: a second result under one key would be a release that nobody pays for.
+
+        Raises:
+            Refusal: as `reserve`, and if noise of the system's generator was reserved under this key before.
+        """
+        with self._threads:
+            if release.rng == "system" and self.state(release.key) is not None:
+                raise Refusal(
+                    "key", release.key, "was answered before and its noise cannot be repeated; take a new key"
+                )
+            return self.reserve(release)
+
+    def commit(self, key: Key, durable: bool = True) -> None:
+        """Notes that the release left. With `durable=False` the note travels with the next reservation.
+
+        A note that is lost changes no epsilon: the reservation stays spent.
+        """
+        with self._threads:
+            record = self._record(key)
+            if record.state is State.VOID:
+                raise Refusal("key", key, "was voided: nothing of it may leave; reserve a new key")
+            if record.state is State.RESERVED:
+                self._pending[_text(key)] = None
+            if durable and self._pending:
+                self._flush()
+
+    def void(self, key: Key, proof: str) -> None:
+        """Gives back what was reserved; `proof` says how it is known that nothing left."""
+        if not proof.strip():
+            raise Refusal("proof", proof, "say how it is known that nothing left, or leave it reserved")
+        with self._writing() as drafts:
+            record = self._record(key)
+            if record.state is State.COMMITTED or _text(key) in self._pending:
+                raise Refusal("key", key, "was committed: it has left and stays spent")
+            if record.state is State.RESERVED:
+                drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
+
+    def note(self, key: Key, what: Mapping[str, Any]) -> None:
+        """Writes down what is known beside the releases, such as an alarm; it costs nothing. The first note stays."""
+        with self._writing() as drafts:
+            if _text(key) not in self._book.notes:
+                drafts.append(Draft(NOTE, _text(key), canonical({**what, "time": _now()})))
+
+    def state(self, key: Key) -> State | None:
+        """What is known of the release `key`; None when it was never reserved."""
+        with self._threads:
+            record = self._book.records.get(_text(key))
+            if record is None:
+                return None
+            return State.COMMITTED if _text(key) in self._pending else record.state
+
+    def events(self, adversary: Adversary) -> "list[DpEvent]":
+        """What `adversary` has seen or may have seen: reserved and committed, equal events as one with a count."""
+        with self._threads:
+            return self._book.events(adversary)
+
+    def cohorts(self, run: str, mechanism: str) -> list[list[int]]:
+        """The clients of each round of a run that was reserved with its cohort, from round 1 to the first without."""
+        found: list[list[int]] = []
+        with self._threads:
+            while record := self._book.records.get(_text((run, len(found) + 1, mechanism))):
+                found.append([int(client) for client in json.loads(record.entry.payload)["cohort"]])
+        return found
+
+    @property
+    def filter_order(self) -> float | None:
+        """The order of the RDP filter that the ledger goes by, from the first release on that was chosen adaptively."""
+        with self._threads:
+            return self._book.filter_order
+
+    def epsilon(self, delta: float | None = None) -> float:
+        """Epsilon spent at `delta` (the budget's by default) against the adversary who has seen most.
+
+        Once a release was chosen adaptively it is what the RDP filter has counted, and the budget is what is promised.
+        """
+        delta = self._budget.target_delta if delta is None else delta
+        with self._threads:
+            seen = [self._book.events(adversary) for adversary in self._book.spent]
+            order = self._book.filter_order
+        return max((counted(events, delta, self._budget.adjacency, order) for events in seen), default=0.0)
+
+    def close(self) -> None:
+        """Writes the notes still held back and lets the next process in. Closing twice does nothing."""
+        with self._threads:
+            if not self._lock.held:
+                return
+            with self._resources:
+                if self._pending:
+                    self._flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_admissible(self, release: Release) -> None:
+        if release.unit != self._budget.unit:
+            raise Refusal("unit", str(release.unit), f"this ledger counts by {self._budget.unit}")
+        if release.rng != "system" and not self._book.identity["simulated"]:
+            raise Refusal("rng", release.rng, "noise on real data comes from the system; leave out the seed")
+
+    def _budget_for(self, release: Release) -> Budget:
+        try:
+            return self.budget
+        except CapEnded as ended:
+            adversary = next(iter(release.events))
+            raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
+
+    def _record(self, key: Key) -> Record:
+        self._require_open()
+        record = self._book.records.get(_text(key))
+        if record is None:
+            raise Refusal("key", key, "was never reserved on this ledger; reserve it before anything leaves")
+        return record
+
+    def _require_open(self) -> None:
+        if not self._lock.held:
+            raise Refusal("ledger", str(self.path), "closed, or opened by the parent process; open it here")
+
+    def _flush(self) -> None:
+        with self._writing():
+            pass
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[list[Draft]]:
+        """One transaction: what other writers appended is read first, held-back commits go in with the drafts."""
+        with self._threads:
+            self._require_open()
+            try:
+                with self._chain.transaction():
+                    self._book.replay(self._chain)
+                    drafts = [Draft(COMMIT, key, canonical({"time": _now()})) for key in self._unsettled()]
+                    yield drafts
+                    self._chain.append(drafts, self._book.head)
+            except sqlite3.Error as error:
+                self._resources.close()
+                remedy = (
+                    f"could not be written ({error}); nothing may leave until it can: mend the disk, resume"
+                )
+                raise LedgerUnavailable("ledger", str(self.path), remedy) from error
+            self._book.replay(self._chain)
+            self._pending.clear()
+
+    def _unsettled(self) -> list[str]:
+        return [key for key in self._pending if self._book.records[key].state is State.RESERVED]
+
+
+def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        if found.get(name) != value:
+            remedy = f"kept for {name} {found.get(name)!r}, not {value!r}; give the ledger that belongs to this data"
+            raise Refusal("ledger", str(path), remedy)
+
+
+def _require_same(release: Release, earlier: Record, events: dict[str, Any]) -> None:
+    if earlier.state is State.VOID:
+        raise Refusal("key", release.key, "was voided; reserve a new key")
+    if release.cohort is not None and list(release.cohort) != json.loads(earlier.entry.payload).get("cohort"):
+        raise Refusal("key", release.key, "was reserved for other clients; reserve a new key")
+    if earlier.events != {Adversary(name): canonical(event) for name, event in events.items()}:
+        raise Refusal("key", release.key, "was reserved with other events; reserve a new key")
+
+
+def _payload(release: Release, events: dict[str, Any], budget: Budget) -> str:
+    granted = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
+    chosen = {} if release.filter_order is None else {"filter_order": float(release.filter_order)}
+    drawn = {} if release.cohort is None else {"cohort": list(release.cohort)}
+    return canonical(
+        {"events": events, "budget": granted, "rng": release.rng, "time": _now(), **chosen, **drawn}
+    )
+
+
+def _text(key: Key) -> str:
+    return canonical(list(key))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

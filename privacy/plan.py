@@ -1,0 +1,239 @@
+"""One frozen plan binds what together makes a guarantee: sampling, clipping, noise, event, adjacency."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
+from .accounting.renyi_filter import accountant, admits, best_order, counted
+from .budget import Adjacency, Adversary, Budget, Unit, real, word
+from .refusal import Refusal
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+    from .mechanisms.correlated_noise import Correlation
+
+# Noise is searched between these noise multipliers, to this relative width; what is returned is the upper end.
+LEAST_NOISE, MOST_NOISE = 2.0**-6, 2.0**24
+NOISE_TOLERANCE = 1e-4
+# With less than this share of a budget left, only noise that drowns everything fits; better to say so.
+LEAST_SHARE_LEFT = 0.01
+# More rounds than anybody runs: affordable rounds are not counted beyond.
+MOST_ROUNDS = 1 << 20
+
+
+class Sampling(Protocol):
+    """Who takes part in a round; the one place where amplification enters the accounting."""
+
+    @property
+    def name(self) -> str:
+        """The word that reports print: ``poisson``, ``fixed``, ``all``."""
+        ...
+
+    def event(self, mechanism: "DpEvent") -> "DpEvent":
+        """What one round costs whose participants run ``mechanism``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run spends its budget; public as a whole. Refusal when a value is out of range.
+
+    ``clipping_norm`` C > 0 bounds one unit's L2 norm, in the units of the vectors; ``num_rounds`` >= 1.
+    ``noise_multiplier`` z > 0 is noise std / sensitivity under ``adjacency`` (C, or 2C under replace-one);
+    None until calibrated. ``adversaries``: whom the guarantee holds against. ``filter_order`` is None where the
+    events are fixed in advance; where noise is chosen from what rounds release, it is the RDP filter's order.
+    ``correlation`` is None where rounds have independent noise; else the whole run is one release.
+    """
+
+    unit: Unit
+    adjacency: Adjacency
+    sampling: Sampling
+    clipping_norm: float
+    num_rounds: int
+    noise_multiplier: float | None = None
+    adversaries: tuple[Adversary, ...] = (Adversary.CLIENTS, Adversary.MODEL)
+    filter_order: float | None = None
+    correlation: "Correlation | None" = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unit", word(Unit, "unit", self.unit))
+        object.__setattr__(self, "adjacency", word(Adjacency, "adjacency", self.adjacency))
+        object.__setattr__(self, "clipping_norm", _positive("clipping_norm", self.clipping_norm))
+        if self.noise_multiplier is not None:
+            object.__setattr__(self, "noise_multiplier", _positive("noise_multiplier", self.noise_multiplier))
+        if not isinstance(self.num_rounds, int) or self.num_rounds < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise Refusal("num_rounds", self.num_rounds, "plan at least one round")
+        if self.correlation is not None:
+            _require_promise(self.sampling, self.correlation)
+
+    @property
+    def noise_over_clip(self) -> float:
+        """Noise std / clip of one release, as the accountants read it; the same float whatever the clip is."""
+        return self._noise() * self._sensitivity_in_clips()
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of each round's fresh noise in a coordinate of the sum, in the units of the vectors."""
+        moved = 1.0 if self.correlation is None else self.correlation.sensitivity
+        return self.noise_over_clip * moved * self.clipping_norm
+
+    def event(self) -> "DpEvent":
+        """What one release costs, with noise std / clip as the accountants read it. Refusal while uncalibrated.
+
+        A release is a round or, where noise is correlated, the whole run.
+        """
+        from dp_accounting import GaussianDpEvent
+
+        return self.sampling.event(GaussianDpEvent(self.noise_over_clip))
+
+    def event_of(self, row: int) -> "DpEvent":
+        """What round ``row``, from 1, is charged; where noise is correlated the first one pays for all."""
+        from dp_accounting import NoOpDpEvent
+
+        return self.event() if self.correlation is None or row == 1 else NoOpDpEvent()
+
+    def epsilon(self, delta: float, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()) -> float:
+        """Epsilon at ``delta`` after ``prior`` and ``rounds`` rounds (default: all of them)."""
+        events = self._after(self.num_rounds if rounds is None else rounds, prior)
+        return counted(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
+
+    def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
+        """How many rounds after ``prior`` a gate lets through at this noise, at most `MOST_ROUNDS`."""
+        self._check(budget)
+
+        def affordable(rounds: int) -> bool:
+            return admits(self._after(rounds, prior), budget, self.filter_order, GATE_INTERVAL)
+
+        if not affordable(1):
+            return 0
+        if self.correlation is not None:
+            return self.correlation.num_rounds
+        most = 1
+        while most < MOST_ROUNDS and affordable(2 * most):
+            most *= 2
+        step = most // 2 if most < MOST_ROUNDS else 0
+        while step:
+            most += step if affordable(most + step) else 0
+            step //= 2
+        return most
+
+    def calibrate(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
+        """This plan with the least noise, to 1e-4, whose rounds fit ``budget`` after ``prior``.
+
+        What fits does so at the gate's coarse grid, so that no planned round is refused, and at the finer grid
+        that is published. Refusal when no noise fits.
+        """
+        self._check(budget)
+        spent = counted(prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
+        if spent > (1 - LEAST_SHARE_LEFT) * budget.target_epsilon:
+            remedy = f"already spent ({spent:.4g}): raise it or end the run here"
+            raise Refusal("target_epsilon", budget.target_epsilon, remedy)
+
+        def cost(noise: float) -> float:
+            planned = replace(self, noise_multiplier=noise)._after(self.num_rounds, prior)
+            return counted(planned, budget.target_delta, budget.adjacency, self.filter_order, GATE_INTERVAL)
+
+        noise = _least_noise(cost, budget.target_epsilon)
+        calibrated = replace(self, noise_multiplier=noise)
+        while not admits(
+            calibrated._after(self.num_rounds, prior), budget, self.filter_order, PUBLISH_INTERVAL
+        ):
+            noise *= 1 + NOISE_TOLERANCE
+            calibrated = replace(self, noise_multiplier=noise)
+        return calibrated
+
+    def calibrate_for_filter(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
+        """`calibrate` for a run that will choose noise from what its rounds release.
+
+        The filter's order is the plan's or, where it has none yet, the one that affords most rounds of the noise that
+        would be right without a filter.
+        """
+        order = self.filter_order or best_order(self.calibrate(budget, prior).event(), budget, prior)
+        return replace(self, filter_order=order).calibrate(budget, prior)
+
+    def accountant(self, delta: float) -> str:
+        """How the plan's epsilon is computed, for reports."""
+        return accountant(delta, self.adjacency, self.filter_order)
+
+    def _check(self, budget: Budget) -> None:
+        if budget.unit is not self.unit:
+            raise Refusal(
+                "unit", str(budget.unit), f"plan and budget must protect the same unit, {self.unit}"
+            )
+        if budget.adjacency is not self.adjacency:
+            raise Refusal(
+                "adjacency", str(budget.adjacency), f"plan and budget must agree on {self.adjacency}"
+            )
+
+    def _after(self, rounds: int, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
+        from dp_accounting import SelfComposedDpEvent
+
+        return [
+            *prior,
+            SelfComposedDpEvent(self.event(), rounds if self.correlation is None else min(rounds, 1)),
+        ]
+
+    def _noise(self) -> float:
+        if self.noise_multiplier is None:
+            raise Refusal("noise_multiplier", None, "calibrate the plan to a budget or give the noise")
+        return self.noise_multiplier
+
+    def _sensitivity_in_clips(self) -> int:
+        return 2 if self.adjacency is Adjacency.REPLACE_ONE else 1
+
+
+def _require_promise(sampling: Sampling, correlation: "Correlation") -> None:
+    separation = getattr(sampling, "separation", 0)
+    most = getattr(sampling, "max_participations", math.inf)
+    if separation < correlation.separation or most > correlation.max_participations:
+        remedy = (
+            f"a {sampling.name} cohort does not promise that a client takes part at most "
+            f"{correlation.max_participations} times, {correlation.separation} rounds apart; use cohort=min_separation"
+        )
+        raise Refusal("noise", "correlated", remedy)
+
+
+def _positive(field: str, value: float) -> float:
+    if real(field, value) <= 0:
+        raise Refusal(field, value, "give a number above 0")
+    return float(value)
+
+
+def _least_noise(cost: Callable[[float], float], target: float) -> float:
+    """The least noise that costs at most ``target``: doubling, then the Illinois method on log cost, log noise.
+
+    Bracketing throughout, so ``cost`` need only fall with noise; the end that is returned was itself evaluated.
+    """
+    high = 1.0
+    while (high_cost := cost(high)) > target:
+        high *= 2
+        if high > MOST_NOISE:
+            raise Refusal(
+                "target_epsilon", target, "no noise keeps the planned rounds within what is left of it"
+            )
+    low = high / 2
+    while (low_cost := cost(low)) <= target:
+        if low < LEAST_NOISE:
+            return low
+        high, high_cost, low = low, low_cost, low / 2
+    above, below = _distance(low_cost, target), _distance(high_cost, target)
+    kept = 0
+    while high > low * (1 + NOISE_TOLERANCE) and high_cost < target * (1 - NOISE_TOLERANCE):
+        share = min(max(above / (above - below), 0.01), 0.99)
+        middle = low * (high / low) ** share
+        middle_cost = cost(middle)
+        if middle_cost > target:
+            low, above = middle, _distance(middle_cost, target)
+            below, kept = (below / 2, 1) if kept == 1 else (below, 1)
+        else:
+            high, high_cost, below = middle, middle_cost, _distance(middle_cost, target)
+            above, kept = (above / 2, -1) if kept == -1 else (above, -1)
+    return high
+
+
+def _distance(cost: float, target: float) -> float:
+    # Aimed at the middle of the accepted band; the clip keeps free and infinite costs finite.
+    return math.log(min(max(cost / target, 1e-9), 1e9) / (1 - NOISE_TOLERANCE / 2))

@@ -1,0 +1,64 @@
+"""What protects a round's clients, by how many answers it goes, and what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
+from ..privacy.ledger.ledger import Ledger
+from ..privacy.plan import Plan
+
+
+@dataclass(frozen=True)
+class ClientPrivacy:
+    """What protects whole clients in the sum: a calibrated plan, the ledger it spends, and who pays for metrics.
+
+    Attributes:
+      plan: frozen; its sampling is the cohort's own draw.
+      ledger: the population's ledger, open for writing.
+      metrics_share: share of the squared clipping norm that the scalars may use, in [0, 1).
+      adaptation: what rounds choose from what earlier ones released.
+      noise_key: of correlated noise on real data, the same whenever the run goes on.
+    """
+
+    plan: Plan
+    ledger: Ledger
+    metrics_share: float = 0.0
+    adaptation: Adaptation = NOTHING_ADAPTS
+    noise_key: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did, as the server may know it. Means of scalars are noised where the sum is private.
+
+    `choices` is what the round went by; None without client-level privacy. `exchanges` counts messages there and back
+    of secure aggregation; 0 without it. A round that was `abandoned` released nothing, and what was reserved for it
+    stays spent.
+    """
+
+    number: int
+    invited: int
+    replies: int
+    dropped: dict[str, int]
+    clipped_again: int = 0
+    scalars: dict[str, float] = field(default_factory=dict[str, float])
+    choices: Choices | None = None
+    exchanges: int = 0
+    abandoned: bool = False
+
+
+@dataclass(frozen=True)
+class Answers:
+    """By how many answers a round goes. Both are seen, so the draw of such a cohort must not count as secret.
+
+    Attributes:
+      quorum: below it the round is abandoned; of an encrypted sum `Masking` says it.
+      enough: an exchange ends when so many have answered; None waits for all, until the deadline.
+    """
+
+    quorum: int = 0
+    enough: int | None = None
+
+
+ALL_ANSWERS = Answers()

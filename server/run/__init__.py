@@ -1,0 +1,1 @@
+"""Run of a federation, simulated or deployed: from settings to a run folder."""

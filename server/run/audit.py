@@ -1,0 +1,345 @@
+"""The audit of a run, simulated or served: what is fixed and committed to before round 1, what an alarm does, what the result says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...privacy.audit.alarms import CANNOT_UNDO, Alarm
+from ...privacy.audit.canary_clients import Canaries, canaries_of, commitment
+from ...privacy.audit.run_audit import Measured, Terms, spread_looks
+from ...privacy.audit.summary import Raised, Summary, visible_in
+from ...privacy.audit.watching import NO_MEMORY, Memory
+from ...privacy.budget import Adjacency
+from ...privacy.mechanisms.randomness import KEY_BYTES
+from ...strategies.cohorts import invited_size, tossed_rate
+from ...tasks.arrays import dimension_of, read_arrays
+from .. import checkpoint, noise_key
+from ..auditing import ACTING, Auditor
+from ..private_grid import PrivateGrid
+from ..rounds import Ending, State, Status
+from .audit_display import AuditLine
+from .audit_plot import draw
+from .canary_clients import audited, canary_clients, support_of
+from .federation import Federation
+from .record_audit import Planted, planted
+
+if TYPE_CHECKING:
+    from .run_folder import Run
+
+ROWS = "audit.npy"
+TERMS = "audit.json"
+PLOT = "audit.png"
+KEY = "audit.key"
+CLEAN = "audit_clean"  # folder of the checkpoint that a rollback goes back to
+MECHANISM = "audit"  # what the ledger calls its notes
+MORE_NOISE = 2.0  # times the planned noise, from an alarm on that raises it
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass
+class RunAudit:
+    """The audit of one run: the auditor, what an alarm does, the secret seed of its canaries, and the first model if
+    canaries move it."""
+
+    auditor: Auditor
+    on_alarm: str
+    seed: bytes | None
+    first: Arrays | None
+
+    @property
+    def memory(self) -> dict[str, NDArray[np.float64]]:
+        """What a checkpoint keeps."""
+        memory = self.auditor.memory
+        parts = {"before": memory.before, "total": memory.total, "blocks": memory.blocks}
+        return parts if memory.before.size else {}
+
+
+# --- before the first round -------------------------------------------------------------------------------------
+
+
+def begin(run: Run, fresh: bool) -> None:
+    """Fix the audit of a run, commit to its canaries, and tell the clients which of them are dummies."""
+    federation, settings = run.federation, run.federation.settings.audit
+    if settings is None:
+        return
+    seed, canaries = None, None
+    asked = audited(federation.settings)
+    if asked is not None and federation.num_canaries:
+        assert federation.client is not None
+        seed = _seed(run, fresh)
+        told = canary_clients(
+            asked, federation.client, federation.task, federation.num_canaries, seed, federation.scalars
+        )
+        run.client = replace(run.client, canaries=told)
+        canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
+    found = planted(federation, run.client)
+    terms = _terms(federation, canaries, found)
+    if run.privacy is not None:
+        terms = replace(terms, filter_order=run.privacy.plan.filter_order)
+    auditor = Auditor(terms, run.folder / ROWS, record_probe=found.records)
+    if terms.probed or terms.losses:
+        auditor.probe = found
+    ledger = run.ledger
+    if ledger is not None and terms.delta:
+        auditor.booked = lambda: ledger.epsilon(terms.delta)
+    if canaries is not None:
+        auditor.directions, auditor.coins = canaries.directions, canaries.coins
+    arrays = read_arrays(federation.task.model())
+    first = {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
+    moved = first if federation.deployed is None else None
+    run.audit = RunAudit(auditor, settings.on_alarm, seed, moved)
+    if fresh:
+        (run.folder / ROWS).unlink(missing_ok=True)
+    if fresh and seed is not None:
+        write_terms(run)
+    _commit(run)
+
+
+def _seed(run: Run, fresh: bool) -> bytes:
+    """Return the secret that canaries are made from: of the run's seed in a simulation, else of the system's generator."""
+    if run.federation.seed is not None:
+        return run.federation.randomness.stream("canaries").bytes(KEY_BYTES)
+    return noise_key.make(run.folder, KEY) if fresh else noise_key.read(run.folder, KEY)
+
+
+def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> Terms:
+    settings, audit, client = federation.settings, federation.settings.audit, federation.client
+    assert audit is not None
+    dimension, clients = dimension_of(federation.task), federation.num_clients
+    terms = Terms(
+        settings.num_rounds,
+        audit.alpha,
+        dimension=dimension,
+        probed=found.probed,
+        records=found.records is not None,
+        losses=found.losses,
+        record_epsilon=found.budget.target_epsilon if found.budget else 0.0,
+    )
+    if audit.full:
+        terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
+    if client is not None:
+        terms = replace(terms, delta=client.target_delta, adjacency=client.adjacency)
+    if client is not None and tossed_rate(federation.cohort) < 1:
+        terms = replace(terms, clients=clients)
+    if canaries is None:
+        return terms
+    return replace(
+        terms,
+        canaries=len(canaries.coins),
+        support=support_of(audit, dimension),
+        rate=min(1.0, invited_size(federation.cohort, clients) / clients),
+    )
+
+
+def write_terms(run: Run, opened: bool = False) -> None:
+    """Write what is fixed, with the commitment; with the seed and the coins once they are `opened`."""
+    audit = run.audit
+    assert audit is not None
+    auditor, seed = audit.auditor, audit.seed
+    fields: dict[str, Any] = {"terms": asdict(auditor.terms), "on_alarm": audit.on_alarm}
+    if seed is not None:
+        fields["commitment"] = commitment(seed, auditor.coins)
+    if seed is not None and opened:
+        fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
+    checkpoint.write_durably(run.folder / TERMS, (json.dumps(fields, indent=2) + "\n").encode())
+
+
+def read_terms(fields: Mapping[str, Any]) -> Terms:
+    """Return what `write_terms` wrote."""
+    terms: dict[str, Any] = dict(fields)
+    terms |= {"looks": tuple(terms["looks"]), "adjacency": Adjacency(terms["adjacency"])}
+    return Terms(**terms)
+
+
+def _commit(run: Run) -> None:
+    audit = run.audit
+    if audit is None or audit.seed is None or run.ledger is None:
+        return
+    said = {"commitment": commitment(audit.seed, audit.auditor.coins), "canaries": len(audit.auditor.coins)}
+    run.ledger.note((run.name, 0, MECHANISM), said)
+
+
+def go_on(run: Run, grid: PrivateGrid, state: State) -> Ending | None:
+    """Continue after the round of a checkpoint; the noise is raised if it was.
+
+    Return how the run ends where an alarm was to end it for good, and its process was killed before it did.
+    """
+    audit = run.audit
+    if audit is None:
+        return None
+    kept = run.checkpoint.audit if run.checkpoint is not None else {}
+    memory = Memory(**kept) if kept else NO_MEMORY
+    audit.auditor.go_on(state.round, memory)
+    alarms = [each.alarm for each in audit.auditor.acting]
+    if alarms and audit.on_alarm == "raise_noise":
+        grid.raise_noise(MORE_NOISE)
+    return act(run, grid, state, alarms) if alarms and audit.on_alarm in ("stop", "rollback") else None
+
+
+# --- after each round -------------------------------------------------------------------------------------------
+
+
+def watch_round(run: Run, grid: PrivateGrid, state: State) -> list[Alarm]:
+    """Look at the round that has just ended, and write its alarms to the ledger."""
+    audit = run.audit
+    if audit is None:
+        return []
+    alarms = audit.auditor.take(state.round, grid.released, state.arrays)
+    for alarm in alarms:
+        if run.ledger is not None:
+            said = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
+            key = (run.name, state.round, f"{MECHANISM} {alarm.test}")
+            run.ledger.note(key, {**said, "action": audit.on_alarm if alarm.level in ACTING else "note"})
+    return [alarm for alarm in alarms if alarm.level in ACTING]
+
+
+def shown(run: Run) -> AuditLine | None:
+    """Return what a person sees of the audit so far."""
+    if run.audit is None:
+        return None
+    auditor = run.audit.auditor
+    measured = auditor.looks[-1] if auditor.looks else None
+    found = tuple(
+        f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
+        for each in auditor.found
+    )
+    rows = auditor.rows
+    probed = len(rows) > 0 and not all(math.isnan(float(rows[-1][name])) for name in ("probe_p", "losses_p"))
+    records = auditor.record_looks[-1] if auditor.record_looks else None
+    return AuditLine(
+        bool(auditor.terms.delta),
+        auditor.terms.canaries,
+        measured,
+        tuple(auditor.raised),
+        found,
+        probed,
+        visible_in(auditor.terms, rows),
+        records,
+    )
+
+
+def act(run: Run, grid: PrivateGrid, state: State, alarms: list[Alarm]) -> Ending | None:
+    """Do what is to be done on these alarms, none or more; return how the run ends, if it does."""
+    audit = run.audit
+    if audit is None or audit.on_alarm == "note":
+        return None
+    if audit.on_alarm == "rollback" and audit.auditor.rows.size and audit.auditor.clean:
+        _keep_clean(run, state)
+    if not alarms:
+        return None
+    reason = f"an audit raised an alarm after round {state.round} ({', '.join(map(in_words, alarms))})"
+    match audit.on_alarm:
+        case "raise_noise":
+            grid.raise_noise(MORE_NOISE)
+            return None
+        case "pause":
+            again = (
+                "resume=RUN" if run.federation.deployed is None else "the same command with --despite-alarm"
+            )
+            return Ending(Status.PAUSED, f"{reason}; {again} goes on all the same", state)
+        case "rollback":
+            clean = _last_clean(run, state)
+            return Ending(Status.ALARMED, f"{reason}; the model is that of round {clean.round}", clean)
+        case _:
+            return Ending(Status.ALARMED, reason, state)
+
+
+def in_words(alarm: Alarm) -> str:
+    """Return an alarm as text, such as ``red: norm, p = 1e-20``."""
+    return f"{alarm.level}: {alarm.test}, p = {alarm.p_value:.2g}"
+
+
+def _keep_clean(run: Run, state: State) -> None:
+    folder = run.folder / CLEAN
+    folder.mkdir(exist_ok=True)
+    checkpoint.write(folder, checkpoint.Checkpoint(run.name, state.round, state.arrays, {}))
+
+
+def _last_clean(run: Run, state: State) -> State:
+    found = checkpoint.read(run.folder / CLEAN)
+    if found is None:
+        first = read_arrays(run.federation.task.model())
+        return State(0, first, state.strategy, state.choices)
+    return State(
+        found.round, {name: found.model[name] for name in state.arrays}, state.strategy, state.choices
+    )
+
+
+# --- after the last round ---------------------------------------------------------------------------------------
+
+
+def end(run: Run, ending: Ending, title: str) -> dict[str, Any] | None:
+    """Open the commitment, unless the run may go on, draw the plot, and return what the result says of the audit."""
+    audit = run.audit
+    if audit is None:
+        return None
+    over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
+    summary = audit.auditor.end(audit.first, ending.state.arrays)
+    write_terms(run, opened=over)
+    looks = audit.auditor.looks or audit.auditor.record_looks
+    if looks:
+        draw(looks, run.folder / PLOT, title)
+    return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
+        "memorisation": [asdict(each) for each in audit.auditor.found],
+    }
+
+
+def as_json(terms: Terms, summary: Summary | None, raised: list[Raised], on_alarm: str) -> dict[str, Any]:
+    """Return an audit as plain data."""
+    alarms = [
+        {
+            "round": each.round,
+            "level": str(each.alarm.level),
+            "test": str(each.alarm.test),
+            "p_value": each.alarm.p_value,
+            "threshold": each.alarm.threshold,
+            "action": on_alarm if each.alarm.level in ACTING else "note",
+            "cannot_undo": CANNOT_UNDO.get(on_alarm) if each.alarm.level in ACTING else None,
+        }
+        for each in raised
+    ]
+    shown: dict[str, Any] = {
+        "alpha": terms.alpha,
+        "canaries": terms.canaries,
+        "alarms": alarms,
+        "on_alarm": on_alarm,
+    }
+    if summary is None:
+        return shown | {"verdict": None, "said": "no round was released"}
+    found, records = summary.measured, summary.records
+    return shown | {
+        "verdict": None if summary.outcome is None else str(summary.outcome),
+        "said": summary.said,
+        "claimed": found and _spelled(found.claimed),
+        "measured": found and _measured(found),
+        "ceiling": found and _spelled(found.ceiling),
+        "lower_bounds": {each.method: _spelled(each.lower) for each in summary.findings},
+        "final_model": summary.final and {k: _spelled(v) for k, v in asdict(summary.final).items()},
+        "norm_p": summary.norm_p if terms.delta else None,
+        "visible_shortfall": summary.visible_shortfall if terms.delta else None,
+        "reuse_p": summary.reuse_p if terms.delta else None,
+        "draw_p": summary.draw_p if terms.clients else None,
+        "records": records and _of_records(records),
+    }
+
+
+def _of_records(found: Measured) -> dict[str, Any]:
+    bounds = {name: _spelled(value) for name, value in found.lower.items()}
+    numbers = {"claimed": _spelled(found.claimed), "ceiling": _spelled(found.ceiling), "lower_bounds": bounds}
+    return {**numbers, "measured": _measured(found), "p_values": dict(found.p_values)}
+
+
+def _measured(found: Measured) -> dict[str, Any]:
+    return {"epsilon": _spelled(found.epsilon), "low": _spelled(found.low), "high": _spelled(found.high)}
+
+
+def _spelled(value: float) -> float | str:
+    return "infinity" if math.isinf(value) else value

@@ -1,0 +1,127 @@
+"""From settings to a federation, or a refusal before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...configs.checks import check_cohort, check_delta, check_seed, least_participations
+from ...configs.schema import (
+    ClientDistributed,
+    LinkSettings,
+    NoPrivacy,
+    Record,
+    RecordAndClient,
+    SimulationSettings,
+)
+from ...privacy.budget import Adjacency
+from ...privacy.refusal import Refusal
+from ...strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson, over_selected
+from ...tasks import load_task
+from .client_instructions import task_options
+from .display import warn
+from .federation import Deployed, Federation
+
+SEEN_DRAW = "none: the server sees who takes part"
+USUAL_OVER_SELECTION = 1.3  # Bonawitz et al. 2019 (arXiv:1902.01046), section 9
+SEEN_ANSWERS = "none: how a round ends tells how many took part"
+
+
+def build(settings: SimulationSettings, deployed: Deployed | None = None) -> Federation:
+    """Return the federation that the settings describe, or refuse before anything is written.
+
+    Args:
+      settings: validated.
+      deployed: who the clients are where they are real. Of the task then only the model and the held-out examples
+        are looked at.
+    Raises:
+      Refusal: naming the setting.
+    """
+    seed = 0 if settings.seed is None else settings.seed
+    options = task_options(settings, seed) if deployed is None else {}
+    task = load_task(settings.task.target or settings.task.name, options, settings.allow_modules)
+    num_clients = task.num_clients if deployed is None else len(deployed.roster.members)
+    check_cohort(settings, num_clients)
+    cohort = _cohort(settings, num_clients)
+    if deployed is not None:
+        cohort = seen_by_answers(cohort, deployed.link)
+    if isinstance(cohort, Poisson | Fixed):
+        cohort = over_selected(cohort, _over_selection(settings), num_clients)
+    _check_adjacency(settings, deployed is not None and deployed.link.goes_by_answers)
+    private, simulated = not isinstance(settings.privacy, NoPrivacy), task.simulated and deployed is None
+    if private:
+        check_seed(settings, simulated)
+    warning = check_delta(settings, num_clients)
+    if warning:
+        warn(warning)
+    seeded = simulated or (not private and deployed is None)
+    return Federation(settings, task, cohort, seed if seeded else None, deployed)
+
+
+def with_members(federation: Federation, deployed: Deployed) -> Federation:
+    """Return a running federation with other clients. Its plan stands: none goes by how many there are.
+
+    Raises:
+      Refusal: the settings would not be taken for so many.
+    """
+    num_clients = len(deployed.roster.members)
+    check_cohort(federation.settings, num_clients)
+    check_delta(federation.settings, num_clients)
+    changed = replace(federation, deployed=deployed)
+    _ = changed.masking
+    return changed
+
+
+def seen_by_answers(cohort: Cohort, link: LinkSettings) -> Cohort:
+    """Return the cohort as its draw counts where a round goes by its answers.
+
+    A secret draw amplifies because nobody can tell an absent client from one that sent nothing. A round that is
+    abandoned below a quorum, or ends once enough have answered, goes otherwise with one client more: it tells.
+    """
+    if isinstance(cohort, Poisson) and link.goes_by_answers:
+        return replace(cohort, name=SEEN_ANSWERS, secret=False)
+    return cohort
+
+
+def _check_adjacency(settings: SimulationSettings, by_answers: bool) -> None:
+    """Refuse what would make a public number depend on how many units there are, where that is the secret."""
+    privacy = settings.privacy
+    levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
+    for level in levels:
+        if isinstance(level, NoPrivacy) or level.adjacency is not Adjacency.ADD_OR_REMOVE_ONE:
+            continue
+        if isinstance(level, Record):
+            remedy = "a client's sampling rate tells how many records it has; use zero-out"
+            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
+        if by_answers:
+            remedy = (
+                "how a round ends tells how many are there; use zero-out, or link.quorum=0 and no link.enough"
+            )
+            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
+        if settings.cohort.name in ("fixed", "min_separation"):
+            remedy = "such a cohort replaces whoever leaves; use cohort=poisson, or zero-out"
+            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
+
+
+def _over_selection(settings: SimulationSettings) -> float:
+    """Return how many times the planned cohort is invited: more than once where that costs no privacy."""
+    usual = USUAL_OVER_SELECTION if isinstance(settings.privacy, ClientDistributed) else 1.0
+    return settings.cohort.over_selection or usual
+
+
+def _cohort(settings: SimulationSettings, num_clients: int) -> Cohort:
+    asked = settings.cohort
+    if asked.name == "poisson":
+        assert asked.rate is not None
+        if isinstance(settings.privacy, ClientDistributed):
+            return Poisson(asked.rate, SEEN_DRAW, secret=False)
+        return Poisson(asked.rate)
+    if asked.name == "all":
+        return All()
+    assert asked.size is not None
+    if asked.name == "fixed":
+        return Fixed(asked.size)
+    return MinSeparation(
+        asked.size,
+        asked.separation or num_clients // asked.size,
+        asked.max_participations or least_participations(asked.size, num_clients, settings.num_rounds),
+    )

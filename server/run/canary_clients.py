@@ -1,0 +1,69 @@
+"""How many canary clients stand beside the real ones, and what they are told."""
+
+from __future__ import annotations
+
+from ...configs.schema import AuditSettings, ClientCentral, SimulationSettings, client_level
+from ...privacy.budget import Adjacency
+from ...privacy.mechanisms.sum_spec import Scalar
+from ...privacy.refusal import Refusal
+from ...strategies.client_settings import CanaryClients
+from ...tasks.arrays import dimension_of
+from ...tasks.protocol import Task
+
+MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty
+COORDINATES_FOR_ONE = 4  # fewer, and canaries are in each other's way
+SUPPORT = 20_000  # coordinates of one canary by default: 80 MB for a thousand, with the power of all
+TOO_LONG = 10.0  # clipping norms that a canary sends, so that the clip is tried
+
+
+def audited(settings: SimulationSettings) -> AuditSettings | None:
+    """Return the audit's settings if it has canaries: a claim about whole clients is to be tested."""
+    audit = settings.audit
+    return audit if audit is not None and audit.full and client_level(settings.privacy) else None
+
+
+def count_canaries(settings: SimulationSettings, task: Task) -> int:
+    """Return how many canaries there are.
+
+    Raises:
+      Refusal: more than may stand beside these clients in an encrypted sum.
+    """
+    audit = audited(settings)
+    if audit is None:
+        return 0
+    bearable = min(MOST_CANARIES, dimension_of(task) // COORDINATES_FOR_ONE)
+    if settings.secagg is None:
+        return bearable if audit.canaries is None else audit.canaries
+    # Whoever runs canaries knows their shares of the noise and of the masks, and so counts among the colluders.
+    most = int(settings.secagg.collusion * task.num_clients)
+    if audit.canaries is None:
+        return min(bearable, most // 2)
+    if audit.canaries > most:
+        remedy = f"whoever runs them counts as colluding: at most {most} of {task.num_clients} clients, or raise secagg.collusion"
+        raise Refusal("audit.canaries", audit.canaries, remedy)
+    return audit.canaries
+
+
+def support_of(settings: AuditSettings, dimension: int) -> int:
+    """Return how many coordinates one canary uses."""
+    return min(dimension, settings.support or SUPPORT)
+
+
+def canary_clients(
+    audit: AuditSettings,
+    client: ClientCentral,
+    task: Task,
+    count: int,
+    seed: bytes,
+    scalars: tuple[Scalar, ...],
+) -> CanaryClients:
+    """Return what canaries are told. What they say beside is the middle of each scalar's range, which adds nothing."""
+    return CanaryClients(
+        first=task.num_clients,
+        count=count,
+        seed=seed.hex(),
+        support=support_of(audit, dimension_of(task)),
+        norm=TOO_LONG * client.clipping_norm,
+        replaced=client.adjacency is Adjacency.REPLACE_ONE,
+        metrics={scalar.name: scalar.bound / 2 for scalar in scalars},
+    )

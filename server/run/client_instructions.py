@@ -1,0 +1,126 @@
+"""What a federation tells its clients, and the noise of their own that it plans for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ...configs.checks import check_record_delta
+from ...configs.schema import Record, SimulationSettings
+from ...privacy.plan import LEAST_NOISE
+from ...privacy.refusal import Refusal
+from ...strategies.client_settings import ClientSettings, Encryption, RecordPrivacy
+from ...strategies.cohorts import likely_participations
+from ...strategies.record_plan import calibrated_noise, record_plan
+from ...tasks import PLANTED
+from .client_plan import require_one_round
+from .display import warn
+from .federation import Federation, ledger_home
+from .record_audit import canaries_of_each, plants_examples
+
+TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
+MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
+
+
+def client_settings(federation: Federation, folder: Path) -> ClientSettings:
+    """Return what clients are told; record-level noise is planned here, once for each size of data set.
+
+    Real clients plan it themselves, and are told by `deployment.training_order` what else there is to know.
+    """
+    s = federation.settings
+    settings = ClientSettings(
+        task=s.task.target or s.task.name,
+        task_options={} if federation.deployed is not None else task_options(s, federation.seed),
+        learning_rate=s.learning_rate,
+        local_epochs=s.local_epochs,
+        batch_size=s.batch_size,
+        seed=federation.seed,
+        allow_modules=s.allow_modules,
+        encryption=_encryption(federation),
+        loss_traces=traces_of(federation, folder),
+    )
+    if federation.record is None or federation.deployed is not None:
+        return settings
+    return replace(settings, record=_record_privacy(federation, federation.record, settings, folder))
+
+
+def _record_privacy(
+    federation: Federation, record: Record, settings: ClientSettings, folder: Path
+) -> RecordPrivacy:
+    """Return the record level as a client hears of it, its noise planned for the sizes that there are."""
+    s, sizes, budget = federation.settings, federation.sizes, federation.record_budget
+    assert budget is not None
+    where = folder / "client_ledgers" if federation.task.simulated else ledger_home(s.ledger_dir)
+    told = RecordPrivacy(
+        budget.target_epsilon,
+        record.target_delta,
+        record.max_grad_norm,
+        str(record.adjacency),
+        (),
+        str(where),
+        record.allow_large_delta,
+        record.gradients,
+        canaries_of_each(s, federation.task, sizes[0]),
+    )
+    path = "privacy" if federation.client is None else "privacy.record"
+    warning = check_record_delta(record, sizes[-1], path)
+    if warning:
+        warn(warning)
+    if record.noise_multiplier is None:
+        return replace(told, noise_by_records=_planned_noise(federation, told, settings))
+    told = replace(told, noise_by_records=((0, record.noise_multiplier),))
+    require_one_round(record_plan(told, sizes[-1] + told.canaries, settings), told.budget())
+    return told
+
+
+def traces_of(federation: Federation, folder: Path) -> str:
+    """Where simulated owners keep the losses of their records, which a run folder of real data must not hold."""
+    audit = federation.settings.audit
+    if audit is None or not audit.loss_traces:
+        return ""
+    if not federation.simulated:
+        remedy = "these data are real: what a model tells of a record is for its owner alone; leave it out"
+        raise Refusal("audit.loss_traces", True, remedy)
+    return str(folder / TRACES)
+
+
+def _encryption(federation: Federation) -> Encryption | None:
+    """What a simulated owner asks of every attempt: what the settings promise."""
+    asked = federation.settings.secagg
+    if asked is None or federation.deployed is not None:
+        return None
+    return Encryption(
+        identities=federation.identities,
+        clients=federation.num_nodes,
+        minimum_cohort=2,
+        collusion=asked.collusion,
+        dropout=asked.dropout,
+        maximum_clipping_norm=federation.client.clipping_norm if federation.client else asked.clipping_norm,
+        minimum_noise_multiplier=LEAST_NOISE if federation.distributed else 0.0,
+        profile=asked.profile,
+    )
+
+
+def _planned_noise(
+    federation: Federation, record: RecordPrivacy, settings: ClientSettings
+) -> tuple[tuple[int, float], ...]:
+    """Return (records, noise multiplier) for the sizes of data sets that the clients have, canaries among them."""
+    sizes = [size + record.canaries for size in federation.sizes]
+    rounds = likely_participations(federation.cohort, federation.num_clients, federation.settings.num_rounds)
+    chosen = sizes[:: -(-len(sizes) // MAX_NOISE_LEVELS)]
+    return tuple((n, calibrated_noise(record, n, settings, rounds)) for n in chosen)
+
+
+def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, int | float | str]:
+    """Return what a shipped task is made with; in a user's own, examples are planted at most."""
+    if settings.task.target is not None:
+        return {PLANTED: seed or 0} if plants_examples(settings) else {}
+    options: dict[str, int | float | str | None] = {
+        "num_clients": settings.task.num_clients,
+        "partition": settings.partition.name,
+        "alpha": settings.partition.alpha,
+        "seed": seed or 0,
+        **settings.task.options,
+        PLANTED: (seed or 0) if plants_examples(settings) else None,
+    }
+    return {key: value for key, value in options.items() if value is not None}

@@ -1,0 +1,95 @@
+"""The client level of a federation: its plan, what adapts in it, and what clients pay for their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dp_accounting.dp_event import DpEvent
+
+from ...configs.schema import RecordAndClient
+from ...privacy.accounting.renyi_filter import admits
+from ...privacy.adaptation import Adaptation, AdaptiveNoise
+from ...privacy.budget import Budget, Unit
+from ...privacy.mechanisms.adaptive_clipping import AdaptiveClipping
+from ...privacy.mechanisms.metrics_share import least_share
+from ...privacy.plan import Plan
+from ...privacy.refusal import Refusal
+from ...strategies.client_settings import TRAIN_LOSS
+from .federation import Federation
+
+
+def client_plan(
+    federation: Federation,
+    prior: tuple[DpEvent, ...] = (),
+    num_rounds: int | None = None,
+    filter_order: float | None = None,
+) -> Plan | None:
+    """Return the calibrated plan of the client level for these rounds, given what the ledger already holds.
+
+    `filter_order` is that of a ledger which goes by an RDP filter already.
+    """
+    if federation.client is None:
+        return None
+    plan = Plan(
+        unit=Unit.CLIENT,
+        adjacency=federation.client.adjacency,
+        sampling=federation.cohort,
+        clipping_norm=federation.client.clipping_norm,
+        num_rounds=num_rounds or federation.settings.num_rounds,
+        noise_multiplier=federation.client.noise_multiplier,
+        adversaries=federation.adversaries,
+        filter_order=filter_order,
+        correlation=federation.correlation,
+    )
+    if plan.noise_multiplier is not None:
+        return plan
+    budget = federation.client_budget
+    assert budget is not None
+    adaptive = federation.client.noise_schedule == "adaptive"
+    return plan.calibrate_for_filter(budget, prior) if adaptive else plan.calibrate(budget, prior)
+
+
+def client_plan_with(
+    federation: Federation, noise_multiplier: float, filter_order: float | None = None
+) -> Plan | None:
+    """Return the plan with the noise that an earlier process of this run settled on."""
+    if federation.client is None:
+        return None
+    client = replace(federation.client, noise_multiplier=noise_multiplier)
+    privacy = federation.settings.privacy
+    changed = replace(privacy, client=client) if isinstance(privacy, RecordAndClient) else client
+    noised = replace(federation, settings=replace(federation.settings, privacy=changed))
+    return client_plan(noised, filter_order=filter_order)
+
+
+def adaptation_of(
+    federation: Federation, plan: Plan, prior: tuple[DpEvent, ...] = (), begun: int = 0
+) -> Adaptation:
+    """Return what the client level chooses as the run goes, with this plan for the rounds after round `begun`."""
+    client, budget = federation.client, federation.client_budget
+    assert client is not None and budget is not None
+    clipping = AdaptiveClipping(client.clipping_quantile, client.clipping_learning_rate)
+    noise = AdaptiveNoise(plan, budget, TRAIN_LOSS, prior, begun)
+    return Adaptation(
+        clipping if client.clipping == "adaptive" else None,
+        noise if client.noise_schedule == "adaptive" else None,
+    )
+
+
+def metrics_share_of(federation: Federation, plan: Plan) -> float:
+    """Return what clients pay for their metrics out of the client level's squared norm."""
+    given = federation.client.metrics_share if federation.client else 0.0
+    if given is not None:
+        return given
+    expected = federation.cohort.expected_size(federation.num_clients)
+    return least_share(plan.noise_std / plan.clipping_norm, expected, len(federation.scalars))
+
+
+def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ()) -> None:
+    """Refuse noise so small that the budget does not afford a single round."""
+    if not admits([*prior, plan.event()], budget, plan.filter_order):
+        remedy = (
+            f"not even one round fits what is left of epsilon {budget.target_epsilon:g}; raise one of them"
+        )
+        raise Refusal("noise_multiplier", plan.noise_multiplier, remedy)

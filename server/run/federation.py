@@ -1,0 +1,259 @@
+"""The parts of a federation: its task, cohort, levels of privacy, masking and ledger. Nothing runs yet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from ...configs.schema import (
+    ClientCentral,
+    ClientDistributed,
+    LinkSettings,
+    Record,
+    RecordAndClient,
+    SimulationSettings,
+    client_level,
+)
+from ...privacy.budget import Adversary, Budget, Unit
+from ...privacy.ledger.caps import capped, default_folder
+from ...privacy.mechanisms.correlated_noise import Correlation
+from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.mechanisms.sum_spec import Scalar
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.roster import Roster
+from ...privacy.secagg.transcript import Profile
+from ...strategies.client_settings import TRAIN_LOSS
+from ...strategies.cohorts import Cohort, MinSeparation, invited_size
+from ...strategies.identity import simulated_roster
+from ...strategies.wire import WEIGHT
+from ...tasks.protocol import Task, fingerprint
+from ..masking import Masking
+from .canary_clients import count_canaries
+
+T = TypeVar("T")
+
+LOSS_BOUND = (
+    5.0  # a mean cross-entropy above this is reported as this; uniform guessing among 100 classes has 4.6
+)
+COUNT_BOUND_BATCHES = (
+    10  # a client that has more examples than this many batches is counted as having so many
+)
+UNLIMITED_EPSILON = 1e9  # a run that was given noise and no target only counts
+CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
+EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a server has in the place of its clients' data: who they are, and how rounds go on their network.
+
+    Attributes:
+      run: what people call the run; owners may allow it by this name.
+      owner: names the federation on its ledger, in hexadecimal.
+      roster, signed_roster: of the clients, read and as the authority signed it.
+      ledgers: folder of the population's ledger.
+      link: how rounds go.
+    """
+
+    run: str
+    owner: str
+    roster: Roster
+    signed_roster: bytes
+    ledgers: Path
+    link: LinkSettings
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The parts of a federation.
+
+    Attributes:
+      settings: what the user asked for.
+      task: loaded.
+      cohort: draws the clients.
+      seed: of a declared simulation; None on real data.
+      deployed: what stands for the clients' data where the clients are real; None where this machine has them all.
+    """
+
+    settings: SimulationSettings
+    task: Task
+    cohort: Cohort
+    seed: int | None
+    deployed: Deployed | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether nobody's data are at stake."""
+        return self.deployed is None and self.task.simulated
+
+    @property
+    def num_clients(self) -> int:
+        """The population."""
+        return self.task.num_clients if self.deployed is None else len(self.deployed.roster.members)
+
+    @cached_property
+    def num_canaries(self) -> int:
+        """How many canary clients stand behind the real ones."""
+        return count_canaries(self.settings, self.task)
+
+    @property
+    def num_nodes(self) -> int:
+        """All who answer in a simulation: the real clients and the canaries."""
+        return self.num_clients + self.num_canaries
+
+    @cached_property
+    def randomness(self) -> Randomness:
+        """Where draws and noise come from."""
+        return Randomness(self.seed)
+
+    @property
+    def client(self) -> ClientCentral | None:
+        """The client-level part of the privacy settings."""
+        return client_level(self.settings.privacy)
+
+    @property
+    def distributed(self) -> bool:
+        """Whether clients add the noise, each a share, so that the server need not be trusted."""
+        return isinstance(self.client, ClientDistributed)
+
+    @property
+    def adversaries(self) -> tuple[Adversary, ...]:
+        """Against whom the client level holds."""
+        return EVERYBODY if self.distributed else CLIENT_ADVERSARIES
+
+    @cached_property
+    def identities(self) -> str:
+        """What simulated identities are made from, 32 bytes in hexadecimal; of the system's generator on real data."""
+        seeded = self.seed is not None
+        return (self.randomness.stream("identities").bytes(32) if seeded else os.urandom(32)).hex()
+
+    @cached_property
+    def masking(self) -> Masking | None:
+        """How sums are encrypted, if they are.
+
+        Raises:
+          Refusal: a cohort of the expected size cannot stand the stated dropout beside the stated collusion.
+        """
+        asked = self.settings.secagg
+        if asked is None:
+            return None
+        masking = Masking(
+            self._roster,
+            asked.dropout,
+            asked.collusion,
+            Profile(asked.profile),
+            asked.bits,
+            asked.clipping_norm,
+            self._most_examples,
+            asked.suite,
+            signed_roster=b"" if self.deployed is None else self.deployed.signed_roster,
+        )
+        real = invited_size(self.cohort, self.num_clients)
+        masking.shape(round(real * self.num_nodes / self.num_clients))
+        return masking
+
+    @property
+    def _roster(self) -> Roster:
+        if self.deployed is not None:
+            return self.deployed.roster
+        return simulated_roster(self.identities, self.num_nodes)[0]
+
+    @property
+    def _most_examples(self) -> float:
+        """Of one client, where examples weigh in an encrypted sum; of a real client nobody else knows it."""
+        if self.deployed is not None:
+            return float(COUNT_BOUND_BATCHES * self.settings.batch_size)
+        return float(self.sizes[-1])
+
+    @property
+    def record(self) -> Record | None:
+        """The record-level part of the privacy settings."""
+        privacy = self.settings.privacy
+        return privacy.record if isinstance(privacy, RecordAndClient) else _as(Record, privacy)
+
+    @property
+    def client_budget(self) -> Budget | None:
+        """The budget of the population's ledger, if there is one, within the caps of whoever owns the data."""
+        budget = _budget(Unit.CLIENT, self.client)
+        if budget is None or self.simulated:
+            return budget
+        return capped(self.ledger_path(Path()), budget)
+
+    @property
+    def record_budget(self) -> Budget | None:
+        """The budget of each client's own ledger, if there is one."""
+        return _budget(Unit.RECORD, self.record)
+
+    @property
+    def scalars(self) -> tuple[Scalar, ...]:
+        """Which metrics may leave a client.
+
+        With record-level privacy the loss stays at home, since nobody accounted for it; the number of examples is
+        public under zero-out adjacency.
+        """
+        if self.record is not None and self.client is None:
+            return ()
+        loss = () if self.record is not None else (Scalar(TRAIN_LOSS, LOSS_BOUND),)
+        if self.client is None:
+            return loss
+        return (*loss, Scalar(WEIGHT, float(COUNT_BOUND_BATCHES * self.settings.batch_size)))
+
+    @cached_property
+    def correlation(self) -> Correlation | None:
+        """How the rounds' noise hangs together; where clients take part by turns, the run is one release anyhow."""
+        cohort, client = self.cohort, self.client
+        if client is None or not isinstance(cohort, MinSeparation):
+            return None
+        rounds = self.settings.num_rounds
+        independent = Correlation(rounds, cohort.separation, cohort.max_participations)
+        if client.noise != "correlated":
+            return independent
+        return replace(independent, bands=client.bands) if client.bands else independent.with_best_bands()
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The different numbers of examples that clients have, ascending; who has none sits out."""
+        sizes = {len(self.task.client_data(client)) for client in range(self.task.num_clients)} - {0}
+        if not sizes:
+            raise Refusal("task", self.settings.task.name, "no client has an example; give it data")
+        return sorted(sizes)
+
+    def ledger_path(self, folder: Path) -> Path:
+        """Return where the population's ledger lives: with the run if its data are simulated, else with the data."""
+        if self.simulated:
+            return folder / "ledger"
+        home = ledger_home(self.settings.ledger_dir) if self.deployed is None else self.deployed.ledgers
+        return home / f"population-{self.owner[:32]}.ledger"
+
+    @cached_property
+    def owner(self) -> str:
+        """The fingerprint of the population: of all clients' data together, or of the federation that they are in."""
+        if self.deployed is not None:
+            return self.deployed.owner
+        if self.task.simulated:
+            return f"simulated {self.settings.task.name}"
+        return hashlib.sha256("".join(self.fingerprints).encode()).hexdigest()
+
+    @cached_property
+    def fingerprints(self) -> list[str]:
+        """The fingerprint of each client's data."""
+        return [fingerprint(self.task.client_data(client)) for client in range(self.task.num_clients)]
+
+
+def _as(kind: type[T], value: object) -> T | None:
+    return value if isinstance(value, kind) else None
+
+
+def _budget(unit: Unit, level: ClientCentral | Record | None) -> Budget | None:
+    if level is None:
+        return None
+    return Budget(unit, level.target_epsilon or UNLIMITED_EPSILON, level.target_delta, level.adjacency)
+
+
+def ledger_home(configured: str | None) -> Path:
+    """Return the folder of ledgers of real data."""
+    return Path(configured) if configured else default_folder()

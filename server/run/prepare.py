@@ -1,0 +1,142 @@
+"""Before a run's first round: its parts, its plan, its ledger; all refusals come before anything is written."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...privacy.budget import Adversary
+from ...privacy.ledger.ledger import Ledger, LedgerUnavailable
+from ...privacy.plan import Plan
+from ...privacy.refusal import Refusal
+from ...strategies.client_settings import ClientSettings
+from ...strategies.registry import make_strategy
+from ...strategies.training_order import NEW
+from .. import noise_key
+from ..checkpoint import read
+from ..private_grid import ClientPrivacy
+from . import audit as auditing
+from . import run_folder as recording
+from .client_instructions import client_settings
+from .client_plan import adaptation_of, client_plan, client_plan_with, metrics_share_of, require_one_round
+from .federation import Federation
+from .record_ledgers import KnownHeads, require_heads
+from .report import record_meter
+from .run_folder import Run, Saved
+
+
+def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
+    if saved is None:
+        recording.require_free(folder)
+    client = client_settings(federation, folder)
+    if federation.record is not None:
+        from ...tasks.model_checks import check_trainable  # it imports Opacus
+
+        check_trainable(federation.task.model())
+    make_strategy_of(federation)
+    _ = federation.masking  # refuses a cohort that no sum can hide
+    # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
+    # the whole run was charged at once and each row of its noise is used once.
+    goes_on = federation.seed is not None or federation.correlation is not None
+    name = saved.name if saved and goes_on else _new_name(federation)
+    checkpoint = read(folder) if saved else None
+    if checkpoint is not None and client.record is not None:
+        require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
+    meter, heads = record_meter(federation, client), KnownHeads(federation, client)
+    return Run(federation, folder, name, client, checkpoint, meter=meter, heads=heads)
+
+
+def _new_name(federation: Federation) -> str:
+    """Return a name that no ledger has seen, and people can tell theirs by where they gave the run one."""
+    fresh = uuid.uuid4().hex
+    return fresh if federation.deployed is None else f"{federation.deployed.run}{NEW}{fresh}"
+
+
+def make_strategy_of(federation: Federation) -> Any:
+    """Return the strategy of the settings."""
+    s = federation.settings
+    return make_strategy(s.strategy.target or s.strategy.name, s.strategy.parameters, s.allow_modules)
+
+
+@contextmanager
+def opened(run: Run, saved: Saved | None) -> Generator[None]:
+    """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written."""
+    federation, checkpoint = run.federation, run.checkpoint
+    if run.client.record is not None:
+        key = "ledger.dir" if not federation.simulated else "hydra.run.dir"
+        recording.make_folder(key, Path(run.client.record.ledger_dir))
+    budget = federation.client_budget
+    if budget is None:
+        recording.make_folder(recording.folder_setting(federation), run.folder)
+        auditing.begin(run, fresh=saved is None)
+        recording.write_start(run)
+        yield
+        return
+    simulated = federation.simulated
+    plan = _planned(run, saved, None) if simulated else None
+    path = federation.ledger_path(run.folder)
+    recording.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
+    expect = checkpoint.head if checkpoint else None
+    ledger = Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
+    try:
+        plan = plan or _planned(run, saved, ledger)
+        run.ledger = ledger
+        prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
+        begun = checkpoint.round if checkpoint and not simulated else 0
+        adaptation = adaptation_of(federation, plan, prior, begun)
+        recording.make_folder(recording.folder_setting(federation), run.folder)
+        key = _noise_key(run, fresh=saved is None)
+        run.privacy = ClientPrivacy(plan, ledger, metrics_share_of(federation, plan), adaptation, key)
+        run.client = asking_for(run.client, plan)
+        auditing.begin(run, fresh=saved is None)
+        recording.write_start(run)
+        yield
+    finally:
+        with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
+            ledger.close()
+
+
+def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
+    """Return the client level's plan: the noise this run began with, or the least that what is left affords."""
+    federation, num_rounds = run.federation, run.federation.settings.num_rounds
+    left = num_rounds - (run.checkpoint.round if run.checkpoint else 0)
+    if (
+        saved is not None
+        and saved.noise is not None
+        and (ledger is None or left <= 0 or federation.correlation)
+    ):
+        plan = client_plan_with(federation, saved.noise, saved.filter_order)
+    else:
+        prior = tuple(ledger.events(Adversary.MODEL)) if ledger else ()
+        plan = client_plan(federation, prior, left, ledger.filter_order if ledger else None)
+        if saved is None and plan is not None and federation.client_budget is not None:
+            require_one_round(plan, federation.client_budget, prior)
+    assert plan is not None and plan.noise_multiplier is not None
+    return plan
+
+
+def asking_for(client: ClientSettings, plan: Plan) -> ClientSettings:
+    """Return the clients' settings with what simulated owners would ask for: the noise that was planned."""
+    asked = client.encryption
+    if asked is None:
+        return client
+    return replace(client, encryption=replace(asked, minimum_noise_multiplier=plan.noise_over_clip))
+
+
+def _noise_key(run: Run, fresh: bool) -> bytes | None:
+    """Return the key of correlated noise on real data, on disk before the run's first round."""
+    federation = run.federation
+    if federation.correlation is None or federation.seed is not None:
+        return None
+    if fresh:
+        try:
+            return noise_key.make(run.folder)
+        except OSError as problem:
+            remedy = f"no key can be kept there ({problem.strerror}); choose another"
+            raise Refusal(recording.folder_setting(federation), str(run.folder), remedy) from problem
+    finished = run.checkpoint is not None and run.checkpoint.round >= federation.settings.num_rounds
+    return b"" if finished else noise_key.read(run.folder)

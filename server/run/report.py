@@ -1,0 +1,265 @@
+"""What a run says it promised and spent: the ``privacy`` list of its result, and the versions it ran on."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
+
+from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, accountant_name, epsilon
+from ...privacy.accounting.openly_sampled import OpenlySampledDpEvent
+from ...privacy.accounting.renyi_filter import accountant, counted
+from ...privacy.budget import Adjacency, Adversary, Budget, Unit
+from ...privacy.ledger.book import Book
+from ...privacy.ledger.hash_chain import Chain
+from ...privacy.ledger.ledger import Ledger
+from ...privacy.plan import Plan
+from ...strategies.client_settings import ClientSettings
+from ...strategies.cohorts import Poisson, invitation, invited_size
+from ...strategies.record_plan import record_plan
+from ...tasks.protocol import fingerprint
+from .federation import EVERYBODY, Federation
+
+PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
+TAKEN_PART = "poisson batches, in the rounds taken part in"
+OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
+OWN_LEDGERS = "each client's own ledger, which lets it spend no more than this"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one unit has revealed to one adversary so far; epsilon may be infinite."""
+
+    unit: Unit
+    adversary: Adversary
+    adjacency: Adjacency
+    epsilon: float
+    delta: float
+    target_epsilon: float | None
+    accountant: str
+    sampling: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON; JSON has no infinity, so it is spelled."""
+        shown = "infinity" if math.isinf(self.epsilon) else self.epsilon
+        return {
+            "unit": str(self.unit),
+            "adversary": str(self.adversary),
+            "adjacency": str(self.adjacency),
+            "epsilon": shown,
+            "delta": self.delta,
+            "target_epsilon": self.target_epsilon,
+            "accountant": self.accountant,
+            "sampling": self.sampling,
+        }
+
+
+@dataclass
+class RecordMeter:
+    """Counts who took part, to say while a run goes on what the client that took part most often has revealed.
+
+    It says so for a client with the fewest records, whose every round costs most.
+
+    Attributes:
+      plan: of one round at that client.
+      budget: of its ledger, which refuses what the budget does not afford.
+      limited: whether the budget has a target at all; counting how many rounds it affords takes long if not.
+      prior: what the ledger that is spent most held before this run.
+    """
+
+    plan: Plan
+    budget: Budget
+    limited: bool
+    prior: tuple[DpEvent, ...] = ()
+    _rounds: dict[int, int] = field(default_factory=dict[int, int])
+    _known: dict[int, float] = field(default_factory=dict[int, float])
+    _affordable: int | None = None
+
+    def add(self, clients: Sequence[int]) -> None:
+        """Count one more round for each of these clients."""
+        for client in clients:
+            self._rounds[client] = self._rounds.get(client, 0) + 1
+
+    def epsilon(self) -> float:
+        """Return the epsilon of whoever took part most often, with the gate's discretisation."""
+        most = max(self._rounds.values(), default=0)
+        if self.limited:
+            self._affordable = self._affordable or self.plan.affordable_rounds(self.budget, self.prior)
+            most = min(self._affordable, most)
+        if most not in self._known:
+            events = [*self.prior, *[self.plan.event()] * most]
+            self._known[most] = epsilon(
+                events, self.budget.target_delta, self.budget.adjacency, GATE_INTERVAL
+            )
+        return self._known[most]
+
+
+def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:
+    """Return the meter of a run that is about to begin, if records are protected."""
+    if federation.record is None or client.record is None:
+        return None
+    budget = client.record.budget()
+    plan = record_plan(client.record, federation.sizes[0], client)
+    limited = federation.record.target_epsilon is not None
+    if federation.simulated:
+        return RecordMeter(plan, budget, limited)
+    paths = client_ledgers(federation, Path(client.record.ledger_dir))
+    distinct = {tuple(read_events(path, Adversary.MODEL)) for path in paths}
+
+    def cost(events: tuple[DpEvent, ...]) -> float:
+        return epsilon(events, budget.target_delta, budget.adjacency, GATE_INTERVAL)
+
+    return RecordMeter(plan, budget, limited, max(distinct, key=cost, default=()))
+
+
+def spent(
+    federation: Federation,
+    ledger: Ledger | None,
+    client_ledgers: Sequence[Path],
+    draws: Sequence[DpEvent] = (),
+) -> list[Spent]:
+    """Return what every unit has revealed to every adversary, at the accountant's finest setting.
+
+    Args:
+      federation: the parts.
+      ledger: the population's, if clients are protected in the sum.
+      client_ledgers: the clients' own, if records are protected.
+      draws: `open_draws` of the rounds so far.
+    """
+    rows: list[Spent] = []
+    if federation.record is not None:
+        rows += _record_rows(federation, client_ledgers, draws)
+    if federation.client is not None:
+        assert ledger is not None
+        rows += _client_rows(federation, ledger)
+    if rows:
+        return rows
+    why = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
+    return [_unprotected(Unit.CLIENT, adversary, 0.0, why) for adversary in EVERYBODY]
+
+
+def encryption(federation: Federation) -> dict[str, Any] | None:
+    """Return in words what encrypted sums promise beside the epsilons; None where vectors travel in the clear."""
+    masking = federation.masking
+    if masking is None:
+        return None
+    expected = round(invited_size(federation.cohort, federation.num_clients))
+    attendance = masking.attendance(expected)
+    alone = "; the sum itself is exact, and alone it promises no epsilon: it can tell much of one client"
+    return {
+        "promise": "the server sees a cohort's sum and no single vector"
+        + ("" if federation.distributed else alone),
+        "profile": str(masking.profile),
+        "cohort": expected,
+        "minimum_survivors": attendance.least,
+        "colluders_assumed": attendance.colluders,
+        "identities": "simulated: whoever runs this machine holds every key"
+        if federation.deployed is None
+        else f"of the roster that the authority signed, version {masking.roster.version}",
+    }
+
+
+def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
+    client = federation.client
+    assert client is not None
+    delta, adjacency = client.target_delta, client.adjacency
+    server = _unprotected(Unit.CLIENT, Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
+    rows = [] if federation.distributed else [server]
+    order = ledger.filter_order
+    name = accountant(delta, adjacency, order)
+    for adversary in federation.adversaries:
+        cost = counted(ledger.events(adversary), delta, adjacency, order)
+        if order is not None:  # what a filter promises is all of its budget
+            budget = federation.client_budget
+            cost = budget.target_epsilon if budget is not None and client.target_epsilon else math.inf
+        sampling = federation.cohort.name
+        rows.append(
+            Spent(Unit.CLIENT, adversary, adjacency, cost, delta, client.target_epsilon, name, sampling)
+        )
+    return rows
+
+
+def _record_rows(
+    federation: Federation, client_ledgers: Sequence[Path], draws: Sequence[DpEvent]
+) -> list[Spent]:
+    """Return the maximum over the clients: clients hold different records, so their losses compose in parallel.
+
+    What real clients' records have lost stands on their own ledgers; here is known what they may lose.
+    """
+    record = federation.record
+    assert record is not None
+    delta, adjacency, target = record.target_delta, record.adjacency, record.target_epsilon
+    if federation.deployed is not None:
+        most = target if target is not None else math.inf
+        return [
+            Spent(Unit.RECORD, a, adjacency, most, delta, target, OWN_LEDGERS, TAKEN_PART) for a in EVERYBODY
+        ]
+    distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
+    worst = max((epsilon(each, delta, adjacency) for each in distinct), default=0.0)
+    before = max((epsilon([each], delta, adjacency, GATE_INTERVAL) for each in draws), default=math.inf)
+    known = worst, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
+    drawn = before, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
+    shown = {a: known if a is Adversary.SERVER else min(known, drawn) for a in EVERYBODY}
+    return [
+        Spent(Unit.RECORD, a, adjacency, cost, delta, target, name, sampling)
+        for a, (cost, name, sampling) in shown.items()
+    ]
+
+
+def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> list[DpEvent]:
+    """Return what so many rounds cost a record before it is known for which of them its client is drawn.
+
+    One event for each kind of client. A draw of clients does not hide a record: a model that changed tells that a
+    client took part, with this record or without it. So the draw is taken as seen, but as a draw, and whoever was
+    drawn more often than is likely loses no more than all others. None where the ledgers also hold other runs, as
+    those of real data may, or where clients are not drawn by Poisson coins.
+    """
+    drawn = invitation(federation.cohort)
+    if client.record is None or not isinstance(drawn, Poisson) or not federation.simulated:
+        return []
+    plans = [record_plan(client.record, records, client) for records in reversed(federation.sizes)]
+    # With equally many steps of equal noise, fewer records are sampled at a higher rate.
+    worst = {(_steps(plan.event()), plan.noise_multiplier): plan for plan in plans}
+    rate = float(drawn.rate)
+    return [SelfComposedDpEvent(OpenlySampledDpEvent(rate, plan.event()), rounds) for plan in worst.values()]
+
+
+def _steps(event: DpEvent) -> int:
+    return event.count if isinstance(event, SelfComposedDpEvent) else 1
+
+
+def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
+    """Return those ledgers in `folder` that belong to this federation's clients; beside real data others live there."""
+    if folder is None:
+        return []
+    if federation.simulated:
+        return sorted(folder.glob("*.ledger"))
+    clients = range(federation.num_clients)
+    names = {fingerprint(federation.task.client_data(client)) for client in clients}
+    return sorted(path for name in names if (path := folder / f"{name[:32]}.ledger").exists())
+
+
+def read_events(path: Path, adversary: Adversary) -> Sequence[DpEvent]:
+    """Return what this adversary has seen, from a ledger that nobody needs to have open."""
+    book = Book()
+    with closing(Chain.for_reading(path)) as chain:
+        book.replay(chain)
+    return book.events(adversary)
+
+
+def _unprotected(
+    unit: Unit, adversary: Adversary, delta: float, why: str, adjacency: Adjacency = Adjacency.ZERO_OUT
+) -> Spent:
+    return Spent(unit, adversary, adjacency, math.inf, delta, None, why, "none")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -1,0 +1,318 @@
+"""What a run writes into its folder: a line a round, checkpoints, and in the end its model, result and curve."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dp_accounting.dp_event import DpEvent
+
+from ...privacy.accounting.epsilon import GATE_INTERVAL
+from ...privacy.accounting.renyi_filter import counted
+from ...privacy.budget import Adversary
+from ...privacy.ledger.ledger import Ledger
+from ...privacy.refusal import Refusal
+from ...strategies.client_settings import ClientSettings
+from .. import noise_key
+from ..checkpoint import Checkpoint, write, write_durably
+from ..private_grid import ClientPrivacy, Round
+from ..rounds import Ending, State, Status
+from .audit import KEY as AUDIT_KEY
+from .audit import RunAudit
+from .audit import end as end_audit
+from .federation import Federation
+from .record_ledgers import KnownHeads, spending
+from .report import RecordMeter, client_ledgers, encryption, open_draws, spent, versions
+
+CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
+SAVED = "run.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+MODEL = "model.safetensors"
+CURVE = "curve.png"
+NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", "audit/")  # of the numbers in a round's line
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a later process of the same run must know beside its configuration.
+
+    Attributes:
+      name: the run's name on the ledgers.
+      noise: the noise multiplier that the run settled on; None without client-level privacy.
+      filter_order: of the RDP filter that its plan goes by; None where there is none.
+    """
+
+    name: str
+    noise: float | None = None
+    filter_order: float | None = None
+
+
+@dataclass
+class Run:
+    """A run in progress: its parts, its folder, and what it has recorded so far."""
+
+    federation: Federation
+    folder: Path
+    name: str
+    client: ClientSettings
+    checkpoint: Checkpoint | None = None
+    ledger: Ledger | None = None
+    privacy: ClientPrivacy | None = None
+    meter: RecordMeter | None = None
+    heads: KnownHeads | None = None
+    audit: RunAudit | None = None
+    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    state: State | None = None
+    ending: Ending | None = None
+
+
+def read_saved(folder: Path) -> Saved:
+    """Return what an earlier process left in this run folder.
+
+    Raises:
+      Refusal: it left nothing that can be read, or an audit has ended the run.
+    """
+    _require_no_alarm(folder)
+    try:
+        fields = json.loads((folder / SAVED).read_text())
+        noise, order = (
+            None if fields.get(k) is None else float(fields[k]) for k in ("noise", "filter_order")
+        )
+        return Saved(str(fields["run"]), noise, order)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise Refusal(
+            "resume", str(folder), f"its {SAVED} cannot be read ({problem}); start a new run"
+        ) from problem
+
+
+def _require_no_alarm(folder: Path) -> None:
+    try:
+        status = json.loads((folder / RESULT).read_text())["status"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if status == Status.ALARMED:
+        remedy = "an alarm of its audit ended it; find the cause and start a new run (audit.on_alarm=pause can be resumed)"
+        raise Refusal("resume", str(folder), remedy)
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder in which a run lives."""
+    if (folder / CONFIG).exists():
+        raise Refusal("hydra.run.dir", str(folder), "a run lives there; choose another or use resume=")
+
+
+def folder_setting(federation: Federation) -> str:
+    """Return the setting that names the run's folder; a server's lies in its bundle and has the run's name."""
+    return "hydra.run.dir" if federation.deployed is None else "run"
+
+
+def make_folder(key: str, folder: Path) -> None:
+    """Make a folder, or refuse the setting `key` that names it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise Refusal(key, str(folder), f"it cannot be made ({problem.strerror})") from problem
+
+
+def write_start(run: Run) -> None:
+    """Write what a resumed run needs to know before its first round."""
+    noise = run.privacy.plan.noise_multiplier if run.privacy else None
+    order = run.privacy.plan.filter_order if run.privacy else None
+    saved = {"run": run.name, "noise": noise, "filter_order": order}
+    try:
+        write_durably(run.folder / SAVED, json.dumps(saved).encode())
+        if not (run.folder / CONFIG).exists():
+            write_durably(run.folder / CONFIG, run.federation.settings.source.encode())
+    except OSError as problem:
+        remedy = f"it cannot be written ({problem.strerror}); choose another"
+        raise Refusal(folder_setting(run.federation), str(run.folder), remedy) from problem
+
+
+# --- after each round -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Epsilons:
+    """What has been revealed so far; infinite where nothing is hidden, None where there is no such unit or only its
+    owners know."""
+
+    client: float | None
+    record: float | None
+
+
+def record_round(
+    run: Run, state: State, done: Round, metrics: dict[str, float], drawn: list[int]
+) -> Epsilons:
+    """Write the round's line and, when one is due, a checkpoint; return what has been revealed so far."""
+    epsilons = _epsilons(run, drawn)
+    row = {
+        "round": done.number,
+        **metrics,
+        **{f"train/{name}": value for name, value in done.scalars.items()},
+        "invited": done.invited,
+        "replies": done.replies,
+        "dropped": done.dropped,
+        "clipped_again": done.clipped_again,
+        "abandoned": done.abandoned,
+        **({"exchanges": done.exchanges} if done.exchanges else {}),
+        "clipping_norm": done.choices.clipping_norm if done.choices else None,
+        "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
+        "epsilon_client": _spelled(epsilons.client),
+        "epsilon_record": _spelled(epsilons.record),
+        **(run.audit.auditor.columns(done.number) if run.audit else {}),
+    }
+    run.history.append(row)
+    with open(run.folder / METRICS, "a", encoding="utf-8") as file:
+        file.write(_line(row))
+    settings = run.federation.settings
+    if state.round % settings.checkpoint_every == 0 or state.round == settings.num_rounds:
+        save(run, state)
+    run.state = state
+    return epsilons
+
+
+def save(run: Run, state: State) -> None:
+    """Write a checkpoint of this state."""
+    head = run.ledger.head if run.ledger is not None else None
+    heads = run.heads.now() if run.heads is not None else {}
+    audit = run.audit.memory if run.audit is not None else {}
+    write(
+        run.folder,
+        Checkpoint(run.name, state.round, state.arrays, state.strategy, head, state.choices, heads, audit),
+    )
+
+
+def _epsilons(run: Run, drawn: list[int]) -> Epsilons:
+    client, record_level = run.federation.client, run.federation.record is not None
+    if run.meter is not None:
+        run.meter.add(drawn)
+    record = None if run.meter is None else run.meter.epsilon()
+    if client is None or run.ledger is None:
+        return Epsilons(None if record_level else math.inf, record)
+    events = run.ledger.events(Adversary.MODEL)
+    order = run.ledger.filter_order
+    return Epsilons(counted(events, client.target_delta, client.adjacency, order, GATE_INTERVAL), record)
+
+
+def _spelled(value: float | None) -> float | str | None:
+    return "infinity" if value is not None and math.isinf(value) else value
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Return the row as JSON, which has no word for what a model that diverged measures: null stands for it."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
+    """Return the recorded rounds up to `last`, and cut what a crash left behind them."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if row["round"] <= last:
+            rows.append(row)
+    write_durably(path, "".join(_line(row) for row in rows).encode())
+    return rows
+
+
+# --- after the last round ---------------------------------------------------------------------------------------
+
+
+def finish(run: Run, ending: Ending, seconds: float, title: str) -> dict[str, Any]:
+    """Write model, result and curve, and return the result; a disk that is full makes it a failed run."""
+    result = _result(run, ending, seconds)
+    try:
+        save(run, ending.state)
+        result["audit"] = end_audit(run, ending, title)
+        _write_results(run, ending.state, result, title)
+        if ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED):
+            noise_key.erase(run.folder)
+            noise_key.erase(run.folder, AUDIT_KEY)
+    except OSError as problem:
+        if ending.status is not Status.FAILED:
+            result |= {"status": str(Status.FAILED), "reason": cannot_write(run, problem)}
+    return result
+
+
+def cannot_write(run: Run, problem: OSError) -> str:
+    """Return the sentence for a run whose folder can no longer be written."""
+    what = problem.strerror or str(problem)
+    done = run.state.round if run.state else 0
+    return f"stopped after round {done}: {what}; make room, then {again(run)} goes on from there"
+
+
+def again(run: Run) -> str:
+    """Return what makes the run go on."""
+    return f"resume={run.folder}" if run.federation.deployed is None else "the same command"
+
+
+def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
+    federation = run.federation
+    folder = None if run.client.record is None else Path(run.client.record.ledger_dir)
+    final = next((row for row in reversed(run.history) if row["round"] <= ending.state.round), {})
+    return {
+        "status": str(ending.status),
+        "reason": ending.reason,
+        "rounds_completed": ending.state.round,
+        "rounds_abandoned": sum(bool(row.get("abandoned")) for row in run.history),
+        "data": "simulation" if federation.simulated else "real",
+        "rng": federation.randomness.kind,
+        "privacy": [
+            row.to_json()
+            for row in spent(federation, run.ledger, client_ledgers(federation, folder), _draws(run, ending))
+        ],
+        "secagg": encryption(federation),
+        "records": spending(federation, run.client),
+        "audit": None,
+        "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
+        "dropped": _summed_drops(run),
+        "seed": federation.seed,
+        "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
+        "ledger": str(run.ledger.path) if run.ledger else str(folder) if folder else None,
+        "ledger_head": list(run.ledger.head) if run.ledger else None,
+        "folder": str(run.folder),
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _draws(run: Run, ending: Ending) -> list[DpEvent]:
+    # Clients of a round that failed were drawn, too.
+    rounds = min(ending.state.round + 1, run.federation.settings.num_rounds)
+    return open_draws(run.federation, run.client, rounds)
+
+
+def _write_results(run: Run, state: State, result: dict[str, Any], title: str) -> None:
+    from safetensors.numpy import save as to_safetensors
+
+    model = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
+    write_durably(run.folder / MODEL, to_safetensors(model))
+    write_durably(run.folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode())
+    if run.history:
+        from .plots import draw
+
+        draw(run.history, run.folder / CURVE, title)
+
+
+def _finite(result: dict[str, Any]) -> dict[str, Any]:
+    metrics = {name: value if math.isfinite(value) else None for name, value in result["metrics"].items()}
+    return {**result, "metrics": metrics}
+
+
+def _summed_drops(run: Run) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for row in run.history:
+        for reason, count in row["dropped"].items():
+            total[reason] = total.get(reason, 0) + count
+    return total

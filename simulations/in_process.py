@@ -1,0 +1,307 @@
+"""The in-process engine: a Flower grid whose nodes are calls to the app's own ClientApp.
+
+Arrays are handed over as arrays; a client gets its own copy and cannot see another. Replies are clipped, put on the
+lattice and added where they are produced. With several workers each is a forked process, one thread each, that
+holds its share of the sum in shared memory; only that share comes back. Models live per worker, not per client.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from ..privacy.mechanisms.private_sum import CohortSum
+from ..privacy.mechanisms.sum_spec import SumSpec
+from ..strategies.flower_adapter import claim_identity, client_context, name_message
+from ..strategies.grids import AskingGrid
+from ..strategies.wire import LATE, add_reply
+from .deadline import PastDeadline, limited_to
+
+if TYPE_CHECKING:
+    from ..client.training.in_place import InPlaceRound
+
+FIRST_NODE = 2  # node 1 is Flower's server
+GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
+
+# glibc's mallopt: parameters of malloc.h, and values that let a process reuse its memory for the next client instead
+# of giving it back and taking it page by page again. 32 MiB is the largest threshold that glibc accepts.
+MALLOC_KEEPS = {-1: 1 << 30, -3: 32 << 20}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+
+CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
+
+
+@dataclass
+class InProcessGrid(AskingGrid):
+    """See the module's text.
+
+    Attributes:
+      client_app: called once for every message.
+      num_clients: the population; node ids run from 2 on.
+      run_config: what the app finds in its context.
+      workers: processes, at least 1; with 1 the clients run in this very process.
+      deadline: seconds that one client may take.
+      cohort_function: trains many clients at once, if the model allows it.
+      in_place: trains one client after the other without messages, where the app is fedveil's own and trains plainly.
+    """
+
+    client_app: ClientApp
+    num_clients: int
+    run_config: dict[str, Any]
+    workers: int = 1
+    deadline: float = 60.0
+    cohort_function: CohortFunction | None = None
+    in_place: Callable[[RecordDict], InPlaceRound] | None = None
+    _contexts: dict[int, Context] = field(default_factory=dict[int, Context])
+    _homes: dict[int, int] = field(default_factory=dict[int, int])
+    _pool: list[_Worker] = field(default_factory=list["_Worker"])
+
+    def __post_init__(self) -> None:
+        self._run = claim_identity(run_id=1)
+        if self.workers == 1:
+            keep_memory()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all clients."""
+        return range(FIRST_NODE, FIRST_NODE + self.num_clients)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Call the app for every message and yield its replies: one by one here, or all at once from the workers."""
+        del timeout
+        if self.workers > 1:
+            yield from self._exchange_in_workers(list(messages))
+            return
+        for number, message in enumerate(messages):
+            yield self._reply(message, number)
+
+    def _reply(self, message: Message, number: int) -> Message:
+        head = message.metadata
+        try:
+            return self._call(message.content, head.dst_node_id, head.message_type, number)
+        except PastDeadline:
+            return Message(Error(LATE, "late"), reply_to=message)
+
+    def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
+        """Deliver one instruction to every node and return the sum of the replies, shape (size,)."""
+        orders = _Order(order.content, order.metadata.message_type, nodes, spec)
+        if self.workers == 1 or len(nodes) == 1:
+            return self._sum(orders, CohortSum(np.zeros(size)))
+        return self._sum_in_workers(orders, size)
+
+    def _sum(self, order: _Order, cohort_sum: CohortSum) -> CohortSum:
+        if self.cohort_function is not None:
+            clients = [node - FIRST_NODE for node in order.nodes]
+            cohort_sum.merge(self.cohort_function(order.content, clients, order.spec, cohort_sum.total.size))
+            return cohort_sum
+        if self.in_place is not None:
+            self._sum_in_place(self.in_place(order.content), order, cohort_sum)
+            return cohort_sum
+        for number, node in enumerate(order.nodes):
+            try:
+                add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
+            except PastDeadline:
+                cohort_sum.drop("late")
+        return cohort_sum
+
+    def _sum_in_place(self, begun: InPlaceRound, order: _Order, cohort_sum: CohortSum) -> None:
+        for node in order.nodes:
+            client = node - FIRST_NODE
+            if begun.add_canary(client, cohort_sum, order.spec):
+                continue
+            try:
+                with limited_to(self.deadline):
+                    scalars = begun.train(client)
+            except PastDeadline:
+                cohort_sum.drop("late")
+                continue
+            if scalars is None:
+                cohort_sum.drop("failed")
+            else:
+                begun.add(cohort_sum, scalars, order.spec)
+
+    def _call(self, content: RecordDict, node: int, message_type: str, number: int) -> Message:
+        message = Message(_isolated(content), node, message_type)
+        name_message(message, str(number + 1))
+        context = self._context(node)
+        try:
+            with limited_to(self.deadline):
+                reply = self.client_app(message, context)
+        except Exception:  # noqa: BLE001 (a client may fail in any way; it is dropped and counted)
+            return Message(Error(1, "the client failed"), reply_to=message)
+        if context.state:
+            self._contexts[node] = context
+        return reply
+
+    def _context(self, node: int) -> Context:
+        client = node - FIRST_NODE
+        return self._contexts.get(node) or client_context(
+            self._run.run_id, client, self.num_clients, self.run_config
+        )
+
+    # --- workers --------------------------------------------------------------------------------------------------
+
+    def _sum_in_workers(self, order: _Order, size: int) -> CohortSum:
+        if not self._pool or self._pool[0].size != size:
+            self.close()
+            self._pool = [self._start(size) for _ in range(self.workers)]
+        shares = self._shares(order.nodes)
+        for worker, share in zip(self._pool, shares, strict=True):
+            worker.give(_Order(order.content, order.message_type, share, order.spec))
+        total = CohortSum(np.zeros(size))
+        for index, share in enumerate(shares):
+            answer = self._pool[index].take(self.deadline * len(share) + GRACE_SECONDS)
+            if answer is None:
+                self._pool[index].end()
+                self._pool[index] = self._start(size)
+                for _ in share:
+                    total.drop("worker died")
+                continue
+            part, stateful = answer
+            total.merge(part)
+            self._homes |= dict.fromkeys(stateful, index)
+        return total
+
+    def _exchange_in_workers(self, messages: list[Message]) -> Iterator[Message]:
+        """Let each node answer in the worker that keeps its state; no two messages to one node."""
+        if not self._pool:
+            self._pool = [self._start(0) for _ in range(self.workers)]
+        waiting = {message.metadata.dst_node_id: message for message in messages}
+        shares = self._shares(list(waiting))
+        for worker, share in zip(self._pool, shares, strict=True):
+            worker.give([waiting[node] for node in share])
+        for index, share in enumerate(shares):
+            answer = self._pool[index].receive(self.deadline * len(share) + GRACE_SECONDS)
+            if answer is None:
+                size = self._pool[index].size
+                self._pool[index].end()
+                self._pool[index] = self._start(size)
+                yield from (Message(Error(1, "worker died"), reply_to=waiting[node]) for node in share)
+                continue
+            replies, stateful = answer
+            self._homes |= dict.fromkeys(stateful, index)
+            yield from replies
+
+    def _shares(self, nodes: Sequence[int]) -> list[list[int]]:
+        """Deal the nodes out evenly; one that keeps state goes to the worker that holds it."""
+        shares: list[list[int]] = [[] for _ in self._pool]
+        for node in nodes:
+            if node in self._homes:
+                shares[self._homes[node]].append(node)
+        for node in nodes:
+            if node not in self._homes:
+                min(shares, key=len).append(node)
+        return shares
+
+    def _start(self, size: int) -> _Worker:
+        shared = mmap.mmap(-1, max(size, 1) * 8)
+        ours, theirs = multiprocessing.Pipe()
+        process = os.fork()
+        if process == 0:
+            ours.close()
+            self._work(theirs, np.frombuffer(shared, np.float64, size))
+        theirs.close()
+        return _Worker(process, ours, shared, size)
+
+    def _work(self, orders: Connection, total: np.ndarray) -> None:
+        """Serve orders until the parent goes away; never return. Signals to the group are the parent's to answer."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        keep_memory()
+        with suppress(EOFError, BrokenPipeError):
+            while True:
+                order: _Order | list[Message] = orders.recv()
+                if isinstance(order, list):
+                    replies = [self._reply(message, number) for number, message in enumerate(order)]
+                    orders.send((replies, sorted(self._contexts)))
+                    continue
+                total[:] = 0
+                done = self._sum(order, CohortSum(total))
+                orders.send((done.replies, done.clipped_again, done.dropped, sorted(self._contexts)))
+        os._exit(0)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._pool:
+            worker.end()
+        self._pool = []
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One instruction and who is to follow it."""
+
+    content: RecordDict
+    message_type: str
+    nodes: Sequence[int]
+    spec: SumSpec
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A forked process and the memory in which it leaves its share of the sum."""
+
+    process: int
+    pipe: Connection
+    shared: mmap.mmap
+    size: int
+
+    def give(self, order: _Order | list[Message]) -> None:
+        with suppress(BrokenPipeError):
+            self.pipe.send(order)
+
+    def take(self, seconds: float) -> tuple[CohortSum, list[int]] | None:
+        """Return the worker's share and the nodes that keep state there; None if it died or is too late."""
+        answer = self.receive(seconds)
+        if answer is None:
+            return None
+        replies, clipped_again, dropped, stateful = answer
+        total = np.frombuffer(self.shared, np.float64, self.size)
+        return CohortSum(total, replies, clipped_again, dropped), stateful
+
+    def receive(self, seconds: float) -> Any:
+        """Return what the worker answers; None if it died or is too late."""
+        try:
+            return self.pipe.recv() if self.pipe.poll(seconds) else None
+        except (EOFError, ConnectionError):
+            return None
+
+    def end(self) -> None:
+        self.pipe.close()
+        with suppress(ProcessLookupError):
+            os.kill(self.process, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self.process, 0)
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory it frees, and spare its modules the garbage collector's walks.
+
+    Where the C library is not glibc, malloc stays as it is.
+    """
+    gc.freeze()
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in MALLOC_KEEPS.items():
+            mallopt(parameter, value)
+
+
+def _isolated(content: RecordDict) -> RecordDict:
+    """Return a record that a client may change: its own dictionaries over arrays that are copied when read."""
+    out = RecordDict()
+    for name, record in content.items():
+        out[name] = record.copy() if isinstance(record, ArrayRecord | ConfigRecord) else record
+    return out

@@ -1,0 +1,238 @@
+"""``fedveil audit RUN --membership ATTACK``: who of those that a final model could have trained on did, as far as it tells.
+
+For simulations: the attack reads the clients' data, which on real data only the client may do. Half of the clients' examples
+are attacked, beside half of the held-out ones; the rest train reference models, or are RMIA's population. An attack is no
+bound: one that fails proves nothing, and where held-out data differ from the clients', one that succeeds may only tell
+the two apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from ..client.training.sgd import train
+from ..configs.settings import settings_from_overrides
+from ..privacy.audit.membership import Interval, auc, lira, logit, rmia, tpr_at
+from ..privacy.audit.one_run import Scores
+from ..privacy.refusal import Refusal
+from ..server.run.build import build
+from ..server.run.run_folder import MODEL
+from ..strategies.client_settings import SGD
+from ..tasks.arrays import load_arrays
+from ..tasks.mislabelled import losses_of
+from ..tasks.protocol import Examples, Task
+
+FALSE_POSITIVES = (0.001, 0.01)
+MOST = 2000  # records attacked of each kind, and so many for a reference model
+SEED = 20
+BATCH = 32
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A model, records that trained it and others, and what reference models may be made of.
+
+    Attributes:
+      task: gives the model.
+      sgd: how reference models are trained.
+      model: the target.
+      records: members first, ``members`` of them, then others.
+      spare: clients' examples that are not attacked.
+      population: held-out examples that are not attacked.
+    """
+
+    task: Task
+    sgd: SGD
+    model: torch.nn.Module
+    records: Examples
+    members: int
+    spare: Examples
+    population: Examples
+
+    def reference(self, examples: Examples, number: int) -> torch.nn.Module:
+        """A model of these examples alone, trained in the clear."""
+        model = self.task.model()
+        torch.default_generator.manual_seed(SEED + number)
+        train(model, self.task, examples, self.sgd, number, key=SEED)
+        return model
+
+    def likelihoods(self, model: torch.nn.Module, examples: Examples) -> Scores:
+        """Of each example's target under a model, (n,)."""
+        return np.exp(-losses_of(self.task, model, examples))
+
+
+def by_loss(attacked: Attacked, shadows: int) -> Scores:
+    """The loss, negated (Yeom et al. 2018); no reference model."""
+    del shadows
+    return -losses_of(attacked.task, attacked.model, attacked.records)
+
+
+def by_rmia(attacked: Attacked, shadows: int) -> Scores:
+    """RMIA with one reference model, which saw none of those attacked and none of the population."""
+    del shadows
+    models = attacked.model, attacked.reference(attacked.spare, 0)
+    target, reference = (attacked.likelihoods(model, attacked.records) for model in models)
+    z_target, z_reference = (attacked.likelihoods(model, attacked.population) for model in models)
+    return rmia((target, reference), (z_target, z_reference))
+
+
+def by_lira(attacked: Attacked, shadows: int) -> Scores:
+    """LiRA: each shadow model trains on half of those attacked, and the next one on the other half."""
+    generator = np.random.default_rng(SEED)
+    count = len(attacked.records)
+    inside: list[NDArray[np.bool_]] = []
+    for _ in range(-(-shadows // 2)):
+        half = generator.permutation(count) < count // 2
+        inside += [half, ~half]
+    halves = (_some(attacked.records, np.flatnonzero(held)) for held in inside)
+    models = (attacked.reference(half, n) for n, half in enumerate(halves))
+    logits = [logit(attacked.likelihoods(model, attacked.records)) for model in models]
+    target = logit(attacked.likelihoods(attacked.model, attacked.records))
+    return lira(target, np.stack(logits), np.stack(inside))
+
+
+def by_art(attacked: Attacked, shadows: int) -> Scores:
+    """A forest on classes' probabilities and the label, by the Adversarial Robustness Toolbox (Shokri et al. 2017).
+
+    One reference model shows it members, the spare examples, beside the population. Refusal without the extra `mia`, and
+    for a task without classes.
+    """
+    del shadows
+    try:
+        inference = import_module("art.attacks.inference.membership_inference")
+        estimators = import_module("art.estimators.classification")
+    except ImportError:
+        raise Refusal("membership", "art", "install fedveil[mia], or give loss, rmia or lira") from None
+    reference = attacked.reference(attacked.spare, 0)
+    members, others = (_classes(reference, each) for each in (attacked.spare, attacked.population))
+    count = members.shape[1]
+    answers = estimators.BlackBoxClassifier(np.zeros, (1,), count)  # never asked: its answers are given below
+    forest = inference.MembershipInferenceBlackBox(answers, attack_model_type="rf")
+    forest.attack_model.set_params(random_state=SEED)
+    labels = [each.targets.numpy() for each in (attacked.spare, attacked.population, attacked.records)]
+    forest.fit(pred=members, y=labels[0], test_pred=others, test_y=labels[1])
+    found = forest.infer(None, labels[2], pred=_classes(attacked.model, attacked.records), probabilities=True)
+    return np.asarray(found, np.float64)[:, 0]
+
+
+@torch.no_grad()
+def _classes(model: torch.nn.Module, examples: Examples) -> NDArray[np.float32]:
+    """The probability of each class, (n, classes)."""
+    model.eval()
+    outputs: torch.Tensor = model(examples.inputs)
+    if outputs.ndim != 2 or examples.targets.ndim != 1:
+        raise Refusal("membership", "art", "this task has no classes; give loss, rmia or lira")
+    return outputs.softmax(dim=1).numpy()
+
+
+ATTACKS: Mapping[str, Callable[[Attacked, int], Scores]] = {
+    "loss": by_loss,
+    "rmia": by_rmia,
+    "lira": by_lira,
+    "art": by_art,
+}
+
+
+def membership(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code: 0, whatever the attack found.
+
+    Raises:
+      Refusal: a folder without a finished run, or real data.
+    """
+    parser = argparse.ArgumentParser("fedveil audit RUN --membership", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--membership", choices=[*ATTACKS], required=True)
+    parser.add_argument("--shadows", type=int, default=8, help="models that lira trains; 8 by default")
+    parser.add_argument("--epochs", type=int, default=20, help="of a reference model; 20 by default")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    try:
+        asked = parser.parse_args(argv)
+    except SystemExit as stopped:  # it has said why
+        return int(stopped.code or 0)
+    for name in ("shadows", "epochs"):
+        if getattr(asked, name) < 1:
+            raise Refusal(name, getattr(asked, name), "give a whole number of at least 1")
+    attacked = attack_on(asked.run, asked.epochs)
+    scores = ATTACKS[asked.membership](attacked, asked.shadows)
+    found = measured(scores[: attacked.members], scores[attacked.members :])
+    print(
+        _as_json(asked.membership, attacked, found)
+        if asked.json
+        else _in_words(asked.membership, attacked, found)
+    )
+    return 0
+
+
+def measured(members: Scores, others: Scores) -> dict[str, Interval]:
+    """The area under the curve, and the true positive rate at each of FALSE_POSITIVES, with intervals at 95 %."""
+    rates = {f"true positives at {fpr:.1%} false": tpr_at(fpr, members, others) for fpr in FALSE_POSITIVES}
+    return {"AUC": auc(members, others), **rates}
+
+
+def attack_on(folder: Path, epochs: int) -> Attacked:
+    """Part the data of a finished run, and score its model on them."""
+    try:
+        arrays = load_file(folder / MODEL)
+    except (OSError, SafetensorError):
+        raise Refusal(
+            "audit", str(folder), f"it holds no {MODEL}; give the folder of a finished run"
+        ) from None
+    settings = settings_from_overrides([f"resume='{folder}'"])
+    task = build(settings).task
+    if not task.simulated:
+        raise Refusal(
+            "audit", str(folder), "its data are real: what a model tells of a record is for its owner alone"
+        )
+    generator = np.random.default_rng(SEED)
+    held = [task.client_data(client) for client in range(task.num_clients)]
+    inputs, targets = torch.cat([each.inputs for each in held]), torch.cat([each.targets for each in held])
+    inside, spare = _halves(Examples(inputs, targets), generator)
+    outside, population = _halves(task.held_out(), generator)
+    records = Examples(
+        torch.cat([inside.inputs, outside.inputs]), torch.cat([inside.targets, outside.targets])
+    )
+    model = task.model()
+    load_arrays(model, arrays)
+    sgd = SGD(settings.learning_rate, epochs, max(BATCH, settings.batch_size))
+    return Attacked(task, sgd, model, records, len(inside), spare, population)
+
+
+def _halves(examples: Examples, generator: np.random.Generator) -> tuple[Examples, Examples]:
+    order = generator.permutation(len(examples))[: 2 * MOST]
+    return _some(examples, order[: len(order) // 2]), _some(examples, order[len(order) // 2 :])
+
+
+def _some(examples: Examples, rows: Rows) -> Examples:
+    index = torch.from_numpy(rows)
+    return Examples(examples.inputs[index], examples.targets[index])
+
+
+def _in_words(attack: str, attacked: Attacked, found: Mapping[str, Interval]) -> str:
+    others = len(attacked.records) - attacked.members
+    lines = [f"membership by {attack}: {attacked.members} records that trained, {others} that did not"]
+    width = max(map(len, found))
+    lines += [
+        f"{name.ljust(width)}  {i.value:.3f}  ({i.low:.3f} to {i.high:.3f})" for name, i in found.items()
+    ]
+    return "\n".join(
+        [*lines, "by chance 0.5 and the rate of false positives; an attack that fails proves no privacy"]
+    )
+
+
+def _as_json(attack: str, attacked: Attacked, found: Mapping[str, Interval]) -> str:
+    others = len(attacked.records) - attacked.members
+    shown = {name: asdict(interval) for name, interval in found.items()}
+    return json.dumps({"attack": attack, "members": attacked.members, "others": others, "measured": shown})

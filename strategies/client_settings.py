@@ -1,0 +1,182 @@
+"""What a client is told to do: plain data that travels as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, RecordDict
+
+from ..privacy.budget import Adjacency, Budget, Unit
+from .flower_adapter import records_of
+
+TRAIN_LOSS = "train_loss"  # the metric that a client reports of its training
+
+
+@dataclass(frozen=True)
+class SGD:
+    """How a client trains.
+
+    Attributes:
+      learning_rate: above 0.
+      local_epochs: passes over the client's data, at least 1.
+      batch_size: examples of a step, at least 1; the last step of an epoch takes what is left.
+      proximal_mu: weight of FedProx's pull towards the global model (Li et al. 2020, arXiv:1812.06127, eq. 2).
+    """
+
+    learning_rate: float
+    local_epochs: int
+    batch_size: int
+    proximal_mu: float = 0.0
+
+
+@dataclass(frozen=True)
+class RecordPrivacy:
+    """Record-level privacy at the client.
+
+    Attributes:
+      target_epsilon: the budget of each client's own ledger.
+      target_delta: in (0, 1).
+      max_grad_norm: clip of each example's gradient.
+      adjacency: of records.
+      noise_by_records: pairs (records, noise_multiplier), ascending; a client takes the pair with the most records
+        that it reaches. A client with more records needs no more noise, so this is safe between the pairs.
+      ledger_dir: folder of the ledgers, one file for each data set, named by its fingerprint.
+      allow_large_delta: train even if delta is above one over the client's number of records.
+      gradients: `auto`, or a name of `dp_sgd.ENGINES`; only speed differs.
+      canaries: records of an audit's own among each client's, see `client.dp_sgd.record_canaries`.
+    """
+
+    target_epsilon: float
+    target_delta: float
+    max_grad_norm: float
+    adjacency: str
+    noise_by_records: tuple[tuple[int, float], ...]
+    ledger_dir: str
+    allow_large_delta: bool = False
+    gradients: str = "auto"
+    canaries: int = 0
+
+    def noise_multiplier(self, records: int) -> float:
+        """Return the noise for a client with this many records."""
+        fitting = [noise for least, noise in self.noise_by_records if least <= records]
+        return fitting[-1] if fitting else max(noise for _, noise in self.noise_by_records)
+
+    def budget(self) -> Budget:
+        """Return the budget of one client's ledger."""
+        return Budget(Unit.RECORD, self.target_epsilon, self.target_delta, Adjacency(self.adjacency))
+
+    def ledger_path(self, fingerprint: str) -> Path:
+        """Return where the ledger of the data set with this fingerprint lives."""
+        return Path(self.ledger_dir) / f"{fingerprint[:32]}.ledger"
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """Secure aggregation at a client: what its owner asks of every attempt, as `Policy` says, and who it is.
+
+    Attributes:
+      identities: 32 bytes in hexadecimal; a simulation's identities are made from it.
+      clients: how many identities there are.
+    """
+
+    identities: str = field(repr=False)
+    clients: int
+    minimum_cohort: int
+    collusion: float
+    dropout: float
+    maximum_clipping_norm: float
+    minimum_noise_multiplier: float
+    profile: str
+
+
+@dataclass(frozen=True)
+class CanaryClients:
+    """The dummies of an audit, which stand behind the real clients; see `strategies.canaries`.
+
+    Attributes:
+      first: the first canary's number as a client.
+      count: how many there are.
+      seed: 32 bytes in hexadecimal, of which directions and coins are made.
+      support: coordinates that one canary may use.
+      norm: L2 norm of what a canary sends.
+      replaced: whether one that is out sends the opposite direction, and not nothing.
+      metrics: what it says beside.
+    """
+
+    first: int
+    count: int
+    seed: str = field(repr=False)
+    support: int
+    norm: float
+    replaced: bool
+    metrics: Mapping[str, float]
+
+    def __contains__(self, client: int) -> bool:
+        return client >= self.first
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """Task, training and record privacy of a client.
+
+    Attributes:
+      task: a name of `tasks.TASKS`, or "module:Class" with the module in allow_modules.
+      task_options: arguments of the task.
+      learning_rate, local_epochs, batch_size: of local training.
+      record: None trains without record-level privacy.
+      seed: of a declared simulation; None draws from the operating system.
+      allow_modules: modules that may be imported for the task.
+      encryption: None answers sums in the clear; otherwise those are refused.
+      device: of a deployed client: what names it on its own ledgers, 64 hexadecimal digits. Its data are real whatever
+        the task declares, and its ledger of records goes by it: new records must not make a new ledger.
+      canaries: which clients are dummies of an audit; None without any.
+      loss_traces: the owner's folder of what the model remembers of each record; empty: none is kept.
+    """
+
+    task: str
+    learning_rate: float
+    local_epochs: int
+    batch_size: int
+    task_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    record: RecordPrivacy | None = None
+    seed: int | None = None
+    allow_modules: tuple[str, ...] = ()
+    encryption: Encryption | None = None
+    device: str | None = None
+    canaries: CanaryClients | None = None
+    loss_traces: str = ""
+
+    def to_json(self) -> str:
+        """Return the settings as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ClientSettings:
+        """Return the settings that `to_json` wrote."""
+        fields = json.loads(text)
+        if fields["record"] is not None:
+            record = fields["record"]
+            record["noise_by_records"] = tuple((int(n), float(z)) for n, z in record["noise_by_records"])
+            fields["record"] = RecordPrivacy(**record)
+        if fields["encryption"] is not None:
+            fields["encryption"] = Encryption(**fields["encryption"])
+        if fields["canaries"] is not None:
+            fields["canaries"] = CanaryClients(**fields["canaries"])
+        fields["allow_modules"] = tuple(fields["allow_modules"])
+        return cls(**fields)
+
+
+def training_settings(content: RecordDict, settings: ClientSettings) -> SGD:
+    """Return how to train in this round: the client's settings, and what the strategy sends along."""
+    mu = [
+        record["proximal-mu"]
+        for record in records_of(content, ConfigRecord).values()
+        if "proximal-mu" in record
+    ]
+    return SGD(
+        settings.learning_rate, settings.local_epochs, settings.batch_size, float(str(mu[0])) if mu else 0.0
+    )

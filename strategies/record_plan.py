@@ -1,0 +1,80 @@
+"""Plan of a client's record-level privacy: its Poisson batches, their event, and the noise that a budget affords."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..privacy.budget import Adjacency, Adversary, Unit
+from ..privacy.mechanisms.randomness import Stream
+from ..privacy.plan import Plan
+from .client_settings import ClientSettings, RecordPrivacy
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+
+@dataclass(frozen=True)
+class PoissonBatches:
+    """`steps` batches, each of which holds every record independently with probability `sample_rate`.
+
+    Attributes:
+      sample_rate: in (0, 1].
+      steps: batches of one round, at least 1.
+    """
+
+    sample_rate: float
+    steps: int
+    name: str = "poisson batches"
+
+    def draw(self, records: int, stream: Stream) -> Iterator[NDArray[np.intp]]:
+        """Yield the indices of each batch, ascending; a batch may be empty and is a step all the same."""
+        for _ in range(self.steps):
+            if self.sample_rate == 1:
+                yield np.arange(records)
+            else:
+                yield np.flatnonzero(stream.uint64(records) < np.uint64(int(self.sample_rate * 2**64)))
+
+    def event(self, mechanism: DpEvent) -> DpEvent:
+        """Return what all steps of one round reveal of a record."""
+        from dp_accounting.dp_event import PoissonSampledDpEvent, SelfComposedDpEvent
+
+        step = (
+            mechanism if self.sample_rate == 1 else PoissonSampledDpEvent(float(self.sample_rate), mechanism)
+        )
+        return step if self.steps == 1 else SelfComposedDpEvent(step, self.steps)
+
+
+def poisson_batches(records: int, batch_size: int, local_epochs: int) -> PoissonBatches:
+    """Return as many batches of `batch_size` expected records as `local_epochs` passes over the data need."""
+    expected = min(batch_size, records)
+    return PoissonBatches(expected / records, max(1, -(-records * local_epochs // expected)))
+
+
+def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -> Plan:
+    """Return the plan of one round at a client with this many records."""
+    return Plan(
+        unit=Unit.RECORD,
+        adjacency=Adjacency(record.adjacency),
+        sampling=poisson_batches(records, settings.batch_size, settings.local_epochs),
+        clipping_norm=record.max_grad_norm,
+        num_rounds=1,
+        noise_multiplier=record.noise_multiplier(records) if record.noise_by_records else None,
+        adversaries=(Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL),
+    )
+
+
+def calibrated_noise(
+    record: RecordPrivacy, records: int, settings: ClientSettings, participations: int
+) -> float:
+    """Return the least noise with which a client with this many records takes part so often within `record`'s budget.
+
+    Raises:
+      Refusal: no noise fits.
+    """
+    plan = replace(record_plan(record, records, settings), num_rounds=participations)
+    return float(plan.calibrate(record.budget()).noise_multiplier or 0)

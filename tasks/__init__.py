@@ -1,0 +1,76 @@
+"""Tasks by name: the shipped ones, and the user's own from modules that the user lists."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from ..privacy.refusal import Refusal
+from .mislabelled import mislabelled
+from .protocol import Examples, Task, check_examples
+
+__all__ = ["TASKS", "Examples", "Task", "check_examples", "load_task"]
+
+# Imported when asked for: their data come with packages that a deployed client does not need.
+TASKS: Mapping[str, str] = {
+    "mnist5k": ".mnist5k",
+    "digits": ".digits",
+    "heart": ".heart",
+    "fashion_mnist": ".fashion_mnist",
+    "shakespeare": ".shakespeare",
+    "sentences": ".sentences",
+}
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where a module is not called as its package is
+
+PLANTED = "planted"  # the option that plants odd examples in whatever task, drawn by this seed
+
+
+def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[str, ...] = ()) -> Task:
+    """The task `name`, made with `options`, of which PLANTED is for all of them: `mislabelled` plants by it.
+
+    name: one of `TASKS` (options: num_clients, partition, alpha, seed), or "module:Class" of the user's own,
+    whose options are the arguments of the class. allow: the modules that may be imported for it.
+    Raises Refusal for an unknown name, a module that is not listed or cannot be imported, an option that the
+    task does not take, and whatever the task itself refuses.
+    """
+    make = _own(name, allow) if ":" in name else _shipped(name)
+    try:
+        own = {key: value for key, value in (options or {}).items() if key != PLANTED}
+        arguments = inspect.signature(make).bind(**own)
+    except TypeError as error:
+        raise Refusal("task", name, f"its options are {inspect.signature(make)}; {error}") from error
+    task = make(*arguments.args, **arguments.kwargs)
+    if not isinstance(task, Task):
+        wanted = sorted(member for member in _MEMBERS if not hasattr(task, member))
+        raise Refusal("task", name, f"it lacks {', '.join(wanted)}")
+    planted = (options or {}).get(PLANTED)
+    # A user's own task says only now whether its data are real, in which nothing is planted.
+    return task if planted is None or not (task.simulated or ":" not in name) else mislabelled(task, planted)
+
+
+_MEMBERS = ("simulated", "num_clients", "model", "loss", "metrics", "client_data", "held_out")
+
+
+def _shipped(name: str) -> Callable[..., object]:
+    if name not in TASKS:
+        raise Refusal("task", name, f'choose one of {", ".join(TASKS)}, or your own as "module:Class"')
+    try:
+        return import_module(TASKS[name], __package__).load
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        package = DISTRIBUTIONS.get(module, module)
+        remedy = f"its data come with {package}, which is not installed; install it, or fedveil[simulation]"
+        raise Refusal("task", name, remedy) from error
+
+
+def _own(name: str, allow: tuple[str, ...]) -> Callable[..., object]:
+    module, _, attribute = name.partition(":")
+    if module not in allow:
+        listed = ", ".join(allow) or "none"
+        raise Refusal("task", name, f"list its module among the allowed ones (now: {listed})")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise Refusal("task", name, f"it cannot be imported: {error}") from error

@@ -1,0 +1,84 @@
+"""The shape that all shipped tasks share: labelled examples in memory, dealt to clients by a partition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..privacy.refusal import Refusal
+from .partition import Indices, Partition
+from .protocol import Examples, check_examples
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A `Task` over public data, with cross-entropy as its loss and accuracy as its metric.
+
+    `shares[i]` holds the positions in `train` of client i; `build` returns a new model.
+    """
+
+    train: Examples
+    test: Examples
+    shares: tuple[Indices, ...]
+    build: Callable[[], nn.Module]
+    simulated: bool = True
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.shares)
+
+    def model(self) -> nn.Module:
+        return self.build()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropies(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {"accuracy": (outputs.argmax(dim=-1) == targets).float().mean().item()}
+
+    def client_data(self, client: int) -> Examples:
+        if not 0 <= client < self.num_clients:
+            raise Refusal("client", client, f"clients run from 0 to {self.num_clients - 1}")
+        rows = torch.from_numpy(self.shares[client])
+        return Examples(self.train.inputs[rows], self.train.targets[rows])
+
+    def held_out(self) -> Examples:
+        return self.test
+
+
+def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return each client's mean cross-entropy, shape (clients,)."""
+    each = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    return each.view(targets.shape).mean(1)
+
+
+def classification(
+    train: Examples,
+    test: Examples,
+    num_classes: int,
+    partition: Partition,
+    build: Callable[[], nn.Module],
+    groups: Indices | None = None,
+) -> Classification:
+    """A checked `Classification`; `groups` (len(train),) names each example's natural owner.
+
+    Raises Refusal as `check_examples` and `Partition.shares` do.
+    """
+    check_examples(train, num_classes, "training data")
+    check_examples(test, num_classes, "held-out data")
+    return Classification(train, test, partition.shares(train.targets.numpy(), groups), build)
+
+
+def softmax_regression(features: int, classes: int) -> nn.Module:
+    """A linear softmax that starts at zero, where every class is equally likely."""
+    # Made without values first, so that the global random state is left alone.
+    layer = nn.Linear(features, classes, device="meta").to_empty(device="cpu")
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

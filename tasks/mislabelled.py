@@ -1,0 +1,93 @@
+"""Odd examples with random labels, planted at the clients of a simulated task by a coin each: what black-box audits ask after.
+
+One that trained has a lower loss than one that did not only where the model learnt it by heart. Each is a held-out
+example with its inputs in another order, so that it teaches nothing about the task and is easily told apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..privacy.audit.probe import MemorisationProbe
+from ..privacy.refusal import Refusal
+from .protocol import Examples, ProbedTask, Task
+
+MOST = 1000
+SHARE = 0.2  # of the clients' examples, at most; half of them train
+
+
+@dataclass(frozen=True)
+class Mislabelled:
+    """A task with `odd` examples beside its own: number i trains at client `owners[i]` if `coins[i]`."""
+
+    task: Task
+    odd: Examples
+    owners: NDArray[np.int64]
+    coins: NDArray[np.bool_]
+
+    @property
+    def simulated(self) -> bool:
+        return self.task.simulated
+
+    @property
+    def num_clients(self) -> int:
+        return self.task.num_clients
+
+    def model(self) -> nn.Module:
+        return self.task.model()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.task.loss(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return self.task.metrics(outputs, targets)
+
+    def held_out(self) -> Examples:
+        return self.task.held_out()
+
+    def client_data(self, client: int) -> Examples:
+        own = self.task.client_data(client)
+        rows = torch.from_numpy(np.flatnonzero((self.owners == client) & self.coins))
+        inputs, targets = self.odd.inputs[rows], self.odd.targets[rows]
+        return Examples(torch.cat([own.inputs, inputs]), torch.cat([own.targets, targets]))
+
+    def planted_at(self, client: int) -> int:
+        """How many odd examples train at a client; they are its last ones."""
+        return int(((self.owners == client) & self.coins).sum())
+
+    def memorisation_probe(self) -> MemorisationProbe | None:
+        """The task's own probe; odd examples are weighed against a claim, which the task does not know."""
+        return self.task.memorisation_probe() if isinstance(self.task, ProbedTask) else None
+
+
+def mislabelled(task: Task, seed: int) -> Mislabelled:
+    """Plant odd examples in a simulated task; its data, the draw and the coins follow from `seed`.
+
+    Raises Refusal for data that are real.
+    """
+    if not task.simulated:
+        raise Refusal("audit", "full", "no example is planted in real data; use audit=light")
+    generator = np.random.default_rng([seed, MOST, task.num_clients])
+    held_out = task.held_out()
+    total = sum(len(task.client_data(client)) for client in range(task.num_clients))
+    count = max(2, min(MOST, int(SHARE * total)))
+    inputs = held_out.inputs[torch.from_numpy(generator.integers(len(held_out), size=count))].flatten(1)
+    order = torch.from_numpy(generator.permuted(np.tile(np.arange(inputs.shape[1]), (count, 1)), axis=1))
+    labels = torch.from_numpy(generator.integers(len(held_out), size=count))
+    odd = Examples(inputs.gather(1, order).unflatten(1, held_out.inputs.shape[1:]), held_out.targets[labels])
+    owners = generator.integers(task.num_clients, size=count)
+    return Mislabelled(task, odd, owners, generator.random(count) < 0.5)
+
+
+@torch.no_grad()
+def losses_of(task: Task, model: nn.Module, examples: Examples) -> NDArray[np.float64]:
+    """The loss of each example by itself, (n,)."""
+    model.eval()
+    outputs = model(examples.inputs)
+    rows = range(len(examples))
+    return np.array([float(task.loss(outputs[i : i + 1], examples.targets[i : i + 1])) for i in rows])

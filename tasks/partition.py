@@ -1,0 +1,137 @@
+"""How the examples of one data set are dealt to clients.
+
+Each partition is a function of the labels and an integer seed alone. Every example goes to exactly one
+client and every client has at least one; a client may hold a single example or a single class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..privacy.refusal import Refusal
+
+Indices = NDArray[np.int64]
+
+MAX_SEED = 2**63 - 1
+# Two shards a client, as in McMahan et al., 1602.05629, section 3.
+SHARDS_PER_CLIENT = 2
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A named way to deal examples to `num_clients` clients; `alpha` only concerns dirichlet.
+
+    Raises Refusal for an unknown name, num_clients < 1, alpha not finite and positive, or a seed outside
+    0 .. 2**63 - 1.
+    """
+
+    name: str
+    num_clients: int
+    alpha: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in PARTITIONS:
+            raise Refusal("partition", self.name, f"choose one of {', '.join(PARTITIONS)}")
+        if not _is_int(self.num_clients) or self.num_clients < 1:
+            raise Refusal("num_clients", self.num_clients, "give a whole number of at least 1")
+        if not math.isfinite(self.alpha) or self.alpha <= 0:
+            raise Refusal("alpha", self.alpha, "give a finite number above 0")
+        if not _is_int(self.seed) or not 0 <= self.seed <= MAX_SEED:
+            raise Refusal("seed", self.seed, "give a whole number from 0 to 2**63 - 1")
+
+    def shares(self, labels: Indices, groups: Indices | None = None) -> tuple[Indices, ...]:
+        """For each client the sorted positions of its examples.
+
+        labels: (n,) classes. groups: (n,) the natural owner of each example, where the data know one.
+        Raises Refusal if there are fewer examples than clients.
+        """
+        if len(labels) < self.num_clients:
+            raise Refusal("num_clients", self.num_clients, f"there are only {len(labels)} examples")
+        dealt = PARTITIONS[self.name](self, labels, groups)
+        return tuple(np.sort(share) for share in dealt)
+
+
+def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
+    """One client for each owner that the data name."""
+    if groups is None:
+        remedy = "these data do not say whose they are; choose iid, dirichlet or shards"
+        raise Refusal("partition", how.name, remedy)
+    owners = np.unique(groups)
+    if len(owners) != how.num_clients:
+        remedy = f"the natural partition has {len(owners)} clients; give that number or another partition"
+        raise Refusal("num_clients", how.num_clients, remedy)
+    return [np.flatnonzero(groups == owner) for owner in owners]
+
+
+def iid(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
+    """A uniformly random deal; sizes differ by at most one."""
+    order = _generator(how).permutation(len(labels))
+    return np.array_split(order, how.num_clients)
+
+
+def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
+    """Class mixes drawn from Dirichlet(alpha * class frequencies); sizes differ by at most one.
+
+    Hsu, Qi, Brown, 1909.06335, section 3: a class that has run out is drawn no more. A small alpha gives
+    clients of one class, a large one approaches iid.
+    """
+    generator = _generator(how)
+    order = generator.permutation(len(labels))
+    pools = [order[labels[order] == label] for label in np.unique(labels)]
+    left = np.array([len(pool) for pool in pools])
+    concentration = how.alpha * left / left.sum()
+    shares: list[Indices] = []
+    for chunk in np.array_split(order, how.num_clients):
+        mix = np.nan_to_num(generator.dirichlet(concentration))
+        taken = _draw_classes(generator, mix, left, len(chunk))
+        shares.append(np.concatenate([p[n - t : n] for p, n, t in zip(pools, left, taken, strict=True)]))
+        left = left - taken
+    return shares
+
+
+def shards(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
+    """Examples sorted by class and cut into pieces; each client is dealt two (McMahan et al. 2017)."""
+    pieces = SHARDS_PER_CLIENT * how.num_clients
+    if len(labels) < pieces:
+        remedy = f"shards need {SHARDS_PER_CLIENT} examples a client and there are {len(labels)}"
+        raise Refusal("num_clients", how.num_clients, remedy)
+    generator = _generator(how)
+    shuffled = generator.permutation(len(labels))
+    cut = np.array_split(shuffled[np.argsort(labels[shuffled], kind="stable")], pieces)
+    hands = generator.permutation(pieces).reshape(how.num_clients, SHARDS_PER_CLIENT)
+    return [np.concatenate([cut[piece] for piece in hand]) for hand in hands]
+
+
+PARTITIONS: Mapping[str, Callable[[Partition, Indices, Indices | None], list[Indices]]] = {
+    "natural": natural,
+    "iid": iid,
+    "dirichlet": dirichlet,
+    "shards": shards,
+}
+
+
+def _generator(how: Partition) -> np.random.Generator:
+    return np.random.default_rng([how.seed, how.num_clients])
+
+
+def _draw_classes(
+    generator: np.random.Generator, mix: NDArray[np.float64], left: Indices, size: int
+) -> Indices:
+    """How many of each class one client takes: `size` in all, never more than are left."""
+    taken = np.zeros_like(left)
+    while (missing := size - int(taken.sum())) > 0:
+        open_mix = mix * (taken < left)
+        if open_mix.sum() < np.finfo(np.float64).tiny:
+            open_mix = (left - taken).astype(np.float64)
+        taken = np.minimum(taken + generator.multinomial(missing, open_mix / open_mix.sum()), left)
+    return taken
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

