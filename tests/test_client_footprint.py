@@ -1,4 +1,4 @@
-"""How much memory a device takes, of real agents in a memory cgroup: figures for docs/reliability.md. Linux, as root."""
+"""How much memory a device takes, of agents in a memory cgroup; figures for docs/evidence/reliability.md. Linux, as root."""
 
 import json
 import os

@@ -28,12 +28,11 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-BENCHMARKS = ROOT / "docs" / "benchmarks.md"  # its commands take minutes: they must exist, and are not run
+EVIDENCE = ROOT / "docs" / "evidence"  # its commands take minutes: they must exist, and are not run
 FORKS = ROOT / "tests" / "faults" / "forked_commands.py"
 TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
-PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").glob("*.md")])
-RELIABILITY = ROOT / "docs" / "reliability.md"  # so do its campaigns
-RUN_PAGES = [page for page in PAGES if page not in (BENCHMARKS, RELIABILITY)]
+PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").rglob("*.md")])
+RUN_PAGES = [page for page in PAGES if EVIDENCE not in page.parents]
 INSTALLS = re.compile(
     r"\b(pip install|apt(-get)? install|pre-commit install)\b|^bash \.ci/run$", re.MULTILINE
 )
@@ -179,30 +178,37 @@ def test_the_installed_command_runs_the_main_job_as_the_readme_says(tmp_path: Pa
     assert "completed: 1 rounds; results: " in done.stdout
 
 
-@pytest.mark.skipif(not BENCHMARKS.exists(), reason="no benchmarks were made yet")
-def test_the_modules_that_the_benchmarks_page_runs_exist() -> None:
-    commands = [command for block in blocks_of(BENCHMARKS) if is_shell(block) for command in block.commands()]
-    modules = [m[1] for command in commands if (m := re.search(r"python3? -m (\S+)", command))]
-    assert modules and all(importlib.util.find_spec(module) for module in modules), modules
+def commands_of(page: Path) -> list[str]:
+    return [command for block in blocks_of(page) if is_shell(block) for command in block.commands()]
 
 
-def test_the_campaigns_that_the_reliability_page_runs_exist() -> None:
-    commands = [
-        command for block in blocks_of(RELIABILITY) if is_shell(block) for command in block.commands()
-    ]
-    named = re.findall(r"-m pytest -m campaign -s (tests/\S+\.py) -k (\w+)", "\n".join(commands))
-    assert len(named) == len(commands) >= 5
-    for file, name in named:
-        tests = (ROOT / file).read_text().split("\n\n\n")
-        assert any(name in test and "mark.campaign" in test for test in tests), (file, name)
+def test_the_evidence_is_there() -> None:
+    names = {"accuracy", "audits", "benchmarks", "reliability", "security"}
+    assert {page.stem for page in EVIDENCE.glob("*.md")} == names
+    assert all(commands_of(EVIDENCE / f"{name}.md") for name in names - {"audits", "security"})
+
+
+@pytest.mark.parametrize("page", sorted(EVIDENCE.glob("*.md")), ids=identity)
+def test_the_commands_of_the_evidence_exist(page: Path) -> None:
+    """Each is a module, a campaign, or `fedveil` with keys that exist (another test looks at the keys)."""
+    for command in commands_of(page):
+        campaign = re.search(r"-m pytest -m campaign -s (tests/\S+\.py) -k (\w+)", command)
+        if campaign:
+            tests = (ROOT / campaign[1]).read_text().split("\n\n\n")
+            assert any(campaign[2] in test and "mark.campaign" in test for test in tests), command
+        elif module := re.search(r"python3? -m (\S+)", command):
+            assert importlib.util.find_spec(module[1]), command
+        else:
+            assert command.startswith("fedveil simulate "), command
+            assert unknown_keys(command) == [], command
 
 
 # --- what a reader would follow or believe ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("page", "least"), [("threat-model", 40), ("reliability", 30)])
+@pytest.mark.parametrize(("page", "least"), [("security", 40), ("reliability", 30)])
 def test_every_test_that_a_page_names_exists(page: str, least: int) -> None:
-    names = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / f"{page}.md").read_text()))
+    names = set(re.findall(r"`(test_\w+)`", (EVIDENCE / f"{page}.md").read_text()))
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     assert len(names) > least
     assert {name for name in names if f"def {name}(" not in tests} == set()
@@ -220,8 +226,6 @@ def test_internal_links_resolve(page: Path) -> None:
             continue
         file, _, anchor = target.partition("#")
         linked = (page.parent / file).resolve() if file else page
-        if linked == BENCHMARKS and not linked.exists():
-            continue
         assert linked.is_relative_to(ROOT) and linked.exists(), target
         assert not anchor or anchor in anchors_of(linked), target
 
@@ -245,6 +249,13 @@ def _paths(node: object, prefix: str) -> Iterator[str]:
             path = f"{prefix}.{key}" if prefix else str(key)
             yield path
             yield from _paths(value, path)
+
+
+def unknown_keys(command: str) -> list[str]:
+    """Return the overrides of a `fedveil simulate` command that name no key and no group."""
+    keys, groups = known_keys()
+    named = [word.partition("=")[0] for word in shlex.split(command) if "=" in word]
+    return [name for name in named if name not in keys and name not in groups]
 
 
 # Keys that are Hydra's own, or stand in other files than a configuration.

@@ -1,4 +1,4 @@
-"""Strangers, liars and repeaters on the links between a federation's ends: docs/reliability.md names each in a table."""
+"""Strangers, liars and repeaters on the links between a federation's ends: docs/evidence/reliability.md names each in a table."""
 
 import json
 import logging

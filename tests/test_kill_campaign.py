@@ -1,7 +1,7 @@
 """Server and clients killed by SIGKILL at every stage of a round of secure aggregation: processes, TLS, on either link.
 
 Noise and masks of these processes come from a seed, so that runs whose rounds had the same cohorts have, bit for bit,
-the same model. Figures for docs/reliability.md.
+the same model. Figures for docs/evidence/reliability.md.
 """
 
 import json

@@ -615,7 +615,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Generator[Tried]:
 def test_an_audit_sees_each_or_the_evidence_says_why_not() -> None:
     tried = runpy.run_path(str(ROOT / "tests" / "oracles" / "audit_mutations.py"))
     assert sorted([*tried["RUNS"], *tried["BEYOND"]]) == sorted(MUTATIONS)
-    evidence = (ROOT / "docs" / "audit-evidence.md").read_text()
+    evidence = (ROOT / "docs" / "evidence" / "audits.md").read_text()
     for name in MUTATIONS:
         (row,) = re.findall(rf"^\| {re.escape(name)} \| (.+) \|$", evidence, re.MULTILINE)
         why = (tried["BEYOND"] | tried["UNSEEN"]).get(name)

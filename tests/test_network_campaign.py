@@ -1,6 +1,6 @@
 """A federation of processes on a bad network, killed on top: server and five clients, each in a network namespace.
 
-Figures for docs/reliability.md. Linux, as root, with `ip`, TUN devices and memory cgroups of version 1.
+Figures for docs/evidence/reliability.md. Linux, as root, with `ip`, TUN devices and memory cgroups of version 1.
 """
 
 import itertools

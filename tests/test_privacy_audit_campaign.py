@@ -1,7 +1,7 @@
 """The audit on real training runs whose leakage is known, correct and broken on purpose.
 
 `python -m pytest -m campaign tests/test_privacy_audit_campaign.py -s` takes about eight minutes and prints the figures
-of docs/audit-evidence.md.
+of docs/evidence/audits.md.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Known answers on whole runs: what memorises is flagged, what is private is not, and canary records measure what is claimed.
 
-``python -m pytest -m campaign tests/test_simulations_memorisation_campaign.py -s`` prints the figures of docs/audit-evidence.md.
+``python -m pytest -m campaign tests/test_simulations_memorisation_campaign.py -s`` prints the figures of docs/evidence/audits.md.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Faults put into the running round loop one at a time, and what the audit of the default job says of each.
 
-`python tests/oracles/audit_faults.py` runs them all and prints the table of docs/audit-evidence.md; about ten minutes.
+`python tests/oracles/audit_faults.py` runs them all and prints the table of docs/evidence/audits.md; about ten minutes.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Every mutation of tests/test_mutations.py: what an audit of a whole run says of it, or why no audit can say anything.
 
-`python tests/oracles/audit_mutations.py [NAME ...]` prints the rows of the table in docs/audit-evidence.md; about ten
+`python tests/oracles/audit_mutations.py [NAME ...]` prints the rows of the table in docs/evidence/audits.md; about ten
 minutes. A run that does not end within ten is a row too.
 """
 

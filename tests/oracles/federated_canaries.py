@@ -5,7 +5,7 @@ steps, clip 0.5; 1 000 canary clients, in by a fair coin each. Scenario A: every
 B: every client in each of 20 rounds; C: each by a secret draw at rate 0.1, 100 rounds. Noise is `sigma` times the clip
 on the sum.
 
-`python tests/oracles/federated_canaries.py A B C` prints the table of docs/audit-evidence.md.
+`python tests/oracles/federated_canaries.py A B C` prints the table of docs/evidence/audits.md.
 """
 
 import sys
