@@ -34,9 +34,9 @@ class Console:
             exit_code, result = simulate(settings, folder)
             return types.SimpleNamespace(exit_code=exit_code, result=result)
 
-        room = types.ModuleType("fedveil.server.run.run")
+        room = types.ModuleType("fedveil.simulations.simulate")
         room.__dict__["simulate"] = run
-        self.monkeypatch.setitem(sys.modules, "fedveil.server.run.run", room)
+        self.monkeypatch.setitem(sys.modules, "fedveil.simulations.simulate", room)
 
     def __call__(self, *argv: str) -> tuple[int, str, str]:
         self.monkeypatch.setattr(sys, "argv", ["fedveil", *argv])

@@ -30,6 +30,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy.accounting import bounds
+from fedveil.privacy.accounting import epsilon as accounting
 from fedveil.privacy.accounting import openly_sampled as nested
 from fedveil.privacy.accounting.epsilon import (
     GATE_INTERVAL,
@@ -41,7 +42,6 @@ from fedveil.privacy.accounting.epsilon import (
     event_to_json,
     within,
 )
-from fedveil.privacy.accounting.epsilon import epsilon as accounting
 from fedveil.privacy.accounting.events import Counts
 from fedveil.privacy.accounting.renyi import by_renyi, relation_of, renyi_vector
 from fedveil.privacy.budget import Adjacency, Budget, Unit
