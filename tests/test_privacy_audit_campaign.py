@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent
 
+from fedveil.privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
 from fedveil.privacy.audit.canary_clients import KnownRounds, ceiling_mu, round_scores
-from fedveil.privacy.audit.curves import gaussian_epsilon, gaussian_mu
 from fedveil.privacy.audit.exposure import fisher
 from fedveil.privacy.audit.membership import auc
 from fedveil.privacy.audit.normality import Estimate, estimate, separation

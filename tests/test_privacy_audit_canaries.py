@@ -7,6 +7,7 @@ import dp_accounting as dp
 import numpy as np
 import pytest
 
+from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.audit.canary_clients import (
     Directions,
@@ -16,7 +17,6 @@ from fedveil.privacy.audit.canary_clients import (
     directions,
     round_scores,
 )
-from fedveil.privacy.audit.curves import gaussian_epsilon
 from fedveil.privacy.audit.draw_check import draw_p
 from fedveil.privacy.audit.noise_checks import cosine, norm_p, outside, reuse_p, run_p, visible_shortfall
 from fedveil.privacy.audit.normality import estimate, separation

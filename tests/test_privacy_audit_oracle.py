@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fedveil.privacy.audit.curves import last_true
+from fedveil.privacy.accounting.gaussian import last_true
 from fedveil.privacy.audit.one_run import Guesses, gdp_refutes, steinke_p, steinke_refutes
 from fedveil.privacy.audit.rates import rates_refute, worst_rates
 

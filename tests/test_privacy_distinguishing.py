@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training.sgd import SGD
 from fedveil.privacy.accounting.epsilon import epsilon
-from fedveil.privacy.audit.curves import last_true
+from fedveil.privacy.accounting.gaussian import last_true
 from fedveil.privacy.audit.normality import separation, separation_refutes
 from fedveil.privacy.budget import Adjacency, Adversary, Unit
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping

@@ -1,13 +1,14 @@
-"""What plain Gaussian releases cost together, exactly: they are one Gaussian, and its trade-off has a closed form.
+"""Curve of the Gaussian mechanism in closed form: mu, epsilon and delta, each from the other two.
 
-Composition adds the squares of sensitivity over noise (Dong et al. 2019, arXiv:1905.02383, corollary 3.3); for their
-root mu, a release is (epsilon, delta)-DP exactly for the delta of Balle and Wang (2018, arXiv:1805.06530, theorem 8).
-No accountant is needed, so that a small device can hold its ledger without loading one.
+Plain Gaussian releases together are one Gaussian, whose mu is the root of the summed squares of sensitivity over noise
+(Dong et al. 2019, arXiv:1905.02383, corollary 3.3). It is (epsilon, delta)-DP exactly for the delta of Balle and Wang
+(2018, arXiv:1805.06530, theorem 8). No accountant is needed, so that a small device can hold its ledger without loading
+one, and an audit judges by the curve that the ledger counts by. Epsilon is in nats. mu is always the first argument.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from ..budget import Adjacency, real
@@ -16,13 +17,19 @@ from .events import MIN_NOISE
 # Relative error of a term of delta: erfc and exp are good to 1e-15, and so are their arguments, of at most 700.
 SLACK = 1e-12
 MOST_EPSILON = 1e6  # beyond, epsilon is reported as infinite
+LARGEST = 1e5  # where `last_true` gives up
 _LARGEST_EXPONENT = 700.0  # e to this is still a float
 _BISECTIONS = 200
+_PRECISION = 1e-7  # of `last_true`
 
 
 @lru_cache(maxsize=1 << 14)
 def precision_of(event_json: str) -> float | None:
-    """1 / noise_multiplier^2 of an event as a ledger writes it; inf for too little noise, None for another kind."""
+    """Return 1 / noise_multiplier^2 of an event as a ledger writes it.
+
+    Returns:
+      inf for too little noise; None for an event of another kind.
+    """
     event = json.loads(event_json)
     if event.get("kind") != "Gaussian":
         return None
@@ -31,7 +38,14 @@ def precision_of(event_json: str) -> float | None:
 
 
 def composed(counts: Mapping[str, int]) -> float | None:
-    """The precision of events, by their JSON, that happened so often each; None where one is no plain Gaussian."""
+    """Return the precision of all events together, mu squared under zero-out.
+
+    Args:
+      counts: how often each event happened, by its JSON.
+
+    Returns:
+      None where one of them is no plain Gaussian.
+    """
     parts = [(precision_of(text), n) for text, n in sorted(counts.items()) if n]
     if any(precision is None for precision, _ in parts):
         return None
@@ -39,28 +53,52 @@ def composed(counts: Mapping[str, int]) -> float | None:
 
 
 def exact_epsilon(counts: Mapping[str, int], delta: float, adjacency: Adjacency) -> float | None:
-    """Epsilon at `delta` of events, by their JSON, that happened so often each; None where one is no plain Gaussian."""
+    """Return the epsilon of events that happened so often each, rounded up.
+
+    Args:
+      counts: how often each event happened, by its JSON.
+      delta: in (0, 1).
+      adjacency: who is replaced moves the sum twice as far.
+
+    Returns:
+      None where one of them is no plain Gaussian.
+    """
     precision = composed(counts)
-    return None if precision is None else gaussian_epsilon(precision, delta, adjacency)
+    if precision is None:
+        return None
+    distance = 2 if adjacency is Adjacency.REPLACE_ONE else 1
+    return gaussian_epsilon(math.sqrt(precision) * distance, delta)
 
 
-def gaussian_delta(precision: float, epsilon: float, adjacency: Adjacency) -> float:
-    """The least delta at which releases of this precision in all are (epsilon, delta)-DP, rounded up."""
-    mu = math.sqrt(precision) * (2 if adjacency is Adjacency.REPLACE_ONE else 1)
+def gaussian_delta(mu: float, epsilon: float) -> float:
+    """Return the least delta at which mu-GDP is (epsilon, delta)-DP, rounded up.
+
+    Args:
+      mu: sensitivity over noise, at least 0; sqrt(T) times that for T releases.
+      epsilon: at least 0.
+    """
     if mu == 0 or math.isinf(mu):
         return 0.0 if mu == 0 else 1.0
-    first = _normal(mu / 2 - epsilon / mu)
-    # Without its second term delta only grows.
-    second = math.exp(epsilon) * _normal(-mu / 2 - epsilon / mu) if epsilon < _LARGEST_EXPONENT else 0.0
+    near, far = epsilon / mu - mu / 2, epsilon / mu + mu / 2
+    first = _normal(-near)
+    second = math.exp(epsilon) * _normal(-far) if epsilon < _LARGEST_EXPONENT else _far_tail(near, far)
     return min(max(first * (1 + SLACK) - second * (1 - SLACK), 0.0), 1.0)
 
 
-def gaussian_epsilon(precision: float, delta: float, adjacency: Adjacency) -> float:
-    """The least epsilon at which releases of this precision in all are (epsilon, delta)-DP, rounded up; inf beyond 1e6."""
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Return the least epsilon at which mu-GDP is (epsilon, delta)-DP, rounded up.
+
+    Args:
+      mu: as in `gaussian_delta`; an estimate below 0 counts as 0.
+      delta: in (0, 1).
+
+    Returns:
+      At least 0; inf beyond `MOST_EPSILON`.
+    """
     low, high = 0.0, 1.0
-    if gaussian_delta(precision, low, adjacency) <= delta:
+    if mu <= 0 or gaussian_delta(mu, low) <= delta:
         return low
-    while gaussian_delta(precision, high, adjacency) > delta:
+    while gaussian_delta(mu, high) > delta:
         low, high = high, 2 * high
         if low > MOST_EPSILON:
             return math.inf
@@ -68,8 +106,37 @@ def gaussian_epsilon(precision: float, delta: float, adjacency: Adjacency) -> fl
         middle = (low + high) / 2
         if middle in (low, high):
             break
-        low, high = (middle, high) if gaussian_delta(precision, middle, adjacency) > delta else (low, middle)
+        low, high = (middle, high) if gaussian_delta(mu, middle) > delta else (low, middle)
     return high
+
+
+def gaussian_mu(epsilon: float, delta: float) -> float:
+    """Return the mu at which mu-GDP has exactly this epsilon at this delta.
+
+    Args:
+      epsilon: at least 0.
+      delta: in (0, 1).
+    """
+    return last_true(lambda mu: gaussian_delta(mu, epsilon) <= delta)
+
+
+def last_true(holds: Callable[[float], bool]) -> float:
+    """Return the largest x at which `holds`, which is true below some x >= 0 and false above; inf past `LARGEST`."""
+    low, high = 0.0, 1.0
+    while holds(high):
+        low, high = high, 2 * high
+        if high > LARGEST:
+            return math.inf
+    while high - low > _PRECISION * max(high, 1.0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _far_tail(near: float, far: float) -> float:
+    """Return exp(epsilon) times the normal tail beyond `far` > 37, where 2 epsilon = far^2 - near^2; rounded down."""
+    mills = (1 - (1 - (3 - 15 / far**2) / far**2) / far**2) / far
+    return math.exp(-(near**2) / 2) * mills / math.sqrt(2 * math.pi)
 
 
 def _normal(value: float) -> float:

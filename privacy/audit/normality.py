@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..accounting.gaussian import gaussian_epsilon, gaussian_mu, last_true
 from ..refusal import Refusal
-from .curves import gaussian_epsilon, gaussian_mu, last_true
 from .one_run import Scores
 
 

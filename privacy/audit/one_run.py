@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..accounting.gaussian import gaussian_mu
 from ..refusal import Refusal
-from .curves import gaussian_mu
 
 Scores = NDArray[np.float64]
 # The shares of the canaries that are guessed; alpha is split over them, so that the best one may be taken.

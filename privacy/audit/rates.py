@@ -5,7 +5,7 @@ Clopper, Pearson 1934; Jagielski, Ullman, Oprea 2020 (arXiv:2006.07709); for mu-
 
 import math
 
-from .curves import gaussian_mu
+from ..accounting.gaussian import gaussian_mu
 
 
 def rate_below(hits: int, trials: int, alpha: float) -> float:

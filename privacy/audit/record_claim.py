@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 
+from ..accounting.gaussian import gaussian_mu
 from ..budget import Budget
 from ..refusal import Refusal
 from .alarms import Check
-from .curves import gaussian_mu
 from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores
 from .record import RECORDS, Rows

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..accounting.epsilon import GATE_INTERVAL
+from ..accounting.gaussian import gaussian_epsilon, gaussian_mu
 from ..accounting.renyi_filter import counted
 from ..budget import Adjacency
 from ..refusal import Refusal
 from .alarms import AlarmState, Check, Look
 from .canary_clients import KnownRounds, round_scores
-from .curves import gaussian_epsilon, gaussian_mu
 from .interference import Interference, interference, weighed
 from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
+from ..accounting.gaussian import gaussian_mu, last_true
 from ..refusal import Refusal
-from .curves import gaussian_mu, last_true
 from .normality import accuracy_p, right_of_median, separation, separation_refutes
 from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
 from .rates import rates_refute, rates_refute_gdp, worst_rates

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from dp_accounting import GaussianDpEvent
 
+from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.audit.canary_clients import Directions, KnownRounds, directions, round_scores
-from fedveil.privacy.audit.curves import gaussian_epsilon
 from fedveil.privacy.audit.interference import block_of
 from fedveil.privacy.audit.normality import estimate, separation
 from fedveil.privacy.audit.record import stacked
