@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from ..links.admission import fingerprint
 from ..links.flower.grid import SuperNodeGrid
 from ..links.grpc.device_end import Endpoint
 from ..links.grpc.grid import Door, LinkGrid, open_link
+from ..links.roster_watch import fingerprint
 from ..simulations.in_process import FIRST_NODE
 from ..strategies.flower_adapter import quiet_flower
 from ..strategies.wire import SPEC_RECORD, memory_arrays

@@ -20,8 +20,8 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from ..configs.bundle_files import Credentials
-from ..links.answered_journal import Journal
-from ..links.grpc.device_end import Endpoint, Handle, Inbox, Line, answer_one, follow
+from ..links.device_answers import Handle, Journal
+from ..links.grpc.device_end import DeviceStream, Endpoint, Inbox, answer_one, follow
 from ..links.grpc.event_loop import stream_loop
 from ..strategies.flower_adapter import records_of
 from ..strategies.wire import memory_arrays, view
@@ -41,7 +41,9 @@ def add_one(message: Message) -> Message:
 def crowd(endpoints: Sequence[Endpoint], handle: Handle, folder: Path, stop: threading.Event) -> None:
     """Follow as every endpoint, one instruction at a time among them all, until `stop` is set."""
     inbox: Inbox = queue.SimpleQueue()
-    lines = {Line(each, inbox, _unsaid): Journal(folder / f"journal-{each.node}") for each in endpoints}
+    lines = {
+        DeviceStream(each, inbox, _unsaid): Journal(folder / f"journal-{each.node}") for each in endpoints
+    }
     kept = [asyncio.run_coroutine_threadsafe(line.keep(), stream_loop()) for line in lines]
     while not stop.is_set():
         answer_one(inbox, handle, lines.__getitem__)

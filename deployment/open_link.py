@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from ..configs.schema import LinkSettings
-from ..links.admission import admitted_in
-from ..links.roster_watch import Nodes, followed_credentials
+from ..links.roster_watch import Nodes, admitted_in, followed_credentials
 from ..links.server_bundle import ServerBundle
 from ..privacy.refusal import Refusal
 

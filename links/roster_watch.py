@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from ..configs.bundle_files import Credentials, read_credentials, read_signed_roster
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Roster
-from .server_bundle import SERVER, ServerBundle
+from .server_bundle import SERVER, ServerBundle, read_admitted
 
 logger = logging.getLogger("fedveil.server")
 
 T = TypeVar("T")
 SignedRoster = tuple[Roster, bytes]
 Nodes = Callable[[], Collection[int]]
+Admitted = Callable[[], Mapping[str, int]]
 
 
 @dataclass
@@ -91,3 +96,27 @@ def followed_credentials(bundle: ServerBundle) -> Followed[Credentials]:
 def nodes_of(rosters: Callable[[], SignedRoster]) -> Nodes:
     """Return the nodes of the newest roster, whenever it is asked."""
     return lambda: [member.node for member in rosters()[0].members]
+
+
+def fingerprint(certificate: bytes) -> str:
+    """Return SHA-256 of a PEM certificate's SubjectPublicKeyInfo, in hexadecimal: a new certificate may keep its key.
+
+    Raises:
+      ValueError: it is no certificate.
+    """
+    public = x509.load_pem_x509_certificate(certificate).public_key()
+    return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def admitted_in(path: Path, nodes: Nodes) -> Admitted:
+    """Return a function that says who is admitted: whom the list names, as it is now, of the nodes that there are.
+
+    A list that is missing or damaged admits nobody until it is mended.
+    """
+    listed = Followed[dict[str, int]]((path,), lambda _: read_admitted(path), {}, in_doubt={})
+
+    def admitted() -> Mapping[str, int]:
+        known = set(nodes())
+        return {key: node for key, node in listed().items() if node in known}
+
+    return admitted

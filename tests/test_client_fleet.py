@@ -9,10 +9,9 @@ import httpx
 import pytest
 from flwr.app import Message
 
-from fedveil.links.answered_journal import Journal
-from fedveil.links.flower.device_end import Answers, read_node_key
-from fedveil.links.grpc.message_codec import pack_body
-from fedveil.links.grpc.question_id import question_id
+from fedveil.links.device_answers import Journal
+from fedveil.links.flower.device_end import ReplyMemory, read_node_key
+from fedveil.links.grpc.message_codec import pack_body, question_id
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import HANDLED_BEFORE
@@ -52,7 +51,7 @@ def test_a_question_that_comes_again_is_answered_from_memory_to_the_one_who_asks
     journal: Journal,
 ) -> None:
     handler = Handler()
-    answers = Answers(2, handler, journal)
+    answers = ReplyMemory(2, handler, journal)
     first, again = answers.to(arriving("a")), answers.to(arriving("b"))
     assert handler.handled == 1
     assert (first.metadata.reply_to_message_id, again.metadata.reply_to_message_id) == ("a", "b")
@@ -64,7 +63,7 @@ def test_a_question_that_comes_again_is_answered_from_memory_to_the_one_who_asks
 def test_a_question_that_was_begun_before_a_restart_is_not_done_again(tmp_path: Path) -> None:
     for expected in (1, 0):
         journal, handler = Journal(tmp_path / "journal"), Handler()
-        reply = Answers(2, handler, journal).to(arriving("a"))
+        reply = ReplyMemory(2, handler, journal).to(arriving("a"))
         assert handler.handled == expected
         journal.close()
     assert reply.error.code == HANDLED_BEFORE
@@ -74,7 +73,7 @@ def test_what_fails_leaves_as_a_code_without_words(journal: Journal) -> None:
     def failing(message: Message) -> Message:
         raise RuntimeError("record 17 is negative")
 
-    reply = Answers(2, failing, journal).to(arriving("a"))
+    reply = ReplyMemory(2, failing, journal).to(arriving("a"))
     assert "17" not in str(reply.error)
 
 
@@ -89,7 +88,7 @@ class Connection:
 
 
 def test_a_reply_that_does_not_arrive_is_owed_and_one_that_nobody_wants_is_not(journal: Journal) -> None:
-    answers = Answers(2, Handler(), journal)
+    answers = ReplyMemory(2, Handler(), journal)
     answers.owed = answers.to(arriving("a"))
     connection: Any = Connection(httpx.ConnectError("gone"))
     with pytest.raises(httpx.ConnectError):

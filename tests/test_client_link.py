@@ -12,8 +12,8 @@ from flwr.app import Error, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.links import answered_journal as journal_module
-from fedveil.links.answered_journal import Journal
+from fedveil.links import device_answers
+from fedveil.links.device_answers import Journal
 from fedveil.links.grpc.device_end import answered
 from fedveil.links.grpc.grid import open_link
 from fedveil.links.grpc.message_codec import pack, unpack
@@ -71,7 +71,7 @@ def test_a_line_cut_short_by_a_power_cut_spoils_no_other(
 
 
 def test_a_journal_keeps_its_latest_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "KEPT", 3)
+    monkeypatch.setattr(device_answers, "KEPT", 3)
     journal = Journal(tmp_path / "journal")
     for number in range(5):
         journal.note(str(number))

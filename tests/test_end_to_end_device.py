@@ -19,9 +19,8 @@ import numpy as np
 
 from fedveil.cli.client import run
 from fedveil.client.device.own_ledger import epsilon_of
-from fedveil.links.admission import admitted_in
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
-from fedveil.links.roster_watch import followed_roster, nodes_of
+from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify

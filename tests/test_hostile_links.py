@@ -20,12 +20,12 @@ import pytest
 from flwr.app import Message
 
 from fedveil.configs.server_settings import server_settings
-from fedveil.links.admission import admitted_in
 from fedveil.links.grpc import server_end as switchboard
 from fedveil.links.grpc.device_end import Endpoint
 from fedveil.links.grpc.frames import METHOD, Ack, Hello, frames_of, read
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
 from fedveil.links.grpc.message_codec import pack, unpack
+from fedveil.links.roster_watch import admitted_in
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries

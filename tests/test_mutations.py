@@ -66,7 +66,7 @@ MUTATIONS = {
         "too_large_is_refused",
     ),
     "a question over Flower's link is done twice": Mutation(
-        "links/grpc/device_end.py",
+        "links/device_answers.py",
         "if name in begun:",
         "if False:",
         "test_client_fleet.py",
@@ -94,7 +94,7 @@ MUTATIONS = {
         "an_older_one_never",
     ),
     "a list admits whom the roster has left out": Mutation(
-        "links/admission.py",
+        "links/roster_watch.py",
         "if node in known",
         "",
         "test_server_following.py",
@@ -136,7 +136,7 @@ MUTATIONS = {
         "show_what_is_claimed and book",
     ),
     "an instruction is handled before it is written down": Mutation(
-        "links/grpc/device_end.py",
+        "links/device_answers.py",
         "begun.note(name)",
         "pass",
         "test_client_link.py",

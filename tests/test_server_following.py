@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedveil.deployment.provision import provision, revoke, rotate
-from fedveil.links.admission import admitted_in
-from fedveil.links.roster_watch import followed_credentials, followed_roster, nodes_of
+from fedveil.links.roster_watch import admitted_in, followed_credentials, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 
 FEDERATION = """\

@@ -23,11 +23,10 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedveil.deployment.provision import rotate
-from fedveil.links.admission import admitted_in
 from fedveil.links.flower import tls_front as front_module
 from fedveil.links.flower.fleet_calls import FLEET_PATHS, signed_by
 from fedveil.links.flower.tls_front import MOST_BODY_BYTES, Front, open_front
-from fedveil.links.roster_watch import Nodes, followed_roster, nodes_of
+from fedveil.links.roster_watch import Nodes, admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.refusal import Refusal
 
@@ -238,11 +237,11 @@ def test_a_node_whose_clock_is_wrong_is_told_and_goes_on_until_it_is_right(
 
     from flwr.supercore.date import now
 
-    from fedveil.links.flower import device_end as fleet
+    from fedveil.links import device_answers
     from fedveil.links.flower import fleet_calls as flower_fleet
 
-    monkeypatch.setattr(fleet, "FIRST_WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(fleet, "LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(device_answers, "FIRST_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(device_answers, "LONGEST_WAIT_SECONDS", 0.2)
     monkeypatch.setattr(flower_fleet, "now", lambda: now() + timedelta(seconds=400))  # the front's
     with MADE["following"](made, f"localhost:{port}", lambda message: message, ("east",)) as told:
         MADE["until"](lambda: sum("the server turns this device away" in line for line in told) >= 3)

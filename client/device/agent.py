@@ -24,6 +24,7 @@ from types import FrameType
 
 from flwr.app import Message
 
+from ...links.device_answers import Handle
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.hash_chain import Lock
 from ...privacy.refusal import Refusal
@@ -40,7 +41,6 @@ WAIT_SECONDS = 10.0  # between two looks at a clock that is wrong, or a disk tha
 # `status` holds the lock for a moment.
 ARRIVAL_SECONDS = 2.0
 
-Handle = Callable[[Message], Message]
 Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None]], None]
 
 

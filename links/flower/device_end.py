@@ -7,7 +7,6 @@ same calls in the process that holds model and data; it never asks for the code.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -21,10 +20,8 @@ from flwr.app import Error, Message
 from ...configs.bundle_files import read_secret
 from ...privacy.refusal import Refusal
 from ...strategies.wire import FAILED
-from ..answered_journal import Journal
-from ..grpc.device_end import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, MOST_BYTES, Handle, away, handled_once
-from ..grpc.message_codec import pack_body
-from ..grpc.question_id import question_id
+from ..device_answers import MOST_BYTES, Handle, Journal, away, back_off, handled_once
+from ..grpc.message_codec import pack_body, question_id
 from .fleet_calls import (
     FLEET_FAILURES,
     HEARTBEAT_SECONDS,
@@ -70,7 +67,7 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 
 @dataclass
-class Answers:
+class ReplyMemory:
     """What this device answered last, and whether it still owes it.
 
     Attributes:
@@ -128,7 +125,7 @@ def follow_fleet(
     """
     begun = Journal(journal)
     connection = FleetNode(door.server, door.ca, door.key, door.most_bytes)
-    answers, failures = Answers(door.node, handle, begun), 0
+    answers, failures = ReplyMemory(door.node, handle, begun), 0
     try:
         with _beating(connection):
             while not stop.is_set():
@@ -138,8 +135,8 @@ def follow_fleet(
                     failures = 0
                     _work(connection, answers, stop)
                 except FLEET_FAILURES as why:
-                    longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**failures)
-                    seconds, failures = longest * random.uniform(0.2, 1.0), min(failures + 1, 16)
+                    failures += 1
+                    seconds = back_off(failures)
                     said(away(seconds, _reason(why)))
                     stop.wait(seconds)
     finally:
@@ -147,7 +144,7 @@ def follow_fleet(
         begun.close()
 
 
-def _work(connection: FleetNode, answers: Answers, stop: threading.Event) -> None:
+def _work(connection: FleetNode, answers: ReplyMemory, stop: threading.Event) -> None:
     answers.settle(connection)
     wait = SHORTEST_POLL_SECONDS
     while not stop.is_set():
@@ -158,7 +155,7 @@ def _work(connection: FleetNode, answers: Answers, stop: threading.Event) -> Non
             wait = min(LONGEST_POLL_SECONDS, wait * SLOWER)
 
 
-def _answered(connection: FleetNode, answers: Answers) -> bool:
+def _answered(connection: FleetNode, answers: ReplyMemory) -> bool:
     """Answer the next message, if there is one; what it held is let go."""
     message = connection.receive()
     if message is not None:

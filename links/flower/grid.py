@@ -15,9 +15,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from flwr.app import Message
 
 from ...strategies.flower_adapter import name_sender
-from ..admission import Admitted
 from ..roster_grid import LOOK_SECONDS, RosterGrid
-from ..roster_watch import Nodes
+from ..roster_watch import Admitted, Nodes
 from .control_calls import RUN_LOST, ServedRun
 
 logger = logging.getLogger("fedveil.server")

@@ -28,8 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
-from ..admission import Admitted, admitted_in
-from ..roster_watch import Nodes
+from ..roster_watch import Admitted, Nodes, admitted_in
 from ..server_bundle import ServerBundle
 from .control_calls import SUPERLINK, admit, open_run
 from .fleet_calls import node_fingerprint

@@ -28,8 +28,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...privacy.refusal import Refusal
-from ..admission import Admitted
-from ..roster_watch import Followed
+from ..roster_watch import Admitted, Followed
 from .fleet_calls import FLEET_PATHS, PUSH_MESSAGES, PUSH_OBJECT, signed_by
 
 MOST_BODY_BYTES = 8 << 20  # Flower sends arrays in chunks of 5 MiB

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-import random
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,8 +21,8 @@ import grpc.aio
 from flwr.app import Error, Message
 
 from ...configs.bundle_files import Credentials
-from ...strategies.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE
-from ..answered_journal import Journal
+from ...strategies.wire import FAILED
+from ..device_answers import MOST_BYTES, Handle, Journal, away, back_off, handled_once
 from .event_loop import next_frame, stream_loop, until_one_ends
 from .frames import (
     MAX_FRAME_BYTES,
@@ -43,11 +42,9 @@ from .message_codec import Buffer, MalformedMessage, pack_body, segments, unpack
 
 logger = logging.getLogger("fedveil.client")
 
-MOST_BYTES = 1 << 30  # of an instruction
 GREETING_SECONDS = 30.0  # to connect, and to be greeted
 LINGER_SECONDS = 10.0  # for a last reply to arrive, once the device is to stop
 POLL_SECONDS = 0.5  # between two looks at whether it is to stop
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
@@ -61,7 +58,6 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 
-Handle = Callable[[Message], Message]
 Parts = Sequence[Buffer]
 
 
@@ -103,7 +99,7 @@ def follow(
     """
     begun = Journal(journal)
     inbox: Inbox = queue.SimpleQueue()
-    line = Line(endpoint, inbox, said)
+    line = DeviceStream(endpoint, inbox, said)
     kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
     try:
         while not stop.is_set():
@@ -112,11 +108,6 @@ def follow(
         line.hang_up()
         kept.result()
         begun.close()
-
-
-def away(seconds: float, why: str) -> str:
-    """Return what a device says that has no connection."""
-    return f"not connected, trying again in {seconds:.0f} s: {why}"
 
 
 def _in_words(error: grpc.aio.AioRpcError) -> str:
@@ -129,7 +120,7 @@ def _in_words(error: grpc.aio.AioRpcError) -> str:
     return f"{error.code().name.lower()}: {why}"
 
 
-def answer_one(inbox: Inbox, handle: Handle, begun: Callable[[Line], Journal]) -> None:
+def answer_one(inbox: Inbox, handle: Handle, begun: Callable[[DeviceStream], Journal]) -> None:
     """Answer the next instruction, if there is one soon; what it held is let go."""
     with suppress(queue.Empty):
         line, name, data = inbox.get(timeout=POLL_SECONDS)
@@ -153,18 +144,7 @@ def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Part
     return segments(reply.metadata, pack_body(reply))
 
 
-def handled_once(name: str, message: Message, handle: Handle, begun: Journal) -> Message:
-    """Return the reply to an instruction that is not done a second time; what the device was not fit for was not begun."""
-    if name in begun:
-        return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
-    begun.note(name)
-    reply = handle(message)
-    if reply.has_error() and reply.error.code == NOT_ELIGIBLE:
-        begun.take_back(name)
-    return reply
-
-
-class Line:
+class DeviceStream:
     """One device's stream and what it carries; it lives in the loop of streams, and instructions go out by a queue.
 
     Args:
@@ -211,9 +191,8 @@ class Line:
             except Exception as error:
                 logger.exception("the link failed")
                 why = type(error).__name__
-            self._failures = min(self._failures + 1, 16)
-            longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (self._failures - 1))
-            seconds = longest * random.uniform(0.2, 1.0)
+            self._failures += 1
+            seconds = back_off(self._failures)
             self._said(away(seconds, why))
             await asyncio.sleep(seconds)
 
@@ -315,4 +294,4 @@ class Line:
             self._settled.set()
 
 
-Inbox = queue.SimpleQueue[tuple[Line, str, bytearray]]
+Inbox = queue.SimpleQueue[tuple[DeviceStream, str, bytearray]]

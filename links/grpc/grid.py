@@ -26,13 +26,11 @@ from ...configs.bundle_files import Credentials
 from ...privacy.refusal import Refusal
 from ...strategies.flower_adapter import claim_identity, name_message, name_sender
 from ...strategies.wire import UNREADABLE
-from ..admission import Admitted
 from ..roster_grid import LOOK_SECONDS, RosterGrid
-from ..roster_watch import Nodes
+from ..roster_watch import Admitted, Nodes
 from .event_loop import stream_loop
 from .frames import MAX_FRAME_BYTES, METHOD
-from .message_codec import Body, MalformedMessage, pack_body, segments, unpack
-from .question_id import question_id
+from .message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
 from .server_end import Letter, Switchboard, Traffic
 
 MOST_REPLY_BYTES = 1 << 28

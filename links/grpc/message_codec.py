@@ -29,8 +29,8 @@ from flwr.app import (
 )
 from numpy.typing import NDArray
 
-from ...strategies.flower_adapter import arrived
-from ...strategies.wire import memory_arrays, view
+from ...strategies.flower_adapter import arrived, records_of
+from ...strategies.wire import SPEC_RECORD, memory_arrays, view
 
 Buffer = bytes | bytearray | memoryview
 Record = ArrayRecord | MetricRecord | ConfigRecord
@@ -46,6 +46,7 @@ DTYPES = frozenset(
 )
 _THREE = b"\x93"  # msgpack: a list of three follows
 BYTES = "bytes"  # key of a header's entry for a byte string that lies among the blobs
+SHOWN_RUN = 64  # characters of a run's name in an id; the digest covers all of it
 KINDS: dict[str, type[Record]] = {"a": ArrayRecord, "m": MetricRecord, "c": ConfigRecord}
 
 
@@ -148,6 +149,20 @@ def _packed_value(value: Any, blobs: list[Buffer]) -> Any:
     if isinstance(value, list):
         return [_packed_value(item, blobs) for item in cast(list[Any], value)]
     return value
+
+
+def question_id(message: Message, body: Body, node: int) -> str | None:
+    """Return run, round, attempt, exchange, node and a digest of the content; None for a message of no run.
+
+    Two messages have one id if, and only if, they ask the same, whatever link carries them and however often.
+    """
+    record = records_of(message.content, ConfigRecord).get(SPEC_RECORD)
+    if record is None:
+        return None
+    run, *place = (str(record.get(name, 0)) for name in ("run", "round", "attempt", "exchange"))
+    digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{body.digest}".encode())
+    shown = run[:SHOWN_RUN] if run.isprintable() else "run"
+    return "/".join([shown, *place, str(node), digest.hexdigest()[:32]])
 
 
 # --- back -------------------------------------------------------------------------------------------------------

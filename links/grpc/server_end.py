@@ -16,7 +16,7 @@ from typing import Any, NoReturn, cast
 import grpc
 
 from ...strategies.flower_adapter import SERVER_NODE
-from ..admission import Admitted, fingerprint
+from ..roster_watch import Admitted, fingerprint
 from .event_loop import next_frame, until_one_ends
 from .frames import PROTOCOL_VERSION, Ack, BadFrame, Begin, Chunk, Gathering, Hello, frames_of, write
 from .message_codec import Buffer

@@ -16,6 +16,7 @@ from flwr.app import Message
 from fedveil.client import app
 from fedveil.client import secure_update as secure_mod
 from fedveil.client.device import agent, device, own_ledger
+from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
@@ -55,7 +56,7 @@ def _repeated(source: Randomness, *purpose: str | int, _true: Any = Randomness.s
 def _hasten() -> None:
     """Let a device on Flower's link look often, and come back soon: its SuperLink believes in it for two heartbeats."""
     flower_fleet.HEARTBEAT_SECONDS, fleet.BEAT_SECONDS = 10, 4.0  # as often as Flower lets it
-    fleet.LONGEST_POLL_SECONDS, fleet.LONGEST_WAIT_SECONDS = 0.5, 2.0
+    fleet.LONGEST_POLL_SECONDS, device_answers.LONGEST_WAIT_SECONDS = 0.5, 2.0
 
 
 def _keep_models() -> None:
@@ -177,9 +178,9 @@ def _before_it_is_noted(exchange: str) -> Callable[[int], None]:
 
 def _acknowledged(exchange: str) -> Callable[[int], None]:
     def arranged(number: int) -> None:
-        _wrap(link.Line, "_settle", _line_is_rid_of(exchange)(number), after=True)
+        _wrap(link.DeviceStream, "_settle", _line_is_rid_of(exchange)(number), after=True)
         hands = _hands(exchange)(number)
-        _wrap(fleet.Answers, "settle", lambda answers, _: answers.owed is None and hands(), after=True)
+        _wrap(fleet.ReplyMemory, "settle", lambda answers, _: answers.owed is None and hands(), after=True)
 
     return arranged
 

@@ -18,11 +18,11 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import provision
-from fedveil.links.admission import admitted_in
+from fedveil.links import device_answers
 from fedveil.links.flower import device_end as fleet
 from fedveil.links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
 from fedveil.links.flower.tls_front import Front, open_front
-from fedveil.links.roster_watch import followed_roster, nodes_of
+from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.strategies.wire import SPEC_RECORD
 
@@ -101,7 +101,7 @@ def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
 def hasten() -> None:
     """Let clients look often and come back soon."""
     fleet.LONGEST_POLL_SECONDS = 0.2
-    fleet.FIRST_WAIT_SECONDS = fleet.LONGEST_WAIT_SECONDS = 0.3
+    device_answers.FIRST_WAIT_SECONDS = device_answers.LONGEST_WAIT_SECONDS = 0.3
 
 
 if __name__ == "__main__":

@@ -20,15 +20,17 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedveil.benchmarks.link_clients import crowd, read_endpoints
 from fedveil.benchmarks.made_certificates import Authority
 from fedveil.configs.bundle_files import Credentials
-from fedveil.links.admission import admitted_in, fingerprint
+from fedveil.links import device_answers
 from fedveil.links.grpc import device_end as link
 from fedveil.links.grpc.device_end import Endpoint, follow
 from fedveil.links.grpc.frames import METHOD, PROTOCOL_VERSION, Frame, Hello, read, write
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
+from fedveil.links.roster_watch import admitted_in, fingerprint
 from fedveil.strategies.secure_wire import SECURE_RECORD
 from fedveil.strategies.wire import SPEC_RECORD, memory_arrays, view
 
-link.FIRST_WAIT_SECONDS, link.LONGEST_WAIT_SECONDS, link.POLL_SECONDS = 0.05, 0.2, 0.02
+device_answers.FIRST_WAIT_SECONDS, device_answers.LONGEST_WAIT_SECONDS = 0.05, 0.2
+link.POLL_SECONDS = 0.02
 
 Handle = Callable[[Message], Message]
 

@@ -1,0 +1,110 @@
+"""Answers of a device to a server's instructions, each handled at most once, whichever link carries them.
+
+What is begun is noted on disk before it is begun. After a loss of power the device therefore answers an instruction
+that it had begun with an error: what it cost is spent, and it is neither done nor charged a second time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Error, Message
+
+from ..privacy.ledger.durable_files import replace_file
+from ..strategies.wire import HANDLED_BEFORE, NOT_ELIGIBLE
+
+MOST_BYTES = 1 << 30  # of an instruction
+KEPT = 1024  # ids; a server repeats an instruction of its present exchange only
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
+MOST_DOUBLINGS = 16
+
+Handle = Callable[[Message], Message]
+
+
+class Journal:
+    """Journal of the instructions that were begun: a text file with one id a line.
+
+    Each entry starts with the line's end, so that one cut short does not spoil the next.
+
+    Raises:
+      OSError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        before = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
+        self._ids = OrderedDict.fromkeys([line for line in before if line][-KEPT:])
+        replace_file(path, "".join(f"\n{each}" for each in self._ids).encode())
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (as long as the journal)
+        self._end = 0  # before the last note
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether that instruction was begun."""
+        return name in self._ids
+
+    def note(self, name: str) -> None:
+        """Write down, durably, that this instruction is begun."""
+        self._end = os.fstat(self._file.fileno()).st_size
+        self._file.write(f"\n{name}")
+        self._sync()
+        self._ids[name] = None
+        while len(self._ids) > KEPT:
+            self._ids.popitem(last=False)
+
+    def take_back(self, name: str) -> None:
+        """Cross out the instruction that was noted last, of which nothing was begun.
+
+        If a loss of power undoes this, the instruction counts as begun.
+        """
+        del self._ids[name]
+        os.ftruncate(self._file.fileno(), self._end)
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def handled_once(name: str, message: Message, handle: Handle, begun: Journal) -> Message:
+    """Return the reply to an instruction, without doing it a second time.
+
+    An instruction for which the device is not eligible counts as not begun.
+
+    Args:
+      name: the instruction's id.
+      message: the instruction.
+      handle: does what it asks for and returns the reply.
+      begun: journal of what was begun.
+    """
+    if name in begun:
+        return Message(Error(HANDLED_BEFORE, "handled before"), reply_to=message)
+    begun.note(name)
+    reply = handle(message)
+    if reply.has_error() and reply.error.code == NOT_ELIGIBLE:
+        begun.take_back(name)
+    return reply
+
+
+def back_off(failures: int) -> float:
+    """Return how long to wait before connecting again, in seconds: exponential back-off with jitter.
+
+    `failures` counts those in a row, from 1.
+    """
+    longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(failures - 1, MOST_DOUBLINGS))
+    return longest * random.uniform(0.2, 1.0)
+
+
+def away(seconds: float, why: str) -> str:
+    """Return what a device says that has lost its connection.
+
+    Args:
+      seconds: until it tries again.
+      why: the reason, in a few words.
+    """
+    return f"not connected, trying again in {seconds:.0f} s: {why}"
