@@ -1,10 +1,17 @@
-"""Privacy: what a run may reveal, what it has revealed, and the mechanisms that keep the one above the other."""
+"""Privacy: what a run may reveal, what it has revealed, and the mechanisms that keep the one above the other.
 
-from .accounting.epsilon import epsilon
-from .budget import Adjacency, Adversary, Budget, Release, Unit
-from .ledger.ledger import BudgetExhausted, Ledger
-from .plan import Plan
-from .refusal import Refusal
+Names are imported when they are first used: a refusal alone loads no numerics.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accounting.epsilon import epsilon
+    from .budget import Adjacency, Adversary, Budget, Release, Unit
+    from .ledger.ledger import BudgetExhausted, Ledger
+    from .plan import Plan
+    from .refusal import Refusal
 
 __all__ = [
     "Adjacency",
@@ -18,3 +25,17 @@ __all__ = [
     "Unit",
     "epsilon",
 ]
+_HOMES = {
+    ".accounting.epsilon": ("epsilon",),
+    ".budget": ("Adjacency", "Adversary", "Budget", "Release", "Unit"),
+    ".ledger.ledger": ("BudgetExhausted", "Ledger"),
+    ".plan": ("Plan",),
+    ".refusal": ("Refusal",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home, __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
