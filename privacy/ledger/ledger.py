@@ -147,6 +147,19 @@ class Ledger:
         """The last entry that is written; keep it with a checkpoint and hand it to `open` as `expect`."""
         return self._book.head
 
+    def require(self, head: Head) -> None:
+        """Check that the ledger holds an entry that a checkpoint knows.
+
+        Args:
+            head: `head` as it was when the checkpoint was written.
+
+        Raises:
+            Refusal: it does not: the ledger was cut short, rolled back, or is another.
+        """
+        with self._threads:
+            self._require_open()
+            self._chain.require(head)
+
     def reserve(self, release: Release) -> Entry:
         """Charges `release` and returns once that is on disk; only then may it leave.
 

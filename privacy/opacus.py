@@ -1,0 +1,250 @@
+"""Accountant that puts a durable ledger behind an unmodified Opacus `PrivacyEngine`.
+
+Needs `pip install 'fedveil[opacus]'`, or any other extra that brings Opacus and torch.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from dp_accounting.dp_event import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from opacus.accountants import IAccountant
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.adaclipoptimizer import AdaClipDPOptimizer
+
+from .budget import Adversary, Budget, Release, Unit
+from .ledger.hash_chain import Head
+from .ledger.ledger import Ledger
+from .plan import Plan
+from .refusal import Refusal
+
+__all__ = ["LedgerAccountant"]
+
+MECHANISM = "opacus"  # of every step on the ledger
+BY_HAND = 2**32  # torch seeds itself with 64 bits of the system's; people give smaller numbers
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Poisson batches of examples, as `Plan` asks for them."""
+
+    sample_rate: float
+    name: str = "poisson batches"
+
+    def event(self, mechanism: DpEvent) -> DpEvent:
+        return _sampled(self.sample_rate, mechanism)
+
+
+class LedgerAccountant(IAccountant):
+    """Accountant of Opacus that charges every optimiser step to a ledger before the step is made.
+
+    A step that the budget does not afford is never made: `optimizer.step()` raises `BudgetExhausted`, the parameters
+    stay as they were, and the gradients are wiped. What was charged stays charged: the next process that opens the
+    same file goes on with what is left. One process at a time holds the file.
+
+    Checked at every step, because no accounting holds without it: a step is one Poisson batch (no accumulated
+    batches), clipping is not Opacus' `adaptive` (its count of clipped gradients is on no account), and on real data
+    nobody has seeded the noise. Not visible here, and relied on: `poisson_sampling=True`, which is Opacus' default.
+
+    Args:
+        path: the ledger's file, in an existing folder. It is started where there is none.
+        budget: of one record, for all that this file ever holds.
+        owner: whose data it is; a lasting name of the data set, the same in every run.
+        simulated: whether the data are public or made up. Only then may the noise come from a seed.
+
+    Raises:
+        Refusal: the budget's unit is not `record`, or the ledger is damaged, another's, or in use.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from opacus import PrivacyEngine
+        >>> from fedveil.privacy import Budget, BudgetExhausted
+        >>> from fedveil.privacy.opacus import LedgerAccountant
+        >>> inputs = torch.randn(200, 4)
+        >>> data = torch.utils.data.TensorDataset(inputs, (inputs.sum(1) > 0).long())
+        >>> net = torch.nn.Linear(4, 2)
+        >>> engine = PrivacyEngine()
+        >>> engine.accountant = LedgerAccountant(
+        ...     tempfile.mkdtemp() + "/patients.ledger", Budget("record", 4.0, 1e-5), owner="clinic-7"
+        ... )
+        >>> net, optimizer, loader = engine.make_private(
+        ...     module=net,
+        ...     optimizer=torch.optim.SGD(net.parameters(), lr=0.5),
+        ...     data_loader=torch.utils.data.DataLoader(data, batch_size=50),
+        ...     noise_multiplier=1.5,
+        ...     max_grad_norm=1.0,
+        ... )
+        >>> try:
+        ...     for _ in range(100):
+        ...         for batch, labels in loader:
+        ...             optimizer.zero_grad()
+        ...             torch.nn.functional.cross_entropy(net(batch), labels).backward()
+        ...             optimizer.step()
+        ... except BudgetExhausted as spent:
+        ...     print(str(spent).split(":")[0])
+        the record budget is spent
+        >>> engine.get_epsilon(1e-5) <= 4.0 and len(engine.accountant) > 10
+        True
+    """
+
+    def __init__(self, path: Path | str, budget: Budget, *, owner: str, simulated: bool = False) -> None:
+        if budget.unit is not Unit.RECORD:
+            raise Refusal("unit", str(budget.unit), "Opacus hides single examples; give a budget of unit record")
+        self.ledger = Ledger.open(path, budget, owner=owner, simulated=simulated)
+        self.simulated = simulated
+        self._run = uuid.uuid4().hex  # noise is new in every process, and so is its key on the ledger
+        self._steps = 0
+
+    @classmethod
+    def mechanism(cls) -> str:
+        """Return the accountant's name in a checkpoint."""
+        return "fedveil"
+
+    def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
+        """Charge one step; Opacus calls this after it has drawn the noise and before it uses the gradients.
+
+        Args:
+            noise_multiplier: noise standard deviation over the clipping norm of one example's gradient.
+            sample_rate: probability in (0, 1] with which each example is in the batch.
+
+        Raises:
+            BudgetExhausted: it does not fit; nothing is charged.
+            Refusal: a parameter is out of range, or the ledger is closed.
+            LedgerUnavailable: it could not be written.
+        """
+        event = _sampled(sample_rate, GaussianDpEvent(float(noise_multiplier)))
+        rng = "seeded" if self.simulated else "system"
+        events = dict.fromkeys(Adversary, event)
+        release = Release(Unit.RECORD, self._run, self._steps + 1, MECHANISM, events, rng)
+        self.ledger.reserve_new(release)
+        self.ledger.commit(release.key, durable=False)
+        self._steps += 1
+
+    def get_optimizer_hook_fn(self, sample_rate: float) -> Callable[[DPOptimizer], None]:
+        """Return what Opacus calls in every step of its optimiser.
+
+        Args:
+            sample_rate: probability in (0, 1] with which each example is in a batch.
+        """
+
+        def charge(optimizer: DPOptimizer) -> None:
+            try:
+                self._require_accountable(optimizer)
+                self.step(noise_multiplier=optimizer.noise_multiplier, sample_rate=sample_rate)
+            except BaseException:
+                optimizer.zero_grad(set_to_none=True)  # noised gradients that nobody has paid for
+                raise
+
+        return charge
+
+    def get_epsilon(self, delta: float, *args: Any, **kwargs: Any) -> float:
+        """Return the epsilon that all of the ledger has spent at `delta`, earlier runs included.
+
+        Args:
+            delta: in (0, 1).
+            *args: ignored; Opacus' other accountants take more.
+            **kwargs: ignored.
+        """
+        return self.ledger.epsilon(delta)
+
+    def noise_multiplier(self, *, sample_rate: float, steps: int) -> float:
+        """Return the least noise with which so many further steps fit what is left of the budget.
+
+        Use it in the place of `make_private_with_epsilon`, which knows of no earlier run.
+
+        Args:
+            sample_rate: probability in (0, 1] with which each example is in a batch; `1 / len(data_loader)`.
+            steps: at least 1.
+
+        Returns:
+            Noise standard deviation over the clipping norm, for `make_private(noise_multiplier=...)`.
+
+        Raises:
+            Refusal: the budget is spent, or no noise fits.
+        """
+        budget, seen = self.ledger.budget, self.ledger.events(Adversary.MODEL)
+        plan = Plan(budget.unit, budget.adjacency, _Batches(sample_rate), 1.0, steps).calibrate(budget, seen)
+        return plan.noise_over_clip
+
+    @property
+    def history(self) -> list[tuple[float, float, int]]:
+        """(noise_multiplier, sample_rate, steps) of all that the ledger holds of this kind, as Opacus keeps it."""
+        read = (_entry(event) for event in self.ledger.events(Adversary.MODEL))
+        return [entry for entry in read if entry is not None]
+
+    def __len__(self) -> int:
+        """Return how many steps the ledger holds."""
+        return sum(steps for _, _, steps in self.history)
+
+    def state_dict(self, destination: Any = None) -> Any:
+        """Return what a checkpoint keeps: the history, and the head that the ledger has reached.
+
+        Args:
+            destination: a mapping to add it to; None makes one.
+        """
+        kept = {} if destination is None else destination
+        kept |= {"history": self.history, "mechanism": self.mechanism(), "head": tuple(self.ledger.head)}
+        return kept
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Check that the ledger holds what it held when the checkpoint was written; the ledger itself goes on.
+
+        Args:
+            state_dict: what `state_dict` returned.
+
+        Raises:
+            ValueError: it is another accountant's.
+            Refusal: the ledger was cut short or rolled back since.
+        """
+        if state_dict.get("mechanism") != self.mechanism():
+            raise ValueError(f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}")
+        self.ledger.require(Head(*state_dict["head"]))
+
+    def close(self) -> None:
+        """Let the next process have the ledger."""
+        self.ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def _require_accountable(self, optimizer: DPOptimizer) -> None:
+        if isinstance(optimizer, AdaClipDPOptimizer):
+            remedy = "it releases a count of clipped gradients that no accountant is told of; use flat or per_layer"
+            raise Refusal("clipping", "adaptive", remedy)
+        batches = int(optimizer.accumulated_iterations)
+        if batches > 1:
+            remedy = "one example may be in several batches of a step; use BatchMemoryManager for large ones"
+            raise Refusal("accumulated_iterations", batches, remedy)
+        if self.simulated or optimizer.secure_mode:
+            return
+        device = optimizer.params[0].device
+        seed = (optimizer.generator or _generator_of(device)).initial_seed()
+        if seed < BY_HAND:
+            remedy = "noise that can be repeated can be subtracted; call torch.seed() before the first step"
+            raise Refusal("seed", seed, remedy)
+
+
+def _generator_of(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator
+
+
+def _sampled(rate: float, mechanism: DpEvent) -> DpEvent:
+    return mechanism if rate == 1 else PoissonSampledDpEvent(float(rate), mechanism)
+
+
+def _entry(event: DpEvent) -> tuple[float, float, int] | None:
+    event, steps = (event.event, event.count) if isinstance(event, SelfComposedDpEvent) else (event, 1)
+    rate = 1.0
+    if isinstance(event, PoissonSampledDpEvent):
+        rate, event = event.sampling_probability, event.event
+    return (event.noise_multiplier, rate, steps) if isinstance(event, GaussianDpEvent) else None
