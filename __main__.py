@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 # Before anything imports Flower or Ray: nothing goes over the network unless it is asked for, and of a handshake that
@@ -75,6 +74,9 @@ def _served(verb: str, rest: list[str]) -> int:
 
             return audit(rest)
         case "provision":
+            from .extras import require_extra
+
+            require_extra("server", "fedveil provision")
             from .cli.provision import run
 
             return run(rest)
@@ -98,9 +100,9 @@ def _served(verb: str, rest: list[str]) -> int:
 
 
 def _configured(verb: str, argv: Sequence[str]) -> int:
-    if find_spec("hydra") is None:
-        print(f"fedveil {verb} needs Hydra: pip install 'fedveil[simulation]'", file=sys.stderr)
-        return REFUSED
+    from .extras import require_extra
+
+    require_extra("simulation", f"fedveil {verb}")
     from .cli import simulate as launch
 
     # A user's own task or strategy lies in the folder of the command; last, so that it shadows nothing.
@@ -135,6 +137,9 @@ def _ledger(argv: Sequence[str]) -> int:
 
 
 def _client(argv: Sequence[str]) -> int:
+    from .extras import require_extra
+
+    require_extra("client", "fedveil client")
     match list(argv):
         case ["request", folder, "--name", name]:
             from .client.device.enrolment import write_request
@@ -148,9 +153,9 @@ def _client(argv: Sequence[str]) -> int:
 
 
 def _server(argv: Sequence[str]) -> int:
-    if find_spec("hydra") is None:
-        print("fedveil server needs Hydra: pip install 'fedveil[simulation]'", file=sys.stderr)
-        return REFUSED
+    from .extras import require_extra
+
+    require_extra("server", "fedveil server")
     match list(argv):
         case ["status", folder, *flags] if set(flags) <= {"--json"}:
             from .deployment.status import show

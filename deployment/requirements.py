@@ -30,9 +30,9 @@ TORCH = (
 
 
 def installed_requirements() -> str:
-    """Pins of fedveil and of all that it needs, as installed here; without hashes, which only wheels have."""
+    """Pins of fedveil and of all that a client needs, as installed here; without hashes, which only wheels have."""
     pins: dict[str, str] = {}
-    _pin("fedveil", pins)
+    _pin("fedveil", pins, ("client",))
     torch = pins.pop("torch")
     lines = ["# Pins only: fedveil provision --wheels FOLDER adds hashes."]
     lines += [f"{name}=={version}" for name, version in sorted(pins.items())]
@@ -99,9 +99,10 @@ def cuda_on_device(requires: Iterable[str]) -> list[str]:
     ]
 
 
-def _pin(name: str, pins: dict[str, str]) -> None:
+def _pin(name: str, pins: dict[str, str], extras: Iterable[str] = ()) -> None:
+    """Add the installed version of `name`, and of what it needs with these extras."""
     name = canonicalize_name(name)
-    if name in pins or CUDA.match(name):
+    if CUDA.match(name) or (name in pins and not extras):
         return
     try:
         found = metadata.distribution(name)
@@ -110,5 +111,5 @@ def _pin(name: str, pins: dict[str, str]) -> None:
     pins[name] = found.version.partition("+")[0]
     for line in found.requires or []:
         asked = Requirement(line)
-        if asked.marker is None or asked.marker.evaluate({"extra": ""}):
-            _pin(asked.name, pins)
+        if asked.marker is None or any(asked.marker.evaluate({"extra": each}) for each in ("", *extras)):
+            _pin(asked.name, pins, asked.extras)

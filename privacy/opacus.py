@@ -94,7 +94,9 @@ class LedgerAccountant(IAccountant):
 
     def __init__(self, path: Path | str, budget: Budget, *, owner: str, simulated: bool = False) -> None:
         if budget.unit is not Unit.RECORD:
-            raise Refusal("unit", str(budget.unit), "Opacus hides single examples; give a budget of unit record")
+            raise Refusal(
+                "unit", str(budget.unit), "Opacus hides single examples; give a budget of unit record"
+            )
         self.ledger = Ledger.open(path, budget, owner=owner, simulated=simulated)
         self.simulated = simulated
         self._run = uuid.uuid4().hex  # noise is new in every process, and so is its key on the ledger
@@ -202,7 +204,9 @@ class LedgerAccountant(IAccountant):
             Refusal: the ledger was cut short or rolled back since.
         """
         if state_dict.get("mechanism") != self.mechanism():
-            raise ValueError(f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}")
+            raise ValueError(
+                f"a checkpoint of the accountant {state_dict.get('mechanism')!r}, not {self.mechanism()!r}"
+            )
         self.ledger.require(Head(*state_dict["head"]))
 
     def close(self) -> None:

@@ -170,12 +170,21 @@ def test_cfg_job_refuses_a_typo_too(console: Console) -> None:
     assert "did you mean 'cohort.rate'?" in err
 
 
-@pytest.mark.parametrize("verb", ["simulate", "plan"])
-def test_without_hydra_the_extra_is_named(console: Console, verb: str) -> None:
-    console.monkeypatch.setattr("fedveil.__main__.find_spec", lambda name: None)
-    code, _, err = console(verb)
-    assert code == 2
-    assert err == f"fedveil {verb} needs Hydra: pip install 'fedveil[simulation]'\n"
+@pytest.mark.parametrize(
+    ("argv", "extra"),
+    [
+        (["simulate"], "simulation"),
+        (["plan"], "simulation"),
+        (["server", "folder"], "server"),
+        (["provision", "federation.yaml"], "server"),
+        (["client", "start", "folder"], "client"),
+    ],
+)
+def test_what_an_extra_lacks_is_one_sentence(console: Console, argv: list[str], extra: str) -> None:
+    console.monkeypatch.setattr("fedveil.extras.find_spec", lambda name: None if name == "torch" else name)
+    code, out, err = console(*argv)
+    assert (code, out) == (2, "")
+    assert err == f"extra='{extra}': fedveil {argv[0]} needs torch: pip install 'fedveil[{extra}]'\n"
 
 
 def test_a_run_gets_its_settings_and_its_folder(console: Console) -> None:

@@ -184,6 +184,20 @@ MUTATIONS = {
         "test_privacy_filter.py",
         "gate_of_an_adaptive_release",
     ),
+    "all steps of Opacus are charged as one": Mutation(
+        "privacy/opacus.py",
+        "self.ledger.reserve_new(release)",
+        "self._steps == 0 and self.ledger.reserve_new(release)",
+        "test_privacy_opacus.py",
+        "stops_inside or noise_of_nothing",
+    ),
+    "Opacus' noise may come from a seed": Mutation(
+        "privacy/opacus.py",
+        "if seed < BY_HAND:",
+        "if seed < 0:",
+        "test_privacy_opacus.py",
+        "from_a_seed",
+    ),
     "clip skipped at the client": Mutation(
         "privacy/mechanisms/private_sum.py",
         "return min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0",

@@ -154,7 +154,9 @@ def test_a_checkpoint_finds_its_ledger_again_and_no_other(tmp_path: Path) -> Non
 def test_noise_from_a_seed_is_refused_on_real_data(tmp_path: Path) -> None:
     torch.manual_seed(3)
     training = Training(tmp_path / "a.ledger")
-    with pytest.raises(Refusal, match=r"seed=3: noise that can be repeated can be subtracted; call torch.seed"):
+    with pytest.raises(
+        Refusal, match=r"seed=3: noise that can be repeated can be subtracted; call torch.seed"
+    ):
         training.epoch()
     assert len(training.accountant) == 0
     torch.seed()

@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tree() -> set[str]:
-    files = {"fedveil/__init__.py", "fedveil/__main__.py", "fedveil/py.typed"}
+    files = {f"fedveil/{path.name}" for path in ROOT.glob("*.py")} | {"fedveil/py.typed"}
     for room in ROOMS:
         for path in (ROOT / room).rglob("*"):
             name = path.relative_to(ROOT).as_posix()

@@ -1,0 +1,31 @@
+"""Extras of the installation: what each part of fedveil needs beside `fedveil.privacy`, and which extra brings it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from .privacy.refusal import Refusal
+
+# By extra, the modules that stand for it: if these are there, the others are.
+MODULES = {
+    "opacus": ("opacus", "torch"),
+    "client": ("flwr", "grpc", "opacus", "torch"),
+    "server": ("flwr", "grpc", "hydra", "matplotlib", "opacus", "starlette", "torch"),
+    "simulation": ("flwr", "hydra", "matplotlib", "opacus", "torch"),
+}
+
+
+def require_extra(extra: str, what: str) -> None:
+    """Refuse to go on where an extra was not installed.
+
+    Args:
+        extra: a key of `MODULES`.
+        what: who needs it, such as `fedveil server`.
+
+    Raises:
+        Refusal: naming what is missing and the command that installs it.
+    """
+    missing = [name for name in MODULES[extra] if find_spec(name) is None]
+    if missing:
+        remedy = f"{what} needs {', '.join(missing)}: pip install 'fedveil[{extra}]'"
+        raise Refusal("extra", extra, remedy)
