@@ -1,13 +1,11 @@
 """What is protected, from whom, and how much may be spent: the words that every guarantee is stated in."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from numbers import Real
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from .refusal import Refusal
+from .refusal import Refusal, real, word
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -40,24 +38,6 @@ class Adversary(StrEnum):
     SERVER = "server"
     CLIENTS = "clients"
     MODEL = "model"
-
-
-Word = TypeVar("Word", bound=StrEnum)
-
-
-def word(kind: type[Word], field: str, value: str) -> Word:
-    """Read ``value`` as a member of ``kind``; Refusal naming ``field`` and the words that are known."""
-    try:
-        return kind(value)
-    except ValueError:
-        raise Refusal(field, value, f"choose one of {', '.join(kind)}") from None
-
-
-def real(field: str, value: object) -> float:
-    """Read any real number, numpy's scalars included, as a finite ``float``; Refusal naming ``field``."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise Refusal(field, value, "give a finite number")
-    return float(value)
 
 
 @dataclass(frozen=True)

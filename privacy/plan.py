@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from .accounting.renyi_filter import accountant, admits, best_order, counted
-from .budget import Adjacency, Adversary, Budget, Unit, real, word
-from .refusal import Refusal
+from .budget import Adjacency, Adversary, Budget, Unit
+from .refusal import Refusal, real, word
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

@@ -1,4 +1,11 @@
-"""The one error a user's mistake raises: which field, what value, what to do instead."""
+"""Refusal, the one error that a user's mistake raises, and readers of values that raise it."""
+
+import math
+from enum import StrEnum
+from numbers import Real
+from typing import TypeVar
+
+Word = TypeVar("Word", bound=StrEnum)
 
 
 class Refusal(Exception):
@@ -12,3 +19,18 @@ class Refusal(Exception):
         self.field = field
         self.value = value
         self.remedy = remedy
+
+
+def word(kind: type[Word], field: str, value: str) -> Word:
+    """Read ``value`` as a member of ``kind``; Refusal naming ``field`` and the words that are known."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise Refusal(field, value, f"choose one of {', '.join(kind)}") from None
+
+
+def real(field: str, value: object) -> float:
+    """Read any real number, numpy's scalars included, as a finite ``float``; Refusal naming ``field``."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise Refusal(field, value, "give a finite number")
+    return float(value)

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 
-from ..privacy.budget import Adjacency, Budget, Unit, real, word
-from ..privacy.refusal import Refusal
+from ..privacy.budget import Adjacency, Budget, Unit
+from ..privacy.refusal import Refusal, real, word
 from .flower_adapter import records_of
 
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record

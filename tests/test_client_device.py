@@ -27,7 +27,7 @@ from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger.book import RESERVE
-from fedveil.privacy.ledger.ledger import State, read_entries, verify
+from fedveil.privacy.ledger.ledger import ReleaseState, read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.strategies.secure_wire import Exchange, read_place
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
@@ -166,7 +166,7 @@ def test_what_was_reserved_is_given_back_where_no_vector_was_made(clients):
     reply = device.answer(in_the_clear())
     assert (reply.error.code, reply.error.reason) == (FAILED, "the client failed")
     entries = [(e.kind, json.loads(e.key or "null")) for e in read_entries(device.own_ledger.path)]
-    assert [kind for kind, _ in entries] == ["open", "reserve", str(State.VOID)]
+    assert [kind for kind, _ in entries] == ["open", "reserve", str(ReleaseState.VOID)]
     assert epsilon_of(device.own_ledger.path)[0] == 0
 
 

@@ -178,7 +178,7 @@ MUTATIONS = {
         "goes_to_the_quantile",
     ),
     "adaptive noise gated by PLD": Mutation(
-        "privacy/affording.py",
+        "privacy/ledger/ledger.py",
         "if order is None else admits",
         "if True else admits",
         "test_privacy_filter.py",

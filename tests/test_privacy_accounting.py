@@ -29,20 +29,17 @@ from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.accounting import bounds
 from fedveil.privacy.accounting import epsilon as accounting
-from fedveil.privacy.accounting import openly_sampled as nested
+from fedveil.privacy.accounting import loss_distributions
 from fedveil.privacy.accounting.epsilon import (
     GATE_INTERVAL,
     PUBLISH_INTERVAL,
-    Gate,
     accountant_name,
     epsilon,
-    event_from_json,
-    event_to_json,
     within,
 )
-from fedveil.privacy.accounting.events import Counts
+from fedveil.privacy.accounting.events import Counts, event_from_json, event_to_json
+from fedveil.privacy.accounting.gate import Gate
 from fedveil.privacy.accounting.renyi import by_renyi, relation_of, renyi_vector
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.refusal import Refusal
@@ -202,9 +199,11 @@ def test_so_many_and_then_so_many_are_all_of_them(
     parts = [SelfComposedDpEvent(event, first), ComposedDpEvent([SelfComposedDpEvent(event, then)])]
     whole = epsilon({event: first + then}, 1e-5, adjacency, GATE_INTERVAL)
     assert epsilon(parts, 1e-5, adjacency, GATE_INTERVAL) == whole
-    gathered = nested.distribution(((event, first),), relation_of(adjacency), GATE_INTERVAL)
-    gathered = nested.distribution(((event, then),), relation_of(adjacency), GATE_INTERVAL, gathered)
-    at_once = nested.distribution(((event, first + then),), relation_of(adjacency), GATE_INTERVAL)
+    gathered = loss_distributions.distribution(((event, first),), relation_of(adjacency), GATE_INTERVAL)
+    gathered = loss_distributions.distribution(
+        ((event, then),), relation_of(adjacency), GATE_INTERVAL, gathered
+    )
+    at_once = loss_distributions.distribution(((event, first + then),), relation_of(adjacency), GATE_INTERVAL)
     assert gathered.get_epsilon_for_delta(1e-5) == pytest.approx(
         at_once.get_epsilon_for_delta(1e-5), abs=1e-6
     )
@@ -221,10 +220,10 @@ def test_so_many_and_then_so_many_are_all_of_them(
 )
 def test_the_distribution_is_never_above_rdp(rate: float, noise: float, rounds: int, delta: float) -> None:
     counts = grouped(rate, noise, rounds)
-    by_rdp, *by_grids = bounds.bounds(counts, delta, ADD_REMOVE, GATE_INTERVAL)
+    by_rdp, *by_grids = accounting.bounds(counts, delta, ADD_REMOVE, GATE_INTERVAL)
     assert by_rdp == by_renyi(counts, delta, ADD_REMOVE)
     # Where all that is told is a few steps of the finest grid, the grid is what is seen.
-    assert min(by_grids) <= by_rdp * (1 + 1e-6) + bounds.FINEST_INTERVAL
+    assert min(by_grids) <= by_rdp * (1 + 1e-6) + accounting.FINEST_INTERVAL
 
 
 def test_responses_at_random_are_counted_each() -> None:
@@ -381,8 +380,8 @@ def test_the_gate_decides_as_epsilon_does_on_mixed_events() -> None:
 def composed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many kinds of leaves each composition took."""
     kinds: list[int] = []
-    exact = nested.distribution
-    monkeypatch.setattr(nested, "distribution", lambda *a: kinds.append(len(a[0])) or exact(*a))
+    exact = loss_distributions.distribution
+    monkeypatch.setattr(loss_distributions, "distribution", lambda *a: kinds.append(len(a[0])) or exact(*a))
     return kinds
 
 
@@ -417,13 +416,13 @@ def test_many_kinds_of_noise_cost_no_less_and_little_more_than_each_alone(
 ) -> None:
     events = {sampled(0.1, float(noise)): 3 for noise in np.linspace(2, 2.5, 24)}
     exact = epsilon(events, 1e-5, interval=GATE_INTERVAL)
-    monkeypatch.setattr(bounds, "MAX_KINDS", 12)
-    bounds.by_distribution.cache_clear()
-    coarse = bounds.coarsened(dict(accounting.grouped(events)), bounds.rounded)
+    monkeypatch.setattr(accounting, "MAX_KINDS", 12)
+    accounting.by_distribution.cache_clear()
+    coarse = accounting.coarsened(dict(accounting.grouped(events)), accounting.rounded)
     assert len(coarse) <= 12
     assert sum(coarse.values()) == 72
     assert exact < epsilon(events, 1e-5, interval=GATE_INTERVAL) < 1.03 * exact
-    bounds.by_distribution.cache_clear()
+    accounting.by_distribution.cache_clear()
 
 
 def test_the_gate_keeps_budgets_apart() -> None:

@@ -188,7 +188,9 @@ def test_verify_recomputes_by_the_filter_and_the_entry_says_so(tmp_path: Path) -
 
 def test_what_pld_would_allow_is_overspent_by_the_filter(tmp_path: Path, monkeypatch: Any) -> None:
     """A ledger filled by somebody who gates adaptive releases by PLD does not verify."""
-    monkeypatch.setattr("fedveil.privacy.affording.admits", lambda events, budget, _: within(events, budget))
+    monkeypatch.setattr(
+        "fedveil.privacy.ledger.ledger.admits", lambda events, budget, _: within(events, budget)
+    )
     with opened(tmp_path / "ledger") as ledger:
         fitting(ledger, [best_order(COSTLY, BUDGET)])
     found = verify(tmp_path / "ledger")

@@ -10,8 +10,8 @@ from dp_accounting import GaussianDpEvent, LaplaceDpEvent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedveil.privacy.accounting.epsilon import epsilon, event_to_json
-from fedveil.privacy.accounting.events import Gaussian
+from fedveil.privacy.accounting.epsilon import epsilon
+from fedveil.privacy.accounting.events import Gaussian, event_to_json
 from fedveil.privacy.accounting.gaussian import (
     composed,
     exact_epsilon,

@@ -20,7 +20,7 @@ from fedveil.privacy.ledger.ledger import (
     Head,
     Ledger,
     LedgerUnavailable,
-    State,
+    ReleaseState,
     read_entries,
     verify,
 )
@@ -81,9 +81,9 @@ def test_reserved_and_committed_count_void_does_not(tmp_path):
         ledger.commit(release(2).key)
         ledger.void(release(3).key, "the process had sent nothing")
         assert [ledger.state(release(n).key) for n in (1, 2, 3, 4)] == [
-            State.RESERVED,
-            State.COMMITTED,
-            State.VOID,
+            ReleaseState.RESERVED,
+            ReleaseState.COMMITTED,
+            ReleaseState.VOID,
             None,
         ]
         assert ledger.epsilon() == epsilon([EVENT, EVENT], BUDGET.target_delta)
@@ -100,7 +100,7 @@ def test_states_survive_reopening(tmp_path):
     with opened(path) as ledger:
         assert (ledger.head, ledger.epsilon()) == before
         states = [ledger.state(release(number).key) for number in (1, 2, 3)]
-    assert states == [State.COMMITTED, State.VOID, State.RESERVED]
+    assert states == [ReleaseState.COMMITTED, ReleaseState.VOID, ReleaseState.RESERVED]
     assert kinds(path) == ["open", "reserve", "commit", "reserve", "void", "reserve"]
 
 
@@ -158,7 +158,7 @@ def test_a_held_back_commit_travels_with_the_next_reservation(tmp_path):
     path = tmp_path / "ledger"
     with opened(path) as ledger:
         ledger.commit(reserved(ledger, release(1)), durable=False)
-        assert ledger.state(release(1).key) is State.COMMITTED
+        assert ledger.state(release(1).key) is ReleaseState.COMMITTED
         assert kinds(path) == ["open", "reserve"]
         with pytest.raises(Refusal, match="was committed"):
             ledger.void(release(1).key, "no")
@@ -634,16 +634,16 @@ class AnyOrder(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.path = self.folder / "ledger"
         self.ledger = opened(self.path)
-        self.model: dict[int, State] = {}
+        self.model: dict[int, ReleaseState] = {}
         self.held_back: set[int] = set()
 
     def spent(self):
-        return sum(state is not State.VOID for state in self.model.values())
+        return sum(state is not ReleaseState.VOID for state in self.model.values())
 
     @rule(number=ROUNDS)
     def reserve(self, number):
         state = self.model.get(number)
-        if state is State.VOID:
+        if state is ReleaseState.VOID:
             with pytest.raises(Refusal):
                 self.ledger.reserve(release(number))
         elif state is None and self.spent() == AFFORDABLE:
@@ -651,31 +651,31 @@ class AnyOrder(RuleBasedStateMachine):
                 self.ledger.reserve(release(number))
         else:
             self.ledger.reserve(release(number))
-            self.model.setdefault(number, State.RESERVED)
+            self.model.setdefault(number, ReleaseState.RESERVED)
             self.held_back.clear()
 
     @rule(number=ROUNDS, durable=st.booleans())
     def commit(self, number, durable):
-        if self.model.get(number) in (None, State.VOID):
+        if self.model.get(number) in (None, ReleaseState.VOID):
             with pytest.raises(Refusal):
                 self.ledger.commit(release(number).key, durable)
             return
         self.ledger.commit(release(number).key, durable)
-        if self.model[number] is State.RESERVED:
+        if self.model[number] is ReleaseState.RESERVED:
             self.held_back.add(number)
-        self.model[number] = State.COMMITTED
+        self.model[number] = ReleaseState.COMMITTED
         if durable:
             self.held_back.clear()
 
     @rule(number=ROUNDS)
     def void(self, number):
-        if self.model.get(number) in (None, State.COMMITTED):
+        if self.model.get(number) in (None, ReleaseState.COMMITTED):
             with pytest.raises(Refusal):
                 self.ledger.void(release(number).key, "nothing was sent")
             return
         self.ledger.void(release(number).key, "nothing was sent")
         self.held_back.clear()
-        self.model[number] = State.VOID
+        self.model[number] = ReleaseState.VOID
 
     @rule()
     def reopen(self):
@@ -693,7 +693,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.ledger.close()
         self.path = left
         self.ledger = opened(self.path, expect=head)
-        self.model.update(dict.fromkeys(self.held_back, State.RESERVED))
+        self.model.update(dict.fromkeys(self.held_back, ReleaseState.RESERVED))
         self.held_back.clear()
 
     @invariant()

@@ -14,7 +14,7 @@ from dp_accounting import GaussianDpEvent
 
 from fedveil.privacy.accounting.epsilon import epsilon, within
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, State, read_entries, verify
+from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, ReleaseState, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 
 BUDGET = Budget(Unit.CLIENT, target_epsilon=1.0, target_delta=1e-5)
@@ -78,7 +78,7 @@ def test_kill_right_after_reserve_leaves_it_spent(tmp_path):
     path = tmp_path / "ledger"
     assert run(path, SUICIDE) == ([], -signal.SIGKILL)
     with opened(path) as ledger:
-        assert ledger.state(release(1).key) is ledger.state(release(2).key) is State.RESERVED
+        assert ledger.state(release(1).key) is ledger.state(release(2).key) is ReleaseState.RESERVED
         assert ledger.epsilon() == epsilon([EVENT, EVENT], BUDGET.target_delta)
         ledger.reserve(release(2))
         assert ledger.epsilon() == epsilon([EVENT, EVENT], BUDGET.target_delta)
@@ -298,7 +298,7 @@ def test_death_at_a_sync_is_survived(tmp_path, nth):
     fatal = strace(path, f"fdatasync:signal=KILL:when={nth}")
     assert run(path, UNSYNCED, before=fatal) == ([], -signal.SIGKILL)
     with opened(path) as ledger:
-        assert ledger.state(release(1).key) is State.RESERVED
+        assert ledger.state(release(1).key) is ReleaseState.RESERVED
         assert ledger.epsilon() >= epsilon([EVENT], BUDGET.target_delta)
 
 

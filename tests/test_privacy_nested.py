@@ -20,14 +20,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import comb, logsumexp
 
-from fedveil.privacy.accounting import openly_sampled as nested
+from fedveil.privacy.accounting import loss_distributions
 from fedveil.privacy.accounting.epsilon import (
     GATE_INTERVAL,
     epsilon,
-    event_from_json,
-    event_to_json,
     grouped,
 )
+from fedveil.privacy.accounting.events import event_from_json, event_to_json
 from fedveil.privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from fedveil.privacy.accounting.renyi import relation_of
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Release, Unit
@@ -46,7 +45,7 @@ def step(rate: float, noise: float) -> DpEvent:
 
 
 def delta_of(event: DpEvent, at: float, adjacency: Adjacency = ZERO_OUT, interval: float = 1e-4) -> float:
-    losses = nested.distribution(grouped([event]), relation_of(adjacency), interval)
+    losses = loss_distributions.distribution(grouped([event]), relation_of(adjacency), interval)
     return float(losses.get_delta_for_epsilon(at))
 
 
@@ -88,14 +87,15 @@ def test_the_dominating_pair_of_one_step_gives_what_dp_accounting_gives(
     """`grouped` would multiply the rates; here the pair itself is sampled and must come to the same."""
     unmerged = PoissonSampledDpEvent(p, SelfComposedDpEvent(step(q, noise), 1))
     relation = relation_of(ADD_REMOVE)
-    inner = nested.distribution(((step(q, noise), 1),), relation, GATE_INTERVAL)
-    drawn = nested.PrivacyLossDistribution(
-        nested._removed(inner._pmf_remove, p, GATE_INTERVAL), nested._added(inner._pmf_add, p, GATE_INTERVAL)
+    inner = loss_distributions.distribution(((step(q, noise), 1),), relation, GATE_INTERVAL)
+    drawn = loss_distributions.PrivacyLossDistribution(
+        loss_distributions._removed(inner._pmf_remove, p, GATE_INTERVAL),
+        loss_distributions._added(inner._pmf_add, p, GATE_INTERVAL),
     )
     ours = drawn.self_compose(rounds).get_epsilon_for_delta(1e-5)
-    theirs = nested.distribution(grouped({unmerged: rounds}), relation, GATE_INTERVAL).get_epsilon_for_delta(
-        1e-5
-    )
+    theirs = loss_distributions.distribution(
+        grouped({unmerged: rounds}), relation, GATE_INTERVAL
+    ).get_epsilon_for_delta(1e-5)
     assert theirs - 1e-7 <= ours <= theirs * 1.01 + 3e-3
 
 
@@ -129,7 +129,7 @@ def test_two_steps_by_integration(p: float, q: float, noise: float, at: float) -
 @pytest.mark.parametrize("direction", ["remove", "add"])
 def test_each_direction_by_integration(direction: str) -> None:
     p, q, noise, at = 0.4, 0.3, 0.9, 0.15
-    losses = nested.distribution(
+    losses = loss_distributions.distribution(
         grouped([PoissonSampledDpEvent(p, SelfComposedDpEvent(step(q, noise), 2))]),
         relation_of(ZERO_OUT),
         1e-4,
@@ -150,7 +150,7 @@ def test_sixteen_steps_over_five_rounds_by_simulation() -> None:
     terms = np.maximum(-np.expm1(at - loss), 0)
     estimate, error = terms.mean(), terms.std() / math.sqrt(runs)
     event = PoissonSampledDpEvent(p, SelfComposedDpEvent(step(q, noise), k))
-    losses = nested.distribution(grouped({event: rounds}), relation_of(ZERO_OUT), GATE_INTERVAL)
+    losses = loss_distributions.distribution(grouped({event: rounds}), relation_of(ZERO_OUT), GATE_INTERVAL)
     assert losses._pmf_remove.get_delta_for_epsilon(at) == pytest.approx(estimate, abs=4 * error)
     assert estimate > 20 * error
 
@@ -240,7 +240,7 @@ def test_what_a_pair_does_not_tell_is_refused() -> None:
     with pytest.raises(Refusal, match="no accountant covers it"):
         epsilon([SECRET], 1e-5, Adjacency.REPLACE_ONE)
     responses = SelfComposedDpEvent(RandomizedResponseDpEvent(0.5, 2), 2)
-    assert not nested.has_distribution(
+    assert not loss_distributions.has_distribution(
         grouped([PoissonSampledDpEvent(0.1, responses)])[0][0], relation_of(ZERO_OUT)
     )
 
@@ -266,11 +266,13 @@ def test_it_is_kept_verified_and_refused_on_a_ledger(tmp_path: Path, event: DpEv
 @pytest.mark.parametrize("adjacency", list(Adjacency))
 def test_a_draw_that_shows_costs_what_its_cases_cost_on_average(adjacency: Adjacency) -> None:
     p, at, rounds = 0.3, 1.0, 4
-    ours = nested.distribution(
+    ours = loss_distributions.distribution(
         grouped({OpenlySampledDpEvent(p, STEPS): rounds}), relation_of(adjacency), 1e-3
     ).get_delta_for_epsilon(at)
     cases = [0.0] + [
-        nested.distribution(grouped({STEPS: n}), relation_of(adjacency), 1e-3).get_delta_for_epsilon(at)
+        loss_distributions.distribution(
+            grouped({STEPS: n}), relation_of(adjacency), 1e-3
+        ).get_delta_for_epsilon(at)
         for n in range(1, rounds + 1)
     ]
     average = float(np.dot(stats.binom.pmf(range(rounds + 1), rounds, p), cases))

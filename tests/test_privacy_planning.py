@@ -6,7 +6,8 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 import pytest
 from dp_accounting import DpEvent, GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 
-from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, Gate, epsilon
+from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
+from fedveil.privacy.accounting.gate import Gate
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.correlated_noise import Correlation
 from fedveil.privacy.plan import Plan

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
-from ..budget import real
-from ..refusal import Refusal
+from ..refusal import Refusal, real
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -199,9 +198,9 @@ def _plain(value: Any) -> Any:
 def _event_class(kind: str) -> Any:
     from dp_accounting import dp_event
 
-    from . import openly_sampled as nested
+    from . import openly_sampled
 
-    return getattr(nested if kind == "OpenlySampled" else dp_event, f"{kind}DpEvent")
+    return getattr(openly_sampled if kind == "OpenlySampled" else dp_event, f"{kind}DpEvent")
 
 
 _KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {

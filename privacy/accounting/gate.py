@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..budget import Adjacency, Budget
-from .bounds import (
+from .epsilon import (
     FINEST_INTERVAL,
     GATE_INTERVAL,
     MIN_PLD_DELTA,
@@ -170,7 +170,7 @@ class Gate:
 
     def _affords(self, line: _Line, wanted: Counted, interval: float, further: Counted) -> bool:
         """Whether ``wanted`` and ``further`` fit, by PLD on grids as fine as it takes."""
-        from . import openly_sampled as nested
+        from . import loss_distributions
 
         relation, budget = relation_of(line.budget.adjacency), line.budget
         gaussian = {number: n for number, n in wanted.items() if self._is_gaussian(number)}
@@ -178,7 +178,7 @@ class Gate:
         rest = with_one_gaussian({self._leaves[number]: n for number, n in _sum(gaussian, further).items()})
         while True:
             losses: Any = self._compose(line, others, interval)
-            losses = nested.distribution(in_order(rest), relation, interval, losses)
+            losses = loss_distributions.distribution(in_order(rest), relation, interval, losses)
             if losses.get_delta_for_epsilon(budget.target_epsilon) <= budget.target_delta:
                 return True
             small = losses.get_delta_for_epsilon(MIN_STEPS * interval) <= budget.target_delta
@@ -191,7 +191,7 @@ class Gate:
 
     def _compose(self, line: _Line, wanted: Counted, interval: float) -> Any:
         """The losses of ``wanted``, from those last composed on this grid where they are part of it."""
-        from . import openly_sampled as nested
+        from . import loss_distributions
 
         relation = relation_of(line.budget.adjacency)
         kinds = coarsened(wanted, self._round)
@@ -199,7 +199,7 @@ class Gate:
         if not _covers(kinds, before):
             before, losses = {}, None
         more = {kind: n - before.get(kind, 0) for kind, n in kinds.items()}
-        losses = nested.distribution(self._named(more), relation, interval, losses)
+        losses = loss_distributions.distribution(self._named(more), relation, interval, losses)
         line.composed[interval] = kinds, losses
         return losses
 

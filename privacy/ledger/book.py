@@ -15,10 +15,18 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..accounting.bounds import coarsened, in_order, rounded, with_one_gaussian
-from ..accounting.epsilon import MIN_PLD_DELTA, PUBLISH_INTERVAL, grouped, quiet_orders
+from ..accounting.epsilon import (
+    MIN_PLD_DELTA,
+    PUBLISH_INTERVAL,
+    coarsened,
+    grouped,
+    in_order,
+    rounded,
+    with_one_gaussian,
+)
 from ..accounting.events import event_from_json
 from ..accounting.gaussian import exact_epsilon
+from ..accounting.renyi import quiet_orders
 from ..accounting.renyi_filter import admits, counted, filter_order
 from ..budget import Adjacency, Adversary, Budget
 from ..refusal import Refusal
@@ -41,7 +49,7 @@ COARSEST = 1e-6
 Sizes = tuple[float, float | None, float | None]
 
 
-class State(StrEnum):
+class ReleaseState(StrEnum):
     """What is known of a release. All but `VOID` are spent."""
 
     RESERVED = "reserved"
@@ -50,14 +58,14 @@ class State(StrEnum):
 
 
 @dataclass
-class Record:
+class BookedRelease:
     entry: Entry
     events: dict[Adversary, str]
-    state: State = State.RESERVED
+    state: ReleaseState = ReleaseState.RESERVED
 
 
 @dataclass(frozen=True)
-class Terms:
+class _Charge:
     """What a reservation says beside its key and its time."""
 
     events: dict[Adversary, str]
@@ -65,10 +73,10 @@ class Terms:
     filter_order: float | None
 
 
-def _terms_of(payload: dict[str, Any], identity: dict[str, Any]) -> Terms:
+def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
     order = filter_order(payload["filter_order"]) if "filter_order" in payload else None
     events = {Adversary(name): canonical(event) for name, event in payload["events"].items()}
-    return Terms(
+    return _Charge(
         events, Budget(identity["unit"], adjacency=identity["adjacency"], **payload["budget"]), order
     )
 
@@ -78,13 +86,13 @@ class Book:
     """What the entries say, replayed in their order."""
 
     identity: dict[str, Any] = field(default_factory=dict[str, Any])
-    records: dict[str, Record] = field(default_factory=dict[str, Record])
+    releases: dict[str, BookedRelease] = field(default_factory=dict[str, BookedRelease])
     spent: dict[Adversary, Counter[str]] = field(default_factory=dict[Adversary, Counter[str]])
     granted: dict[Adversary, Budget] = field(default_factory=dict[Adversary, Budget])
     filter_order: float | None = None
     notes: dict[str, str] = field(default_factory=dict[str, str])
     head: Head = START
-    _terms: dict[str, Terms] = field(default_factory=dict[str, Terms])
+    _charges: dict[str, _Charge] = field(default_factory=dict[str, _Charge])
 
     def replay(self, chain: Chain) -> None:
         """Takes in what the chain holds beyond `head`. Raises Refusal naming the first entry that fails."""
@@ -103,7 +111,7 @@ class Book:
         elif entry.kind == RESERVE:
             self._reserve(entry)
         elif entry.kind in (COMMIT, VOID):
-            self._settle(self.records[entry.key], entry.kind)
+            self._settle(self.releases[entry.key], entry.kind)
         elif entry.kind == NOTE:
             self.notes[entry.key] = entry.payload
         else:
@@ -111,32 +119,32 @@ class Book:
         self.head = entry.head
 
     def _reserve(self, entry: Entry) -> None:
-        if entry.key in self.records:
+        if entry.key in self.releases:
             raise ValueError("its key was reserved before")
         # Releases of one run differ in their time alone; what they say is worked out once.
         timed = TIMED.fullmatch(entry.payload)
         said = timed[1] if timed else entry.payload
-        if said not in self._terms:
-            self._terms[said] = _terms_of(json.loads(entry.payload), self.identity)
-        terms = self._terms[said]
-        if terms.filter_order is not None:
-            if self.filter_order not in (None, terms.filter_order):
+        if said not in self._charges:
+            self._charges[said] = _charge_of(json.loads(entry.payload), self.identity)
+        charge = self._charges[said]
+        if charge.filter_order is not None:
+            if self.filter_order not in (None, charge.filter_order):
                 raise ValueError(
-                    f"a filter at order {terms.filter_order:g} on a ledger whose filter is at {self.filter_order:g}"
+                    f"a filter at order {charge.filter_order:g} on a ledger whose filter is at {self.filter_order:g}"
                 )
-            self.filter_order = terms.filter_order
-        for adversary, text in terms.events.items():
+            self.filter_order = charge.filter_order
+        for adversary, text in charge.events.items():
             if adversary not in self.spent:
                 self.spent[adversary] = Counter()
             self.spent[adversary][text] += 1
-            self.granted[adversary] = terms.budget
-        self.records[entry.key] = Record(entry, terms.events)
+            self.granted[adversary] = charge.budget
+        self.releases[entry.key] = BookedRelease(entry, charge.events)
 
-    def _settle(self, record: Record, kind: str) -> None:
-        if record.state is not State.RESERVED:
+    def _settle(self, record: BookedRelease, kind: str) -> None:
+        if record.state is not ReleaseState.RESERVED:
             raise ValueError(f"a {kind} of a {record.state} release")
-        record.state = State.COMMITTED if kind == COMMIT else State.VOID
-        if record.state is State.VOID:
+        record.state = ReleaseState.COMMITTED if kind == COMMIT else ReleaseState.VOID
+        if record.state is ReleaseState.VOID:
             for adversary, text in record.events.items():
                 self.spent[adversary] -= Counter({text: 1})
 

@@ -4,8 +4,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from .hash_chain import sync_folder
-
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600, *, flush: bool = True) -> None:
     """Put `data` in the place of the file, with this mode; on disk when this returns, or the old file stays.
@@ -34,3 +32,12 @@ def replace_files(folder: Path, files: Mapping[str, bytes], mode: int = 0o600, *
         os.replace(fresh, folder / name)
     if flush:
         sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns once the names in `folder` are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..refusal import Refusal
+from .durable_files import sync_folder
 
 BUSY_SECONDS = 30.0
 LOCK_POLL_SECONDS = 0.02
@@ -327,12 +328,3 @@ class Chain:
 
     def close(self) -> None:
         self._db.close()
-
-
-def sync_folder(folder: Path) -> None:
-    """Returns once the names in `folder` are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ import json
 import math
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,11 @@ from secrets import token_hex
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..accounting.epsilon import Gate
-from ..accounting.events import event_to_json
-from ..accounting.renyi_filter import counted
-from ..affording import BudgetExhausted, require_affordable
+from ..accounting.epsilon import GATE_INTERVAL
+from ..accounting.events import Gaussian, event_from_json, event_to_json
+from ..accounting.gate import Gate
+from ..accounting.gaussian import exact_epsilon
+from ..accounting.renyi_filter import admits, counted, filter_order
 from ..budget import Adversary, Budget, Release
 from ..refusal import Refusal
 from .book import (
@@ -31,8 +33,8 @@ from .book import (
     VERSION,
     VOID,
     Book,
-    Record,
-    State,
+    BookedRelease,
+    ReleaseState,
     Verification,
     read_entries,
     verify,
@@ -50,13 +52,29 @@ __all__ = [
     "Key",
     "Ledger",
     "LedgerUnavailable",
-    "State",
+    "ReleaseState",
     "Verification",
     "read_entries",
     "verify",
 ]
 
 Key = tuple[str, int, str]
+# Relative difference of epsilon by PLD, up to rounding, from the exact one of Gaussians.
+ACCOUNTANTS_DIFFER = 1e-6
+
+
+class BudgetExhausted(Exception):
+    """A release that the budget does not afford; nothing was written and nothing was spent."""
+
+    def __init__(self, budget: Budget, adversary: Adversary, would_be: float, why: str | None = None) -> None:
+        super().__init__(
+            why
+            or f"the {budget.unit} budget is spent: against the {adversary} this release would bring epsilon to "
+            f"{would_be:.4g} of {budget.target_epsilon:.4g} at delta {budget.target_delta:.3g}"
+        )
+        self.budget = budget
+        self.adversary = adversary
+        self.would_be = would_be
 
 
 class Ledger:
@@ -175,14 +193,14 @@ class Ledger:
         key = _text(release.key)
         events = {adversary.value: event_to_json(event) for adversary, event in release.events.items()}
         with self._writing() as drafts:
-            earlier = self._book.records.get(key)
+            earlier = self._book.releases.get(key)
             if earlier is None:
                 budget = self._budget_for(release)
-                require_affordable(release, budget, self._book, self._gate)
+                _require_affordable(release, budget, self._book, self._gate)
                 drafts.append(Draft(RESERVE, key, _payload(release, events, budget)))
             else:
                 _require_same(release, earlier, events)
-        return self._book.records[key].entry
+        return self._book.releases[key].entry
 
     def reserve_new(self, release: Release) -> Entry:
         """Charges `release` as `reserve` does, for a caller who is about to draw noise.
@@ -207,9 +225,9 @@ class Ledger:
         """
         with self._threads:
             record = self._record(key)
-            if record.state is State.VOID:
+            if record.state is ReleaseState.VOID:
                 raise Refusal("key", key, "was voided: nothing of it may leave; reserve a new key")
-            if record.state is State.RESERVED:
+            if record.state is ReleaseState.RESERVED:
                 self._pending[_text(key)] = None
             if durable and self._pending:
                 self._flush()
@@ -220,9 +238,9 @@ class Ledger:
             raise Refusal("proof", proof, "say how it is known that nothing left, or leave it reserved")
         with self._writing() as drafts:
             record = self._record(key)
-            if record.state is State.COMMITTED or _text(key) in self._pending:
+            if record.state is ReleaseState.COMMITTED or _text(key) in self._pending:
                 raise Refusal("key", key, "was committed: it has left and stays spent")
-            if record.state is State.RESERVED:
+            if record.state is ReleaseState.RESERVED:
                 drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
 
     def note(self, key: Key, what: Mapping[str, Any]) -> None:
@@ -231,13 +249,13 @@ class Ledger:
             if _text(key) not in self._book.notes:
                 drafts.append(Draft(NOTE, _text(key), canonical({**what, "time": _now()})))
 
-    def state(self, key: Key) -> State | None:
+    def state(self, key: Key) -> ReleaseState | None:
         """What is known of the release `key`; None when it was never reserved."""
         with self._threads:
-            record = self._book.records.get(_text(key))
+            record = self._book.releases.get(_text(key))
             if record is None:
                 return None
-            return State.COMMITTED if _text(key) in self._pending else record.state
+            return ReleaseState.COMMITTED if _text(key) in self._pending else record.state
 
     def events(self, adversary: Adversary) -> "list[DpEvent]":
         """What `adversary` has seen or may have seen: reserved and committed, equal events as one with a count."""
@@ -248,7 +266,7 @@ class Ledger:
         """The clients of each round of a run that was reserved with its cohort, from round 1 to the first without."""
         found: list[list[int]] = []
         with self._threads:
-            while record := self._book.records.get(_text((run, len(found) + 1, mechanism))):
+            while record := self._book.releases.get(_text((run, len(found) + 1, mechanism))):
                 found.append([int(client) for client in json.loads(record.entry.payload)["cohort"]])
         return found
 
@@ -299,9 +317,9 @@ class Ledger:
             adversary = next(iter(release.events))
             raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
 
-    def _record(self, key: Key) -> Record:
+    def _record(self, key: Key) -> BookedRelease:
         self._require_open()
-        record = self._book.records.get(_text(key))
+        record = self._book.releases.get(_text(key))
         if record is None:
             raise Refusal("key", key, "was never reserved on this ledger; reserve it before anything leaves")
         return record
@@ -335,7 +353,7 @@ class Ledger:
             self._pending.clear()
 
     def _unsettled(self) -> list[str]:
-        return [key for key in self._pending if self._book.records[key].state is State.RESERVED]
+        return [key for key in self._pending if self._book.releases[key].state is ReleaseState.RESERVED]
 
 
 def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
@@ -345,13 +363,47 @@ def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any
             raise Refusal("ledger", str(path), remedy)
 
 
-def _require_same(release: Release, earlier: Record, events: dict[str, Any]) -> None:
-    if earlier.state is State.VOID:
+def _require_same(release: Release, earlier: BookedRelease, events: dict[str, Any]) -> None:
+    if earlier.state is ReleaseState.VOID:
         raise Refusal("key", release.key, "was voided; reserve a new key")
     if release.cohort is not None and list(release.cohort) != json.loads(earlier.entry.payload).get("cohort"):
         raise Refusal("key", release.key, "was reserved for other clients; reserve a new key")
     if earlier.events != {Adversary(name): canonical(event) for name, event in events.items()}:
         raise Refusal("key", release.key, "was reserved with other events; reserve a new key")
+
+
+def _require_affordable(release: Release, budget: Budget, book: Book, gate: Gate) -> None:
+    """Raises BudgetExhausted unless `release` fits beside what `book` holds; Refusal for a filter of another order."""
+    order = _order_with(release, book)
+    for adversary, event in release.events.items():
+        exact = _exactly(book, adversary, event, budget) if order is None else None
+        if exact is not None and exact <= budget.target_epsilon:
+            continue
+        if exact is not None and exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
+            raise BudgetExhausted(budget, adversary, exact)
+        seen, event = book.events(adversary), event_from_json(event_to_json(event))
+        fits = gate.fits(seen, event, budget) if order is None else admits([*seen, event], budget, order)
+        if not fits:
+            delta, adjacency = budget.target_delta, budget.adjacency
+            would_be = counted([*seen, event], delta, adjacency, order, GATE_INTERVAL)
+            raise BudgetExhausted(budget, adversary, would_be)
+
+
+def _exactly(book: Book, adversary: Adversary, event: "DpEvent | Gaussian", budget: Budget) -> float | None:
+    """Epsilon after `event` where all of it is plain Gaussian noise, which takes no accountant; else None."""
+    counts = book.spent.get(adversary, Counter[str]()) + Counter([canonical(event_to_json(event))])
+    return exact_epsilon(counts, budget.target_delta, budget.adjacency)
+
+
+def _order_with(release: Release, book: Book) -> float | None:
+    """The filter's order once `release` is on the ledger: fixed by the first adaptive release, for good."""
+    fixed = book.filter_order
+    if release.filter_order is None or fixed is None:
+        return fixed if release.filter_order is None else filter_order(release.filter_order)
+    if release.filter_order != fixed:
+        remedy = f"this ledger's filter is at order {fixed:g} for good; plan with that one"
+        raise Refusal("filter_order", release.filter_order, remedy)
+    return fixed
 
 
 def _payload(release: Release, events: dict[str, Any], budget: Budget) -> str:

@@ -23,7 +23,7 @@ from dp_accounting import GaussianDpEvent, get_epsilon_gaussian
 
 from fedveil.privacy.accounting.epsilon import within
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
-from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, State, read_entries, verify
+from fedveil.privacy.ledger.ledger import BudgetExhausted, Ledger, ReleaseState, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 
 BUDGET = Budget(Unit.CLIENT, target_epsilon=1.5, target_delta=1e-5)
@@ -134,7 +134,7 @@ def judge(path, left):
         return f"cannot be opened: {refusal}"
     with ledger:
         for key in left:
-            if ledger.state(key) in (None, State.VOID):
+            if ledger.state(key) in (None, ReleaseState.VOID):
                 return f"{key} left and is not on the ledger"
         if ledger.epsilon() < truly(len(left)):
             return f"epsilon {ledger.epsilon()} after {len(left)} releases"

@@ -1,0 +1,137 @@
+"""Privacy loss distributions of what dp_accounting does not know: one sample of which a whole composition is asked.
+
+A client that is drawn with probability p and then takes K noisy steps composes its K steps on *one* draw. Neither
+p times the rate of a step nor p times epsilon is right. A pair (P, Q) of distributions that dominates the K steps
+gives a pair that dominates the sampled ones (Zhu, Dong and Wang 2022, arXiv:2106.08567, theorem 11):
+
+    remove: (p P + (1 - p) Q, Q)        add: (P, p Q + (1 - p) P), its own P being the side without the unit.
+
+This is true of a unit whose neighbour leaves the same as a unit that was not drawn. A record at a client that is
+drawn is none: whoever sees that the client took part, or may tell from a model that changed, knows the draw. What
+then remains of it is `OpenlySampledDpEvent`.
+"""
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.pld.pld_pmf import DensePLDPmf
+from dp_accounting.pld.privacy_loss_distribution import (
+    PrivacyLossDistribution,
+    from_gaussian_mechanism,
+    identity,
+)
+from numpy.typing import NDArray
+
+from . import sampled_gaussian
+from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale
+
+if TYPE_CHECKING:
+    from dp_accounting import NeighboringRelation
+
+Floats = NDArray[np.float64]
+# What may be asked of one secret sample: what a unit left blank answers as an absent one does, in either direction.
+SAMPLED_ALIKE = (GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent)
+
+
+def has_distribution(leaf: Leaf, relation: "NeighboringRelation") -> bool:
+    """Whether `distribution` knows ``leaf`` under this relation of neighbours."""
+    from dp_accounting import NeighboringRelation
+
+    parts = asked_of(leaf)
+    if parts is None:
+        return PLDAccountant(relation).supports(leaf)
+    # Replacing a unit compares two answers with that of its absence: a pair does not tell all three.
+    alike = relation is not NeighboringRelation.REPLACE_ONE and all(
+        isinstance(part, SAMPLED_ALIKE) or drawn_openly(part) for part, _ in parts
+    )
+    return (drawn_openly(leaf) or alike) and all(has_distribution(part, relation) for part, _ in parts)
+
+
+def distribution(
+    counts: Counts,
+    relation: "NeighboringRelation",
+    interval: float,
+    before: PrivacyLossDistribution | None = None,
+) -> PrivacyLossDistribution:
+    """The PLD of ``before`` and then every leaf as often as counted, on a grid of ``interval`` nats; an upper bound."""
+    total: Any = before or identity(interval)
+    for leaf, n in counts:
+        if isinstance(leaf, GaussianDpEvent):
+            total = total.compose(
+                _once(GaussianDpEvent(leaf.noise_multiplier / math.sqrt(n)), relation, interval)
+            )
+        else:
+            once = _once(leaf, relation, interval)
+            total = total.compose(once if n == 1 else once.self_compose(n))
+    return total
+
+
+@lru_cache(maxsize=256)
+def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> PrivacyLossDistribution:
+    from dp_accounting import NeighboringRelation
+
+    parts, scale = asked_of(leaf), gaussian_scale(leaf)
+    if scale is not None:
+        rate, noise = scale
+        if rate < 1 and relation is not NeighboringRelation.REPLACE_ONE:
+            return sampled_gaussian.distribution(rate, noise, interval)
+        return from_gaussian_mechanism(
+            noise, value_discretization_interval=interval, sampling_prob=rate, neighboring_relation=relation
+        )
+    if parts is None:
+        accountant: Any = PLDAccountant(relation, interval)
+        return accountant.compose(leaf)._pld
+    asked: Any = distribution(parts, relation, interval)
+    rate = leaf.sampling_probability
+    if drawn_openly(leaf):
+        return asked.compute_mixture(identity(interval), rate)
+    return PrivacyLossDistribution(
+        _removed(asked._pmf_remove, rate, interval), _added(asked._pmf_add, rate, interval)
+    )
+
+
+def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
+    """The loss of (rate P + (1 - rate) Q, Q) for the pair (P, Q) whose loss is ``pmf``."""
+    losses, upper, infinite = _atoms(pmf)
+    # Q gives an atom e^-loss of what P gives. Rounding errors of the far left weigh most there: the atoms share what
+    # Q has, those of the greatest loss first, and what they leave is where P gives nothing.
+    with np.errstate(over="ignore"):
+        lower = np.where(upper > 0, upper * np.exp(-losses), 0.0)
+    taken = np.minimum(np.cumsum(lower[::-1]), 1.0)[::-1]
+    lower = taken - np.append(taken[1:], 0.0)
+    masses = rate * upper + (1 - rate) * lower
+    rest, least = (1 - rate) * (1 - taken[0]), math.log1p(-rate)
+    sampled = np.logaddexp(least, math.log(rate) + losses)
+    return _on_grid(np.append(sampled, least), np.append(masses, rest), rate * infinite, interval)
+
+
+def _added(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
+    """The loss of (P, rate Q + (1 - rate) P) for the pair (P, Q) whose loss is ``pmf``; it is never infinite."""
+    losses, masses, infinite = _atoms(pmf)
+    sampled = -np.logaddexp(math.log1p(-rate), math.log(rate) - losses)
+    return _on_grid(np.append(sampled, -math.log1p(-rate)), np.append(masses, infinite), 0.0, interval)
+
+
+def _atoms(pmf: Any) -> tuple[Floats, Floats, float]:
+    """The losses of a distribution, the masses at them, and the mass at infinity."""
+    dense = pmf.to_dense_pmf()
+    losses = (np.arange(dense.size) + dense._lower_loss) * dense._discretization
+    return losses, np.maximum(dense._probs, 0.0), float(dense._infinity_mass)
+
+
+def _on_grid(losses: Floats, masses: Floats, infinite: float, interval: float) -> DensePLDPmf:
+    """Masses moved to multiples of ``interval``, each to the two beside it so that P and Q keep what they gave.
+
+    Moved so, every divergence can only grow (connect-the-dots; Doroshenko et al. 2022, arXiv:2207.04380).
+    """
+    below = np.floor(losses / interval).astype(np.int64)
+    first = int(below.min())
+    above = masses * np.clip(np.expm1(below * interval - losses) / math.expm1(-interval), 0.0, 1.0)
+    size = int(below.max()) - first + 2
+    probs = np.bincount(below - first, masses - above, size)
+    probs += np.bincount(below - first + 1, above, size)
+    return DensePLDPmf(interval, first, probs, infinite, True)
