@@ -22,9 +22,9 @@ from ..privacy.secagg.client import Participant
 from ..privacy.secagg.masks import Vector, add_masks
 from ..privacy.secagg.policy import Policy
 from ..privacy.secagg.roster import Member, Roster
-from ..privacy.secagg.server import Outcome, Outgoing, ServerAttempt
+from ..privacy.secagg.server import OpenedSum, Outgoing, ServerAttempt
 from ..privacy.secagg.suite import SUITES, public_of, verify
-from ..privacy.secagg.transcript import PROTOCOL_VERSION, Profile, Terms
+from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 from ..simulations.in_process import keep_memory
 from .engines import Options
 from .secagg_case import Case, Clock, Costs
@@ -124,7 +124,7 @@ def run_ours(case: Case, update: np.ndarray) -> Costs:
     terms, roster, nodes = _cohort(case)
     spec = size_shares(SumSpec(1.0), case.coordinates, Attendance(case.clients, 2), 0.0, case.bits)
 
-    def vector(agreed: Terms) -> tuple[Vector, Openings]:
+    def vector(agreed: AttemptTerms) -> tuple[Vector, Openings]:
         assert agreed.bits == spec.bits
         words, _ = encode_share({"w": update}, {}, spec, Randomness().stream("share"), _ROTATION)
         return cast(Vector, words), ()
@@ -134,7 +134,7 @@ def run_ours(case: Case, update: np.ndarray) -> Costs:
     server, uploads = Clock(), dict.fromkeys(measured, 0)
     with server:
         attempt = ServerAttempt(terms, roster, list(range(case.clients)), case.coordinates, 0)
-    result: Outgoing | Outcome | object = attempt.proposal()
+    result: Outgoing | OpenedSum | object = attempt.proposal()
     alive, exchange = set(case.survivors()), 0
     while isinstance(result, dict):
         for place, message in result.items():
@@ -151,26 +151,26 @@ def run_ours(case: Case, update: np.ndarray) -> Costs:
         with server:
             result = attempt.advance(_MODEL)
         exchange += 1
-    assert isinstance(result, Outcome), result
+    assert isinstance(result, OpenedSum), result
     _check(result, update, spec)
     upload = max(uploads.values())
     times = [clock.milliseconds for clock in clocks.values()]
     return Costs(times, server.milliseconds, upload, len(result.survivors))
 
 
-def _check(outcome: Outcome, update: np.ndarray, spec: ShareSpec) -> None:
+def _check(outcome: OpenedSum, update: np.ndarray, spec: ShareSpec) -> None:
     survivors = len(outcome.survivors)
     mean, _ = decode_sum(outcome.total, {"w": update.shape}, spec, survivors, survivors, _ROTATION)
     if np.abs(mean["w"] - update).max() > 2 * spec.sum.step:
         raise AssertionError("the sum is not the survivors'")
 
 
-def _cohort(case: Case) -> tuple[Terms, Roster, list[Participant]]:
+def _cohort(case: Case) -> tuple[AttemptTerms, Roster, list[Participant]]:
     keys = [Ed25519PrivateKey.generate() for _ in range(case.clients)]
     members = [Member(place, f"client {place}", public_of(key), _LATER) for place, key in enumerate(keys)]
     roster = Roster(1, tuple(members))
     policy = Policy(public_of(Ed25519PrivateKey.generate()), 1, 2, 0.0, 0.0, 1.0, 0.0)
-    terms = Terms(
+    terms = AttemptTerms(
         PROTOCOL_VERSION,
         1,
         run=1,

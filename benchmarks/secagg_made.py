@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..privacy.secagg.attempt import Attempt, masked, tagged
+from ..privacy.secagg.attempt import NodeAttempt, masked, tagged
 from ..privacy.secagg.bindings import confirmation_body, mask_sign, own_mask_key, pair_mask_info
 from ..privacy.secagg.client import Participant
 from ..privacy.secagg.messages import SEALED_BYTES, Confirmation, Revealed, SealedShares, write
-from ..privacy.secagg.server import Outcome, ServerAttempt
+from ..privacy.secagg.server import OpenedSum, ServerAttempt
 from ..privacy.secagg.suite import agree, key_from_seed, public_of, sign
 from .secagg_case import Case, Clock
 from .tables import Row
@@ -80,7 +80,7 @@ def _play(
                 attempt.take(node, reply)
         with watch:
             result = attempt.advance(_MODEL)
-    assert isinstance(result, Outcome), result
+    assert isinstance(result, OpenedSum), result
     if len(result.survivors) != len(alive) or (result.total != len(alive)).any():
         raise AssertionError("the sum is not the survivors'")
 
@@ -126,6 +126,6 @@ class _Made:
         return tagged(_held(node), write(Revealed(self.attempt._view, b"".join(seeds), b"")))
 
 
-def _held(node: Participant) -> Attempt:
+def _held(node: Participant) -> NodeAttempt:
     (held,) = node.attempts.values()
     return held

@@ -15,10 +15,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..privacy.audit.one_run import Guesses, Scores
-from ..privacy.audit.verdict import Method, Outcome, Verdict, by_guesses, by_many_runs, by_one_run, judge
+from ..privacy.audit.verdict import Judgement, Method, Verdict, by_guesses, by_many_runs, by_one_run, judge
 from ..privacy.refusal import Refusal
 
-EXIT_CODES = {Outcome.CONSISTENT: 0, Outcome.VIOLATED: 3, Outcome.TOO_WEAK: 4}
+EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4}
 USAGE = """\
 usage: fedveil audit RUN [--json]                          weigh a run again from its folder
        fedveil audit RUN --membership loss|rmia|lira|art   attack its final model
@@ -65,9 +65,9 @@ def audit(argv: Sequence[str]) -> int:
     if asked.gaussian and delta == 0:
         raise Refusal("delta", delta, "no Gaussian mechanism has it; give a number above 0")
     alpha = 1 - _within("confidence", asked.confidence, 0.5, 1)
-    verdict = judge(_methods(asked, delta), epsilon, alpha)
-    print(_as_json(verdict) if asked.json else _in_words(verdict, epsilon, delta, alpha))
-    return EXIT_CODES[verdict.outcome]
+    judgement = judge(_methods(asked, delta), epsilon, alpha)
+    print(_as_json(judgement) if asked.json else _in_words(judgement, epsilon, delta, alpha))
+    return EXIT_CODES[judgement.verdict]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,32 +171,32 @@ def _checked(path: Path, scores: Any) -> Scores:
     return array
 
 
-def _in_words(verdict: Verdict, epsilon: float, delta: float, alpha: float) -> str:
+def _in_words(judgement: Judgement, epsilon: float, delta: float, alpha: float) -> str:
     lines = [f"claim: epsilon {epsilon:g} at delta {delta:g}; confidence {1 - alpha:g}"]
-    width = max(len(finding.method) for finding in verdict.findings)
+    width = max(len(finding.method) for finding in judgement.findings)
     lines.append(f"{'method'.ljust(width)}  epsilon at least  could have shown  p of the claim")
     lines += [
         f"{f.method.ljust(width)}  {f.lower:<16.3f}  {f.ceiling:<16.3f}  {f.p_value:.2g}"
-        for f in verdict.findings
+        for f in judgement.findings
     ]
-    first = verdict.findings[0]
-    match verdict.outcome:
-        case Outcome.VIOLATED:
+    first = judgement.findings[0]
+    match judgement.verdict:
+        case Verdict.VIOLATED:
             said = f"epsilon is at least {first.lower:.3g}, and {epsilon:g} is claimed"
-        case Outcome.CONSISTENT:
+        case Verdict.CONSISTENT:
             said = "this evidence does not refute the claim, and proves no privacy"
-        case Outcome.TOO_WEAK:
+        case Verdict.TOO_WEAK:
             said = f"not even perfect guesses could have shown more than epsilon {first.ceiling:.3g}"
-    return "\n".join([*lines, f"{verdict.outcome}: {said}"])
+    return "\n".join([*lines, f"{judgement.verdict}: {said}"])
 
 
-def _as_json(verdict: Verdict) -> str:
+def _as_json(judgement: Judgement) -> str:
     findings = [
         {"method": f.method}
         | {
             name: value if math.isfinite(value := getattr(f, name)) else "infinity"
             for name in ("lower", "ceiling", "p_value")
         }
-        for f in verdict.findings
+        for f in judgement.findings
     ]
-    return json.dumps({"verdict": str(verdict.outcome), "findings": findings}, allow_nan=False)
+    return json.dumps({"verdict": str(judgement.verdict), "findings": findings}, allow_nan=False)

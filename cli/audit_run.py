@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ..privacy.audit import record
+from ..privacy.audit import round_rows
 from ..privacy.audit.canary_clients import coins_of, commitment
-from ..privacy.audit.run_audit import Evidence, Measured, Terms
+from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured
 from ..privacy.audit.summary import Raised, Summary, summarise
-from ..privacy.audit.verdict import Outcome
+from ..privacy.audit.verdict import Verdict
 from ..privacy.refusal import Refusal
 from ..server.auditing import Auditor
 from ..server.run.audit import ROWS, TERMS, as_json, in_words, read_terms
 from ..server.run.audit_display import seen
 
-EXIT_CODES = {Outcome.CONSISTENT: 0, Outcome.VIOLATED: 3, Outcome.TOO_WEAK: 4, None: 4}
+EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4, None: 4}
 
 
 def audit_run(folder: Path, as_text: bool = True) -> int:
@@ -31,7 +31,7 @@ def audit_run(folder: Path, as_text: bool = True) -> int:
     fields = _fields(folder)
     terms = read_terms(fields["terms"])
     coins = _coins(folder, terms, fields)
-    rows = record.read(folder / ROWS, terms.canaries)
+    rows = round_rows.read(folder / ROWS, terms.canaries)
     whole = rows[rows["round"] == 0]
     rows = rows[rows["round"] > 0]
     if not len(rows):
@@ -44,7 +44,7 @@ def audit_run(folder: Path, as_text: bool = True) -> int:
         print("\n".join(_in_words(folder, terms, summary, auditor.raised, len(rows))))
     else:
         print(json.dumps(as_json(terms, summary, auditor.raised, str(fields["on_alarm"])), allow_nan=False))
-    return EXIT_CODES[summary.outcome]
+    return EXIT_CODES[summary.verdict]
 
 
 def _fields(folder: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _fields(folder: Path) -> dict[str, Any]:
         raise Refusal("audit", str(folder / TERMS), f"cannot be read ({problem})") from problem
 
 
-def _coins(folder: Path, terms: Terms, fields: dict[str, Any]) -> np.ndarray:
+def _coins(folder: Path, terms: AuditTerms, fields: dict[str, Any]) -> np.ndarray:
     if not terms.canaries:
         return np.zeros(0, np.bool_)
     if "opened" not in fields:
@@ -74,7 +74,9 @@ def _coins(folder: Path, terms: Terms, fields: dict[str, Any]) -> np.ndarray:
     return coins
 
 
-def _in_words(folder: Path, terms: Terms, summary: Summary, raised: list[Raised], rounds: int) -> list[str]:
+def _in_words(
+    folder: Path, terms: AuditTerms, summary: Summary, raised: list[Raised], rounds: int
+) -> list[str]:
     clients = f", {terms.canaries} canary clients; epsilon at delta {terms.delta:g}" if terms.delta else ""
     lines = [f"{folder}: {rounds} rounds{clients}"]
     found = summary.measured
@@ -99,7 +101,7 @@ def _in_words(folder: Path, terms: Terms, summary: Summary, raised: list[Raised]
     if summary.records is not None:
         lines += _of_records(summary.records)
     lines += [_line("alarm", f"round {each.round}, {in_words(each.alarm)}") for each in raised]
-    return [*lines, f"{summary.outcome or 'nothing to tell'}: {summary.said}"]
+    return [*lines, f"{summary.verdict or 'nothing to tell'}: {summary.said}"]
 
 
 def _of_records(found: Measured) -> list[str]:

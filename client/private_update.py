@@ -12,7 +12,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from ..privacy.mechanisms.private_sum import encode
-from ..privacy.secagg.transcript import Terms
+from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies.flower_adapter import records_of
 from ..strategies.wire import DROP_REASONS, FAILED, layout_of, only_arrays, read_spec, reply_with, view
 
@@ -29,10 +29,10 @@ class NotTrained(Exception):
 
 # Entered before the app is called and left once the vector is made: what a device's own ledger is charged. It is given
 # the instruction and, in secure aggregation, the attempt's terms; it raises NotTrained where nothing may be computed.
-Charge = Callable[[RecordDict, Terms | None], AbstractContextManager[None]]
+Charge = Callable[[RecordDict, AttemptTerms | None], AbstractContextManager[None]]
 
 
-def uncharged(content: RecordDict, terms: Terms | None) -> AbstractContextManager[None]:
+def uncharged(content: RecordDict, terms: AttemptTerms | None) -> AbstractContextManager[None]:
     """Charge nothing here: the population's ledger, at the server, is charged for all."""
     del content, terms
     return nullcontext()

@@ -19,12 +19,11 @@ from ..privacy.mechanisms.randomness import KEY_BYTES, Randomness
 from ..privacy.mechanisms.sizing import ShareSpec
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.attempt import Openings, Work
-from ..privacy.secagg.client import Participant, declined
+from ..privacy.secagg.client import Participant, declined, read_state, write_state
 from ..privacy.secagg.graph import colluders
 from ..privacy.secagg.masks import Vector
-from ..privacy.secagg.node_state import read_state, write_state
 from ..privacy.secagg.refusal import Reason, Refused
-from ..privacy.secagg.transcript import Terms
+from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies.flower_adapter import records_of
 from ..strategies.identity import Identity
 from ..strategies.secure_wire import (
@@ -115,7 +114,7 @@ class Job:
         """Return the node's share of the round."""
         return Work(model_hash(self.message.content), self._vector)
 
-    def _vector(self, terms: Terms) -> tuple[Vector, Openings]:
+    def _vector(self, terms: AttemptTerms) -> tuple[Vector, Openings]:
         content = self.message.content
         spec = _agreed_spec(content, terms, self.identity.policy.collusion)
         received = dict(only_arrays(content).items())  # the app may change what it was given
@@ -131,7 +130,7 @@ class Job:
             return cast(Vector, words), openings(spec, layers)
 
 
-def _agreed_spec(content: RecordDict, terms: Terms, collusion: float) -> ShareSpec:
+def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> ShareSpec:
     """Return the spec that came beside the model, if it is the one that the cohort agreed on and gives its noise.
 
     Raises:

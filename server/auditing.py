@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..privacy.audit import record, record_claim
+from ..privacy.audit import record_claim, round_rows
 from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, look_at
 from ..privacy.audit.canary_clients import Directions
-from ..privacy.audit.draw_check import draw_p
+from ..privacy.audit.free_checks import NORM_TESTS, draw_p
 from ..privacy.audit.interference import block_of
-from ..privacy.audit.noise_checks import NORM_TESTS
-from ..privacy.audit.probe import MemorisationProbe, Memorised, pooled_p
-from ..privacy.audit.record import Rows
-from ..privacy.audit.run_audit import Evidence, Measured, Terms, look_of
+from ..privacy.audit.memorisation import MemorisationProbe, Memorised, pooled_p
+from ..privacy.audit.round_rows import Rows
+from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured, look_of
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.audit.watching import NO_MEMORY, Memory, Released, noise_p, unwatched, watch
 from ..privacy.refusal import Refusal
@@ -51,7 +50,7 @@ class Auditor:
       raised, found: which alarms were raised, and what the probe last found.
     """
 
-    terms: Terms
+    terms: AuditTerms
     path: Path
     directions: Directions | None = None
     coins: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
@@ -69,13 +68,13 @@ class Auditor:
     @property
     def rows(self) -> Rows:
         """The rows so far, one for each released round."""
-        return record.stacked(self._rows, self.terms.canaries)
+        return round_rows.stacked(self._rows, self.terms.canaries)
 
     def go_on(self, last: int, memory: Memory) -> None:
         """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again."""
-        rows = record.read(self.path, self.terms.canaries)
+        rows = round_rows.read(self.path, self.terms.canaries)
         rows = rows[(rows["round"] > 0) & (rows["round"] <= last)]
-        record.cut(self.path, rows)
+        round_rows.cut(self.path, rows)
         self.replay(rows)
         self.memory = memory
 
@@ -102,7 +101,7 @@ class Auditor:
             row["books_p"] = self._books_p(row, self.booked())
         if due:
             self._probe(number, arrays, row)
-        record.append(self.path, row)
+        round_rows.append(self.path, row)
         return self._judge(row)
 
     def _probe(self, number: int, arrays: Arrays, row: Rows) -> None:
@@ -123,7 +122,7 @@ class Auditor:
         alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
         since = max((each.round for each in alarms), default=0)
         rows = [each for each in self._rows if each["round"] > since]
-        return record.stacked([*rows, row], self.terms.canaries)
+        return round_rows.stacked([*rows, row], self.terms.canaries)
 
     def _draw_p(self, row: Rows) -> float:
         if not self.terms.clients:
@@ -147,7 +146,7 @@ class Auditor:
 
     def _books_p(self, row: Rows, booked: float) -> float:
         """1 if the ledger counts what the sums cost by an account of their own, which rounds differently; else 0."""
-        rows = record.stacked([*self._rows, row], self.terms.canaries)
+        rows = round_rows.stacked([*self._rows, row], self.terms.canaries)
         return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed)
 
     @property
@@ -195,7 +194,7 @@ class Auditor:
             whole = np.concatenate([np.ravel(part) for part in moved])
             row = unwatched(0, self.terms.canaries)
             row["norm"], row["along"] = np.linalg.norm(whole), self.directions.along(whole)
-            record.append(self.path, row)
+            round_rows.append(self.path, row)
         return summarise(Evidence(self.terms, self.coins, self.rows), self.raised, row)
 
     @property

@@ -61,7 +61,7 @@ def _attendance(clients: int, dropout: float, collusion: float, profile: Profile
     if clients < 2:
         raise Refusal("cohort", clients, "a sum hides its clients behind each other: ask for more")
     bad = colluders(clients, collusion)
-    # As many as must sign one set of survivors, as `witnesses.quorum` says, where the server may lie about it.
+    # As many as must sign one set of survivors, as `quorum` says, where the server may lie about it.
     signers = (clients + bad) // 2 + 1 if profile is Profile.MALICIOUS else 0
     least = min(clients, max(math.ceil(clients * (1 - dropout) - 1e-9), bad + 2, signers))
     if bad + 2 > clients:

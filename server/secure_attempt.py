@@ -13,9 +13,9 @@ from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.refusal import Refused
-from ..privacy.secagg.server import Abandoned, Outcome, Outgoing, ServerAttempt
+from ..privacy.secagg.server import Abandoned, OpenedSum, Outgoing, ServerAttempt
 from ..privacy.secagg.shamir import SECRET_BYTES
-from ..privacy.secagg.transcript import PROTOCOL_VERSION, Profile, Terms
+from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 from ..strategies.secure_wire import Exchange, Place, run_number, task_hash
 from ..strategies.wire import LASTING, NO_REPLY
 from .masking import Masking
@@ -103,7 +103,7 @@ class Attempt:
         self.step = Exchange.PROPOSAL
         self.asking: Outgoing = self._server.proposal()
         self.sent = self.asked_to_open = False
-        self._ended: Outcome | Abandoned | None = None
+        self._ended: OpenedSum | Abandoned | None = None
         self._reasons: dict[int, str] = {}
 
     def prepares(self, nodes: Sequence[int], wanted: Sum, masking: Masking) -> bool:
@@ -176,13 +176,13 @@ class Attempt:
     def opened(self, model: bytes, exchanges: int) -> Opened:
         """Return how the attempt ended."""
         ended = self._ended
-        survivors = ended.survivors if isinstance(ended, Outcome) else ()
+        survivors = ended.survivors if isinstance(ended, OpenedSum) else ()
         reason = str(ended.reason) if isinstance(ended, Abandoned) else NO_REPLY
         dropped = Counter(
             self._reasons.get(node, reason) for node in self.nodes if node not in set(survivors)
         )
         total, number = None, self.number + 1
-        if isinstance(ended, Outcome):
+        if isinstance(ended, OpenedSum):
             total = ended.total
             take_back(total, len(survivors), self.spec, map(_seeds, ended.seeds.values()))
         return Opened(
@@ -194,12 +194,12 @@ def _seeds(joined: bytes) -> list[bytes]:
     return [joined[start : start + SECRET_BYTES] for start in range(0, len(joined), SECRET_BYTES)]
 
 
-def _terms(wanted: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> Terms:
+def _terms(wanted: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> AttemptTerms:
     attendance = spec.attendance
     clipping_norm = spec.sum.clipping_norm
     assert clipping_norm is not None
     neighbours, threshold = masking.shape(attendance.most)
-    return Terms(
+    return AttemptTerms(
         PROTOCOL_VERSION,
         masking.suite,
         run=run_number(wanted.run),

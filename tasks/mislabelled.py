@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..privacy.audit.probe import MemorisationProbe
+from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
 from .protocol import Examples, ProbedTask, Task
 

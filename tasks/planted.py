@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..privacy.audit.exposure import Exposure, exposure, fisher
-from ..privacy.audit.probe import Memorised
+from ..privacy.audit.memorisation import Exposure, Memorised, exposure, fisher
 from ..privacy.refusal import Refusal
 from .arrays import load_arrays
 from .protocol import Task

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..privacy.audit.probe import MemorisationProbe
+from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
 
 

@@ -16,8 +16,7 @@ from fedveil.client.app import make_client_app
 from fedveil.client.secure_update import STATE, STATE_RECORD, secure_update
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
-from fedveil.privacy.secagg.client import OVER
-from fedveil.privacy.secagg.node_state import read_state
+from fedveil.privacy.secagg.client import OVER, read_state
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.server.secure_sum import ATTEMPTS
 from fedveil.strategies.client_settings import ClientSettings

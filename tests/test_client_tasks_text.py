@@ -9,7 +9,7 @@ import torch
 
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import SGD, train
-from fedveil.privacy.audit.exposure import exposure
+from fedveil.privacy.audit.memorisation import exposure
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan

@@ -30,7 +30,7 @@ from fedveil.deployment.serve import alone, serve, settings_for
 from fedveil.deployment.status import NOT_RUNNING, read_status, running, show
 from fedveil.deployment.watch import LOOK_SECONDS
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.audit import record
+from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.ledger.ledger import read_entries
@@ -325,7 +325,7 @@ def test_devices_take_noise_that_an_alarm_raised(mode: tuple[str, ...], hearts: 
         assert served(hearts, *mode, "num_rounds=2", "audit.on_alarm=raise_noise")[0] == 0
     assert [row["replies"] for row in rows_of(hearts)] == [5, 5]
     assert result_of(hearts)["audit"]["verdict"] == "violated"
-    rows = record.read(hearts / "server" / "runs" / "run-1" / "audit.npy", 0)
+    rows = round_rows.read(hearts / "server" / "runs" / "run-1" / "audit.npy", 0)
     first, second = rows["noise"][rows["round"] > 0]
     assert second / first == pytest.approx(2.0, rel=0.01)
 
@@ -343,7 +343,7 @@ def canaries_of(hearts: Path) -> tuple[Any, Any]:
     """The rows that the auditor kept, and the coins."""
     folder = hearts / "server" / "runs" / "run-1"
     opened = json.loads((folder / "audit.json").read_text())["opened"]
-    rows = record.read(folder / "audit.npy", 80)
+    rows = round_rows.read(folder / "audit.npy", 80)
     return rows[rows["round"] > 0], coins_of(bytes.fromhex(opened["seed"]), 80)
 
 

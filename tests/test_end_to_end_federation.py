@@ -16,7 +16,7 @@ import pytest
 from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.links.server_bundle import read_server_bundle
-from fedveil.privacy.audit import record
+from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.ledger.ledger import read_entries, verify
 
@@ -153,7 +153,7 @@ def test_a_server_runs_canary_clients_whose_coins_outlive_it(world: World) -> No
     assert [(row["round"], row["invited"], row["replies"]) for row in rows] == [
         (number, 5, 5) for number in range(1, ROUNDS + 1)
     ]
-    kept = record.read(folder / "audit.npy", 100)[:ROUNDS]
+    kept = round_rows.read(folder / "audit.npy", 100)[:ROUNDS]
     assert kept["taken"].all() and kept["clients"].tolist() == [5] * ROUNDS
     audit = world.result("audited")["audit"]
     assert (audit["canaries"], audit["alarms"]) == (100, []) and audit["measured"] is not None

@@ -20,7 +20,7 @@ from fedveil.privacy.audit.normality import (
 )
 from fedveil.privacy.audit.one_run import Guesses, gdp_refutes, guesses_at, steinke_p, steinke_refutes
 from fedveil.privacy.audit.rates import rate_above, rate_below
-from fedveil.privacy.audit.verdict import Outcome, by_guesses, by_many_runs, by_one_run, judge
+from fedveil.privacy.audit.verdict import Verdict, by_guesses, by_many_runs, by_one_run, judge
 from fedveil.privacy.refusal import Refusal
 
 DELTA = 1e-5
@@ -162,7 +162,7 @@ def test_halved_noise_is_violated_and_the_power_was_foretold(epsilon: float) -> 
         judge(by_one_run(*gaussian_scores(2 * mu, seed), DELTA, gaussian=True), epsilon, 0.001)
         for seed in range(5)
     ]
-    assert all(verdict.outcome is Outcome.VIOLATED for verdict in verdicts)
+    assert all(verdict.verdict is Verdict.VIOLATED for verdict in verdicts)
     assert power_if_halved(500, 500, epsilon, 0.001) > 0.99
     assert power_if_halved(50, 50, 1.0, 0.001) < 0.2
 
@@ -189,23 +189,23 @@ def test_the_estimate_of_a_run_without_noise_is_infinite() -> None:
 
 def test_a_claim_above_the_ceiling_cannot_be_told() -> None:
     guesses = Guesses(100, 100, 100)
-    assert judge(by_guesses(guesses, DELTA), 2.0, 0.05).outcome is Outcome.VIOLATED
-    assert judge(by_guesses(guesses, DELTA), 8.0, 0.05).outcome is Outcome.TOO_WEAK
-    assert judge(by_guesses(Guesses(100, 100, 50), DELTA), 2.0, 0.05).outcome is Outcome.CONSISTENT
+    assert judge(by_guesses(guesses, DELTA), 2.0, 0.05).verdict is Verdict.VIOLATED
+    assert judge(by_guesses(guesses, DELTA), 8.0, 0.05).verdict is Verdict.TOO_WEAK
+    assert judge(by_guesses(Guesses(100, 100, 50), DELTA), 2.0, 0.05).verdict is Verdict.CONSISTENT
 
 
 def test_what_masks_the_canaries_lowers_the_ceiling() -> None:
     methods = by_one_run(*gaussian_scores(1.0, 0), DELTA, gaussian=True)
-    assert judge(methods, 8.0, 0.05).outcome is Outcome.CONSISTENT
-    assert judge(methods, 8.0, 0.05, masked=7.0).outcome is Outcome.TOO_WEAK
+    assert judge(methods, 8.0, 0.05).verdict is Verdict.CONSISTENT
+    assert judge(methods, 8.0, 0.05, masked=7.0).verdict is Verdict.TOO_WEAK
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_many_runs_apart_refute_and_runs_alike_do_not(gaussian: bool) -> None:
     rng = np.random.default_rng(3)
     members, others = rng.standard_normal(500), rng.standard_normal(500)
-    assert judge(by_many_runs(members + 4, others, DELTA, gaussian), 1.0, 0.05).outcome is Outcome.VIOLATED
-    assert judge(by_many_runs(members, others, DELTA, gaussian), 1.0, 0.05).outcome is Outcome.CONSISTENT
+    assert judge(by_many_runs(members + 4, others, DELTA, gaussian), 1.0, 0.05).verdict is Verdict.VIOLATED
+    assert judge(by_many_runs(members, others, DELTA, gaussian), 1.0, 0.05).verdict is Verdict.CONSISTENT
 
 
 @given(st.integers(2, 40), st.integers(0, 40), st.integers(0, 40), st.floats(0.1, 3))
@@ -224,7 +224,7 @@ def test_equal_scores_say_nothing() -> None:
     flat = np.zeros(500)
     assert guesses_at(flat, flat, 1.0).correct == 0
     assert guesses_at(np.ones(500), flat, 1.0).correct == 1000
-    assert judge(by_one_run(flat, flat, DELTA), 0.1, 0.05).outcome is Outcome.CONSISTENT
+    assert judge(by_one_run(flat, flat, DELTA), 0.1, 0.05).verdict is Verdict.CONSISTENT
 
 
 def test_abstaining_keeps_the_surest() -> None:

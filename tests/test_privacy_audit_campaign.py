@@ -16,10 +16,10 @@ from dp_accounting import GaussianDpEvent
 
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon, gaussian_mu
 from fedveil.privacy.audit.canary_clients import KnownRounds, ceiling_mu, round_scores
-from fedveil.privacy.audit.exposure import fisher
 from fedveil.privacy.audit.membership import auc
+from fedveil.privacy.audit.memorisation import fisher
 from fedveil.privacy.audit.normality import Estimate, estimate, separation
-from fedveil.privacy.audit.verdict import Outcome, Verdict, by_one_run, judge
+from fedveil.privacy.audit.verdict import Judgement, Verdict, by_one_run, judge
 
 ORACLES = Path(__file__).parent / "oracles"
 FEDERATED: dict[str, Any] = runpy.run_path(str(ORACLES / "federated_canaries.py"))
@@ -54,7 +54,9 @@ def scores(found: Any, sigma: float, rounds: int | None = None) -> tuple[np.ndar
     return all_scores[found.coins], all_scores[~found.coins]
 
 
-def verdict(scenario: str, sigma: float, claim: float | None = None, seed: int = 0, **fault: Any) -> Verdict:
+def verdict(
+    scenario: str, sigma: float, claim: float | None = None, seed: int = 0, **fault: Any
+) -> Judgement:
     found = scores(run(scenario, sigma, seed, **fault), sigma)
     return judge(by_one_run(*found, DELTA, gaussian=True), claim or claimed(scenario, sigma), 0.001)
 
@@ -105,7 +107,7 @@ def test_a_correct_run_is_measured_and_not_called_violated(
     print(f"{scenario} sigma {sigma}: {mean:.2f} in {low} to {high}, p = {p:.2g}")
     assert low < mean < high and p > 0.001
     assert all(each.low < claimed(scenario, sigma) for each in estimates)
-    assert verdict(scenario, sigma).outcome is not Outcome.VIOLATED
+    assert verdict(scenario, sigma).verdict is not Verdict.VIOLATED
     found = run(scenario, sigma)
     assert min(found.column("norm_p")) > 1e-5 and min(found.column("reuse_p")) > 1e-5
 
@@ -128,8 +130,8 @@ def test_the_ceiling_is_what_the_same_run_shows_without_noise() -> None:
         ceiling = gaussian_epsilon(mu, DELTA)
         assert 0.6 * silent.epsilon < ceiling < 1.2 * silent.epsilon
         methods = by_one_run(*scores(found, sigma), DELTA, gaussian=True)
-        outcome = judge(methods, claimed("B", sigma), 0.001, ceiling).outcome
-        assert outcome is (Outcome.TOO_WEAK if blind else Outcome.CONSISTENT)
+        outcome = judge(methods, claimed("B", sigma), 0.001, ceiling).verdict
+        assert outcome is (Verdict.TOO_WEAK if blind else Verdict.CONSISTENT)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 2.0])
@@ -141,7 +143,7 @@ def test_the_ceiling_is_what_the_same_run_shows_without_noise() -> None:
 def test_canaries_find_what_is_broken(sigma: float, fault: dict[str, Any]) -> None:
     """No noise, half of it, no clip, weights by example (a canary that says it has four times as many), a bare layer."""
     found = verdict("A", sigma, **fault)
-    assert found.outcome is Outcome.VIOLATED
+    assert found.verdict is Verdict.VIOLATED
     p = p_value("A", sigma, **fault)
     print(f"sigma {sigma} {fault}: p = {p:.2g}")
     assert p < (1e-9 if fault != {"noise": 0.5} or sigma < 2 else 1e-6)
@@ -167,7 +169,7 @@ def test_the_free_checks_find_what_canaries_do_not(fault: dict[str, Any], check:
     if fault == {"same_noise": True}:
         assert max(found.column("cosine")) > 0.99
         assert min(found.column("norm_p")) > 1e-5
-        assert verdict("A", 2.0, **fault).outcome is Outcome.CONSISTENT
+        assert verdict("A", 2.0, **fault).verdict is Verdict.CONSISTENT
 
 
 def test_the_default_audit_stops_hardly_a_correct_run() -> None:
@@ -178,7 +180,7 @@ def test_the_default_audit_stops_hardly_a_correct_run() -> None:
 
 def test_a_claim_from_a_wrong_sample_rate_is_refuted() -> None:
     """Opacus issue 813: a rate 45 000 times too small makes the claim next to nothing."""
-    assert verdict("B", 4.0, claim=0.05).outcome is Outcome.VIOLATED
+    assert verdict("B", 4.0, claim=0.05).verdict is Verdict.VIOLATED
 
 
 def test_the_released_sums_of_dp_sgd_show_nearly_all_of_epsilon() -> None:

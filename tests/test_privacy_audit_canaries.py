@@ -17,10 +17,17 @@ from fedveil.privacy.audit.canary_clients import (
     directions,
     round_scores,
 )
-from fedveil.privacy.audit.draw_check import draw_p
-from fedveil.privacy.audit.noise_checks import cosine, norm_p, outside, reuse_p, run_p, visible_shortfall
+from fedveil.privacy.audit.free_checks import (
+    cosine,
+    draw_p,
+    norm_p,
+    outside,
+    reuse_p,
+    run_p,
+    visible_shortfall,
+)
 from fedveil.privacy.audit.normality import estimate, separation
-from fedveil.privacy.audit.record import LAYERS, stacked
+from fedveil.privacy.audit.round_rows import LAYERS, stacked
 from fedveil.privacy.audit.watching import NO_MEMORY, Released, noise_p, watch
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.refusal import Refusal

@@ -2,7 +2,7 @@
 
 import math
 
-from fedveil.privacy.audit.probe import Memorised, pooled_p
+from fedveil.privacy.audit.memorisation import Memorised, pooled_p
 
 
 def test_the_p_value_of_a_look_is_the_smallest_times_their_number() -> None:

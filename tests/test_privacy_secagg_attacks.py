@@ -12,19 +12,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.secagg import bindings, client, messages, server, witnesses
-from fedveil.privacy.secagg.attempt import Work
+from fedveil.privacy.secagg import attempt as node_attempt
+from fedveil.privacy.secagg import bindings, client, messages, server
+from fedveil.privacy.secagg.attempt import Work, quorum
 from fedveil.privacy.secagg.bindings import advert_body, confirmation_body
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.masks import add_masks
 from fedveil.privacy.secagg.messages import read, write
-from fedveil.privacy.secagg.recovery import remaining_masks
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.privacy.secagg.roster import Member, Roster
-from fedveil.privacy.secagg.server import Abandoned, Outcome
+from fedveil.privacy.secagg.server import Abandoned, OpenedSum, remaining_masks
 from fedveil.privacy.secagg.suite import new_key, public_of, sign
 from fedveil.privacy.secagg.transcript import Profile
-from fedveil.privacy.secagg.witnesses import quorum
 
 COHORT = runpy.run_path(str(Path(__file__).parent / "faults" / "secagg_cohort.py"))
 Cohort, total, MODEL, NOW = COHORT["Cohort"], COHORT["total"], COHORT["MODEL"], COHORT["NOW"]
@@ -75,13 +74,13 @@ def test_a_swapped_key_is_refused(signer):
     attempt, out = play(cohort, "share")
     victim, swapped, colluder = list(cohort.nodes)[:3]
     key = {"a member that colludes": cohort.nodes[colluder].key}.get(signer, Ed25519PrivateKey.generate())
-    adverts = list(read(out[victim], messages.Cohort).adverts)
+    adverts = list(read(out[victim], messages.CohortAdverts).adverts)
     false = replace(adverts[1], mask_key=public_of(new_key()), share_key=public_of(new_key()))
     assert adverts[1].node == swapped
     if signer != "nobody":
         false = replace(false, signature=sign(key, attempt.context, advert_body(false)))
     adverts[1] = false
-    message = edited(out[victim], messages.Cohort, adverts=tuple(adverts))
+    message = edited(out[victim], messages.CohortAdverts, adverts=tuple(adverts))
     assert refusal(cohort, victim, message) is Reason.BAD_SIGNATURE
 
 
@@ -90,8 +89,8 @@ def test_an_advert_of_an_earlier_attempt_is_refused():
     _, earlier = play(cohort, "share")
     _, out = play(cohort, "share", round_number=1)
     victim = next(iter(cohort.nodes))
-    old, new = (list(read(sent[victim], messages.Cohort).adverts) for sent in (earlier, out))
-    message = edited(out[victim], messages.Cohort, adverts=(*new[:1], old[1], *new[2:]))
+    old, new = (list(read(sent[victim], messages.CohortAdverts).adverts) for sent in (earlier, out))
+    message = edited(out[victim], messages.CohortAdverts, adverts=(*new[:1], old[1], *new[2:]))
     assert refusal(cohort, victim, message) is Reason.BAD_SIGNATURE
 
 
@@ -99,8 +98,8 @@ def test_ones_own_key_swapped_is_refused():
     cohort = Cohort(5, 3)
     _, out = play(cohort, "share")
     victim = next(iter(cohort.nodes))
-    adverts = read(out[victim], messages.Cohort).adverts
-    message = edited(out[victim], messages.Cohort, adverts=adverts[1:])
+    adverts = read(out[victim], messages.CohortAdverts).adverts
+    message = edited(out[victim], messages.CohortAdverts, adverts=adverts[1:])
     assert refusal(cohort, victim, message) is Reason.WRONG_COHORT
 
 
@@ -252,7 +251,7 @@ def test_a_node_checks_its_neighbours_a_quorum_and_nobody_twice(monkeypatch):
     cohort = Cohort(24, 3, 4)
     vectors, (victim, *_) = cohort.vectors(DIMENSION), cohort.nodes
     checked = []
-    monkeypatch.setattr(witnesses, "verify", lambda public, *_: checked.append(public))
+    monkeypatch.setattr(node_attempt, "verify", lambda public, *_: checked.append(public))
 
     def note(stage, node, message):
         checked.clear()
@@ -263,7 +262,7 @@ def test_a_node_checks_its_neighbours_a_quorum_and_nobody_twice(monkeypatch):
         return reply
 
     counts = {}
-    assert isinstance(cohort.run(vectors, message_wire=note, reply_wire=count), Outcome)
+    assert isinstance(cohort.run(vectors, message_wire=note, reply_wire=count), OpenedSum)
     assert all(each[:4] == [0, 4, 0, 0] and 13 <= each[4] < 24 - 4 for each in counts.values())
     assert len(counts[victim]) == 5
 
@@ -380,7 +379,7 @@ def test_a_round_that_a_node_opened_is_over_for_it(profile):
     """A second sum of the same round would be a second release for one charge."""
     cohort = Cohort(4, 3, profile=profile)
     victim, vectors = next(iter(cohort.nodes)), cohort.vectors(3)
-    assert isinstance(cohort.run(vectors, round_number=4), Outcome)
+    assert isinstance(cohort.run(vectors, round_number=4), OpenedSum)
     again = cohort.attempt(3, 4, attempt=5).proposal()[victim]
     assert refusal(cohort, victim, again) is Reason.REPLAY
     cohort.nodes[victim].handle(cohort.attempt(3, 5).proposal()[victim], NOW)
@@ -464,7 +463,9 @@ def test_a_cohort_changed_on_the_way_costs_one_node():
     def change(at, node, message):
         if (at, node) != ("share", target):
             return message
-        return edited(message, messages.Cohort, adverts=read(message, messages.Cohort).adverts[:-1])
+        return edited(
+            message, messages.CohortAdverts, adverts=read(message, messages.CohortAdverts).adverts[:-1]
+        )
 
     outcome = cohort.run(vectors, message_wire=change)
     assert np.array_equal(outcome.total, total(vectors, outcome.survivors, 32))
@@ -565,8 +566,8 @@ def test_too_few_to_hide_among_is_refused(stage):
     ids = tuple(cohort.nodes)
     victim, few = ids[0], ids[:4]
     if stage == "share":
-        adverts = read(out[victim], messages.Cohort).adverts[:4]
-        message = edited(out[victim], messages.Cohort, adverts=adverts)
+        adverts = read(out[victim], messages.CohortAdverts).adverts[:4]
+        message = edited(out[victim], messages.CohortAdverts, adverts=adverts)
     elif stage == "mask":
         message = edited(out[victim], messages.Inbox, sharers=few)
     else:
@@ -617,7 +618,7 @@ def variants(value):
 
 def judge(cohort, vectors, outcome, target):
     """A sum is exact, and whoever got or sent what was changed has refused it, or was dropped, by name."""
-    if isinstance(outcome, Outcome):
+    if isinstance(outcome, OpenedSum):
         assert np.array_equal(outcome.total, total(vectors, outcome.survivors, cohort.bits))
     else:
         assert isinstance(outcome, Abandoned)
@@ -669,7 +670,7 @@ def test_every_byte_of_every_reply_of_a_node(stage):
 
         outcome = cohort.run(vectors, reply_wire=wire)
         assert judge(cohort, vectors, outcome, target) in list(Reason), name
-        assert isinstance(outcome, Outcome)
+        assert isinstance(outcome, OpenedSum)
         assert (target in outcome.survivors) == (STAGES.index(stage) > 2)
 
 
@@ -716,7 +717,7 @@ def test_what_was_sent_elsewhere_is_of_no_use(stage, direction, source):
     # Some messages are the same for the whole cohort: it does not matter who else got them.
     shared = direction == "message" and source == "other node" and stage != "mask"
     assert shared or reason in list(Reason)
-    assert isinstance(result, Outcome)
+    assert isinstance(result, OpenedSum)
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedveil.privacy.secagg.refusal import Reason, Refused
-from fedveil.privacy.secagg.server import Abandoned, Outcome
+from fedveil.privacy.secagg.server import Abandoned, OpenedSum
 from fedveil.privacy.secagg.transcript import Profile
 
 COHORT = runpy.run_path(str(Path(__file__).parent / "faults" / "secagg_cohort.py"))
@@ -65,8 +65,8 @@ def holds(case):
     cohort, vectors, silent = case
     outcome = cohort.run(vectors, silent)
     if cohort.neighbours == cohort.size - 1:
-        assert isinstance(outcome, Outcome if must_succeed(cohort, silent) else Abandoned)
-    if isinstance(outcome, Outcome):
+        assert isinstance(outcome, OpenedSum if must_succeed(cohort, silent) else Abandoned)
+    if isinstance(outcome, OpenedSum):
         assert set(outcome.survivors) <= left(cohort, silent)["mask"]
         assert len(outcome.survivors) >= cohort.minimum
         assert np.array_equal(outcome.total, total(vectors, outcome.survivors, cohort.bits))

@@ -14,7 +14,7 @@ from fedveil.privacy.secagg.bindings import own_mask_key, pair_mask_info
 from fedveil.privacy.secagg.masks import add_masks
 from fedveil.privacy.secagg.messages import read, write
 from fedveil.privacy.secagg.refusal import Reason, Refused
-from fedveil.privacy.secagg.server import Outcome
+from fedveil.privacy.secagg.server import OpenedSum
 from fedveil.privacy.secagg.suite import KEM_KEY_BYTES, SUITES, agree, key_from_seed
 from fedveil.privacy.secagg.transcript import Profile, Purpose
 
@@ -65,7 +65,7 @@ def test_the_sum_is_exact_whichever_nodes_are_lost(profile: Profile, lost: int) 
         cohort = hybrid_cohort(6, 3, profile=profile, minimum=4)
         vectors, nodes = cohort.vectors(20, lost), list(cohort.nodes)
         ended = cohort.run(vectors, {"mask": [nodes[place] for place in gone]})
-        assert isinstance(ended, Outcome), (gone, ended, cohort.refusals)
+        assert isinstance(ended, OpenedSum), (gone, ended, cohort.refusals)
         assert len(ended.survivors) == 6 - lost
         assert np.array_equal(ended.total, total(vectors, ended.survivors, 32))
 
@@ -74,7 +74,7 @@ def test_a_ring_and_a_state_between_messages() -> None:
     cohort = hybrid_cohort(12, 6, neighbours=8)
     vectors = cohort.vectors(9)
     ended = cohort.run(vectors, {"mask": [next(iter(cohort.nodes))]})
-    assert isinstance(ended, Outcome)
+    assert isinstance(ended, OpenedSum)
     assert np.array_equal(ended.total, total(vectors, ended.survivors, 32))
 
 
@@ -91,7 +91,7 @@ def test_who_has_every_x25519_secret_has_no_mask() -> None:
             held["secrets"] = held[victim].mask_secrets
         return message
 
-    assert isinstance(cohort.run(vectors, message_wire=watch), Outcome)
+    assert isinstance(cohort.run(vectors, message_wire=watch), OpenedSum)
     frame = next(reply for stage, node, _, reply in cohort.traffic if (stage, node) == ("mask", victim))
     agreed = held[victim].agreed
     context = agreed.round(agreed.nodes, MODEL)
@@ -148,7 +148,7 @@ def test_a_block_changed_on_the_way_opens_nothing(at: int) -> None:
     vectors = cohort.vectors(9)
     ended = cohort.run(vectors, message_wire=change)
     assert cohort.refusals == {victim: Reason.BAD_SHARE}
-    assert isinstance(ended, Outcome) and np.array_equal(ended.total, total(vectors, nodes[:-1], 32))
+    assert isinstance(ended, OpenedSum) and np.array_equal(ended.total, total(vectors, nodes[:-1], 32))
 
 
 @pytest.mark.parametrize("suite", [1, 2])

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedveil.privacy.secagg.attempt import Attempt, Work
-from fedveil.privacy.secagg.client import OVER, Participant
+from fedveil.privacy.secagg.attempt import NodeAttempt, Work
+from fedveil.privacy.secagg.client import OVER, Participant, read_state, write_state
 from fedveil.privacy.secagg.messages import Proposal, Revealed, Survivors, read, write
-from fedveil.privacy.secagg.node_state import read_state, write_state
 from fedveil.privacy.secagg.refusal import Reason, Refused
-from fedveil.privacy.secagg.server import Abandoned, Outcome, together
+from fedveil.privacy.secagg.server import Abandoned, OpenedSum, together
 from fedveil.privacy.secagg.suite import SUITES, unseal
 from fedveil.privacy.secagg.transcript import Profile, Purpose, frame
 
@@ -48,7 +47,7 @@ def agrees(cohort, vectors, outcome):
 def test_the_sum_is_that_of_whole_numbers(cohort, dimension, seed):
     vectors = cohort.vectors(dimension, seed)
     outcome = cohort.run(vectors)
-    assert isinstance(outcome, Outcome) and outcome.survivors == tuple(cohort.nodes)
+    assert isinstance(outcome, OpenedSum) and outcome.survivors == tuple(cohort.nodes)
     assert agrees(cohort, vectors, outcome)
     assert not cohort.refusals and not cohort.dropped
 
@@ -122,14 +121,14 @@ def test_nothing_secret_is_left_after_the_shares_are_revealed(suite):
     def opened(node):
         return unseal(SUITES[1], NODE_KEY, write_state(node, NODE_KEY), frame(Purpose.STATE, node.node))
 
-    assert isinstance(cohort.run(vectors, message_wire=watch), Outcome)
+    assert isinstance(cohort.run(vectors, message_wire=watch), OpenedSum)
     for place, (number, node) in enumerate(cohort.nodes.items()):
         assert len(secrets[number]) == 4 + 4 + 2 * 4 + 2 + (4 - place if suite == 2 else 0)
         assert sum(secret in before[number] for secret in secrets[number]) >= 4  # the check can fail
         after = opened(node)
         assert not any(secret in after for secret in secrets[number])
         assert not secrets_of(attempts[number])
-        assert not any(isinstance(kept, Attempt) for kept in gc.get_referrers(*node.attempts.values()))
+        assert not any(isinstance(kept, NodeAttempt) for kept in gc.get_referrers(*node.attempts.values()))
         assert msgpack.unpackb(after)[1:] == [[[11, 0, OVER]], []]
 
 
@@ -270,7 +269,7 @@ def test_seeds_of_noise_open_to_as_many_survivors_as_they_say(profile, lost, ope
     seeds = {least: bytes([least]) * 32 for least in (6, 5)}
     cohort = Cohort(6, 3, profile=profile, minimum=4, openings=tuple(seeds.items()))
     ended = cohort.run(cohort.vectors(7), {"mask": list(cohort.nodes)[:lost]})
-    assert isinstance(ended, Outcome) and len(ended.survivors) == 6 - lost
+    assert isinstance(ended, OpenedSum) and len(ended.survivors) == 6 - lost
     assert set(ended.seeds) == set(ended.survivors)
     assert set(ended.seeds.values()) == {b"".join(seeds[least] for least in opened)}
     earlier = [reply for stage, _, _, reply in cohort.traffic if stage != "reveal"]
@@ -291,7 +290,7 @@ def test_seeds_do_not_open_to_survivors_that_no_quorum_signed():
         return message
 
     ended = cohort.run(cohort.vectors(7), {"mask": [others[-1]]}, message_wire=lie)
-    assert isinstance(ended, Outcome) and len(ended.survivors) == 5
+    assert isinstance(ended, OpenedSum) and len(ended.survivors) == 5
     proof = next(message for stage, _, message, _ in cohort.traffic if stage == "reveal")
     with pytest.raises(Refused, match="split_view"):
         cohort.nodes[victim].handle(proof, NOW)

@@ -16,9 +16,9 @@ from fedveil.privacy.secagg.roster import Member, Roster, read_roster, write_ros
 from fedveil.privacy.secagg.suite import public_of, sign
 from fedveil.privacy.secagg.transcript import (
     PROTOCOL_VERSION,
+    AttemptTerms,
     Profile,
     Purpose,
-    Terms,
     digest,
     frame,
     round_context,
@@ -39,7 +39,7 @@ POLICY = Policy(
     maximum_clipping_norm=1.0,
     minimum_noise_multiplier=0.8,
 )
-TERMS = Terms(
+TERMS = AttemptTerms(
     protocol_version=PROTOCOL_VERSION,
     suite=1,
     run=2**64 - 1,
@@ -185,7 +185,7 @@ CHANGES = {
 
 
 def test_the_setup_context_is_over_every_term() -> None:
-    assert CHANGES.keys() == {field.name for field in fields(Terms)}
+    assert CHANGES.keys() == {field.name for field in fields(AttemptTerms)}
     contexts = {setup_context(replace(TERMS, **{name: value})) for name, value in CHANGES.items()}
     assert len(contexts | {setup_context(TERMS)}) == len(CHANGES) + 1
 

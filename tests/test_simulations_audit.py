@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit import record
+from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
@@ -61,7 +61,7 @@ def test_nothing_about_the_real_clients_changes_but_what_they_train_from(
         for each in (full, plain)
     )
     assert with_canaries == without
-    rows = record.read(full.folder / "audit.npy", 60)
+    rows = round_rows.read(full.folder / "audit.npy", 60)
     metrics = [json.loads(line) for line in (full.folder / "metrics.jsonl").read_text().splitlines()]
     others = [json.loads(line) for line in (plain.folder / "metrics.jsonl").read_text().splitlines()]
     drawn = [int(row["taken"].sum()) for row in rows if row["round"] > 0]
@@ -96,7 +96,7 @@ def test_the_coins_were_committed_to_before_the_first_round(full: Outcome) -> No
 def test_canaries_show_on_every_path(overrides: tuple[str, ...], tmp_path: Path) -> None:
     """Noise so small that all leaks: the canaries that were in stand out, those that were out do not."""
     outcome = run(tmp_path / "run", *FULL, "privacy.noise_multiplier=0.05", *overrides)
-    rows = record.read(outcome.folder / "audit.npy", 60)
+    rows = round_rows.read(outcome.folder / "audit.npy", 60)
     rows = rows[rows["round"] > 0]
     opened = json.loads((outcome.folder / "audit.json").read_text())["opened"]
     coins = coins_of(bytes.fromhex(opened["seed"]), 60)
@@ -124,7 +124,7 @@ def test_in_an_encrypted_sum_the_mean_divides_by_the_real_clients(tmp_path: Path
     with_canaries = run(tmp_path / "run", *MASKED, *quiet)
     plain = run(tmp_path / "plain", *(each for each in MASKED if "audit" not in each), "audit=off", *quiet)
     assert with_canaries.result["audit"]["alarms"] == []
-    (row,) = record.read(with_canaries.folder / "audit.npy", 6)[:1]
+    (row,) = round_rows.read(with_canaries.folder / "audit.npy", 6)[:1]
     assert row["taken"].all()
     first = read_arrays(load_task("digits", {"num_clients": 20}).model())
     moved, expected = (

@@ -11,8 +11,8 @@ import pytest
 
 from fedveil.cli.audit import audit
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit import record, watching
-from fedveil.privacy.audit.run_audit import Terms
+from fedveil.privacy.audit import round_rows, watching
+from fedveil.privacy.audit.run_audit import AuditTerms
 from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
@@ -79,7 +79,7 @@ def test_an_alarm_that_chance_explains_stops_the_run_once_it_comes_again(
 
 def test_ten_numbers_without_noise_turn_red_though_no_round_shows_it(tmp_path: Path) -> None:
     rng, levels = np.random.default_rng(0), list[str]()
-    auditor = Auditor(Terms(100, 0.01, dimension=310, delta=1e-4), tmp_path / "rows")
+    auditor = Auditor(AuditTerms(100, 0.01, dimension=310, delta=1e-4), tmp_path / "rows")
     for number in range(1, 16):
         layers = [rng.standard_normal((30, 10)), 0.6 * rng.standard_normal(10)]
         levels += [each.level for each in auditor.take(number, Released(number, layers, 1.0, 1.0, 1.0), {})]
@@ -104,9 +104,9 @@ def test_raised_noise_is_there_and_charged_as_planned(tmp_path: Path) -> None:
     assert outcome.exit_code == 0
     assert reserved(tmp_path / "run") == reserved(tmp_path / "calm")
     assert outcome.result["privacy"] == calm.result["privacy"]
-    noises = record.read(tmp_path / "run" / "audit.npy", 0)["noise"]
+    noises = round_rows.read(tmp_path / "run" / "audit.npy", 0)["noise"]
     assert noises == pytest.approx([2, 2, 4, 4, 4])
-    norms = record.read(tmp_path / "run" / "audit.npy", 0)["norm"] / np.sqrt(650)
+    norms = round_rows.read(tmp_path / "run" / "audit.npy", 0)["norm"] / np.sqrt(650)
     # Halved by the fault, doubled by the alarm.
     assert norms[2:] == pytest.approx(2, rel=0.3) and norms[1] == pytest.approx(1, rel=0.5)
 

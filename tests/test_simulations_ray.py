@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 from fedveil.configs.schema import EngineSettings
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.audit import record
+from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.server.secure_sum import SecureSums
@@ -87,7 +87,7 @@ def test_canary_clients_on_ray_show_what_they_show_in_one_process(tmp_path: Path
     ray, result = model_of(tmp_path / "ray", "engine=ray", "engine.num_cpus=1", *canaries, *small)
     assert ray == here
     assert result["audit"] == expected["audit"] and result["audit"]["canaries"] == 20
-    (row,) = record.read(tmp_path / "ray" / "audit.npy", 20)[:1]
+    (row,) = round_rows.read(tmp_path / "ray" / "audit.npy", 20)[:1]
     coins = coins_of(
         bytes.fromhex(json.loads((tmp_path / "ray" / "audit.json").read_text())["opened"]["seed"]), 20
     )

@@ -26,7 +26,7 @@ from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.refusal import Refusal
-from ...privacy.secagg.transcript import Terms
+from ...privacy.secagg.transcript import AttemptTerms
 from ...strategies.client_settings import ClientSettings, RecordPrivacy
 from ...strategies.flower_adapter import records_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
@@ -143,7 +143,7 @@ class Device:
         return secure_update(identity, system, message, context, trained, self._charged)
 
     @contextmanager
-    def _charged(self, content: RecordDict, terms: Terms | None) -> Generator[None]:
+    def _charged(self, content: RecordDict, terms: AttemptTerms | None) -> Generator[None]:
         order, cost = accepted(content, terms, self.bundle.policy, self.count is not None)
         _, number = read_round(content)
         paid = (

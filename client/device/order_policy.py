@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 
 from ...privacy.budget import Adjacency, Adversary
 from ...privacy.refusal import Refusal
-from ...privacy.secagg.transcript import Terms
+from ...privacy.secagg.transcript import AttemptTerms
 from ...strategies.secure_wire import run_number
 from ...strategies.training_order import (
     CENTRAL_MODES,
@@ -39,7 +39,7 @@ class Charged:
 
 
 def accepted(
-    content: RecordDict, terms: Terms | None, policy: OwnerPolicy, can_protect_records: bool
+    content: RecordDict, terms: AttemptTerms | None, policy: OwnerPolicy, can_protect_records: bool
 ) -> tuple[TrainingOrder, Charged | None]:
     """Return an instruction's order, and what it costs the client; None where records are protected instead.
 
@@ -75,7 +75,7 @@ def noise_over_clip(claim: ClientClaim) -> float:
 def _violations(
     order: TrainingOrder,
     content: RecordDict,
-    terms: Terms | None,
+    terms: AttemptTerms | None,
     policy: OwnerPolicy,
     can_protect_records: bool,
 ) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _hides_records(order: TrainingOrder) -> bool:
     return order.record is not None and order.record.adjacency is not Adjacency.ADD_OR_REMOVE_ONE
 
 
-def _allowed(mode: Mode, terms: Terms | None, policy: OwnerPolicy) -> bool:
+def _allowed(mode: Mode, terms: AttemptTerms | None, policy: OwnerPolicy) -> bool:
     """Without privacy nothing is: no budget affords it. A share of noise hides only in a sum, and only in masks."""
     if terms is not None:
         return mode in (Mode.CLIENT_DISTRIBUTED, Mode.RECORD)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .record import BLOCKS, Rows
+from .round_rows import BLOCKS, Rows
 
 Vector = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from ..refusal import Refusal
 from .alarms import Check
 from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores
-from .record import RECORDS, Rows
+from .round_rows import RECORDS, Rows
 from .run_audit import INTERVAL_ALPHA, Measured
 from .verdict import by_one_run, judge
 

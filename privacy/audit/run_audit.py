@@ -26,7 +26,7 @@ from .canary_clients import KnownRounds, round_scores
 from .interference import Interference, interference, weighed
 from .normality import accuracy_p, estimate, right_of_median, separation
 from .one_run import Scores
-from .record import Rows
+from .round_rows import Rows
 from .watching import watched_coordinates
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ INTERVAL_ALPHA = 0.05  # of the interval that is shown beside an estimate
 
 
 @dataclass(frozen=True)
-class Terms:
+class AuditTerms:
     """What is fixed before the first round; public.
 
     Attributes:
@@ -129,7 +129,7 @@ class Evidence:
       rows: one for each released round, at least one.
     """
 
-    terms: Terms
+    terms: AuditTerms
     coins: NDArray[np.bool_]
     rows: Rows
 
@@ -205,7 +205,7 @@ class Evidence:
         return Measured(number, self.claimed, found.epsilon, found.low, found.high, self.ceiling, p_values)
 
 
-def look_of(terms: Terms, row: Rows, measured: Measured | None, records: Measured | None = None) -> Look:
+def look_of(terms: AuditTerms, row: Rows, measured: Measured | None, records: Measured | None = None) -> Look:
     """What the alarms judge after a round: its row, and what canaries and canary records showed if looked at."""
     p_values: dict[Check, float] = {}
     if terms.delta:

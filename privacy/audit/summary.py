@@ -11,12 +11,12 @@ from ..refusal import Refusal
 from . import record_claim
 from .alarms import Alarm, Check, Level
 from .canary_clients import round_scores
-from .noise_checks import NORM_TESTS, visible_shortfall
+from .free_checks import NORM_TESTS, visible_shortfall
 from .normality import Estimate, estimate, separation
 from .one_run import Scores
-from .record import Rows
-from .run_audit import INTERVAL_ALPHA, Evidence, Measured, Terms
-from .verdict import Finding, Outcome, by_one_run, judge
+from .round_rows import Rows
+from .run_audit import INTERVAL_ALPHA, AuditTerms, Evidence, Measured
+from .verdict import Finding, Verdict, by_one_run, judge
 
 UNCLAIMED = "nothing is claimed of whole clients: there is no noise to check, and no claim"
 CONSISTENT = "this evidence does not refute the claim, and proves no privacy"
@@ -35,7 +35,7 @@ class Summary:
     """What an audit says in the end.
 
     Attributes:
-      outcome: of the claim; None where nothing is claimed of whole clients.
+      verdict: of the claim; None where nothing is claimed of whole clients.
       said: the same as a sentence.
       measured: by canaries, after the last round; None without them.
       findings: lower bounds at 95 %, the ones that assume nothing last.
@@ -45,7 +45,7 @@ class Summary:
       records: what canary records showed at the last look; None without them.
     """
 
-    outcome: Outcome | None
+    verdict: Verdict | None
     said: str
     measured: Measured | None = None
     findings: tuple[Finding, ...] = ()
@@ -71,17 +71,17 @@ def summarise(evidence: Evidence, raised: Sequence[Raised], final: Rows | None) 
     records = next((look for look in looks if look is not None), None)
     if records is not None:
         summary = replace(_with_records(summary, records), records=records)
-    if summary.outcome is None:
+    if summary.verdict is None:
         return summary
-    outcome, said = _verdict(raised, (summary.outcome, summary.said))
-    return replace(summary, outcome=outcome, said=said)
+    verdict, said = _verdict(raised, (summary.verdict, summary.said))
+    return replace(summary, verdict=verdict, said=said)
 
 
 def _with_records(summary: Summary, records: Measured) -> Summary:
-    if records.ceiling <= records.claimed and summary.outcome is not Outcome.VIOLATED:
+    if records.ceiling <= records.claimed and summary.verdict is not Verdict.VIOLATED:
         said = f"canary records could not have shown more than epsilon {records.ceiling:.3g}"
-        return replace(summary, outcome=Outcome.TOO_WEAK, said=said)
-    return summary if summary.outcome else replace(summary, outcome=Outcome.CONSISTENT, said=CONSISTENT)
+        return replace(summary, verdict=Verdict.TOO_WEAK, said=said)
+    return summary if summary.verdict else replace(summary, verdict=Verdict.CONSISTENT, said=CONSISTENT)
 
 
 def _of_clients(evidence: Evidence, final: Rows | None) -> Summary:
@@ -96,12 +96,12 @@ def _of_clients(evidence: Evidence, final: Rows | None) -> Summary:
     level = terms.alarms().threshold(Check.CANARIES)
     methods = by_one_run(*scores, terms.delta, gaussian=True)
     findings = judge(methods, measured.claimed, INTERVAL_ALPHA, measured.ceiling).findings
-    outcome = judge(methods, measured.claimed, level, measured.ceiling).outcome
-    said, last = _in_words(outcome, measured), _final(evidence, final)
-    return Summary(outcome, said, measured, findings, last, visible, norm_p, reuse_p, draw_p)
+    verdict = judge(methods, measured.claimed, level, measured.ceiling).verdict
+    said, last = _in_words(verdict, measured), _final(evidence, final)
+    return Summary(verdict, said, measured, findings, last, visible, norm_p, reuse_p, draw_p)
 
 
-def visible_in(terms: Terms, rows: Rows) -> float:
+def visible_in(terms: AuditTerms, rows: Rows) -> float:
     """How much smaller than claimed the noise of these rounds would have to be to raise an alarm, from 0 to 1."""
     if not terms.delta:
         return 1.0
@@ -118,33 +118,33 @@ def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
         return None
 
 
-def _verdict(raised: Sequence[Raised], otherwise: tuple[Outcome, str]) -> tuple[Outcome, str]:
+def _verdict(raised: Sequence[Raised], otherwise: tuple[Verdict, str]) -> tuple[Verdict, str]:
     """What alarms make of the verdict that the run's end alone would give."""
     for each in raised:
         if each.alarm.level is Level.RED:
-            return Outcome.VIOLATED, _why(each)
+            return Verdict.VIOLATED, _why(each)
     for each in raised:
-        if each.alarm.level is Level.ORANGE and otherwise[0] is not Outcome.VIOLATED:
-            return Outcome.TOO_WEAK, f"perhaps {_why(each)}, but nothing confirmed it: run it again"
+        if each.alarm.level is Level.ORANGE and otherwise[0] is not Verdict.VIOLATED:
+            return Verdict.TOO_WEAK, f"perhaps {_why(each)}, but nothing confirmed it: run it again"
     return otherwise
 
 
-def _without_canaries(terms: Terms) -> tuple[Outcome, str]:
+def _without_canaries(terms: AuditTerms) -> tuple[Verdict, str]:
     if terms.canaries:
-        return Outcome.TOO_WEAK, "too few canaries were drawn to say anything"
+        return Verdict.TOO_WEAK, "too few canaries were drawn to say anything"
     return (
-        Outcome.CONSISTENT,
+        Verdict.CONSISTENT,
         "the released sums hold the claimed noise, fresh in every round; what leaks was not measured",
     )
 
 
-def _in_words(outcome: Outcome, measured: Measured) -> str:
-    match outcome:
-        case Outcome.VIOLATED:
+def _in_words(verdict: Verdict, measured: Measured) -> str:
+    match verdict:
+        case Verdict.VIOLATED:
             return f"canaries show epsilon {measured.epsilon:.3g}, and {measured.claimed:.3g} is claimed"
-        case Outcome.CONSISTENT:
+        case Verdict.CONSISTENT:
             return CONSISTENT
-        case Outcome.TOO_WEAK:
+        case Verdict.TOO_WEAK:
             return f"not even without noise could these canaries have shown more than epsilon {measured.ceiling:.3g}"
 
 

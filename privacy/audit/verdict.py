@@ -21,7 +21,7 @@ from .rates import rates_refute, rates_refute_gdp, worst_rates
 Refutes = Callable[[float, float], bool]
 
 
-class Outcome(StrEnum):
+class Verdict(StrEnum):
     """What the evidence says of the claim."""
 
     CONSISTENT = "consistent"
@@ -49,22 +49,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The outcome, by the first of ``findings``; the others stand beside it."""
+class Judgement:
+    """The verdict, by the first of ``findings``; the others stand beside it."""
 
-    outcome: Outcome
+    verdict: Verdict
     findings: tuple[Finding, ...]
 
 
-def judge(methods: Sequence[Method], epsilon: float, alpha: float, masked: float = math.inf) -> Verdict:
+def judge(methods: Sequence[Method], epsilon: float, alpha: float, masked: float = math.inf) -> Judgement:
     """Judge a claim of ``epsilon`` by the first method at level ``alpha``.
 
     ``masked`` is a ceiling that lies in what was released, not in the number of canaries (`canary_clients.ceiling_mu`).
     """
     findings = tuple(_finding(method, epsilon, alpha, masked) for method in methods)
     if methods[0].refutes(epsilon, alpha):
-        return Verdict(Outcome.VIOLATED, findings)
-    return Verdict(Outcome.TOO_WEAK if findings[0].ceiling <= epsilon else Outcome.CONSISTENT, findings)
+        return Judgement(Verdict.VIOLATED, findings)
+    return Judgement(Verdict.TOO_WEAK if findings[0].ceiling <= epsilon else Verdict.CONSISTENT, findings)
 
 
 def _finding(method: Method, epsilon: float, alpha: float, masked: float) -> Finding:

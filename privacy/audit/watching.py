@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .canary_clients import Directions
-from .noise_checks import cosine, norm_p, outside, reuse_p, run_p
-from .record import BLOCKS, LAYERS, Rows, row_type
+from .free_checks import cosine, norm_p, outside, reuse_p, run_p
+from .round_rows import BLOCKS, LAYERS, Rows, row_type
 
 Vector = NDArray[np.float64]
 

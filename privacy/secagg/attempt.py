@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 
-from .bindings import Agreement, survivors_digest
+from .bindings import Agreement, advert_body, confirmation_body, survivors_digest
+from .graph import colluders
 from .masks import Vector, add_masks
-from .messages import Advert
-from .suite import seal, suite_of
-from .transcript import Terms
+from .messages import Advert, Confirmation
+from .refusal import Reason, Refused
+from .roster import Roster
+from .suite import seal, suite_of, verify
+from .transcript import AttemptTerms
 
 
 class Stage(IntEnum):
@@ -41,18 +44,18 @@ class Work:
     """
 
     model_hash: bytes
-    vector: Callable[[Terms], tuple[Vector, Openings]]
+    vector: Callable[[AttemptTerms], tuple[Vector, Openings]]
 
 
 @dataclass
-class Attempt:
+class NodeAttempt:
     """What a node remembers of one attempt between messages; seeds, keys, `held` and `openings` are secret.
 
     `pair_keys` are those under which shares travel, of 32 bytes, by ascending neighbour; `mask_secrets` the same of those
     that this node made for higher neighbours, where the suite is hybrid.
     """
 
-    terms: Terms
+    terms: AttemptTerms
     candidates: tuple[int, ...]
     context: bytes
     mask_seed: bytes
@@ -87,12 +90,12 @@ class Attempt:
         self.pair_keys, self.mask_secrets, self.openings = b"", b"", ()
 
 
-def tagged(attempt: Attempt, body: bytes) -> bytes:
+def tagged(attempt: NodeAttempt, body: bytes) -> bytes:
     """Return a reply with the tag that this node alone can make for this server."""
     return body + seal(suite_of(attempt.terms.suite), attempt.reply_key, b"", body)
 
 
-def masked(attempt: Attempt, vector: Vector, masks: Sequence[tuple[bytes, int]], context: bytes) -> bytes:
+def masked(attempt: NodeAttempt, vector: Vector, masks: Sequence[tuple[bytes, int]], context: bytes) -> bytes:
     """Return the vector, masked in place, and behind it the round's context, sealed with the vector.
 
     Raises:
@@ -106,3 +109,68 @@ def masked(attempt: Attempt, vector: Vector, masks: Sequence[tuple[bytes, int]],
     add_masks(words, masks, suite)
     body = words.data.cast("B")
     return b"".join((body, seal(suite, attempt.reply_key, context, body)))
+
+
+# --- signatures that a node checks
+
+
+def check_adverts(roster: Roster, context: bytes, adverts: Iterable[Advert], now: int) -> None:
+    """Return if members of the roster signed these adverts in this attempt.
+
+    Raises:
+      Refused: BAD_SIGNATURE, UNKNOWN_MEMBER or EXPIRED.
+    """
+    for advert in adverts:
+        public = roster.member(advert.node, now).public
+        verify(public, context, advert_body(advert), advert.signature)
+
+
+def quorum(terms: AttemptTerms, collusion: float) -> int:
+    """Return how many of the cohort must sign one survivor set, so that no second set can get as many.
+
+    Two sets would need twice as many signatures; colluders sign both, honest nodes one.
+    """
+    size = terms.cohort_size
+    return max(terms.threshold, (size + colluders(size, collusion)) // 2 + 1)
+
+
+def signers(
+    roster: Roster, attempt: NodeAttempt, confirmations: Iterable[Confirmation], needed: int, now: int
+) -> set[int]:
+    """Return the first `needed` survivors that signed what this node takes the round to be.
+
+    Raises:
+      Refused: one did not, or they are too few.
+    """
+    found: set[int] = set()
+    for said in confirmations:
+        _same(attempt, said)
+        public = roster.member(said.node, now).public
+        verify(public, attempt.context, confirmation_body(said), said.signature)
+        found.add(said.node)
+        if len(found) == needed:
+            return found
+    raise Refused(Reason.TOO_FEW, f"{len(found)} confirmations of the {needed} needed")
+
+
+def _same(attempt: NodeAttempt, said: Confirmation) -> None:
+    round_context, view = attempt.view
+    if said.node not in attempt.alive:
+        raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of a node that is not alive")
+    if said.model_hash != attempt.model_hash:
+        raise Refused(Reason.WRONG_MODEL, "a node confirmed the round with another model")
+    if said.round_context != round_context:
+        raise Refused(Reason.WRONG_COHORT, "a node confirmed a round of another cohort")
+    if said.survivors != view:
+        raise Refused(Reason.SPLIT_VIEW, "a node confirmed other survivors")
+
+
+def unwitnessed(node: int, attempt: NodeAttempt, signed: set[int]) -> list[Advert]:
+    """Return the adverts of survivors that neither `node` nor an honest neighbour of theirs that signed has checked."""
+    agreed, terms = attempt.agreed, attempt.terms
+    known = {node, *agreed.neighbours(node), *signed}
+    enough = 2 * terms.threshold - terms.neighbours
+    rest = (other for other in attempt.alive if other not in known)
+    return [
+        agreed.by_node[other] for other in rest if len(signed.intersection(agreed.neighbours(other))) < enough
+    ]

@@ -11,10 +11,10 @@ from .graph import Ring, ring
 from .messages import Advert, Confirmation
 from .refusal import Reason, Refused
 from .suite import Suite, derive, suite_of
-from .transcript import Purpose, Terms, digest, frame, round_context, setup_context
+from .transcript import AttemptTerms, Purpose, digest, frame, round_context, setup_context
 
 
-def attempt_context(terms: Terms, candidates: Sequence[int], server_key: bytes) -> bytes:
+def attempt_context(terms: AttemptTerms, candidates: Sequence[int], server_key: bytes) -> bytes:
     """Return the context of adverts and replies: the terms, who was asked, and by whom."""
     return digest(Purpose.SETUP, setup_context(terms), server_key, *candidates)
 
@@ -66,7 +66,7 @@ def mask_sign(node: int, peer: int) -> int:
 class Agreement:
     """An attempt's cohort as its adverts fix it, by ascending node."""
 
-    terms: Terms
+    terms: AttemptTerms
     context: bytes
     candidates: tuple[int, ...]
     adverts: tuple[Advert, ...]

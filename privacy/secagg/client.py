@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
+import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from .attempt import Attempt, Stage, Work, masked, tagged
+from .attempt import NodeAttempt, Stage, Work, check_adverts, masked, quorum, signers, tagged, unwitnessed
 from .bindings import (
     Agreement,
     advert_body,
@@ -24,13 +26,13 @@ from .bindings import (
     pair_mask_info,
     reply_info,
 )
-from .fields import NODES
 from .hybrid import blocks, mask_secret, mixed, offer, public_keys, share_secret
 from .messages import (
+    NODES,
     SEALED_BYTES,
     SHARE_BYTES,
     Advert,
-    Cohort,
+    CohortAdverts,
     Confirmation,
     Confirmed,
     Declined,
@@ -39,18 +41,21 @@ from .messages import (
     Revealed,
     SealedShares,
     Survivors,
+    read,
     read_any,
+    read_terms,
+    unpack,
     write,
+    write_terms,
 )
 from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
 from .shamir import new_secret, split
-from .suite import KEY_BYTES, agree, key_from_seed, public_of, seal, sign, suite_of, unseal
-from .transcript import Profile, Purpose, Terms
-from .witnesses import check_adverts, quorum, signers, unwitnessed
+from .suite import KEY_BYTES, SUITES, agree, key_from_seed, public_of, seal, sign, suite_of, unseal
+from .transcript import AttemptTerms, Profile, Purpose, frame
 
-ToNode = Cohort | Inbox | Survivors | Confirmed
+ToNode = CohortAdverts | Inbox | Survivors | Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
 OVER = NODES - 1  # no less than every attempt's number: of a round in which this node has opened a sum
 
@@ -69,13 +74,13 @@ class Participant:
     policy: Policy
     roster: Roster
     seen: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
-    attempts: dict[bytes, Attempt] = field(default_factory=dict[bytes, Attempt], repr=False)
+    attempts: dict[bytes, NodeAttempt] = field(default_factory=dict[bytes, NodeAttempt], repr=False)
 
     def handle(self, message: bytes, now: int, work: Work | None = None) -> bytes:
         """Return the reply to one message of the server.
 
         A message out of its order changes nothing; any other that is refused ends its attempt. Where the node
-        may stop, keep `node_state.write_state` before the reply leaves: one that forgot what it sent can be
+        may stop, keep `write_state` before the reply leaves: one that forgot what it sent can be
         asked again, and two vectors under one mask give away their difference.
 
         Args:
@@ -90,7 +95,7 @@ class Participant:
         match said:
             case Proposal():
                 return self._join(said, now)
-            case Cohort():
+            case CohortAdverts():
                 return self._step(said, Stage.ADVERTISED, lambda attempt: self._share(attempt, said, now))
             case Inbox():
                 return self._step(said, Stage.SHARED, lambda attempt: self._mask(attempt, said, work))
@@ -109,7 +114,7 @@ class Participant:
     def _end(self, context: bytes) -> None:
         self.attempts.pop(context).erase()
 
-    def _step(self, said: ToNode, due: Stage, act: Callable[[Attempt], bytes]) -> bytes:
+    def _step(self, said: ToNode, due: Stage, act: Callable[[NodeAttempt], bytes]) -> bytes:
         attempt = self.attempts.get(said.context)
         if attempt is None:
             raise Refused(Reason.ERASED, "an attempt that this node does not hold, or holds no more")
@@ -136,7 +141,7 @@ class Participant:
         self._once(terms)
         return self._advertise(terms, candidates, proposal.server_key)
 
-    def _once(self, terms: Terms) -> None:
+    def _once(self, terms: AttemptTerms) -> None:
         """Let a node join each attempt once, none of a round that it opened, and none before the last round but one."""
         seen = self.seen.get(terms.run, {})
         if terms.attempt <= seen.get(terms.round, -1) or terms.round < max(seen, default=0) - 1:
@@ -145,7 +150,7 @@ class Participant:
         kept = {number: last for number, last in seen.items() if number >= newest - 1}
         self.seen[terms.run] = kept | {terms.round: terms.attempt}
 
-    def _advertise(self, terms: Terms, candidates: tuple[int, ...], server_key: bytes) -> bytes:
+    def _advertise(self, terms: AttemptTerms, candidates: tuple[int, ...], server_key: bytes) -> bytes:
         context = attempt_context(terms, candidates, server_key)
         mask_seed, own_seed, share_seed = new_secret(), new_secret(), new_secret()
         secret = key_from_seed(share_seed, Purpose.SHARE_KEY)
@@ -161,12 +166,12 @@ class Participant:
                 self._end(held)
         while len(self.attempts) >= LIVE_ATTEMPTS:
             self._end(next(iter(self.attempts)))
-        self.attempts[context] = Attempt(
+        self.attempts[context] = NodeAttempt(
             terms, candidates, context, mask_seed, own_seed, share_seed, reply_key, (advert,)
         )
         return write(advert)
 
-    def _share(self, attempt: Attempt, cohort: Cohort, now: int) -> bytes:
+    def _share(self, attempt: NodeAttempt, cohort: CohortAdverts, now: int) -> bytes:
         """1: check the neighbours' keys, and give each a share of both seeds."""
         (own,) = attempt.adverts
         if own not in cohort.adverts or not {a.node for a in cohort.adverts} <= set(attempt.candidates):
@@ -201,7 +206,7 @@ class Participant:
         attempt.stage = Stage.SHARED
         return tagged(attempt, write(SealedShares(agreed.cohort, bytes(sealed), b"".join(made))))
 
-    def _mask(self, attempt: Attempt, inbox: Inbox, work: Work | None) -> bytes:
+    def _mask(self, attempt: NodeAttempt, inbox: Inbox, work: Work | None) -> bytes:
         """2: open the neighbours' shares, compute, and send the vector under all masks."""
         if work is None or work.model_hash != inbox.model_hash:
             raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
@@ -228,7 +233,7 @@ class Participant:
         return masked(attempt, vector, masks, context)
 
     def _mask_secret(
-        self, attempt: Attempt, agreed: Agreement, peer: int, offered: Mapping[int, bytes]
+        self, attempt: NodeAttempt, agreed: Agreement, peer: int, offered: Mapping[int, bytes]
     ) -> bytes:
         if peer < self.node:
             return mask_secret(agreed, attempt.mask_seed, self.node, peer, {peer: {self.node: offered[peer]}})
@@ -238,7 +243,7 @@ class Participant:
 
     def _open_shares(
         self,
-        attempt: Attempt,
+        attempt: NodeAttempt,
         agreed: Agreement,
         peers: Sequence[int],
         sealed: bytes,
@@ -261,7 +266,7 @@ class Participant:
         attempt.pair_keys = attempt.share_seed = b""
         return bytes(held)
 
-    def _confirm(self, attempt: Attempt, sets: Survivors) -> bytes:
+    def _confirm(self, attempt: NodeAttempt, sets: Survivors) -> bytes:
         """3a: hold the survivors against what this node knows, and sign them."""
         alive = set(sets.alive)
         if alive & set(sets.dead):
@@ -281,14 +286,14 @@ class Participant:
         signature = sign(self.key, attempt.context, confirmation_body(unsigned))
         return tagged(attempt, write(replace(unsigned, signature=signature)))
 
-    def _open(self, attempt: Attempt, proof: Confirmed, now: int) -> bytes:
+    def _open(self, attempt: NodeAttempt, proof: Confirmed, now: int) -> bytes:
         """3b: reveal shares once a quorum has signed what this node signed, and every survivor is who it says."""
         needed = quorum(attempt.terms, self.policy.collusion)
         signed = signers(self.roster, attempt, proof.confirmations, needed, now)
         check_adverts(self.roster, attempt.context, unwitnessed(self.node, attempt, signed), now)
         return self._reveal(attempt)
 
-    def _reveal(self, attempt: Attempt) -> bytes:
+    def _reveal(self, attempt: NodeAttempt) -> bytes:
         _, view = attempt.view
         alive, shares = set(attempt.alive), bytearray()
         for place, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
@@ -306,6 +311,64 @@ def declined(refused: Refused) -> bytes:
     return write(Declined(refused.reason.value))
 
 
-def _enough(terms: Terms, nodes: Sequence[int], peers: Sequence[int]) -> None:
+def _enough(terms: AttemptTerms, nodes: Sequence[int], peers: Sequence[int]) -> None:
     if len(nodes) < terms.minimum_survivors or len(peers) < terms.threshold:
         raise Refused(Reason.TOO_FEW, "too few nodes are left to hide this one among them")
+
+
+# --- what a node remembers between two messages, sealed under a key of its own
+
+_STATE_FORMAT = 2
+_STATE_SUITE = SUITES[1]  # whatever suite an attempt uses
+_NODE_FIELDS = ("candidates", "sharers", "alive")
+
+
+def write_state(participant: Participant, node_key: bytes) -> bytes:
+    """Return the node's memory, sealed. Keep it durably before the reply it belongs to leaves.
+
+    Args:
+      participant: the node.
+      node_key: 32 bytes that never leave the node: of a TPM, of the system's key ring, or of a file of mode 0600.
+    """
+    seen = [[run, *pair] for run, rounds in participant.seen.items() for pair in rounds.items()]
+    attempts = [_plain(attempt) for attempt in participant.attempts.values()]
+    body = cast(bytes, msgpack.packb([_STATE_FORMAT, seen, attempts]))
+    return seal(_STATE_SUITE, node_key, body, frame(Purpose.STATE, participant.node))
+
+
+def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
+    """Give a fresh participant the memory that `write_state` sealed.
+
+    Raises:
+      Refused: BAD_SHARE if it does not open under this key for this node; MALFORMED if another version wrote it.
+    """
+    row = unpack(unseal(_STATE_SUITE, node_key, data, frame(Purpose.STATE, participant.node)))
+    try:
+        written, seen, attempts = row
+        rounds = [(int(run), int(number), int(attempt)) for run, number, attempt in seen]
+        restored = [_attempt(fields_) for fields_ in attempts]
+    except (TypeError, ValueError, KeyError) as error:
+        raise Refused(Reason.MALFORMED, "a node's state of another version") from error
+    if written != _STATE_FORMAT:
+        raise Refused(Reason.MALFORMED, f"a node's state of format {written}")
+    participant.seen = {}
+    for run, number, attempt in rounds:
+        participant.seen.setdefault(run, {})[number] = attempt
+    participant.attempts = {attempt.context: attempt for attempt in restored}
+
+
+def _plain(attempt: NodeAttempt) -> dict[str, Any]:
+    row = {field.name: getattr(attempt, field.name) for field in fields(attempt)}
+    row["terms"] = write_terms(attempt.terms)
+    row["adverts"] = write(CohortAdverts(attempt.context, attempt.adverts))
+    row["stage"] = int(attempt.stage)
+    return row
+
+
+def _attempt(row: dict[str, Any]) -> NodeAttempt:
+    row["terms"] = read_terms(row["terms"])
+    row["adverts"] = read(row["adverts"], CohortAdverts).adverts
+    row["stage"] = Stage(row["stage"])
+    row["openings"] = tuple((int(least), bytes(seed)) for least, seed in row["openings"])
+    row |= {name: tuple(row[name]) for name in _NODE_FIELDS}
+    return NodeAttempt(**row)

@@ -7,28 +7,30 @@ attempt, so that whatever was changed on the way is dropped and never summed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from dataclasses import astuple, dataclass
+from enum import Enum
+from itertools import pairwise
+from typing import Any, TypeVar, cast, get_type_hints
 
 import msgpack
 
-from .fields import ascending, fixed, many, node, nodes, read_terms, reason, unpack, write_terms
 from .refusal import Reason, Refused
 from .shamir import SECRET_BYTES
 from .suite import KEM_KEY_BYTES, KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_BYTES
-from .transcript import HASH_BYTES, Terms
+from .transcript import HASH_BYTES, AttemptTerms
 
 SHARE_BYTES = 32
 SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # what sealing adds; alone, it is the tag of a reply
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
 DECLINED_BYTES = 40  # no other reply is as short
+NODES = 1 << 64  # Flower's node numbers are unsigned 64-bit
 
 
 @dataclass(frozen=True)
 class Proposal:
     """0, to the node: the attempt's public terms, who is asked, and the server's ephemeral X25519 key."""
 
-    terms: Terms
+    terms: AttemptTerms
     candidates: tuple[int, ...]
     server_key: bytes
 
@@ -49,7 +51,7 @@ class Advert:
 
 
 @dataclass(frozen=True)
-class Cohort:
+class CohortAdverts:
     """1, to the node: every advert of the attempt, by ascending node."""
 
     context: bytes
@@ -129,7 +131,7 @@ class Declined:
 Message = (
     Proposal
     | Advert
-    | Cohort
+    | CohortAdverts
     | SealedShares
     | Inbox
     | Survivors
@@ -176,7 +178,7 @@ def _plain(value: Message) -> list[Any]:
 
 
 def _plain_field(value: Any) -> Any:
-    if isinstance(value, Terms):
+    if isinstance(value, AttemptTerms):
         return write_terms(value)
     if isinstance(value, tuple):
         return [item if isinstance(item, int) else _plain(item) for item in cast(tuple[Any, ...], value)]
@@ -195,42 +197,130 @@ def _rows(kind: type[Advert | Confirmation]) -> Callable[[Any], tuple[Message, .
         if type(value) is not list or any(type(item) is not list for item in cast(list[Any], value)):
             raise Refused(Reason.MALFORMED, f"not a list of {kind.__name__}")
         rows = tuple(_row(item, kind) for item in cast(list[Any], value))
-        ascending([cast(Advert | Confirmation, row).node for row in rows])
+        _ascending([cast(Advert | Confirmation, row).node for row in rows])
         return rows
 
     return check
 
 
-_hash = fixed(HASH_BYTES)
+# --- fields, as they come from others
+
+
+def unpack(data: bytes) -> Any:
+    """Return what the bytes say in msgpack, without extensions.
+
+    Raises:
+      Refused: MALFORMED, if they say nothing.
+    """
+    try:
+        return msgpack.unpackb(data, strict_map_key=True, ext_hook=_no_extension)
+    except Exception as error:  # msgpack documents no closed set
+        raise Refused(Reason.MALFORMED, "not msgpack") from error
+
+
+def _no_extension(code: int, data: bytes) -> object:
+    raise ValueError(code)
+
+
+def _fixed(length: int) -> Callable[[Any], bytes]:
+    def check(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) != length:
+            raise Refused(Reason.MALFORMED, f"not {length} bytes")
+        return value
+
+    return check
+
+
+def _many(length: int) -> Callable[[Any], bytes]:
+    def check(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) % length:
+            raise Refused(Reason.MALFORMED, f"not a multiple of {length} bytes")
+        return value
+
+    return check
+
+
+def _node(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < NODES:
+        raise Refused(Reason.MALFORMED, "no node")
+    return value
+
+
+def _ascending(nodes: Sequence[int]) -> None:
+    if any(left >= right for left, right in pairwise(nodes)):
+        raise Refused(Reason.MALFORMED, "nodes not in ascending order, each once")
+
+
+def _nodes(value: Any) -> tuple[int, ...]:
+    if type(value) is not list:
+        raise Refused(Reason.MALFORMED, "not a list of nodes")
+    found = tuple(_node(item) for item in cast(list[Any], value))
+    _ascending(found)
+    return found
+
+
+def _reason(value: Any) -> str:
+    if type(value) is not str or value not in list(Reason):
+        raise Refused(Reason.MALFORMED, "no reason")
+    return value
+
+
+def write_terms(terms: AttemptTerms) -> list[Any]:
+    """Return what `read_terms` reads."""
+    return [field.value if isinstance(field, Enum) else field for field in astuple(terms)]
+
+
+def read_terms(value: Any) -> AttemptTerms:
+    """Return terms from a msgpack list.
+
+    Raises:
+      Refused: MALFORMED, where a field has another type.
+    """
+    hints = get_type_hints(AttemptTerms)
+    if type(value) is not list or len(cast(list[Any], value)) != len(hints):
+        raise Refused(Reason.MALFORMED, "not terms")
+    fields = [_term(item, kind) for item, kind in zip(cast(list[Any], value), hints.values(), strict=True)]
+    return AttemptTerms(*fields)
+
+
+def _term(value: Any, kind: Any) -> Any:
+    if issubclass(kind, Enum) and type(value) is str and value in {member.value for member in kind}:
+        return kind(value)
+    if type(value) is not kind or (type(value) is int and not 0 <= value < NODES):
+        raise Refused(Reason.MALFORMED, "terms with a field of another type")
+    return value
+
+
+_hash = _fixed(HASH_BYTES)
 _FIELDS: dict[type[Message], dict[str, Callable[[Any], Any]]] = {
-    Proposal: {"terms": read_terms, "candidates": nodes, "server_key": fixed(KEY_BYTES)},
+    Proposal: {"terms": read_terms, "candidates": _nodes, "server_key": _fixed(KEY_BYTES)},
     Advert: {
-        "node": node,
-        "mask_key": fixed(KEY_BYTES),
-        "share_key": fixed(KEY_BYTES),
+        "node": _node,
+        "mask_key": _fixed(KEY_BYTES),
+        "share_key": _fixed(KEY_BYTES),
         "commitment": _hash,
-        "signature": fixed(SIGNATURE_BYTES),
-        "kem_keys": many(KEM_KEY_BYTES),
+        "signature": _fixed(SIGNATURE_BYTES),
+        "kem_keys": _many(KEM_KEY_BYTES),
     },
-    Cohort: {"context": _hash, "adverts": _rows(Advert)},
-    SealedShares: {"cohort": _hash, "sealed": many(SEALED_BYTES), "kem": many(1)},
+    CohortAdverts: {"context": _hash, "adverts": _rows(Advert)},
+    SealedShares: {"cohort": _hash, "sealed": _many(SEALED_BYTES), "kem": _many(1)},
     Inbox: {
         "context": _hash,
         "model_hash": _hash,
-        "sharers": nodes,
-        "sealed": many(SEALED_BYTES),
-        "kem": many(1),
+        "sharers": _nodes,
+        "sealed": _many(SEALED_BYTES),
+        "kem": _many(1),
     },
-    Survivors: {"context": _hash, "alive": nodes, "dead": nodes},
+    Survivors: {"context": _hash, "alive": _nodes, "dead": _nodes},
     Confirmation: {
-        "node": node,
+        "node": _node,
         "model_hash": _hash,
         "round_context": _hash,
         "survivors": _hash,
-        "signature": fixed(SIGNATURE_BYTES),
+        "signature": _fixed(SIGNATURE_BYTES),
     },
     Confirmed: {"context": _hash, "confirmations": _rows(Confirmation)},
-    Revealed: {"survivors": _hash, "shares": many(SHARE_BYTES), "seeds": many(SECRET_BYTES)},
-    Declined: {"reason": reason},
+    Revealed: {"survivors": _hash, "shares": _many(SHARE_BYTES), "seeds": _many(SECRET_BYTES)},
+    Declined: {"reason": _reason},
 }
 _KINDS = list(_FIELDS)

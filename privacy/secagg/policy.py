@@ -8,7 +8,7 @@ from ..refusal import Refusal
 from .graph import MAXIMUM_CLIENTS, Shape, colluders, opens_nothing
 from .refusal import Reason, Refused
 from .suite import KEY_BYTES, SUITES
-from .transcript import PROTOCOL_VERSION, Profile, Terms
+from .transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 
 WIDTHS = (16, 32)
 
@@ -66,7 +66,7 @@ class Policy:
             raise Refusal("bits", self.bits, f"choose from {WIDTHS}")
 
 
-def check(policy: Policy, terms: Terms) -> None:
+def check(policy: Policy, terms: AttemptTerms) -> None:
     """Return if the terms are no weaker than the policy. The roster's hash is the caller's to compare.
 
     Raises:
@@ -76,7 +76,7 @@ def check(policy: Policy, terms: Terms) -> None:
         raise Refused(Reason.POLICY, f"{name}={getattr(terms, name)!r} is not what this policy accepts")
 
 
-def _shortfalls(policy: Policy, terms: Terms) -> Iterator[str]:
+def _shortfalls(policy: Policy, terms: AttemptTerms) -> Iterator[str]:
     shape = Shape(terms.cohort_size, terms.neighbours, terms.threshold)
     # The sum must hide this client behind another honest one.
     fewest = max(policy.minimum_cohort, colluders(terms.cohort_size, policy.collusion) + 2)

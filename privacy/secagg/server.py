@@ -5,14 +5,25 @@ It learns the sum of the survivors and who they are. See `client` for the protoc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
 
-from .bindings import Agreement, advert_body, attempt_context, confirmation_body, reply_info, survivors_digest
-from .hybrid import blocks
+from .bindings import (
+    Agreement,
+    advert_body,
+    attempt_context,
+    commitment,
+    confirmation_body,
+    mask_sign,
+    own_mask_key,
+    pair_mask_info,
+    reply_info,
+    survivors_digest,
+)
+from .hybrid import Offered, blocks, mask_secret, mixed
 from .masks import Vector, add_masks
 from .messages import (
     DECLINED_BYTES,
@@ -20,7 +31,7 @@ from .messages import (
     SEALED_BYTES,
     SHARE_BYTES,
     Advert,
-    Cohort,
+    CohortAdverts,
     Confirmation,
     Confirmed,
     Declined,
@@ -32,13 +43,14 @@ from .messages import (
     read,
     write,
 )
-from .recovery import by_owner, remaining_masks
 from .refusal import Reason, Refused
 from .roster import Roster
-from .suite import agree, new_key, public_of, suite_of, unseal, verify
-from .transcript import HASH_BYTES, Profile, Terms
+from .shamir import combine
+from .suite import agree, key_from_seed, new_key, public_of, suite_of, unseal, verify
+from .transcript import HASH_BYTES, AttemptTerms, Profile
 
 Outgoing = dict[int, bytes]
+Shares = dict[int, dict[int, bytes]]  # by owner, and by the point of who holds it
 
 
 class Due(IntEnum):
@@ -53,7 +65,7 @@ class Due(IntEnum):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class OpenedSum:
     """The sum of the survivors' vectors modulo 2**bits, shape (d,), and who they are.
 
     `seeds` holds by survivor what it opened of its vector's noise; none who did not answer in the end.
@@ -82,7 +94,7 @@ class ServerAttempt:
     """
 
     def __init__(
-        self, terms: Terms, roster: Roster, candidates: Sequence[int], dimension: int, now: int
+        self, terms: AttemptTerms, roster: Roster, candidates: Sequence[int], dimension: int, now: int
     ) -> None:
         """Prepare an attempt.
 
@@ -213,7 +225,7 @@ class ServerAttempt:
         self._revealed[node] = revealed.shares
         self._seeds[node] = revealed.seeds
 
-    def advance(self, model_hash: bytes = b"") -> Outgoing | Outcome | Abandoned:
+    def advance(self, model_hash: bytes = b"") -> Outgoing | OpenedSum | Abandoned:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.
 
         Args:
@@ -246,7 +258,9 @@ class ServerAttempt:
         adverts = tuple(self._adverts[node] for node in sorted(self._adverts))
         self._enough(len(adverts))
         self._agreed = Agreement(self._terms, self.context, self._candidates, adverts)
-        return self._ask(Due.SHARES, dict.fromkeys(self._agreed.nodes, write(Cohort(self.context, adverts))))
+        return self._ask(
+            Due.SHARES, dict.fromkeys(self._agreed.nodes, write(CohortAdverts(self.context, adverts)))
+        )
 
     def _send_inboxes(self, model_hash: bytes) -> Outgoing:
         self._sharing = self._connected(frozenset(self._sealed))
@@ -293,14 +307,14 @@ class ServerAttempt:
         message = write(Confirmed(self.context, confirmations))
         return self._ask(Due.REVEALED, dict.fromkeys(sorted(self._confirmations), message))
 
-    def _unmask(self) -> Outcome:
-        shares = by_owner(self._agreed, self._sharers, self._revealed)
+    def _unmask(self) -> OpenedSum:
+        shares = _by_owner(self._agreed, self._sharers, self._revealed)
         masks = list(
             remaining_masks(self._agreed, self._alive, self._dead, shares, self._round, self._offered)
         )
         add_masks(self._total, masks, self._suite)
         self._end()
-        return Outcome(self._total, self._alive, self._seeds)
+        return OpenedSum(self._total, self._alive, self._seeds)
 
     def _enough(self, count: int) -> None:
         if count < self._terms.minimum_survivors:
@@ -316,3 +330,80 @@ def together(*attempts: Mapping[int, bytes]) -> dict[int, tuple[bytes, ...]]:
     """
     nodes = sorted({node for messages in attempts for node in messages})
     return {node: tuple(messages[node] for messages in attempts if node in messages) for node in nodes}
+
+
+# --- masks that are left on the sum
+
+
+def _by_owner(agreed: Agreement, sharers: Sequence[int], revealed: Mapping[int, bytes]) -> Shares:
+    """Return each sharer's shares by the holder's point, from what every node revealed."""
+    owners: Shares = {node: {} for node in sharers}
+    for node, shares in revealed.items():
+        for place, owner in enumerate(agreed.neighbours(node, owners.keys())):
+            owners[owner][agreed.points[node]] = shares[SHARE_BYTES * place : SHARE_BYTES * (place + 1)]
+    return owners
+
+
+def remaining_masks(
+    agreed: Agreement,
+    alive: Sequence[int],
+    dead: Sequence[int],
+    shares: Shares,
+    context: bytes,
+    offered: Offered,
+) -> Iterator[tuple[bytes, int]]:
+    """Yield key and sign of every mask to add so that the sum of the living is bare.
+
+    Raises:
+      Refused: TOO_FEW shares of a seed, or BAD_SHARE where they do not give what its owner committed to.
+    """
+    revealed = {point for holders in shares.values() for point in holders}
+
+    def seed(node: int, fits: Callable[[bytes], bool]) -> bytes:
+        own = agreed.points[node]
+        return _seed(shares[node], own if own in revealed else None, agreed.terms.threshold, fits)
+
+    for node in alive:
+        bound = agreed.by_node[node].commitment
+        own_seed = seed(node, lambda s, n=node, b=bound: commitment(agreed.context, n, s) == b)
+        yield own_mask_key(own_seed, context), -1
+    info, living = pair_mask_info(context), set(alive)
+    for node in dead:
+        public = agreed.by_node[node].mask_key
+        mask_seed = seed(node, lambda s, p=public: public_of(key_from_seed(s)) == p)
+        secret = key_from_seed(mask_seed)
+        for peer in agreed.neighbours(node, living):
+            key = agree(secret, agreed.by_node[peer].mask_key, info)
+            if agreed.suite.hybrid:
+                key = mixed(key, mask_secret(agreed, mask_seed, node, peer, offered), info)
+            yield key, mask_sign(node, peer)
+
+
+def _seed(
+    shares: Mapping[int, bytes], own: int | None, threshold: int, fits: Callable[[bytes], bool]
+) -> bytes:
+    """Return the seed that fits its owner's commitment; `own` is the owner's point, if it revealed shares itself."""
+    if len(shares) < threshold:
+        raise Refused(Reason.TOO_FEW, f"{len(shares)} shares of a seed, of the {threshold} needed")
+    for window in _windows(sorted(shares), own, threshold):
+        try:
+            seed = combine({point: shares[point] for point in window}, threshold)
+        except Refused:  # a share that is no number
+            continue
+        if fits(seed):
+            return seed
+    raise Refused(Reason.BAD_SHARE, "the shares do not give what their owner committed to")
+
+
+def _windows(points: Sequence[int], own: int | None, threshold: int) -> Iterator[Sequence[int]]:
+    """Yield choices of `threshold` points, the first such that few choices serve all the owners of a complete graph.
+
+    Nobody holds a share of itself: from the circle of everybody who revealed, its owner's block is left out. Any
+    single wrong share is left out by one of the windows that follow.
+    """
+    circle = points if own is None else sorted([*points, own])
+    spare = len(circle) - threshold
+    first = circle.index(own) // spare * spare if own is not None else 0
+    yield [*circle[:first], *circle[first + spare :]][:threshold]
+    for start in range(0, len(points), max(1, len(points) - threshold)):
+        yield [*points[start:], *points[:start]][:threshold]

@@ -55,7 +55,7 @@ class Profile(StrEnum):
 
 
 @dataclass(frozen=True)
-class Terms:
+class AttemptTerms:
     """Everything that the server proposes for one attempt, and that all of its cohort must see alike.
 
     Attributes:
@@ -109,7 +109,7 @@ def digest(purpose: Purpose, *parts: Part) -> bytes:
     return hashlib.sha256(frame(purpose, *parts)).digest()
 
 
-def setup_context(terms: Terms) -> bytes:
+def setup_context(terms: AttemptTerms) -> bytes:
     """Return the hash of the terms: the context of adverts and shares, which may precede the model."""
     return digest(Purpose.SETUP, *(getattr(terms, field.name) for field in fields(terms)))
 

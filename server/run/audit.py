@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...privacy.audit.alarms import CANNOT_UNDO, Alarm
 from ...privacy.audit.canary_clients import Canaries, canaries_of, commitment
-from ...privacy.audit.run_audit import Measured, Terms, spread_looks
+from ...privacy.audit.run_audit import AuditTerms, Measured, spread_looks
 from ...privacy.audit.summary import Raised, Summary, visible_in
 from ...privacy.audit.watching import NO_MEMORY, Memory
 from ...privacy.budget import Adjacency
@@ -110,11 +110,11 @@ def _seed(run: Run, fresh: bool) -> bytes:
     return noise_key.make(run.folder, KEY) if fresh else noise_key.read(run.folder, KEY)
 
 
-def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> Terms:
+def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
     settings, audit, client = federation.settings, federation.settings.audit, federation.client
     assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.num_clients
-    terms = Terms(
+    terms = AuditTerms(
         settings.num_rounds,
         audit.alpha,
         dimension=dimension,
@@ -152,11 +152,11 @@ def write_terms(run: Run, opened: bool = False) -> None:
     checkpoint.write_durably(run.folder / TERMS, (json.dumps(fields, indent=2) + "\n").encode())
 
 
-def read_terms(fields: Mapping[str, Any]) -> Terms:
+def read_terms(fields: Mapping[str, Any]) -> AuditTerms:
     """Return what `write_terms` wrote."""
     terms: dict[str, Any] = dict(fields)
     terms |= {"looks": tuple(terms["looks"]), "adjacency": Adjacency(terms["adjacency"])}
-    return Terms(**terms)
+    return AuditTerms(**terms)
 
 
 def _commit(run: Run) -> None:
@@ -292,7 +292,9 @@ def end(run: Run, ending: Ending, title: str) -> dict[str, Any] | None:
     }
 
 
-def as_json(terms: Terms, summary: Summary | None, raised: list[Raised], on_alarm: str) -> dict[str, Any]:
+def as_json(
+    terms: AuditTerms, summary: Summary | None, raised: list[Raised], on_alarm: str
+) -> dict[str, Any]:
     """Return an audit as plain data."""
     alarms = [
         {
@@ -316,7 +318,7 @@ def as_json(terms: Terms, summary: Summary | None, raised: list[Raised], on_alar
         return shown | {"verdict": None, "said": "no round was released"}
     found, records = summary.measured, summary.records
     return shown | {
-        "verdict": None if summary.outcome is None else str(summary.outcome),
+        "verdict": None if summary.verdict is None else str(summary.verdict),
         "said": summary.said,
         "claimed": found and _spelled(found.claimed),
         "measured": found and _measured(found),

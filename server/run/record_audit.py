@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ...configs.schema import ClientCentral, Record, RecordAndClient, SimulationSettings
 from ...privacy.audit.kept_rows import SUFFIX, gathered
 from ...privacy.audit.membership import auc
+from ...privacy.audit.memorisation import MemorisationProbe, Memorised
 from ...privacy.audit.one_run import Scores
-from ...privacy.audit.probe import MemorisationProbe, Memorised
 from ...privacy.audit.record_claim import weighed
 from ...privacy.audit.run_audit import Measured
 from ...privacy.audit.verdict import by_one_run, judge

@@ -10,9 +10,9 @@ from fedveil.privacy.secagg.client import Participant, declined
 from fedveil.privacy.secagg.policy import Policy
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.roster import Member, Roster
-from fedveil.privacy.secagg.server import Abandoned, Outcome, ServerAttempt
+from fedveil.privacy.secagg.server import Abandoned, OpenedSum, ServerAttempt
 from fedveil.privacy.secagg.suite import public_of
-from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, Profile, Terms
+from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 
 NOW = 1_800_000_000
 MODEL = b"m" * 32
@@ -61,7 +61,7 @@ class Cohort:
         self.nodes = {n: Participant(n, KEYS[p], policy, self.roster) for p, n in enumerate(numbers)}
 
     def terms(self, round_number=0, **changed):
-        terms = Terms(
+        terms = AttemptTerms(
             PROTOCOL_VERSION,
             self.suite,
             run=11,
@@ -123,7 +123,7 @@ class Cohort:
 
     def run(
         self, vectors, silent=None, round_number=0, message_wire=same, reply_wire=same
-    ) -> Outcome | Abandoned:
+    ) -> OpenedSum | Abandoned:
         """Return how one attempt ends, with nodes silent from the stage that `silent` gives them."""
         silent, gone = silent or {}, set()
         attempt = self.attempt(len(next(iter(vectors.values()))), round_number)

@@ -11,8 +11,7 @@ import numpy as np
 from scipy.special import chdtr
 
 from fedveil.privacy.audit.alarms import CERTAIN, AlarmState, Check, Level, Look, look_at
-from fedveil.privacy.audit.draw_check import draw_p
-from fedveil.privacy.audit.noise_checks import NORM_TESTS, run_p
+from fedveil.privacy.audit.free_checks import NORM_TESTS, draw_p, run_p
 
 LAYERS, CLIENTS, RATE, ROUNDS = (2560, 10), 400, 0.25, 100
 DIMENSION = sum(LAYERS)

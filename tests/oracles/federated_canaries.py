@@ -18,8 +18,8 @@ from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.audit.canary_clients import Directions, KnownRounds, directions, round_scores
 from fedveil.privacy.audit.interference import block_of
 from fedveil.privacy.audit.normality import estimate, separation
-from fedveil.privacy.audit.record import stacked
-from fedveil.privacy.audit.run_audit import Evidence, Terms
+from fedveil.privacy.audit.round_rows import stacked
+from fedveil.privacy.audit.run_audit import AuditTerms, Evidence
 from fedveil.privacy.audit.verdict import by_one_run, judge
 from fedveil.privacy.audit.watching import NO_MEMORY, Memory, Released, watch
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -61,7 +61,9 @@ class Record:
     def evidence(self) -> Evidence:
         """What the library weighs of a run; not for A, whose claim is of one round."""
         rate = float(self.taken.mean())
-        terms = Terms(len(self.rows), 0.01, canaries=CANARIES, dimension=DIMENSION, delta=DELTA, rate=rate)
+        terms = AuditTerms(
+            len(self.rows), 0.01, canaries=CANARIES, dimension=DIMENSION, delta=DELTA, rate=rate
+        )
         return Evidence(terms, self.coins, stacked(self.rows, CANARIES))
 
 

@@ -6,7 +6,7 @@ documentation. Six PINs each are planted 1, 4 and 16 times and not at all, every
 
 import numpy as np
 
-from fedveil.privacy.audit.exposure import Exposure, exposure
+from fedveil.privacy.audit.memorisation import Exposure, exposure
 
 CONTEXT, EMBEDDED, HIDDEN, CLIENTS, PER_CLIENT = 12, 8, 96, 100, 120
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz0123456789.,:;"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 # A round by itself; all of them together, whole, by layer, and by the layers' means: so many tests share one level.
 NORM_TESTS = 4
+LEAST_VARIANCE = 9.0  # of a count, from which on a chi-square is near enough
 
 
 def norm_p(layers: Sequence[NDArray[np.floating]], noise: float) -> float:
@@ -85,3 +86,22 @@ def cosine(released: NDArray[np.floating], before: NDArray[np.floating]) -> floa
     """The cosine of two released vectors, to be shown: about 1/sqrt(size) for new noise, 1 for the same again."""
     lengths = float(np.linalg.norm(released)) * float(np.linalg.norm(before))
     return float(np.vdot(released, before)) / lengths if lengths else 0.0
+
+
+def draw_p(counts: NDArray[np.int64], population: int | NDArray[np.int64], rate: float) -> float:
+    """The probability of counts so large, or so even, where each of ``population`` is drawn with ``rate`` in (0, 1).
+
+    ``counts`` (rounds,), of real clients; ``population``, of all rounds, or of each, (rounds,). Twice the smaller of the
+    two.
+    """
+    from scipy.special import bdtrc, chdtr
+
+    everybody = np.broadcast_to(population, counts.shape)
+    total = int(counts.sum())
+    large = float(bdtrc(total - 1, int(everybody.sum()), rate)) if total else 1.0
+    mean, variance = everybody * rate, everybody * rate * (1 - rate)
+    if variance.min() < LEAST_VARIANCE:
+        return min(1.0, 2 * large)
+    # Counts are whole: one that meets the mean exactly may stand for all within half of it.
+    even = float(chdtr(len(counts), float(((np.abs(counts - mean) + 0.5) ** 2 / variance).sum())))
+    return min(1.0, 2 * min(large, even))
