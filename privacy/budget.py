@@ -1,4 +1,4 @@
-"""What is protected, from whom, and how much may be spent: the words that every guarantee is stated in."""
+"""Terms of a guarantee: unit, adjacency, adversary, and the budget and the releases that they describe."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 
 
 class Unit(StrEnum):
-    """Whose contribution is hidden: one example of one client, or all that one client ever contributes."""
+    """Contribution that is hidden: one example of one client, or all that one client ever contributes."""
 
     RECORD = "record"
     CLIENT = "client"
 
 
 class Adjacency(StrEnum):
-    """Which two data sets must be hard to tell apart.
+    """Relation of two data sets that must be hard to tell apart.
 
-    ``zero-out`` blanks one unit and keeps the number of units public; ``replace-one`` exchanges one unit for
-    another and so doubles the sensitivity of a clipped sum; ``add-or-remove-one`` hides the number of units.
+    Attributes:
+      ZERO_OUT: one unit is blanked; the number of units is public.
+      ADD_OR_REMOVE_ONE: one unit is there or not; the number of units is hidden.
+      REPLACE_ONE: one unit is exchanged for another, which doubles the sensitivity of a clipped sum.
     """
 
     ZERO_OUT = "zero-out"
@@ -33,7 +35,7 @@ class Adjacency(StrEnum):
 
 
 class Adversary(StrEnum):
-    """Who sees a release: the server, the other clients, or whoever gets the released model."""
+    """Reader of a release: the server, the other clients, or whoever gets the released model."""
 
     SERVER = "server"
     CLIENTS = "clients"
@@ -42,9 +44,16 @@ class Adversary(StrEnum):
 
 @dataclass(frozen=True)
 class Budget:
-    """The (epsilon, delta) that one ledger may spend on one unit. Refusal when a value is out of range.
+    """Epsilon and delta that one ledger may spend on one unit.
 
-    ``target_epsilon`` > 0; 0 < ``target_delta`` < 1, sensibly below one over the number of units.
+    Attributes:
+      unit: whose contribution is hidden.
+      target_epsilon: above 0, in nats.
+      target_delta: in (0, 1), sensibly below one over the number of units.
+      adjacency: the relation that both hold under.
+
+    Raises:
+      Refusal: a value is out of range.
     """
 
     unit: Unit
@@ -67,11 +76,22 @@ class Budget:
 class Release:
     """One thing that leaves its owner's trust boundary, and what it costs against each who sees it.
 
-    ``events`` names a cost for every adversary who sees the release; ``rng`` says where noise and draws come
-    from: the system's generator (``system``) or, in a declared simulation, the run's seed (``seeded``).
-    ``filter_order`` is None where the events were fixed in advance; where they were chosen from what earlier releases
-    said, it is the order above 1 of the RDP filter that the ledger then goes by (module `filter`). ``cohort`` are the
-    clients that were drawn, where later draws must know; it is public and kept with the reservation.
+    Attributes:
+      unit: whose contribution it is made of.
+      run: the run's name.
+      round: the round's number, from 1.
+      mechanism: what made it; with run and round the release's key.
+      events: its cost for every adversary who sees it, at least one.
+      rng: `system` where noise and draws come from the system's generator, `seeded` where a declared
+        simulation derives them from its seed.
+      filter_order: None where the events were fixed in advance; the order above 1 of the RDP filter that
+        the ledger goes by (module `accounting.renyi_filter`) where they were chosen from what earlier
+        releases said.
+      cohort: the clients that were drawn, where later draws must know; public, and kept with the
+        reservation.
+
+    Raises:
+      Refusal: a word is unknown, or no adversary is named.
     """
 
     unit: Unit
@@ -94,5 +114,5 @@ class Release:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What makes a release one and the same: (run, round, mechanism)."""
+        """Run, round and mechanism: two releases with the same key are one."""
         return (self.run, self.round, self.mechanism)

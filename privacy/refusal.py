@@ -9,12 +9,24 @@ Word = TypeVar("Word", bound=StrEnum)
 
 
 class Refusal(Exception):
-    """A request that is declined before anything is written, sent or spent.
+    """Request that is declined before anything is written, sent or spent.
 
-    The command line prints it as one sentence and exits non-zero; nobody sees a traceback for it.
+    The command line prints it as one sentence and exits with code 2, without a traceback.
+
+    Attributes:
+      field: the name that the user gave or must give.
+      value: what was given.
+      remedy: what to do instead, a clause.
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
+        """Make the sentence "field=value: remedy".
+
+        Args:
+          field: the name that the user gave or must give.
+          value: what was given; its `repr` is shown.
+          remedy: what to do instead, a clause.
+        """
         super().__init__(f"{field}={value!r}: {remedy}")
         self.field = field
         self.value = value
@@ -22,7 +34,16 @@ class Refusal(Exception):
 
 
 def word(kind: type[Word], field: str, value: str) -> Word:
-    """Read ``value`` as a member of ``kind``; Refusal naming ``field`` and the words that are known."""
+    """Read a value as a member of an enumeration of words.
+
+    Args:
+      kind: the enumeration.
+      field: what a refusal names.
+      value: the word.
+
+    Raises:
+      Refusal: it is not one of them; the sentence lists those that are.
+    """
     try:
         return kind(value)
     except ValueError:
@@ -30,7 +51,15 @@ def word(kind: type[Word], field: str, value: str) -> Word:
 
 
 def real(field: str, value: object) -> float:
-    """Read any real number, numpy's scalars included, as a finite ``float``; Refusal naming ``field``."""
+    """Read any real number, numpy's scalars included, as a float.
+
+    Args:
+      field: what a refusal names.
+      value: the number; a bool is none.
+
+    Raises:
+      Refusal: it is no finite number.
+    """
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise Refusal(field, value, "give a finite number")
     return float(value)

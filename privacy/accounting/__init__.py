@@ -1,1 +1,1 @@
-"""Accounting: events, and the epsilon that they compose to."""
+"""Accounting: events of privacy mechanisms, and the epsilon that they compose to."""

@@ -1,7 +1,8 @@
-"""Epsilon of counted events: upper bounds by the privacy loss distribution and by Rényi DP, and the smaller of the two.
+"""Epsilon of counted events: the smaller of two upper bounds, one by PLD and one by Rényi DP.
 
-PLD (Koskela et al. 2020; connect-the-dots, Doroshenko et al. 2022) is tight and does itself what replace-one adds to
-the sensitivity; Rényi DP (module `renyi`) holds at tiny delta too and adds up in microseconds.
+The privacy loss distribution (Koskela et al. 2020; connect-the-dots, Doroshenko et al. 2022) is tight and
+itself doubles the sensitivity under replace-one; Rényi DP (module `renyi`) also holds at tiny delta and adds
+up in microseconds.
 """
 
 import math
@@ -47,18 +48,32 @@ def epsilon(
     adjacency: Adjacency | str = Adjacency.ZERO_OUT,
     interval: float = PUBLISH_INTERVAL,
 ) -> float:
-    """The epsilon that all ``events`` together cost at ``delta``, in nats; 0 for none, inf for a non-private one.
+    """Return the epsilon that all events together cost, in nats; 0 for none, infinity for a non-private one.
 
-    ``events`` is an iterable, or a mapping from an event to how often it happened. ``interval`` is the step of
-    the PLD's grid in nats; it is refined where epsilon is small.
-    Refusal names an event that cannot be accounted under this adjacency, or a number out of range.
+    Args:
+      events: an iterable, or a mapping from an event to how often it happened.
+      delta: in (0, 1).
+      adjacency: the relation of neighbours, or its name.
+      interval: step of the PLD's grid in nats; it is refined where epsilon is small.
+
+    Raises:
+      Refusal: an event that cannot be accounted under this adjacency, or a number out of range.
     """
     counts = grouped(events)
     return min(bounds(counts, _probability(delta), word(Adjacency, "adjacency", adjacency), interval))
 
 
 def within(events: Events, budget: Budget, interval: float = GATE_INTERVAL) -> bool:
-    """Whether ``epsilon(events, ...)`` at this interval is at most the budget's; stops at the first bound that is."""
+    """Return whether events cost at most a budget; stops at the first bound that says so.
+
+    Args:
+      events: as in `epsilon`.
+      budget: epsilon, delta and adjacency.
+      interval: step of the PLD's grid in nats.
+
+    Raises:
+      Refusal: an event that cannot be accounted.
+    """
     found = bounds(grouped(events), budget.target_delta, budget.adjacency, interval)
     return any(bound <= budget.target_epsilon for bound in found)
 
@@ -68,9 +83,14 @@ def accountant_name(
     adjacency: Adjacency | str = Adjacency.ZERO_OUT,
     interval: float = PUBLISH_INTERVAL,
 ) -> str:
-    """How ``epsilon`` gets its number: accountants, their discretisation and conversion, package and version.
+    """Return how `epsilon` gets its number: accountants, discretisation, conversion, package and version.
 
-    ``min(PLD 1e-4 connect-the-dots, RDP Canonne et al. 2020), dp_accounting 0.6.0``
+    An example is `min(PLD 1e-4 connect-the-dots, RDP Canonne et al. 2020), dp_accounting 0.6.0`.
+
+    Args:
+      delta: in (0, 1).
+      adjacency: the relation of neighbours, or its name.
+      interval: step of the PLD's grid in nats.
     """
     package = f"dp_accounting {version('dp-accounting')}"
     if delta < MIN_PLD_DELTA:
@@ -82,7 +102,7 @@ def accountant_name(
 
 
 def grouped(events: Events) -> Counts:
-    """Equal leaves counted together, in an order that does not depend on the order of ``events``."""
+    """Count equal leaves together, in an order that does not depend on the order of the events."""
     pairs = events.items() if isinstance(events, Mapping) else ((event, 1) for event in events)
     counts: Counter[Leaf] = Counter()
     for event, count in pairs:
@@ -101,12 +121,22 @@ def _probability(delta: float) -> float:
 
 
 def in_order(counts: Mapping[Leaf, int]) -> Counts:
-    """The counts above zero, in an order that does not depend on how they came."""
+    """Return the counts above zero, in an order that does not depend on how they came."""
     return tuple(sorted(((leaf, n) for leaf, n in counts.items() if n), key=repr))
 
 
 def bounds(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> Iterator[float]:
-    """Upper bounds on epsilon, cheapest first; each alone is valid. Refusal when there is none."""
+    """Yield upper bounds on epsilon, cheapest first; each alone is valid.
+
+    Args:
+      counts: leaves, each with how often it happened.
+      delta: in (0, 1).
+      adjacency: the relation of neighbours.
+      interval: coarsest step of the PLD's grid, in nats.
+
+    Raises:
+      Refusal: there is no bound.
+    """
     import dp_accounting
 
     if not counts:
@@ -132,7 +162,7 @@ def bounds(counts: Counts, delta: float, adjacency: Adjacency, interval: float) 
 
 
 def _refined(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> Iterator[float]:
-    """PLD bounds on finer and finer grids, until the grid no longer matters or is the finest."""
+    """Yield PLD bounds on finer and finer grids, until the grid no longer matters or is the finest."""
     while True:
         bound = by_distribution(counts, delta, adjacency, interval)
         yield bound
@@ -142,12 +172,18 @@ def _refined(counts: Counts, delta: float, adjacency: Adjacency, interval: float
 
 
 def finer(interval: float) -> float:
-    """The next finer grid. By tens: the coarser is part of it, and bounds stay monotone in the counts."""
+    """Return the next finer grid, by tens: the coarser is part of it, so bounds stay monotone in the counts."""
     return max(interval / 10, FINEST_INTERVAL)
 
 
 def first_interval(loss: float, interval: float, size: float | None) -> float:
-    """The interval, refined to a round of this `typical_loss`, and coarsened to epsilon's ``size``."""
+    """Return the first grid to try: refined to a round's loss, and coarsened to the size of epsilon.
+
+    Args:
+      loss: least `typical_loss` of the leaves, in nats.
+      interval: coarsest step, in nats.
+      size: epsilon as RDP has it; None where unknown.
+    """
     while interval * MIN_STEPS_PER_ROUND > loss and interval > FINEST_INTERVAL:
         interval = finer(interval)
     while size is not None and interval * MAX_STEPS < size:
@@ -157,7 +193,10 @@ def first_interval(loss: float, interval: float, size: float | None) -> float:
 
 @lru_cache(maxsize=4096)
 def typical_loss(leaf: Leaf) -> float:
-    """The scale in nats of what one sampled round tells, the narrowest there is inside it; inf where none matters."""
+    """Return the scale in nats of what one sampled round tells, or of the narrowest sample inside it.
+
+    It is infinite for a leaf that needs no fine grid.
+    """
     parts = asked_of(leaf)
     if parts is None:
         rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
@@ -167,7 +206,7 @@ def typical_loss(leaf: Leaf) -> float:
 
 
 def _together(parts: Counts) -> float:
-    """The scale of what all parts tell together, at most one nat."""
+    """Return the scale of what all parts tell together, at most one nat."""
     scales = [(gaussian_scale(leaf) or (min(1.0, typical_loss(leaf)), 1.0), n) for leaf, n in parts]
     return min(1.0, math.hypot(*(rate / noise * n**0.5 for (rate, noise), n in scales)))
 
@@ -184,7 +223,12 @@ def _unaccountable(counts: Counts, delta: float, adjacency: Adjacency) -> Refusa
 
 @lru_cache(maxsize=4096)
 def has_distribution(leaf: Leaf, adjacency: Adjacency) -> bool:
-    """Whether PLD covers ``leaf`` under this adjacency."""
+    """Return whether PLD covers a leaf.
+
+    Args:
+      leaf: see `events.leaves`.
+      adjacency: the relation of neighbours.
+    """
     from . import loss_distributions
 
     return loss_distributions.has_distribution(leaf, relation_of(adjacency))
@@ -192,7 +236,14 @@ def has_distribution(leaf: Leaf, adjacency: Adjacency) -> bool:
 
 @lru_cache(maxsize=1024)
 def by_distribution(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> float:
-    """Epsilon by PLD on a grid of ``interval`` nats."""
+    """Return epsilon by PLD.
+
+    Args:
+      counts: leaves, each with how often it happened.
+      delta: in (0, 1).
+      adjacency: the relation of neighbours.
+      interval: step of the grid, in nats.
+    """
     from . import loss_distributions
 
     merged = in_order(coarsened(with_one_gaussian(dict(counts)), rounded))
@@ -202,7 +253,7 @@ def by_distribution(counts: Counts, delta: float, adjacency: Adjacency, interval
 
 
 def with_one_gaussian(counts: Mapping[Leaf, int]) -> dict[Leaf, int]:
-    """The counts with all Gaussians as one (Dong et al. 2019, corollary 3.3: whatever their noise)."""
+    """Count all Gaussians as one, whatever their noise (Dong et al. 2019, corollary 3.3)."""
     from dp_accounting import GaussianDpEvent
 
     others = {leaf: n for leaf, n in counts.items() if not isinstance(leaf, GaussianDpEvent)}
@@ -212,7 +263,13 @@ def with_one_gaussian(counts: Mapping[Leaf, int]) -> dict[Leaf, int]:
 
 
 def coarsened(counts: dict[Kind, int], rounding: Callable[[Kind, float], Kind]) -> dict[Kind, int]:
-    """Counts of at most `MAX_KINDS` kinds that cost as much or more, each kind rounded to the finest levels that do."""
+    """Return counts of at most `MAX_KINDS` kinds that cost as much or more.
+
+    Args:
+      counts: how often each kind happened.
+      rounding: gives a kind that costs no less, of as many levels an octave; the finest that suffice are
+        taken.
+    """
     coarse = counts
     for levels in LEVELS:
         if len(coarse) <= MAX_KINDS:
@@ -226,9 +283,14 @@ def coarsened(counts: dict[Kind, int], rounding: Callable[[Kind, float], Kind]) 
 
 @lru_cache(maxsize=1 << 16)
 def rounded(leaf: Leaf, levels: float) -> Leaf:
-    """A sampled Gaussian of no less loss, on ``levels`` levels of noise and of rate an octave; else the leaf itself.
+    """Return a sampled Gaussian of no less loss with rounded noise and rate; any other leaf as it is.
 
-    Less noise can be made more, and a larger sample sampled again, so that no divergence is less (post-processing).
+    Less noise can be made more, and a larger sample sampled again, so no divergence is less
+    (post-processing).
+
+    Args:
+      leaf: see `events.leaves`.
+      levels: of noise and of rate, an octave.
     """
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 

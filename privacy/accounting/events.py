@@ -1,7 +1,8 @@
-"""Which events are accounted, read strictly: to JSON and back, and down to the leaves that accountants compose.
+"""Events that are accounted: read strictly, to JSON and back, and down to the leaves that are composed.
 
-Every parameter is converted here, once: dp_accounting 0.6 silently drops composition inside Poisson sampling when
-a noise multiplier is an int or a numpy.float32. Kinds are a closed list; nothing named in data is ever imported.
+Every parameter is converted here, once: dp_accounting 0.6 silently drops composition inside Poisson sampling
+when a noise multiplier is an int or a numpy.float32. Kinds are a closed list; nothing named in data is ever
+imported.
 """
 
 from collections import Counter
@@ -28,13 +29,21 @@ MIN_RATE = 1e-12
 
 @dataclass(frozen=True)
 class Gaussian:
-    """dp_accounting's GaussianDpEvent for who does not want to load it: noise std over the clipping norm, 0 for none."""
+    """Stand-in for dp_accounting's GaussianDpEvent where dp_accounting is not loaded.
+
+    Attributes:
+      noise_multiplier: noise std over the clipping norm; 0 for no noise.
+    """
 
     noise_multiplier: float
 
 
 def event_to_json(event: "DpEvent | Gaussian") -> dict[str, Any]:
-    """``{"kind": "Gaussian", "noise_multiplier": 1.0}`` and the like; Refusal for an event outside the list."""
+    """Return an event as JSON: `{"kind": "Gaussian", "noise_multiplier": 1.0}` and the like.
+
+    Raises:
+      Refusal: the event is not of a known kind.
+    """
     if isinstance(event, Gaussian):
         return {"kind": "Gaussian", "noise_multiplier": _number("noise_multiplier", event.noise_multiplier)}
     kind = type(event).__name__.removesuffix("DpEvent")
@@ -45,7 +54,11 @@ def event_to_json(event: "DpEvent | Gaussian") -> dict[str, Any]:
 
 
 def event_from_json(data: Mapping[str, Any]) -> "DpEvent":
-    """The event that `event_to_json` wrote; Refusal for an unknown kind, missing or further fields, bad values."""
+    """Return the event that `event_to_json` wrote.
+
+    Raises:
+      Refusal: an unknown kind, a missing or a further field, or a bad value.
+    """
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise Refusal("kind", kind, f"use one of {', '.join(_KINDS)}")
@@ -56,18 +69,22 @@ def event_from_json(data: Mapping[str, Any]) -> "DpEvent":
 
 
 def leaves(event: "DpEvent", count: int = 1) -> Iterator[tuple[Leaf, int]]:
-    """What accountants compose ``count`` times ``event`` from: (leaf, how often), free events left out.
+    """Yield the leaves that accountants compose, each with how often it happens; free events are left out.
 
-    Several Gaussian queries of one sample become the one Gaussian they equal (McMahan et al. 2018, arXiv 1812.06210,
-    section 3); sampling at rate 1 and noise of 0 become what they are. A sample of which more is asked, say a draw of
-    clients who then draw batches several times, stays whole: its rates multiply only where all that is asked of it is
-    one further sample.
+    Several Gaussian queries of one sample become the one Gaussian that they equal (McMahan et al. 2018,
+    arXiv:1812.06210, section 3); sampling at rate 1 and noise of 0 become what they are. A sample that is
+    queried by a composition, such as a draw of clients who then draw batches several times, stays whole:
+    rates multiply only where the sample is queried by one further sample alone.
+
+    Args:
+      event: any event of a known kind.
+      count: how often it happens, at least 0.
     """
     yield from _unfolded(event_from_json(event_to_json(event)), _count("count", count))
 
 
 def asked_of(leaf: Leaf) -> Counts | None:
-    """The leaves that are composed on one sample of ``leaf``; None for a leaf that dp_accounting reads as it is."""
+    """Return the leaves that are composed on one sample; None for a leaf that dp_accounting reads as it is."""
     import dp_accounting as dp
 
     if not _is_sample(leaf):
@@ -77,12 +94,12 @@ def asked_of(leaf: Leaf) -> Counts | None:
 
 
 def drawn_openly(leaf: Leaf) -> bool:
-    """Whether ``leaf`` is an `OpenlySampledDpEvent`."""
+    """Return whether a leaf is an `OpenlySampledDpEvent`."""
     return type(leaf).__name__ == "OpenlySampledDpEvent"
 
 
 def gaussian_scale(leaf: Leaf) -> tuple[float, float] | None:
-    """(sampling rate, noise multiplier) of a Gaussian, sampled or not; None for another leaf."""
+    """Return sampling rate and noise multiplier of a Gaussian, sampled or not; None for another leaf."""
     import dp_accounting as dp
 
     query, rate = (
@@ -130,7 +147,7 @@ def _simplified(event: Any) -> Leaf | None:
 
 
 def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | None:
-    """One sample at ``rate`` of which all ``parts`` are asked."""
+    """Return one sample that is queried by all parts."""
     import dp_accounting as dp
 
     nothing = dp.NonPrivateDpEvent()
@@ -146,7 +163,7 @@ def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | No
 
 
 def _together(parts: Iterable[tuple[Leaf, int]]) -> list[tuple[Leaf, int]]:
-    """Equal leaves counted together and Gaussians as one, in an order of their own; one `NonPrivate` stands for all."""
+    """Count equal leaves together and Gaussians as one, in a fixed order; one `NonPrivate` stands for all."""
     import dp_accounting as dp
 
     counts: Counter[Leaf] = Counter()

@@ -1,4 +1,4 @@
-"""The gate that admits a next release, within milliseconds after thousands of releases of any noise."""
+"""Gate that admits a next release, within milliseconds after thousands of releases of any noise."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -41,7 +41,7 @@ Counted = dict[int, int]
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is known of a leaf under one adjacency."""
+    """Facts about a leaf under one adjacency."""
 
     renyi: Vector | None
     renyi_holds: bool
@@ -51,7 +51,7 @@ class _Facts:
 
 @dataclass
 class _Line:
-    """A history that grows: ``base`` fits, composed on each grid used, and so do ``times`` more leaves like ``worst``."""
+    """History that grows: `base` fits, composed on each grid used, and so do `times` leaves like `worst`."""
 
     budget: Budget
     base: Counted = field(default_factory=dict[int, int])
@@ -62,11 +62,12 @@ class _Line:
 
 
 class Gate:
-    """Decides whether one more release fits; what `within` admits is admitted, and nothing above the budget.
+    """Gate for one more release: it admits what `within` admits, and nothing above the budget.
 
-    RDP comes first: it adds up. Where it is too loose, the composed PLD of what is spent is kept and only what is new
-    is composed with it. A step ahead is looked further each time: as many releases as were found to fit, none of which
-    tells more than the one that was looked ahead with, need nothing computed.
+    RDP comes first, because it adds up. Where it is too loose, the composed PLD of what is spent is kept and
+    only what is new is composed with it. Each time the gate also looks further ahead: as many releases as
+    were then found to fit need no computation, as long as none of them tells more than the one that was used
+    to look ahead.
     """
 
     def __init__(self) -> None:
@@ -81,7 +82,16 @@ class Gate:
     def fits(
         self, spent: "Iterable[DpEvent] | Mapping[DpEvent, int]", proposed: "DpEvent", budget: Budget
     ) -> bool:
-        """Whether ``proposed`` after ``spent`` (events, or how often each happened) stays within ``budget``."""
+        """Return whether a release after others stays within a budget.
+
+        Args:
+          spent: earlier events, or how often each happened.
+          proposed: the event of the release.
+          budget: epsilon, delta and adjacency.
+
+        Raises:
+          Refusal: an event that cannot be accounted.
+        """
         step = self._count([proposed])
         wanted = _sum(self._count(spent), step)
         line = self._line(wanted, budget)
@@ -169,7 +179,7 @@ class Gate:
     # --- what is composed
 
     def _affords(self, line: _Line, wanted: Counted, interval: float, further: Counted) -> bool:
-        """Whether ``wanted`` and ``further`` fit, by PLD on grids as fine as it takes."""
+        """Return whether `wanted` and `further` fit, by PLD on grids as fine as it takes."""
         from . import loss_distributions
 
         relation, budget = relation_of(line.budget.adjacency), line.budget
@@ -190,7 +200,7 @@ class Gate:
         return type(self._leaves[number]).__name__ == "GaussianDpEvent"
 
     def _compose(self, line: _Line, wanted: Counted, interval: float) -> Any:
-        """The losses of ``wanted``, from those last composed on this grid where they are part of it."""
+        """Return the losses of `wanted`, from those last composed on this grid where they are part of it."""
         from . import loss_distributions
 
         relation = relation_of(line.budget.adjacency)
@@ -223,7 +233,7 @@ class Gate:
         line.times = times
 
     def _worst(self, wanted: Counted, step: Counted) -> int | None:
-        """A leaf that tells no less than any of ``wanted`` of which that can be said, and than all of ``step``."""
+        """Return a leaf that tells no less than any Gaussian of `wanted`, and than all of `step`."""
         from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 
         if any(gaussian_scale(self._leaves[number]) is None for number in step):

@@ -1,14 +1,15 @@
-"""Privacy loss distributions of what dp_accounting does not know: one sample of which a whole composition is asked.
+"""Privacy loss distributions of counted leaves, samples that are queried by a whole composition included.
 
-A client that is drawn with probability p and then takes K noisy steps composes its K steps on *one* draw. Neither
-p times the rate of a step nor p times epsilon is right. A pair (P, Q) of distributions that dominates the K steps
-gives a pair that dominates the sampled ones (Zhu, Dong and Wang 2022, arXiv:2106.08567, theorem 11):
+A client that is drawn with probability p and then takes K noisy steps composes its K steps on *one* draw.
+Neither p times the rate of a step nor p times epsilon is right. A pair (P, Q) of distributions that dominates
+the K steps gives a pair that dominates the sampled ones (Zhu, Dong and Wang 2022, arXiv:2106.08567, theorem
+11):
 
     remove: (p P + (1 - p) Q, Q)        add: (P, p Q + (1 - p) P), its own P being the side without the unit.
 
-This is true of a unit whose neighbour leaves the same as a unit that was not drawn. A record at a client that is
-drawn is none: whoever sees that the client took part, or may tell from a model that changed, knows the draw. What
-then remains of it is `OpenlySampledDpEvent`.
+This holds for a unit whose neighbour leaves the same as a unit that was not drawn. It does not hold for a
+record at a client that is drawn: whoever sees that the client took part, or can tell from a model that
+changed, knows the draw. Such a record is accounted by `OpenlySampledDpEvent`.
 """
 
 import math
@@ -38,7 +39,12 @@ SAMPLED_ALIKE = (GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent)
 
 
 def has_distribution(leaf: Leaf, relation: "NeighboringRelation") -> bool:
-    """Whether `distribution` knows ``leaf`` under this relation of neighbours."""
+    """Return whether `distribution` covers a leaf.
+
+    Args:
+      leaf: see `events.leaves`.
+      relation: of neighbours, in dp_accounting's words.
+    """
     from dp_accounting import NeighboringRelation
 
     parts = asked_of(leaf)
@@ -57,7 +63,14 @@ def distribution(
     interval: float,
     before: PrivacyLossDistribution | None = None,
 ) -> PrivacyLossDistribution:
-    """The PLD of ``before`` and then every leaf as often as counted, on a grid of ``interval`` nats; an upper bound."""
+    """Return the PLD of counted leaves, an upper bound.
+
+    Args:
+      counts: each leaf with how often it happened.
+      relation: of neighbours, in dp_accounting's words.
+      interval: step of the grid, in nats.
+      before: PLD of what happened earlier on the same grid; None for nothing.
+    """
     total: Any = before or identity(interval)
     for leaf, n in counts:
         if isinstance(leaf, GaussianDpEvent):
@@ -95,7 +108,7 @@ def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> Priva
 
 
 def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
-    """The loss of (rate P + (1 - rate) Q, Q) for the pair (P, Q) whose loss is ``pmf``."""
+    """Return the loss of (rate P + (1 - rate) Q, Q) for the pair (P, Q) whose loss is `pmf`."""
     losses, upper, infinite = _atoms(pmf)
     # Q gives an atom e^-loss of what P gives. Rounding errors of the far left weigh most there: the atoms share what
     # Q has, those of the greatest loss first, and what they leave is where P gives nothing.
@@ -110,21 +123,21 @@ def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
 
 
 def _added(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
-    """The loss of (P, rate Q + (1 - rate) P) for the pair (P, Q) whose loss is ``pmf``; it is never infinite."""
+    """Return the loss of (P, rate Q + (1 - rate) P) for the pair (P, Q) whose loss is `pmf`; never infinite."""
     losses, masses, infinite = _atoms(pmf)
     sampled = -np.logaddexp(math.log1p(-rate), math.log(rate) - losses)
     return _on_grid(np.append(sampled, -math.log1p(-rate)), np.append(masses, infinite), 0.0, interval)
 
 
 def _atoms(pmf: Any) -> tuple[Floats, Floats, float]:
-    """The losses of a distribution, the masses at them, and the mass at infinity."""
+    """Return a distribution's losses, the masses at them, and the mass at infinity."""
     dense = pmf.to_dense_pmf()
     losses = (np.arange(dense.size) + dense._lower_loss) * dense._discretization
     return losses, np.maximum(dense._probs, 0.0), float(dense._infinity_mass)
 
 
 def _on_grid(losses: Floats, masses: Floats, infinite: float, interval: float) -> DensePLDPmf:
-    """Masses moved to multiples of ``interval``, each to the two beside it so that P and Q keep what they gave.
+    """Move masses to multiples of `interval`, each to the two beside it so that P and Q keep what they gave.
 
     Moved so, every divergence can only grow (connect-the-dots; Doroshenko et al. 2022, arXiv:2207.04380).
     """

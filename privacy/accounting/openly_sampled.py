@@ -1,4 +1,4 @@
-"""Event of a sample that is drawn at random, for all to see: dp_accounting knows secret draws alone."""
+"""Event of a sample whose draw is public; dp_accounting knows secret draws alone."""
 
 import attr
 from dp_accounting import DpEvent
@@ -6,9 +6,14 @@ from dp_accounting import DpEvent
 
 @attr.frozen
 class OpenlySampledDpEvent(DpEvent):
-    """``event`` happens with ``sampling_probability``, and whether it happened shows.
+    """Event that happens with a probability, where whoever looks sees whether it happened.
 
-    So with any adjacency: the divergence is jointly convex, and no use is made of the draw being secret.
+    It is accounted by joint convexity of the divergence, under any adjacency; nothing counts on a secret
+    draw.
+
+    Attributes:
+      sampling_probability: in [0, 1].
+      event: what happens then.
     """
 
     sampling_probability: float

@@ -1,8 +1,8 @@
-"""Rényi DP (Mironov 2017, arXiv:1702.07476) of counted events, and its conversion (Canonne et al. 2020,
-arXiv:2004.00010, proposition 12).
+"""Rényi DP of counted events (Mironov 2017, arXiv:1702.07476), and its conversion to epsilon.
 
-A Gaussian event's noise multiplier is noise std / clip, the sensitivity under zero-out. What replace-one adds to
-that is added here and nowhere else: RDP gets half the noise multiplier.
+The conversion is proposition 12 of Canonne et al. 2020 (arXiv:2004.00010). A Gaussian event's noise
+multiplier is noise std / clip, the sensitivity under zero-out. Under replace-one RDP gets half of it, here
+and nowhere else.
 """
 
 import logging
@@ -25,7 +25,7 @@ Vector = NDArray[np.float64]
 
 
 def relation_of(adjacency: Adjacency) -> "NeighboringRelation":
-    """The adjacency in dp_accounting's words."""
+    """Return the adjacency in dp_accounting's words."""
     from dp_accounting import NeighboringRelation as Relation
 
     match adjacency:
@@ -39,14 +39,30 @@ def relation_of(adjacency: Adjacency) -> "NeighboringRelation":
 
 @lru_cache(maxsize=4096)
 def renyi_holds(leaf: Leaf, adjacency: Adjacency) -> bool:
-    """dp_accounting's RDP knows no sampled mechanism under replace-one; half the noise does not make it one."""
+    """Return whether RDP of a leaf is a bound under this adjacency.
+
+    dp_accounting's RDP knows no sampled mechanism under replace-one, and half the noise does not make it one.
+
+    Args:
+      leaf: see `events.leaves`.
+      adjacency: the relation of neighbours.
+    """
     from dp_accounting import GaussianDpEvent
 
     return adjacency is not Adjacency.REPLACE_ONE or isinstance(leaf, GaussianDpEvent)
 
 
 def by_renyi(counts: Counts, delta: float, adjacency: Adjacency) -> float | None:
-    """Epsilon by RDP: a bound where `renyi_holds`, elsewhere a size; None where RDP knows an event not at all."""
+    """Return epsilon by RDP: a bound where `renyi_holds`, elsewhere an estimate of its size.
+
+    Args:
+      counts: leaves, each with how often it happened.
+      delta: in (0, 1).
+      adjacency: the relation of neighbours.
+
+    Returns:
+      None where RDP does not know one of the events.
+    """
     total = np.zeros(len(orders()))
     for leaf, n in counts:
         vector = renyi_vector(leaf, adjacency)
@@ -58,14 +74,19 @@ def by_renyi(counts: Counts, delta: float, adjacency: Adjacency) -> float | None
 
 @lru_cache
 def orders() -> Vector:
-    """The orders of RDP that are looked at."""
+    """Return the orders of RDP that are looked at, (orders,)."""
     from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 
     return np.array(DEFAULT_RDP_ORDERS)
 
 
 def from_renyi(total: Vector, delta: float) -> float:
-    """The epsilon at ``delta`` of RDP ``total`` at the `orders`."""
+    """Return the epsilon of composed RDP.
+
+    Args:
+      total: RDP at the `orders`, (orders,).
+      delta: in (0, 1).
+    """
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
     return float(compute_epsilon(orders().tolist(), total.tolist(), delta)[0])
@@ -73,7 +94,17 @@ def from_renyi(total: Vector, delta: float) -> float:
 
 @lru_cache(maxsize=4096)
 def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
-    """RDP of ``leaf`` at the `orders`; of a sampled composition as if it were not sampled, or sampled openly."""
+    """Return RDP of a leaf at the `orders`, (orders,).
+
+    A composition on one secret sample counts as if it were not sampled.
+
+    Args:
+      leaf: see `events.leaves`.
+      adjacency: the relation of neighbours.
+
+    Returns:
+      None where RDP does not know the leaf.
+    """
     from dp_accounting import NeighboringRelation as Relation
     from dp_accounting.rdp import RdpAccountant
 
@@ -104,7 +135,7 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
 
 
 def _openly(vector: Vector, rate: float) -> Vector:
-    """RDP of what happens at this rate, for all to see: the Rényi divergence of a mixture of two visible cases."""
+    """Return RDP of what happens at this rate in public: the divergence of a mixture of two visible cases."""
     above = orders() - 1
     return np.maximum(np.logaddexp(math.log1p(-rate), math.log(rate) + above * vector) / above, 0.0)
 
@@ -126,7 +157,7 @@ def _unconverged(record: logging.LogRecord) -> bool:
 
 
 def _halved(leaf: Leaf) -> Leaf:
-    """Replacing a unit moves a clipped sum by up to twice the clip: half the noise per sensitivity."""
+    """Halve the noise: replacing a unit moves a clipped sum by up to twice the clip."""
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 
     if isinstance(leaf, GaussianDpEvent):

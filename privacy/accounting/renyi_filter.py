@@ -1,15 +1,16 @@
-"""The RDP filter: what counts once noise is chosen from what earlier releases said.
+"""RDP filter: counts releases whose noise is chosen from what earlier releases said.
 
-The bounds of `accounting` hold for events that are fixed in advance, whatever the mechanisms behind them do with
-earlier outputs. Where the events themselves depend on outputs they do not (Rogers et al. 2016, arXiv:1605.08294;
-for the privacy loss distribution Regehr et al. 2026, arXiv:2602.15815). A filter at one order alpha, fixed
-beforehand, does: as long as the RDP at alpha of all releases sums to at most B, the whole is (alpha, B)-RDP, however
-each was chosen (Feldman and Zrnic 2021, arXiv:2008.11193), and so (epsilon, delta)-DP for the epsilon of
+The bounds of module `epsilon` hold for events that are fixed in advance, whatever the mechanisms behind them
+do with earlier outputs. Where the events themselves depend on outputs they do not (Rogers et al. 2016,
+arXiv:1605.08294; for the privacy loss distribution Regehr et al. 2026, arXiv:2602.15815). A filter at one
+order alpha, fixed beforehand, does: as long as the RDP at alpha of all releases sums to at most B, the whole
+is (alpha, B)-RDP, however each was chosen (Feldman and Zrnic 2021, arXiv:2008.11193), and so (epsilon,
+delta)-DP for the epsilon of
 
     B = epsilon - ln(1 - 1/alpha) + ln(delta * alpha) / (alpha - 1)     (Canonne et al. 2020, proposition 12).
 
-The promise is the budget that the filter guards. What it has counted so far is no promise of its own: how much that
-is may depend on the data, and a number that does would need an odometer.
+The promise is the budget that the filter guards. What it has counted so far promises nothing by itself: how
+much that is may depend on the data, and a bound on it would need an odometer.
 """
 
 from __future__ import annotations
@@ -29,14 +30,24 @@ if TYPE_CHECKING:
 
 
 def filter_order(value: object) -> float:
-    """Read the order of a filter; Refusal unless it is one of `orders`."""
+    """Read the order of a filter.
+
+    Raises:
+      Refusal: it is not one of the accountant's `orders`.
+    """
     if real("filter_order", value) not in orders():
         raise Refusal("filter_order", value, "give one of the accountant's orders, such as 3.4 or 32")
     return real("filter_order", value)
 
 
 def accountant(delta: float, adjacency: Adjacency, order: float | None) -> str:
-    """How `counted` gets its number, for reports: ``RDP filter at order 3.4, dp_accounting 0.6.0``."""
+    """Return how `counted` gets its number, for reports: `RDP filter at order 3.4, dp_accounting 0.6.0`.
+
+    Args:
+      delta: in (0, 1).
+      adjacency: the relation of neighbours.
+      order: of the filter; None for events that were fixed in advance.
+    """
     name = accountant_name(delta, adjacency)
     return name if order is None else f"RDP filter at order {order:g}, dp_accounting {name.split()[-1]}"
 
@@ -48,9 +59,17 @@ def counted(
     order: float | None,
     interval: float = PUBLISH_INTERVAL,
 ) -> float:
-    """What ``events`` count for: the least epsilon at ``delta`` for which a filter at ``order`` lets them all through.
+    """Return the least epsilon for which a filter lets all events through.
 
-    Without an order they were fixed in advance, and it is their `epsilon` at this interval.
+    Args:
+      events: as in `epsilon`.
+      delta: in (0, 1).
+      adjacency: the relation of neighbours.
+      order: of the filter; None for events that were fixed in advance, whose `epsilon` it then is.
+      interval: step of the PLD's grid in nats, where there is no filter.
+
+    Raises:
+      Refusal: an event that is not covered.
     """
     if order is None:
         return epsilon(events, delta, adjacency, interval)
@@ -60,16 +79,34 @@ def counted(
 
 
 def admits(events: Events, budget: Budget, order: float | None, interval: float = GATE_INTERVAL) -> bool:
-    """Whether ``events`` stay within the budget, by the filter at ``order`` or, without one, by `within`."""
+    """Return whether events stay within a budget.
+
+    Args:
+      events: as in `epsilon`.
+      budget: epsilon, delta and adjacency.
+      order: of the filter; None for events that were fixed in advance, which go by `within`.
+      interval: step of the PLD's grid in nats, where there is no filter.
+
+    Raises:
+      Refusal: an event that is not covered.
+    """
     if order is None:
         return within(events, budget, interval)
     return counted(events, budget.target_delta, budget.adjacency, order) <= budget.target_epsilon
 
 
 def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) -> float:
-    """The order at which a filter lets ``event`` through most often after ``prior``; Refusal where it never does.
+    """Return the order at which a filter lets an event through most often.
 
-    It may only be chosen from what is fixed: ``event`` and ``prior`` as planned, never from what releases said.
+    It may be chosen only from what is fixed, events as planned, never from what releases said.
+
+    Args:
+      event: one release.
+      budget: epsilon, delta and adjacency.
+      prior: events before the first.
+
+    Raises:
+      Refusal: no order affords a single release.
     """
     room = _room(budget.target_epsilon, budget.target_delta) - _renyi(prior, budget.adjacency)
     with np.errstate(invalid="ignore"):
@@ -82,12 +119,12 @@ def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) ->
 
 
 def _room(target_epsilon: float, delta: float) -> Vector:
-    """B of the module's text, at all orders."""
+    """Return B of the module's text, at all orders."""
     return target_epsilon - np.log1p(-1 / orders()) + np.log(delta * orders()) / (orders() - 1)
 
 
 def _renyi(events: Events, adjacency: Adjacency) -> Vector:
-    """RDP of all events together, at all orders; Refusal for an event of which none is known."""
+    """Return RDP of all events together, at all orders; refuse an event of which none is known."""
     total = np.zeros(len(orders()))
     for leaf, n in grouped(events):
         vector = renyi_vector(leaf, adjacency) if renyi_holds(leaf, adjacency) else None

@@ -1,8 +1,8 @@
-"""The sampled Gaussian as dp_accounting accounts it, for many numbers at once.
+"""Sampled Gaussian as dp_accounting accounts it, computed for a whole grid or all orders at once.
 
-dp_accounting goes through grid and orders one number at a time, which takes most of the time of a plan. The formulas are
-its own, and what is public of it is used; tests hold the two together, and ``fedveil ledger verify`` goes by its
-accountants alone. Rates are in (0, 1), noise is the standard deviation over the sensitivity, above 0.
+dp_accounting goes through grid and orders one number at a time, which takes most of the time of a plan. The
+formulas and the public parts used are its own; tests hold the two together, and `fedveil ledger verify` goes
+by its accountants alone. Rates are in (0, 1); noise is the standard deviation over the sensitivity, above 0.
 """
 
 import math
@@ -24,7 +24,13 @@ NEGLIGIBLE = 30
 
 
 def distribution(rate: float, noise: float, interval: float) -> PrivacyLossDistribution:
-    """The PLD for a unit added, removed or zeroed, by connect-the-dots on a grid of ``interval`` nats."""
+    """Return the PLD for a unit added, removed or zeroed, by connect-the-dots.
+
+    Args:
+      rate: sampling rate, in (0, 1).
+      noise: standard deviation over the sensitivity, above 0.
+      interval: step of the grid, in nats.
+    """
     kinds = (AdjacencyType.REMOVE, AdjacencyType.ADD)
     return PrivacyLossDistribution(*(_pmf(rate, noise, kind, interval) for kind in kinds))
 
@@ -38,7 +44,7 @@ def _pmf(rate: float, noise: float, kind: AdjacencyType, interval: float) -> PLD
 
 
 def _deltas(loss: GaussianPrivacyLoss, rate: float, noise: float, epsilons: Vector) -> Vector:
-    """The hockey-stick divergence at each epsilon, (epsilons,)."""
+    """Return the hockey-stick divergence at each epsilon, (epsilons,)."""
     removed = loss.adjacency_type is AdjacencyType.REMOVE
     sign = 1.0 if removed else -1.0
     reached = sign * epsilons > math.log1p(-rate)  # beyond, the one side is everywhere above the other
@@ -54,7 +60,16 @@ def _deltas(loss: GaussianPrivacyLoss, rate: float, noise: float, epsilons: Vect
 
 
 def renyi(rate: float, noise: float, orders: Vector) -> Vector:
-    """RDP at each order above 1 (Mironov, Talwar and Zhang 2019, arXiv:1908.10530), (orders,); inf where left out."""
+    """Return RDP at each order (Mironov, Talwar and Zhang 2019, arXiv:1908.10530), (orders,).
+
+    Args:
+      rate: sampling rate, in (0, 1).
+      noise: standard deviation over the sensitivity, above 0.
+      orders: above 1, (orders,).
+
+    Returns:
+      Infinity at a fractional order whose series needs too many terms.
+    """
     whole = orders == np.floor(orders)
     moments = np.empty(len(orders))
     moments[whole] = [_whole_moment(rate, noise, int(order)) for order in orders[whole]]
@@ -69,7 +84,7 @@ def _whole_moment(rate: float, noise: float, order: int) -> float:
 
 
 def _moments(rate: float, noise: float, orders: Vector) -> Vector:
-    """Log moments at fractional orders, (orders,)."""
+    """Return log moments at fractional orders, (orders,)."""
     moments = _series(rate, noise, orders, FEW_TERMS)
     open_ = np.isinf(moments)
     moments[open_] = _series(rate, noise, orders[open_], MOST_TERMS)
@@ -77,7 +92,7 @@ def _moments(rate: float, noise: float, orders: Vector) -> Vector:
 
 
 def _series(rate: float, noise: float, orders: Vector, terms: int) -> Vector:
-    """The two series of a log moment together, up to their last term that counts; inf where that is not among these."""
+    """Return both series of a log moment together; infinity where the last term that counts is not reached."""
     i, order = np.arange(float(terms)), orders[:, None]
     j, middle = order - i, noise**2 * math.log(1 / rate - 1) + 0.5
     binomial, log_rate, log_rest = _log_binomial(order, i), math.log(rate), math.log1p(-rate)

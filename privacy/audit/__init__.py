@@ -1,1 +1,1 @@
-"""Measured leakage: what an attack on the released numbers shows, as evidence against the claim and never for it."""
+"""Audit: leakage that attacks measure on released numbers, evidence against the claim and never for it."""

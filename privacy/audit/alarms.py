@@ -1,7 +1,7 @@
 """Alarms of a whole run on p-values: one false-alarm budget, split in advance over tests and looks.
 
-By the union bound a correct run raises any alarm at all with probability ``alpha`` at most, however its looks depend on
-each other. Estimates raise none: half of all correct runs measure more than they claim.
+By the union bound a correct run raises any alarm at all with probability `alpha` at most, however its looks
+depend on each other. Estimates raise none: half of all correct runs measure more than they claim.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ..refusal import Refusal
 
 
 class Level(StrEnum):
-    """How grave, in this order; blind is no alarm but says that silence means nothing."""
+    """Gravity of an alarm, ascending; blind is no alarm but says that silence means nothing."""
 
     BLIND = "blind"
     YELLOW = "yellow"  # the model memorises; no claim is refuted
@@ -22,7 +22,7 @@ class Level(StrEnum):
 
 
 class Check(StrEnum):
-    """What a p-value is of; each but the last has an equal part of alpha."""
+    """Test that a p-value is of; each but the last has an equal part of alpha."""
 
     CANARIES = "canaries"  # the t test of canary scores
     ACCURACY = "accuracy"  # guesses by the median of the same scores: it confirms, and raises nothing alone
@@ -65,7 +65,7 @@ CANNOT_UNDO: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Alarm:
-    """An alarm: what it rests on, the p-value, and the level that it fell below."""
+    """Alarm: the test it rests on, the p-value, and the threshold that it fell below."""
 
     level: Level
     test: Check
@@ -75,7 +75,13 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Look:
-    """What one look saw: a p-value for each test made, and (claim, ceiling) in epsilon where canaries were scored."""
+    """Evidence of one look.
+
+    Attributes:
+      p_values: one for each test made.
+      claim: epsilon that is claimed, where canaries were scored.
+      ceiling: epsilon that they could have shown.
+    """
 
     p_values: Mapping[Check, float]
     claim: float | None = None
@@ -84,9 +90,13 @@ class Look:
 
 @dataclass(frozen=True)
 class AlarmState:
-    """How many looks each test is allowed in the whole run, how many it had, and the ``alpha`` of all together.
+    """False-alarm budget of a run, and what of it is used.
 
-    ``alarmed``: the look of each test's last alarm.
+    Attributes:
+      planned: looks that each test is allowed in the whole run.
+      alpha: probability of any alarm in a correct run.
+      made: looks that each test had.
+      alarmed: the look of each test's last alarm.
     """
 
     planned: Mapping[Check, int]
@@ -95,18 +105,29 @@ class AlarmState:
     alarmed: Mapping[Check, int] = field(default_factory=dict[Check, int])
 
     def threshold(self, test: Check) -> float:
-        """The p-value below which this test alarms, the same at each of its looks but those that confirm."""
+        """Return the p-value below which a test alarms, the same at each of its looks but those that confirm."""
         families = sum(1 for each in self.planned if each not in _CONFIRMING and each is not Check.BOOKS)
         return self.alpha / (families * self.planned[_CONFIRMING.get(test, test)])
 
     def limit(self, test: Check) -> float:
-        """The p-value below which this test alarms at its next look."""
+        """Return the p-value below which a test alarms at its next look."""
         since = self.made.get(test, 0) - self.alarmed.get(test, -CONFIRMING)
         return self.alpha / CONFIRMING if test in FREE and since < CONFIRMING else self.threshold(test)
 
 
 def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...]]:
-    """Judge one look. Refusal for a test that was not planned, or whose looks are used up: alpha is then spent."""
+    """Judge one look.
+
+    Args:
+      state: before the look.
+      look: its evidence.
+
+    Returns:
+      The state after the look, and the alarms that it raises.
+
+    Raises:
+      Refusal: a test was not planned, or its looks are used up: alpha is then spent.
+    """
     made = dict(state.made)
     for test in look.p_values:
         made[test] = made.get(test, 0) + 1

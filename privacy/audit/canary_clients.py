@@ -1,7 +1,8 @@
-"""Canary clients: dummies that send a random direction, and how far the released aggregates lie along it.
+"""Canary clients: dummies that each send a random direction, scored by how far released sums lie along it.
 
-Andrew et al. 2023 (arXiv:2302.03098). Everything here is computed from released aggregates and seeds: it costs no
-privacy. The server is honest but curious; canaries that went through clipping and masking test those too.
+Andrew et al. 2023 (arXiv:2302.03098). Everything here is computed from released aggregates and seeds: it
+costs no privacy. The server is honest but curious; canaries that went through clipping and masking test those
+too.
 """
 
 import hashlib
@@ -29,8 +30,12 @@ Vector = NDArray[np.float64]
 class Directions:
     """Unit vectors, each zero outside a window of the coordinates.
 
-    ``values``: (canaries, support), float32; ``starts``: (canaries,), where each window begins; ``dimension`` of the
-    whole update. A window costs memory and time by its size, and as much power as the whole against isotropic noise.
+    A window costs memory and time by its size, and has as much power as the whole against isotropic noise.
+
+    Attributes:
+      values: inside the windows, (canaries, support), float32.
+      starts: where each window begins, (canaries,).
+      dimension: coordinates of the whole update.
     """
 
     values: NDArray[np.float32]
@@ -38,7 +43,7 @@ class Directions:
     dimension: int
 
     def along(self, released: NDArray[np.floating]) -> Scores:
-        """Inner products with a released vector of shape (dimension,): (canaries,)."""
+        """Return inner products with a released vector of shape (dimension,): (canaries,)."""
         support = self.values.shape[1]
         if support == self.dimension:
             return (self.values @ released.astype(np.float32)).astype(np.float64)
@@ -47,7 +52,12 @@ class Directions:
         return np.array([(row * released[start : start + support]).sum() for row, start in pairs], np.float64)
 
     def updates(self, canaries: Sequence[int], norms: NDArray[np.float64]) -> NDArray[np.float32]:
-        """What these canaries send: their directions at these L2 norms, (len(canaries), dimension)."""
+        """Return what canaries send, their directions at L2 norms: (len(canaries), dimension).
+
+        Args:
+          canaries: by number.
+          norms: one for each of them, negative for the opposite direction.
+        """
         support = self.values.shape[1]
         whole = np.zeros((len(canaries), self.dimension), np.float32)
         for row, canary, norm in zip(whole, canaries, norms, strict=True):
@@ -57,7 +67,17 @@ class Directions:
 
 
 def directions(stream: Stream, canaries: int, dimension: int, support: int | None = None) -> Directions:
-    """Draw unit vectors uniformly, each within a window of ``support`` coordinates (all of them by default)."""
+    """Draw unit vectors uniformly, each within a window.
+
+    Args:
+      stream: of random numbers.
+      canaries: how many.
+      dimension: coordinates of an update.
+      support: coordinates of a window, from 2 to `dimension`; all of them by default.
+
+    Raises:
+      Refusal: the window does not fit.
+    """
     support = dimension if support is None else support
     if not 2 <= support <= dimension:
         raise Refusal(
@@ -77,30 +97,62 @@ class Canaries:
     coins: NDArray[np.bool_]
 
     def updates(self, canaries: Sequence[int], norm: float, replaced: bool) -> NDArray[np.float32]:
-        """What these canaries send: in, their direction at L2 norm `norm`; out, nothing, or the opposite if `replaced`."""
+        """Return what canaries send: (len(canaries), dimension).
+
+        Args:
+          canaries: by number.
+          norm: L2 norm of those that are in.
+          replaced: whether those that are out send the opposite, and not nothing.
+        """
         sides = np.where(self.coins[list(canaries)], 1.0, -1.0 if replaced else 0.0)
         return self.directions.updates(canaries, norm * sides)
 
     def window(self, canary: int, norm: float, replaced: bool) -> tuple[int, NDArray[np.float32]]:
-        """What one canary sends, where it is not zero: the first coordinate, and (support,) from there on."""
+        """Return what one canary sends where it is not zero: the first coordinate, and (support,) from there.
+
+        Args:
+          canary: its number.
+          norm: L2 norm if it is in.
+          replaced: whether it sends the opposite if it is out, and not nothing.
+        """
         side = 1.0 if self.coins[canary] else -1.0 if replaced else 0.0
         return int(self.directions.starts[canary]), np.float32(norm * side) * self.directions.values[canary]
 
 
 @lru_cache(maxsize=2)
 def canaries_of(seed: bytes, count: int, dimension: int, support: int) -> Canaries:
-    """Return the canaries that a secret seed of 32 bytes stands for; the same ones in every process."""
+    """Return the canaries that a secret seed stands for; the same ones in every process.
+
+    Args:
+      seed: 32 bytes.
+      count: how many.
+      dimension: coordinates of an update.
+      support: coordinates of a window.
+    """
     drawn = directions(keyed_stream(seed, "directions"), count, dimension, support)
     return Canaries(drawn, coins_of(seed, count))
 
 
 def coins_of(seed: bytes, count: int) -> NDArray[np.bool_]:
-    """Return the fair coins of so many canaries, (count,)."""
+    """Return the fair coins of canaries, (count,).
+
+    Args:
+      seed: 32 bytes.
+      count: how many.
+    """
     return keyed_stream(seed, "coins").uint64(count) % np.uint64(2) == 1
 
 
 def commitment(seed: bytes, coins: NDArray[np.bool_]) -> str:
-    """SHA-256 of a secret seed of 32 bytes and the coins: published before the first round, opened after the last."""
+    """Return the SHA-256 of seed and coins: published before the first round, opened after the last.
+
+    Args:
+      seed: secret, 32 bytes.
+      coins: (canaries,).
+
+    Raises:
+      Refusal: the seed has another length; the coins could be guessed from the commitment.
+    """
     if len(seed) != 32:
         raise Refusal(
             "seed", f"{len(seed)} bytes", "give 32, or the coins could be guessed from the commitment"
@@ -110,10 +162,14 @@ def commitment(seed: bytes, coins: NDArray[np.bool_]) -> str:
 
 @dataclass(frozen=True)
 class KnownRounds:
-    """The rounds that each canary was in, or would have been in: evidence only where the claim keeps no draw secret.
+    """Rounds that each canary was in, or would have been in; evidence where the claim keeps no draw secret.
 
-    ``taken``: (rounds, canaries), bool; ``event``: what one round costs against whoever sees the scores. Refusal where
-    that cost counts on a draw: who knows the rounds is then no adversary of the claim, and would refute a true one.
+    Attributes:
+      taken: (rounds, canaries), bool.
+      event: what one round costs against whoever sees the scores.
+
+    Raises:
+      Refusal: that cost counts on a draw; who knows the rounds is then no adversary of the claim.
     """
 
     taken: NDArray[np.bool_]
@@ -126,11 +182,22 @@ class KnownRounds:
 
 
 def round_scores(along: Vector, norms: Vector, dimension: int, rounds: KnownRounds | None = None) -> Scores:
-    """One score a canary, about N(0, 1) for such as were out: the rounds' inner products, weighted by precision.
+    """Return one score a canary, about N(0, 1) for those that were out.
 
-    ``along``: (rounds, canaries), from `Directions.along`; ``norms``: (rounds,), L2 norms of what was released, and
-    0 nowhere. Without ``rounds`` all rounds count for every canary. The final model is the case of one round: the inner
-    products and the norm of final minus initial parameters.
+    Rounds are weighted by precision. The final model is the case of one round: the inner products and the
+    norm of final minus initial parameters.
+
+    Args:
+      along: (rounds, canaries), from `Directions.along`.
+      norms: L2 norms of what was released, above 0, (rounds,).
+      dimension: coordinates of an update.
+      rounds: those that each canary was in; without, all rounds count for every canary.
+
+    Returns:
+      (canaries,).
+
+    Raises:
+      Refusal: a round was not noised, or a canary has no round.
     """
     if np.any(norms <= 0):
         raise Refusal("norms", float(norms.min()), "a round that released zeros was not noised; leave it out")
@@ -143,11 +210,17 @@ def round_scores(along: Vector, norms: Vector, dimension: int, rounds: KnownRoun
 
 
 def ceiling_mu(clip: float, dimension: int, weights: Vector, squared_norm: float, noise: float) -> float:
-    """The mu that canaries would show if the noise were absent, and only other clients' updates in their way.
+    """Return the mu that canaries would show if only other clients' updates, and no noise, hid them.
 
-    ``weights``: (rounds,), those of the sum; ``squared_norm`` of that weighted sum of released vectors, sums at this
-    ``clip``; ``noise``, its claimed standard deviation a coordinate in one round. The noise's energy is taken off less
-    three of its standard deviations, so that by chance the ceiling is too low rather than too high.
+    The noise's energy is taken off less three of its standard deviations, so that by chance the ceiling is
+    too low rather than too high.
+
+    Args:
+      clip: norm that bounds an update, above 0.
+      dimension: coordinates of an update.
+      weights: those of the rounds' sum, (rounds,).
+      squared_norm: of the weighted sum of what was released.
+      noise: claimed standard deviation of a coordinate in one round.
     """
     energy = noise**2 * float((weights**2).sum())
     slack = math.sqrt(2 * dimension) * energy

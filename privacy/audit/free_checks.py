@@ -1,8 +1,8 @@
-"""Two free checks of every released aggregate: is the noise as large as claimed, and is it new.
+"""Free checks of every round: is the noise as large as claimed and new, are clients drawn as accounted.
 
-Both are valid whatever the clients sent: a sum of anything and independent Gaussian noise has, along every fixed
-subspace, at least the noise's energy (a noncentral chi-square is never below a central one). They see neither a
-skipped clip, nor a wrong weight, nor memorisation: canaries do.
+The checks of noise hold whatever the clients sent: a sum of anything and independent Gaussian noise has,
+along every fixed subspace, at least the noise's energy (a noncentral chi-square is never below a central
+one). They see neither a skipped clip, nor a wrong weight, nor memorisation: canaries do.
 """
 
 import math
@@ -17,9 +17,13 @@ LEAST_VARIANCE = 9.0  # of a count, from which on a chi-square is near enough
 
 
 def norm_p(layers: Sequence[NDArray[np.floating]], noise: float) -> float:
-    """The probability of a layer, or the whole, as short as this if each coordinate has noise of std ``noise``.
+    """Return the probability of a layer, or the whole, as short as this with the claimed noise.
 
-    ``layers`` are the released arrays of one round in the unit of ``noise`` > 0; Bonferroni over layers and whole.
+    Bonferroni over the layers and the whole.
+
+    Args:
+      layers: released arrays of one round.
+      noise: claimed standard deviation of a coordinate, above 0, in their unit.
     """
     from scipy.special import chdtr
 
@@ -30,11 +34,15 @@ def norm_p(layers: Sequence[NDArray[np.floating]], noise: float) -> float:
 
 
 def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tuple[float, int]:
-    """The energy of ``released`` across the direction of ``before``, and in how many dimensions that is.
+    """Return the energy across the direction of what came before, and in how many dimensions that is.
 
-    ``before`` may be any function of earlier rounds, here their sum: updates persist and noise does not, so most of what
-    clients sent lies along it, and what is left is nearly noise alone. Without any, shape (0,), all of it counts, and so
-    does a single number.
+    Updates persist and noise does not, so most of what clients sent lies along the sum of earlier rounds, and
+    what is left is nearly noise alone.
+
+    Args:
+      released: sum of a round, (size,).
+      before: any function of earlier rounds, here their sum, (size,); of shape (0,) there is none and all
+        energy counts, as it does of a single number.
     """
     energy, old = float(np.vdot(released, released)), float(np.vdot(before, before))
     if not old or released.size == 1:
@@ -43,11 +51,15 @@ def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tup
 
 
 def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float:
-    """The probability of so little energy in all rounds together; of layers, of the one with the least, by Bonferroni.
+    """Return the probability of this little energy in all rounds together.
 
-    ``energies`` (rounds,) or (rounds, layers) as `outside` has them, over the variance that is claimed of what is new in
-    a coordinate; in so many ``dimensions``, the same shape; layers without any do not count. Given all earlier rounds
-    each is noncentral whatever the clients sent, so the sum is as unlikely below a central chi-square as one round is.
+    Given all earlier rounds each is noncentral whatever the clients sent, so the sum is as unlikely below a
+    central chi-square as one round is. Of layers it is that of the one with the least, by Bonferroni.
+
+    Args:
+      energies: (rounds,) or (rounds, layers), as `outside` has them, over the claimed variance of what is
+        new in a coordinate.
+      dimensions: the same shape; layers without any do not count.
     """
     from scipy.special import chdtr
 
@@ -57,9 +69,15 @@ def run_p(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float
 
 
 def visible_shortfall(energies: NDArray[np.float64], dimensions: NDArray[np.int64], level: float) -> float:
-    """How much smaller than claimed the noise's std would have to be for `run_p` to fall below ``level``: from 0 to 1.
+    """Return by what share the noise's std would have to fall short of the claim to be seen by `run_p`.
 
-    With the same updates, and as expected: half of such runs fall below it. 1 where they hide even that there is none.
+    This is with the same updates, and as expected: half of such runs fall below the level. It is 1 where
+    updates hide even that there is no noise.
+
+    Args:
+      energies: (rounds,), as in `run_p`.
+      dimensions: (rounds,), as in `run_p`.
+      level: p-value that is seen.
     """
     from scipy.special import gammaincinv
 
@@ -71,10 +89,15 @@ def visible_shortfall(energies: NDArray[np.float64], dimensions: NDArray[np.int6
 
 
 def reuse_p(released: NDArray[np.floating], before: NDArray[np.floating], noise: float) -> float:
-    """The probability of so little energy outside what was released before, if the noise is new.
+    """Return the probability of this little energy outside what was released before, if the noise is new.
 
-    ``noise`` > 0 is the std of what is *new* in a coordinate of ``released``: where noise is correlated over rounds, of
-    the part that no earlier round holds. Where nothing but old noise came it is next to 0, whatever the clients sent.
+    Where nothing but old noise came it is next to 0, whatever the clients sent.
+
+    Args:
+      released: sum of a round, (size,).
+      before: any function of earlier rounds, (size,).
+      noise: std of what is *new* in a coordinate, above 0: where noise is correlated over rounds, of the
+        part that no earlier round holds.
     """
     from scipy.special import chdtr
 
@@ -83,16 +106,27 @@ def reuse_p(released: NDArray[np.floating], before: NDArray[np.floating], noise:
 
 
 def cosine(released: NDArray[np.floating], before: NDArray[np.floating]) -> float:
-    """The cosine of two released vectors, to be shown: about 1/sqrt(size) for new noise, 1 for the same again."""
+    """Return the cosine of two released vectors: about 1/sqrt(size) for new noise, 1 for the same again.
+
+    Args:
+      released: (size,).
+      before: (size,).
+    """
     lengths = float(np.linalg.norm(released)) * float(np.linalg.norm(before))
     return float(np.vdot(released, before)) / lengths if lengths else 0.0
 
 
 def draw_p(counts: NDArray[np.int64], population: int | NDArray[np.int64], rate: float) -> float:
-    """The probability of counts so large, or so even, where each of ``population`` is drawn with ``rate`` in (0, 1).
+    """Return the probability of counts this large or this even in a Poisson draw: twice the smaller.
 
-    ``counts`` (rounds,), of real clients; ``population``, of all rounds, or of each, (rounds,). Twice the smaller of the
-    two.
+    The count of a Poisson draw is binomial. A rate above the accounted one makes counts too large; a draw of
+    fixed size, which the Poisson accountant does not cover (Lebeda et al. 2024, arXiv:2405.20769), makes them
+    too even. Who sees the draw must be the auditor: to an adversary of the claim it is secret.
+
+    Args:
+      counts: real clients drawn, (rounds,).
+      population: real clients there were, of all rounds or of each, (rounds,).
+      rate: accounted, in (0, 1).
     """
     from scipy.special import bdtrc, chdtr
 

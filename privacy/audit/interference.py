@@ -1,8 +1,9 @@
-"""Other clients' updates lie in the canaries' way: how to weigh rounds so that they do least, and what they hide.
+"""Interference of other clients' updates with canaries: weights of rounds that lessen it, and what it hides.
 
-Updates persist from round to round, and so do canaries; noise does not. Rounds are added up in a few blocks, and the
-blocks are weighed so that the energy of their sum is least while a canary's share in it stays what it is (Capon 1969,
-the minimum variance beamformer). The weights come from what was released alone, so the scores stay post-processing.
+Updates persist from round to round, and so do canaries; noise does not. Rounds are added up in a few blocks,
+and the blocks are weighed so that the energy of their sum is least while a canary's share in it stays what it
+is (Capon 1969, the minimum variance beamformer). The weights come from what was released alone, so the scores
+stay post-processing.
 """
 
 from __future__ import annotations
@@ -21,19 +22,24 @@ DEVIATIONS = 3.0  # of chance, taken off the ceiling so that it errs to the low 
 
 
 def block_of(number: int, num_rounds: int) -> int:
-    """The block of round `number`, from 1, of a run planned for so many."""
+    """Return the block of a round.
+
+    Args:
+      number: of the round, from 1.
+      num_rounds: those that were planned.
+    """
     return min((number - 1) * BLOCKS // num_rounds, BLOCKS - 1)
 
 
 @dataclass(frozen=True)
 class Interference:
-    """The energy of the released sums, in blocks.
+    """Energy of the released sums, in blocks.
 
     Attributes:
       gram: mean product of two blocks' sums in a coordinate, (blocks, blocks), in clipping norms squared.
       noise: variance that is claimed of the noise in a coordinate of each block's sum, (blocks,).
       rounds: how many were added, (blocks,), at least 1.
-      coordinates: that the means are over.
+      coordinates: how many the means are over.
     """
 
     gram: NDArray[np.float64]
@@ -43,12 +49,12 @@ class Interference:
 
     @property
     def weights(self) -> Vector:
-        """What each block's sum is multiplied with."""
+        """Factor of each block's sum, (blocks,)."""
         ridge = 1e-9 * np.trace(self.gram) / len(self.rounds)
         return np.linalg.solve(self.gram + ridge * np.eye(len(self.rounds)), self.rounds)
 
     def ceiling_mu(self) -> float:
-        """The mu of a canary that is in every round, if there were no noise and all else were the same."""
+        """Return the mu of a canary that is in every round, were there no noise and all else the same."""
         scale = 1 / np.sqrt(self.noise)
         energies, directions = np.linalg.eigh(scale[:, None] * self.gram * scale)
         seen = (directions.T @ (self.rounds * scale)) ** 2
@@ -59,7 +65,13 @@ class Interference:
 
 
 def interference(rows: Rows, num_rounds: int, coordinates: int) -> Interference:
-    """Read it from a run's rows; `coordinates` are those that the rows' products are over."""
+    """Read the interference from a run's rows.
+
+    Args:
+      rows: of all rounds so far.
+      num_rounds: those that were planned.
+      coordinates: how many the rows' products are over.
+    """
     places = np.array([block_of(int(number), num_rounds) for number in rows["round"]])
     used = np.unique(places)
     last = [int(np.flatnonzero(places == block)[-1]) for block in used]
@@ -73,7 +85,13 @@ def interference(rows: Rows, num_rounds: int, coordinates: int) -> Interference:
 
 
 def weighed(rows: Rows, num_rounds: int, found: Interference) -> Vector:
-    """Return each canary's product with the weighted sum of all rounds, (canaries,)."""
+    """Return each canary's product with the weighted sum of all rounds, (canaries,).
+
+    Args:
+      rows: of all rounds so far.
+      num_rounds: those that were planned.
+      found: the interference in them.
+    """
     places = np.array([block_of(int(number), num_rounds) for number in rows["round"]])
     weights = dict(zip(np.unique(places).tolist(), found.weights.tolist(), strict=True))
     return np.array([weights[block] for block in places.tolist()]) @ rows["along"].astype(np.float64)

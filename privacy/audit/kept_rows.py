@@ -1,4 +1,4 @@
-"""A client's own file of numbers, one row a round, appended; each row as `numpy.save` writes it, without pickle."""
+"""Rows of numbers in a client's own file, one a round, each as `numpy.save` writes it, without pickle."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ SUFFIX = ".canaries"
 
 
 def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
-    """Add the row of round `number`."""
+    """Add a row.
+
+    Args:
+      path: of the file.
+      number: of the round.
+      values: (n,).
+    """
     with open(path, "ab") as file:
         np.save(file, np.concatenate([[number], values]), allow_pickle=False)
 
 
 def rows_of(path: Path) -> dict[int, Scores]:
-    """The rows by round; a round that was done again counts once, and a row that a crash cut short not at all."""
+    """Return the rows by round: the last of a round that was done again, and none that a crash cut short."""
     return {int(row[0]): row[1:] for row in arrays_of(path)}
 
 
 def arrays_of(path: Path) -> list[NDArray[np.float64]]:
-    """Everything in the file, in its order."""
+    """Return everything in the file, in its order."""
     arrays: list[NDArray[np.float64]] = []
     with open(path, "rb") as file:
         while True:
@@ -37,7 +43,7 @@ def arrays_of(path: Path) -> list[NDArray[np.float64]]:
 
 
 def gathered(paths: Sequence[Path]) -> tuple[Scores, Scores]:
-    """The scores of all canaries that were in and of all that were out, over all of these clients' rounds."""
+    """Return the scores of all canaries that were in and of all that were out, over all rounds of clients."""
     inside: list[Scores] = []
     outside: list[Scores] = []
     for path in paths:

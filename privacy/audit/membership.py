@@ -1,7 +1,7 @@
-"""Membership inference on a model: scores per record, higher for who is more likely a member.
+"""Membership inference on a model: scores of records, higher for those more likely to be members.
 
-Yeom et al. 2018 (arXiv:1709.01604) is the loss itself, negated. RMIA: Zarifzadeh et al. 2024 (arXiv:2312.03262). LiRA:
-Carlini et al. 2022 (arXiv:2112.03570). Loss traces: arXiv:2411.05743.
+Yeom et al. 2018 (arXiv:1709.01604) is the loss itself, negated. RMIA: Zarifzadeh et al. 2024
+(arXiv:2312.03262). LiRA: Carlini et al. 2022 (arXiv:2112.03570). Loss traces: arXiv:2411.05743.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,13 @@ _TINY = 1e-12
 
 
 def rmia(records: tuple[Scores, Scores], population: tuple[Scores, Scores], a: float = OFFLINE_A) -> Scores:
-    """The share of the population against which a record's likelihood ratio is larger (gamma 1), (records,).
+    """Return the share of the population below each record's likelihood ratio (gamma 1), (records,).
 
-    Each pair holds likelihoods in [0, 1] under the target and under one reference model that saw neither, (n,) each.
+    Args:
+      records: likelihoods in [0, 1] under the target, and under one reference model that saw neither,
+        (records,).
+      population: the same of others, (n,).
+      a: of P_in = a P_out + 1 - a, how a member's likelihood follows from a non-member's.
     """
 
     def ratio(target: Scores, reference: Scores) -> Scores:
@@ -31,15 +35,22 @@ def rmia(records: tuple[Scores, Scores], population: tuple[Scores, Scores], a: f
 
 
 def logit(likelihoods: Scores) -> Scores:
-    """log(p / (1 - p)), close to Gaussian over models; likelihoods in [0, 1]."""
+    """Return log(p / (1 - p)) of likelihoods in [0, 1]; close to Gaussian over models."""
     return np.log(likelihoods + _TINY) - np.log1p(-likelihoods + _TINY)
 
 
 def lira(target: Scores, shadows: Scores, inside: NDArray[np.bool_]) -> Scores:
-    """Log likelihood ratio of in to out, (records,); Gaussians of one variance each, as few shadows allow no more.
+    """Return log likelihood ratios of in to out, (records,).
 
-    ``target``: (records,), logits under the model; ``shadows``: (models, records), under shadow models; ``inside``: the
-    same shape, whether the record was in. Refusal for a record without a shadow of both kinds.
+    Gaussians of one variance each, because few shadow models allow no more.
+
+    Args:
+      target: logits under the model, (records,).
+      shadows: under shadow models, (models, records).
+      inside: whether the record was in, (models, records).
+
+    Raises:
+      Refusal: a record has no shadow of both kinds.
     """
     count_in, count_out = inside.sum(axis=0), (~inside).sum(axis=0)
     if min(count_in.min(), count_out.min()) < 1:
@@ -56,17 +67,18 @@ def lira(target: Scores, shadows: Scores, inside: NDArray[np.bool_]) -> Scores:
 
 
 def late_fall(losses: Scores) -> Scores:
-    """How far each record's last loss lies below its mean over training, (records,), from (rounds, records).
+    """Return how far each record's last loss lies below its mean over training, (records,).
 
-    High where the model came to know a record late, which is by heart; 0 or less where it never did. How far a loss
-    moves in training is as large where noise moves that of a record that is never learnt: no measure under privacy.
+    It is high where the model came to know a record late, by heart; 0 or less where it never did. Noise moves
+    the loss of a record that is never learnt as far, so under privacy this measures nothing. `losses` is
+    (rounds, records).
     """
     return losses.mean(axis=0) - losses[-1]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value, and limits that miss the true one with the probability that was asked."""
+    """Measured value, and limits that miss the true one with the probability that was asked."""
 
     value: float
     low: float
@@ -74,10 +86,15 @@ class Interval:
 
 
 def auc(members: Scores, others: Scores, alpha: float = 0.05) -> Interval:
-    """The probability that a member scores above a non-member, with DeLong's interval (1988); at least two of each.
+    """Return the probability that a member scores above a non-member, with DeLong's interval (1988).
 
-    Where there is no spread to estimate, as under perfect separation, it is as wide as for as many successes in a row
-    as the smaller group has records.
+    Where there is no spread to estimate, as under perfect separation, the interval is as wide as for an
+    unbroken row of successes as long as the smaller group.
+
+    Args:
+      members: scores of at least two.
+      others: scores of at least two.
+      alpha: probability that the interval misses.
     """
     from scipy.special import ndtri
 
@@ -90,17 +107,24 @@ def auc(members: Scores, others: Scores, alpha: float = 0.05) -> Interval:
 
 
 def _placements(scores: Scores, against: Scores) -> Scores:
-    """For each score the share of ``against`` below it, ties half."""
+    """Return for each score the share of `against` below it, ties half."""
     ordered = np.sort(against)
     sides = (np.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
     return sum(sides, np.zeros(len(scores))) / (2 * len(against))
 
 
 def tpr_at(fpr: float, members: Scores, others: Scores, alpha: float = 0.05) -> Interval:
-    """The true positive rate where a share ``fpr`` in (0, 1) of non-members is taken for members.
+    """Return the true positive rate at a false positive rate, with limits.
 
-    The threshold is uncertain as well: its own false positive rate is a Beta variable, whatever the scores' law. Half
-    of ``alpha`` goes there, and half into Clopper and Pearson's limits. Too few non-members leave 0 and 1.
+    The threshold is uncertain as well: its own false positive rate is a Beta variable, whatever the scores'
+    law. Half of `alpha` goes there, and half into Clopper and Pearson's limits. Too few non-members leave 0
+    and 1.
+
+    Args:
+      fpr: share of non-members that is taken for members, in (0, 1).
+      members: scores, (n,).
+      others: scores, (m,).
+      alpha: probability that the limits miss.
     """
     from scipy.special import betainc
 

@@ -1,7 +1,8 @@
-"""Scores that are Gaussian with one variance, in or out: an estimate of epsilon with its interval, and two tests.
+"""Gaussian scores of one variance, in or out: an estimate of epsilon with its interval, and two tests.
 
-Andrew et al. 2023 (arXiv:2302.03098) fit two variances; one variance is what a Gaussian mechanism has, and the fit is
-then not biased upwards. An estimate above the claim is no alarm: half of all correct runs have one. Tests are.
+Andrew et al. 2023 (arXiv:2302.03098) fit two variances; one variance is what a Gaussian mechanism has, and
+the fit is then not biased upwards. An estimate above the claim is no alarm: half of all correct runs have
+one. Tests are.
 """
 
 import math
@@ -16,7 +17,13 @@ from .one_run import Scores
 
 @dataclass(frozen=True)
 class Separation:
-    """How far members' scores lie above the others', in standard deviations (``mu``); infinite without any spread."""
+    """Distance of members' scores above the others'.
+
+    Attributes:
+      mu: in standard deviations; infinite without any spread.
+      members: how many there are.
+      others: how many there are.
+    """
 
     mu: float
     members: int
@@ -31,7 +38,7 @@ class Separation:
         return self.members + self.others - 2
 
     def p_value(self, mu: float) -> float:
-        """The probability of a separation at least this large if the mechanism is ``mu``-GDP (noncentral t)."""
+        """Return the probability of a separation this large if the mechanism is mu-GDP (noncentral t)."""
         from scipy.stats import nct
 
         if math.isinf(mu):
@@ -51,7 +58,15 @@ class Estimate:
 
 
 def separation(members: Scores, others: Scores) -> Separation:
-    """From scores of canaries that were in, and of such that were out; Refusal for fewer than two of each."""
+    """Return how far apart scores lie.
+
+    Args:
+      members: scores of canaries that were in, at least two.
+      others: scores of canaries that were out, at least two.
+
+    Raises:
+      Refusal: there are fewer.
+    """
     if min(len(members), len(others)) < 2:
         raise Refusal(
             "scores", min(len(members), len(others)), "give at least 2 of canaries in and 2 of canaries out"
@@ -70,27 +85,51 @@ def separation(members: Scores, others: Scores) -> Separation:
 
 
 def estimate(apart: Separation, delta: float, alpha: float = 0.05) -> Estimate:
-    """Epsilon as measured, with a two-sided interval at ``alpha``; ``delta`` in (0, 1)."""
+    """Return epsilon as measured, with a two-sided interval.
+
+    Args:
+      apart: the separation of the scores.
+      delta: in (0, 1).
+      alpha: probability that the interval misses.
+    """
     low = last_true(lambda mu: apart.p_value(mu) < alpha / 2)
     high = last_true(lambda mu: apart.p_value(mu) < 1 - alpha / 2)
     return Estimate(*(gaussian_epsilon(mu, delta) for mu in (apart.mu, low, high)))
 
 
 def separation_refutes(apart: Separation, delta: float, epsilon: float, alpha: float) -> bool:
-    """Whether the claim is refuted by the noncentral t test."""
+    """Return whether the claim is refuted by the noncentral t test.
+
+    Args:
+      apart: the separation of the scores.
+      delta: of the claim, in (0, 1).
+      epsilon: of the claim, in nats.
+      alpha: level of the test.
+    """
     return apart.p_value(gaussian_mu(epsilon, delta)) < alpha
 
 
 def right_of_median(members: Scores, others: Scores) -> int:
-    """How many are guessed right by the median of all scores, a threshold that knows no coin; ties count as wrong."""
+    """Return how many are guessed right by the median of all scores, a threshold that knows no coin.
+
+    Args:
+      members: scores of canaries that were in.
+      others: scores of canaries that were out; ties count as wrong.
+    """
     middle = np.median(np.concatenate([members, others]))
     return int((members > middle).sum() + (others < middle).sum())
 
 
 def accuracy_p(right: int, total: int, mu: float) -> float:
-    """The probability of so many right at a fair coin each, if the mechanism is ``mu``-GDP: Bin(total, Phi(mu/2)).
+    """Return the probability of this many right guesses if the mechanism is mu-GDP: Bin(total, Phi(mu/2)).
 
-    Of the scores it assumes independence alone, so it stands beside the t test, which assumes the Gaussian form too.
+    Of the scores it assumes independence alone, so it stands beside the t test, which assumes the Gaussian
+    form too.
+
+    Args:
+      right: guesses that were right.
+      total: guesses at a fair coin each.
+      mu: of the claim.
     """
     from scipy.special import bdtrc, ndtr
 

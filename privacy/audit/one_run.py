@@ -1,7 +1,8 @@
-"""Lower bounds on epsilon from one training run: canaries in or out by a fair coin each, and guesses about the coins.
+"""Lower bounds on epsilon from one training run, in which each canary is in or out by a fair coin.
 
 Steinke, Nasr, Jagielski 2023 (arXiv:2305.08846), theorem 5.2: any mechanism, any adversary who may abstain.
-Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235), algorithm 3: the same against a whole curve, here mu-GDP's.
+Mahloujifar, Melis, Chaudhuri 2024 (arXiv:2410.22235), algorithm 3: the same against a whole curve, here
+mu-GDP's.
 """
 
 import math
@@ -22,7 +23,16 @@ FAIR = 1e-6
 
 @dataclass(frozen=True)
 class Guesses:
-    """``correct`` of ``made`` guesses about the coins of ``canaries``; Refusal unless each is at most the next."""
+    """Guesses about the coins of canaries.
+
+    Attributes:
+      canaries: how many there are.
+      made: guesses, from 1 to `canaries`.
+      correct: from 0 to `made`.
+
+    Raises:
+      Refusal: a number is out of range.
+    """
 
     canaries: int
     made: int
@@ -36,7 +46,13 @@ class Guesses:
 
 
 def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
-    """The probability, at most, of so many right guesses if the run is (epsilon, delta)-DP for every canary."""
+    """Return the probability, at most, of this many right guesses under (epsilon, delta)-DP for every canary.
+
+    Args:
+      guesses: as made.
+      epsilon: of the claim, in nats.
+      delta: of the claim, in [0, 1).
+    """
     from scipy.special import bdtrc, expit
 
     made, correct, rate = guesses.made, guesses.correct, float(expit(epsilon))
@@ -52,14 +68,27 @@ def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
 
 
 def steinke_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) -> bool:
-    """Whether (epsilon, delta) is refuted at level ``alpha``."""
+    """Return whether (epsilon, delta) is refuted, whatever the mechanism.
+
+    Args:
+      guesses: as made.
+      delta: of the claim, in [0, 1).
+      epsilon: of the claim, in nats.
+      alpha: level of the test.
+    """
     return steinke_p(guesses, epsilon, delta) < alpha
 
 
 def gdp_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) -> bool:
-    """Whether the Gaussian curve through (epsilon, delta) is refuted at level ``alpha``; ``delta`` in (0, 1).
+    """Return whether the Gaussian curve through (epsilon, delta) is refuted.
 
     Against another mechanism of the same (epsilon, delta) it proves nothing.
+
+    Args:
+      guesses: as made.
+      delta: of the claim, in (0, 1).
+      epsilon: of the claim, in nats.
+      alpha: level of the test.
     """
     from scipy.special import ndtr, ndtri
 
@@ -78,8 +107,12 @@ def gdp_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) ->
 def guesses_at(members: Scores, others: Scores, share: float) -> Guesses:
     """Guess *in* for the highest scores, *out* for the lowest, and abstain in between.
 
-    ``share`` in (0, 1] of all canaries is guessed, at least two. Equal scores count against the guesser: any other
-    order among them could tell the coins.
+    Equal scores count against the guesser: any other order among them could tell the coins.
+
+    Args:
+      members: scores of canaries that were in.
+      others: scores of canaries that were out.
+      share: of all canaries that is guessed, in (0, 1]; at least two are.
     """
     total = len(members) + len(others)
     half = max(1, int(share * total) // 2)
@@ -91,7 +124,15 @@ def guesses_at(members: Scores, others: Scores, share: float) -> Guesses:
 
 
 def check_coins(members: int, others: int) -> None:
-    """Refusal where so many in and so many out cannot come of fair coins, as every one-run bound needs."""
+    """Return if canaries can be in and out by fair coins, as every one-run bound needs.
+
+    Args:
+      members: how many were in.
+      others: how many were out.
+
+    Raises:
+      Refusal: they can not.
+    """
     from scipy.special import bdtr
 
     if min(members, others) < 1 or 2 * bdtr(min(members, others), members + others, 0.5) < FAIR:

@@ -1,8 +1,8 @@
-"""Canary records against what their owners claim: an estimate, lower bounds, a ceiling, and the p-values of two tests.
+"""Canary records against what their owners claim: an estimate, lower bounds, a ceiling, and p-values.
 
-Scores are log likelihood ratios, Gaussian with one variance where every batch is the whole data set. Batches drawn in
-secret have a heavier tail, and so lie below the Gaussian curve through (epsilon, delta) in its body, where the tests
-look: there they are on the safe side, which a test holds on a grid.
+Scores are log likelihood ratios, Gaussian with one variance where every batch is the whole data set. Batches
+drawn in secret have a heavier tail, and so lie below the Gaussian curve through (epsilon, delta) in its body,
+where the tests look: there they are on the safe side, which a test holds on a grid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ GAUSSIAN, STEINKE = "Mahloujifar et al., Gaussian", "Steinke et al."
 
 
 def weighed(members: Scores, others: Scores, budget: Budget, number: int) -> Measured | None:
-    """What canary records show after round `number`; None while too few took part."""
+    """Return what canary records show; None while too few took part.
+
+    Args:
+      members: scores of those that were in.
+      others: scores of those that were out.
+      budget: what their owners claim.
+      number: of the last round.
+    """
     try:
         methods = by_one_run(members, others, budget.target_delta, gaussian=True)
     except Refusal:
@@ -42,14 +49,24 @@ def weighed(members: Scores, others: Scores, budget: Budget, number: int) -> Mea
 
 
 def write(row: Rows, measured: Measured) -> None:
-    """Put into a row what canary records showed after its round."""
+    """Put into a row what canary records showed after its round.
+
+    Args:
+      row: of shape ().
+      measured: what `weighed` returned.
+    """
     tests = (measured.p_values[Check.RECORDS], measured.p_values[Check.RECORDS_ACCURACY])
     bounds = (measured.lower[GAUSSIAN], measured.lower[STEINKE])
     row["records"] = (measured.epsilon, measured.low, measured.high, measured.ceiling, *bounds, *tests)
 
 
 def read(row: Rows, claimed: float) -> Measured | None:
-    """Return what `write` wrote; None where canary records were not looked at."""
+    """Return what `write` wrote; None where canary records were not looked at.
+
+    Args:
+      row: of shape ().
+      claimed: epsilon that their owners claim.
+    """
     values = dict(zip(RECORDS, np.asarray(row["records"]).tolist(), strict=True))
     if math.isnan(values["ceiling"]):
         return None

@@ -1,7 +1,7 @@
-"""What the auditor keeps of a run, so that it can be weighed again: one row a round, appended to one file.
+"""Rows that an auditor keeps of a run, one a round, so that it can be weighed again.
 
-The file is NumPy arrays one after another, each as `numpy.save` writes it without pickle. A row that a crash cut short
-is left out, as are the rounds that the run will do again.
+The file is NumPy arrays one after another, each as `numpy.save` writes it without pickle. A row that a crash
+cut short is left out, as are the rounds that the run will do again.
 """
 
 from __future__ import annotations
@@ -26,16 +26,22 @@ Rows = NDArray[Any]
 
 
 def row_type(canaries: int) -> np.dtype[Any]:
-    """The fields of a row.
+    """Return the fields of a row.
 
-    round; clients: real ones that were drawn; population: of whom; norm, noise: L2 norm of the released sum and the std claimed for its noise, in clipping norms;
-    energy, dimensions: of what earlier rounds did not foretell (`noise_checks.outside`), over that noise's variance, and by
-    layer, smallest first, 0 where there is none: layer_energies, layer_means (the part of a layer's energy that lies in its
-    mean), layer_dimensions; rate, charged: the sampling rate and the
-    noise over clip that the ledger was charged (noise 0: nothing); norm_p, reuse_p, cosine,
-    draw_p: the free checks; probe_p, losses_p: what a probe found, of memorisation and against a claim of records; books_p: 0 where
-    the ledger counts less than the sums cost, else 1; NaN in rounds that were not looked at; gram: inner products of the sum of the round's block so far with the sums of all blocks
-    (`interference`); records: as `RECORDS` names them; along: the released sum along each canary's direction; taken: which canaries were in the cohort.
+    round: number, from 1
+    clients, population: real clients that were drawn, and of how many
+    norm, noise: L2 norm of the released sum, and the std claimed for its noise, in clipping norms
+    energy, dimensions: of what earlier rounds did not foretell (`free_checks.outside`), over the noise's variance
+    layer_energies, layer_dimensions: the same by layer, smallest first, 0 where there is none
+    layer_means: the part of a layer's energy that lies in its mean
+    rate, charged: sampling rate, and noise over clip that the ledger was charged (noise 0: nothing)
+    norm_p, reuse_p, cosine, draw_p: the free checks
+    probe_p, losses_p: what a probe found, of memorisation and against a claim of records; NaN where not looked at
+    books_p: 0 where the ledger counts less than the sums cost, else 1; NaN where not looked at
+    gram: inner products of the sum of the round's block so far with the sums of all blocks (`interference`)
+    records: as `RECORDS` names them
+    along: the released sum along each canary's direction
+    taken: which canaries were in the cohort
     """
     numbers = (
         "norm",
@@ -65,16 +71,25 @@ def row_type(canaries: int) -> np.dtype[Any]:
 
 
 def append(path: Path, row: Rows) -> None:
-    """Add a row, shape ()."""
+    """Add a row to a file.
+
+    Args:
+      path: of the file.
+      row: of shape ().
+    """
     with open(path, "ab") as file:
         np.save(file, row, allow_pickle=False)
 
 
 def read(path: Path, canaries: int) -> Rows:
-    """Return the rows, in the order of their rounds.
+    """Return the rows of a file, in the order of their rounds; none where there is no file.
+
+    Args:
+      path: of the file.
+      canaries: how many the audit has.
 
     Raises:
-      Refusal: the file is no record of so many canaries.
+      Refusal: the file is no record of this many canaries, or cannot be read.
     """
     rows: list[Rows] = []
     try:
@@ -98,12 +113,22 @@ def _next(file: Any) -> Rows | None:
 
 
 def stacked(rows: Sequence[Rows], canaries: int) -> Rows:
-    """Return rows as one array."""
+    """Return rows as one array.
+
+    Args:
+      rows: of shape () each.
+      canaries: how many the audit has.
+    """
     return np.stack(rows) if rows else np.empty(0, row_type(canaries))
 
 
 def cut(path: Path, rows: Rows) -> None:
-    """Leave these rows alone in the file."""
+    """Leave only these rows in the file.
+
+    Args:
+      path: of the file.
+      rows: in their order, (rounds,).
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     for row in rows:

@@ -1,7 +1,8 @@
-"""A run weighed while it goes on: what was claimed so far, what canaries show, and which alarms that raises.
+"""Audit of a run while it goes on: what was claimed so far, what canaries show, and which alarms that raises.
 
-Everything here is computed from the rows of `record` and the canaries' coins, so that a finished run gives the same
-numbers as one that is under way, and a run that was killed and resumed the same as one that was not.
+Everything here is computed from the rows of `round_rows` and the canaries' coins, so that a finished run
+gives the same numbers as one that is under way, and a run that was killed and resumed the same as one that
+was not.
 """
 
 from __future__ import annotations
@@ -38,20 +39,25 @@ INTERVAL_ALPHA = 0.05  # of the interval that is shown beside an estimate
 
 @dataclass(frozen=True)
 class AuditTerms:
-    """What is fixed before the first round; public.
+    """Terms of an audit, fixed before the first round; public.
 
     Attributes:
       num_rounds: planned.
       alpha: the chance that a correct run raises any alarm.
       looks: the rounds at which canaries and the probe are looked at, ascending.
       canaries: how many there are; 0 without any.
-      dimension, support: coordinates of an update, and those that one canary may use.
-      delta, adjacency, filter_order: of the claim; `delta` 0 where nothing is claimed of whole clients.
+      dimension: coordinates of an update.
+      support: coordinates that one canary may use.
+      delta: of the claim; 0 where nothing is claimed of whole clients.
+      adjacency: of the claim.
+      filter_order: of the claim; None without a filter.
       rate: the share of the rounds that a canary is in, as expected.
-      clients: the population that the run began with, where the claim counts on a secret draw of it; else 0.
+      clients: the population that the run began with, where the claim counts on a secret draw of it; else
+        0.
       probed: whether something was planted that only memory can know.
       records: whether clients have canary records, against a claim of `record_epsilon`.
       losses: whether the losses of odd records are weighed against that claim.
+      record_epsilon: epsilon that clients claim for their records.
     """
 
     num_rounds: int
@@ -71,7 +77,7 @@ class AuditTerms:
     record_epsilon: float = 0.0
 
     def alarms(self) -> AlarmState:
-        """The false-alarm budget, split over all looks of the run."""
+        """Return the false-alarm budget, split over all looks of the run."""
         planned: dict[Check, int] = {}
         if self.delta:
             planned |= {Check.NORM: self.num_rounds, Check.REUSE: self.num_rounds}
@@ -87,26 +93,48 @@ class AuditTerms:
         return AlarmState(planned, self.alpha)
 
     def due(self, before: int, number: int) -> bool:
-        """Whether canaries are looked at in round `number`, when the last one that was released is `before`."""
+        """Return whether canaries are looked at in a round.
+
+        Args:
+          before: the last round that was released.
+          number: this round.
+        """
         return any(before < look <= number for look in self.looks)
 
     def books_due(self, before: int, number: int) -> bool:
-        """Whether the ledger is, where something is claimed."""
+        """Return whether the ledger is looked at in a round, where something is claimed.
+
+        Args:
+          before: the last round that was released.
+          number: this round.
+        """
         looks = spread_looks(BOOK_LOOKS, self.num_rounds) if self.delta else ()
         return any(before < look <= number for look in looks)
 
 
 def spread_looks(looks: int, num_rounds: int) -> tuple[int, ...]:
-    """The rounds of so many looks, evenly spread, the last round among them."""
+    """Return the rounds of looks, evenly spread, the last round among them.
+
+    Args:
+      looks: how many, at most.
+      num_rounds: those that are planned.
+    """
     return tuple(sorted({max(1, round(num_rounds * k / looks)) for k in range(1, looks + 1)}))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Claimed and measured after a round, in epsilon: the claim, the estimate with its interval, the ceiling.
+    """Claim and measurement after a round, in epsilon.
 
-    ``p_values`` of the claim by the two tests of canaries that an alarm needs; ``lower`` bounds by method, where they
-    were asked for.
+    Attributes:
+      round: its number.
+      claimed: the claim.
+      epsilon: the estimate.
+      low: lower end of its interval.
+      high: upper end of its interval.
+      ceiling: the most that could have been shown.
+      p_values: of the claim, by the two tests of canaries that an alarm needs.
+      lower: bounds by method, where they were asked for.
     """
 
     round: int
@@ -121,7 +149,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The rows of a run so far and what they are weighed with.
+    """Rows of a run so far, and what they are weighed with.
 
     Attributes:
       terms: of the audit.
@@ -160,7 +188,8 @@ class Evidence:
     def scores(self) -> tuple[Scores, Scores]:
         """Scores of the canaries that were in, and of those that were out.
 
-        Refusal while fewer than two of either can be scored.
+        Raises:
+          Refusal: fewer than two of either can be scored.
         """
         along, norms = self.rows["along"].astype(np.float64), self.rows["norm"].astype(np.float64)
         if self.amplified or self.rows["taken"].all():
@@ -177,13 +206,13 @@ class Evidence:
 
     @cached_property
     def interference(self) -> Interference:
-        """What lies in the canaries' way."""
+        """Energy of other clients' updates, which lie in the canaries' way."""
         coordinates = watched_coordinates(self.terms.dimension)
         return interference(self.rows, self.terms.num_rounds, coordinates)
 
     @property
     def ceiling(self) -> float:
-        """The epsilon that canaries could have shown if there were no noise: other updates lie in their way."""
+        """Epsilon that canaries could have shown if there were no noise: other updates lie in their way."""
         # Who knows the rounds leaves the others out, whose updates then hide nothing.
         share = self.terms.rate if self.amplified else math.sqrt(self.terms.rate)
         mu = share * self.interference.ceiling_mu() * self._distance
@@ -191,11 +220,11 @@ class Evidence:
 
     @property
     def _distance(self) -> float:
-        """How far apart in and out are, in clipping norms: who is replaced goes from one end to the other."""
+        """Distance of in from out, in clipping norms: who is replaced goes from one end to the other."""
         return 2.0 if self.terms.adjacency is Adjacency.REPLACE_ONE else 1.0
 
     def measured(self) -> Measured:
-        """What canaries show after these rounds."""
+        """Return what canaries show after these rounds."""
         members, others = self.scores
         apart, mu = separation(members, others), gaussian_mu(self.claimed, self.terms.delta)
         found = estimate(apart, self.terms.delta, INTERVAL_ALPHA)
@@ -206,7 +235,14 @@ class Evidence:
 
 
 def look_of(terms: AuditTerms, row: Rows, measured: Measured | None, records: Measured | None = None) -> Look:
-    """What the alarms judge after a round: its row, and what canaries and canary records showed if looked at."""
+    """Return what the alarms judge after a round.
+
+    Args:
+      terms: of the audit.
+      row: of the round, shape ().
+      measured: what canaries showed, if looked at.
+      records: what canary records showed, if looked at.
+    """
     p_values: dict[Check, float] = {}
     if terms.delta:
         p_values |= {Check.NORM: float(row["norm_p"]), Check.REUSE: float(row["reuse_p"])}

@@ -1,4 +1,4 @@
-"""A whole run in a few numbers: the claim, what canaries and checks show of it, and the verdict."""
+"""Summary of a whole run: the claim, what canaries and checks show of it, and the verdict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONSISTENT = "this evidence does not refute the claim, and proves no privacy"
 
 @dataclass(frozen=True)
 class Raised:
-    """An alarm, and the round after which it was raised."""
+    """Alarm, and the round after which it was raised."""
 
     round: int
     alarm: Alarm
@@ -32,16 +32,19 @@ class Raised:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an audit says in the end.
+    """Result of an audit.
 
     Attributes:
-      verdict: of the claim; None where nothing is claimed of whole clients.
+      verdict: on the claim; None where nothing is claimed of whole clients.
       said: the same as a sentence.
       measured: by canaries, after the last round; None without them.
       findings: lower bounds at 95 %, the ones that assume nothing last.
       final: what first and last model alone show; None without canaries or before the end.
-      norm_p, reuse_p, draw_p: the smallest of the rounds, times their number.
-      visible_shortfall: of the noise's std that these rounds would have shown; 1 for not even its absence.
+      visible_shortfall: share of the noise's std whose absence these rounds would have shown; 1 for not
+        even all.
+      norm_p: the smallest of the rounds, times their number.
+      reuse_p: likewise.
+      draw_p: likewise.
       records: what canary records showed at the last look; None without them.
     """
 
@@ -102,7 +105,12 @@ def _of_clients(evidence: Evidence, final: Rows | None) -> Summary:
 
 
 def visible_in(terms: AuditTerms, rows: Rows) -> float:
-    """How much smaller than claimed the noise of these rounds would have to be to raise an alarm, from 0 to 1."""
+    """Return how much smaller than claimed the noise would have to be to raise an alarm, from 0 to 1.
+
+    Args:
+      terms: of the audit.
+      rows: of the run so far.
+    """
     if not terms.delta:
         return 1.0
     level = terms.alarms().threshold(Check.NORM) / NORM_TESTS
@@ -119,7 +127,7 @@ def _scores(evidence: Evidence) -> tuple[Scores, Scores] | None:
 
 
 def _verdict(raised: Sequence[Raised], otherwise: tuple[Verdict, str]) -> tuple[Verdict, str]:
-    """What alarms make of the verdict that the run's end alone would give."""
+    """Return what alarms make of the verdict that the run's end alone would give."""
     for each in raised:
         if each.alarm.level is Level.RED:
             return Verdict.VIOLATED, _why(each)

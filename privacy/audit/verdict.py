@@ -1,4 +1,4 @@
-"""A claim against the evidence: consistent, violated, or too weak to tell.
+"""Verdict on a claim by the evidence: consistent, violated, or too weak to tell.
 
 Consistent means that this evidence does not refute the claim, never that the claim is true.
 """
@@ -22,7 +22,7 @@ Refutes = Callable[[float, float], bool]
 
 
 class Verdict(StrEnum):
-    """What the evidence says of the claim."""
+    """Verdict on the claim."""
 
     CONSISTENT = "consistent"
     VIOLATED = "violated"
@@ -31,7 +31,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Method:
-    """A test by its name, and the same test on the best scores that so many canaries could have: its ceiling."""
+    """Test of a claim, and the same test on the best scores that as many canaries could have.
+
+    Attributes:
+      name: shown to people.
+      refutes: the test.
+      perfect: the test on the best scores, which gives the ceiling.
+    """
 
     name: str
     refutes: Refutes
@@ -40,7 +46,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Finding:
-    """A method's lower bound on epsilon, the largest that it could have been, and the p-value of the claim."""
+    """Result of one method.
+
+    Attributes:
+      method: its name.
+      lower: bound on epsilon.
+      ceiling: the largest that the bound could have been.
+      p_value: of the claim.
+    """
 
     method: str
     lower: float
@@ -50,16 +63,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict, by the first of ``findings``; the others stand beside it."""
+    """Verdict by the first of `findings`; the others stand beside it."""
 
     verdict: Verdict
     findings: tuple[Finding, ...]
 
 
 def judge(methods: Sequence[Method], epsilon: float, alpha: float, masked: float = math.inf) -> Judgement:
-    """Judge a claim of ``epsilon`` by the first method at level ``alpha``.
+    """Judge a claim by the first method; the others' findings stand beside its own.
 
-    ``masked`` is a ceiling that lies in what was released, not in the number of canaries (`canary_clients.ceiling_mu`).
+    Args:
+      methods: at least one.
+      epsilon: of the claim, in nats.
+      alpha: level of the test.
+      masked: ceiling in epsilon that lies in what was released, not in the number of canaries.
     """
     findings = tuple(_finding(method, epsilon, alpha, masked) for method in methods)
     if methods[0].refutes(epsilon, alpha):
@@ -74,12 +91,28 @@ def _finding(method: Method, epsilon: float, alpha: float, masked: float) -> Fin
 
 
 def by_guesses(guesses: Guesses, delta: float, gaussian: bool = False) -> list[Method]:
-    """One run, guesses made: any mechanism (Steinke et al.); if ``gaussian``, decided by the Gaussian curve."""
+    """Return the methods for one run whose guesses are made.
+
+    Args:
+      guesses: about the coins.
+      delta: of the claim, in [0, 1).
+      gaussian: whether the Gaussian curve decides, and not the bound for any mechanism (Steinke et al.).
+    """
     return _one_run([guesses], delta, gaussian)
 
 
 def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = False) -> list[Method]:
-    """One run, a score for each canary and a fair coin each. If ``gaussian``, decided by the two Gaussian tests."""
+    """Return the methods for one run with a score for each canary and a fair coin each.
+
+    Args:
+      members: scores of canaries that were in.
+      others: scores of canaries that were out.
+      delta: of the claim, in [0, 1).
+      gaussian: whether the two Gaussian tests decide.
+
+    Raises:
+      Refusal: the coins cannot have been fair.
+    """
     check_coins(len(members), len(others))
     counts = {(g := guesses_at(members, others, share)).made: g for share in SHARES}
     bounds = _one_run(list(counts.values()), delta, gaussian)
@@ -87,9 +120,18 @@ def by_one_run(members: Scores, others: Scores, delta: float, gaussian: bool = F
 
 
 def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool = False) -> list[Method]:
-    """One score from each of many runs, with the target in or out: exact limits of the error rates.
+    """Return the methods for many runs, one score each: exact limits of the error rates.
 
     Every second score chooses the threshold, the others are counted.
+
+    Args:
+      members: scores of runs with the target, at least 4.
+      others: scores of runs without it, at least 4.
+      delta: of the claim, in [0, 1).
+      gaussian: whether the Gaussian curve decides.
+
+    Raises:
+      Refusal: there are fewer.
     """
     if min(len(members), len(others)) < 4:
         raise Refusal("scores", min(len(members), len(others)), "give at least 4 runs with and 4 without")
@@ -114,7 +156,7 @@ def by_many_runs(members: Scores, others: Scores, delta: float, gaussian: bool =
 
 
 def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Method]:
-    """Bonferroni over the numbers of guesses."""
+    """Return the methods on guesses: Bonferroni over their numbers."""
 
     def method(name: str, refutes: Callable[[Guesses, float, float, float], bool]) -> Method:
         def any_refutes(given: Sequence[Guesses], epsilon: float, alpha: float) -> bool:
@@ -130,7 +172,7 @@ def _one_run(counts: Sequence[Guesses], delta: float, gaussian: bool) -> list[Me
 
 
 def _gaussian(members: Scores, others: Scores, delta: float) -> Method:
-    """Both the t test and the accuracy test must refute."""
+    """Return the method by which both the t test and the accuracy test must refute."""
     apart, total = separation(members, others), len(members) + len(others)
     right = right_of_median(members, others)
 
@@ -144,7 +186,7 @@ def _gaussian(members: Scores, others: Scores, delta: float) -> Method:
 
 
 def _best_threshold(members: Scores, others: Scores) -> float:
-    """The score at which guesses are right most often, both kinds weighed alike."""
+    """Return the score at which guesses are right most often, both kinds weighed alike."""
     values = np.unique(np.concatenate([members, others]))
     below = np.searchsorted(np.sort(others), values, side="right") / len(others)
     missed = np.searchsorted(np.sort(members), values, side="right") / len(members)

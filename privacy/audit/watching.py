@@ -1,4 +1,4 @@
-"""One released sum, watched: the free checks of its noise, and what lies along each canary's direction."""
+"""Watch over one released sum: the free checks of its noise, and what lies along each canary's direction."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ WATCHED = 1 << 17
 
 @dataclass(frozen=True)
 class Released:
-    """A private sum as it leaves, all of it public.
+    """Private sum as it leaves, all of it public.
 
     Attributes:
       number: of the round.
       layers: the sum by array, in clipping norms.
       noise: the std that is claimed of what is new in each coordinate, in clipping norms.
-      rate, charged: the sampling rate, and the noise over clip, that the ledger was charged; noise 0 where nothing was.
+      rate: the sampling rate that the ledger was charged.
+      charged: the noise over clip that it was charged; 0 where nothing was.
       clients: how many real ones were in the cohort.
       canaries: which of those were.
       population: how many real clients the cohort was drawn from.
@@ -45,9 +46,12 @@ class Released:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one round hands to the next, of the watched coordinates: the last sum, those of all rounds and of blocks.
+    """Watched coordinates that one round hands to the next.
 
-    ``before``, ``total``: (watched,), empty before the first round; ``blocks``: (blocks, watched).
+    Attributes:
+      before: the last sum, (watched,); empty before the first round.
+      total: the sum of all rounds, (watched,); empty before the first round.
+      blocks: the sums of blocks of rounds, (blocks, watched).
     """
 
     before: Vector
@@ -59,7 +63,7 @@ NO_MEMORY = Memory(np.empty(0), np.empty(0), np.empty((0, 0)))
 
 
 def watched_coordinates(dimension: int) -> int:
-    """How many coordinates of an update are kept."""
+    """Return how many coordinates of an update are kept."""
     return len(range(0, dimension, -(-dimension // WATCHED)))
 
 
@@ -101,7 +105,7 @@ def watch(
 
 
 def _add_layers(row: Rows, released: Released, total: Vector) -> None:
-    """Write each small layer's energy outside of its own sum so far; all its energy where that sum is not kept whole."""
+    """Write each small layer's energy outside of its own sum so far; all of it where the sum is not kept."""
     sizes = [layer.size for layer in released.layers]
     whole = total.size == sum(sizes)
     before = np.split(total, np.cumsum(sizes)[:-1]) if whole else [np.empty(0)] * len(sizes)
@@ -113,9 +117,10 @@ def _add_layers(row: Rows, released: Released, total: Vector) -> None:
 
 
 def noise_p(rows: Rows) -> float:
-    """The smallest p-value of all rounds' noise together: of the whole sum, of its layers, and of their means.
+    """Return the smallest p-value of all rounds' noise: of the whole sum, of its layers, and of their means.
 
-    A mean is a fixed direction. Biases before a softmax have gradients that add up to zero, so theirs is noise alone.
+    A mean is a fixed direction. Biases before a softmax have gradients that add up to zero, so theirs is
+    noise alone.
     """
     sizes = rows["layer_dimensions"]
     return min(
@@ -126,7 +131,12 @@ def noise_p(rows: Rows) -> float:
 
 
 def unwatched(number: int, canaries: int) -> Rows:
-    """Return the row of a round whose sum nothing is claimed of."""
+    """Return the row of a round whose sum nothing is claimed of.
+
+    Args:
+      number: of the round.
+      canaries: how many the audit has.
+    """
     row = np.zeros((), row_type(canaries))
     row["round"] = number
     row["probe_p"] = row["losses_p"] = row["books_p"] = row["records"] = math.nan

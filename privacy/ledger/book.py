@@ -1,4 +1,4 @@
-"""What a ledger's entries say: the state of every release, what each adversary has seen, and whether it adds up.
+"""Book of a ledger's entries: the state of each release, what each adversary has seen, whether it adds up.
 
 Reading needs no lock, so an auditor can do it on a copy.
 """
@@ -50,7 +50,7 @@ Sizes = tuple[float, float | None, float | None]
 
 
 class ReleaseState(StrEnum):
-    """What is known of a release. All but `VOID` are spent."""
+    """State of a release. All but `VOID` are spent."""
 
     RESERVED = "reserved"
     COMMITTED = "committed"
@@ -59,6 +59,8 @@ class ReleaseState(StrEnum):
 
 @dataclass
 class BookedRelease:
+    """Release as its entries tell: the reservation, its events as canonical JSON, and its state."""
+
     entry: Entry
     events: dict[Adversary, str]
     state: ReleaseState = ReleaseState.RESERVED
@@ -66,7 +68,7 @@ class BookedRelease:
 
 @dataclass(frozen=True)
 class _Charge:
-    """What a reservation says beside its key and its time."""
+    """Charge of a reservation: everything it says but its key and its time."""
 
     events: dict[Adversary, str]
     budget: Budget
@@ -83,7 +85,17 @@ def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
 
 @dataclass
 class Book:
-    """What the entries say, replayed in their order."""
+    """Ledger's content, replayed from its entries in their order.
+
+    Attributes:
+      identity: the payload of the first entry.
+      releases: by key, as the ledger writes keys.
+      spent: how often each event, as canonical JSON, was seen by each adversary and not voided.
+      granted: the budget of the latest reservation against each adversary.
+      filter_order: order of the RDP filter; None before the first adaptive release.
+      notes: by key, as JSON.
+      head: the last entry that was replayed.
+    """
 
     identity: dict[str, Any] = field(default_factory=dict[str, Any])
     releases: dict[str, BookedRelease] = field(default_factory=dict[str, BookedRelease])
@@ -95,7 +107,11 @@ class Book:
     _charges: dict[str, _Charge] = field(default_factory=dict[str, _Charge])
 
     def replay(self, chain: Chain) -> None:
-        """Takes in what the chain holds beyond `head`. Raises Refusal naming the first entry that fails."""
+        """Take in what the chain holds beyond `head`.
+
+        Raises:
+          Refusal: an entry makes no sense; the sentence names it.
+        """
         for entry in chain.after(self.head):
             try:
                 self.apply(entry)
@@ -104,6 +120,11 @@ class Book:
                 raise Refusal("ledger", str(chain.path), remedy) from error
 
     def apply(self, entry: Entry) -> None:
+        """Take in the next entry.
+
+        Raises:
+          ValueError: it cannot follow what is there.
+        """
         if (entry.kind == OPEN) != (entry.seq == 1):
             raise ValueError(f"a {entry.kind} in this place")
         if entry.kind == OPEN:
@@ -149,6 +170,7 @@ class Book:
                 self.spent[adversary] -= Counter({text: 1})
 
     def events(self, adversary: Adversary) -> "list[DpEvent]":
+        """Return what an adversary has seen, equal events as one with a count."""
         counts = self.spent.get(adversary, Counter[str]())
         return [_repeated(_read(text), count) for text, count in counts.items()]
 
@@ -166,13 +188,20 @@ def _repeated(event: "DpEvent", count: int) -> "DpEvent":
 
 @dataclass(frozen=True)
 class Verification:
-    """What a ledger proves on its own, recomputed from its entries.
+    """Result of recomputing a ledger from its entries alone.
 
-    `entries` and `head` tell how far the chain is whole. The epsilons hold at `delta` against the adversary who
-    has seen most: `epsilon` as reported everywhere, the other two each by one accountant of dp_accounting alone,
-    None where it does not cover the events. `filter_order` is set where a release was chosen adaptively: `epsilon`
-    then is what the RDP filter has counted, and RDP is taken at its order. `by_adversary` has the same three for
-    each. `problem` is one sentence, None when all is well.
+    Attributes:
+      ok: whether all is well.
+      entries: how far the chain is whole.
+      head: the last entry of the whole part.
+      problem: one sentence; None when all is well.
+      delta: at which the epsilons hold, against the adversary who has seen most.
+      epsilon: as reported everywhere; with a filter, what it has counted.
+      epsilon_pld: by dp_accounting's PLD accountant alone; None where it does not cover the events.
+      epsilon_rdp: by its RDP accountant alone, at the filter's order if there is one; None where it does
+        not cover the events.
+      filter_order: order of the RDP filter, where a release was chosen adaptively.
+      by_adversary: the three epsilons for each adversary.
     """
 
     ok: bool
@@ -188,13 +217,25 @@ class Verification:
 
 
 def read_entries(path: Path | str) -> list[Entry]:
-    """The entries of the ledger at `path`, which may be in use. Raises Refusal when the chain is broken."""
+    """Return the entries of a ledger, which may be in use.
+
+    Raises:
+      Refusal: there is no ledger, or its chain is broken.
+    """
     with contextlib.closing(Chain.for_reading(Path(path))) as chain:
         return list(chain.after(START))
 
 
 def verify(path: Path | str, delta: float | None = None) -> Verification:
-    """Checks the chain at `path` and recomputes epsilon at `delta`, by default that of the latest reservation."""
+    """Check a ledger's chain and recompute its epsilon.
+
+    Args:
+      path: of the ledger; it may be in use.
+      delta: in (0, 1); by default that of the latest reservation.
+
+    Returns:
+      What was found; a broken chain is a `problem` and raises nothing.
+    """
     book = Book()
     try:
         with contextlib.closing(Chain.for_reading(Path(path))) as chain:

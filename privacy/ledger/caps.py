@@ -1,6 +1,6 @@
-"""Caps: what the owner of the data lets the ledgers of one folder spend, whatever a run asks for.
+"""Caps: the most that the owner of the data lets the ledgers of one folder spend, whatever a run asks for.
 
-They lie in that folder, are written by ``fedveil budget set`` and read by the ledger itself before every
+They lie in that folder, are written by `fedveil budget set` and read by the ledger itself before every
 reservation. No message carries a cap, so nothing that comes over a network raises one.
 """
 
@@ -29,23 +29,27 @@ WAIT_SECONDS = 10.0
 
 
 def default_folder() -> Path:
-    """Where the ledgers of real data lie unless a setting of this machine names another folder."""
+    """Return where the ledgers of real data lie unless a setting of this machine names another folder."""
     return Path.home() / ".local" / "share" / "fedveil" / "ledgers"
 
 
 class CapEnded(Refusal):
-    """The day until which the owner of the data allowed releases is over."""
+    """Refusal because the last day on which the owner of the data allowed releases is over."""
 
 
 @dataclass(frozen=True)
 class Cap:
-    """One decision of the owner; the latest on a data set stands, beside the latest on `all`.
+    """One decision of the owner; the latest on a data set holds, beside the latest on `all`.
 
     Attributes:
       data: the data set's fingerprint, or `all` for every ledger in the folder.
-      target_epsilon, target_delta: the most that a ledger may spend, as a `Budget`'s.
+      target_epsilon: the most that a ledger may spend, as a `Budget`'s.
+      target_delta: the delta at which it counts, as a `Budget`'s.
       until: the last day, UTC, on which anything may be released; None sets no end.
-      decided: when, UTC.
+      decided: the time of the decision, UTC.
+
+    Raises:
+      Refusal: a value is out of range.
     """
 
     data: str
@@ -62,7 +66,15 @@ class Cap:
 
 
 def set_cap(folder: Path, cap: Cap) -> None:
-    """Adds a decision to those in `folder`; on disk when this returns. Refusal when it cannot be written."""
+    """Add a decision to those in a folder; it is on disk when this returns.
+
+    Args:
+      folder: where the ledgers lie; it is made if missing.
+      cap: the decision; its time is set here.
+
+    Raises:
+      Refusal: it cannot be written, or the earlier ones cannot be read.
+    """
     path = folder / FILE
     decided = replace(cap, decided=datetime.now(UTC).isoformat(timespec="seconds"))
     try:
@@ -81,7 +93,11 @@ def set_cap(folder: Path, cap: Cap) -> None:
 
 
 def read_caps(folder: Path) -> list[Cap]:
-    """All decisions in `folder`, in their order. Refusal when they are there and cannot be read."""
+    """Return all decisions in a folder, in their order.
+
+    Raises:
+      Refusal: they are there and cannot be read.
+    """
     path = folder / FILE
     if regular(path) is None:
         return []
@@ -96,24 +112,36 @@ def read_caps(folder: Path) -> list[Cap]:
 
 
 def caps_on(ledger: Path) -> list[Cap]:
-    """The decisions that hold for the ledger at this path: the latest on its data, and the latest on all."""
+    """Return the decisions that hold for a ledger: the latest on all, and the latest on its data."""
     own = ledger.stem.removeprefix(POPULATION).removeprefix(CLIENT)[:NAMED]
     latest = {cap.data: cap for cap in read_caps(ledger.parent)}
     return [latest[data] for data in (ALL, own) if data in latest]
 
 
 def capped(ledger: Path, budget: Budget) -> Budget:
-    """`budget`, lowered to the caps on the ledger at this path: the least epsilon, at the least delta.
+    """Return a budget, lowered to the caps on a ledger: the least epsilon, at the least delta.
+
+    Args:
+      ledger: path of the ledger.
+      budget: what was asked for.
 
     Raises:
-        CapEnded: their time is over.
-        Refusal: they cannot be read.
+      CapEnded: their time is over.
+      Refusal: they cannot be read.
     """
     return lowered(budget, caps_on(ledger))
 
 
 def lowered(budget: Budget, caps: Iterable[Cap]) -> Budget:
-    """`budget`, lowered to these caps: the least epsilon, at the least delta. CapEnded when the time of one is over."""
+    """Return a budget, lowered to caps: the least epsilon, at the least delta.
+
+    Args:
+      budget: what was asked for.
+      caps: those that hold.
+
+    Raises:
+      CapEnded: the time of one is over.
+    """
     for cap in caps:
         if cap.until is not None and datetime.now(UTC).date() > cap.until:
             raise CapEnded("until", str(cap.until), "the owner of the data allows no release after that day")

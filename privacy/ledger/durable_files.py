@@ -1,4 +1,4 @@
-"""Files that are whole on disk or not there: what is written beside them is flushed, then renamed over them."""
+"""Files that are whole on disk or not there: written beside their place, flushed, and renamed into it."""
 
 import os
 from collections.abc import Mapping
@@ -6,10 +6,13 @@ from pathlib import Path
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600, *, flush: bool = True) -> None:
-    """Put `data` in the place of the file, with this mode; on disk when this returns, or the old file stays.
+    """Replace a file; the new one is on disk when this returns, or the old one stays.
 
-    Without `flush` readers still see the old file or the new one, but a power cut may leave neither: for what is
-    written again soon, and nobody relies on.
+    Args:
+      path: of the file.
+      data: its new content.
+      mode: its permissions, whatever the umask.
+      flush: False where a power cut may leave neither file: for what is written again soon.
 
     Raises:
       OSError: it cannot be written.
@@ -18,7 +21,17 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600, *, flush: bool = Tr
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes], mode: int = 0o600, *, flush: bool = True) -> None:
-    """The same for several files of one folder, each for itself and in their order: one flush of the folder for all."""
+    """Replace files of one folder, each for itself and in their order, with one flush of the folder.
+
+    Args:
+      folder: where they lie.
+      files: contents by name.
+      mode: their permissions, whatever the umask.
+      flush: as in `replace_file`.
+
+    Raises:
+      OSError: one cannot be written.
+    """
     for name, data in files.items():
         fresh = folder / f".{name}.new"
         fresh.unlink(missing_ok=True)
@@ -35,7 +48,7 @@ def replace_files(folder: Path, files: Mapping[str, bytes], mode: int = 0o600, *
 
 
 def sync_folder(folder: Path) -> None:
-    """Returns once the names in `folder` are on disk."""
+    """Return once the names in a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

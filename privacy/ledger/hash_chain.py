@@ -1,4 +1,4 @@
-"""A hash chain of entries in one SQLite file with one writer: the half of the ledger that knows no privacy.
+"""Hash chain of entries in one SQLite file with one writer: the half of the ledger that knows no privacy.
 
 Each entry's SHA-256 covers the hash before it, so an edit, a cut in the middle, a duplicate or a swap breaks
 the chain. A cut at the end leaves a shorter chain that is whole; only a head kept elsewhere shows it.
@@ -40,11 +40,11 @@ SCHEMA = (TABLE, GUARD.format(event="UPDATE"), GUARD.format(event="DELETE"))
 
 
 class LedgerUnavailable(Refusal):
-    """The ledger could not be written (disk full, I/O error): nothing may be released on it."""
+    """Refusal because the ledger could not be written (disk full, I/O error): nothing may be released on it."""
 
 
 class Head(NamedTuple):
-    """The place and the hash of one entry; kept outside the ledger it proves that nothing before it is gone."""
+    """Place and hash of one entry; kept outside the ledger it proves that nothing before it is gone."""
 
     seq: int
     hash: str
@@ -55,7 +55,7 @@ START = Head(0, "0" * 64)
 
 @dataclass(frozen=True)
 class Draft:
-    """An entry before it has its place: what happened, to which key, and its JSON payload."""
+    """Entry before it has its place: what happened, to which key, and its JSON payload."""
 
     kind: str
     key: str
@@ -63,7 +63,7 @@ class Draft:
 
 
 class Entry(NamedTuple):
-    """A line of the ledger: `seq` counts from 1, `payload` is JSON, `hash` covers everything before it."""
+    """Line of the ledger: `seq` counts from 1, `payload` is JSON, `hash` covers everything before it."""
 
     seq: int
     kind: str
@@ -81,12 +81,21 @@ _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fals
 
 
 def canonical(value: object) -> str:
-    """The one JSON text of `value`: keys sorted, no spaces, ASCII, NaN and infinity refused (ValueError)."""
+    """Return the one JSON text of a value: keys sorted, no spaces, ASCII.
+
+    Raises:
+      ValueError: NaN or infinity.
+    """
     return _encode(value)
 
 
 def linked(draft: Draft, before: Head) -> Entry:
-    """`draft` as the entry that follows `before`."""
+    """Return a draft as the entry that follows a head.
+
+    Args:
+      draft: what happened.
+      before: the last entry.
+    """
     fields = (before.seq + 1, draft.kind, draft.key, draft.payload, before.hash)
     return Entry(*fields, hash=_digest(fields))
 
@@ -106,7 +115,15 @@ def _holds(row: tuple[int, str, str, str, str, str]) -> bool:
 
 @contextlib.contextmanager
 def refusing(path: Path, what: str) -> Generator[None]:
-    """Turns what the operating system or SQLite says about `path` into a Refusal."""
+    """Turn what the operating system or SQLite says about a file into a Refusal.
+
+    Args:
+      path: of the ledger.
+      what: what failed, a clause for the sentence.
+
+    Raises:
+      Refusal: in the place of OSError and sqlite3.Error.
+    """
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -116,12 +133,21 @@ def refusing(path: Path, what: str) -> Generator[None]:
 
 
 class Lock:
-    """An exclusive flock on `<path>.lock`, which holds the pid of the process that has it.
+    """Exclusive flock on `<path>.lock`, which holds the pid of the process that has it.
 
     The file stays when the lock goes: removing it would let two processes lock two files of one name.
     """
 
     def __init__(self, path: Path, wait: float) -> None:
+        """Take the lock.
+
+        Args:
+          path: of what is locked.
+          wait: seconds to wait for another holder.
+
+        Raises:
+          Refusal: another process holds it, or it cannot be written.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with refusing(path, "cannot be locked"):
             self._fd = os.open(_beside(path, ".lock"), flags, 0o600)
@@ -148,13 +174,14 @@ class Lock:
             time.sleep(LOCK_POLL_SECONDS)
 
     def release(self) -> None:
+        """Let the next process in."""
         if self.held:
             with contextlib.suppress(OSError):  # a pid that nobody holds misleads nobody
                 os.ftruncate(self._fd, 0)
             self.forget()
 
     def forget(self) -> None:
-        """Closes this process's descriptor; a lock that the parent process holds stays held."""
+        """Close this process's descriptor; a lock that the parent process holds stays held."""
         self.held = False
         _locks.discard(self)
         os.close(self._fd)
@@ -173,9 +200,10 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def holds_entries(path: Path) -> bool:
-    """Whether there is a chain at `path`: an absent or an empty file holds none.
+    """Return whether there is a chain at a path: an absent or an empty file holds none.
 
-    Raises Refusal for whatever is not a regular file that this user may read and write.
+    Raises:
+      Refusal: it is not a regular file that this user may read and write.
     """
     size = _size(path)
     _size(_beside(path, ".lock"))
@@ -185,7 +213,7 @@ def holds_entries(path: Path) -> bool:
 
 
 def _size(name: Path) -> int:
-    """Bytes of a file that is fit to be written; 0 when there is none."""
+    """Return the bytes of a file that is fit to be written; 0 when there is none."""
     status = regular(name)
     if status is None:
         return 0
@@ -196,7 +224,11 @@ def _size(name: Path) -> int:
 
 
 def regular(name: Path) -> os.stat_result | None:
-    """The status of a file, None when there is none; Refusal for whatever is not a regular file."""
+    """Return the status of a file, or None when there is none.
+
+    Raises:
+      Refusal: it is not a regular file.
+    """
     with refusing(name, "cannot be reached"):
         try:
             status = os.lstat(name)
@@ -212,9 +244,18 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 class Chain:
-    """The verified entries of one ledger file."""
+    """Verified entries of one ledger file."""
 
     def __init__(self, path: Path, mode: str) -> None:
+        """Open the file; use `for_writing` or `for_reading`.
+
+        Args:
+          path: of the ledger.
+          mode: query of SQLite's address, such as `mode=rw`.
+
+        Raises:
+          Refusal: it cannot be opened.
+        """
         self.path = path
         address = f"{path.absolute().as_uri()}?{mode}"
         with refusing(path, "cannot be opened"):
@@ -225,7 +266,16 @@ class Chain:
 
     @classmethod
     def for_writing(cls, path: Path, first: Draft, *, durable: bool) -> "Chain":
-        """Opens the chain at `path`, or starts one with the entry `first`; the caller holds the lock."""
+        """Open a chain, or start one; the caller holds the lock.
+
+        Args:
+          path: of the ledger.
+          first: the first entry, where there is none.
+          durable: whether a transaction survives a power cut, not just the end of the process.
+
+        Raises:
+          Refusal: not a ledger, damaged, or cannot be written.
+        """
         found = holds_entries(path)
         journal = max(_size(_beside(path, suffix)) for suffix in ("-wal", "-shm"))
         if journal and not found:
@@ -245,7 +295,11 @@ class Chain:
 
     @classmethod
     def for_reading(cls, path: Path) -> "Chain":
-        """Opens the chain at `path` without a lock and without leaving a trace when nobody writes to it."""
+        """Open a chain without a lock, and without leaving a trace when nobody writes to it.
+
+        Raises:
+          Refusal: there is none, or it is not a ledger.
+        """
         if regular(path) is None:
             raise Refusal("ledger", str(path), "there is none; give the path of a ledger")
         chain = cls(path, "mode=ro" if _beside(path, "-wal").exists() else "immutable=1")
@@ -280,7 +334,7 @@ class Chain:
 
     @contextlib.contextmanager
     def transaction(self) -> Generator[None]:
-        """Everything inside is on disk when this returns, or none of it ever is."""
+        """Put everything inside on disk before returning, or none of it ever."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -291,7 +345,12 @@ class Chain:
             raise
 
     def append(self, drafts: Iterable[Draft], before: Head) -> list[Entry]:
-        """Writes `drafts` after `before` and returns them in their places."""
+        """Write drafts and return them in their places; within a `transaction`.
+
+        Args:
+          drafts: in their order.
+          before: the last entry of the chain.
+        """
         written: list[Entry] = []
         for draft in drafts:
             written.append(linked(draft, written[-1].head if written else before))
@@ -301,7 +360,11 @@ class Chain:
         return written
 
     def after(self, head: Head) -> Iterator[Entry]:
-        """The entries after `head`, each checked against the one before. Raises Refusal at the first that fails."""
+        """Yield the entries after a head, each checked against the one before.
+
+        Raises:
+          Refusal: the head is not in the chain, or an entry fails the check.
+        """
         seq, last = head
         with refusing(self.path, f"cannot be read after entry {seq}"):
             self.require(head)
@@ -315,16 +378,21 @@ class Chain:
                 last = row[5]
 
     def last(self) -> Head:
-        """The head as the file has it, unchecked: whoever keeps it has it checked by `require`."""
+        """Return the head as the file has it, unchecked: whoever keeps it has it checked by `require`."""
         row = self._db.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return START if row is None else Head(*row)
 
     def require(self, head: Head) -> None:
-        """Raises Refusal unless `head` is in the chain."""
+        """Return if a head is in the chain.
+
+        Raises:
+          Refusal: it is not.
+        """
         row = self._db.execute("SELECT hash FROM entries WHERE seq = ?", (head.seq,)).fetchone()
         if head != START and row != (head.hash,):
             remedy = f"does not hold the known entry {head.seq}: cut short, rolled back or another ledger"
             raise Refusal("ledger", str(self.path), f"{remedy}; restore a true copy")
 
     def close(self) -> None:
+        """Close the file."""
         self._db.close()

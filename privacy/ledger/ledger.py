@@ -1,4 +1,4 @@
-"""The ledger: what has left, kept on disk before it leaves, so that a budget can be spent but never overrun.
+"""Ledger of releases, kept on disk before anything leaves, so that a budget can be spent but never overrun.
 
 A release is reserved, then committed, or voided with proof that nothing left. Reserved and committed count
 alike: after a crash the outcome is unknown and what was reserved stays spent. Entries hold the parameters of
@@ -64,9 +64,23 @@ ACCOUNTANTS_DIFFER = 1e-6
 
 
 class BudgetExhausted(Exception):
-    """A release that the budget does not afford; nothing was written and nothing was spent."""
+    """Release that the budget does not afford; nothing was written and nothing was spent.
+
+    Attributes:
+      budget: what may be spent.
+      adversary: against whom it would be overrun.
+      would_be: the epsilon that the release would bring.
+    """
 
     def __init__(self, budget: Budget, adversary: Adversary, would_be: float, why: str | None = None) -> None:
+        """Make the sentence.
+
+        Args:
+          budget: what may be spent.
+          adversary: against whom it would be overrun.
+          would_be: the epsilon that the release would bring.
+          why: another sentence than the usual one.
+        """
         super().__init__(
             why
             or f"the {budget.unit} budget is spent: against the {adversary} this release would bring epsilon to "
@@ -78,7 +92,7 @@ class BudgetExhausted(Exception):
 
 
 class Ledger:
-    """The record of all releases of one owner's data, charged before anything leaves.
+    """Record of all releases of one owner's data, charged before anything leaves.
 
     One process at a time holds a ledger; its threads may share it. After a failed write it is closed, since
     what then is on disk is known only by reading it again.
@@ -87,6 +101,15 @@ class Ledger:
     def __init__(
         self, chain: Chain, lock: Lock, book: Book, budget: Budget, resources: contextlib.ExitStack
     ) -> None:
+        """Hold what `open` opened.
+
+        Args:
+          chain: the entries.
+          lock: held by this process.
+          book: the entries, replayed.
+          budget: what may be spent in all.
+          resources: closes chain and lock.
+        """
         self._chain = chain
         self._lock = lock
         self._book = book
@@ -108,20 +131,20 @@ class Ledger:
         expect: Head | None = None,
         wait: float = 0.0,
     ) -> Self:
-        """Opens the ledger at `path`, or starts it where there is none.
+        """Open a ledger, or start it where there is none.
 
         Args:
-            path: a file in an existing folder; `<path>.lock` beside it names the process that has it open.
-            budget: what may be spent in all, less where the owner's caps say so; its unit and adjacency must be
-                those that the ledger began with.
-            owner: whose data it is: a fingerprint of the data set or the name of the population.
-            simulated: whether the data is declared simulated; only then may noise come from a seed.
-            durable: whether a reservation survives a power cut, not just the end of the process.
-            expect: the head that a checkpoint knows; the ledger must hold it.
-            wait: seconds to wait for a process that has the ledger open.
+          path: a file in an existing folder; `<path>.lock` beside it names the process that has it open.
+          budget: what may be spent in all, less where the owner's caps say so; its unit and adjacency must
+            be those that the ledger began with.
+          owner: whose data it is: a fingerprint of the data set or the name of the population.
+          simulated: whether the data is declared simulated; only then may noise come from a seed.
+          durable: whether a reservation survives a power cut, not just the end of the process.
+          expect: the head that a checkpoint knows; the ledger must hold it.
+          wait: seconds to wait for a process that has the ledger open.
 
         Raises:
-            Refusal: not a ledger, damaged, cut short, rolled back, another's, in use, not writable.
+          Refusal: not a ledger, damaged, cut short, rolled back, another's, in use, or not writable.
         """
         path = Path(path)
         if not holds_entries(path) and expect is not None:
@@ -150,19 +173,21 @@ class Ledger:
 
     @property
     def path(self) -> Path:
+        """Path of the file."""
         return self._chain.path
 
     @property
     def budget(self) -> Budget:
-        """What may be spent in all: what the ledger was opened with, lowered to its owner's caps of this moment.
+        """Budget that the ledger was opened with, lowered to its owner's caps of this moment.
 
-        Raises Refusal when their time is over or they cannot be read.
+        Raises:
+          Refusal: the caps' time is over, or they cannot be read.
         """
         return capped(self.path, self._budget)
 
     @property
     def head(self) -> Head:
-        """The last entry that is written; keep it with a checkpoint and hand it to `open` as `expect`."""
+        """Last entry that is written; keep it with a checkpoint and hand it to `open` as `expect`."""
         return self._book.head
 
     def require(self, head: Head) -> None:
@@ -179,15 +204,15 @@ class Ledger:
             self._chain.require(head)
 
     def reserve(self, release: Release) -> Entry:
-        """Charges `release` and returns once that is on disk; only then may it leave.
+        """Charge a release and return its entry once that is on disk; only then may it leave.
 
         Reserving a key again with the same events costs nothing and returns the earlier entry. Whoever would
         draw new noise for it must take a new key: the earlier reservation pays for one result only.
 
         Raises:
-            BudgetExhausted: it does not fit; nothing is written.
-            Refusal: it does not belong on this ledger, or its key was reserved with other events or voided.
-            LedgerUnavailable: it could not be written.
+          BudgetExhausted: it does not fit; nothing is written.
+          Refusal: it does not belong on this ledger, or its key was reserved with other events or voided.
+          LedgerUnavailable: it could not be written.
         """
         self._require_admissible(release)
         key = _text(release.key)
@@ -203,13 +228,16 @@ class Ledger:
         return self._book.releases[key].entry
 
     def reserve_new(self, release: Release) -> Entry:
-        """Charges `release` as `reserve` does, for a caller who is about to draw noise.
+        """Charge a release as `reserve` does, for a caller who is about to draw noise.
 
-        Seeded noise is the same at every repetition, so a repeated release reveals nothing more and is free. Noise of
-        the system's generator never repeats: a second result under one key would be a release that nobody pays for.
+        Seeded noise is the same at every repetition, so a repeated release reveals nothing more and is free.
+        Noise of the system's generator never repeats: a second result under one key would be a release that
+        nobody pays for.
 
         Raises:
-            Refusal: as `reserve`, and if noise of the system's generator was reserved under this key before.
+          BudgetExhausted: as `reserve`.
+          Refusal: as `reserve`, or noise of the system's generator was reserved under this key before.
+          LedgerUnavailable: as `reserve`.
         """
         with self._threads:
             if release.rng == "system" and self.state(release.key) is not None:
@@ -219,9 +247,15 @@ class Ledger:
             return self.reserve(release)
 
     def commit(self, key: Key, durable: bool = True) -> None:
-        """Notes that the release left. With `durable=False` the note travels with the next reservation.
+        """Note that a release left. A note that is lost changes no epsilon: the reservation stays spent.
 
-        A note that is lost changes no epsilon: the reservation stays spent.
+        Args:
+          key: of the release.
+          durable: False lets the note travel with the next reservation.
+
+        Raises:
+          Refusal: the key was never reserved, or it was voided.
+          LedgerUnavailable: the note could not be written.
         """
         with self._threads:
             record = self._record(key)
@@ -233,7 +267,16 @@ class Ledger:
                 self._flush()
 
     def void(self, key: Key, proof: str) -> None:
-        """Gives back what was reserved; `proof` says how it is known that nothing left."""
+        """Give back what was reserved.
+
+        Args:
+          key: of the release.
+          proof: how it is known that nothing left, a sentence.
+
+        Raises:
+          Refusal: there is no proof, or the release was never reserved or has left.
+          LedgerUnavailable: it could not be written.
+        """
         if not proof.strip():
             raise Refusal("proof", proof, "say how it is known that nothing left, or leave it reserved")
         with self._writing() as drafts:
@@ -244,13 +287,21 @@ class Ledger:
                 drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
 
     def note(self, key: Key, what: Mapping[str, Any]) -> None:
-        """Writes down what is known beside the releases, such as an alarm; it costs nothing. The first note stays."""
+        """Write down what is known beside the releases, such as an alarm; it costs nothing.
+
+        Args:
+          key: of the note, in the form of a release's; the first note under a key stays.
+          what: JSON values by name.
+
+        Raises:
+          LedgerUnavailable: it could not be written.
+        """
         with self._writing() as drafts:
             if _text(key) not in self._book.notes:
                 drafts.append(Draft(NOTE, _text(key), canonical({**what, "time": _now()})))
 
     def state(self, key: Key) -> ReleaseState | None:
-        """What is known of the release `key`; None when it was never reserved."""
+        """Return the state of a release; None when it was never reserved."""
         with self._threads:
             record = self._book.releases.get(_text(key))
             if record is None:
@@ -258,12 +309,17 @@ class Ledger:
             return ReleaseState.COMMITTED if _text(key) in self._pending else record.state
 
     def events(self, adversary: Adversary) -> "list[DpEvent]":
-        """What `adversary` has seen or may have seen: reserved and committed, equal events as one with a count."""
+        """Return what an adversary has seen or may have seen, equal events as one with a count."""
         with self._threads:
             return self._book.events(adversary)
 
     def cohorts(self, run: str, mechanism: str) -> list[list[int]]:
-        """The clients of each round of a run that was reserved with its cohort, from round 1 to the first without."""
+        """Return the clients of each round, from round 1 to the first that was reserved without a cohort.
+
+        Args:
+          run: the run's name.
+          mechanism: of the releases.
+        """
         found: list[list[int]] = []
         with self._threads:
             while record := self._book.releases.get(_text((run, len(found) + 1, mechanism))):
@@ -272,14 +328,18 @@ class Ledger:
 
     @property
     def filter_order(self) -> float | None:
-        """The order of the RDP filter that the ledger goes by, from the first release on that was chosen adaptively."""
+        """Order of the RDP filter that the ledger goes by; None before the first adaptive release."""
         with self._threads:
             return self._book.filter_order
 
     def epsilon(self, delta: float | None = None) -> float:
-        """Epsilon spent at `delta` (the budget's by default) against the adversary who has seen most.
+        """Return the epsilon spent against the adversary who has seen most.
 
-        Once a release was chosen adaptively it is what the RDP filter has counted, and the budget is what is promised.
+        Once a release was chosen adaptively it is what the RDP filter has counted, and the budget is what is
+        promised.
+
+        Args:
+          delta: in (0, 1); by default the budget's.
         """
         delta = self._budget.target_delta if delta is None else delta
         with self._threads:
@@ -288,7 +348,7 @@ class Ledger:
         return max((counted(events, delta, self._budget.adjacency, order) for events in seen), default=0.0)
 
     def close(self) -> None:
-        """Writes the notes still held back and lets the next process in. Closing twice does nothing."""
+        """Write the notes still held back and let the next process in. Closing twice does nothing."""
         with self._threads:
             if not self._lock.held:
                 return
@@ -334,7 +394,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _writing(self) -> Generator[list[Draft]]:
-        """One transaction: what other writers appended is read first, held-back commits go in with the drafts."""
+        """Write one transaction: first what others appended is read; held-back commits go in with the drafts."""
         with self._threads:
             self._require_open()
             try:
@@ -373,7 +433,12 @@ def _require_same(release: Release, earlier: BookedRelease, events: dict[str, An
 
 
 def _require_affordable(release: Release, budget: Budget, book: Book, gate: Gate) -> None:
-    """Raises BudgetExhausted unless `release` fits beside what `book` holds; Refusal for a filter of another order."""
+    """Return if a release fits beside what a book holds.
+
+    Raises:
+      BudgetExhausted: it does not.
+      Refusal: the ledger's filter has another order.
+    """
     order = _order_with(release, book)
     for adversary, event in release.events.items():
         exact = _exactly(book, adversary, event, budget) if order is None else None
@@ -390,13 +455,13 @@ def _require_affordable(release: Release, budget: Budget, book: Book, gate: Gate
 
 
 def _exactly(book: Book, adversary: Adversary, event: "DpEvent | Gaussian", budget: Budget) -> float | None:
-    """Epsilon after `event` where all of it is plain Gaussian noise, which takes no accountant; else None."""
+    """Return epsilon after `event`, where all is plain Gaussian noise and takes no accountant; else None."""
     counts = book.spent.get(adversary, Counter[str]()) + Counter([canonical(event_to_json(event))])
     return exact_epsilon(counts, budget.target_delta, budget.adjacency)
 
 
 def _order_with(release: Release, book: Book) -> float | None:
-    """The filter's order once `release` is on the ledger: fixed by the first adaptive release, for good."""
+    """Return the filter's order once `release` is on the ledger: the first adaptive release fixes it."""
     fixed = book.filter_order
     if release.filter_order is None or fixed is None:
         return fixed if release.filter_order is None else filter_order(release.filter_order)

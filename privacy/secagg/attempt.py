@@ -1,4 +1,13 @@
-"""What a node remembers of one attempt, and how its replies leave: tagged, and the vector masked."""
+"""Attempt as one node remembers it: how its replies leave, and whose signatures it checks.
+
+Of a cohort of hundreds a node checks neither all adverts nor all confirmations. Nobody but its neighbours
+holds a key or a share of a node, so these check its advert before they share anything; the others need it
+only to be one of those behind the sum. A quorum signs the hash of all adverts with the survivors, and who
+signs has checked its neighbours' adverts: fewer than 2t - k of a node's k neighbours collude
+(`graph.opens_nothing`), so a survivor beside whom that many of its neighbours signed is who it says. Any
+other is checked by its own advert, before a share is revealed. A forged advert changes the graph as one of a
+colluder can, and no more.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +29,7 @@ from .transcript import AttemptTerms
 
 
 class Stage(IntEnum):
-    """What a node has done in an attempt."""
+    """Last step that a node has done in an attempt."""
 
     ADVERTISED = 0
     SHARED = 1
@@ -35,7 +44,7 @@ Openings = tuple[tuple[int, bytes], ...]
 
 @dataclass(frozen=True)
 class Work:
-    """What the node computes for a round.
+    """Computation of a node for a round.
 
     Attributes:
       model_hash: of the model that this node received, computed here.
@@ -49,10 +58,25 @@ class Work:
 
 @dataclass
 class NodeAttempt:
-    """What a node remembers of one attempt between messages; seeds, keys, `held` and `openings` are secret.
+    """Memory of a node of one attempt, between messages; seeds, keys, `held` and `openings` are secret.
 
-    `pair_keys` are those under which shares travel, of 32 bytes, by ascending neighbour; `mask_secrets` the same of those
-    that this node made for higher neighbours, where the suite is hybrid.
+    Attributes:
+      terms: those that the node accepted.
+      candidates: nodes that were asked, ascending.
+      context: of adverts and replies, 32 bytes.
+      mask_seed: of the node's key for masks, 32 bytes.
+      own_seed: of its private mask, 32 bytes.
+      share_seed: of its key for shares, 32 bytes.
+      reply_key: shared with the server, 32 bytes.
+      adverts: its own, then the cohort's by ascending node.
+      stage: the last step done.
+      held: neighbours' pairs of shares, by ascending neighbour.
+      sharers: nodes that shared, ascending.
+      model_hash: of the round's model, 32 bytes.
+      alive: survivors, ascending.
+      openings: see `Openings`.
+      pair_keys: keys of 32 bytes under which shares travel, by ascending neighbour.
+      mask_secrets: those of 32 bytes that this node made for higher neighbours, where the suite is hybrid.
     """
 
     terms: AttemptTerms
@@ -74,32 +98,46 @@ class NodeAttempt:
 
     @cached_property
     def agreed(self) -> Agreement:
-        """Only once the cohort's adverts are known."""
+        """Cohort as its adverts fix it; only once they are known."""
         return Agreement(self.terms, self.context, self.candidates, self.adverts)
 
     @cached_property
     def view(self) -> tuple[bytes, bytes]:
-        """The round's context and the digest of its survivors; only once they are known."""
+        """Context of the round and digest of its survivors; only once they are known."""
         alive = set(self.alive)
         context = self.agreed.round(self.sharers, self.model_hash)
         return context, survivors_digest(context, self.alive, [n for n in self.sharers if n not in alive])
 
     def erase(self) -> None:
-        """Let go of every secret. Python cannot overwrite bytes; what it freed may stay in memory for a while."""
+        """Let go of every secret.
+
+        Python cannot overwrite bytes; what it freed may stay in memory for a while.
+        """
         self.mask_seed = self.own_seed = self.share_seed = self.reply_key = self.held = b""
         self.pair_keys, self.mask_secrets, self.openings = b"", b"", ()
 
 
 def tagged(attempt: NodeAttempt, body: bytes) -> bytes:
-    """Return a reply with the tag that this node alone can make for this server."""
+    """Return a reply with the tag that this node alone can make for this server.
+
+    Args:
+      attempt: whose reply key makes the tag.
+      body: the written message.
+    """
     return body + seal(suite_of(attempt.terms.suite), attempt.reply_key, b"", body)
 
 
 def masked(attempt: NodeAttempt, vector: Vector, masks: Sequence[tuple[bytes, int]], context: bytes) -> bytes:
     """Return the vector, masked in place, and behind it the round's context, sealed with the vector.
 
+    Args:
+      attempt: whose reply key seals.
+      vector: words of the terms' width, (d,); overwritten.
+      masks: key of 32 bytes and sign of each.
+      context: of the round, 32 bytes.
+
     Raises:
-      ValueError: if the vector is not what `Work` promises.
+      ValueError: the vector is not what `Work` promises.
     """
     width = attempt.terms.bits // 8
     if vector.dtype.itemsize != width or vector.dtype.kind != "u" or vector.ndim != 1:
@@ -117,6 +155,12 @@ def masked(attempt: NodeAttempt, vector: Vector, masks: Sequence[tuple[bytes, in
 def check_adverts(roster: Roster, context: bytes, adverts: Iterable[Advert], now: int) -> None:
     """Return if members of the roster signed these adverts in this attempt.
 
+    Args:
+      roster: of the attempt's terms.
+      context: of adverts, 32 bytes.
+      adverts: those to check.
+      now: Unix seconds, against which members expire.
+
     Raises:
       Refused: BAD_SIGNATURE, UNKNOWN_MEMBER or EXPIRED.
     """
@@ -129,6 +173,10 @@ def quorum(terms: AttemptTerms, collusion: float) -> int:
     """Return how many of the cohort must sign one survivor set, so that no second set can get as many.
 
     Two sets would need twice as many signatures; colluders sign both, honest nodes one.
+
+    Args:
+      terms: of the attempt.
+      collusion: share of the other clients that may work for the server, in [0, 1).
     """
     size = terms.cohort_size
     return max(terms.threshold, (size + colluders(size, collusion)) // 2 + 1)
@@ -137,10 +185,17 @@ def quorum(terms: AttemptTerms, collusion: float) -> int:
 def signers(
     roster: Roster, attempt: NodeAttempt, confirmations: Iterable[Confirmation], needed: int, now: int
 ) -> set[int]:
-    """Return the first `needed` survivors that signed what this node takes the round to be.
+    """Return the first survivors that signed what this node takes the round to be.
+
+    Args:
+      roster: of the attempt's terms.
+      attempt: with its survivors known.
+      confirmations: those of the cohort.
+      needed: how many signers to return.
+      now: Unix seconds, against which members expire.
 
     Raises:
-      Refused: one did not, or they are too few.
+      Refused: one signed otherwise, or they are too few.
     """
     found: set[int] = set()
     for said in confirmations:
@@ -166,7 +221,13 @@ def _same(attempt: NodeAttempt, said: Confirmation) -> None:
 
 
 def unwitnessed(node: int, attempt: NodeAttempt, signed: set[int]) -> list[Advert]:
-    """Return the adverts of survivors that neither `node` nor an honest neighbour of theirs that signed has checked."""
+    """Return the adverts of survivors that neither this node nor an honest neighbour that signed has checked.
+
+    Args:
+      node: this node.
+      attempt: with its survivors known.
+      signed: nodes whose confirmations were checked.
+    """
     agreed, terms = attempt.agreed, attempt.terms
     known = {node, *agreed.neighbours(node), *signed}
     enough = 2 * terms.threshold - terms.neighbours

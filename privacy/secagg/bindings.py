@@ -1,4 +1,4 @@
-"""What both sides of an attempt must compute alike: contexts, neighbours, and what keys are derived for."""
+"""Bindings that both sides of an attempt compute alike: contexts, neighbours, and what keys are derived for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from .transcript import AttemptTerms, Purpose, digest, frame, round_context, set
 
 
 def attempt_context(terms: AttemptTerms, candidates: Sequence[int], server_key: bytes) -> bytes:
-    """Return the context of adverts and replies: the terms, who was asked, and by whom."""
+    """Return the context of adverts and replies, 32 bytes.
+
+    Args:
+      terms: of the attempt.
+      candidates: who was asked.
+      server_key: who asks, by its ephemeral public key.
+    """
     return digest(Purpose.SETUP, setup_context(terms), server_key, *candidates)
 
 
@@ -25,7 +31,13 @@ def reply_info(context: bytes) -> bytes:
 
 
 def commitment(context: bytes, node: int, own_seed: bytes) -> bytes:
-    """Return what binds a node to its private seed, and tells nothing about 255 random bits."""
+    """Return what binds a node to its private seed, and tells nothing about 255 random bits.
+
+    Args:
+      context: of the attempt, 32 bytes.
+      node: whose seed it is.
+      own_seed: of 32 bytes, secret.
+    """
     return digest(Purpose.COMMITMENT, context, node, own_seed)
 
 
@@ -43,12 +55,23 @@ def confirmation_body(confirmation: Confirmation) -> bytes:
 
 
 def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) -> bytes:
-    """Return the hash of one view of a round: who is in the sum, and who is not."""
+    """Return the hash of one view of a round, 32 bytes.
+
+    Args:
+      context: of the round, 32 bytes.
+      alive: nodes in the sum, ascending.
+      dead: nodes that shared and are not in it, ascending.
+    """
     return digest(Purpose.SURVIVORS, context, len(alive), *alive, *dead)
 
 
 def own_mask_key(seed: bytes, context: bytes) -> bytes:
-    """Return the key of a node's private mask in a round."""
+    """Return the key of a node's private mask in a round, 32 bytes.
+
+    Args:
+      seed: the node's private seed, 32 bytes.
+      context: of the round, 32 bytes.
+    """
     return derive(seed, frame(Purpose.OWN_MASK, context))
 
 
@@ -58,13 +81,25 @@ def pair_mask_info(context: bytes) -> bytes:
 
 
 def mask_sign(node: int, peer: int) -> int:
-    """Return the sign with which `node` adds the mask it has with `peer`: the two cancel."""
+    """Return the sign with which a node adds the mask of a pair: those of the two cancel.
+
+    Args:
+      node: who adds.
+      peer: the other.
+    """
     return 1 if node < peer else -1
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """An attempt's cohort as its adverts fix it, by ascending node."""
+    """Cohort of an attempt as its adverts fix it.
+
+    Attributes:
+      terms: of the attempt.
+      context: of adverts and replies, 32 bytes.
+      candidates: nodes that were asked, ascending.
+      adverts: by ascending node.
+    """
 
     terms: AttemptTerms
     context: bytes
@@ -73,6 +108,7 @@ class Agreement:
 
     @cached_property
     def suite(self) -> Suite:
+        """Primitives of the attempt."""
         return suite_of(self.terms.suite)
 
     def check_keys(self) -> None:
@@ -86,20 +122,22 @@ class Agreement:
 
     @cached_property
     def nodes(self) -> tuple[int, ...]:
+        """Nodes that advertised, ascending."""
         return tuple(advert.node for advert in self.adverts)
 
     @cached_property
     def by_node(self) -> dict[int, Advert]:
+        """Adverts by node."""
         return {advert.node: advert for advert in self.adverts}
 
     @cached_property
     def points(self) -> dict[int, int]:
-        """At which point of the polynomial each node's shares lie."""
+        """Point of the polynomial at which each node's shares lie."""
         return {node: place for place, node in enumerate(self.nodes, 1)}
 
     @cached_property
     def cohort(self) -> bytes:
-        """The hash of all adverts and of the attempt: the context of shares, and the seed of the graph."""
+        """Hash of all adverts and of the attempt: the context of shares, and the seed of the graph."""
         parts = (part for advert in self.adverts for part in (advert_body(advert), advert.signature))
         return digest(Purpose.GRAPH, self.context, *parts)
 
@@ -114,7 +152,12 @@ class Agreement:
         return {}
 
     def neighbours(self, node: int, among: AbstractSet[int] | None = None) -> tuple[int, ...]:
-        """Return with whom of those who advertised, or of those `among` them, `node` shares masks, ascending."""
+        """Return with whom a node shares masks, ascending, of those who advertised.
+
+        Args:
+          node: one of them.
+          among: counts these alone; None for all.
+        """
         if node not in self._known:
             complete = self.terms.neighbours == len(self.candidates) - 1
             peers = self.nodes if complete else self._ring.around(node)
@@ -124,12 +167,27 @@ class Agreement:
 
     @cached_property
     def share_info(self) -> bytes:
+        """Context that the keys of shares are derived for."""
         return frame(Purpose.SHARE, self.cohort)
 
     def share_label(self, sender: int, receiver: int, block: bytes = b"") -> bytes:
-        """Return the associated data of a sealed pair of shares: with the hybrid block beside it, which it vouches for."""
+        """Return the associated data of a sealed pair of shares.
+
+        Args:
+          sender: who made the shares.
+          receiver: who may open them.
+          block: hybrid block that travels beside them, which the label vouches for; empty for none.
+        """
         return frame(Purpose.SHARE, self.cohort, sender, receiver, *([block] if block else []))
 
     def round(self, sharers: Sequence[int], model_hash: bytes) -> bytes:
-        """Return the context of masks and confirmations."""
+        """Return the context of masks and confirmations, 32 bytes.
+
+        Args:
+          sharers: nodes that shared.
+          model_hash: of the round's model, 32 bytes.
+
+        Raises:
+          Refused: WRONG_COHORT when a node is listed twice.
+        """
         return round_context(self.cohort, sharers, model_hash)

@@ -1,7 +1,7 @@
-"""A node's half of secure aggregation: a pure state machine, message in, reply out; no clock, socket or file.
+"""Node's half of secure aggregation: a pure state machine, message in, reply out; no clock, socket or file.
 
-Double masking of Bonawitz et al. (CCS 2017), on the graphs of Bell et al. (CCS 2020), with one survivor set for the
-whole cohort: a node opens nothing before more nodes signed the same set than could sign two.
+Double masking of Bonawitz et al. (CCS 2017), on the graphs of Bell et al. (CCS 2020), with one survivor set
+for the whole cohort: a node opens nothing before more nodes signed the same set than could sign two.
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ class Participant:
     """One node: its identity, its policy, and what it remembers. Not for two threads at once.
 
     Attributes:
+      node: its number.
+      key: its Ed25519 identity.
+      policy: what it asks of every attempt.
+      roster: who may take part.
       seen: by run and round, the highest attempt it was asked to join, or `OVER`; of the last two rounds.
       attempts: those under way, by context.
     """
@@ -142,7 +146,7 @@ class Participant:
         return self._advertise(terms, candidates, proposal.server_key)
 
     def _once(self, terms: AttemptTerms) -> None:
-        """Let a node join each attempt once, none of a round that it opened, and none before the last round but one."""
+        """Let a node join each attempt once, no round that it opened, and none before the last round but one."""
         seen = self.seen.get(terms.run, {})
         if terms.attempt <= seen.get(terms.round, -1) or terms.round < max(seen, default=0) - 1:
             raise Refused(Reason.REPLAY, "this node was asked for this attempt, or a later one, before")
@@ -307,7 +311,7 @@ class Participant:
 
 
 def declined(refused: Refused) -> bytes:
-    """Return all that leaves of a refusal: its reason."""
+    """Return the only thing that leaves of a refusal: its reason."""
     return write(Declined(refused.reason.value))
 
 
@@ -339,8 +343,14 @@ def write_state(participant: Participant, node_key: bytes) -> bytes:
 def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
     """Give a fresh participant the memory that `write_state` sealed.
 
+    Args:
+      participant: the same node as then.
+      data: what `write_state` returned.
+      node_key: the key it was sealed with, 32 bytes.
+
     Raises:
-      Refused: BAD_SHARE if it does not open under this key for this node; MALFORMED if another version wrote it.
+      Refused: BAD_SHARE if it does not open under this key for this node; MALFORMED if another version
+        wrote it.
     """
     row = unpack(unseal(_STATE_SUITE, node_key, data, frame(Purpose.STATE, participant.node)))
     try:

@@ -1,8 +1,9 @@
-"""Who shares masks with whom: everybody up to 128 clients, a random ring of k neighbours above.
+"""Graph of who shares masks with whom: everybody up to 128 clients, a random ring of k neighbours above.
 
-The ring is the k-regular Harary graph over a random order of the cohort (Bell et al., CCS 2020, section 3). The order
-comes from a hash over all adverts, so that no single client or server picks it. Whoever adverts last can still try
-several adverts: 2**q tries take q bits from `PRIVACY_BITS` on a ring, and nothing on the complete graph.
+The ring is the k-regular Harary graph over a random order of the cohort (Bell et al., CCS 2020, section 3).
+The order comes from a hash over all adverts, so that no single client or server picks it. Whoever adverts
+last can still try several adverts: 2**q tries take q bits from `PRIVACY_BITS` on a ring, and nothing on the
+complete graph.
 """
 
 import math
@@ -23,7 +24,13 @@ _NEGLIGIBLE = 2.0**-60
 
 @dataclass(frozen=True)
 class Shape:
-    """`clients` of whom each has `neighbours`, any `threshold` of which can open one of its two secrets."""
+    """Sizes of a graph and of its secret sharing.
+
+    Attributes:
+      clients: how many there are.
+      neighbours: how many each has.
+      threshold: how many of these open one of its two secrets.
+    """
 
     clients: int
     neighbours: int
@@ -31,6 +38,7 @@ class Shape:
 
     @property
     def complete(self) -> bool:
+        """Whether everybody is everybody's neighbour."""
         return self.neighbours == self.clients - 1
 
     @property
@@ -41,13 +49,18 @@ class Shape:
 
 
 def colluders(clients: int, rate: float) -> int:
-    """Return how many a rate stands for, rounded up (0.1 of 300 is 30), but never the one who asks."""
+    """Return how many clients collude, rounded up (0.1 of 300 is 30); never the one who asks.
+
+    Args:
+      clients: the cohort.
+      rate: share of it that colludes, in [0, 1).
+    """
     return min(clients - 1, math.ceil(clients * rate - 1e-9))
 
 
 @dataclass(frozen=True)
 class Ring:
-    """A cohort in a random order, in which each node has `neighbours` beside it, or all the others.
+    """Cohort in a random order, in which each node has `neighbours` beside it, or all the others.
 
     The relation is symmetric, and the graph connected.
     """
@@ -92,11 +105,12 @@ def parameters(clients: int, dropout: float, collusion: float, profile: Profile)
 
     Args:
       clients: the cohort, from 2 to `MAXIMUM_CLIENTS`.
-      dropout, collusion: shares of the cohort, in [0, 1).
+      dropout: share of the cohort that fails to answer, in [0, 1).
+      collusion: share of it that works for the server, in [0, 1).
       profile: what the server may do.
 
     Raises:
-      Refusal: if no graph keeps both, as at a third each with a malicious server.
+      Refusal: no graph keeps both, as at a third each with a malicious server.
     """
     sizes = range(2, clients - 1, 2) if clients > COMPLETE_UP_TO else ()
     for neighbours in (*sizes, clients - 1):
@@ -113,10 +127,16 @@ def parameters(clients: int, dropout: float, collusion: float, profile: Profile)
 
 
 def opens_nothing(shape: Shape, collusion: float, dropout: float, profile: Profile) -> bool:
-    """Whether, but for a chance of 2**-`PRIVACY_BITS`, the survivors' sum is all that can be opened.
+    """Return whether the survivors' sum is all that can be opened, but for a chance of 2**-`PRIVACY_BITS`.
 
-    A malicious server also says who dropped out, so that only a semi-honest one is held to `dropout`. Union bounds
-    over the cohort, with exact hypergeometric tails.
+    A malicious server also says who dropped out, so that only a semi-honest one is held to `dropout`. Union
+    bounds over the cohort, with exact hypergeometric tails.
+
+    Args:
+      shape: the graph and its threshold.
+      collusion: share of the cohort that works for the server, in [0, 1).
+      dropout: share of it that fails to answer, in [0, 1).
+      profile: what the server may do.
     """
     n, k, t = shape.clients, shape.neighbours, shape.threshold
     bad = colluders(n, collusion)
@@ -143,7 +163,14 @@ def _opens_the_sum(shape: Shape, dropout: float) -> bool:
 
 
 def tail(population: int, marked: int, drawn: int, least: int) -> float:
-    """Return P[X >= least], X the marked ones among `drawn` of `population` without putting back."""
+    """Return P[X >= least], X the marked ones among `drawn` of `population` without putting back.
+
+    Args:
+      population: how many there are.
+      marked: how many of them are marked.
+      drawn: how many are drawn.
+      least: marked ones that count.
+    """
     first, last = max(least, 0, drawn - (population - marked)), min(marked, drawn)
     if first > last:
         return 0.0

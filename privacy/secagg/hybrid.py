@@ -1,11 +1,13 @@
-"""Hybrid keys of suite 2: beside each X25519 agreement lies one of ML-KEM-768 (FIPS 203), and only both give the key.
+"""Hybrid keys of suite 2: beside each X25519 agreement one of ML-KEM-768 (FIPS 203); only both give the key.
 
-So messages recorded today stay shut to whoever breaks X25519 later. ML-KEM alone agrees for one direction at a time. The
-sender of shares encapsulates to the receiver's key for shares; the lower of two nodes encapsulates to the higher one's
-key for masks. What the latter gives must be had again from either node's mask seed, once that is opened: the higher
-one's key comes from its seed, and the lower one seals it under its own (`escrow`), which everybody may see.
+Messages recorded today then stay shut to whoever breaks X25519 later. ML-KEM alone agrees for one direction
+at a time. The sender of shares encapsulates to the receiver's key for shares; the lower of two nodes
+encapsulates to the higher one's key for masks. What the latter gives must be had again from either node's
+mask seed, once that is opened: the higher one's key comes from its seed, and the lower one seals it under its
+own (`escrow`), which everybody may see.
 
-Both secrets go into HKDF together, as in X-Wing (Barbosa et al., 2024), where ML-KEM's ciphertext need not be bound again.
+Both secrets go into HKDF together, as in X-Wing (Barbosa et al., 2024), where ML-KEM's ciphertext need not be
+bound again.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ Offered = Mapping[int, Mapping[int, bytes]]  # blocks by sender and receiver
 
 @dataclass(frozen=True)
 class Offer:
-    """What a node makes for one neighbour: the block that travels, and its secrets of 32 bytes.
+    """Material that a node makes for one neighbour: a block that travels, and secrets of 32 bytes.
 
     Attributes:
       block: ciphertext for shares; from the lower to the higher node also ciphertext and escrow for masks.
@@ -49,17 +51,34 @@ def kem_key(seed: bytes) -> MLKEM768PrivateKey:
 
 
 def public_keys(share_seed: bytes, mask_seed: bytes) -> bytes:
-    """Return a node's public keys for shares and for masks, of `KEM_KEY_BYTES` together."""
+    """Return a node's ML-KEM public keys for shares and for masks, of `KEM_KEY_BYTES` together.
+
+    Args:
+      share_seed: of the key for shares, 32 bytes.
+      mask_seed: of the key for masks, 32 bytes.
+    """
     return b"".join(kem_key(seed).public_key().public_bytes_raw() for seed in (share_seed, mask_seed))
 
 
 def mixed(key: bytes, secret: bytes, info: bytes) -> bytes:
-    """Return the key that takes both an X25519 key and an ML-KEM secret, 32 bytes."""
+    """Return the key that takes both an X25519 key and an ML-KEM secret, 32 bytes.
+
+    Args:
+      key: what X25519 agreed on, 32 bytes.
+      secret: what ML-KEM gave, 32 bytes.
+      info: what the key is for.
+    """
     return derive(key + secret, frame(Purpose.HYBRID, info))
 
 
 def offer(agreed: Agreement, sender: int, receiver: int, mask_seed: bytes) -> Offer:
-    """Return fresh secrets for a neighbour.
+    """Make fresh secrets for a neighbour.
+
+    Args:
+      agreed: the cohort.
+      sender: this node.
+      receiver: the neighbour.
+      mask_seed: this node's, 32 bytes, under which the escrow is sealed.
 
     Raises:
       Refused: MALFORMED when the neighbour's keys are none.
@@ -75,7 +94,11 @@ def offer(agreed: Agreement, sender: int, receiver: int, mask_seed: bytes) -> Of
 
 
 def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Return the blocks of these (sender, receiver), one behind the other.
+    """Cut blocks apart that lie one behind the other.
+
+    Args:
+      data: all of them.
+      pairs: sender and receiver of each, in their order.
 
     Raises:
       Refused: MALFORMED for another length.
@@ -92,12 +115,24 @@ def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def share_secret(share_seed: bytes, block: bytes) -> bytes:
-    """Return the secret of the shares that a neighbour sealed, from its block."""
+    """Return the secret of the shares that a neighbour sealed.
+
+    Args:
+      share_seed: this node's, 32 bytes.
+      block: the neighbour's.
+    """
     return kem_key(share_seed).decapsulate(block[:CIPHERTEXT_BYTES])
 
 
 def mask_secret(agreed: Agreement, mask_seed: bytes, node: int, peer: int, offered: Offered) -> bytes:
-    """Return the secret of a pair's mask from one node's seed.
+    """Return the secret of a pair's mask from one node's seed, 32 bytes.
+
+    Args:
+      agreed: the cohort.
+      mask_seed: the node's, 32 bytes.
+      node: whose seed it is.
+      peer: the other of the pair.
+      offered: blocks by sender and receiver.
 
     Raises:
       Refused: BAD_SHARE when the node sealed another one for itself.

@@ -1,7 +1,8 @@
-"""What travels: each message is a frozen dataclass, written as a msgpack array [kind, *fields] and read strictly.
+"""Messages that travel: frozen dataclasses, written as msgpack arrays [kind, *fields] and read strictly.
 
-A reply after the first one ends in a tag under a key that only this node and this server share for this
-attempt, so that whatever was changed on the way is dropped and never summed.
+Fields that come from others have one type, length and order each, or the message is refused. A reply after
+the first one ends in a tag under a key that only this node and this server share for this attempt, so that
+whatever was changed on the way is dropped and never summed.
 """
 
 from __future__ import annotations
@@ -37,9 +38,15 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Advert:
-    """0, reply: ephemeral X25519 keys for masks and for shares, a commitment to the private seed, a signature.
+    """0, reply: a node's ephemeral keys, a commitment to its private seed, and a signature.
 
-    `kem_keys` are ML-KEM's for shares and for masks, where the suite is hybrid; else empty.
+    Attributes:
+      node: who advertises.
+      mask_key: X25519, for masks.
+      share_key: X25519, for shares.
+      commitment: to the private seed, 32 bytes.
+      signature: by the node's identity.
+      kem_keys: ML-KEM's for shares and for masks, where the suite is hybrid; else empty.
     """
 
     node: int
@@ -111,9 +118,9 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Revealed:
-    """3b, reply: one share for each neighbour that shared: of the private seed if alive, of the mask key if not.
+    """3b, reply: a share for each neighbour that shared: of its private seed if alive, else of its mask key.
 
-    `seeds` are those of noise in the sender's own vector that so many survivors do not need, 32 bytes each.
+    `seeds` are those of noise in the sender's own vector that this many survivors do not need, 32 bytes each.
     """
 
     survivors: bytes
@@ -162,7 +169,11 @@ def read_any(data: bytes) -> Message:
 
 
 def read(data: bytes, kind: type[M]) -> M:
-    """Return the message of this kind.
+    """Return the message of one kind that the bytes hold.
+
+    Args:
+      data: the bytes.
+      kind: the class of the message.
 
     Raises:
       Refused: MALFORMED, see `read_any`; OUT_OF_ORDER for another kind.

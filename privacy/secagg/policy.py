@@ -1,4 +1,4 @@
-"""What a data owner asks of every attempt, whatever the server proposes."""
+"""Policy: what a data owner asks of every attempt, whatever the server proposes."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ WIDTHS = (16, 32)
 
 @dataclass(frozen=True)
 class Policy:
-    """The floors of one client, from its own file.
+    """Floors of one client, from its own file.
 
     Attributes:
       authority: Ed25519 public key, 32 bytes, that signs the roster.
@@ -69,8 +69,12 @@ class Policy:
 def check(policy: Policy, terms: AttemptTerms) -> None:
     """Return if the terms are no weaker than the policy. The roster's hash is the caller's to compare.
 
+    Args:
+      policy: of the client.
+      terms: as proposed.
+
     Raises:
-      Refused: POLICY, naming the first field of the terms that is.
+      Refused: POLICY, naming the first field of the terms that is weaker.
     """
     for name in _shortfalls(policy, terms):
         raise Refused(Reason.POLICY, f"{name}={getattr(terms, name)!r} is not what this policy accepts")

@@ -1,11 +1,11 @@
-"""Why a client or the server stops an attempt: one exception, and a closed list of reasons."""
+"""Refusal of an attempt by a client or the server: one exception, and a closed list of reasons."""
 
 from enum import StrEnum
 from typing import final
 
 
 class Reason(StrEnum):
-    """The name by which a refusal is known in messages, logs and tests."""
+    """Name by which a refusal is known in messages, logs and tests."""
 
     POLICY = "policy"
     REPLAY = "replay"
@@ -25,9 +25,15 @@ class Reason(StrEnum):
 
 @final
 class Refused(Exception):
-    """An attempt that this side does not go on with. `detail` never holds a secret or a vector's value."""
+    """Attempt that this side does not go on with."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
+        """Make the sentence "reason: detail".
+
+        Args:
+          reason: all that may leave this side.
+          detail: for this side's log; it never holds a secret or a vector's value.
+        """
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

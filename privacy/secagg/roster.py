@@ -1,4 +1,4 @@
-"""Who may take part: names and public keys, signed by the federation's authority and never by the server."""
+"""Roster of who may take part: names and public keys, signed by the federation's authority, not the server."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Roster:
-    """A version of the list of members, in order of their nodes.
+    """Version of the list of members, in order of their nodes.
+
+    Attributes:
+      version: counts up.
+      members: by ascending node.
 
     Raises:
       Refused: MALFORMED when members are unordered, or two of them share a node or a key.
@@ -48,7 +52,7 @@ class Roster:
 
     @cached_property
     def hash(self) -> bytes:
-        """What the terms of an attempt name the roster by, 32 bytes."""
+        """Hash by which the terms of an attempt name the roster, 32 bytes."""
         entries = ((m.node, m.name, m.public, m.not_after) for m in self.members)
         return digest(Purpose.ROSTER, self.version, *(part for entry in entries for part in entry))
 
@@ -57,7 +61,11 @@ class Roster:
         return {member.node: member for member in self.members}
 
     def member(self, node: int, now: int) -> Member:
-        """Return the member at `node`, valid at the Unix second `now`.
+        """Return a member that is still valid.
+
+        Args:
+          node: its number.
+          now: Unix seconds.
 
         Raises:
           Refused: UNKNOWN_MEMBER or EXPIRED.
@@ -71,14 +79,23 @@ class Roster:
 
 
 def write_roster(roster: Roster, authority: Ed25519PrivateKey) -> bytes:
-    """Return the roster as the authority signs it."""
+    """Return the roster as the authority signs it.
+
+    Args:
+      roster: the version to sign.
+      authority: the federation's key.
+    """
     entries = [(m.node, m.name, m.public, m.not_after) for m in roster.members]
     body = cast(bytes, msgpack.packb((_FORMAT, roster.version, entries)))
     return cast(bytes, msgpack.packb((body, sign(authority, _CONTEXT, body))))
 
 
 def read_roster(data: bytes, authority_public: bytes) -> Roster:
-    """Return the roster that the holder of `authority_public` signed.
+    """Return the roster that an authority signed.
+
+    Args:
+      data: what `write_roster` returned.
+      authority_public: Ed25519 public key, 32 bytes.
 
     Raises:
       Refused: MALFORMED, or BAD_SIGNATURE.

@@ -1,4 +1,4 @@
-"""The server's half of secure aggregation: replies in, messages out, one accumulator; no clock, socket or file.
+"""Server's half of secure aggregation: replies in, messages out, one accumulator; no clock, socket or file.
 
 It learns the sum of the survivors and who they are. See `client` for the protocol.
 """
@@ -54,7 +54,7 @@ Shares = dict[int, dict[int, bytes]]  # by owner, and by the point of who holds 
 
 
 class Due(IntEnum):
-    """Which replies the attempt waits for."""
+    """Replies that the attempt waits for."""
 
     ADVERTS = 0
     SHARES = 1
@@ -66,9 +66,12 @@ class Due(IntEnum):
 
 @dataclass(frozen=True)
 class OpenedSum:
-    """The sum of the survivors' vectors modulo 2**bits, shape (d,), and who they are.
+    """Sum of the survivors' vectors, and who they are.
 
-    `seeds` holds by survivor what it opened of its vector's noise; none who did not answer in the end.
+    Attributes:
+      total: modulo 2**bits, (d,).
+      survivors: nodes in the sum, ascending.
+      seeds: by survivor, what it opened of its vector's noise; none of those who did not answer in the end.
     """
 
     total: Vector
@@ -78,7 +81,7 @@ class OpenedSum:
 
 @dataclass(frozen=True)
 class Abandoned:
-    """An attempt that releases nothing, and why."""
+    """Attempt that releases nothing, and why."""
 
     reason: Reason
 
@@ -100,7 +103,7 @@ class ServerAttempt:
 
         Args:
           terms: with `cohort_size` candidates, under this roster.
-          roster: see there.
+          roster: who may take part.
           candidates: nodes to ask.
           dimension: coordinates of the vector, d >= 1.
           now: Unix seconds, against which members expire.
@@ -135,7 +138,7 @@ class ServerAttempt:
 
     @property
     def answered(self) -> int:
-        """How many nodes have answered the last message well."""
+        """Number of nodes that have answered the last message well."""
         return len(self._answered)
 
     def proposal(self) -> Outgoing:
@@ -145,6 +148,10 @@ class ServerAttempt:
 
     def take(self, node: int, reply: bytes) -> None:
         """Take one node's reply. One that is refused changes nothing: the node may still answer well.
+
+        Args:
+          node: who replied.
+          reply: the bytes as they came.
 
         Raises:
           Refused: with the reason by name.
@@ -353,6 +360,14 @@ def remaining_masks(
     offered: Offered,
 ) -> Iterator[tuple[bytes, int]]:
     """Yield key and sign of every mask to add so that the sum of the living is bare.
+
+    Args:
+      agreed: the cohort.
+      alive: survivors, ascending.
+      dead: nodes that shared and are not in the sum, ascending.
+      shares: by owner, and by the holder's point.
+      context: of the round, 32 bytes.
+      offered: hybrid blocks by sender and receiver.
 
     Raises:
       Refused: TOO_FEW shares of a seed, or BAD_SHARE where they do not give what its owner committed to.

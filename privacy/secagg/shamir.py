@@ -1,7 +1,7 @@
-"""Shamir's secret sharing over the integers modulo p = 2**255 - 19 (How to share a secret, CACM 1979).
+"""Secret sharing of Shamir over the integers modulo p = 2**255 - 19 (How to share a secret, CACM 1979).
 
-A secret and a share are numbers below p in 32 big-endian bytes. Python's integers take no constant time: shares are
-made and joined on machines that their owners do not share with the adversary.
+A secret and a share are numbers below p in 32 big-endian bytes. Python's integers take no constant time:
+shares are made and joined on machines that their owners do not share with the adversary.
 """
 
 import os
@@ -17,7 +17,7 @@ SECRET_BYTES = 32
 
 
 def new_secret() -> bytes:
-    """Return a uniform secret below p: 255 random bits, drawn again in the one case of 2**250 or so that is too large."""
+    """Return a uniform secret below p: 255 random bits, drawn again in the rare case that they are too large."""
     while True:
         number = int.from_bytes(os.urandom(SECRET_BYTES), "big") >> 1
         if number < PRIME:
@@ -47,9 +47,14 @@ def split(secret: bytes, threshold: int, points: Sequence[int]) -> list[bytes]:
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """Return the secret that `threshold` shares, by point, stand for. Shares in excess are not looked at.
+    """Return the secret that shares stand for.
 
-    A wrong share gives a wrong secret, not an error: compare the result with a key or commitment made public before.
+    A wrong share gives a wrong secret, not an error: compare the result with a key or commitment made public
+    before.
+
+    Args:
+      shares: 32 bytes each, by point; those in excess are not looked at.
+      threshold: how many give the secret.
 
     Raises:
       Refused: TOO_FEW, or BAD_SHARE when a share is no 32-byte number below p.

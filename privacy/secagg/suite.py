@@ -1,8 +1,8 @@
-"""The primitives, by numbered suite: key agreement, key derivation, sealing and signatures.
+"""Suites of primitives, by number: key agreement, key derivation, sealing and signatures.
 
 X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), Ed25519 (RFC 8032), AES-256-GCM (NIST SP 800-38D) and
-ChaCha20-Poly1305 (RFC 8439), all from `cryptography`. Suites differ in the cipher that seals shares and whose key
-stream makes the masks, and in whether ML-KEM-768 (FIPS 203) has a part in their keys: see `hybrid`.
+ChaCha20-Poly1305 (RFC 8439), all from `cryptography`. Suites differ in the cipher that seals shares and whose
+key stream makes the masks, and in whether ML-KEM-768 (FIPS 203) has a part in their keys: see `hybrid`.
 """
 
 import os
@@ -51,7 +51,15 @@ def _chacha_stream(key: bytes) -> KeyStream:
 
 @dataclass(frozen=True)
 class Suite:
-    """One choice of primitives, named by number in the terms of an attempt."""
+    """One choice of primitives, named by number in the terms of an attempt.
+
+    Attributes:
+      number: in the terms.
+      name: of the primitives, for people.
+      aead: cipher that seals, from a key of 32 bytes.
+      stream: key stream of masks, from a key of 32 bytes.
+      hybrid: whether ML-KEM-768 has a part in the keys.
+    """
 
     number: int
     name: str
@@ -61,7 +69,7 @@ class Suite:
 
     @property
     def kem_key_bytes(self) -> int:
-        """How long a node's ML-KEM keys are."""
+        """Length of a node's ML-KEM keys."""
         return KEM_KEY_BYTES if self.hybrid else 0
 
 
@@ -96,7 +104,12 @@ def new_key() -> X25519PrivateKey:
 
 
 def key_from_seed(seed: bytes, purpose: Purpose = Purpose.MASK_KEY) -> X25519PrivateKey:
-    """Return the key-agreement key that a 32-byte seed stands for; the key says nothing of the seed."""
+    """Return the key-agreement key that a seed stands for; the key says nothing of the seed.
+
+    Args:
+      seed: 32 bytes.
+      purpose: what the key is for.
+    """
     return X25519PrivateKey.from_private_bytes(derive(seed, frame(purpose)))
 
 
@@ -106,14 +119,22 @@ def public_of(key: X25519PrivateKey | Ed25519PrivateKey) -> bytes:
 
 
 def derive(secret: bytes, info: bytes) -> bytes:
-    """Return HKDF-SHA256 of a uniform secret, without salt, 32 bytes; `info` is a `transcript.frame`."""
+    """Return HKDF-SHA256 of a uniform secret, without salt, 32 bytes.
+
+    Args:
+      secret: uniform, at least 32 bytes.
+      info: a `transcript.frame`.
+    """
     return HKDF(SHA256(), KEY_BYTES, None, info).derive(secret)
 
 
 def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
-    """Return the 32-byte key that both holders derive for `info`, a context.
+    """Return the 32-byte key that both holders derive; both public keys enter it, in sorted order.
 
-    Both public keys enter the derivation, in sorted order.
+    Args:
+      key: one holder's private key.
+      peer: the other's public key, 32 bytes.
+      info: what the key is for, a context.
 
     Raises:
       Refused: MALFORMED when `peer` is no public key, or one of the few that force a known secret.
@@ -126,13 +147,26 @@ def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
 
 
 def seal(suite: Suite, key: bytes, plaintext: bytes, associated: bytes | memoryview) -> bytes:
-    """Return nonce, ciphertext and tag: 28 bytes more than the plaintext. The nonce is random."""
+    """Return nonce, ciphertext and tag: 28 bytes more than the plaintext. The nonce is random.
+
+    Args:
+      suite: whose cipher.
+      key: 32 bytes.
+      plaintext: what is sealed.
+      associated: what is vouched for beside it, and does not travel here.
+    """
     nonce = os.urandom(NONCE_BYTES)
     return nonce + suite.aead(key).encrypt(nonce, plaintext, associated)
 
 
 def unseal(suite: Suite, key: bytes, sealed: bytes, associated: bytes | memoryview) -> bytes:
     """Return the plaintext.
+
+    Args:
+      suite: whose cipher.
+      key: 32 bytes.
+      sealed: what `seal` returned.
+      associated: the same as then.
 
     Raises:
       Refused: BAD_SHARE when a bit of it, its key or its context is not what was sealed.
@@ -144,13 +178,25 @@ def unseal(suite: Suite, key: bytes, sealed: bytes, associated: bytes | memoryvi
 
 
 def sign(key: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
-    """Return the 64-byte signature of a body in a context."""
+    """Return the 64-byte signature of a body.
+
+    Args:
+      key: the signer's.
+      context: in which the signature counts, 32 bytes.
+      body: what is signed.
+    """
     return key.sign(frame(Purpose.SIGNATURE, context, body))
 
 
 @lru_cache(maxsize=1 << 12)  # nodes of one process, as a simulation has them, check the same signatures
 def verify(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
-    """Return if `signature` is what `sign` made.
+    """Return if a signature is what `sign` made.
+
+    Args:
+      public: the signer's key, 32 bytes.
+      context: in which the signature counts, 32 bytes.
+      body: what was signed.
+      signature: 64 bytes.
 
     Raises:
       Refused: BAD_SIGNATURE.

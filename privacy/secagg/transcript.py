@@ -1,4 +1,4 @@
-"""What an attempt is about, bound by hash into every signature, key derivation and sealed share.
+"""Transcript of what an attempt is about, bound by hash into each signature, key and sealed share.
 
 Two sides that differ in a single field derive unrelated keys, and neither accepts the other's signatures.
 """
@@ -22,7 +22,7 @@ Part = bytes | str | int | float
 
 
 class Purpose(StrEnum):
-    """What a hash, key or signature is for; no two purposes ever share one."""
+    """Use of a hash, key or signature; no two purposes ever share one."""
 
     SETUP = "setup"
     ROUND = "round"
@@ -48,7 +48,7 @@ class Purpose(StrEnum):
 
 
 class Profile(StrEnum):
-    """What the server is trusted with: to follow the protocol, or with nothing."""
+    """Trust in the server: that it follows the protocol, or none."""
 
     MALICIOUS = "malicious"
     SEMI_HONEST = "semi_honest"
@@ -61,8 +61,11 @@ class AttemptTerms:
     Attributes:
       protocol_version: `PROTOCOL_VERSION`.
       suite: a key of `suite.SUITES`.
-      run, round, attempt: which attempt; never used twice.
-      roster_version, roster_hash: the roster that holds the identities.
+      run: number of the run.
+      round: number of the round.
+      attempt: number of the attempt; with run and round never used twice.
+      roster_version: of the roster that holds the identities.
+      roster_hash: its hash, 32 bytes.
       cohort_size: how many clients were asked, n.
       threshold: shares that open a secret, t.
       neighbours: with how many others a client shares masks, k.
@@ -95,7 +98,12 @@ class AttemptTerms:
 
 
 def frame(purpose: Purpose, *parts: Part) -> bytes:
-    """Return the parts as bytes that no other purpose and no other parts give: each has its type and length."""
+    """Return the parts as bytes that no other purpose and no other parts give: each has its type and length.
+
+    Args:
+      purpose: what the bytes are for.
+      *parts: bytes, text, integers below 2**127 in size, or floats.
+    """
     return _opening(purpose) + b"".join([_framed(part) for part in parts])
 
 
@@ -105,7 +113,12 @@ def _opening(purpose: Purpose) -> bytes:
 
 
 def digest(purpose: Purpose, *parts: Part) -> bytes:
-    """Return SHA-256 of the framed parts, 32 bytes."""
+    """Return SHA-256 of the framed parts, 32 bytes.
+
+    Args:
+      purpose: what the hash is for.
+      *parts: as in `frame`.
+    """
     return hashlib.sha256(frame(purpose, *parts)).digest()
 
 
@@ -115,7 +128,12 @@ def setup_context(terms: AttemptTerms) -> bytes:
 
 
 def round_context(setup: bytes, cohort: Sequence[int], model_hash: bytes) -> bytes:
-    """Return the context of masks and confirmations: a client with another model gets masks that do not cancel.
+    """Return the context of masks and confirmations: masks of clients with different models do not cancel.
+
+    Args:
+      setup: context of the shares, 32 bytes.
+      cohort: nodes that shared.
+      model_hash: of the round's model, 32 bytes.
 
     Raises:
       Refused: WRONG_COHORT when a node is listed twice.
