@@ -1,1 +1,1 @@
-"""Links that carry messages between a server and its devices; they know nothing of privacy."""
+"""Links between a server and its devices, both ends of each; they carry messages and know nothing of privacy."""

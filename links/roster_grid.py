@@ -1,4 +1,4 @@
-"""A grid of the nodes of a roster, whatever carries its messages: who is away drops out, who leaves is waited for no more."""
+"""Grid of the nodes of a roster, common to both links: nodes that leave the roster are no longer waited for."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from flwr.supercore.run import Run
 from ..strategies.grids import AskingGrid
 from .roster_watch import Nodes
 
-LOOK_SECONDS = (
-    1.0  # between two looks at who is there, and who of those that are asked is still in the roster
-)
+LOOK_SECONDS = 1.0  # between two looks at who is connected, and at which nodes are still in the roster
 
 
 class RosterGrid(AskingGrid):
-    """See the module's text.
+    """Grid whose nodes are those of a roster, connected or not.
 
     Args:
       run: the identity of this process.
-      nodes: of the roster: who may be asked, here or not; asked again every second.
+      nodes: returns the roster's nodes; called every second.
     """
 
     def __init__(self, run: Run, nodes: Nodes) -> None:
         self._run, self._nodes = run, nodes
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return all nodes of the roster: one that is drawn while it is away drops out."""
+        """Return all nodes of the roster; one that is drawn while it is away drops out."""
         return self._nodes()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Send each message once its node is here, and yield the replies as they come.
+        """Send each message once its node is connected, and yield the replies as they come.
 
-        It ends when all have answered, gone for good or left the roster, or after `timeout` seconds; a caller that has
-        enough may end it before.
+        The iterator ends when all nodes have answered, are gone for good or have left the roster. A caller that has
+        enough replies may close it earlier.
+
+        Args:
+          messages: at most one to each node.
+          timeout: seconds after which it ends in any case; None waits without limit.
         """
         return self._exchange(list(messages), math.inf if timeout is None else timeout)
 
@@ -46,6 +48,6 @@ class RosterGrid(AskingGrid):
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]: ...
 
     def _still_asked(self, waiting: dict[str, int]) -> dict[str, int]:
-        """Return those of the questions, by their nodes, that go to members of the roster as it is now."""
+        """Return those questions, with their nodes, whose nodes are still in the roster."""
         members = set(self._nodes())
         return {name: node for name, node in waiting.items() if node in members}

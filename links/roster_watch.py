@@ -1,4 +1,4 @@
-"""What files of the server's bundle say, read again once they are others: provisioning replaces them under a running server."""
+"""Watch of a running server's roster, admission list and credentials, which provisioning replaces while it runs."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ Admitted = Callable[[], Mapping[str, int]]
 
 @dataclass
 class Followed(Generic[T]):
-    """Call it for what the files say now. Whatever is wrong with them is logged once, and never raised.
+    """Value that files hold; calling it reads them again once they have changed.
+
+    An error is logged once and never raised.
 
     Attributes:
       paths: the files.
-      read: reads them, given what was held before; it raises a Refusal or an OSError.
-      held: what they said last.
-      in_doubt: what stands while they cannot be read; None goes on with `held`.
+      read: reads them, given the value held before; raises Refusal or OSError.
+      held: the value read last.
+      in_doubt: the value while they cannot be read; None keeps `held`.
     """
 
     paths: tuple[Path, ...]
@@ -46,7 +48,7 @@ class Followed(Generic[T]):
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self) -> T:
-        """Return it; from any thread."""
+        """Return the present value, from any thread."""
         with self._one_at_a_time:
             try:
                 if (stamp := [_stamp_of(path) for path in self.paths]) != self._stamp:
@@ -70,7 +72,7 @@ def _stamp_of(path: Path) -> tuple[int, int, int]:
 
 
 def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
-    """Return the roster of a running server: the newest that its authority signed, whatever else comes."""
+    """Return the roster of a running server: always the newest that its authority signed."""
     path = bundle.folder / "roster.bin"
 
     def read(held: SignedRoster) -> SignedRoster:
@@ -86,7 +88,7 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
 
 
 def followed_credentials(bundle: ServerBundle) -> Followed[Credentials]:
-    """Return the credentials of a running server: certificate and key once they go together."""
+    """Return the credentials of a running server; a new certificate counts once its key is there too."""
     paths = (bundle.folder / "tls.pem", bundle.folder / "tls.key")
     return Followed(
         paths, lambda _: read_credentials(bundle.folder, bundle.federation, SERVER), bundle.credentials
@@ -94,24 +96,30 @@ def followed_credentials(bundle: ServerBundle) -> Followed[Credentials]:
 
 
 def nodes_of(rosters: Callable[[], SignedRoster]) -> Nodes:
-    """Return the nodes of the newest roster, whenever it is asked."""
+    """Return a function that returns the nodes of the newest roster."""
     return lambda: [member.node for member in rosters()[0].members]
 
 
 def fingerprint(certificate: bytes) -> str:
-    """Return SHA-256 of a PEM certificate's SubjectPublicKeyInfo, in hexadecimal: a new certificate may keep its key.
+    """Return SHA-256, in hexadecimal, of the SubjectPublicKeyInfo of a certificate in PEM.
+
+    It names the key, so that a renewed certificate keeps it.
 
     Raises:
-      ValueError: it is no certificate.
+      ValueError: `certificate` is not a certificate.
     """
     public = x509.load_pem_x509_certificate(certificate).public_key()
     return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def admitted_in(path: Path, nodes: Nodes) -> Admitted:
-    """Return a function that says who is admitted: whom the list names, as it is now, of the nodes that there are.
+    """Return a function that returns who is admitted now.
 
     A list that is missing or damaged admits nobody until it is mended.
+
+    Args:
+      path: the admission list, a JSON mapping of fingerprints to nodes.
+      nodes: returns the nodes of the roster; others on the list are not admitted.
     """
     listed = Followed[dict[str, int]]((path,), lambda _: read_admitted(path), {}, in_doubt={})
 

@@ -1,4 +1,4 @@
-"""What `fedveil provision` makes for the server: who it is, where it listens, and who may connect."""
+"""Server bundle, the folder that `fedveil provision` makes for the server: its identity, address and admission list."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ServerBundle:
-    """The server's own folder, read and found whole.
+    """Server bundle, read and checked.
 
     Attributes:
       folder: where it lies.
-      federation: its name.
+      federation: name of the federation.
       listen: address and port, for instance "0.0.0.0:8443".
       link: one of `LINKS`.
       credentials: of the server's end of mutual TLS.
-      authority: the Ed25519 public key, 32 bytes, that signs the roster.
-      roster: who takes part; its nodes are the link's node numbers.
-      signed_roster: the same as it was signed, for whoever holds an older one.
+      authority: Ed25519 public key, 32 bytes, that signs the roster.
+      roster: members of the federation; its nodes are the link's node numbers.
+      signed_roster: the roster's bytes as they were signed, for clients that hold an older one.
     """
 
     folder: Path
@@ -53,15 +53,15 @@ class ServerBundle:
 
     @property
     def admitted(self) -> Path:
-        """The list for `read_admitted`; provisioning replaces it while the server runs."""
+        """Path of the admission list, which provisioning replaces while the server runs."""
         return self.folder / "admitted.json"
 
 
 def read_server_bundle(folder: Path) -> ServerBundle:
-    """The bundle in `folder`.
+    """Return the bundle in `folder`.
 
     Raises:
-      Refusal: a file is missing, holds a mistake or does not belong to the others; a secret may be read by others.
+      Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
     """
     federation, listen, link = read_toml(folder / "server.toml", _settings, {"link": "grpc"})
     authority = read_hexadecimal(folder / "authority.pub")
@@ -81,7 +81,7 @@ def read_server_bundle(folder: Path) -> ServerBundle:
 
 
 def read_admitted(path: Path) -> dict[str, int]:
-    """Who may connect: the SHA-256, in hexadecimal, of a public key, and the node that holds it.
+    """Return who may connect: SHA-256 of a public key, in hexadecimal, to the node that holds it.
 
     Raises:
       Refusal: the list cannot be read, or holds something else.

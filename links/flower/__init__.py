@@ -1,1 +1,1 @@
-"""Flower's link: SuperLink and SuperNodes, both ends."""
+"""Flower link, both ends: a SuperLink at the server, SuperNodes at the devices."""

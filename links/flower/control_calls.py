@@ -1,4 +1,4 @@
-"""A SuperLink as its operator sees it (Flower's Control and Runtime interfaces), by the door on the loopback address.
+"""Calls of a SuperLink's operator (Flower's Control and Runtime interfaces), made by the door on the loopback address.
 
 Whoever reaches these interfaces runs code on the server, and on every SuperNode that installs what it is sent.
 """
@@ -51,7 +51,7 @@ from flwr.superlink.grid import HttpGrid
 from ...strategies.flower_adapter import claim_identity
 from .fleet_calls import FLEET_FAILURES, at_most, node_fingerprint, pull_message
 
-# Flower's own command, on a Unix socket and no port, which ends with the process that started it; the arguments follow.
+# Flower's own command, on a Unix socket in the place of a port; it ends with the process that started it.
 SUPERLINK = """
 import functools, sys, uvicorn
 uvicorn.run = functools.partial(uvicorn.run, uds=sys.argv.pop(1))
@@ -61,7 +61,7 @@ start_parent_process_monitor(int(sys.argv.pop(1)))
 sys.argv[0] = "flower-superlink"
 flower_superlink()
 """
-# What a run must have. Nothing of it is code: the server's end is this process, the clients' is what they installed.
+# The app that a run must have. It holds no code: the server's end is this process, and clients run what they installed.
 APP = """
 [project]
 name = "fedveil-link"
@@ -76,14 +76,18 @@ clientapp = "fedveil:installed_by_its_owner"
 """
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 BEAT_SECONDS = 10.0  # Flower gives a task up after 60
-OUTAGE_SECONDS = 60.0  # so long a call waits for a SuperLink that starts again
+OUTAGE_SECONDS = 60.0  # how long a call waits for a SuperLink that restarts
 POLL_SECONDS = 0.1
 CLAIM_SECONDS = 20.0
-RUN_LOST = (httpx.HTTPError, RunNotRunningException)  # of calls of a grid whose run is over
+RUN_LOST = (httpx.HTTPError, RunNotRunningException)  # raised by calls of a grid whose run is over
 
 
 def admit(address: str, keys: Collection[bytes]) -> None:
-    """Let the SuperNodes with these public keys (PEM) in, and nobody else.
+    """Register the SuperNodes with these keys, and unregister all others.
+
+    Args:
+      address: host and port of the SuperLink.
+      keys: public keys in PEM.
 
     Raises:
       httpx.HTTPError: the SuperLink refuses, or is not there.
@@ -99,11 +103,11 @@ def admit(address: str, keys: Collection[bytes]) -> None:
 
 @dataclass(frozen=True)
 class Announced:
-    """A reply that a node has begun to hand over.
+    """Reply that a node has begun to hand over.
 
     Attributes:
       question: id of the message that it replies to.
-      fetch: returns all of it, or None where it does not come within so many seconds, or is none.
+      fetch: returns the reply, or None if it does not come within the given seconds or is no message.
     """
 
     question: str
@@ -111,10 +115,14 @@ class Announced:
 
 
 class ServedRun:
-    """A run of a SuperLink, by Flower's own grid, without its waiting: it sleeps 3 s between two looks, and a node that
-    announces a reply and never sends it stops it for three minutes.
+    """Run of a SuperLink, by Flower's own grid but without its waiting.
 
-    Every call raises one of `RUN_LOST` when the run is over or the SuperLink stays away.
+    Flower's grid sleeps 3 s between two looks, and a node that announces a reply and never sends it stops it for three
+    minutes. Every call raises one of `RUN_LOST` when the run is over or the SuperLink stays away.
+
+    Args:
+      grid: Flower's, connected to the run.
+      most_bytes: size of the largest reply that is accepted.
     """
 
     def __init__(self, grid: HttpGrid, most_bytes: int) -> None:
@@ -122,15 +130,15 @@ class ServedRun:
         self.run = grid.run
 
     def on_line(self) -> dict[str, int]:
-        """Return the SuperNodes that are there: fingerprints of their keys, and the ids that Flower drew for them."""
+        """Return the connected SuperNodes: fingerprints of their keys to the ids that Flower drew for them."""
         return {node_fingerprint(info.public_key): info.node_id for info in self._grid.get_nodes()}
 
     def push(self, messages: list[Message]) -> list[str]:
-        """Hand messages over and return their ids, empty where a node is unknown by now."""
+        """Hand messages over and return their ids; an id is empty where the node is no longer known."""
         return list(self._grid.push_messages(messages))
 
     def replies(self, questions: Collection[str]) -> list[Announced]:
-        """Return the replies that have been announced since, each once."""
+        """Return the replies to these message ids that were announced since the last call, each once."""
         client = self._grid._runtime_client  # pyright: ignore[reportPrivateUsage]
         given = client.PullMessages(PullAppMessagesRequest(message_ids=questions))
         return [
@@ -153,12 +161,12 @@ class ServedRun:
 
 @contextmanager
 def open_run(address: str, secret: bytes, most_bytes: int) -> Generator[ServedRun]:
-    """Start a run and be its server, as Flower's own executor would: the run ends with the context.
+    """Start a run and serve it, as Flower's own executor would; the run ends with the context.
 
     Args:
-      address: of a SuperLink that leaves its tasks to others (`--isolation process`).
+      address: host and port of a SuperLink that leaves its tasks to others (`--isolation process`).
       secret: by which it knows who may take them.
-      most_bytes: a larger reply is not taken.
+      most_bytes: size of the largest reply that is accepted.
 
     Raises:
       httpx.HTTPError: the SuperLink refuses, or is not there.
@@ -216,5 +224,5 @@ def _runtime(
 
 def _beat(task: RuntimeHttpClient, over: threading.Event) -> None:
     while not over.wait(BEAT_SECONDS):
-        with suppress(httpx.HTTPError):  # it may be starting again; a run that is lost shows at the next call
+        with suppress(httpx.HTTPError):  # it may be restarting; the next call shows whether the run is lost
             task.SendTaskHeartbeat(SendTaskHeartbeatRequest())

@@ -1,7 +1,7 @@
-"""A device as a SuperNode: it polls a SuperLink, and what comes is answered here, by the code that its owner installed.
+"""Device's end of Flower's link: a SuperNode that polls a SuperLink and answers with the code that its owner installed.
 
-Flower's own SuperNode would start a process for each message, and run in it what the server sent. This one speaks the
-same calls in the process that holds model and data; it never asks for the code.
+Flower's own SuperNode starts a process for each message and runs in it what the server sent. This one makes the same
+calls in the process that holds model and data, and never asks for code.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ BEAT_SECONDS = 0.8 * HEARTBEAT_SECONDS
 
 @dataclass(frozen=True)
 class SuperLinkDoor:
-    """Where the server is, and who this device is.
+    """Address of the SuperLink, and identity of this device.
 
     Attributes:
-      server: host and port; the certificate must be for that host.
+      server: host and port; the server's certificate must name that host.
       node: this device's number.
       ca: the authority's certificate in PEM.
-      key: of this device as a SuperNode.
-      most_bytes: a larger instruction is not taken.
+      key: private key of this device as a SuperNode.
+      most_bytes: size of the largest instruction that is accepted.
     """
 
     server: str
@@ -59,7 +59,11 @@ class SuperLinkDoor:
 
 
 def read_node_key(path: Path) -> EllipticCurvePrivateKey:
-    """The key in a bundle. Refusal where it cannot be read, is another kind of key, or may be read by others."""
+    """Return the SuperNode's key of a bundle.
+
+    Raises:
+      Refusal: it cannot be read, is another kind of key, or may be read by others.
+    """
     try:
         return load_node_key(read_secret(path))
     except ValueError:
@@ -68,13 +72,13 @@ def read_node_key(path: Path) -> EllipticCurvePrivateKey:
 
 @dataclass
 class ReplyMemory:
-    """What this device answered last, and whether it still owes it.
+    """Memory of the last reply, for an instruction that comes again, and of a reply that is still owed.
 
     Attributes:
-      node: its number.
-      handle: answers one instruction.
-      begun: names of what was begun, on disk.
-      owed: the reply that has not reached the server.
+      node: this device's number.
+      handle: does what an instruction asks for and returns the reply.
+      begun: journal of the instructions that were begun.
+      owed: the reply that has not reached the server, or None.
     """
 
     node: int
@@ -84,7 +88,7 @@ class ReplyMemory:
     _last: tuple[str, Message] | None = None
 
     def to(self, message: Message) -> Message:
-        """Return the reply to an instruction; one that comes again is answered from memory, and never done again."""
+        """Return the reply to an instruction; one that comes again is answered from memory."""
         try:
             name = question_id(message, pack_body(message), self.node) or message.metadata.message_id
             if self._last is None or self._last[0] != name:
@@ -99,7 +103,7 @@ class ReplyMemory:
         return Message(Error(FAILED, "the client failed"), reply_to=message)
 
     def settle(self, connection: FleetNode) -> None:
-        """Hand over what is owed, unless the server has no use for it any more."""
+        """Hand over the reply that is owed, unless the server has no use for it any more."""
         if self.owed is None:
             return
         try:
@@ -118,7 +122,14 @@ def follow_fleet(
     stop: threading.Event,
     said: Callable[[str], None] = logger.info,
 ) -> None:
-    """Follow a SuperLink's instructions until `stop` is set; as `link.follow`, over Flower's own link.
+    """Follow a SuperLink's instructions until `stop` is set; no failure of server or network ends it.
+
+    Args:
+      door: the SuperLink's address and this device's identity.
+      handle: called in this thread with one instruction at a time; what it raises is logged and stays here.
+      journal: file of the instructions that were begun.
+      stop: once set, the instruction at hand is finished, its reply handed over, and the function returns.
+      said: called with a line of text when the link comes up, goes down or waits.
 
     Raises:
       OSError: the journal cannot be opened.
@@ -156,7 +167,7 @@ def _work(connection: FleetNode, answers: ReplyMemory, stop: threading.Event) ->
 
 
 def _answered(connection: FleetNode, answers: ReplyMemory) -> bool:
-    """Answer the next message, if there is one; what it held is let go."""
+    """Answer the next message, if there is one, and release its memory."""
     message = connection.receive()
     if message is not None:
         answers.owed = answers.to(message)
@@ -166,12 +177,12 @@ def _answered(connection: FleetNode, answers: ReplyMemory) -> bool:
 
 @contextmanager
 def _beating(connection: FleetNode) -> Generator[None]:
-    """Say that this device is there while it trains, from another thread."""
+    """Send heartbeats from another thread, also while this device trains."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
-            with suppress(*FLEET_FAILURES):  # the next call of the first thread finds out
+            with suppress(*FLEET_FAILURES):  # the main thread's next call meets the failure too
                 connection.beat()
 
     thread = threading.Thread(target=beat, name="flower heartbeat", daemon=True)

@@ -1,6 +1,6 @@
-"""A SuperNode's calls to a SuperLink (Flower's Fleet interface), by Flower's own client, and how a front knows them.
+"""Calls of a SuperNode to a SuperLink (Flower's Fleet interface), made by Flower's own client, and their signatures.
 
-Like `flower_adapter.py` it touches what Flower does not publish.
+Like `strategies/flower_adapter.py` it uses what Flower does not publish.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-# All that a SuperNode asks for. `register-node` and `unregister-node` are left to who runs the SuperLink.
+# All calls of a SuperNode. `register-node` and `unregister-node` are left to the SuperLink's operator.
 FLEET_PATHS = frozenset(
     f"/v1/fleet/{call}"
     for call in (
@@ -72,25 +72,25 @@ FLEET_PATHS = frozenset(
     )
 )
 PUSH_MESSAGES, PUSH_OBJECT = "/v1/fleet/push-messages", "/v1/fleet/push-object"
-# Flower has 30, and believes for twice as long that a node is there; a device that lost its power waits that out.
+# Flower's own is 30. It counts a node as present for twice as long, and a device that lost power waits that long.
 HEARTBEAT_SECONDS = 15
 # Flower looks for a part that is not there yet after 1 s, then 2, 4 ...
 PULL_AGAIN_SECONDS, PULL_AGAIN_AT_MOST_SECONDS = 0.1, 2.0
 UNKNOWN_NODE, RUN_OVER, TOO_LARGE = 401, 403, 413  # HTTP status codes
-PULL_SECONDS = 180.0  # after which a SuperLink gives up the end that has announced a message
-# What goes wrong when server or network do; Flower gives a message that is not understood as a ValueError.
+PULL_SECONDS = 180.0  # after which a SuperLink gives up an end that announced a message and does not send it
+# Failures of server and network; Flower raises ValueError for a message that it does not understand.
 FLEET_FAILURES = (httpx.HTTPError, ObjectPullError, ObjectPushError, ValueError, TypeError, KeyError)
 
 
 def node_fingerprint(public_pem: bytes) -> str:
-    """Return SHA-256 of a SuperNode's public key as it travels, in hexadecimal."""
+    """Return SHA-256, in hexadecimal, of a SuperNode's public key in PEM."""
     return hashlib.sha256(public_pem).hexdigest()
 
 
 def signed_by(headers: Mapping[str, str]) -> str | None:
     """Return the fingerprint of the key that signed a call's time within Flower's tolerance, or None.
 
-    It needs the headers only, so that who sends a call is known before any of its body is read.
+    The headers alone decide, so that the caller is known before any of the body is read.
     """
     try:
         public = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
@@ -107,7 +107,12 @@ def signed_by(headers: Mapping[str, str]) -> str | None:
 
 
 def at_most(most_bytes: int, pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
-    """Return `pull` with a bound on the bytes of all that it pulls; ObjectPullError beyond."""
+    """Return `pull` with a bound on all that it pulls; beyond it, the function raises ObjectPullError.
+
+    Args:
+      most_bytes: of all objects together.
+      pull: returns the object of an id.
+    """
     taken = 0
 
     def counted(name: str) -> bytes:
@@ -124,10 +129,16 @@ def at_most(most_bytes: int, pull: Callable[[str], bytes]) -> Callable[[str], by
 def pull_message(
     tree: ObjectTree, pull: Callable[[str], bytes], confirm: Callable[[str], None], seconds: float
 ) -> Message:
-    """Return a message, of which the other end has the parts or will have them within so many seconds.
+    """Pull the parts of a message from the other end and return the message.
+
+    Args:
+      tree: ids of the message's parts.
+      pull: returns the part of an id.
+      confirm: tells the other end that a part has arrived.
+      seconds: how long to wait for parts that the other end does not have yet.
 
     Raises:
-      FLEET_FAILURES: they do not come, or are no message.
+      FLEET_FAILURES: the parts do not come, or are no message.
     """
     message = pull_and_inflate_object_from_tree(
         tree,
@@ -143,7 +154,11 @@ def pull_message(
 
 
 def load_node_key(key: bytes) -> EllipticCurvePrivateKey:
-    """Return the private key, in OpenSSH's form, of a SuperNode. ValueError if it is none, or of another kind."""
+    """Return a SuperNode's private key from OpenSSH's form.
+
+    Raises:
+      ValueError: it is no key, or one of another kind.
+    """
     private = load_ssh_private_key(key, None)
     if not isinstance(private, EllipticCurvePrivateKey):
         raise ValueError("a SuperNode's key is one of an elliptic curve")  # noqa: TRY004 (as for no key at all)
@@ -151,13 +166,13 @@ def load_node_key(key: bytes) -> EllipticCurvePrivateKey:
 
 
 class FleetNode:
-    """One SuperNode's connection; all calls raise one of `FLEET_FAILURES` when they fail.
+    """Connection of one SuperNode; all calls raise one of `FLEET_FAILURES` when they fail.
 
     Args:
       server: host and port.
       ca: the authority's certificate in PEM.
       key: the node's private key.
-      most_bytes: a larger message is not taken.
+      most_bytes: size of the largest message that is accepted.
     """
 
     def __init__(self, server: str, ca: bytes, key: EllipticCurvePrivateKey, most_bytes: int) -> None:
@@ -175,7 +190,7 @@ class FleetNode:
         )
 
     def come(self) -> None:
-        """Come on line, or go on after an interruption: Flower takes nobody in whom it still believes to be there."""
+        """Go on line, or continue after an interruption: Flower refuses a node that it still counts as present."""
         if self._node.node_id:
             try:
                 return self.beat()
@@ -186,13 +201,13 @@ class FleetNode:
         self._node = Node(node_id=self._client.ActivateNode(asked).node_id)
 
     def beat(self) -> None:
-        """Stay on line for another two intervals."""
+        """Stay on line for two more heartbeat intervals."""
         if self._node.node_id:
             asked = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
             self._client.SendNodeHeartbeat(asked)
 
     def go(self) -> None:
-        """Go off line, and say so if the server can be reached."""
+        """Go off line, and tell the server if it can be reached."""
         with suppress(*FLEET_FAILURES):
             if self._node.node_id:
                 self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))

@@ -1,6 +1,6 @@
-"""A grid over Flower's SuperNodes in which they have the numbers of the roster, not the ids that Flower draws.
+"""Flower grid over SuperNodes in which nodes have the numbers of the roster, not the ids that Flower draws.
 
-A SuperNode is known by its key; who has which number stands in the bundle's supernodes.json.
+A SuperNode is known by its key; the bundle's supernodes.json maps keys to numbers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .control_calls import RUN_LOST, ServedRun
 logger = logging.getLogger("fedveil.server")
 
 POLL_SECONDS = 0.2
-MOST_FETCHED, FETCH_SECONDS = 32, 120.0  # replies at once, and what one may take from its announcement on
-# A device's clock may be so wrong before Flower turns it away (305 s), and it says how long a reply lasts.
+MOST_FETCHED, FETCH_SECONDS = 32, 120.0  # replies at once, and the time for one from its announcement on
+# Flower accepts a device's clock that is up to 305 s wrong, and a reply's lifetime counts by that clock.
 CLOCK_SECONDS = 600.0
 
 OpenRun = Callable[[], AbstractContextManager[ServedRun]]
@@ -31,19 +31,25 @@ OpenRun = Callable[[], AbstractContextManager[ServedRun]]
 
 @contextmanager
 def open_supernodes(open_run: OpenRun, nodes: Nodes, admitted: Admitted) -> Generator[SuperNodeGrid]:
-    """Give the grid on a run of a SuperLink, as long as the context lasts."""
+    """Give a grid on a run of a SuperLink as long as the context lasts.
+
+    Args:
+      open_run: starts a run of the SuperLink and ends it with its context.
+      nodes: returns the roster's nodes.
+      admitted: returns the nodes by the fingerprints of their SuperNode keys.
+    """
     with ExitStack() as opened:
         yield SuperNodeGrid(open_run, opened, nodes, admitted)
 
 
 class SuperNodeGrid(RosterGrid):
-    """See the module's text; `open_supernodes` makes it.
+    """Grid over the SuperNodes of a roster; `open_supernodes` makes it.
 
     Args:
-      open_run: starts a run of the SuperLink; another one is started when the first is lost.
+      open_run: starts a run of the SuperLink; called again when the run is lost.
       opened: ends the run.
-      nodes: of the roster: who may be asked, here or not; asked again every second, as what follows.
-      admitted: fingerprints of SuperNodes' keys, with their nodes.
+      nodes: returns the roster's nodes; called every second.
+      admitted: returns the nodes by the fingerprints of their SuperNode keys; called every second.
     """
 
     def __init__(self, open_run: OpenRun, opened: ExitStack, nodes: Nodes, admitted: Admitted) -> None:
@@ -55,7 +61,7 @@ class SuperNodeGrid(RosterGrid):
 
     @property
     def connected(self) -> dict[int, float]:
-        """Who was here within the last second, and since which Unix second this process has known it."""
+        """Nodes that were connected within the last second, and the Unix second since which this process knows it."""
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             try:
@@ -67,11 +73,11 @@ class SuperNodeGrid(RosterGrid):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many exchanges ended because the SuperLink had lost the run."""
+        """Number of exchanges that ended because the SuperLink had lost the run."""
         return {"runs lost": self.lost}
 
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
-        """Exchange; a SuperLink that has lost the run is given another one, and who has not answered then drops out."""
+        """Exchange messages; if the SuperLink loses the run, start another: nodes that have not answered drop out."""
         try:
             yield from self._exchanged(messages, seconds)
         except RUN_LOST as loss:
@@ -102,7 +108,7 @@ class SuperNodeGrid(RosterGrid):
             fetching.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, messages: list[Message], left: float, waiting: dict[str, int]) -> list[Message]:
-        """Hand over what can be, and note it in `waiting`; return the messages to those who may still come."""
+        """Hand over messages to connected nodes and note them in `waiting`; return those to nodes that may still come."""
         ids = self._on_line()
         lasts = None if math.isinf(left) else left + CLOCK_SECONDS
         there = [message for message in messages if message.metadata.dst_node_id in ids]
@@ -114,7 +120,7 @@ class SuperNodeGrid(RosterGrid):
         return [message for message in messages if message.metadata.dst_node_id in to_come]
 
     def _on_line(self) -> dict[int, int]:
-        """Return Flower's ids of the nodes that are here and admitted."""
+        """Return Flower's ids of the nodes that are connected and admitted."""
         admitted, here = self._admitted(), self._served.on_line()
         return {admitted[key]: node for key, node in here.items() if key in admitted}
 

@@ -1,7 +1,7 @@
-"""A port on the loopback address that only this user's processes get through; behind it, a Unix socket.
+"""Door on the loopback address that only this user's processes pass; behind it is a Unix socket.
 
-Flower's SuperLink knows its operator by no password: whoever reaches it runs code. So it listens on no port, but on a
-socket in a folder that nobody else may enter; and Flower's own commands, which know ports alone, come in by this door.
+Flower's SuperLink asks its operator for no password: whoever reaches it runs code. It therefore listens on a socket in
+a folder that nobody else may enter. Flower's own commands, which need a port, come in by this door.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..grpc.event_loop import stream_loop, until_one_ends
 
 logger = logging.getLogger("fedveil.server")
 
-CONNECTIONS = Path("/proc/net/tcp")  # see proc(5): what each end's address is, in which state, and whose
-OPEN = "01"  # an end that was closed already is said to be root's
+CONNECTIONS = Path("/proc/net/tcp")  # proc(5): addresses, state and owner of each connection's ends
+OPEN = "01"  # an end that is already closed is listed as root's
 CHUNK_BYTES = 1 << 18
 Address = tuple[str, int]
 
 
 @contextmanager
 def open_door(path: Path) -> Generator[str]:
-    """Pass on to the socket at `path` as long as the context lasts, and give the address of the door."""
+    """Pass connections on to the socket at `path` as long as the context lasts, and give the door's address."""
     loop = stream_loop()
     begun = asyncio.start_server(partial(_pass_on, path), "127.0.0.1", 0)
     door = asyncio.run_coroutine_threadsafe(begun, loop).result()
@@ -56,7 +56,12 @@ async def _pass_on(path: Path, caller: asyncio.StreamReader, back: asyncio.Strea
 
 
 def owner_of(end: Address, other: Address) -> int | None:
-    """Return the user who has the first end of a connection on this machine open; None where nobody has."""
+    """Return the user who owns an end of a connection on this machine; None if that end is not open.
+
+    Args:
+      end: host and port of the end in question.
+      other: host and port of the other end.
+    """
     wanted = [_written(*end), _written(*other), OPEN]
     for line in CONNECTIONS.read_text().splitlines()[1:]:
         fields = line.split()

@@ -1,6 +1,6 @@
 """Flower's SuperLink as a child process that only this user can reach, behind the front that devices see.
 
-It keeps its state in SQLite and is started again when it dies: nodes, messages on their way and the run go on.
+It keeps its state in SQLite and is restarted when it dies; nodes, messages on their way and the run continue.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ default = "fedveil"
 address = "{address}"
 insecure = true
 """
-# What Flower does by itself: reports, asks for updates, installs what an app wants.
+# Flower by itself sends telemetry, asks for updates and installs an app's dependencies.
 OFF = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -66,13 +66,13 @@ OFF = {
 
 @dataclass
 class SuperLink:
-    """One SuperLink; `open_flower_link` starts, watches and ends it.
+    """SuperLink process; `open_superlink` starts, watches and ends it.
 
     Attributes:
-      folder: of its database, log and secret; nobody else may look into it.
-      address: of the door to it on the loopback; whoever gets through runs code here and on SuperNodes.
-      listens: the socket itself.
-      admitted: fingerprints of the keys of SuperNodes, with their nodes.
+      folder: of its database, log and secret; readable for this user alone.
+      address: of the door to it on the loopback address; whoever gets through runs code here and on SuperNodes.
+      listens: path of the Unix socket that it listens on.
+      admitted: returns the nodes by the fingerprints of their SuperNode keys.
       keys: folder of the public keys themselves.
     """
 
@@ -86,7 +86,7 @@ class SuperLink:
 
     @property
     def secret(self) -> bytes:
-        """By which it knows the executor of its tasks: this process, and whoever may read the file."""
+        """Secret by which it knows the executor of its tasks: this process, and whoever may read the file."""
         path = self.folder / SECRET
         if not path.exists():
             replace_file(path, secrets.token_bytes(SECRET_BYTES))
@@ -105,7 +105,11 @@ class SuperLink:
         ]
 
     def start(self) -> None:
-        """Start it and wait until it serves. Refusal if it does not."""
+        """Start it and wait until it serves.
+
+        Raises:
+          Refusal: it ends, or does not serve within `START_SECONDS`.
+        """
         (self.folder / CONNECTIONS).write_text(CONNECTION.format(address=self.address))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
         self._process = subprocess.Popen(
@@ -124,7 +128,7 @@ class SuperLink:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """End it, in order if it does so in time."""
+        """End it: ask first, and kill it after `STOP_SECONDS`."""
         if self._process is None:
             return
         self._process.terminate()
@@ -135,14 +139,14 @@ class SuperLink:
             self._process.wait()
 
     def let_in(self) -> None:
-        """Tell it whose keys are admitted now, if that is news."""
+        """Tell it which keys are admitted now, if that has changed."""
         wanted = public_keys(self.keys, self.admitted())
         if wanted != self._let_in:
             admit(self.address, wanted)
             self._let_in = wanted
 
     def watch(self, over: threading.Event) -> None:
-        """Start it again whenever it dies, and follow the list of who is admitted."""
+        """Restart it whenever it dies, and follow the admission list, until `over` is set."""
         while not over.wait(WATCH_SECONDS):
             try:
                 if self._process is not None and self._process.poll() is not None:
@@ -159,7 +163,12 @@ class SuperLink:
 
 
 def open_flower_link(bundle: ServerBundle, nodes: Nodes) -> AbstractContextManager[SuperNodeGrid]:
-    """Run a SuperLink and its front for a federation of these nodes; see `open_superlink`."""
+    """Run a SuperLink and its front for a federation, as `open_superlink` does.
+
+    Args:
+      bundle: the server's.
+      nodes: returns the roster's nodes.
+    """
     return open_superlink(bundle.folder, bundle.listen, nodes)
 
 
@@ -168,9 +177,9 @@ def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNo
     """Run a SuperLink and its front as long as the context lasts, and give the grid on them.
 
     Args:
-      folder: with tls.pem and tls.key, supernodes.json and the keys in supernodes/; the SuperLink keeps its state there.
+      folder: holds tls.pem, tls.key, supernodes.json and the keys in supernodes/; the SuperLink keeps its state there.
       listen: address and port of the front.
-      nodes: of the roster, now.
+      nodes: returns the roster's nodes.
 
     Raises:
       Refusal: the address cannot be listened on, a key is missing, or the SuperLink does not start.
@@ -201,7 +210,11 @@ def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNo
 
 
 def public_keys(folder: Path, admitted: Mapping[str, int]) -> set[bytes]:
-    """Return the admitted keys, in PEM as Flower has them, out of a folder of OpenSSH's .pub files.
+    """Return the admitted keys, in PEM as Flower has them, from a folder of OpenSSH's .pub files.
+
+    Args:
+      folder: of the files.
+      admitted: nodes by the fingerprints of their keys.
 
     Raises:
       Refusal: one is missing, or a file is no key.

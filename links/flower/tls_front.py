@@ -1,8 +1,8 @@
-"""What stands before a SuperLink on the network: TLS, the calls of SuperNodes and nothing else, bounded in all ways.
+"""TLS front of a SuperLink: passes on the calls of admitted SuperNodes and nothing else, with bounds on all of it.
 
-A SuperLink has no authentication of its operator and listens on one port for everybody, and it reads a whole body
-before it asks who sent it. Here the caller is known by the headers, before any of the body is read; a body is passed on
-as it comes, 64 KiB at a time.
+A SuperLink does not authenticate its operator, listens on one port for everybody, and reads a whole body before it asks
+who sent it. The front knows the caller by the headers, before any of the body is read, and passes a body on as it
+comes, 64 KiB at a time.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ FLOWER = "flwr-"  # of headers
 
 
 class TooLarge(Exception):
-    """A body that has more bytes than may be passed on."""
+    """Body that has more bytes than may be passed on."""
 
 
 class Front:
-    """An ASGI application; see the module's text.
+    """Front as an ASGI application.
 
     Args:
       upstream: URL of the SuperLink.
-      admitted: fingerprints of SuperNodes' keys, with their nodes.
-      socket_path: where it listens, if on no port.
+      admitted: returns the nodes by the fingerprints of their SuperNode keys.
+      socket_path: Unix socket of the SuperLink; None if it listens on a port.
     """
 
     def __init__(self, upstream: str, admitted: Admitted, socket_path: Path | None = None) -> None:
@@ -83,7 +83,7 @@ class Front:
             self._calls[node] -= 1
 
     def _caller(self, request: Request) -> int | Response:
-        """Return the node that calls, by the headers alone, or why it is not heard."""
+        """Return the node that calls, by the headers alone, or the response that refuses it."""
         if request.method != "POST" or request.scope["raw_path"].decode("latin-1") not in FLEET_PATHS:
             return refused(404)
         length = request.headers.get("content-length", "0")
@@ -121,7 +121,7 @@ class Front:
         )
 
     async def _body(self, request: Request, node: int | None) -> AsyncIterator[bytes]:
-        """Yield the body as it comes; count what a node sends of one message."""
+        """Yield the body as it comes, and count the bytes of one message of a node."""
         taken = 0
         async for chunk in request.stream():
             taken += len(chunk)
@@ -137,12 +137,12 @@ class Front:
 
 
 def refused(status: int) -> Response:
-    """Return an answer without words, after which the connection is closed: the rest of a body is not read."""
+    """Return a response without a body, after which the connection is closed and the rest of a request not read."""
     return Response(status_code=status, headers={"connection": "close"})
 
 
 class Punctual(H11Protocol):
-    """Uvicorn's HTTP/1.1 with a bound on connections, and on the time that a request's headers take."""
+    """Uvicorn's HTTP/1.1 with bounds on the number of connections and on the time for a request's headers."""
 
     _due: asyncio.TimerHandle | None = None
 
@@ -164,7 +164,7 @@ class Punctual(H11Protocol):
         super().connection_lost(exc)
 
     def _hurry(self) -> None:
-        """Let the clock run while headers are incomplete; between two requests uvicorn's own does."""
+        """Run the timer while headers are incomplete; between two requests uvicorn's own runs."""
         if self.conn.their_state is not h11.IDLE:
             self._relax()
         elif self._due is None:
@@ -180,7 +180,13 @@ class Punctual(H11Protocol):
 def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Generator[int]:
     """Serve the front in a thread of its own as long as the context lasts, and give its port.
 
-    Whoever connects after certificate and key were replaced is shown the new ones.
+    Connections that begin after certificate and key were replaced get the new ones.
+
+    Args:
+      front: the application.
+      listen: address and port; port 0 takes a free one.
+      certificate: path of the server's certificate in PEM.
+      key: path of its private key in PEM.
 
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
@@ -229,7 +235,7 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
 
 
 def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[..., None]:
-    """Return what gives each connection the certificate that stands in the files when it begins."""
+    """Return the callback that gives each connection the certificate that is in the files when it begins."""
 
     def read(_: ssl.SSLContext) -> ssl.SSLContext:
         fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

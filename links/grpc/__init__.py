@@ -1,1 +1,1 @@
-"""gRPC link: one stream a device, both ends."""
+"""gRPC link, both ends: one stream for each device."""

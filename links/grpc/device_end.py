@@ -1,7 +1,6 @@
-"""A device's end of the gRPC link: one stream that it opens itself, kept up for days, and one instruction at a time.
+"""Device's end of the gRPC link: one stream that the device opens itself, and one instruction at a time.
 
-An instruction that comes again is answered from memory. One that was begun before this process lost its memory is
-answered with an error: what it cost is spent, and it is not done, or charged, a second time.
+The stream is kept up for days. An instruction that comes again is answered from memory.
 """
 
 from __future__ import annotations
@@ -63,13 +62,13 @@ Parts = Sequence[Buffer]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the server is, and who this device is.
+    """Address of the server, and identity of this device.
 
     Attributes:
-      server: host and port; the certificate must be for that host.
+      server: host and port; the server's certificate must name that host.
       node: this device's number.
-      credentials: of the device's end.
-      most_bytes: a larger instruction ends the stream.
+      credentials: of the device's end of mutual TLS.
+      most_bytes: size of the largest instruction; a larger one ends the stream.
     """
 
     server: str
@@ -88,11 +87,11 @@ def follow(
     """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
 
     Args:
-      endpoint: where, and as whom.
-      handle: called in this thread with one instruction at a time; what it raises stays here.
-      journal: file of what was begun.
-      stop: set it to finish the instruction at hand, hand over its reply and return.
-      said: called with a line of text when the link comes up, goes down or waits; from another thread.
+      endpoint: the server's address and this device's identity.
+      handle: called in this thread with one instruction at a time; what it raises is logged and stays here.
+      journal: file of the instructions that were begun.
+      stop: once set, the instruction at hand is finished, its reply handed over, and the function returns.
+      said: called from another thread with a line of text when the link comes up, goes down or waits.
 
     Raises:
       OSError: the journal cannot be opened.
@@ -121,14 +120,30 @@ def _in_words(error: grpc.aio.AioRpcError) -> str:
 
 
 def answer_one(inbox: Inbox, handle: Handle, begun: Callable[[DeviceStream], Journal]) -> None:
-    """Answer the next instruction, if there is one soon; what it held is let go."""
+    """Answer the next instruction, if one comes within `POLL_SECONDS`, and release its memory.
+
+    Args:
+      inbox: queue of instructions.
+      handle: does what an instruction asks for.
+      begun: returns the journal of a stream.
+    """
     with suppress(queue.Empty):
         line, name, data = inbox.get(timeout=POLL_SECONDS)
         line.answer(name, answered(name, data, handle, begun(line)))
 
 
 def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Parts:
-    """Return the bytes of the reply to one instruction; none if it was no message."""
+    """Return the reply to one instruction.
+
+    Args:
+      name: the instruction's id.
+      data: its bytes.
+      handle: does what it asks for.
+      begun: journal of what was begun.
+
+    Returns:
+      The reply's bytes in pieces; empty if the instruction is no message.
+    """
     try:
         message = unpack(data)
     except MalformedMessage as error:
@@ -145,11 +160,13 @@ def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Part
 
 
 class DeviceStream:
-    """One device's stream and what it carries; it lives in the loop of streams, and instructions go out by a queue.
+    """One device's stream, and the replies that it still has to carry.
+
+    It runs in the loop of streams and puts instructions into a queue.
 
     Args:
-      endpoint: where, and as whom.
-      inbox: takes the line itself, an instruction's id, and its bytes.
+      endpoint: the server's address and this device's identity.
+      inbox: takes this stream, an instruction's id, and its bytes.
       said: as in `follow`.
     """
 
@@ -166,23 +183,28 @@ class DeviceStream:
     # --- from other threads -----------------------------------------------------------------------------------------
 
     def answer(self, name: str, parts: Parts) -> None:
-        """Send the reply to an instruction, now or once the server is back."""
+        """Send the reply to an instruction, now or once the server is back.
+
+        Args:
+          name: the instruction's id.
+          parts: the reply's bytes in pieces; empty if there is none.
+        """
         stream_loop().call_soon_threadsafe(self._answer, name, parts)
 
     def hang_up(self) -> None:
-        """End `keep`, once no reply is owed to a server that is there, or after a while."""
+        """End `keep` once no reply is owed to a connected server, or after `LINGER_SECONDS`."""
         stream_loop().call_soon_threadsafe(self._ending.set)
 
     # --- in the event loop ------------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
-        """Connect, and connect again, until somebody hangs up."""
-        line = asyncio.ensure_future(self._connect_for_ever())
+        """Connect, and connect again, until `hang_up` is called."""
+        connecting = asyncio.ensure_future(self._connect_for_ever())
         await self._ending.wait()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), LINGER_SECONDS)
-        line.cancel()
-        await asyncio.gather(line, return_exceptions=True)
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
 
     async def _connect_for_ever(self) -> None:
         while True:
@@ -284,7 +306,7 @@ class DeviceStream:
                     await call.write(frame)
 
     def _settle(self) -> None:
-        """Let go of what has arrived, but for the last reply, and note whether one is owed to a server that is there."""
+        """Drop replies that have arrived, except for the last, and note whether one is owed to a connected server."""
         for name in list(self._replies)[:-1]:
             if name not in self._owed or len(self._replies) > MAX_KNOWN:
                 del self._replies[name]

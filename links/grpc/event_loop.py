@@ -1,4 +1,4 @@
-"""The one event loop in which all of a process's streams live: gRPC's asyncio loses events where there are several."""
+"""Event loop of a process's streams. There is one, because gRPC's asyncio loses events where there are several."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _lock = threading.Lock()
 
 
 def stream_loop() -> asyncio.AbstractEventLoop:
-    """Return the loop; it runs in a thread of its own until the process ends.
+    """Return the loop, which runs in a thread of its own until the process ends.
 
-    So long gRPC stays open as well: at its own end it closes what it polls while the loop may still read there.
+    gRPC stays initialised as long: its shutdown closes file descriptors that the loop may still read.
     """
     with _lock:
         return _running_loop()
@@ -33,11 +33,11 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 async def next_frame(stream: Any) -> Frame:
-    """Return what the other end of a stream of gRPC's sends next.
+    """Return the next frame from the other end of a gRPC stream.
 
     Raises:
-      BadFrame: it is none.
-      EOFError: it sends no more.
+      BadFrame: what was sent is no frame.
+      EOFError: the other end has closed the stream.
     """
     data = await stream.read()
     if not data:
@@ -46,7 +46,7 @@ async def next_frame(stream: Any) -> Frame:
 
 
 async def until_one_ends(*works: Coroutine[Any, Any, Any]) -> set[asyncio.Task[Any]]:
-    """Do all of it at a time until one ends; cancel the others and return those that have ended."""
+    """Run the coroutines at the same time until one ends, cancel the others and return the tasks that have ended."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,8 @@
-"""What travels on the stream between a client and the server: a hello each way, then messages in chunks.
+"""Frames of the stream between a client and the server: a hello each way, then messages in chunks.
 
-A frame is one byte for its kind and what belongs to it, in msgpack; a chunk's bytes are as they are. A message is
-announced by name and size, so that who does not want it never gathers it. The server acknowledges a reply once it has
-all of it. That the other end is there, HTTP/2 finds out by itself.
+A frame is one byte for its kind, then its fields in msgpack; a chunk is followed by its bytes as they are. A message is
+announced by name and size, so that an end that does not want it never gathers it. The server acknowledges a reply once
+it has all of it. HTTP/2's own pings find out whether the other end is still there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .message_codec import Buffer
 
 PROTOCOL_VERSION = 1
 METHOD = "/fedveil.Link/Follow"
-CHUNK_BYTES = 1 << 18  # what waits for the network, of each client
+CHUNK_BYTES = 1 << 18  # most that waits for the network, for each client
 MAX_FRAME_BYTES = CHUNK_BYTES + 1024
 MAX_ID_LENGTH = 256
 MAX_KNOWN = 8
@@ -25,12 +25,12 @@ MAX_HEAD_BYTES = MAX_KNOWN * 5 * MAX_ID_LENGTH  # a character takes at most 4 by
 
 
 class BadFrame(ValueError):
-    """Bytes that are no frame, or a frame that does not belong where it came."""
+    """Bytes that are no frame, or a frame in the wrong place."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """The first frame of each end: which protocol it speaks, which node it is, and which instructions it knows."""
+    """First frame of each end: its protocol version, its node number, and the ids of instructions that it knows."""
 
     version: int
     node: int
@@ -39,9 +39,9 @@ class Hello:
 
 @dataclass(frozen=True)
 class Begin:
-    """A message of this size follows, an instruction or the reply to it, under the instruction's id.
+    """Announcement of a message of `size` bytes: an instruction or the reply to it, under the instruction's id.
 
-    Size 0 is the server's reminder: the client knows the instruction, and the reply is still wanted.
+    Size 0 is the server's reminder: the client has the instruction, and its reply is still wanted.
     """
 
     id: str
@@ -50,14 +50,14 @@ class Begin:
 
 @dataclass(frozen=True)
 class Ack:
-    """The server has all of the reply to this instruction."""
+    """Acknowledgement that the server has all of the reply to this instruction."""
 
     id: str
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next bytes of the message that was begun."""
+    """Next bytes of the message that was announced."""
 
     data: Buffer
 
@@ -76,10 +76,10 @@ def write(frame: Frame) -> bytes:
 
 
 def read(data: bytes) -> Frame:
-    """Return the frame that the bytes say.
+    """Return the frame that the bytes encode.
 
     Raises:
-      BadFrame: they say none.
+      BadFrame: they encode none.
     """
     if not data or len(data) > MAX_FRAME_BYTES:
         raise BadFrame("no frame, or one that is too long")
@@ -111,11 +111,11 @@ def _checked(value: Any, kind: Any) -> Any:
 
 
 def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
-    """Return the frames that carry a message, made one by one as they are asked for.
+    """Yield the frames that carry a message, each made when it is asked for.
 
     Args:
       name: the instruction's id.
-      parts: the message's bytes in pieces, as `segments` gives them; they are not copied before they are sent.
+      parts: the message's bytes in pieces, as `segments` returns them; they are copied only as they are sent.
     """
     yield write(Begin(name, sum(len(part) for part in parts)))
     waiting: list[Buffer] = []
@@ -132,15 +132,15 @@ def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
 
 
 class Gathering:
-    """The bytes of one message as they come; memory grows with what has arrived, not with what was announced.
+    """Bytes of one message as they arrive; memory grows with what has arrived, not with what was announced.
 
     Args:
       begin: announces the message.
-      most_bytes: that it may have.
-      wanted: False lets the bytes go as they come.
+      most_bytes: largest size that is accepted.
+      wanted: False discards the bytes as they arrive.
 
     Raises:
-      BadFrame: it is announced empty or too large, or grows larger than announced.
+      BadFrame: the message is announced empty or too large, or grows beyond its announced size.
     """
 
     def __init__(self, begin: Begin, most_bytes: int, wanted: bool = True) -> None:
@@ -150,7 +150,7 @@ class Gathering:
         self.data = bytearray()
 
     def add(self, chunk: Chunk) -> bool:
-        """Add a chunk; return whether the message is whole now."""
+        """Add a chunk and return whether the message is complete."""
         if not 0 < len(chunk.data) <= self._missing:
             raise BadFrame("a chunk that is empty, or beyond the message's end")
         self._missing -= len(chunk.data)

@@ -1,8 +1,8 @@
-"""A Flower grid over streams that devices open: mutual TLS, one stream a device, nothing else on the port.
+"""Flower grid over streams that devices open: mutual TLS, one stream for each device, nothing else on the port.
 
-A message is delivered at least once while its exchange waits, and its first reply counts. Message ids name the run,
-the round, the attempt, the exchange, the node and the content: what is asked again after a restart has the same id if,
-and only if, it says the same, so that a device may answer it from memory.
+A message is delivered at least once while its exchange waits, and its first reply counts. Its id follows from its
+content (`question_id`): a question that is repeated after a restart has the same id, so that a device may answer it
+from memory.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Door:
-    """Where a server listens, as whom, and whom it lets in.
+    """Address on which a server listens, its credentials, and who is let in.
 
     Attributes:
       listen: address and port; port 0 takes a free one.
-      credentials: of the server's end; asked for by every connection.
-      nodes: of the roster: who may be asked, here or not; asked again, as what follows.
-      admitted: fingerprints of TLS keys, with their nodes; asked again every second.
-      most_reply_bytes: a larger reply ends its stream.
+      credentials: returns those of the server's end; called for every connection.
+      nodes: returns the roster's nodes; called every second.
+      admitted: returns the nodes by the fingerprints of their TLS keys; called every second.
+      most_reply_bytes: size of the largest reply; a larger one ends its stream.
     """
 
     listen: str
@@ -73,7 +73,7 @@ class Door:
 
 @contextmanager
 def open_link(door: Door) -> Generator[LinkGrid]:
-    """Listen as long as the context lasts.
+    """Listen as long as the context lasts, and give the grid.
 
     Raises:
       Refusal: the address cannot be listened on, or certificate and key do not go together.
@@ -94,7 +94,7 @@ def open_link(door: Door) -> Generator[LinkGrid]:
 
 
 def _refuse_taken(listen: str) -> None:
-    """Say what is wrong with an address in the system's words; gRPC has none."""
+    """Refuse an address that cannot be listened on, with the system's reason; gRPC gives none."""
     host, _, port = listen.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -115,7 +115,7 @@ async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
         nonlocal last
         own = door.credentials()
         if own == last:
-            return None  # gRPC frees what it had while connections that come together still shake hands by it
+            return None  # on a change gRPC frees the certificate that a simultaneous handshake may still use
         last = own
         return _shown(own)
 
@@ -132,12 +132,12 @@ def _shown(own: Credentials) -> Any:
 
 
 class LinkGrid(RosterGrid):
-    """See the module's text; `open_link` makes it.
+    """Grid over the streams of a roster's nodes; `open_link` makes it.
 
     Args:
-      nodes: of the roster.
-      board: where their streams end.
-      port: where it listens.
+      nodes: returns the roster's nodes.
+      board: the server's end of their streams.
+      port: on which the server listens.
     """
 
     def __init__(self, nodes: Nodes, board: Switchboard, port: int) -> None:
@@ -149,17 +149,17 @@ class LinkGrid(RosterGrid):
 
     @property
     def traffic(self) -> dict[int, Traffic]:
-        """What passed between the server and each node that ever connected."""
+        """Traffic between the server and each node that ever connected."""
         return self._board.traffic()
 
     @property
     def connected(self) -> dict[int, float]:
-        """Who is here, and since which Unix second."""
+        """Nodes that are connected, and the Unix second since which each is."""
         return {node: passed.since for node, passed in self.traffic.items() if passed.since is not None}
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many streams and replies were turned away, by reason."""
+        """Number of streams and replies that were turned away, by reason."""
         return {**self._board.counts(), "unreadable": self._unreadable}
 
     def _exchange(self, messages: list[Message], seconds: float) -> Iterator[Message]:
@@ -184,7 +184,7 @@ class LinkGrid(RosterGrid):
     def _written(
         self, messages: list[Message], deliver: Callable[[Letter, bytearray], None]
     ) -> dict[str, tuple[Letter, Message]]:
-        """Return the messages and their letters by id; what several messages share is packed once."""
+        """Return the messages and their letters by id; content that several messages share is packed once."""
         bodies: dict[int, Body] = {}
         written: dict[str, tuple[Letter, Message]] = {}
         for message in messages:
@@ -198,11 +198,11 @@ class LinkGrid(RosterGrid):
 
     def _name(self, message: Message, body: Body) -> str:
         node = message.metadata.dst_node_id
-        # Of no run: nothing says that the same question wants the same answer.
+        # A message of no run gets a fresh id: nothing says that the same question wants the same answer.
         return question_id(message, body, node) or f"{self._session}/{next(self._count)}/{node}"
 
     def _read(self, request: Message, data: bytearray) -> Message:
-        """Return the reply as that of the node that was asked, whatever it says of itself."""
+        """Return the reply as one of the node that was asked, whatever sender it names."""
         node = request.metadata.dst_node_id
         try:
             reply = unpack(data)

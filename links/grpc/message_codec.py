@@ -1,8 +1,8 @@
-"""A Flower message as bytes, for links of our own: a small header in msgpack, then every array and byte string as it is.
+"""Codec between Flower messages and bytes: a small header in msgpack, then every array and byte string as it is.
 
 Layout: the header's length, 4 bytes little-endian; the header; then the blobs in the header's order. The header and each
-blob are padded to 8 bytes, so that arrays are read where they lie. Nothing is allocated that the bytes only claim: an
-array is a view, and its dtype and shape must fit the bytes that are there. Of an error its code travels, and no text.
+blob are padded to 8 bytes, so that arrays are read where they lie. Nothing is allocated on the word of a header: an
+array is a view, and its dtype and shape must fit the bytes that are there. An error travels as its code, without text.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ KINDS: dict[str, type[Record]] = {"a": ArrayRecord, "m": MetricRecord, "c": Conf
 
 
 class MalformedMessage(ValueError):
-    """Bytes that are no message, or a message that does not travel; says what is wrong, and no value."""
+    """Bytes that are no message, or a message that cannot be encoded; the text names the fault and no value."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """What a message says, packed once for however many nodes it goes to.
+    """Content of a message without its addresses, packed once for all nodes that it goes to.
 
     Attributes:
       header: msgpack of the records' names, values and shapes, or of the error's code.
@@ -68,7 +68,7 @@ class Body:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all of it, in hexadecimal."""
+        """SHA-256 of header and blobs, in hexadecimal."""
         digest = hashlib.sha256(self.header)
         for blob in self.blobs:
             digest.update(blob)
@@ -79,16 +79,16 @@ def pack(message: Message) -> bytes:
     """Return the message as bytes.
 
     Raises:
-      MalformedMessage: an array is not of booleans or of whole or floating-point numbers, or there is too much of it.
+      MalformedMessage: an array's dtype is not in `DTYPES`, or the header is too long.
     """
     return b"".join(segments(message.metadata, pack_body(message)))
 
 
 def pack_body(message: Message) -> Body:
-    """Return what the message says, without whom it goes to.
+    """Return the message's content, packed, without its addresses.
 
     Raises:
-      MalformedMessage: as `pack`.
+      MalformedMessage: an array's dtype is not in `DTYPES`.
     """
     blobs: list[Buffer] = []
     said = message.error.code if message.has_error() else _packed_records(message.content, blobs)
@@ -98,8 +98,12 @@ def pack_body(message: Message) -> Body:
 def segments(head: Metadata, body: Body) -> list[Buffer]:
     """Return a message's bytes in pieces; those of its arrays are not copied.
 
+    Args:
+      head: ids, nodes and type of the message.
+      body: its content, as `pack_body` returns it.
+
     Raises:
-      MalformedMessage: there are too many names or settings.
+      MalformedMessage: names and settings take more than `MAX_HEADER_BYTES`.
     """
     named = [head.run_id, head.message_id, head.reply_to_message_id, head.src_node_id, head.dst_node_id]
     named += [head.group_id, head.message_type]
@@ -152,9 +156,17 @@ def _packed_value(value: Any, blobs: list[Buffer]) -> Any:
 
 
 def question_id(message: Message, body: Body, node: int) -> str | None:
-    """Return run, round, attempt, exchange, node and a digest of the content; None for a message of no run.
+    """Return the id of a question to a node: run, round, attempt, exchange, node and a digest of the content.
 
-    Two messages have one id if, and only if, they ask the same, whatever link carries them and however often.
+    Two messages have the same id if and only if they ask the same of the same node, over whichever link.
+
+    Args:
+      message: the instruction.
+      body: its content, packed.
+      node: number of the node that is asked.
+
+    Returns:
+      The id, or None for a message that belongs to no run.
     """
     record = records_of(message.content, ConfigRecord).get(SPEC_RECORD)
     if record is None:
@@ -169,12 +181,12 @@ def question_id(message: Message, body: Body, node: int) -> str | None:
 
 
 def unpack(data: Buffer) -> Message:
-    """Return the message that the bytes say; its arrays lie in `data`, writable where that is a bytearray.
+    """Return the message that the bytes encode; its arrays lie in `data`, writable where that is a bytearray.
 
-    Its age counts from now, by this machine's clock.
+    The message's age counts from now, by this machine's clock.
 
     Raises:
-      MalformedMessage: whatever the bytes are, nothing else is raised.
+      MalformedMessage: the bytes are no message; nothing else is raised, whatever they are.
     """
     try:
         return _unpacked(memoryview(data).cast("B"))
@@ -245,7 +257,7 @@ def _value(value: Any, blobs: _Blobs) -> Any:
 
 
 class _Blobs:
-    """What lies behind the header, taken from front to back."""
+    """Bytes behind the header, taken from front to back."""
 
     def __init__(self, data: memoryview, at: int) -> None:
         self._data, self.at = data, at

@@ -1,7 +1,8 @@
-"""The server's end of every stream: who is here, what each is still to answer, and the bytes between.
+"""Server's end of all streams: which nodes are connected, what each still has to answer, and the bytes in between.
 
-All of it runs in one event loop. A stream's certificate is looked up before its first frame is read, and again as long
-as it lasts. Of each client at most one message is gathered at a time, no larger than its instruction allows.
+Everything runs in one event loop. The key of a stream is looked up on the admission list before its first frame is
+read, and then every second. At most one message of each client is gathered at a time, no larger than its instruction
+allows.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ Code = grpc.StatusCode
 
 @dataclass(frozen=True)
 class Letter:
-    """An instruction that waits for its reply.
+    """Instruction that waits for its reply.
 
     Attributes:
-      id: names it, and the reply to it.
-      node: whom it goes to.
-      parts: its bytes in pieces, shared with those to other nodes.
+      id: of the instruction and of its reply.
+      node: number of the node that it goes to.
+      parts: its bytes in pieces, shared with letters to other nodes.
       deliver: called in the event loop with the reply's bytes.
     """
 
@@ -49,15 +50,18 @@ class Letter:
 
     @property
     def reply_bytes(self) -> int:
-        """How large the reply may be."""
+        """Size of the largest reply that is accepted, in bytes."""
         return REPLY_RATIO * sum(len(part) for part in self.parts) + REPLY_ROOM
 
 
 @dataclass
 class Traffic:
-    """What passed between the server and one node, over all of its streams.
+    """Traffic between the server and one node, over all of its streams.
 
-    `since` is the Unix second at which the present stream began; None while the node is away.
+    Attributes:
+      since: Unix second at which the present stream began; None while the node is away.
+      streams: number of streams so far.
+      bytes_in, bytes_out: received and sent.
     """
 
     since: float | None = None
@@ -79,11 +83,11 @@ class _Peer:
 
 
 class Switchboard:
-    """See the module's text. Its methods belong into its event loop, but for `traffic` and `counts`, which only read.
+    """Server's end of all streams. Call its methods in its event loop, except `traffic` and `counts`, which only read.
 
     Args:
-      admitted: who may connect.
-      most_reply_bytes: no reply is larger, whatever was asked.
+      admitted: returns the nodes that may connect, by the fingerprints of their TLS keys.
+      most_reply_bytes: size of the largest reply to any instruction.
     """
 
     def __init__(self, admitted: Admitted, most_reply_bytes: int) -> None:
@@ -95,29 +99,29 @@ class Switchboard:
         self._counts: Counter[str] = Counter()
 
     def traffic(self) -> dict[int, Traffic]:
-        """Return what passed between the server and each node that ever connected."""
+        """Return the traffic between the server and each node that ever connected."""
         return {node: replace(passed) for node, passed in self._traffic.copy().items()}
 
     def counts(self) -> dict[str, int]:
-        """Return how many streams and replies were turned away, by reason."""
+        """Return the number of streams and replies that were turned away, by reason."""
         return dict(self._counts)
 
     def post(self, letters: Iterable[Letter]) -> None:
-        """Send each letter as soon as its node is here, and again whenever it comes back without an answer."""
+        """Send each letter once its node is connected, and again whenever the node comes back without an answer."""
         for letter in letters:
             self._waiting.setdefault(letter.node, {})[letter.id] = letter
             if letter.node in self._peers:
                 self._peers[letter.node].outbox.put_nowait(letter)
 
     def withdraw(self, letters: Iterable[Letter]) -> None:
-        """Stop waiting: what is answered from now on is late."""
+        """Stop waiting; replies from now on are late."""
         for letter in letters:
             waiting = self._waiting.get(letter.node, {})
             if waiting.get(letter.id) is letter:  # and not the same question of a later exchange
                 del waiting[letter.id]
 
     async def watch(self) -> None:
-        """End the streams of those who are no longer admitted, for ever."""
+        """End the streams of nodes that are no longer admitted, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             admitted = self._admitted()
@@ -128,8 +132,13 @@ class Switchboard:
     # --- one stream -----------------------------------------------------------------------------------------------
 
     async def follow(self, requests: object, context: Any) -> None:
-        """Serve one stream to its end."""
-        del requests  # they are read from the context, when there is room for them
+        """Serve one stream to its end, as gRPC's handler.
+
+        Args:
+          requests: unused; they are read from the context when there is room for them.
+          context: gRPC's, of this stream.
+        """
+        del requests
         key = fingerprint(cast(bytes, context.auth_context()["x509_pem_cert"][0]))
         node = self._admitted().get(key)
         if node is None:
@@ -147,9 +156,7 @@ class Switchboard:
         finally:
             del self._peers[node]
             peer.traffic.since = None
-        if (
-            ended is not None
-        ):  # a client that does not read hears of it late, or never: it is gone all the same
+        if ended is not None:  # after the node is forgotten: a client that does not read may never hear of it
             await self._refuse(context, *ended)
 
     async def _refuse(self, context: Any, code: Any, why: str) -> NoReturn:
@@ -173,7 +180,7 @@ class Switchboard:
         return frame
 
     async def _exchange(self, peer: _Peer) -> tuple[Any, str] | None:
-        """Send and receive until either ends, or the node is no longer admitted; return why it must end, if it must."""
+        """Send and receive until either ends or the node is revoked; return the error to end with, if there is one."""
         done = await until_one_ends(self._receive(peer), self._send(peer), peer.revoked.wait())
         if peer.revoked.is_set():
             return Code.PERMISSION_DENIED, f"the key {peer.key} was revoked"
@@ -218,7 +225,7 @@ class Switchboard:
         if letter is not None:
             self._answered.append(letter.id)
             letter.deliver(letter, gathering.data)
-        elif gathering.data:  # nobody waits any more for what was wanted when it began
+        elif gathering.data:  # it was wanted when it began, and nobody waits for it any more
             self._counts["late"] += 1
         if peer.outbox.qsize() > MOST_UNREAD:
             raise BadFrame("more replies than acknowledgements are read")
