@@ -36,7 +36,7 @@ from ..strategies.wire import (
 )
 from ..tasks import load_task
 from ..tasks.arrays import load_arrays, read_arrays
-from ..tasks.protocol import Examples, Task, fingerprint
+from ..tasks.protocol import Examples, Task, check_trainable, fingerprint
 from .dp_sgd import record_canaries
 from .private_update import private_update
 from .training import loss_traces
@@ -69,10 +69,6 @@ class Workbench:
     @cached_property
     def private_model(self) -> nn.Module:
         """The same model, once it is known that DP-SGD can train it. Refusal otherwise."""
-        from ..tasks.model_checks import (
-            check_trainable,  # it imports Opacus, which takes as long as torch does
-        )
-
         check_trainable(self.model)
         return self.model
 

@@ -13,7 +13,7 @@ from .protocol import Examples, Task, check_examples
 
 __all__ = ["TASKS", "Examples", "Task", "check_examples", "load_task"]
 
-# Imported when asked for: their data come with packages that a deployed client does not need.
+# Imported when they are asked for: their data come with packages that a deployed client does not need.
 TASKS: Mapping[str, str] = {
     "mnist5k": ".mnist5k",
     "digits": ".digits",
@@ -22,18 +22,23 @@ TASKS: Mapping[str, str] = {
     "shakespeare": ".shakespeare",
     "sentences": ".sentences",
 }
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where a module is not called as its package is
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their modules'
 
-PLANTED = "planted"  # the option that plants odd examples in whatever task, drawn by this seed
+PLANTED = "planted"  # the option that plants odd examples in any task, drawn by this seed
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[str, ...] = ()) -> Task:
-    """The task `name`, made with `options`, of which PLANTED is for all of them: `mislabelled` plants by it.
+    """Return the task of that name.
 
-    name: one of `TASKS` (options: num_clients, partition, alpha, seed), or "module:Class" of the user's own,
-    whose options are the arguments of the class. allow: the modules that may be imported for it.
-    Raises Refusal for an unknown name, a module that is not listed or cannot be imported, an option that the
-    task does not take, and whatever the task itself refuses.
+    Args:
+      name: one of `TASKS`, or "module:Class" for the user's own.
+      options: arguments of the task; a shipped one takes num_clients, partition, alpha and seed. With PLANTED, which
+        is for all tasks, `mislabelled` plants odd examples drawn by that seed.
+      allow: modules that may be imported for the user's own task.
+
+    Raises:
+      Refusal: the name is unknown, the module is not allowed or cannot be imported, the task does not take an option,
+        or the task itself refuses one.
     """
     make = _own(name, allow) if ":" in name else _shipped(name)
     try:
@@ -46,7 +51,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
         wanted = sorted(member for member in _MEMBERS if not hasattr(task, member))
         raise Refusal("task", name, f"it lacks {', '.join(wanted)}")
     planted = (options or {}).get(PLANTED)
-    # A user's own task says only now whether its data are real, in which nothing is planted.
+    # Only the made task of a user tells whether its data are real, in which case nothing is planted.
     return task if planted is None or not (task.simulated or ":" not in name) else mislabelled(task, planted)
 
 

@@ -1,4 +1,4 @@
-"""Arrays of a model: what travels of it, read and loaded in place."""
+"""Arrays of a model that travel: its trainable parameters and its buffers, read, and loaded in place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from .protocol import Task
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-    """Copy arrays into the model's parameters and buffers, in place."""
+    """Copy arrays into the model's parameters and buffers, in place.
+
+    Args:
+      model: whose state takes the values.
+      arrays: by name of the model's state dictionary, with its shapes.
+    """
     own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in arrays.items():
@@ -21,7 +26,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> 
 
 
 def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
-    """Return copies of what the federation averages: the model's parameters that train, and its buffers.
+    """Return copies of the model's trainable parameters and its buffers, by name.
 
     A frozen parameter is the same in every model that the task makes, and does not travel.
     """
@@ -31,5 +36,5 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 
 
 def dimension_of(task: Task) -> int:
-    """Return the coordinates of an update: the floating-point parameters of the task's model."""
+    """Return the number of coordinates of an update: those of the model's floating-point arrays."""
     return sum(value.size for value in read_arrays(task.model()).values() if value.dtype.kind == "f")

@@ -1,4 +1,4 @@
-"""The shape that all shipped tasks share: labelled examples in memory, dealt to clients by a partition."""
+"""Classification task: labelled examples in memory, dealt to clients by a partition. Most shipped tasks are one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from .protocol import Examples, check_examples
 
 @dataclass(frozen=True)
 class Classification:
-    """A `Task` over public data, with cross-entropy as its loss and accuracy as its metric.
+    """`Task` over public data, with cross-entropy as its loss and accuracy as its metric.
 
-    `shares[i]` holds the positions in `train` of client i; `build` returns a new model.
+    Attributes:
+      train: all clients' examples.
+      test: held-out examples.
+      shares: for each client, the positions of its examples in `train`.
+      build: returns a new model.
+      simulated: as in `Task`.
     """
 
     train: Examples
@@ -53,7 +58,12 @@ class Classification:
 
 
 def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return each client's mean cross-entropy, shape (clients,)."""
+    """Return each client's mean cross-entropy, shape (clients,).
+
+    Args:
+      outputs: logits, shape (clients, n, classes).
+      targets: shape (clients, n).
+    """
     each = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
     return each.view(targets.shape).mean(1)
 
@@ -66,9 +76,18 @@ def classification(
     build: Callable[[], nn.Module],
     groups: Indices | None = None,
 ) -> Classification:
-    """A checked `Classification`; `groups` (len(train),) names each example's natural owner.
+    """Return a `Classification` whose data were checked.
 
-    Raises Refusal as `check_examples` and `Partition.shares` do.
+    Args:
+      train: all clients' examples.
+      test: held-out examples.
+      num_classes: targets run from 0 to num_classes - 1.
+      partition: how `train` is dealt to clients.
+      build: returns a new model.
+      groups: natural owner of each training example, shape (len(train),); None if the data do not know.
+
+    Raises:
+      Refusal: as `check_examples` and `Partition.shares` do.
     """
     check_examples(train, num_classes, "training data")
     check_examples(test, num_classes, "held-out data")
@@ -76,8 +95,13 @@ def classification(
 
 
 def softmax_regression(features: int, classes: int) -> nn.Module:
-    """A linear softmax that starts at zero, where every class is equally likely."""
-    # Made without values first, so that the global random state is left alone.
+    """Return a linear softmax model that starts at zero, where every class is equally likely.
+
+    Args:
+      features: dimension of an input.
+      classes: number of outputs.
+    """
+    # On the meta device first, so that the global random state does not change.
     layer = nn.Linear(features, classes, device="meta").to_empty(device="cpu")
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

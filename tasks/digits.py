@@ -1,4 +1,4 @@
-"""The 1797 digits of 8 x 8 pixels that come with scikit-learn, under a linear softmax."""
+"""Digits of 8 x 8 pixels, the 1797 that come with scikit-learn, under a linear softmax."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ SPLIT_SEED = 1797
 
 
 def load(num_clients: int = 100, partition: str = "iid", alpha: float = 0.5, seed: int = 0) -> Classification:
-    """1437 digits for training and 360 held out; each image is scaled to length one."""
+    """Return the task: 1437 digits for training and 360 held out, each image scaled to length one.
+
+    Args:
+      num_clients: 1 to 1437.
+      partition: iid, dirichlet or shards.
+      alpha: concentration of a dirichlet partition, above 0.
+      seed: of the partition.
+    """
     how = Partition(partition, num_clients, alpha, seed)
     pixels, labels = load_digits(return_X_y=True)
     pixels = pixels / np.linalg.norm(pixels, axis=1, keepdims=True)

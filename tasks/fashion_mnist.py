@@ -34,7 +34,17 @@ IDX_MAGIC = {1: 0x00000801, 3: 0x00000803}
 def load(
     num_clients: int = 1000, partition: str = "iid", alpha: float = 0.5, seed: int = 0
 ) -> Classification:
-    """60 000 pictures for training and 10 000 held out, as published."""
+    """Return the task: 60 000 pictures for training and 10 000 held out, as published.
+
+    Args:
+      num_clients: 1 to 60 000.
+      partition: iid, dirichlet or shards.
+      alpha: concentration of a dirichlet partition, above 0.
+      seed: of the partition and of the model's start.
+
+    Raises:
+      Refusal: the files are not there and cannot be downloaded, or are damaged.
+    """
     how = Partition(partition, num_clients, alpha, seed)
     folder = find_folder((DEBIAN_FOLDER, cache_folder() / "FashionMNIST" / "raw"))
     return classification(
@@ -47,7 +57,7 @@ def load(
 
 
 def network(seed: int) -> nn.Module:
-    """The convolutional network, its start drawn from `seed` alone."""
+    """Return the convolutional network, its start drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
@@ -65,14 +75,15 @@ def network(seed: int) -> nn.Module:
 
 
 def cache_folder() -> Path:
-    """Where a download is kept: $XDG_CACHE_HOME/fedveil, by default ~/.cache/fedveil."""
+    """Return the folder of downloads: $XDG_CACHE_HOME/fedveil, by default ~/.cache/fedveil."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedveil"
 
 
 def find_folder(folders: Sequence[Path]) -> Path:
-    """The first folder that holds the files; the last one is downloaded into if none does.
+    """Return the first folder that holds the files; if none does, download them into the last one.
 
-    Raises Refusal if there are no files and torchvision is missing or cannot download them.
+    Raises:
+      Refusal: there are no files, and torchvision is missing or cannot download them.
     """
     for folder in folders:
         if (folder / "train-images-idx3-ubyte.gz").is_file():
@@ -89,7 +100,15 @@ def find_folder(folders: Sequence[Path]) -> Path:
 
 
 def read_examples(folder: Path, part: str) -> Examples:
-    """The pictures and labels of `part` (train or t10k), pixels scaled to -1 .. 1."""
+    """Return pictures, shape (n, 1, SIDE, SIDE), pixels scaled to -1 .. 1, and their labels.
+
+    Args:
+      folder: of the four IDX files.
+      part: train or t10k.
+
+    Raises:
+      Refusal: as `read_idx` does.
+    """
     pixels = read_idx(folder / f"{part}-images-idx3-ubyte.gz", dimensions=3)
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", dimensions=1)
     inputs = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).unsqueeze(1)
@@ -97,9 +116,14 @@ def read_examples(folder: Path, part: str) -> Examples:
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of one gzipped IDX file (yann.lecun.com/exdb/mnist: big-endian header, then the bytes).
+    """Return the array of one gzipped IDX file (yann.lecun.com/exdb/mnist: big-endian header, then the bytes).
 
-    Raises Refusal if the file is missing, cut short, too long, or of another kind.
+    Args:
+      path: of the file.
+      dimensions: of the array, 1 or 3.
+
+    Raises:
+      Refusal: the file is missing, cut short, too long, or of another kind.
     """
     try:
         raw = gzip.decompress(path.read_bytes())

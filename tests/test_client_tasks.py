@@ -16,8 +16,8 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.tasks import TASKS, Examples, Task, check_examples, load_task
 from fedveil.tasks import fashion_mnist as fashion
 from fedveil.tasks.classification import classification, softmax_regression
-from fedveil.tasks.features import FEATURES, gabor_filters, oriented_energies, straightened
 from fedveil.tasks.heart import BOUND, HOSPITALS, MEASURED, encode
+from fedveil.tasks.mnist5k import FEATURES, gabor_filters, oriented_energies, straightened
 from fedveil.tasks.partition import Partition
 
 INSTALLED = ("mnist5k", "digits", "heart")

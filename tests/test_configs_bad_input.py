@@ -17,7 +17,7 @@ from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.cohorts import All
-from fedveil.tasks.model_checks import check_trainable
+from fedveil.tasks.protocol import check_trainable
 
 # case, override, what the sentence must hold beside the field
 BAD_VALUES = [

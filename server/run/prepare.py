@@ -16,6 +16,7 @@ from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW
+from ...tasks.protocol import check_trainable
 from .. import noise_key
 from ..checkpoint import read
 from ..private_grid import ClientPrivacy
@@ -34,8 +35,6 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         recording.require_free(folder)
     client = client_settings(federation, folder)
     if federation.record is not None:
-        from ...tasks.model_checks import check_trainable  # it imports Opacus
-
         check_trainable(federation.task.model())
     make_strategy_of(federation)
     _ = federation.masking  # refuses a cohort that no sum can hide
