@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..privacy.refusal import Refusal
 from ..server.rounds import Pace, Status
 from ..server.run.build import build, with_members
 from ..server.run.federation import Deployed, Federation
-from ..server.run.run import Outcome, Surroundings, exit_code_of, run_federation
+from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..server.run.run_folder import CONFIG, RESULT
 from .open_link import Link, open_link
 from .status import RUNNING, served_roster
@@ -173,7 +173,7 @@ def _say_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> i
 # --- the run ----------------------------------------------------------------------------------------------------
 
 
-def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: bool, reach: Open) -> Outcome:
+def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: bool, reach: Open) -> RunResult:
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
     with (
         reach(settings.link, bundle, nodes_of(rosters)) as link,
@@ -181,8 +181,8 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
     ):
         if not quiet:
             print(f"{bundle.federation}: listening on {bundle.listen}", flush=True)
-        around = Surroundings(
-            on_grid=lambda _, on_grid: on_grid(link.grid),
+        around = Environment(
+            grid=lambda _: nullcontext(link.grid),
             order=order_of,
             pace=pace_of(rosters, settings.link, link, watch),
             watch=watch.look,

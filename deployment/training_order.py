@@ -10,8 +10,7 @@ from ..configs.schema import (
     Record,
     RecordAndClient,
 )
-from ..server.run.federation import Federation
-from ..server.run.run_folder import Run
+from ..server.run.federation import Federation, Run
 from ..strategies.cohorts import likely_participations
 from ..strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
 

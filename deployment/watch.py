@@ -24,12 +24,12 @@ from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
-from ..server.run.audit import in_words, shown
+from ..server.run.audit import RunAudit, in_words, shown
 from ..server.run.audit_display import rows_of
 from ..server.run.display import say
 from ..server.run.federation import Federation
-from ..server.run.run import Outcome
-from ..server.run.run_folder import Run
+from ..server.run.run import RunResult
+from ..server.run.run_folder import Progress
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
 from .open_link import Presence
 from .prometheus import serving
@@ -76,20 +76,24 @@ class Watch:
 
     # --- what happens -------------------------------------------------------------------------------------------
 
-    def look(self, run: Run) -> None:
+    def look(self, progress: Progress) -> None:
         """Take note of a run that is about to begin its rounds, or has finished one more."""
         begun = self._state == "starting"
-        self._rounds = rounds_of(run.history)
+        self._rounds = rounds_of(progress.history)
         known = [] if self._audit is None else self._audit["alarms"]
-        self._audit = audit_of(run)
+        self._audit = None if progress.audit is None else audit_of(progress.audit)
         self._say("training", "")
-        if run.audit is not None:
-            for each in run.audit.auditor.raised[len(known) :]:
+        if progress.audit is not None:
+            for each in progress.audit.auditor.raised[len(known) :]:
                 log("alarm", run=self._settings.run, round=each.round, what=in_words(each.alarm))
         if begun:
             log("begins", run=self._settings.run, after_round=self._rounds["round"])
-        elif run.history:
-            log("round", run=self._settings.run, **{k: v for k, v in run.history[-1].items() if k in LOGGED})
+        elif progress.history:
+            log(
+                "round",
+                run=self._settings.run,
+                **{k: v for k, v in progress.history[-1].items() if k in LOGGED},
+            )
 
     def wait_for(self, clients: int) -> None:
         """Take note that no round begins before so many clients are connected; 0: that it may begin."""
@@ -100,7 +104,7 @@ class Watch:
                 say(f"waiting {waiting}")
         self._say("waiting" if clients else "training", waiting)
 
-    def end(self, outcome: Outcome) -> Outcome:
+    def end(self, outcome: RunResult) -> RunResult:
         """Take note of how the run ended."""
         self._say(str(outcome.result["status"]), str(outcome.result["reason"]))
         log("ends", run=self._settings.run, status=self._state, reason=self._reason)
@@ -213,15 +217,12 @@ def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, An
     return rows
 
 
-def audit_of(run: Run) -> dict[str, Any] | None:
-    """Return what the audit of the released sums says so far; None where it is off.
+def audit_of(audit: RunAudit) -> dict[str, Any]:
+    """Return what the audit of the released sums says so far.
 
     `said` is for people, `alarms` and the last round's `p_values` for machines, `on_alarm` what an alarm does.
     """
-    line = shown(run)
-    if run.audit is None or line is None:
-        return None
-    auditor = run.audit.auditor
+    line = shown(audit.auditor)
     alarms = [
         {
             "round": each.round,
@@ -232,10 +233,10 @@ def audit_of(run: Run) -> dict[str, Any] | None:
         for each in line.alarms
     ]
     return {
-        "on_alarm": run.audit.on_alarm,
+        "on_alarm": audit.on_alarm,
         "said": [text for text, _ in rows_of(line)],
         "alarms": alarms,
-        "p_values": {str(test): p for test, p in auditor.p_values.items()},
+        "p_values": {str(test): p for test, p in audit.auditor.p_values.items()},
     }
 
 

@@ -1,73 +1,56 @@
-"""The engine that a simulation's clients run on: in this process and its workers, or Flower's Ray runtime."""
+"""Engine that a simulation's clients run on: in this process and its workers, or Flower's Ray runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
-from typing import Any
 
 from flwr.app import Context
 from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
 from ..client.app import SETTINGS_KEY, make_client_app, workbench
-from ..server.run.federation import Federation
-from ..server.run.run_folder import Run
+from ..server.run.federation import Federation, Run
 from .deadline import within
 from .faults import inject
 from .in_process import InProcessGrid
 
 
-def on_engine(run: Run, on_grid: Callable[[Grid], None], *, grid: Grid | None) -> None:
-    """Call `on_grid` with what reaches the clients: the grid that is given, or the engine that the settings name."""
+def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid]:
+    """Open what reaches the clients: the grid that is given, or the engine that the settings name.
+
+    Args:
+      run: about to begin its rounds.
+      grid: to be used instead of an engine; it is not closed.
+    """
     if grid is not None:
-        on_grid(grid)
-    elif run.federation.settings.engine.name == "ray":
-        _on_ray(run, on_grid)
-    else:
-        _in_process(run, on_grid)
+        return nullcontext(grid)
+    if run.federation.settings.engine.name == "ray":
+        from .ray import ray_grid
+
+        app = make_client_app(partial(_settings_text, run.client.to_json()), client_mods(run.federation))
+        return ray_grid(app, run.federation.num_nodes, run.federation.settings.engine)
+    return closing(_in_process(run))
 
 
-def _in_process(run: Run, on_grid: Callable[[Grid], None]) -> None:
+def _in_process(run: Run) -> InProcessGrid:
     from ..client.training.cohort_training import can_vectorise, sum_cohort
     from ..client.training.in_place import begin
 
-    engine = run.federation.settings.engine
-    text = run.client.to_json()
-    bench = workbench(text)
-    plain = (
-        run.client.record is None
-        and run.federation.masking is None
-        and not run.federation.settings.faults.any
-    )
-    plain = plain and not run.client.loss_traces
+    federation, text = run.federation, run.client.to_json()
+    engine, bench = federation.settings.engine, workbench(text)
+    plain = run.client.record is None and not run.client.loss_traces
+    plain = plain and federation.masking is None and not federation.settings.faults.any
     vectorised = plain and can_vectorise(bench)
-    grid = InProcessGrid(
-        client_app=_client_app(run),
-        num_clients=run.federation.num_nodes,
+    return InProcessGrid(
+        client_app=make_client_app(partial(_settings_text, text), _faults(federation)),
+        num_clients=federation.num_nodes,
         run_config={SETTINGS_KEY: text},
         workers=engine.workers,
         deadline=engine.deadline,
         cohort_function=partial(sum_cohort, bench) if vectorised else None,
         in_place=partial(begin, bench) if plain else None,
     )
-    try:
-        on_grid(grid)
-    finally:
-        grid.close()
-
-
-def _on_ray(run: Run, on_grid: Callable[[Grid], None]) -> None:
-    from .ray import ray_grid
-
-    federation, text = run.federation, run.client.to_json()
-    app = make_client_app(partial(_settings_text, text), client_mods(federation))
-    with ray_grid(app, federation.num_nodes, federation.settings.engine) as grid:
-        on_grid(grid)
-
-
-def _client_app(run: Run) -> Any:
-    return make_client_app(partial(_settings_text, run.client.to_json()), _faults(run.federation))
 
 
 def _settings_text(text: str, context: Context) -> str:

@@ -10,13 +10,13 @@ from flwr.serverapp import Grid
 
 from ..configs.schema import SimulationSettings
 from ..server.run.build import build
-from ..server.run.run import Outcome, Surroundings, run_federation
+from ..server.run.run import Environment, RunResult, run_federation
 from .engines import on_engine
 
 
 def simulate(
     settings: SimulationSettings, folder: Path, quiet: bool = False, grid: Grid | None = None
-) -> Outcome:
+) -> RunResult:
     """Run the federation that the settings describe and leave its results in `folder`.
 
     Args:
@@ -28,5 +28,4 @@ def simulate(
       Refusal: before anything is spent.
     """
     torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
-    where = partial(on_engine, grid=grid)
-    return run_federation(build(settings), folder, Surroundings(where), quiet)
+    return run_federation(build(settings), folder, Environment(partial(on_engine, grid=grid)), quiet)

@@ -18,7 +18,7 @@ from fedveil.privacy.ledger.caps import ALL, Cap, set_cap
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import read
-from fedveil.server.run.run import Outcome
+from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks.protocol import fingerprint
 
@@ -73,7 +73,7 @@ def clinics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["task=custom", "allow_modules=[clinics]", ledgers, "batch_size=4", "num_rounds=2"]
 
 
-def run(folder: Path, overrides: list[str], kind: str, *more: str) -> Outcome:
+def run(folder: Path, overrides: list[str], kind: str, *more: str) -> RunResult:
     own = settings_from_overrides([*overrides, f"task.target=clinics:{kind}", *more])
     return simulate(own, folder, quiet=True)
 

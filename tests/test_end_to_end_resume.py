@@ -22,7 +22,7 @@ from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import DAMAGED, NAME, PREVIOUS, read
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.run.run import Outcome
+from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
 ROUNDS = 4
@@ -51,11 +51,11 @@ def started(mode: str) -> tuple[str, ...]:
     return (*COMMON, *draw, *MODES[mode])
 
 
-def begin(folder: Path, mode: str = "fedavg", *more: str) -> Outcome:
+def begin(folder: Path, mode: str = "fedavg", *more: str) -> RunResult:
     return simulate(settings_from_overrides([*started(mode), *more]), folder, quiet=True)
 
 
-def resume(folder: Path) -> Outcome:
+def resume(folder: Path) -> RunResult:
     return simulate(settings_from_overrides([f"resume={folder}"]), folder, quiet=True)
 
 

@@ -23,7 +23,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.run import run_folder as recording
-from fedveil.server.run.run import Outcome
+from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 
 ROUNDS = 3
@@ -69,7 +69,7 @@ def given(*overrides: str) -> list[str]:
     return [*(each for each in COMMON if not (others and each.startswith("cohort"))), *overrides]
 
 
-def run(folder: Path, *overrides: str) -> Outcome:
+def run(folder: Path, *overrides: str) -> RunResult:
     return simulate(settings_from_overrides(given(*overrides)), folder, quiet=True)
 
 
@@ -434,7 +434,7 @@ def hospitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]
 
 
-def really(folder: Path, overrides: list[str]) -> Outcome:
+def really(folder: Path, overrides: list[str]) -> RunResult:
     return simulate(settings_from_overrides(overrides), folder, quiet=True)
 
 

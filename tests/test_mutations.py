@@ -102,7 +102,7 @@ MUTATIONS = {
     ),
     "a round goes by the roster that the run began with": Mutation(
         "server/run/run.py",
-        "or _renewed(run, private, around)",
+        "or _renewed(progress, private, around)",
         "",
         "test_deployment_serve.py",
         "from_the_next_round_on and central",

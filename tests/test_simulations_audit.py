@@ -13,7 +13,7 @@ from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
-from fedveil.server.run.run import Outcome
+from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import load_task
 from fedveil.tasks.arrays import read_arrays
@@ -24,23 +24,23 @@ NOISE = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.t
 FULL = ("audit=full", "audit.canaries=60", "audit.looks=2", "audit.on_alarm=note")
 
 
-def run(folder: Path, *overrides: str) -> Outcome:
+def run(folder: Path, *overrides: str) -> RunResult:
     given = [
         each for each in SMALL if not (any(o.startswith("cohort=") for o in overrides) and "cohort" in each)
     ]
     return simulate(settings_from_overrides([*given, *NOISE, *overrides]), folder, quiet=True)
 
 
-def audit_of(outcome: Outcome) -> dict[str, Any]:
+def audit_of(outcome: RunResult) -> dict[str, Any]:
     return json.loads((outcome.folder / "result.json").read_text())["audit"]
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def full(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return run(tmp_path_factory.mktemp("full") / "run", *FULL)
 
 
-def test_claimed_stands_beside_measured(full: Outcome) -> None:
+def test_claimed_stands_beside_measured(full: RunResult) -> None:
     found = audit_of(full)
     assert full.exit_code == 0 and found["canaries"] == 60 and found["alarms"] == []
     assert found["claimed"] == pytest.approx(full.result["privacy"][-1]["epsilon"], rel=0.01)
@@ -52,7 +52,7 @@ def test_claimed_stands_beside_measured(full: Outcome) -> None:
 
 
 def test_nothing_about_the_real_clients_changes_but_what_they_train_from(
-    full: Outcome, tmp_path: Path
+    full: RunResult, tmp_path: Path
 ) -> None:
     """The same draw, the same charges: canaries are drawn after the real clients, and the mean divides by those."""
     plain = run(tmp_path / "off", "audit=off")
@@ -68,7 +68,7 @@ def test_nothing_about_the_real_clients_changes_but_what_they_train_from(
     assert [m["invited"] - n for m, n in zip(metrics, drawn, strict=True)] == [o["invited"] for o in others]
 
 
-def test_the_coins_were_committed_to_before_the_first_round(full: Outcome) -> None:
+def test_the_coins_were_committed_to_before_the_first_round(full: RunResult) -> None:
     entries = read_entries(full.folder / "ledger")
     notes = [(n, json.loads(e.payload)) for n, e in enumerate(entries) if e.kind == "note"]
     first_release = next(n for n, e in enumerate(entries) if e.kind == "reserve")

@@ -17,7 +17,7 @@ from fedveil.privacy.audit.watching import Released
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.auditing import Auditor
-from fedveil.server.run.run import Outcome, exit_code_of
+from fedveil.server.run.run import RunResult, exit_code_of
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import OverSelected
 
@@ -28,7 +28,7 @@ SMALL = ("task=digits", "task.num_clients=20", f"num_rounds={ROUNDS}", "cohort.r
 NOISE = ("privacy.noise_multiplier=2", "privacy.target_epsilon=null", "privacy.target_delta=0.01")
 
 
-def run(folder: Path, *overrides: str) -> Outcome:
+def run(folder: Path, *overrides: str) -> RunResult:
     return simulate(settings_from_overrides([*SMALL, *NOISE, *overrides]), folder, quiet=True)
 
 

@@ -1,4 +1,4 @@
-"""The audit of a run, simulated or served: what is fixed and committed to before round 1, what an alarm does, what the result says."""
+"""Audit of a run, simulated or served: its terms and commitment before round 1, its alarms, its part of the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,8 @@ from ..rounds import Ending, State, Status
 from .audit_display import AuditLine
 from .audit_plot import draw
 from .canary_clients import audited, canary_clients, support_of
-from .federation import Federation
+from .federation import Federation, Run
 from .record_audit import Planted, planted
-
-if TYPE_CHECKING:
-    from .run_folder import Run
 
 ROWS = "audit.npy"
 TERMS = "audit.json"
@@ -44,11 +41,19 @@ MORE_NOISE = 2.0  # times the planned noise, from an alarm on that raises it
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunAudit:
-    """The audit of one run: the auditor, what an alarm does, the secret seed of its canaries, and the first model if
-    canaries move it."""
+    """The audit of one run.
 
+    Attributes:
+      run: that is audited.
+      auditor: watches what is released.
+      on_alarm: what an alarm does: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
+      seed: secret, of the canaries; None without any.
+      first: the first model, where canaries move it.
+    """
+
+    run: Run
     auditor: Auditor
     on_alarm: str
     seed: bytes | None
@@ -65,11 +70,22 @@ class RunAudit:
 # --- before the first round -------------------------------------------------------------------------------------
 
 
-def begin(run: Run, fresh: bool) -> None:
-    """Fix the audit of a run, commit to its canaries, and tell the clients which of them are dummies."""
+def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
+    """Fix the audit of a run and commit to its canaries.
+
+    Args:
+      run: before its first round, its folder made and its ledger open.
+      fresh: whether no earlier process has begun it.
+
+    Returns:
+      The run whose clients are told which of them are canaries, and its audit; None where it has none.
+
+    Raises:
+      Refusal: the seed of the canaries can be neither made nor read.
+    """
     federation, settings = run.federation, run.federation.settings.audit
     if settings is None:
-        return
+        return run, None
     seed, canaries = None, None
     asked = audited(federation.settings)
     if asked is not None and federation.num_canaries:
@@ -78,7 +94,7 @@ def begin(run: Run, fresh: bool) -> None:
         told = canary_clients(
             asked, federation.client, federation.task, federation.num_canaries, seed, federation.scalars
         )
-        run.client = replace(run.client, canaries=told)
+        run = replace(run, client=replace(run.client, canaries=told))
         canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
     found = planted(federation, run.client)
     terms = _terms(federation, canaries, found)
@@ -95,12 +111,13 @@ def begin(run: Run, fresh: bool) -> None:
     arrays = read_arrays(federation.task.model())
     first = {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
     moved = first if federation.deployed is None else None
-    run.audit = RunAudit(auditor, settings.on_alarm, seed, moved)
+    audit = RunAudit(run, auditor, settings.on_alarm, seed, moved)
     if fresh:
         (run.folder / ROWS).unlink(missing_ok=True)
     if fresh and seed is not None:
-        write_terms(run)
-    _commit(run)
+        write_terms(audit)
+    _commit(audit)
+    return run, audit
 
 
 def _seed(run: Run, fresh: bool) -> bytes:
@@ -139,17 +156,15 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
     )
 
 
-def write_terms(run: Run, opened: bool = False) -> None:
+def write_terms(audit: RunAudit, opened: bool = False) -> None:
     """Write what is fixed, with the commitment; with the seed and the coins once they are `opened`."""
-    audit = run.audit
-    assert audit is not None
     auditor, seed = audit.auditor, audit.seed
     fields: dict[str, Any] = {"terms": asdict(auditor.terms), "on_alarm": audit.on_alarm}
     if seed is not None:
         fields["commitment"] = commitment(seed, auditor.coins)
     if seed is not None and opened:
         fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
-    checkpoint.write_durably(run.folder / TERMS, (json.dumps(fields, indent=2) + "\n").encode())
+    checkpoint.write_durably(audit.run.folder / TERMS, (json.dumps(fields, indent=2) + "\n").encode())
 
 
 def read_terms(fields: Mapping[str, Any]) -> AuditTerms:
@@ -159,53 +174,59 @@ def read_terms(fields: Mapping[str, Any]) -> AuditTerms:
     return AuditTerms(**terms)
 
 
-def _commit(run: Run) -> None:
-    audit = run.audit
-    if audit is None or audit.seed is None or run.ledger is None:
+def _commit(audit: RunAudit) -> None:
+    run, auditor = audit.run, audit.auditor
+    if audit.seed is None or run.ledger is None:
         return
-    said = {"commitment": commitment(audit.seed, audit.auditor.coins), "canaries": len(audit.auditor.coins)}
+    said = {"commitment": commitment(audit.seed, auditor.coins), "canaries": len(auditor.coins)}
     run.ledger.note((run.name, 0, MECHANISM), said)
 
 
-def go_on(run: Run, grid: PrivateGrid, state: State) -> Ending | None:
+def go_on(audit: RunAudit, grid: PrivateGrid, state: State) -> Ending | None:
     """Continue after the round of a checkpoint; the noise is raised if it was.
 
-    Return how the run ends where an alarm was to end it for good, and its process was killed before it did.
+    Args:
+      audit: of the run.
+      grid: that sums its rounds.
+      state: of the checkpoint, or the first.
+
+    Returns:
+      How the run ends where an alarm was to end it for good, and its process was killed before it did; else None.
     """
-    audit = run.audit
-    if audit is None:
-        return None
-    kept = run.checkpoint.audit if run.checkpoint is not None else {}
+    kept = audit.run.checkpoint.audit if audit.run.checkpoint is not None else {}
     memory = Memory(**kept) if kept else NO_MEMORY
     audit.auditor.go_on(state.round, memory)
     alarms = [each.alarm for each in audit.auditor.acting]
     if alarms and audit.on_alarm == "raise_noise":
         grid.raise_noise(MORE_NOISE)
-    return act(run, grid, state, alarms) if alarms and audit.on_alarm in ("stop", "rollback") else None
+    return act(audit, grid, state, alarms) if alarms and audit.on_alarm in ("stop", "rollback") else None
 
 
 # --- after each round -------------------------------------------------------------------------------------------
 
 
-def watch_round(run: Run, grid: PrivateGrid, state: State) -> list[Alarm]:
-    """Look at the round that has just ended, and write its alarms to the ledger."""
-    audit = run.audit
-    if audit is None:
-        return []
-    alarms = audit.auditor.take(state.round, grid.released, state.arrays)
+def watch_round(audit: RunAudit, grid: PrivateGrid, state: State) -> list[Alarm]:
+    """Look at the round that has just ended, and write its alarms to the ledger.
+
+    Args:
+      audit: of the run.
+      grid: that summed the round.
+      state: after it.
+
+    Returns:
+      The alarms on which something is to be done.
+    """
+    alarms, ledger = audit.auditor.take(state.round, grid.released, state.arrays), audit.run.ledger
     for alarm in alarms:
-        if run.ledger is not None:
+        if ledger is not None:
             said = {"level": str(alarm.level), "p_value": alarm.p_value, "threshold": alarm.threshold}
-            key = (run.name, state.round, f"{MECHANISM} {alarm.test}")
-            run.ledger.note(key, {**said, "action": audit.on_alarm if alarm.level in ACTING else "note"})
+            key = (audit.run.name, state.round, f"{MECHANISM} {alarm.test}")
+            ledger.note(key, {**said, "action": audit.on_alarm if alarm.level in ACTING else "note"})
     return [alarm for alarm in alarms if alarm.level in ACTING]
 
 
-def shown(run: Run) -> AuditLine | None:
-    """Return what a person sees of the audit so far."""
-    if run.audit is None:
-        return None
-    auditor = run.audit.auditor
+def shown(auditor: Auditor) -> AuditLine:
+    """Return what a person sees of an audit so far."""
     measured = auditor.looks[-1] if auditor.looks else None
     found = tuple(
         f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
@@ -226,13 +247,22 @@ def shown(run: Run) -> AuditLine | None:
     )
 
 
-def act(run: Run, grid: PrivateGrid, state: State, alarms: list[Alarm]) -> Ending | None:
-    """Do what is to be done on these alarms, none or more; return how the run ends, if it does."""
-    audit = run.audit
-    if audit is None or audit.on_alarm == "note":
+def act(audit: RunAudit, grid: PrivateGrid, state: State, alarms: list[Alarm]) -> Ending | None:
+    """Do what is to be done on these alarms, none or more.
+
+    Args:
+      audit: of the run.
+      grid: that sums its rounds.
+      state: after the round that raised them.
+      alarms: of the levels on which something is done.
+
+    Returns:
+      How the run ends, if it does.
+    """
+    if audit.on_alarm == "note":
         return None
     if audit.on_alarm == "rollback" and audit.auditor.rows.size and audit.auditor.clean:
-        _keep_clean(run, state)
+        _keep_clean(audit.run, state)
     if not alarms:
         return None
     reason = f"an audit raised an alarm after round {state.round} ({', '.join(map(in_words, alarms))})"
@@ -241,12 +271,11 @@ def act(run: Run, grid: PrivateGrid, state: State, alarms: list[Alarm]) -> Endin
             grid.raise_noise(MORE_NOISE)
             return None
         case "pause":
-            again = (
-                "resume=RUN" if run.federation.deployed is None else "the same command with --despite-alarm"
-            )
+            real = audit.run.federation.deployed is not None
+            again = "the same command with --despite-alarm" if real else "resume=RUN"
             return Ending(Status.PAUSED, f"{reason}; {again} goes on all the same", state)
         case "rollback":
-            clean = _last_clean(run, state)
+            clean = _last_clean(audit.run, state)
             return Ending(Status.ALARMED, f"{reason}; the model is that of round {clean.round}", clean)
         case _:
             return Ending(Status.ALARMED, reason, state)
@@ -276,17 +305,23 @@ def _last_clean(run: Run, state: State) -> State:
 # --- after the last round ---------------------------------------------------------------------------------------
 
 
-def end(run: Run, ending: Ending, title: str) -> dict[str, Any] | None:
-    """Open the commitment, unless the run may go on, draw the plot, and return what the result says of the audit."""
-    audit = run.audit
-    if audit is None:
-        return None
+def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
+    """Open the commitment, unless the run may go on, draw the plot, and return what the result says of the audit.
+
+    Args:
+      audit: of the run.
+      ending: how the run ended.
+      title: one line above the plot.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
     over = ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
     summary = audit.auditor.end(audit.first, ending.state.arrays)
-    write_terms(run, opened=over)
+    write_terms(audit, opened=over)
     looks = audit.auditor.looks or audit.auditor.record_looks
     if looks:
-        draw(looks, run.folder / PLOT, title)
+        draw(looks, audit.run.folder / PLOT, title)
     return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
         "memorisation": [asdict(each) for each in audit.auditor.found],
     }

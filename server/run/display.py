@@ -21,7 +21,7 @@ LINES = 10  # a plain log gets about this many lines
 
 
 @dataclass(frozen=True)
-class Line:
+class ShownRound:
     """One round, as shown. Epsilons are None where there is no such unit, infinite where nothing is hidden."""
 
     round: int
@@ -50,7 +50,7 @@ class Display:
     num_rounds: int
     budgets: dict[str, float | None]
     quiet: bool = False
-    _lines: list[Line] = field(default_factory=list[Line])
+    _lines: list[ShownRound] = field(default_factory=list[ShownRound])
     _live: Live | None = None
     _start: float = field(default_factory=time.monotonic)
 
@@ -70,7 +70,7 @@ class Display:
             self._live.update(self._table())
             self._live.__exit__(None, None, None)
 
-    def show(self, line: Line) -> None:
+    def show(self, line: ShownRound) -> None:
         """Show one more round."""
         self._lines.append(line)
         if self._live is not None:
@@ -80,7 +80,7 @@ class Display:
         ):
             print(self._plain(line), flush=True)
 
-    def _plain(self, line: Line) -> str:
+    def _plain(self, line: ShownRound) -> str:
         shown = [f"round {line.round:>{len(str(self.num_rounds))}}/{self.num_rounds}"]
         shown += [f"{name} {_number(value)}" for name, value in line.metrics.items()]
         shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(line)]
@@ -90,7 +90,7 @@ class Display:
         audit = line.audit.words() if line.audit and line.audit.fresh(line.round) else []
         return "\n".join(["  ".join(shown), *(f"  audit: {each}" for each in audit)])
 
-    def _epsilons(self, line: Line) -> list[tuple[str, str]]:
+    def _epsilons(self, line: ShownRound) -> list[tuple[str, str]]:
         rows: list[tuple[str, str]] = []
         for unit, value in (("client", line.client_epsilon), ("record", line.record_epsilon)):
             if value is None:

@@ -1,4 +1,4 @@
-"""The parts of a federation: its task, cohort, levels of privacy, masking and ledger. Nothing runs yet."""
+"""Federation and its run: task, cohort, levels of privacy, masking, ledger, and what a run fixes before round 1."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from ...configs.schema import (
 )
 from ...privacy.budget import Adversary, Budget, Unit
 from ...privacy.ledger.caps import capped, default_folder
+from ...privacy.ledger.ledger import Ledger
 from ...privacy.mechanisms.correlated_noise import Correlation
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import Scalar
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster
 from ...privacy.secagg.transcript import Profile
-from ...strategies.client_settings import TRAIN_LOSS
+from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, MinSeparation, invited_size
 from ...strategies.identity import simulated_roster
 from ...strategies.wire import WEIGHT
 from ...tasks.protocol import Task, fingerprint
+from ..checkpoint import Checkpoint
 from ..masking import Masking
+from ..round_terms import ClientPrivacy
 from .canary_clients import count_canaries
 
 T = TypeVar("T")
@@ -242,6 +245,32 @@ class Federation:
     def fingerprints(self) -> list[str]:
         """The fingerprint of each client's data."""
         return [fingerprint(self.task.client_data(client)) for client in range(self.task.num_clients)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a federation, fixed before its first round.
+
+    Attributes:
+      federation: its parts; where clients are real, with those of the newest roster.
+      folder: of its files.
+      name: on the ledgers.
+      client: what clients are told.
+      checkpoint: that it goes on from; None where it begins.
+      privacy: of whole clients, with the open ledger; None where they are not protected.
+    """
+
+    federation: Federation
+    folder: Path
+    name: str
+    client: ClientSettings
+    checkpoint: Checkpoint | None = None
+    privacy: ClientPrivacy | None = None
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The population's ledger, open for writing, where clients are protected in the sum."""
+        return None if self.privacy is None else self.privacy.ledger
 
 
 def _as(kind: type[T], value: object) -> T | None:

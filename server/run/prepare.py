@@ -1,4 +1,4 @@
-"""Before a run's first round: its parts, its plan, its ledger; all refusals come before anything is written."""
+"""Preparation of a run: parts, plan and ledger before its first round; refusals come before anything is written."""
 
 from __future__ import annotations
 
@@ -20,19 +20,28 @@ from ...tasks.protocol import check_trainable
 from .. import noise_key
 from ..checkpoint import read
 from ..private_grid import ClientPrivacy
-from . import audit as auditing
-from . import run_folder as recording
+from . import run_folder
+from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .client_plan import adaptation_of, client_plan, client_plan_with, metrics_share_of, require_one_round
-from .federation import Federation
-from .record_ledgers import KnownHeads, require_heads
-from .report import record_meter
-from .run_folder import Run, Saved
+from .federation import Federation, Run
+from .record_ledgers import require_heads
+from .run_folder import Saved
 
 
 def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
+    """Return the run that is about to begin, or to go on; nothing is written.
+
+    Args:
+      federation: its parts.
+      folder: of the run.
+      saved: what an earlier process of the run left; None where it begins.
+
+    Raises:
+      Refusal: of settings, a model, a strategy, or a checkpoint that cannot be taken.
+    """
     if saved is None:
-        recording.require_free(folder)
+        run_folder.require_free(folder)
     client = client_settings(federation, folder)
     if federation.record is not None:
         check_trainable(federation.task.model())
@@ -45,8 +54,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     checkpoint = read(folder) if saved else None
     if checkpoint is not None and client.record is not None:
         require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
-    meter, heads = record_meter(federation, client), KnownHeads(federation, client)
-    return Run(federation, folder, name, client, checkpoint, meter=meter, heads=heads)
+    return Run(federation, folder, name, client, checkpoint)
 
 
 def _new_name(federation: Federation) -> str:
@@ -62,41 +70,52 @@ def make_strategy_of(federation: Federation) -> Any:
 
 
 @contextmanager
-def opened(run: Run, saved: Saved | None) -> Generator[None]:
-    """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written."""
-    federation, checkpoint = run.federation, run.checkpoint
+def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | None]]:
+    """Open the population's ledger, if clients are protected, and the run folder; refuse before either is written.
+
+    Args:
+      run: as `prepare` returned it.
+      saved: what an earlier process of the run left; None where it begins.
+
+    Yields:
+      The run with what protects its clients, and its audit.
+
+    Raises:
+      Refusal: a folder or the ledger cannot be opened, or what is left of the budget affords no round.
+    """
+    federation = run.federation
     if run.client.record is not None:
         key = "ledger.dir" if not federation.simulated else "hydra.run.dir"
-        recording.make_folder(key, Path(run.client.record.ledger_dir))
+        run_folder.make_folder(key, Path(run.client.record.ledger_dir))
     budget = federation.client_budget
     if budget is None:
-        recording.make_folder(recording.folder_setting(federation), run.folder)
-        auditing.begin(run, fresh=saved is None)
-        recording.write_start(run)
-        yield
+        run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
+        yield _started(run, saved)
         return
-    simulated = federation.simulated
+    simulated, checkpoint = federation.simulated, run.checkpoint
     plan = _planned(run, saved, None) if simulated else None
     path = federation.ledger_path(run.folder)
-    recording.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
+    run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
     expect = checkpoint.head if checkpoint else None
     ledger = Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
     try:
         plan = plan or _planned(run, saved, ledger)
-        run.ledger = ledger
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
         begun = checkpoint.round if checkpoint and not simulated else 0
         adaptation = adaptation_of(federation, plan, prior, begun)
-        recording.make_folder(recording.folder_setting(federation), run.folder)
+        run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
         key = _noise_key(run, fresh=saved is None)
-        run.privacy = ClientPrivacy(plan, ledger, metrics_share_of(federation, plan), adaptation, key)
-        run.client = asking_for(run.client, plan)
-        auditing.begin(run, fresh=saved is None)
-        recording.write_start(run)
-        yield
+        privacy = ClientPrivacy(plan, ledger, metrics_share_of(federation, plan), adaptation, key)
+        yield _started(replace(run, client=asking_for(run.client, plan), privacy=privacy), saved)
     finally:
         with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
             ledger.close()
+
+
+def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
+    run, audit = begin(run, fresh=saved is None)
+    run_folder.write_start(run)
+    return run, audit
 
 
 def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
@@ -136,6 +155,6 @@ def _noise_key(run: Run, fresh: bool) -> bytes | None:
             return noise_key.make(run.folder)
         except OSError as problem:
             remedy = f"no key can be kept there ({problem.strerror}); choose another"
-            raise Refusal(recording.folder_setting(federation), str(run.folder), remedy) from problem
+            raise Refusal(run_folder.folder_setting(federation), str(run.folder), remedy) from problem
     finished = run.checkpoint is not None and run.checkpoint.round >= federation.settings.num_rounds
     return b"" if finished else noise_key.read(run.folder)

@@ -1,4 +1,4 @@
-"""``fedveil simulate``: one federation on one machine, from settings to a run folder."""
+"""Run of a federation, simulated or real: its rounds on any grid, from the parts to the results in a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,24 +20,23 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from ...privacy.adaptation import Choices
 from ...privacy.audit.alarms import Level
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
 from ...strategies.canaries import add_canaries
 from ...strategies.flower_adapter import quiet_flower
-from ...tasks.arrays import load_arrays, read_arrays
-from ..checkpoint import Checkpoint, restore_strategy
+from ...tasks.arrays import load_arrays
 from ..participants import Participants
 from ..private_grid import PrivateGrid
 from ..round_terms import ALL_ANSWERS, Answers, Round
 from ..rounds import Ending, Loop, Pace, State, Status, run_rounds
 from . import audit as auditing
-from . import run_folder as recording
-from .display import Display, Line
-from .federation import Federation
+from . import run_folder
+from .display import Display, ShownRound
+from .federation import Federation, Run
 from .prepare import make_strategy_of, opened, prepare
-from .run_folder import Run
+from .report import record_meter
+from .run_folder import Progress
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -53,16 +52,22 @@ _UNCONFIRMED = 4  # too weak to tell, as fedveil audit has it
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run left behind."""
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+      exit_code: of the command that ran it.
+      result: the content of its result.json.
+      folder: of its files.
+    """
 
     exit_code: int
     result: dict[str, Any]
     folder: Path
 
 
-def _nothing(run: Run) -> None:
-    del run
+def _no_watch(progress: Progress) -> None:
+    del progress
 
 
 def _as_it_is(federation: Federation) -> Federation:
@@ -75,11 +80,11 @@ def _no_order(run: Run) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Environment:
     """What a run's rounds meet with.
 
     Attributes:
-      on_grid: finds the grid that reaches the clients, and calls its second argument with it.
+      grid: opens the grid that reaches the clients, as long as a context lasts.
       order: what every round tells the clients beside the model; one machine's clients know it all.
       pace: of the rounds.
       watch: called before the first round and after each.
@@ -87,17 +92,23 @@ class Surroundings:
         run there.
     """
 
-    on_grid: Callable[[Run, Callable[[Grid], None]], None]
+    grid: Callable[[Run], AbstractContextManager[Grid]]
     order: Callable[[Run], Mapping[str, str]] = _no_order
     pace: Pace = field(default_factory=Pace)
-    watch: Callable[[Run], None] = _nothing
+    watch: Callable[[Progress], None] = _no_watch
     renew: Callable[[Federation], Federation] = _as_it_is
 
 
 def run_federation(
-    federation: Federation, folder: Path, around: Surroundings, quiet: bool = False
-) -> Outcome:
-    """Run the federation's rounds, simulated or real, and leave the results in `folder`, or where it goes on.
+    federation: Federation, folder: Path, around: Environment, quiet: bool = False
+) -> RunResult:
+    """Run the federation's rounds, simulated or real, and leave the results in its folder.
+
+    Args:
+      federation: its parts.
+      folder: the run folder; where the settings name a run to resume, that run's folder is used instead.
+      around: what the rounds meet with.
+      quiet: show nothing.
 
     Raises:
       Refusal: before anything is spent.
@@ -106,21 +117,27 @@ def run_federation(
     begin = time.monotonic()
     resumed = federation.settings.resume
     folder = Path(resumed) if resumed else folder
-    saved = recording.read_saved(folder) if resumed else None
-    run = prepare(federation, folder, saved)
-    with opened(run, saved), _client_log(folder):
-        around.on_grid(run, partial(_run_on, run, around, quiet))
-        assert run.ending is not None
-        result = recording.finish(run, run.ending, time.monotonic() - begin, title_of(run.federation))
-    status = Status(result["status"])
-    if not quiet:
-        stream = sys.stderr if status is Status.FAILED else sys.stdout
-        lost = result["rounds_abandoned"]
-        in_vain = (
-            f", {lost} of them abandoned and paid for in vain" if lost and status is not Status.FAILED else ""
+    saved = run_folder.read_saved(folder) if resumed else None
+    prepared = prepare(federation, folder, saved)
+    meter = record_meter(federation, prepared.client)
+    with opened(prepared, saved) as (run, audit), _client_log(folder):
+        strategy = make_strategy_of(federation)
+        progress = run_folder.begun(run, strategy, audit, meter)
+        with around.grid(run) as grid:
+            ending = _run_on(progress, strategy, around, grid, quiet)
+        result = run_folder.finish(
+            progress, ending, time.monotonic() - begin, title_of(progress.run.federation)
         )
-        print(f"{status}: {result['reason']}{in_vain}; results: {folder}", file=stream, flush=True)
-    return Outcome(exit_code_of(result), result, folder)
+    if not quiet:
+        _print_end(result, folder)
+    return RunResult(exit_code_of(result), result, folder)
+
+
+def _print_end(result: Mapping[str, Any], folder: Path) -> None:
+    failed, lost = result["status"] == Status.FAILED, result["rounds_abandoned"]
+    in_vain = f", {lost} of them abandoned and paid for in vain" if lost and not failed else ""
+    said = f"{result['status']}: {result['reason']}{in_vain}; results: {folder}"
+    print(said, file=sys.stderr if failed else sys.stdout, flush=True)
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
@@ -148,7 +165,8 @@ def _client_log(folder: Path) -> Generator[None]:
         handler.close()
 
 
-def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
+def _run_on(progress: Progress, strategy: Strategy, around: Environment, grid: Grid, quiet: bool) -> Ending:
+    run, state = progress.run, progress.state
     federation = run.federation
     private = PrivateGrid(
         _participants(run, grid),
@@ -158,37 +176,41 @@ def _run_on(run: Run, around: Surroundings, quiet: bool, grid: Grid) -> None:
         run=run.name,
         masking=federation.masking,
     )
-    strategy = make_strategy_of(federation)
-    run.state = state = _first_state(run, strategy)
-    run.history = recording.read_history(run.folder, state.round)
-    if run.meter is not None and federation.seed is not None:
+    if progress.meter is not None and federation.seed is not None:
         private.skip_to(state.round, state.choices)
         for number in range(1, state.round + 1):
-            run.meter.add(private.participants.real(private.draw(number)))
-    ended = auditing.go_on(run, private, state)
+            progress.meter.add(private.participants.real(private.draw(number)))
+    ended = None if progress.audit is None else auditing.go_on(progress.audit, private, state)
     display = Display(title_of(federation), federation.settings.num_rounds, budgets_of(federation), quiet)
 
     def ready(stop: threading.Event) -> str | None:
-        return around.pace.ready(stop) or _renewed(run, private, around)
+        return around.pace.ready(stop) or _renewed(progress, private, around)
 
     loop = Loop(
         strategy=strategy,
         num_rounds=federation.settings.num_rounds,
         evaluate=evaluator(federation),
-        after_round=partial(_after_round, run, private, display, around.watch),
+        after_round=partial(_after_round, progress, private, display, around.watch),
         train_config=around.order(run),
         pace=replace(around.pace, ready=ready),
     )
-    around.watch(run)
+    around.watch(progress)
     with display:
-        try:
-            run.ending = ended or run_rounds(private, loop, state)
-        except LedgerUnavailable as problem:
-            run.ending = Ending(Status.FAILED, f"stopped after round {run.state.round}: {problem}", run.state)
-        except OSError as problem:
-            run.ending = Ending(Status.FAILED, recording.cannot_write(run, problem), run.state)
-    if run.ending.status is Status.INTERRUPTED:
-        run.ending = replace(run.ending, reason=f"{recording.again(run)} goes on from here")
+        ending = ended or _rounds(progress, private, loop)
+    if ending.status is Status.INTERRUPTED:
+        return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
+    return ending
+
+
+def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop) -> Ending:
+    """Run the rounds; what the disk or the ledger refuses ends the run after the last round that was recorded."""
+    try:
+        return run_rounds(grid, loop, progress.state)
+    except LedgerUnavailable as problem:
+        last = progress.state
+        return Ending(Status.FAILED, f"stopped after round {last.round}: {problem}", last)
+    except OSError as problem:
+        return Ending(Status.FAILED, run_folder.cannot_write(progress, problem), progress.state)
 
 
 def _participants(run: Run, grid: Grid) -> Participants:
@@ -203,59 +225,40 @@ def _participants(run: Run, grid: Grid) -> Participants:
     )
 
 
-def _renewed(run: Run, grid: PrivateGrid, around: Surroundings) -> str | None:
+def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str | None:
     """Let the next round be of the clients that there are by now; return why there can be none."""
+    before = progress.run.federation
     try:
-        federation = around.renew(run.federation)
+        federation = around.renew(before)
     except Refusal as refusal:
         return str(refusal)
-    if federation is not run.federation and federation.deployed is not None:
-        run.federation = federation
+    if federation is not before and federation.deployed is not None:
+        progress.run = replace(progress.run, federation=federation)
         nodes = [member.node for member in federation.deployed.roster.members]
         grid.renew(nodes, federation.masking, answers_of(federation))
     return None
 
 
-def _first_state(run: Run, strategy: Strategy) -> State:
-    arrays, checkpoint = read_arrays(run.federation.task.model()), run.checkpoint
-    if checkpoint is None:
-        return State(0, arrays, {})
-    found = {name: (value.shape, value.dtype) for name, value in checkpoint.model.items()}
-    if found != {name: (value.shape, value.dtype) for name, value in arrays.items()}:
-        raise Refusal("resume", str(run.folder), "its checkpoint holds another model; start a new run")
-    restore_strategy(strategy, checkpoint.strategy)
-    return State(
-        checkpoint.round,
-        {name: checkpoint.model[name] for name in arrays},
-        dict(checkpoint.strategy),
-        _choices_after(run, checkpoint),
-    )
-
-
-def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
-    """Return what the checkpoint's round led to; under another name the run has planned its noise anew."""
-    if checkpoint.choices is None or run.privacy is None or checkpoint.run == run.name:
-        return checkpoint.choices
-    fresh = run.privacy.adaptation.first(run.privacy.plan)
-    return replace(fresh, clipping_norm=checkpoint.choices.clipping_norm)
-
-
 def _after_round(
-    run: Run,
+    progress: Progress,
     grid: PrivateGrid,
     display: Display,
-    watch: Callable[[Run], None],
+    watch: Callable[[Progress], None],
     state: State,
     done: Round,
     metrics: dict[str, float],
 ) -> Ending | None:
-    alarms = auditing.watch_round(run, grid, state)
-    spent = recording.record_round(run, state, done, metrics, grid.participants.real(grid.drawn))
-    dropped, audit = sum(done.dropped.values()), auditing.shown(run)
-    clients = (done.replies, done.invited, dropped)
-    display.show(Line(done.number, metrics, spent.client, spent.record, *clients, audit, done.abandoned))
-    watch(run)
-    return auditing.act(run, grid, state, alarms)
+    audit = progress.audit
+    alarms = [] if audit is None else auditing.watch_round(audit, grid, state)
+    drawn = grid.participants.real(grid.drawn)
+    spent = run_folder.record_round(progress, state, done, metrics, drawn)
+    clients = (done.replies, done.invited, sum(done.dropped.values()))
+    found = None if audit is None else auditing.shown(audit.auditor)
+    display.show(
+        ShownRound(done.number, metrics, spent.client, spent.record, *clients, found, done.abandoned)
+    )
+    watch(progress)
+    return None if audit is None else auditing.act(audit, grid, state, alarms)
 
 
 def answers_of(federation: Federation) -> Answers:

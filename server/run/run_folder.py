@@ -1,30 +1,32 @@
-"""What a run writes into its folder: a line a round, checkpoints, and in the end its model, result and curve."""
+"""Folder of a run: a line for each round, checkpoints, and in the end model, result and curve."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from dp_accounting.dp_event import DpEvent
+from flwr.serverapp.strategy import Strategy
 
 from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
+from ...privacy.adaptation import Choices
 from ...privacy.budget import Adversary
-from ...privacy.ledger.ledger import Ledger
 from ...privacy.refusal import Refusal
-from ...strategies.client_settings import ClientSettings
+from ...tasks.arrays import read_arrays
 from .. import noise_key
-from ..checkpoint import Checkpoint, write, write_durably
-from ..private_grid import ClientPrivacy, Round
+from ..checkpoint import Checkpoint, restore_strategy, write, write_durably
+from ..private_grid import Round
 from ..rounds import Ending, State, Status
 from .audit import KEY as AUDIT_KEY
 from .audit import RunAudit
 from .audit import end as end_audit
-from .federation import Federation
+from .federation import Federation, Run
 from .record_ledgers import KnownHeads, spending
 from .report import RecordMeter, client_ledgers, encryption, open_draws, spent, versions
 
@@ -53,22 +55,24 @@ class Saved:
 
 
 @dataclass
-class Run:
-    """A run in progress: its parts, its folder, and what it has recorded so far."""
+class Progress:
+    """What a run has done so far: all of a run that changes.
 
-    federation: Federation
-    folder: Path
-    name: str
-    client: ClientSettings
-    checkpoint: Checkpoint | None = None
-    ledger: Ledger | None = None
-    privacy: ClientPrivacy | None = None
-    meter: RecordMeter | None = None
-    heads: KnownHeads | None = None
-    audit: RunAudit | None = None
-    history: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    state: State | None = None
-    ending: Ending | None = None
+    Attributes:
+      run: as fixed; its federation is replaced when clients join or leave.
+      state: after the last finished round.
+      audit: of the run; None where there is none.
+      meter: counts who took part, where records are protected.
+      history: the finished rounds, as in the file METRICS.
+      heads: of the clients' own ledgers.
+    """
+
+    run: Run
+    state: State
+    audit: RunAudit | None
+    meter: RecordMeter | None
+    history: list[dict[str, Any]]
+    heads: KnownHeads
 
 
 def read_saved(folder: Path) -> Saved:
@@ -133,6 +137,46 @@ def write_start(run: Run) -> None:
         raise Refusal(folder_setting(run.federation), str(run.folder), remedy) from problem
 
 
+def begun(run: Run, strategy: Strategy, audit: RunAudit | None, meter: RecordMeter | None) -> Progress:
+    """Return what an earlier process left of the run, or its beginning.
+
+    Args:
+      run: about to begin its rounds.
+      strategy: takes over its own arrays of the checkpoint.
+      audit: of the run.
+      meter: that has counted nothing yet.
+    Raises:
+      Refusal: the checkpoint holds another model.
+    """
+    state = _first_state(run, strategy)
+    heads = KnownHeads(run.federation, run.client)
+    return Progress(run, state, audit, meter, read_history(run.folder, state.round), heads)
+
+
+def _first_state(run: Run, strategy: Strategy) -> State:
+    arrays, checkpoint = read_arrays(run.federation.task.model()), run.checkpoint
+    if checkpoint is None:
+        return State(0, arrays, {})
+    found = {name: (value.shape, value.dtype) for name, value in checkpoint.model.items()}
+    if found != {name: (value.shape, value.dtype) for name, value in arrays.items()}:
+        raise Refusal("resume", str(run.folder), "its checkpoint holds another model; start a new run")
+    restore_strategy(strategy, checkpoint.strategy)
+    return State(
+        checkpoint.round,
+        {name: checkpoint.model[name] for name in arrays},
+        dict(checkpoint.strategy),
+        _choices_after(run, checkpoint),
+    )
+
+
+def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
+    """Return what the checkpoint's round led to; under another name the run has planned its noise anew."""
+    if checkpoint.choices is None or run.privacy is None or checkpoint.run == run.name:
+        return checkpoint.choices
+    fresh = run.privacy.adaptation.first(run.privacy.plan)
+    return replace(fresh, clipping_norm=checkpoint.choices.clipping_norm)
+
+
 # --- after each round -------------------------------------------------------------------------------------------
 
 
@@ -146,10 +190,21 @@ class Epsilons:
 
 
 def record_round(
-    run: Run, state: State, done: Round, metrics: dict[str, float], drawn: list[int]
+    progress: Progress, state: State, done: Round, metrics: dict[str, float], drawn: list[int]
 ) -> Epsilons:
-    """Write the round's line and, when one is due, a checkpoint; return what has been revealed so far."""
-    epsilons = _epsilons(run, drawn)
+    """Write the round's line and, when one is due, a checkpoint; return what has been revealed so far.
+
+    Args:
+      progress: before the round; it is brought up to date.
+      state: after the round.
+      done: what the round did.
+      metrics: of the new model on the held-out examples.
+      drawn: the real clients that were drawn.
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    run, audit = progress.run, progress.audit
+    epsilons = _epsilons(progress, drawn)
     row = {
         "round": done.number,
         **metrics,
@@ -164,38 +219,37 @@ def record_round(
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.client),
         "epsilon_record": _spelled(epsilons.record),
-        **(run.audit.auditor.columns(done.number) if run.audit else {}),
+        **(audit.auditor.columns(done.number) if audit else {}),
     }
-    run.history.append(row)
+    progress.history.append(row)
     with open(run.folder / METRICS, "a", encoding="utf-8") as file:
         file.write(_line(row))
     settings = run.federation.settings
     if state.round % settings.checkpoint_every == 0 or state.round == settings.num_rounds:
-        save(run, state)
-    run.state = state
+        save(progress, state)
+    progress.state = state
     return epsilons
 
 
-def save(run: Run, state: State) -> None:
+def save(progress: Progress, state: State) -> None:
     """Write a checkpoint of this state."""
+    run, heads = progress.run, progress.heads.now()
     head = run.ledger.head if run.ledger is not None else None
-    heads = run.heads.now() if run.heads is not None else {}
-    audit = run.audit.memory if run.audit is not None else {}
+    audit = progress.audit.memory if progress.audit is not None else {}
     write(
         run.folder,
         Checkpoint(run.name, state.round, state.arrays, state.strategy, head, state.choices, heads, audit),
     )
 
 
-def _epsilons(run: Run, drawn: list[int]) -> Epsilons:
-    client, record_level = run.federation.client, run.federation.record is not None
-    if run.meter is not None:
-        run.meter.add(drawn)
-    record = None if run.meter is None else run.meter.epsilon()
-    if client is None or run.ledger is None:
-        return Epsilons(None if record_level else math.inf, record)
-    events = run.ledger.events(Adversary.MODEL)
-    order = run.ledger.filter_order
+def _epsilons(progress: Progress, drawn: list[int]) -> Epsilons:
+    federation, ledger, meter = progress.run.federation, progress.run.ledger, progress.meter
+    if meter is not None:
+        meter.add(drawn)
+    record, client = None if meter is None else meter.epsilon(), federation.client
+    if client is None or ledger is None:
+        return Epsilons(None if federation.record is not None else math.inf, record)
+    events, order = ledger.events(Adversary.MODEL), ledger.filter_order
     return Epsilons(counted(events, client.target_delta, client.adjacency, order, GATE_INTERVAL), record)
 
 
@@ -229,27 +283,33 @@ def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
 # --- after the last round ---------------------------------------------------------------------------------------
 
 
-def finish(run: Run, ending: Ending, seconds: float, title: str) -> dict[str, Any]:
-    """Write model, result and curve, and return the result; a disk that is full makes it a failed run."""
-    result = _result(run, ending, seconds)
+def finish(progress: Progress, ending: Ending, seconds: float, title: str) -> dict[str, Any]:
+    """Write model, result and curve, and return the result; a disk that is full makes it a failed run.
+
+    Args:
+      progress: after the last round.
+      ending: how the run ended, and with which state.
+      seconds: that this process of the run has taken.
+      title: one line above the pictures.
+    """
+    result, folder = _result(progress, ending, seconds), progress.run.folder
     try:
-        save(run, ending.state)
-        result["audit"] = end_audit(run, ending, title)
-        _write_results(run, ending.state, result, title)
+        save(progress, ending.state)
+        result["audit"] = None if progress.audit is None else end_audit(progress.audit, ending, title)
+        _write_results(progress, ending.state, result, title)
         if ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED):
-            noise_key.erase(run.folder)
-            noise_key.erase(run.folder, AUDIT_KEY)
+            noise_key.erase(folder)
+            noise_key.erase(folder, AUDIT_KEY)
     except OSError as problem:
         if ending.status is not Status.FAILED:
-            result |= {"status": str(Status.FAILED), "reason": cannot_write(run, problem)}
+            result |= {"status": str(Status.FAILED), "reason": cannot_write(progress, problem)}
     return result
 
 
-def cannot_write(run: Run, problem: OSError) -> str:
+def cannot_write(progress: Progress, problem: OSError) -> str:
     """Return the sentence for a run whose folder can no longer be written."""
-    what = problem.strerror or str(problem)
-    done = run.state.round if run.state else 0
-    return f"stopped after round {done}: {what}; make room, then {again(run)} goes on from there"
+    what, done = problem.strerror or str(problem), progress.state.round
+    return f"stopped after round {done}: {what}; make room, then {again(progress.run)} goes on from there"
 
 
 def again(run: Run) -> str:
@@ -257,30 +317,31 @@ def again(run: Run) -> str:
     return f"resume={run.folder}" if run.federation.deployed is None else "the same command"
 
 
-def _result(run: Run, ending: Ending, seconds: float) -> dict[str, Any]:
-    federation = run.federation
+def _result(progress: Progress, ending: Ending, seconds: float) -> dict[str, Any]:
+    run, history = progress.run, progress.history
+    federation, ledger = run.federation, run.ledger
     folder = None if run.client.record is None else Path(run.client.record.ledger_dir)
-    final = next((row for row in reversed(run.history) if row["round"] <= ending.state.round), {})
+    final = next((row for row in reversed(history) if row["round"] <= ending.state.round), {})
     return {
         "status": str(ending.status),
         "reason": ending.reason,
         "rounds_completed": ending.state.round,
-        "rounds_abandoned": sum(bool(row.get("abandoned")) for row in run.history),
+        "rounds_abandoned": sum(bool(row.get("abandoned")) for row in history),
         "data": "simulation" if federation.simulated else "real",
         "rng": federation.randomness.kind,
         "privacy": [
             row.to_json()
-            for row in spent(federation, run.ledger, client_ledgers(federation, folder), _draws(run, ending))
+            for row in spent(federation, ledger, client_ledgers(federation, folder), _draws(run, ending))
         ],
         "secagg": encryption(federation),
         "records": spending(federation, run.client),
         "audit": None,
         "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
-        "dropped": _summed_drops(run),
+        "dropped": _summed_drops(history),
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
-        "ledger": str(run.ledger.path) if run.ledger else str(folder) if folder else None,
-        "ledger_head": list(run.ledger.head) if run.ledger else None,
+        "ledger": str(ledger.path) if ledger else str(folder) if folder else None,
+        "ledger_head": list(ledger.head) if ledger else None,
         "folder": str(run.folder),
         "versions": versions(),
         "seconds": round(seconds, 3),
@@ -293,16 +354,17 @@ def _draws(run: Run, ending: Ending) -> list[DpEvent]:
     return open_draws(run.federation, run.client, rounds)
 
 
-def _write_results(run: Run, state: State, result: dict[str, Any], title: str) -> None:
+def _write_results(progress: Progress, state: State, result: dict[str, Any], title: str) -> None:
     from safetensors.numpy import save as to_safetensors
 
+    folder = progress.run.folder
     model = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
-    write_durably(run.folder / MODEL, to_safetensors(model))
-    write_durably(run.folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode())
-    if run.history:
+    write_durably(folder / MODEL, to_safetensors(model))
+    write_durably(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode())
+    if progress.history:
         from .plots import draw
 
-        draw(run.history, run.folder / CURVE, title)
+        draw(progress.history, folder / CURVE, title)
 
 
 def _finite(result: dict[str, Any]) -> dict[str, Any]:
@@ -310,9 +372,8 @@ def _finite(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "metrics": metrics}
 
 
-def _summed_drops(run: Run) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for row in run.history:
-        for reason, count in row["dropped"].items():
-            total[reason] = total.get(reason, 0) + count
-    return total
+def _summed_drops(history: list[dict[str, Any]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for row in history:
+        total.update(row["dropped"])
+    return dict(total)

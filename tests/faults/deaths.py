@@ -63,9 +63,10 @@ def _keep_models() -> None:
     """Leave the checkpoint of each round beside the last one, so that the noise of each can be measured."""
     true = recording.save
 
-    def kept(run: Any, state: Any) -> None:
-        true(run, state)
-        shutil.copyfile(run.folder / checkpoint.NAME, run.folder / f"{state.round}.safetensors")
+    def kept(progress: Any, state: Any) -> None:
+        true(progress, state)
+        folder = progress.run.folder
+        shutil.copyfile(folder / checkpoint.NAME, folder / f"{state.round}.safetensors")
 
     recording.save = kept
 
