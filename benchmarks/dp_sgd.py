@@ -17,7 +17,8 @@ from ..client.dp_sgd.train import (
     standard_normal,
     train_privately,
 )
-from ..client.training.sgd import SGD, train, with_fast_kernels
+from ..client.training.sgd import train, with_fast_kernels
+from ..configs.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
@@ -182,14 +183,14 @@ def _examples(words: tuple[int, int] | None, batch: int) -> Examples:
 
 def _train(engine: str, model: nn.Module, examples: Examples, steps: int) -> None:
     """Take the steps of a turn, each on all examples."""
-    task, sgd = Made("tiny", 1), SGD(LEARNING_RATE, steps, len(examples))
+    task, training = Made("tiny", 1), LocalTraining(LEARNING_RATE, steps, len(examples))
     if engine == PLAIN:
-        train(model, task, examples, sgd, 0, 0)
+        train(model, task, examples, training, 0, 0)
         return
     sampling = PoissonBatches(1.0, steps)
     plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, sampling, CLIPPING_NORM, 1, NOISE_MULTIPLIER)
     streams = Randomness(_SEED).stream("batches"), Randomness(_SEED).stream("noise")
-    train_privately(model, task, examples, sgd, PrivateSteps(plan, *streams), engine)
+    train_privately(model, task, examples, training, PrivateSteps(plan, *streams), engine)
 
 
 def _noise(count: int, stream: Stream) -> float:

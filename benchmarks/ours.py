@@ -17,6 +17,7 @@ from ..client.app import make_client_app, workbench
 from ..client.private_update import private_update
 from ..client.training.cohort_training import can_vectorise, sum_cohort
 from ..client.training.in_place import begin
+from ..configs.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.randomness import Randomness
@@ -46,7 +47,11 @@ def settings_of(workload: str, size: Size) -> str:
     """Return what clients are told, as JSON."""
     options = {"workload": workload, "num_clients": size.clients}
     settings = ClientSettings(
-        f"{_MODULE}:Made", LEARNING_RATE, 1, BATCH_SIZE, options, None, _SEED, allow_modules=(_MODULE,)
+        f"{_MODULE}:Made",
+        LocalTraining(LEARNING_RATE, 1, BATCH_SIZE),
+        options,
+        seed=_SEED,
+        allow_modules=(_MODULE,),
     )
     return settings.to_json()
 

@@ -15,6 +15,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
 from ..configs.checks import check_record_delta
+from ..configs.local_training import LocalTraining
 from ..privacy.audit import kept_rows
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
@@ -22,7 +23,7 @@ from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..strategies.canaries import canary_answer
-from ..strategies.client_settings import SGD, TRAIN_LOSS, ClientSettings, training_settings
+from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ..strategies.record_plan import record_plan
 from ..strategies.wire import (
     BUDGET_SPENT,
@@ -120,7 +121,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
       settings: how to train in this round.
     """
     examples = bench.task.client_data(client)
-    sgd = training_settings(message.content, settings)
+    training = training_settings(message.content, settings)
     model = bench.model if settings.record is None else bench.private_model
     load_arrays(model, {name: view(array) for name, array in only_arrays(message.content).items()})
     run, number = read_round(message.content)
@@ -132,7 +133,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         path = Path(settings.loss_traces) / f"{client}{loss_traces.SUFFIX}"
         loss_traces.note(path, number, bench.task, model, examples)
     if settings.record is None:
-        metrics[TRAIN_LOSS] = train(model, bench.task, examples, sgd, client, key)
+        metrics[TRAIN_LOSS] = train(model, bench.task, examples, training, client, key)
     else:
         streams = (
             randomness.stream("batches", number, client),
@@ -143,7 +144,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         attempt = read_attempt(message.content) if settings.seed is None else 0
         mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
         try:
-            _train_on_ledger(bench, examples, settings, sgd, streams, (run, number, mechanism))
+            _train_on_ledger(bench, examples, settings, training, streams, (run, number, mechanism))
         except BudgetExhausted:
             return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
         except Refusal as refusal:
@@ -167,7 +168,7 @@ def _train_on_ledger(
     bench: Workbench,
     examples: Examples,
     settings: ClientSettings,
-    sgd: SGD,
+    training: LocalTraining,
     streams: tuple[Stream, Stream],
     key: Key,
 ) -> None:
@@ -201,7 +202,7 @@ def _train_on_ledger(
     ) as ledger:
         ledger.reserve_new(release)
         watch = None if canaried is None else canaried.after_step
-        train_privately(model, loss, records, sgd, PrivateSteps(plan, *streams, watch), engine)
+        train_privately(model, loss, records, training, PrivateSteps(plan, *streams, watch), engine)
         if canaried is not None:
             kept_rows.append(beside, key[1], canaried.scores)
         ledger.commit(release.key)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..privacy.budget import Adjacency
+from .local_training import LocalTraining
 
 Parameter = float | int | str | bool
 
@@ -257,10 +258,8 @@ class SimulationSettings:
     num_rounds: int
     seed: int | None
     """None: 0 in a declared simulation, the system's generator on real data (where a seed is refused)."""
-    local_epochs: int
-    batch_size: int
-    learning_rate: float
-    """Of the client's optimizer."""
+    training: LocalTraining
+    """As the clients train; ``learning_rate`` and its other keys stand at the root of the configuration."""
     checkpoint_every: int
     resume: str | None
     """The folder of an earlier run that this one continues."""

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..privacy.refusal import Refusal
 from .audit_settings import read_audit
 from .checks import check_cohort, check_delta, check_seed
+from .local_training import RULES, TOLD, LocalTraining
 from .privacy_settings import PRIVACIES, read_privacy, read_secagg
 from .schema import (
     ClientCentral,
@@ -59,7 +60,6 @@ MAX_ROUNDS = 100_000
 MAX_CLIENTS = 10_000_000
 MAX_SEED = 2**32 - 1  # what both NumPy and torch accept
 MAX_WORKERS = 1_024
-MAX_BATCH = 1_000_000
 MAX_EPOCHS = 10_000
 
 TASKS = ("mnist5k", "digits", "heart", "fashion_mnist", "shakespeare", "sentences", "custom")
@@ -150,9 +150,7 @@ def read_federation(root: Section, source: str) -> SimulationSettings:
         audit=read_audit(root.section("audit"), privacy, cohort.name),
         num_rounds=root.whole("num_rounds", at_least=1, at_most=MAX_ROUNDS),
         seed=None,
-        local_epochs=root.whole("local_epochs", at_least=1, at_most=MAX_EPOCHS),
-        batch_size=root.whole("batch_size", at_least=1, at_most=MAX_BATCH),
-        learning_rate=root.real("learning_rate", above=0),
+        training=_local_training(root),
         checkpoint_every=root.whole("checkpoint_every", at_least=1, at_most=MAX_ROUNDS),
         resume=None,
         ledger_dir=ledger.optional_text("dir"),
@@ -161,6 +159,17 @@ def read_federation(root: Section, source: str) -> SimulationSettings:
     )
     ledger.done()
     return settings
+
+
+def _local_training(root: Section) -> LocalTraining:
+    values: dict[str, Any] = {}
+    for name in TOLD:
+        kind, bounds, _ = RULES[name]
+        if kind is int:
+            values[name] = root.whole(name, at_least=int(bounds.ge or 0), at_most=int(bounds.le or 0))
+        else:
+            values[name] = root.real(name, above=-math.inf if bounds.gt is None else bounds.gt)
+    return LocalTraining() if root.mistakes else LocalTraining(**values)
 
 
 def read_root(cfg: DictConfig) -> tuple[Section, str]:

@@ -29,9 +29,7 @@ def order_of(run: Run) -> dict[str, str]:
     order = TrainingOrder(
         run=run.name,
         privacy=MODES[type(s.privacy)],
-        learning_rate=s.learning_rate,
-        local_epochs=s.local_epochs,
-        batch_size=s.batch_size,
+        training=s.training,
         client=_claim(run),
         record=_record(run.federation),
     )

@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..client.training.sgd import train
+from ..configs.local_training import LocalTraining
 from ..configs.settings import settings_from_overrides
 from ..privacy.audit.membership import Interval, auc, lira, logit, rmia, tpr_at
 from ..privacy.audit.one_run import Scores
 from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.run_folder import MODEL
-from ..strategies.client_settings import SGD
 from ..tasks.arrays import load_arrays
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Examples, Task
@@ -47,7 +47,7 @@ class Attacked:
 
     Attributes:
       task: gives the model.
-      sgd: how reference models are trained.
+      training: how reference models are trained.
       model: the target.
       records: members first, ``members`` of them, then others.
       spare: clients' examples that are not attacked.
@@ -55,7 +55,7 @@ class Attacked:
     """
 
     task: Task
-    sgd: SGD
+    training: LocalTraining
     model: torch.nn.Module
     records: Examples
     members: int
@@ -66,7 +66,7 @@ class Attacked:
         """A model of these examples alone, trained in the clear."""
         model = self.task.model()
         torch.default_generator.manual_seed(SEED + number)
-        train(model, self.task, examples, self.sgd, number, key=SEED)
+        train(model, self.task, examples, self.training, number, key=SEED)
         return model
 
     def likelihoods(self, model: torch.nn.Module, examples: Examples) -> Scores:
@@ -206,8 +206,10 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     )
     model = task.model()
     load_arrays(model, arrays)
-    sgd = SGD(settings.learning_rate, epochs, max(BATCH, settings.batch_size))
-    return Attacked(task, sgd, model, records, len(inside), spare, population)
+    training = LocalTraining(
+        settings.training.learning_rate, epochs, max(BATCH, settings.training.batch_size)
+    )
+    return Attacked(task, training, model, records, len(inside), spare, population)
 
 
 def _halves(examples: Examples, generator: np.random.Generator) -> tuple[Examples, Examples]:

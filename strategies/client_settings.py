@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
+from ..configs.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Budget, Unit
 from .flower_adapter import records_of
 
 TRAIN_LOSS = "train_loss"  # the metric that a client reports of its training
-
-
-@dataclass(frozen=True)
-class SGD:
-    """How a client trains.
-
-    Attributes:
-      learning_rate: above 0.
-      local_epochs: passes over the client's data, at least 1.
-      batch_size: examples of a step, at least 1; the last step of an epoch takes what is left.
-      proximal_mu: weight of FedProx's pull towards the global model (Li et al. 2020, arXiv:1812.06127, eq. 2).
-    """
-
-    learning_rate: float
-    local_epochs: int
-    batch_size: int
-    proximal_mu: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +110,7 @@ class ClientSettings:
     Attributes:
       task: a name of `tasks.TASKS`, or "module:Class" with the module in allow_modules.
       task_options: arguments of the task.
-      learning_rate, local_epochs, batch_size: of local training.
+      training: how to train, as far as no strategy tells it.
       record: None trains without record-level privacy.
       seed: of a declared simulation; None draws from the operating system.
       allow_modules: modules that may be imported for the task.
@@ -138,9 +122,7 @@ class ClientSettings:
     """
 
     task: str
-    learning_rate: float
-    local_epochs: int
-    batch_size: int
+    training: LocalTraining
     task_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     record: RecordPrivacy | None = None
     seed: int | None = None
@@ -166,17 +148,16 @@ class ClientSettings:
             fields["encryption"] = Encryption(**fields["encryption"])
         if fields["canaries"] is not None:
             fields["canaries"] = CanaryClients(**fields["canaries"])
+        fields["training"] = LocalTraining(**fields["training"])
         fields["allow_modules"] = tuple(fields["allow_modules"])
         return cls(**fields)
 
 
-def training_settings(content: RecordDict, settings: ClientSettings) -> SGD:
+def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTraining:
     """Return how to train in this round: the client's settings, and what the strategy sends along."""
     mu = [
         record["proximal-mu"]
         for record in records_of(content, ConfigRecord).values()
         if "proximal-mu" in record
     ]
-    return SGD(
-        settings.learning_rate, settings.local_epochs, settings.batch_size, float(str(mu[0])) if mu else 0.0
-    )
+    return replace(settings.training, proximal_mu=float(str(mu[0]))) if mu else settings.training

@@ -60,7 +60,7 @@ def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -
     return Plan(
         unit=Unit.RECORD,
         adjacency=Adjacency(record.adjacency),
-        sampling=poisson_batches(records, settings.batch_size, settings.local_epochs),
+        sampling=poisson_batches(records, settings.training.batch_size, settings.training.local_epochs),
         clipping_norm=record.max_grad_norm,
         num_rounds=1,
         noise_multiplier=record.noise_multiplier(records) if record.noise_by_records else None,

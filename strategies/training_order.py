@@ -8,13 +8,14 @@ task, the data, the budget. Record-level noise is not in it: each client plans i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
+from ..configs.local_training import TOLD, LocalTraining
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.refusal import Refusal, real, word
 from .flower_adapter import records_of
@@ -23,8 +24,6 @@ ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 4096  # one has under 700
 MAX_RUN = 200
 NEW = "@"  # between what people call a run and what makes its name new
-MAX_EPOCHS = 10_000  # as the configuration allows
-MAX_BATCH = 1_000_000
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping")
 
@@ -97,26 +96,19 @@ class TrainingOrder:
     Attributes:
       run: the name that ledgers know the run by, the same as the instruction's.
       privacy: who is protected, and how.
-      learning_rate: of local training, above 0.
-      local_epochs: passes over a client's data, at least 1.
-      batch_size: examples of a step, at least 1.
+      training: how to train; its keys stand beside the others in JSON, without those that a strategy tells.
       client: there where `privacy` protects clients.
       record: there where `privacy` protects records.
     """
 
     run: str
     privacy: Mode
-    learning_rate: float
-    local_epochs: int
-    batch_size: int
+    training: LocalTraining
     client: ClientClaim | None = None
     record: RecordOrder | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "privacy", word(Mode, "privacy", self.privacy))
-        object.__setattr__(self, "learning_rate", _above_0("learning_rate", self.learning_rate))
-        _whole("local_epochs", self.local_epochs, MAX_EPOCHS)
-        _whole("batch_size", self.batch_size, MAX_BATCH)
         if not _is_name(self.run):
             raise Refusal("run", self.run, f"give a name of 1 to {MAX_RUN} printable characters")
         for name, modes in (("client", CLIENT_MODES), ("record", RECORD_MODES)):
@@ -125,7 +117,9 @@ class TrainingOrder:
 
     def to_json(self) -> str:
         """Return the order as JSON, the same for equal orders."""
-        return json.dumps(asdict(self), sort_keys=True)
+        plain = asdict(self)
+        training = plain.pop("training")
+        return json.dumps({**plain, **{name: training[name] for name in TOLD}}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> TrainingOrder:
@@ -140,13 +134,14 @@ class TrainingOrder:
             plain = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
-        plain = _exactly(cls, plain)
+        plain = _exactly(plain, {*_keys(cls), *TOLD} - {"training"})
         client, record = plain.pop("client"), plain.pop("record")
         try:
             return cls(
+                training=LocalTraining(**{name: plain.pop(name) for name in TOLD}),
                 **plain,
-                client=None if client is None else ClientClaim(**_exactly(ClientClaim, client)),
-                record=None if record is None else RecordOrder(**_exactly(RecordOrder, record)),
+                client=None if client is None else ClientClaim(**_exactly(client, _keys(ClientClaim))),
+                record=None if record is None else RecordOrder(**_exactly(record, _keys(RecordOrder))),
             )
         except OverflowError as error:
             raise Refusal(ORDER_KEY, text[:40], "has a number that no float holds") from error
@@ -169,14 +164,14 @@ def people_call(run: str) -> str:
     return run.partition(NEW)[0]
 
 
-Kind = TypeVar("Kind", TrainingOrder, ClientClaim, RecordOrder)
+def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder]) -> set[str]:
+    return {field.name for field in fields(kind)}
 
 
-def _exactly(kind: type[Kind], plain: object) -> dict[str, Any]:
-    """Return the object if its keys are exactly the fields of `kind`."""
-    wanted = {field.name for field in fields(kind)}
-    if not isinstance(plain, Mapping) or set(plain) != wanted:
-        raise Refusal(ORDER_KEY, kind.__name__, f"has exactly the keys {', '.join(sorted(wanted))}")
+def _exactly(plain: object, wanted: Collection[str]) -> dict[str, Any]:
+    """Return the object if its keys are exactly those that are wanted."""
+    if not isinstance(plain, Mapping) or set(plain) != set(wanted):
+        raise Refusal(ORDER_KEY, str(plain)[:40], f"has exactly the keys {', '.join(sorted(wanted))}")
     return dict(plain)
 
 

@@ -23,6 +23,7 @@ from fedveil.client.device.eligibility import obstacle
 from fedveil.client.device.order_policy import accepted
 from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.client.private_update import NotTrained
+from fedveil.configs.local_training import LocalTraining
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
@@ -193,13 +194,17 @@ RECORD = RecordOrder(8.0, 1e-3, 1.0, Adjacency.ZERO_OUT, 3)
         (replace(CENTRAL, run="autumn"), {}, SPEC),
         (CENTRAL, {"runs": ("autumn",)}, SPEC),
         (CENTRAL, {"trust_server": False}, SPEC),
-        (replace(CENTRAL, local_epochs=11), {}, SPEC),
+        (replace(CENTRAL, training=LocalTraining(local_epochs=11)), {}, SPEC),
         (CENTRAL, {"minimum_noise_multiplier": 3.1}, SPEC),
         (CENTRAL, {}, replace(SPEC, clipping_norm=2.5)),
         (CENTRAL, {}, SumSpec(None)),
         (ORDER, {}, SPEC),  # its noise is only in masks
-        (TrainingOrder("spring", Mode.NONE, 0.1, 1, 10), {}, SumSpec(None)),
-        (TrainingOrder("spring", Mode.RECORD, 0.1, 1, 10, record=RECORD), {}, SumSpec(None)),  # not in NumPy
+        (TrainingOrder("spring", Mode.NONE, LocalTraining(0.1, 1, 10)), {}, SumSpec(None)),
+        (
+            TrainingOrder("spring", Mode.RECORD, LocalTraining(0.1, 1, 10), record=RECORD),
+            {},
+            SumSpec(None),
+        ),  # not in NumPy
     ],
 )
 def test_an_order_against_the_policy_is_refused_by_name_and_costs_nothing(clients, order, policy, spec):
@@ -213,7 +218,7 @@ def test_an_order_against_the_policy_is_refused_by_name_and_costs_nothing(client
 
 def test_how_many_records_there_are_is_public_and_cannot_be_what_is_hidden(clients):
     policy = device_of(clients / "c0").bundle.policy
-    order = TrainingOrder("spring", Mode.RECORD, 0.1, 1, 10, record=RECORD)
+    order = TrainingOrder("spring", Mode.RECORD, LocalTraining(0.1, 1, 10), record=RECORD)
     allowed, _ = accepted(in_the_clear(order, spec=SumSpec(None)).content, None, policy, True)
     assert allowed == order
     order = replace(order, record=replace(RECORD, adjacency=Adjacency.ADD_OR_REMOVE_ONE))

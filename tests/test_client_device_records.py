@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.client.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.client.device.device import Device, read_device
+from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -24,7 +25,7 @@ from fedveil.tasks.heart import FEATURES, NUM_CLASSES
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 RECORD = RecordOrder(4.0, 1e-3, 1.0, Adjacency.ZERO_OUT, participations=3)
-ORDER = TrainingOrder("spring", Mode.RECORD, 0.1, 1, 50, record=RECORD)
+ORDER = TrainingOrder("spring", Mode.RECORD, LocalTraining(0.1, 1, 50), record=RECORD)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from fedveil.client.dp_sgd.train import (
     chosen_engine,
     train_privately,
 )
-from fedveil.client.training.sgd import SGD, with_fast_kernels
+from fedveil.client.training.sgd import with_fast_kernels
+from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.privacy_settings import GRADIENTS
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -82,7 +83,9 @@ def trained(
     before = [p.detach().clone() for p in model.parameters()]
     plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, sampling, 0.3, 1, noise)
     streams = Randomness(4).stream("batches"), Randomness(4).stream("noise")
-    train_privately(model, Made("tiny", 1), examples, SGD(0.5, 1, 5), PrivateSteps(plan, *streams), engine)
+    train_privately(
+        model, Made("tiny", 1), examples, LocalTraining(0.5, 1, 5), PrivateSteps(plan, *streams), engine
+    )
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
     return torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from fedveil.client.training import linear
 from fedveil.client.training import sgd as training
+from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
-from fedveil.strategies.client_settings import SGD, ClientSettings
+from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.flower_adapter import claim_identity
 from fedveil.strategies.wire import instruct, memory_arrays
+from fedveil.tasks.arrays import load_arrays
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.protocol import Examples
 
@@ -41,8 +43,8 @@ def test_it_trains_as_torch_does(records, batch, epochs, pull, client, key):
     targets = draw.integers(0, 4, records)
     model = softmax_regression(7, 4)
     start = {n: draw.normal(size=p.shape).astype(np.float32) for n, p in model.state_dict().items()}
-    training.load_arrays(model, start)
-    sgd = SGD(0.05, epochs, batch, pull)
+    load_arrays(model, start)
+    sgd = LocalTraining(0.05, epochs, batch, pull)
     examples = Examples(torch.from_numpy(inputs), torch.from_numpy(targets))
     theirs = training.train(model, Softmax(), examples, sgd, client, key)
     weight, bias = start["weight"].copy(), start["bias"].copy()
@@ -61,7 +63,7 @@ def asked(**arrays) -> Message:
 
 
 TABLE = linear.Table(np.ones((4, 3), np.float32), np.array([0, 1, 1, 1]))
-SETTINGS = ClientSettings("linear", 0.1, 1, 2)
+SETTINGS = ClientSettings("linear", LocalTraining(0.1, 1, 2))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from fedveil.cli.audit import audit
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.dp_sgd.record_canaries import begin, coins_of, step_ratio
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
-from fedveil.client.training.sgd import SGD, train
+from fedveil.client.training.sgd import train
+from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
 from fedveil.privacy.audit.kept_rows import append, gathered
@@ -64,7 +65,7 @@ def scored(plan: Plan, gradients: str = "auto", seed: int = 0) -> tuple[np.ndarr
     canaried = begin(model, task, data, coins, plan)
     engine = chosen_engine(gradients, canaried.model, canaried.examples)
     streams = (Randomness(seed).stream("batches"), Randomness(seed).stream("noise"))
-    sgd, watch = SGD(0.5, 1, 10), canaried.after_step
+    sgd, watch = LocalTraining(0.5, 1, 10), canaried.after_step
     train_privately(
         canaried.model, canaried.loss, canaried.examples, sgd, PrivateSteps(plan, *streams, watch), engine
     )
@@ -168,7 +169,7 @@ def test_what_leaves_is_trained_as_if_no_canary_were_there() -> None:
             canaried.model,
             canaried.loss,
             canaried.examples,
-            SGD(0.5, 1, 10),
+            LocalTraining(0.5, 1, 10),
             PrivateSteps(plan, *streams),
             "book_keeping",
         )
@@ -257,7 +258,7 @@ def test_odd_examples_that_are_learnt_by_heart_are_flagged_and_others_are_not() 
     inputs, targets = (
         torch.cat([getattr(data, part) for data in everything]) for part in ("inputs", "targets")
     )
-    train(model, task, Examples(inputs, targets), SGD(0.5, 40, 20), 0, key=1)
+    train(model, task, Examples(inputs, targets), LocalTraining(0.5, 40, 20), 0, key=1)
     (found,) = probe.look(read_arrays(model), 2)
     assert found.p_value < 1e-6 and found.shown["at_least"] > 0.8 and found.shown["auc_low"] > 0.8
     (against,) = OddProbe(task, budget(1.0)).look(read_arrays(model), 2)

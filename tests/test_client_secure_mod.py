@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 import fedveil
 from fedveil.client.app import make_client_app
 from fedveil.client.secure_update import STATE, STATE_RECORD, secure_update
+from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.client import OVER, read_state
@@ -241,7 +242,9 @@ def test_a_deployed_client_leaves_no_core_dump():
 
 
 def test_an_app_that_encrypts_refuses_sums_in_the_clear():
-    settings = ClientSettings("digits", 0.1, 1, 10, {"num_clients": 8}, seed=0, encryption=ASKED)
+    settings = ClientSettings(
+        "digits", LocalTraining(0.1, 1, 10), {"num_clients": 8}, seed=0, encryption=ASKED
+    )
     assert ClientSettings.from_json(settings.to_json()) == settings
     app = make_client_app(lambda context: settings.to_json())
     context = Context(1, 5, {"partition-id": VICTIM, "num-partitions": 8}, RecordDict(), {})

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
-from fedveil.client.training.sgd import SGD, train
+from fedveil.client.training.sgd import train
+from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
@@ -146,8 +147,8 @@ def test_only_adapters_and_head_travel_and_train() -> None:
         *("value.down.weight", "value.up.weight"),
     ]
     assert sum(array.size for array in arrays.values()) == 6914
-    first = train(model, task, task.client_data(0), SGD(0.5, 1, 6), 0, key=1)
-    assert train(model, task, task.client_data(0), SGD(0.5, 20, 6), 0, key=1) < first
+    first = train(model, task, task.client_data(0), LocalTraining(0.5, 1, 6), 0, key=1)
+    assert train(model, task, task.client_data(0), LocalTraining(0.5, 20, 6), 0, key=1) < first
     assert all(torch.equal(frozen[name], value) for name, value in model.layer.named_parameters())
     other = task.model()
     load_arrays(other, read_arrays(model))
@@ -164,7 +165,7 @@ def test_dp_sgd_clips_adapters_alike_on_every_engine(gradients: str) -> None:
         model = task.model()
         streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
         train_privately(
-            model, task, task.client_data(0), SGD(0.5, 1, 6), PrivateSteps(plan, *streams), engine
+            model, task, task.client_data(0), LocalTraining(0.5, 1, 6), PrivateSteps(plan, *streams), engine
         )
         trained.append(read_arrays(model))
     assert all(abs(trained[0][name] - trained[1][name]).max() < 1e-5 for name in trained[0])

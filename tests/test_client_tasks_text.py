@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
-from fedveil.client.training.sgd import SGD, train
+from fedveil.client.training.sgd import train
+from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.audit.memorisation import exposure
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -113,7 +114,7 @@ def test_a_model_that_learnt_a_secret_by_heart_exposes_it() -> None:
     task = made_up(secrets=1)
     secret = next(secret for secret in task.secrets if secret.copies == 1)
     model, data = task.model(), task.client_data(secret.clients[0])
-    train(model, task, data, SGD(1.0, 100, 20), 0, key=1)
+    train(model, task, data, LocalTraining(1.0, 100, 20), 0, key=1)
     losses = task.secret_losses(model, secret)
     assert exposure(losses[secret.pin], np.delete(losses, secret.pin)).rank <= 3
     control = next(secret for secret in task.secrets if secret.copies == 0)
@@ -129,7 +130,7 @@ def test_dp_sgd_trains_a_window_as_one_record() -> None:
     streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
     engine = chosen_engine("auto", model, data)
     assert engine == "book_keeping"
-    train_privately(model, task, data, SGD(0.1, 1, 16), PrivateSteps(plan, *streams), engine)
+    train_privately(model, task, data, LocalTraining(0.1, 1, 16), PrivateSteps(plan, *streams), engine)
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -178,7 +179,7 @@ def test_the_probe_pools_each_kind_and_shows_the_control_beside_it() -> None:
     inputs, targets = (
         torch.cat([getattr(data, part)[TRAINED:] for data in held]) for part in ("inputs", "targets")
     )
-    train(model, task, Examples(inputs, targets), SGD(1.0, 60, 10), 0, key=1)
+    train(model, task, Examples(inputs, targets), LocalTraining(1.0, 60, 10), 0, key=1)
     before = {name: value.copy() for name, value in read_arrays(model).items()}
     learnt = probe.look(before, 2)
     assert learnt[2].p_value < 1e-6 < learnt[2].shown["bits"]

@@ -20,7 +20,8 @@ from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.training import cohort_training
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
-from fedveil.client.training.sgd import SGD, train
+from fedveil.client.training.sgd import train
+from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
@@ -44,7 +45,7 @@ from fedveil.tasks.protocol import Examples, check_trainable, fingerprint
 
 FEATURES, CLASSES = 6, 3
 SIZES = (4, 7, 7, 12, 4, 1)
-SETTINGS = ClientSettings("made", learning_rate=0.3, local_epochs=2, batch_size=5, seed=3)
+SETTINGS = ClientSettings("made", LocalTraining(0.3, local_epochs=2, batch_size=5), seed=3)
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +145,7 @@ PLAIN = SumSpec(None, (Scalar(TRAIN_LOSS, 5.0), Scalar(WEIGHT, 1e9)))
 def test_the_vectorised_cohort_equals_single_clients(
     monkeypatch: pytest.MonkeyPatch, spec: SumSpec, epochs: int, batch_size: int, mu: float
 ) -> None:
-    bench = bench_of(Made(), replace(SETTINGS, local_epochs=epochs, batch_size=batch_size))
+    bench = bench_of(Made(), replace(SETTINGS, training=LocalTraining(0.3, epochs, batch_size)))
     content = instruction(spec, **({"proximal-mu": mu} if mu else {}))
     together = sum_cohort(bench, content, range(6), spec, size_for(spec))
     single = one_by_one(bench, content, list(range(6)), spec, monkeypatch)
@@ -350,7 +351,7 @@ def test_loss_is_the_mean_over_the_steps_before_each_was_taken() -> None:
     examples = task.client_data(3)
     with torch.no_grad():
         first = float(task.loss(model(examples.inputs), examples.targets))
-    loss = train(model, task, examples, SGD(0.3, 1, 100), client=0, key=1)
+    loss = train(model, task, examples, LocalTraining(0.3, 1, 100), client=0, key=1)
     assert loss == pytest.approx(first, rel=1e-6)
 
 
@@ -367,7 +368,11 @@ def privately(model: nn.Module, plan: Plan, seed: int = 0, examples: Examples | 
     before = [p.detach().clone() for p in model.parameters()]
     streams = Randomness(seed).stream("batches"), Randomness(seed).stream("noise")
     dp_sgd.train_privately(
-        model, task, examples or task.client_data(3), SGD(1.0, 1, 5), dp_sgd.PrivateSteps(plan, *streams)
+        model,
+        task,
+        examples or task.client_data(3),
+        LocalTraining(1.0, 1, 5),
+        dp_sgd.PrivateSteps(plan, *streams),
     )
     return [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
 
@@ -539,7 +544,7 @@ def test_as_many_batches_as_the_epochs_need(
 
 def private_settings(folder: Path, epsilon: float = 1e9, seed: int | None = None) -> ClientSettings:
     record = RecordPrivacy(epsilon, 1e-5, 1.0, "zero-out", ((0, 2.0),), str(folder))
-    return replace(SETTINGS, record=record, seed=seed, local_epochs=1)
+    return replace(SETTINGS, record=record, seed=seed, training=LocalTraining(0.3, 1, 5))
 
 
 @dataclass

@@ -109,7 +109,7 @@ def test_budget_and_noise(overrides: list[str], target: float | None, noise: flo
 
 def test_whole_numbers_are_read_as_reals_where_reals_are_meant() -> None:
     settings = settings_from_overrides(["learning_rate=1", "cohort.rate=1"])
-    assert isinstance(settings.learning_rate, float)
+    assert isinstance(settings.training.learning_rate, float)
     assert isinstance(settings.cohort.rate, float)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from fedveil.cli.client import run
 from fedveil.client.device.own_ledger import epsilon_of
+from fedveil.configs.local_training import LocalTraining
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
 from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
@@ -128,7 +129,7 @@ def test_devices_that_are_killed_restarted_stopped_and_removed(tmp_path):
         assert agents.round(1).survivors == CLIENTS
 
         # Killed in mid-training: the round goes on without it, and costs it what it had reserved.
-        slow = replace(ORDER, batch_size=1, local_epochs=10)
+        slow = replace(ORDER, training=LocalTraining(0.1, local_epochs=10, batch_size=1))
         killer = threading.Thread(target=agents.kill_once_reserved, args=(0, 2))
         killer.start()
         opened = agents.round(2, timeout=10, order=slow)

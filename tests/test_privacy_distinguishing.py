@@ -15,7 +15,7 @@ from dp_accounting.dp_event import DpEvent
 from torch import Tensor, nn
 
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
-from fedveil.client.training.sgd import SGD
+from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.accounting.gaussian import last_true
 from fedveil.privacy.audit.normality import separation, separation_refutes
@@ -121,7 +121,7 @@ def dp_sgd(gradients: str) -> Attacked:
             model,
             Line(),
             Examples(inputs, targets),
-            SGD(1e-5, 1, 3),
+            LocalTraining(1e-5, 1, 3),
             PrivateSteps(actual, *streams),
             gradients,
         )  # type: ignore[arg-type]

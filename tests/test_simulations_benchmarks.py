@@ -22,7 +22,8 @@ from fedveil.benchmarks.stopwatch import memory as memory_of
 from fedveil.benchmarks.tables import as_table, ratio
 from fedveil.benchmarks.workload import EXAMPLES, MODELS, TRAINED, Size, build, examples_of
 from fedveil.client.training.batches import shuffled_batches
-from fedveil.client.training.sgd import SGD, train, with_fast_kernels
+from fedveil.client.training.sgd import train, with_fast_kernels
+from fedveil.configs.local_training import LocalTraining
 from fedveil.tasks.arrays import read_arrays
 
 TOY = ["--clients", "6", "--cohort", "3", "--rounds", "1", "--repeats", "1"]
@@ -127,7 +128,7 @@ def test_every_client_has_its_window_of_the_made_data() -> None:
 
 def test_channels_last_changes_nothing_but_rounding() -> None:
     task = Made("cnn-100k", 4)
-    examples, sgd = task.client_data(1), SGD(0.05, 1, 10)
+    examples, sgd = task.client_data(1), LocalTraining(0.05, 1, 10)
     trained, plain = with_fast_kernels(task.model()), task.model()
     loss = train(trained, task, examples, sgd, client=1, key=2)
     for (rows,) in shuffled_batches(len(examples), sgd.batch_size, sgd.local_epochs, clients=[1], key=2):

@@ -14,11 +14,11 @@ from torch import nn
 
 from fedveil.cli.audit import audit
 from fedveil.client.training.sgd import train
+from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measured
 from fedveil.simulations.simulate import simulate
-from fedveil.strategies.client_settings import SGD
 from fedveil.tasks import Examples
 from fedveil.tasks.classification import classification
 from fedveil.tasks.partition import Partition
@@ -29,7 +29,7 @@ EACH = [
     for each in ATTACKS
 ]
 RECORDS = 60
-OVERFIT = SGD(0.5, 40, 10)
+OVERFIT = LocalTraining(0.5, 40, 10)
 
 
 def network() -> nn.Module:
@@ -52,7 +52,7 @@ def attacked(epochs: int) -> Attacked:
     )
     model = task.model()
     if epochs:
-        train(model, task, inside, SGD(0.5, epochs, 10), 0, key=1)
+        train(model, task, inside, LocalTraining(0.5, epochs, 10), 0, key=1)
     records = Examples(
         torch.cat([inside.inputs, outside.inputs]), torch.cat([inside.targets, outside.targets])
     )

@@ -16,6 +16,7 @@ from torch import nn
 
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.client.training.sgd import train
+from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit.kept_rows import SUFFIX, gathered
 from fedveil.privacy.audit.membership import auc
@@ -26,7 +27,6 @@ from fedveil.privacy.plan import Plan
 from fedveil.server.run.record_audit import OddProbe
 from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, measured
 from fedveil.simulations.simulate import simulate
-from fedveil.strategies.client_settings import SGD
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples
 from fedveil.tasks.arrays import read_arrays
@@ -127,12 +127,14 @@ def test_odd_images_are_learnt_by_heart_without_privacy_alone(epsilon: float | N
     task = odd_task()
     model, data = task.model(), task.client_data(0)
     if epsilon is None:
-        train(model, task, data, SGD(0.2, 100, 32), 0, key=1)
+        train(model, task, data, LocalTraining(0.2, 100, 32), 0, key=1)
     else:
         budget = Budget(Unit.RECORD, epsilon, 1e-5, Adjacency.ZERO_OUT)
         plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, PoissonBatches(0.05, 400), 1.0, 1).calibrate(budget)
         streams = (Randomness(0).stream("batches"), Randomness(0).stream("noise"))
-        train_privately(model, task, data, SGD(0.5, 1, 32), PrivateSteps(plan, *streams), "book_keeping")
+        train_privately(
+            model, task, data, LocalTraining(0.5, 1, 32), PrivateSteps(plan, *streams), "book_keeping"
+        )
     (found,) = OddProbe(task, None).look(read_arrays(model), 1)
     print(f"\n  epsilon {epsilon}: p = {found.p_value:.2g}", found.shown)
     assert found.shown["at_least"] > 3.2 if epsilon is None else found.shown["at_least"] < 0.4
@@ -143,7 +145,7 @@ def test_attacks_on_a_model_that_overfits(attack: str) -> None:
     data = images(2000, seed=0)
     parts = [Examples(data.inputs[n : n + 500], data.targets[n : n + 500]) for n in range(0, 2000, 500)]
     task = classification(parts[0], parts[1], 10, Partition("iid", 1), perceptron)
-    sgd, model = SGD(0.2, 60, 32), task.model()
+    sgd, model = LocalTraining(0.2, 60, 32), task.model()
     train(model, task, parts[0], sgd, 0, key=1)
     records = Examples(
         *(torch.cat([getattr(part, kind) for part in parts[:2]]) for kind in ("inputs", "targets"))

@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.privacy_settings import GRADIENTS, PRIVACIES
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.refusal import Refusal
@@ -23,12 +24,12 @@ from fedveil.strategies.training_order import (
 
 CLAIM = ClientClaim(1.5, Adjacency.ZERO_OUT)
 RECORD = RecordOrder(8.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10, "auto")
-BOTH = TrainingOrder("run 1", Mode.RECORD_AND_CLIENT, 0.1, 2, 32, CLAIM, RECORD)
+BOTH = TrainingOrder("run 1", Mode.RECORD_AND_CLIENT, LocalTraining(0.1, 2, 32), CLAIM, RECORD)
 ORDERS = (
     BOTH,
-    TrainingOrder("r", Mode.NONE, 0.1, 1, 10),
-    TrainingOrder("r", Mode.CLIENT_DISTRIBUTED, 0.1, 1, 10, client=CLAIM),
-    TrainingOrder("r", Mode.RECORD, 0.1, 1, 10, record=RECORD),
+    TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10)),
+    TrainingOrder("r", Mode.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM),
+    TrainingOrder("r", Mode.RECORD, LocalTraining(0.1, 1, 10), record=RECORD),
 )
 
 
@@ -117,5 +118,5 @@ def test_an_instruction_without_an_order_has_none_and_one_with_two_is_refused():
     st.text(min_size=1, max_size=50).filter(str.isprintable),
 )
 def test_any_order_in_range_survives_the_journey(rate, epochs, batch, run):
-    order = replace(BOTH, learning_rate=rate, local_epochs=epochs, batch_size=batch, run=run)
+    order = replace(BOTH, training=LocalTraining(rate, epochs, batch), run=run)
     assert TrainingOrder.from_json(order.to_json()) == order

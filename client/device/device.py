@@ -21,6 +21,7 @@ from cryptography import x509
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
+from ...configs.local_training import LocalTraining
 from ...privacy.budget import Budget, Unit
 from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.durable_files import replace_file
@@ -169,12 +170,7 @@ class Device:
           NotTrained: BUDGET_SPENT where the owner's cap has ended.
           Refusal: no noise keeps to the budget.
         """
-        settings = replace(
-            self.settings,
-            learning_rate=order.learning_rate,
-            local_epochs=order.local_epochs,
-            batch_size=order.batch_size,
-        )
+        settings = replace(self.settings, training=order.training)
         return (
             settings
             if order.record is None
@@ -201,7 +197,7 @@ class Device:
             gradients=asked.gradients,
         )
         records = self.count()
-        plan = (record, records, settings.batch_size, settings.local_epochs, asked.participations)
+        plan = (record, records, settings.training, asked.participations)
         if plan not in self._noise:
             self._noise[plan] = calibrated_noise(record, records, settings, asked.participations)
         return replace(record, noise_by_records=((0, self._noise[plan]),))
@@ -216,9 +212,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     choice = bundle.settings.task
     settings = ClientSettings(
         choice.target or choice.name or choice.kind or "",
-        learning_rate=0.0,  # these three come with each order
-        local_epochs=0,
-        batch_size=0,
+        LocalTraining(),  # each order brings its own
         task_options=dict(choice.options),
         allow_modules=choice.allow_modules,
         device=device_name(bundle),

@@ -82,7 +82,7 @@ def _violations(
     run, number = read_round(content)
     demands = {
         "run": run == order.run and (not policy.runs or people_call(run) in policy.runs),
-        "local_epochs": order.local_epochs <= policy.maximum_local_epochs,
+        "local_epochs": order.training.local_epochs <= policy.maximum_local_epochs,
         "privacy": _allowed(order.privacy, terms, policy),
         "record": order.privacy not in RECORD_MODES or (can_protect_records and _hides_records(order)),
     }

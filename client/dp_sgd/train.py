@@ -22,12 +22,13 @@ from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSam
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.protocol import Examples, Objective
-from ..training.sgd import SGD, with_fast_kernels
+from ..training.sgd import with_fast_kernels
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
 
 NOISE_BLOCK = 1 << 15  # numbers drawn at a time, so that they stay in a core's second cache
@@ -107,7 +108,7 @@ def train_privately(
     model: nn.Module,
     task: Objective,
     examples: Examples,
-    sgd: SGD,
+    training: LocalTraining,
     steps: PrivateSteps,
     gradients: str = "hooks",
 ) -> None:
@@ -119,7 +120,7 @@ def train_privately(
       model: without batch normalisation, in the state the server sent.
       task: gives the loss, a mean over a batch.
       examples: the client's own.
-      sgd: learning rate and FedProx weight; epochs and batches come from the plan.
+      training: learning rate and FedProx weight; epochs and batches come from the plan.
       steps: the plan, and what its steps are drawn from.
       gradients: a name of `ENGINES`, as `chosen_engine` returns it.
 
@@ -131,13 +132,13 @@ def train_privately(
     # What a layer writes into a buffer while it trains follows the data and has no noise: it is put back.
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     optimizer = StreamNoiseOptimizer(
-        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=sgd.learning_rate),
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate),
         steps.noise,
         noise_multiplier=plan.noise_std / plan.clipping_norm,
         max_grad_norm=plan.clipping_norm,
         expected_batch_size=max(1, round(plan.sampling.sample_rate * len(examples))),
     )
-    start = [p.detach().clone() for p in optimizer.params] if sgd.proximal_mu else []
+    start = [p.detach().clone() for p in optimizer.params] if training.proximal_mu else []
     layout = _lay_out(model, examples, gradients)
 
     def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,8 +155,8 @@ def train_privately(
                 optimizer.step()
                 if steps.after is not None:
                     steps.after()
-                if sgd.proximal_mu:
-                    _pull(optimizer.params, start, sgd)
+                if training.proximal_mu:
+                    _pull(optimizer.params, start, training)
     finally:
         optimizer.zero_grad(set_to_none=True)
         for name, buffer in model.named_buffers():
@@ -283,8 +284,8 @@ def _check_batch(found: list[int], batch: int) -> None:
         raise Refusal("model", f"{batch} examples became {max(found)}", remedy)
 
 
-def _pull(parameters: list[nn.Parameter], start: list[Tensor], sgd: SGD) -> None:
+def _pull(parameters: list[nn.Parameter], start: list[Tensor], training: LocalTraining) -> None:
     """Take FedProx's proximal step; it reads no data."""
     with torch.no_grad():
         for parameter, origin in zip(parameters, start, strict=True):
-            parameter.add_(parameter - origin, alpha=-sgd.learning_rate * sgd.proximal_mu)
+            parameter.add_(parameter - origin, alpha=-training.learning_rate * training.proximal_mu)

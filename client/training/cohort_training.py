@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.private_sum import CohortSum, encode_rows
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.canaries import canary_updates
-from ...strategies.client_settings import SGD, TRAIN_LOSS, CanaryClients, training_settings
+from ...strategies.client_settings import TRAIN_LOSS, CanaryClients, training_settings
 from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from ...tasks.protocol import Examples, StackedTask
 from ..app import Workbench
@@ -66,7 +67,7 @@ def sum_cohort(
     bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
 ) -> CohortSum:
     """Train these clients from the instruction's arrays and return the sum of their vectors, shape (size,)."""
-    sgd = training_settings(content, bench.settings)
+    training = training_settings(content, bench.settings)
     _, number = read_round(content)
     arrays = only_arrays(content)
     start = {name: torch.from_numpy(np.array(view(arrays[name]))) for name in layout_of(arrays)}
@@ -76,7 +77,7 @@ def sum_cohort(
 
     def add(group: Group) -> None:
         try:
-            update, scalars = _train_group(bench, group, start, sgd, key)
+            update, scalars = _train_group(bench, group, start, training, key)
         except Exception:
             if len(group) > 1:  # one of them fails, or they cannot be stacked: the others must not suffer
                 for one in group:
@@ -121,13 +122,13 @@ def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum
 
 
 def _train_group(
-    bench: Workbench, group: Group, start: Mapping[str, Tensor], sgd: SGD, key: int
+    bench: Workbench, group: Group, start: Mapping[str, Tensor], training: LocalTraining, key: int
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
     records = len(group[0][1])
     inputs = torch.cat([examples.inputs for _, examples in group])
     targets = torch.cat([examples.targets for _, examples in group])
     batches = shuffled_batches(
-        records, sgd.batch_size, sgd.local_epochs, clients=[client for client, _ in group], key=key
+        records, training.batch_size, training.local_epochs, clients=[client for client, _ in group], key=key
     )
     losses_of, weights = _losses(bench), _stacked(start, len(group))
     values = list(weights.values())
@@ -144,10 +145,7 @@ def _train_group(
             targets.index_select(0, index).unflatten(0, shape),
         )
         with torch.no_grad():
-            if sgd.proximal_mu:
-                pulls = zip(gradients, values, origins, strict=True)
-                gradients = [g.add(w - origin, alpha=sgd.proximal_mu) for g, w, origin in pulls]
-            descend(values, gradients, sgd.learning_rate)
+            descend(values, gradients, origins, training)
         losses.append(loss)
     with torch.no_grad():
         moved = [(w - origin).flatten(1) for w, origin in zip(values, origins, strict=True)]

@@ -21,13 +21,14 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.private_sum import CohortSum, add_update
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.canaries import add_canary
 from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
-from .sgd import SGD, train
+from .sgd import train
 
 logger = logging.getLogger("fedveil.client")
 
@@ -40,7 +41,7 @@ class InPlaceRound:
 
     Attributes:
       bench: the task and the model.
-      sgd: how to train.
+      training: how to train.
       key: what the orders of the examples and the layers' own draws derive from.
       received: the instruction's arrays, in the order of `state`.
       state: the model's parameters and buffers.
@@ -49,7 +50,7 @@ class InPlaceRound:
     """
 
     bench: Workbench
-    sgd: SGD
+    training: LocalTraining
     key: int
     received: list[Tensor]
     state: list[Tensor]
@@ -63,7 +64,7 @@ class InPlaceRound:
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
             seed_layers(self.key, client)
-            loss = train(self.bench.model, self.bench.task, examples, self.sgd, client, self.key)
+            loss = train(self.bench.model, self.bench.task, examples, self.training, client, self.key)
         except Exception:
             logger.exception("round failed at this client")
             return None

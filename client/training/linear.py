@@ -14,9 +14,10 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.refusal import Refusal
-from ...strategies.client_settings import SGD, TRAIN_LOSS, ClientSettings, training_settings
+from ...strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ...strategies.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
 from .batches import shuffled_batches
 
@@ -76,20 +77,24 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
     return Message(content, reply_to=message)
 
 
-def train(weight: Matrix, bias: Matrix, table: Table, sgd: SGD, client: int, key: int) -> float:
+def train(
+    weight: Matrix, bias: Matrix, table: Table, training: LocalTraining, client: int, key: int
+) -> float:
     """Train in place and return the mean loss of the steps, as `training.train` does.
 
     Args:
       weight: shape (classes, d).
       bias: shape (classes,).
       table: the examples.
-      sgd: how.
+      training: how.
       client, key: decide the order of the examples.
     """
     start = weight.copy(), bias.copy()
-    rate, pull = np.float32(sgd.learning_rate), np.float32(sgd.proximal_mu)
+    rate, pull = np.float32(training.learning_rate), np.float32(training.proximal_mu)
     losses: list[np.float32] = []
-    for batch in shuffled_batches(len(table), sgd.batch_size, sgd.local_epochs, clients=[client], key=key):
+    for batch in shuffled_batches(
+        len(table), training.batch_size, training.local_epochs, clients=[client], key=key
+    ):
         inputs, targets = table.inputs[batch[0]], table.targets[batch[0]]
         rows = np.arange(len(targets))
         logs = _log_softmax(inputs @ weight.T + bias)

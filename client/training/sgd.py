@@ -12,12 +12,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ...strategies.client_settings import SGD
+from ...configs.local_training import LocalTraining
 from ...tasks.protocol import Examples, Task
 from .batches import shuffled_batches
 
 
-def train(model: nn.Module, task: Task, examples: Examples, sgd: SGD, client: int, key: int) -> float:
+def train(
+    model: nn.Module, task: Task, examples: Examples, training: LocalTraining, client: int, key: int
+) -> float:
     """Train the model in place and return the mean loss of its steps, before each step was taken.
 
     `client` and `key` decide the order of the examples, see `shuffled_batches`.
@@ -27,18 +29,17 @@ def train(model: nn.Module, task: Task, examples: Examples, sgd: SGD, client: in
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     kernels = examples.inputs.dim() == 4 and any(p.dim() == 4 for p in parameters)
     layout = torch.channels_last if kernels else torch.contiguous_format
-    start = [p.detach().clone() for p in parameters] if sgd.proximal_mu else []
+    start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
     losses: list[float] = []
-    for batch in shuffled_batches(len(examples), sgd.batch_size, sgd.local_epochs, clients=[client], key=key):
+    for batch in shuffled_batches(
+        len(examples), training.batch_size, training.local_epochs, clients=[client], key=key
+    ):
         index = torch.from_numpy(batch[0])
         inputs = examples.inputs[index].contiguous(memory_format=layout)
         loss = task.loss(model(inputs), examples.targets[index])
         gradients = _gradients(loss, parameters)
         with torch.no_grad():
-            if sgd.proximal_mu:
-                pulls = zip(gradients, parameters, start, strict=True)
-                gradients = [g.add(p - origin, alpha=sgd.proximal_mu) for g, p, origin in pulls]
-            descend(parameters, gradients, sgd.learning_rate)
+            descend(parameters, gradients, start, training)
         losses.append(loss.item())
     return math.fsum(losses) / len(losses)
 
@@ -50,9 +51,21 @@ def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
 
 
-def descend(values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: float) -> None:
-    """Take one step of gradient descent in place, in one call for all tensors."""
-    torch._foreach_add_(list(values), list(gradients), alpha=-learning_rate)
+def descend(
+    values: Sequence[Tensor], gradients: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining
+) -> None:
+    """Take one step in place.
+
+    Args:
+      values: the parameters, each with a leading dimension for clients where several are trained at once.
+      gradients: of the same shapes.
+      start: the parameters as the server sent them, which FedProx pulls towards; looked at only then.
+      training: learning rate and weight of that pull.
+    """
+    if training.proximal_mu:
+        pulls = zip(gradients, values, start, strict=True)
+        gradients = [g.add(p - origin, alpha=training.proximal_mu) for g, p, origin in pulls]
+    torch._foreach_add_(list(values), list(gradients), alpha=-training.learning_rate)
 
 
 def with_fast_kernels(model: nn.Module) -> nn.Module:

@@ -31,9 +31,7 @@ def client_settings(federation: Federation, folder: Path) -> ClientSettings:
     settings = ClientSettings(
         task=s.task.target or s.task.name,
         task_options={} if federation.deployed is not None else task_options(s, federation.seed),
-        learning_rate=s.learning_rate,
-        local_epochs=s.local_epochs,
-        batch_size=s.batch_size,
+        training=s.training,
         seed=federation.seed,
         allow_modules=s.allow_modules,
         encryption=_encryption(federation),

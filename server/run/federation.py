@@ -169,7 +169,7 @@ class Federation:
     def _most_examples(self) -> float:
         """Of one client, where examples weigh in an encrypted sum; of a real client nobody else knows it."""
         if self.deployed is not None:
-            return float(COUNT_BOUND_BATCHES * self.settings.batch_size)
+            return float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)
         return float(self.sizes[-1])
 
     @property
@@ -203,7 +203,7 @@ class Federation:
         loss = () if self.record is not None else (Scalar(TRAIN_LOSS, LOSS_BOUND),)
         if self.client is None:
             return loss
-        return (*loss, Scalar(WEIGHT, float(COUNT_BOUND_BATCHES * self.settings.batch_size)))
+        return (*loss, Scalar(WEIGHT, float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)))
 
     @cached_property
     def correlation(self) -> Correlation | None:

@@ -19,6 +19,7 @@ from fedveil.client.device import device as device_module
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import Device, read_device
 from fedveil.client.training import linear
+from fedveil.configs.local_training import LocalTraining
 from fedveil.deployment.provision import provision
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.budget import Adjacency
@@ -40,7 +41,7 @@ policy: {{target_epsilon: 8.0, target_delta: 1e-5, trust_server: true, maximum_c
 clients: [{names}]
 """
 CLAIM = ClientClaim(3.0, Adjacency.ZERO_OUT)
-ORDER = TrainingOrder("spring", Mode.CLIENT_DISTRIBUTED, 0.1, 1, 10, client=CLAIM)
+ORDER = TrainingOrder("spring", Mode.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM)
 CENTRAL = replace(ORDER, privacy=Mode.CLIENT_CENTRAL)
 SCALARS = (Scalar("train_loss", 5.0), Scalar(WEIGHT, 100.0))
 SPEC = SumSpec(1.0, SCALARS, 0.05)
