@@ -11,22 +11,16 @@ Word = TypeVar("Word", bound=StrEnum)
 class Refusal(Exception):
     """Request that is declined before anything is written, sent or spent.
 
-    The command line prints it as one sentence and exits with code 2, without a traceback.
+    The command line prints it as one sentence, "field=value: remedy", and exits with code 2, without a
+    traceback.
 
     Attributes:
       field: the name that the user gave or must give.
-      value: what was given.
+      value: what was given; its `repr` is shown.
       remedy: what to do instead, a clause.
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        """Make the sentence "field=value: remedy".
-
-        Args:
-          field: the name that the user gave or must give.
-          value: what was given; its `repr` is shown.
-          remedy: what to do instead, a clause.
-        """
         super().__init__(f"{field}={value!r}: {remedy}")
         self.field = field
         self.value = value

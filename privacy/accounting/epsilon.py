@@ -24,17 +24,17 @@ GATE_INTERVAL = 1e-3
 PUBLISH_INTERVAL = 1e-4
 # PLD drops 1e-15 of probability mass per composition, which dominates at smaller deltas.
 MIN_PLD_DELTA = 1e-12
-# A grid is too coarse, and its bound loose by more than 1 %, when epsilon is fewer steps than this or when one
-# sampled round's typical loss, rate / noise multiplier, is fewer than that; it is refined, down to the finest.
+# A grid's bound is loose by more than 1 % when epsilon, or the typical loss of one sampled round (rate / noise
+# multiplier), has fewer steps than these. The grid is then refined, down to the finest.
 MIN_STEPS, MIN_STEPS_PER_ROUND = 1000, 5
 FINEST_INTERVAL = 1e-5
-# A grid is too fine above this many steps, which bounds the memory that a vacuous epsilon takes ...
+# A grid has at most this many steps, which bounds the memory that a vacuous epsilon takes.
 MAX_STEPS = 1_000_000
-# ... and an epsilon beyond this is reported as none at all.
+# An epsilon beyond this is reported as infinite.
 VACUOUS_EPSILON = 1e6
-# Each kind of sampled Gaussian takes its own distribution, 20 ms at 1e-3 and 0.3 s at 1e-4. Many kinds are published on
-# the grid of the gate; of more than the most, noise is rounded down and rates up to so many levels an octave, as many
-# as leave no more kinds: 128 levels cost 1 % of epsilon.
+# Each kind of sampled Gaussian takes a distribution of its own: 20 ms at 1e-3, 0.3 s at 1e-4. Many kinds are published
+# on the gate's grid. Beyond the maximum, noise is rounded down and rates up, to the most levels an octave that leave
+# few enough kinds; 128 levels cost 1 % of epsilon.
 MANY_KINDS, MAX_KINDS = 32, 128
 LEVELS = tuple(2.0**k for k in range(8, -7, -1))
 Kind = TypeVar("Kind")
@@ -223,12 +223,7 @@ def _unaccountable(counts: Counts, delta: float, adjacency: Adjacency) -> Refusa
 
 @lru_cache(maxsize=4096)
 def has_distribution(leaf: Leaf, adjacency: Adjacency) -> bool:
-    """Return whether PLD covers a leaf.
-
-    Args:
-      leaf: see `events.leaves`.
-      adjacency: the relation of neighbours.
-    """
+    """Return whether PLD covers a leaf under this adjacency."""
     from . import loss_distributions
 
     return loss_distributions.has_distribution(leaf, relation_of(adjacency))

@@ -21,9 +21,9 @@ Leaf = Any
 # Leaves, each with how often it happened.
 Counts = tuple[tuple[Leaf, int], ...]
 
-# Noise below this is counted as none (epsilon would pass 5e5), above the other as that much: both only overstate.
+# Noise below the first counts as none (epsilon would pass 5e5), above the second as the second. Both overstate epsilon.
 MIN_NOISE, MAX_NOISE = 1e-3, 1e9
-# Sampling rates below this count as this.
+# Lower sampling rates count as this one.
 MIN_RATE = 1e-12
 
 

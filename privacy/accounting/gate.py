@@ -30,12 +30,12 @@ from .renyi import Vector, from_renyi, relation_of, renyi_holds, renyi_vector
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-# Histories that are followed for one budget: one for each adversary and one to spare.
+# Histories that are followed: one for each adversary and one to spare.
 MOST_LINES = 4
 # Events whose leaves are remembered.
 MOST_REMEMBERED = 1 << 14
 
-# How often each leaf happened; leaves by their number in the gate's list.
+# How often each leaf happened, by the leaf's number in the gate's list.
 Counted = dict[int, int]
 
 
@@ -131,7 +131,7 @@ class Gate:
         return counts
 
     def _parts(self, event: Any) -> list[tuple[int, int]]:
-        # By identity: to compare events takes longer than all else.
+        # By identity: comparing events would take longer than everything else.
         known = self._remembered.get(id(event))
         if known is None or known[0] is not event:
             if len(self._remembered) >= MOST_REMEMBERED:

@@ -34,23 +34,18 @@ if TYPE_CHECKING:
     from dp_accounting import NeighboringRelation
 
 Floats = NDArray[np.float64]
-# What may be asked of one secret sample: what a unit left blank answers as an absent one does, in either direction.
+# Queries of one secret sample that answer alike for a blank unit and an absent one.
 SAMPLED_ALIKE = (GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent)
 
 
 def has_distribution(leaf: Leaf, relation: "NeighboringRelation") -> bool:
-    """Return whether `distribution` covers a leaf.
-
-    Args:
-      leaf: see `events.leaves`.
-      relation: of neighbours, in dp_accounting's words.
-    """
+    """Return whether `distribution` covers a leaf under this relation of neighbours."""
     from dp_accounting import NeighboringRelation
 
     parts = asked_of(leaf)
     if parts is None:
         return PLDAccountant(relation).supports(leaf)
-    # Replacing a unit compares two answers with that of its absence: a pair does not tell all three.
+    # Replacing a unit involves three answers, with either unit and with none: a pair cannot hold all three.
     alike = relation is not NeighboringRelation.REPLACE_ONE and all(
         isinstance(part, SAMPLED_ALIKE) or drawn_openly(part) for part, _ in parts
     )
@@ -110,8 +105,8 @@ def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> Priva
 def _removed(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
     """Return the loss of (rate P + (1 - rate) Q, Q) for the pair (P, Q) whose loss is `pmf`."""
     losses, upper, infinite = _atoms(pmf)
-    # Q gives an atom e^-loss of what P gives. Rounding errors of the far left weigh most there: the atoms share what
-    # Q has, those of the greatest loss first, and what they leave is where P gives nothing.
+    # Q's mass at an atom is e^-loss times P's. Rounding errors are largest at the far left, so Q's total mass of 1 is
+    # handed to atoms from the greatest loss down; the rest lies where P has none.
     with np.errstate(over="ignore"):
         lower = np.where(upper > 0, upper * np.exp(-losses), 0.0)
     taken = np.minimum(np.cumsum(lower[::-1]), 1.0)[::-1]

@@ -42,10 +42,6 @@ def renyi_holds(leaf: Leaf, adjacency: Adjacency) -> bool:
     """Return whether RDP of a leaf is a bound under this adjacency.
 
     dp_accounting's RDP knows no sampled mechanism under replace-one, and half the noise does not make it one.
-
-    Args:
-      leaf: see `events.leaves`.
-      adjacency: the relation of neighbours.
     """
     from dp_accounting import GaussianDpEvent
 
@@ -81,12 +77,7 @@ def orders() -> Vector:
 
 
 def from_renyi(total: Vector, delta: float) -> float:
-    """Return the epsilon of composed RDP.
-
-    Args:
-      total: RDP at the `orders`, (orders,).
-      delta: in (0, 1).
-    """
+    """Return the epsilon at `delta` of composed RDP at the `orders`, (orders,)."""
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
     return float(compute_epsilon(orders().tolist(), total.tolist(), delta)[0])
@@ -152,7 +143,7 @@ def quiet_orders() -> Generator[None]:
 
 
 def _unconverged(record: logging.LogRecord) -> bool:
-    # An order that does not converge is left out; the others are valid without it. A line per order is noise.
+    # An order that does not converge is left out, and the others are valid without it.
     return "failed to converge" not in record.getMessage()
 
 

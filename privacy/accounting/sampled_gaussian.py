@@ -17,9 +17,9 @@ from scipy.special import gammaln, log_ndtr
 
 Vector = NDArray[np.float64]
 
-# Terms of a fractional order's series: most orders need few, and one that needs more than the most is left out.
+# Terms of a fractional order's series: most orders need few; an order that needs more than the most is left out.
 FEW_TERMS, MOST_TERMS = 64, 1000
-# The series ends where what follows is less than e to minus this of the whole.
+# The series ends where the remaining terms are below e to minus this of the whole.
 NEGLIGIBLE = 30
 
 
@@ -47,7 +47,7 @@ def _deltas(loss: GaussianPrivacyLoss, rate: float, noise: float, epsilons: Vect
     """Return the hockey-stick divergence at each epsilon, (epsilons,)."""
     removed = loss.adjacency_type is AdjacencyType.REMOVE
     sign = 1.0 if removed else -1.0
-    reached = sign * epsilons > math.log1p(-rate)  # beyond, the one side is everywhere above the other
+    reached = sign * epsilons > math.log1p(-rate)  # elsewhere one side is above the other at every output
     deltas = np.where(reached, 0.0, -np.expm1(np.minimum(epsilons, 0.0)) if removed else 0.0)
     # The loss of the sample itself, log(1 + (e^epsilon - 1) / rate), and the output at which it is reached.
     scaled = sign * epsilons[reached] - math.log(rate)

@@ -25,18 +25,18 @@ class Check(StrEnum):
     """Test that a p-value is of; each but the last has an equal part of alpha."""
 
     CANARIES = "canaries"  # the t test of canary scores
-    ACCURACY = "accuracy"  # guesses by the median of the same scores: it confirms, and raises nothing alone
+    ACCURACY = "accuracy"  # guesses by the median of the same scores; confirms, and raises no alarm alone
     NORM = "norm"
     REUSE = "reuse"
     DRAW = "draw"
     MEMORISATION = "memorisation"  # exposure, or a black-box bound where nothing is claimed
     RECORDS = "records"  # the t test of canary records' scores
-    RECORDS_ACCURACY = "records accuracy"  # guesses by their median, which confirm
+    RECORDS_ACCURACY = "records accuracy"  # guesses by the median of those; confirms
     LOSSES = "losses"  # of odd records, against their owners' claim, by a bound that assumes nothing
-    BOOKS = "books"  # what the ledger counts, against what the sums cost: no chance is in it, and no part of alpha
+    BOOKS = "books"  # the ledger's count against the cost of the sums; deterministic, takes no part of alpha
 
 
-# A test that is red only where another one agrees, and which.
+# Tests that are red only if another one agrees, and that other.
 CONFIRMED_BY: Mapping[Check, Check] = MappingProxyType(
     {Check.CANARIES: Check.ACCURACY, Check.RECORDS: Check.RECORDS_ACCURACY}
 )
@@ -45,13 +45,13 @@ _CONFIRMING = {confirming: test for test, confirming in CONFIRMED_BY.items()}
 
 # The free checks: every round brings noise and a draw of its own.
 FREE = (Check.NORM, Check.REUSE, Check.DRAW)
-# A free check below this many times its threshold is red at once. Else it is orange, and red if one of its next looks
-# confirms it, each at alpha / CONFIRMING: later rounds are new evidence. So a correct run of free checks alone turns red
-# with probability (CERTAIN + 2 alpha) alpha at most.
+# A free check is red at once below CERTAIN times its threshold. Otherwise its alarm is orange, and red if one of its
+# next CONFIRMING looks falls below alpha / CONFIRMING: later rounds are new evidence. A correct run with free checks
+# alone turns red with probability (CERTAIN + 2 alpha) alpha at most.
 CERTAIN = 0.01
 CONFIRMING = 10
 
-# What may be done on an alarm (audit.on_alarm), and what that does not undo.
+# Actions on an alarm (audit.on_alarm), and what each does not undo.
 CANNOT_UNDO: Mapping[str, str] = MappingProxyType(
     {
         "stop": "what was released stays released, and its epsilon spent",
@@ -138,7 +138,7 @@ def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...
     alarms = [
         Alarm(_level(state, look, test), test, p, state.limit(test))
         for test, p in look.p_values.items()
-        # "Not at least": what is no number is an alarm.
+        # "not >=" instead of "<": NaN raises an alarm.
         if test not in _CONFIRMING and not p >= state.limit(test)
     ]
     alarmed = {**state.alarmed, **{alarm.test: made[alarm.test] for alarm in alarms}}

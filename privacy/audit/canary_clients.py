@@ -48,7 +48,7 @@ class Directions:
         if support == self.dimension:
             return (self.values @ released.astype(np.float32)).astype(np.float64)
         pairs = zip(self.values, self.starts, strict=True)
-        # Not row @ ...: BLAS spreads so short a product over all cores, whose waiting takes three times as long.
+        # Not `row @ ...`: BLAS spreads even short products over all cores and takes three times as long.
         return np.array([(row * released[start : start + support]).sum() for row, start in pairs], np.float64)
 
     def updates(self, canaries: Sequence[int], norms: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -134,12 +134,7 @@ def canaries_of(seed: bytes, count: int, dimension: int, support: int) -> Canari
 
 
 def coins_of(seed: bytes, count: int) -> NDArray[np.bool_]:
-    """Return the fair coins of canaries, (count,).
-
-    Args:
-      seed: 32 bytes.
-      count: how many.
-    """
+    """Return the fair coins of `count` canaries that a secret seed of 32 bytes stands for, (count,)."""
     return keyed_stream(seed, "coins").uint64(count) % np.uint64(2) == 1
 
 

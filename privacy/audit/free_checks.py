@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# A round by itself; all of them together, whole, by layer, and by the layers' means: so many tests share one level.
+# Tests of noise that share one level: a round by itself; all rounds together, whole, by layer, and by layers' means.
 NORM_TESTS = 4
-LEAST_VARIANCE = 9.0  # of a count, from which on a chi-square is near enough
+LEAST_VARIANCE = 9.0  # of a count, for a chi-square to be close enough
 
 
 def norm_p(layers: Sequence[NDArray[np.floating]], noise: float) -> float:
@@ -106,12 +106,7 @@ def reuse_p(released: NDArray[np.floating], before: NDArray[np.floating], noise:
 
 
 def cosine(released: NDArray[np.floating], before: NDArray[np.floating]) -> float:
-    """Return the cosine of two released vectors: about 1/sqrt(size) for new noise, 1 for the same again.
-
-    Args:
-      released: (size,).
-      before: (size,).
-    """
+    """Return the cosine of two released vectors: about 1/sqrt(size) for new noise, 1 for the same again."""
     lengths = float(np.linalg.norm(released)) * float(np.linalg.norm(before))
     return float(np.vdot(released, before)) / lengths if lengths else 0.0
 
@@ -136,6 +131,6 @@ def draw_p(counts: NDArray[np.int64], population: int | NDArray[np.int64], rate:
     mean, variance = everybody * rate, everybody * rate * (1 - rate)
     if variance.min() < LEAST_VARIANCE:
         return min(1.0, 2 * large)
-    # Counts are whole: one that meets the mean exactly may stand for all within half of it.
+    # Counts are whole numbers: half a count is added for continuity.
     even = float(chdtr(len(counts), float(((np.abs(counts - mean) + 0.5) ** 2 / variance).sum())))
     return min(1.0, 2 * min(large, even))

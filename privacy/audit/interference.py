@@ -18,16 +18,11 @@ from .round_rows import BLOCKS, Rows
 
 Vector = NDArray[np.float64]
 
-DEVIATIONS = 3.0  # of chance, taken off the ceiling so that it errs to the low side
+DEVIATIONS = 3.0  # standard deviations taken off the ceiling, so that it errs to the low side
 
 
 def block_of(number: int, num_rounds: int) -> int:
-    """Return the block of a round.
-
-    Args:
-      number: of the round, from 1.
-      num_rounds: those that were planned.
-    """
+    """Return the block of round `number`, from 1, of a run of `num_rounds`."""
     return min((number - 1) * BLOCKS // num_rounds, BLOCKS - 1)
 
 
@@ -75,9 +70,8 @@ def interference(rows: Rows, num_rounds: int, coordinates: int) -> Interference:
     places = np.array([block_of(int(number), num_rounds) for number in rows["round"]])
     used = np.unique(places)
     last = [int(np.flatnonzero(places == block)[-1]) for block in used]
-    lower = np.tril(
-        rows["gram"][last][:, used]
-    )  # a block's products with those before it are final with its last round
+    # A block's products with those before it are final with its last round.
+    lower = np.tril(rows["gram"][last][:, used])
     gram = lower + np.tril(lower, -1).T
     noise = np.array([(rows["noise"][places == block] ** 2).sum() for block in used])
     rounds = np.array([float((places == block).sum()) for block in used])

@@ -10,18 +10,11 @@ from numpy.typing import NDArray
 
 from .one_run import Scores
 
-SUFFIX = ".canaries"
-# of a client's canary records, beside its ledger
+SUFFIX = ".canaries"  # of a client's canary records, beside its ledger
 
 
 def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
-    """Add a row.
-
-    Args:
-      path: of the file.
-      number: of the round.
-      values: (n,).
-    """
+    """Add the row of a round, values of shape (n,), to the file."""
     with open(path, "ab") as file:
         np.save(file, np.concatenate([[number], values]), allow_pickle=False)
 

@@ -13,7 +13,7 @@ from ..refusal import Refusal
 from .one_run import Scores
 from .rates import rate_above, rate_below
 
-# How a member's likelihood follows from a non-member's, P_in = a P_out + 1 - a: RMIA's value for images.
+# RMIA's value for images of a in P_in = a P_out + 1 - a, a member's likelihood from a non-member's.
 OFFLINE_A = 0.3
 _TINY = 1e-12
 

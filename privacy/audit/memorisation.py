@@ -48,7 +48,7 @@ class MemorisationProbe(Protocol):
 
 def pooled_p(found: Sequence[Memorised]) -> float:
     """Return the p-value of a look: the smallest, times their number; 1 without any."""
-    # Not "at least": what is no number is evidence.
+    # NaN counts as 0, which is evidence.
     smallest = min((each.p_value if each.p_value >= 0 else 0.0 for each in found), default=1.0)
     return min(1.0, max(1, len(found)) * smallest)
 
@@ -86,7 +86,7 @@ def exposure(secret_loss: float, other_losses: NDArray[np.floating]) -> Exposure
       secret_loss: on the secret.
       other_losses: on all or a uniform sample of the others it might have been, (n,).
     """
-    # Not "at most": a loss that is no number must not make a secret look likely.
+    # "not >" instead of "<=": a loss of NaN must not make a secret look likely.
     return Exposure(1 + int((~(other_losses > secret_loss)).sum()), 1 + len(other_losses))
 
 

@@ -15,9 +15,9 @@ from ..accounting.gaussian import gaussian_mu
 from ..refusal import Refusal
 
 Scores = NDArray[np.float64]
-# The shares of the canaries that are guessed; alpha is split over them, so that the best one may be taken.
+# Shares of the canaries that are guessed; alpha is split over them, so that the best one may be taken.
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.02)
-# Below this probability of so lopsided a split the coins were not fair.
+# A split into in and out that is less likely than this is refused: the coins were not fair.
 FAIR = 1e-6
 
 
@@ -57,7 +57,7 @@ def steinke_p(guesses: Guesses, epsilon: float, delta: float) -> float:
 
     made, correct, rate = guesses.made, guesses.correct, float(expit(epsilon))
     wrong = float(expit(-epsilon))
-    # P[at least v right]; bdtrc(k, n, p) is P[more than k], and wants k >= 0.
+    # P[at least v right]; bdtrc(k, n, p) is P[more than k], for k >= 0.
     steps = np.arange(1, correct + 1)
     tail = np.where(steps < correct, bdtrc(np.maximum(correct - steps - 1, 0), made, rate), 1.0)
     beta = float(bdtrc(correct - 1, made, rate)) if correct else 1.0
@@ -97,7 +97,7 @@ def gdp_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) ->
     wrong = alpha * (guesses.made - guesses.correct) / guesses.canaries
     for i in range(guesses.correct - 1, -1, -1):
         larger = float(ndtr(ndtri(right) - mu))
-        if larger <= wrong:  # neither changes any more
+        if larger <= wrong:  # neither changes further
             break
         right = min(1.0, right + i / (guesses.made - i) * (larger - wrong))
         wrong = larger

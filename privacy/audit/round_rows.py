@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from ..refusal import Refusal
 
-# Blocks of rounds, whose sums are kept: updates change slowly, so a few say as much as all rounds.
+# Blocks of rounds whose sums are kept: updates change slowly, so a few blocks tell as much as all rounds.
 BLOCKS = 16
-# Layers whose energies are kept, the smallest: what a larger one lacks shows in one round.
+# Smallest layers, whose energies are kept: missing noise in a larger one shows in a single round.
 LAYERS = 64
-# What canary records showed, see `record_claim`: NaN in rounds that were not looked at.
+# Results of canary records, see `record_claim`; NaN in rounds that were not looked at.
 RECORDS = ("epsilon", "low", "high", "ceiling", "gaussian", "steinke", "t_p", "accuracy_p")
 # Structured, shape (rounds,), of `row_type`.
 Rows = NDArray[Any]
@@ -43,27 +43,10 @@ def row_type(canaries: int) -> np.dtype[Any]:
     along: the released sum along each canary's direction
     taken: which canaries were in the cohort
     """
-    numbers = (
-        "norm",
-        "noise",
-        "energy",
-        "rate",
-        "charged",
-        "norm_p",
-        "reuse_p",
-        "cosine",
-        "draw_p",
-        "probe_p",
-        "losses_p",
-        "books_p",
-    )
-    fields: list[Any] = [
-        ("round", "<i8"),
-        ("clients", "<i8"),
-        ("population", "<i8"),
-        ("dimensions", "<i8"),
-        *((name, "<f8") for name in numbers),
-    ]
+    sums = ("norm", "noise", "energy", "rate", "charged")
+    checks = ("norm_p", "reuse_p", "cosine", "draw_p", "probe_p", "losses_p", "books_p")
+    fields: list[Any] = [(name, "<i8") for name in ("round", "clients", "population", "dimensions")]
+    fields += [(name, "<f8") for name in (*sums, *checks)]
     fields += [(name, "<f8", (LAYERS,)) for name in ("layer_energies", "layer_means")]
     fields += [("layer_dimensions", "<i8", (LAYERS,))]
     fields += [("gram", "<f8", (BLOCKS,)), ("records", "<f8", (len(RECORDS),))]
@@ -71,12 +54,7 @@ def row_type(canaries: int) -> np.dtype[Any]:
 
 
 def append(path: Path, row: Rows) -> None:
-    """Add a row to a file.
-
-    Args:
-      path: of the file.
-      row: of shape ().
-    """
+    """Add a row, shape (), to a file."""
     with open(path, "ab") as file:
         np.save(file, row, allow_pickle=False)
 
@@ -113,22 +91,12 @@ def _next(file: Any) -> Rows | None:
 
 
 def stacked(rows: Sequence[Rows], canaries: int) -> Rows:
-    """Return rows as one array.
-
-    Args:
-      rows: of shape () each.
-      canaries: how many the audit has.
-    """
+    """Return rows, of shape () each, as one array."""
     return np.stack(rows) if rows else np.empty(0, row_type(canaries))
 
 
 def cut(path: Path, rows: Rows) -> None:
-    """Leave only these rows in the file.
-
-    Args:
-      path: of the file.
-      rows: in their order, (rounds,).
-    """
+    """Leave only these rows, (rounds,), in the file."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     for row in rows:

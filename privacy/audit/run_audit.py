@@ -93,32 +93,17 @@ class AuditTerms:
         return AlarmState(planned, self.alpha)
 
     def due(self, before: int, number: int) -> bool:
-        """Return whether canaries are looked at in a round.
-
-        Args:
-          before: the last round that was released.
-          number: this round.
-        """
+        """Return whether canaries are looked at in round `number`, the last that was released being `before`."""
         return any(before < look <= number for look in self.looks)
 
     def books_due(self, before: int, number: int) -> bool:
-        """Return whether the ledger is looked at in a round, where something is claimed.
-
-        Args:
-          before: the last round that was released.
-          number: this round.
-        """
+        """Return whether the ledger is looked at then, where something is claimed."""
         looks = spread_looks(BOOK_LOOKS, self.num_rounds) if self.delta else ()
         return any(before < look <= number for look in looks)
 
 
 def spread_looks(looks: int, num_rounds: int) -> tuple[int, ...]:
-    """Return the rounds of looks, evenly spread, the last round among them.
-
-    Args:
-      looks: how many, at most.
-      num_rounds: those that are planned.
-    """
+    """Return the rounds of at most `looks` looks, evenly spread, the last round among them."""
     return tuple(sorted({max(1, round(num_rounds * k / looks)) for k in range(1, looks + 1)}))
 
 
@@ -213,7 +198,7 @@ class Evidence:
     @property
     def ceiling(self) -> float:
         """Epsilon that canaries could have shown if there were no noise: other updates lie in their way."""
-        # Who knows the rounds leaves the others out, whose updates then hide nothing.
+        # Where the rounds are known, the others are left out, and their updates hide nothing.
         share = self.terms.rate if self.amplified else math.sqrt(self.terms.rate)
         mu = share * self.interference.ceiling_mu() * self._distance
         return gaussian_epsilon(mu, self.terms.delta)

@@ -105,12 +105,7 @@ def _of_clients(evidence: Evidence, final: Rows | None) -> Summary:
 
 
 def visible_in(terms: AuditTerms, rows: Rows) -> float:
-    """Return how much smaller than claimed the noise would have to be to raise an alarm, from 0 to 1.
-
-    Args:
-      terms: of the audit.
-      rows: of the run so far.
-    """
+    """Return how much smaller than claimed the noise would have to be to raise an alarm, from 0 to 1."""
     if not terms.delta:
         return 1.0
     level = terms.alarms().threshold(Check.NORM) / NORM_TESTS

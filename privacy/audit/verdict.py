@@ -17,7 +17,7 @@ from .normality import accuracy_p, right_of_median, separation, separation_refut
 from .one_run import SHARES, Guesses, Scores, check_coins, gdp_refutes, guesses_at, steinke_refutes
 from .rates import rates_refute, rates_refute_gdp, worst_rates
 
-# (epsilon, alpha): whether that epsilon is refuted at that level. Monotone: a larger epsilon never more easily.
+# Whether an epsilon is refuted at a level alpha; monotone: a larger epsilon is never refuted more easily.
 Refutes = Callable[[float, float], bool]
 
 

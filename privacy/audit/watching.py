@@ -15,7 +15,7 @@ from .round_rows import BLOCKS, LAYERS, Rows, row_type
 
 Vector = NDArray[np.float64]
 
-# Coordinates that are kept from round to round, evenly spread: noise that is used twice shows in far fewer.
+# Coordinates kept from round to round, evenly spread; noise that is used twice would show in far fewer.
 WATCHED = 1 << 17
 
 
@@ -131,12 +131,7 @@ def noise_p(rows: Rows) -> float:
 
 
 def unwatched(number: int, canaries: int) -> Rows:
-    """Return the row of a round whose sum nothing is claimed of.
-
-    Args:
-      number: of the round.
-      canaries: how many the audit has.
-    """
+    """Return the row of a round whose sum nothing is claimed of, shape ()."""
     row = np.zeros((), row_type(canaries))
     row["round"] = number
     row["probe_p"] = row["losses_p"] = row["books_p"] = row["records"] = math.nan

@@ -40,7 +40,7 @@ OPEN, RESERVE, COMMIT, VOID, NOTE = "open", "reserve", "commit", "void", "note"
 # The time is the last key of a canonical payload.
 TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
 
-# Beyond this, two accountants do not differ by their grids alone (notably PLD's at small epsilon).
+# Larger differences between accountants do not come from their grids (PLD's shows most at small epsilon).
 DISPUTE_RATIO, DISPUTE_SIZE = 0.05, 0.01
 # PLD's grid step per epsilon when verifying: a vacuous epsilon must not take all memory.
 COARSEST = 1e-6
@@ -142,7 +142,7 @@ class Book:
     def _reserve(self, entry: Entry) -> None:
         if entry.key in self.releases:
             raise ValueError("its key was reserved before")
-        # Releases of one run differ in their time alone; what they say is worked out once.
+        # Releases of one run differ only in their time, so each charge is parsed once.
         timed = TIMED.fullmatch(entry.payload)
         said = timed[1] if timed else entry.payload
         if said not in self._charges:
@@ -254,7 +254,7 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
         return Verification(True, book.head.seq, book.head, epsilon=0.0)
     adjacency = Adjacency(book.identity["adjacency"])
 
-    @cache  # most of the time goes here, and adversaries often have seen the same
+    @cache  # takes most of the time, and adversaries often have seen the same
     def sized(seen: "tuple[DpEvent, ...]") -> Sizes:
         return _sizes(list(seen), delta, adjacency, book.filter_order)
 
@@ -287,7 +287,7 @@ def _sizes(events: "list[DpEvent]", delta: float, adjacency: Adjacency, order: f
 
 
 def _composed(accountant: "PrivacyAccountant", events: "list[DpEvent]", delta: float) -> float | None:
-    # As few kinds as the first accountant makes of them: each takes its own distribution.
+    # Merged into as few kinds as `epsilon` uses: each takes a distribution of its own.
     parts = in_order(coarsened(with_one_gaussian(dict(grouped(events))), rounded))
     if not all(accountant.supports(leaf) for leaf, _ in parts):
         return None

@@ -20,10 +20,10 @@ from .hash_chain import Lock, regular
 FILE = "caps.json"
 VERSION = 1
 ALL = "all"
-# A ledger is named after this much of its data's fingerprint.
+# Characters of its data's fingerprint in a ledger's name.
 NAMED = 32
 FINGERPRINT = re.compile(f"[0-9a-f]{{{NAMED},64}}")
-# What stands before the fingerprint in a ledger's name: of all clients together, and of a device as a client.
+# Prefixes of a ledger's name: of all clients together, and of a device as a client.
 POPULATION, CLIENT = "population-", "client-"
 WAIT_SECONDS = 10.0
 

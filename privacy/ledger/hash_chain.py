@@ -24,7 +24,7 @@ from .durable_files import sync_folder
 
 BUSY_SECONDS = 30.0
 LOCK_POLL_SECONDS = 0.02
-# A holder locks first and writes its pid after: for this long a lock without a pid is a holder just arriving.
+# A holder locks first and writes its pid after. A lock without a pid is waited for this long: its holder just came.
 ARRIVAL_SECONDS = 1.0
 
 COLUMNS = "seq, kind, key, payload, prev_hash, hash"
@@ -90,18 +90,13 @@ def canonical(value: object) -> str:
 
 
 def linked(draft: Draft, before: Head) -> Entry:
-    """Return a draft as the entry that follows a head.
-
-    Args:
-      draft: what happened.
-      before: the last entry.
-    """
+    """Return a draft as the entry that follows a head."""
     fields = (before.seq + 1, draft.kind, draft.key, draft.payload, before.hash)
     return Entry(*fields, hash=_digest(fields))
 
 
 def _digest(fields: tuple[int, str, str, str, str]) -> str:
-    # What `canonical(fields)` returns, in a third of the time.
+    # Same text as `canonical(fields)`, in a third of the time.
     texts = ",".join(map(encode_basestring_ascii, fields[1:]))
     return hashlib.sha256(f"[{fields[0]},{texts}]".encode()).hexdigest()
 
@@ -109,7 +104,7 @@ def _digest(fields: tuple[int, str, str, str, str]) -> str:
 def _holds(row: tuple[int, str, str, str, str, str]) -> bool:
     try:
         return row[5] == _digest(row[:5])
-    except TypeError:  # what a damaged file holds may be no text at all
+    except TypeError:  # a damaged file may hold something other than text
         return False
 
 
@@ -176,7 +171,7 @@ class Lock:
     def release(self) -> None:
         """Let the next process in."""
         if self.held:
-            with contextlib.suppress(OSError):  # a pid that nobody holds misleads nobody
+            with contextlib.suppress(OSError):  # a stale pid does no harm
                 os.ftruncate(self._fd, 0)
             self.forget()
 
@@ -217,7 +212,7 @@ def _size(name: Path) -> int:
     status = regular(name)
     if status is None:
         return 0
-    # Root may write a file that someone has set read-only; the ledger takes the mode at its word.
+    # Root could write a read-only file; the ledger respects the mode.
     if not status.st_mode & stat.S_IWUSR or not os.access(name, os.R_OK | os.W_OK):
         raise Refusal("ledger", str(name), "cannot be read and written; mend its permissions")
     return status.st_size
@@ -247,19 +242,10 @@ class Chain:
     """Verified entries of one ledger file."""
 
     def __init__(self, path: Path, mode: str) -> None:
-        """Open the file; use `for_writing` or `for_reading`.
-
-        Args:
-          path: of the ledger.
-          mode: query of SQLite's address, such as `mode=rw`.
-
-        Raises:
-          Refusal: it cannot be opened.
-        """
         self.path = path
         address = f"{path.absolute().as_uri()}?{mode}"
         with refusing(path, "cannot be opened"):
-            # The ledger serialises its threads itself.
+            # The ledger serialises its own threads.
             self._db = sqlite3.connect(
                 address, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
             )

@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 Key = tuple[str, int, str]
-# Relative difference of epsilon by PLD, up to rounding, from the exact one of Gaussians.
+# Epsilon by PLD differs from the exact epsilon of Gaussians by at most this, relatively.
 ACCOUNTANTS_DIFFER = 1e-6
 
 
@@ -73,14 +73,6 @@ class BudgetExhausted(Exception):
     """
 
     def __init__(self, budget: Budget, adversary: Adversary, would_be: float, why: str | None = None) -> None:
-        """Make the sentence.
-
-        Args:
-          budget: what may be spent.
-          adversary: against whom it would be overrun.
-          would_be: the epsilon that the release would bring.
-          why: another sentence than the usual one.
-        """
         super().__init__(
             why
             or f"the {budget.unit} budget is spent: against the {adversary} this release would bring epsilon to "
@@ -101,15 +93,6 @@ class Ledger:
     def __init__(
         self, chain: Chain, lock: Lock, book: Book, budget: Budget, resources: contextlib.ExitStack
     ) -> None:
-        """Hold what `open` opened.
-
-        Args:
-          chain: the entries.
-          lock: held by this process.
-          book: the entries, replayed.
-          budget: what may be spent in all.
-          resources: closes chain and lock.
-        """
         self._chain = chain
         self._lock = lock
         self._book = book

@@ -37,8 +37,8 @@ class Stage(IntEnum):
     CONFIRMED = 3
 
 
-# Secret seeds of 32 bytes of noise in the vector, each behind the fewest survivors that it is opened to: of fewer the
-# noise must stay.
+# Pairs of a number of survivors and a secret seed of 32 bytes. The seed gives noise in the vector that may be removed
+# if at least that many clients survive.
 Openings = tuple[tuple[int, bytes], ...]
 
 
@@ -118,12 +118,7 @@ class NodeAttempt:
 
 
 def tagged(attempt: NodeAttempt, body: bytes) -> bytes:
-    """Return a reply with the tag that this node alone can make for this server.
-
-    Args:
-      attempt: whose reply key makes the tag.
-      body: the written message.
-    """
+    """Return a reply with the tag that this node alone can make for this server."""
     return body + seal(suite_of(attempt.terms.suite), attempt.reply_key, b"", body)
 
 

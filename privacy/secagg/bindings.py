@@ -66,12 +66,7 @@ def survivors_digest(context: bytes, alive: Sequence[int], dead: Sequence[int]) 
 
 
 def own_mask_key(seed: bytes, context: bytes) -> bytes:
-    """Return the key of a node's private mask in a round, 32 bytes.
-
-    Args:
-      seed: the node's private seed, 32 bytes.
-      context: of the round, 32 bytes.
-    """
+    """Return the key of a node's private mask in the round of this context, 32 bytes."""
     return derive(seed, frame(Purpose.OWN_MASK, context))
 
 
@@ -81,12 +76,7 @@ def pair_mask_info(context: bytes) -> bytes:
 
 
 def mask_sign(node: int, peer: int) -> int:
-    """Return the sign with which a node adds the mask of a pair: those of the two cancel.
-
-    Args:
-      node: who adds.
-      peer: the other.
-    """
+    """Return the sign with which `node` adds the mask it has with `peer`: the two cancel."""
     return 1 if node < peer else -1
 
 
@@ -143,8 +133,8 @@ class Agreement:
 
     @cached_property
     def _ring(self) -> Ring:
-        # Over all candidates: were it over those who advertised, a server that loses honest adverts would
-        # raise the share of colluders among a node's neighbours above what its policy reckons with.
+        # Over all candidates: over those who advertised, a server could drop honest adverts and so raise the share
+        # of colluders among a node's neighbours above what its policy assumes.
         return ring(self.candidates, self.terms.neighbours, self.cohort)
 
     @cached_property

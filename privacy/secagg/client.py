@@ -57,7 +57,7 @@ from .transcript import AttemptTerms, Profile, Purpose, frame
 
 ToNode = CohortAdverts | Inbox | Survivors | Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
-OVER = NODES - 1  # no less than every attempt's number: of a round in which this node has opened a sum
+OVER = NODES - 1  # at least any attempt's number; marks a round in which this node has opened a sum
 
 
 @dataclass
@@ -301,7 +301,9 @@ class Participant:
         _, view = attempt.view
         alive, shares = set(attempt.alive), bytearray()
         for place, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
-            start = SHARE_BYTES * (2 * place + (peer not in alive))  # of the own seed, then of the mask seed
+            start = SHARE_BYTES * (
+                2 * place + (peer not in alive)
+            )  # a pair holds a share of the own seed, then one of the mask seed
             shares += attempt.held[start : start + SHARE_BYTES]
         seeds = b"".join(seed for least, seed in attempt.openings if len(alive) >= least)
         reply = tagged(attempt, write(Revealed(view, bytes(shares), seeds)))

@@ -16,9 +16,9 @@ from ..refusal import Refusal
 from .transcript import Profile, Purpose, digest
 
 COMPLETE_UP_TO = 128
-MAXIMUM_CLIENTS = 10**6  # Beyond, whoever names a cohort size could keep a client computing tails.
-PRIVACY_BITS = 40  # An attempt opens more than its sum with a chance of at most 2**-40,
-LIVENESS_BITS = 20  # and fails at the stated dropout with one of at most 2**-20.
+MAXIMUM_CLIENTS = 10**6  # a larger cohort could keep a client computing tails
+PRIVACY_BITS = 40  # an attempt opens more than its sum with probability 2**-40 at most
+LIVENESS_BITS = 20  # an attempt fails at the stated dropout with probability 2**-20 at most
 _NEGLIGIBLE = 2.0**-60
 
 
@@ -114,7 +114,7 @@ def parameters(clients: int, dropout: float, collusion: float, profile: Profile)
     """
     sizes = range(2, clients - 1, 2) if clients > COMPLETE_UP_TO else ()
     for neighbours in (*sizes, clients - 1):
-        # The higher the threshold, the less it opens.
+        # A higher threshold opens less.
         threshold = 1 + bisect_left(
             range(1, neighbours + 1),
             True,
@@ -174,7 +174,7 @@ def tail(population: int, marked: int, drawn: int, least: int) -> float:
     first, last = max(least, 0, drawn - (population - marked)), min(marked, drawn)
     if first > last:
         return 0.0
-    # From the likeliest value outwards: at the far end a float would be zero while the sum is not.
+    # From the likeliest value outwards: the first term at the far end may underflow though the sum does not.
     mode = (drawn + 1) * (marked + 1) // (population + 2)
     start = min(max(first, mode), last)
     chance = _log_choose(marked, start) + _log_choose(population - marked, drawn - start)

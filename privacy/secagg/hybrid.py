@@ -51,23 +51,12 @@ def kem_key(seed: bytes) -> MLKEM768PrivateKey:
 
 
 def public_keys(share_seed: bytes, mask_seed: bytes) -> bytes:
-    """Return a node's ML-KEM public keys for shares and for masks, of `KEM_KEY_BYTES` together.
-
-    Args:
-      share_seed: of the key for shares, 32 bytes.
-      mask_seed: of the key for masks, 32 bytes.
-    """
+    """Return a node's ML-KEM public keys for shares and for masks, of `KEM_KEY_BYTES` together."""
     return b"".join(kem_key(seed).public_key().public_bytes_raw() for seed in (share_seed, mask_seed))
 
 
 def mixed(key: bytes, secret: bytes, info: bytes) -> bytes:
-    """Return the key that takes both an X25519 key and an ML-KEM secret, 32 bytes.
-
-    Args:
-      key: what X25519 agreed on, 32 bytes.
-      secret: what ML-KEM gave, 32 bytes.
-      info: what the key is for.
-    """
+    """Return the key that takes both an X25519 key and an ML-KEM secret, 32 bytes."""
     return derive(key + secret, frame(Purpose.HYBRID, info))
 
 
@@ -115,12 +104,7 @@ def blocks(data: bytes, pairs: Sequence[tuple[int, int]]) -> list[bytes]:
 
 
 def share_secret(share_seed: bytes, block: bytes) -> bytes:
-    """Return the secret of the shares that a neighbour sealed.
-
-    Args:
-      share_seed: this node's, 32 bytes.
-      block: the neighbour's.
-    """
+    """Return the secret of the shares that a neighbour sealed, from its block."""
     return kem_key(share_seed).decapsulate(block[:CIPHERTEXT_BYTES])
 
 

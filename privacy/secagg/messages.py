@@ -21,7 +21,7 @@ from .suite import KEM_KEY_BYTES, KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_B
 from .transcript import HASH_BYTES, AttemptTerms
 
 SHARE_BYTES = 32
-SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # what sealing adds; alone, it is the tag of a reply
+SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # added by sealing; alone, the tag of a reply
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
 DECLINED_BYTES = 40  # no other reply is as short
 NODES = 1 << 64  # Flower's node numbers are unsigned 64-bit

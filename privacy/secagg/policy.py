@@ -69,10 +69,6 @@ class Policy:
 def check(policy: Policy, terms: AttemptTerms) -> None:
     """Return if the terms are no weaker than the policy. The roster's hash is the caller's to compare.
 
-    Args:
-      policy: of the client.
-      terms: as proposed.
-
     Raises:
       Refused: POLICY, naming the first field of the terms that is weaker.
     """
@@ -82,7 +78,7 @@ def check(policy: Policy, terms: AttemptTerms) -> None:
 
 def _shortfalls(policy: Policy, terms: AttemptTerms) -> Iterator[str]:
     shape = Shape(terms.cohort_size, terms.neighbours, terms.threshold)
-    # The sum must hide this client behind another honest one.
+    # The sum must contain at least one honest client besides this one.
     fewest = max(policy.minimum_cohort, colluders(terms.cohort_size, policy.collusion) + 2)
     # Written so that a NaN is refused.
     demands = {

@@ -25,15 +25,14 @@ class Reason(StrEnum):
 
 @final
 class Refused(Exception):
-    """Attempt that this side does not go on with."""
+    """Attempt that this side does not go on with.
+
+    Attributes:
+      reason: all that may leave this side.
+      detail: for this side's log; it never holds a secret or a vector's value.
+    """
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        """Make the sentence "reason: detail".
-
-        Args:
-          reason: all that may leave this side.
-          detail: for this side's log; it never holds a secret or a vector's value.
-        """
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

@@ -61,11 +61,7 @@ class Roster:
         return {member.node: member for member in self.members}
 
     def member(self, node: int, now: int) -> Member:
-        """Return a member that is still valid.
-
-        Args:
-          node: its number.
-          now: Unix seconds.
+        """Return the member at `node`, valid at the Unix second `now`.
 
         Raises:
           Refused: UNKNOWN_MEMBER or EXPIRED.
@@ -79,12 +75,7 @@ class Roster:
 
 
 def write_roster(roster: Roster, authority: Ed25519PrivateKey) -> bytes:
-    """Return the roster as the authority signs it.
-
-    Args:
-      roster: the version to sign.
-      authority: the federation's key.
-    """
+    """Return the roster as the authority signs it."""
     entries = [(m.node, m.name, m.public, m.not_after) for m in roster.members]
     body = cast(bytes, msgpack.packb((_FORMAT, roster.version, entries)))
     return cast(bytes, msgpack.packb((body, sign(authority, _CONTEXT, body))))

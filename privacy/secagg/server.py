@@ -282,13 +282,13 @@ class ServerAttempt:
         return self._ask(Due.VECTORS, inboxes)
 
     def _connected(self, sharers: frozenset[int]) -> frozenset[int]:
-        """Return the sharers without those whose seeds too few others hold shares of."""
+        """Return the sharers, less those of whose seeds too few others hold shares."""
         least = self._terms.threshold
         kept = frozenset(node for node in sharers if len(self._agreed.neighbours(node, sharers)) >= least)
         return kept if kept == sharers else self._connected(kept)
 
     def _parcels(self) -> dict[int, tuple[bytearray, bytearray]]:
-        """Return by node the sealed shares that its neighbours made for it, and their blocks, by ascending neighbour."""
+        """Return by node its neighbours' sealed shares and blocks for it, by ascending neighbour."""
         parcels = {node: (bytearray(), bytearray()) for node in self._sharers}
         for peer in self._sharers:
             sealed, offered = self._sealed.pop(peer), self._offered[peer]
@@ -403,7 +403,7 @@ def _seed(
     for window in _windows(sorted(shares), own, threshold):
         try:
             seed = combine({point: shares[point] for point in window}, threshold)
-        except Refused:  # a share that is no number
+        except Refused:  # a share out of range
             continue
         if fits(seed):
             return seed

@@ -82,7 +82,7 @@ def _number(share: bytes) -> int:
     return number
 
 
-# On a complete graph the same survivors answer for every secret.
+# On a complete graph the same points serve for many secrets.
 @lru_cache(maxsize=64)
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
     """Return Lagrange's weights at zero, of one inversion (Montgomery, Math. Comp. 48, 1987, section 10.3.1)."""

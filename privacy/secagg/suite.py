@@ -77,7 +77,7 @@ SUITES = {
     suite.number: suite
     for suite in (
         Suite(1, "X25519, HKDF-SHA256, AES-256-GCM, Ed25519", AESGCM, _aes_stream),
-        # For what must stay shut to whoever records it today and has a quantum computer later.
+        # For protection against whoever records messages today and has a quantum computer later.
         Suite(
             2, "X25519 and ML-KEM-768, HKDF-SHA256, AES-256-GCM, Ed25519", AESGCM, _aes_stream, hybrid=True
         ),
@@ -188,7 +188,7 @@ def sign(key: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
     return key.sign(frame(Purpose.SIGNATURE, context, body))
 
 
-@lru_cache(maxsize=1 << 12)  # nodes of one process, as a simulation has them, check the same signatures
+@lru_cache(maxsize=1 << 12)  # simulated nodes in one process check the same signatures
 def verify(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
     """Return if a signature is what `sign` made.
 

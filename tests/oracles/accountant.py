@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One Poisson-sampled Gaussian run under add-or-remove-one and what four accountants say of it."""
+    """One Poisson-sampled Gaussian run under add-or-remove-one, and what four accountants say of it."""
 
     name: str
     sample_rate: float
@@ -46,7 +46,7 @@ MIXED_PLD, MIXED_RDP = 2.03043, 2.28060
 
 
 class Published(NamedTuple):
-    """An epsilon as printed, from RDP by the classic conversion rdp - log(delta) / (order - 1)."""
+    """Epsilon as printed, from RDP by the classic conversion rdp - log(delta) / (order - 1)."""
 
     source: str
     sample_rate: float

@@ -40,7 +40,7 @@ RECORDS = ("task=digits", "task.num_clients=10", "privacy=record", "cohort=all",
 
 @dataclass(frozen=True)
 class Fault:
-    """What is changed, how, and in which run."""
+    """Change that is made, and the run that it is made in."""
 
     target: Any
     name: str
@@ -191,7 +191,7 @@ def row(name: str, found: dict[str, Any]) -> str:
 
 
 def correct() -> None:
-    """Twenty runs as they should be, and the accuracy with and without canaries."""
+    """Run the default job twenty times without a fault; return audits, and accuracies with canaries or not."""
     for seed in range(5):
         for overrides in CORRECT:
             found = audited("none", f"seed={seed}", *overrides)

@@ -1,7 +1,7 @@
-"""Every mutation of tests/test_mutations.py: what an audit of a whole run says of it, or why no audit can say anything.
+"""Audits of a whole run under every mutation of tests/test_mutations.py, or why no audit can see it.
 
-`python tests/oracles/audit_mutations.py [NAME ...]` prints the rows of the table in docs/evidence/audits.md; about ten
-minutes. A run that does not end within ten is a row too.
+`python tests/oracles/audit_mutations.py [NAME ...]` prints the rows of the table in docs/evidence/audits.md;
+about ten minutes. A run that does not end within ten is a row too.
 """
 
 import json
@@ -129,7 +129,7 @@ BEYOND: dict[str, str] = {
 
 
 def row(name: str, tree: Path) -> str:
-    """Apply one mutation to the copy, run it, and say what its audit says."""
+    """Apply one mutation to the copy, run it, and return what its audit says."""
     if name in BEYOND:
         return f"| {name} | - | {BEYOND[name]} |"
     mutation = MADE["MUTATIONS"][name]

@@ -1,6 +1,6 @@
-"""Correct runs of the default job under `audit=light`, by simulation of its scores: how many raise an alarm, or are stopped.
+"""False alarms of correct runs of the default job under `audit=light`, by simulation of their scores.
 
-Clients send nothing, as updates only lengthen what is released: the worst case of both noise checks.
+Clients send nothing, because updates only lengthen what is released: the worst case of both noise checks.
 `python tests/oracles/false_alarms.py 20000` takes two minutes.
 """
 
@@ -19,7 +19,7 @@ PLAN = AlarmState({Check.NORM: ROUNDS, Check.REUSE: ROUNDS, Check.DRAW: ROUNDS})
 
 
 def levels(rng: np.random.Generator) -> set[Level]:
-    """The alarms of one run."""
+    """Return the levels of the alarms of one run."""
     means = rng.chisquare(1, (ROUNDS, len(LAYERS)))
     layers = [mean + rng.chisquare(size - 1, ROUNDS) for size, mean in zip(LAYERS, means.T, strict=True)]
     whole = np.sum(layers, axis=0)
@@ -54,7 +54,7 @@ def levels(rng: np.random.Generator) -> set[Level]:
 
 
 def counted(runs: int, seed: int = 0) -> tuple[int, int]:
-    """How many of so many runs raise an alarm, and how many of those are stopped."""
+    """Return how many runs raise an alarm, and how many of those are stopped."""
     rng = np.random.default_rng(seed)
     found = [levels(rng) for _ in range(runs)]
     return sum(map(bool, found)), sum(Level.RED in each for each in found)

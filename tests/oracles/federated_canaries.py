@@ -33,7 +33,7 @@ DIMENSION = int(ENDS[-1])
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong: noise of `noise` times what is claimed, canaries of `canary_norm` times the clip, and so on."""
+    """Fault: noise of `noise` times what is claimed, canaries of `canary_norm` times the clip, and so on."""
 
     noise: float = 1.0
     canary_norm: float = 1.0
@@ -43,7 +43,7 @@ class Fault:
 
 @dataclass
 class Record:
-    """What the auditor keeps of a run: inner products and norms by round, and the p-values of the free checks."""
+    """Numbers that the auditor keeps: inner products and norms by round, and the p-values of the free checks."""
 
     coins: np.ndarray
     taken: np.ndarray
@@ -55,11 +55,11 @@ class Record:
     accuracy: float = 0.0
 
     def column(self, name: str) -> np.ndarray:
-        """One value of every round, in clipping norms, as `row_type` names them."""
+        """Return one value of every round, in clipping norms, as `row_type` names them."""
         return np.array([row[name] for row in self.rows], np.float64)
 
     def evidence(self) -> Evidence:
-        """What the library weighs of a run; not for A, whose claim is of one round."""
+        """Return what the library weighs of a run; not for A, whose claim is of one round."""
         rate = float(self.taken.mean())
         terms = AuditTerms(
             len(self.rows), 0.01, canaries=CANARIES, dimension=DIMENSION, delta=DELTA, rate=rate
@@ -158,7 +158,7 @@ def _trained(model: np.ndarray, images: np.ndarray, labels: np.ndarray) -> np.nd
 
 
 def figures(scenario: str, sigma: float, seed: int, drawn: Directions) -> list[float]:
-    """Claimed, measured, low, high, the bounds by t, f-DP and Steinke, final model alone, ceiling, accuracy."""
+    """Return claim, measurement, low, high, bounds by t, f-DP and Steinke, final model, ceiling, accuracy."""
     kept = run(scenario, sigma, seed, Fault(), drawn)
     evidence = kept.evidence()
     if scenario == "A":

@@ -1,7 +1,9 @@
-"""A task whose model learns its examples by heart: 1 000 images of ten clients, a perceptron of 101 770 parameters.
+r"""Task whose model learns its examples by heart: 1 000 images of ten clients, 101 770 parameters.
+
+Run it and attack it:
 
     export PYTHONPATH=tests/oracles
-    fedveil simulate task=custom task.target=images_by_heart:Images 'allow_modules=[images_by_heart]' privacy=none \\
+    fedveil simulate task=custom task.target=images_by_heart:Images 'allow_modules=[images_by_heart]' privacy=none \
         cohort=all num_rounds=60 local_epochs=5 learning_rate=0.2 hydra.run.dir=by_heart
     fedveil audit by_heart --membership art --epochs 60
 """
@@ -23,7 +25,7 @@ def perceptron() -> nn.Module:
 
 
 class Images:
-    """A `Task`; as many images are held out."""
+    """`Task` that holds out as many images as it trains on."""
 
     simulated = True
     num_clients = 10

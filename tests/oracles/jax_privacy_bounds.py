@@ -1,11 +1,11 @@
-"""The table of `jax_privacy_bounds.json`: lower bounds on epsilon as jax-privacy 2.0.0 (Apache-2.0) has them.
+"""Table of `jax_privacy_bounds.json`: lower bounds on epsilon as jax-privacy 2.0.0 (Apache-2.0) has them.
 
     pip install --no-deps jax-privacy==2.0.0
     python tests/oracles/jax_privacy_bounds.py > tests/oracles/jax_privacy_bounds.json
 
-Its module `auditing` needs NumPy, SciPy and dp_accounting alone and is loaded without its package, which would import
-jax. Its `epsilon_from_gdp` is left out: in this version it refutes true claims (98 of 100 at epsilon 1). Nothing here is
-computed by fedveil.
+Its module `auditing` needs NumPy, SciPy and dp_accounting alone and is loaded without its package, which
+would import jax. Its `epsilon_from_gdp` is left out: in this version it refutes true claims (98 of 100 at
+epsilon 1). Nothing here is computed by fedveil.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ def auditing() -> ModuleType:
 
 
 def one_run(jax: ModuleType, canaries: int, made: int, right: int, delta: float) -> list[Any]:
-    """The row of these guesses: p at each of EPSILONS, the bounds of Steinke et al. and of Mahloujifar et al."""
+    """Return the row of guesses: p at each of EPSILONS, bounds of Steinke et al. and of Mahloujifar et al."""
     counts = (canaries, made, right)
     p_values = [float(jax._one_run_p_value(*counts, epsilon, delta)) for epsilon in EPSILONS]
     bounds = [
@@ -53,7 +53,7 @@ def one_run(jax: ModuleType, canaries: int, made: int, right: int, delta: float)
 
 
 def many_runs(jax: ModuleType, runs: int, false: int, missed: int, delta: float) -> list[Any]:
-    """The row of so many runs of each kind: the bound from Clopper and Pearson's limits, the larger way round."""
+    """Return the row of many runs: the bound from Clopper and Pearson's limits, the larger way round."""
     scores = [[float(n < above) for n in range(runs)] for above in (runs - missed, false)]  # 1 says member
     at = jax.Explicit(0.5)
     auditor = jax.CanaryScoreAuditor(*scores)
@@ -81,7 +81,7 @@ def table() -> dict[str, Any]:
 
 
 def as_text(made: dict[str, Any]) -> str:
-    """JSON with a line for each row."""
+    """Return JSON with a line for each row."""
     parts = [
         f'"{key}": [\n' + ",\n".join(map(json.dumps, value)) + "\n]"
         if isinstance(value, list)

@@ -1,10 +1,11 @@
-"""What a ledger has spent, from its file alone, by sqlite3, hashlib and dp_accounting: nothing of the package is used.
+"""Budget that a ledger has spent, from its file alone, by sqlite3, hashlib and dp_accounting.
 
 usage: python recompute_ledger.py LEDGER   prints {adversary: {"delta", "epsilon"}} as JSON, or raises
 
-Epsilon is the least of what dp_accounting's two accountants say; where a release was chosen adaptively it is RDP at
-the filter's order. A sample that is sampled again and composed is nothing that dp_accounting composes: its mixture is
-worked out from the inner privacy loss distribution on this script's own grid.
+Nothing of fedveil is used. Epsilon is the least of what dp_accounting's two accountants say; where a release
+was chosen adaptively it is RDP at the filter's order. dp_accounting does not compose a sample that is sampled
+again and composed: its mixture is worked out from the inner privacy loss distribution on this script's own
+grid.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ RELATIONS = {
 
 
 def entries_of(path):
-    """The entries, once every hash is the hash of the five fields before it and chains to the entry before."""
+    """Return the entries, once every hash is that of the five fields before it and chains to the last entry."""
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
         rows = database.execute(
             "SELECT seq, kind, key, payload, prev_hash, hash FROM entries ORDER BY seq"
@@ -46,7 +47,7 @@ def entries_of(path):
 
 
 def event_of(fields):
-    """A dp_accounting event from its JSON."""
+    """Return a dp_accounting event from its JSON."""
     match fields["kind"]:
         case "Gaussian":
             return dp.GaussianDpEvent(float(fields["noise_multiplier"]))
@@ -64,7 +65,7 @@ def event_of(fields):
 
 
 class Open(NamedTuple):
-    """A sample that shows: with this probability the event happens, else nothing does."""
+    """Sample whose draw is public: with this probability the event happens, else nothing does."""
 
     sampling_probability: float
     event: dp.DpEvent
@@ -77,7 +78,7 @@ def is_nested(event):
 
 
 def seen_by_each(entries):
-    """{adversary: Counter of event texts}, the filter's order, and the last delta: all but what was voided."""
+    """Return {adversary: Counter of event texts}, the filter's order and the last delta; voids are left out."""
     void = {key for kind, key, _ in entries if kind == "void"}
     reserved = [(key, payload) for kind, key, payload in entries if kind == "reserve"]
     seen = {}
@@ -89,11 +90,11 @@ def seen_by_each(entries):
 
 
 def nested_epsilon(events, delta):
-    """Epsilon of [(sample of a composition, count)], zero-out: the mixture is composed by the fast Fourier transform.
+    """Return epsilon of [(sample of a composition, count)], zero-out, composed by the fast Fourier transform.
 
-    For the pair (P, Q) of what is asked of the sample, a unit that is drawn with probability p gives the pair
-    ((1-p) Q + p P, Q), whose loss is log(1 - p + p exp(l)) with l the inner loss, under the mixture, and its negative
-    in the other direction.
+    For the pair (P, Q) of the sample's queries, a unit that is drawn with probability p gives the pair ((1-p)
+    Q + p P, Q), whose loss is log(1 - p + p exp(l)) with l the inner loss, under the mixture, and its
+    negative in the other direction.
     """
     sizes = []
     for sign in (1, -1):
@@ -110,7 +111,7 @@ def nested_epsilon(events, delta):
 
 
 def _outer(event, sign):
-    """Losses and their probabilities, mass at infinity left out (it is below 1e-10), of one sample in one direction."""
+    """Return losses and their probabilities of one sample in one direction, without infinity (below 1e-10)."""
     rate, accountant = (
         event.sampling_probability,
         PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-4),
@@ -141,7 +142,7 @@ def _epsilon_of(losses, mass, delta):
 
 
 def epsilon(counts, adjacency, delta, order):
-    """The epsilon of {event as JSON text: how often}."""
+    """Return the epsilon of {event as JSON text: how often}."""
     events = [(event_of(json.loads(text)), count) for text, count in counts.items() if count]
     if not events:
         return 0.0

@@ -10,7 +10,7 @@ CLIP, CANARIES, REAL, HIDDEN = 1.0, 1000, 2500, 64
 
 
 def white_box(sigma: float, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the canaries that were in and of those that were out: the released sums, along each weight."""
+    """Return scores of the canaries in and of those out: the released sums along each weight."""
     rng = np.random.default_rng(seed)
     images, labels = _mnist(0)
     coins = rng.random(CANARIES) < 0.5
@@ -27,7 +27,7 @@ def white_box(sigma: float, steps: int, seed: int) -> tuple[np.ndarray, np.ndarr
 
 
 def black_box(sigma: float | None, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """How far the loss of each canary fell, in and out, and the accuracy on unseen images; no clip without sigma."""
+    """Return the falls of canaries' losses, in and out, and accuracy on unseen images; no clip without sigma."""
     rng = np.random.default_rng(seed)
     images, labels = _mnist(seed)
     coins = rng.random(CANARIES) < 0.5
@@ -83,7 +83,7 @@ def _losses(model: list[np.ndarray], images: np.ndarray, labels: np.ndarray) -> 
 def _clipped_sum(
     model: list[np.ndarray], images: np.ndarray, labels: np.ndarray, clip: float | None
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The sum of the records' gradients, each clipped by its norm, which is a product for every layer."""
+    """Return the sum of the records' gradients, each clipped by its norm, which is a product for every layer."""
     hidden, scores = _forward(model, images)
     error = _likelihoods(scores)
     error[np.arange(len(labels)), labels] -= 1

@@ -15,7 +15,7 @@ DIGITS = np.array([ALPHABET.index(str(digit)) for digit in range(10)])
 
 
 def exposures(sigma: float | None, rounds: int, seed: int) -> dict[int, list[Exposure]]:
-    """Exposure of the PINs by how often each was planted; `sigma` times a clip of 1 on the sum of clients, or none."""
+    """Return PINs' exposure by how often each was planted; `sigma` times a clip of 1 on the sum, or no noise."""
     rng = np.random.default_rng(seed)
     prefixes = [
         "id " + "".join(rng.choice(list("bcdfgjkqvwxz"), 5)) + " is " for _ in range(6 * len(REPEATS))
@@ -54,7 +54,7 @@ def _clients(
 
 
 def _train(clients: list, sigma: float | None, rounds: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Adam on the mean of the clients' mean gradients."""
+    """Train by Adam on the mean of the clients' mean gradients."""
     size = len(ALPHABET)
     shapes = ((size, EMBEDDED), (CONTEXT * EMBEDDED, HIDDEN), (HIDDEN, size))
     model = [rng.standard_normal(shape) * scale for shape, scale in zip(shapes, (0.3, 0.1, 0.1), strict=True)]
@@ -96,7 +96,7 @@ def _gradient(model: list[np.ndarray], contexts: np.ndarray, targets: np.ndarray
 
 
 def _pin_losses(model: list[np.ndarray], prefix: str) -> np.ndarray:
-    """The loss of each of the 10 000 PINs after `prefix`, (10 000,), by one pass a digit."""
+    """Return the loss of each of the 10 000 PINs after `prefix`, (10 000,), by one pass a digit."""
     losses = np.zeros(1)
     known = np.zeros((1, 0), np.int64)
     start = _codes(" " * CONTEXT + prefix)
