@@ -44,6 +44,13 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
+    "gRPC is given another certificate at once": Mutation(
+        "links/grpc/grid.py",
+        "time.sleep(RENEWAL_SECONDS)",
+        "pass",
+        "test_server_link_grid.py",
+        "certificate_again_only",
+    ),
     "an operator's call passes the front": Mutation(
         "links/flower/tls_front.py",
         "not in FLEET_PATHS:",

@@ -15,6 +15,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedveil.configs.bundle_files import Credentials
+from fedveil.links.grpc import grid as link_grid
 from fedveil.links.grpc.frames import PROTOCOL_VERSION, Ack, Begin, Chunk, Hello, frames_of, write
 from fedveil.links.grpc.grid import LinkGrid, open_link
 from fedveil.links.grpc.message_codec import pack, unpack
@@ -235,8 +236,12 @@ def test_who_leaves_the_roster_within_an_exchange_is_waited_for_no_more(federati
 def test_grpc_is_given_a_certificate_again_only_where_it_is_another(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It frees the one before, by which connections that come together still shake hands: the process would abort."""
+    """It frees the one before, which connections that come at the same time still use: the process would crash.
+
+    The pause lets those take their references that asked before.
+    """
     held, asked = [federation.server], list[Any]()
+    monkeypatch.setattr(link_grid, "RENEWAL_SECONDS", 0.3)
     true = grpc.dynamic_ssl_server_credentials
 
     def noted(first: Any, fetch: Any, **more: Any) -> Any:
@@ -248,7 +253,9 @@ def test_grpc_is_given_a_certificate_again_only_where_it_is_another(
         [fetch] = asked
         assert fetch() is None
         held[0] = federation.authority._pair("server", 30)
+        begun = time.monotonic()
         assert fetch() is not None
+        assert time.monotonic() - begun >= 0.3
         assert fetch() is None
 
 

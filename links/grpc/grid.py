@@ -34,6 +34,7 @@ from .message_codec import Body, MalformedMessage, pack_body, question_id, segme
 from .server_end import Letter, Switchboard, Traffic
 
 MOST_REPLY_BYTES = 1 << 28
+RENEWAL_SECONDS = 0.1  # see `_listen`; the gap that it covers lasts microseconds
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port fails, and does not share it
@@ -115,8 +116,12 @@ async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
         nonlocal last
         own = door.credentials()
         if own == last:
-            return None  # on a change gRPC frees the certificate that a simultaneous handshake may still use
+            return None
         last = own
+        # gRPC frees the old certificate on return, although a connection that asked just before may not have taken its
+        # reference yet, and the process would crash (grpc/grpc issue 36693). It asks under a lock, so that during this
+        # pause no other connection gets that far, and those that are there take theirs.
+        time.sleep(RENEWAL_SECONDS)
         return _shown(own)
 
     credentials = grpc.dynamic_ssl_server_credentials(
