@@ -8,8 +8,8 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,9 @@ from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments
 from ..configs.preflight import SHOW_ONLY
 from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.server_settings import PRIMARY, differing, server_from_config, server_settings
+from ..links.folder_lock import alone
 from ..links.roster_watch import Nodes, SignedRoster, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
-from ..privacy.ledger.hash_chain import Lock
 from ..privacy.refusal import Refusal
 from ..server.rounds import Pace, Status
 from ..server.run.build import build, with_members
@@ -38,7 +38,6 @@ from .training_order import order_of
 from .watch import Watch, watching
 
 RUNS, LEDGERS = "runs", "ledgers"
-ARRIVAL_SECONDS = 2.0  # `status` holds the lock for a moment
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
 JSON, DESPITE_ALARM = "--json", "--despite-alarm"
 POLL_SECONDS = 0.1
@@ -61,7 +60,7 @@ def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
     if only_shows(given):
         return _show(given)
     bundle = read_server_bundle(folder)
-    with alone(folder):
+    with alone(folder / RUNNING, "server"):
         _refuse_older_roster(bundle)
         settings = settings_for(bundle, given)
         where = folder / RUNS / settings.run
@@ -102,19 +101,6 @@ def _show(argv: Sequence[str]) -> int:
 
 def _nothing(config: DictConfig) -> None:
     del config
-
-
-@contextmanager
-def alone(folder: Path) -> Generator[None]:
-    """Hold the lock that a running server holds. Refusal where another process has it."""
-    try:
-        lock = Lock(folder / RUNNING, ARRIVAL_SECONDS)
-    except Refusal as refusal:
-        raise Refusal("server", str(folder), refusal.remedy) from refusal
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:

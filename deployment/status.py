@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..privacy.ledger.hash_chain import Lock
+from ..links.folder_lock import holder
 from ..privacy.refusal import Refusal
 from ..server.run.display import console_for
 
@@ -55,14 +55,8 @@ def served_roster(folder: Path) -> int:
 
 
 def running(folder: Path) -> bool:
-    """Return whether a server holds the folder."""
-    if not (folder / f"{RUNNING}.lock").exists():
-        return False
-    try:
-        Lock(folder / RUNNING, 0.0).release()
-    except Refusal:
-        return True
-    return False
+    """Return whether a server runs on the folder."""
+    return holder(folder / RUNNING) is not None
 
 
 def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:

@@ -26,9 +26,10 @@ from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.deployment.open_link import open_link
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
-from fedveil.deployment.serve import alone, serve, settings_for
-from fedveil.deployment.status import NOT_RUNNING, read_status, running, show
+from fedveil.deployment.serve import serve, settings_for
+from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running, show
 from fedveil.deployment.watch import LOOK_SECONDS
+from fedveil.links.folder_lock import alone
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
@@ -232,7 +233,7 @@ def test_a_folder_that_cannot_be_made_is_refused_by_the_setting_that_names_it(he
 
 
 def test_a_second_server_is_refused(hearts: Path) -> None:
-    with alone(hearts / "server"):
+    with alone(hearts / "server" / RUNNING, "server"):
         assert running(hearts / "server")
         with pytest.raises(Refusal, match=r"server=.*in use by process"):
             served(hearts, *CENTRAL)

@@ -1,7 +1,7 @@
-"""The device's one long-lived process: follows the server, answers it, and says on disk how it is.
+"""Agent of a device: the long-lived process that follows the server, answers it, and reports its state on disk.
 
-Model and data are loaded once. It ends after the message in hand when it is asked to; killed at any moment, it finds on
-its disk what it had promised and what it had paid.
+Model and data are loaded once. When it is asked to end, it finishes the message in hand first. After it was killed, at
+any moment, it finds on disk what it had promised and what it had paid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,10 +24,9 @@ from types import FrameType
 
 from flwr.app import Message
 
+from ...links import folder_lock
 from ...links.device_answers import Handle
 from ...privacy.ledger.durable_files import replace_file
-from ...privacy.ledger.hash_chain import Lock
-from ...privacy.refusal import Refusal
 from ...strategies.flower_adapter import claim_identity, quiet_flower
 from ...strategies.wire import DROP_REASONS, SPEC_RECORD, read_round
 from .client_bundle import ClientBundle, read_client_bundle
@@ -38,22 +37,21 @@ logger = logging.getLogger("fedveil.client")
 HEALTH, RUNNING, JOURNAL = "health.json", "agent", "journal"
 RUN_ID = 1  # Flower's number; a run's name is in its instructions
 WAIT_SECONDS = 10.0  # between two looks at a clock that is wrong, or a disk that is full
-# `status` holds the lock for a moment.
-ARRIVAL_SECONDS = 2.0
 
 Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None]], None]
 
 
 @dataclass(frozen=True)
 class Health:
-    """How the agent is; nothing in it is computed from data.
+    """State of the agent, as its health file holds it; nothing in it is computed from data.
 
     Attributes:
-      name, federation, node: who it is.
+      name, federation, node: the device's identity.
       pid: of the process.
       state: what it does, in a few words.
-      run, round, outcome, at: the last message that it answered: of what, how, and when (UTC).
-      answered: messages since the process began.
+      run, round: of the last message that it answered.
+      outcome, at: how and when (UTC) it answered that message.
+      answered: number of messages since the process began.
     """
 
     name: str
@@ -69,7 +67,11 @@ class Health:
 
 
 class Agent:
-    """Answers the link's messages and keeps the health file."""
+    """Agent that answers the link's messages and keeps the health file.
+
+    Args:
+      bundle: the device's.
+    """
 
     def __init__(self, bundle: ClientBundle) -> None:
         own = bundle.settings
@@ -79,7 +81,7 @@ class Agent:
         self.device: Device | None = None
 
     def say(self, state: str) -> None:
-        """Note what the agent does now, in the log and in the health file."""
+        """Write what the agent does now to the log and the health file."""
         logger.info("%s", state)
         self._note(state=state)
 
@@ -100,9 +102,11 @@ class Agent:
     def _note(self, **changed: str | int) -> None:
         with self._lock:
             self._health = replace(self._health, **changed)
-            with suppress(OSError):  # a full disk: what is said there is old, and the log knows more
+            with suppress(OSError):  # on a full disk the file grows old, and the log still tells
                 text = json.dumps(asdict(self._health), indent=1) + "\n"
-                replace_file(self._path, text.encode(), flush=False)  # several times a round: spare the flash
+                replace_file(
+                    self._path, text.encode(), flush=False
+                )  # several times a round: spares the flash
 
 
 def start(folder: Path) -> int:
@@ -126,7 +130,7 @@ def start(folder: Path) -> int:
 
 
 def without_core_dumps() -> None:
-    """Keep a crash from writing keys, seeds and data of this process to a disk."""
+    """Keep a crash from writing keys, seeds and data of this process to disk."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -135,13 +139,13 @@ def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             follow(agent.handle, bundle.state / JOURNAL, stop, agent.say)
-        except OSError as error:  # a full disk, which may get room again
+        except OSError as error:  # for example a full disk, which may get room again
             agent.say(f"waiting: {bundle.state} cannot be written ({error.strerror})")
             stop.wait(WAIT_SECONDS)
 
 
 def _link(bundle: ClientBundle) -> Follow:
-    """Return what follows the server over the bundle's link; only that link is imported."""
+    """Return the function that follows the server over the bundle's link; only that link is imported."""
     own, held = bundle.settings, bundle.credentials
     if own.link == "flower":
         from ...links.flower.device_end import SuperLinkDoor, follow_fleet, read_node_key
@@ -153,22 +157,18 @@ def _link(bundle: ClientBundle) -> Follow:
     return partial(follow, Endpoint(own.server, own.node, held))
 
 
-@contextmanager
-def alone(state: Path) -> Generator[None]:
-    """Hold the lock that a running agent holds. Refusal where another process has it."""
+def alone(state: Path) -> AbstractContextManager[None]:
+    """Return a context that makes the device's state folder and holds its lock, as a running agent does.
+
+    Raises:
+      Refusal: on entry, if another process holds it.
+    """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        lock = Lock(state / RUNNING, ARRIVAL_SECONDS)
-    except Refusal as refusal:
-        raise Refusal("client", str(state), refusal.remedy) from refusal
-    try:
-        yield
-    finally:
-        lock.release()
+    return folder_lock.alone(state / RUNNING, "client")
 
 
 def _waited_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> bool:
-    """Wait while the clock is wrong; return whether it is right at last. A device without a battery wakes up in 1970."""
+    """Wait while the clock is wrong, and return whether it became right. A device without a battery wakes up in 1970."""
     said = ""
     while not stop.is_set():
         wrong = before_its_time(bundle)
@@ -183,7 +183,7 @@ def _waited_for_clock(bundle: ClientBundle, agent: Agent, stop: threading.Event)
 
 @contextmanager
 def _stopping() -> Generator[threading.Event]:
-    """Give an event that SIGTERM and SIGINT set; a second one of them ends the process at once."""
+    """Give an event that SIGTERM and SIGINT set; a second signal ends the process at once."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -200,7 +200,7 @@ def _stopping() -> Generator[threading.Event]:
 
 
 def read_health(state: Path) -> Health | None:
-    """Return what an agent said last, running or not; None where it never said anything that can be read."""
+    """Return the state that an agent wrote last, running or not; None if there is none that can be read."""
     try:
         return Health(**json.loads((state / HEALTH).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -208,17 +208,10 @@ def read_health(state: Path) -> Health | None:
 
 
 def running(state: Path) -> int | None:
-    """Return the process that the agent is, or None."""
-    if not (state / f"{RUNNING}.lock").exists():
-        return None
-    try:
-        Lock(state / RUNNING, 0.0).release()
-        return None
-    except Refusal:
-        text = (state / f"{RUNNING}.lock").read_text()
-        return int(text) if text.isdigit() else None
+    """Return the id of the running agent's process, or None."""
+    return folder_lock.holder(state / RUNNING)
 
 
 def seconds_since(at: str) -> float:
-    """Return the age of a time that the health file gives."""
+    """Return the age, in seconds, of a time that the health file gives."""
     return time.time() - datetime.fromisoformat(at).timestamp()

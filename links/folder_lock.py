@@ -1,0 +1,46 @@
+"""Lock of a bundle's folder, which one server or one agent holds as long as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..privacy.ledger.hash_chain import Lock
+from ..privacy.refusal import Refusal
+
+ARRIVAL_SECONDS = 2.0  # `status` holds the lock for a moment
+
+
+@contextmanager
+def alone(path: Path, field: str) -> Generator[None]:
+    """Hold the lock as long as the context lasts.
+
+    Args:
+      path: of the lock, without its suffix.
+      field: what a refusal calls the process.
+
+    Raises:
+      Refusal: another process holds it.
+    """
+    try:
+        lock = Lock(path, ARRIVAL_SECONDS)
+    except Refusal as refusal:
+        raise Refusal(field, str(path.parent), refusal.remedy) from refusal
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def holder(path: Path) -> int | None:
+    """Return the id of the process that holds the lock at `path`, or None."""
+    file = path.with_name(f"{path.name}.lock")
+    if not file.exists():
+        return None
+    try:
+        Lock(path, 0.0).release()
+        return None
+    except Refusal:
+        text = file.read_text()
+        return int(text) if text.isdigit() else None
