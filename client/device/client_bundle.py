@@ -1,4 +1,4 @@
-"""What `fedveil provision` makes for one client, as the device reads it: who it is, what runs on it, what its owner allows."""
+"""Client bundle, the folder that `fedveil provision` makes for one client: its identity, task and owner's policy."""
 
 from __future__ import annotations
 
@@ -53,14 +53,15 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class TaskChoice:
-    """What runs on the device: one of `name`, `target` and `kind` is set.
+    """Choice of the task that runs on the device: one of `name`, `target` and `kind` is set.
 
     Attributes:
       name: a shipped task.
-      target: the owner's own, as "module:Class"; its module is among `allow_modules`.
+      target: the owner's own task as "module:Class"; its module is among `allow_modules`.
       kind: "linear" trains a linear model with NumPy alone on the file `data`.
-      data: an .npz file, relative to the bundle; of a kind only.
+      data: an .npz file, relative to the bundle; for a kind only.
       client: which of the task's clients this device is, from 0.
+      allow_modules: modules that may be imported for the task.
       options: arguments of the task.
     """
 
@@ -75,14 +76,14 @@ class TaskChoice:
 
 @dataclass(frozen=True)
 class Eligibility:
-    """When the device may train; the defaults ask for nothing.
+    """Conditions under which the device may train; the defaults set none.
 
     Attributes:
-      on_mains_power: not while it runs on its battery.
-      max_temperature_celsius: of its hottest thermal zone; None sets no limit.
-      min_free_mebibytes: of memory.
-      unmetered: not over a network that is paid by volume.
-      hours: from the first until the second, local time, across midnight where the second is the smaller.
+      on_mains_power: train only while it does not run on its battery.
+      max_temperature_celsius: limit for its hottest thermal zone; None sets none.
+      min_free_mebibytes: least free memory.
+      unmetered: train only over a network that is not paid by volume.
+      hours: from the first until the second hour, local time; across midnight if the second is smaller.
     """
 
     on_mains_power: bool = False
@@ -93,8 +94,19 @@ class Eligibility:
 
 
 @dataclass(frozen=True)
-class ClientSettings:
-    """The file client.toml."""
+class DeviceFile:
+    """Content of the file client.toml.
+
+    Attributes:
+      federation: its name.
+      name: of this client.
+      node: its number, at least `FIRST_NODE`.
+      server: host and port.
+      link: one of `LINKS`.
+      state: folder of what the device remembers, relative to the bundle.
+      task: what runs on the device.
+      eligibility: when it may train.
+    """
 
     federation: str
     name: str
@@ -108,38 +120,38 @@ class ClientSettings:
 
 @dataclass(frozen=True)
 class ClientBundle:
-    """A client's own folder, read and found whole.
+    """Client bundle, read and checked.
 
     Attributes:
       folder: where it lies.
       settings: the file client.toml.
       policy: the file policy.toml; `policy.cap` caps the device's ledgers.
-      identity: of secure aggregation; its policy is `policy.floors`, its roster the newest that the device has.
+      identity: for secure aggregation; its policy is `policy.floors`, its roster the newest that the device has.
       credentials: of the client's end of mutual TLS.
     """
 
     folder: Path
-    settings: ClientSettings
+    settings: DeviceFile
     policy: OwnerPolicy
     identity: Identity
     credentials: Credentials
 
     @property
     def state(self) -> Path:
-        """The folder of what the device remembers; it need not be there yet."""
+        """Folder of what the device remembers; it may not exist yet."""
         return self.folder / self.settings.state
 
     @property
     def supernode_key(self) -> Path:
-        """The key by which Flower's SuperNode shows who it is (OpenSSH, P-384)."""
+        """Path of the key that identifies this device as a SuperNode of Flower (OpenSSH, P-384)."""
         return self.folder / "supernode.key"
 
 
 def read_client_bundle(folder: Path) -> ClientBundle:
-    """The bundle in `folder`.
+    """Return the bundle in `folder`.
 
     Raises:
-      Refusal: a file is missing, holds a mistake or does not belong to the others; a secret may be read by others.
+      Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
     """
     settings = read_toml(folder / "client.toml", read_settings, DEFAULTS)
     policy = read_toml(folder / "policy.toml", read_policy, {"until": None})
@@ -154,10 +166,11 @@ def read_client_bundle(folder: Path) -> ClientBundle:
 
 
 def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
-    """The bundle with this roster, kept in its state folder, or as it is where it has that one or a newer.
+    """Return the bundle with a newer roster, which is kept in its state folder.
 
     Args:
-      signed: whatever the server sent; only the authority's signature and a higher version count.
+      bundle: returned as it is if its roster is as new.
+      signed: what the server sent; only the authority's signature and a higher version count.
 
     Raises:
       Refusal: the authority did not sign it, or it no longer lists this client.
@@ -176,9 +189,9 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
     return replace(bundle, identity=replace(bundle.identity, roster=roster))
 
 
-def read_settings(section: Section) -> ClientSettings:
-    """client.toml, every key given; after a mistake, noted in the section, some values are made up."""
-    return ClientSettings(
+def read_settings(section: Section) -> DeviceFile:
+    """Return client.toml, every key given; after a mistake, noted in the section, some values are placeholders."""
+    return DeviceFile(
         federation=section.matching("federation", NAME, NAME_FORM),
         name=section.matching("name", NAME, NAME_FORM),
         node=section.whole("node", at_least=FIRST_NODE, at_most=LAST_NODE),
@@ -191,7 +204,7 @@ def read_settings(section: Section) -> ClientSettings:
 
 
 def read_task(section: Section) -> TaskChoice:
-    """The section [task] with every key given."""
+    """Return the section [task], every key given."""
     allowed = section.names("allow_modules")
     if sum(section.given(key) for key in ("name", "target", "kind")) != 1:
         section.refuse("name", "give one of name, target and kind")
@@ -209,7 +222,7 @@ def read_task(section: Section) -> TaskChoice:
 
 
 def read_eligibility(section: Section) -> Eligibility:
-    """The section [eligibility] with every key given."""
+    """Return the section [eligibility], every key given."""
     hours = None
     if section.given("hours"):
         window = section.matching("hours", HOURS, "two hours of the day, for instance 22-06")
@@ -253,7 +266,7 @@ def _check_membership(node: int, name: str, key: Ed25519PrivateKey, roster: Rost
 
 
 def _node_key(path: Path) -> bytes:
-    """The key that seals what the node remembers; made here when it is first needed, so that it never travels."""
+    """Return the key that seals what the node remembers; it is made here at its first use, so that it never travels."""
     if not path.exists():
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
-"""A deployed client: its owner's task, policy and ledgers, and one answer to each message of the server.
+"""Deployed client: its owner's task, policy and ledgers, and one answer to each message of the server.
 
-Nothing here knows how messages travel. What the node must remember between two of them is on its disk, sealed, before
-an answer leaves: a node that forgot what it sent could be asked again, and two vectors under one mask give away their
-difference.
+Nothing here knows how messages travel. Before an answer leaves, what the node must remember is on its disk, sealed: a
+node that forgot what it sent could be asked again, and two vectors under one mask reveal their difference.
 """
 
 from __future__ import annotations
@@ -55,14 +54,14 @@ Trainer = Callable[[Message, ClientSettings], Message]
 
 @dataclass
 class Device:
-    """One node of a federation. It answers one message at a time.
+    """One node of a federation, which answers one message at a time.
 
     Attributes:
-      bundle: who the node is and what its owner allows.
-      settings: the owner's task, with nothing of any order.
-      train: trains as the settings say, on the owner's data.
-      count: of the owner's records; None on a device that cannot protect them one by one.
-      root: where the system's files are.
+      bundle: the node's identity and what its owner allows.
+      settings: the owner's task, without anything of an order.
+      train: trains on the owner's data as the settings say.
+      count: returns the number of the owner's records; None on a device that cannot protect single records.
+      root: of the system's files.
     """
 
     bundle: ClientBundle
@@ -75,21 +74,21 @@ class Device:
 
     @property
     def ledgers(self) -> Path:
-        """The folder of the device's ledgers."""
+        """Folder of the device's ledgers."""
         return self.bundle.state / "ledgers"
 
     @property
     def own_ledger(self) -> OwnLedger:
-        """Of what the device gave as a client."""
+        """Ledger of what the device gave as a client."""
         return OwnLedger(self.ledgers, self.settings.device or "", self.bundle.policy.cap)
 
     @property
     def memory(self) -> Path:
-        """What the node remembers between messages, sealed under its key."""
+        """File of what the node remembers between messages, sealed under its key."""
         return self.bundle.state / "node"
 
     def answer(self, message: Message) -> Message:
-        """Return the reply to one message. Of whatever goes wrong, only a code leaves."""
+        """Return the reply to one message; of a failure only a code leaves."""
         with self._one_at_a_time:
             try:
                 return self._answer(message)
@@ -127,7 +126,7 @@ class Device:
         return reply
 
     def _renew_roster(self, content: RecordDict) -> None:
-        """Take the roster that a proposal brings, if it is the authority's and newer than the device's."""
+        """Adopt the roster that a proposal brings, if it is the authority's and newer than the device's."""
         if (signed := roster_of(content)) is None:
             return
         try:
@@ -204,7 +203,11 @@ class Device:
 
 
 def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
-    """Return the device of a bundle with its task and model loaded, once for all messages.
+    """Return the device of a bundle, with task and model loaded once for all messages.
+
+    Args:
+      bundle: the device's.
+      root: of the system's files.
 
     Raises:
       Refusal: the task cannot be loaded, or does not have this client.
@@ -240,13 +243,13 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
 
 
 def device_name(bundle: ClientBundle) -> str:
-    """Return what names the device on its ledgers: SHA-256 of the federation's name and its own, in hexadecimal."""
+    """Return the device's name on its ledgers: SHA-256 of the federation's name and its own, in hexadecimal."""
     own = bundle.settings
     return hashlib.sha256(f"{own.federation}/{own.name}".encode()).hexdigest()
 
 
 def before_its_time(bundle: ClientBundle) -> str | None:
-    """Return that the clock is wrong if it is: before the day on which this node's certificate was made."""
+    """Return a sentence if the clock is before the day on which this node's certificate was made, else None."""
     began = x509.load_pem_x509_certificate(bundle.credentials.certificate).not_valid_before_utc
     if time.time() >= began.timestamp():
         return None
@@ -254,5 +257,5 @@ def before_its_time(bundle: ClientBundle) -> str | None:
 
 
 def _begins(content: RecordDict) -> bool:
-    """Whether a message asks for work, or for the promise of it; what was promised is seen through."""
+    """Return whether a message asks for work, or for the promise of it; a promise is kept whatever has changed."""
     return bool(records_of(content, ArrayRecord)) or read_place(content).exchange is Exchange.PROPOSAL

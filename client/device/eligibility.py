@@ -1,6 +1,6 @@
-"""Whether a device may train now: power, temperature, memory, network and hours, read from the system's files.
+"""Eligibility of a device to train now: power, temperature, memory, network and hours, read from the system's files.
 
-Linux only. A file that is not there asks nothing: a board without a battery is on mains power.
+Linux only. A missing file sets no condition: a board without a battery is on mains power.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from .client_bundle import Eligibility
 
 ROOT = Path("/")
-DEFAULT_ROUTE = "00000000"  # of /proc/net/route, the destination of what has no other
+DEFAULT_ROUTE = "00000000"  # destination of the default route in /proc/net/route
 POINT_TO_POINT = "512"  # ARPHRD_PPP of linux/if_arp.h: a modem
 EXTERNAL = ("Mains", "USB")
 NOT_DRAINING = ("Charging", "Full", "Not charging")
@@ -22,9 +22,9 @@ def obstacle(asked: Eligibility, now: datetime, root: Path = ROOT) -> str | None
     """Return why the device may not train, in a few words, or None.
 
     Args:
-      asked: what its owner asks for.
+      asked: the owner's conditions.
       now: local time.
-      root: where the system's files are.
+      root: of the system's files.
     """
     return next(_obstacles(asked, now, root), None)
 
@@ -50,7 +50,7 @@ def _within(hour: int, start: int, end: int) -> bool:
 
 
 def on_mains_power(root: Path = ROOT) -> bool:
-    """Return whether a charger is in, or no battery drains."""
+    """Return whether a charger is plugged in, or no battery drains."""
     supplies = list(root.glob("sys/class/power_supply/*"))
     kinds = {supply: _text(supply / "type") for supply in supplies}
     if any(kind in EXTERNAL and _text(supply / "online") == "1" for supply, kind in kinds.items()):
@@ -60,13 +60,13 @@ def on_mains_power(root: Path = ROOT) -> bool:
 
 
 def hottest_celsius(root: Path = ROOT) -> float | None:
-    """Return the temperature of the hottest thermal zone, None where none says."""
+    """Return the temperature of the hottest thermal zone, or None if none can be read."""
     found = [_text(zone) for zone in root.glob("sys/class/thermal/thermal_zone*/temp")]
     return max((int(text) / 1000 for text in found if text.lstrip("-").isdigit()), default=None)
 
 
 def free_mebibytes(root: Path = ROOT) -> int | None:
-    """Return the memory that programs can still get, None where the system does not say."""
+    """Return the memory that programs can still get, or None if it cannot be read."""
     for line in _text(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) // 1024
@@ -74,7 +74,7 @@ def free_mebibytes(root: Path = ROOT) -> int | None:
 
 
 def over_modem(root: Path = ROOT) -> bool:
-    """Return whether the default route goes over a mobile modem; other metered networks the system's files do not tell."""
+    """Return whether the default route goes over a mobile modem; the system's files tell no other metered network."""
     routes = [line.split() for line in _text(root / "proc/net/route").splitlines()[1:]]
     for interface in (route[0] for route in routes if len(route) > 1 and route[1] == DEFAULT_ROUTE):
         folder = root / "sys/class/net" / interface

@@ -1,4 +1,4 @@
-"""A client's keys, and the request by which keys that were made on the device have their public halves admitted."""
+"""Enrolment of a client: its keys, made on the device, and the request to admit their public halves."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _CONTEXT = digest(Purpose.ENROLMENT)
 
 @dataclass(frozen=True)
 class Enrolment:
-    """What the authority admits: the public halves of a client's keys.
+    """Public halves of a client's keys, which the authority admits.
 
     Attributes:
       name: of the client.
-      identity: Ed25519, 32 bytes, of secure aggregation.
-      tls: P-256, of the gRPC link.
-      supernode: P-384 in OpenSSH's form, of Flower's link.
+      identity: Ed25519, 32 bytes, for secure aggregation.
+      tls: P-256, for the gRPC link.
+      supernode: P-384 in OpenSSH's form, for Flower's link.
     """
 
     name: str
@@ -78,20 +78,20 @@ class Enrolment:
 
 @dataclass(frozen=True)
 class Keys:
-    """A client's private keys."""
+    """Private keys of a client, for the same purposes as in `Enrolment`."""
 
     identity: Ed25519PrivateKey = field(repr=False)
     tls: EllipticCurvePrivateKey = field(repr=False)
     supernode: EllipticCurvePrivateKey = field(repr=False)
 
     def enrolment(self, name: str) -> Enrolment:
-        """Their public halves."""
+        """Return their public halves."""
         supernode = self.supernode.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
         return Enrolment(name, public_of(self.identity), self.tls.public_key(), supernode.decode())
 
 
 def make_keys(folder: Path) -> Keys:
-    """New keys from the system's generator, in files of `folder` that only their owner may read."""
+    """Return new keys from the system's generator, written to files of `folder` that only their owner may read."""
     keys = Keys(Ed25519PrivateKey.generate(), new_tls_key(), generate_private_key(SECP384R1()))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     openssh = keys.supernode.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
@@ -100,20 +100,24 @@ def make_keys(folder: Path) -> Keys:
 
 
 def new_tls_key() -> EllipticCurvePrivateKey:
-    """A key for TLS, P-256: gRPC's library takes no Ed25519."""
+    """Return a new key for TLS, on P-256 because gRPC's library takes no Ed25519."""
     return generate_private_key(SECP256R1())
 
 
 def pem_of(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> bytes:
-    """A private key in PEM."""
+    """Return a private key in PEM."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def write_request(folder: Path, name: str) -> Path:
-    """Make keys in `folder`, and the file that asks to have them admitted; return that file.
+    """Make keys and the request to admit them; return the request's file.
+
+    Args:
+      folder: that takes the files.
+      name: of the client.
 
     Raises:
-      Refusal: the name is none, the folder holds keys already, or it cannot be written.
+      Refusal: the name has another form, the folder holds keys already, or it cannot be written.
     """
     if not NAME.fullmatch(name):
         raise Refusal("name", name, f"must be {NAME_FORM}")
@@ -128,10 +132,10 @@ def write_request(folder: Path, name: str) -> Path:
 
 
 def read_request(path: Path) -> Enrolment:
-    """What a request asks to have admitted.
+    """Return the public keys that a request asks to admit.
 
     Raises:
-      Refusal: it is no request, or one of its signatures is not by the key that it names.
+      Refusal: the file is no request, or one of its signatures is not by the key that it names.
     """
     name, identity, tls, supernode, signature = read_toml(path, _fields)
     try:

@@ -1,4 +1,4 @@
-"""What a device makes of a server's order: held against the owner's policy, and merged with the owner's settings."""
+"""Check of a server's order against the policy of the device's owner, and the cost of following it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees
 
 @dataclass(frozen=True)
 class Charged:
-    """What one vector costs the client: noise std over the clipping norm of the sum it goes into, and who sees that."""
+    """Cost of one vector to the client.
+
+    Attributes:
+      noise: noise std over the clipping norm, of the sum that the vector goes into.
+      adversaries: who sees that sum.
+    """
 
     noise: float
     adversaries: tuple[Adversary, ...]
@@ -41,17 +46,20 @@ class Charged:
 def accepted(
     content: RecordDict, terms: AttemptTerms | None, policy: OwnerPolicy, can_protect_records: bool
 ) -> tuple[TrainingOrder, Charged | None]:
-    """Return an instruction's order, and what it costs the client; None where records are protected instead.
+    """Return an instruction's order and its cost to the client.
 
     Args:
       content: the instruction.
-      terms: of the attempt, as its cohort signed them and the owner's policy for secure aggregation let them pass; None
-        where the vector is not masked.
+      terms: of the attempt, as its cohort signed them and the owner's policy for secure aggregation accepted them; None
+        if the vector is not masked.
       policy: the owner's.
       can_protect_records: whether this device can train by DP-SGD.
 
+    Returns:
+      The order, and the cost; the cost is None where records are protected instead of the client.
+
     Raises:
-      NotTrained: OWNERS_POLICY. What is not allowed is said in the device's log alone.
+      NotTrained: OWNERS_POLICY. The device's log alone tells what is not allowed.
     """
     try:
         order = read_order(content)
@@ -98,12 +106,12 @@ def _violations(
 
 
 def _hides_records(order: TrainingOrder) -> bool:
-    """A client's sampling rate tells how many records it has: that must not be what is hidden."""
+    """Return whether the order hides records although the client's sampling rate tells how many it has."""
     return order.record is not None and order.record.adjacency is not Adjacency.ADD_OR_REMOVE_ONE
 
 
 def _allowed(mode: Mode, terms: AttemptTerms | None, policy: OwnerPolicy) -> bool:
-    """Without privacy nothing is: no budget affords it. A share of noise hides only in a sum, and only in masks."""
+    """Return whether the policy allows a mode; none without privacy, and shares of noise only under masks."""
     if terms is not None:
         return mode in (Mode.CLIENT_DISTRIBUTED, Mode.RECORD)
     return mode is Mode.RECORD or (policy.trust_server and mode in CENTRAL_MODES)

@@ -1,8 +1,8 @@
-"""A device's own ledger of what it gave as a client: reserved on its own disk before its vector leaves.
+"""Ledger on the device of what it gave as a client; a cost is reserved there before its vector leaves.
 
-The server keeps the population's ledger; this one takes nobody's word. What a sum of clients tells of this one is
-charged as one Gaussian, without amplification: the device knows that it took part. It is one ledger for the device,
-whatever run, server or data: it is named by who the device is, since a client's data change and its budget must not.
+The server keeps the population's ledger; this one relies on nobody. What a sum of clients reveals of this one is charged
+as one Gaussian, without amplification, because the device knows that it took part. There is one ledger for the device,
+whatever run, server or data: it is named by the device's identity, since a client's data change and its budget must not.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ MECHANISM = "private_sum"
 
 @dataclass(frozen=True)
 class OwnLedger:
-    """Where the ledger lies, and what the device's owner lets it spend.
+    """Place of the ledger, and what the device's owner lets it spend.
 
     Attributes:
-      folder: of the device's ledgers; it must be there.
-      device: what names the device, 64 hexadecimal digits.
+      folder: of the device's ledgers; it must exist.
+      device: name of the device, 64 hexadecimal digits.
       cap: the owner's; `caps.json` in the folder may lower it.
     """
 
@@ -47,20 +47,22 @@ class OwnLedger:
 
     @property
     def path(self) -> Path:
-        """The ledger's file."""
+        """File of the ledger."""
         return self.folder / f"{CLIENT}{self.device[:NAMED]}.ledger"
 
     @contextmanager
     def charged(
         self, run: str, number: int, attempt: int, noise: float, adversaries: Sequence[Adversary]
     ) -> Generator[None]:
-        """Reserve one vector's cost, and commit it once the vector is made; what raises inside has not been sent.
+        """Reserve one vector's cost, and commit it once the vector is made; void it if an exception leaves the context.
 
-        Whoever is killed inside finds the reservation: it stays spent, and the same attempt is refused.
+        After a kill inside the context the reservation is there: it stays spent, and the same attempt is refused.
 
         Args:
-          run, number, attempt: which attempt at which round.
-          noise: of the sum that the vector goes into: noise std over the clipping norm.
+          run: name of the run.
+          number: of the round.
+          attempt: number of the attempt at the round.
+          noise: noise std over the clipping norm, of the sum that the vector goes into.
           adversaries: who sees that sum.
 
         Raises:
@@ -79,7 +81,7 @@ class OwnLedger:
 
     def _reserved(self, release: Release) -> Ledger:
         try:
-            # Counted as zero-out: an event says noise over the clip, whichever adjacency a server has in mind.
+            # Counted as zero-out: an event is noise over the clipping norm, whatever adjacency a server uses.
             asked = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
             budget = lowered(asked, [self.cap])
             ledger = Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS)
@@ -110,15 +112,15 @@ def _named(error: BaseException) -> BaseException:
 def _commit(ledger: Ledger, key: Key) -> None:
     try:
         ledger.commit(key)
-    except Refusal as refusal:  # the note changes no epsilon: what was reserved stays spent
+    except Refusal as refusal:  # a commit changes no epsilon: what was reserved stays spent
         logger.warning("%s", refusal)
 
 
 def epsilon_of(path: Path) -> tuple[float, float] | None:
-    """Return (epsilon, delta) spent on a ledger, read without its lock; None where nothing is.
+    """Return epsilon and delta spent on a ledger, read without its lock; None if nothing was spent.
 
     Raises:
-      Refusal: it is damaged.
+      Refusal: the ledger is damaged.
     """
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""What the owner of a device allows: the file policy.toml beside the keys, which nothing from the network changes."""
+"""Policy of a device's owner: the file policy.toml beside the keys, which nothing from the network changes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ NEWEST_ROSTER = 2**53
 
 @dataclass(frozen=True)
 class OwnerPolicy:
-    """The owner's floors and caps, as the file holds them.
+    """Floors and caps of the owner, as the file holds them.
 
     Attributes:
       target_epsilon, target_delta: the most that may be spent on the device's data.
-      until: the last day, UTC, on which anything may leave; None sets no end.
+      until: last day, UTC, on which anything may leave; None sets no end.
       runs: names of the runs that may train here; empty allows any.
       trust_server: whether the server may see what this client alone sends.
+      minimum_cohort, collusion, dropout, maximum_clipping_norm, minimum_noise_multiplier, profile,
+        minimum_roster_version: as in `privacy.secagg.policy.Policy`.
       maximum_local_epochs: of one round.
-      The others: as in `privacy.secagg.policy.Policy`; `authority` in hexadecimal.
+      authority: Ed25519 public key that signs rosters, in hexadecimal.
     """
 
     target_epsilon: float
@@ -46,7 +48,7 @@ class OwnerPolicy:
 
     @property
     def floors(self) -> Policy:
-        """What is asked of every attempt of secure aggregation."""
+        """Conditions for every attempt of secure aggregation."""
         return Policy(
             bytes.fromhex(self.authority),
             self.minimum_roster_version,
@@ -60,12 +62,12 @@ class OwnerPolicy:
 
     @property
     def cap(self) -> Cap:
-        """What all ledgers of the device may spend."""
+        """Most that all ledgers of the device may spend."""
         return Cap(ALL, self.target_epsilon, self.target_delta, self.until)
 
 
 def read_policy(section: Section) -> OwnerPolicy:
-    """The policy of a section that holds every key; after a mistake, noted in the section, some values are made up."""
+    """Return the policy of a section that holds every key; after a mistake, noted there, some values are placeholders."""
     return OwnerPolicy(
         target_epsilon=section.real("target_epsilon", above=0),
         target_delta=section.real("target_delta", above=0, below=1),
