@@ -1,1 +1,1 @@
-"""Combining: who takes part in a round, which strategy averages, and how a cohort travels as one vector."""
+"""Strategies: who takes part in a round, which strategy averages, and how a cohort's sum travels."""

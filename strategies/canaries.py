@@ -1,8 +1,8 @@
-"""A canary client: in place of training it answers with a random direction or, by its coin, with nothing.
+"""Canary clients of an audit: instead of training, each answers with a random direction or, by its coin, with nothing.
 
-What it returns looks like trained arrays, and takes the way of everybody's: difference, clip, lattice, mask. It is
-longer than the norm, so that the clip is tried, and claims more examples than others have, so that a sum which weighs
-by them shows it.
+Its answer looks like trained arrays and is treated like any other: difference, clip, lattice, mask. It is longer than
+the clipping norm, which tests the clip, and it claims more examples than others have, which shows in a sum that weighs
+by them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,23 @@ from .wire import layout_of, memory_arrays, only_arrays, view
 
 
 def canaries_for(settings: CanaryClients, dimension: int) -> Canaries:
-    """Return the canaries of a model with so many parameters."""
+    """Return the canaries of a model.
+
+    Args:
+      settings: of the canaries.
+      dimension: number of coordinates of an update.
+    """
     return canaries_of(bytes.fromhex(settings.seed), settings.count, dimension, settings.support)
 
 
 def canary_updates(settings: CanaryClients, clients: Sequence[int], dimension: int) -> NDArray[np.float32]:
-    """Return what these clients, all of them canaries, add to the model, shape (clients, dimension)."""
+    """Return the updates of canaries, shape (clients, dimension).
+
+    Args:
+      settings: of the canaries.
+      clients: their numbers as clients.
+      dimension: number of coordinates of an update.
+    """
     which = [client - settings.first for client in clients]
     return canaries_for(settings, dimension).updates(which, settings.norm, settings.replaced)
 
@@ -35,14 +46,14 @@ def canary_updates(settings: CanaryClients, clients: Sequence[int], dimension: i
 def add_canary(
     cohort_sum: CohortSum, received: NDArray[np.floating], spec: SumSpec, settings: CanaryClients, client: int
 ) -> None:
-    """Add what one canary sends, all of it within its window, to the sum of its cohort.
+    """Add one canary's update, which lies within its window, to the sum of its cohort.
 
     Args:
-      cohort_sum: of the clients before it.
-      received: the instruction's arrays that are averaged, flat, in the layout's order, shape (dimension,).
-      spec: the sum's public parameters.
+      cohort_sum: changed in place.
+      received: the instruction's averaged arrays, flat, in the layout's order, shape (dimension,).
+      spec: public parameters of the sum.
       settings: of the canaries.
-      client: which of them, by its number as a client.
+      client: the canary's number as a client.
     """
     canaries = canaries_for(settings, received.size)
     start, moved = canaries.window(client - settings.first, settings.norm, settings.replaced)
@@ -53,7 +64,15 @@ def add_canary(
 def add_canaries(
     settings: CanaryClients, content: RecordDict, numbers: Sequence[int], spec: SumSpec, cohort_sum: CohortSum
 ) -> None:
-    """Add what these canaries, by their numbers from 0, answer to an instruction where no client's machine runs them."""
+    """Add the answers of canaries to an instruction, where no client's machine runs them.
+
+    Args:
+      settings: of the canaries.
+      content: the instruction.
+      numbers: of the canaries, from 0.
+      spec: public parameters of the sum.
+      cohort_sum: changed in place.
+    """
     arrays = only_arrays(content)
     received: NDArray[Any] = np.concatenate([np.ravel(view(arrays[name])) for name in layout_of(arrays)])
     for number in numbers:
@@ -61,7 +80,13 @@ def add_canaries(
 
 
 def canary_answer(message: Message, settings: CanaryClients, client: int) -> Message:
-    """Return the reply of a canary as a client's app gives it: arrays and metrics."""
+    """Return the reply of a canary as a client's app gives it: arrays and metrics.
+
+    Args:
+      message: the instruction.
+      settings: of the canaries.
+      client: the canary's number as a client.
+    """
     received = only_arrays(message.content)
     layout = layout_of(received)
     sizes = [int(np.prod(shape)) for shape in layout.values()]

@@ -1,6 +1,6 @@
-"""What Flower does not publish is touched here, and for its deployment in `flower_fleet.py` and `flower_runtime.py`.
+"""Adapter to parts of Flower that it does not publish; those of its deployment stand in `links/flower/`.
 
-Contract tests hold the three to the pinned release.
+Contract tests hold `fleet_calls.py` and `control_calls.py` there, and this file, to the pinned release.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 def claim_identity(run_id: int, task_id: int = TASK_ID) -> Run:
-    """Let this process create messages outside Flower's runtime, and return the run they belong to."""
+    """Let this process create messages outside Flower's runtime, and return the run that they belong to.
+
+    Args:
+      run_id: Flower's number of the run.
+      task_id: Flower's number of the task.
+    """
     TaskIdentity.task_id = task_id
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
@@ -37,18 +42,33 @@ def claim_identity(run_id: int, task_id: int = TASK_ID) -> Run:
 
 
 def name_message(message: Message, message_id: str) -> None:
-    """Give a message the id that Flower's link would give it, so that its reply can be told apart."""
+    """Give a message the id that Flower's link would give it, by which its reply is known.
+
+    Args:
+      message: changed in place.
+      message_id: its new id.
+    """
     message.metadata.__dict__["_message_id"] = message_id
 
 
 def name_sender(reply: Message, node: int) -> Message:
-    """Return the reply as if it came from the node of that number."""
+    """Return the reply as if it came from the node of that number.
+
+    Args:
+      reply: changed in place.
+      node: number of the node.
+    """
     reply.metadata.__dict__["_src_node_id"] = node
     return reply
 
 
 def arrived(payload: RecordDict | Error, metadata: Metadata) -> Message:
-    """Return a message as a link delivers it: with the metadata that it came with."""
+    """Return a message as a link delivers it, with the metadata that came with it.
+
+    Args:
+      payload: records, or the error in their place.
+      metadata: ids, nodes and type.
+    """
     made: Any = Message  # its published overloads leave out the metadata
     return made(payload, metadata=metadata)
 
@@ -56,20 +76,31 @@ def arrived(payload: RecordDict | Error, metadata: Metadata) -> Message:
 def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
     """Return the records of one kind by name.
 
-    Flower's own `array_records` and its like tie the content into a cycle: its arrays, megabytes of a model, are then
-    held until the garbage collector comes by, which counts objects and not bytes.
+    Flower's own `array_records` and the like put the content into a reference cycle. Its arrays, megabytes of a model,
+    then stay until the garbage collector runs, which counts objects and not bytes.
+
+    Args:
+      content: of a message.
+      kind: class of the records.
     """
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
 def quiet_flower(level: int = logging.ERROR) -> None:
-    """Silence the log of Flower, and of what it calls with, below `level`; our own table says what there is to say."""
+    """Silence the logs of Flower and its libraries below `level`; fedveil's own table reports the run."""
     for name in ("flwr", "httpx", "alembic"):
         logging.getLogger(name).setLevel(level)
 
 
 def client_context(run_id: int, client: int, num_clients: int, run_config: dict[str, Any]) -> Context:
-    """Return the context of one simulated node, with Flower's own keys for its partition."""
+    """Return the context of one simulated node, with Flower's own keys for its partition.
+
+    Args:
+      run_id: Flower's number of the run.
+      client: number of the client, from 0.
+      num_clients: number of clients.
+      run_config: configuration of the run.
+    """
     node_config: UserConfig = {"partition-id": client, "num-partitions": num_clients}
     return Context(
         run_id=run_id, node_id=client + 2, node_config=node_config, state=RecordDict(), run_config=run_config
@@ -79,8 +110,11 @@ def client_context(run_id: int, client: int, num_clients: int, run_config: dict[
 def nodes_by_partition(grid: Grid) -> list[int]:
     """Return the ids of a simulation's nodes so far, that of partition 0 first.
 
-    Flower draws the ids at random and tells nobody but the client which partition it got; nodes are registered
-    in the order of their partitions, and the simulation's link state keeps that order.
+    Flower draws the ids at random and tells only the client which partition it got. Nodes are registered in the order
+    of their partitions, and the simulation's link state keeps that order.
+
+    Raises:
+      TypeError: the grid is not that of Flower's simulation runtime.
     """
     state = getattr(grid, "state", None)
     if state is None:
@@ -130,8 +164,8 @@ def new_link() -> tuple[LinkStateFactory, Grid, Run]:
 def start_runtime(client_app: ClientApp, num_clients: int, backend: dict[str, Any]) -> Runtime:
     """Start Flower's simulation runtime on Ray, with the server side left to the caller.
 
-    Flower's own entry points run the server in a thread, where signals do not arrive and an interrupted run
-    cannot end in order. Here the clients' side has the thread instead.
+    Flower's own entry points run the server in a thread, where signals do not arrive and an interrupted run cannot end
+    in order. Here the clients' side runs in the thread instead.
 
     Args:
       client_app: run by every client, in Ray's actors.

@@ -1,4 +1,4 @@
-"""What all of fedveil's grids have in common."""
+"""Grid that is asked by `send_and_receive` only, the part that all of fedveil's grids share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..privacy.refusal import Refusal
 
 
 class AskingGrid(Grid):
-    """A grid that is asked by `send_and_receive` only: nothing runs on while nobody waits for it."""
+    """Grid that is asked by `send_and_receive` only: nothing runs on while nobody waits for it."""
 
     _run: Run
 
@@ -33,7 +33,15 @@ class AskingGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """Return a message, as Flower's deprecated method does."""
+        """Return a message, as Flower's deprecated method does.
+
+        Args:
+          content: records of the message.
+          message_type: such as "train".
+          dst_node_id: number of the node that it goes to.
+          group_id: label that replies carry too.
+          ttl: seconds for which it is valid; None takes Flower's default.
+        """
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

@@ -1,7 +1,7 @@
-"""Who a node is in secure aggregation: its number, its signing key, its owner's policy and the federation's roster.
+"""Identity of a node in secure aggregation: its number, signing key, owner's policy and the federation's roster.
 
-In a simulation all of it is made from one key, by every process alike: such identities protect nobody from whoever runs
-the machine, who sees the clients' data anyhow.
+In a simulation every process makes all of it from one key: such identities protect nobody from whoever runs the
+machine, who sees the clients' data in any case.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ NEVER = 253402300799  # the last second of the year 9999
 
 @dataclass(frozen=True)
 class Identity:
-    """One node's own; `key` and `node_key`, which seals what it remembers, are secret."""
+    """Identity of one node.
+
+    Attributes:
+      node: its number, at least `FIRST_NODE`.
+      key: Ed25519 key that signs its messages, secret.
+      node_key: 32 bytes that seal what it remembers, secret.
+      policy: conditions of its owner for every attempt.
+      roster: the newest that it has.
+    """
 
     node: int
     key: Ed25519PrivateKey = field(repr=False)
@@ -34,12 +42,17 @@ class Identity:
     roster: Roster
 
     def participant(self) -> Participant:
-        """Return the node without a memory."""
+        """Return the protocol's participant for this node, without memory of earlier messages."""
         return Participant(self.node, self.key, self.policy, self.roster)
 
 
 def simulated_identity(settings: Encryption, client: int) -> Identity:
-    """Return the identity of a simulated client."""
+    """Return the identity of a simulated client.
+
+    Args:
+      settings: what the client's owner asks for, and the key of all identities.
+      client: number of the client, from 0.
+    """
     node, secret = FIRST_NODE + client, bytes.fromhex(settings.identities)
     roster, authority = simulated_roster(settings.identities, settings.clients)
     policy = Policy(
@@ -62,7 +75,7 @@ def simulated_roster(identities: str, clients: int) -> tuple[Roster, bytes]:
 
     Args:
       identities: 32 bytes in hexadecimal, from which every key derives.
-      clients: the population.
+      clients: number of clients.
     """
     secret = bytes.fromhex(identities)
     authority = _key(secret, 0)

@@ -1,4 +1,4 @@
-"""Flower's own strategies behind the private sum, by name, and why some cannot stand there."""
+"""Registry of Flower's strategies that run on a private sum, by name, and of those that cannot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AVERAGING: dict[str, type[Strategy]] = {
     "fedprox": flower.FedProx,
 }
 
-# On a sum of one reply these run without a word and become the mean, so they are refused by name.
+# On one reply these run without an error and become the mean, so they are refused by name.
 NEEDS_SINGLE_CLIENTS = (
     flower.FedMedian,
     flower.FedTrimmedAvg,
@@ -40,8 +40,7 @@ BRINGS_ITS_OWN_PRIVACY = (
     flower.DifferentialPrivacyServerSideFixedClipping,
 )
 
-# The sum answers as one client, so one message is enough: the cohort decides who gets it. Evaluation at the clients is
-# no part of the sum.
+# The sum answers as one client, so that one message is enough: the cohort decides who gets it. Clients do not evaluate.
 ONE_REPLY: dict[str, Any] = {
     "fraction_train": 1e-9,
     "fraction_evaluate": 0.0,
@@ -56,8 +55,11 @@ def make_strategy(name: str, options: Mapping[str, Any], allow_modules: tuple[st
 
     Args:
       name: a key of `AVERAGING`, or "module:Class" for the user's own.
-      options: arguments of the strategy's constructor.
-      allow_modules: modules that the user listed; no other is imported.
+      options: arguments of the strategy's constructor; those that are None are left out.
+      allow_modules: modules that may be imported for it.
+
+    Raises:
+      Refusal: the name is unknown, its module is not allowed or cannot be imported, or `check_averages` refuses it.
     """
     options = {key: value for key, value in options.items() if value is not None}
     if name in AVERAGING:
@@ -68,10 +70,10 @@ def make_strategy(name: str, options: Mapping[str, Any], allow_modules: tuple[st
 
 
 def check_averages(strategy: Strategy) -> None:
-    """Refuse a strategy that must see single clients, or that brings a privacy of its own.
+    """Refuse a strategy that must see single clients, or that adds noise of its own.
 
     Raises:
-      Refusal: naming the class and the reason.
+      Refusal: names the class and the reason.
     """
     name = type(strategy).__name__
     if isinstance(strategy, NEEDS_SINGLE_CLIENTS):

@@ -1,7 +1,7 @@
-"""How secure aggregation travels in Flower's records: protocol messages as bytes, beside the round's public spec.
+"""Wire format of secure aggregation in Flower's records: protocol messages as bytes, beside the round's public spec.
 
-A message of the server is of type `train` and holds the bytes for one node; where they bring the model, the
-strategy's own records lie beside them. A reply is bytes alone: no array, metric, count or error text goes with it.
+A message of the server is of type `train` and holds the bytes for one node. Where it brings the model, the strategy's
+own records lie beside them. A reply holds bytes only: no array, metric, count or error text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OURS = (SPEC_RECORD, SECURE_RECORD)
 
 
 class Exchange(IntEnum):
-    """What the server sends in the exchanges of an attempt."""
+    """Exchange of an attempt, by what the server sends in it."""
 
     PROPOSAL = 0
     COHORT = 1
@@ -37,7 +37,14 @@ class Exchange(IntEnum):
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a run an exchange is; for clients' own records and streams, the protocol has its own."""
+    """Place of an exchange in a run, for clients' own records and streams; the protocol has its own.
+
+    Attributes:
+      run: name of the run.
+      round: number of the round, from 1.
+      attempt: number of the attempt at the round, from 0.
+      exchange: of the attempt.
+    """
 
     run: str
     round: int
@@ -46,7 +53,13 @@ class Place:
 
 
 def ask(messages: Sequence[bytes], spec: ShareSpec, place: Place) -> dict[str, ConfigRecord]:
-    """Return the records that carry an exchange's messages to one node."""
+    """Return the records that carry an exchange's messages to one node.
+
+    Args:
+      messages: of the protocol.
+      spec: public parameters of the masked sum.
+      place: of the exchange.
+    """
     return {
         SPEC_RECORD: ConfigRecord({"spec": write_share_spec(spec), **asdict(place)}),
         SECURE_RECORD: ConfigRecord({"messages": list(messages)}),
@@ -54,7 +67,12 @@ def ask(messages: Sequence[bytes], spec: ShareSpec, place: Place) -> dict[str, C
 
 
 def with_roster(records: dict[str, ConfigRecord], signed: bytes) -> dict[str, ConfigRecord]:
-    """Return the records, and beside them the roster as its authority signed it, if there is one to be sent."""
+    """Return the records with a roster beside them.
+
+    Args:
+      records: as `ask` returns them.
+      signed: the roster as its authority signed it; empty if none is to be sent.
+    """
     return {**records, ROSTER_RECORD: ConfigRecord({"signed": signed})} if signed else records
 
 
@@ -66,7 +84,12 @@ def roster_of(content: RecordDict) -> bytes | None:
 
 
 def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
-    """Return the content of a node's reply; `failure` says by code why one of them is empty."""
+    """Return the content of a node's reply.
+
+    Args:
+      replies: the protocol's messages, one for each that was received; one without an answer is empty.
+      failure: code of why one of them is empty; None if none is.
+    """
     record = ConfigRecord({"messages": list(replies)})
     if failure is not None:
         record["failure"] = failure
@@ -74,13 +97,13 @@ def answer(replies: Sequence[bytes], failure: int | None = None) -> RecordDict:
 
 
 def failure_of(content: RecordDict) -> int | None:
-    """Return the code of a reply that says why one of its messages is empty."""
+    """Return the code in a reply for why one of its messages is empty, or None."""
     found = records_of(content, ConfigRecord).get(SECURE_RECORD, ConfigRecord()).get("failure")
     return found if isinstance(found, int) else None
 
 
 def messages_of(content: RecordDict) -> list[bytes] | None:
-    """Return the protocol's bytes in an instruction or a reply; None if it has none, or anything else in their place."""
+    """Return the protocol's messages in an instruction or a reply; None if it has none, or something else there."""
     record = records_of(content, ConfigRecord).get(SECURE_RECORD)
     found = None if record is None else record.get("messages")
     if not isinstance(found, list) or not all(isinstance(each, bytes) for each in found):
@@ -98,7 +121,9 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
 
     Raises:
       Refusal: it is unsafe, as `ShareSpec` says.
-      ValueError, TypeError, KeyError: it is none.
+      ValueError: it is no spec.
+      TypeError: it is no spec.
+      KeyError: it is no spec.
     """
     fields = json.loads(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"]))
     summed = fields.pop("sum")
@@ -109,24 +134,24 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
 
 
 def read_place(content: RecordDict) -> Place:
-    """Return where an instruction belongs."""
+    """Return the place of an instruction."""
     record = records_of(content, ConfigRecord)[SPEC_RECORD]
     round_, attempt, exchange = (int(str(record[name])) for name in ("round", "attempt", "exchange"))
     return Place(str(record["run"]), round_, attempt, Exchange(exchange))
 
 
 def run_number(run: str) -> int:
-    """Return the number that an attempt's terms know a run by, unsigned 64 bits."""
+    """Return the number of a run in the terms of attempts, unsigned 64 bits."""
     return int.from_bytes(hashlib.sha256(run.encode()).digest()[:8], "big")
 
 
 def task_hash(spec: ShareSpec) -> bytes:
-    """Return what binds the spec to an attempt's terms, 32 bytes."""
+    """Return the hash that binds the spec to an attempt's terms, 32 bytes."""
     return hashlib.sha256(write_share_spec(spec).encode()).digest()
 
 
 def model_hash(content: RecordDict) -> bytes:
-    """Return SHA-256 over all that a client is to start from: the model, and what the strategy sends along."""
+    """Return SHA-256 over all that a client starts from: the model, and what the strategy sends with it."""
     digest = hashlib.sha256()
     for name, array in only_arrays(content).items():
         value = np.ascontiguousarray(view(array))
@@ -139,5 +164,10 @@ def model_hash(content: RecordDict) -> bytes:
 
 
 def rotation_seed(model: bytes, server_round: int) -> bytes:
-    """Return the public seed of a round's rotation, 32 bytes: fixed before anybody has trained."""
+    """Return the public seed of a round's rotation, 32 bytes, which is fixed before anybody has trained.
+
+    Args:
+      model: as `model_hash` returns it.
+      server_round: number of the round.
+    """
     return hashlib.sha256(b"fedveil rotation" + server_round.to_bytes(8, "big") + model).digest()

@@ -1,7 +1,7 @@
-"""Flower records on one side, vectors on the other: the one place that knows how a private sum travels.
+"""Wire format of a private sum in the clear: Flower records on one side, vectors on the other.
 
 An instruction is the strategy's own record with the sum's public parameters beside it. A reply is one array, the
-client's vector, and nothing else: no metric, count or error text travels next to it.
+client's vector, and nothing else: no metric, count or error text.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OWNERS_POLICY = 1003  # of a client whose owner does not allow what it was asked
 NOT_ELIGIBLE = 1004  # of a device that is on battery, hot, busy, on a metered network, or outside its hours
 NOT_READY = 1005  # of a device whose clock is wrong, or that cannot write
 HANDLED_BEFORE = (
-    1006  # of a client that began this before it lost its memory: it is not done, or charged, twice
+    1006  # of a client that began this before it lost its memory: it is neither done nor charged twice
 )
 UNREADABLE = 1007  # of a reply that is no message
 FAILED = 1  # Flower's error code of a client that raised; the text stays there, since it may hold data
@@ -46,7 +46,7 @@ DROP_REASONS = {
     HANDLED_BEFORE: "handled before",
     UNREADABLE: "unreadable",
 }
-# What a client that is asked the same again says again.
+# Reasons that a client gives again whenever it is asked the same.
 LASTING = frozenset({DROP_REASONS[BUDGET_SPENT], DROP_REASONS[OWNERS_POLICY]})
 NO_REPLY = "no reply"
 NOT_NEEDED = "not needed"  # enough others had answered
@@ -55,10 +55,10 @@ Layout = dict[str, tuple[int, ...]]
 
 
 class MemoryArray(Array):
-    """An `Array` that stays an ndarray until somebody asks for bytes, so that one process need not serialise."""
+    """`Array` that stays an ndarray until its bytes are asked for, so that one process need not serialise."""
 
     def __init__(self, ndarray: NDArray[np.generic]) -> None:
-        # Past Flower's bookkeeping of changed fields, which takes longer than all the rest.
+        # Not by attributes: Flower's bookkeeping of changed fields takes longer than all the rest.
         self.__dict__.update(
             dtype=_name(ndarray.dtype), shape=ndarray.shape, stype="numpy.ndarray", ndarray=ndarray
         )
@@ -69,7 +69,7 @@ class MemoryArray(Array):
         return Array.from_numpy_ndarray(self.__dict__["ndarray"]).data
 
     def numpy(self) -> NDArray[np.generic]:
-        """Return a copy: clients of one process must not see each other's changes."""
+        """Return a copy, because clients of one process must not see each other's changes."""
         return self.__dict__["ndarray"].copy()
 
     def __reduce__(self) -> tuple[Callable[[NDArray[np.generic]], MemoryArray], tuple[NDArray[np.generic]]]:
@@ -99,17 +99,22 @@ def memory_arrays(arrays: dict[str, NDArray[np.generic]]) -> ArrayRecord:
 
 
 def view(array: Array) -> NDArray[np.generic]:
-    """Return the array's values for reading only, without a copy where it never was serialised."""
+    """Return the array's values for reading only, without a copy if it was never serialised."""
     return array.__dict__["ndarray"] if isinstance(array, MemoryArray) else array.numpy()
 
 
 def layout_of(arrays: Mapping[str, Array]) -> Layout:
-    """Return name and shape of every array that is averaged: the floating-point ones, in the record's order."""
+    """Return the shapes of the arrays that are averaged, by name: the floating-point ones, in the record's order."""
     return {k: tuple(a.shape) for k, a in arrays.items() if np.dtype(a.dtype).kind == "f"}
 
 
 def size_of(layout: Layout, spec: SumSpec) -> int:
-    """Return the number of coordinates of the summed vector."""
+    """Return the number of coordinates of the summed vector.
+
+    Args:
+      layout: shapes of the averaged arrays.
+      spec: of the sum; its scalars take a coordinate each.
+    """
     return sum(int(np.prod(shape)) for shape in layout.values()) + len(spec.scalars)
 
 
@@ -117,25 +122,32 @@ def size_of(layout: Layout, spec: SumSpec) -> int:
 
 
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
-    """Return the strategy's record with the sum's public parameters beside it."""
+    """Return the strategy's record with the sum's public parameters beside it.
+
+    Args:
+      content: of the strategy's message.
+      spec: public parameters of the sum.
+      run: name of the run, as ledgers know it.
+      server_round: number of the round.
+    """
     out = RecordDict(dict(content.items()))
     out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(asdict(spec)), "run": run, "round": server_round})
     return out
 
 
 def read_round(content: RecordDict) -> tuple[str, int]:
-    """Return the run and the round an instruction belongs to, as ledgers name them."""
+    """Return the run and the round of an instruction, as ledgers name them."""
     record = records_of(content, ConfigRecord)[SPEC_RECORD]
     return str(record["run"]), int(str(record["round"]))
 
 
 def read_attempt(content: RecordDict) -> int:
-    """Return which attempt at its round an instruction belongs to; sums in the clear have one."""
+    """Return the attempt of an instruction at its round; 0 for a sum in the clear, which has one."""
     return int(str(records_of(content, ConfigRecord)[SPEC_RECORD].get("attempt", 0)))
 
 
 def read_spec(content: RecordDict) -> SumSpec | None:
-    """Return the parameters of the private sum this instruction belongs to, or None if it is none."""
+    """Return the parameters of the private sum that an instruction belongs to, or None."""
     record = records_of(content, ConfigRecord).get(SPEC_RECORD)
     if record is None:
         return None
@@ -145,7 +157,11 @@ def read_spec(content: RecordDict) -> SumSpec | None:
 
 
 def only_arrays(content: RecordDict) -> ArrayRecord:
-    """Return the one array record of an instruction or a reply."""
+    """Return the one array record of an instruction or a reply.
+
+    Raises:
+      ValueError: there is none, or more than one.
+    """
     records = list(records_of(content, ArrayRecord).values())
     if len(records) != 1:
         raise ValueError(f"expected one ArrayRecord, found {len(records)}")
@@ -156,12 +172,23 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
 
 
 def reply_with(vector: Contribution, message: Message) -> Message:
-    """Return the reply that carries the client's vector: 4 bytes a coordinate where it is on the lattice."""
+    """Return the reply that carries the client's vector.
+
+    Args:
+      vector: shape (size,); on the lattice int32, 4 bytes a coordinate.
+      message: the instruction that it answers.
+    """
     return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: vector})}), reply_to=message)
 
 
 def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
-    """Add one reply to the sum; whatever is wrong with it, it is dropped and counted, and the round goes on."""
+    """Add one reply to the sum; a reply that cannot be used is dropped and counted.
+
+    Args:
+      cohort_sum: changed in place.
+      reply: of a client.
+      spec: of the sum.
+    """
     if reply.has_error():
         return cohort_sum.drop(DROP_REASONS.get(reply.error.code, "failed"))
     vector = _vector(reply.content, cohort_sum.total.size, spec)
@@ -171,7 +198,7 @@ def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
 
 
 def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | str:
-    """Return the reply's vector, or the reason why it has none. Sizes are checked before any byte is parsed."""
+    """Return the reply's vector, or the reason why it has none; sizes are checked before any byte is parsed."""
     record = records_of(content, ArrayRecord).get(VECTOR_RECORD)
     if record is None or len(content) != 1 or list(record.keys()) != [VECTOR]:
         return "layout"
@@ -199,7 +226,11 @@ def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | str
 
 
 def common_content(messages: list[Message]) -> RecordDict:
-    """Return what every client is to receive; a strategy that tells clients apart cannot run on a sum."""
+    """Return the content that all clients receive.
+
+    Raises:
+      Refusal: the strategy sends different content to different clients, which no sum can serve.
+    """
     content = messages[0].content
     for message in messages[1:]:
         if message.content is not content and message.content != content:
@@ -212,7 +243,14 @@ def common_content(messages: list[Message]) -> RecordDict:
 def mean_reply(
     arrays: ArrayRecord, mean: dict[str, NDArray[Any]], scalars: dict[str, float], request: Message
 ) -> Message:
-    """Return the one reply that stands for all: the global arrays moved by the mean update, with the metrics."""
+    """Return the one reply that stands for the cohort's: the global arrays moved by the mean update, with metrics.
+
+    Args:
+      arrays: the global arrays.
+      mean: mean update by name, with the shapes of the layout.
+      scalars: mean metrics by name.
+      request: the strategy's message.
+    """
     metrics = MetricRecord({**scalars, WEIGHT: 1})
     return Message(RecordDict({"arrays": _moved(arrays, mean), "metrics": metrics}), reply_to=request)
 
@@ -231,19 +269,31 @@ def _moved(arrays: ArrayRecord, mean: dict[str, NDArray[Any]]) -> ArrayRecord:
 
 @runtime_checkable
 class SummingGrid(Protocol):
-    """A grid that adds its clients' replies where they are produced, so that memory does not grow with them."""
+    """Grid that adds its clients' replies where they are produced, so that memory does not grow with them."""
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
-        """Deliver the order's content to every node and return the sum of the replies, shape (size,)."""
+        """Deliver an instruction to every node and return the sum of the replies.
+
+        Args:
+          order: holds the content.
+          nodes: that receive it.
+          spec: of the sum.
+          size: number of its coordinates.
+        """
         ...
 
 
 def sum_of(
     replies: Iterable[Message], spec: SumSpec, size: int, invited: int, enough: int | None = None
 ) -> CohortSum:
-    """Add up replies as they come; a node that answers twice counts once, one that does not answer is dropped.
+    """Return the sum of replies; a node that answers twice counts once, one that does not answer is dropped.
 
-    Once `enough` are added the others are not waited for.
+    Args:
+      replies: as they come.
+      spec: of the sum.
+      size: number of its coordinates.
+      invited: number of nodes that were asked.
+      enough: number of replies after which the others are not waited for; None waits for all.
     """
     cohort_sum = CohortSum(np.zeros(size))
     missing = NO_REPLY
