@@ -1,1 +1,1 @@
-"""A client: its data, its training, its own ledger, and its half of the private sum."""
+"""Client: its data, its training, its own ledger, and its half of the private sum."""

@@ -210,7 +210,7 @@ def _train_on_ledger(
 
 def _canaried(
     plan: Plan, bench: Workbench, examples: Examples, path: Path, settings: ClientSettings
-) -> record_canaries.Round:
+) -> record_canaries.CanariedRound:
     assert settings.record is not None
     number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
     stream = Randomness(settings.seed).stream("record canaries", number)

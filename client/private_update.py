@@ -1,4 +1,4 @@
-"""The client's half of the private sum, as a Flower mod: add it to any ClientApp that trains."""
+"""Client's half of the private sum, as a Flower mod: add it to any ClientApp that trains."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ logger = logging.getLogger("fedveil.client")
 
 
 class NotTrained(Exception):
-    """The client does not answer with a vector; the code is all that leaves, and only one that has a name."""
+    """Client that does not answer with a vector; only the code leaves, and only if it has a name."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code if code in DROP_REASONS else FAILED
 
 
-# Entered before the app is called and left once the vector is made: what a device's own ledger is charged. It is given
-# the instruction and, in secure aggregation, the attempt's terms; it raises NotTrained where nothing may be computed.
+# Charges a device's own ledger: entered before the app is called, left once the vector is made. It takes the instruction
+# and, in secure aggregation, the attempt's terms, and raises NotTrained where nothing may be computed.
 Charge = Callable[[RecordDict, AttemptTerms | None], AbstractContextManager[None]]
 
 
 def uncharged(content: RecordDict, terms: AttemptTerms | None) -> AbstractContextManager[None]:
-    """Charge nothing here: the population's ledger, at the server, is charged for all."""
+    """Charge nothing here, because the population's ledger at the server is charged for all clients.
+
+    Args:
+      content: the instruction; unused.
+      terms: of the attempt; unused.
+    """
     del content, terms
     return nullcontext()
 
@@ -43,10 +48,19 @@ def private_update(
 ) -> Message:
     """Replace a client's reply by its clipped vector on the lattice.
 
-    The update is the arrays that the app returns minus the arrays it received, matched by name; the example count
-    and those metrics for which the server named a bound ride in the same vector. All else stays at the client:
-    other metrics, configuration records, error texts. An instruction that belongs to no private sum is refused,
-    so an evaluation whose metrics nobody accounted for does not leave either.
+    The update is the arrays that the app returns minus the arrays it received, matched by name. The example count and
+    those metrics for which the server named a bound are part of the same vector. All else stays at the client: other
+    metrics, configuration records, error texts. An instruction that belongs to no private sum is refused, so that an
+    evaluation whose metrics nobody accounted for does not leave either.
+
+    Args:
+      message: the instruction.
+      context: Flower's, of this node.
+      call_next: the app, or the next mod.
+      charge: charges the device's own ledger.
+
+    Returns:
+      The reply: one vector, or an error with a code and no detail.
     """
     spec = read_spec(message.content)
     if spec is None:
@@ -70,6 +84,10 @@ def private_update(
 
 def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str, NDArray[np.floating]]:
     """Return trained minus received for every averaged array, matched by name, in the received order.
+
+    Args:
+      trained: arrays that the app returned.
+      received: arrays of the instruction.
 
     Raises:
       KeyError: an array is missing.

@@ -1,6 +1,6 @@
-"""The client's half of secure aggregation, as a Flower mod: what leaves is masked, or a reason by name.
+"""Client's half of secure aggregation, as a Flower mod: a masked vector leaves, or the code of a reason.
 
-It answers the protocol's messages for one node and calls the app once an attempt, for the message that brings the
+It answers the protocol's messages for one node and calls the app once in an attempt, for the message that brings the
 model. Between messages the node's memory lies in Flower's context, sealed under a key that no message carries.
 """
 
@@ -40,7 +40,7 @@ from .private_update import Charge, NotTrained, difference, scalars_of, uncharge
 logger = logging.getLogger("fedveil.client")
 
 STATE_RECORD, STATE = "fedveil.node", "sealed"
-NOISE_TOLERANCE = 1e-9  # of two ways to compute one ratio in floating point
+NOISE_TOLERANCE = 1e-9  # relative, between two ways to compute one ratio in floating point
 
 
 def secure_update(
@@ -51,11 +51,23 @@ def secure_update(
     call_next: ClientAppCallable,
     charge: Charge = uncharged,
 ) -> Message:
-    """Answer one exchange of secure aggregation; an instruction that belongs to none is refused, as in the clear."""
+    """Answer one exchange of secure aggregation; an instruction that belongs to none is refused.
+
+    Args:
+      identity: of the node.
+      randomness: from which noise shares are drawn.
+      message: the instruction.
+      context: Flower's, of this node; holds its sealed memory.
+      call_next: the app, or the next mod.
+      charge: charges the device's own ledger.
+
+    Returns:
+      The reply: the protocol's messages, or an error with a code and no detail.
+    """
     asked = messages_of(message.content)
     if asked is None:
         return Message(Error(FAILED, "this client answers secure aggregation only"), reply_to=message)
-    job = Job(identity, randomness, message, context, call_next, charge)
+    job = TrainingJob(identity, randomness, message, context, call_next, charge)
     try:
         node = _remembered(context, identity)
         try:
@@ -85,7 +97,7 @@ def _remembered(context: Context, identity: Identity) -> Participant:
 
 
 def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | int:
-    """Return the reply to one message, or the code of why there is none: what comes beside it is answered all the same."""
+    """Return the reply to one message, or the code of why there is none; the messages beside it are still answered."""
     try:
         return node.handle(message, int(time.time()), work)
     except Refused as refused:
@@ -100,8 +112,8 @@ def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | in
 
 
 @dataclass(frozen=True)
-class Job:
-    """What this node trains in a round, once the protocol asks for it."""
+class TrainingJob:
+    """Training of this node in a round, done once the protocol asks for it; attributes as of `secure_update`."""
 
     identity: Identity
     randomness: Randomness
@@ -131,7 +143,7 @@ class Job:
 
 
 def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> ShareSpec:
-    """Return the spec that came beside the model, if it is the one that the cohort agreed on and gives its noise.
+    """Return the spec that came with the model, if the cohort agreed on it and it gives the promised noise.
 
     Raises:
       Refused: POLICY.

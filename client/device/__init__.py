@@ -1,1 +1,1 @@
-"""Edge device: its agent, its owner's policy, its own ledger, what it may run on."""
+"""Edge device: its agent, its owner's policy, its own ledger, and when it may run."""

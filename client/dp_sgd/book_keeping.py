@@ -1,7 +1,7 @@
 """Clipped sums from one backward pass: book-keeping (Bu et al. 2022, arXiv:2210.00038, algorithm 1).
 
-Forward hooks note what goes into each layer; one backward pass gives the gradients of what comes out of it, and none
-of its parameters'. From the two come each example's norm and, once all layers have told theirs, the clipped sum.
+Forward hooks note the inputs of each layer; one backward pass gives the gradients of the layers' outputs, and none of
+their parameters. Both together give each example's norm and, once the norms of all layers are known, the clipped sum.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from torch.func import functional_call
 
 from .example_gradients import RULES, Share, norms_of, plain_embedding
 
-# Gives the loss, a mean over the examples whose rows these are, and the outputs it was computed from.
+# Returns the outputs for the examples in these rows, and the loss, a mean over them.
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 # Leaves the clipped sum over these rows on the parameters, and returns whether each example's gradient is finite.
 ClippedSums = Callable[[Tensor], Tensor]
 
 
 class Noted(NamedTuple):
-    """One call of one layer: its inputs, how often these had been changed in place, and where its outputs go."""
+    """Call of one layer.
+
+    Attributes:
+      layer: that was called.
+      inputs: of the call, shape (n, ...).
+      version: how often the inputs had been changed in place.
+      edge: of the outputs in torch's graph.
+    """
 
     layer: nn.Module
     inputs: Tensor
@@ -41,7 +48,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def noting(model: nn.Module) -> Generator[list[Noted]]:
-    """Give a list that grows by each call of a trainable layer."""
+    """Give a list to which each call of a trainable layer is appended."""
     notes: list[Noted] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -58,7 +65,13 @@ def noting(model: nn.Module) -> Generator[list[Noted]]:
 
 @contextmanager
 def book_keeping(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Give clipped sums of a model for which `obstacle` is None."""
+    """Give the function that computes clipped sums by book-keeping.
+
+    Args:
+      model: one for which `obstacle` is None.
+      forward: returns outputs and loss of some rows.
+      optimizer: holds the clipping norm.
+    """
     layers = len(layers_of(model))
     with noting(model) as notes:
 
@@ -129,7 +142,12 @@ def obstacle(model: nn.Module, example: Tensor) -> str | None:
 
 
 def uses(model: nn.Module, example: Tensor) -> Counter[Tensor]:
-    """Return how often the model, run once in training mode, uses each parameter that trains."""
+    """Return how often the model, run once in training mode, uses each trainable parameter.
+
+    Args:
+      model: its buffers are left as they are.
+      example: inputs of one example, shape (1, ...).
+    """
     model.train()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(devices=[]):

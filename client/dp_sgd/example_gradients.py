@@ -1,4 +1,4 @@
-"""What each example adds to a layer's gradients, from the layer's inputs and the gradients of its outputs.
+"""Gradients of single examples in a layer, from the layer's inputs and the gradients of its outputs.
 
 Norms come from Gram matrices where these are smaller than the gradients (Goodfellow 2015, arXiv:1510.01799; Bu et al.
 2022, arXiv:2210.00038, section 3), from the gradients of a few examples at a time otherwise, and for embeddings from
@@ -16,12 +16,12 @@ from torch.nn.grad import conv2d_weight
 
 
 class Share(NamedTuple):
-    """What the examples of a batch add to one layer.
+    """Contribution of a batch's examples to one layer.
 
     Attributes:
       held: gradients small enough to hold for every example, shapes (B, ...), by parameter.
       norms: of each example's other gradients, shapes (B,).
-      sums: from a weight for each example to the weighted sums of those, by parameter.
+      sums: returns the weighted sums of those, by parameter, for a weight of each example, shape (B,).
     """
 
     held: dict[Any, Tensor]
@@ -31,8 +31,10 @@ class Share(NamedTuple):
 
 Rule = Callable[[Any, Tensor, Tensor], Share]
 
-CHUNK = 1 << 18  # numbers of a layer to work on at a time: 1 MiB stays in a core's second cache
-HELD = 2  # how many times a layer's inputs and output gradients its examples' gradients may take and be held
+CHUNK = 1 << 18  # numbers of a layer to work on at a time: 1 MiB stays in a core's second-level cache
+HELD = (
+    2  # gradients of single examples are held up to this many times the size of inputs and output gradients
+)
 
 
 def norms_of(values: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ def _linear(layer: Any, inputs: Tensor, gradients: Tensor) -> Share:
 
 
 def _windows(layer: nn.Conv2d, padded: Tensor, height: int, width: int) -> Tensor:
-    """Return what each output of a convolution sees, shape (n * groups, L, K), K being rows x columns x channels."""
+    """Return the inputs of each output of a convolution, shape (n * groups, L, K) with K = rows * columns * channels."""
     batch, channels = len(padded), layer.in_channels // layer.groups
     (down, right), (lower, further) = layer.stride, layer.dilation
     rows, columns = layer.kernel_size
@@ -207,5 +209,5 @@ RULES: dict[type[nn.Module], Rule] = {
 
 
 def plain_embedding(layer: nn.Embedding) -> bool:
-    """Whether the gradient of an embedding is the sum over its indices, and its weights stay as they are."""
+    """Return whether an embedding's gradient is the sum over its indices, and its weights stay as they are."""
     return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse

@@ -1,11 +1,10 @@
 """Canaries among a client's records: each trains or not by a coin, on the client's own path of DP-SGD.
 
 White box (Nasr et al. 2023, arXiv:2302.07956): the gradient of a canary is one weight of a block that no other record
-touches, longer than any clip, so that whoever sees every noised sum, as the accountant supposes, reads there what became
-of one clipped record. One that is out is a record without a gradient, as zero-out adjacency has it, or with the opposite
-one. Its score is the log likelihood ratio of in to out, than which no statistic tells them apart better. The block lives
-for one round: it never leaves, and what leaves is trained as if it were not there. Coins and scores stay in a file of the
-client's own.
+touches, longer than any clip. An adversary who sees every noised sum, as the accountant supposes, reads there what became
+of one clipped record. A canary that is out is a record without a gradient, as in zero-out adjacency, or with the opposite
+gradient. Its score is the log likelihood ratio of in to out, the most powerful statistic. The block lives for one round
+and never leaves, and the model is trained as if it were not there. Coins and scores stay in a file of the client's own.
 """
 
 from __future__ import annotations
@@ -27,14 +26,20 @@ from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.protocol import Examples, Task
 
-TOO_LONG = 10.0  # clips that a canary's gradient is long, so that the clip is tried
+TOO_LONG = 10.0  # norm of a canary's gradient over the clipping norm, which tests the clip
 
 
 class Watched(nn.Module):
-    """The model beside the block of canaries, (records, 1 + inputs) to (records, outputs + 2).
+    """Model beside the block of canaries, from shape (n, 1 + inputs) to (n, outputs + 2).
 
-    The first column of the inputs, and the last of the outputs, says whose record it is: 0 the client's, j that of
-    canary j, which is in, and -j that of canary j, which is out: without a gradient or, if `replaced`, with the opposite.
+    The first column of the inputs and the last of the outputs tell whose record it is: 0 for the client's, j for canary
+    j that is in, -j for canary j that is out.
+
+    Args:
+      model: the client's.
+      canaries: number of canaries.
+      shape: of one input of the model.
+      replaced: whether a canary that is out has the opposite gradient instead of none.
     """
 
     def __init__(self, model: nn.Module, canaries: int, shape: torch.Size, replaced: bool) -> None:
@@ -56,14 +61,25 @@ class Watched(nn.Module):
 
 @dataclass(frozen=True)
 class WatchedLoss:
-    """A task's loss over its own records, and a linear one over the canaries that are in."""
+    """Task's loss over its own records, and a linear loss over the canaries.
+
+    Attributes:
+      task: gives the loss of its own records.
+      shape: of one output of the model.
+      slope: norm of a canary's gradient.
+    """
 
     task: Task
     shape: torch.Size
     slope: float
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean over the batch."""
+        """Return the mean loss over the batch.
+
+        Args:
+          outputs: of `Watched`, shape (n, outputs + 2).
+          targets: shape (n,); those of canaries are ignored.
+        """
         own = outputs[:, -1] == 0
         total = self.slope * outputs[:, -2].sum()
         if bool(own.any()):
@@ -73,8 +89,16 @@ class WatchedLoss:
 
 
 @dataclass(frozen=True)
-class Round:
-    """What a client's round is trained with in place of its model, its loss and its examples; and (canaries,) scores."""
+class CanariedRound:
+    """Round of a client with canaries among its records.
+
+    Attributes:
+      model: in place of the client's.
+      loss: in place of its task's.
+      examples: its own and the canaries.
+      plan: of the round, with the canaries among the records.
+      scores: log likelihood ratios so far, shape (canaries,); they grow with each step.
+    """
 
     model: Watched
     loss: WatchedLoss
@@ -94,10 +118,16 @@ class Round:
 
 
 def step_ratio(moved: Scores, noise: float, rate: float, replaced: bool = False) -> Scores:
-    """The log likelihood ratio of one noised sum along each canary, `moved` in clips, like `noise`, its std.
+    """Return the log likelihood ratio of in to out of one step, for each canary, shape (canaries,).
 
-    In, the sum is N(1, noise^2) with probability `rate`, else N(0, noise^2); out, it is N(0, noise^2) or, if `replaced`,
-    what one opposite to the canary would make it.
+    In: the sum is N(1, noise^2) with probability `rate`, else N(0, noise^2). Out: it is N(0, noise^2) or, if `replaced`,
+    that of a record opposite to the canary.
+
+    Args:
+      moved: noised sums along the canaries, over the clipping norm, shape (canaries,).
+      noise: noise std over the clipping norm, above 0.
+      rate: sampling rate of a record, in (0, 1].
+      replaced: whether a canary that is out has the opposite gradient instead of none.
     """
 
     def drawn(sums: Scores) -> Scores:  # against a record without a gradient
@@ -107,10 +137,17 @@ def step_ratio(moved: Scores, noise: float, rate: float, replaced: bool = False)
     return drawn(moved) - drawn(-moved) if replaced else drawn(moved)
 
 
-def begin(model: nn.Module, task: Task, examples: Examples, coins: NDArray[np.bool_], plan: Plan) -> Round:
-    """Add the canaries to a client's examples, and the block to its model, whose own parameters are shared.
+def begin(
+    model: nn.Module, task: Task, examples: Examples, coins: NDArray[np.bool_], plan: Plan
+) -> CanariedRound:
+    """Return a client's round with canaries among its examples and the block beside its model.
 
-    `plan` is that of the round, with the canaries among the records.
+    Args:
+      model: the client's; its parameters are shared.
+      task: gives the loss.
+      examples: the client's own.
+      coins: whether each canary trains, shape (canaries,).
+      plan: of the round, with the canaries among the records.
     """
     count, inputs = len(coins), examples.inputs
     with torch.no_grad():
@@ -122,14 +159,23 @@ def begin(model: nn.Module, task: Task, examples: Examples, coins: NDArray[np.bo
     shape = outputs.shape[1:] or torch.Size([1])
     watched = Watched(model, count, inputs.shape[1:], plan.adjacency is Adjacency.REPLACE_ONE)
     loss = WatchedLoss(task, shape, TOO_LONG * plan.clipping_norm)
-    return Round(watched, loss, Examples(marked, targets), plan, np.zeros(count))
+    return CanariedRound(watched, loss, Examples(marked, targets), plan, np.zeros(count))
 
 
 # --- the client's own file --------------------------------------------------------------------------------------
 
 
 def coins_of(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:
-    """The client's coins, tossed when they are first asked for and kept from then on."""
+    """Return the client's coins, shape (count,), tossed at the first call and kept in a file from then on.
+
+    Args:
+      path: of the file.
+      count: number of canaries.
+      stream: from which the coins are drawn.
+
+    Raises:
+      Refusal: the file holds another number of coins.
+    """
     if not path.exists():
         coins = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), np.uint8))[:count].astype(np.bool_)
         path.parent.mkdir(parents=True, exist_ok=True)

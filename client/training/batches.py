@@ -1,4 +1,4 @@
-"""Batches of records: Poisson ones, drawn here and accounted here, and shuffled ones, which claim nothing."""
+"""Batches of shuffled records, for training without record-level privacy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ def shuffled_batches(
 ) -> Iterator[NDArray[np.intp]]:
     """Yield the batches of every local epoch for clients with equally many records, shape (clients, batch).
 
-    Each client has an order of its own in each epoch, which `key` and its number decide: its records sorted by hashes
-    of their positions. One batch that holds everything is not shuffled.
+    In each epoch a client's records are sorted by hashes of their positions, which depend on `key` and its number. A
+    batch that holds all records is not shuffled.
+
+    Args:
+      records: of each client, at least 1.
+      batch_size: at least 1; the last batch of an epoch takes the remainder.
+      epochs: passes over the data, at least 1.
+      clients: numbers of the clients.
+      key: of the round.
     """
     own = seeds_of(key, clients)[:, None]
     for epoch in range(epochs):
@@ -28,11 +35,16 @@ def shuffled_batches(
 
 
 def seeds_of(key: int, clients: Sequence[int]) -> NDArray[np.uint64]:
-    """Return a seed for each client, shape (clients,), from a round's key."""
+    """Return a seed for each client, shape (clients,).
+
+    Args:
+      key: of the round.
+      clients: numbers of the clients.
+    """
     return _mixed(np.uint64(key) + _GOLDEN * np.array(clients, np.uint64))
 
 
-# SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 16): a good hash of a counter. Nobody's privacy rests on it.
+# SplitMix64 (Steele, Lea and Flood 2014, OOPSLA, figure 16): a good hash of a counter, on which no privacy rests.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 _LAST_SHIFT = np.uint64(31)
