@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -29,6 +30,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 EVIDENCE = ROOT / "docs" / "evidence"  # its commands take minutes: they must exist, and are not run
+REFERENCE = ROOT / "docs" / "reference"  # made by docs/make_reference.py
 FORKS = ROOT / "tests" / "faults" / "forked_commands.py"
 TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").rglob("*.md")])
@@ -101,6 +103,7 @@ def test_every_block_of_a_page_runs(
     request.addfinalizer(partial(end_what_was_left, tmp_path))
     for number, block in enumerate(blocks_of(page)):
         if block.note == "file":
+            (tmp_path / block.value).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.value).write_text(block.body)
         elif block.note == "not run":
             assert block.value == "install" and INSTALLS.search(block.body), block.body
@@ -262,7 +265,7 @@ def unknown_keys(command: str) -> list[str]:
 OTHER_KEYS = re.compile(r"hydra\.|link=|fedveil\.|pip\b")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=identity)
+@pytest.mark.parametrize("page", [page for page in PAGES if REFERENCE not in page.parents], ids=identity)
 def test_every_key_that_a_page_names_exists(page: Path) -> None:
     keys, groups = known_keys()
     for span in re.findall(r"`([^`\n]+)`", prose_of(page)):
@@ -290,6 +293,20 @@ def test_a_page_names_no_machine(page: Path) -> None:
     text = page.read_text()
     assert not re.search(r"/(home|root|work|tmp|Users)/", text)
     assert not re.search(r"\b(TODO|TBD|XXX)\b", text)
+
+
+def test_the_reference_is_what_the_docstrings_say() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["pages"]()
+    kept = {page.name: page.read_text() for page in REFERENCE.glob("*.md")}
+    assert kept == made, "run: python docs/make_reference.py"
+    assert "**Args**" in made["privacy.md"] and "### Ledger.reserve" in made["privacy.md"]
+
+
+@pytest.mark.parametrize("name", ["architecture", "evidence/audits", "reliability"])
+def test_every_file_that_a_page_names_exists(name: str) -> None:
+    spans = re.findall(r"`([^`\n]+)`", prose_of(ROOT / "docs" / f"{name}.md"))
+    files = [span for span in spans if re.fullmatch(r"[\w/]+\.(py|yaml)", span) and "NAME" not in span]
+    assert [file for file in files if "/" in file and not (ROOT / file).exists()] == []
 
 
 def test_the_task_of_the_quickstart_is_short_and_complete() -> None:

@@ -1,0 +1,172 @@
+"""Generator of docs/reference/: `python docs/make_reference.py` writes the pages anew from the docstrings."""
+
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "reference"
+MODULES = {"privacy": "fedveil.privacy"}
+LONGEST = 100  # characters of a signature's line
+NOTE = "<!-- Made by docs/make_reference.py from the docstrings; do not edit. -->"
+SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example", "Examples", "Note")
+SECTION = re.compile(rf"^({'|'.join(SECTIONS)}):$", re.MULTILINE)
+ENTRY = re.compile(r"^(\*{0,2}\w[\w.]*)(?: \([^)]*\))?:\s*(.*)$", re.DOTALL)
+
+
+def pages() -> Mapping[str, str]:
+    """Return the text of every generated page by file name."""
+    return {f"{page}.md": module_page(name) for page, name in MODULES.items()}
+
+
+def module_page(name: str) -> str:
+    """Return the page of one module: every name of its `__all__`, in alphabetical order."""
+    module = importlib.import_module(name)
+    head = [f"# {name}", NOTE, text_of(module)]
+    return "\n\n".join([*head, *members(module, name)]) + "\n"
+
+
+def members(module: Any, name: str) -> Iterator[str]:
+    for member in sorted(module.__all__, key=str.casefold):
+        yield from entry(getattr(module, member), f"{name}.{member}", "##")
+
+
+def entry(thing: Any, name: str, level: str) -> Iterator[str]:
+    """Yield the paragraphs of one class, function or constant, and those of a class's own public members."""
+    short = name.rpartition(".")[2]
+    yield f"{level} {short}"
+    if inspect.isclass(thing) and issubclass(thing, Enum):
+        yield text_of(thing)
+        yield "\n".join(f"- `{short}.{each.name}`: `{each.value!r}`".replace("'", '"') for each in thing)
+        return
+    if inspect.isroutine(thing) or made_by_users(thing):
+        yield f"```text\n{signature(thing, name)}\n```"
+    yield text_of(thing)
+    if inspect.isclass(thing):
+        for member, value in public(thing):
+            yield from method(value, f"{short}.{member}")
+
+
+def made_by_users(thing: Any) -> bool:
+    """Whether a class is made by calling it: a dataclass, a model, an exception, or one whose constructor is documented."""
+    if not inspect.isclass(thing) or getattr(thing, "_is_protocol", False):
+        return False
+    value = is_dataclass(thing) or hasattr(thing, "model_fields") or issubclass(thing, Exception)
+    return value or bool(vars(thing).get("__init__") and thing.__init__.__doc__)
+
+
+def public(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the documented public functions and properties that the class itself defines."""
+    for name, value in vars(kind).items():
+        function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+        documented = isinstance(function, property) or inspect.isfunction(function)
+        if documented and not name.startswith("_") and function.__doc__:
+            yield name, value
+
+
+def method(value: Any, name: str) -> Iterator[str]:
+    bound = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+    yield f"### {name}"
+    if not isinstance(bound, property):
+        yield f"```text\n{signature(bound, name)}\n```"
+    yield text_of(bound)
+
+
+def signature(thing: Callable[..., Any], name: str) -> str:
+    """Return how the thing is called, one argument a line where one line would be too long."""
+    found = inspect.signature(thing)
+    parameters = [each for key, each in found.parameters.items() if key not in ("self", "cls")]
+    arguments = list(shown(parameters))
+    result = "" if inspect.isclass(thing) else returned(found.return_annotation)
+    line = f"{name}({', '.join(arguments)}){result}"
+    if len(line) <= LONGEST:
+        return line
+    return "\n".join([f"{name}(", *(f"    {each}," for each in arguments), f"){result}"])
+
+
+def shown(parameters: list[inspect.Parameter]) -> Iterator[str]:
+    """Yield each argument with its type and default, and `*` before the first that is given by name only."""
+    by_name = False
+    for each in parameters:
+        if each.kind is each.KEYWORD_ONLY and not by_name:
+            yield "*"
+        by_name = by_name or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
+        stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        kind = "" if each.annotation is each.empty else f": {annotation(each.annotation)}"
+        equals = " = " if kind else "="
+        yield f"{stars}{each.name}{kind}" + (
+            "" if each.default is each.empty else equals + default(each.default)
+        )
+
+
+def returned(found: Any) -> str:
+    return "" if found is inspect.Signature.empty else f" -> {annotation(found)}"
+
+
+def annotation(found: Any) -> str:
+    """Return a type without the modules that its parts come from."""
+    text = inspect.formatannotation(found) if not isinstance(found, str) else found
+    text = re.sub(r"ForwardRef\(([^)]*)\)", r"\1", text)
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])", "", text).replace("'", "").replace('"', "")
+
+
+def default(value: Any) -> str:
+    """Return a default as it is written; of an object that has no short form, three dots."""
+    if isinstance(value, Enum):
+        return repr(value.value).replace("'", '"')
+    if isinstance(value, tuple):
+        return f"({', '.join(map(default, value))}{',' if len(value) == 1 else ''})"
+    plain = value is None or isinstance(value, str | int | float)
+    return repr(value).replace("'", '"') if plain else "..."
+
+
+def text_of(thing: Any) -> str:
+    """Return a docstring as Markdown: its sections become lists."""
+    text = re.sub(r"``([^`]+)``", r"`\1`", inspect.getdoc(thing) or "")
+    summary, *rest = SECTION.split(text)
+    made = [summary.strip()]
+    for title, body in zip(rest[::2], rest[1::2], strict=True):
+        made.append(section(title, body))
+    return "\n\n".join(each for each in made if each)
+
+
+def section(title: str, body: str) -> str:
+    indented, after = inside(body)
+    text = textwrap.dedent(indented).strip("\n")
+    match title:
+        case "Example" | "Examples":
+            fence = "pycon" if ">>>" in text else "text"
+            made = f"**{title}**\n\n```{fence}\n{text}\n```"
+        case "Args" | "Attributes" | "Raises":
+            made = f"**{title}**\n\n" + "\n".join(f"- {item(each)}" for each in items(text))
+        case _:
+            made = f"**{title}** {' '.join(text.split())}"
+    return f"{made}\n\n{after}" if after else made
+
+
+def inside(body: str) -> tuple[str, str]:
+    """Return the indented lines that belong to a section, and the text after them."""
+    lines = body.strip("\n").splitlines()
+    end = next((n for n, line in enumerate(lines) if line and not line.startswith(" ")), len(lines))
+    return "\n".join(lines[:end]), "\n".join(lines[end:]).strip()
+
+
+def items(text: str) -> Iterator[str]:
+    """Yield each entry of a section, its continued lines joined."""
+    yield from (" ".join(each.split()) for each in re.split(r"\n(?=\S)", text) if each.strip())
+
+
+def item(text: str) -> str:
+    found = ENTRY.match(text)
+    return f"`{found[1]}`: {found[2]}" if found else text
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for file, text in pages().items():
+        (FOLDER / file).write_text(text)
