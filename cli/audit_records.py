@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..client.training.loss_traces import SUFFIX, trace
 from ..configs.settings import settings_from_overrides
+from ..privacy.audit.kept_rows import LOSSES, trace
 from ..privacy.audit.membership import auc, late_fall
 from ..privacy.audit.one_run import Scores
 from ..privacy.refusal import Refusal
@@ -58,7 +58,7 @@ def records(argv: Sequence[str]) -> int:
 
 def owned_in(folder: Path) -> list[Owned]:
     """Every client's scores, of those who took part in enough rounds."""
-    paths = sorted((folder / TRACES).glob(f"*{SUFFIX}"), key=lambda path: int(path.stem))
+    paths = sorted((folder / TRACES).glob(f"*{LOSSES}"), key=lambda path: int(path.stem))
     if not paths:
         remedy = "holds no traces of losses; give the folder of a simulation with audit=full audit.loss_traces=true"
         raise Refusal("audit", str(folder), remedy)

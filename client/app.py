@@ -1,4 +1,4 @@
-"""The ClientApp: receives the global model, trains on the owner's data, answers with one vector."""
+"""ClientApp that receives the global model, trains on the owner's data and answers with one vector."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -37,10 +38,10 @@ from ..strategies.wire import (
 )
 from ..tasks import load_task
 from ..tasks.arrays import load_arrays, read_arrays
+from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Examples, Task, check_trainable, fingerprint
 from .dp_sgd import record_canaries
 from .private_update import private_update
-from .training import loss_traces
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
 
@@ -53,7 +54,11 @@ LEDGER_WAIT_SECONDS = 10.0
 
 @dataclass(frozen=True, eq=False)
 class Workbench:
-    """What one process keeps between clients: the task, and one model that is loaded in place."""
+    """Task and model that one process keeps between clients; the model is loaded in place.
+
+    Attributes:
+      settings: of the clients.
+    """
 
     settings: ClientSettings
 
@@ -64,12 +69,16 @@ class Workbench:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The one model of this process."""
+        """Model, the only one of this process."""
         return with_fast_kernels(self.task.model())
 
     @cached_property
     def private_model(self) -> nn.Module:
-        """The same model, once it is known that DP-SGD can train it. Refusal otherwise."""
+        """Same model, if DP-SGD can train it.
+
+        Raises:
+          Refusal: it cannot.
+        """
         check_trainable(self.model)
         return self.model
 
@@ -84,8 +93,8 @@ def make_client_app(settings: Callable[[Context], str], extra_mods: tuple[Mod, .
     """Return a ClientApp that trains as the settings say.
 
     Args:
-      settings: finds the client's settings, as JSON, in the run's context.
-      extra_mods: outermost first, around the private update.
+      settings: returns the client's settings, as JSON, from a node's context.
+      extra_mods: around the private update, the outermost first.
     """
     app = ClientApp()
 
@@ -112,12 +121,12 @@ def make_client_app(settings: Callable[[Context], str], extra_mods: tuple[Mod, .
 
 
 def train_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
-    """Return the trained model of one client, or that its budget is spent.
+    """Return the reply with one client's trained model, or an error if its ledger does not allow it.
 
     Args:
       message: the global model, in an instruction of a private sum.
-      client: which of the task's.
-      bench: holds the task and the model.
+      client: number of the client in the task, from 0.
+      bench: task and model.
       settings: how to train in this round.
     """
     examples = bench.task.client_data(client)
@@ -130,8 +139,11 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     seed_layers(key, client)
     metrics: dict[str, float] = {WEIGHT: len(examples)}
     if settings.loss_traces:
-        path = Path(settings.loss_traces) / f"{client}{loss_traces.SUFFIX}"
-        loss_traces.note(path, number, bench.task, model, examples)
+        # The losses of an owner's records tell which of them the model memorised (arXiv:2411.05743): for the owner
+        # alone, in a file that nothing sends.
+        path = Path(settings.loss_traces) / f"{client}{kept_rows.LOSSES}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept_rows.append(path, number, losses_of(bench.task, model, examples).astype(np.float32))
     if settings.record is None:
         metrics[TRAIN_LOSS] = train(model, bench.task, examples, training, client, key)
     else:
@@ -159,7 +171,12 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
 
 
 def seed_layers(key: int, client: int) -> None:
-    """Seed torch's own generator, from which layers such as Dropout draw, for one client of a round."""
+    """Seed torch's own generator, from which layers such as Dropout draw, for one client of a round.
+
+    Args:
+      key: of the round.
+      client: number of the client.
+    """
     # `torch.manual_seed` would also seed devices that are not there, and keep a stack trace for each at every call.
     torch.default_generator.manual_seed(int(seeds_of(key, [client])[0]))
 

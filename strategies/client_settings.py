@@ -1,4 +1,4 @@
-"""What a client is told to do: plain data that travels as JSON."""
+"""Settings of a client, by which it trains and answers: plain data that travels as JSON."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class RecordPrivacy:
     """Record-level privacy at the client.
 
     Attributes:
-      target_epsilon: the budget of each client's own ledger.
+      target_epsilon: budget of each client's own ledger, above 0.
       target_delta: in (0, 1).
-      max_grad_norm: clip of each example's gradient.
+      max_grad_norm: clipping norm of each example's gradient, above 0.
       adjacency: of records.
-      noise_by_records: pairs (records, noise_multiplier), ascending; a client takes the pair with the most records
-        that it reaches. A client with more records needs no more noise, so this is safe between the pairs.
+      noise_by_records: pairs (records, noise_multiplier), ascending; a client takes the last pair whose number of
+        records it reaches. A client with more records needs no more noise, so that this is safe between the pairs.
       ledger_dir: folder of the ledgers, one file for each data set, named by its fingerprint.
       allow_large_delta: train even if delta is above one over the client's number of records.
-      gradients: `auto`, or a name of `dp_sgd.ENGINES`; only speed differs.
-      canaries: records of an audit's own among each client's, see `client.dp_sgd.record_canaries`.
+      gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
+      canaries: number of an audit's records among each client's, see `client.dp_sgd.record_canaries`.
     """
 
     target_epsilon: float
@@ -54,17 +54,19 @@ class RecordPrivacy:
         return Budget(Unit.RECORD, self.target_epsilon, self.target_delta, Adjacency(self.adjacency))
 
     def ledger_path(self, fingerprint: str) -> Path:
-        """Return where the ledger of the data set with this fingerprint lives."""
+        """Return the file of the ledger of the data set with this fingerprint."""
         return Path(self.ledger_dir) / f"{fingerprint[:32]}.ledger"
 
 
 @dataclass(frozen=True)
 class Encryption:
-    """Secure aggregation at a client: what its owner asks of every attempt, as `Policy` says, and who it is.
+    """Secure aggregation at a simulated client: its identity, and its owner's conditions for every attempt.
 
     Attributes:
-      identities: 32 bytes in hexadecimal; a simulation's identities are made from it.
-      clients: how many identities there are.
+      identities: 32 bytes in hexadecimal, from which all identities are made.
+      clients: number of identities.
+      minimum_cohort, collusion, dropout, maximum_clipping_norm, minimum_noise_multiplier, profile: as in
+        `privacy.secagg.policy.Policy`.
     """
 
     identities: str = field(repr=False)
@@ -79,16 +81,16 @@ class Encryption:
 
 @dataclass(frozen=True)
 class CanaryClients:
-    """The dummies of an audit, which stand behind the real clients; see `strategies.canaries`.
+    """Canary clients of an audit, whose numbers follow those of the real clients; see `strategies.canaries`.
 
     Attributes:
-      first: the first canary's number as a client.
-      count: how many there are.
-      seed: 32 bytes in hexadecimal, of which directions and coins are made.
-      support: coordinates that one canary may use.
-      norm: L2 norm of what a canary sends.
-      replaced: whether one that is out sends the opposite direction, and not nothing.
-      metrics: what it says beside.
+      first: number of the first canary as a client.
+      count: number of canaries.
+      seed: 32 bytes in hexadecimal, from which directions and coins are drawn.
+      support: number of coordinates that one canary may use.
+      norm: L2 norm of a canary's update.
+      replaced: whether a canary that is out sends the opposite direction instead of nothing.
+      metrics: that a canary reports.
     """
 
     first: int
@@ -110,15 +112,16 @@ class ClientSettings:
     Attributes:
       task: a name of `tasks.TASKS`, or "module:Class" with the module in allow_modules.
       task_options: arguments of the task.
-      training: how to train, as far as no strategy tells it.
-      record: None trains without record-level privacy.
+      training: how to train, unless the strategy tells otherwise.
+      record: record-level privacy; None trains without it.
       seed: of a declared simulation; None draws from the operating system.
       allow_modules: modules that may be imported for the task.
-      encryption: None answers sums in the clear; otherwise those are refused.
-      device: of a deployed client: what names it on its own ledgers, 64 hexadecimal digits. Its data are real whatever
-        the task declares, and its ledger of records goes by it: new records must not make a new ledger.
-      canaries: which clients are dummies of an audit; None without any.
-      loss_traces: the owner's folder of what the model remembers of each record; empty: none is kept.
+      encryption: of masked sums, in which case sums in the clear are refused; None answers those.
+      device: name of a deployed client on its own ledgers, 64 hexadecimal digits; None in a simulation. A device's data
+        are real whatever the task declares, and its ledger of records has this name, so that new records make no new
+        ledger.
+      canaries: canary clients of an audit; None if there are none.
+      loss_traces: the owner's folder of the losses of each record; empty if they are not kept.
     """
 
     task: str
@@ -154,7 +157,12 @@ class ClientSettings:
 
 
 def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTraining:
-    """Return how to train in this round: the client's settings, and what the strategy sends along."""
+    """Return how to train in a round: the client's settings, changed by what the strategy sends.
+
+    Args:
+      content: the instruction.
+      settings: of the client.
+    """
     mu = [
         record["proximal-mu"]
         for record in records_of(content, ConfigRecord).values()

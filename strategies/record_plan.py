@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PoissonBatches:
-    """`steps` batches, each of which holds every record independently with probability `sample_rate`.
+    """Poisson batches of one round: each holds every record independently with probability `sample_rate`.
 
     Attributes:
       sample_rate: in (0, 1].
-      steps: batches of one round, at least 1.
+      steps: number of batches, at least 1.
+      name: of this sampling.
     """
 
     sample_rate: float
@@ -32,7 +33,12 @@ class PoissonBatches:
     name: str = "poisson batches"
 
     def draw(self, records: int, stream: Stream) -> Iterator[NDArray[np.intp]]:
-        """Yield the indices of each batch, ascending; a batch may be empty and is a step all the same."""
+        """Yield the indices of each batch, ascending; an empty batch is a step too.
+
+        Args:
+          records: number of records.
+          stream: from which the coins are drawn.
+        """
         for _ in range(self.steps):
             if self.sample_rate == 1:
                 yield np.arange(records)
@@ -40,7 +46,7 @@ class PoissonBatches:
                 yield np.flatnonzero(stream.uint64(records) < np.uint64(int(self.sample_rate * 2**64)))
 
     def event(self, mechanism: DpEvent) -> DpEvent:
-        """Return what all steps of one round reveal of a record."""
+        """Return the event of all steps of one round, given that of one step's mechanism."""
         from dp_accounting.dp_event import PoissonSampledDpEvent, SelfComposedDpEvent
 
         step = (
@@ -50,13 +56,25 @@ class PoissonBatches:
 
 
 def poisson_batches(records: int, batch_size: int, local_epochs: int) -> PoissonBatches:
-    """Return as many batches of `batch_size` expected records as `local_epochs` passes over the data need."""
+    """Return the batches of one round at a client.
+
+    Args:
+      records: of the client, at least 1.
+      batch_size: expected number of records of a batch; at most all records.
+      local_epochs: expected number of passes over the data.
+    """
     expected = min(batch_size, records)
     return PoissonBatches(expected / records, max(1, -(-records * local_epochs // expected)))
 
 
 def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -> Plan:
-    """Return the plan of one round at a client with this many records."""
+    """Return the plan of one round at a client.
+
+    Args:
+      record: the client's record-level privacy.
+      records: number of its records, at least 1.
+      settings: give batch size and epochs.
+    """
     return Plan(
         unit=Unit.RECORD,
         adjacency=Adjacency(record.adjacency),
@@ -71,7 +89,13 @@ def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -
 def calibrated_noise(
     record: RecordPrivacy, records: int, settings: ClientSettings, participations: int
 ) -> float:
-    """Return the least noise with which a client with this many records takes part so often within `record`'s budget.
+    """Return the least noise multiplier with which a client keeps to its budget.
+
+    Args:
+      record: gives the budget.
+      records: number of the client's records, at least 1.
+      settings: give batch size and epochs.
+      participations: number of rounds in which the client takes part.
 
     Raises:
       Refusal: no noise fits.

@@ -1,4 +1,4 @@
-"""What a server asks of every client in a round: how to train, and under which promise. All of it is public.
+"""Training order of a server to every client of a round: how to train, and under which promise. All of it is public.
 
 The order travels as JSON in the strategy's own configuration record, so that secure aggregation binds it to the round
 as it binds the model. A client holds it against its owner's policy and merges it with what is the owner's alone: the
@@ -23,13 +23,13 @@ from .flower_adapter import records_of
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 4096  # one has under 700
 MAX_RUN = 200
-NEW = "@"  # between what people call a run and what makes its name new
+NEW = "@"  # between the name that people gave a run and the part that makes it new
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping")
 
 
 class Mode(StrEnum):
-    """The group `privacy` of the configuration."""
+    """Mode of privacy, an option of the configuration's group `privacy`."""
 
     NONE = "none"
     RECORD = "record"
@@ -45,11 +45,15 @@ CLIENT_MODES = (*CENTRAL_MODES, Mode.CLIENT_DISTRIBUTED)
 
 @dataclass(frozen=True)
 class ClientClaim:
-    """What the server claims of the client level.
+    """Claim of the server about the client level.
 
     Attributes:
-      noise_multiplier: of each round's sum, fresh and independent: noise std / sensitivity under `adjacency`, above 0.
+      noise_multiplier: of each round's sum, with fresh and independent noise: std / sensitivity under `adjacency`,
+        above 0.
       adjacency: of clients.
+
+    Raises:
+      Refusal: a value is out of range.
     """
 
     noise_multiplier: float
@@ -62,14 +66,17 @@ class ClientClaim:
 
 @dataclass(frozen=True)
 class RecordOrder:
-    """What the server asks for at the record level; a client's own cap may lower the budget.
+    """Order of the server at the record level; a client's own cap may lower the budget.
 
     Attributes:
-      target_epsilon, target_delta: the budget of a client's records, as a `Budget`'s.
-      max_grad_norm: clip of each example's gradient, above 0.
+      target_epsilon, target_delta: budget of a client's records, as in `Budget`.
+      max_grad_norm: clipping norm of each example's gradient, above 0.
       adjacency: of records.
-      participations: for how many rounds a client plans its noise, at least 1: as many as it is likely drawn for.
-      gradients: `auto`, or a name of `client.dp_sgd.ENGINES`; only speed differs.
+      participations: number of rounds for which a client plans its noise, at least 1; as often as it is likely drawn.
+      gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
+
+    Raises:
+      Refusal: a value is out of range.
     """
 
     target_epsilon: float
@@ -91,14 +98,17 @@ class RecordOrder:
 
 @dataclass(frozen=True)
 class TrainingOrder:
-    """One round's training, as the server asks for it. Refusal when a value is out of range.
+    """Order of one round's training.
 
     Attributes:
-      run: the name that ledgers know the run by, the same as the instruction's.
+      run: name of the run on ledgers, the same as the instruction's.
       privacy: who is protected, and how.
-      training: how to train; its keys stand beside the others in JSON, without those that a strategy tells.
-      client: there where `privacy` protects clients.
-      record: there where `privacy` protects records.
+      training: how to train; in JSON its keys stand beside the others, without those that a strategy tells.
+      client: given if and only if `privacy` protects clients.
+      record: given if and only if `privacy` protects records.
+
+    Raises:
+      Refusal: a value is out of range, or does not go with `privacy`.
     """
 
     run: str
@@ -126,7 +136,7 @@ class TrainingOrder:
         """Return the order that `to_json` wrote.
 
         Raises:
-          Refusal: it is none: too long, no JSON, a key too many or too few, a value of another type or out of range.
+          Refusal: the text is no order: too long, no JSON, a key too many or too few, or a value that is not allowed.
         """
         if len(text) > MAX_ORDER_BYTES:
             raise Refusal(ORDER_KEY, f"{len(text)} bytes", f"an order has at most {MAX_ORDER_BYTES}")
@@ -148,7 +158,11 @@ class TrainingOrder:
 
 
 def read_order(content: RecordDict) -> TrainingOrder | None:
-    """Return the order in an instruction, or None if it has none. Refusal when it has two, or one that is none."""
+    """Return the order in an instruction, or None if it has none.
+
+    Raises:
+      Refusal: it has two, or one that cannot be read.
+    """
     found = [
         record[ORDER_KEY] for record in records_of(content, ConfigRecord).values() if ORDER_KEY in record
     ]
@@ -160,7 +174,7 @@ def read_order(content: RecordDict) -> TrainingOrder | None:
 
 
 def people_call(run: str) -> str:
-    """Return a run's name without what a server adds to it to make it new whenever noise is drawn afresh."""
+    """Return a run's name without the part that a server adds whenever noise is drawn afresh."""
     return run.partition(NEW)[0]
 
 
@@ -169,7 +183,7 @@ def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder]) -> set[str]:
 
 
 def _exactly(plain: object, wanted: Collection[str]) -> dict[str, Any]:
-    """Return the object if its keys are exactly those that are wanted."""
+    """Return the object as a dictionary if its keys are exactly those that are wanted."""
     if not isinstance(plain, Mapping) or set(plain) != set(wanted):
         raise Refusal(ORDER_KEY, str(plain)[:40], f"has exactly the keys {', '.join(sorted(wanted))}")
     return dict(plain)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedveil.cli.audit import audit
-from fedveil.client.training.loss_traces import trace
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.audit.kept_rows import trace
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.client_instructions import traces_of
 from fedveil.simulations.simulate import simulate

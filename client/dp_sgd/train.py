@@ -1,9 +1,10 @@
-"""Local training with record-level privacy: DP-SGD (Abadi et al. 2016, arXiv:1607.00133).
+"""DP-SGD (Abadi et al. 2016, arXiv:1607.00133): local training with record-level privacy.
 
-The batches, the noise and the count of what it all reveals are ours; clipped sums come from one of three engines, and
-step in Opacus' optimiser. Opacus' hooks hold every example's gradient, and are what the others are tested against;
-its ghost clipping takes a second backward pass instead; `book_keeping` takes one. All attach to the model as it is
-(``wrap_model=False``), so parameter names stay what the server knows. The noise comes from a cryptographic stream.
+Batches, noise and accounting are fedveil's own. Clipped sums come from one of three engines and step in Opacus'
+optimiser: Opacus' hooks hold every example's gradient, and the other engines are tested against them; its ghost clipping
+takes a second backward pass instead; `book_keeping` takes one pass. All attach to the model as it is
+(``wrap_model=False``), so that parameter names stay those that the server knows. The noise comes from a cryptographic
+stream.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ from ...tasks.protocol import Examples, Objective
 from ..training.sgd import with_fast_kernels
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
 
-NOISE_BLOCK = 1 << 15  # numbers drawn at a time, so that they stay in a core's second cache
+NOISE_BLOCK = 1 << 15  # numbers drawn at a time, so that they stay in a core's second-level cache
 
 
 def standard_normal(count: int, stream: Stream) -> Tensor:
     """Return `count` independent standard normal numbers, shape (count,), float64.
 
-    Box and Muller (1958) on 53-bit uniforms. The float attacks of Mironov (2012) remain a residual risk of every
-    floating-point DP-SGD, this one included; the noise on sums of clients is discrete and has none.
+    Box and Muller (1958) on 53-bit uniforms. The floating-point attacks of Mironov (2012) remain a residual risk of every
+    DP-SGD in floating point, this one included; the noise on sums of clients is discrete and has no such risk.
+
+    Args:
+      count: at least 0.
+      stream: from which the bits are drawn.
     """
     half = (count + 1) // 2
     words = (stream.uint64(2 * half) >> np.uint64(11)).view(np.int64)
@@ -49,7 +54,13 @@ def standard_normal(count: int, stream: Stream) -> Tensor:
 
 
 class StreamNoiseOptimizer(DPOptimizer):
-    """Opacus' optimiser on clipped sums that stand ready, with noise from a cryptographic stream."""
+    """Opacus' optimiser on clipped sums that an engine has left, with noise from a cryptographic stream.
+
+    Args:
+      optimizer: takes the steps.
+      stream: from which the noise is drawn.
+      options: as of `DPOptimizer`.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, stream: Stream, **options: Any) -> None:
         super().__init__(optimizer, **options)
@@ -59,7 +70,7 @@ class StreamNoiseOptimizer(DPOptimizer):
         self.views = [part.view(p.shape) for part, p in zip(parts, self.params, strict=True)]
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
-        """Turn the clipped sums into noised means; an engine has left the sums on the parameters."""
+        """Turn the clipped sums on the parameters into noised means."""
         self.add_noise()
         self.scale_grad()
         return True
@@ -68,11 +79,9 @@ class StreamNoiseOptimizer(DPOptimizer):
         """Add N(0, (noise_multiplier * max_grad_norm)^2) to every coordinate of the clipped sum.
 
         Raises:
-          FloatingPointError: if a sum is not finite; nothing is released then.
+          FloatingPointError: a sum is not finite; nothing is released then.
         """
-        parameters: list[Any] = (
-            self.params
-        )  # Opacus keeps its sums as attributes that torch's type does not know
+        parameters: list[Any] = self.params  # torch's type does not know Opacus' attributes of sums
         torch.cat([parameter.summed_grad.reshape(-1) for parameter in parameters], out=self.flat)
         if not bool(self.flat.sum().isfinite()):
             raise FloatingPointError("a clipped sum is not finite")
@@ -89,12 +98,12 @@ class StreamNoiseOptimizer(DPOptimizer):
 
 @dataclass(frozen=True)
 class PrivateSteps:
-    """The steps of one private training.
+    """Steps of one private training.
 
     Attributes:
       plan: its sampling is `PoissonBatches`, its clipping norm bounds each example's gradient.
-      draws: the batches come from it.
-      noise: so does this.
+      draws: stream from which the batches are drawn.
+      noise: stream from which the noise is drawn.
       after: called after each step, when the parameters' gradients are its noised means.
     """
 
@@ -117,19 +126,19 @@ def train_privately(
     An example whose gradient is not finite adds nothing to its step.
 
     Args:
-      model: without batch normalisation, in the state the server sent.
+      model: without batch normalisation, in the state that the server sent.
       task: gives the loss, a mean over a batch.
       examples: the client's own.
       training: learning rate and FedProx weight; epochs and batches come from the plan.
-      steps: the plan, and what its steps are drawn from.
+      steps: the plan, and the streams that its steps are drawn from.
       gradients: a name of `ENGINES`, as `chosen_engine` returns it.
 
     Raises:
-      Refusal: if some layer's batch is not the batch of examples, or ghost clipping cannot train the model.
+      Refusal: some layer's batch is not the batch of examples, or ghost clipping cannot train the model.
     """
     plan = steps.plan
     assert isinstance(plan.sampling, PoissonBatches)
-    # What a layer writes into a buffer while it trains follows the data and has no noise: it is put back.
+    # Buffers that a layer writes while it trains depend on the data and have no noise: they are put back.
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     optimizer = StreamNoiseOptimizer(
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate),
@@ -148,7 +157,7 @@ def train_privately(
     model.train()
     try:
         with warnings.catch_warnings(), ENGINES[gradients](model, forward, optimizer) as clipped_sums:
-            # What torch warns about is wanted: the hooks read the outputs' gradients, and inputs need none.
+            # torch warns of what is intended here: the hooks read the outputs' gradients, and inputs need none.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
             for batch in plan.sampling.draw(len(examples), steps.draws):
                 _clip(torch.from_numpy(batch), clipped_sums, optimizer)
@@ -173,14 +182,20 @@ def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> No
         if bool(finite.all()):
             return
         rows = rows[finite]
-    # A step without examples still moves by noise alone: its absence would tell that the batch was empty.
+    # A step without examples still adds noise: its absence would tell that the batch was empty.
     for parameter in parameters:
         parameter.summed_grad = torch.zeros_like(parameter, requires_grad=False)
 
 
 @contextmanager
 def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Give clipped sums by Opacus' hooks, its default: all examples' gradients at once."""
+    """Give the function that computes clipped sums by Opacus' hooks, with all examples' gradients at once.
+
+    Args:
+      model: to be trained.
+      forward: returns outputs and loss of some rows.
+      optimizer: holds the clipping norm.
+    """
     attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
 
     def clipped_sums(rows: Tensor) -> Tensor:
@@ -202,7 +217,18 @@ def hooks(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
 @contextmanager
 def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
-    """Give clipped sums by Opacus' ghost clipping (Li et al. 2022, arXiv:2110.05679): norms, then weighted losses."""
+    """Give the function that computes clipped sums by Opacus' ghost clipping (Li et al. 2022, arXiv:2110.05679).
+
+    One backward pass gives the norms, a second one the sum with weighted losses.
+
+    Args:
+      model: to be trained.
+      forward: returns outputs and loss of some rows.
+      optimizer: holds the clipping norm.
+
+    Raises:
+      Refusal: Opacus has no rule for one of the layers.
+    """
     options: dict[str, Any] = {"max_grad_norm": optimizer.max_grad_norm, "use_ghost_clipping": True}
     attached = GradSampleHooksFastGradientClipping(model, batch_first=True, loss_reduction="mean", **options)
 
@@ -217,7 +243,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
         finite = attached.get_norm_sample().isfinite()
         optimizer.zero_grad(set_to_none=True)
         attached.disable_hooks()
-        # Each example's loss depends on its own outputs alone, so weights on the one weigh the other.
+        # Each example's loss depends on its own outputs only, so that weights on these weigh the losses.
         outputs.backward(back * (weights * len(rows)).view(-1, *[1] * (back.dim() - 1)))
         for parameter in parameters:
             parameter.summed_grad = parameter.grad
@@ -239,13 +265,18 @@ ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContex
 
 
 def chosen_engine(gradients: str, model: nn.Module, examples: Examples) -> str:
-    """Return the engine to train with; the data decide nothing.
+    """Return the engine to train with, which does not depend on the data.
 
-    `auto` takes book-keeping where it can, since it is the fastest or as fast as any (`python -m
-    fedveil.benchmarks dp_sgd`), ghost clipping where an embedding would be held for every example, else hooks.
+    `auto` takes book-keeping where it can, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
+    clipping where an embedding would be held for every example, and hooks otherwise.
+
+    Args:
+      gradients: `auto`, or a name of `ENGINES`.
+      model: to be trained.
+      examples: give the shape of an input.
 
     Raises:
-      Refusal: if book-keeping was asked for by name and cannot train the model.
+      Refusal: book-keeping was asked for by name and cannot train the model.
     """
     if gradients not in ("auto", "book_keeping"):
         return gradients
@@ -258,7 +289,7 @@ def chosen_engine(gradients: str, model: nn.Module, examples: Examples) -> str:
 
 
 def _ghost_pays(model: nn.Module, examples: Examples) -> bool:
-    """Whether hooks would hold a table for each example, and ghost clipping's condition is met: no layer works twice."""
+    """Return whether hooks would hold an embedding for each example, and no layer is used twice, as ghost clipping asks."""
     layers = [m for m in model.modules() if type(m) in GradSampleHooksFastGradientClipping.NORM_SAMPLERS]
     if not any(isinstance(m, nn.Embedding) and m.weight.requires_grad for m in layers):
         return False
@@ -267,13 +298,13 @@ def _ghost_pays(model: nn.Module, examples: Examples) -> bool:
 
 
 def _lay_out(model: nn.Module, examples: Examples, gradients: str) -> torch.memory_format:
-    """Bring the kernels into the layout that the engine is right and fast in, and return it for the inputs."""
+    """Bring the kernels into the layout in which the engine is right and fast, and return it for the inputs."""
     kernels = [p for p in model.parameters() if p.dim() == 4]
     if gradients == "book_keeping":
         with_fast_kernels(model)
         return torch.channels_last if kernels and examples.inputs.dim() == 4 else torch.contiguous_format
     for kernel in kernels:
-        # Opacus' unfold2d reckons with strides of contiguous images, and is wrong on what such kernels put out.
+        # Opacus' unfold2d assumes the strides of contiguous images, and is wrong for outputs of channels-last kernels.
         kernel.data = kernel.data.clone(memory_format=torch.contiguous_format)
     return torch.contiguous_format
 

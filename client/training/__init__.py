@@ -1,1 +1,1 @@
-"""Local training without record-level privacy: one client, a cohort, arrays alone."""
+"""Local training without record-level privacy: of one client, of a whole cohort, and without torch."""

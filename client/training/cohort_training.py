@@ -1,9 +1,9 @@
-"""Training a whole cohort of a small model at once: the same mathematics as one client after the other.
+"""Training of a whole cohort of a small model at once, with the same mathematics as one client after the other.
 
-On a small model nearly all the time of a client is Python. Clients with equally many examples are stacked and
-trained by one vectorised step each (`torch.func.vmap`): same batches, same order, same seeds, equal to the path of
-single clients up to float rounding, which a test holds. Chosen when the model has few parameters; a model that
-cannot be vectorised is trained client by client.
+On a small model nearly all the time of a client is Python. Clients with equally many examples are stacked, and one
+vectorised step (`torch.func.vmap`) trains them all: with the same batches, order and seeds, equal to single clients up to
+float rounding, which a test holds. It is chosen when the model has few parameters; a model that cannot be vectorised is
+trained client by client.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from .sgd import descend
 
 logger = logging.getLogger("fedveil.client")
 
-MAX_PARAMETERS = 50_000  # above, one client's matrix products fill a core and stacking gains nothing
+MAX_PARAMETERS = 50_000  # above it, one client's matrix products fill a core and stacking gains nothing
 MAX_STACK = 128  # clients at a time, so that memory does not grow with the cohort
 
-Group = list[tuple[int, Examples]]  # clients and what they have, equally many examples each
+Group = list[tuple[int, Examples]]  # clients with their examples, equally many each
 Losses = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 Layers = list[tuple[str, nn.Module]]
 
 
 def can_vectorise(bench: Workbench) -> bool:
-    """Return whether this task's cohorts are trained at once."""
+    """Return whether this task's cohorts can be trained at once."""
     parameters = list(bench.model.parameters())
     few = sum(p.numel() for p in parameters) <= MAX_PARAMETERS
     only_parameters = len(parameters) == len(bench.model.state_dict()) and all(
@@ -66,7 +66,15 @@ def _traces(bench: Workbench) -> bool:
 def sum_cohort(
     bench: Workbench, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
 ) -> CohortSum:
-    """Train these clients from the instruction's arrays and return the sum of their vectors, shape (size,)."""
+    """Train clients from the instruction's arrays and return the sum of their vectors.
+
+    Args:
+      bench: task and model.
+      content: the instruction.
+      clients: their numbers.
+      spec: of the sum.
+      size: number of its coordinates.
+    """
     training = training_settings(content, bench.settings)
     _, number = read_round(content)
     arrays = only_arrays(content)
@@ -79,7 +87,7 @@ def sum_cohort(
         try:
             update, scalars = _train_group(bench, group, start, training, key)
         except Exception:
-            if len(group) > 1:  # one of them fails, or they cannot be stacked: the others must not suffer
+            if len(group) > 1:  # one of them fails, or they cannot be stacked: try each by itself
                 for one in group:
                     add([one])
                 return
@@ -108,7 +116,7 @@ def _add_canaries(
 
 
 def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> list[Group]:
-    """Return the clients in groups with equally many examples; one whose data cannot be had is dropped."""
+    """Return the clients in groups with equally many examples; one whose data cannot be loaded is dropped."""
     by_records: dict[int, Group] = defaultdict(list)
     for client in clients:
         try:
@@ -199,7 +207,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _forward(layers: Layers, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return the outputs of all clients' models: what vmap does, without its cost at every layer."""
+    """Return the outputs of all clients' models, as vmap does, but without its cost at every layer."""
     values = inputs.flatten(2).transpose(1, 2)  # examples last: gradients then have the layout of the weights
     for name, layer in layers:
         if isinstance(layer, nn.Linear):
@@ -213,7 +221,7 @@ def _forward(layers: Layers, weights: dict[str, Tensor], inputs: Tensor) -> Tens
 def _gradients(
     losses_of: Losses, weights: dict[str, Tensor], inputs: Tensor, targets: Tensor
 ) -> tuple[Sequence[Tensor], Tensor]:
-    """Return each client's own gradients and loss: no other's loss depends on its parameters, so their sum will do."""
+    """Return each client's gradients and loss; its parameters enter no other's loss, so that the sum gives them all."""
     losses = losses_of(weights, inputs, targets)
     return torch.autograd.grad(losses.sum(), list(weights.values()), materialize_grads=True), losses.detach()
 

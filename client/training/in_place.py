@@ -1,7 +1,7 @@
-"""Training a cohort client by client in this process's one model, each update added to the sum straight from it.
+"""Training of a cohort client by client in the process's one model, from which each update is added to the sum.
 
-The arithmetic is that of a ClientApp behind `private_update`, bit for bit, which a test holds; what is saved is a
-message and five passes over the model for each client. For plain training alone: DP-SGD has a ledger to ask.
+The arithmetic is that of a ClientApp behind `private_update`, bit for bit, which a test holds; a message and five passes
+over the model are saved for each client. It serves plain training only: DP-SGD has a ledger to ask.
 """
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
@@ -40,13 +40,13 @@ class InPlaceRound:
     """One instruction, as every client of a cohort follows it.
 
     Attributes:
-      bench: the task and the model.
+      bench: task and model.
       training: how to train.
-      key: what the orders of the examples and the layers' own draws derive from.
-      received: the instruction's arrays, in the order of `state`.
+      key: of the round; examples' orders and layers' draws derive from it.
+      received: arrays of the instruction, in the order of `state`.
       state: the model's parameters and buffers.
-      update: room for trained minus received of all arrays that are averaged, flat, in the layout's order.
-      moves: for each of them its part of `update`, the model's array and the received one.
+      update: room for trained minus received of all averaged arrays, flat, in the layout's order.
+      moves: for each of those, its part of `update`, the model's array and the received one.
     """
 
     bench: Workbench
@@ -58,7 +58,7 @@ class InPlaceRound:
     moves: list[Move]
 
     def train(self, client: int) -> dict[str, float] | None:
-        """Train the model on one client's data and return its scalars; None if it failed, which its log explains."""
+        """Train the model on one client's data and return its scalars; None if it failed, which the log explains."""
         try:
             examples = self.bench.task.client_data(client)
             with torch.no_grad():
@@ -71,7 +71,13 @@ class InPlaceRound:
         return {WEIGHT: float(len(examples)), TRAIN_LOSS: loss}
 
     def add_canary(self, client: int, cohort_sum: CohortSum, spec: SumSpec) -> bool:
-        """Add what a canary of an audit sends; return whether this client is one."""
+        """Add the update of a canary client, and return whether this client is one.
+
+        Args:
+          client: number of the client.
+          cohort_sum: changed in place.
+          spec: of the sum.
+        """
         dummies = self.bench.settings.canaries
         if dummies is None or client not in dummies:
             return False
@@ -80,11 +86,17 @@ class InPlaceRound:
 
     @cached_property
     def _start(self) -> NDArray[np.floating]:
-        """The received arrays that are averaged, flat, in the layout's order."""
+        """Received arrays that are averaged, flat, in the layout's order."""
         return np.concatenate([np.ravel(received) for _, _, received in self.moves])
 
     def add(self, cohort_sum: CohortSum, scalars: dict[str, float], spec: SumSpec) -> None:
-        """Add the update of the client that was trained last."""
+        """Add the update of the client that was trained last.
+
+        Args:
+          cohort_sum: changed in place.
+          scalars: of that client, as `train` returned them.
+          spec: of the sum.
+        """
         for part, trained, received in self.moves:
             np.subtract(trained, received, out=part)
         try:
@@ -95,7 +107,12 @@ class InPlaceRound:
 
 
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
-    """Return the round that this instruction asks for."""
+    """Return the round that an instruction asks for.
+
+    Args:
+      bench: task and model.
+      content: the instruction.
+    """
     _, number = read_round(content)
     arrays = only_arrays(content)
     own = {name: tensor.detach() for name, tensor in bench.model.state_dict(keep_vars=True).items()}

@@ -1,7 +1,7 @@
 """Multinomial logistic regression by SGD in NumPy, for devices that have no room for torch.
 
-The arrays have the names of torch's `nn.Linear`, the batches and their order are those of `training.train`, and so
-are the values, up to the rounding of float32.
+The arrays have the names of torch's `nn.Linear`. Batches and their order are those of `sgd.train`, and the values agree
+up to the rounding of float32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ KIND = "linear"
 
 @dataclass(frozen=True)
 class Table:
-    """n examples: `inputs` (n, d) float32, `targets` (n,) int64, at least 0."""
+    """Examples with their targets.
+
+    Attributes:
+      inputs: shape (n, d).
+      targets: shape (n,), at least 0.
+    """
 
     inputs: Matrix
     targets: Labels
@@ -41,7 +46,7 @@ def read_table(path: Path) -> Table:
     """Return the arrays `inputs` and `targets` of an .npz file.
 
     Raises:
-      Refusal: it cannot be read, or not trained on.
+      Refusal: the file cannot be read, or its arrays cannot be trained on.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -58,7 +63,13 @@ def read_table(path: Path) -> Table:
 
 
 def train_round(message: Message, client: int, table: Table, settings: ClientSettings) -> Message:
-    """Return the trained model, as `app.train_round` does.
+    """Return the reply with the trained model, as `app.train_round` does.
+
+    Args:
+      message: the global model, in an instruction of a private sum.
+      client: number of the client.
+      table: its examples.
+      settings: how to train in this round.
 
     Raises:
       ValueError: the model does not fit the table.
@@ -80,14 +91,15 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
 def train(
     weight: Matrix, bias: Matrix, table: Table, training: LocalTraining, client: int, key: int
 ) -> float:
-    """Train in place and return the mean loss of the steps, as `training.train` does.
+    """Train in place and return the mean loss of the steps, as `sgd.train` does.
 
     Args:
       weight: shape (classes, d).
       bias: shape (classes,).
       table: the examples.
-      training: how.
-      client, key: decide the order of the examples.
+      training: learning rate, epochs, batch size and weight of FedProx's pull.
+      client: number of the client; with `key` it decides the order of the examples.
+      key: of the round.
     """
     start = weight.copy(), bias.copy()
     rate, pull = np.float32(training.learning_rate), np.float32(training.proximal_mu)

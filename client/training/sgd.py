@@ -1,4 +1,4 @@
-"""Local training without record-level privacy: plain SGD, one model per process, no copies it can avoid."""
+"""SGD without record-level privacy, in the one model of a process and with as few copies as possible."""
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 # torch's optimisers make the same calls; there is no public name for them.
@@ -20,9 +20,15 @@ from .batches import shuffled_batches
 def train(
     model: nn.Module, task: Task, examples: Examples, training: LocalTraining, client: int, key: int
 ) -> float:
-    """Train the model in place and return the mean loss of its steps, before each step was taken.
+    """Train the model in place and return the mean loss of its steps, each before the step was taken.
 
-    `client` and `key` decide the order of the examples, see `shuffled_batches`.
+    Args:
+      model: in the state that the server sent.
+      task: gives the loss.
+      examples: the client's own.
+      training: learning rate, epochs, batch size and weight of FedProx's pull.
+      client: number of the client; with `key` it decides the order of the examples.
+      key: of the round.
     """
     if not model.training:
         model.train()
@@ -59,7 +65,7 @@ def descend(
     Args:
       values: the parameters, each with a leading dimension for clients where several are trained at once.
       gradients: of the same shapes.
-      start: the parameters as the server sent them, which FedProx pulls towards; looked at only then.
+      start: the parameters as the server sent them, towards which FedProx pulls; otherwise unused.
       training: learning rate and weight of that pull.
     """
     if training.proximal_mu:
@@ -69,9 +75,9 @@ def descend(
 
 
 def with_fast_kernels(model: nn.Module) -> nn.Module:
-    """Return the model with its kernels in channels-last layout, which makes convolutions on a CPU up to twice as fast.
+    """Return the model with its kernels in channels-last layout, in which a CPU convolves up to twice as fast.
 
-    Only float rounding can tell the difference.
+    Results differ by float rounding only.
     """
     for kernel in model.parameters():
         if kernel.dim() == 4:

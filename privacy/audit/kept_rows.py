@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from .one_run import Scores
 
-SUFFIX = ".canaries"  # of a client's canary records, beside its ledger
+SUFFIX = ".canaries"  # of the file of a client's canary records, beside its ledger
+LOSSES = ".losses"  # of the file of the losses of a client's records, round after round
 
 
 def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
@@ -22,6 +23,13 @@ def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
 def rows_of(path: Path) -> dict[int, Scores]:
     """Return the rows by round: the last of a round that was done again, and none that a crash cut short."""
     return {int(row[0]): row[1:] for row in arrays_of(path)}
+
+
+def trace(path: Path) -> Scores:
+    """Return the rows as a matrix, shape (rounds, n), without rounds before n last changed."""
+    rows = list(rows_of(path).values())
+    same = [row for row in rows if len(row) == len(rows[-1])]
+    return np.stack(same) if same else np.empty((0, 0))
 
 
 def arrays_of(path: Path) -> list[NDArray[np.float64]]:
