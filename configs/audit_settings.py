@@ -11,8 +11,8 @@ MAX_SUPPORT = 1_000_000_000
 LARGEST_ALPHA = 0.2
 
 
-def read_audit(section: Section, privacy: PrivacySettings, cohort: str) -> AuditSettings | None:
-    """Read the group; `cohort` is the name of the draw that goes with it."""
+def read_audit(section: Section, privacy: PrivacySettings, by_turns: bool) -> AuditSettings | None:
+    """Read the group; `by_turns` says whether the cohort's clients come so."""
     name = section.option(AUDITS)
     if name not in ("light", "full"):
         section.done()
@@ -20,7 +20,7 @@ def read_audit(section: Section, privacy: PrivacySettings, cohort: str) -> Audit
     full = name == "full"
     settings = AuditSettings(
         name=name,
-        on_alarm=_action(section, privacy, cohort),
+        on_alarm=_action(section, privacy, by_turns),
         alpha=section.real("alpha", above=0, at_most=LARGEST_ALPHA),
         canaries=section.optional_whole("canaries", at_least=0, at_most=MAX_CANARIES) if full else None,
         looks=section.whole("looks", at_least=1, at_most=MAX_LOOKS) if full else 0,
@@ -40,7 +40,7 @@ def read_audit(section: Section, privacy: PrivacySettings, cohort: str) -> Audit
     return settings
 
 
-def _action(section: Section, privacy: PrivacySettings, cohort: str) -> str:
+def _action(section: Section, privacy: PrivacySettings, by_turns: bool) -> str:
     action = section.word("on_alarm", (*ACTIONS, "drop_client"))
     if action == "drop_client":
         section.refuse(
@@ -50,7 +50,7 @@ def _action(section: Section, privacy: PrivacySettings, cohort: str) -> str:
         return action
     if client_level(privacy) is None:
         section.refuse("on_alarm", "no noise is added to this sum; use stop, pause or rollback")
-    elif cohort == "min_separation":
+    elif by_turns:
         section.refuse(
             "on_alarm", "the whole run is one release, its noise is fixed; use stop, pause or rollback"
         )

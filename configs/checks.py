@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from ..privacy.plan import least_participations
 from ..privacy.refusal import Refusal
 from .schema import ClientCentral, RecordAndClient, SimulationSettings, client_level
 
@@ -12,9 +13,9 @@ def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
     size = cohort.size
     if size is not None and size > num_clients:
         raise Refusal("cohort.size", size, f"the task has {num_clients} clients; take at most that many")
-    if settings.secagg is not None and cohort.name == "min_separation":
+    if settings.secagg is not None and cohort.by_turns:
         raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
-    if cohort.name == "min_separation":
+    if cohort.by_turns:
         _check_separation(settings, num_clients, client)
     elif client is not None and client.noise == "correlated":
         remedy = f"cohort={cohort.name} promises no separation; use cohort=min_separation"
@@ -40,11 +41,6 @@ def _check_separation(settings: SimulationSettings, num_clients: int, client: Cl
     if (cohort.max_participations or needed) < needed:
         remedy = f"{settings.num_rounds} rounds of {size} clients need at least {needed}"
         raise Refusal("cohort.max_participations", cohort.max_participations, remedy)
-
-
-def least_participations(size: int, num_clients: int, num_rounds: int) -> int:
-    """How often the busiest client takes part where `size` of `num_clients` do in every round."""
-    return -(-num_rounds * size // num_clients)
 
 
 def check_delta(settings: SimulationSettings, num_clients: int) -> str | None:

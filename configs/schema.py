@@ -49,6 +49,16 @@ class CohortSettings:
     max_participations: int | None = None
     """None: as few as the rounds need."""
 
+    @property
+    def by_turns(self) -> bool:
+        """Whether clients come by turns, so that the whole run is one release."""
+        return self.name == "min_separation"
+
+    @property
+    def secret(self) -> bool:
+        """Whether the accounting may rest on nobody seeing who is drawn: each client by a coin of its own."""
+        return self.rate is not None
+
 
 @dataclass(frozen=True)
 class StrategySettings:

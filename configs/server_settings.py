@@ -148,7 +148,7 @@ def _claims_a_draw(federation: SimulationSettings) -> bool:
     client = client_level(federation.privacy)
     if client is None:
         return False
-    return federation.cohort.name == "poisson" or client.adjacency is Adjacency.ADD_OR_REMOVE_ONE
+    return federation.cohort.secret or client.adjacency is Adjacency.ADD_OR_REMOVE_ONE
 
 
 def differing(before: Mapping[str, object], now: Mapping[str, object], path: str = "") -> str | None:

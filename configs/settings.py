@@ -147,7 +147,7 @@ def read_federation(root: Section, source: str) -> SimulationSettings:
         privacy=privacy,
         secagg=read_secagg(root.section("secagg"), privacy),
         faults=FaultSettings(0.0, 0.0, 0.0, 0.0),
-        audit=read_audit(root.section("audit"), privacy, cohort.name),
+        audit=read_audit(root.section("audit"), privacy, cohort.by_turns),
         num_rounds=root.whole("num_rounds", at_least=1, at_most=MAX_ROUNDS),
         seed=None,
         training=_local_training(root),

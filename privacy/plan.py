@@ -38,6 +38,24 @@ class Sampling(Protocol):
 
 
 @dataclass(frozen=True)
+class Turns:
+    """Promise of a sampling whose clients come by turns; a sampling that makes one has it as its `turns`.
+
+    Attributes:
+      separation: rounds from one participation of a client to its next, at least 1.
+      max_participations: of one client in the run, at least 1.
+    """
+
+    separation: int
+    max_participations: int
+
+
+def least_participations(size: int, population: int, num_rounds: int) -> int:
+    """Return how often the busiest client takes part where `size` of `population` do in every round."""
+    return -(-num_rounds * size // population)
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a run spends its budget; public as a whole. Refusal when a value is out of range.
 
@@ -186,9 +204,12 @@ class Plan:
 
 
 def _require_promise(sampling: Sampling, correlation: "Correlation") -> None:
-    separation = getattr(sampling, "separation", 0)
-    most = getattr(sampling, "max_participations", math.inf)
-    if separation < correlation.separation or most > correlation.max_participations:
+    turns: Turns | None = getattr(sampling, "turns", None)
+    if (
+        turns is None
+        or turns.separation < correlation.separation
+        or turns.max_participations > correlation.max_participations
+    ):
         remedy = (
             f"a {sampling.name} cohort does not promise that a client takes part at most "
             f"{correlation.max_participations} times, {correlation.separation} rounds apart; use cohort=min_separation"

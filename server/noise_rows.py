@@ -20,7 +20,7 @@ from ..privacy.mechanisms.randomness import Randomness, keyed_stream
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
-from ..strategies.cohorts import Cohort, MinSeparation
+from ..strategies.cohorts import Cohort
 from .round_terms import ClientPrivacy
 
 
@@ -100,7 +100,7 @@ def rows_of(
       Refusal: who took part must be kept, and the plan keeps nothing; or something is to adapt.
     """
     correlation = None if privacy is None else privacy.plan.correlation
-    if isinstance(cohort, MinSeparation) and correlation is None:
+    if cohort.turns is not None and correlation is None:
         remedy = "who took part is kept with a plan for the whole run; give the plan a correlation"
         raise Refusal("cohort", cohort.name, remedy)
     if privacy is None or correlation is None:

@@ -1,18 +1,22 @@
-"""Who takes part in a round. A cohort both draws the clients and is the only place where the privacy
-amplification by that draw enters the accounting, so the two cannot drift apart."""
+"""Cohorts: the rules that draw the clients of a round, and what each draw is worth.
+
+A cohort both draws the clients and is the only place where the privacy amplification by that draw enters the
+accounting, so the two cannot drift apart. It says what else must be known of its draw; nobody asks for its type.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 
 import numpy as np
 from dp_accounting.dp_event import DpEvent, PoissonSampledDpEvent
 
 from ..privacy.mechanisms.randomness import Stream
+from ..privacy.plan import Turns, least_participations
 from ..privacy.refusal import Refusal
 
 Earlier = Sequence[Sequence[int]]  # the cohorts of all rounds before, in their order
@@ -24,6 +28,29 @@ class Cohort(Protocol):
     @property
     def name(self) -> str:
         """The rule's word: poisson, fixed or all; or what it promises instead of a random sample."""
+        ...
+
+    @property
+    def coin(self) -> float | None:
+        """The probability with which a coin of its own invites each client; None where no such coins decide."""
+        ...
+
+    @property
+    def secret(self) -> bool:
+        """Whether the draw counts as hidden, so that it amplifies; `seen` takes that away by fields of this name."""
+        ...
+
+    @property
+    def replaces(self) -> bool:
+        """Whether another client takes the place of one that leaves; add-or-remove-one is then no adjacency."""
+        ...
+
+    @property
+    def turns(self) -> Turns | None:
+        """What is promised of how often, and how far apart, a client takes part; None where nothing is.
+
+        With such a promise the whole run is one release.
+        """
         ...
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
@@ -46,6 +73,13 @@ class Poisson:
     rate: float
     name: str = "poisson"
     secret: bool = True
+    replaces: bool = field(default=False, init=False, repr=False)
+    turns: None = field(default=None, init=False, repr=False)
+
+    @property
+    def coin(self) -> float:
+        """The rate."""
+        return self.rate
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
@@ -80,6 +114,10 @@ class Fixed:
 
     size: int
     name: str = "fixed"
+    coin: None = field(default=None, init=False, repr=False)
+    secret: bool = field(default=False, init=False, repr=False)
+    replaces: bool = field(default=True, init=False, repr=False)
+    turns: None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -110,6 +148,10 @@ class All:
     """Every client, every round. There is no draw, and so no amplification."""
 
     name: str = "all"
+    coin: None = field(default=None, init=False, repr=False)
+    secret: bool = field(default=False, init=False, repr=False)
+    replaces: bool = field(default=False, init=False, repr=False)
+    turns: None = field(default=None, init=False, repr=False)
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return the population."""
@@ -135,11 +177,14 @@ class MinSeparation:
     size: int
     separation: int
     max_participations: int
+    coin: None = field(default=None, init=False, repr=False)
+    secret: bool = field(default=False, init=False, repr=False)
+    replaces: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for field in ("size", "separation", "max_participations"):
-            if getattr(self, field) < 1:
-                raise Refusal(f"cohort.{field}", getattr(self, field), "give at least 1")
+        for name in ("size", "separation", "max_participations"):
+            if getattr(self, name) < 1:
+                raise Refusal(f"cohort.{name}", getattr(self, name), "give at least 1")
 
     @property
     def name(self) -> str:
@@ -148,6 +193,11 @@ class MinSeparation:
             f"no sampling assumption; at most {self.max_participations} participations, "
             f"separation {self.separation}"
         )
+
+    @property
+    def turns(self) -> Turns:
+        """What the draw keeps to."""
+        return Turns(self.separation, self.max_participations)
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return `size` of those who may, the ones with fewest participations first; fewer where fewer may."""
@@ -194,6 +244,26 @@ class OverSelected:
         """The rule's word."""
         return self.invited.name
 
+    @property
+    def coin(self) -> float | None:
+        """Of those who are invited."""
+        return self.invited.coin
+
+    @property
+    def secret(self) -> bool:
+        """Whether it counts as hidden who is invited."""
+        return self.invited.secret
+
+    @property
+    def replaces(self) -> bool:
+        """Whether another is invited for one that leaves."""
+        return self.invited.replaces
+
+    @property
+    def turns(self) -> Turns | None:
+        """What is promised of invitations."""
+        return self.invited.turns
+
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return those who are invited: all, where so many clients have left that fewer are there."""
         if self.invited.expected_size(len(population)) > len(population):
@@ -209,34 +279,72 @@ class OverSelected:
         return self.invited.event(mechanism)
 
 
-def over_selected(planned: Poisson | Fixed, times: float, population: int) -> Cohort:
-    """Return the cohort of which so many times as many are invited as planned, or all where they are fewer."""
-    if times == 1:
-        return planned
-    if isinstance(planned, Poisson):
-        return OverSelected(replace(planned, rate=min(1.0, planned.rate * times)), planned)
-    return OverSelected(Fixed(min(population, math.ceil(planned.size * times))), planned)
+def cohort_of(name: str, asked: Mapping[str, Any], population: int, num_rounds: int) -> Cohort:
+    """Return the cohort of this name, as a configuration asks for it.
+
+    Args:
+      name: poisson, fixed, min_separation or all.
+      asked: the numbers of the configuration's group, in range; None for what is to be chosen here.
+      population: how many clients there are; at least the cohort's size.
+      num_rounds: of the run.
+    """
+    match name:
+        case "poisson":
+            return Poisson(asked["rate"])
+        case "fixed":
+            return Fixed(asked["size"])
+        case "min_separation":
+            size = asked["size"]
+            most = asked["max_participations"] or least_participations(size, population, num_rounds)
+            return MinSeparation(size, asked["separation"] or population // size, most)
+        case _:
+            return All()
 
 
-def invitation(cohort: Cohort) -> Cohort:
-    """Return what draws those whom a round asks, whether or not it needs them all."""
+def seen(cohort: Cohort, how: str) -> Cohort:
+    """Return the cohort as its draw counts where somebody sees who, or how many, take part.
+
+    Args:
+      cohort: any.
+      how: what the reports then say in the place of its name.
+    """
+    return replace(cast(Any, cohort), name=how, secret=False) if cohort.secret else cohort
+
+
+def over_selected(planned: Cohort, times: float, population: int) -> Cohort:
+    """Return the cohort of which more are invited than a round needs; a rule that cannot ask more is as it was.
+
+    Args:
+      planned: as many as a round needs.
+      times: invited over planned, at least 1.
+      population: how many clients there are: no more are invited.
+    """
+    match planned:
+        case Poisson() if times != 1:
+            return OverSelected(replace(planned, rate=min(1.0, planned.rate * times)), planned)
+        case Fixed() if times != 1:
+            return OverSelected(Fixed(min(population, math.ceil(planned.size * times))), planned)
+        case _:
+            return planned
+
+
+def _invited(cohort: Cohort) -> Cohort:
     return cohort.invited if isinstance(cohort, OverSelected) else cohort
 
 
 def invited_size(cohort: Cohort, population: int) -> float:
     """Return how many clients a round is expected to ask, which over-selection makes more than it needs."""
-    return min(float(population), invitation(cohort).expected_size(population))
+    return min(float(population), _invited(cohort).expected_size(population))
 
 
 def tossed_rate(cohort: Cohort) -> float:
     """Return the probability in (0, 1] with which a secret coin invites each client; 1 where nothing is claimed of one."""
-    asked = invitation(cohort)
-    return asked.rate if isinstance(asked, Poisson) and asked.secret else 1.0
+    return cohort.coin if cohort.secret and cohort.coin is not None else 1.0
 
 
 def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
     """Return how so many canaries of an audit are drawn beside so many clients: by the same rule, at the same rate."""
-    asked = invitation(cohort)
+    asked = _invited(cohort)
     if isinstance(asked, Fixed | MinSeparation):
         return replace(asked, size=min(canaries, max(1, asked.size * canaries // clients)))
     return asked
@@ -245,11 +353,20 @@ def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
 def likely_participations(cohort: Cohort, population: int, num_rounds: int, deviations: float = 3.0) -> int:
     """Return how often one client takes part in `num_rounds` rounds, unless it is unusually lucky.
 
-    The mean plus `deviations` standard deviations of the binomial count, at most `num_rounds`. Whoever is drawn
-    more often than that finds its own budget spent and sits out, which its ledger decides, not this number.
+    Whoever is drawn more often than that finds its own budget spent and sits out, which its ledger decides, not this
+    number.
+
+    Args:
+      cohort: any.
+      population: how many clients there are.
+      num_rounds: of the run.
+      deviations: standard deviations of the binomial count that are added to its mean.
+
+    Returns:
+      1 to `num_rounds`, and no more than the cohort promises.
     """
-    if isinstance(cohort, MinSeparation):
-        return min(num_rounds, cohort.max_participations)
+    if cohort.turns is not None:
+        return min(num_rounds, cohort.turns.max_participations)
     rate = min(1.0, invited_size(cohort, population) / population)
     spread = deviations * math.sqrt(num_rounds * rate * (1 - rate))
     return min(num_rounds, max(1, math.ceil(num_rounds * rate + spread)))

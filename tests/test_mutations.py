@@ -425,8 +425,8 @@ MUTATIONS = {
     ),
     "a quorum's draw counts as secret": Mutation(
         "server/run/build.py",
-        "if isinstance(cohort, Poisson) and link.goes_by_answers:",
-        "if False:",
+        "return seen(cohort, SEEN_ANSWERS) if link.goes_by_answers else cohort",
+        "return cohort",
         ANSWERS_TESTS,
         "give_away",
     ),

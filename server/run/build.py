@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from ...configs.checks import check_cohort, check_delta, check_seed, least_participations
+from ...configs.checks import check_cohort, check_delta, check_seed
 from ...configs.schema import (
     ClientDistributed,
     LinkSettings,
@@ -15,7 +15,7 @@ from ...configs.schema import (
 )
 from ...privacy.budget import Adjacency
 from ...privacy.refusal import Refusal
-from ...strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson, over_selected
+from ...strategies.cohorts import Cohort, cohort_of, over_selected, seen
 from ...tasks import load_task
 from .client_instructions import task_options
 from .display import warn
@@ -44,9 +44,8 @@ def build(settings: SimulationSettings, deployed: Deployed | None = None) -> Fed
     cohort = _cohort(settings, num_clients)
     if deployed is not None:
         cohort = seen_by_answers(cohort, deployed.link)
-    if isinstance(cohort, Poisson | Fixed):
-        cohort = over_selected(cohort, _over_selection(settings), num_clients)
-    _check_adjacency(settings, deployed is not None and deployed.link.goes_by_answers)
+    cohort = over_selected(cohort, _over_selection(settings), num_clients)
+    _check_adjacency(settings, cohort, deployed is not None and deployed.link.goes_by_answers)
     private, simulated = not isinstance(settings.privacy, NoPrivacy), task.simulated and deployed is None
     if private:
         check_seed(settings, simulated)
@@ -77,12 +76,10 @@ def seen_by_answers(cohort: Cohort, link: LinkSettings) -> Cohort:
     A secret draw amplifies because nobody can tell an absent client from one that sent nothing. A round that is
     abandoned below a quorum, or ends once enough have answered, goes otherwise with one client more: it tells.
     """
-    if isinstance(cohort, Poisson) and link.goes_by_answers:
-        return replace(cohort, name=SEEN_ANSWERS, secret=False)
-    return cohort
+    return seen(cohort, SEEN_ANSWERS) if link.goes_by_answers else cohort
 
 
-def _check_adjacency(settings: SimulationSettings, by_answers: bool) -> None:
+def _check_adjacency(settings: SimulationSettings, cohort: Cohort, by_answers: bool) -> None:
     """Refuse what would make a public number depend on how many units there are, where that is the secret."""
     privacy = settings.privacy
     levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
@@ -97,7 +94,7 @@ def _check_adjacency(settings: SimulationSettings, by_answers: bool) -> None:
                 "how a round ends tells how many are there; use zero-out, or link.quorum=0 and no link.enough"
             )
             raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
-        if settings.cohort.name in ("fixed", "min_separation"):
+        if cohort.replaces:
             remedy = "such a cohort replaces whoever leaves; use cohort=poisson, or zero-out"
             raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
 
@@ -110,18 +107,5 @@ def _over_selection(settings: SimulationSettings) -> float:
 
 def _cohort(settings: SimulationSettings, num_clients: int) -> Cohort:
     asked = settings.cohort
-    if asked.name == "poisson":
-        assert asked.rate is not None
-        if isinstance(settings.privacy, ClientDistributed):
-            return Poisson(asked.rate, SEEN_DRAW, secret=False)
-        return Poisson(asked.rate)
-    if asked.name == "all":
-        return All()
-    assert asked.size is not None
-    if asked.name == "fixed":
-        return Fixed(asked.size)
-    return MinSeparation(
-        asked.size,
-        asked.separation or num_clients // asked.size,
-        asked.max_participations or least_participations(asked.size, num_clients, settings.num_rounds),
-    )
+    cohort = cohort_of(asked.name, asdict(asked), num_clients, settings.num_rounds)
+    return seen(cohort, SEEN_DRAW) if isinstance(settings.privacy, ClientDistributed) else cohort

@@ -28,7 +28,7 @@ from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster
 from ...privacy.secagg.transcript import Profile
 from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
-from ...strategies.cohorts import Cohort, MinSeparation, invited_size
+from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
 from ...strategies.wire import WEIGHT
 from ...tasks.protocol import Task, fingerprint
@@ -208,11 +208,11 @@ class Federation:
     @cached_property
     def correlation(self) -> Correlation | None:
         """How the rounds' noise hangs together; where clients take part by turns, the run is one release anyhow."""
-        cohort, client = self.cohort, self.client
-        if client is None or not isinstance(cohort, MinSeparation):
+        turns, client = self.cohort.turns, self.client
+        if client is None or turns is None:
             return None
         rounds = self.settings.num_rounds
-        independent = Correlation(rounds, cohort.separation, cohort.max_participations)
+        independent = Correlation(rounds, turns.separation, turns.max_participations)
         if client.noise != "correlated":
             return independent
         return replace(independent, bands=client.bands) if client.bands else independent.with_best_bands()

@@ -22,7 +22,7 @@ from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.plan import Plan
 from ...strategies.client_settings import ClientSettings
-from ...strategies.cohorts import Poisson, invitation, invited_size
+from ...strategies.cohorts import invited_size
 from ...strategies.record_plan import record_plan
 from ...tasks.protocol import fingerprint
 from .federation import EVERYBODY, Federation
@@ -221,14 +221,16 @@ def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> l
     drawn more often than is likely loses no more than all others. None where the ledgers also hold other runs, as
     those of real data may, or where clients are not drawn by Poisson coins.
     """
-    drawn = invitation(federation.cohort)
-    if client.record is None or not isinstance(drawn, Poisson) or not federation.simulated:
+    coin = federation.cohort.coin
+    if client.record is None or coin is None or not federation.simulated:
         return []
     plans = [record_plan(client.record, records, client) for records in reversed(federation.sizes)]
     # With equally many steps of equal noise, fewer records are sampled at a higher rate.
     worst = {(_steps(plan.event()), plan.noise_multiplier): plan for plan in plans}
-    rate = float(drawn.rate)
-    return [SelfComposedDpEvent(OpenlySampledDpEvent(rate, plan.event()), rounds) for plan in worst.values()]
+    return [
+        SelfComposedDpEvent(OpenlySampledDpEvent(float(coin), plan.event()), rounds)
+        for plan in worst.values()
+    ]
 
 
 def _steps(event: DpEvent) -> int:
