@@ -24,7 +24,8 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Scalar
 from ..privacy.plan import Plan
 from ..server.participants import Participants
-from ..server.private_grid import ClientPrivacy, PrivateGrid, Round
+from ..server.private_grid import PrivateGrid
+from ..server.round_terms import ClientPrivacy, Round
 from ..server.rounds import Loop, State, run_rounds
 from ..simulations.in_process import InProcessGrid
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from ..configs.schema import SimulationSettings
 from ..privacy.budget import Adversary, Budget
-from ..privacy.mechanisms.correlated_noise import Correlation
 from ..privacy.plan import Plan
 from ..server.run.build import build
 from ..server.run.client_instructions import client_settings
@@ -76,8 +75,8 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         f"sampling: {plan.sampling.name}"
     )
     console.print(_how_counted(federation, plan, budget))
-    if plan.correlation is not None:
-        console.print(_whole_run(plan.correlation))
+    if plan.mechanism.described:
+        console.print(plan.mechanism.described)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("rounds", justify="right")
     for adversary in EVERYBODY:
@@ -107,16 +106,6 @@ def _how_counted(federation: Federation, plan: Plan, budget: Budget) -> str:
     client = federation.client if plan.unit == "client" else None
     clip = "; the clip moves, and the noise with it" if client and client.clipping == "adaptive" else ""
     return f"Fixed in advance{clip}: {accountant}."
-
-
-def _whole_run(correlation: Correlation) -> str:
-    if correlation.bands == 1:
-        return "The whole run is one release, paid for in its first round; noise is independent."
-    share = correlation.error / replace(correlation, bands=1).error
-    return (
-        f"The whole run is one release, paid for in its first round; noise is correlated over {correlation.bands} "
-        f"rounds: the models' error is {share:.3f} of that of independent noise."
-    )
 
 
 def _metrics(federation: Federation, plan: Plan) -> str:

@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-from ..privacy.plan import least_participations
 from ..privacy.refusal import Refusal
+from ..privacy.sampling import least_participations
 from .schema import ClientCentral, RecordAndClient, SimulationSettings, client_level
 
 

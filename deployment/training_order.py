@@ -42,8 +42,7 @@ def _claim(run: Run) -> ClientClaim | None:
     plan = run.privacy.plan
     assert plan.noise_multiplier is not None
     # What a round adds. Where clients come by turns, the plan's own figure is that of all of a client's rounds together.
-    rounds = 1.0 if plan.correlation is None else plan.correlation.sensitivity
-    return ClientClaim(plan.noise_multiplier * rounds, plan.adjacency)
+    return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
 
 
 def _record(federation: Federation) -> RecordOrder | None:

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from .accounting.renyi_filter import accountant, admits, best_order, counted
 from .budget import Adjacency, Adversary, Budget, Unit
+from .mechanisms.mechanism import CENTRAL, Mechanism
 from .refusal import Refusal, real, word
+from .sampling import Sampling
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
-
-    from .mechanisms.correlated_noise import Correlation
 
 # Noise is searched between these noise multipliers, to this relative width; what is returned is the upper end.
 LEAST_NOISE, MOST_NOISE = 2.0**-6, 2.0**24
@@ -24,37 +24,6 @@ LEAST_SHARE_LEFT = 0.01
 MOST_ROUNDS = 1 << 20
 
 
-class Sampling(Protocol):
-    """Who takes part in a round; the one place where amplification enters the accounting."""
-
-    @property
-    def name(self) -> str:
-        """The word that reports print: ``poisson``, ``fixed``, ``all``."""
-        ...
-
-    def event(self, mechanism: "DpEvent") -> "DpEvent":
-        """What one round costs whose participants run ``mechanism``."""
-        ...
-
-
-@dataclass(frozen=True)
-class Turns:
-    """Promise of a sampling whose clients come by turns; a sampling that makes one has it as its `turns`.
-
-    Attributes:
-      separation: rounds from one participation of a client to its next, at least 1.
-      max_participations: of one client in the run, at least 1.
-    """
-
-    separation: int
-    max_participations: int
-
-
-def least_participations(size: int, population: int, num_rounds: int) -> int:
-    """Return how often the busiest client takes part where `size` of `population` do in every round."""
-    return -(-num_rounds * size // population)
-
-
 @dataclass(frozen=True)
 class Plan:
     """How a run spends its budget; public as a whole. Refusal when a value is out of range.
@@ -63,7 +32,7 @@ class Plan:
     ``noise_multiplier`` z > 0 is noise std / sensitivity under ``adjacency`` (C, or 2C under replace-one);
     None until calibrated. ``adversaries``: whom the guarantee holds against. ``filter_order`` is None where the
     events are fixed in advance; where noise is chosen from what rounds release, it is the RDP filter's order.
-    ``correlation`` is None where rounds have independent noise; else the whole run is one release.
+    ``mechanism``: the law of the noise, which also says whether the whole run is one release.
     """
 
     unit: Unit
@@ -74,7 +43,7 @@ class Plan:
     noise_multiplier: float | None = None
     adversaries: tuple[Adversary, ...] = (Adversary.CLIENTS, Adversary.MODEL)
     filter_order: float | None = None
-    correlation: "Correlation | None" = None
+    mechanism: Mechanism = CENTRAL
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", word(Unit, "unit", self.unit))
@@ -84,8 +53,7 @@ class Plan:
             object.__setattr__(self, "noise_multiplier", _positive("noise_multiplier", self.noise_multiplier))
         if not isinstance(self.num_rounds, int) or self.num_rounds < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise Refusal("num_rounds", self.num_rounds, "plan at least one round")
-        if self.correlation is not None:
-            _require_promise(self.sampling, self.correlation)
+        self.mechanism.require(self.sampling)
 
     @property
     def noise_over_clip(self) -> float:
@@ -95,23 +63,20 @@ class Plan:
     @property
     def noise_std(self) -> float:
         """Standard deviation of each round's fresh noise in a coordinate of the sum, in the units of the vectors."""
-        moved = 1.0 if self.correlation is None else self.correlation.sensitivity
-        return self.noise_over_clip * moved * self.clipping_norm
+        return self.noise_over_clip * self.mechanism.sensitivity * self.clipping_norm
 
     def event(self) -> "DpEvent":
         """What one release costs, with noise std / clip as the accountants read it. Refusal while uncalibrated.
 
         A release is a round or, where noise is correlated, the whole run.
         """
-        from dp_accounting import GaussianDpEvent
-
-        return self.sampling.event(GaussianDpEvent(self.noise_over_clip))
+        return self.sampling.event(self.mechanism.event(self.noise_over_clip))
 
     def event_of(self, row: int) -> "DpEvent":
         """What round ``row``, from 1, is charged; where noise is correlated the first one pays for all."""
         from dp_accounting import NoOpDpEvent
 
-        return self.event() if self.correlation is None or row == 1 else NoOpDpEvent()
+        return self.event() if self.mechanism.rounds is None or row == 1 else NoOpDpEvent()
 
     def epsilon(self, delta: float, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()) -> float:
         """Epsilon at ``delta`` after ``prior`` and ``rounds`` rounds (default: all of them)."""
@@ -127,8 +92,8 @@ class Plan:
 
         if not affordable(1):
             return 0
-        if self.correlation is not None:
-            return self.correlation.num_rounds
+        if self.mechanism.rounds is not None:
+            return self.mechanism.rounds
         most = 1
         while most < MOST_ROUNDS and affordable(2 * most):
             most *= 2
@@ -189,10 +154,8 @@ class Plan:
     def _after(self, rounds: int, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
         from dp_accounting import SelfComposedDpEvent
 
-        return [
-            *prior,
-            SelfComposedDpEvent(self.event(), rounds if self.correlation is None else min(rounds, 1)),
-        ]
+        releases = rounds if self.mechanism.rounds is None else min(rounds, 1)
+        return [*prior, SelfComposedDpEvent(self.event(), releases)]
 
     def _noise(self) -> float:
         if self.noise_multiplier is None:
@@ -201,20 +164,6 @@ class Plan:
 
     def _sensitivity_in_clips(self) -> int:
         return 2 if self.adjacency is Adjacency.REPLACE_ONE else 1
-
-
-def _require_promise(sampling: Sampling, correlation: "Correlation") -> None:
-    turns: Turns | None = getattr(sampling, "turns", None)
-    if (
-        turns is None
-        or turns.separation < correlation.separation
-        or turns.max_participations > correlation.max_participations
-    ):
-        remedy = (
-            f"a {sampling.name} cohort does not promise that a client takes part at most "
-            f"{correlation.max_participations} times, {correlation.separation} rounds apart; use cohort=min_separation"
-        )
-        raise Refusal("noise", "correlated", remedy)
 
 
 def _positive(field: str, value: float) -> float:

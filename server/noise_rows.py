@@ -1,27 +1,48 @@
-"""A run with correlated noise, row by row: who took part, and what is added to the sum.
+"""Rows of a run: which release a round is, who took part in those before, and the stream of each one's noise.
 
-The ledger holds every row and its cohort before anything is sent. A declared simulation repeats a row bit for bit, so
-row and round are one. On real data nobody trains the same update twice: a row that was reserved before a crash may
+Where each round is a release of its own, row and round are one. Where the whole run is one release, the ledger holds
+every row and its cohort before anything is sent. A declared simulation repeats a row bit for bit, so that row and round
+are one there too. On real data nobody trains the same update twice: a row that was reserved before a crash may
 have left and is never used again; its clients have taken part, and the round goes on with the next row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from dp_accounting.dp_event import DpEvent
-
 from ..privacy.adaptation import NOTHING_ADAPTS
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
-from ..privacy.mechanisms.correlated_noise import NoiseRows
-from ..privacy.mechanisms.private_sum import Vector
-from ..privacy.mechanisms.randomness import Randomness, keyed_stream
-from ..privacy.mechanisms.sum_spec import SumSpec
-from ..privacy.plan import Plan
+from ..privacy.mechanisms.randomness import Randomness, Stream, keyed_stream
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort
 from .round_terms import ClientPrivacy
+
+
+@dataclass(frozen=True)
+class RoundRows:
+    """The rows of a run each round of which is a release of its own."""
+
+    randomness: Randomness
+    cohorts: tuple[()] = ()
+
+    def skip_to(self, number: int) -> None:
+        """Keep nothing: rounds do not depend on each other."""
+
+    def next(self, number: int) -> int:
+        """Return the round's number."""
+        return number
+
+    def take(self, cohort: Sequence[int]) -> None:
+        """Keep nothing."""
+
+    def told(self, cohort: Sequence[int]) -> None:
+        """Return None: who takes part is nobody's business."""
+
+    def stream_of(self, row: int) -> Stream:
+        """Return a stream of the row's own."""
+        return self.randomness.stream("noise", row)
 
 
 class NoRowLeft(BudgetExhausted):
@@ -35,17 +56,17 @@ class NoRowLeft(BudgetExhausted):
 
 @dataclass
 class RunRows:
-    """The rows of one run.
+    """The rows of a run that is one release.
 
     Attributes:
-      plan: calibrated, with a correlation.
+      count: of rows.
       ledger: of the population.
       name: what the ledger calls the run and the mechanism.
       randomness: seeded in a declared simulation.
       key: of the noise where the randomness is not seeded.
     """
 
-    plan: Plan
+    count: int
     ledger: Ledger
     name: tuple[str, str]
     randomness: Randomness
@@ -53,18 +74,16 @@ class RunRows:
     cohorts: list[list[int]] = field(default_factory=list[list[int]])
 
     def __post_init__(self) -> None:
-        assert self.plan.correlation is not None
         seeded = self.randomness.seed is not None
         if not seeded and self.key is None:
             raise Refusal(
                 "noise_key", None, "noise that later rounds take back needs a key that survives a crash"
             )
-        stream_of = (
+        self.stream_of = (
             partial(self.randomness.stream, "noise")
             if self.key is None
             else partial(keyed_stream, self.key, "noise")
         )
-        self._noise = NoiseRows(self.plan.correlation, stream_of)
 
     def skip_to(self, number: int) -> None:
         """Continue after round `number`, which an earlier process finished."""
@@ -75,37 +94,50 @@ class RunRows:
             )
         self.cohorts = paid if self.randomness.seed is None else paid[:number]
 
-    def next(self) -> int:
-        """Return the row that comes next.
+    def next(self, number: int) -> int:
+        """Return the row that comes next, whichever round it is for.
 
         Raises:
           NoRowLeft: all are used.
         """
-        assert self.plan.correlation is not None
-        if len(self.cohorts) >= self.plan.correlation.num_rounds:
-            raise NoRowLeft(self.plan.correlation.num_rounds)
+        del number
+        if len(self.cohorts) >= self.count:
+            raise NoRowLeft(self.count)
         return len(self.cohorts) + 1
 
-    def add_noise(self, total: Vector, row: int, spec: SumSpec) -> tuple[Vector, DpEvent]:
-        """Return the sum with this row's noise, and the event of the whole run."""
-        return self._noise.add(total, row, self.plan.noise_over_clip, spec)
+    def take(self, cohort: Sequence[int]) -> None:
+        """Note who takes part in the row that comes next."""
+        self.cohorts.append(list(cohort))
+
+    def told(self, cohort: Sequence[int]) -> tuple[int, ...]:
+        """Return who takes part: later draws must know it."""
+        return tuple(cohort)
+
+
+Rows = RoundRows | RunRows
 
 
 def rows_of(
     name: tuple[str, str], cohort: Cohort, privacy: ClientPrivacy | None, randomness: Randomness
-) -> RunRows | None:
-    """Return the rows of the run and mechanism of this name; None where each round is a release of its own.
+) -> Rows:
+    """Return the rows of a run.
+
+    Args:
+      name: of the run and the sum, as the ledger calls them.
+      cohort: draws the clients.
+      privacy: says how many rounds are one release.
+      randomness: seeded in a declared simulation.
 
     Raises:
       Refusal: who took part must be kept, and the plan keeps nothing; or something is to adapt.
     """
-    correlation = None if privacy is None else privacy.plan.correlation
-    if cohort.turns is not None and correlation is None:
+    count = None if privacy is None else privacy.plan.mechanism.rounds
+    if cohort.turns is not None and count is None:
         remedy = "who took part is kept with a plan for the whole run; give the plan a correlation"
         raise Refusal("cohort", cohort.name, remedy)
-    if privacy is None or correlation is None:
-        return None
+    if privacy is None or count is None:
+        return RoundRows(randomness)
     if privacy.adaptation != NOTHING_ADAPTS:
         remedy = "rounds that are one release together are fixed in advance; let nothing adapt"
         raise Refusal("adaptation", privacy.adaptation, remedy)
-    return RunRows(privacy.plan, privacy.ledger, name, randomness, privacy.noise_key)
+    return RunRows(count, privacy.ledger, name, randomness, privacy.noise_key)

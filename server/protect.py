@@ -13,7 +13,8 @@ from ..privacy.ledger.ledger import Ledger
 from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort
 from .participants import Participants
-from .private_grid import ClientPrivacy, PrivateGrid
+from .private_grid import PrivateGrid
+from .round_terms import ClientPrivacy
 
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
 

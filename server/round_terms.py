@@ -1,11 +1,15 @@
-"""What protects a round's clients, by how many answers it goes, and what it did."""
+"""Values of a round: what protects its clients, what is summed, by how many answers it goes, and what it did."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from flwr.app import RecordDict
 
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
 from ..privacy.ledger.ledger import Ledger
+from ..privacy.mechanisms.private_sum import Vector
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.plan import Plan
 
 
@@ -18,7 +22,7 @@ class ClientPrivacy:
       ledger: the population's ledger, open for writing.
       metrics_share: share of the squared clipping norm that the scalars may use, in [0, 1).
       adaptation: what rounds choose from what earlier ones released.
-      noise_key: of correlated noise on real data, the same whenever the run goes on.
+      noise_key: of noise that later rounds take back, on real data; the same whenever the run goes on.
     """
 
     plan: Plan
@@ -62,3 +66,48 @@ class Answers:
 
 
 ALL_ANSWERS = Answers()
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What is summed: its name on the ledger, what the clients start from, and what their vectors are.
+
+    Attributes:
+      run, row: of the release.
+      content: the strategy's records.
+      message_type: a kind of `train`.
+      spec: clipping norm and scalars.
+      coordinates: of the update.
+      noise_multiplier: of the sum over its clipping norm; 0 without noise.
+      number: of the round, which is the row unless a crash lost rows.
+    """
+
+    run: str
+    row: int
+    content: RecordDict
+    message_type: str
+    spec: SumSpec
+    coordinates: int
+    noise_multiplier: float
+    number: int = field(default=0, compare=False)
+
+    def asks_as(self, other: Sum) -> bool:
+        """Whether only what the clients start from may differ: that is no part of an attempt's terms."""
+        return replace(self, content=other.content) == other
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What a sum is handed on as.
+
+    Attributes:
+      arrays: the mean update by name.
+      scalars: the mean of every scalar.
+      seen: the mean as an audit sees it, before its canaries are taken out.
+      denominator: what divided the sum.
+    """
+
+    arrays: dict[str, Vector]
+    scalars: dict[str, float]
+    seen: dict[str, Vector]
+    denominator: float

@@ -24,7 +24,8 @@ from ..privacy.adaptation import Choices
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS, memory_arrays, view
 from .checkpoint import strategy_state
-from .private_grid import PrivateGrid, Round
+from .private_grid import PrivateGrid
+from .round_terms import Round
 
 Arrays = dict[str, NDArray[np.generic]]
 

@@ -16,8 +16,8 @@ import numpy as np
 from dp_accounting.dp_event import DpEvent, PoissonSampledDpEvent
 
 from ..privacy.mechanisms.randomness import Stream
-from ..privacy.plan import Turns, least_participations
 from ..privacy.refusal import Refusal
+from ..privacy.sampling import Turns, least_participations
 
 Earlier = Sequence[Sequence[int]]  # the cohorts of all rounds before, in their order
 

@@ -12,8 +12,8 @@ from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.server.masking import Masking
-from fedveil.server.secure_attempt import Opened, Sum
-from fedveil.server.secure_sum import SecureSums
+from fedveil.server.round_terms import Sum
+from fedveil.server.secure_sum import Opened, SecureSums
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 

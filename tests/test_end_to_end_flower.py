@@ -27,8 +27,8 @@ from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.server.masking import Masking
-from fedveil.server.secure_attempt import Opened, Sum
-from fedveil.server.secure_sum import SecureSums
+from fedveil.server.round_terms import Sum
+from fedveil.server.secure_sum import Opened, SecureSums
 
 pytestmark = pytest.mark.campaign
 

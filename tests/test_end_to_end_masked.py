@@ -15,7 +15,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.server import ServerAttempt
-from fedveil.server.secure_attempt import Attempt
+from fedveil.server.secure_sum import Attempt
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.secure_wire import Exchange
 

@@ -477,12 +477,12 @@ def test_two_runs_on_real_data_share_no_noise(tmp_path: Path, hospitals: list[st
 def test_a_resumed_run_on_real_data_is_charged_anew_and_repeats_no_noise(
     commands: Any, hospitals: list[str]
 ) -> None:
-    from fedveil.server.private_grid import PrivateGrid
+    from fedveil.server.open_sum import OpenSums
 
     run_folder = commands.folder / "run"
 
     def kill_after_the_noise_of_round_2() -> None:
-        true = PrivateGrid._noised
+        true = OpenSums._noised
 
         def deadly(self: Any, cohort_sum: Any, number: int, spec: Any) -> Any:
             before = cohort_sum.total.copy()
@@ -492,7 +492,7 @@ def test_a_resumed_run_on_real_data_is_charged_anew_and_repeats_no_noise(
                 os.kill(os.getpid(), signal.SIGKILL)
             return noised
 
-        PrivateGrid._noised = deadly  # type: ignore[method-assign]
+        OpenSums._noised = deadly  # type: ignore[method-assign]
 
     argv = ("simulate", *hospitals, "privacy.target_epsilon=2", f"hydra.run.dir={run_folder}")
     code, command = commands.run(*argv, first=kill_after_the_noise_of_round_2)
@@ -501,7 +501,7 @@ def test_a_resumed_run_on_real_data_is_charged_anew_and_repeats_no_noise(
     assert len(reserved(ledger)) == 2
 
     noises: list[Any] = []
-    true = PrivateGrid._noised
+    true = OpenSums._noised
 
     def watching(self: Any, cohort_sum: Any, number: int, spec: Any) -> Any:
         before = cohort_sum.total.copy()
@@ -510,7 +510,7 @@ def test_a_resumed_run_on_real_data_is_charged_anew_and_repeats_no_noise(
         return noised
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrivateGrid, "_noised", watching)
+        patch.setattr(OpenSums, "_noised", watching)
         result = really(run_folder, [f"resume={run_folder}"]).result
     assert result["status"] == "completed"
     assert len(reserved(ledger)) == 1 + 1 + 2, "round 2 is charged twice, since it left twice"
@@ -602,14 +602,14 @@ def test_the_plan_says_how_it_is_counted(capsys: pytest.CaptureFixture[str]) -> 
 def test_correlated_noise_on_real_data_goes_on_from_its_key_and_uses_no_row_twice(
     commands: Any, hospitals: list[str]
 ) -> None:
-    from fedveil.server.private_grid import PrivateGrid
+    from fedveil.server.open_sum import OpenSums
 
     run_folder, key = commands.folder / "run", commands.folder / "run" / "noise.key"
     own = [each for each in hospitals if not each.startswith("cohort.")]
     own += ["cohort=min_separation", "cohort.size=10", "privacy.noise=correlated", "privacy.target_epsilon=2"]
 
     def kill_after_the_noise_of_round_2() -> None:
-        true = PrivateGrid._noised
+        true = OpenSums._noised
 
         def deadly(self: Any, cohort_sum: Any, row: int, spec: Any) -> Any:
             noised = true(self, cohort_sum, row, spec)
@@ -617,7 +617,7 @@ def test_correlated_noise_on_real_data_goes_on_from_its_key_and_uses_no_row_twic
                 os.kill(os.getpid(), signal.SIGKILL)
             return noised
 
-        PrivateGrid._noised = deadly  # type: ignore[method-assign]
+        OpenSums._noised = deadly  # type: ignore[method-assign]
 
     argv = ("simulate", *own, f"hydra.run.dir={run_folder}")
     code, command = commands.run(*argv, first=kill_after_the_noise_of_round_2)

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from fedveil.privacy.mechanisms.metrics_share import ERROR, MOST_SHARE, ROUNDS, least_share
 from fedveil.privacy.mechanisms.private_sum import CohortSum, add_noise, decode
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import ERROR, MOST_SHARE, ROUNDS, Scalar, SumSpec, least_share
 
 METRICS = (Scalar("loss", 5.0), Scalar("num-examples", 100.0))
 

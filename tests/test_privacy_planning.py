@@ -45,7 +45,7 @@ def test_the_default_run_needs_the_published_noise() -> None:
 
 def test_a_run_with_correlated_noise_is_one_gaussian() -> None:
     correlation = Correlation(100, separation=4, max_participations=25, bands=4)
-    plan = replace(PLAN, sampling=MinSeparation(100, 4, 25), correlation=correlation).calibrate(BUDGET)
+    plan = replace(PLAN, sampling=MinSeparation(100, 4, 25), mechanism=correlation).calibrate(BUDGET)
     (alone,) = {plan.epsilon(1e-4, rounds) for rounds in (1, 50, 100)}
     assert alone == epsilon([plan.event()], 1e-4) <= 3.0
     assert plan.noise_multiplier == pytest.approx(1.223, abs=0.002)

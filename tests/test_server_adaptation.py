@@ -20,7 +20,8 @@ from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Scalar
 from fedveil.server.participants import Participants
-from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
+from fedveil.server.private_grid import PrivateGrid
+from fedveil.server.round_terms import ClientPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy

@@ -20,7 +20,8 @@ from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.server.participants import Participants
-from fedveil.server.private_grid import Answers, ClientPrivacy, PrivateGrid
+from fedveil.server.private_grid import PrivateGrid
+from fedveil.server.round_terms import Answers, ClientPrivacy
 from fedveil.server.rounds import Loop, Pace, State, Status, run_rounds
 from fedveil.server.run.build import build, seen_by_answers
 from fedveil.server.secure_sum import SecureSums

@@ -18,10 +18,11 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.server import noise_key
+from fedveil.server.accounts import MECHANISM
 from fedveil.server.noise_rows import NoRowLeft
 from fedveil.server.participants import Participants
-from fedveil.server.private_grid import MECHANISM, ClientPrivacy, PrivateGrid
-from fedveil.server.round_terms import ALL_ANSWERS
+from fedveil.server.private_grid import PrivateGrid
+from fedveil.server.round_terms import ALL_ANSWERS, ClientPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import Fixed, MinSeparation
 from fedveil.strategies.registry import make_strategy
@@ -56,7 +57,7 @@ def open_ledger(tmp_path: Path) -> Callable[[bool], Ledger]:
 
 
 def grid_of(ledger: Ledger, seed: int | None, key: bytes | None = KEY) -> PrivateGrid:
-    plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, COHORT, 1.0, ROUNDS, 1.0, correlation=CORRELATION)
+    plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, COHORT, 1.0, ROUNDS, 1.0, mechanism=CORRELATION)
     privacy = ClientPrivacy(plan, ledger, noise_key=key)
     inner = InProcessGrid(still_app(), CLIENTS, {})
     return PrivateGrid(
@@ -159,7 +160,7 @@ def test_a_row_reserved_for_other_clients_is_refused(open_ledger: Any) -> None:
 def test_correlated_noise_needs_a_promise_and_a_key(open_ledger: Any) -> None:
     for cohort in (Fixed(3), MinSeparation(3, 3, 2), MinSeparation(3, 4, 3)):
         with pytest.raises(Refusal, match="does not promise"):
-            Plan(Unit.CLIENT, Adjacency.ZERO_OUT, cohort, 1.0, ROUNDS, 1.0, correlation=CORRELATION)
+            Plan(Unit.CLIENT, Adjacency.ZERO_OUT, cohort, 1.0, ROUNDS, 1.0, mechanism=CORRELATION)
     with open_ledger(False) as ledger:
         with pytest.raises(Refusal, match="noise_key"):
             grid_of(ledger, None, key=None)

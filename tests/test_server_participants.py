@@ -14,8 +14,8 @@ from fedveil.client.private_update import private_update
 from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.server.participants import Participants
-from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
-from fedveil.server.round_terms import ALL_ANSWERS
+from fedveil.server.private_grid import PrivateGrid
+from fedveil.server.round_terms import ALL_ANSWERS, ClientPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.canaries import add_canaries, canary_updates
 from fedveil.strategies.client_settings import CanaryClients

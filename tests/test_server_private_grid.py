@@ -18,7 +18,8 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Scalar
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.participants import Participants
-from fedveil.server.private_grid import ClientPrivacy, PrivateGrid
+from fedveil.server.private_grid import PrivateGrid
+from fedveil.server.round_terms import ClientPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, Poisson
 from fedveil.strategies.registry import (

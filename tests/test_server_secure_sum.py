@@ -16,8 +16,7 @@ from fedveil.privacy.secagg.messages import read_any
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.privacy.secagg.roster import Roster
 from fedveil.privacy.secagg.transcript import Profile
-from fedveil.server.secure_attempt import Opened
-from fedveil.server.secure_sum import ATTEMPTS, SecureSums
+from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.strategies.secure_wire import Exchange, messages_of, read_place
 

@@ -37,11 +37,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from dp_accounting.dp_event import GaussianDpEvent
+from dp_accounting.dp_event import DpEvent
 from numpy.typing import NDArray
 
 from ..refusal import Refusal
+from ..sampling import Sampling, Turns
 from .discrete_gaussian import MAX_SIGMA, sample
+from .mechanism import gaussian
 from .private_sum import Vector
 from .randomness import Stream
 from .sum_spec import SumSpec
@@ -54,7 +56,7 @@ _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the 
 
 @dataclass(frozen=True)
 class Correlation:
-    """How the noise of a run's rounds hangs together, and the participation that pays for it; public.
+    """Mechanism whose noise hangs together over a run's rounds, and the participation that pays for it; public.
 
     Attributes:
       num_rounds: rows of noise, at least 1; there is none after them.
@@ -76,6 +78,45 @@ class Correlation:
             most = min(self.num_rounds, MOST_BANDS)
             raise Refusal("bands", self.bands, f"give at most {most}: a row of noise is kept for each")
 
+    @property
+    def rounds(self) -> int:
+        """All of the run's rounds are one release."""
+        return self.num_rounds
+
+    @property
+    def described(self) -> str:
+        """What the whole run costs, and what is gained."""
+        paid = "The whole run is one release, paid for in its first round; noise is"
+        if self.bands == 1:
+            return f"{paid} independent."
+        share = self.error / replace(self, bands=1).error
+        return (
+            f"{paid} correlated over {self.bands} rounds: "
+            f"the models' error is {share:.3f} of that of independent noise."
+        )
+
+    def require(self, sampling: Sampling) -> None:
+        """Refuse a sampling that does not promise this participation."""
+        turns: Turns | None = getattr(sampling, "turns", None)
+        if (
+            turns is None
+            or turns.separation < self.separation
+            or turns.max_participations > self.max_participations
+        ):
+            remedy = (
+                f"a {sampling.name} cohort does not promise that a client takes part at most "
+                f"{self.max_participations} times, {self.separation} rounds apart; use cohort=min_separation"
+            )
+            raise Refusal("noise", "correlated", remedy)
+
+    def event(self, noise_multiplier: float) -> DpEvent:
+        """Return what all rounds together cost: one Gaussian."""
+        return gaussian(noise_multiplier)
+
+    def noise(self, stream_of: Callable[[int], Stream]) -> NoiseRows:
+        """Return the run's rows of noise."""
+        return NoiseRows(self, stream_of)
+
     @cached_property
     def coefficients(self) -> NDArray[np.int64]:
         """A's first column: shape (bands,), from 2^SCALE_BITS falling, all positive."""
@@ -83,9 +124,13 @@ class Correlation:
         root = np.cumprod(np.concatenate([[1.0], (2 * steps - 1) / (2 * steps)]))
         return np.rint(root * 2**SCALE_BITS).astype(np.int64)
 
-    @cached_property
+    @property
     def sensitivity(self) -> float:
         """How far one client moves A X / D, in clipping norms; sqrt(participations) for independent noise."""
+        return self._sensitivity
+
+    @cached_property
+    def _sensitivity(self) -> float:
         total = np.zeros(self.num_rounds, np.int64)
         starts = range(0, self.num_rounds, self.separation)[: self.max_participations]
         for start in starts:
@@ -129,9 +174,7 @@ class NoiseRows:
         self._last = 0
         self._recent: deque[NDArray[np.int64]] = deque(maxlen=self._correlation.bands - 1)  # newest first
 
-    def add(
-        self, total: Vector, row: int, noise_multiplier: float, spec: SumSpec
-    ) -> tuple[Vector, GaussianDpEvent]:
+    def add(self, total: Vector, row: int, noise_multiplier: float, spec: SumSpec) -> tuple[Vector, DpEvent]:
         """Return the sum with row `row` of the noise, and the event that accounts for all rows of the run together.
 
         Args:
@@ -153,7 +196,7 @@ class NoiseRows:
         noise = np.zeros(total.size, np.int64)
         while self._last < row:
             noise = self._next(sigma, total.size)
-        return total + noise, GaussianDpEvent(float(noise_multiplier))
+        return total + noise, gaussian(noise_multiplier)
 
     def _next(self, sigma: int, size: int) -> NDArray[np.int64]:
         stream = self._stream_of(self._last + 1)

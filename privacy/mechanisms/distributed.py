@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..refusal import Refusal
 from .discrete_gaussian import sample
+from .mechanism import gaussian
 from .private_sum import UNCLIPPED, Arrays, Vector, centre, decode, squared_norm
 from .randomness import Stream, keyed_stream
 from .rotation import rotate, unrotate
@@ -138,7 +139,7 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
     if not attendance.least <= survivors <= attendance.most:
         remedy = f"release nothing: the sum needs {attendance.least} to {attendance.most} survivors"
         raise Refusal("survivors", survivors, remedy)
-    return _gaussian(spec.noise_multiplier(survivors - attendance.colluders, survivors))
+    return gaussian(spec.noise_multiplier(survivors - attendance.colluders, survivors))
 
 
 def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Sequence[bytes]]) -> int:
@@ -161,12 +162,6 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
             for layer, seed in zip(layers, seeds, strict=True):
                 _add_noise(total, layer.sigma, keyed_stream(seed, _LAYER), np.subtract)
     return taken
-
-
-def _gaussian(noise_multiplier: float) -> GaussianDpEvent:
-    from dp_accounting.dp_event import GaussianDpEvent  # clients do without
-
-    return GaussianDpEvent(float(noise_multiplier))
 
 
 def fill(total: Words, survivors: int, spec: ShareSpec, stream: Stream) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .discrete_gaussian import sample
+from .mechanism import gaussian
 from .randomness import Stream
 from .sum_spec import Scalar, SumSpec
 
@@ -287,8 +288,6 @@ def add_noise(
       spec: the round's public parameters, private.
       stream: a stream that serves this release and no other.
     """
-    from dp_accounting.dp_event import GaussianDpEvent  # clients, who add no noise, do without
-
     if spec.clipping_norm is None:
         raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")
     sigma = math.ceil(noise_multiplier * spec.cells)
@@ -296,7 +295,7 @@ def add_noise(
     for start in range(0, total.size, _NOISE_BLOCK):
         block = noised[start : start + _NOISE_BLOCK]
         block += sample(sigma, block.size, stream)
-    return noised, GaussianDpEvent(float(noise_multiplier))
+    return noised, gaussian(noise_multiplier)
 
 
 def decode(

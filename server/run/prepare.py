@@ -19,7 +19,7 @@ from ...strategies.training_order import NEW
 from ...tasks.protocol import check_trainable
 from .. import noise_key
 from ..checkpoint import read
-from ..private_grid import ClientPrivacy
+from ..round_terms import ClientPrivacy
 from . import run_folder
 from .audit import RunAudit, begin
 from .client_instructions import client_settings

@@ -21,7 +21,7 @@ from ...privacy.refusal import Refusal
 from ...tasks.arrays import read_arrays
 from .. import noise_key
 from ..checkpoint import Checkpoint, restore_strategy, write, write_durably
-from ..private_grid import Round
+from ..round_terms import Round
 from ..rounds import Ending, State, Status
 from .audit import KEY as AUDIT_KEY
 from .audit import RunAudit

@@ -22,10 +22,9 @@ from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
-from fedveil.server import checkpoint, private_grid
+from fedveil.server import checkpoint, private_grid, secure_sum
 from fedveil.server.run import run_folder as recording
-from fedveil.server.secure_attempt import Attempt
-from fedveil.server.secure_sum import SecureSums
+from fedveil.server.secure_sum import Attempt, SecureSums
 from fedveil.strategies.secure_wire import Exchange, read_place
 
 SEED = 5
@@ -36,7 +35,7 @@ Dies = Callable[..., bool]
 def arrange(stage: str, number: int) -> None:
     """Let this process die at a stage of round `number`, if one is named; its noise repeats in any case."""
     Randomness.stream = _repeated  # type: ignore[method-assign]
-    for each in (private_grid, secure_mod):  # else a rotation by the run's name, which is new after each kill
+    for each in (secure_sum, secure_mod):  # else a rotation by the run's name, which is new after each kill
         each.rotation_seed = lambda _, row: bytes([row]) * 32
     _hasten()
     _keep_models()

@@ -25,7 +25,7 @@ from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.server.masking import Masking
-from fedveil.server.secure_attempt import Sum
+from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
 from fedveil.strategies.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.strategies.grids import AskingGrid

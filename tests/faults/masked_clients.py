@@ -11,8 +11,8 @@ from fedveil.client.secure_update import secure_update
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.server.masking import Masking, masked_spec
-from fedveil.server.secure_attempt import Opened, Sum
-from fedveil.server.secure_sum import ATTEMPTS, SecureSums
+from fedveil.server.round_terms import Sum
+from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.client_settings import Encryption
 from fedveil.strategies.identity import FIRST_NODE, simulated_identity, simulated_roster

@@ -19,7 +19,6 @@ from fedveil.client.training import cohort_training
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.server import private_grid
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import Poisson
 from fedveil.strategies.record_plan import PoissonBatches
@@ -127,7 +126,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault(private_sum, "shrink", lambda shrink: lambda vector, spec: None),
     ),
     "weights by example": (Fault(cohort_training, "encode_rows", _by_examples),),
-    "biases (10 numbers) without noise": (Fault(private_grid, "add_noise", _bare(-12, -2)),),
+    "biases (10 numbers) without noise": (Fault(private_sum, "add_noise", _bare(-12, -2)),),
     "the same noise in every round": (Fault(Randomness, "stream", _same_stream),),
     "accounted rate half of the real": (Fault(Poisson, "draw", _rate(2)),),
     "accounted rate a quarter of the real": (Fault(Poisson, "draw", _rate(4)),),

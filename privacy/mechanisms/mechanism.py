@@ -1,0 +1,120 @@
+"""Mechanisms: the laws of the noise on a run's sums, and what a release under each of them costs.
+
+A mechanism is public and frozen, and a part of the plan, which asks it for the event. The noise that it makes is secret.
+Four places add noise, and no other does:
+
+    central       the server, fresh in every round             `private_sum.add_noise`
+    correlated    the server, which later takes a part back    `correlated_noise.NoiseRows`
+    distributed   every client a share of it, before its       `distributed.encode_share`, and `distributed.take_back`
+                  vector is masked                             of what is too much
+    DP-SGD        a client, on its clipped gradients           `client/dp_sgd/train.py`
+
+What a client does to its vector and what the server does to the sum stand side by side: `encode` and `decode` in
+`private_sum` for the first two, `encode_share` and `decode_sum` in `distributed`. The sum of shares is accounted as one
+Gaussian, as are all steps of DP-SGD, so that their plans go by `CENTRAL`.
+
+A mechanism of the server's is one file beside this one and one line where `server/run/federation.py` chooses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent, GaussianDpEvent
+
+    from ..sampling import Sampling
+    from .private_sum import Vector
+    from .randomness import Stream
+    from .sum_spec import SumSpec
+
+
+class Noise(Protocol):
+    """The noise of one run; secret."""
+
+    def add(self, total: Vector, row: int, noise_multiplier: float, spec: SumSpec) -> tuple[Vector, DpEvent]:
+        """Return the sum with the noise of one row, and the event that accounts for it.
+
+        Args:
+          total: the cohort's sum on the lattice, whole numbers, shape (coordinates + scalars,).
+          row: of the release, from 1; no row may meet two different sums that both leave.
+          noise_multiplier: noise standard deviation over the clipping norm; the noise is never below it.
+          spec: public parameters, private.
+        """
+        ...
+
+
+class Mechanism(Protocol):
+    """The law of the noise; public."""
+
+    @property
+    def rounds(self) -> int | None:
+        """How many rounds are one release together; None where each of them is one."""
+        ...
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one client moves what is noised, in clipping norms."""
+        ...
+
+    @property
+    def described(self) -> str:
+        """A sentence for whoever plans; empty where there is nothing to say."""
+        ...
+
+    def require(self, sampling: Sampling) -> None:
+        """Refuse a sampling that does not keep what the event rests on."""
+        ...
+
+    def event(self, noise_multiplier: float) -> DpEvent:
+        """Return what one release costs a unit that takes part, at this noise over the clipping norm."""
+        ...
+
+    def noise(self, stream_of: Callable[[int], Stream]) -> Noise:
+        """Return the noise of a run, given the stream of each row, which serves that row and nothing else."""
+        ...
+
+
+def gaussian(noise_multiplier: float) -> GaussianDpEvent:
+    """Return the event of Gaussian noise over sensitivity."""
+    from dp_accounting.dp_event import GaussianDpEvent  # clients, who add no noise, do without
+
+    return GaussianDpEvent(float(noise_multiplier))
+
+
+@dataclass(frozen=True)
+class Central:
+    """Exact discrete Gaussian noise, fresh in every round."""
+
+    rounds: None = field(default=None, init=False)
+    sensitivity: float = field(default=1.0, init=False)
+    described: str = field(default="", init=False)
+
+    def require(self, sampling: Sampling) -> None:
+        """Take any sampling."""
+
+    def event(self, noise_multiplier: float) -> DpEvent:
+        """Return a Gaussian event."""
+        return gaussian(noise_multiplier)
+
+    def noise(self, stream_of: Callable[[int], Stream]) -> Noise:
+        """Return noise that takes each row's from its stream."""
+        return FreshNoise(stream_of)
+
+
+CENTRAL = Central()
+
+
+@dataclass(frozen=True)
+class FreshNoise:
+    """Independent noise for each row; see `Central`."""
+
+    stream_of: Callable[[int], Stream]
+
+    def add(self, total: Vector, row: int, noise_multiplier: float, spec: SumSpec) -> tuple[Vector, DpEvent]:
+        """Return the sum with exact discrete Gaussian noise, and its event; see `Noise`."""
+        from .private_sum import add_noise  # a device loads plans, and no sum
+
+        return add_noise(total, noise_multiplier, spec, self.stream_of(row))

@@ -1,0 +1,38 @@
+"""Samplings: who takes part in a round, as the accounting sees it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+
+class Sampling(Protocol):
+    """Who takes part in a round; the one place where amplification enters the accounting."""
+
+    @property
+    def name(self) -> str:
+        """The word that reports print: ``poisson``, ``fixed``, ``all``."""
+        ...
+
+    def event(self, mechanism: "DpEvent") -> "DpEvent":
+        """What one round costs whose participants run ``mechanism``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Promise of a sampling whose clients come by turns; a sampling that makes one has it as its `turns`.
+
+    Attributes:
+      separation: rounds from one participation of a client to its next, at least 1.
+      max_participations: of one client in the run, at least 1.
+    """
+
+    separation: int
+    max_participations: int
+
+
+def least_participations(size: int, population: int, num_rounds: int) -> int:
+    """Return how often the busiest client takes part where `size` of `population` do in every round."""
+    return -(-num_rounds * size // population)

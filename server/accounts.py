@@ -1,0 +1,210 @@
+"""Accounts of a run's sums: what clients send, what each round is charged, its noise, and what an audit sees of it.
+
+The grid asks an account and not whether there is one: sums that promise no client anything have `Unprotected`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from dp_accounting.dp_event import GaussianDpEvent
+
+from ..privacy.accounting.events import gaussian_scale
+from ..privacy.adaptation import Choices
+from ..privacy.audit.watching import Released
+from ..privacy.budget import Release, Unit
+from ..privacy.mechanisms.private_sum import Vector
+from ..privacy.mechanisms.sum_spec import Scalar, SumSpec, cells_for
+from ..privacy.plan import Plan
+from ..privacy.refusal import Refusal
+from ..strategies.cohorts import Cohort
+from ..strategies.wire import WEIGHT, Layout
+from .noise_rows import Rows
+from .round_terms import ClientPrivacy, Mean
+
+MECHANISM = "private_sum"
+MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
+
+
+class Unprotected:
+    """The account of sums that promise no client anything, weighted by examples; its functions are `Protected`'s."""
+
+    choices: Choices | None = None
+    noise = 0.0
+
+    def __init__(self, scalars: tuple[Scalar, ...]) -> None:
+        self._spec = SumSpec(None, (*scalars, Scalar(WEIGHT, MAX_EXAMPLES)))
+
+    def raise_noise(self, factor: float) -> None:
+        """Leave it: there is no noise."""
+
+    def spec(self, layout: Layout, expected: float) -> SumSpec:
+        """Return a spec without a clipping norm."""
+        del layout, expected
+        return self._spec
+
+    def reserve(self, row: int, cohort: Sequence[int]) -> None:
+        """Reserve nothing: no ledger is charged here."""
+
+    def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
+        """Return the sum as it is."""
+        del row, spec
+        return total
+
+    def check(self, event: GaussianDpEvent) -> None:
+        """Take any event."""
+
+    def seen(self, number: int, row: int, mean: Mean, drawn: tuple[int, Sequence[int], int]) -> None:
+        """Return None: nothing is claimed."""
+
+    def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
+        """Commit nothing."""
+
+
+@dataclass
+class Protected:
+    """The account of sums that hide whole clients.
+
+    Attributes:
+      privacy: plan, ledger, and what adapts.
+      scalars: metrics that may travel in the sum.
+      rows: of the run.
+      run: its name on the ledger.
+      rng: where its noise comes from, as the ledger records it.
+      more_noise: noise over what is planned, and charged.
+    """
+
+    privacy: ClientPrivacy
+    scalars: tuple[Scalar, ...]
+    rows: Rows
+    run: str
+    rng: str
+    more_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.choices: Choices | None = self.privacy.adaptation.first(self.privacy.plan)
+        self._noise = self.privacy.plan.mechanism.noise(self.rows.stream_of)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan with what the next round goes by: the noise follows the norm that clients clip to."""
+        now = self.choices
+        assert now is not None
+        return replace(
+            self.privacy.plan, clipping_norm=now.clipping_norm, noise_multiplier=now.noise_multiplier
+        )
+
+    @property
+    def noise(self) -> float:
+        """What is planned, and what was raised."""
+        return self.plan.noise_over_clip * self.more_noise
+
+    def raise_noise(self, factor: float) -> None:
+        """Raise it. What is chosen from what was released may not lower a charge, unless a filter counts."""
+        self.more_noise = factor
+
+    def spec(self, layout: Layout, expected: float) -> SumSpec:
+        """Return the plan's norm, and the scalars: metrics, and what the next choice needs."""
+        cells = cells_for(sum(int(np.prod(shape)) for shape in layout.values()))
+        plan = self.plan
+        scalars = (*self.scalars, *self.privacy.adaptation.scalars(plan, expected))
+        return SumSpec(plan.clipping_norm, scalars, self.privacy.metrics_share, cells)
+
+    def reserve(self, row: int, cohort: Sequence[int]) -> None:
+        """Reserve the row's release.
+
+        Raises:
+          BudgetExhausted: it does not fit; nothing was written.
+          Refusal: another run of this name has released the row with noise that cannot be repeated.
+        """
+        self.privacy.ledger.reserve_new(self._release(row, cohort))
+
+    def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
+        """Return a sum in the clear with the row's noise."""
+        noised, event = self._noise.add(total, row, self.noise, spec)
+        if event != self.privacy.plan.mechanism.event(self.noise):
+            raise AssertionError("the mechanism's event is not the one that was reserved")
+        return noised
+
+    def check(self, event: GaussianDpEvent) -> None:
+        """Fail where the noise that clients added is less than what was reserved.
+
+        Raises:
+          AssertionError: it is.
+        """
+        if event.noise_multiplier < self.plan.noise_over_clip:
+            raise AssertionError("the sum has less noise than was reserved")
+
+    def seen(self, number: int, row: int, mean: Mean, drawn: tuple[int, Sequence[int], int]) -> Released:
+        """Return the sum as an audit reads it: in clipping norms, beside what was claimed of its noise.
+
+        Args:
+          number: of the round.
+          row: of its release.
+          mean: what it led to.
+          drawn: how many real clients, which canaries, and how many real clients there are.
+        """
+        plan = self.plan
+        to_clips = mean.denominator / plan.clipping_norm
+        layers = [value * to_clips for value in mean.seen.values()]
+        noise = plan.noise_std / plan.clipping_norm * self.more_noise
+        rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
+        return Released(number, layers, noise, rate, charged, *drawn)
+
+    def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
+        """Commit what the row costs, and choose. A commit may travel with the next reservation."""
+        self.privacy.ledger.commit(self._release(row, cohort).key, durable=False)
+        assert self.choices is not None
+        self.choices = self.privacy.adaptation.next(self.choices, number, mean.scalars)
+
+    def _release(self, row: int, cohort: Sequence[int]) -> Release:
+        plan = self.plan
+        events = dict.fromkeys(plan.adversaries, plan.event_of(row))
+        order = plan.filter_order if self.privacy.adaptation.noise else None
+        return Release(
+            Unit.CLIENT,
+            self.run,
+            row,
+            MECHANISM,
+            events,
+            self.rng,
+            cohort=self.rows.told(cohort),
+            filter_order=order,
+        )
+
+
+Account = Protected | Unprotected
+
+
+def account_of(
+    privacy: ClientPrivacy | None,
+    cohort: Cohort,
+    scalars: tuple[Scalar, ...],
+    rows: Rows,
+    run: str,
+    rng: str,
+) -> Account:
+    """Return the account of a run's sums.
+
+    Args:
+      privacy: None promises no client anything.
+      cohort: draws the clients.
+      scalars: metrics that may travel in the sum; without a share of the norm none does.
+      rows: of the run.
+      run: its name on the ledger.
+      rng: where its noise comes from, as the ledger records it.
+
+    Raises:
+      Refusal: the plan is not calibrated, or was calibrated for another draw.
+    """
+    if privacy is None:
+        return Unprotected(scalars)
+    if privacy.plan.sampling != cohort:
+        raise Refusal(
+            "cohort", cohort.name, "the plan was calibrated for another draw; calibrate it for this one"
+        )
+    if privacy.plan.noise_multiplier is None:
+        raise Refusal("noise_multiplier", None, "calibrate the plan before it is used")
+    return Protected(privacy, scalars if privacy.metrics_share > 0 else (), rows, run, rng)

@@ -1,0 +1,77 @@
+"""Sums in the clear: the server adds the cohort's vectors, and the noise if there is to be any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from flwr.app import Message
+
+from ..privacy.mechanisms.private_sum import CohortSum, Vector, decode
+from ..privacy.mechanisms.sum_spec import SumSpec
+from ..strategies.wire import Layout, instruct
+from .accounts import Account
+from .masking import Masking
+from .participants import Participants
+from .round_terms import Answers, Mean, Round, Sum
+
+
+class OpenSums:
+    """Sums of one run's rounds in the clear.
+
+    Args:
+      participants: who takes part, and the grid that reaches them.
+      account: what they are promised.
+    """
+
+    def __init__(self, participants: Participants, account: Account) -> None:
+        self._participants, self._account = participants, account
+
+    def renew(self, answers: Answers, masking: Masking | None) -> None:
+        """Go on: the participants know by how many answers a round goes."""
+
+    def sum(
+        self,
+        drawn: Sequence[int],
+        wanted: Sum,
+        layout: Layout,
+        timeout: float | None,
+        coming: Callable[[], Sequence[int]],
+    ) -> tuple[Round, Mean | None]:
+        """Return what the round did, and the noisy mean; None below the quorum.
+
+        Args:
+          drawn: the round's cohort, canaries last.
+          wanted: what they sum.
+          layout: shapes of the update's arrays by name, in its order.
+          timeout: seconds for the replies; None waits for all.
+          coming: draws the cohort of the next row, which nothing is sent to ahead.
+        """
+        del coming
+        spec, participants = wanted.spec, self._participants
+        outgoing = instruct(wanted.content, spec, wanted.run, wanted.row)
+        order = Message(outgoing, 0, wanted.message_type, group_id=str(wanted.number))
+        size = wanted.coordinates + len(spec.scalars)
+        cohort_sum, dummies = participants.sum(order, drawn, spec, size, timeout)
+        total = self._noised(cohort_sum, wanted.row, spec)
+        asked, replies = participants.asked(drawn), cohort_sum.replies
+        if replies < participants.answers.quorum:
+            return Round(wanted.number, len(asked), replies, cohort_sum.dropped, abandoned=True), None
+        expected = participants.expected
+        mean, scalars = seen, _ = _decoded(total, layout, spec, expected, replies)
+        if dummies is not None:  # whole numbers: nothing of them is left
+            mean, scalars = _decoded(total - dummies, layout, spec, expected, replies)
+        again = cohort_sum.clipped_again
+        done = Round(wanted.number, len(asked), replies, cohort_sum.dropped, again, scalars)
+        return done, Mean(mean, scalars, seen, expected)
+
+    def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> Vector:
+        return self._account.noised(cohort_sum.total, row, spec)
+
+
+def _decoded(
+    total: Vector, layout: Layout, spec: SumSpec, expected: float, replies: int
+) -> tuple[dict[str, Vector], dict[str, float]]:
+    if spec.clipping_norm is None and replies == 0:
+        return {name: np.zeros(shape) for name, shape in layout.items()}, {}
+    return decode(total, layout, spec, expected)
