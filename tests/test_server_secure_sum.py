@@ -217,7 +217,7 @@ def test_vectors_are_asked_for_in_their_own_round_alone() -> None:
         place, sent = read_place(message.content), messages_of(message.content) or []
         kinds = [type(read_any(each)).__name__ for each in sent]
         assert ("Inbox" in kinds) == (place.exchange is Exchange.INBOX) == ("arrays" in message.content)
-        assert kinds[1:] == {Exchange.INBOX: ["Proposal"], Exchange.CONFIRMED: ["Cohort"]}.get(
+        assert kinds[1:] == {Exchange.INBOX: ["Proposal"], Exchange.CONFIRMED: ["CohortAdverts"]}.get(
             place.exchange, []
         )
 
