@@ -16,7 +16,7 @@ class Sampling(Protocol):
         ...
 
     def event(self, mechanism: "DpEvent") -> "DpEvent":
-        """What one round costs whose participants run ``mechanism``."""
+        """Return what one round costs whose participants run ``mechanism``."""
         ...
 
 
