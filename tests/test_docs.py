@@ -9,6 +9,7 @@ Above a block an HTML comment may say what the reader need not see:
 A page's blocks run in their order in one folder, as a reader would run them.
 """
 
+import ast
 import contextlib
 import importlib.util
 import os
@@ -307,6 +308,41 @@ def test_every_file_that_a_page_names_exists(name: str) -> None:
     spans = re.findall(r"`([^`\n]+)`", prose_of(ROOT / "docs" / f"{name}.md"))
     files = [span for span in spans if re.fullmatch(r"[\w/]+\.(py|yaml)", span) and "NAME" not in span]
     assert [file for file in files if "/" in file and not (ROOT / file).exists()] == []
+
+
+def said_by_the_program() -> list[re.Pattern[str]]:
+    """Return a pattern for each text of the package, with anything in the place of what is filled in."""
+    patterns: list[re.Pattern[str]] = []
+    for file in ROOT.rglob("*.py"):
+        if file.relative_to(ROOT).parts[0] not in (
+            "tests",
+            "benchmarks",
+            "docs",
+            "typings",
+            ".venv",
+            "build",
+        ):
+            patterns += [re.compile(text) for text in _texts(ast.parse(file.read_text()))]
+    return patterns
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        fixed = [each.value if isinstance(each, ast.Constant) else None for each in parts]
+        if len(" ".join(each for each in fixed if isinstance(each, str)).split()) >= 3:
+            yield "".join(re.escape(each) if isinstance(each, str) else ".+" for each in fixed)
+
+
+def test_the_sentences_of_the_troubleshooting_page_are_printed_by_the_program() -> None:
+    page = ROOT / "docs" / "troubleshooting.md"
+    quoted = [block.body.strip() for block in blocks_of(page) if block.language == "text"]
+    patterns = said_by_the_program()
+    assert len(quoted) >= 25
+    for sentence in quoted:
+        # What a `Refusal` says stands behind the field and its value.
+        said = [found for each in patterns if (found := each.search(sentence))]
+        assert any(found.end() == len(sentence) for found in said), sentence
 
 
 def test_the_task_of_the_quickstart_is_short_and_complete() -> None:
