@@ -25,8 +25,7 @@ from ..links.server_bundle import ServerBundle
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
 from ..server.run.audit import RunAudit, in_words, shown
-from ..server.run.audit_display import rows_of
-from ..server.run.display import say
+from ..server.run.display import rows_of, say
 from ..server.run.federation import Federation
 from ..server.run.run import RunResult
 from ..server.run.run_folder import Progress

@@ -39,7 +39,7 @@ from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.run import audit as auditing
 from fedveil.server.run import run_folder as recording
-from fedveil.server.run.report import read_events
+from fedveil.server.run.record_ledgers import read_events
 from fedveil.strategies.training_order import people_call, read_order
 from fedveil.strategies.wire import read_round
 

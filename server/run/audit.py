@@ -24,10 +24,10 @@ from .. import checkpoint, noise_key
 from ..auditing import ACTING, Auditor
 from ..private_grid import PrivateGrid
 from ..rounds import Ending, State, Status
-from .audit_display import AuditLine
-from .audit_plot import draw
 from .canary_clients import audited, canary_clients, support_of
+from .display import AuditLine
 from .federation import Federation, Run
+from .plots import draw_audit
 from .record_audit import Planted, planted
 
 ROWS = "audit.npy"
@@ -321,7 +321,7 @@ def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
     write_terms(audit, opened=over)
     looks = audit.auditor.looks or audit.auditor.record_looks
     if looks:
-        draw(looks, audit.run.folder / PLOT, title)
+        draw_audit(looks, audit.run.folder / PLOT, title)
     return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
         "memorisation": [asdict(each) for each in audit.auditor.found],
     }

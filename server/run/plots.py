@@ -1,19 +1,24 @@
-"""The picture of a run: accuracy and epsilon against rounds."""
+"""Pictures of a run: accuracy and epsilon against rounds, and what its audit measured beside what was claimed."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ...privacy.audit.run_audit import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ACCURACY = "#1b6ca8"
 EPSILON = "#c1440e"
+CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
+HEADROOM = 1.6  # above the largest number that matters; a ceiling may be out of sight
 
 
-def draw(history: list[dict[str, Any]], path: Path, title: str) -> None:
+def draw_run(history: list[dict[str, Any]], path: Path, title: str) -> None:
     """Write the curves of these rounds as a PNG."""
     import matplotlib
 
@@ -51,3 +56,52 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
     right.set_ylim(bottom=0)
     if len(finite) > 1:
         right.legend(loc="lower right", frameon=False)
+
+
+def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
+    """Write the looks as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rounds = [each.round for each in looks]
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    top = HEADROOM * max(
+        value for each in looks for value in (each.claimed, each.high) if math.isfinite(value)
+    )
+    axes.plot(
+        rounds, [each.claimed for each in looks], color=CLAIMED, marker="o", ms=3, label="claimed, at most"
+    )
+    shown = [min(each.epsilon, top) for each in looks]
+    errors = [
+        [value - min(each.low, top) for value, each in zip(shown, looks, strict=True)],
+        [min(each.high, top) - value for value, each in zip(shown, looks, strict=True)],
+    ]
+    axes.errorbar(
+        rounds,
+        shown,
+        errors,
+        color=MEASURED,
+        marker="s",
+        ms=4,
+        lw=0,
+        elinewidth=1.2,
+        capsize=3,
+        label="measured by canaries, 95 %",
+    )
+    ceiling = [min(each.ceiling, 2 * top) for each in looks]
+    axes.plot(rounds, ceiling, color=CEILING, linestyle="--", label="could have been shown")
+    blind = [each.ceiling <= each.claimed for each in looks]
+    axes.fill_between(
+        rounds, 0, top, where=blind, color=CEILING, alpha=0.12, lw=0, step="mid", label="too weak to tell"
+    )
+    axes.set_xlabel("round")
+    axes.set_ylabel("epsilon")
+    axes.set_ylim(0, top)
+    axes.grid(alpha=0.25)
+    axes.set_title(title, fontsize=10)
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

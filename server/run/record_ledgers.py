@@ -1,24 +1,28 @@
-"""The clients' own ledgers as one machine that simulates them all sees them: each one's spending, each one's head."""
+"""The clients' own ledgers as one machine that has them all sees them: their heads, and what records have lost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...privacy.accounting.epsilon import within
+from dp_accounting.dp_event import DpEvent
+
+from ...privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ...privacy.accounting.renyi_filter import counted
-from ...privacy.budget import Adversary
+from ...privacy.budget import Adversary, Budget
+from ...privacy.ledger.book import Book
 from ...privacy.ledger.caps import CapEnded, capped
 from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import Head
+from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.record_plan import record_plan
+from ...tasks.protocol import fingerprint
 from .federation import Federation
-from .report import read_events
 
 OUTSIDE = "a record that occurs at two clients: what it loses at each adds up"
 
@@ -76,3 +80,80 @@ def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
             raise Refusal("ledger", str(path), f"missing, though entry {head.seq} of it is known; restore it")
         with closing(Chain.for_reading(path)) as chain:
             chain.require(head)
+
+
+@dataclass
+class RecordMeter:
+    """Counts who took part, to say while a run goes on what the client that took part most often has revealed.
+
+    It says so for a client with the fewest records, whose every round costs most.
+
+    Attributes:
+      plan: of one round at that client.
+      budget: of its ledger, which refuses what the budget does not afford.
+      limited: whether the budget has a target at all; counting how many rounds it affords takes long if not.
+      prior: what the ledger that is spent most held before this run.
+    """
+
+    plan: Plan
+    budget: Budget
+    limited: bool
+    prior: tuple[DpEvent, ...] = ()
+    _rounds: dict[int, int] = field(default_factory=dict[int, int])
+    _known: dict[int, float] = field(default_factory=dict[int, float])
+    _affordable: int | None = None
+
+    def add(self, clients: Sequence[int]) -> None:
+        """Count one more round for each of these clients."""
+        for client in clients:
+            self._rounds[client] = self._rounds.get(client, 0) + 1
+
+    def epsilon(self) -> float:
+        """Return the epsilon of whoever took part most often, with the gate's discretisation."""
+        most = max(self._rounds.values(), default=0)
+        if self.limited:
+            self._affordable = self._affordable or self.plan.affordable_rounds(self.budget, self.prior)
+            most = min(self._affordable, most)
+        if most not in self._known:
+            events = [*self.prior, *[self.plan.event()] * most]
+            self._known[most] = epsilon(
+                events, self.budget.target_delta, self.budget.adjacency, GATE_INTERVAL
+            )
+        return self._known[most]
+
+
+def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:
+    """Return the meter of a run that is about to begin, if records are protected."""
+    if federation.record is None or client.record is None:
+        return None
+    budget = client.record.budget()
+    plan = record_plan(client.record, federation.sizes[0], client)
+    limited = federation.record.target_epsilon is not None
+    if federation.simulated:
+        return RecordMeter(plan, budget, limited)
+    paths = client_ledgers(federation, Path(client.record.ledger_dir))
+    distinct = {tuple(read_events(path, Adversary.MODEL)) for path in paths}
+
+    def cost(events: tuple[DpEvent, ...]) -> float:
+        return epsilon(events, budget.target_delta, budget.adjacency, GATE_INTERVAL)
+
+    return RecordMeter(plan, budget, limited, max(distinct, key=cost, default=()))
+
+
+def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
+    """Return those ledgers in `folder` that belong to this federation's clients; beside real data others live there."""
+    if folder is None:
+        return []
+    if federation.simulated:
+        return sorted(folder.glob("*.ledger"))
+    clients = range(federation.num_clients)
+    names = {fingerprint(federation.task.client_data(client)) for client in clients}
+    return sorted(path for name in names if (path := folder / f"{name[:32]}.ledger").exists())
+
+
+def read_events(path: Path, adversary: Adversary) -> Sequence[DpEvent]:
+    """Return what this adversary has seen, from a ledger that nobody needs to have open."""
+    book = Book()
+    with closing(Chain.for_reading(path)) as chain:
+        book.replay(chain)
+    return book.events(adversary)

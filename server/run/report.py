@@ -1,12 +1,11 @@
-"""What a run says it promised and spent: the ``privacy`` list of its result, and the versions it ran on."""
+"""Report of what a run promised and spent: the ``privacy`` list of its result, and the versions that it ran on."""
 
 from __future__ import annotations
 
 import math
 import platform
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,13 @@ from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, accountant_name, epsilon
 from ...privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from ...privacy.accounting.renyi_filter import accountant, counted
-from ...privacy.budget import Adjacency, Adversary, Budget, Unit
-from ...privacy.ledger.book import Book
-from ...privacy.ledger.hash_chain import Chain
+from ...privacy.budget import Adjacency, Adversary, Unit
 from ...privacy.ledger.ledger import Ledger
-from ...privacy.plan import Plan
 from ...strategies.client_settings import ClientSettings
 from ...strategies.cohorts import invited_size
 from ...strategies.record_plan import record_plan
-from ...tasks.protocol import fingerprint
 from .federation import EVERYBODY, Federation
+from .record_ledgers import read_events
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
 TAKEN_PART = "poisson batches, in the rounds taken part in"
@@ -59,64 +55,6 @@ class Spent:
             "accountant": self.accountant,
             "sampling": self.sampling,
         }
-
-
-@dataclass
-class RecordMeter:
-    """Counts who took part, to say while a run goes on what the client that took part most often has revealed.
-
-    It says so for a client with the fewest records, whose every round costs most.
-
-    Attributes:
-      plan: of one round at that client.
-      budget: of its ledger, which refuses what the budget does not afford.
-      limited: whether the budget has a target at all; counting how many rounds it affords takes long if not.
-      prior: what the ledger that is spent most held before this run.
-    """
-
-    plan: Plan
-    budget: Budget
-    limited: bool
-    prior: tuple[DpEvent, ...] = ()
-    _rounds: dict[int, int] = field(default_factory=dict[int, int])
-    _known: dict[int, float] = field(default_factory=dict[int, float])
-    _affordable: int | None = None
-
-    def add(self, clients: Sequence[int]) -> None:
-        """Count one more round for each of these clients."""
-        for client in clients:
-            self._rounds[client] = self._rounds.get(client, 0) + 1
-
-    def epsilon(self) -> float:
-        """Return the epsilon of whoever took part most often, with the gate's discretisation."""
-        most = max(self._rounds.values(), default=0)
-        if self.limited:
-            self._affordable = self._affordable or self.plan.affordable_rounds(self.budget, self.prior)
-            most = min(self._affordable, most)
-        if most not in self._known:
-            events = [*self.prior, *[self.plan.event()] * most]
-            self._known[most] = epsilon(
-                events, self.budget.target_delta, self.budget.adjacency, GATE_INTERVAL
-            )
-        return self._known[most]
-
-
-def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:
-    """Return the meter of a run that is about to begin, if records are protected."""
-    if federation.record is None or client.record is None:
-        return None
-    budget = client.record.budget()
-    plan = record_plan(client.record, federation.sizes[0], client)
-    limited = federation.record.target_epsilon is not None
-    if federation.simulated:
-        return RecordMeter(plan, budget, limited)
-    paths = client_ledgers(federation, Path(client.record.ledger_dir))
-    distinct = {tuple(read_events(path, Adversary.MODEL)) for path in paths}
-
-    def cost(events: tuple[DpEvent, ...]) -> float:
-        return epsilon(events, budget.target_delta, budget.adjacency, GATE_INTERVAL)
-
-    return RecordMeter(plan, budget, limited, max(distinct, key=cost, default=()))
 
 
 def spent(
@@ -235,25 +173,6 @@ def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> l
 
 def _steps(event: DpEvent) -> int:
     return event.count if isinstance(event, SelfComposedDpEvent) else 1
-
-
-def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
-    """Return those ledgers in `folder` that belong to this federation's clients; beside real data others live there."""
-    if folder is None:
-        return []
-    if federation.simulated:
-        return sorted(folder.glob("*.ledger"))
-    clients = range(federation.num_clients)
-    names = {fingerprint(federation.task.client_data(client)) for client in clients}
-    return sorted(path for name in names if (path := folder / f"{name[:32]}.ledger").exists())
-
-
-def read_events(path: Path, adversary: Adversary) -> Sequence[DpEvent]:
-    """Return what this adversary has seen, from a ledger that nobody needs to have open."""
-    book = Book()
-    with closing(Chain.for_reading(path)) as chain:
-        book.replay(chain)
-    return book.events(adversary)
 
 
 def _unprotected(

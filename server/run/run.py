@@ -35,7 +35,7 @@ from . import run_folder
 from .display import Display, ShownRound
 from .federation import Federation, Run
 from .prepare import make_strategy_of, opened, prepare
-from .report import record_meter
+from .record_ledgers import record_meter
 from .run_folder import Progress
 
 Arrays = dict[str, NDArray[np.generic]]

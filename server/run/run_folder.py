@@ -27,8 +27,8 @@ from .audit import KEY as AUDIT_KEY
 from .audit import RunAudit
 from .audit import end as end_audit
 from .federation import Federation, Run
-from .record_ledgers import KnownHeads, spending
-from .report import RecordMeter, client_ledgers, encryption, open_draws, spent, versions
+from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
+from .report import encryption, open_draws, spent, versions
 
 CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
 SAVED = "run.json"
@@ -362,9 +362,9 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
     write_durably(folder / MODEL, to_safetensors(model))
     write_durably(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode())
     if progress.history:
-        from .plots import draw
+        from .plots import draw_run
 
-        draw(progress.history, folder / CURVE, title)
+        draw_run(progress.history, folder / CURVE, title)
 
 
 def _finite(result: dict[str, Any]) -> dict[str, Any]:
