@@ -24,7 +24,7 @@ from ..links.flower.fleet_calls import node_fingerprint
 from ..links.flower.grid import SuperNodeGrid
 from ..links.flower.superlink import KEYS, LISTED, open_superlink
 from ..simulations.in_process import FIRST_NODE
-from .made_certificates import Authority
+from .made_certificates import MadeAuthority
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def flower_federation(
 
 
 def _write_server(folder: Path) -> None:
-    own = Authority().server()
+    own = MadeAuthority().server()
     for name, pem in (("ca.pem", own.ca), ("tls.pem", own.certificate), ("tls.key", own.key)):
         (folder / name).write_bytes(pem)
 

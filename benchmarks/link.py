@@ -28,7 +28,7 @@ from ..strategies.wire import SPEC_RECORD, memory_arrays
 from .engines import Options
 from .flower_link import flower_federation
 from .link_clients import ARRAYS, write_endpoints
-from .made_certificates import Authority
+from .made_certificates import MadeAuthority
 from .stopwatch import cpu_seconds, memory
 from .tables import Row, conditions, median, result_of
 
@@ -153,7 +153,7 @@ def _passed(grid: LinkGrid) -> int:
 @contextmanager
 def federation(clients: int, per_process: int) -> Generator[tuple[LinkGrid, list[int]]]:
     """A server in this process, and clients in others, all connected; and the numbers of their processes."""
-    authority = Authority()
+    authority = MadeAuthority()
     own = authority.server()
     nodes = tuple(range(FIRST_NODE, FIRST_NODE + clients))
     pairs = {node: authority.client(node) for node in nodes}

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from ..configs.bundle_files import Credentials
 
 
-class Authority:
+class MadeAuthority:
     """Signs what benchmarks and tests connect with."""
 
     def __init__(self, name: str = "federation") -> None:

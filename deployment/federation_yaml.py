@@ -72,7 +72,7 @@ class ClientEntry:
 
 
 @dataclass(frozen=True)
-class Federation:
+class FederationFile:
     """A federation as the operator wants it.
 
     Attributes:
@@ -94,7 +94,7 @@ class Federation:
     clients: tuple[ClientEntry, ...]
 
 
-def read_federation(path: Path) -> Federation:
+def read_federation(path: Path) -> FederationFile:
     """What the file says.
 
     Raises:
@@ -112,7 +112,7 @@ def read_federation(path: Path) -> Federation:
     for name, times in Counter(entry.name for entry in entries).items():
         if name == SERVER or times > 1:
             raise Refusal("name", name, "is the server's" if name == SERVER else "names two clients")
-    return Federation(*made, clients=tuple(entries))
+    return FederationFile(*made, clients=tuple(entries))
 
 
 def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int]:

@@ -23,7 +23,7 @@ from ..links.server_bundle import SERVER
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
 from .authority import Authority, issue, open_authority
-from .federation_yaml import Federation, read_federation
+from .federation_yaml import FederationFile, read_federation
 from .register import Issued, Register, read_register, write_register
 from .requirements import installed_requirements, wheel_requirements
 from .write_bundles import write_clients, write_server
@@ -37,7 +37,7 @@ class Desk:
     """The operator's folder: what is wanted, who signs, what was issued and what had been before."""
 
     folder: Path
-    federation: Federation
+    federation: FederationFile
     authority: Authority
     before: Register
     register: Register
@@ -106,7 +106,7 @@ def revoke(folder: Path, name: str) -> Desk:
         return _publish(replace(desk, register=desk.register.having(replace(issued, revoked=True))))
 
 
-def _check(federation: Federation, before: Register, requests: Mapping[str, Enrolment]) -> None:
+def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
     """Refuse what contradicts what was issued."""
     wanted = {entry.name for entry in federation.clients}
     for issued in before.admitted:

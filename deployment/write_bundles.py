@@ -14,14 +14,14 @@ from ..privacy.ledger.durable_files import replace_files
 from ..privacy.secagg.roster import write_roster
 from ..strategies.identity import FIRST_NODE
 from .authority import Authority
-from .federation_yaml import ClientEntry, Federation
+from .federation_yaml import ClientEntry, FederationFile
 from .register import Issued, Register
 from .systemd_units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
 
 PUBLIC = 0o644
 
 
-def write_server(folder: Path, federation: Federation, authority: Authority, register: Register) -> None:
+def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
     """All of the server's bundle but its private key; the list of who is admitted comes first."""
     settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
     _write(
@@ -45,7 +45,7 @@ def write_server(folder: Path, federation: Federation, authority: Authority, reg
 
 
 def write_clients(
-    folder: Path, federation: Federation, authority: Authority, register: Register, requirements: str
+    folder: Path, federation: FederationFile, authority: Authority, register: Register, requirements: str
 ) -> None:
     """All of the bundles in `folder`, of every client that is admitted, but their private keys."""
     entries = {entry.name: entry for entry in federation.clients}
@@ -68,7 +68,7 @@ def write_clients(
             (folder / issued.name / key).unlink(missing_ok=True)
 
 
-def _settings(federation: Federation, entry: ClientEntry, issued: Issued) -> dict[str, Any]:
+def _settings(federation: FederationFile, entry: ClientEntry, issued: Issued) -> dict[str, Any]:
     return {
         "federation": federation.name,
         "name": issued.name,

@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.benchmarks.link_clients import crowd, read_endpoints
-from fedveil.benchmarks.made_certificates import Authority
+from fedveil.benchmarks.made_certificates import MadeAuthority
 from fedveil.configs.bundle_files import Credentials
 from fedveil.links import device_answers
 from fedveil.links.grpc import device_end as link
@@ -40,7 +40,7 @@ class Federation:
 
     def __init__(self, folder: Path, nodes: tuple[int, ...]) -> None:
         self.folder, self.nodes = folder, nodes
-        self.authority = Authority()
+        self.authority = MadeAuthority()
         self.server = self.authority.server()
         self.pairs = {node: self.authority.client(node) for node in nodes}
         self.admit(*nodes)
