@@ -29,12 +29,12 @@ from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..privacy.refusal import Refusal
 from ..server.rounds import Pace, Status
 from ..server.run.build import build, with_members
+from ..server.run.client_instructions import order_of
 from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..server.run.run_folder import CONFIG, RESULT
 from .open_link import Link, open_link
 from .status import RUNNING, served_roster
-from .training_order import order_of
 from .watch import Watch, watching
 
 RUNS, LEDGERS = "runs", "ledgers"

@@ -157,7 +157,12 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
 
 
 def write_terms(audit: RunAudit, opened: bool = False) -> None:
-    """Write what is fixed, with the commitment; with the seed and the coins once they are `opened`."""
+    """Write what is fixed, with the commitment.
+
+    Args:
+      audit: of the run.
+      opened: write the seed and the coins of the canaries, too.
+    """
     auditor, seed = audit.auditor, audit.seed
     fields: dict[str, Any] = {"terms": asdict(auditor.terms), "on_alarm": audit.on_alarm}
     if seed is not None:
@@ -330,7 +335,14 @@ def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
 def as_json(
     terms: AuditTerms, summary: Summary | None, raised: list[Raised], on_alarm: str
 ) -> dict[str, Any]:
-    """Return an audit as plain data."""
+    """Return an audit as plain data.
+
+    Args:
+      terms: that were fixed before round 1.
+      summary: what the rounds showed; None where none was released.
+      raised: the alarms, in the order of their rounds.
+      on_alarm: what an alarm did.
+    """
     alarms = [
         {
             "round": each.round,

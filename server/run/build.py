@@ -1,4 +1,4 @@
-"""From settings to a federation, or a refusal before anything is written."""
+"""Construction of a federation from its settings, or a refusal before anything is written."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def build(settings: SimulationSettings, deployed: Deployed | None = None) -> Fed
       settings: validated.
       deployed: who the clients are where they are real. Of the task then only the model and the held-out examples
         are looked at.
+
     Raises:
       Refusal: naming the setting.
     """
@@ -57,10 +58,14 @@ def build(settings: SimulationSettings, deployed: Deployed | None = None) -> Fed
 
 
 def with_members(federation: Federation, deployed: Deployed) -> Federation:
-    """Return a running federation with other clients. Its plan stands: none goes by how many there are.
+    """Return a running federation with other clients. Its plan stands, since none depends on their number.
+
+    Args:
+      federation: that runs.
+      deployed: its clients by now.
 
     Raises:
-      Refusal: the settings would not be taken for so many.
+      Refusal: the settings do not suit the new number of clients.
     """
     num_clients = len(deployed.roster.members)
     check_cohort(federation.settings, num_clients)
@@ -74,7 +79,11 @@ def seen_by_answers(cohort: Cohort, link: LinkSettings) -> Cohort:
     """Return the cohort as its draw counts where a round goes by its answers.
 
     A secret draw amplifies because nobody can tell an absent client from one that sent nothing. A round that is
-    abandoned below a quorum, or ends once enough have answered, goes otherwise with one client more: it tells.
+    abandoned below a quorum, or ends once enough have answered, shows the difference.
+
+    Args:
+      cohort: as the settings describe it.
+      link: says whether rounds go by their answers.
     """
     return seen(cohort, SEEN_ANSWERS) if link.goes_by_answers else cohort
 

@@ -1,4 +1,4 @@
-"""How many canary clients stand beside the real ones, and what they are told."""
+"""Canary clients of an audit: how many stand beside the real clients, and what they are told."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def audited(settings: SimulationSettings) -> AuditSettings | None:
 
 
 def count_canaries(settings: SimulationSettings, task: Task) -> int:
-    """Return how many canaries there are.
+    """Return the number of canaries.
+
+    Args:
+      settings: of the federation.
+      task: whose model they change.
 
     Raises:
       Refusal: more than may stand beside these clients in an encrypted sum.
@@ -45,7 +49,7 @@ def count_canaries(settings: SimulationSettings, task: Task) -> int:
 
 
 def support_of(settings: AuditSettings, dimension: int) -> int:
-    """Return how many coordinates one canary uses."""
+    """Return how many of the model's `dimension` coordinates one canary uses."""
     return min(dimension, settings.support or SUPPORT)
 
 
@@ -57,7 +61,16 @@ def canary_clients(
     seed: bytes,
     scalars: tuple[Scalar, ...],
 ) -> CanaryClients:
-    """Return what canaries are told. What they say beside is the middle of each scalar's range, which adds nothing."""
+    """Return what canaries are told. Their scalars are the middle of each range, which adds nothing to the sum.
+
+    Args:
+      audit: its settings.
+      client: the client level, whose clip the canaries try.
+      task: whose model they change.
+      count: of canaries.
+      seed: secret, that their coins and directions are made from.
+      scalars: that travel with an update.
+    """
     return CanaryClients(
         first=task.num_clients,
         count=count,

@@ -1,4 +1,4 @@
-"""What a federation tells its clients, and the noise of their own that it plans for them."""
+"""Instructions to clients: the settings of simulated ones, with the noise of their own, and the order to real ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings, Encryption, RecordPrivacy
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
+from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...tasks import PLANTED
 from .client_plan import require_one_round
 from .display import warn
-from .federation import Federation, ledger_home
+from .federation import Federation, Run, ledger_home
 from .record_audit import canaries_of_each, plants_examples
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
@@ -25,7 +26,14 @@ MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the s
 def client_settings(federation: Federation, folder: Path) -> ClientSettings:
     """Return what clients are told; record-level noise is planned here, once for each size of data set.
 
-    Real clients plan it themselves, and are told by `deployment.training_order` what else there is to know.
+    Real clients plan it themselves, and hear what else there is to know from `order_of`.
+
+    Args:
+      federation: its parts.
+      folder: of the run; nothing is written there.
+
+    Raises:
+      Refusal: the noise affords no round, or the audit asks for loss traces of real data.
     """
     s = federation.settings
     settings = ClientSettings(
@@ -72,7 +80,15 @@ def _record_privacy(
 
 
 def traces_of(federation: Federation, folder: Path) -> str:
-    """Where simulated owners keep the losses of their records, which a run folder of real data must not hold."""
+    """Return the folder in which simulated owners keep the losses of their records; empty where they keep none.
+
+    Args:
+      federation: its parts.
+      folder: of the run.
+
+    Raises:
+      Refusal: the data are real, and a run folder must not hold such losses.
+    """
     audit = federation.settings.audit
     if audit is None or not audit.loss_traces:
         return ""
@@ -83,7 +99,7 @@ def traces_of(federation: Federation, folder: Path) -> str:
 
 
 def _encryption(federation: Federation) -> Encryption | None:
-    """What a simulated owner asks of every attempt: what the settings promise."""
+    """Return what a simulated owner asks of every attempt: what the settings promise."""
     asked = federation.settings.secagg
     if asked is None or federation.deployed is not None:
         return None
@@ -110,7 +126,12 @@ def _planned_noise(
 
 
 def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, int | float | str]:
-    """Return what a shipped task is made with; in a user's own, examples are planted at most."""
+    """Return the options that the task is made with; a user's own task gets at most the seed of planted examples.
+
+    Args:
+      settings: of the federation.
+      seed: of the simulation; None stands for 0.
+    """
     if settings.task.target is not None:
         return {PLANTED: seed or 0} if plants_examples(settings) else {}
     options: dict[str, int | float | str | None] = {
@@ -122,3 +143,41 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, in
         PLANTED: (seed or 0) if plants_examples(settings) else None,
     }
     return {key: value for key, value in options.items() if value is not None}
+
+
+def order_of(run: Run) -> dict[str, str]:
+    """Return what travels in the strategy's configuration: the same in every round of a process."""
+    s = run.federation.settings
+    order = TrainingOrder(
+        run=run.name,
+        privacy=run.federation.mode,
+        training=s.training,
+        client=_claim(run),
+        record=_record_order(run.federation),
+    )
+    return {ORDER_KEY: order.to_json()}
+
+
+def _claim(run: Run) -> ClientClaim | None:
+    if run.privacy is None:
+        return None
+    plan = run.privacy.plan
+    assert plan.noise_multiplier is not None
+    # What a round adds. Where clients come by turns, the plan's own figure is that of all of a client's rounds together.
+    return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
+
+
+def _record_order(federation: Federation) -> RecordOrder | None:
+    record = federation.record
+    if record is None:
+        return None
+    assert record.target_epsilon is not None
+    rounds = likely_participations(federation.cohort, federation.num_clients, federation.settings.num_rounds)
+    return RecordOrder(
+        record.target_epsilon,
+        record.target_delta,
+        record.max_grad_norm,
+        record.adjacency,
+        rounds,
+        record.gradients,
+    )

@@ -1,4 +1,4 @@
-"""The client level of a federation: its plan, what adapts in it, and what clients pay for their metrics."""
+"""Plan of the client level: its noise, what adapts in it, and what clients pay for their metrics."""
 
 from __future__ import annotations
 
@@ -26,9 +26,16 @@ def client_plan(
     num_rounds: int | None = None,
     filter_order: float | None = None,
 ) -> Plan | None:
-    """Return the calibrated plan of the client level for these rounds, given what the ledger already holds.
+    """Return the calibrated plan of the client level; None where clients are not protected.
 
-    `filter_order` is that of a ledger which goes by an RDP filter already.
+    Args:
+      federation: its parts.
+      prior: events that the ledger already holds.
+      num_rounds: still to come; None stands for all rounds of the settings.
+      filter_order: of a ledger that goes by an RDP filter already.
+
+    Raises:
+      Refusal: no noise makes these rounds fit what is left of the budget.
     """
     if federation.client is None:
         return None
@@ -54,7 +61,13 @@ def client_plan(
 def client_plan_with(
     federation: Federation, noise_multiplier: float, filter_order: float | None = None
 ) -> Plan | None:
-    """Return the plan with the noise that an earlier process of this run settled on."""
+    """Return the client level's plan with the noise that an earlier process of this run settled on.
+
+    Args:
+      federation: its parts.
+      noise_multiplier: noise standard deviation over the sensitivity.
+      filter_order: of the RDP filter that the run goes by; None where there is none.
+    """
     if federation.client is None:
         return None
     client = replace(federation.client, noise_multiplier=noise_multiplier)
@@ -67,7 +80,14 @@ def client_plan_with(
 def adaptation_of(
     federation: Federation, plan: Plan, prior: tuple[DpEvent, ...] = (), begun: int = 0
 ) -> Adaptation:
-    """Return what the client level chooses as the run goes, with this plan for the rounds after round `begun`."""
+    """Return what the client level chooses as the run goes.
+
+    Args:
+      federation: with a client level.
+      plan: of the rounds to come.
+      prior: events that the ledger already holds.
+      begun: the round after which `plan` holds.
+    """
     client, budget = federation.client, federation.client_budget
     assert client is not None and budget is not None
     clipping = AdaptiveClipping(client.clipping_quantile, client.clipping_learning_rate)
@@ -79,7 +99,12 @@ def adaptation_of(
 
 
 def metrics_share_of(federation: Federation, plan: Plan) -> float:
-    """Return what clients pay for their metrics out of the client level's squared norm."""
+    """Return what clients pay for their metrics: a share of the client level's squared norm, in [0, 1).
+
+    Args:
+      federation: its parts.
+      plan: calibrated.
+    """
     given = federation.client.metrics_share if federation.client else 0.0
     if given is not None:
         return given
@@ -88,7 +113,16 @@ def metrics_share_of(federation: Federation, plan: Plan) -> float:
 
 
 def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ()) -> None:
-    """Refuse noise so small that the budget does not afford a single round."""
+    """Refuse noise so small that the budget does not afford a single round.
+
+    Args:
+      plan: of one round at a time.
+      budget: of the ledger.
+      prior: events that the ledger already holds.
+
+    Raises:
+      Refusal: naming the noise multiplier.
+    """
     if not admits([*prior, plan.event()], budget, plan.filter_order):
         remedy = (
             f"not even one round fits what is left of epsilon {budget.target_epsilon:g}; raise one of them"

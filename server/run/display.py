@@ -60,6 +60,7 @@ class AuditLine:
         return [f"records: {_numbers(self.records)}"] if self.records else []
 
     def said(self) -> list[str]:
+        """Return the alarms, one line each."""
         return [
             f"{each.alarm.level.upper()} after round {each.round}: {each.alarm.test}, p = {each.alarm.p_value:.2g}"
             for each in self.alarms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,8 @@ from ...configs.schema import (
     ClientCentral,
     ClientDistributed,
     LinkSettings,
+    NoPrivacy,
+    PrivacySettings,
     Record,
     RecordAndClient,
     SimulationSettings,
@@ -30,6 +33,7 @@ from ...privacy.secagg.transcript import Profile
 from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
+from ...strategies.training_order import Mode
 from ...strategies.wire import WEIGHT
 from ...tasks.protocol import Task, fingerprint
 from ..checkpoint import Checkpoint
@@ -47,6 +51,13 @@ COUNT_BOUND_BATCHES = (
 )
 UNLIMITED_EPSILON = 1e9  # a run that was given noise and no target only counts
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
+MODES: Mapping[type[PrivacySettings], Mode] = {
+    NoPrivacy: Mode.NONE,
+    Record: Mode.RECORD,
+    RecordAndClient: Mode.RECORD_AND_CLIENT,
+    ClientCentral: Mode.CLIENT_CENTRAL,
+    ClientDistributed: Mode.CLIENT_DISTRIBUTED,
+}
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
 
 
@@ -117,6 +128,11 @@ class Federation:
     def client(self) -> ClientCentral | None:
         """The client-level part of the privacy settings."""
         return client_level(self.settings.privacy)
+
+    @property
+    def mode(self) -> Mode:
+        """The group `privacy` of the configuration."""
+        return MODES[type(self.settings.privacy)]
 
     @property
     def distributed(self) -> bool:

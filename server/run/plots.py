@@ -19,7 +19,13 @@ HEADROOM = 1.6  # above the largest number that matters; a ceiling may be out of
 
 
 def draw_run(history: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Write the curves of these rounds as a PNG."""
+    """Write the curves of a run as a PNG.
+
+    Args:
+      history: the rounds, as in metrics.jsonl; at least one.
+      path: of the picture.
+      title: one line above it.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -59,7 +65,13 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
 
 
 def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
-    """Write the looks as a PNG."""
+    """Write an audit's looks as a PNG: claimed epsilon, measured with its interval, and what could have been shown.
+
+    Args:
+      looks: at least one, in the order of their rounds.
+      path: of the picture.
+      title: one line above it.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

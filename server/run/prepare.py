@@ -138,7 +138,12 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
 
 
 def asking_for(client: ClientSettings, plan: Plan) -> ClientSettings:
-    """Return the clients' settings with what simulated owners would ask for: the noise that was planned."""
+    """Return the clients' settings with what simulated owners ask for: the noise that was planned.
+
+    Args:
+      client: the settings.
+      plan: of the client level, calibrated.
+    """
     asked = client.encryption
     if asked is None:
         return client

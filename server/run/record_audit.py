@@ -1,4 +1,4 @@
-"""The audit of record-level privacy in a simulation: what is planted at the clients, and who weighs it against the claim."""
+"""Audit of record-level privacy in a simulation: what is planted at the clients, and who weighs it against the claim."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ ALPHA = 0.05  # of the bound and of the interval that are shown
 
 
 def canaries_of_each(settings: SimulationSettings, task: Task, smallest: int) -> int:
-    """How many canaries each client has among its records; `smallest` is the fewest records that a client has.
+    """Return how many canaries each client has among its records; 0 on real data, where only the client may see what they show.
 
-    None on real data, where nobody but the client may see what they show.
+    Args:
+      settings: of the federation.
+      task: whose clients they stand at.
+      smallest: the fewest records that a client has.
     """
     audit = settings.audit
     at_records = isinstance(settings.privacy, Record | RecordAndClient)
@@ -44,7 +47,7 @@ def canaries_of_each(settings: SimulationSettings, task: Task, smallest: int) ->
 
 
 def plants_examples(settings: SimulationSettings) -> bool:
-    """Whether odd examples are planted: where records are audited, or nothing is hidden."""
+    """Return whether odd examples are planted: where records are audited, or nothing is hidden."""
     audit = settings.audit
     return audit is not None and audit.full and not isinstance(settings.privacy, ClientCentral)
 
@@ -60,7 +63,7 @@ class RecordProbe:
     budget: Budget
 
     def __call__(self, number: int) -> Measured | None:
-        """What canary records show after round `number`; None while too few took part."""
+        """Return what canary records show after round `number`; None while too few took part."""
         members, others = gathered(sorted(self.folder.glob(f"*{SUFFIX}")))
         return weighed(members, others, self.budget, number)
 
@@ -78,7 +81,7 @@ class OddProbe:
         return losses_of(self.task, self.task.model(), self.task.odd)
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
-        """One test: how rare such guesses are under the budget, for any mechanism and any attack."""
+        """Return one test: how rare such guesses are under the budget, for any mechanism and any attack."""
         del number
         model = self.task.model()
         load_arrays(model, arrays)
@@ -118,12 +121,17 @@ class Planted:
         return self.own is not None or (self.odd is not None and not self.losses)
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
-        """What each of them found."""
+        """Return what each of the probes found in a model's arrays after round `number`."""
         return [found for probe in (self.own, self.odd) if probe for found in probe.look(arrays, number)]
 
 
 def planted(federation: Federation, client: ClientSettings) -> Planted:
-    """Return whatever looks for what was planted in this run; in real data nothing is."""
+    """Return whatever looks for what was planted in this run; in real data nothing is.
+
+    Args:
+      federation: its parts.
+      client: what clients are told.
+    """
     audit, task = federation.settings.audit, federation.task
     if audit is None or not audit.full or federation.deployed is not None:
         return Planted()

@@ -1,4 +1,4 @@
-"""The clients' own ledgers as one machine that has them all sees them: their heads, and what records have lost."""
+"""Clients' own ledgers as one machine that has them all sees them: their heads, and what records have lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ OUTSIDE = "a record that occurs at two clients: what it loses at each adds up"
 def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] | None:
     """Return what each client's records have lost, in the clients' order, and how many clients cannot go on.
 
-    None where records are not protected. A client counts as exhausted when its budget affords it no further round.
+    A client counts as exhausted when its budget affords it no further round.
+
+    Args:
+      federation: its parts.
+      client: what clients are told.
+
+    Returns:
+      The content of ``records`` in result.json; None where records are not protected.
     """
     if client.record is None:
         return None
@@ -73,7 +80,15 @@ class KnownHeads:
 
 
 def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Refuse to go on from a checkpoint that knows a client's ledger which is gone, cut or another one."""
+    """Refuse to go on from a checkpoint that knows a client's ledger which is gone, cut or another one.
+
+    Args:
+      folder: of the ledgers.
+      heads: that the checkpoint knows, by the names of the ledgers' files.
+
+    Raises:
+      Refusal: naming the ledger.
+    """
     for name, head in heads.items():
         path = folder / name
         if not path.exists():
@@ -123,7 +138,12 @@ class RecordMeter:
 
 
 def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:
-    """Return the meter of a run that is about to begin, if records are protected."""
+    """Return the meter of a run that is about to begin; None where records are not protected.
+
+    Args:
+      federation: its parts.
+      client: what clients are told.
+    """
     if federation.record is None or client.record is None:
         return None
     budget = client.record.budget()
@@ -141,7 +161,12 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
 
 
 def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
-    """Return those ledgers in `folder` that belong to this federation's clients; beside real data others live there."""
+    """Return the ledgers of this federation's clients; beside real data others live in the same folder.
+
+    Args:
+      federation: its parts.
+      folder: of the ledgers; None where records are not protected.
+    """
     if folder is None:
         return []
     if federation.simulated:
@@ -152,7 +177,15 @@ def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
 
 
 def read_events(path: Path, adversary: Adversary) -> Sequence[DpEvent]:
-    """Return what this adversary has seen, from a ledger that nobody needs to have open."""
+    """Return what an adversary has seen, from a ledger that nobody needs to have open.
+
+    Args:
+      path: of the ledger.
+      adversary: whose events are read.
+
+    Raises:
+      Refusal: the ledger cannot be read, or its chain is broken.
+    """
     book = Book()
     with closing(Chain.for_reading(path)) as chain:
         book.replay(chain)

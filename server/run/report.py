@@ -66,7 +66,7 @@ def spent(
     """Return what every unit has revealed to every adversary, at the accountant's finest setting.
 
     Args:
-      federation: the parts.
+      federation: its parts.
       ledger: the population's, if clients are protected in the sum.
       client_ledgers: the clients' own, if records are protected.
       draws: `open_draws` of the rounds so far.
@@ -152,12 +152,20 @@ def _record_rows(
 
 
 def open_draws(federation: Federation, client: ClientSettings, rounds: int) -> list[DpEvent]:
-    """Return what so many rounds cost a record before it is known for which of them its client is drawn.
+    """Return what the run costs a record before it is known for which rounds its client is drawn.
 
     One event for each kind of client. A draw of clients does not hide a record: a model that changed tells that a
-    client took part, with this record or without it. So the draw is taken as seen, but as a draw, and whoever was
-    drawn more often than is likely loses no more than all others. None where the ledgers also hold other runs, as
-    those of real data may, or where clients are not drawn by Poisson coins.
+    client took part, with this record or without it. So the draw counts as seen, but as a draw, and whoever was drawn
+    more often than is likely loses no more than all others.
+
+    Args:
+      federation: its parts.
+      client: what clients are told.
+      rounds: of the run so far.
+
+    Returns:
+      The events; none where the ledgers also hold other runs, as those of real data may, or where clients are not drawn
+      by Poisson coins.
     """
     coin = federation.cohort.coin
     if client.record is None or coin is None or not federation.simulated:

@@ -141,7 +141,7 @@ def _print_end(result: Mapping[str, Any], folder: Path) -> None:
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
-    """The exit code of a run that left this result: of one that ended well not 0 where an alarm stands unconfirmed."""
+    """Return the exit code of a run that left this result; not 0 where an alarm of its audit stands unconfirmed."""
     audit = result.get("audit")
     levels = set[str]()
     if audit is not None and audit["on_alarm"] != "note":
@@ -274,17 +274,10 @@ def title_of(federation: Federation) -> str:
     """Return one line that says what runs."""
     s = federation.settings
     kind = "simulation" if federation.simulated else "real data"
-    names = {
-        "ClientCentral": "client_central",
-        "ClientDistributed": "client_distributed",
-        "Record": "record",
-        "RecordAndClient": "record_and_client",
-    }
-    privacy = names.get(type(s.privacy).__name__, "none")
     clients = f"{federation.num_clients} clients"
     if federation.num_canaries:
         clients += f" and {federation.num_canaries} canaries"
-    return f"{s.task.name} ({kind}): {clients}, {s.strategy.name}, privacy={privacy}"
+    return f"{s.task.name} ({kind}): {clients}, {s.strategy.name}, privacy={federation.mode}"
 
 
 def budgets_of(federation: Federation) -> dict[str, float | None]:

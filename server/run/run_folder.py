@@ -116,7 +116,15 @@ def folder_setting(federation: Federation) -> str:
 
 
 def make_folder(key: str, folder: Path) -> None:
-    """Make a folder, or refuse the setting `key` that names it."""
+    """Make a folder.
+
+    Args:
+      key: the setting that names it.
+      folder: its path; parents are made, too.
+
+    Raises:
+      Refusal: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -145,6 +153,7 @@ def begun(run: Run, strategy: Strategy, audit: RunAudit | None, meter: RecordMet
       strategy: takes over its own arrays of the checkpoint.
       audit: of the run.
       meter: that has counted nothing yet.
+
     Raises:
       Refusal: the checkpoint holds another model.
     """
@@ -182,8 +191,12 @@ def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
 
 @dataclass(frozen=True)
 class Epsilons:
-    """What has been revealed so far; infinite where nothing is hidden, None where there is no such unit or only its
-    owners know."""
+    """What has been revealed so far.
+
+    Attributes:
+      client: to whoever gets the models, of whole clients; infinite where nothing is hidden, None where records alone are.
+      record: the same of records; None where they are not protected or only their owners know.
+    """
 
     client: float | None
     record: float | None
@@ -200,6 +213,7 @@ def record_round(
       done: what the round did.
       metrics: of the new model on the held-out examples.
       drawn: the real clients that were drawn.
+
     Raises:
       OSError: the folder cannot be written.
     """
@@ -232,7 +246,15 @@ def record_round(
 
 
 def save(progress: Progress, state: State) -> None:
-    """Write a checkpoint of this state."""
+    """Write a checkpoint.
+
+    Args:
+      progress: of the run.
+      state: after the last finished round.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
     run, heads = progress.run, progress.heads.now()
     head = run.ledger.head if run.ledger is not None else None
     audit = progress.audit.memory if progress.audit is not None else {}
@@ -264,7 +286,12 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
-    """Return the recorded rounds up to `last`, and cut what a crash left behind them."""
+    """Return the recorded rounds, and cut what a crash left behind the last one.
+
+    Args:
+      folder: of the run.
+      last: the round of the checkpoint.
+    """
     path = folder / METRICS
     if not path.exists():
         return []
@@ -307,7 +334,12 @@ def finish(progress: Progress, ending: Ending, seconds: float, title: str) -> di
 
 
 def cannot_write(progress: Progress, problem: OSError) -> str:
-    """Return the sentence for a run whose folder can no longer be written."""
+    """Return the sentence for a run whose folder can no longer be written.
+
+    Args:
+      progress: of the run.
+      problem: what the system said.
+    """
     what, done = problem.strerror or str(problem), progress.state.round
     return f"stopped after round {done}: {what}; make room, then {again(progress.run)} goes on from there"
 
