@@ -89,6 +89,7 @@ BEYOND: dict[str, str] = {
     "a question over Flower's link is done twice": LINK,
     "an instruction is handled before it is written down": LINK,
     "a reply that comes twice counts twice": LINK,
+    "gRPC is given another certificate at once": "a link that crashes, and no number that is released",
     "what is frozen travels": "more numbers leave, all of them clipped and noised as claimed",
     "metrics leave beside the sum": "leaves beside the sum, where an audit of sums does not look",
     "fresh noise after a resume": "a round that is done again after a crash, and whose first sum no checkpoint kept",
