@@ -67,14 +67,14 @@ def read(path: Path, canaries: int) -> Rows:
       canaries: how many the audit has.
 
     Raises:
-      Refusal: the file is no record of this many canaries, or cannot be read.
+      Refusal: the file holds no audit of this many canaries, or cannot be read.
     """
     rows: list[Rows] = []
     try:
         with open(path, "rb") as file:
             while (row := _next(file)) is not None:
                 if row.dtype != row_type(canaries) or row.shape != ():
-                    raise Refusal("audit", str(path), f"is no record of an audit with {canaries} canaries")
+                    raise Refusal("audit", str(path), f"holds no audit of {canaries} canaries; restore it")
                 rows.append(row)
     except FileNotFoundError:
         pass

@@ -161,12 +161,12 @@ class Book:
             self.granted[adversary] = charge.budget
         self.releases[entry.key] = BookedRelease(entry, charge.events)
 
-    def _settle(self, record: BookedRelease, kind: str) -> None:
-        if record.state is not ReleaseState.RESERVED:
-            raise ValueError(f"a {kind} of a {record.state} release")
-        record.state = ReleaseState.COMMITTED if kind == COMMIT else ReleaseState.VOID
-        if record.state is ReleaseState.VOID:
-            for adversary, text in record.events.items():
+    def _settle(self, booked: BookedRelease, kind: str) -> None:
+        if booked.state is not ReleaseState.RESERVED:
+            raise ValueError(f"a {kind} of a {booked.state} release")
+        booked.state = ReleaseState.COMMITTED if kind == COMMIT else ReleaseState.VOID
+        if booked.state is ReleaseState.VOID:
+            for adversary, text in booked.events.items():
                 self.spent[adversary] -= Counter({text: 1})
 
     def events(self, adversary: Adversary) -> "list[DpEvent]":

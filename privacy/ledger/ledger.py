@@ -241,10 +241,10 @@ class Ledger:
           LedgerUnavailable: the note could not be written.
         """
         with self._threads:
-            record = self._record(key)
-            if record.state is ReleaseState.VOID:
+            booked = self._booked(key)
+            if booked.state is ReleaseState.VOID:
                 raise Refusal("key", key, "was voided: nothing of it may leave; reserve a new key")
-            if record.state is ReleaseState.RESERVED:
+            if booked.state is ReleaseState.RESERVED:
                 self._pending[_text(key)] = None
             if durable and self._pending:
                 self._flush()
@@ -263,10 +263,10 @@ class Ledger:
         if not proof.strip():
             raise Refusal("proof", proof, "say how it is known that nothing left, or leave it reserved")
         with self._writing() as drafts:
-            record = self._record(key)
-            if record.state is ReleaseState.COMMITTED or _text(key) in self._pending:
+            booked = self._booked(key)
+            if booked.state is ReleaseState.COMMITTED or _text(key) in self._pending:
                 raise Refusal("key", key, "was committed: it has left and stays spent")
-            if record.state is ReleaseState.RESERVED:
+            if booked.state is ReleaseState.RESERVED:
                 drafts.append(Draft(VOID, _text(key), canonical({"proof": proof, "time": _now()})))
 
     def note(self, key: Key, what: Mapping[str, Any]) -> None:
@@ -286,10 +286,10 @@ class Ledger:
     def state(self, key: Key) -> ReleaseState | None:
         """Return the state of a release; None when it was never reserved."""
         with self._threads:
-            record = self._book.releases.get(_text(key))
-            if record is None:
+            booked = self._book.releases.get(_text(key))
+            if booked is None:
                 return None
-            return ReleaseState.COMMITTED if _text(key) in self._pending else record.state
+            return ReleaseState.COMMITTED if _text(key) in self._pending else booked.state
 
     def events(self, adversary: Adversary) -> "list[DpEvent]":
         """Return what an adversary has seen or may have seen, equal events as one with a count."""
@@ -305,8 +305,8 @@ class Ledger:
         """
         found: list[list[int]] = []
         with self._threads:
-            while record := self._book.releases.get(_text((run, len(found) + 1, mechanism))):
-                found.append([int(client) for client in json.loads(record.entry.payload)["cohort"]])
+            while booked := self._book.releases.get(_text((run, len(found) + 1, mechanism))):
+                found.append([int(client) for client in json.loads(booked.entry.payload)["cohort"]])
         return found
 
     @property
@@ -360,12 +360,12 @@ class Ledger:
             adversary = next(iter(release.events))
             raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
 
-    def _record(self, key: Key) -> BookedRelease:
+    def _booked(self, key: Key) -> BookedRelease:
         self._require_open()
-        record = self._book.releases.get(_text(key))
-        if record is None:
+        booked = self._book.releases.get(_text(key))
+        if booked is None:
             raise Refusal("key", key, "was never reserved on this ledger; reserve it before anything leaves")
-        return record
+        return booked
 
     def _require_open(self) -> None:
         if not self._lock.held:
