@@ -1,7 +1,97 @@
 """fedveil: federated learning that keeps count of what it reveals.
 
-The rooms, from the ground up: ``fedveil.privacy``, ``fedveil.strategies``, ``fedveil.client`` and
-``fedveil.server``, ``fedveil.simulations``. This face stays empty so that importing one room loads no other.
+``import fedveil as fv`` is the Python face; docs/python.md shows it. Importing it loads nothing heavy: a name is
+imported when it is first used, and says which extra brings what it lacks.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client.private_update import private_update
+    from .face import FinishedRun, load, plan, simulate
+    from .privacy.accounting.epsilon import epsilon
+    from .privacy.budget import Adjacency, Adversary, Budget, Release, Unit
+    from .privacy.ledger.ledger import BudgetExhausted, Ledger
+    from .privacy.refusal import Refusal
+    from .server.protect import protect
+    from .server.run.unit_plan import UnitPlan
+    from .strategies.cohorts import All, Fixed, MinSeparation, Poisson
+    from .tasks.protocol import Examples, Task
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Adjacency",
+    "Adversary",
+    "All",
+    "Budget",
+    "BudgetExhausted",
+    "Examples",
+    "FinishedRun",
+    "Fixed",
+    "Ledger",
+    "MinSeparation",
+    "Poisson",
+    "Refusal",
+    "Release",
+    "Task",
+    "Unit",
+    "UnitPlan",
+    "epsilon",
+    "load",
+    "plan",
+    "private_update",
+    "protect",
+    "simulate",
+]
+
+# Where a name lives, and the extra that its module needs; "" for none.
+_HOMES = {
+    "Adjacency": (".privacy.budget", ""),
+    "Adversary": (".privacy.budget", ""),
+    "All": (".strategies.cohorts", ""),
+    "Budget": (".privacy.budget", ""),
+    "BudgetExhausted": (".privacy.ledger.ledger", ""),
+    "Examples": (".tasks.protocol", "client"),
+    "FinishedRun": (".face", ""),
+    "Fixed": (".strategies.cohorts", ""),
+    "Ledger": (".privacy.ledger.ledger", ""),
+    "MinSeparation": (".strategies.cohorts", ""),
+    "Poisson": (".strategies.cohorts", ""),
+    "Refusal": (".privacy.refusal", ""),
+    "Release": (".privacy.budget", ""),
+    "Task": (".tasks.protocol", "client"),
+    "Unit": (".privacy.budget", ""),
+    "UnitPlan": (".server.run.unit_plan", "simulation"),
+    "epsilon": (".privacy.accounting.epsilon", ""),
+    "load": (".face", ""),
+    "plan": (".face", ""),
+    "private_update": (".client.private_update", "client"),
+    "protect": (".server.protect", "client"),
+    "simulate": (".face", ""),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the face when it is first used.
+
+    Raises:
+        AttributeError: there is no such name.
+        Refusal: what it needs is not installed.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module, extra = _HOMES[name]
+    if extra:
+        from .extras import require_extra
+
+        require_extra(extra, f"fedveil.{name}")
+    found = globals()[name] = getattr(import_module(module, __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the names of the face."""
+    return sorted([*__all__, "__version__"])

@@ -58,14 +58,18 @@ class Workbench:
 
     Attributes:
       settings: of the clients.
+      given: the task, where it is there already; None loads it as the settings say.
     """
 
     settings: ClientSettings
+    given: Task | None = None
 
     @cached_property
     def task(self) -> Task:
         """The task, loaded once."""
-        return load_task(self.settings.task, self.settings.task_options, self.settings.allow_modules)
+        return self.given or load_task(
+            self.settings.task, self.settings.task_options, self.settings.allow_modules
+        )
 
     @cached_property
     def model(self) -> nn.Module:
@@ -89,17 +93,23 @@ def workbench(settings_json: str) -> Workbench:
     return Workbench(ClientSettings.from_json(settings_json))
 
 
-def make_client_app(settings: Callable[[Context], str], extra_mods: tuple[Mod, ...] = ()) -> ClientApp:
+def make_client_app(
+    settings: Callable[[Context], str], extra_mods: tuple[Mod, ...] = (), bench: Workbench | None = None
+) -> ClientApp:
     """Return a ClientApp that trains as the settings say.
 
     Args:
       settings: returns the client's settings, as JSON, from a node's context.
       extra_mods: around the private update, the outermost first.
+      bench: of these settings, where this process has it already.
     """
     app = ClientApp()
 
+    def found(context: Context) -> Workbench:
+        return bench or workbench(settings(context))
+
     def protected(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        told = workbench(settings(context)).settings
+        told = found(context).settings
         if told.encryption is None:
             return private_update(message, context, call_next)
         from ..strategies.identity import simulated_identity  # it imports what only encrypted sums need
@@ -110,7 +120,7 @@ def make_client_app(settings: Callable[[Context], str], extra_mods: tuple[Mod, .
 
     @app.train(mods=[*extra_mods, protected])
     def on_train(message: Message, context: Context) -> Message:
-        client, bench = int(str(context.node_config["partition-id"])), workbench(settings(context))
+        client, bench = int(str(context.node_config["partition-id"])), found(context)
         dummies = bench.settings.canaries
         if dummies is not None and client in dummies:
             return canary_answer(message, dummies, client)

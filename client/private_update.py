@@ -61,6 +61,14 @@ def private_update(
 
     Returns:
       The reply: one vector, or an error with a code and no detail.
+
+    Example:
+      >>> import fedveil as fv
+      >>> from flwr.clientapp import ClientApp
+      >>> app = ClientApp()
+      >>> @app.train(mods=[fv.private_update])
+      ... def train(message, context):
+      ...     ...
     """
     spec = read_spec(message.content)
     if spec is None:

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class Unit(StrEnum):
-    """Contribution that is hidden: one example of one client, or all that one client ever contributes."""
+    """Contribution that is hidden: one example of one client, or all that one client ever contributes.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.Unit("record") is fv.Unit.RECORD
+      True
+    """
 
     RECORD = "record"
     CLIENT = "client"
@@ -27,6 +33,11 @@ class Adjacency(StrEnum):
       ZERO_OUT: one unit is blanked; the number of units is public.
       ADD_OR_REMOVE_ONE: one unit is there or not; the number of units is hidden.
       REPLACE_ONE: one unit is exchanged for another, which doubles the sensitivity of a clipped sum.
+
+    Example:
+      >>> import fedveil as fv
+      >>> [str(each) for each in fv.Adjacency]
+      ['zero-out', 'add-or-remove-one', 'replace-one']
     """
 
     ZERO_OUT = "zero-out"
@@ -35,7 +46,13 @@ class Adjacency(StrEnum):
 
 
 class Adversary(StrEnum):
-    """Reader of a release: the server, the other clients, or whoever gets the released model."""
+    """Reader of a release: the server, the other clients, or whoever gets the released model.
+
+    Example:
+      >>> import fedveil as fv
+      >>> [str(each) for each in fv.Adversary]
+      ['server', 'clients', 'model']
+    """
 
     SERVER = "server"
     CLIENTS = "clients"
@@ -54,6 +71,11 @@ class Budget:
 
     Raises:
       Refusal: a value is out of range.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.Budget("client", target_epsilon=3.0, target_delta=1e-4).adjacency
+      <Adjacency.ZERO_OUT: 'zero-out'>
     """
 
     unit: Unit
@@ -92,6 +114,12 @@ class Release:
 
     Raises:
       Refusal: a word is unknown, or no adversary is named.
+
+    Example:
+      >>> import fedveil as fv
+      >>> from dp_accounting import GaussianDpEvent
+      >>> fv.Release("record", "monday", 1, "mean age", {"model": GaussianDpEvent(5.0)}, rng="system").key
+      ('monday', 1, 'mean age')
     """
 
     unit: Unit

@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from dp_accounting.dp_event import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
-from opacus.accountants import IAccountant
-from opacus.optimizers import DPOptimizer
-from opacus.optimizers.adaclipoptimizer import AdaClipDPOptimizer
 
 from .budget import Adversary, Budget, Release, Unit
 from .ledger.hash_chain import Head
 from .ledger.ledger import Ledger
 from .plan import Plan
 from .refusal import Refusal
+
+try:
+    import torch
+    from opacus.accountants import IAccountant
+    from opacus.optimizers import DPOptimizer
+    from opacus.optimizers.adaclipoptimizer import AdaClipDPOptimizer
+except ModuleNotFoundError as missing:
+    remedy = f"fedveil.privacy.opacus needs {missing.name}: pip install 'fedveil[opacus]'"
+    raise Refusal("extra", "opacus", remedy) from missing
 
 __all__ = ["LedgerAccountant"]
 

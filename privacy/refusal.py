@@ -18,6 +18,14 @@ class Refusal(Exception):
       field: the name that the user gave or must give.
       value: what was given; its `repr` is shown.
       remedy: what to do instead, a clause.
+
+    Example:
+      >>> import fedveil as fv
+      >>> try:
+      ...     fv.Budget("client", target_epsilon=-1, target_delta=1e-4)
+      ... except fv.Refusal as refusal:
+      ...     print(refusal)
+      target_epsilon=-1.0: give a number above 0
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:

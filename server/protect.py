@@ -43,9 +43,44 @@ def protect(
       clipping_norm: L2 norm of the largest update, all parameters together.
       num_rounds: rounds to plan for; a round beyond them is refused once the budget is spent.
       ledger: the file that records what left; a later run with the same file goes on with the same budget.
+
+    Returns:
+      A context manager of the protected grid.
+
     Raises:
       Refusal: naming the argument; also if the budget is spent before the first round.
       LedgerUnavailable: another process has the ledger open, or it cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> import fedveil as fv
+      >>> from fedveil.simulations.in_process import InProcessGrid
+      >>> from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+      >>> from flwr.clientapp import ClientApp
+      >>> from flwr.serverapp.strategy import FedAvg
+      >>> app = ClientApp()
+      >>> @app.train(mods=[fv.private_update])
+      ... def train(message, context):
+      ...     weights = message.content["arrays"]["w"].numpy() + 0.1
+      ...     metrics = MetricRecord({"num-examples": 1})
+      ...     arrays = ArrayRecord({"w": Array(weights)})
+      ...     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+      >>> grid = InProcessGrid(app, num_clients=20, run_config={})
+      >>> private = fv.protect(
+      ...     grid,
+      ...     population=20,
+      ...     cohort=fv.Poisson(0.5),
+      ...     budget=fv.Budget("client", target_epsilon=8.0, target_delta=1e-2),
+      ...     clipping_norm=1.0,
+      ...     num_rounds=3,
+      ...     ledger=tempfile.mkdtemp() + "/population.ledger",
+      ... )
+      >>> start = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
+      >>> with private as protected:
+      ...     result = FedAvg().start(grid=protected, initial_arrays=start, num_rounds=3)
+      >>> result.arrays["w"].numpy().shape
+      (2,)
     """
     owner = f"population of {population} clients"
     with Ledger.open(ledger, budget, owner=owner, simulated=False) as opened:

@@ -9,7 +9,7 @@ from flwr.app import Context
 from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
-from ..client.app import SETTINGS_KEY, make_client_app, workbench
+from ..client.app import SETTINGS_KEY, Workbench, make_client_app
 from ..server.run.federation import Federation, Run
 from .deadline import within
 from .faults import inject
@@ -38,12 +38,12 @@ def _in_process(run: Run) -> InProcessGrid:
     from ..client.training.in_place import begin
 
     federation, text = run.federation, run.client.to_json()
-    engine, bench = federation.settings.engine, workbench(text)
+    engine, bench = federation.settings.engine, Workbench(run.client, federation.task)
     plain = run.client.record is None and not run.client.loss_traces
     plain = plain and federation.masking is None and not federation.settings.faults.any
     vectorised = plain and can_vectorise(bench)
     return InProcessGrid(
-        client_app=make_client_app(partial(_settings_text, text), _faults(federation)),
+        client_app=make_client_app(partial(_settings_text, text), _faults(federation), bench),
         num_clients=federation.num_nodes,
         run_config={SETTINGS_KEY: text},
         workers=engine.workers,

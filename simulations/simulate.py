@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.serverapp import Grid
 
 from ..configs.schema import SimulationSettings
 from ..server.run.build import build
+from ..server.run.federation import Federation
 from ..server.run.run import Environment, RunResult, run_federation
+from ..strategies.flower_adapter import QUIET
 from .engines import on_engine
 
 
@@ -27,5 +35,41 @@ def simulate(
     Raises:
       Refusal: before anything is spent.
     """
-    torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
-    return run_federation(build(settings), folder, Environment(partial(on_engine, grid=grid)), quiet)
+    return run_simulation(build(settings), folder, quiet, grid)
+
+
+def run_simulation(
+    federation: Federation, folder: Path, quiet: bool = False, grid: Grid | None = None
+) -> RunResult:
+    """Run a federation that is built already, as `simulate` does; this process's own state stays as it was.
+
+    Args:
+      federation: whose clients this machine has.
+      folder: the run folder; with `settings.resume` the run goes on in the resumed one.
+      quiet: show nothing.
+      grid: reaches the clients; None starts the engine that the settings name.
+    Raises:
+      Refusal: before anything is spent.
+    """
+    with _state_kept():
+        torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
+        return run_federation(federation, folder, Environment(partial(on_engine, grid=grid)), quiet)
+
+
+@contextmanager
+def _state_kept() -> Generator[None]:
+    """Put back, after the block, what a simulation changes in its process: threads, random states, logs, memory."""
+    threads, frozen = torch.get_num_threads(), gc.get_freeze_count()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    levels = {name: logging.getLogger(name).level for name in QUIET}
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if not frozen:
+            gc.unfreeze()

@@ -68,7 +68,21 @@ class Cohort(Protocol):
 
 @dataclass(frozen=True)
 class Poisson:
-    """Every client takes part independently with probability `rate` in (0, 1]. Secret draws are amplified."""
+    """Every client takes part independently with probability `rate` in (0, 1]. Secret draws are amplified.
+
+    Attributes:
+      rate: probability, in (0, 1].
+      name: what reports print.
+      secret: whether nobody but the server learns who took part.
+
+    Raises:
+      Refusal: the rate is out of range.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.Poisson(0.25).expected_size(400)
+      100.0
+    """
 
     rate: float
     name: str = "poisson"
@@ -110,6 +124,18 @@ class Fixed:
 
     Nothing is claimed for the draw: the Poisson accountant does not apply to it (Lebeda et al. 2024,
     arXiv:2405.20769), so a round costs what it costs a client who always takes part.
+
+    Attributes:
+      size: clients of a round, at least 1.
+      name: what reports print.
+
+    Raises:
+      Refusal: the size is out of range.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.Fixed(20).expected_size(400)
+      20.0
     """
 
     size: int
@@ -145,7 +171,16 @@ class Fixed:
 
 @dataclass(frozen=True)
 class All:
-    """Every client, every round. There is no draw, and so no amplification."""
+    """Every client, every round. There is no draw, and so no amplification.
+
+    Attributes:
+      name: what reports print.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.All().expected_size(400)
+      400.0
+    """
 
     name: str = "all"
     coin: None = field(default=None, init=False, repr=False)
@@ -172,6 +207,19 @@ class MinSeparation:
     """At most `size` clients, none twice within `separation` rounds nor more than `max_participations` times in all.
 
     Nothing random is claimed: who takes part may be public. Whoever was drawn has taken part, also if no reply came.
+
+    Attributes:
+      size: clients of a round, at least 1.
+      separation: rounds from one participation of a client to its next, at least 1.
+      max_participations: of one client in the whole run, at least 1.
+
+    Raises:
+      Refusal: a value is out of range.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.MinSeparation(size=20, separation=20, max_participations=5).name
+      'no sampling assumption; at most 5 participations, separation 20'
     """
 
     size: int

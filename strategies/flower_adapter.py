@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SERVER_NODE = 1  # flwr.supercore.constant.SUPERLINK_NODE_ID
 RUN_ID = 1
 TASK_ID = 1
+QUIET = ("flwr", "httpx", "alembic")  # loggers of Flower, and of what it calls with
 
 Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
 
@@ -88,7 +89,7 @@ def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
 
 def quiet_flower(level: int = logging.ERROR) -> None:
     """Silence the logs of Flower and its libraries below `level`; fedveil's own table reports the run."""
-    for name in ("flwr", "httpx", "alembic"):
+    for name in QUIET:
         logging.getLogger(name).setLevel(level)
 
 

@@ -11,7 +11,7 @@ from ..privacy.refusal import Refusal
 from .mislabelled import mislabelled
 from .protocol import Examples, Task, check_examples
 
-__all__ = ["TASKS", "Examples", "Task", "check_examples", "load_task"]
+__all__ = ["TASKS", "Examples", "Task", "check_examples", "load_task", "with_planted"]
 
 # Imported when they are asked for: their data come with packages that a deployed client does not need.
 TASKS: Mapping[str, str] = {
@@ -50,9 +50,13 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     if not isinstance(task, Task):
         wanted = sorted(member for member in _MEMBERS if not hasattr(task, member))
         raise Refusal("task", name, f"it lacks {', '.join(wanted)}")
-    planted = (options or {}).get(PLANTED)
-    # Only the made task of a user tells whether its data are real, in which case nothing is planted.
-    return task if planted is None or not (task.simulated or ":" not in name) else mislabelled(task, planted)
+    return with_planted(task, options or {})
+
+
+def with_planted(task: Task, options: Mapping[str, Any]) -> Task:
+    """Return the task with odd examples planted where its options ask for them and its data are simulated."""
+    planted = options.get(PLANTED)
+    return task if planted is None or not task.simulated else mislabelled(task, planted)
 
 
 _MEMBERS = ("simulated", "num_clients", "model", "loss", "metrics", "client_data", "held_out")

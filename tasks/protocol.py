@@ -24,6 +24,12 @@ class Examples:
     Attributes:
       inputs: shape (n, ...), float32 or int64.
       targets: shape (n,), int64.
+
+    Example:
+      >>> import torch
+      >>> import fedveil as fv
+      >>> len(fv.Examples(torch.zeros(20, 8), torch.zeros(20, dtype=torch.int64)))
+      20
     """
 
     inputs: Tensor
@@ -48,7 +54,37 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """Learning problem whose examples are spread over clients."""
+    """Learning problem whose examples are spread over clients. Nothing has to be inherited.
+
+    Example:
+      >>> import torch
+      >>> import fedveil as fv
+      >>> class Coins:
+      ...     simulated, num_clients = True, 30
+      ...
+      ...     def model(self):
+      ...         net = torch.nn.Linear(4, 2)
+      ...         torch.nn.init.zeros_(net.weight)
+      ...         torch.nn.init.zeros_(net.bias)
+      ...         return net
+      ...
+      ...     def loss(self, outputs, targets):
+      ...         return torch.nn.functional.cross_entropy(outputs, targets)
+      ...
+      ...     def metrics(self, outputs, targets):
+      ...         return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
+      ...
+      ...     def client_data(self, client):
+      ...         inputs = torch.randn(20, 4, generator=torch.Generator().manual_seed(client))
+      ...         return fv.Examples(inputs, (inputs.sum(1) > 0).long())
+      ...
+      ...     def held_out(self):
+      ...         return self.client_data(1000)
+      >>> isinstance(Coins(), fv.Task)
+      True
+      >>> fv.simulate(Coins(), num_rounds=2, quiet=True).status
+      'completed'
+    """
 
     @property
     def simulated(self) -> bool:

@@ -1,4 +1,10 @@
-"""The public face: every name in ``__all__`` is there, and the lists are sorted."""
+"""The public faces: every name is there, documented, with an example that runs, and the lists are sorted."""
+
+import doctest
+import enum
+import inspect
+import warnings
+from importlib.metadata import version
 
 import pytest
 
@@ -6,7 +12,19 @@ import fedveil
 import fedveil.privacy
 import fedveil.tasks
 
-FACES = (fedveil.privacy, fedveil.tasks)
+FACES = (fedveil, fedveil.privacy, fedveil.tasks)
+PROMISED = {
+    "simulate",
+    "load",
+    "plan",
+    "protect",
+    "private_update",
+    "epsilon",
+    "Task",
+    "Examples",
+    "Ledger",
+    "Budget",
+}
 
 
 @pytest.mark.parametrize("module", FACES, ids=lambda module: module.__name__)
@@ -17,11 +35,35 @@ def test_all_is_what_the_module_shows(module: object) -> None:
 
 
 def test_the_promised_names() -> None:
-    promised = {"Budget", "Release", "Ledger", "Plan", "epsilon"}
-    assert promised <= set(fedveil.privacy.__all__)
+    assert {"Budget", "Release", "Ledger", "Plan", "epsilon"} <= set(fedveil.privacy.__all__)
+    assert PROMISED <= set(fedveil.__all__) <= set(dir(fedveil))
+    assert sorted(fedveil._HOMES) == sorted(fedveil.__all__)
+
+
+@pytest.mark.parametrize("name", fedveil.__all__)
+def test_a_name_of_the_face_says_what_it_takes_and_raises(name: str) -> None:
+    member = getattr(fedveil, name)
+    text = inspect.getdoc(member) or ""
+    if inspect.isfunction(member):
+        assert "Args:" in text and ("Returns:" in text or "Return " in text), name
+        arguments = text.partition("Args:")[2]
+        assert all(f"{each}:" in arguments for each in inspect.signature(member).parameters if each != "keys")
+    elif not issubclass(member, enum.Enum):
+        fields = getattr(member, "__dataclass_fields__", {})
+        told = [each for each, field in fields.items() if field.init and not each.startswith("_")]
+        assert all(f"{each}:" in text for each in told), name
+    assert "Example:" in text, name
+
+
+@pytest.mark.parametrize("name", fedveil.__all__)
+def test_the_example_of_a_name_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = inspect.getdoc(getattr(fedveil, name)) or ""
+    example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = doctest.DocTestRunner().run(example)
+    assert done.attempted > 1 and done.failed == 0, capsys.readouterr().out
 
 
 def test_the_version_is_the_packages() -> None:
-    from importlib.metadata import version
-
     assert fedveil.__version__ == version("fedveil")

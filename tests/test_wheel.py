@@ -76,10 +76,38 @@ def test_importing_the_face_or_privacy_loads_no_torch() -> None:
     assert shown.stdout.strip() == "[]"
 
 
-def test_a_client_needs_neither_hydra_nor_plots_nor_ray() -> None:
-    probe = (
-        "import sys, fedveil.client.app, fedveil.client.dp_sgd.train;"
-        "print([m for m in ('hydra', 'omegaconf', 'ray', 'matplotlib', 'sklearn') if m in sys.modules])"
-    )
-    shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip().splitlines()[-1] == "[]"
+# What an extra does not bring, and the rooms that must do without.
+WITHOUT = {
+    "": (("torch", "flwr", "opacus", "hydra", "grpc", "matplotlib", "h11"), ("privacy",)),
+    "client": (
+        ("hydra", "omegaconf", "ray", "matplotlib", "sklearn", "h11", "uvicorn", "yaml", "packaging"),
+        ("client", "strategies"),
+    ),
+}
+PROBE = """
+import importlib, pkgutil, sys
+blocked, rooms = sys.argv[1].split(","), sys.argv[2].split(",")
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+failed = []
+for room in rooms:
+    package = importlib.import_module(f"fedveil.{room}")
+    for module in pkgutil.walk_packages(package.__path__, f"fedveil.{room}."):
+        try:
+            importlib.import_module(module.name)
+        except Exception as problem:
+            failed.append(f"{module.name}: {problem}")
+print("\\n".join(failed))
+"""
+
+
+@pytest.mark.parametrize("extra", WITHOUT)
+def test_a_room_needs_no_more_than_its_extra_brings(extra: str) -> None:
+    blocked, rooms = WITHOUT[extra]
+    command = [sys.executable, "-c", PROBE, ",".join(blocked), ",".join(rooms)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    said = "fedveil.privacy.opacus needs torch: pip install 'fedveil[opacus]'"
+    assert shown == ("" if extra else f"fedveil.privacy.opacus: extra='opacus': {said}")

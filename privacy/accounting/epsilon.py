@@ -58,6 +58,13 @@ def epsilon(
 
     Raises:
       Refusal: an event that cannot be accounted under this adjacency, or a number out of range.
+
+    Example:
+      >>> import fedveil as fv
+      >>> from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+      >>> step = PoissonSampledDpEvent(0.01, GaussianDpEvent(1.0))
+      >>> round(fv.epsilon({step: 1000}, delta=1e-5), 2)
+      1.83
     """
     counts = grouped(events)
     return min(bounds(counts, _probability(delta), word(Adjacency, "adjacency", adjacency), interval))

@@ -70,6 +70,12 @@ class BudgetExhausted(Exception):
       budget: what may be spent.
       adversary: against whom it would be overrun.
       would_be: the epsilon that the release would bring.
+
+    Example:
+      >>> import fedveil as fv
+      >>> raise fv.BudgetExhausted(fv.Budget("record", 1.0, 1e-6), fv.Adversary.MODEL, 1.04)
+      Traceback (most recent call last):
+      fedveil.privacy.ledger.ledger.BudgetExhausted: the record budget is spent: against the model this release would bring epsilon to 1.04 of 1 at delta 1e-06
     """
 
     def __init__(self, budget: Budget, adversary: Adversary, would_be: float, why: str | None = None) -> None:
@@ -88,6 +94,18 @@ class Ledger:
 
     One process at a time holds a ledger; its threads may share it. After a failed write it is closed, since
     what then is on disk is known only by reading it again.
+
+    Example:
+      >>> import tempfile
+      >>> import fedveil as fv
+      >>> from dp_accounting import GaussianDpEvent
+      >>> path, budget = tempfile.mkdtemp() + "/ages.ledger", fv.Budget("record", 1.0, 1e-6)
+      >>> with fv.Ledger.open(path, budget, owner="clinic-7", simulated=False) as ledger:
+      ...     mean = fv.Release("record", "monday", 1, "mean age", {"model": GaussianDpEvent(8.0)}, rng="system")
+      ...     entry = ledger.reserve_new(mean)  # on disk: now the noised mean may leave
+      ...     ledger.commit(mean.key)
+      ...     round(ledger.epsilon(), 2)
+      0.5
     """
 
     def __init__(

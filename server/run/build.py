@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
 
 from ...configs.checks import check_cohort, check_delta, check_seed
 from ...configs.schema import (
@@ -16,30 +21,46 @@ from ...configs.schema import (
 from ...privacy.budget import Adjacency
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import Cohort, cohort_of, over_selected, seen
-from ...tasks import load_task
+from ...strategies.registry import check_averages
+from ...tasks import Task, load_task, with_planted
 from .client_instructions import task_options
 from .display import warn
 from .federation import Deployed, Federation
 
+OBJECT = "object"  # stands in settings for the module of what was given as an object
 SEEN_DRAW = "none: the server sees who takes part"
 USUAL_OVER_SELECTION = 1.3  # Bonawitz et al. 2019 (arXiv:1902.01046), section 9
 SEEN_ANSWERS = "none: how a round ends tells how many took part"
 
 
-def build(settings: SimulationSettings, deployed: Deployed | None = None) -> Federation:
+@dataclass(frozen=True)
+class Given:
+    """Objects that stand in the place of the names in settings; None where the name says it all."""
+
+    task: Task | None = None
+    strategy: Strategy | None = None
+
+
+NOTHING_GIVEN = Given()
+
+
+def build(
+    settings: SimulationSettings, deployed: Deployed | None = None, given: Given = NOTHING_GIVEN
+) -> Federation:
     """Return the federation that the settings describe, or refuse before anything is written.
 
     Args:
       settings: validated.
       deployed: who the clients are where they are real. Of the task then only the model and the held-out examples
         are looked at.
+      given: objects in the place of the settings' names, in a simulation.
 
     Raises:
       Refusal: naming the setting.
     """
     seed = 0 if settings.seed is None else settings.seed
     options = task_options(settings, seed) if deployed is None else {}
-    task = load_task(settings.task.target or settings.task.name, options, settings.allow_modules)
+    task = _task(settings, options, given.task)
     num_clients = task.num_clients if deployed is None else len(deployed.roster.members)
     check_cohort(settings, num_clients)
     cohort = _cohort(settings, num_clients)
@@ -54,7 +75,35 @@ def build(settings: SimulationSettings, deployed: Deployed | None = None) -> Fed
     if warning:
         warn(warning)
     seeded = simulated or (not private and deployed is None)
-    return Federation(settings, task, cohort, seed if seeded else None, deployed)
+    strategy = _strategy(settings, given.strategy)
+    return Federation(settings, task, cohort, seed if seeded else None, deployed, strategy)
+
+
+def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task | None) -> Task:
+    name = settings.task.target or settings.task.name
+    if given is None:
+        _require_named("task", name)
+        return load_task(name, options, settings.allow_modules)
+    if settings.engine.name == "ray":
+        remedy = (
+            "its processes import a task by name; give module:Class and allow_modules, or engine=inprocess"
+        )
+        raise Refusal("engine", "ray", remedy)
+    return with_planted(given, options)
+
+
+def _strategy(settings: SimulationSettings, given: Strategy | None) -> Strategy | None:
+    if given is None:
+        _require_named("strategy", settings.strategy.target or settings.strategy.name)
+        return None
+    check_averages(given)
+    return deepcopy(given)
+
+
+def _require_named(field: str, name: str) -> None:
+    if name.startswith(f"{OBJECT}:"):
+        remedy = f"the run was given an object; go on in Python, fedveil.simulate({field}=..., resume=folder)"
+        raise Refusal(field, name, remedy)
 
 
 def with_members(federation: Federation, deployed: Deployed) -> Federation:

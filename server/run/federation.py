@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from flwr.serverapp.strategy import Strategy
+
 from ...configs.schema import (
     ClientCentral,
     ClientDistributed,
@@ -91,6 +93,7 @@ class Federation:
       cohort: draws the clients.
       seed: of a declared simulation; None on real data.
       deployed: what stands for the clients' data where the clients are real; None where this machine has them all.
+      strategy: that was given as an object; None makes one of the settings.
     """
 
     settings: SimulationSettings
@@ -98,6 +101,7 @@ class Federation:
     cohort: Cohort
     seed: int | None
     deployed: Deployed | None = None
+    strategy: Strategy | None = None
 
     @property
     def simulated(self) -> bool:

@@ -11,6 +11,7 @@ from ...privacy.audit.run_audit import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ACCURACY = "#1b6ca8"
 EPSILON = "#c1440e"
@@ -26,13 +27,21 @@ def draw_run(history: list[dict[str, Any]], path: Path, title: str) -> None:
       path: of the picture.
       title: one line above it.
     """
-    import matplotlib
+    curve(history, title).savefig(path)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+
+def curve(history: list[dict[str, Any]], title: str) -> Figure:
+    """Return held-out accuracy and epsilon against rounds.
+
+    Args:
+      history: lines of metrics.jsonl, one a round, at least one.
+      title: above the axes.
+    """
+    from matplotlib.figure import Figure  # without pyplot, whose backend is the caller's
 
     rounds = [row["round"] for row in history]
-    figure, left = plt.subplots(figsize=(7, 4), dpi=120)
+    figure = Figure(figsize=(7, 4), dpi=120)
+    left = figure.subplots()
     name = "accuracy" if "accuracy" in history[-1] else next(k for k in history[-1] if k != "round")
     left.plot(rounds, [math.nan if row[name] is None else row[name] for row in history], color=ACCURACY)
     left.set_xlabel("round")
@@ -41,8 +50,7 @@ def draw_run(history: list[dict[str, Any]], path: Path, title: str) -> None:
     left.set_title(title, fontsize=10)
     _draw_epsilon(left, rounds, history)
     figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    return figure
 
 
 def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) -> None:
@@ -50,7 +58,7 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
     finite: dict[str, list[float]] = {
         unit: [row[f"epsilon_{unit}"] for row in history]
         for unit in units
-        if all(isinstance(row.get(f"epsilon_{unit}"), float) for row in history)
+        if all(_is_finite(row.get(f"epsilon_{unit}")) for row in history)
     }
     if not finite:
         return
@@ -64,6 +72,10 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
         right.legend(loc="lower right", frameon=False)
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
 def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
     """Write an audit's looks as a PNG: claimed epsilon, measured with its interval, and what could have been shown.
 
@@ -72,13 +84,11 @@ def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
       path: of the picture.
       title: one line above it.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rounds = [each.round for each in looks]
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    figure = Figure(figsize=(7, 4), dpi=120)
+    axes = figure.subplots()
     top = HEADROOM * max(
         value for each in looks for value in (each.claimed, each.high) if math.isfinite(value)
     )
@@ -116,4 +126,3 @@ def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:
     axes.legend(loc="upper left", frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path)
-    plt.close(figure)

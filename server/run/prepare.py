@@ -65,6 +65,8 @@ def _new_name(federation: Federation) -> str:
 
 def make_strategy_of(federation: Federation) -> Any:
     """Return the strategy of the settings."""
+    if federation.strategy is not None:
+        return federation.strategy
     s = federation.settings
     return make_strategy(s.strategy.target or s.strategy.name, s.strategy.parameters, s.allow_modules)
 

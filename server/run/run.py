@@ -277,7 +277,11 @@ def title_of(federation: Federation) -> str:
     clients = f"{federation.num_clients} clients"
     if federation.num_canaries:
         clients += f" and {federation.num_canaries} canaries"
-    return f"{s.task.name} ({kind}): {clients}, {s.strategy.name}, privacy={federation.mode}"
+    task, strategy = (
+        asked.name if asked.target is None else asked.target.partition(":")[2]
+        for asked in (s.task, s.strategy)
+    )
+    return f"{task} ({kind}): {clients}, {strategy}, privacy={federation.mode}"
 
 
 def budgets_of(federation: Federation) -> dict[str, float | None]:

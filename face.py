@@ -1,0 +1,405 @@
+"""Python face of fedveil: a federation simulated from a notebook or a script, planned, and read again from its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cached_property, partial
+from importlib import import_module
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .extras import require_extra
+from .privacy.refusal import Refusal
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from .configs.schema import SimulationSettings
+    from .server.run.build import Given
+    from .server.run.unit_plan import UnitPlan
+    from .tasks import Task
+
+CONFIG, RESULT, METRICS, MODEL = "config.yaml", "result.json", "metrics.jsonl", "model.safetensors"
+INFINITY = "infinity"  # how files spell it; JSON has no word for it
+WORDS = ("true", "false", "null", "nan", "inf")  # of Hydra's grammar; as text they need quotes
+# The option of a group that a class stands for.
+OPTIONS = {
+    "ClientCentral": "client_central",
+    "ClientDistributed": "client_distributed",
+    "Record": "record",
+    "RecordAndClient": "record_and_client",
+    "NoPrivacy": "none",
+    "Poisson": "poisson",
+    "Fixed": "fixed",
+    "MinSeparation": "min_separation",
+    "All": "all",
+}
+
+
+# --- what a run left ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Results of a run, read from its folder when they are asked for.
+
+    Returned by `simulate` and `load`.
+
+    Attributes:
+        folder: where the results lie. A folder that `simulate` chose is removed with this object.
+
+    Example:
+        >>> import fedveil as fv
+        >>> run = fv.simulate("digits", num_rounds=2, quiet=True)
+        >>> run.status, len(run.history), run.epsilon <= 3
+        ('completed', 2, True)
+        >>> 0 < run.metrics["accuracy"] <= 1
+        True
+        >>> type(run.model).__name__
+        'Linear'
+    """
+
+    folder: Path
+    _task: Callable[[], Task] = field(repr=False)
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The content of result.json: versions, seed, audit and all that the other members show."""
+        return json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+
+    @property
+    def status(self) -> str:
+        """How it ended: `completed`, `exhausted` (budget), `interrupted`, `failed`, `alarmed` or `paused` (audit)."""
+        return self.result["status"]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Held-out metrics of the released model, by name; NaN where the model diverged."""
+        return {name: math.nan if value is None else value for name, value in self.result["metrics"].items()}
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """One dictionary a round, as `pandas.DataFrame` takes them.
+
+        `round` counts from 1; metrics stand under their names; `epsilon_client` and `epsilon_record` are what was spent
+        so far, `inf` where nothing is hidden, None where there is no such unit.
+        """
+        path = self.folder / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [_with_infinity(json.loads(line)) for line in lines]
+
+    @cached_property
+    def privacy(self) -> list[dict[str, Any]]:
+        """What was revealed: one dictionary for each unit and adversary, with `epsilon` (`inf` allowed) at `delta`."""
+        return [_with_infinity(row) for row in self.result["privacy"]]
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon against whoever gets the model, `math.inf` where nothing is promised.
+
+        The larger one where both clients and records are hidden; `privacy` has each.
+        """
+        return max((row["epsilon"] for row in self.privacy if row["adversary"] == "model"), default=math.inf)
+
+    @property
+    def ledger(self) -> Path | None:
+        """The ledger of the population, or the folder of the clients' own; None where nothing is on any."""
+        found = self.result["ledger"]
+        return None if found is None else Path(found)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The released model, loaded and in evaluation mode.
+
+        Raises:
+            Refusal: the run's task was an object or stands in a module of one's own; give it to `load`.
+        """
+        require_extra("client", "a run's model")
+        from safetensors.torch import load_file
+
+        from .tasks.arrays import load_arrays
+
+        model = self._task().model()
+        load_arrays(model, {name: value.numpy() for name, value in load_file(self.folder / MODEL).items()})
+        return model.eval()
+
+    def plot(self) -> Figure:
+        """Return accuracy and epsilon against rounds, as curve.png shows them.
+
+        Raises:
+            Refusal: no round has ended, or Matplotlib is not installed.
+        """
+        require_extra("server", "a plot")
+        if not self.history:
+            raise Refusal("folder", str(self.folder), "no round has ended there, so there is nothing to plot")
+        # A notebook shows figures only once it has been imported.
+        import_module("matplotlib.pyplot")
+        from .server.run.plots import curve
+
+        return curve(self.history, f"{self.folder.name}: {self.status}")
+
+
+def load(
+    folder: Path | str, *, task: Task | None = None, allow_modules: tuple[str, ...] | list[str] = ()
+) -> FinishedRun:
+    """Read a run that has ended from its folder.
+
+    Args:
+        folder: of a run, simulated or served.
+        task: that the run trained, if it was an object; only `model` needs it.
+        allow_modules: modules that may be imported for the task, if it is a class of one's own.
+
+    Returns:
+        The results.
+
+    Raises:
+        Refusal: there is no run, or it has not ended.
+
+    Example:
+        >>> import tempfile
+        >>> import fedveil as fv
+        >>> folder = tempfile.mkdtemp() + "/first"
+        >>> first = fv.simulate("digits", num_rounds=1, folder=folder, quiet=True)
+        >>> fv.load(folder).metrics == first.metrics
+        True
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise Refusal("folder", str(folder), "holds no run; name a folder that fedveil simulate has made")
+    if not (folder / RESULT).is_file():
+        raise Refusal("folder", str(folder), "its run has not ended; go on with simulate(resume=...)")
+    return FinishedRun(folder, partial(_task_of, folder, task, tuple(allow_modules)))
+
+
+def _task_of(folder: Path, given: Task | None, allow_modules: tuple[str, ...]) -> Task:
+    """Return the task of the run in `folder`; no module is imported because a folder says so."""
+    if given is not None:
+        return given
+    import yaml
+
+    from .configs.yaml_guard import check_file
+    from .tasks import load_task
+
+    check_file(folder / CONFIG)
+    asked = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["task"]
+    options = {"folder": asked["folder"]} if asked.get("folder") else {}
+    return load_task(asked.get("target") or asked["name"], options, allow_modules)
+
+
+# --- a run, and its plan ------------------------------------------------------------------------------------------
+
+
+def simulate(
+    task: Task | str | Mapping[str, Any] | None = None,
+    *,
+    privacy: object = None,
+    cohort: object = None,
+    strategy: Strategy | str | Mapping[str, Any] | None = None,
+    num_rounds: int | None = None,
+    seed: int | None = None,
+    folder: Path | str | None = None,
+    resume: Path | str | None = None,
+    quiet: bool = False,
+    allow_modules: Sequence[str] = (),
+    **keys: Any,
+) -> FinishedRun:
+    """Train over the clients of a task on this machine, under a privacy budget.
+
+    Whatever is left out has its value in the shipped configuration (`fedveil simulate --help` lists the keys). The
+    caller's random state, torch threads, signal handlers and working folder are as before when it returns. Ctrl-C, or a
+    notebook's stop button, ends the run after its round.
+
+    Args:
+        task: the name of a shipped task, such as "mnist5k", which it is if left out; an object with the members of
+            `Task`; or a dictionary of its keys with `name`.
+        privacy: what is hidden: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)`, `RecordAndClient(...)`,
+            `NoPrivacy()`, or an option's name such as "record".
+        cohort: who takes part in a round: `Poisson(rate)`, `Fixed(size)`, `MinSeparation(...)`, `All()`, or a name.
+        strategy: how updates are combined: one of Flower's strategies or a subclass of one's own as an object (it is
+            copied, so that a second run begins afresh), or a name such as "fedadam".
+        num_rounds: 1 to 100 000.
+        seed: of draws, noise and training; None is 0 on simulated data. Refused on real data.
+        folder: where the results go; None keeps them as long as the returned object lives.
+        resume: the folder of an earlier run to continue as it was configured; an object that it was given as its task or
+            strategy must be given again, and nothing else.
+        quiet: whether to show no progress.
+        allow_modules: modules that may be imported for a task or strategy that is named "module:Class".
+        **keys: any other key of the configuration by its name, such as `local_epochs=2`; a group's keys as a dictionary,
+            such as `engine={"workers": 2}` or `strategy={"name": "fedadam", "eta": 0.01}`.
+
+    Returns:
+        The results, however the run ended: look at `status`.
+
+    Raises:
+        Refusal: a mistake, in one sentence each; nothing was written or spent.
+
+    Example:
+        >>> import fedveil as fv
+        >>> run = fv.simulate(
+        ...     "digits",
+        ...     privacy={"name": "client_central", "target_epsilon": 2.0, "target_delta": 1e-3},
+        ...     cohort=fv.Poisson(0.5),
+        ...     num_rounds=2,
+        ...     quiet=True,
+        ... )
+        >>> run.epsilon <= 2
+        True
+    """
+    require_extra("simulation", "fedveil.simulate")
+    from .server.run.build import build
+    from .simulations.simulate import run_simulation
+
+    named = {"privacy": privacy, "cohort": cohort, "num_rounds": num_rounds, "seed": seed, **keys}
+    settings, given = _settings(task, strategy, named, allow_modules, resume)
+    chosen = resume if resume is not None else None if folder is None else _free(Path(folder))
+    federation = build(settings, given=given)
+    where = Path(tempfile.mkdtemp(prefix="fedveil-") if chosen is None else chosen)
+    run = FinishedRun(where, lambda: federation.task)
+    if chosen is None:
+        weakref.finalize(run, shutil.rmtree, where, ignore_errors=True)
+    run_simulation(federation, where, quiet=quiet)
+    return run
+
+
+def plan(
+    task: Task | str | Mapping[str, Any] | None = None,
+    *,
+    allow_modules: Sequence[str] = (),
+    strategy: Strategy | str | Mapping[str, Any] | None = None,
+    **keys: Any,
+) -> list[UnitPlan]:
+    """Say what a budget affords; nothing is trained, written or spent.
+
+    Args:
+        task: as in `simulate`.
+        allow_modules: as in `simulate`.
+        strategy: as in `simulate`.
+        **keys: as in `simulate`: privacy, cohort, num_rounds and the others.
+
+    Returns:
+        One plan for each unit that is hidden; none where nothing is.
+
+    Raises:
+        Refusal: a mistake, or no noise keeps the rounds within the budget.
+
+    Example:
+        >>> import fedveil as fv
+        >>> found = fv.plan("digits", privacy="client_central", cohort=fv.Poisson(0.2), num_rounds=50)
+        >>> found[0].unit, found[0].affordable_rounds >= 50
+        ('client', True)
+    """
+    require_extra("simulation", "fedveil.plan")
+    from .server.run.build import build
+    from .server.run.unit_plan import unit_plans
+
+    settings, given = _settings(task, strategy, keys, allow_modules)
+    return unit_plans(build(settings, given=given))
+
+
+def _free(folder: Path) -> Path:
+    if (folder / CONFIG).exists():
+        remedy = (
+            "a run lives there: fedveil.load(folder) reads it, resume=folder continues it, or choose another"
+        )
+        raise Refusal("folder", str(folder), remedy)
+    return folder
+
+
+# --- values of Python as overrides of the configuration -----------------------------------------------------------
+
+
+def _settings(
+    task: object, strategy: object, keys: Mapping[str, object], allow: Sequence[str], resume: object = None
+) -> tuple[SimulationSettings, Given]:
+    """Return the settings that these values describe, and the objects that stand in the place of names in them.
+
+    All goes through the reader of the command line, so that ranges, defaults and sentences are the same.
+    """
+    from flwr.serverapp.strategy import Strategy
+
+    from .configs.settings import settings_from_overrides
+    from .server.run.build import OBJECT, Given
+    from .tasks import Task
+
+    given = Given(
+        task if isinstance(task, Task) else None, strategy if isinstance(strategy, Strategy) else None
+    )
+    modules, overrides = list(allow), list[str]()
+    for group, own, value in (("task", given.task, task), ("strategy", given.strategy, strategy)):
+        if own is not None:
+            value = f"{OBJECT}:{type(own).__name__}"
+            modules.append(OBJECT)
+        if resume is None or own is None:
+            overrides += _overrides(group, value)
+    for key, value in keys.items():
+        overrides += _overrides(key, value)
+    if resume is not None:
+        overrides.append(f"resume={_text('resume', resume)}")
+    elif modules:
+        overrides.append(f"allow_modules={_text('allow_modules', modules)}")
+    return settings_from_overrides(overrides), given
+
+
+def _overrides(path: str, value: object) -> Iterator[str]:
+    """Yield what gives the key, or the group, at `path` this value; None leaves it as it is shipped."""
+    if value is None:
+        return
+    top, values = "." not in path, _fields(value)
+    if values is None and path in ("task", "strategy") and ":" in str(value):
+        yield f"{path}=custom"
+        yield f"{path}.target={value}"
+    elif values is None:
+        yield f"{path}={_text(path, value)}"
+    else:
+        name = OPTIONS.get(type(value).__name__) or values.pop("name", None)
+        if top and name is not None:
+            yield f"{path}={name}"
+        for key, each in values.items():
+            yield from [f"{path}.{key}=null"] if each is None else _overrides(f"{path}.{key}", each)
+
+
+def _fields(value: object) -> dict[str, object] | None:
+    """Return what was set of a dictionary, a model of the configuration or a cohort; None of any other value."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if is_dataclass(value):
+        return {each.name: getattr(value, each.name) for each in fields(value) if each.default is MISSING}
+    chosen = getattr(value, "model_fields_set", None)
+    return None if chosen is None else {name: getattr(value, name) for name in sorted(chosen)}
+
+
+def _text(path: str, value: object) -> str:
+    """Return a value as Hydra's grammar has it."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case None:
+            return "null"
+        case Integral():
+            return str(int(value))
+        case Real():
+            return repr(float(value))
+        case str() | Path():
+            text = str(value)
+            plain = re.fullmatch(r"[A-Za-z_][\w.:-]*", text) and text.lower() not in WORDS
+            return text if plain else "'" + text.replace("'", "\\'") + "'"
+        case list() | tuple():
+            return "[" + ",".join(_text(path, each) for each in value) + "]"
+        case _:
+            raise Refusal(
+                path, value, "give a name, a number, a dictionary of keys, or one of fedveil's own values"
+            )
+
+
+def _with_infinity(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.inf if value == INFINITY else value for name, value in row.items()}

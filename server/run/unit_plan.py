@@ -1,0 +1,122 @@
+"""Plan of a federation: for each unit that is hidden, the noise, what the rounds cost, and what to be warned of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...privacy.budget import Budget
+from ...privacy.plan import Plan
+from ...strategies.cohorts import likely_participations
+from ...strategies.record_plan import record_plan
+from .client_instructions import client_settings
+from .client_plan import client_plan
+from .federation import UNLIMITED_EPSILON, Federation
+
+STEPS = 10  # epsilon is shown after every tenth of the rounds
+VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
+VACUOUS_NOISE = 0.5  # noise on the mean, in clipping norms, beyond which an update drowns
+WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 22 000 times
+
+
+@dataclass(frozen=True)
+class UnitPlan:
+    """Plan of one unit: what hiding it takes and costs.
+
+    Attributes:
+      unit: `client` or `record`.
+      noise_multiplier: noise standard deviation over the sensitivity of a clipped contribution.
+      epsilon: (round, epsilon) after every tenth of the rounds that one unit takes part in.
+      affordable_rounds: that the budget pays for at this noise.
+      accountant: how epsilon is computed.
+      warnings: sentences on what the numbers do not say by themselves.
+
+    Example:
+      >>> import fedveil as fv
+      >>> client = fv.plan("digits", privacy={"target_epsilon": 2.0}, num_rounds=20)[0]
+      >>> client.unit, client.epsilon[-1][1] <= 2.0
+      ('client', True)
+    """
+
+    unit: str
+    noise_multiplier: float
+    epsilon: list[tuple[int, float]]
+    affordable_rounds: int
+    accountant: str
+    warnings: list[str]
+
+
+def unit_plans(federation: Federation) -> list[UnitPlan]:
+    """Return the plan of each unit that is hidden."""
+    return [
+        UnitPlan(
+            str(plan.unit),
+            float(plan.noise_multiplier or 0),
+            curve(plan, budget.target_delta, rounds),
+            plan.affordable_rounds(budget),
+            plan.accountant(budget.target_delta),
+            warnings_for(federation, plan, budget),
+        )
+        for plan, budget, rounds in plans_of(federation)
+    ]
+
+
+def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
+    """Yield each unit's calibrated plan, its budget, and how many rounds of the run one unit pays for."""
+    num_rounds = federation.settings.num_rounds
+    client = client_plan(federation)
+    if client is not None:
+        assert federation.client_budget is not None
+        yield client, federation.client_budget, num_rounds
+    if federation.record is not None:
+        assert federation.record_budget is not None
+        told = client_settings(federation, Path())
+        assert told.record is not None
+        most = likely_participations(federation.cohort, federation.num_clients, num_rounds)
+        plan = record_plan(told.record, federation.sizes[0], told)
+        yield replace(plan, num_rounds=most), federation.record_budget, most
+
+
+def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
+    """Return (round, epsilon) after every tenth of the rounds."""
+    marks = sorted({max(1, round(rounds * k / STEPS)) for k in range(1, STEPS + 1)})
+    return [(mark, plan.epsilon(delta, mark)) for mark in marks]
+
+
+def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str]:
+    """Return in words what the numbers do not say by themselves."""
+    sentences: list[str] = []
+    clients = federation.num_clients
+    if plan.unit == "client":
+        sentences.append(_trust(federation, clients))
+        noise = plan.noise_std / plan.clipping_norm / federation.cohort.expected_size(clients)
+        if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE:
+            sentences.append(
+                f"This guarantee is vacuous in practice: with {clients} clients the noise on the mean is {noise:.2g} "
+                "clipping norms, so hiding a whole client hides what there is to learn. Use privacy=record."
+            )
+    else:
+        sentences.append("Client sampling hides no record: it shows in messages and models who took part.")
+        sentences.append("A person whose records are at two clients is outside this promise.")
+    if WEAK_EPSILON < budget.target_epsilon < UNLIMITED_EPSILON:
+        odds = math.exp(min(budget.target_epsilon, 700))
+        sentences.append(
+            f"Epsilon {budget.target_epsilon:g} is weak: the odds of any conclusion may change {odds:.2g} times."
+        )
+    return sentences
+
+
+def _trust(federation: Federation, clients: int) -> str:
+    masking = federation.masking
+    if masking is None:
+        return (
+            "The server is trusted in this mode: it sees single updates, so against it epsilon is infinite."
+        )
+    expected = round(federation.cohort.expected_size(clients))
+    attendance = masking.attendance(expected)
+    return (
+        f"The server sees sums alone: of {expected} clients at least {attendance.least} must answer, or nothing is "
+        f"released. The noise of {attendance.colluders} of them is not counted: they may work for the server."
+    )

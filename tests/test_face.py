@@ -1,0 +1,342 @@
+"""The Python face: what it returns, what it takes in the place of names, and what it leaves as it was."""
+
+import gc
+import json
+import logging
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.serverapp.strategy import FedAdam, FedAvg, Krum
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import fedveil as fv
+from fedveil.__main__ import main
+
+
+class Shops:
+    """30 shops with 20 customers each: a task of one's own, as an object."""
+
+    simulated = True
+
+    def __init__(self, num_clients: int = 30) -> None:
+        self.num_clients = num_clients
+
+    def model(self) -> nn.Module:
+        net = nn.Linear(4, 2)
+        for parameter in net.parameters():
+            nn.init.zeros_(parameter)
+        return net
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
+
+    def client_data(self, client: int) -> fv.Examples:
+        generator = torch.Generator().manual_seed(client)
+        inputs = torch.randn(20, 4, generator=generator)
+        return fv.Examples(inputs, (inputs.sum(1) > 0).long())
+
+    def held_out(self) -> fv.Examples:
+        return self.client_data(10_000)
+
+
+class Halved(FedAvg):
+    """A strategy of one's own: it halves what FedAvg says, and counts."""
+
+    calls = 0
+
+    def aggregate_train(self, server_round: int, replies: Iterable):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        return super().aggregate_train(server_round, replies)
+
+
+class Interrupted(FedAdam):
+    """FedAdam, and a Ctrl-C in round 2."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable):  # type: ignore[no-untyped-def]
+        if server_round == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().aggregate_train(server_round, replies)
+
+
+def quick(**keys: object) -> fv.FinishedRun:
+    keys = {"num_rounds": 2, "quiet": True, **keys}
+    return fv.simulate(keys.pop("task", Shops()), **keys)  # type: ignore[arg-type]
+
+
+def weights(run: fv.FinishedRun) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+
+NO_NOISE = {"privacy": "none", "cohort": fv.All()}
+
+
+# --- what comes back --------------------------------------------------------------------------------------------
+
+
+def test_a_shipped_task_by_name_is_what_the_command_line_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fv.simulate("digits", num_rounds=2, seed=3, privacy="client_central", quiet=True)
+    monkeypatch.chdir(tmp_path)
+    argv = ["simulate", "task=digits", "num_rounds=2", "seed=3", "hydra.run.dir=there"]
+    monkeypatch.setattr(sys, "argv", ["fedveil", *argv])
+    assert main() == 0
+    there = fv.load(tmp_path / "there")
+    assert torch.equal(weights(run), weights(there)) and run.history == there.history
+    assert run.status == "completed" and run.metrics["accuracy"] > 0.1
+    assert [row["round"] for row in run.history] == [1, 2]
+    assert run.history[-1]["epsilon_client"] == pytest.approx(run.epsilon, rel=0.01)
+    assert {row["adversary"]: row["epsilon"] for row in run.privacy}["server"] == math.inf
+    assert run.ledger == run.folder / "ledger" and run.ledger.exists()
+    assert not run.model.training
+
+
+def test_the_plot_is_a_figure_and_the_callers_backend_stays(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = matplotlib.get_backend()
+    run = quick()
+    figure = run.plot()
+    assert isinstance(figure, Figure) and matplotlib.get_backend() == before
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "held-out accuracy",
+        "epsilon spent (client level)",
+    ]
+    figure.savefig(tmp_path / "curve.png")
+    assert quick(**NO_NOISE).plot().axes[0].get_ylabel() == "held-out accuracy"
+
+
+def test_where_nothing_is_promised_epsilon_is_a_number_all_the_same() -> None:
+    run = quick(**NO_NOISE)
+    assert run.epsilon == math.inf and run.history[0]["epsilon_client"] == math.inf and run.ledger is None
+
+
+def test_both_units_are_told_and_the_larger_is_the_runs() -> None:
+    run = quick(privacy="record_and_client", num_rounds=1, cohort="all")
+    by_unit = {row["unit"]: row["epsilon"] for row in run.privacy if row["adversary"] == "model"}
+    assert set(by_unit) == {"client", "record"} and run.epsilon == max(by_unit.values())
+
+
+def test_without_a_folder_results_live_as_long_as_the_object() -> None:
+    run = quick()
+    folder = run.folder
+    assert (folder / "result.json").exists()
+    del run
+    gc.collect()
+    assert not folder.exists()
+
+
+# --- values in the place of names -------------------------------------------------------------------------------
+
+
+def test_flowers_strategy_as_an_object_is_the_one_by_name() -> None:
+    by_name, by_object = quick(strategy="fedavg", **NO_NOISE), quick(strategy=FedAvg(), **NO_NOISE)
+    assert torch.equal(weights(by_name), weights(by_object))
+
+
+def test_a_strategy_object_begins_every_run_afresh() -> None:
+    strategy = FedAdam(eta=0.05)
+    first, second = quick(strategy=strategy), quick(strategy=strategy)
+    named = quick(strategy={"name": "fedadam", "eta": 0.05})
+    assert torch.equal(weights(first), weights(second)) and torch.equal(weights(first), weights(named))
+    own = Halved()
+    assert quick(strategy=own).status == "completed" and own.calls == 0
+
+
+def test_a_strategy_that_must_see_single_clients_is_refused_with_its_reason() -> None:
+    with pytest.raises(fv.Refusal, match=r"Krum.*single clients"):
+        quick(strategy=Krum())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"cohort": fv.Poisson(0.5)},
+        {"cohort": fv.Fixed(10)},
+        {"cohort": fv.MinSeparation(size=10, separation=3, max_participations=1)},
+        {"cohort": {"name": "poisson", "rate": np.float64(0.5), "over_selection": None}},
+        {"privacy": {"name": "client_central", "target_epsilon": 2}, "local_epochs": np.int64(2)},
+        {"engine": {"workers": 2}, "faults": {"dropout": 0.2}},
+        {"task": {"name": "digits", "num_clients": 20}, "partition": {"name": "dirichlet", "alpha": 0.5}},
+        {"engine": {"workers": 2}, "privacy": "record"},
+    ],
+    ids=str,
+)
+def test_every_way_to_say_it(keys: dict[str, object]) -> None:
+    assert quick(**keys).status in ("completed", "exhausted")
+
+
+def test_all_mistakes_are_told_at_once_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(fv.Refusal) as refused:
+        quick(
+            folder=tmp_path / "x",
+            num_round=3,
+            batch_size="8",
+            privacy={"name": "client_central", "epsilon": 1},
+        )
+    for said in ("num_round", "did you mean 'num_rounds'", "batch_size='8'", "privacy.epsilon"):
+        assert said in str(refused.value)
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(fv.Refusal, match="batch_size=<object"):
+        quick(batch_size=object())
+
+
+def test_a_plan_trains_nothing() -> None:
+    found = fv.plan(Shops(), privacy="record_and_client", cohort=fv.Poisson(0.5), num_rounds=10)
+    assert [each.unit for each in found] == ["client", "record"]
+    assert found[0].affordable_rounds >= 10 and found[0].epsilon[-1][0] == 10
+    assert found[0].noise_multiplier > 0.5 and any("server is trusted" in said for said in found[0].warnings)
+    assert fv.plan("digits", privacy="none") == []
+
+
+# --- folders ----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_a_run_says_what_to_do(tmp_path: Path) -> None:
+    quick(folder=tmp_path / "shops")
+    with pytest.raises(fv.Refusal, match=r"a run lives there: fedveil.load\(folder\) reads it, resume="):
+        quick(folder=tmp_path / "shops")
+    with pytest.raises(fv.Refusal, match="holds no run"):
+        fv.load(tmp_path)
+
+
+def test_a_run_of_objects_goes_on_with_the_objects_and_not_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = quick(strategy=FedAdam(eta=0.05), num_rounds=4, folder=tmp_path / "whole")
+    stopped = quick(strategy=Interrupted(eta=0.05), num_rounds=4, folder=tmp_path / "half")
+    assert stopped.status == "interrupted" and len(stopped.history) == 2
+    with pytest.raises(fv.Refusal, match=r"given an object; go on in Python, fedveil.simulate\(task="):
+        fv.simulate(resume=tmp_path / "half", quiet=True)
+    with pytest.raises(fv.Refusal, match=r"fedveil.simulate\(strategy="):
+        fv.simulate(Shops(), resume=tmp_path / "half", quiet=True)
+    monkeypatch.setattr(sys, "argv", ["fedveil", "simulate", f"resume={tmp_path / 'half'}"])
+    assert main() == 2 and "go on in Python" in capsys.readouterr().err
+    again = fv.simulate(Shops(), strategy=FedAdam(eta=0.05), resume=tmp_path / "half", quiet=True)
+    assert again.status == "completed" and torch.equal(weights(again), weights(whole))
+
+
+def test_the_model_of_an_own_class_needs_the_class(tmp_path: Path) -> None:
+    run = quick(folder=tmp_path / "run")
+    with pytest.raises(fv.Refusal, match="list its module"):
+        _ = fv.load(tmp_path / "run").model
+    assert torch.equal(weights(fv.load(tmp_path / "run", task=Shops())), weights(run))
+
+
+# --- the caller's process ---------------------------------------------------------------------------------------
+
+
+def test_the_callers_process_is_as_it_was() -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    torch.set_num_threads(2)
+    os_state = os.getcwd(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), list(sys.path)
+    level, frozen = logging.getLogger("flwr").level, gc.get_freeze_count()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    quick(engine={"workers": 2})
+    quick(privacy="record")
+    assert torch.get_num_threads() == 2
+    assert (
+        os.getcwd(),
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+        sys.path,
+    ) == os_state
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert logging.getLogger("flwr").level == level and gc.get_freeze_count() == frozen
+    torch.set_num_threads(1)
+
+
+def test_it_runs_in_any_thread() -> None:
+    found: list[fv.FinishedRun] = []
+    thread = threading.Thread(target=lambda: found.append(quick(privacy="record")))
+    thread.start()
+    thread.join()
+    assert found[0].status == "completed" and all(row["replies"] for row in found[0].history)
+
+
+def test_an_object_cannot_go_to_processes_that_import_by_name() -> None:
+    with pytest.raises(fv.Refusal, match=r"engine='ray': its processes import a task by name"):
+        quick(engine="ray")
+
+
+def test_progress_is_shown_and_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:
+    quick()
+    assert capsys.readouterr().out == ""
+    quick(quiet=False)
+    out = capsys.readouterr().out
+    assert "Shops (simulation): 30 clients, fedavg" in out and "round 2/2" in out and "completed" in out
+
+
+def test_what_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.extras.find_spec", lambda name: None if name in ("flwr", "torch") else name)
+    with pytest.raises(
+        fv.Refusal, match=r"fedveil.simulate needs flwr, torch: pip install 'fedveil\[simulation\]'"
+    ):
+        fv.simulate("digits")
+    monkeypatch.delitem(vars(fv), "protect", raising=False)
+    with pytest.raises(fv.Refusal, match=r"fedveil.protect needs .*: pip install 'fedveil\[client\]'"):
+        _ = fv.protect
+    with pytest.raises(AttributeError):
+        _ = fv.no_such_name  # type: ignore[attr-defined]
+
+
+# --- notebooks --------------------------------------------------------------------------------------------------
+
+CELLS = (
+    "import fedveil as fv\nimport torch\nfrom torch import nn\nfrom flwr.serverapp.strategy import FedAvg",
+    """class Shops:
+    simulated, num_clients = True, 30
+    def model(self):
+        net = nn.Linear(4, 2)
+        for p in net.parameters():
+            nn.init.zeros_(p)
+        return net
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+    def metrics(self, outputs, targets):
+        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
+    def client_data(self, client):
+        inputs = torch.randn(20, 4, generator=torch.Generator().manual_seed(client))
+        return fv.Examples(inputs, (inputs.sum(1) > 0).long())
+    def held_out(self):
+        return self.client_data(1000)""",
+    """class Mine(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        return super().aggregate_train(server_round, replies)""",
+    "run = fv.simulate(Shops(), strategy=Mine(), num_rounds=2, engine={'workers': 2})",
+    "run = fv.simulate(Shops(), strategy=Mine(), num_rounds=2, privacy='record', engine={'workers': 2})",
+    "print(run.status, len(run.history), type(run.model).__name__, type(run.plot()).__name__)",
+)
+RUNNER = """
+import json, sys
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    exec(compile("".join(cell["source"]), "cell", "exec"), globals())
+"""
+
+
+def test_classes_of_a_notebook_work_in_forked_workers_too(tmp_path: Path) -> None:
+    cells = [{"cell_type": "code", "source": [cell]} for cell in CELLS]
+    (tmp_path / "shops.ipynb").write_text(json.dumps({"cells": cells, "nbformat": 4, "nbformat_minor": 5}))
+    command = [sys.executable, "-c", RUNNER, "shops.ipynb"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "completed 2 Linear Figure"
+    assert "round 2/2" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["shops.ipynb"]
