@@ -1,4 +1,4 @@
-"""From one file to a federation on real machines: its authority, a bundle for its server and one for every client.
+"""Deployment of a federation on real machines: its authority, its bundles, its server.
 
-What runs on the operator's desk (`fedveil provision`), and what needs both ends.
+The operator's desk (`fedveil provision`) and what needs both ends stand here.
 """

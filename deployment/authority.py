@@ -1,4 +1,4 @@
-"""A federation's authority: an Ed25519 key that signs rosters, and an X.509 authority (ECDSA P-256) for TLS.
+"""Authority of a federation: an Ed25519 key that signs rosters, and an X.509 authority (ECDSA P-256) for TLS.
 
 Two keys, since gRPC's TLS takes no Ed25519. Whoever has them admits anybody: they stay on the operator's desk.
 """
@@ -44,11 +44,16 @@ class Authority:
 
     @property
     def ca_pem(self) -> bytes:
+        """The certificate in PEM."""
         return self.ca.public_bytes(Encoding.PEM)
 
 
 def open_authority(folder: Path, federation: str) -> Authority:
-    """The authority in `folder`, made there if the folder holds none.
+    """Return the authority in a folder, made there if the folder holds none.
+
+    Args:
+      folder: of the authority's keys.
+      federation: its name.
 
     Raises:
       Refusal: it is another federation's, or not whole.
@@ -70,14 +75,14 @@ def open_authority(folder: Path, federation: str) -> Authority:
 def issue(
     authority: Authority, name: str, public: EllipticCurvePublicKey, *, addresses: Sequence[str], days: int
 ) -> bytes:
-    """A certificate for TLS in PEM, valid from a day ago for `days` from now.
+    """Return a certificate for TLS in PEM, valid from a day ago on.
 
     Args:
       authority: signs it.
       name: of a client or of the server, the common name.
       public: its key, P-256.
       addresses: DNS names and IP addresses of a server; a client has none and dials only.
-      days: of validity, at most 397.
+      days: of validity from now on, at most 397.
     """
     usage = ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH
     names = x509.SubjectAlternativeName([_address(each) for each in addresses or [name]])

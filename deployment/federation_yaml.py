@@ -1,4 +1,4 @@
-"""federation.yaml: what the operator writes once. It is read strictly, and nothing is made of a file with a mistake."""
+"""File of the operator that describes a federation, federation.yaml: read strictly, and refused with any mistake in it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ClientEntry:
 
 @dataclass(frozen=True)
 class FederationFile:
-    """A federation as the operator wants it.
+    """The operator's description of a federation.
 
     Attributes:
       name: of the federation.
@@ -95,7 +95,7 @@ class FederationFile:
 
 
 def read_federation(path: Path) -> FederationFile:
-    """What the file says.
+    """Return the description that the file holds.
 
     Raises:
       Refusal: it cannot be read, or a part of it holds mistakes; all mistakes of the first such part are told.

@@ -1,4 +1,4 @@
-"""What reaches a federation's clients: a grid, and who is on it. A link is one function that yields them."""
+"""Link to a federation's clients: a grid, and who is on it. A kind of link is one function that yields them."""
 
 from __future__ import annotations
 

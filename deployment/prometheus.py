@@ -1,4 +1,4 @@
-"""A status as numbers in Prometheus' text format, on the loopback address alone."""
+"""Status of a server as numbers in Prometheus' text format, on the loopback address alone."""
 
 from __future__ import annotations
 
@@ -105,7 +105,11 @@ def _escaped(text: str) -> str:
 
 @contextmanager
 def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Generator[None]:
-    """Answer `GET /metrics` on 127.0.0.1 as long as the context lasts; nothing where the port is None.
+    """Answer `GET /metrics` on 127.0.0.1 as long as the context lasts.
+
+    Args:
+      port: to listen on; nothing is served where it is None.
+      status: returns what is told.
 
     Raises:
       Refusal: the port is taken.

@@ -1,4 +1,4 @@
-"""`fedveil provision`: from federation.yaml to the authority and its bundles, and what changes them later.
+"""Provisioning of a federation: from federation.yaml to the authority and its bundles, and what changes them later.
 
 What is issued stands in the authority's register. It is written after the private keys and before everything that is
 public, so that a command which was cut short is completed by giving it again.
@@ -44,10 +44,14 @@ class Desk:
 
 
 def provision(file: Path, out: Path | None, wheels: Path | None) -> Desk:
-    """Make or complete the federation that `file` describes, in `out` or a folder of its name.
+    """Make or complete the federation that a file describes.
 
-    Clients that are new are admitted; the others keep their keys and certificates. `wheels` holds what a device
-    installs; None pins what is installed here.
+    Clients that are new are admitted; the others keep their keys and certificates.
+
+    Args:
+      file: federation.yaml.
+      out: the folder to make it in; None stands for one of the federation's name.
+      wheels: a folder of what a device installs; None pins what is installed here.
 
     Raises:
       Refusal: of a mistake, before anything is written.
@@ -98,7 +102,15 @@ def rotate(folder: Path, name: str, request: Path | None) -> Desk:
 
 
 def revoke(folder: Path, name: str) -> Desk:
-    """Admit a client no longer: it is in no roster from now on, and its certificate opens no connection."""
+    """Admit a client no longer: it is in no roster from now on, and its certificate opens no connection.
+
+    Args:
+      folder: that `provision` made.
+      name: of the client.
+
+    Raises:
+      Refusal: there is no such client, or it is the server.
+    """
     with _opened(folder) as desk:
         if name == SERVER:
             raise Refusal("name", name, "the server can be rotated only")
@@ -138,7 +150,7 @@ def _find(register: Register, name: str) -> Issued:
 
 
 def _with_server(desk: Desk) -> Desk:
-    """A key for the server where it has none, and a certificate where its hosts have changed."""
+    """Make a key for the server where it has none, and a certificate where its hosts have changed."""
     register, hosts = desk.register, desk.federation.hosts
     if register.server and register.hosts == hosts:
         return desk
@@ -174,7 +186,7 @@ def _admit(desk: Desk, name: str, enrolment: Enrolment | None) -> Desk:
 
 
 def _publish(desk: Desk) -> Desk:
-    """Number the roster anew if it has changed, keep what was issued, and write all that is public."""
+    """Keep what was issued, with a new number for a roster that has changed, and write all that is public."""
     register = desk.register
     if register.admitted != desk.before.admitted:
         register = replace(register, version=register.version + 1)
@@ -198,7 +210,7 @@ def _opened(folder: Path) -> Generator[Desk]:
 
 @contextmanager
 def _writing(folder: Path) -> Generator[None]:
-    """The folder for this process alone; what the system refuses is a refusal."""
+    """Hold the folder for this process alone; what the system refuses is a refusal."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for each in (folder, folder / AUTHORITY, folder / CLIENTS, folder / SERVER):

@@ -1,4 +1,7 @@
-"""What an authority has issued: to whom, at which node, with which keys; the roster and the lists follow from it."""
+"""Register of what an authority has issued: to whom, at which node, with which keys.
+
+The roster and the lists of who is admitted follow from it.
+"""
 
 from __future__ import annotations
 
@@ -75,27 +78,30 @@ class Register:
 
     @property
     def admitted(self) -> tuple[Issued, ...]:
+        """The clients that were not revoked."""
         return tuple(each for each in self.clients if not each.revoked)
 
     @property
     def next_node(self) -> int:
+        """The node of the next client; no node is given twice."""
         return max((each.node for each in self.clients), default=FIRST_NODE - 1) + 1
 
     def find(self, name: str) -> Issued | None:
+        """Return the client of this name, revoked or not; None where there is none."""
         return next((each for each in self.clients if each.name == name), None)
 
     def roster(self) -> Roster:
-        """Who may take part."""
+        """Return the roster of who may take part."""
         members = (Member(i.node, i.name, bytes.fromhex(i.identity), i.not_after) for i in self.admitted)
         return Roster(self.version, tuple(members))
 
     def having(self, issued: Issued) -> Register:
-        """With this client, in the place of the one of its name."""
+        """Return the register with this client, in the place of the one of its name."""
         others = [each for each in self.clients if each.name != issued.name]
         return replace(self, clients=tuple(sorted([*others, issued], key=lambda each: each.node)))
 
     def refuse_shared(self, enrolments: Iterable[Enrolment]) -> None:
-        """Refusal when one of them asks for a key that is, or was, another client's."""
+        """Refuse enrolments that ask for a key which is, or was, another client's."""
         holders = {key: each.name for each in self.clients for key in each.keys}
         for each in enrolments:
             for key in (each.identity.hex(), each.fingerprint, each.supernode_fingerprint):
@@ -105,7 +111,11 @@ class Register:
 
 
 def read_register(path: Path) -> Register:
-    """The register in the file, empty where there is none. Refusal when it cannot be read."""
+    """Return the register in the file, empty where there is none.
+
+    Raises:
+      Refusal: it cannot be read.
+    """
     if not path.exists():
         return Register()
     try:
@@ -119,5 +129,5 @@ def read_register(path: Path) -> Register:
 
 
 def write_register(path: Path, register: Register) -> None:
-    """Keep the register; on disk when this returns."""
+    """Keep the register in the file at `path`; it is on disk when this returns."""
     replace_file(path, (json.dumps({"format": FORMAT, **asdict(register)}, indent=1) + "\n").encode())

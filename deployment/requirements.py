@@ -1,4 +1,4 @@
-"""What a device installs: the versions that run here, or the wheels of a folder with their hashes.
+"""Requirements of a device: the versions that run here, or the wheels of a folder with their hashes.
 
 On aarch64 torch must be 2.10: later wheels for Linux on aarch64 require NVIDIA's CUDA packages, gigabytes that no small
 device can use.
@@ -63,7 +63,7 @@ def wheel_requirements(folder: Path) -> str:
 
 
 def _device_wheel(path: Path) -> tuple[str, str]:
-    """Name and public version of a wheel that brings no CUDA along."""
+    """Return name and public version of a wheel that brings no CUDA along."""
     try:
         name, version, _, tags = parse_wheel_filename(path.name)
     except (InvalidWheelFilename, InvalidVersion):
@@ -77,7 +77,7 @@ def _device_wheel(path: Path) -> tuple[str, str]:
 
 
 def _refuse_cuda(wheel: Path) -> None:
-    """Refusal when the wheel, installed on Linux on aarch64, would bring CUDA along."""
+    """Refuse a wheel that, installed on Linux on aarch64, would bring CUDA along."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))

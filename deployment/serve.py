@@ -1,4 +1,4 @@
-"""``fedveil server FOLDER``: one run of a real federation, from its beginning or from where it was left."""
+"""Server of one run of a real federation, from its beginning or from where it was left."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
       argv: Hydra's flags and overrides, `--json`, and `--despite-alarm`, without which a run that an alarm has paused
         stays so: a unit may start the same command again and again.
       reach: opens the link.
+
     Raises:
       Refusal: before anything is spent.
     """
@@ -107,6 +108,10 @@ def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
     """Return the settings of the run that is asked for; where it had begun, `resume` names its folder.
 
     The link is the bundles' own unless another is named, which then is refused.
+
+    Args:
+      bundle: the server's.
+      given: Hydra's overrides; none goes on with the run that was left unfinished.
 
     Raises:
       Refusal: a mistake, or a run of this name was begun with other settings.
@@ -178,7 +183,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
-    """Return what the server has in the place of data."""
+    """Return what the server of this bundle and these settings has in the place of data."""
     ledgers = settings.federation.ledger_dir
     return Deployed(
         run=settings.run,
@@ -193,8 +198,12 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
 def renewed(rosters: Rosters, federation: Federation) -> Federation:
     """Return the federation with the clients of the newest roster.
 
+    Args:
+      rosters: returns that roster, read and signed.
+      federation: that runs.
+
     Raises:
-      Refusal: the settings would not be taken for so many.
+      Refusal: the settings do not suit the new number of clients.
     """
     (roster, signed), deployed = rosters(), federation.deployed
     assert deployed is not None
@@ -204,7 +213,14 @@ def renewed(rosters: Rosters, federation: Federation) -> Federation:
 
 
 def pace_of(rosters: Rosters, settings: LinkSettings, link: Link, watch: Watch) -> Pace:
-    """Return how rounds follow each other: each begins when enough clients are connected."""
+    """Return how rounds follow each other: each begins when enough clients are connected.
+
+    Args:
+      rosters: returns the newest roster.
+      settings: of the link.
+      link: says who is connected.
+      watch: hears what is waited for.
+    """
 
     def needed_now() -> int:
         return math.ceil(settings.clients * len(rosters()[0].members))

@@ -1,4 +1,4 @@
-"""``fedveil server status FOLDER``: what the server said last, and whether it still runs."""
+"""Status of a server: what it said last, and whether it still runs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,12 @@ NOT_RUNNING = 1
 def show(folder: Path, *, as_json: bool) -> int:
     """Print the status; return 1 if no server runs on the folder.
 
+    Args:
+      folder: the server's bundle.
+      as_json: print one JSON object.
+
     Raises:
-      Refusal: none ever did.
+      Refusal: no server ever ran there.
     """
     status, runs = read_status(folder), running(folder)
     if as_json:

@@ -1,4 +1,4 @@
-"""systemd's units for a device and for the server: restarted for ever, with nothing that they do not need."""
+"""Units of systemd for a device and for the server, with no right that they do not need."""
 
 from __future__ import annotations
 
@@ -60,7 +60,12 @@ WantedBy=multi-user.target
 
 
 def client_unit(federation: str, name: str) -> str:
-    """The unit of one client; its bundle lies in /var/lib/fedveil-client, the package in /opt/fedveil."""
+    """Return the unit of one client; its bundle lies in /var/lib/fedveil-client, the package in /opt/fedveil.
+
+    Args:
+      federation: its name.
+      name: of the client.
+    """
     return _UNIT.format(
         what=f"client {name}",
         federation=federation,
@@ -73,9 +78,9 @@ def client_unit(federation: str, name: str) -> str:
 
 
 def server_unit(federation: str) -> str:
-    """The unit of the server; its bundle lies in /var/lib/fedveil-server, and `run.env` there names the run.
+    """Return the unit of the server; its bundle lies in /var/lib/fedveil-server, and `run.env` there names the run.
 
-    What it refuses, has no budget for, or an alarm of its audit ended or leaves in doubt is not tried again.
+    A run that is refused, has no budget, or was ended or left in doubt by an alarm of its audit is not tried again.
     """
     return _UNIT.format(
         what="server",

@@ -1,4 +1,4 @@
-"""What a server says of itself while it runs: a status file, a log of JSON lines, numbers for Prometheus.
+"""Watch over a running server: a status file, a log of JSON lines, numbers for Prometheus.
 
 It tells of rounds and of connections. Of what a client sent it tells nothing that the round's sum does not.
 """
@@ -202,7 +202,12 @@ def rounds_of(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each unit's budget and what is spent of it, as far as a server knows; epsilon may be "infinity"."""
+    """Return each unit's budget and what is spent of it, as far as a server knows; epsilon may be "infinity".
+
+    Args:
+      federation: its parts.
+      rounds: as `rounds_of` returns them.
+    """
     rows: list[dict[str, Any]] = []
     if (client := federation.client) is not None:
         spent, target = rounds["epsilon_client"], client.target_epsilon
@@ -263,6 +268,14 @@ def watching(
     quiet: bool = False,
 ) -> Generator[Watch]:
     """Watch a run as long as the context lasts.
+
+    Args:
+      bundle: the server's.
+      settings: of the run.
+      federation: built from them.
+      presence: returns who is connected.
+      rosters: returns who may be, now.
+      quiet: say nothing to people.
 
     Raises:
       Refusal: the log cannot be written, or the port for Prometheus is taken.

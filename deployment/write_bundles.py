@@ -1,4 +1,4 @@
-"""The folders that provisioning hands out: one for the server, one for each client. Private keys are made elsewhere."""
+"""Bundles that provisioning hands out: a folder for the server, one for each client. Private keys are made elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ PUBLIC = 0o644
 
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
-    """All of the server's bundle but its private key; the list of who is admitted comes first."""
+    """Write all of the server's bundle but its private key; the list of who is admitted comes first.
+
+    Args:
+      folder: of the bundle.
+      federation: as the operator describes it.
+      authority: signs the roster.
+      register: of what was issued.
+    """
     settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
     _write(
         folder,
@@ -47,7 +54,15 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
 def write_clients(
     folder: Path, federation: FederationFile, authority: Authority, register: Register, requirements: str
 ) -> None:
-    """All of the bundles in `folder`, of every client that is admitted, but their private keys."""
+    """Write the bundles of all clients that are admitted, but for their private keys.
+
+    Args:
+      folder: of all bundles.
+      federation: as the operator describes it.
+      authority: signs the roster.
+      register: of what was issued.
+      requirements: the content of requirements.txt.
+    """
     entries = {entry.name: entry for entry in federation.clients}
     shared = {
         "ca.pem": authority.ca_pem,

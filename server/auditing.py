@@ -131,7 +131,7 @@ class Auditor:
         return draw_p(rows["clients"], rows["population"], float(row["rate"]))
 
     def _norm_p(self, row: Rows) -> float:
-        """The p-value of this round's noise by itself, and of that of all rounds together, whole and by layer.
+        """Return the p-value of this round's noise by itself, and of that of all rounds together, whole and by layer.
 
         What confirms an alarm is to be new, so those since the last one count; all since the last that was red do once
         they leave no doubt.
@@ -172,7 +172,7 @@ class Auditor:
         return raised
 
     def measure(self) -> Measured | None:
-        """What canaries show after the rounds so far; None while too few were drawn."""
+        """Return what canaries show after the rounds so far; None while too few were drawn."""
         if not self.terms.canaries or not self._rows:
             return None
         try:
@@ -218,7 +218,7 @@ class Auditor:
         return look_of(self.terms, self._rows[-1], None).p_values if self._rows else {}
 
     def columns(self, number: int) -> dict[str, Any]:
-        """The numbers of round `number`, the last one, for its line of metrics; none where it released nothing."""
+        """Return the numbers of the last round, `number`, for its line of metrics; none where it released nothing."""
         if self._before != number:
             return {}
         row = self._rows[-1]

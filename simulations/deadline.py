@@ -1,4 +1,4 @@
-"""The time one client may take, kept by an alarm in the process that runs it; as a mod, it travels to any engine."""
+"""Deadline of one client, kept by an alarm in the process that runs it; as a mod, it works on any engine."""
 
 from __future__ import annotations
 

@@ -19,7 +19,13 @@ from ..strategies.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, vi
 
 
 def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mod:
-    """Return the mod that injects these faults; it must be the outermost."""
+    """Return the mod that injects these faults; it must be the outermost.
+
+    Args:
+      faults: their probabilities, per client and round.
+      randomness: of the run.
+      deadline: seconds that one client may take; a straggler takes longer.
+    """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         client = int(str(context.node_config["partition-id"]))
@@ -41,7 +47,12 @@ def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mo
 
 
 def picked(faults: FaultSettings, chance: float) -> str | None:
-    """Return the fault that a uniform number in [0, 1) stands for."""
+    """Return the fault that a random number stands for; None for none.
+
+    Args:
+      faults: their probabilities.
+      chance: uniform in [0, 1).
+    """
     for name in ("dropout", "failure", "straggler", "corrupt"):
         probability = float(getattr(faults, name))
         if chance < probability:

@@ -1,4 +1,4 @@
-"""The main job as a Flower app, for ``flwr run``: both sides compose the same settings from one run-config string.
+"""Flower app of the main job, for ``flwr run``: both sides compose the same settings from one run-config string.
 
 ``simulations/quickstart`` is the app folder that points here.
 """
@@ -66,7 +66,7 @@ def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
 
 
 def conditions(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """The mod that surrounds a client as the settings say, which are known only once the run's context is."""
+    """Surround a client as the settings say, which are known only once the run's context is: a mod."""
     for mod in reversed(client_mods(_federation(str(context.run_config["overrides"])))):
         call_next = _around(mod, call_next)
     return call_next(message, context)
@@ -84,6 +84,10 @@ client = make_client_app(_text_of, (conditions,))
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation on the runtime's grid.
+
+    Args:
+      grid: of the runtime.
+      context: with the run's configuration.
 
     Raises:
       RuntimeError: the run failed, so that Flower reports it as failed.

@@ -1,4 +1,4 @@
-"""Flower's simulation runtime as a grid whose clients are named by their partition.
+"""Grid of Flower's simulation runtime whose clients are named by their partition.
 
 Flower gives its nodes random ids, so that a seeded draw among them would pick other clients in every run. Here
 client k is node `FIRST_NODE` + k, as on the in-process engine, and the same seed draws the same clients on both.
@@ -79,7 +79,12 @@ class FlowerGrid(AskingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Hand the messages to the runtime and yield its replies as they come."""
+        """Hand the messages to the runtime and yield its replies as they come.
+
+        Args:
+          messages: at most one to each client.
+          timeout: seconds to wait for all replies; the clients' deadlines may end it earlier.
+        """
         sent = list(messages)
         waiting = {
             key: message.metadata.dst_node_id

@@ -1,4 +1,4 @@
-"""The in-process engine: a Flower grid whose nodes are calls to the app's own ClientApp.
+"""In-process engine: a Flower grid whose nodes are calls to the app's own ClientApp.
 
 Arrays are handed over as arrays; a client gets its own copy and cannot see another. Replies are clipped, put on the
 lattice and added where they are produced. With several workers each is a forked process, one thread each, that
@@ -80,7 +80,12 @@ class InProcessGrid(AskingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
-        """Call the app for every message and yield its replies: one by one here, or all at once from the workers."""
+        """Call the app for every message and yield its replies: one by one here, or all at once from the workers.
+
+        Args:
+          messages: at most one to each client.
+          timeout: not used; each client has its deadline.
+        """
         del timeout
         if self.workers > 1:
             yield from self._exchange_in_workers(list(messages))
@@ -96,7 +101,17 @@ class InProcessGrid(AskingGrid):
             return Message(Error(LATE, "late"), reply_to=message)
 
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
-        """Deliver one instruction to every node and return the sum of the replies, shape (size,)."""
+        """Deliver one instruction to every node and return the sum of the replies.
+
+        Args:
+          order: the instruction.
+          nodes: who is to follow it.
+          spec: how a reply is clipped and put on the lattice.
+          size: coordinates of the sum.
+
+        Returns:
+          The sum, shape (size,), and the counts of replies and of those that are missing.
+        """
         orders = _Order(order.content, order.metadata.message_type, nodes, spec)
         if self.workers == 1 or len(nodes) == 1:
             return self._sum(orders, CohortSum(np.zeros(size)))

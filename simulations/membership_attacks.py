@@ -1,4 +1,4 @@
-"""``fedveil audit RUN --membership ATTACK``: who of those that a final model could have trained on did, as far as it tells.
+"""Membership attacks on a finished simulation: which records a final model trained on, as far as it tells.
 
 For simulations: the attack reads the clients' data, which on real data only the client may do. Half of the clients' examples
 are attacked, beside half of the held-out ones; the rest train reference models, or are RMIA's population. An attack is no
@@ -63,25 +63,25 @@ class Attacked:
     population: Examples
 
     def reference(self, examples: Examples, number: int) -> torch.nn.Module:
-        """A model of these examples alone, trained in the clear."""
+        """Return a model of these examples alone, trained in the clear; `number` gives its seed."""
         model = self.task.model()
         torch.default_generator.manual_seed(SEED + number)
         train(model, self.task, examples, self.training, number, key=SEED)
         return model
 
     def likelihoods(self, model: torch.nn.Module, examples: Examples) -> Scores:
-        """Of each example's target under a model, (n,)."""
+        """Return the likelihood of each example's target under a model, shape (n,)."""
         return np.exp(-losses_of(self.task, model, examples))
 
 
 def by_loss(attacked: Attacked, shadows: int) -> Scores:
-    """The loss, negated (Yeom et al. 2018); no reference model."""
+    """Score by the loss, negated (Yeom et al. 2018); no reference model."""
     del shadows
     return -losses_of(attacked.task, attacked.model, attacked.records)
 
 
 def by_rmia(attacked: Attacked, shadows: int) -> Scores:
-    """RMIA with one reference model, which saw none of those attacked and none of the population."""
+    """Score by RMIA with one reference model, which saw none of those attacked and none of the population."""
     del shadows
     models = attacked.model, attacked.reference(attacked.spare, 0)
     target, reference = (attacked.likelihoods(model, attacked.records) for model in models)
@@ -90,7 +90,7 @@ def by_rmia(attacked: Attacked, shadows: int) -> Scores:
 
 
 def by_lira(attacked: Attacked, shadows: int) -> Scores:
-    """LiRA: each shadow model trains on half of those attacked, and the next one on the other half."""
+    """Score by LiRA: each shadow model trains on half of those attacked, and the next one on the other half."""
     generator = np.random.default_rng(SEED)
     count = len(attacked.records)
     inside: list[NDArray[np.bool_]] = []
@@ -105,10 +105,19 @@ def by_lira(attacked: Attacked, shadows: int) -> Scores:
 
 
 def by_art(attacked: Attacked, shadows: int) -> Scores:
-    """A forest on classes' probabilities and the label, by the Adversarial Robustness Toolbox (Shokri et al. 2017).
+    """Score by a forest on classes' probabilities and the label, of the Adversarial Robustness Toolbox (Shokri et al. 2017).
 
-    One reference model shows it members, the spare examples, beside the population. Refusal without the extra `mia`, and
-    for a task without classes.
+    One reference model shows it members, the spare examples, beside the population.
+
+    Args:
+      attacked: the model and the records.
+      shadows: not used.
+
+    Returns:
+      The probability that a record is a member, shape (n,).
+
+    Raises:
+      Refusal: the extra `mia` is not installed, or the task has no classes.
     """
     del shadows
     try:
@@ -130,7 +139,7 @@ def by_art(attacked: Attacked, shadows: int) -> Scores:
 
 @torch.no_grad()
 def _classes(model: torch.nn.Module, examples: Examples) -> NDArray[np.float32]:
-    """The probability of each class, (n, classes)."""
+    """Return the probability of each class, shape (n, classes)."""
     model.eval()
     outputs: torch.Tensor = model(examples.inputs)
     if outputs.ndim != 2 or examples.targets.ndim != 1:
@@ -177,13 +186,26 @@ def membership(argv: Sequence[str]) -> int:
 
 
 def measured(members: Scores, others: Scores) -> dict[str, Interval]:
-    """The area under the curve, and the true positive rate at each of FALSE_POSITIVES, with intervals at 95 %."""
+    """Return the area under the curve, and the true positive rate at each of FALSE_POSITIVES, with intervals at 95 %.
+
+    Args:
+      members: scores of records that trained the model.
+      others: scores of records that did not.
+    """
     rates = {f"true positives at {fpr:.1%} false": tpr_at(fpr, members, others) for fpr in FALSE_POSITIVES}
     return {"AUC": auc(members, others), **rates}
 
 
 def attack_on(folder: Path, epochs: int) -> Attacked:
-    """Part the data of a finished run, and score its model on them."""
+    """Part the data of a finished run into those attacked and the rest, and load its model.
+
+    Args:
+      folder: of the run.
+      epochs: of a reference model.
+
+    Raises:
+      Refusal: the folder holds no finished run, or its data are real.
+    """
     try:
         arrays = load_file(folder / MODEL)
     except (OSError, SafetensorError):

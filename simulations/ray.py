@@ -1,4 +1,4 @@
-"""``engine=ray``: Flower's own simulation runtime, on this machine or on a cluster."""
+"""Engine on Flower's own simulation runtime, Ray, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def ray_grid(client_app: ClientApp, num_clients: int, settings: EngineSettings) 
       client_app: run by every client; what it refers to must be importable, or picklable, in Ray's workers.
       num_clients: the population.
       settings: address of a cluster or CPUs of this machine, and the clients' deadline.
+
     Raises:
       Refusal: Ray is not installed.
       RuntimeError: in the block, once the runtime has failed.

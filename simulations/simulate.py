@@ -32,6 +32,7 @@ def simulate(
       folder: the run folder; with `settings.resume` the run goes on in the resumed one.
       quiet: show nothing.
       grid: reaches the clients; None starts the engine that the settings name.
+
     Raises:
       Refusal: before anything is spent.
     """
@@ -48,6 +49,7 @@ def run_simulation(
       folder: the run folder; with `settings.resume` the run goes on in the resumed one.
       quiet: show nothing.
       grid: reaches the clients; None starts the engine that the settings name.
+
     Raises:
       Refusal: before anything is spent.
     """
