@@ -1,4 +1,4 @@
-"""What a run chooses from what its earlier rounds released: the norm it clips to, and how much noise it adds.
+"""Choices that a run makes from what its earlier rounds released: the norm it clips to, and how much noise it adds.
 
 The norm: module `mechanisms.adaptive_clipping`, which also says why it needs no filter.
 
@@ -70,7 +70,13 @@ class AdaptiveNoise:
         return SAVING * self.plan.noise_multiplier
 
     def next_noise(self, noise: float, number: int, losses: Sequence[float]) -> float:
-        """Return the noise multiplier of the round after round `number`, given that round's and the last losses."""
+        """Return the noise multiplier of the round after round `number`.
+
+        Args:
+          noise: noise multiplier of round `number`.
+          number: of the round, from 1.
+          losses: the last noised mean losses, that round's among them.
+        """
         from dp_accounting import SelfComposedDpEvent
 
         done = number - self.begun
@@ -103,13 +109,24 @@ class Adaptation:
         return Choices(plan.clipping_norm, self.noise.first if self.noise else plan.noise_multiplier)
 
     def scalars(self, plan: Plan, expected_size: float) -> tuple[Scalar, ...]:
-        """Return the scalars that the choices need beside the metrics, in a round that goes by `plan`."""
+        """Return the scalars that the choices need beside the metrics, in a round that goes by `plan`.
+
+        Args:
+          plan: of the round.
+          expected_size: of its cohort, the fixed denominator.
+        """
         if self.clipping is None:
             return ()
         return (self.clipping.bit(plan.noise_over_clip, expected_size),)
 
     def next(self, last: Choices, number: int, scalars: Mapping[str, float]) -> Choices:
-        """Return what the round after round `number` goes by, given that round's choices and noised means."""
+        """Return what the round after round `number` goes by.
+
+        Args:
+          last: what round `number` went by.
+          number: of the round, from 1.
+          scalars: its noised means by name.
+        """
         if self.clipping is not None:
             last = replace(
                 last, clipping_norm=self.clipping.next_norm(last.clipping_norm, scalars[UNCLIPPED])

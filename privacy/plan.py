@@ -1,4 +1,4 @@
-"""One frozen plan binds what together makes a guarantee: sampling, clipping, noise, event, adjacency."""
+"""Plan that binds what together makes a guarantee: sampling, clipping, noise, event, adjacency."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -66,25 +66,36 @@ class Plan:
         return self.noise_over_clip * self.mechanism.sensitivity * self.clipping_norm
 
     def event(self) -> "DpEvent":
-        """What one release costs, with noise std / clip as the accountants read it. Refusal while uncalibrated.
+        """Return what one release costs, with noise std / clip as the accountants read it. Refusal while uncalibrated.
 
         A release is a round or, where noise is correlated, the whole run.
         """
         return self.sampling.event(self.mechanism.event(self.noise_over_clip))
 
     def event_of(self, row: int) -> "DpEvent":
-        """What round ``row``, from 1, is charged; where noise is correlated the first one pays for all."""
+        """Return what round ``row``, from 1, is charged; where the run is one release the first one pays for all."""
         from dp_accounting import NoOpDpEvent
 
         return self.event() if self.mechanism.rounds is None or row == 1 else NoOpDpEvent()
 
     def epsilon(self, delta: float, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()) -> float:
-        """Epsilon at ``delta`` after ``prior`` and ``rounds`` rounds (default: all of them)."""
+        """Return epsilon after so many rounds, by the finer grid that is published.
+
+        Args:
+          delta: in (0, 1).
+          rounds: of this plan; None for all of them.
+          prior: events of the same unit before them.
+        """
         events = self._after(self.num_rounds if rounds is None else rounds, prior)
         return counted(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
-        """How many rounds after ``prior`` a gate lets through at this noise, at most `MOST_ROUNDS`."""
+        """Return how many rounds a gate lets through at this noise, at most `MOST_ROUNDS`.
+
+        Args:
+          budget: of the plan's unit and adjacency.
+          prior: events of the same unit before them.
+        """
         self._check(budget)
 
         def affordable(rounds: int) -> bool:
@@ -104,10 +115,14 @@ class Plan:
         return most
 
     def calibrate(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
-        """This plan with the least noise, to 1e-4, whose rounds fit ``budget`` after ``prior``.
+        """Return this plan with the least noise, to 1e-4, whose rounds fit the budget.
 
         What fits does so at the gate's coarse grid, so that no planned round is refused, and at the finer grid
         that is published. Refusal when no noise fits.
+
+        Args:
+          budget: of the plan's unit and adjacency.
+          prior: events of the same unit before them.
         """
         self._check(budget)
         spent = counted(prior, budget.target_delta, budget.adjacency, self.filter_order, PUBLISH_INTERVAL)
@@ -129,16 +144,20 @@ class Plan:
         return calibrated
 
     def calibrate_for_filter(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
-        """`calibrate` for a run that will choose noise from what its rounds release.
+        """Return `calibrate` for a run that will choose noise from what its rounds release.
 
         The filter's order is the plan's or, where it has none yet, the one that affords most rounds of the noise that
         would be right without a filter.
+
+        Args:
+          budget: of the plan's unit and adjacency.
+          prior: events of the same unit before them.
         """
         order = self.filter_order or best_order(self.calibrate(budget, prior).event(), budget, prior)
         return replace(self, filter_order=order).calibrate(budget, prior)
 
     def accountant(self, delta: float) -> str:
-        """How the plan's epsilon is computed, for reports."""
+        """Return how the plan's epsilon is computed, for reports."""
         return accountant(delta, self.adjacency, self.filter_order)
 
     def _check(self, budget: Budget) -> None:
@@ -173,7 +192,7 @@ def _positive(field: str, value: float) -> float:
 
 
 def _least_noise(cost: Callable[[float], float], target: float) -> float:
-    """The least noise that costs at most ``target``: doubling, then the Illinois method on log cost, log noise.
+    """Return the least noise that costs at most ``target``: doubling, then the Illinois method on log cost, log noise.
 
     Bracketing throughout, so ``cost`` need only fall with noise; the end that is returned was itself evaluated.
     """

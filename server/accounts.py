@@ -106,7 +106,12 @@ class Protected:
         self.more_noise = factor
 
     def spec(self, layout: Layout, expected: float) -> SumSpec:
-        """Return the plan's norm, and the scalars: metrics, and what the next choice needs."""
+        """Return the plan's norm, and the scalars: metrics, and what the next choice needs.
+
+        Args:
+          layout: shapes of the update's arrays by name.
+          expected: clients of a round, the fixed denominator.
+        """
         cells = cells_for(sum(int(np.prod(shape)) for shape in layout.values()))
         plan = self.plan
         scalars = (*self.scalars, *self.privacy.adaptation.scalars(plan, expected))
@@ -115,6 +120,10 @@ class Protected:
     def reserve(self, row: int, cohort: Sequence[int]) -> None:
         """Reserve the row's release.
 
+        Args:
+          row: of the run.
+          cohort: who takes part in it.
+
         Raises:
           BudgetExhausted: it does not fit; nothing was written.
           Refusal: another run of this name has released the row with noise that cannot be repeated.
@@ -122,7 +131,13 @@ class Protected:
         self.privacy.ledger.reserve_new(self._release(row, cohort))
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
-        """Return a sum in the clear with the row's noise."""
+        """Return a sum in the clear with the row's noise.
+
+        Args:
+          total: the cohort's sum on the lattice, whole numbers, shape (coordinates + scalars,).
+          row: of the run.
+          spec: what clients did to their vectors.
+        """
         noised, event = self._noise.add(total, row, self.noise, spec)
         if event != self.privacy.plan.mechanism.event(self.noise):
             raise AssertionError("the mechanism's event is not the one that was reserved")
@@ -154,7 +169,14 @@ class Protected:
         return Released(number, layers, noise, rate, charged, *drawn)
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
-        """Commit what the row costs, and choose. A commit may travel with the next reservation."""
+        """Commit what the row costs, and choose. A commit may travel with the next reservation.
+
+        Args:
+          number: of the round.
+          row: of its release.
+          cohort: who took part.
+          mean: what leaves.
+        """
         self.privacy.ledger.commit(self._release(row, cohort).key, durable=False)
         assert self.choices is not None
         self.choices = self.privacy.adaptation.next(self.choices, number, mean.scalars)

@@ -1,4 +1,4 @@
-"""The audit of a run under way: every released sum is watched, weighed where a look is planned, and written down.
+"""Auditor of a run under way: every released sum is watched, weighed where a look is planned, and written down.
 
 It sees what leaves, canaries' seeds, and what a task planted; nothing else. So it costs no privacy.
 """
@@ -71,7 +71,12 @@ class Auditor:
         return round_rows.stacked(self._rows, self.terms.canaries)
 
     def go_on(self, last: int, memory: Memory) -> None:
-        """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again."""
+        """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again.
+
+        Args:
+          last: the round that the checkpoint is of.
+          memory: what that round left.
+        """
         rows = round_rows.read(self.path, self.terms.canaries)
         rows = rows[(rows["round"] > 0) & (rows["round"] <= last)]
         round_rows.cut(self.path, rows)
@@ -87,6 +92,11 @@ class Auditor:
         """Watch the sum of round `number` and the model it led to; return the alarms that this raises.
 
         A round whose claimed sum was given up released nothing, and is not looked at.
+
+        Args:
+          number: of the round.
+          released: its sum as it left; None where nothing is claimed of it.
+          arrays: the model that it led to, by name.
         """
         if released is None and self.terms.delta:
             return []
@@ -185,6 +195,10 @@ class Auditor:
 
         The file gets a row of round 0, which holds the difference of the two models; `first` is None where canaries move
         none.
+
+        Args:
+          first: the model's arrays before the first round.
+          last: after the last one.
         """
         if not self._rows:
             return None

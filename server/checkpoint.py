@@ -61,7 +61,12 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint durably; a crash at any moment leaves this one or the one before."""
+    """Write the checkpoint durably; a crash at any moment leaves this one or the one before.
+
+    Args:
+      folder: of the run.
+      checkpoint: of its last round.
+    """
     tensors = {_MODEL + name: np.ascontiguousarray(value) for name, value in checkpoint.model.items()}
     tensors |= {_AUDIT + name: value for name, value in checkpoint.audit.items()}
     numbers: dict[str, Any] = {}
@@ -89,7 +94,12 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def write_durably(target: Path, payload: bytes) -> None:
-    """Write bytes beside `target`, flush them, and rename them over it."""
+    """Write bytes beside `target`, flush them, and rename them over it.
+
+    Args:
+      target: the file.
+      payload: all that it will hold.
+    """
     _put(_write_beside(target, payload), target)
 
 
@@ -200,7 +210,12 @@ def _is_arrays(value: object) -> bool:
 
 
 def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Put back what `strategy_state` returned."""
+    """Put back what `strategy_state` returned.
+
+    Args:
+      strategy: a fresh one of the same class.
+      state: what it remembered.
+    """
     nested: dict[str, dict[str, Any]] = {}
     for name, value in state.items():
         head, _, rest = name.partition(".")

@@ -1,4 +1,4 @@
-"""How sums are encrypted, and of how many clients, so that a sum that is open hides each of them."""
+"""Masking of a run's sums: how they are encrypted, and of how many clients, so that an open sum hides each of them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,12 @@ def _shape(attendance: Attendance, collusion: float, profile: Profile) -> tuple[
 
 
 def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:
-    """Return a sum's spec as secure aggregation needs it: with a norm, as the range that fits, and a share for counts."""
+    """Return a sum's spec as secure aggregation needs it: with a norm, as the range that fits, and a share for counts.
+
+    Args:
+      spec: of the sum in the clear.
+      masking: says the range where no privacy asks for a norm.
+    """
     if spec.clipping_norm is not None:
         return spec
     scalars = tuple(

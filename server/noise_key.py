@@ -1,4 +1,4 @@
-"""The key of a run's correlated noise on real data: 32 bytes of the system's generator, in a file of its own.
+"""Key of a run's correlated noise on real data: 32 bytes of the system's generator, in a file of its own.
 
 A later row takes back parts of earlier ones, so after a crash they must be had again. Whoever reads the key can take
 the noise off everything the run released: the file is readable by its owner alone, and is removed with the last round.
@@ -17,7 +17,12 @@ _PRIVATE = 0o600
 
 
 def make(folder: Path, name: str = NAME) -> bytes:
-    """Return a fresh key that is on disk; one that lies there belongs to a start that released nothing."""
+    """Return a fresh key that is on disk; one that lies there belongs to a start that released nothing.
+
+    Args:
+      folder: of the run.
+      name: of the file.
+    """
     key = os.urandom(KEY_BYTES)
     (folder / name).unlink(missing_ok=True)
     file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE)
@@ -32,6 +37,10 @@ def make(folder: Path, name: str = NAME) -> bytes:
 
 def read(folder: Path, name: str = NAME) -> bytes:
     """Return the key of a run that goes on.
+
+    Args:
+      folder: of the run.
+      name: of the file.
 
     Raises:
       Refusal: without it the run's noise cannot be continued.

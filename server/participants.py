@@ -1,4 +1,4 @@
-"""Who is asked in a round: the real clients and, behind them, the canaries of an audit.
+"""Participants of a round: the real clients and, behind them, the canaries of an audit.
 
 Canaries are dummies. They are drawn after the real clients, who are thus drawn, and accounted, as they would be without;
 the mean divides by the real cohort. In a simulation they are nodes of the grid like everybody. Beside real clients they
@@ -72,11 +72,21 @@ class Participants:
         return self.cohort.expected_size(self.clients)
 
     def renew(self, nodes: Sequence[int], answers: Answers) -> None:
-        """Go on with these clients, and the canaries that there were."""
+        """Go on with these clients, and the canaries that there were.
+
+        Args:
+          nodes: the real clients that there are by now.
+          answers: by how many a round goes.
+        """
         self._real, self.clients, self.answers = list(nodes), len(nodes), answers
 
     def draw(self, stream: Stream, earlier: Earlier = ()) -> list[int]:
-        """Return who takes part in one round, canaries last, given who did in the rounds before."""
+        """Return who takes part in one round, canaries last, given who did in the rounds before.
+
+        Args:
+          stream: of the round's draw.
+          earlier: who took part in each round before, in their order.
+        """
         self._find()
         drawn = self.cohort.draw(self._real, stream, earlier)
         if not self._dummies:

@@ -1,4 +1,4 @@
-"""A Flower grid that turns every training round into one private sum.
+"""Grid of Flower's that turns every training round into one private sum.
 
 To the strategy it looks like one client that replied with the cohort's mean, so every strategy that averages works
 unchanged. Around that it keeps the order that the guarantee rests on: draw the cohort, reserve on the ledger,
@@ -111,6 +111,10 @@ class PrivateGrid(AskingGrid):
         """Run one private sum over the cohort and return it as one reply, or nothing once the budget is spent.
 
         Messages that do not train are not sent: what they would bring back is in no release.
+
+        Args:
+          messages: of the strategy, the same to all.
+          timeout: seconds for the replies of one exchange; None waits for all.
         """
         self._asked, self.released = 0, None
         training = [m for m in messages if m.metadata.message_type.split(".")[0] == "train"]
@@ -146,7 +150,12 @@ class PrivateGrid(AskingGrid):
         self._account.raise_noise(factor)
 
     def skip_to(self, number: int, choices: Choices | None = None) -> None:
-        """Continue after round `number`, which an earlier process finished, with the choices it led to."""
+        """Continue after round `number`, which an earlier process finished, with the choices it led to.
+
+        Args:
+          number: of the round.
+          choices: what it led to; None where nothing adapts.
+        """
         self._reserved = self._finished = number
         self._account.choices = choices or self._account.choices
         self._rows.skip_to(number)

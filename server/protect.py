@@ -1,4 +1,4 @@
-"""Client-level privacy for somebody else's Flower app, in one call."""
+"""Protection of whole clients for somebody else's Flower app, in one call."""
 
 from __future__ import annotations
 

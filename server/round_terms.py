@@ -92,7 +92,7 @@ class Sum:
     number: int = field(default=0, compare=False)
 
     def asks_as(self, other: Sum) -> bool:
-        """Whether only what the clients start from may differ: that is no part of an attempt's terms."""
+        """Return whether only what the clients start from may differ: that is no part of an attempt's terms."""
         return replace(self, content=other.content) == other
 
 

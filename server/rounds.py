@@ -1,4 +1,4 @@
-"""The round loop: reserve, configure, train, aggregate, evaluate, checkpoint; the same on every grid.
+"""Loop of rounds: reserve, configure, train, aggregate, evaluate, checkpoint; the same on every grid.
 
 Flower's `Strategy.start` always begins at round one and loses the model when a round raises. This loop resumes,
 and ends in order when the budget is spent or somebody interrupts.
@@ -105,7 +105,13 @@ class Loop:
 
 
 def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
-    """Run the rounds after `state.round` and return the last state, whatever ended them."""
+    """Run the rounds after `state.round` and return the last state, whatever ended them.
+
+    Args:
+      grid: sums privately, and charges for it.
+      loop: what every round does.
+      state: of the last round that was finished.
+    """
     grid.skip_to(state.round, state.choices)
     with interruption() as interrupted:
         while state.round < loop.num_rounds:

@@ -1,4 +1,4 @@
-"""Secure aggregation over any Flower grid: exchanges until the cohort's sum is open, or the attempt is given up.
+"""Driver of secure aggregation over any Flower grid: exchanges until the cohort's sum is open, or the attempt is given up.
 
 A round may take several attempts, each with fresh keys. Nodes are asked for what opens a sum in at most one of them,
 so that one reservation pays for the round: an attempt given up before that has told the server nothing, one given up
@@ -89,7 +89,12 @@ class SecureSums:
         self._exchanges = 0
 
     def renew(self, masking: Masking, enough: int | None) -> None:
-        """Go on with another roster; what was prepared under the last one is given up."""
+        """Go on with another roster; what was prepared under the last one is given up.
+
+        Args:
+          masking: how sums are encrypted from the next round on.
+          enough: as in the constructor.
+        """
         self.masking, self._enough = masking, enough
 
     def sum(
@@ -217,7 +222,12 @@ class MaskedSums:
         self._sums = SecureSums(participants.grid, masking, participants.answers.enough)
 
     def renew(self, answers: Answers, masking: Masking | None) -> None:
-        """Go on with another roster, too."""
+        """Go on with another roster.
+
+        Args:
+          answers: by how many a round goes.
+          masking: how sums are encrypted from the next round on; None leaves it.
+        """
         if masking is not None:
             self._sums.renew(masking, answers.enough)
 
@@ -288,7 +298,13 @@ class Attempt:
         self._reasons: dict[int, str] = {}
 
     def prepares(self, nodes: Sequence[int], wanted: Sum, masking: Masking) -> bool:
-        """Whether it is an attempt at this sum: of these nodes, under this roster."""
+        """Return whether it is an attempt at this sum: of these nodes, under this roster.
+
+        Args:
+          nodes: the round's cohort.
+          wanted: what they sum.
+          masking: how sums are encrypted.
+        """
         same = self.nodes == tuple(nodes) and self._roster == masking.roster.hash
         return same and self.wanted.asks_as(wanted)
 
@@ -313,7 +329,7 @@ class Attempt:
         return sum(reason in LASTING for reason in self._reasons.values()) > self.spare
 
     def has_enough(self, enough: int) -> bool:
-        """Whether so many of the cohort have answered well, and no fewer than a sum takes."""
+        """Return whether so many of the cohort have answered well, and no fewer than a sum takes."""
         return self._server.answered >= min(len(self.asking), max(enough, self.spec.attendance.least))
 
     def send(self) -> None:
@@ -355,7 +371,12 @@ class Attempt:
         self.sent = False
 
     def opened(self, model: bytes, exchanges: int) -> Opened:
-        """Return how the attempt ended."""
+        """Return how the attempt ended.
+
+        Args:
+          model: hash of what everybody started from.
+          exchanges: of the round so far.
+        """
         ended = self._ended
         survivors = ended.survivors if isinstance(ended, OpenedSum) else ()
         reason = str(ended.reason) if isinstance(ended, Abandoned) else NO_REPLY

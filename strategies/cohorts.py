@@ -54,7 +54,13 @@ class Cohort(Protocol):
         ...
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
-        """Return the clients of one round, in the population's order, given those of the rounds before."""
+        """Return the clients of one round, in the population's order.
+
+        Args:
+          population: all clients.
+          stream: of the round's draw.
+          earlier: the cohorts of the rounds before, in their order.
+        """
         ...
 
     def expected_size(self, population: int) -> float:
@@ -286,31 +292,15 @@ class OverSelected:
 
     invited: Cohort
     planned: Cohort
+    name: str = field(init=False, repr=False)
+    coin: float | None = field(init=False, repr=False)
+    secret: bool = field(init=False, repr=False)
+    replaces: bool = field(init=False, repr=False)
+    turns: Turns | None = field(init=False, repr=False)
 
-    @property
-    def name(self) -> str:
-        """The rule's word."""
-        return self.invited.name
-
-    @property
-    def coin(self) -> float | None:
-        """Of those who are invited."""
-        return self.invited.coin
-
-    @property
-    def secret(self) -> bool:
-        """Whether it counts as hidden who is invited."""
-        return self.invited.secret
-
-    @property
-    def replaces(self) -> bool:
-        """Whether another is invited for one that leaves."""
-        return self.invited.replaces
-
-    @property
-    def turns(self) -> Turns | None:
-        """What is promised of invitations."""
-        return self.invited.turns
+    def __post_init__(self) -> None:
+        for name in ("name", "coin", "secret", "replaces", "turns"):
+            object.__setattr__(self, name, getattr(self.invited, name))
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return those who are invited: all, where so many clients have left that fewer are there."""
@@ -381,7 +371,12 @@ def _invited(cohort: Cohort) -> Cohort:
 
 
 def invited_size(cohort: Cohort, population: int) -> float:
-    """Return how many clients a round is expected to ask, which over-selection makes more than it needs."""
+    """Return how many clients a round is expected to ask, which over-selection makes more than it needs.
+
+    Args:
+      cohort: any.
+      population: how many clients there are.
+    """
     return min(float(population), _invited(cohort).expected_size(population))
 
 
@@ -391,7 +386,13 @@ def tossed_rate(cohort: Cohort) -> float:
 
 
 def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
-    """Return how so many canaries of an audit are drawn beside so many clients: by the same rule, at the same rate."""
+    """Return how canaries of an audit are drawn beside clients: by the same rule, at the same rate.
+
+    Args:
+      cohort: of the clients.
+      clients: how many there are.
+      canaries: how many there are.
+    """
     asked = _invited(cohort)
     if isinstance(asked, Fixed | MinSeparation):
         return replace(asked, size=min(canaries, max(1, asked.size * canaries // clients)))

@@ -1,1 +1,1 @@
-"""What adds the noise: a cryptographic generator, an exact discrete Gaussian, and the lattice between them."""
+"""Mechanisms that add the noise: a cryptographic generator, an exact discrete Gaussian, and the lattice between them."""

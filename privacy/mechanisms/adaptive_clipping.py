@@ -1,4 +1,4 @@
-"""A clipping norm that follows a quantile of the clients' norms (Andrew et al. 2021, arXiv:1905.03871, algorithm 1).
+"""Clipping norm that follows a quantile of the clients' norms (Andrew et al. 2021, arXiv:1905.03871, algorithm 1).
 
 Client k reports b_k = 1 if its update was left as long as it was, 0 if it was scaled to the norm C. From the sum
 
@@ -58,6 +58,11 @@ class AdaptiveClipping:
         return Scalar(UNCLIPPED, 1.0, min((noise / (2 * sigma)) ** 2, MOST_SHARE))
 
     def next_norm(self, norm: float, fraction: float) -> float:
-        """Return the norm of the next round, given this round's norm and its noised fraction, in [0, 1]."""
+        """Return the norm of the next round.
+
+        Args:
+          norm: of this round.
+          fraction: of updates that were left as long as they were, noised, in [0, 1].
+        """
         moved = norm * math.exp(-self.learning_rate * (fraction - self.quantile))
         return min(max(moved, LEAST_NORM), MOST_NORM)

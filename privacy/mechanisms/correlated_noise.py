@@ -1,5 +1,6 @@
-"""Noise of which later rounds take back a part: the matrix mechanism with a banded Toeplitz matrix, for cohorts
-that promise a minimum separation and a maximum of participations, and no random sampling.
+"""Noise of which later rounds take back a part: the matrix mechanism with a banded Toeplitz matrix.
+
+It is for cohorts that promise a minimum separation and a maximum of participations, and no random sampling.
 
 Let X hold a run's sums, one row a round, on the integer lattice, and A a lower-triangular Toeplitz matrix of whole
 numbers whose first column falls from D to 0: the first `bands` coefficients of (1 - x)^(-1/2), times D and rounded

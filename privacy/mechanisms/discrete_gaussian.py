@@ -58,6 +58,7 @@ def sample(sigma: int, count: int, stream: Stream) -> Whole:
       sigma: scale in grid units, a whole number from 1 to 2**40.
       count: how many numbers, at least 0.
       stream: a cryptographic stream that serves nothing else.
+
     Returns:
       shape (count,); int32 where `sigma` is below 2**22, else int64.
     """

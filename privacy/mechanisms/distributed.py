@@ -1,4 +1,4 @@
-"""The private sum of clients who trust no server: each adds its share of the noise, and only a sum is ever seen.
+"""Private sum of clients who trust no server: each adds its share of the noise, and only a sum is ever seen.
 
     client: clip -> rotate -> round -> share of noise, and layers -> modulo 2^bits -> (mask)
     server: (unmask) -> take layers back -> centre -> rotate back -> decode
@@ -54,6 +54,7 @@ def encode_share(
       stream: the client's own, secret; it serves this vector and no other, not even the same vector sent again.
       seed: of the round's rotation, public, 32 bytes.
       layers: a fresh secret seed for each of the spec's layers, of 32 bytes.
+
     Returns:
       shape (spec.size,), of the spec's dtype.
     """
@@ -113,7 +114,12 @@ def _weight(scalars: Mapping[str, float], spec: ShareSpec) -> float:
 
 
 def openings(spec: ShareSpec, layers: Sequence[bytes]) -> tuple[tuple[int, bytes], ...]:
-    """Return each layer's seed behind the number of survivors that it is opened to."""
+    """Return each layer's seed behind the number of survivors that it is opened to.
+
+    Args:
+      spec: the round's public parameters.
+      layers: the client's seeds, in the layers' order.
+    """
     return tuple((layer.survivors, seed) for layer, seed in zip(spec.layers, layers, strict=True))
 
 
@@ -131,6 +137,10 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
 
     More survivors are more noise, but for the layers that they open. Holds for zero-out and, as every Gaussian event,
     for replace-one; see `sizing`.
+
+    Args:
+      spec: the round's public parameters.
+      survivors: how many vectors were added.
 
     Raises:
       Refusal: fewer survive than were planned, or more than the sum was sized for; nothing may be released.
@@ -151,6 +161,7 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
       spec: the round's public parameters.
       opened: of each survivor that opened any, the seeds in the layers' order. Who opened another number is passed
         over: its noise stays.
+
     Returns:
       how many survivors' layers were taken out.
     """

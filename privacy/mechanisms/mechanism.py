@@ -13,7 +13,7 @@ What a client does to its vector and what the server does to the sum stand side 
 `private_sum` for the first two, `encode_share` and `decode_sum` in `distributed`. The sum of shares is accounted as one
 Gaussian, as are all steps of DP-SGD, so that their plans go by `CENTRAL`.
 
-A mechanism of the server's is one file beside this one and one line where `server/run/federation.py` chooses it.
+A mechanism of the server's is one file beside this one and a line of `mechanism_of`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent, GaussianDpEvent
 
-    from ..sampling import Sampling
+    from ..sampling import Sampling, Turns
     from .private_sum import Vector
     from .randomness import Stream
     from .sum_spec import SumSpec
@@ -118,3 +118,21 @@ class FreshNoise:
         from .private_sum import add_noise  # a device loads plans, and no sum
 
         return add_noise(total, noise_multiplier, spec, self.stream_of(row))
+
+
+def mechanism_of(noise: str, turns: Turns | None, num_rounds: int, bands: int | None) -> Mechanism:
+    """Return the mechanism of a run.
+
+    Args:
+      noise: independent or correlated, from round to round.
+      turns: what the cohort promises; all rounds of a run that promises some are one release.
+      num_rounds: of the run, at least 1.
+      bands: rounds over which correlated noise hangs together; None takes the number that errs least.
+    """
+    if turns is None:
+        return CENTRAL
+    from .correlated_noise import Correlation
+
+    bands = 1 if noise == "independent" else bands
+    correlation = Correlation(num_rounds, turns.separation, turns.max_participations, bands or 1)
+    return correlation if bands else correlation.with_best_bands()

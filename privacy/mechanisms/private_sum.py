@@ -1,5 +1,6 @@
-"""The one operation by which a cohort's vectors become one vector. What the client does to a vector and what
-the server does to the sum stand side by side, stage by stage:
+"""Private sum: the one operation by which a cohort's vectors become one vector.
+
+What the client does to a vector and what the server does to the sum stand side by side, stage by stage:
 
     client: clip -> lattice -> (wire)        server: add -> exact noise -> decode
 
@@ -58,6 +59,7 @@ def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple
       update: float arrays by name, in the layout's order; any shapes, all finite.
       scalars: a value for each of the spec's scalars; "num-examples" is the weight where nothing is clipped.
       spec: the round's public parameters.
+
     Returns:
       shape (coordinates + scalars,); if the sum is private, int32 with a norm of at most `cells`.
     """
@@ -104,6 +106,8 @@ def encode_rows(update: NDArray[np.floating], scalars: Arrays, spec: SumSpec) ->
     Args:
       update: shape (clients, coordinates), all finite.
       scalars: shape (clients,) for each of the spec's scalars.
+      spec: the round's public parameters.
+
     Returns:
       shape (clients, coordinates + scalars).
     """
@@ -155,13 +159,24 @@ def _rounded(update: NDArray[np.floating], factor: float) -> Iterator[tuple[int,
 
 
 def centre(values: NDArray[np.floating] | np.float64, scalar: Scalar, spec: SumSpec) -> NDArray[np.float64]:
-    """Map [0, bound] to [-reach, reach]; a value that is no number says nothing and becomes the centre."""
+    """Map [0, bound] to [-reach, reach]; a value that is no number says nothing and becomes the centre.
+
+    Args:
+      values: in the units of the scalar, any shape.
+      scalar: its bound, and its share of the norm.
+      spec: the round's public parameters.
+    """
     centred = (2 * np.clip(values / scalar.bound, 0.0, 1.0) - 1) * spec.reach(scalar)
     return np.where(np.isnan(values), 0.0, centred)
 
 
 def shrink(vector: Contribution, spec: SumSpec) -> None:
-    """Scale a lattice vector back inside the norm, in place, rounding towards zero."""
+    """Scale a lattice vector back inside the norm, in place, rounding towards zero.
+
+    Args:
+      vector: of whole numbers, longer than `cells`.
+      spec: the round's public parameters, private.
+    """
     factor = (spec.cells - 1) / math.sqrt(squared_norm(vector))
     for start in range(0, vector.size, _BLOCK):
         block = vector[start : start + _BLOCK]
@@ -206,6 +221,11 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
     """Add one client's contribution, never trusting that the client clipped it.
 
     A vector that does not fit is dropped and counted; one that is too long is clipped again and counted.
+
+    Args:
+      cohort_sum: changed in place.
+      vector: one client's, as it came, shape (coordinates + scalars,).
+      spec: the round's public parameters.
     """
     if vector.shape != cohort_sum.total.shape:
         return cohort_sum.drop("shape")
@@ -232,8 +252,12 @@ def add_update(
     """Add what `encode` makes of a client's update, in the same process and without a vector in between.
 
     Args:
+      cohort_sum: changed in place.
       update: all arrays in the layout's order, flat, shape (coordinates,); or a window of them from `start`, outside of
         which the update is zero.
+      scalars: a value for each of the spec's scalars.
+      spec: the round's public parameters.
+      start: of the window.
 
     Raises:
       ValueError: the update has a value that is not finite; nothing was added.
@@ -305,6 +329,12 @@ def decode(
 
     A private sum is divided by a fixed, public `denominator`: the expected cohort, whoever replied. Without
     client-level privacy the sum is divided by the summed examples, as federated averaging does.
+
+    Args:
+      total: the sum, with its noise, shape (coordinates + scalars,).
+      layout: shapes by name, in the order of the update.
+      spec: the round's public parameters.
+      denominator: the expected cohort, above 0.
     """
     sizes = [math.prod(shape) for shape in layout.values()]
     tail = total[sum(sizes) :]

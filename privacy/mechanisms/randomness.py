@@ -1,4 +1,4 @@
-"""Where secrets and noise come from: AES-256 in counter mode (NIST SP 800-38A, section 6.5).
+"""Source of secrets and noise: AES-256 in counter mode (NIST SP 800-38A, section 6.5).
 
 On real data a stream is keyed by the operating system. Only a declared simulation derives its keys from the
 run's seed, so that it repeats bit for bit; ledger and result then say ``rng: seeded``.

@@ -1,4 +1,4 @@
-"""A public random rotation that spreads a vector's energy over all coordinates, so that a sum of many fits few bits.
+"""Rotation, public and random, that spreads a vector's energy over all coordinates, so that a sum of many fits few bits.
 
 One rotation is a random sign for every coordinate and then the Walsh-Hadamard transform of a power of two of them
 (Suresh et al. 2017, arXiv:1611.00429, section 3). Nothing is padded, so the wire carries not a coordinate more: the
@@ -29,7 +29,12 @@ def block_of(size: int) -> int:
 
 
 def rotate(vector: Vector, seed: bytes) -> None:
-    """Rotate the vector in place; `seed` is public, of 32 bytes, and fixed without a look at any update."""
+    """Rotate the vector in place.
+
+    Args:
+      vector: changed, shape (d,), d at least 1.
+      seed: public, of 32 bytes, fixed without a look at any update.
+    """
     for start, signs in _passes(vector.size, seed):
         block = vector[start : start + signs.size]
         block *= signs
@@ -37,7 +42,12 @@ def rotate(vector: Vector, seed: bytes) -> None:
 
 
 def unrotate(vector: Vector, seed: bytes) -> None:
-    """Undo `rotate` in place."""
+    """Undo `rotate` in place.
+
+    Args:
+      vector: changed, shape (d,).
+      seed: that it was rotated with.
+    """
     for start, signs in reversed(_passes(vector.size, seed)):
         block = vector[start : start + signs.size]
         _transform(block)

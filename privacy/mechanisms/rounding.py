@@ -1,5 +1,6 @@
-"""Unbiased rounding to whole numbers that never carries a vector over a norm known beforehand: conditional
-stochastic rounding (Kairouz, Liu and Steinke 2021, arXiv:2102.06387, section 4).
+"""Rounding to whole numbers, unbiased, that never carries a vector over a norm known beforehand.
+
+It is conditional stochastic rounding (Kairouz, Liu and Steinke 2021, arXiv:2102.06387, section 4).
 
 Every coordinate goes up or down at random so that its mean stays. The whole vector is rounded anew until its norm
 is within `limit_for`. A try succeeds with probability at least 1 - exp(-1/2), and with nearly 1 unless all fractions
@@ -29,6 +30,10 @@ def limit_for(cells: int, coordinates: int) -> int:
 
     The bound c^2 + d/4 + sqrt(2 log(1/beta)) (c + sqrt(d)/2) at beta = exp(-1/2), which is always less than the
     paper's other one, (c + sqrt(d))^2; as the norm is whole, so is the limit.
+
+    Args:
+      cells: the norm before, in grid units.
+      coordinates: of the vector.
     """
     return cells * cells + cells + (coordinates + math.isqrt(4 * coordinates)) // 4
 

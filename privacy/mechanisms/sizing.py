@@ -1,4 +1,4 @@
-"""How wide a coordinate of a masked sum must be, how fine its grid may be, and what its noise is worth.
+"""Sizes of a masked sum: how wide a coordinate must be, how fine its grid may be, and what its noise is worth.
 
 Every client rounds to the grid and adds its share of noise, an exact discrete Gaussian of parameter sigma; the sum
 is taken modulo 2^bits. Beside it lie layers of noise for the case that few survive, each from a seed; once it is settled
@@ -100,6 +100,7 @@ class ShareSpec:
       rotated: whether vectors are rotated under the round's public seed.
       weighted: whether each client counts by its examples, which must be a scalar; without noise only.
       layers: by falling number of survivors; of fewer than the last one's none is opened.
+
     Raises:
       Refusal: a sum may overflow, or the noise is too narrow for its proof.
     """
@@ -160,7 +161,12 @@ class ShareSpec:
         return self.sigma**2 + sum(closed)
 
     def noise_multiplier(self, shares: int, survivors: int) -> float:
-        """Return the noise of so many unknown shares over the sensitivity, once so many survive."""
+        """Return the noise of so many unknown shares over the sensitivity, once so many survive.
+
+        Args:
+          shares: of noise that the adversary does not know.
+          survivors: whose layers are opened.
+        """
         return math.sqrt(max(shares * self.variance(survivors) - SMOOTHING**2, 0) / self.limit)
 
     def least_noise(self, colluders: int) -> float:
@@ -186,6 +192,7 @@ def size_shares(
       noise_multiplier: of the whole sum over its sensitivity, for the fewest survivors without colluders; 0 for none.
       bits: 16, rotated, or 32; None takes 16 where it adds at most 5 % to the noise, and 32 without noise.
       layered: whether what more survivors do not need lies in layers; otherwise more survivors are more noise.
+
     Raises:
       Refusal: no grid fits into these bits.
     """

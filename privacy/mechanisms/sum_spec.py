@@ -86,7 +86,7 @@ class SumSpec:
         return self.update_norm * math.sqrt(1 - slack)
 
     def reach(self, scalar: Scalar) -> float:
-        """Largest absolute coordinate of one of the scalars, in the units of the clipping norm."""
+        """Return the largest absolute coordinate of one of the scalars, in the units of the clipping norm."""
         return 0.0 if self.clipping_norm is None else self.clipping_norm * math.sqrt(self._share(scalar))
 
 

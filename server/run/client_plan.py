@@ -12,7 +12,6 @@ from ...privacy.accounting.renyi_filter import admits
 from ...privacy.adaptation import Adaptation, AdaptiveNoise
 from ...privacy.budget import Budget, Unit
 from ...privacy.mechanisms.adaptive_clipping import AdaptiveClipping
-from ...privacy.mechanisms.mechanism import CENTRAL
 from ...privacy.mechanisms.sum_spec import least_share
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
@@ -48,7 +47,7 @@ def client_plan(
         noise_multiplier=federation.client.noise_multiplier,
         adversaries=federation.adversaries,
         filter_order=filter_order,
-        mechanism=federation.correlation or CENTRAL,
+        mechanism=federation.mechanism,
     )
     if plan.noise_multiplier is not None:
         return plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +26,7 @@ from ...configs.schema import (
 from ...privacy.budget import Adversary, Budget, Unit
 from ...privacy.ledger.caps import capped, default_folder
 from ...privacy.ledger.ledger import Ledger
-from ...privacy.mechanisms.correlated_noise import Correlation
+from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import Scalar
 from ...privacy.refusal import Refusal
@@ -226,16 +226,11 @@ class Federation:
         return (*loss, Scalar(WEIGHT, float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)))
 
     @cached_property
-    def correlation(self) -> Correlation | None:
-        """How the rounds' noise hangs together; where clients take part by turns, the run is one release anyhow."""
-        turns, client = self.cohort.turns, self.client
-        if client is None or turns is None:
-            return None
-        rounds = self.settings.num_rounds
-        independent = Correlation(rounds, turns.separation, turns.max_participations)
-        if client.noise != "correlated":
-            return independent
-        return replace(independent, bands=client.bands) if client.bands else independent.with_best_bands()
+    def mechanism(self) -> Mechanism:
+        """The law of the noise on the sums; where clients take part by turns, the run is one release anyhow."""
+        if self.client is None:
+            return CENTRAL
+        return mechanism_of(self.client.noise, self.cohort.turns, self.settings.num_rounds, self.client.bands)
 
     @cached_property
     def sizes(self) -> list[int]:

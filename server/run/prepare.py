@@ -49,7 +49,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     _ = federation.masking  # refuses a cohort that no sum can hide
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
     # the whole run was charged at once and each row of its noise is used once.
-    goes_on = federation.seed is not None or federation.correlation is not None
+    goes_on = federation.seed is not None or federation.mechanism.rounds is not None
     name = saved.name if saved and goes_on else _new_name(federation)
     checkpoint = read(folder) if saved else None
     if checkpoint is not None and client.record is not None:
@@ -127,7 +127,7 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
     if (
         saved is not None
         and saved.noise is not None
-        and (ledger is None or left <= 0 or federation.correlation)
+        and (ledger is None or left <= 0 or federation.mechanism.rounds)
     ):
         plan = client_plan_with(federation, saved.noise, saved.filter_order)
     else:
@@ -155,7 +155,7 @@ def asking_for(client: ClientSettings, plan: Plan) -> ClientSettings:
 def _noise_key(run: Run, fresh: bool) -> bytes | None:
     """Return the key of correlated noise on real data, on disk before the run's first round."""
     federation = run.federation
-    if federation.correlation is None or federation.seed is not None:
+    if federation.mechanism.rounds is None or federation.seed is not None:
         return None
     if fresh:
         try:
