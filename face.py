@@ -142,11 +142,19 @@ class FinishedRun:
         require_extra("server", "a plot")
         if not self.history:
             raise Refusal("folder", str(self.folder), "no round has ended there, so there is nothing to plot")
-        # A notebook shows figures only once it has been imported.
-        import_module("matplotlib.pyplot")
+        _load_notebook_backend()
         from .server.run.plots import curve
 
-        return curve(self.history, f"{self.folder.name}: {self.status}")
+        asked = _config(self.folder)
+        title = f"{asked['task']['name']}, privacy={asked['privacy']['name']}: {self.status}"
+        return curve(self.history, title)
+
+
+def _load_notebook_backend() -> None:
+    """Have a notebook show figures as images: its backend is loaded by the first figure that pyplot makes."""
+    pyplot = import_module("matplotlib.pyplot")
+    if "inline" in pyplot.get_backend():
+        pyplot.close(pyplot.figure())
 
 
 def load(
@@ -185,15 +193,21 @@ def _task_of(folder: Path, given: Task | None, allow_modules: tuple[str, ...]) -
     """Return the task of the run in `folder`; no module is imported because a folder says so."""
     if given is not None:
         return given
+    from .tasks import load_task
+
+    asked = _config(folder)["task"]
+    options = {"folder": asked["folder"]} if asked.get("folder") else {}
+    return load_task(asked.get("target") or asked["name"], options, allow_modules)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return the configuration that ran in this folder."""
     import yaml
 
     from .configs.yaml_guard import check_file
-    from .tasks import load_task
 
     check_file(folder / CONFIG)
-    asked = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["task"]
-    options = {"folder": asked["folder"]} if asked.get("folder") else {}
-    return load_task(asked.get("target") or asked["name"], options, allow_modules)
+    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
 
 
 # --- a run, and its plan ------------------------------------------------------------------------------------------

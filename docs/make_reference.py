@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "reference"
-MODULES = {"privacy": "fedveil.privacy"}
+MODULES = {"python": "fedveil", "privacy": "fedveil.privacy"}
 LONGEST = 100  # characters of a signature's line
 NOTE = "<!-- Made by docs/make_reference.py from the docstrings; do not edit. -->"
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example", "Examples", "Note")

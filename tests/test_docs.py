@@ -12,6 +12,7 @@ A page's blocks run in their order in one folder, as a reader would run them.
 import ast
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -114,6 +115,20 @@ def test_every_block_of_a_page_runs(
             succeed(f"{sys.executable} -W error {script}", tmp_path)
         elif is_shell(block):
             run_commands(block, tmp_path, number, forks)
+
+
+def test_the_cells_of_the_notebook_run_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    script = tmp_path / "cells.py"
+    script.write_text("\n\n".join("".join(cell["source"]) for cell in cells))
+    printed = succeed(f"{sys.executable} {script}", tmp_path)
+    assert "model    client  epsilon 3.00 at delta 0.0001" in printed
+    shown = [output.get("data", {}) for cell in cells for output in cell["outputs"]]
+    assert sum("image/png" in data for data in shown) == 1
 
 
 def end_what_was_left(folder: Path) -> None:
