@@ -1,4 +1,4 @@
-"""``python -m fedveil.benchmarks engines|overhead|privacy|...``: run one, print it, write JSON."""
+"""Command line of the benchmarks, ``python -m fedveil.benchmarks NAME``: run one, print it, write JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an audit with a thousand canaries adds to a round, in CPU time of one core, beside what privacy alone costs."""
+"""Cost of an audit: what a thousand canaries add to a round, in CPU time of one core, beside what privacy alone costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is measured, and how each is started: every one in a process of its own.
+"""Contenders that are measured, each started in a process of its own.
 
 ``python -m fedveil.benchmarks.contenders NAME WORKLOAD CLIENTS COHORT ROUNDS`` runs one and prints what
 it took as its last line.
@@ -84,6 +84,7 @@ def measure(name: str, workload: str, size: Size, pfl_python: str | None = None)
       workload: a key of `workload.MODELS`.
       size: how much there is to do.
       pfl_python: a Python that has pfl 0.6 and torch.
+
     Raises:
       Missing: pfl or Ray is not there.
       RuntimeError: the contender failed.

@@ -1,4 +1,4 @@
-"""What DP-SGD costs beside plain SGD: a step of each engine on the same model and batch, on one thread, in CPU time."""
+"""Cost of DP-SGD beside plain SGD: a step of each engine on the same model and batch, on one thread, in CPU time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real work and the idle client on every engine, side by side, each in its own process, interleaved."""
+"""Engines side by side: the real work and the idle client on each, in a process of its own, interleaved."""
 
 from __future__ import annotations
 

@@ -56,7 +56,15 @@ def our_client(folder: Path, listen: str, told: Told) -> Generator[int]:
 def flower_federation(
     clients: int, client: Client = our_client
 ) -> Generator[tuple[SuperNodeGrid, list[int]]]:
-    """A server in this process, a SuperLink, and the numbers of the clients' processes."""
+    """Start a server in this process, a SuperLink, and clients in processes of their own.
+
+    Args:
+      clients: how many.
+      client: starts one of them, as long as its context lasts.
+
+    Yields:
+      The grid that reaches them, and the numbers of their processes.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         nodes = tuple(range(FIRST_NODE, FIRST_NODE + clients))

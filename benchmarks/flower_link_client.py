@@ -1,4 +1,4 @@
-"""``python -m fedveil.benchmarks.flower_link_client FILE``: a SuperNode that adds a number, without torch."""
+"""SuperNode that adds a number, without torch: ``python -m fedveil.benchmarks.flower_link_client FILE``."""
 
 from __future__ import annotations
 

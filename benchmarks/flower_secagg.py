@@ -42,7 +42,12 @@ _EXAMPLES = 10
 
 
 def run_flower(case: Case, update: np.ndarray) -> Costs:
-    """Return what one round takes of each client, and of the server."""
+    """Return what one round takes of each client, and of the server.
+
+    Args:
+      case: the clients, and who vanishes.
+      update: one client's vector, float.
+    """
     logging.getLogger("flwr").setLevel(logging.WARNING)  # a line for each client and stage otherwise
     cohort = _Cohort(case)
     public = _keys(cohort)

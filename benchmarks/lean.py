@@ -1,4 +1,4 @@
-"""The floor: local training in a plain PyTorch loop, one model in place, no messages, no engine, no exact noise."""
+"""Floor of the comparison: local training in a plain PyTorch loop, one model in place, no messages, no engine, no exact noise."""
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
@@ -12,7 +12,14 @@ from .workload import BATCH_SIZE, CLIPPING_NORM, LEARNING_RATE, NOISE_MULTIPLIER
 
 
 def run_lean(workload: str, size: Size, watch: Stopwatch, channels_last: bool) -> None:
-    """Train, clip in float32, add, add Gaussian noise of torch's generator, move the model; once for each round."""
+    """Train, clip in float32, add, add Gaussian noise of torch's generator, move the model; once for each round.
+
+    Args:
+      workload: a key of `workload.MODELS`.
+      size: how many clients and rounds.
+      watch: notes when rounds end.
+      channels_last: lay images out in memory with the channels last.
+    """
     torch.set_num_threads(1)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = build(workload)

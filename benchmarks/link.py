@@ -1,4 +1,4 @@
-"""What the links cost: the time of an exchange, a fleet in one run, and what a client and the server hold for it.
+"""Cost of the links: the time of an exchange, a fleet in one run, and what a client and the server hold for it.
 
 The clients are processes on the loopback address with certificates of their own. They add a number, so that what is
 measured is the link. Flower's own is its SuperLink behind our front, with our clients on it.
@@ -84,7 +84,14 @@ def _client_row(name: str, process: int, after: float) -> Row:
 
 
 def exchanges(name: str, grid: Reaching, parameters: int, count: int) -> Row:
-    """Measure so many exchanges with all clients, after one that is not measured."""
+    """Measure exchanges with all clients, after one that is not measured.
+
+    Args:
+      name: of the contender.
+      grid: reaches the clients.
+      parameters: numbers that travel in each direction.
+      count: of exchanges.
+    """
     clients = len(list(grid.get_node_ids()))
     _exchange(grid, parameters, 0)
     cpu = cpu_seconds(os.getpid())
@@ -152,7 +159,15 @@ def _passed(grid: LinkGrid) -> int:
 
 @contextmanager
 def federation(clients: int, per_process: int) -> Generator[tuple[LinkGrid, list[int]]]:
-    """A server in this process, and clients in others, all connected; and the numbers of their processes."""
+    """Start a server in this process and clients in others, all connected.
+
+    Args:
+      clients: how many.
+      per_process: clients that share a process.
+
+    Yields:
+      The grid that reaches them, and the numbers of their processes.
+    """
     authority = MadeAuthority()
     own = authority.server()
     nodes = tuple(range(FIRST_NODE, FIRST_NODE + clients))
@@ -183,7 +198,15 @@ def _clients(path: Path, endpoints: Sequence[Endpoint]) -> Generator[int]:
 
 
 def wait_for(grid: Reaching, clients: int) -> None:
-    """Wait until so many clients are connected."""
+    """Wait until at least `clients` clients are connected.
+
+    Args:
+      grid: reaches them.
+      clients: how many.
+
+    Raises:
+      TimeoutError: they are not there in time.
+    """
     end = time.monotonic() + _SECONDS
     while len(grid.connected) < clients:
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""``python -m fedveil.benchmarks.link_clients FILE``: clients of the link that add a number, without torch.
+"""Clients of the link that add a number, without torch: ``python -m fedveil.benchmarks.link_clients FILE``.
 
 One client follows as a device does. Many in one process share a thread that answers for all of them, so that hundreds of
 connections fit on a machine.

@@ -1,4 +1,4 @@
-"""What exact noise costs: a draw, and the layers of noise that a server takes out of a sum, in CPU time."""
+"""Cost of exact noise: a draw, and the layers of noise that a server takes out of a sum, in CPU time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package under measurement: its own ClientApp, strategy, private sum and ledger, on a grid of choice."""
+"""Package under measurement: its own ClientApp, strategy, private sum and ledger, on a grid of choice."""
 
 from __future__ import annotations
 
@@ -80,7 +80,14 @@ def _told(text: str, context: Context) -> str:
 
 
 def run_ours(workload: str, size: Size, watch: Stopwatch, workers: int) -> None:
-    """Run the rounds on the in-process engine."""
+    """Run the rounds on the in-process engine.
+
+    Args:
+      workload: a key of `workload.MODELS`, or an idle one.
+      size: how many clients and rounds.
+      watch: notes when rounds end.
+      workers: processes.
+    """
     quiet_flower()
     torch.set_num_threads(1)
     together: Any = None
@@ -107,6 +114,12 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
     """Run the rounds on any grid: Flower's FedAvg behind the private sum, with a ledger on this machine's disk.
 
     Idle clients are summed without privacy, so that what is measured is the engine.
+
+    Args:
+      grid: reaches the clients.
+      workload: a key of `workload.MODELS`, or an idle one.
+      size: how many clients and rounds.
+      watch: notes when rounds end.
     """
     cohort = Fixed(size.cohort)
     budget = Budget(Unit.CLIENT, _WITHOUT_LIMIT, 1e-5)

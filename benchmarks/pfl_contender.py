@@ -1,4 +1,4 @@
-"""The same rounds on pfl-research, run by a Python that has it: ``python pfl_contender.py WORKLOAD CLIENTS COHORT ROUNDS``.
+"""Contender of pfl-research: the same rounds, run by a Python that has it: ``python pfl_contender.py WORKLOAD CLIENTS COHORT ROUNDS``.
 
 With two processes, torchrun starts this file twice. It stands outside the package: it imports its neighbours by
 their file names, since that Python need not have the package installed.

@@ -1,4 +1,4 @@
-"""What privacy costs of a round, stage by stage, at the sizes of the models, and what one durable reservation costs."""
+"""Share of a round that privacy costs, stage by stage, at the sizes of the models, and what one durable reservation costs."""
 
 from __future__ import annotations
 

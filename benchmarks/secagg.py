@@ -120,7 +120,12 @@ def _made(case: Case) -> Row:
 
 
 def run_ours(case: Case, update: np.ndarray) -> Costs:
-    """Return what one round takes of a client and of the server; the sum is compared with the plain one."""
+    """Return what one round takes of a client and of the server; the sum is compared with the plain one.
+
+    Args:
+      case: the clients, and who vanishes.
+      update: one client's vector, float.
+    """
     terms, roster, nodes = _cohort(case)
     spec = size_shares(SumSpec(1.0), case.coordinates, Attendance(case.clients, 2), 0.0, case.bits)
 

@@ -1,4 +1,4 @@
-"""What is measured of secure aggregation: how many clients, how they are joined, how many of them vanish."""
+"""Cases of secure aggregation that are measured: how many clients, how they are joined, how many of them vanish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's side of secure aggregation for more clients than one machine can play: theirs is made, its is real.
+"""Server's side of secure aggregation for more clients than one machine can play: theirs is made, its is real.
 
 A made client has real keys, signatures and tags, and what it sends costs the server what a real reply does; it leaves
 out what the server never sees. The shares it seals are zeros, which nobody opens; its polynomials are constant, so that
@@ -47,7 +47,13 @@ class _Memory:
 
 
 def server_times(case: Case, attempt: ServerAttempt, nodes: Sequence[Participant]) -> Row:
-    """Return the server's CPU milliseconds in each exchange of one round, and in all."""
+    """Return the server's CPU milliseconds in each exchange of one round, and in all.
+
+    Args:
+      case: the clients, and who vanishes.
+      attempt: the server's side of the round.
+      nodes: the made clients.
+    """
     clocks = {stage: Clock() for stage in STAGES}
     _play(case, attempt, nodes, clocks)
     took = {stage: clock.milliseconds for stage, clock in clocks.items()}
@@ -55,7 +61,13 @@ def server_times(case: Case, attempt: ServerAttempt, nodes: Sequence[Participant
 
 
 def server_memory(case: Case, attempt: ServerAttempt, nodes: Sequence[Participant]) -> float:
-    """Return the most that the server takes at once in one round, its messages included, in MiB."""
+    """Return the most that the server takes at once in one round, its messages included, in MiB.
+
+    Args:
+      case: the clients, and who vanishes.
+      attempt: the server's side of the round.
+      nodes: the made clients.
+    """
     memory = _Memory()
     tracemalloc.start()
     _play(case, attempt, nodes, dict.fromkeys(STAGES, memory))

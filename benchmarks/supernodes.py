@@ -1,4 +1,4 @@
-"""What Flower's own SuperNode takes on the links' work: it starts a process for each message, and runs what it is sent.
+"""Cost of Flower's own SuperNode on the links' work: it starts a process for each message, and runs what it is sent.
 
 The SuperLink, our front before it and our grid are those of the other contenders; only the clients differ.
 """

@@ -1,4 +1,4 @@
-"""How results are written down: one JSON object, and the same rows as a table."""
+"""Results as they are written down: one JSON object, and the same rows as a table."""
 
 from __future__ import annotations
 
@@ -64,7 +64,12 @@ def _spelled(value: object) -> str:
 
 
 def publish(result: Row, path: Path | None) -> None:
-    """Print the result's tables and write it as JSON, if a path is given."""
+    """Print the result's tables, and write it as JSON.
+
+    Args:
+      result: as `result_of` returns it.
+      path: of the JSON file; None writes none.
+    """
     for title, rows in result["tables"].items():
         print(f"{title}\n{as_table(rows)}\n")
     for note in result["notes"]:
@@ -75,7 +80,14 @@ def publish(result: Row, path: Path | None) -> None:
 
 
 def result_of(benchmark: str, before: Row, tables: Mapping[str, Sequence[Row]], notes: Sequence[str]) -> Row:
-    """Return one benchmark's result, ready for `publish`."""
+    """Return one benchmark's result, ready for `publish`.
+
+    Args:
+      benchmark: its name.
+      before: the conditions as it began.
+      tables: rows by title.
+      notes: lines that are printed below the tables.
+    """
     return {
         "benchmark": benchmark,
         "conditions": before,

@@ -1,7 +1,4 @@
-"""The models and the made data that every contender trains; needs torch alone, so that any engine's Python reads it.
-
-The data are noise: nothing is learned and nothing needs to be, since every engine does the same arithmetic on it.
-"""
+"""Workloads that every contender trains: models and made data; torch alone is needed, so that any engine's Python reads it."""
 
 from __future__ import annotations
 
@@ -45,7 +42,13 @@ def tiny() -> nn.Module:
 
 
 def cnn(first: int, second: int, hidden: int) -> nn.Module:
-    """Two convolutions and two linear layers on 28 x 28 pixels."""
+    """Return two convolutions and two linear layers on 28 x 28 pixels.
+
+    Args:
+      first: channels of the first convolution.
+      second: channels of the second.
+      hidden: width between the linear layers.
+    """
     return nn.Sequential(
         nn.Conv2d(1, first, 3, padding=1),
         nn.ReLU(),
