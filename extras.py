@@ -10,8 +10,8 @@ from .privacy.refusal import Refusal
 MODULES = {
     "opacus": ("opacus", "torch"),
     "client": ("flwr", "grpc", "opacus", "torch"),
-    "server": ("flwr", "grpc", "hydra", "matplotlib", "opacus", "starlette", "torch"),
-    "simulation": ("flwr", "hydra", "matplotlib", "opacus", "torch"),
+    "server": ("flwr", "grpc", "hydra", "matplotlib", "opacus", "pydantic", "starlette", "torch"),
+    "simulation": ("flwr", "hydra", "matplotlib", "opacus", "pydantic", "torch"),
 }
 
 

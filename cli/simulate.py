@@ -13,8 +13,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, settings_of
+from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job
 from ..configs.preflight import Checked, preflight
+from ..configs.settings import settings_of
 from ..privacy.refusal import Refusal
 
 REFUSED = 2

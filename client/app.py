@@ -15,10 +15,9 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
-from ..configs.checks import check_record_delta
 from ..configs.local_training import LocalTraining
 from ..privacy.audit import kept_rows
-from ..privacy.budget import Release, Unit
+from ..privacy.budget import Release, Unit, check_delta
 from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
@@ -203,7 +202,7 @@ def _train_on_ledger(
 
     record = settings.record
     assert record is not None
-    check_record_delta(record, len(examples))
+    check_delta("privacy", record.target_delta, len(examples), "records", record.allow_large_delta)
     plan = record_plan(record, len(examples) + record.canaries, settings)
     name = settings.device or fingerprint(examples)
     beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)

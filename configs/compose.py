@@ -7,7 +7,7 @@ own parser, sweeper and loader from ``hydra._internal``; the version is pinned b
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,10 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..privacy.refusal import Refusal
 from . import overrides as lint
-from .schema import SimulationSettings
-from .settings import from_config
 from .strict import Mistakes
-from .yaml_guard import check_directory, check_file, yaml_sentence
+from .yaml_guard import check_directory, yaml_sentence
 
 Settings = TypeVar("Settings")
 Reader = Callable[[DictConfig], object]
@@ -74,7 +72,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def compose_jobs(args: argparse.Namespace, read: Reader = from_config) -> list[Job]:
+def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[Job]:
     """Compose each job of this command line, a sweep's in Hydra's own order.
 
     Args:
@@ -110,33 +108,9 @@ def is_sweep(args: argparse.Namespace) -> bool:
     return args.multirun or "hydra.mode=MULTIRUN" in args.overrides
 
 
-def settings_of(job: Job) -> SimulationSettings:
-    """The job's settings; a resumed run's are those it was started with.
-
-    Raises:
-        Refusal: one sentence for each mistake.
-    """
-    settings = read_job(job, from_config)
-    if settings.resume is None:
-        return settings
-    others = [each for each in job.overrides if not each.startswith(("resume=", "hydra."))]
-    if others:
-        raise Refusal(
-            "resume", settings.resume, f"continues a run as it was configured; drop {' '.join(others)}"
-        )
-    saved = Path(settings.resume) / "config.yaml"
-    if not saved.is_file():
-        raise Refusal("resume", settings.resume, "holds no config.yaml; name the folder of an earlier run")
-    check_file(saved)
-    earlier = OmegaConf.load(saved)
-    if not isinstance(earlier, DictConfig):
-        raise Refusal("resume", settings.resume, "its config.yaml is not a group of keys")
-    return replace(from_config(earlier), resume=settings.resume)
-
-
-def compose_overrides(overrides: Sequence[str]) -> Job:
+def compose_overrides(overrides: Sequence[str], read: Reader | None = None) -> Job:
     """The one job that these overrides make of the shipped configuration."""
-    return compose_jobs(arguments(["--", *overrides]))[0]
+    return compose_jobs(arguments(["--", *overrides]), read)[0]
 
 
 def unique(mistakes: Sequence[Refusal]) -> list[Refusal]:
@@ -180,7 +154,7 @@ def _directories(loader: ConfigLoader, given: Sequence[str]) -> list[Path]:
     return [Path(path.removeprefix("file://")) for path in found if path.startswith("file://")]
 
 
-def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str], read: Reader) -> Job:
+def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str], read: Reader | None) -> Job:
     try:
         return _load(loader, name, overrides)
     except Refusal:
@@ -190,7 +164,8 @@ def _compose(loader: ConfigLoader, name: str, overrides: Sequence[str], read: Re
         if not mistakes:
             raise _sentence(name, error) from None
     try:
-        read(_load(loader, name, good).config)
+        if read is not None:
+            read(_load(loader, name, good).config)
     except Mistakes as more:
         mistakes += more.each
     except COMPOSITION_ERRORS:

@@ -9,8 +9,9 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from ..privacy.refusal import Refusal
-from .compose import Job, arguments, compose_jobs, is_sweep, settings_of, unique
+from .compose import Job, arguments, compose_jobs, is_sweep, unique
 from .schema import SimulationSettings
+from .settings import from_config, settings_of
 from .strict import Mistakes
 
 SHOW_ONLY = ("help", "hydra_help", "shell_completion", "info")
@@ -44,7 +45,7 @@ def preflight(argv: Sequence[str], *, writes: bool) -> Checked:
     args = arguments(argv)
     if any(getattr(args, flag) for flag in SHOW_ONLY):
         return Checked(args)
-    jobs = compose_jobs(args)
+    jobs = compose_jobs(args, from_config)
     folder: Path | None = None
     if args.cfg is not None:
         return Checked(args)

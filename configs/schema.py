@@ -1,99 +1,308 @@
-"""What a simulation is told: frozen values, typed and in range once ``settings`` has made them.
+"""Models of the configuration: type, range, default and meaning of every key, and the rules between keys.
 
-The YAML files beside this module hold the defaults and the words that explain each key. Nothing here has a
-default, so that a key can never be forgotten in silence. These classes are not handed to Hydra as its schema
-on purpose: OmegaConf turns "8" into 8.0 and ``true`` into 1.0 for a float field, and a budget must not be
-read by guesswork.
+Hydra composes, these models validate, strictly: "8" and ``true`` are no numbers, nothing is infinite, no key is
+unknown. They are frozen, and are made in Python with keywords: ``ClientCentral(target_epsilon=1.0)``. What a value may
+be, or a key means, is said here and nowhere else.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from ..privacy.budget import Adjacency
-from .local_training import LocalTraining
+from ..privacy.secagg.suite import SUITES
+from .group import Group, OfKeys, remedy
+from .local_training import TOLD, LocalTraining
 
 Parameter = float | int | str | bool
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+# Accountants compose round by round in floating point; beyond this their own error is no longer negligible.
+Rounds = Annotated[int, Field(ge=1, le=100_000)]
+Clients = Annotated[int, Field(ge=1, le=10_000_000)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
+MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+Module = Annotated[str, Field(pattern=f"^{MODULE}$")]
+Adjacent = Annotated[Adjacency, Field(strict=False)]
+FixedOrAdaptive = Literal["fixed", "adaptive"]
+MOST_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
 
 
-@dataclass(frozen=True)
-class TaskSettings:
-    name: str
-    target: str | None
-    """``module:Class`` of the user's own task; None for the shipped tasks."""
-    num_clients: int | None
-    """None: as many as the task itself has."""
-    options: Mapping[str, Parameter]
-    """What this task takes beside them."""
+Target = Annotated[
+    str,
+    Field(pattern=rf"^{MODULE}:[^\W\d]\w*$", json_schema_extra=remedy("must name a class as 'module:Class'")),
+]
 
 
-@dataclass(frozen=True)
-class PartitionSettings:
-    """How examples are spread over clients: ``natural``, ``iid``, ``dirichlet`` or ``shards``."""
-
-    name: str
-    alpha: float | None = None
+# --- what is learned, from whom -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class CohortSettings:
-    """Who takes part in a round: ``poisson`` (rate), ``fixed`` (size), ``min_separation`` (size and what follows it) or
-    ``all``."""
-
-    name: str
-    rate: float | None = None
-    over_selection: float | None = None
-    """Of ``poisson`` and ``fixed``: how many times the planned cohort is invited; None: as its privacy makes usual."""
-    size: int | None = None
-    separation: int | None = None
-    """None: as many rounds as it takes until all clients were drawn."""
-    max_participations: int | None = None
-    """None: as few as the rounds need."""
-
-    @property
-    def by_turns(self) -> bool:
-        """Whether clients come by turns, so that the whole run is one release."""
-        return self.name == "min_separation"
+class _Task(Group):
+    num_clients: Clients | None = None
+    """Null: as many as the task has."""
+    learning_rate: Positive = 0.1
+    """Of plain SGD at the client."""
+    dp_sgd_learning_rate: Positive = 0.1
+    """Of DP-SGD at the client."""
+    local_epochs: Epochs = 1
+    """With plain SGD."""
+    clipping_norm: Positive = 1.0
+    """Of one client's update."""
 
     @property
-    def secret(self) -> bool:
-        """Whether the accounting may rest on nobody seeing who is drawn: each client by a coin of its own."""
-        return self.rate is not None
+    def options(self) -> dict[str, Parameter]:
+        """What this task takes beside its clients."""
+        return {}
 
 
-@dataclass(frozen=True)
-class StrategySettings:
-    name: str
-    target: str | None
-    """``module:Class`` of the user's own strategy; None for Flower's."""
-    parameters: Mapping[str, Parameter]
-    """Keyword arguments of the strategy's constructor, under its own names."""
+class ShippedTask(_Task):
+    """A task of real data. What suits it is taken by the keys of the same name unless they are given others."""
+
+    name: Literal["digits", "fashion_mnist", "heart", "mnist5k"]
+    target: ClassVar[None] = None
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    name: str
-    deadline: float
+class Shakespeare(_Task):
+    """Shakespeare's plays: the next character; roles are the clients."""
+
+    name: Literal["shakespeare"] = "shakespeare"
+    target: ClassVar[None] = None
+    secrets: Annotated[int, Field(ge=0, le=50)] = 0
+    """PINs planted 1, 4 and 16 times, and PINs that are not planted: this many of each kind."""
+
+    @property
+    def options(self) -> dict[str, Parameter]:
+        """How many secrets are planted."""
+        return {"secrets": self.secrets}
+
+
+class Sentences(_Task):
+    """Mail, wanted or not; senders' domains are the clients."""
+
+    name: Literal["sentences"] = "sentences"
+    target: ClassVar[None] = None
+    folder: Text | None = None
+    """What npm wrote, a file or a folder; null: $FEDVEIL_SPAM_ASSASSIN, else what lies where you stand."""
+
+    @property
+    def options(self) -> dict[str, Parameter]:
+        """Where the mail lies, if that is said."""
+        return {} if self.folder is None else {"folder": self.folder}
+
+
+class CustomTask(_Task):
+    """Your own task: a class that follows the Task protocol."""
+
+    name: Literal["custom"] = "custom"
+    target: Target
+    """``module:Class``; the module must stand in allow_modules."""
+
+
+class PlainPartition(Group):
+    """How examples are spread over clients: evenly, as the data has them, or two shards of one class each."""
+
+    name: Literal["iid", "natural", "shards"]
+    alpha: ClassVar[None] = None
+
+
+class Dirichlet(Group):
+    """Partition by a Dirichlet draw of each client's mix of classes."""
+
+    name: Literal["dirichlet"] = "dirichlet"
+    alpha: Positive = 0.5
+    """Of the draw: the smaller, the fewer classes a client sees."""
+
+
+class _Cohort(Group):
+    by_turns: ClassVar[bool] = False
+    """Whether clients come by turns, so that the whole run is one release."""
+    secret: ClassVar[bool] = False
+    """Whether the accounting may rest on nobody seeing who is drawn: each client by a coin of its own."""
+
+    @property
+    def planned(self) -> int | None:
+        """How many clients a round plans for, where that is a number of clients."""
+        return None
+
+    @property
+    def invited(self) -> float | None:
+        """How many times the planned cohort is invited; None: as its privacy makes usual."""
+        return None
+
+
+class _Invites(_Cohort):
+    over_selection: Annotated[float, Field(ge=1)] | None = None
+    """Times the planned cohort is invited, since some will not answer; null: 1.3 with client_distributed, else 1."""
+
+    @property
+    def invited(self) -> float | None:
+        """How many times the planned cohort is invited."""
+        return self.over_selection
+
+
+class PoissonCohort(_Invites):
+    """Each client takes part by its own coin; the only cohort whose sampling amplifies privacy."""
+
+    name: Literal["poisson"] = "poisson"
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Probability with which a client takes part."""
+    secret: ClassVar[bool] = True
+
+
+class FixedCohort(_Invites):
+    """A number of clients, drawn without replacement; accounted without amplification."""
+
+    name: Literal["fixed"] = "fixed"
+    size: Clients = 100
+    """Clients a round."""
+
+    @property
+    def planned(self) -> int | None:
+        """The size."""
+        return self.size
+
+
+class SeparatedCohort(_Cohort):
+    """A number of clients, none again before `separation` rounds are over; the whole run is one release."""
+
+    name: Literal["min_separation"] = "min_separation"
+    size: Clients = 100
+    """Clients a round, at most."""
+    separation: Rounds | None = None
+    """Rounds from one participation of a client to its next; null: clients / size."""
+    max_participations: Rounds | None = None
+    """Of one client in the run; null: as few as num_rounds * size needs."""
+    by_turns: ClassVar[bool] = True
+
+    @property
+    def planned(self) -> int | None:
+        """The size."""
+        return self.size
+
+
+class AllCohort(_Cohort):
+    """Every client in every round; accounted without amplification."""
+
+    name: Literal["all"] = "all"
+
+
+# --- how it is learned --------------------------------------------------------------------------------------------
+
+
+class _FlowerStrategy(Group):
+    target: ClassVar[None] = None
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """Keyword arguments of the strategy's constructor, under its own names."""
+        return self.model_dump(exclude={"name"})
+
+
+class FedAvg(_FlowerStrategy):
+    """The mean of the updates (McMahan et al. 2017)."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+class FedAvgM(_FlowerStrategy):
+    """Momentum at the server (Hsu et al. 2019)."""
+
+    name: Literal["fedavgm"] = "fedavgm"
+    server_learning_rate: Positive = 1.0
+    server_momentum: Share = 0.9
+
+
+class _Adaptive(_FlowerStrategy):
+    eta: Positive = 0.1
+    """The server's learning rate."""
+    eta_l: Positive = 0.1
+    """The client's, as Flower names it."""
+    tau: Positive = 0.001
+    """Degree of adaptivity."""
+
+
+class FedAdagrad(_Adaptive):
+    """Adagrad at the server (Reddi et al. 2021)."""
+
+    name: Literal["fedadagrad"] = "fedadagrad"
+
+
+class FedAdam(_Adaptive):
+    """Adam at the server (Reddi et al. 2021)."""
+
+    name: Literal["fedadam"] = "fedadam"
+    beta_1: Share = 0.9
+    beta_2: Share = 0.99
+
+
+class FedYogi(_Adaptive):
+    """Yogi at the server (Reddi et al. 2021)."""
+
+    name: Literal["fedyogi"] = "fedyogi"
+    eta: Positive = 0.01
+    """The server's learning rate."""
+    eta_l: Positive = 0.0316
+    """The client's, as Flower names it."""
+    beta_1: Share = 0.9
+    beta_2: Share = 0.99
+
+
+class FedProx(_FlowerStrategy):
+    """Clients are drawn back towards the global model (Li et al. 2020)."""
+
+    name: Literal["fedprox"] = "fedprox"
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.01
+
+
+class CustomStrategy(Group):
+    """Your own subclass of Flower's Strategy."""
+
+    name: Literal["custom"] = "custom"
+    target: Target
+    """``module:Class``; the module must stand in allow_modules."""
+    parameters: Annotated[
+        dict[str, Parameter],
+        Field(json_schema_extra=remedy("must be a finite number, a word, true or false")),
+    ] = Field(default_factory=dict[str, Parameter])
+    """Keyword arguments of its constructor: +strategy.parameters.eta=0.1."""
+
+
+class InProcess(Group):
+    """Engine of this machine: clients run in this process or, with more workers, in as many processes."""
+
+    name: Literal["inprocess"] = "inprocess"
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes."""
+    deadline: Positive = 60.0
     """Seconds that one client may take for its reply."""
-    workers: int = 1
-    address: str | None = None
-    num_cpus: float | None = None
 
 
-@dataclass(frozen=True)
-class FaultSettings:
-    """Faults that a simulation injects, each with a probability in [0, 1] per client and round; at most 1 in sum.
+class Ray(Group):
+    """Engine of Flower: one machine, or a cluster by its address."""
 
-    Attributes:
-      dropout: the client vanishes before it trains.
-      failure: the client raises after it trained.
-      straggler: the client answers only after its deadline.
-      corrupt: the client answers with NaN, a wrong shape, a wrong type, or far too long a vector, in turn.
-    """
+    name: Literal["ray"] = "ray"
+    address: Text | None = None
+    """Of a running cluster, such as auto or ray://head:10001; null: this machine."""
+    num_cpus: Positive | None = None
+    """Null: all."""
+    deadline: Positive = 60.0
+    """Seconds that one client may take for its reply."""
 
-    dropout: float
-    failure: float
-    straggler: float
-    corrupt: float
+
+class FaultSettings(Group):
+    """Faults that a simulation injects, each with a probability per client and round; at most 1 in sum."""
+
+    dropout: Probability = 0.0
+    """No reply: the client vanishes before it trains."""
+    failure: Probability = 0.0
+    """An error instead of a reply, after the client trained."""
+    straggler: Probability = 0.0
+    """A reply after the deadline."""
+    corrupt: Probability = 0.0
+    """A reply that is not to be believed: NaN, a wrong shape, a wrong type or far too long, in turn."""
 
     @property
     def any(self) -> bool:
@@ -101,180 +310,394 @@ class FaultSettings:
         return max(self.dropout, self.failure, self.straggler, self.corrupt) > 0
 
 
-@dataclass(frozen=True)
-class ClientCentral:
-    """Hides all that one client ever contributes from ``clients`` and ``model``; the server is trusted.
-
-    With ``target_epsilon`` alone the noise is planned. With ``noise_multiplier`` as well the run stops when
-    the budget is spent; with ``noise_multiplier`` and no target it never stops for the budget's sake.
-    """
-
-    target_epsilon: float | None
-    target_delta: float
-    noise_multiplier: float | None
-    adjacency: Adjacency
-    allow_large_delta: bool
-    clipping_norm: float
-    metrics_share: float | None
-    """Share in [0, 1) of the squared clipping norm that loss and count take; None: the least that tells something."""
-    clipping: str = "fixed"
-    """``fixed``, or ``adaptive``: the norm follows a quantile of the clients' norms, and clipping_norm is its start."""
-    clipping_quantile: float = 0.5
-    clipping_learning_rate: float = 0.2
-    noise_schedule: str = "fixed"
-    """``fixed``, or ``adaptive``: chosen from the rounds' noised losses, and counted by an RDP filter."""
-    noise: str = "independent"
-    """``independent`` from round to round, or ``correlated``, so that later rounds take back a part of it."""
-    bands: int | None = None
-    """Of correlated noise; None: as many as err least."""
+# --- privacy ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ClientDistributed(ClientCentral):
+class PrivacyLevel(Group):
+    """Budget of one unit. With a target alone the noise is planned; with noise alone the budget stops nothing."""
+
+    target_epsilon: Positive | None = 3.0
+    """Budget; null: no limit, then noise_multiplier must be given."""
+    target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    noise_multiplier: Annotated[
+        Positive | None, Field(json_schema_extra=remedy("without noise it is privacy=none"))
+    ] = None
+    """Null: planned from the budget; given: the run stops when the budget is spent."""
+    adjacency: Adjacent = Adjacency.ZERO_OUT
+    """Which two data sets must be hard to tell apart."""
+    allow_large_delta: bool = False
+    """Accept a delta above one over the number of units, with a warning."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Without a budget the noise must be known."""
+        if self.target_epsilon is None and self.noise_multiplier is None:
+            yield "target_epsilon", "give a budget or a noise_multiplier, or say privacy=none"
+
+
+class _ClientLevel(PrivacyLevel):
+    clipping_norm: Positive = 1.0
+    """L2 norm of one client's whole contribution; the configuration takes the task's."""
+    metrics_share: Share | None = None
+    """Of the squared norm, for loss and count; null: planned, 0: no metrics leave a client."""
+
+
+class ClientCentral(_ClientLevel):
+    """Hides all that one client ever contributes from ``clients`` and ``model``; the server is trusted."""
+
+    name: Literal["client_central"] = "client_central"
+    noise: Literal["independent", "correlated"] = "independent"
+    """Correlated: later rounds take back a part of it; needs cohort=min_separation."""
+    bands: Annotated[int, Field(ge=1, le=128)] | None = None
+    """Rounds that correlated noise hangs together over; null: the number with the least error."""
+    clipping: FixedOrAdaptive = "fixed"
+    """Adaptive: clipping_norm is where it starts, and it follows the clients' norms."""
+    clipping_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the clients' updates that an adaptive norm leaves as long as they are."""
+    clipping_learning_rate: Positive = 0.2
+    """A round changes an adaptive norm by at most about this share."""
+    noise_schedule: FixedOrAdaptive = "fixed"
+    """Adaptive: more noise while the loss falls, less once it stalls; an RDP filter counts."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """What adapts needs something to go by."""
+        yield from super().rules()
+        if self.bands is not None and self.noise != "correlated":
+            yield "bands", "belongs to privacy.noise=correlated; leave it null"
+        if self.clipping == "adaptive" and (self.metrics_share or 0) >= MOST_METRICS_SHARE:
+            yield "metrics_share", f"must be below {MOST_METRICS_SHARE:g} beside privacy.clipping=adaptive"
+        if self.noise_schedule != "adaptive":
+            return
+        if self.target_epsilon is None:
+            yield "target_epsilon", "is what privacy.noise_schedule=adaptive promises; give one"
+        if self.noise_multiplier is not None:
+            yield "noise_multiplier", "leave it null: privacy.noise_schedule=adaptive chooses the noise"
+        if self.metrics_share == 0:
+            yield "metrics_share", "give some: privacy.noise_schedule=adaptive goes by the clients' loss"
+
+
+class ClientDistributed(_ClientLevel):
     """Hides the same from the server as well: each client adds its share of the noise, and only sums are opened."""
 
+    name: Literal["client_distributed"] = "client_distributed"
+    noise: ClassVar[Literal["independent"]] = "independent"
+    bands: ClassVar[None] = None
+    clipping: ClassVar[Literal["fixed"]] = "fixed"
+    noise_schedule: ClassVar[Literal["fixed"]] = "fixed"
 
-@dataclass(frozen=True)
-class SecaggSettings:
-    """How a cohort's vectors are masked, so that the server sees their sum alone."""
-
-    profile: str
-    """``malicious``: nothing is believed of the server; ``semi_honest``: that it follows the protocol."""
-    bits: int | None
-    """Of a coordinate, 16 or 32; None: 16 where that is fine enough."""
-    dropout: float
-    """Share of a cohort that may fail to answer before a round is given up."""
-    collusion: float
-    """Share of a cohort that may work for the server."""
-    clipping_norm: float
-    """Of a client's update where no client-level privacy clips it: the range of what a sum holds."""
-    suite: int
-    """Of primitives, by number: 1, 2 with ML-KEM-768 beside X25519, or 4 with ChaCha20."""
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """The server counts clients."""
+        yield from super().rules()
+        if self.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
+            yield "adjacency", "the server sees how many clients there are; use zero-out or replace-one"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(PrivacyLevel):
     """Hides one example of one client from everybody else, the server included (DP-SGD at the client)."""
 
-    target_epsilon: float | None
-    target_delta: float
-    noise_multiplier: float | None
-    adjacency: Adjacency
-    allow_large_delta: bool
-    max_grad_norm: float
-    gradients: str
-    """How clipped sums are computed: ``auto``, ``hooks``, ``ghost`` or ``book_keeping``; only speed differs."""
+    name: Literal["record"] = "record"
+    target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_grad_norm: Positive = 1.0
+    """L2 norm of one example's gradient."""
+    gradients: Literal["auto", "hooks", "ghost", "book_keeping"] = "auto"
+    """How clipped sums are computed; only speed differs."""
 
 
-@dataclass(frozen=True)
-class RecordAndClient:
+class RecordAndClient(Group):
     """Both units, each under its own budget; the two epsilons are never mixed."""
 
-    record: Record
-    client: ClientCentral
+    name: Literal["record_and_client"] = "record_and_client"
+    record: Record = Record()
+    client: ClientCentral = ClientCentral()
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Nothing may go by a loss that stays at home."""
+        if self.client.noise_schedule == "adaptive":
+            text = "goes by the clients' loss, which stays at home beside record-level privacy; use fixed"
+            yield "client.noise_schedule", text
 
 
-@dataclass(frozen=True)
-class AuditSettings:
-    """How a run is audited while it goes on: ``light`` is what is free, ``full`` has canary clients as well."""
-
-    name: str
-    on_alarm: str
-    """What an alarm does: ``stop``, ``pause``, ``raise_noise``, ``rollback``, or ``note``, which is nothing more."""
-    alpha: float
-    """The chance that a correct run raises any alarm at all."""
-    canaries: int | None = None
-    """Of ``full``; None: as many as the run bears."""
-    looks: int = 0
-    """Rounds at which canaries are weighed."""
-    support: int | None = None
-    """Coordinates that one canary may use; None: as many as memory bears."""
-    loss_traces: bool = False
-    """Whether each client keeps the losses of its records; in a simulation, for whoever owns them to look at."""
-
-    @property
-    def full(self) -> bool:
-        """Whether canary clients and probes look as well."""
-        return self.name == "full"
-
-
-@dataclass(frozen=True)
-class NoPrivacy:
+class NoPrivacy(Group):
     """Hides nothing: every reported epsilon is infinite."""
 
+    name: Literal["none"] = "none"
 
-PrivacySettings = ClientCentral | Record | RecordAndClient | NoPrivacy
+
+ClientLevel = ClientCentral | ClientDistributed
+PrivacySettings = ClientCentral | ClientDistributed | NoPrivacy | Record | RecordAndClient
 
 
-def client_level(privacy: PrivacySettings) -> ClientCentral | None:
-    """The part that hides whole clients, if there is one."""
+def client_level(privacy: PrivacySettings) -> ClientLevel | None:
+    """Return the part that hides whole clients, if there is one."""
     level = privacy.client if isinstance(privacy, RecordAndClient) else privacy
-    return level if isinstance(level, ClientCentral) else None
+    return level if isinstance(level, ClientLevel) else None
 
 
-@dataclass(frozen=True)
-class LinkSettings:
+class NoSecagg(Group):
+    """Vectors travel in the clear: the server sees each."""
+
+    name: Literal["none"] = "none"
+
+
+class SecaggSettings(Group):
+    """How a cohort's vectors are masked, so that the server sees their sum alone; `auto`: where privacy needs it."""
+
+    name: Literal["auto", "masked"] = "auto"
+    profile: Literal["malicious", "semi_honest"] = "malicious"
+    """What the server may do: semi_honest trusts it to follow the protocol, for one exchange less."""
+    suite: Annotated[int, Field(ge=min(SUITES), le=max(SUITES))] = 1
+    """Of primitives: 2 adds ML-KEM-768 to X25519, 4 is for processors without AES."""
+    bits: Literal[16, 32] | None = None
+    """Of a coordinate; null: 16 where that is fine enough."""
+    dropout: Share = 0.4
+    """Share of a cohort that may fail to answer before a round is given up."""
+    collusion: Share = 0.1
+    """Share of a cohort that may work for the server."""
+    clipping_norm: Positive = 100.0
+    """Of an update where no client-level privacy clips it: the range of what a sum holds."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Not all numbers name a suite."""
+        if self.suite not in SUITES:
+            yield "suite", f"choose from {', '.join(map(str, SUITES))}"
+
+
+class NoAudit(Group):
+    """Nothing is measured beside what is claimed."""
+
+    name: Literal["off"] = "off"
+
+
+class _Audit(Group):
+    on_alarm: Literal["stop", "pause", "raise_noise", "rollback", "note", "drop_client"] = "stop"
+    """What an alarm does; note: write it down and go on."""
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.01
+    """Chance that a correct run raises any alarm at all."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """An alarm that names nobody can turn nobody out."""
+        if self.on_alarm == "drop_client":
+            yield "on_alarm", "no check of a sum names a client; use stop, pause, raise_noise or rollback"
+
+
+class LightAudit(_Audit):
+    """What is free, in every round: whether the released sum holds the claimed noise, and whether it is new."""
+
+    name: Literal["light"] = "light"
+    full: ClassVar[bool] = False
+    """Whether canary clients and probes look as well."""
+    canaries: ClassVar[None] = None
+    looks: ClassVar[int] = 0
+    support: ClassVar[None] = None
+    loss_traces: ClassVar[bool] = False
+
+
+class FullAudit(_Audit):
+    """Canary clients in the cohort as well, which weigh what is claimed against what leaks."""
+
+    name: Literal["full"] = "full"
+    full: ClassVar[bool] = True
+    canaries: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Null: 1000; with encrypted sums as few as half of secagg.collusion allows."""
+    looks: Annotated[int, Field(ge=1, le=1_000)] = 10
+    """Rounds, spread over the run, at which canaries and what the task planted are weighed."""
+    support: Annotated[int, Field(ge=2, le=1_000_000_000)] | None = None
+    """Coordinates that one canary may use; null: 20 000 or all."""
+    loss_traces: bool = False
+    """Whether each client keeps the loss of each of its records, for itself; see docs/audits.md."""
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+
+class LedgerSettings(Group):
+    """Where the population's ledger lies."""
+
+    dir: Text | None = None
+    """Null: the run folder of simulated data, FOLDER/ledgers of a server, else ~/.local/share/fedveil/ledgers."""
+
+
+class LinkSettings(Group):
     """What reaches real clients, and how rounds go there."""
 
-    name: str
-    """``grpc`` or ``flower``."""
-    deadline: float
+    name: Literal["grpc", "flower"]
+    deadline: Positive = 300.0
     """Seconds that an exchange waits for answers."""
-    quorum: float
-    """Share of the planned cohort below whose answers a round is abandoned; an encrypted sum has its own."""
-    enough: float | None
-    """Share of the planned cohort whose answers end an exchange; None waits for all who were invited."""
-    clients: float
+    quorum: Probability | None = None
+    """Share of the planned cohort below whose answers a round is abandoned; null: a half, or none where a secret draw is
+    claimed, which a quorum would give away; encrypted sums have secagg.dropout."""
+    enough: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the planned cohort whose answers end an exchange; null: all that were invited."""
+    clients: Probability = 0.5
     """Share of the federation that must be connected before a round begins."""
-    wait: float
+    wait: Positive = 3600.0
     """Seconds to wait for them."""
-    patience: int
+    patience: Annotated[int, Field(ge=1, le=100_000)] = 5
     """Rounds abandoned in a row after which the run has failed."""
 
     @property
     def goes_by_answers(self) -> bool:
         """Whether anybody can tell from how a round ends how many answered."""
-        return self.quorum > 0 or self.enough is not None
+        return bool(self.quorum) or self.enough is not None
 
 
-@dataclass(frozen=True)
-class ServerSettings:
+TaskSettings = ShippedTask | Shakespeare | Sentences | CustomTask
+PartitionSettings = PlainPartition | Dirichlet
+CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | AllCohort
+StrategySettings = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
+EngineSettings = InProcess | Ray
+AuditSettings = LightAudit | FullAudit
+By = Field(discriminator="name")
+
+
+class FederationSettings(Group):
+    """What a simulation and a server have in common."""
+
+    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {"training": TOLD}
+    task: Annotated[TaskSettings, By]
+    cohort: Annotated[CohortSettings, By]
+    strategy: Annotated[StrategySettings, By]
+    privacy: Annotated[PrivacySettings, By]
+    secagg_group: Annotated[SecaggSettings | NoSecagg, By] = Field(alias="secagg")
+    audit_group: Annotated[AuditSettings | NoAudit, By] = Field(alias="audit")
+    training: Annotated[LocalTraining, OfKeys()] = LocalTraining()
+    num_rounds: Rounds = 100
+    checkpoint_every: Rounds = 1
+    """Rounds."""
+    ledger: LedgerSettings = LedgerSettings()
+    allow_modules: Annotated[
+        tuple[Module, ...],
+        Field(strict=False, json_schema_extra=remedy("must hold module names only, for instance [my_task]")),
+    ] = ()
+    """Modules that task.target and strategy.target may name, such as [my_task]."""
+    source: Annotated[str, Field(exclude=True, repr=False)] = ""
+    """The composed configuration as YAML, interpolations unresolved, so that saving it saves no secret."""
+
+    @property
+    def ledger_dir(self) -> str | None:
+        """Where the population's ledger lies, if that is said."""
+        return self.ledger.dir
+
+    @property
+    def secagg(self) -> SecaggSettings | None:
+        """How vectors are masked; None: they travel in the clear."""
+        asked = self.secagg_group
+        if isinstance(asked, NoSecagg):
+            return None
+        return asked if asked.name == "masked" or isinstance(self.privacy, ClientDistributed) else None
+
+    @property
+    def audit(self) -> AuditSettings | None:
+        """What is measured; None: nothing."""
+        return None if isinstance(self.audit_group, NoAudit) else self.audit_group
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """What of one group does not go with another."""
+        for group, target in (("task", self.task.target), ("strategy", self.strategy.target)):
+            module = (target or "").partition(":")[0]
+            if target and module not in self.allow_modules:
+                text = f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
+                yield f"{group}.target", text
+        distributed = isinstance(self.privacy, ClientDistributed)
+        if distributed and isinstance(self.secagg_group, NoSecagg):
+            text = "a single vector has but one share of the noise; mask it, or use client_central"
+            yield "secagg.name", text
+        if not distributed and client_level(self.privacy) and self.secagg_group.name == "masked":
+            text = "a server that adds the noise sees the exact sum and must be trusted; privacy=client_distributed "
+            yield "secagg.name", text + "hides that, too"
+        yield from self._rules_of_audit()
+
+    def _rules_of_audit(self) -> Iterator[tuple[str, str]]:
+        audit, client = self.audit, client_level(self.privacy)
+        if audit is None:
+            return
+        if client is None and audit.canaries:
+            text = "test the claim of client-level privacy, and there is none; leave it null"
+            yield "audit.canaries", text
+        if client and client.clipping == "adaptive" and audit.full and audit.canaries != 0:
+            text = "canaries are longer than any norm and would pull one that adapts; use privacy.clipping=fixed, or 0"
+            yield "audit.canaries", text
+        if audit.on_alarm == "raise_noise" and client is None:
+            yield "audit.on_alarm", "no noise is added to this sum; use stop, pause or rollback"
+        elif audit.on_alarm == "raise_noise" and self.cohort.by_turns:
+            text = "the whole run is one release, its noise is fixed; use stop, pause or rollback"
+            yield "audit.on_alarm", text
+
+
+class SimulationSettings(FederationSettings):
+    """All that ``fedveil simulate`` and ``fedveil plan`` are told."""
+
+    partition: Annotated[PartitionSettings, By]
+    engine: Annotated[EngineSettings, By]
+    faults: FaultSettings = FaultSettings()
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None  # what both NumPy and torch accept
+    """Null: 0 in a declared simulation, the system's generator on real data, where a seed is refused."""
+    resume: Text | None = None
+    """The folder of a run to continue: fedveil simulate resume=runs/2026-01-31/12-00-00."""
+
+
+class ServerSettings(FederationSettings):
     """All that ``fedveil server`` is told."""
 
-    run: str
-    """What people call the run."""
-    federation: "SimulationSettings"
-    """With nothing that only a simulation has."""
+    run: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+            json_schema_extra=remedy(
+                "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
+            ),
+        ),
+    ] = "run-1"
+    """What people call the run: the folder of its results, and what clients' owners may allow it by."""
+    num_rounds: Rounds = 20
     link: LinkSettings
-    metrics_port: int | None
-    """On the loopback address, for Prometheus; None: nowhere."""
+    metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
+    """Of Prometheus' text on 127.0.0.1; null: none."""
+    partition: Annotated[PartitionSettings, By]
+    """Of the task's own group; real clients hold what they hold."""
+    resume: Annotated[str | None, Field(exclude=True)] = None
+    """Set by the server itself where a run of this name was begun."""
 
+    @property
+    def federation(self) -> SimulationSettings:
+        """What the rounds go by, with nothing that only a simulation has."""
+        common = {name: getattr(self, name) for name in FederationSettings.model_fields}
+        return SimulationSettings.model_construct(
+            **common, partition=self.partition, engine=InProcess(), faults=FaultSettings(), resume=self.resume
+        )
 
-@dataclass(frozen=True)
-class SimulationSettings:
-    """All that ``fedveil simulate`` and ``fedveil plan`` are told; of a server's settings all that is no link's."""
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """What real clients cannot do, or cannot count."""
+        yield from super().rules()
+        if self.resume is not None:
+            yield "resume", "the same command again goes on with a run; leave it out"
+        if self.partition.name != "natural":
+            yield "partition", "real clients hold what they hold; leave it out"
+        yield from self._rules_of_clients()
+        if self.link.quorum is not None and self.secagg is not None:
+            yield "link.quorum", "secagg.dropout says how many an encrypted sum takes; leave it null"
+        audit, client = self.audit, client_level(self.privacy)
+        if audit is None or not audit.full:
+            return
+        if client is None:
+            text = "its canary clients test what is claimed of whole clients, and nothing is; use light"
+            yield "audit.name", text
+        elif isinstance(client, ClientDistributed):
+            text = "a canary client needs keys in the roster, and whoever runs it knows its share of the noise; use "
+            yield "audit.name", text + "light"
 
-    task: TaskSettings
-    partition: PartitionSettings
-    cohort: CohortSettings
-    strategy: StrategySettings
-    engine: EngineSettings
-    privacy: PrivacySettings
-    secagg: SecaggSettings | None
-    """None: vectors travel in the clear."""
-    faults: FaultSettings
-    audit: AuditSettings | None
-    """None: nothing is measured."""
-    num_rounds: int
-    seed: int | None
-    """None: 0 in a declared simulation, the system's generator on real data (where a seed is refused)."""
-    training: LocalTraining
-    """As the clients train; ``learning_rate`` and its other keys stand at the root of the configuration."""
-    checkpoint_every: int
-    resume: str | None
-    """The folder of an earlier run that this one continues."""
-    ledger_dir: str | None
-    allow_modules: tuple[str, ...]
-    """Modules whose classes ``task.target`` and ``strategy.target`` may name."""
-    source: str = field(compare=False, repr=False)
-    """The composed configuration as YAML, interpolations unresolved, so that saving it saves no secret."""
+    def _rules_of_clients(self) -> Iterator[tuple[str, str]]:
+        """Noise that a client's own ledger cannot count before it answers."""
+        both = isinstance(self.privacy, RecordAndClient)
+        record = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
+        if isinstance(record, Record) and record.noise_multiplier is not None:
+            path = "privacy.record" if both else "privacy"
+            yield f"{path}.noise_multiplier", "each client plans its own, from target_epsilon; leave it null"
+        client, path = client_level(self.privacy), "privacy.client" if both else "privacy"
+        if client and client.noise_schedule == "adaptive":
+            yield (
+                f"{path}.noise_schedule",
+                "a client's own ledger counts noise that is fixed in advance; use fixed",
+            )
+        if client and client.noise == "correlated":
+            text = "a client's own ledger counts noise that is fresh in each round; use independent"
+            yield f"{path}.noise", text

@@ -71,13 +71,6 @@ class Section:
             return Section({}, {}, self._name(key), [])
         return Section(value, self._shown[key], self._name(key), self.mistakes)
 
-    def option(self, known: Iterable[str]) -> str:
-        """The ``name`` of the option that fills this section; empty after a mistake."""
-        name = self.word("name", sorted(known))
-        if not name:
-            self._read.update(self._values)  # whose keys these are cannot be known
-        return name
-
     def real(
         self,
         key: str,
@@ -121,9 +114,6 @@ class Section:
             self.refuse(key, f"must be from {at_least} to {at_most}")
             return at_least
         return value
-
-    def optional_whole(self, key: str, *, at_least: int, at_most: int) -> int | None:
-        return None if self._null(key) else self.whole(key, at_least=at_least, at_most=at_most)
 
     def flag(self, key: str) -> bool:
         value = self._take(key)

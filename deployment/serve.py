@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments
 from ..configs.preflight import SHOW_ONLY
 from ..configs.schema import LinkSettings, ServerSettings
-from ..configs.server_settings import PRIMARY, differing, server_from_config, server_settings
+from ..configs.settings import SERVER, differing, server_from_config, server_settings
 from ..links.folder_lock import alone
 from ..links.roster_watch import Nodes, SignedRoster, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
@@ -94,7 +94,7 @@ def only_shows(argv: Sequence[str]) -> bool:
 def _show(argv: Sequence[str]) -> int:
     sys.argv = ["fedveil server", *argv]
     try:
-        hydra.main(config_path=OWN_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(_nothing)()
+        hydra.main(config_path=OWN_CONFIGS, config_name=SERVER, version_base=VERSION_BASE)(_nothing)()
     except SystemExit as stop:  # how Hydra ends when it has shown something, or could not
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     return 0
@@ -122,12 +122,12 @@ def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
     where = bundle.folder / RUNS / settings.run
     if not (where / CONFIG).exists():
         return settings
-    now: dict[str, Any] = yaml.safe_load(settings.federation.source)
+    now: dict[str, Any] = yaml.safe_load(settings.source)
     changed = differing(yaml.safe_load((where / CONFIG).read_text()), now)
     if changed is not None:
         remedy = f"was begun with another {changed}; repeat its command, or name a new run with run="
         raise Refusal("run", settings.run, remedy)
-    return replace(settings, federation=replace(settings.federation, resume=str(where)))
+    return settings.model_copy(update={"resume": str(where)})
 
 
 def _unfinished(folder: Path) -> Path | None:
@@ -184,7 +184,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
     """Return what the server of this bundle and these settings has in the place of data."""
-    ledgers = settings.federation.ledger_dir
+    ledgers = settings.ledger_dir
     return Deployed(
         run=settings.run,
         owner=hashlib.sha256(bundle.authority + bundle.federation.encode()).hexdigest(),

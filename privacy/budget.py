@@ -94,6 +94,30 @@ class Budget:
             raise Refusal("target_delta", self.target_delta, "give a probability strictly between 0 and 1")
 
 
+def check_delta(path: str, delta: float, population: int, units: str, allowed: bool) -> str | None:
+    """Refuse a delta above 1/population unless it is allowed.
+
+    Publishing one unit at random in full satisfies (0, 1/population)-DP, so such a delta can mean no protection.
+
+    Args:
+      path: the group of the configuration that the delta stands in.
+      delta: in (0, 1).
+      population: number of units, at least 0.
+      units: their name: clients or records.
+      allowed: whether the user has allowed a large delta.
+
+    Returns:
+      The warning to show where it is allowed, or None.
+    """
+    if population < 1 or delta <= 1 / population:
+        return None
+    if not allowed:
+        remedy = f"with {population} {units} it permits to publish one of them in full; lower it below "
+        remedy += f"{1 / population:.2g} or set {path}.allow_large_delta=true"
+        raise Refusal(f"{path}.target_delta", delta, remedy)
+    return f"{path}.target_delta={delta:g} permits to publish one of the {population} {units} in full"
+
+
 @dataclass(frozen=True)
 class Release:
     """One thing that leaves its owner's trust boundary, and what it costs against each who sees it.

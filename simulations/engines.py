@@ -10,6 +10,7 @@ from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
 from ..client.app import SETTINGS_KEY, Workbench, make_client_app
+from ..configs.schema import InProcess, Ray
 from ..server.run.federation import Federation, Run
 from .deadline import within
 from .faults import inject
@@ -25,20 +26,21 @@ def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid
     """
     if grid is not None:
         return nullcontext(grid)
-    if run.federation.settings.engine.name == "ray":
+    engine = run.federation.settings.engine
+    if isinstance(engine, Ray):
         from .ray import ray_grid
 
         app = make_client_app(partial(_settings_text, run.client.to_json()), client_mods(run.federation))
-        return ray_grid(app, run.federation.num_nodes, run.federation.settings.engine)
-    return closing(_in_process(run))
+        return ray_grid(app, run.federation.num_nodes, engine)
+    return closing(_in_process(run, engine))
 
 
-def _in_process(run: Run) -> InProcessGrid:
+def _in_process(run: Run, engine: InProcess) -> InProcessGrid:
     from ..client.training.cohort_training import can_vectorise, sum_cohort
     from ..client.training.in_place import begin
 
     federation, text = run.federation, run.client.to_json()
-    engine, bench = federation.settings.engine, Workbench(run.client, federation.task)
+    bench = Workbench(run.client, federation.task)
     plain = run.client.record is None and not run.client.loss_traces
     plain = plain and federation.masking is None and not federation.settings.faults.any
     vectorised = plain and can_vectorise(bench)

@@ -14,7 +14,7 @@ from typing import Any
 
 from flwr.clientapp import ClientApp
 
-from ..configs.schema import EngineSettings
+from ..configs.schema import Ray
 from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import Runtime, quiet_flower, start_runtime
 from .flower_grid import FlowerGrid
@@ -31,7 +31,7 @@ RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextmanager
-def ray_grid(client_app: ClientApp, num_clients: int, settings: EngineSettings) -> Generator[FlowerGrid]:
+def ray_grid(client_app: ClientApp, num_clients: int, settings: Ray) -> Generator[FlowerGrid]:
     """Start Ray and Flower's runtime on it, and end both with the block.
 
     Args:
@@ -63,7 +63,7 @@ def ray_grid(client_app: ClientApp, num_clients: int, settings: EngineSettings) 
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
 
 
-def _start_ray(settings: EngineSettings) -> None:
+def _start_ray(settings: Ray) -> None:
     for name, value in (RAY_DEFAULTS | ({} if settings.address else RAY_ON_LOOPBACK)).items():
         os.environ.setdefault(name, value)
     import ray

@@ -24,12 +24,12 @@ from fedveil.client.dp_sgd.train import (
 )
 from fedveil.client.training.sgd import with_fast_kernels
 from fedveil.configs.local_training import LocalTraining
-from fedveil.configs.privacy_settings import GRADIENTS
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.record_plan import PoissonBatches
+from fedveil.strategies.training_order import GRADIENTS
 from fedveil.tasks.protocol import Examples
 
 NAMES = tuple(ENGINES)

@@ -1,18 +1,18 @@
 """Each bad configuration is refused in one sentence that names the field, before anything is written."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from fedveil.configs.checks import check_cohort, check_delta, check_record_delta, check_seed
+from fedveil.configs.checks import check_cohort, check_delta, check_seed
 from fedveil.configs.preflight import preflight
 from fedveil.configs.schema import Record
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.configs.strict import Mistakes
 from fedveil.configs.yaml_guard import MAX_BYTES, check_file
+from fedveil.privacy import budget
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
@@ -102,7 +102,7 @@ def test_c5_delta_above_one_over_the_population() -> None:
     assert check_delta(record, 400) is None
     assert isinstance(record.privacy, Record)
     with pytest.raises(Refusal, match="10 records"):
-        check_record_delta(record.privacy, 10)
+        budget.check_delta("privacy", record.privacy.target_delta, 10, "records", False)
 
 
 def test_c7_a_budget_or_noise_must_be_given_for_each_unit() -> None:
@@ -250,7 +250,7 @@ def test_c24_a_seed_on_real_data() -> None:
     check_seed(seeded, simulated=True)
     with pytest.raises(Refusal, match="seed=0"):
         check_seed(seeded, simulated=False)
-    check_seed(dataclasses.replace(seeded, seed=None), simulated=False)
+    check_seed(seeded.model_copy(update={"seed": None}), simulated=False)
 
 
 def test_c25_a_budget_below_the_first_round() -> None:

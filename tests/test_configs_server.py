@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 import fedveil.configs
-from fedveil.configs.schema import AuditSettings, ClientCentral, LinkSettings, Record
-from fedveil.configs.server_settings import differing, server_settings
+from fedveil.configs.schema import ClientCentral, LightAudit, LinkSettings, Record
+from fedveil.configs.settings import differing, server_settings
 from fedveil.privacy.refusal import Refusal
 
 FOLDER = Path(fedveil.configs.__file__).parent
@@ -21,8 +21,8 @@ def test_the_defaults_are_a_few_hospitals_under_record_level_privacy() -> None:
     assert isinstance(settings.federation.privacy, Record)
     assert settings.federation.cohort.name == "all"
     assert (settings.federation.seed, settings.federation.resume) == (None, None)
-    assert settings.federation.audit == AuditSettings("light", "stop", 0.01)
-    assert settings.link == LinkSettings("grpc", 300.0, 0.5, None, 0.5, 3600.0, 5)
+    assert settings.federation.audit == LightAudit()
+    assert settings.link == LinkSettings(name="grpc", quorum=0.5)
 
 
 @pytest.mark.parametrize("file", [*FOLDER.glob("link/*.yaml"), FOLDER / "server.yaml"], ids=lambda f: f.name)
@@ -66,7 +66,7 @@ def test_a_quorum_is_the_default_where_it_gives_no_claim_away(given: list[str], 
         (["task=heart", "link=carrier"], "link='carrier': there is no such option"),
         (["task=heart", "link.deadlin=1"], "did you mean 'link.deadline'"),
         (["task=heart", "link.deadline=0"], "link.deadline=0: must be above 0"),
-        (["task=heart", "link.enough=1.5"], "link.enough=1.5: is a share"),
+        (["task=heart", "link.enough=1.5"], "link.enough=1.5: must be above 0 and at most 1"),
         (
             ["task=heart", "cohort=poisson", "cohort.over_selection=0.5"],
             "cohort.over_selection=0.5: must be at least 1",

@@ -19,7 +19,7 @@ import grpc
 import pytest
 from flwr.app import Message
 
-from fedveil.configs.server_settings import server_settings
+from fedveil.configs.settings import server_settings
 from fedveil.links.grpc import server_end as switchboard
 from fedveil.links.grpc.device_end import Endpoint
 from fedveil.links.grpc.frames import METHOD, Ack, Hello, frames_of, read

@@ -3,7 +3,6 @@
 import runpy
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from fedveil.strategies.wire import memory_arrays
 
 CLIENTS = 10
 NOISE = 1.0
-LINK = LinkSettings("grpc", 60.0, 0.0, None, 0.0, 60.0, 5)
+LINK = LinkSettings(name="grpc", deadline=60.0, quorum=0.0, clients=0.0, wait=60.0)
 MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 
 
@@ -175,7 +174,7 @@ def test_the_invited_are_accounted_and_the_planned_are_divided_by(ledger: Ledger
 
 
 def with_link(**changed: Any) -> LinkSettings:
-    return replace(LINK, **changed)
+    return LINK.model_copy(update=changed)
 
 
 @pytest.mark.parametrize("changed", [{"quorum": 0.1}, {"enough": 0.9}])

@@ -122,7 +122,7 @@ def test_probabilities_share_one_uniform_number() -> None:
 
 
 def test_who_fails_is_independent_of_round_and_client() -> None:
-    faults, randomness = FaultSettings(0.5, 0, 0, 0), Randomness(0)
+    faults, randomness = FaultSettings(dropout=0.5), Randomness(0)
     picks = [
         [
             picked(faults, randomness.stream("faults", number, client).generator().random())

@@ -17,7 +17,7 @@ import pytest
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedveil.configs.schema import EngineSettings
+from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 DOCUMENTED: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "examples" / "documented.py"))
-SETTINGS = EngineSettings(name="ray", deadline=20.0, num_cpus=1.0)
+SETTINGS = Ray(deadline=20.0, num_cpus=1.0)
 
 
 @pytest.fixture(scope="module", autouse=True)

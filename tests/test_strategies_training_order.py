@@ -8,8 +8,9 @@ from flwr.app import ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedveil.configs.group import schema_of
 from fedveil.configs.local_training import LocalTraining
-from fedveil.configs.privacy_settings import GRADIENTS, PRIVACIES
+from fedveil.configs.schema import SimulationSettings
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies import training_order
@@ -42,8 +43,9 @@ def test_an_order_is_read_back_as_it_was_written(order):
 
 
 def test_the_words_are_those_of_the_configuration():
-    assert {str(mode) for mode in Mode} == set(PRIVACIES)
-    assert training_order.GRADIENTS == GRADIENTS
+    schema = schema_of(SimulationSettings)
+    assert {str(mode) for mode in Mode} == set(schema["properties"]["privacy"]["discriminator"]["mapping"])
+    assert list(training_order.GRADIENTS) == schema["$defs"]["Record"]["properties"]["gradients"]["enum"]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,18 @@ def test_importing_the_face_or_privacy_loads_no_torch() -> None:
 WITHOUT = {
     "": (("torch", "flwr", "opacus", "hydra", "grpc", "matplotlib", "h11"), ("privacy",)),
     "client": (
-        ("hydra", "omegaconf", "ray", "matplotlib", "sklearn", "h11", "uvicorn", "yaml", "packaging"),
+        (
+            "hydra",
+            "omegaconf",
+            "pydantic",
+            "ray",
+            "matplotlib",
+            "sklearn",
+            "h11",
+            "uvicorn",
+            "yaml",
+            "packaging",
+        ),
         ("client", "strategies"),
     ),
 }

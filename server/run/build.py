@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
@@ -160,10 +160,10 @@ def _check_adjacency(settings: SimulationSettings, cohort: Cohort, by_answers: b
 def _over_selection(settings: SimulationSettings) -> float:
     """Return how many times the planned cohort is invited: more than once where that costs no privacy."""
     usual = USUAL_OVER_SELECTION if isinstance(settings.privacy, ClientDistributed) else 1.0
-    return settings.cohort.over_selection or usual
+    return settings.cohort.invited or usual
 
 
 def _cohort(settings: SimulationSettings, num_clients: int) -> Cohort:
     asked = settings.cohort
-    cohort = cohort_of(asked.name, asdict(asked), num_clients, settings.num_rounds)
+    cohort = cohort_of(asked.name, asked.model_dump(), num_clients, settings.num_rounds)
     return seen(cohort, SEEN_DRAW) if isinstance(settings.privacy, ClientDistributed) else cohort

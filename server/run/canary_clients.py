@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...configs.schema import AuditSettings, ClientCentral, SimulationSettings, client_level
+from ...configs.schema import AuditSettings, ClientLevel, FullAudit, SimulationSettings, client_level
 from ...privacy.budget import Adjacency
 from ...privacy.mechanisms.sum_spec import Scalar
 from ...privacy.refusal import Refusal
@@ -16,10 +16,10 @@ SUPPORT = 20_000  # coordinates of one canary by default: 80 MB for a thousand, 
 TOO_LONG = 10.0  # clipping norms that a canary sends, so that the clip is tried
 
 
-def audited(settings: SimulationSettings) -> AuditSettings | None:
+def audited(settings: SimulationSettings) -> FullAudit | None:
     """Return the audit's settings if it has canaries: a claim about whole clients is to be tested."""
     audit = settings.audit
-    return audit if audit is not None and audit.full and client_level(settings.privacy) else None
+    return audit if isinstance(audit, FullAudit) and client_level(settings.privacy) else None
 
 
 def count_canaries(settings: SimulationSettings, task: Task) -> int:
@@ -54,8 +54,8 @@ def support_of(settings: AuditSettings, dimension: int) -> int:
 
 
 def canary_clients(
-    audit: AuditSettings,
-    client: ClientCentral,
+    audit: FullAudit,
+    client: ClientLevel,
     task: Task,
     count: int,
     seed: bytes,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ...configs.checks import check_record_delta
 from ...configs.schema import Record, SimulationSettings
+from ...privacy.budget import check_delta
 from ...privacy.plan import LEAST_NOISE
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings, Encryption, RecordPrivacy
@@ -69,7 +69,7 @@ def _record_privacy(
         canaries_of_each(s, federation.task, sizes[0]),
     )
     path = "privacy" if federation.client is None else "privacy.record"
-    warning = check_record_delta(record, sizes[-1], path)
+    warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
     if warning:
         warn(warning)
     if record.noise_multiplier is None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dp_accounting.dp_event import DpEvent
 
-from ...configs.schema import RecordAndClient
+from ...configs.schema import ClientCentral, RecordAndClient
 from ...privacy.accounting.renyi_filter import admits
 from ...privacy.adaptation import Adaptation, AdaptiveNoise
 from ...privacy.budget import Budget, Unit
@@ -69,10 +69,11 @@ def client_plan_with(
     """
     if federation.client is None:
         return None
-    client = replace(federation.client, noise_multiplier=noise_multiplier)
+    client = federation.client.model_copy(update={"noise_multiplier": noise_multiplier})
     privacy = federation.settings.privacy
-    changed = replace(privacy, client=client) if isinstance(privacy, RecordAndClient) else client
-    noised = replace(federation, settings=replace(federation.settings, privacy=changed))
+    both = isinstance(privacy, RecordAndClient)
+    changed = privacy.model_copy(update={"client": client}) if both else client
+    noised = replace(federation, settings=federation.settings.model_copy(update={"privacy": changed}))
     return client_plan(noised, filter_order=filter_order)
 
 
@@ -89,10 +90,12 @@ def adaptation_of(
     """
     client, budget = federation.client, federation.client_budget
     assert client is not None and budget is not None
-    clipping = AdaptiveClipping(client.clipping_quantile, client.clipping_learning_rate)
+    clipping: AdaptiveClipping | None = None
+    if isinstance(client, ClientCentral) and client.clipping == "adaptive":
+        clipping = AdaptiveClipping(client.clipping_quantile, client.clipping_learning_rate)
     noise = AdaptiveNoise(plan, budget, TRAIN_LOSS, prior, begun)
     return Adaptation(
-        clipping if client.clipping == "adaptive" else None,
+        clipping,
         noise if client.noise_schedule == "adaptive" else None,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +12,9 @@ from typing import TypeVar
 from flwr.serverapp.strategy import Strategy
 
 from ...configs.schema import (
-    ClientCentral,
     ClientDistributed,
+    ClientLevel,
     LinkSettings,
-    NoPrivacy,
-    PrivacySettings,
     Record,
     RecordAndClient,
     SimulationSettings,
@@ -53,13 +50,7 @@ COUNT_BOUND_BATCHES = (
 )
 UNLIMITED_EPSILON = 1e9  # a run that was given noise and no target only counts
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
-MODES: Mapping[type[PrivacySettings], Mode] = {
-    NoPrivacy: Mode.NONE,
-    Record: Mode.RECORD,
-    RecordAndClient: Mode.RECORD_AND_CLIENT,
-    ClientCentral: Mode.CLIENT_CENTRAL,
-    ClientDistributed: Mode.CLIENT_DISTRIBUTED,
-}
+
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)
 
 
@@ -129,14 +120,14 @@ class Federation:
         return Randomness(self.seed)
 
     @property
-    def client(self) -> ClientCentral | None:
+    def client(self) -> ClientLevel | None:
         """The client-level part of the privacy settings."""
         return client_level(self.settings.privacy)
 
     @property
     def mode(self) -> Mode:
         """The group `privacy` of the configuration."""
-        return MODES[type(self.settings.privacy)]
+        return Mode(self.settings.privacy.name)
 
     @property
     def distributed(self) -> bool:
@@ -292,7 +283,7 @@ def _as(kind: type[T], value: object) -> T | None:
     return value if isinstance(value, kind) else None
 
 
-def _budget(unit: Unit, level: ClientCentral | Record | None) -> Budget | None:
+def _budget(unit: Unit, level: ClientLevel | Record | None) -> Budget | None:
     if level is None:
         return None
     return Budget(unit, level.target_epsilon or UNLIMITED_EPSILON, level.target_delta, level.adjacency)

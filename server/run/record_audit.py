@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...configs.schema import ClientCentral, Record, RecordAndClient, SimulationSettings
+from ...configs.schema import ClientLevel, Record, RecordAndClient, SimulationSettings
 from ...privacy.audit.kept_rows import SUFFIX, gathered
 from ...privacy.audit.membership import auc
 from ...privacy.audit.memorisation import MemorisationProbe, Memorised
@@ -49,7 +49,7 @@ def canaries_of_each(settings: SimulationSettings, task: Task, smallest: int) ->
 def plants_examples(settings: SimulationSettings) -> bool:
     """Return whether odd examples are planted: where records are audited, or nothing is hidden."""
     audit = settings.audit
-    return audit is not None and audit.full and not isinstance(settings.privacy, ClientCentral)
+    return audit is not None and audit.full and not isinstance(settings.privacy, ClientLevel)
 
 
 @dataclass(frozen=True)

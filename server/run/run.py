@@ -267,7 +267,7 @@ def answers_of(federation: Federation) -> Answers:
         return ALL_ANSWERS
     link, planned = federation.deployed.link, federation.cohort.expected_size(federation.num_clients)
     enough = None if link.enough is None else max(1, math.ceil(link.enough * planned))
-    return Answers(math.ceil(link.quorum * planned), enough)
+    return Answers(math.ceil((link.quorum or 0.0) * planned), enough)
 
 
 def title_of(federation: Federation) -> str:

@@ -1,0 +1,260 @@
+"""Groups of keys as pydantic models: strict, frozen, and refused in sentences of a JSON schema.
+
+The schema says of every key its type, range, default and meaning; help, completion and refusals read it.
+"""
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
+
+from ..privacy.refusal import Refusal
+from .local_training import RULES
+from .strict import Mistakes, nearest
+
+Schema = Mapping[str, Any]
+LONGEST_SHOWN = 60
+KINDS = {"NoneType": "null", "str": "text", "bool": "a switch", "float": "a fraction"}
+BOUNDS = {
+    "exclusiveMinimum": "above",
+    "minimum": "at least",
+    "exclusiveMaximum": "below",
+    "maximum": "at most",
+}
+
+
+def remedy(text: str) -> Any:
+    """Return what a Field is told so that its refusals say more, or something else, than the range."""
+    return {"remedy": text}
+
+
+def _keys_of(value: Any) -> Any:
+    return vars(value) if is_dataclass(value) else value
+
+
+class OfKeys:
+    """Mark of a frozen dataclass that is read from a group of keys, as strictly as any."""
+
+    def __get_pydantic_core_schema__(self, source: type[Any], handler: Any) -> Any:
+        """Let pydantic read the keys, and make the dataclass of what it read."""
+        read = {
+            name: core_schema.typed_dict_field(handler.generate_schema(hint), required=False)
+            for name, hint in get_type_hints(source, include_extras=True).items()
+        }
+        keys = core_schema.no_info_before_validator_function(
+            _keys_of,
+            core_schema.typed_dict_schema(read, config={"strict": True, "allow_inf_nan": False}),
+        )
+        return core_schema.no_info_after_validator_function(
+            lambda found: source(**found),
+            keys,
+            serialization=core_schema.plain_serializer_function_ser_schema(vars),
+        )
+
+
+class Group(BaseModel):
+    """Group of keys. What it is given is checked as the command line's is, and refused in the same sentences."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Fields whose keys stand beside the others, and those keys."""
+
+    if not TYPE_CHECKING:  # a type checker knows the keywords of each model, and would forget them
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise mistakes_of(error, type(self), values) from None
+
+        __init__.__pydantic_base_init__ = True  # pydantic need not call it for groups within groups
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Yield a key and a remedy for each rule between keys that is broken. All are in range by themselves."""
+        yield from ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for field, names in cls.beside.items():
+            if field not in values:
+                found = {name: value for name, value in values.items() if name in names}
+                rest = {name: value for name, value in values.items() if name not in names}
+                values = {**rest, field: found}
+        return values
+
+    @model_validator(mode="after")
+    def _keeps_rules(self) -> Any:
+        if broken := tuple(self.rules()):
+            raise PydanticCustomError("rules", "rules are broken", {"broken": broken})
+        return self
+
+
+# --- the schema ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Node:
+    """Place in a schema: the keys that lead there, what stands there, and the group that it stands in."""
+
+    path: tuple[str, ...]
+    schema: Schema
+    above: Schema
+
+
+@cache
+def schema_of(model: type[Group]) -> dict[str, Any]:
+    """Return the JSON schema of a configuration: every key with type, range, default and meaning."""
+    found = model.model_json_schema()
+    source = sys.modules[model.__module__]
+    meanings = _meanings(inspect.getsource(source))
+    for title, each in {**found.get("$defs", {}), model.__name__: found}.items():
+        for key, value in each.get("properties", {}).items():
+            value.pop("title", None)
+            if text := _meaning(getattr(source, title, model), key, meanings):
+                value["description"] = text
+        each.pop("title", None)
+    for key, names in model.beside.items():
+        inner = found["properties"].pop(key)["properties"]
+        found["properties"] |= {name: {**inner[name], "description": RULES[name][2]} for name in names}
+    for key, field in model.model_fields.items():
+        if field.exclude:
+            del found["properties"][key]
+    return found
+
+
+def node_at(schema: Schema, location: Sequence[str | int]) -> Node:
+    """Return where pydantic's location lies; the words by which it tells an option are no keys, nor are numbers."""
+    root, here, above = schema, schema, schema
+    path: list[str] = []
+    for part in location:
+        here = _opened(root, here)
+        mapping = here.get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            here = _at(root, mapping[part])
+        elif isinstance(part, str) and part != "training":
+            above, here = here, here.get("properties", {}).get(part, {})
+            path.append(part)
+    return Node(tuple(path), _opened(root, here), above)
+
+
+def properties_of(schema: Schema) -> list[str]:
+    """Return the keys of a group, without the one that says which option it is."""
+    return [key for key in schema.get("properties", {}) if key != "name"]
+
+
+def _opened(root: Schema, schema: Schema) -> Schema:
+    """Return the schema with its reference followed, and of one that may be null what it is otherwise."""
+    others = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+    if "discriminator" not in schema and len(others) == 1:
+        schema = {**schema, **others[0]}
+    if "const" in schema:
+        schema = {**schema, "enum": [schema["const"]]}
+    return {**_at(root, schema["$ref"]), **schema} if "$ref" in schema else schema
+
+
+def _at(root: Schema, reference: str) -> Schema:
+    return root["$defs"][reference.rpartition("/")[2]]
+
+
+@cache
+def _meanings(source: str) -> dict[tuple[str, str], str]:
+    """Return the docstring below each field of each model."""
+    found: dict[tuple[str, str], str] = {}
+    for group in ast.parse(source).body:
+        if isinstance(group, ast.ClassDef):
+            for field, text in zip(group.body, group.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    said = ast.literal_eval(text.value)
+                    found[group.name, ast.unparse(field.target)] = " ".join(said.replace("``", "").split())
+    return found
+
+
+def _meaning(model: type, key: str, meanings: Mapping[tuple[str, str], str]) -> str | None:
+    kinds = inspect.getmro(model)
+    return next((meanings[each.__name__, key] for each in kinds if (each.__name__, key) in meanings), None)
+
+
+# --- pydantic's errors, one sentence each -------------------------------------------------------------------------
+
+
+def mistakes_of(error: ValidationError, model: type[Group], shown: Mapping[str, Any]) -> Mistakes:
+    """Return what pydantic found as refusals.
+
+    Args:
+        error: of validating `model`.
+        model: the outermost.
+        shown: the values as messages may repeat them.
+    """
+    found: list[Refusal] = []
+    schema = schema_of(model)
+    for each in error.errors():
+        place = node_at(schema, each["loc"])
+        context = each.get("ctx", {})
+        if each["type"] == "rules":
+            paths = [(*place.path, *field.split(".")) for field, _ in context["broken"]]
+            remedies = [said for _, said in context["broken"]]
+        else:
+            tag = each["type"].startswith("union_tag")
+            paths, remedies = [(*place.path, "name") if tag else place.path], [_remedy(each, place)]
+        for path, remedy in zip(paths, remedies, strict=True):
+            found.append(Refusal(".".join(path), _shown(shown, path), remedy))
+    return Mistakes(found)
+
+
+def _shown(values: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        values = values.get(part) if isinstance(values, Mapping) else None
+    if isinstance(values, str) and len(values) > LONGEST_SHOWN:
+        return values[:LONGEST_SHOWN] + "..."
+    return values
+
+
+def _remedy(error: ErrorDetails, place: Node) -> str:
+    kind, value, more = error["type"], error["input"], place.schema.get("remedy", "")
+    what = KINDS.get(type(value).__name__, f"a {type(value).__name__}")
+    match kind:
+        case "extra_forbidden":
+            return f"there is no such key; {nearest(place.path[-1], properties_of(place.above))}"
+        case "missing":
+            options = ", ".join(sorted(place.schema.get("discriminator", {}).get("mapping", {})))
+            return "is missing; must be " + (f"one of {options}" if options else "given a value")
+        case "union_tag_invalid" | "union_tag_not_found":
+            return f"must be one of {', '.join(sorted(place.schema['discriminator']['mapping']))}"
+        case "literal_error" | "enum":
+            return f"must be one of {', '.join(map(str, place.schema.get('enum', ())))}"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            return f"must be {_range(place.schema)}" + (f"; {more}" if more else "")
+        case "finite_number":
+            return "must be finite"
+        case "float_type" | "float_parsing":
+            return (
+                "must be finite"
+                if isinstance(value, int) and not isinstance(value, bool)
+                else f"must be a number, not {what}"
+            )
+        case "int_type" | "int_from_float" | "int_parsing":
+            return f"must be a whole number, not {what}"
+        case "bool_type":
+            return f"must be true or false, not {what}"
+        case "string_type" | "string_pattern_mismatch":
+            return more or "must be a line of text or null"
+        case "model_type" | "model_attributes_type" | "dict_type" | "dataclass_type":
+            return "must be a group of keys"
+        case _:
+            return more or re.sub("^Input should be", "must be", error["msg"])
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    if schema.get("type") == "integer":
+        return f"from {schema['minimum']} to {schema['maximum']}"
+    return " and ".join(f"{word} {schema[key]:g}" for key, word in BOUNDS.items() if key in schema)
