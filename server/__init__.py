@@ -1,1 +1,1 @@
-"""The server: a grid that sums privately, the round loop, checkpoints."""
+"""Server: a grid that sums privately, the round loop, checkpoints."""

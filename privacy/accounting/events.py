@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..refusal import Refusal, real
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting import DpEvent, GaussianDpEvent
 
 # An event that is no composition, with converted parameters; hashable.
 Leaf = Any
@@ -36,6 +36,13 @@ class Gaussian:
     """
 
     noise_multiplier: float
+
+
+def gaussian_event(noise_multiplier: float) -> "GaussianDpEvent":
+    """Return the event of Gaussian noise over sensitivity."""
+    from dp_accounting.dp_event import GaussianDpEvent  # clients, who add no noise, do without
+
+    return GaussianDpEvent(float(noise_multiplier))
 
 
 def event_to_json(event: "DpEvent | Gaussian") -> dict[str, Any]:

@@ -41,10 +41,10 @@ import numpy as np
 from dp_accounting.dp_event import DpEvent
 from numpy.typing import NDArray
 
+from ..accounting.events import gaussian_event
 from ..refusal import Refusal
 from ..sampling import Sampling, Turns
 from .discrete_gaussian import MAX_SIGMA, sample
-from .mechanism import gaussian
 from .private_sum import Vector
 from .randomness import Stream
 from .sum_spec import SumSpec
@@ -112,7 +112,7 @@ class Correlation:
 
     def event(self, noise_multiplier: float) -> DpEvent:
         """Return what all rounds together cost: one Gaussian."""
-        return gaussian(noise_multiplier)
+        return gaussian_event(noise_multiplier)
 
     def noise(self, stream_of: Callable[[int], Stream]) -> NoiseRows:
         """Return the run's rows of noise."""
@@ -197,7 +197,7 @@ class NoiseRows:
         noise = np.zeros(total.size, np.int64)
         while self._last < row:
             noise = self._next(sigma, total.size)
-        return total + noise, gaussian(noise_multiplier)
+        return total + noise, gaussian_event(noise_multiplier)
 
     def _next(self, sigma: int, size: int) -> NDArray[np.int64]:
         stream = self._stream_of(self._last + 1)

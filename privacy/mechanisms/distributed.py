@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..accounting.events import gaussian_event
 from ..refusal import Refusal
 from .discrete_gaussian import sample
-from .mechanism import gaussian
 from .private_sum import UNCLIPPED, Arrays, Vector, centre, decode, squared_norm
 from .randomness import Stream, keyed_stream
 from .rotation import rotate, unrotate
@@ -149,7 +149,7 @@ def sum_event(spec: ShareSpec, survivors: int) -> GaussianDpEvent:
     if not attendance.least <= survivors <= attendance.most:
         remedy = f"release nothing: the sum needs {attendance.least} to {attendance.most} survivors"
         raise Refusal("survivors", survivors, remedy)
-    return gaussian(spec.noise_multiplier(survivors - attendance.colluders, survivors))
+    return gaussian_event(spec.noise_multiplier(survivors - attendance.colluders, survivors))
 
 
 def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Sequence[bytes]]) -> int:

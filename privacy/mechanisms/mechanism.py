@@ -22,8 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from ..accounting.events import gaussian_event
+
 if TYPE_CHECKING:
-    from dp_accounting.dp_event import DpEvent, GaussianDpEvent
+    from dp_accounting.dp_event import DpEvent
 
     from ..sampling import Sampling, Turns
     from .private_sum import Vector
@@ -77,13 +79,6 @@ class Mechanism(Protocol):
         ...
 
 
-def gaussian(noise_multiplier: float) -> GaussianDpEvent:
-    """Return the event of Gaussian noise over sensitivity."""
-    from dp_accounting.dp_event import GaussianDpEvent  # clients, who add no noise, do without
-
-    return GaussianDpEvent(float(noise_multiplier))
-
-
 @dataclass(frozen=True)
 class Central:
     """Exact discrete Gaussian noise, fresh in every round."""
@@ -97,7 +92,7 @@ class Central:
 
     def event(self, noise_multiplier: float) -> DpEvent:
         """Return a Gaussian event."""
-        return gaussian(noise_multiplier)
+        return gaussian_event(noise_multiplier)
 
     def noise(self, stream_of: Callable[[int], Stream]) -> Noise:
         """Return noise that takes each row's from its stream."""

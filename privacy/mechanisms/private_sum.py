@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..accounting.events import gaussian_event
 from .discrete_gaussian import sample
-from .mechanism import gaussian
 from .randomness import Stream
 from .sum_spec import Scalar, SumSpec
 
@@ -319,7 +319,7 @@ def add_noise(
     for start in range(0, total.size, _NOISE_BLOCK):
         block = noised[start : start + _NOISE_BLOCK]
         block += sample(sigma, block.size, stream)
-    return noised, gaussian(noise_multiplier)
+    return noised, gaussian_event(noise_multiplier)
 
 
 def decode(
