@@ -1,13 +1,13 @@
-"""``fedveil audit claim``: evidence from any model or run against a claim of privacy, with an exit code for a CI."""
+"""Claims of privacy, of any model or run, weighed against evidence, with an exit code for a CI."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,78 +18,51 @@ from ..privacy.audit.one_run import Guesses, Scores
 from ..privacy.audit.verdict import Judgement, Method, Verdict, by_guesses, by_many_runs, by_one_run, judge
 from ..privacy.refusal import Refusal
 
+FORMS = ("guesses", "correct", "canaries", "scores", "in_scores", "out_scores")
 EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4}
-USAGE = """\
-usage: fedveil audit RUN [--json]                          weigh a run again from its folder
-       fedveil audit RUN --membership loss|rmia|lira|art   attack its final model
-       fedveil audit RUN --records [--json]                what it learnt by heart, by owner
-       fedveil audit claim --epsilon E --delta D EVIDENCE  weigh any claim: fedveil audit claim --help"""
-EVIDENCE = """\
-evidence, one of:
-  --guesses N --correct R [--canaries M]   one run: N guesses who was in, R of them right, of M canaries (N by default)
-  --scores FILE                            .npz with the arrays members and others, or .csv with the columns score
-                                           and member (1 or 0)
-  --in-scores FILE --out-scores FILE       .npy, or one number a line
-Higher scores say in. Scores are of one run, each canary in or out by a fair coin of its own; with --many-runs each
-score is of a run of its own. Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
-"""
 
 
-def audit(argv: Sequence[str]) -> int:
-    """Run ``fedveil audit``; return the exit code."""
-    if "--records" in argv:
-        from .audit_records import records
+@dataclass(frozen=True)
+class Claim:
+    """A claim of differential privacy and the evidence against it, as they were typed.
 
-        return records(argv)
-    if "--membership" in argv:
-        from ..simulations.membership_attacks import membership
+    Attributes:
+      epsilon, delta: what is claimed.
+      confidence: of the bounds and of the verdict, above 0.5 and below 1.
+      guesses, correct, canaries: of one run: guesses who was in, the right ones, and of how many canaries.
+      scores: a file of both kinds.
+      in_scores, out_scores: a file of each kind.
+      gaussian: the claim is about a Gaussian mechanism.
+      many_runs: each score is of a run of its own.
+    """
 
-        return membership(argv)
-    if argv[:1] != ["claim"] and (folders := [each for each in argv if not each.startswith("-")]):
-        from .audit_run import audit_run
+    epsilon: str
+    delta: str
+    confidence: str = "0.99"
+    guesses: str | None = None
+    correct: str | None = None
+    canaries: str | None = None
+    scores: Path | None = None
+    in_scores: Path | None = None
+    out_scores: Path | None = None
+    gaussian: bool = False
+    many_runs: bool = False
 
-        (folder, *more), flags = folders, set(argv) - set(folders)
-        if more or flags - {"--json"}:
-            print(USAGE)
-            return 2
-        return audit_run(Path(folder), as_text="--json" not in flags)
-    if argv[:1] != ["claim"]:
-        print(USAGE)
-        return 0 if set(argv) & {"-h", "--help"} else 2
-    try:
-        asked = _parser().parse_args(argv[1:])
-    except SystemExit as stopped:  # it has said why
-        return int(stopped.code or 0)
+
+def claim(asked: Claim, *, as_json: bool = False) -> int:
+    """Weigh a claim and print the verdict; return the exit code.
+
+    Raises:
+      Refusal: a number is out of range, or the evidence cannot be read.
+    """
     epsilon = _within("epsilon", asked.epsilon, 0, math.inf)
     delta = _within("delta", asked.delta, 0, 1, or_at=0)
     if asked.gaussian and delta == 0:
         raise Refusal("delta", delta, "no Gaussian mechanism has it; give a number above 0")
     alpha = 1 - _within("confidence", asked.confidence, 0.5, 1)
     judgement = judge(_methods(asked, delta), epsilon, alpha)
-    print(_as_json(judgement) if asked.json else _in_words(judgement, epsilon, delta, alpha))
+    print(_as_json(judgement) if as_json else _in_words(judgement, epsilon, delta, alpha))
     return EXIT_CODES[judgement.verdict]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "fedveil audit claim",
-        allow_abbrev=False,
-        epilog=EVIDENCE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--epsilon", required=True, help="what is claimed, in nats")
-    parser.add_argument("--delta", required=True, help="what is claimed; 0 for pure differential privacy")
-    parser.add_argument(
-        "--confidence", default="0.99", help="of the bounds and of the verdict; 0.99 by default"
-    )
-    parser.add_argument("--gaussian", action="store_true", help="the claim is about a Gaussian mechanism")
-    parser.add_argument("--many-runs", action="store_true", help="each score is of a run of its own")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    for name in ("guesses", "correct", "canaries"):
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
-    for name in ("scores", "in-scores", "out-scores"):
-        parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
-    return parser
 
 
 def _within(field: str, text: str, low: float, high: float, or_at: float | None = None) -> float:
@@ -103,28 +76,38 @@ def _within(field: str, text: str, low: float, high: float, or_at: float | None 
     return value
 
 
-def _methods(asked: argparse.Namespace, delta: float) -> list[Method]:
-    given = {name for name in _FORMS if getattr(asked, name) is not None}
-    match sorted(given - {"canaries"}):
-        case ["correct", "guesses"] if not asked.many_runs:
-            made = _whole("guesses", asked.guesses)
-            canaries = _whole("canaries", asked.canaries or asked.guesses)
-            return by_guesses(
-                Guesses(canaries, made, _whole("correct", asked.correct)), delta, asked.gaussian
-            )
-        case ["scores"] if "canaries" not in given:
-            members, others = _both(asked.scores)
-        case ["in_scores", "out_scores"] if "canaries" not in given:
-            members, others = _numbers(asked.in_scores), _numbers(asked.out_scores)
+def _methods(asked: Claim, delta: float) -> list[Method]:
+    match asked:
+        case Claim(
+            guesses=str(guesses),
+            correct=str(correct),
+            scores=None,
+            in_scores=None,
+            out_scores=None,
+            many_runs=False,
+        ):
+            made = _whole("guesses", guesses)
+            canaries = _whole("canaries", asked.canaries or guesses)
+            return by_guesses(Guesses(canaries, made, _whole("correct", correct)), delta, asked.gaussian)
+        case Claim(
+            scores=Path() as file, guesses=None, correct=None, canaries=None, in_scores=None, out_scores=None
+        ):
+            members, others = _both(file)
+        case Claim(
+            in_scores=Path() as inside,
+            out_scores=Path() as outside,
+            guesses=None,
+            correct=None,
+            canaries=None,
+            scores=None,
+        ):
+            members, others = _numbers(inside), _numbers(outside)
         case _:
-            shown = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given)) or "none"
-            raise Refusal(
-                "evidence", shown, "give it in one of the forms that fedveil audit claim --help lists"
-            )
+            given = sorted(name for name in FORMS if getattr(asked, name) is not None)
+            shown = ", ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
+            remedy = "give it in one of the forms that fedveil audit claim --help lists"
+            raise Refusal("evidence", shown, remedy)
     return (by_many_runs if asked.many_runs else by_one_run)(members, others, delta, asked.gaussian)
-
-
-_FORMS = ("guesses", "correct", "canaries", "scores", "in_scores", "out_scores")
 
 
 def _whole(field: str, text: str) -> int:

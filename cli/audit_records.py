@@ -24,7 +24,6 @@ from ..tasks.mislabelled import Mislabelled
 
 FEWEST = 3  # rounds of which a trace can be scored
 SHOWN = 5  # of the most exposed records of a client
-USAGE = "usage: fedveil audit RUN --records [--json]"
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,14 @@ class Owned:
         return np.argsort(-self.scores, kind="stable")[:SHOWN].tolist()
 
 
-def records(argv: Sequence[str]) -> int:
-    """Run the command and return its exit code: 0, whatever is remembered.
+def records(folder: Path, *, as_json: bool = False) -> int:
+    """Print what a run learnt by heart of each owner; return the exit code: 0, whatever is remembered.
 
     Raises:
       Refusal: a folder without traces.
     """
-    folders = [each for each in argv if not each.startswith("-")]
-    if len(folders) != 1 or set(argv) - {*folders, "--records", "--json"}:
-        print(USAGE)
-        return 2
-    owned = owned_in(Path(folders[0]))
-    print(json.dumps(as_json(owned)) if "--json" in argv else "\n".join(_in_words(owned)))
+    owned = owned_in(folder)
+    print(json.dumps(plain(owned)) if as_json else "\n".join(_in_words(owned)))
     return 0
 
 
@@ -86,8 +81,8 @@ def planted_auc(owned: Sequence[Owned]) -> Mapping[str, float] | None:
     return {"value": area.value, "low": area.low, "high": area.high}
 
 
-def as_json(owned: Sequence[Owned]) -> Mapping[str, object]:
-    """The same as plain data: every score, by client and record."""
+def plain(owned: Sequence[Owned]) -> Mapping[str, object]:
+    """Return the same as plain data: every score, by client and record."""
     clients = [{"client": each.client, "scores": each.scores.tolist(), "most": each.most} for each in owned]
     return {"planted_auc": planted_auc(owned), "clients": clients}
 

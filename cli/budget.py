@@ -1,10 +1,10 @@
-"""``fedveil budget set|show``: the owner of the data says what may be spent on it, and sees what is."""
+"""Budgets of the data's owner: caps on what may be spent, and what is spent."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+import json
 from contextlib import closing
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
@@ -14,39 +14,32 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adjacency
 from ..privacy.ledger.book import Book
-from ..privacy.ledger.caps import ALL, NAMED, Cap, caps_on, default_folder, read_caps, set_cap
+from ..privacy.ledger.caps import NAMED, Cap, caps_on, default_folder, read_caps, set_cap
 from ..privacy.ledger.hash_chain import Chain
 from ..privacy.refusal import Refusal
 from ..server.run.display import console_for
 
+COLUMNS = ("data", "unit", "spent", "delta", "cap")
 
-def budget(argv: Sequence[str]) -> int:
-    """Run ``fedveil budget``; return the exit code."""
-    parser = argparse.ArgumentParser("fedveil budget", allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    setting = verbs.add_parser(
-        "set", help="cap what may be spent, from the next release on", allow_abbrev=False
-    )
-    showing = verbs.add_parser(
-        "show", help="caps, and what the ledgers beside them have spent", allow_abbrev=False
-    )
-    for each in (setting, showing):
-        each.add_argument("--ledger-dir", type=Path, default=default_folder(), help="where the ledgers lie")
-    setting.add_argument("--data", default=ALL, help="a fingerprint, as `show` lists it; all by default")
-    setting.add_argument("--epsilon", required=True, help="the most that a ledger may spend")
-    setting.add_argument("--delta", required=True, help="the largest delta at which epsilon may be counted")
-    setting.add_argument("--until", help="YYYY-MM-DD, UTC: the last day on which anything may be released")
-    try:
-        asked = parser.parse_args(argv)
-    except SystemExit as stopped:  # it has said why
-        return int(stopped.code or 0)
-    return _show(asked.ledger_dir) if asked.verb == "show" else _set(asked)
+Asked = tuple[str, str, str, str | None]
+"""Data, epsilon, delta and the last day, as they were typed."""
 
 
-def _set(asked: argparse.Namespace) -> int:
-    cap = Cap(asked.data, _number("epsilon", asked.epsilon), _number("delta", asked.delta), _day(asked.until))
-    set_cap(asked.ledger_dir, cap)
-    print(f"{cap.data}: {_in_words(cap)}")
+def set_budget(folder: Path | None, asked: Asked, *, as_json: bool = False) -> int:
+    """Set a cap; return the exit code.
+
+    Args:
+      folder: of the ledgers; None is the folder of real data.
+      asked: what may be spent on which data.
+      as_json: print the cap as JSON.
+
+    Raises:
+      Refusal: a value is out of range, or the cap cannot be written.
+    """
+    data, epsilon, delta, until = asked
+    cap = Cap(data, _number("epsilon", epsilon), _number("delta", delta), _day(until))
+    set_cap(folder or default_folder(), cap)
+    print(json.dumps(_plain(cap)) if as_json else f"{cap.data}: {_in_words(cap)}")
     return 0
 
 
@@ -64,21 +57,32 @@ def _day(text: str | None) -> date | None:
         raise Refusal("until", text, "give a day as YYYY-MM-DD") from None
 
 
-def _show(folder: Path) -> int:
-    console = console_for(120)
+def show(folder: Path | None, *, as_json: bool = False) -> int:
+    """Print the caps of a folder of ledgers and what each ledger has spent; return the exit code."""
+    folder = folder or default_folder()
     decisions = read_caps(folder)
+    rows = [_row(path) for path in sorted(folder.glob("*.ledger"))]
+    if as_json:
+        ledgers = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        print(json.dumps({"caps": [_plain(cap) for cap in decisions], "ledgers": ledgers}))
+        return 0
+    console = console_for(120)
     for cap in decisions:
         console.print(f"{cap.decided}  {cap.data}: {_in_words(cap)}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("data", "unit", "spent", "delta", "cap"):
+    for column in COLUMNS:
         table.add_column(column, no_wrap=True)
-    for path in sorted(folder.glob("*.ledger")):
-        table.add_row(*_row(path))
-    if table.row_count:
+    for row in rows:
+        table.add_row(*row)
+    if rows:
         console.print(table)
     elif not decisions:
         print(f"{folder}: neither a cap nor a ledger")
     return 0
+
+
+def _plain(cap: Cap) -> dict[str, object]:
+    return {**asdict(cap), "until": cap.until and cap.until.isoformat()}
 
 
 def _row(path: Path) -> tuple[str, ...]:

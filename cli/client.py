@@ -1,8 +1,7 @@
-"""The command line of a device: `fedveil client start|status|forget|uninstall FOLDER`."""
+"""Device commands beside its agent: request, status, forget, uninstall."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -10,24 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from ..client.device import agent
 from ..client.device.client_bundle import DEFAULTS, ROSTER, read_settings
+from ..client.device.enrolment import write_request
 from ..client.device.own_ledger import epsilon_of
 from ..configs.bundle_files import read_toml
 from ..privacy.refusal import Refusal
 from ..strategies.training_order import people_call
 
-USAGE = """\
-fedveil client request FOLDER --name NAME         make keys here; only a request to admit them leaves
-       fedveil client start FOLDER                follow the server, until SIGTERM
-       fedveil client status FOLDER [--json]      one line; exit code 1 if it does not run
-       fedveil client forget FOLDER [--ledgers]   remove what the device remembers
-       fedveil client uninstall FOLDER --yes [--ledgers]"""
 NOT_RUNNING, REFUSED = 1, 2
 LEDGERS = "ledgers"
 UNIT = "fedveil-client.service"
@@ -40,27 +34,12 @@ WHAT_LEDGERS_ARE = (
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run `fedveil client`; return the exit code."""
-    parser = argparse.ArgumentParser("fedveil client", usage=USAGE, allow_abbrev=False)
-    parser.add_argument("verb", choices=("start", "status", "forget", "uninstall"))
-    parser.add_argument("folder", type=Path, help="the device's bundle")
-    parser.add_argument("--json", action="store_true", help="of status")
-    parser.add_argument("--yes", action="store_true", help="of uninstall: really")
-    parser.add_argument("--ledgers", action="store_true", help=f"remove them too; {WHAT_LEDGERS_ARE}")
-    try:
-        asked = parser.parse_args(argv)
-    except SystemExit as stopped:  # it has said why
-        return int(stopped.code or 0)
-    match asked.verb:
-        case "start":
-            return agent.start(asked.folder)
-        case "status":
-            return status(asked.folder, asked.json)
-        case "forget":
-            return forget(asked.folder, asked.ledgers)
-        case _:
-            return uninstall(asked.folder, asked.yes, asked.ledgers)
+def request(folder: Path, name: str, *, as_json: bool = False) -> int:
+    """Make a device's keys in `folder`, and the request to admit them; return the exit code."""
+    written = write_request(folder, name)
+    told = f"send {written} to the operator; the keys stay where they are"
+    print(json.dumps({"request": str(written)}) if as_json else told)
+    return 0
 
 
 def status(folder: Path, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""``fedveil ledger show|verify|export``: read a ledger that may be in use, or not trusted at all."""
+"""Ledgers as people read them: entries, verification and export of one that may be in use, or not trusted at all."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ DAMAGED = 1
 EXPORT = "fedveil ledger export 1"
 
 
-def show(path: str) -> int:
+def show(path: str, *, as_json: bool = False) -> int:
     """Print every entry of a ledger; return the exit code."""
+    if as_json:
+        print(json.dumps([entry._asdict() for entry in read_entries(Path(path))], indent=1))
+        return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("seq", "kind", "run", "round", "what", "hash"):
         table.add_column(
@@ -70,10 +73,19 @@ def in_words(event: dict[str, Any]) -> str:
     return f"{kind.removesuffix('Sampled')}({', '.join(parts)})"
 
 
-def verify(path: str, head: Sequence[str] = ()) -> int:
-    """Check every entry's hash and recompute epsilon with two accountants; return the exit code.
+def verify(path: str, head: Sequence[str] = (), *, as_json: bool = False) -> int:
+    """Check every entry's hash and recompute epsilon with two accountants.
 
-    `head` is (number, hash) of an entry that a result or a checkpoint knows, as text: the ledger must hold it.
+    Args:
+      path: of the ledger.
+      head: (number, hash) of an entry that a result or a checkpoint knows, as text: the ledger must hold it.
+      as_json: print one JSON object.
+
+    Returns:
+      The exit code: 0, or 1 if the ledger is damaged.
+
+    Raises:
+      Refusal: there is no ledger, or `head` is no entry's.
     """
     found = _verified(path)
     console = console_for(120)
@@ -84,6 +96,9 @@ def verify(path: str, head: Sequence[str] = ()) -> int:
                 chain.require(known)
             except Refusal as refusal:
                 found = replace(found, ok=False, problem=str(refusal))
+    if as_json:
+        print(json.dumps(_as_json(found), allow_nan=False))
+        return 0 if found.ok else DAMAGED
     if not found.ok:
         console.print(f"{path}: DAMAGED: {found.problem}", style="bold red", markup=False)
         return DAMAGED
@@ -116,15 +131,19 @@ def export(path: str, *, as_csv: bool) -> int:
         rows.writerows(entries)
         rows.writerows(("", "epsilon", row["adversary"], json.dumps(row), "", "") for row in spent)
     else:
-        whole = {
-            "format": EXPORT,
-            "problem": found.problem,
-            "head": found.head._asdict(),
-            "spent": spent,
-            "entries": [entry._asdict() for entry in entries],
-        }
+        whole = {"format": EXPORT, **_as_json(found), "entries": [entry._asdict() for entry in entries]}
         print(json.dumps(whole, indent=1, allow_nan=False))
     return 0 if found.ok else DAMAGED
+
+
+def _as_json(found: Verification) -> dict[str, Any]:
+    return {
+        "ok": found.ok,
+        "problem": found.problem,
+        "entries": found.entries,
+        "head": found.head._asdict(),
+        "spent": _spent(found),
+    }
 
 
 def _head(seq: str, digest: str) -> Head:

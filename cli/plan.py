@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,12 +17,15 @@ from ..server.run.build import build
 from ..server.run.client_plan import metrics_share_of
 from ..server.run.display import console_for
 from ..server.run.federation import EVERYBODY, UNLIMITED_EPSILON, Federation
-from ..server.run.unit_plan import curve, plans_of, warnings_for
+from ..server.run.unit_plan import curve, plans_of, unit_plans, warnings_for
 
 
-def show_plan(settings: SimulationSettings) -> int:
-    """Print the plan and return the exit code."""
+def show_plan(settings: SimulationSettings, *, as_json: bool = False) -> int:
+    """Print the plan, as JSON in one line if asked for, and return the exit code."""
     federation = build(settings)
+    if as_json:
+        print(json.dumps(plain(federation), allow_nan=False))
+        return 0
     console = console_for(100)
     plans = list(plans_of(federation))
     if not plans:
@@ -85,3 +91,12 @@ def _metrics(federation: Federation, plan: Plan) -> str:
 
 def _cell(plan: Plan, adversary: Adversary, value: float) -> str:
     return f"{value:.3f}" if adversary in plan.adversaries else "infinite"
+
+
+def plain(federation: Federation) -> list[dict[str, Any]]:
+    """Return the plan of each unit as plain data, with a word for the number that JSON does not have."""
+    return [
+        asdict(each)
+        | {"epsilon": [(mark, value if math.isfinite(value) else "infinity") for mark, value in each.epsilon]}
+        for each in unit_plans(federation)
+    ]

@@ -1,10 +1,10 @@
-"""The command line of `fedveil provision`."""
+"""Provisioning as an operator sees it: bundles made, keys changed, clients left out."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,65 +12,88 @@ from ..deployment.provision import AUTHORITY, CLIENTS, Desk, provision, revoke, 
 from ..deployment.register import Issued, Register
 from ..links.server_bundle import SERVER
 
-USAGE = """\
-fedveil provision FILE [--out FOLDER] [--wheels FOLDER]
-       fedveil provision rotate FOLDER NAME [--request FILE]
-       fedveil provision revoke FOLDER NAME"""
 SOON_SECONDS = 30 * 86400
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run `fedveil provision`; return the exit code."""
-    parser = argparse.ArgumentParser("fedveil provision", usage=USAGE, allow_abbrev=False)
-    if argv and argv[0] in ("rotate", "revoke"):
-        parser.add_argument("verb", help=argparse.SUPPRESS)
-        parser.add_argument("folder", type=Path, help="that provisioning made")
-        parser.add_argument("name", help="of a client; rotate takes server as well")
-        if argv[0] == "rotate":
-            parser.add_argument("--request", type=Path, help="of the device, which made its new keys itself")
-    else:
-        parser.add_argument("file", type=Path, help="federation.yaml")
-        parser.add_argument("--out", type=Path, help="where to; a folder of the federation's name by default")
-        parser.add_argument(
-            "--wheels", type=Path, help="what a device installs, for requirements with hashes"
-        )
-    try:
-        asked = parser.parse_args(argv)
-    except SystemExit as stopped:  # it has said why
-        return int(stopped.code or 0)
-    match argv[0]:
-        case "rotate":
-            desk = rotate(asked.folder, asked.name, asked.request)
-        case "revoke":
-            desk = revoke(asked.folder, asked.name)
-        case _:
-            desk = provision(asked.file, asked.out, asked.wheels)
-    _show(desk)
+def make(file: Path, out: Path | None, wheels: Path | None, *, as_json: bool = False) -> int:
+    """Make or complete the bundles that a federation.yaml describes; return the exit code.
+
+    Args:
+      file: federation.yaml.
+      out: where to; None is a folder of the federation's name.
+      wheels: what a device installs; None pins what is installed here.
+      as_json: print one JSON object.
+
+    Raises:
+      Refusal: of a mistake, before anything is written.
+    """
+    return _show(provision(file, out, wheels), as_json)
+
+
+def new_keys(folder: Path, name: str, request: Path | None, *, as_json: bool = False) -> int:
+    """Give a client, or the server, new keys; return the exit code.
+
+    Args:
+      folder: that provisioning made.
+      name: of a client, or "server".
+      request: of a device that made its new keys itself.
+      as_json: print one JSON object.
+
+    Raises:
+      Refusal: nobody has the name, or the request is not the client's.
+    """
+    return _show(rotate(folder, name, request), as_json)
+
+
+def leave_out(folder: Path, name: str, *, as_json: bool = False) -> int:
+    """Leave a client out from the next roster on; return the exit code.
+
+    Raises:
+      Refusal: nobody has the name.
+    """
+    return _show(revoke(folder, name), as_json)
+
+
+def _show(desk: Desk, as_json: bool) -> int:
+    print(json.dumps(_as_json(desk)) if as_json else "\n".join(_in_words(desk)))
     return 0
 
 
-def _show(desk: Desk) -> None:
+def _as_json(desk: Desk) -> dict[str, object]:
+    clients = [
+        {"node": each.node, "name": each.name, "outcome": _outcome(each, desk.before)}
+        for each in desk.register.clients
+    ]
+    return {
+        "federation": desk.federation.name,
+        "folder": str(desk.folder),
+        "roster": desk.register.version,
+        "clients": clients,
+    }
+
+
+def _in_words(desk: Desk) -> Iterator[str]:
     register = desk.register
-    print(f"{desk.federation.name}: {len(register.admitted)} clients, roster version {register.version}")
+    yield f"{desk.federation.name}: {len(register.admitted)} clients, roster version {register.version}"
     outcomes = {each: _outcome(each, desk.before) for each in register.clients}
     width = max(len(each.name) for each in outcomes)
     for each, outcome in outcomes.items():
         remark = _remark(each, outcome)
         if outcome == "revoked":
-            print(f"  node {each.node}  {each.name:{width}}  revoked")
+            yield f"  node {each.node}  {each.name:{width}}  revoked"
         elif outcome != "kept" or remark:
             where = desk.folder / CLIENTS / each.name
-            print(f"  node {each.node}  {each.name:{width}}  {outcome:8}  {where}{remark}")
+            yield f"  node {each.node}  {each.name:{width}}  {outcome:8}  {where}{remark}"
     if kept := list(outcomes.values()).count("kept"):
-        print(f"  kept as they were: {kept}")
+        yield f"  kept as they were: {kept}"
     certificate = " (a new certificate)" if register.server != desk.before.server else ""
     copy = ": copy it to the server" if register != desk.before else ""
-    print(f"  server  {desk.folder / SERVER}{certificate}{copy}")
+    yield f"  server  {desk.folder / SERVER}{certificate}{copy}"
     if "rotated" in outcomes.values():
-        print(
+        yield (
             "  copy *.key, tls.pem and roster.bin of who was rotated to the device, and start its client again"
         )
-    print(f"  keep {desk.folder / AUTHORITY} here: whoever has it admits anybody")
+    yield f"  keep {desk.folder / AUTHORITY} here: whoever has it admits anybody"
 
 
 def _outcome(issued: Issued, before: Register) -> str:

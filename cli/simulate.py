@@ -52,6 +52,8 @@ def simulate(argv: Sequence[str]) -> int:
 
 def plan(argv: Sequence[str]) -> int:
     """``fedveil plan``: the same command line, no training and no folder."""
+    as_json = "--json" in argv
+    argv = [each for each in argv if each != "--json"]
     checked = preflight(argv, writes=False)
     if not checked.jobs:
         return _hydra(checked, argv, [])
@@ -59,9 +61,9 @@ def plan(argv: Sequence[str]) -> int:
 
     codes: list[int] = []
     for job, settings in checked.jobs:
-        if checked.sweep:
+        if checked.sweep and not as_json:
             print(f"# {' '.join(job.overrides)}")
-        codes.append(show_plan(settings))
+        codes.append(show_plan(settings, as_json=as_json))
     return max(codes)
 
 

@@ -39,25 +39,32 @@ from .watch import Watch, watching
 
 RUNS, LEDGERS = "runs", "ledgers"
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
-JSON, DESPITE_ALARM = "--json", "--despite-alarm"
 POLL_SECONDS = 0.1
 Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
 Rosters = Callable[[], SignedRoster]
 
 
-def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
+def serve(
+    folder: Path,
+    given: Sequence[str],
+    *,
+    as_json: bool = False,
+    despite_alarm: bool = False,
+    reach: Open = open_link,
+) -> int:
     """Serve the run that the command line names, or the one that was left unfinished; return the exit code.
 
     Args:
       folder: the server's bundle.
-      argv: Hydra's flags and overrides, `--json`, and `--despite-alarm`, without which a run that an alarm has paused
-        stays so: a unit may start the same command again and again.
+      given: Hydra's flags and overrides.
+      as_json: print the result as JSON, and nothing else.
+      despite_alarm: go on with a run that an alarm has paused. Otherwise it stays so: a unit may start the same
+        command again and again.
       reach: opens the link.
 
     Raises:
       Refusal: before anything is spent.
     """
-    given, as_json = [each for each in argv if each not in (JSON, DESPITE_ALARM)], JSON in argv
     if only_shows(given):
         return _show(given)
     bundle = read_server_bundle(folder)
@@ -66,7 +73,7 @@ def serve(folder: Path, argv: Sequence[str], reach: Open = open_link) -> int:
         settings = settings_for(bundle, given)
         where = folder / RUNS / settings.run
         result = _result(where)
-        over = FINISHED if DESPITE_ALARM in argv else (*FINISHED, Status.PAUSED)
+        over = FINISHED if despite_alarm else (*FINISHED, Status.PAUSED)
         if result is not None and result["status"] in over:
             return _say_over(settings.run, where, result, as_json)
         if result is not None and result["status"] == Status.PAUSED:

@@ -8,9 +8,8 @@ the two apart.
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -155,33 +154,28 @@ ATTACKS: Mapping[str, Callable[[Attacked, int], Scores]] = {
 }
 
 
-def membership(argv: Sequence[str]) -> int:
-    """Run the command and return its exit code: 0, whatever the attack found.
+def membership(folder: Path, attack: str, shadows: int, epochs: int, *, as_json: bool = False) -> int:
+    """Attack the final model of a run and print what that found; return the exit code: 0, whatever it was.
+
+    Args:
+      folder: of a finished run.
+      attack: a key of `ATTACKS`.
+      shadows: models that lira trains, at least 1.
+      epochs: of a reference model, at least 1.
+      as_json: print one JSON object.
 
     Raises:
-      Refusal: a folder without a finished run, or real data.
+      Refusal: an argument is out of range, or the folder holds no finished run or real data.
     """
-    parser = argparse.ArgumentParser("fedveil audit RUN --membership", allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", type=Path)
-    parser.add_argument("--membership", choices=[*ATTACKS], required=True)
-    parser.add_argument("--shadows", type=int, default=8, help="models that lira trains; 8 by default")
-    parser.add_argument("--epochs", type=int, default=20, help="of a reference model; 20 by default")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    try:
-        asked = parser.parse_args(argv)
-    except SystemExit as stopped:  # it has said why
-        return int(stopped.code or 0)
-    for name in ("shadows", "epochs"):
-        if getattr(asked, name) < 1:
-            raise Refusal(name, getattr(asked, name), "give a whole number of at least 1")
-    attacked = attack_on(asked.run, asked.epochs)
-    scores = ATTACKS[asked.membership](attacked, asked.shadows)
+    if attack not in ATTACKS:
+        raise Refusal("membership", attack, f"choose one of {', '.join(ATTACKS)}")
+    for name, value in (("shadows", shadows), ("epochs", epochs)):
+        if value < 1:
+            raise Refusal(name, value, "give a whole number of at least 1")
+    attacked = attack_on(folder, epochs)
+    scores = ATTACKS[attack](attacked, shadows)
     found = measured(scores[: attacked.members], scores[attacked.members :])
-    print(
-        _as_json(asked.membership, attacked, found)
-        if asked.json
-        else _in_words(asked.membership, attacked, found)
-    )
+    print(_as_json(attack, attacked, found) if as_json else _in_words(attack, attacked, found))
     return 0
 
 

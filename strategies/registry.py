@@ -40,6 +40,9 @@ BRINGS_ITS_OWN_PRIVACY = (
     flower.DifferentialPrivacyServerSideFixedClipping,
 )
 
+SEES_CLIENTS = "it must see single clients' updates, which a private sum hides; use one that averages"
+NOT_ON_A_LEDGER = "its noise is on no ledger; wrap the inner strategy and let privacy= do it"
+
 # The sum answers as one client, so that one message is enough: the cohort decides who gets it. Clients do not evaluate.
 ONE_REPLY: dict[str, Any] = {
     "fraction_train": 1e-9,
@@ -77,15 +80,26 @@ def check_averages(strategy: Strategy) -> None:
     """
     name = type(strategy).__name__
     if isinstance(strategy, NEEDS_SINGLE_CLIENTS):
-        raise Refusal(
-            "strategy",
-            name,
-            "it must see single clients' updates, which a private sum hides; use one that averages",
-        )
+        raise Refusal("strategy", name, SEES_CLIENTS)
     if isinstance(strategy, BRINGS_ITS_OWN_PRIVACY):
-        raise Refusal(
-            "strategy", name, "its noise is on no ledger; wrap the inner strategy and let privacy= do it"
-        )
+        raise Refusal("strategy", name, NOT_ON_A_LEDGER)
+
+
+def why_not(name: str) -> str | None:
+    """Return why Flower's strategy of this name cannot stand behind a private sum; None if no reason is known.
+
+    Args:
+      name: of a class, in any case, with or without Fed in front: ``krum``, ``FedMedian``, ``median``.
+    """
+    for refused, reason in (
+        (NEEDS_SINGLE_CLIENTS, SEES_CLIENTS),
+        (BRINGS_ITS_OWN_PRIVACY, NOT_ON_A_LEDGER),
+    ):
+        for each in refused:
+            known = each.__name__.lower()
+            if name.lower().replace("_", "") in (known, known.removeprefix("fed")):
+                return reason
+    return None
 
 
 def _load(target: str, allow_modules: tuple[str, ...]) -> type[Strategy]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedveil.cli.audit import audit
+from fedveil.cli.audit_records import records
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit.kept_rows import trace
 from fedveil.privacy.refusal import Refusal
@@ -31,14 +31,14 @@ def test_traces_stay_with_the_client_and_change_nothing(
     found = trace(tmp_path / "with" / "client_traces" / "0.losses")
     assert found.shape[0] == 4 and np.isfinite(found).all() and found[-1].mean() < found[0].mean()
     assert not (tmp_path / "without" / "client_traces").exists()
-    assert audit([str(tmp_path / "with"), "--records", "--json"]) == 0
+    assert records(tmp_path / "with", as_json=True) == 0
     shown = json.loads(capsys.readouterr().out)
     assert [each["client"] for each in shown["clients"]] == [0, 1, 2, 3, 4]
     assert len(shown["clients"][0]["scores"]) == found.shape[1] and 0 <= shown["planted_auc"]["value"] <= 1
-    assert audit([str(tmp_path / "with"), "--records"]) == 0
+    assert records(tmp_path / "with") == 0
     assert "planted with a random label" in capsys.readouterr().out
     with pytest.raises(Refusal, match="no traces of losses"):
-        audit([str(tmp_path / "without"), "--records"])
+        records(tmp_path / "without")
 
 
 def test_on_real_data_no_trace_is_kept(tmp_path: Path) -> None:

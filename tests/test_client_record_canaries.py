@@ -11,7 +11,7 @@ from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from torch import nn
 
-from fedveil.cli.audit import audit
+from fedveil.cli.audit_run import audit_run
 from fedveil.client.dp_sgd import train as dp_sgd
 from fedveil.client.dp_sgd.record_canaries import begin, coins_of, step_ratio
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
@@ -275,7 +275,7 @@ def test_a_run_audits_its_clients_records(tmp_path: Path, capsys: pytest.Capture
     assert records["claimed"] == 3.0 and min(*records["p_values"].values(), odd["p_value"]) > 0.001
     assert outcome.result["audit"]["verdict"] == "consistent"
     assert list((tmp_path / "client_ledgers").glob("*.canaries")) and (tmp_path / "audit.png").exists()
-    assert audit([str(tmp_path)]) == 0
+    assert audit_run(tmp_path) == 0
     assert "measured of records" in capsys.readouterr().out
 
 
@@ -293,4 +293,4 @@ def test_a_run_that_claims_too_little_of_records_is_stopped(
     assert outcome.exit_code == 5 and outcome.result["audit"]["verdict"] == "violated"
     (alarm,) = (each for each in outcome.result["audit"]["alarms"] if each["test"] == "records")
     assert alarm["level"] == "red"
-    assert audit([str(tmp_path)]) == 3
+    assert audit_run(tmp_path) == 3

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedveil.cli.provision import run
+from fedveil.cli.provision import leave_out, make, new_keys
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.privacy.refusal import Refusal
 
@@ -127,7 +127,7 @@ def test_a_mistake_is_refused_in_a_sentence_and_nothing_is_made(
 ) -> None:
     file = written(tmp_path, changed(path, value))
     with pytest.raises(Refusal) as refused:
-        run([str(file), "--out", str(tmp_path / "hearts")])
+        make(file, tmp_path / "hearts", None)
     assert said in str(refused.value)
     assert len(str(refused.value).splitlines()) <= 2
     assert not (tmp_path / "hearts").exists()
@@ -217,18 +217,18 @@ def test_whatever_a_file_holds_is_refused_and_nothing_else_happens(text: bytes, 
 
 
 def test_a_federation_does_not_lose_a_client_in_silence(tmp_path: Path) -> None:
-    file, out = written(tmp_path, SMALLEST), str(tmp_path / "hearts")
-    run([str(file), "--out", out])
+    file, out = written(tmp_path, SMALLEST), tmp_path / "hearts"
+    make(file, out, None)
     fewer = {**SMALLEST, "clients": SMALLEST["clients"][:1]}
     with pytest.raises(Refusal, match="'hungary': was admitted and is not in the file; revoke it first"):
-        run([str(written(tmp_path, fewer)), "--out", out])
-    run(["revoke", out, "hungary"])
-    run([str(file), "--out", out])
+        make(written(tmp_path, fewer), out, None)
+    leave_out(out, "hungary")
+    make(file, out, None)
     with pytest.raises(Refusal, match="did you mean 'cleveland'"):
-        run(["rotate", out, "clevland"])
+        new_keys(out, "clevland", None)
     with pytest.raises(Refusal, match="is the authority of hearts"):
-        run([str(written(tmp_path, {**SMALLEST, "federation": "lungs"})), "--out", out])
+        make(written(tmp_path, {**SMALLEST, "federation": "lungs"}), out, None)
     shutil.rmtree(out)
     with pytest.raises(Refusal, match="holds no federation"):
-        run(["revoke", out, "cleveland"])
-    assert not Path(out).exists()
+        leave_out(out, "cleveland")
+    assert not out.exists()

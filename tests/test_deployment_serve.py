@@ -105,7 +105,9 @@ def spring(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Spring:
 
 def served(hearts: Path, *argv: str, fault: Any = None, here: int = 5) -> tuple[int, Any]:
     grid = Devices(hearts / "clients", fault)
-    return serve(hearts / "server", argv, reaching(grid, here)), grid
+    given = [each for each in argv if each not in ("--json", "--despite-alarm")]
+    flags = {"as_json": "--json" in argv, "despite_alarm": "--despite-alarm" in argv}
+    return serve(hearts / "server", given, **flags, reach=reaching(grid, here)), grid
 
 
 def result_of(hearts: Path, run: str = "run-1") -> dict[str, Any]:
@@ -267,7 +269,7 @@ def test_the_link_is_the_one_that_the_bundles_were_made_for(hearts: Path) -> Non
     with pytest.raises(
         Refusal, match="link='flower': the bundles of this federation were made for link=grpc"
     ):
-        serve(hearts / "server", [*CENTRAL, "link=flower"], open_link)
+        serve(hearts / "server", [*CENTRAL, "link=flower"], reach=open_link)
     assert not (hearts / "server" / "runs").exists()
     file = hearts / "server" / "server.toml"
     file.write_text(file.read_text().replace('"grpc"', '"flower"'))
@@ -427,7 +429,7 @@ def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
 
     grid.fault = changing(3, change)
     with no_noise():
-        code = serve(hearts / "server", (*mode, *audit), reaching(grid))
+        code = serve(hearts / "server", (*mode, *audit), reach=reaching(grid))
     rows = rows_of(hearts)
     assert code == 0 and [(row["invited"], row["replies"], row["dropped"]) for row in rows] == [
         (5, 5, {}),

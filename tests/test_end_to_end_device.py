@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedveil.cli.client import run
+from fedveil.__main__ import run
 from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.configs.local_training import LocalTraining
 from fedveil.links.grpc.grid import Door, LinkGrid, open_link
@@ -25,7 +25,6 @@ from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.privacy.refusal import Refusal
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import Opened, SecureSums
@@ -48,11 +47,7 @@ def fedveil(*arguments: object) -> Said:
     """Run the verb as the command line does, in this process: what runs for long has one of its own."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = run(list(map(str, arguments)))
-        except Refusal as refusal:
-            print(refusal, file=err)
-            code = 2
+        code = run(["client", *map(str, arguments)])
     return Said(code, out.getvalue(), err.getvalue())
 
 

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from fedveil.cli.audit import audit
+from fedveil.cli.audit_run import audit_run
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows, watching
 from fedveil.privacy.audit.run_audit import AuditTerms
@@ -53,7 +53,7 @@ def test_stop_ends_the_run_for_good(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found.ok and found.epsilon == pytest.approx(outcome.result["privacy"][-1]["epsilon"], rel=1e-3)
     with pytest.raises(Refusal, match="an alarm of its audit ended it"):
         simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
-    assert audit([str(tmp_path / "run")]) == 3
+    assert audit_run(tmp_path / "run") == 3
     assert "violated: a released sum is shorter than its claimed noise (round 3" in capsys.readouterr().out
 
 
@@ -73,7 +73,7 @@ def test_an_alarm_that_chance_explains_stops_the_run_once_it_comes_again(
     ]
     notes = [e for e in read_entries(tmp_path / "run" / "ledger") if e.kind == "note"]
     assert [json.loads(e.key)[1:] for e in notes] == [[number, "audit norm"] for number in sorted(suspect)]
-    assert audit([str(tmp_path / "run")]) == (3 if exit_code == 5 else 4)
+    assert audit_run(tmp_path / "run") == (3 if exit_code == 5 else 4)
     assert ("perhaps a released sum is shorter" in capsys.readouterr().out) is (exit_code == 4)
 
 
@@ -146,7 +146,7 @@ def test_a_ledger_that_counts_less_than_was_released_is_seen(
         outcome = run(tmp_path / "run", "audit=light")
     assert (outcome.exit_code, outcome.result["rounds_completed"]) == (5, 1)
     assert [(each["test"], each["p_value"]) for each in outcome.result["audit"]["alarms"]] == [("books", 0)]
-    assert audit([str(tmp_path / "run")]) == 3
+    assert audit_run(tmp_path / "run") == 3
     assert "violated: the ledger counts less than what the released sums cost" in capsys.readouterr().out
 
 
@@ -168,9 +168,9 @@ def test_a_run_that_is_not_over_keeps_its_coins_to_itself(tmp_path: Path) -> Non
         run(tmp_path / "run", "audit=full", "audit.canaries=40", "audit.on_alarm=pause")
     assert "opened" not in json.loads((tmp_path / "run" / "audit.json").read_text())
     with pytest.raises(Refusal, match="not opened before the run is over"):
-        audit([str(tmp_path / "run")])
+        audit_run(tmp_path / "run")
     with pytest.raises(Refusal, match="holds no audit that is over"):
-        audit([str(tmp_path)])
+        audit_run(tmp_path)
 
 
 def test_coins_that_were_not_committed_to_prove_nothing(tmp_path: Path) -> None:
@@ -180,4 +180,4 @@ def test_coins_that_were_not_committed_to_prove_nothing(tmp_path: Path) -> None:
     fields["opened"]["seed"] = "00" * 32
     terms.write_text(json.dumps(fields))
     with pytest.raises(Refusal, match="not those that were committed to"):
-        audit([str(tmp_path / "run")])
+        audit_run(tmp_path / "run")

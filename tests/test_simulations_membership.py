@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedveil.cli.audit import audit
 from fedveil.client.training.sgd import train
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.refusal import Refusal
-from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measured
+from fedveil.simulations.membership_attacks import ATTACKS, Attacked, attack_on, by_loss, measured, membership
 from fedveil.simulations.simulate import simulate
 from fedveil.tasks import Examples
 from fedveil.tasks.classification import classification
@@ -80,15 +79,16 @@ def test_the_command_attacks_a_finished_run(tmp_path: Path, capsys: pytest.Captu
     settings = settings_from_overrides(["task=digits", "num_rounds=1", "privacy=none"])
     simulate(settings, tmp_path / "a run", quiet=True)
     capsys.readouterr()
-    assert audit([str(tmp_path / "a run"), "--membership", "rmia", "--epochs", "1", "--json"]) == 0
+    assert membership(tmp_path / "a run", "rmia", 8, 1, as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["members"], found["others"]) == (718, 180)
     assert 0.3 < found["measured"]["AUC"]["value"] < 0.7
-    assert audit([str(tmp_path / "a run"), "--membership", "loss"]) == 0
+    assert membership(tmp_path / "a run", "loss", 8, 20) == 0
     assert "718 records that trained, 180 that did not" in capsys.readouterr().out
-    assert audit([str(tmp_path / "a run"), "--membership", "guess"]) == 2
+    with pytest.raises(Refusal, match="membership='guess': choose one of loss, rmia"):
+        membership(tmp_path / "a run", "guess", 8, 20)
     with pytest.raises(Refusal, match="at least 1"):
-        audit([str(tmp_path / "a run"), "--membership", "lira", "--shadows", "0"])
+        membership(tmp_path / "a run", "lira", 0, 20)
 
 
 def test_the_same_records_are_attacked_every_time(tmp_path: Path) -> None:

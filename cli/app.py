@@ -1,0 +1,510 @@
+"""Grammar of the command line: every verb with its arguments, options, help and example; the bodies are imported when called.
+
+The list of verbs stands here and nowhere else: help, completion and the nearest name come from it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from typer import Argument, Option
+
+from ..extras import require_extra
+from .verbs import CONTEXT, HydraVerb, ServerVerb, Verb, Verbs
+
+GROUP: dict[str, Any] = {
+    "cls": Verbs,
+    "no_args_is_help": True,
+    "rich_markup_mode": None,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "context_settings": CONTEXT,
+}
+app = typer.Typer(
+    help="Federated learning that keeps count of what it reveals.", subcommand_metavar="VERB", **GROUP
+)
+ledger, budget, audit, provision, server, client = groups = [typer.Typer(**GROUP) for _ in range(6)]
+for name, group, text in (
+    ("ledger", ledger, "Read a ledger, check every entry, hand it to an auditor."),
+    ("budget", budget, "Cap what may be spent on your data; see what is spent."),
+    ("audit", audit, "Weigh a run, or any claim of privacy, against what was measured."),
+    ("provision", provision, "Make the bundles of a federation on real machines, and change who is in it."),
+    ("server", server, "Serve a federation of real clients."),
+    ("client", client, "Follow a server from a device, under its owner's policy."),
+):
+    app.add_typer(group, name=name, help=text)
+HYDRA: dict[str, Any] = {**CONTEXT, "allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _verb(of: typer.Typer, name: str, short: str, cls: type[Verb] = Verb, *, hidden: bool = False) -> Any:
+    settings = HYDRA if issubclass(cls, HydraVerb) else CONTEXT
+    return of.command(name, cls=cls, context_settings=settings, short_help=short, hidden=hidden)
+
+
+Json = Annotated[bool, Option("--json", help="Print the result as JSON, and nothing else.")]
+Ledger = Annotated[Path, Argument(metavar="PATH", help="A ledger: a file of a run folder, or of real data.")]
+Bundle = Annotated[
+    Path, Argument(metavar="FOLDER", help="The bundle that provisioning made.", file_okay=False)
+]
+Desk = Annotated[Path, Argument(metavar="FOLDER", help="The folder that provisioning made.", file_okay=False)]
+Ledgers = Annotated[
+    bool,
+    Option(
+        "--ledgers", help="Remove the ledgers too: what is spent is then forgotten, and cannot be taken back."
+    ),
+]
+LedgerDir = Annotated[
+    Path | None,
+    Option(metavar="FOLDER", help="Where the ledgers lie; ~/.local/share/fedveil/ledgers by default."),
+]
+
+
+def _shows_version(ctx: typer.Context, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        typer.echo(f"fedveil {version('fedveil')}")
+        raise typer.Exit
+
+
+def _shows_script(ctx: typer.Context, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from .completion import script
+
+        typer.echo(script())
+        raise typer.Exit
+
+
+def _installs_script(ctx: typer.Context, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from .completion import install_script
+
+        typer.echo(install_script())
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, Option("--version", is_eager=True, callback=_shows_version, help="Print the version.")
+    ] = False,
+    install_completion: Annotated[
+        bool,
+        Option(
+            "--install-completion",
+            is_eager=True,
+            callback=_installs_script,
+            help="Install completion for this shell: bash, zsh or fish.",
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        Option(
+            "--show-completion",
+            is_eager=True,
+            callback=_shows_script,
+            help="Print the script of completion.",
+        ),
+    ] = False,
+) -> None:
+    """Take what stands before a verb; each option ends the command by itself."""
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+@_verb(app, "simulate", "Train, under a privacy budget.", HydraVerb)
+def simulate(ctx: typer.Context, as_json: Json = False) -> int:
+    """Train a federation on this machine, under a privacy budget.
+
+    Example:
+      fedveil simulate
+      fedveil simulate privacy.target_epsilon=1 cohort.rate=0.1 num_rounds=50
+      fedveil simulate task=heart privacy=record
+      fedveil simulate partition=dirichlet partition.alpha=0.1 strategy=fedadam
+      fedveil simulate -m privacy.target_epsilon=1,3,8 seed=0,1,2
+      fedveil simulate resume=runs/2026-01-31/12-00-00
+      fedveil simulate --config-dir my_configs task=mine
+    """
+    require_extra("simulation", "fedveil simulate")
+    from .simulate import simulate as body
+
+    _own_modules()
+    return body([*ctx.args, *(["--json"] if as_json else [])])
+
+
+@_verb(app, "plan", "Show what a budget affords.", HydraVerb)
+def plan(ctx: typer.Context, as_json: Json = False) -> int:
+    """Show what a budget affords: the noise it takes and epsilon after each tenth of the rounds. Nothing is trained.
+
+    Example:
+      fedveil plan
+      fedveil plan privacy.target_epsilon=1 cohort.rate=0.1
+      fedveil plan task=heart privacy=record
+    """
+    require_extra("simulation", "fedveil plan")
+    from .simulate import plan as body
+
+    _own_modules()
+    return body([*ctx.args, *(["--json"] if as_json else [])])
+
+
+def _own_modules() -> None:
+    """Let a user's own task or strategy lie in the folder of the command; last, so that it shadows nothing."""
+    sys.path.append(os.getcwd())
+
+
+# --- ledgers and budgets ------------------------------------------------------------------------------------------
+
+
+@_verb(ledger, "show", "Print every entry.")
+def ledger_show(path: Ledger, as_json: Json = False) -> int:
+    """Print every entry of a ledger.
+
+    Example:
+      fedveil ledger show first/ledger
+    """
+    from .ledger import show
+
+    return show(str(path), as_json=as_json)
+
+
+@_verb(ledger, "verify", "Check every hash; recompute epsilon.")
+def ledger_verify(
+    path: Ledger,
+    head: Annotated[
+        tuple[str, str] | None,
+        Option(metavar="SEQ HASH", help="An entry that the ledger must hold, as a result's ledger_head."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Check every entry's hash and recompute epsilon with two accountants. Exit code 1 if the ledger is damaged.
+
+    Example:
+      fedveil ledger verify first/ledger
+    """
+    from .ledger import verify
+
+    return verify(str(path), head or (), as_json=as_json)
+
+
+@_verb(ledger, "export", "Write it for an auditor.")
+def ledger_export(
+    path: Ledger,
+    as_json: Annotated[bool, Option("--json", help="As JSON; what happens anyhow.")] = False,
+    as_csv: Annotated[bool, Option("--csv", help="As CSV.")] = False,
+) -> int:
+    """Write a ledger, and epsilon recomputed from it, for an auditor.
+
+    Example:
+      fedveil ledger export first/ledger --csv
+    """
+    from .ledger import export
+
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other", click.get_current_context())
+    return export(str(path), as_csv=as_csv)
+
+
+@_verb(budget, "set", "Cap what may be spent on your data.")
+def budget_set(
+    epsilon: Annotated[str, Option(metavar="E", help="The most that a ledger may spend.")],
+    delta: Annotated[str, Option(metavar="D", help="The largest delta at which epsilon may be counted.")],
+    data: Annotated[
+        str, Option(metavar="FINGERPRINT", help="Of a data set, as `budget show` lists it.")
+    ] = "all",
+    until: Annotated[
+        str | None, Option(metavar="YYYY-MM-DD", help="The last day, UTC, on which anything may be released.")
+    ] = None,
+    ledger_dir: LedgerDir = None,
+    as_json: Json = False,
+) -> int:
+    """Cap what may be spent, from the next release on.
+
+    Example:
+      fedveil budget set --epsilon 3 --delta 1e-5 --until 2099-12-31
+    """
+    from .budget import set_budget
+
+    return set_budget(ledger_dir, (data, epsilon, delta, until), as_json=as_json)
+
+
+@_verb(budget, "show", "Show the caps, and what is spent.")
+def budget_show(ledger_dir: LedgerDir = None, as_json: Json = False) -> int:
+    """Show the caps, and what the ledgers beside them have spent.
+
+    Example:
+      fedveil budget show
+    """
+    from .budget import show
+
+    return show(ledger_dir, as_json=as_json)
+
+
+# --- audits -------------------------------------------------------------------------------------------------------
+
+
+@_verb(audit, "RUN", "Weigh a run: claimed beside measured.", hidden=True)
+def audit_run(
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
+    records: Annotated[bool, Option("--records", help="What it learnt by heart, by owner.")] = False,
+    membership: Annotated[
+        str | None, Option(metavar="ATTACK", help="Attack its final model: loss, rmia, lira or art.")
+    ] = None,
+    shadows: Annotated[int, Option(metavar="N", help="Models that lira trains.")] = 8,
+    epochs: Annotated[int, Option(metavar="N", help="Of a reference model of an attack.")] = 20,
+    as_json: Json = False,
+) -> int:
+    """Weigh a run again from its folder: what was claimed beside what was measured.
+
+    Example:
+      fedveil audit runs/2026-01-31/12-00-00
+      fedveil audit runs/2026-01-31/12-00-00 --membership rmia
+
+    Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
+    """
+    require_extra("simulation", "fedveil audit RUN")
+    if records and membership:
+        raise click.UsageError("--records and --membership exclude each other", click.get_current_context())
+    if records:
+        from .audit_records import records as of_records
+
+        return of_records(run, as_json=as_json)
+    if membership is not None:
+        from ..simulations.membership_attacks import membership as of_membership
+
+        return of_membership(run, membership, shadows, epochs, as_json=as_json)
+    from .audit_run import audit_run as body
+
+    return body(run, as_text=not as_json)
+
+
+@_verb(audit, "claim", "Weigh a claim against evidence.")
+def audit_claim(
+    epsilon: Annotated[str, Option(metavar="E", help="What is claimed, in nats.")],
+    delta: Annotated[str, Option(metavar="D", help="What is claimed; 0 for pure differential privacy.")],
+    guesses: Annotated[str | None, Option(metavar="N", help="One run: so many guesses who was in.")] = None,
+    correct: Annotated[str | None, Option(metavar="R", help="How many of them were right.")] = None,
+    canaries: Annotated[
+        str | None, Option(metavar="M", help="Of how many canaries; as many as guesses by default.")
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help=".npz with the arrays members and others, or .csv with the columns score and member (1 or 0).",
+        ),
+    ] = None,
+    in_scores: Annotated[
+        Path | None, Option(metavar="FILE", help="Scores of who was in: .npy, or one number a line.")
+    ] = None,
+    out_scores: Annotated[Path | None, Option(metavar="FILE", help="Scores of who was not.")] = None,
+    confidence: Annotated[str, Option(metavar="C", help="Of the bounds and of the verdict.")] = "0.99",
+    gaussian: Annotated[bool, Option("--gaussian", help="The claim is about a Gaussian mechanism.")] = False,
+    many_runs: Annotated[bool, Option("--many-runs", help="Each score is of a run of its own.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Weigh any claim of differential privacy against evidence: guesses, or scores.
+
+    Example:
+      fedveil audit claim --epsilon 3 --delta 1e-5 --guesses 400 --correct 330
+      fedveil audit claim --epsilon 4 --delta 1e-5 --scores scores.npz
+
+    Evidence is one of: --guesses with --correct; --scores; --in-scores with --out-scores. Higher scores say in.
+    Scores are of one run, each canary in or out by a fair coin of its own, unless --many-runs says otherwise.
+
+    Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
+    """
+    from .audit import Claim, claim
+
+    asked = Claim(
+        epsilon,
+        delta,
+        confidence,
+        guesses,
+        correct,
+        canaries,
+        scores,
+        in_scores,
+        out_scores,
+        gaussian,
+        many_runs,
+    )
+    return claim(asked, as_json=as_json)
+
+
+# --- real machines ------------------------------------------------------------------------------------------------
+
+
+@_verb(provision, "FILE", "Make the bundles of a federation.", hidden=True)
+def provision_file(
+    file: Annotated[Path, Argument(metavar="FILE", help="federation.yaml: who is in the federation.")],
+    out: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Where to; a folder of the federation's name by default.")
+    ] = None,
+    wheels: Annotated[
+        Path | None, Option(metavar="FOLDER", help="What a device installs, for requirements with hashes.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Make the bundles of a federation from one file, or complete them.
+
+    Example:
+      fedveil provision federation.yaml
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import make
+
+    return make(file, out, wheels, as_json=as_json)
+
+
+@_verb(provision, "rotate", "Give a client new keys.")
+def provision_rotate(
+    folder: Desk,
+    name: Annotated[str, Argument(metavar="NAME", help="Of a client, or server.")],
+    request: Annotated[
+        Path | None, Option(metavar="FILE", help="Of the device, which made its new keys itself.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Give a client, or the server, new keys; the old ones are admitted no longer.
+
+    Example:
+      fedveil provision rotate hearts cleveland
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import new_keys
+
+    return new_keys(folder, name, request, as_json=as_json)
+
+
+@_verb(provision, "revoke", "Leave a client out.")
+def provision_revoke(
+    folder: Desk,
+    name: Annotated[str, Argument(metavar="NAME", help="Of a client.")],
+    as_json: Json = False,
+) -> int:
+    """Leave a client out, from the next roster on.
+
+    Example:
+      fedveil provision revoke hearts cleveland
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import leave_out
+
+    return leave_out(folder, name, as_json=as_json)
+
+
+@_verb(server, "FOLDER", "Serve a federation of real clients.", ServerVerb, hidden=True)
+def serve(
+    ctx: typer.Context,
+    folder: Bundle,
+    as_json: Json = False,
+    despite_alarm: Annotated[
+        bool, Option("--despite-alarm", help="Go on with a run that an alarm of its audit has paused.")
+    ] = False,
+) -> int:
+    """Serve the federation of this folder until the run is over.
+
+    The same command again goes on with a run that was stopped or killed, and leaves one that is finished alone.
+
+    Example:
+      fedveil server hearts/server task=heart
+      fedveil server hearts/server task=heart run=second num_rounds=50
+    """
+    require_extra("server", "fedveil server")
+    from ..deployment.serve import serve as body
+
+    _own_modules()
+    return body(folder, ctx.args, as_json=as_json, despite_alarm=despite_alarm)
+
+
+@_verb(server, "status", "Say who is here, what is spent.")
+def server_status(folder: Bundle, as_json: Json = False) -> int:
+    """Say who is here, which round it is and what is spent. Exit code 1 if no server runs.
+
+    Example:
+      fedveil server status hearts/server
+    """
+    require_extra("server", "fedveil server")
+    from ..deployment.status import show
+
+    return show(folder, as_json=as_json)
+
+
+@_verb(client, "request", "Make a device's keys.")
+def client_request(
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Where the keys shall be.", file_okay=False)],
+    name: Annotated[str, Option(metavar="NAME", help="Of the client, as federation.yaml has it.")],
+    as_json: Json = False,
+) -> int:
+    """Make a device's keys there; only a request to admit them leaves it.
+
+    Example:
+      fedveil client request harbour --name harbour
+    """
+    require_extra("client", "fedveil client")
+    from .client import request
+
+    return request(folder, name, as_json=as_json)
+
+
+@_verb(client, "start", "Follow the server until SIGTERM.")
+def client_start(folder: Bundle) -> int:
+    """Follow the server until SIGTERM.
+
+    Example:
+      fedveil client start hearts/clients/cleveland
+    """
+    require_extra("client", "fedveil client")
+    from ..client.device import agent
+
+    return agent.start(folder)
+
+
+@_verb(client, "status", "Say how the device is.")
+def client_status(folder: Bundle, as_json: Json = False) -> int:
+    """Say how the device is, in one line. Exit code 1 if its agent does not run.
+
+    Example:
+      fedveil client status hearts/clients/cleveland
+    """
+    require_extra("client", "fedveil client")
+    from .client import status
+
+    return status(folder, as_json)
+
+
+@_verb(client, "forget", "Remove what the device remembers.")
+def client_forget(folder: Bundle, ledgers: Ledgers = False) -> int:
+    """Remove what the device remembers.
+
+    Example:
+      fedveil client forget hearts/clients/cleveland
+    """
+    require_extra("client", "fedveil client")
+    from .client import forget
+
+    return forget(folder, ledgers)
+
+
+@_verb(client, "uninstall", "Remove all of it.")
+def client_uninstall(
+    folder: Bundle,
+    yes: Annotated[bool, Option("--yes", help="Really; without it nothing is removed.")] = False,
+    ledgers: Ledgers = False,
+) -> int:
+    """Stop the agent; remove its unit, its bundle and what it remembers.
+
+    Example:
+      fedveil client uninstall hearts/clients/cleveland --yes
+    """
+    require_extra("client", "fedveil client")
+    from .client import uninstall
+
+    return uninstall(folder, yes, ledgers)

@@ -1,0 +1,214 @@
+"""Completion of command lines in bash, zsh and fish: verbs, options, and Hydra's groups and keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import (
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    split_arg_string,
+)
+
+from ..privacy.refusal import Refusal
+
+VARIABLE = "_FEDVEIL_COMPLETE"
+# bash breaks words at `=`: what stands before it is taken off again. No blank follows `=`, `.` or `/`.
+BASH = """\
+%(complete_func)s() {
+    local line="${COMP_LINE:0:$COMP_POINT}" kind value prefix=""
+    local word="${line##*[[:space:]]}"
+    [[ $COMP_WORDBREAKS == *=* && $word == *=* ]] && prefix="${word%%=*}="
+    COMPREPLY=()
+    while IFS=, read -r kind value; do
+        case $kind in
+            dir) compopt -o dirnames 2>/dev/null ;;
+            file) compopt -o default 2>/dev/null ;;
+            plain) COMPREPLY+=("${value#"$prefix"}") ;;
+        esac
+    done < <(env COMP_LINE="$line" %(complete_var)s=bash_complete "$1")
+    [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[=./] ]] && compopt -o nospace 2>/dev/null
+    return 0
+}
+complete -F %(complete_func)s %(prog_name)s
+"""
+ZSH = """\
+#compdef %(prog_name)s
+%(complete_func)s() {
+    local -a open closed
+    local line kind value
+    for line in "${(@f)$(env COMP_LINE="${(j: :)words[1,CURRENT]}" %(complete_var)s=zsh_complete "${words[1]}")}"; do
+        kind="${line%%%%,*}" value="${line#*,}"
+        case $kind in
+            dir) _path_files -/ ;;
+            file) _path_files -f ;;
+            plain) [[ $value == *[=./] ]] && open+=("$value") || closed+=("$value") ;;
+        esac
+    done
+    (( ${#open} )) && compadd -Q -S '' -a open
+    (( ${#closed} )) && compadd -Q -a closed
+    return 0
+}
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then %(complete_func)s "$@"; else compdef %(complete_func)s %(prog_name)s; fi
+"""
+
+
+class _Line(ShellComplete):
+    """Completion of the line up to the cursor, which the shell's script hands over in COMP_LINE."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the finished words behind the program's name, and the one that is being typed."""
+        line = os.environ.get("COMP_LINE", "")
+        words = split_arg_string(line)[1:]
+        return (words, "") if not words or line[-1:].isspace() else (words[:-1], words[-1])
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Return one line of the answer."""
+        return f"{item.type},{item.value}"
+
+
+class BashLine(_Line):
+    """Completion in bash."""
+
+    name = "bash"
+    source_template = BASH
+
+
+class ZshLine(_Line):
+    """Completion in zsh."""
+
+    name = "zsh"
+    source_template = ZSH
+
+
+SHELLS: Mapping[str, type[ShellComplete]] = {"bash": BashLine, "zsh": ZshLine, "fish": FishComplete}
+
+
+def complete(command: click.Command, instruction: str) -> int:
+    """Answer a shell: print its script, or the words that may stand at the cursor; return the exit code.
+
+    Args:
+      command: the whole command line.
+      instruction: a shell and what it wants, such as ``bash_complete``.
+    """
+    shell, _, wanted = instruction.partition("_")
+    found = SHELLS.get(shell)
+    if found is None:
+        return 1
+    answer = found(command, {}, "fedveil", VARIABLE)
+    print(answer.source() if wanted == "source" else answer.complete())
+    return 0
+
+
+# --- installation -------------------------------------------------------------------------------------------------
+
+
+def script() -> str:
+    """Return the script of the shell that SHELL names. Refusal if it is none of `SHELLS`."""
+    shell = _shell()
+    return SHELLS[shell](click.Command("fedveil"), {}, "fedveil", VARIABLE).source()
+
+
+def install_script() -> str:
+    """Write the script where this shell finds it; return what to tell the user."""
+    shell, home = _shell(), Path.home()
+    if shell == "fish":
+        place = home / ".config" / "fish" / "completions" / "fedveil.fish"
+        _write(place, script())
+        return f"{place} is written; start a new shell"
+    place = home / ".local" / "share" / "fedveil" / f"completion.{shell}"
+    _write(place, script())
+    start = home / (".bashrc" if shell == "bash" else ".zshrc")
+    line = f'source "{place}"'
+    text = start.read_text() if start.exists() else ""
+    if line not in text:
+        loaded = f"autoload -Uz compinit && compinit\n{line}" if shell == "zsh" else line
+        _write(start, f"{text.rstrip()}\n\n# completion of fedveil\n{loaded}\n".lstrip())
+    return f"{place} is written, and {start} reads it; start a new shell"
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise Refusal("completion", str(path), f"cannot be written ({error.strerror})") from None
+
+
+def _shell() -> str:
+    shell = Path(os.environ.get("SHELL", "")).name
+    if shell not in SHELLS:
+        raise Refusal("SHELL", shell, f"completion is for {', '.join(SHELLS)}; set SHELL to one of them")
+    return shell
+
+
+# --- Hydra's words ------------------------------------------------------------------------------------------------
+
+
+def hydra_words(config_name: str, given: Sequence[str], incomplete: str) -> list[CompletionItem]:
+    """Return the overrides that begin as the word that is being typed does.
+
+    Args:
+      config_name: of the primary configuration, as the verb has it.
+      given: the words before, which choose groups and may name a folder of options.
+      incomplete: the word.
+
+    Returns:
+      Groups as ``privacy=``, options of a group as ``privacy=record``, keys as ``privacy.target_epsilon=``, and a
+      key's value as it stands. What cannot be composed completes to nothing.
+    """
+    try:
+        words = _words(config_name, given, incomplete)
+        return [CompletionItem(word) for word in dict.fromkeys(words) if word.startswith(incomplete)]
+    except Exception:  # noqa: BLE001 (a shell shows what a completion prints: it prints nothing)
+        return []
+
+
+def _words(config_name: str, given: Sequence[str], incomplete: str) -> Iterator[str]:
+    from omegaconf import OmegaConf
+
+    from ..configs.compose import arguments, compose_jobs
+
+    try:
+        args = arguments([*given, "--config-name", config_name])
+        (job,) = compose_jobs(args)
+    except (Refusal, ValueError, SystemExit):  # what was typed so far is no whole command line
+        args = arguments(["--config-name", config_name])
+        (job,) = compose_jobs(args)
+    groups = _groups([Path(__file__).parents[1] / "configs", args.config_dir, args.config_path])
+    name, equals, _ = incomplete.partition("=")
+    if equals and name in groups:
+        yield from (f"{name}={option}" for option in sorted(groups[name]))
+        return
+    values = dict(_leaves(OmegaConf.to_container(job.config, resolve=False), ""))
+    if equals:
+        value = values.get(name)
+        shown = ("true", "false") if isinstance(value, bool) else () if value is None else (value,)
+        yield from (f"{name}={each}" for each in shown)
+        return
+    if "." not in incomplete:
+        yield from (f"{group}=" for group in sorted(groups) if group in job.config)
+    yield from (f"{key}=" for key in values if not key.endswith(".name"))
+
+
+def _groups(folders: Sequence[object]) -> dict[str, set[str]]:
+    """Return every group's options, of the shipped folder and of the user's own."""
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        if folder is not None and Path(str(folder)).is_dir():
+            for file in Path(str(folder)).glob("*/*.yaml"):
+                found.setdefault(file.parent.name, set()).add(file.stem)
+    return found
+
+
+def _leaves(node: Any, above: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        yield above, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{above}.{key}" if above else str(key))

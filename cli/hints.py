@@ -1,0 +1,90 @@
+"""Table of what people mean by words that are no key, option or strategy of fedveil, and the sentences for it."""
+
+from __future__ import annotations
+
+from ..configs.strict import Mistakes
+from ..privacy.refusal import Refusal
+
+NO_DEVICE = "clients train on processor cores; engine.workers=N takes N of them"
+# Words of other tools: the key that is meant, or a sentence.
+MEANT = {
+    "aggregator": "strategy",
+    "algorithm": "strategy",
+    "alpha": "partition.alpha",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "clip": "privacy.clipping_norm",
+    "clip_norm": "privacy.clipping_norm",
+    "clients": "task.num_clients",
+    "cuda": NO_DEVICE,
+    "data": "task",
+    "dataset": "task",
+    "delta": "privacy.target_delta",
+    "device": NO_DEVICE,
+    "dir": "hydra.run.dir",
+    "dropout": "faults.dropout",
+    "epochs": "local_epochs",
+    "epsilon": "privacy.target_epsilon",
+    "eps": "privacy.target_epsilon",
+    "fraction_fit": "cohort.rate",
+    "fraction_train": "cohort.rate",
+    "gpu": NO_DEVICE,
+    "lr": "learning_rate",
+    "model": "the task brings its model; choose one with task=",
+    "mu": "strategy=fedprox strategy.proximal_mu",
+    "name": "run",
+    "noise": "privacy.noise_multiplier",
+    "num_clients": "task.num_clients",
+    "num_epochs": "local_epochs",
+    "num_gpus": NO_DEVICE,
+    "num_server_rounds": "num_rounds",
+    "num_workers": "engine.workers",
+    "optimizer": "clients train with SGD; the server's optimizer is strategy=",
+    "out": "hydra.run.dir",
+    "output": "hydra.run.dir",
+    "output_dir": "hydra.run.dir",
+    "rounds": "num_rounds",
+    "sample_rate": "cohort.rate",
+    "sigma": "privacy.noise_multiplier",
+    "split": "partition",
+    "workers": "engine.workers",
+}
+
+
+def hinted(refusal: Refusal) -> str:
+    """Return what a refusal says, with what was meant in the place of the nearest name where the table knows it."""
+    each = refusal.each if isinstance(refusal, Mistakes) else (refusal,)
+    return "\n".join(str(_hinted(mistake)) for mistake in each)
+
+
+def option_hint(option: str) -> str:
+    """Return what was meant by an option, such as --epochs; empty if the table does not know it."""
+    word = option.lstrip("-").replace("-", "_")
+    if word not in MEANT:
+        return ""
+    meant = MEANT[word]
+    return f"did you mean {meant}=...?" if _is_key(meant) else meant
+
+
+def _hinted(refusal: Refusal) -> Refusal:
+    field = refusal.field.lstrip("+~")
+    if field == "strategy":
+        return _of_strategy(refusal)
+    meant = MEANT.get(field.rpartition(".")[2]) if refusal.remedy.startswith("there is no such key") else None
+    if meant is None or meant == field:
+        return refusal
+    told = f"did you mean '{meant}'?" if _is_key(meant) else meant
+    return Refusal(refusal.field, refusal.value, f"there is no such key; {told}")
+
+
+def _of_strategy(refusal: Refusal) -> Refusal:
+    if not refusal.remedy.startswith("there is no such option"):
+        return refusal
+    from ..strategies.registry import why_not
+
+    reason = why_not(str(refusal.value))
+    return refusal if reason is None else Refusal(refusal.field, refusal.value, reason)
+
+
+def _is_key(meant: str) -> bool:
+    return " " not in meant or "=" in meant.split(" ")[0]

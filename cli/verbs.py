@@ -1,0 +1,275 @@
+"""Verbs of the command line: the help, the volume and the usage errors that all of them share."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, get_args, get_type_hints
+
+import click
+from click.shell_completion import CompletionItem
+from typer.core import TyperCommand, TyperGroup
+from typer.models import ArgumentInfo
+
+from ..privacy.refusal import Refusal
+from .hints import option_hint
+
+# Hydra's own flags: (names, what stands behind, help). Hydra reads them; here they are shown, completed and compared.
+HYDRA_FLAGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("-m", "--multirun"), "", "Run every combination of comma-separated values."),
+    (("-c", "--cfg"), "job|hydra|all", "Show the configuration; run nothing."),
+    (("-p", "--package"), "KEY", "With --cfg: show this part only."),
+    (("--resolve",), "", "With --cfg: resolve what refers to other keys."),
+    (("-cd", "--config-dir"), "DIR", "Add options of your own, such as DIR/task/mine.yaml."),
+    (("-cn", "--config-name"), "NAME", "Begin with this file instead of the shipped one."),
+    (("-cp", "--config-path"), "DIR", "Look for that file in DIR."),
+    (("-i", "--info"), "[WHAT]", "Show what Hydra found: defaults, searchpath, plugins."),
+    (("--hydra-help",), "", "Show Hydra's own help."),
+    (("-r", "--run"), "", "Run one job, as without a flag."),
+    (("-sc", "--shell-completion"), "", "Hydra's own completion; --install-completion is better."),
+    (("--experimental-rerun",), "FILE", "Refused: it reads a pickle."),
+)
+SHOWN_FLAGS = 9
+HELP = ("-h", "--help")
+CONTEXT: dict[str, Any] = {"help_option_names": list(HELP), "max_content_width": 100}
+VOLUME = (
+    click.Option(["-q", "--quiet"], is_flag=True, help="Print errors, warnings and --json only."),
+    click.Option(["-v", "--verbose"], is_flag=True, help="Log to standard error; show tracebacks."),
+)
+
+
+@contextmanager
+def _volume(quiet: bool, verbose: bool) -> Generator[None]:
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if not quiet:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+class Verb(TyperCommand):
+    """A verb that does something."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += VOLUME
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Do it, as loudly as was asked for; return its exit code."""
+        quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
+        with _volume(quiet and not ctx.params.get("as_json"), verbose):
+            return super().invoke(ctx)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the verb does, an example, and the options."""
+        formatter.write(f"usage: {usage(ctx)}\n")
+        _write_text(formatter, self.help or "")
+        self.format_options(ctx, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the arguments and options as two lists."""
+        arguments = [each for each in self.params if isinstance(each, click.Argument)]
+        _write_rows(formatter, "Arguments", [(_metavar(each), self._told(each)) for each in arguments])
+        records = [each.get_help_record(ctx) for each in self.get_params(ctx) if each not in arguments]
+        _write_rows(formatter, "Options", [record for record in records if record is not None])
+
+    def _told(self, argument: click.Argument) -> str:
+        """Return an argument's help. typer hands it to click's class, which since 8.5 loses it again."""
+        assert self.callback is not None
+        declared = get_type_hints(inspect.unwrap(self.callback), include_extras=True)[str(argument.name)]
+        return next((str(each.help) for each in get_args(declared) if isinstance(each, ArgumentInfo)), "")
+
+
+class HydraVerb(Verb):
+    """A verb that hands overrides and Hydra's flags on to Hydra."""
+
+    config_name = "config"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the verb's own options; leave Hydra's words in `ctx.args`, --help among them."""
+        asks_help = not ctx.resilient_parsing and bool(set(args) & set(HELP))
+        super().parse_args(ctx, [each for each in args if each not in HELP])
+        known = [*(name for names, _, _ in HYDRA_FLAGS for name in names), *HELP, *_names_of(self, ctx)]
+        for word in ctx.args:
+            if word.startswith("-") and word.partition("=")[0] not in known and not ctx.resilient_parsing:
+                raise click.NoSuchOption(word.partition("=")[0], possibilities=known, ctx=ctx)
+        if asks_help:
+            click.echo(ctx.get_help())
+            ctx.args.insert(0, "--help")
+        return ctx.args
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verb's own options and Hydra's flags."""
+        super().format_options(ctx, formatter)
+        rows = [(f"{', '.join(names)} {value}".strip(), text) for names, value, text in HYDRA_FLAGS]
+        _write_rows(formatter, "Flags of Hydra", rows[:SHOWN_FLAGS])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete options, Hydra's flags, groups, options of groups and keys."""
+        if incomplete.startswith("-"):
+            flags = [CompletionItem(n, help=text) for names, _, text in HYDRA_FLAGS for n in names[-1:]]
+            return [*super().shell_complete(ctx, incomplete), *_beginning(flags, incomplete)]
+        from .completion import hydra_words
+
+        return hydra_words(self.config_name, ctx.args, incomplete)
+
+
+class ServerVerb(HydraVerb):
+    """The verb whose configuration is a server's."""
+
+    config_name = "server"
+
+
+class Verbs(TyperGroup):
+    """A verb with verbs of its own; a hidden one among them stands for whatever is none of their names."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the hidden verb's name before what is none of the others' names."""
+        own = {*(name for name, each in self.commands.items() if not each.hidden), *HELP}
+        default = self._default()
+        if default is not None and args and args[0] not in own:
+            self._refuse_near(ctx, args, own)
+            args = [str(default.name), *args]
+        return super().parse_args(ctx, args)
+
+    def _default(self) -> click.Command | None:
+        return next((each for each in self.commands.values() if each.hidden), None)
+
+    def _refuse_near(self, ctx: click.Context, args: Sequence[str], own: set[str]) -> None:
+        """Refuse what is nearly the name of a verb and of no file."""
+        near = difflib.get_close_matches(args[0], own, n=1, cutoff=0.75)
+        if near and not os.path.exists(args[0]) and not ctx.resilient_parsing:
+            raise _no_such_verb(ctx, args[0], near)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, or refuse with the nearest."""
+        if args[0] not in self.commands and not ctx.resilient_parsing and not args[0].startswith("-"):
+            shown = [name for name, each in self.commands.items() if not each.hidden]
+            raise _no_such_verb(ctx, args[0], difflib.get_close_matches(args[0], shown, n=1))
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the verbs are for and a line for each."""
+        formatter.write(f"usage: {_path(ctx)} VERB ...\n" if ctx.parent is None else "")
+        _write_text(formatter, self.help or "")
+        rows = [(_listed(leaf), leaf.command.get_short_help_str(200)) for leaf in leaves(ctx)]
+        _write_rows(formatter, "", rows)
+        if ctx.parent is None:
+            _write_rows(
+                formatter, "Options", [r for p in self.get_params(ctx) if (r := p.get_help_record(ctx))]
+            )
+        _write_text(
+            formatter, f"{_path(ctx)} {'VERB' if ctx.parent is None else '...'} --help says more of each."
+        )
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the verbs, and what the hidden verb takes first."""
+        found = super().shell_complete(ctx, incomplete)
+        default = self._default()
+        if default is not None:
+            arguments = [each for each in default.params if isinstance(each, click.Argument)]
+            found += arguments[0].shell_complete(ctx, incomplete) if arguments else []
+        return found
+
+
+def leaves(ctx: click.Context) -> list[click.Context]:
+    """Return the contexts of the verbs below this one that do something, in the order in which they are listed."""
+    found: list[click.Context] = []
+    command = ctx.command
+    if not isinstance(command, click.Group):
+        return [ctx]
+    for name, each in sorted(command.commands.items(), key=lambda item: isinstance(item[1], click.Group)):
+        found += leaves(click.Context(each, parent=ctx, info_name=name, **CONTEXT))
+    return found
+
+
+def usage(ctx: click.Context) -> str:
+    """Return how a verb is called, in one line."""
+    words = [_path(ctx)]
+    for each in ctx.command.params:
+        if isinstance(each, click.Argument):
+            words.append(_metavar(each))
+        elif isinstance(each, click.Option) and each.required:
+            words.append(f"{each.opts[-1]} {_metavar(each)}")
+    if isinstance(ctx.command, HydraVerb):
+        words.append("[key=value ...]")
+    return " ".join(words)
+
+
+def _listed(ctx: click.Context) -> str:
+    """Return the words of a verb and its arguments, as a list of verbs shows them."""
+    arguments = [_metavar(each) for each in ctx.command.params if isinstance(each, click.Argument)]
+    return " ".join([_path(ctx), *arguments])
+
+
+def told(error: click.UsageError) -> str:
+    """Return what a usage error says: the mistake, the nearest name, and how the verb is called."""
+    message = error.format_message().rstrip(".")
+    message = message[:1].lower() + message[1:]
+    if isinstance(error, click.NoSuchOption):
+        near = f"did you mean {error.possibilities[0]!r}?" if error.possibilities else ""
+        hint = option_hint(error.option_name) or near
+        message = f"there is no option {error.option_name!r}" + (f"; {hint}" if hint else "")
+    if error.ctx is None:
+        return f"fedveil: {message}"
+    path = _path(error.ctx)
+    return f"{path}: {message}\nusage: {usage(error.ctx)}\n{path} --help says more"
+
+
+def _no_such_verb(ctx: click.Context, word: str, near: Sequence[str]) -> Refusal:
+    path = _path(ctx)
+    nearest = f"did you mean '{path} {near[0]}'?" if near else f"{path} --help lists them"
+    return Refusal("verb", word, f"there is no such verb; {nearest}")
+
+
+def _path(ctx: click.Context) -> str:
+    """Return the words before a verb's arguments; a hidden verb's own name is none of them."""
+    if ctx.parent is None:
+        return "fedveil"
+    above = _path(ctx.parent)
+    return above if ctx.command.hidden else f"{above} {ctx.info_name}"
+
+
+def _metavar(param: click.Parameter) -> str:
+    name = param.metavar or str(param.name).upper()
+    if not isinstance(param, click.Argument):
+        return name
+    name = f"{name} ..." if param.nargs == -1 else name
+    return name if param.required else f"[{name}]"
+
+
+def _names_of(command: click.Command, ctx: click.Context) -> list[str]:
+    return [name for each in command.get_params(ctx) if isinstance(each, click.Option) for name in each.opts]
+
+
+def _write_text(formatter: click.HelpFormatter, text: str) -> None:
+    """Write paragraphs; those that are indented stand as they are."""
+    for paragraph in text.strip("\n").split("\n\n"):
+        formatter.write_paragraph()
+        if any(line.startswith("  ") for line in paragraph.splitlines()):
+            formatter.write(paragraph + "\n")
+        else:
+            formatter.write_text(paragraph)
+
+
+def _write_rows(formatter: click.HelpFormatter, title: str, rows: Sequence[tuple[str, str]]) -> None:
+    if not rows:
+        return
+    formatter.write_paragraph()
+    if title:
+        formatter.write_heading(title)
+    formatter.indent()
+    formatter.write_dl([(name, text.replace("\\[", "[")) for name, text in rows], col_max=40)
+    formatter.dedent()
+
+
+def _beginning(items: Sequence[CompletionItem], incomplete: str) -> list[CompletionItem]:
+    return [each for each in items if each.value.startswith(incomplete)]

@@ -1,0 +1,377 @@
+"""Every verb, as the app lists them: help, usage errors, volume, JSON, colour, hints, completion, and what is imported."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from hydra._internal.utils import get_args_parser
+from typer.main import get_command
+
+from fedveil.__main__ import run
+from fedveil.cli.app import app
+from fedveil.cli.hints import MEANT
+from fedveil.cli.verbs import CONTEXT, HYDRA_FLAGS, leaves
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.budget import Budget
+from fedveil.privacy.ledger.ledger import Ledger
+from fedveil.simulations.simulate import simulate
+from fedveil.strategies.registry import why_not
+
+SHELLS = ("bash", "zsh")
+Said = tuple[int, str, str]
+
+
+def verbs() -> list[tuple[str, ...]]:
+    """Return the words that every verb begins with, of the app's own list; a folder or file stands for hidden ones."""
+    root = click.Context(get_command(app), info_name="fedveil", **CONTEXT)
+    found: list[tuple[str, ...]] = []
+    for leaf in leaves(root):
+        words: list[str] = []
+        context: click.Context | None = leaf
+        while context is not None and context.parent is not None:
+            words.insert(0, "./somewhere" if context.command.hidden else str(context.info_name))
+            context = context.parent
+        found.append(tuple(words))
+    return found
+
+
+VERBS = verbs()
+
+
+@pytest.fixture
+def say(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Said]:
+    """Run a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def spoken(*argv: object) -> Said:
+        capsys.readouterr()
+        code = run([str(word) for word in argv])
+        return code, *capsys.readouterr()
+
+    return spoken
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that is over."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    simulate(settings_from_overrides(["task=digits", "num_rounds=2", "audit=light"]), folder, quiet=True)
+    return folder
+
+
+def test_the_list_of_verbs_is_whole() -> None:
+    assert len(VERBS) >= 19
+    assert {words[0] for words in VERBS} >= {"simulate", "plan", "ledger", "audit", "client"}
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_help_is_the_verbs_own_on_stdout_in_80_columns(say: Any, words: tuple[str, ...]) -> None:
+    code, out, err = say(*words, "--help")
+    assert (code, err) == (0, "")
+    shown = " ".join(word for word in words if word != "./somewhere")
+    first, rest = out.split("\n", 1)
+    assert first.startswith(f"usage: fedveil {shown}")
+    assert "Example:\n  fedveil " in rest and "--quiet" in rest and "--verbose" in rest
+    own = rest.split("Groups (choose one each")[0]
+    assert max(map(len, own.splitlines())) <= 80
+    assert ("Keys (change any, key=value):" in rest) == (
+        words[0] in ("simulate", "plan") or words == ("server", "./somewhere")
+    )
+
+
+def test_helps_differ(say: Any) -> None:
+    helps = [say(*words, "--help")[1] for words in VERBS if words[0] not in ("simulate", "server")]
+    assert len(set(helps)) == len(helps)
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_an_unknown_option_is_told_on_stderr(say: Any, words: tuple[str, ...], tmp_path: Path) -> None:
+    code, out, err = say(*words, "--jsn")
+    assert (code, out) == (2, "")
+    shown = " ".join(("fedveil", *(word for word in words if word != "./somewhere")))
+    assert err.startswith(f"{shown}: there is no option '--jsn'")
+    assert f"usage: {shown}" in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["ledger", "verify", "x", "--haed", "1"], "did you mean '--head'?"),
+        (["simulate", "--cgf", "job"], "did you mean '--cfg'?"),
+        (["simulate", "--epochs", "3"], "did you mean local_epochs=...?"),
+        (["plan", "--lr=0.1"], "did you mean learning_rate=...?"),
+        (["simulate", "--device", "cuda"], MEANT["device"]),
+        (["provision", "rotat", "x", "y"], "did you mean 'fedveil provision rotate'?"),
+        (["client", "stat", "x"], "did you mean 'fedveil client start'?"),
+        (["budget", "set", "--epsilon", "1"], "missing option '--delta'"),
+        (["client", "status", "x", "y"], "got unexpected extra argument"),
+        (["audit", "x", "--records", "--membership", "loss"], "exclude each other"),
+        (["audit", "x", "--membership", "guess"], "choose one of loss, rmia, lira, art"),
+        (["nothing"], "verb='nothing': there is no such verb; fedveil --help lists them"),
+    ],
+)
+def test_a_mistake_names_what_is_near(say: Any, argv: list[str], said: str, tmp_path: Path) -> None:
+    code, out, err = say(*argv)
+    assert (code, out) == (2, "")
+    assert said in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_other_tools_call_it_is_known(say: Any) -> None:
+    code, _, err = say(
+        "simulate", "lr=0.1", "device=cuda", "strategy=krum", "num_rounds=0", "privacy.epsilon=1"
+    )
+    assert code == 2
+    assert sorted(err.splitlines()) == sorted(
+        [
+            "lr='0.1': there is no such key; did you mean 'learning_rate'?",
+            f"device='cuda': there is no such key; {MEANT['device']}",
+            f"strategy='krum': {why_not('krum')}",
+            "num_rounds=0: must be from 1 to 100000",
+            "privacy.epsilon='1': there is no such key; did you mean 'privacy.target_epsilon'?",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["krum", "FedMedian", "median", "multikrum", "DifferentialPrivacyServerSideFixedClipping"]
+)
+def test_a_strategy_that_cannot_be_is_refused_with_the_reason(name: str) -> None:
+    assert why_not(name)
+    assert why_not("fedavg") is why_not("fedavgg") is None
+
+
+def test_the_keys_that_hints_name_exist() -> None:
+    known = (
+        settings_from_overrides([]).source
+        + settings_from_overrides(["partition=dirichlet", "strategy=fedprox"]).source
+    )
+    for meant in MEANT.values():
+        for key in meant.split(" ")[:1] if "=" not in meant else ():
+            word = key.rpartition(".")[2]
+            assert f"{word}:" in known or word in ("dir", "run"), meant
+
+
+def test_the_flags_are_hydras_own() -> None:
+    theirs = {name for action in get_args_parser()._actions for name in action.option_strings}
+    ours = {name for names, _, _ in HYDRA_FLAGS for name in names}
+    assert ours | {"--help", "-h", "--version"} == theirs
+
+
+@pytest.mark.parametrize("argv", [["help"], ["help", "ledger", "show"], ["ledger", "help"]])
+def test_help_may_be_a_word(say: Any, argv: list[str]) -> None:
+    code, out, _ = say(*argv)
+    assert code == (2 if argv == ["ledger", "help"] else 0)
+    assert out or argv == ["ledger", "help"]
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def results(finished: Path) -> Iterator[tuple[str, ...]]:
+    yield ("ledger", "show", str(finished / "ledger"))
+    yield ("ledger", "verify", str(finished / "ledger"))
+    yield ("ledger", "export", str(finished / "ledger"))
+    yield ("budget", "set", "--epsilon", "3", "--delta", "1e-5", "--until", "2099-12-31")
+    yield ("budget", "show")
+    yield ("audit", str(finished))
+    yield ("audit", "claim", "--epsilon", "3", "--delta", "1e-5", "--guesses", "400", "--correct", "330")
+    yield ("plan", "privacy.noise_multiplier=9")
+
+
+def test_json_is_one_value_and_quiet_is_nothing(say: Any, finished: Path) -> None:
+    for argv in results(finished):
+        code, out, _ = say(*argv, "--json")
+        assert code in (0, 1, 3, 4), argv
+        assert json.loads(out) is not None, argv
+        assert say(*argv, "--json", "--quiet")[1] != "", argv
+        assert say(*argv, "--quiet")[:2] == (code, ""), argv
+    assert json.loads(say("client", "request", "keys", "--name", "harbour", "--json")[1]) == {
+        "request": "keys/request.toml"
+    }
+
+
+def test_a_refusal_is_told_though_quiet_and_traced_if_verbose(say: Any) -> None:
+    assert (
+        say("ledger", "verify", "none", "-q")[2]
+        == "ledger='none': there is none; give the path of a ledger\n"
+    )
+    code, _, err = say("ledger", "verify", "none", "-v")
+    assert code == 2 and "Traceback" in err and err.endswith("give the path of a ledger\n")
+
+
+def in_a_terminal(*argv: str, **environment: str) -> str:
+    """Return what a command prints in a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fedveil", *argv],
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "80", "TERM": "xterm-256color", **environment},
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while piece := os.read(ours, 4096):
+            said += piece
+    except OSError:  # the other end is closed
+        pass
+    child.wait()
+    os.close(ours)
+    return said.decode()
+
+
+def test_no_color_is_honoured(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "ledger", Budget("client", 1.0, 1e-5), owner="0" * 32, simulated=False):
+        pass
+    damaged = bytearray((tmp_path / "ledger").read_bytes())
+    at = damaged.find(b"zero-out")
+    damaged[at : at + 4] = b"ZERO"
+    (tmp_path / "ledger").write_bytes(damaged)
+    argv = ("ledger", "verify", str(tmp_path / "ledger"))
+    assert "\x1b[1;31m" in in_a_terminal(*argv)
+    plain = in_a_terminal(*argv, NO_COLOR="1")
+    assert "DAMAGED" in plain and "31m" not in plain
+
+
+# --- completion ---------------------------------------------------------------------------------------------------
+
+BASH = """
+source <(_FEDVEIL_COMPLETE=bash_source fedveil)
+COMP_LINE="$1"; COMP_POINT=${#1}
+_fedveil_completion fedveil
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+ZSH = """
+autoload -Uz compinit; compinit -u -D
+source <(_FEDVEIL_COMPLETE=zsh_source fedveil)
+compadd() { while [[ $1 == -* ]]; do [[ $1 == -S ]] && shift; [[ $1 == -a ]] && { shift; break; }; shift; done; print -l -- ${(P)1}; }
+_path_files() { print files; }
+words=("${(@s: :)1}"); CURRENT=$#words
+_fedveil_completion
+"""
+
+
+def completed(shell: str, line: str, folder: Path) -> list[str]:
+    """Return what a shell offers at the end of a line, by its own completion."""
+    folder.mkdir(exist_ok=True)
+    (folder / "fedveil").write_text(f'#!/bin/sh\nexec {sys.executable} -m fedveil "$@"\n')
+    (folder / "fedveil").chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    command = {
+        "bash": ["bash", "--norc", "-c", BASH, "bash", line],
+        "zsh": ["zsh", "-f", "-c", ZSH, "zsh", line],
+    }[shell]
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    return [word for word in done.stdout.splitlines() if word]
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [pytest.param(s, marks=pytest.mark.skipif(not shutil.which(s), reason=f"no {s} here")) for s in SHELLS],
+)
+def test_a_shell_completes_verbs_options_groups_and_keys(shell: str, tmp_path: Path) -> None:
+    def offered(line: str) -> list[str]:
+        return completed(shell, line, tmp_path / "bin")
+
+    def value(word: str) -> str:
+        """Return the word as the shell inserts it: bash's words end at an equals sign."""
+        return word.partition("=")[2] if shell == "bash" else word
+
+    assert offered("fedveil sim") == ["simulate"]
+    assert set(offered("fedveil ledger ")) >= {"show", "verify", "export"}
+    assert offered("fedveil ledger verify --he") == ["--head", "--help"]
+    assert "privacy=" in offered("fedveil simulate priv")
+    assert "privacy.target_epsilon=" in offered("fedveil simulate priv")
+    assert value("privacy=record") in offered("fedveil simulate privacy=")
+    assert offered("fedveil simulate privacy=record privacy.max") == ["privacy.max_grad_norm="]
+    assert offered("fedveil plan num_rounds=") == [value("num_rounds=100")]
+    assert offered("fedveil simulate --conf")[:1] == ["--config-dir"]
+    assert offered("fedveil server somewhere lin") == [
+        "link=",
+        *[w for w in offered("fedveil server x link.")],
+    ]
+    assert offered("fedveil simulate num_rounds=x priv")[0] == "privacy="
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_installs_itself(
+    say: Any, shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    (tmp_path / "home").mkdir()
+    for _ in range(2):
+        code, out, _ = say("--install-completion")
+        assert code == 0 and "start a new shell" in out
+    files = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert len(files) == (1 if shell == "fish" else 2)
+    assert sum(path.read_text().count("# completion of fedveil") for path in files) == (shell != "fish")
+    assert "_fedveil_completion" in say("--show-completion")[1]
+    monkeypatch.setenv("SHELL", "/bin/dash")
+    assert say("--show-completion")[2].startswith("SHELL='dash': completion is for bash, zsh, fish")
+
+
+# --- what is imported ---------------------------------------------------------------------------------------------
+
+HEAVY = (
+    *(
+        "torch",
+        "opacus",
+        "flwr",
+        "ray",
+        "hydra",
+        "matplotlib",
+        "dp_accounting",
+        "scipy",
+        "sklearn",
+        "pydantic",
+    ),
+    *("rich", "numpy", "typer"),
+)
+
+
+def imported(*argv: str, folder: Path) -> set[str]:
+    """Return which of the heavy modules a command has imported when it is over."""
+    script = (
+        "import sys; from fedveil.__main__ import main; sys.argv[0] = 'fedveil'; main();"
+        f"print('IMPORTED', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *argv], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    ("argv", "allowed"),
+    [
+        (("--version",), set[str]()),
+        (("--help",), {"typer"}),
+        (("ledger", "show"), {"typer"}),
+        (("ledger", "show", "--help"), {"typer"}),
+        (("simulat",), {"typer"}),
+        (("client", "status", "nowhere"), {"typer", "flwr", "rich", "numpy", "pydantic"}),
+        (("audit", "claim", "--epsilon", "x", "--delta", "0"), {"typer", "numpy", "scipy", "dp_accounting"}),
+        (("budget", "show"), {"typer", "numpy", "rich"}),
+        (("simulate", "--cfg", "job"), {"typer", "hydra", "numpy", "pydantic"}),
+        (("simulate", "num_rounds=0"), {"typer", "hydra", "numpy", "pydantic"}),
+    ],
+)
+def test_a_verb_imports_what_it_needs_and_no_more(
+    argv: tuple[str, ...], allowed: set[str], tmp_path: Path
+) -> None:
+    assert imported(*argv, folder=tmp_path) <= allowed
