@@ -159,6 +159,28 @@ def _own_modules() -> None:
     sys.path.append(os.getcwd())
 
 
+# --- this machine -------------------------------------------------------------------------------------------------
+
+
+@_verb(app, "doctor", "Look at what this machine has.")
+def doctor(
+    asked: Annotated[
+        list[str] | None,
+        Argument(metavar="GROUP=OPTION", help="What shall run here: task=, engine= or link=. Each is tried."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Look at this machine: versions, extras, processor, clock, and where ledgers lie. Exit code 1 if something is wrong.
+
+    Example:
+      fedveil doctor
+      fedveil doctor task=heart engine=ray link=flower
+    """
+    from .doctor import doctor as body
+
+    return body(asked or [], as_json)
+
+
 # --- ledgers and budgets ------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,258 @@
+"""Examination of this machine: what is installed, what the processor and the clock are like, and who may read ledgers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import platform
+import re
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..extras import MODULES, require_extra
+from ..privacy.ledger.caps import default_folder
+from ..privacy.refusal import Refusal
+
+WRONG = 1
+EXTRAS = {**MODULES, "ray": ("ray",)}
+# Processor flags by what they speed up, of x86 and of ARM.
+FEATURES = {"AES": ("aes",), "AVX2": ("avx2",), "AVX-512": ("avx512f",), "NEON": ("asimd", "neon")}
+NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "glusterfs")
+FUTURE_SECONDS = 120.0  # by which a file may seem newer than now
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+      subject: what.
+      ok: whether it is as it should be; None where there is nothing to judge.
+      said: in words, with the remedy if it is not.
+    """
+
+    subject: str
+    ok: bool | None
+    said: str
+
+
+def doctor(asked: Sequence[str], as_json: bool) -> int:
+    """Print what this machine has and lacks.
+
+    Args:
+      asked: what shall run here, such as ``task=heart``, ``engine=ray``, ``link=flower``.
+      as_json: print a list of findings as JSON.
+
+    Returns:
+      The exit code: 0, or 1 if something is wrong or what was asked for cannot run.
+
+    Raises:
+      Refusal: a word is none of these groups' options.
+    """
+    trials = [_trial(word) for word in asked]
+    findings = [
+        *_python(),
+        *_extras(),
+        *_machine(),
+        *_torch(),
+        _clock(),
+        *_ledgers(),
+        *(each() for each in trials),
+    ]
+    wrong = sum(each.ok is False for each in findings)
+    if as_json:
+        print(json.dumps([asdict(each) for each in findings], indent=1))
+        return WRONG if wrong else 0
+    width = max(len(each.subject) for each in findings)
+    marks = {True: "ok", False: "WRONG", None: ""}
+    for each in findings:
+        print(f"{marks[each.ok]:<5}  {each.subject:<{width}}  {each.said}")
+    print(f"{wrong} wrong" if wrong else "nothing is wrong")
+    return WRONG if wrong else 0
+
+
+# --- what is installed --------------------------------------------------------------------------------------------
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("fedveil", None, f"{version('fedveil')}, in {Path(__file__).parents[1]}")
+    yield Finding("python", sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}")
+    for line in requires("fedveil") or []:
+        if "extra ==" not in line:
+            name = re.split(r"[<>=!~;\[ ]", line)[0]
+            found = _version(name)
+            yield Finding(name, found is not None, found or f"is not installed: pip install '{name}'")
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, modules in EXTRAS.items():
+        missing = [name for name in modules if find_spec(name) is None]
+        remedy = f"lacks {', '.join(missing)}: pip install 'fedveil[{extra}]'"
+        yield Finding(f"extra {extra}", None, remedy if missing else "installed")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch() -> Iterator[Finding]:
+    """Look whether torch brought CUDA to a machine without a GPU: gigabytes that nothing uses."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return
+    file = Path(spec.origin).parent / "version.py"
+    values = {
+        target.id: ast.literal_eval(node.value)
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    cuda = values.get("cuda")
+    if cuda and not _has_gpu():
+        remedy = "pip install torch --index-url https://download.pytorch.org/whl/cpu takes 2 GB less"
+        yield Finding("torch's build", False, f"of CUDA {cuda}, and there is no GPU: {remedy}")
+    else:
+        yield Finding("torch's build", True, f"of CUDA {cuda}" if cuda else "for processors")
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+
+
+# --- the machine --------------------------------------------------------------------------------------------------
+
+
+def _machine() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("processor", None, f"{platform.machine()}, {cores} cores for this process")
+    flags = _flags()
+    if not flags:
+        return
+    found = [name for name, names in FEATURES.items() if flags.intersection(names)]
+    yield Finding("instructions", None, ", ".join(found) or "none of AES, AVX2, AVX-512, NEON")
+    remedy = "none: secure aggregation is slow with AES; take secagg.suite=4"
+    yield Finding("AES", "AES" in found, "in the processor" if "AES" in found else remedy)
+
+
+def _flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    named = [line for line in lines if line.lower().startswith(("flags", "features"))]
+    return set(named[0].partition(":")[2].split()) if named else set()
+
+
+def _clock() -> Finding:
+    """Compare the clock with the newest of fedveil's own files, which cannot be of the future."""
+    now = time.time()
+    newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
+    shown = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if now < newest - FUTURE_SECONDS:
+        return Finding(
+            "clock", False, f"{shown} is before fedveil was installed; set it: certificates go by it"
+        )
+    synchronized = Path("/run/systemd/timesync/synchronized").exists()
+    return Finding("clock", True, f"{shown}{', synchronized' if synchronized else ''}")
+
+
+def _ledgers() -> Iterator[Finding]:
+    folder = default_folder()
+    if not folder.exists():
+        yield Finding("ledgers", None, f"{folder}: none yet; it is made when real data are first used")
+        return
+    count = len(list(folder.glob("*.ledger")))
+    readable = [
+        path for path in (folder, *folder.iterdir()) if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    ]
+    if readable and folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
+        told = f"others than their owner may read them: chmod -R go= {folder}"
+        yield Finding("ledgers", False, f"{count} in {folder}; {told}")
+    else:
+        yield Finding("ledgers", True, f"{count} in {folder}; nobody but their owner may read them")
+    kind = _file_system(folder)
+    if kind.startswith(NETWORK_FILE_SYSTEMS):
+        yield Finding(
+            "their disk", False, f"is {kind}, which may lose locks; name a local one with ledger.dir="
+        )
+
+
+def _file_system(folder: Path) -> str:
+    """Return the type of the file system that holds a folder; empty if the system does not say."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    path = str(folder.resolve())
+    around = [(len(place), kind) for place, kind in mounts if path.startswith(place)]
+    return max(around)[1] if around else ""
+
+
+# --- what is asked for --------------------------------------------------------------------------------------------
+
+
+def _trial(word: str) -> Callable[[], Finding]:
+    """Return what tries one ``group=option``. Refusal if there is none of the name."""
+    group, _, option = word.partition("=")
+    if group not in TRIALS:
+        raise Refusal("doctor", word, "give task=..., engine=... or link=...")
+    options = sorted(path.stem for path in (Path(__file__).parents[1] / "configs" / group).glob("*.yaml"))
+    if option not in options:
+        raise Refusal(group, option, f"choose one of {', '.join(options)}")
+    return lambda: TRIALS[group](option)
+
+
+def _try_task(option: str) -> Finding:
+    subject = f"task={option}"
+    if option == "custom":
+        return Finding(
+            subject, None, "is your own: fedveil plan task=custom task.target=module:Class tries it"
+        )
+    try:
+        from ..tasks import load_task
+
+        task = load_task(option)
+    except Refusal as refusal:
+        return Finding(subject, False, refusal.remedy)
+    except ModuleNotFoundError as missing:
+        return Finding(subject, False, f"needs {missing.name}: pip install 'fedveil[simulation]'")
+    return Finding(subject, True, f"{task.num_clients} clients")
+
+
+def _try_engine(option: str) -> Finding:
+    return _needs(f"engine={option}", "ray" if option == "ray" else "simulation")
+
+
+def _try_link(option: str) -> Finding:
+    if option == "flower" and shutil.which("flower-superlink") is None:
+        return Finding("link=flower", False, "needs flower-superlink on the PATH: pip install flwr")
+    return _needs(f"link={option}", "server")
+
+
+def _require_ray(subject: str) -> None:
+    if find_spec("ray") is None:
+        raise Refusal("extra", "ray", f"{subject} needs ray: pip install 'fedveil[ray]'")
+
+
+def _needs(subject: str, extra: str) -> Finding:
+    try:
+        require_extra(extra, subject) if extra in MODULES else _require_ray(subject)
+    except Refusal as refusal:
+        return Finding(subject, False, refusal.remedy)
+    return Finding(subject, True, "can run")
+
+
+TRIALS: dict[str, Callable[[str], Finding]] = {"task": _try_task, "engine": _try_engine, "link": _try_link}
