@@ -162,6 +162,21 @@ def _own_modules() -> None:
 # --- this machine -------------------------------------------------------------------------------------------------
 
 
+@_verb(app, "new", "Make a project of your own that runs.")
+def new(
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="The folder to make.")],
+    source: Annotated[str, Option("--from", metavar="KIND", help="csv, torch, sklearn or flower.")] = "csv",
+) -> int:
+    """Make a small project of your own that runs and whose test passes.
+
+    Example:
+      fedveil new shops --from csv
+    """
+    from .new import new as body
+
+    return body(folder, source)
+
+
 @_verb(app, "doctor", "Look at what this machine has.")
 def doctor(
     asked: Annotated[

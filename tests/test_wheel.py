@@ -38,7 +38,8 @@ def tree() -> set[str]:
     for room in ROOMS:
         for path in (ROOT / room).rglob("*"):
             name = path.relative_to(ROOT).as_posix()
-            wanted = path.suffix == ".py" or (path.suffix == ".yaml" and room == "configs")
+            data = room == "configs" or name.startswith("cli/templates/")
+            wanted = path.suffix == ".py" or (path.suffix in (".yaml", ".toml") and data)
             if wanted and not name.startswith(NOT_SHIPPED):
                 files.add(f"fedveil/{name}")
     return files

@@ -1,0 +1,36 @@
+"""The project runs, learns, and stays within its budget."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tables import Tables
+
+COMMAND = [
+    sys.executable,
+    "-m",
+    "fedveil",
+    "simulate",
+    "--config-dir",
+    ".",
+    "--config-name",
+    "project",
+    "--json",
+]
+BUDGET = 3.0
+
+
+def test_every_file_is_a_client_and_none_is_empty() -> None:
+    task = Tables()
+    assert task.num_clients == 8
+    assert all(len(task.client_data(client)) for client in range(task.num_clients))
+
+
+def test_it_learns_within_its_budget(tmp_path: Path) -> None:
+    command = [*COMMAND, "num_rounds=3", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["metrics"]["accuracy"] > 0.6
+    assert all(row["epsilon"] <= BUDGET for row in result["privacy"])

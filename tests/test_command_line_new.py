@@ -1,0 +1,49 @@
+"""`fedveil new`: every template makes a project that runs and whose own test passes."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedveil.__main__ import run
+from fedveil.cli.new import COMMANDS, TEMPLATES
+
+
+def test_every_template_has_a_command_and_a_test() -> None:
+    assert {folder.name for folder in TEMPLATES.iterdir()} == set(COMMANDS)
+    assert all((TEMPLATES / kind / "test_project.py").exists() for kind in COMMANDS)
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_project_runs_and_its_test_passes(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mine"
+    assert run(["new", str(folder), "--from", kind]) == 0
+    shown = capsys.readouterr().out
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    commands = [line.partition("&& ")[2] for line in shown.splitlines() if "&&" in line]
+    assert commands == [COMMANDS[kind], "python -m pytest"]
+    if kind == "csv":  # the tests of the others run their command themselves
+        commands[0] += " num_rounds=1"
+    else:
+        del commands[0]
+    for command in commands:
+        done = subprocess.run(
+            shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_folder_that_holds_something_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    assert run(["new", str(tmp_path)]) == 2
+    assert "holds something already; name a new one" in capsys.readouterr().err
+    assert run(["new", str(tmp_path / "x"), "--from", "excel"]) == 2
+    assert capsys.readouterr().err == "--from='excel': choose one of csv, torch, sklearn, flower\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
