@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +17,33 @@ LONGEST = 100  # characters of a signature's line
 NOTE = "<!-- Made by docs/make_reference.py from the docstrings; do not edit. -->"
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example", "Examples", "Note")
 SECTION = re.compile(rf"^({'|'.join(SECTIONS)}):$", re.MULTILINE)
+HIDDEN = ("source",)
+KINDS = {
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "`true`, `false`",
+    "string": "text",
+    "null": "`null`",
+    "array": "list",
+    "object": "keys and values",
+}
+BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+CONFIGURATION = """\
+Give a key as `key=value` on the command line, and an option of a group as `group=option`. `fedveil simulate --help` shows
+the same keys with the values of the YAML files. A task sets `learning_rate`, `local_epochs` and the clipping norm to what
+suits it."""
 ENTRY = re.compile(r"^(\*{0,2}\w[\w.]*)(?: \([^)]*\))?:\s*(.*)$", re.DOTALL)
 
 
 def pages() -> Mapping[str, str]:
     """Return the text of every generated page by file name."""
-    return {f"{page}.md": module_page(name) for page, name in MODULES.items()}
+    made = {f"{page}.md": module_page(name) for page, name in MODULES.items()}
+    return made | {"configuration.md": configuration_page()}
 
 
 def module_page(name: str) -> str:
@@ -164,6 +186,106 @@ def items(text: str) -> Iterator[str]:
 def item(text: str) -> str:
     found = ENTRY.match(text)
     return f"`{found[1]}`: {found[2]}" if found else text
+
+
+# --- the keys of a configuration ----------------------------------------------------------------------------------
+
+
+def configuration_page() -> str:
+    """Return the page of every key of `fedveil simulate` and `fedveil server`, from the models' JSON schemas."""
+    schema = importlib.import_module("fedveil.configs.schema")
+    schema_of = importlib.import_module("fedveil.configs.group").schema_of
+    simulate, server = schema_of(schema.SimulationSettings), schema_of(schema.ServerSettings)
+    own = {key: each for key, each in server["properties"].items() if key not in simulate["properties"]}
+    parts = [
+        "# Configuration",
+        NOTE.replace("the docstrings", "the models in configs/schema.py"),
+        CONFIGURATION,
+        *keys_of("Keys of `fedveil simulate`", "", simulate["properties"], simulate),
+        *keys_of("Further keys of `fedveil server`", "", own, server),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def keys_of(title: str, prefix: str, keys: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of the plain keys, then a section for each group of keys."""
+    plain = {key: each for key, each in keys.items() if not options_of(each, root) and key not in HIDDEN}
+    yield f"## {title}"
+    yield table(prefix, plain)
+    for key, each in keys.items():
+        found = options_of(each, root)
+        if found:
+            yield f"### {prefix}{key}"
+        for names, model in found:
+            yield from option(f"{prefix}{key}", names, model, root)
+
+
+def option(key: str, names: list[str], model: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what one option of a group is, and its keys; those of a group inside it are named by their model's."""
+    if names:
+        yield " or ".join(f"`{key}={name}`" for name in names) + f": {sentence(model.get('description', ''))}"
+    else:
+        yield sentence(model.get("description", ""))
+    inner = {name: each for name, each in model["properties"].items() if name != "name"}
+    for name, each in inner.items():
+        if options_of(each, root):
+            yield f"`{key}.{name}`: the keys of `{key}={'client_central' if name == 'client' else name}`."
+    plain = {name: each for name, each in inner.items() if not options_of(each, root)}
+    if plain:
+        yield table(f"{key}.", plain)
+
+
+def options_of(
+    schema: Mapping[str, Any], root: Mapping[str, Any]
+) -> list[tuple[list[str], Mapping[str, Any]]]:
+    """Return the models that a key may hold with the names that choose them; none if it holds a plain value."""
+    if "discriminator" in schema:
+        chosen: dict[str, list[str]] = {}
+        for name, reference in schema["discriminator"]["mapping"].items():
+            chosen.setdefault(reference, []).append(name)
+        return [(names, at(reference, root)) for reference, names in chosen.items()]
+    found = at(schema["$ref"], root) if "$ref" in schema else {}
+    return [([], found)] if "properties" in found else []
+
+
+def at(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    return root["$defs"][reference.rpartition("/")[2]]
+
+
+def table(prefix: str, keys: Mapping[str, Any]) -> str:
+    rows = [
+        f"| `{prefix}{key}` | {default_of(each)} | {values_of(each)} | {sentence(each.get('description', ''))} |"
+        for key, each in keys.items()
+    ]
+    return "\n".join(["| key | default | values | meaning |", "|---|---|---|---|", *rows])
+
+
+def default_of(schema: Mapping[str, Any]) -> str:
+    return f"`{json.dumps(schema['default'])}`".replace('"', "") if "default" in schema else ""
+
+
+def values_of(schema: Mapping[str, Any]) -> str:
+    """Return in words what a key may hold."""
+    if "anyOf" in schema:
+        return " or ".join(values_of(each) for each in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(f"`{each}`" for each in schema["enum"])
+    if "$ref" in schema:  # the only plain model that several keys share
+        return ", ".join(f"`{each.value}`" for each in importlib.import_module("fedveil.privacy").Adjacency)
+    bounds = [f"{words} {number(schema[key])}" for key, words in BOUNDS.items() if key in schema]
+    return " ".join([KINDS.get(schema.get("type", ""), "value"), " and ".join(bounds)]).strip()
+
+
+def number(value: float) -> str:
+    return f"{value:,}".replace(",", " ") if isinstance(value, int) else f"{value:g}"
+
+
+def sentence(text: str) -> str:
+    """Return a meaning with its first letter as in a sentence, and a full stop."""
+    text = " ".join(re.sub(r"``([^`]+)``", r"`\1`", text).split()).replace("|", "\\|")
+    first = text.split(" ")[0]
+    text = text[0].upper() + text[1:] if first.isalpha() else text
+    return text.rstrip(".") + "." if text else ""
 
 
 if __name__ == "__main__":
