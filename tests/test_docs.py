@@ -112,7 +112,7 @@ def test_every_block_of_a_page_runs(
         elif block.language == "python":
             script = tmp_path / f"block_{number}.py"
             script.write_text(block.body)
-            succeed(f"{sys.executable} -W error {script}", tmp_path)
+            succeed(f"fedveil --script {script}", tmp_path, forks)
         elif is_shell(block):
             run_commands(block, tmp_path, number, forks)
 

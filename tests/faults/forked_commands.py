@@ -13,8 +13,10 @@ import sys
 from types import FrameType
 
 MOST_BYTES = 1 << 16
+SCRIPT = "--script"  # before the path of a script of Python, which runs in the place of a command
 IMPORTED = (
     "dp_accounting",
+    "opacus",
     "matplotlib.pyplot",
     "mlxtend.data",
     "sklearn.datasets",
@@ -98,7 +100,7 @@ def become(argv: list[str], folder: str, environment: dict[str, str], files: lis
     sys.argv = ["fedveil", *argv]
     code = 70
     try:
-        code = main()
+        code = run_script(argv[1]) if argv[:1] == [SCRIPT] else main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001 (whatever it was, whoever asked sees it)
@@ -107,6 +109,20 @@ def become(argv: list[str], folder: str, environment: dict[str, str], files: lis
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def run_script(path: str) -> int:
+    """Run a script of Python as `python -W error PATH` would."""
+    import runpy
+    import warnings
+
+    warnings.simplefilter("error")
+    for kind in (DeprecationWarning, FutureWarning):  # of others' packages, to others
+        warnings.simplefilter("ignore", kind)
+    sys.argv = [path]
+    sys.path.insert(0, os.path.dirname(path))
+    runpy.run_path(path, run_name="__main__")
+    return 0
 
 
 if __name__ == "__main__":
