@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client.private_update import private_update
+    from .configs.schema import ClientCentral, ClientDistributed, NoPrivacy, Record, RecordAndClient
     from .face import FinishedRun, load, plan, simulate
     from .privacy.accounting.epsilon import epsilon
     from .privacy.budget import Adjacency, Adversary, Budget, Release, Unit
@@ -26,12 +27,17 @@ __all__ = [
     "All",
     "Budget",
     "BudgetExhausted",
+    "ClientCentral",
+    "ClientDistributed",
     "Examples",
     "FinishedRun",
     "Fixed",
     "Ledger",
     "MinSeparation",
+    "NoPrivacy",
     "Poisson",
+    "Record",
+    "RecordAndClient",
     "Refusal",
     "Release",
     "Task",
@@ -52,12 +58,17 @@ _HOMES = {
     "All": (".strategies.cohorts", ""),
     "Budget": (".privacy.budget", ""),
     "BudgetExhausted": (".privacy.ledger.ledger", ""),
+    "ClientCentral": (".configs.schema", "simulation"),
+    "ClientDistributed": (".configs.schema", "simulation"),
     "Examples": (".tasks.protocol", "client"),
     "FinishedRun": (".face", ""),
     "Fixed": (".strategies.cohorts", ""),
     "Ledger": (".privacy.ledger.ledger", ""),
     "MinSeparation": (".strategies.cohorts", ""),
+    "NoPrivacy": (".configs.schema", "simulation"),
     "Poisson": (".strategies.cohorts", ""),
+    "Record": (".configs.schema", "simulation"),
+    "RecordAndClient": (".configs.schema", "simulation"),
     "Refusal": (".privacy.refusal", ""),
     "Release": (".privacy.budget", ""),
     "Task": (".tasks.protocol", "client"),

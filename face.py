@@ -32,13 +32,8 @@ if TYPE_CHECKING:
 CONFIG, RESULT, METRICS, MODEL = "config.yaml", "result.json", "metrics.jsonl", "model.safetensors"
 INFINITY = "infinity"  # how files spell it; JSON has no word for it
 WORDS = ("true", "false", "null", "nan", "inf")  # of Hydra's grammar; as text they need quotes
-# The option of a group that a class stands for.
-OPTIONS = {
-    "ClientCentral": "client_central",
-    "ClientDistributed": "client_distributed",
-    "Record": "record",
-    "RecordAndClient": "record_and_client",
-    "NoPrivacy": "none",
+# The option of the group `cohort` that a class stands for; models of the configuration say theirs.
+COHORTS = {
     "Poisson": "poisson",
     "Fixed": "fixed",
     "MinSeparation": "min_separation",
@@ -261,7 +256,7 @@ def simulate(
         >>> import fedveil as fv
         >>> run = fv.simulate(
         ...     "digits",
-        ...     privacy={"name": "client_central", "target_epsilon": 2.0, "target_delta": 1e-3},
+        ...     privacy=fv.ClientCentral(target_epsilon=2.0, target_delta=1e-3),
         ...     cohort=fv.Poisson(0.5),
         ...     num_rounds=2,
         ...     quiet=True,
@@ -375,7 +370,7 @@ def _overrides(path: str, value: object) -> Iterator[str]:
     elif values is None:
         yield f"{path}={_text(path, value)}"
     else:
-        name = OPTIONS.get(type(value).__name__) or values.pop("name", None)
+        name = COHORTS.get(type(value).__name__) or values.pop("name", None) or getattr(value, "name", None)
         if top and name is not None:
             yield f"{path}={name}"
         for key, each in values.items():

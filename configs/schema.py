@@ -342,7 +342,13 @@ class _ClientLevel(PrivacyLevel):
 
 
 class ClientCentral(_ClientLevel):
-    """Hides all that one client ever contributes from ``clients`` and ``model``; the server is trusted."""
+    """Hides all that one client ever contributes from ``clients`` and ``model``; the server is trusted.
+
+    Example:
+        >>> import fedveil as fv
+        >>> fv.ClientCentral(target_epsilon=1.0).target_delta
+        0.0001
+    """
 
     name: Literal["client_central"] = "client_central"
     noise: Literal["independent", "correlated"] = "independent"
@@ -376,7 +382,13 @@ class ClientCentral(_ClientLevel):
 
 
 class ClientDistributed(_ClientLevel):
-    """Hides the same from the server as well: each client adds its share of the noise, and only sums are opened."""
+    """Hides the same from the server as well: each client adds its share of the noise, and only sums are opened.
+
+    Example:
+        >>> import fedveil as fv
+        >>> fv.ClientDistributed(target_epsilon=1.0).name
+        'client_distributed'
+    """
 
     name: Literal["client_distributed"] = "client_distributed"
     noise: ClassVar[Literal["independent"]] = "independent"
@@ -392,7 +404,13 @@ class ClientDistributed(_ClientLevel):
 
 
 class Record(PrivacyLevel):
-    """Hides one example of one client from everybody else, the server included (DP-SGD at the client)."""
+    """Hides one example of one client from everybody else, the server included (DP-SGD at the client).
+
+    Example:
+        >>> import fedveil as fv
+        >>> fv.Record(target_epsilon=1.0, max_grad_norm=0.5).target_delta
+        1e-05
+    """
 
     name: Literal["record"] = "record"
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
@@ -403,7 +421,13 @@ class Record(PrivacyLevel):
 
 
 class RecordAndClient(Group):
-    """Both units, each under its own budget; the two epsilons are never mixed."""
+    """Both units, each under its own budget; the two epsilons are never mixed.
+
+    Example:
+        >>> import fedveil as fv
+        >>> fv.RecordAndClient(record=fv.Record(target_epsilon=1.0)).client.target_epsilon
+        3.0
+    """
 
     name: Literal["record_and_client"] = "record_and_client"
     record: Record = Record()
@@ -417,7 +441,13 @@ class RecordAndClient(Group):
 
 
 class NoPrivacy(Group):
-    """Hides nothing: every reported epsilon is infinite."""
+    """Hides nothing: every reported epsilon is infinite.
+
+    Example:
+        >>> import fedveil as fv
+        >>> fv.NoPrivacy().name
+        'none'
+    """
 
     name: Literal["none"] = "none"
 

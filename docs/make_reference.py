@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ FOLDER = Path(__file__).parent / "reference"
 MODULES = {"python": "fedveil", "privacy": "fedveil.privacy"}
 LONGEST = 100  # characters of a signature's line
 NOTE = "<!-- Made by docs/make_reference.py from the docstrings; do not edit. -->"
+PROPERTIES = (property, cached_property)
 SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Example", "Examples", "Note")
 SECTION = re.compile(rf"^({'|'.join(SECTIONS)}):$", re.MULTILINE)
 HIDDEN = ("source",)
@@ -86,7 +88,7 @@ def public(kind: type) -> Iterator[tuple[str, Any]]:
     """Yield the documented public functions and properties that the class itself defines."""
     for name, value in vars(kind).items():
         function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-        documented = isinstance(function, property) or inspect.isfunction(function)
+        documented = isinstance(function, PROPERTIES) or inspect.isfunction(function)
         if documented and not name.startswith("_") and function.__doc__:
             yield name, value
 
@@ -94,7 +96,7 @@ def public(kind: type) -> Iterator[tuple[str, Any]]:
 def method(value: Any, name: str) -> Iterator[str]:
     bound = value.__func__ if isinstance(value, classmethod | staticmethod) else value
     yield f"### {name}"
-    if not isinstance(bound, property):
+    if not isinstance(bound, PROPERTIES):
         yield f"```text\n{signature(bound, name)}\n```"
     yield text_of(bound)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.__main__ import main
+from fedveil.configs.settings import settings_from_overrides
 
 
 class Shops:
@@ -172,12 +173,27 @@ def test_a_strategy_that_must_see_single_clients_is_refused_with_its_reason() ->
         {"privacy": {"name": "client_central", "target_epsilon": 2}, "local_epochs": np.int64(2)},
         {"engine": {"workers": 2}, "faults": {"dropout": 0.2}},
         {"task": {"name": "digits", "num_clients": 20}, "partition": {"name": "dirichlet", "alpha": 0.5}},
-        {"engine": {"workers": 2}, "privacy": "record"},
+        {"engine": {"workers": 2}, "privacy": fv.Record(target_epsilon=5.0, adjacency=fv.Adjacency.ZERO_OUT)},
+        {"privacy": fv.RecordAndClient(client=fv.ClientCentral(target_epsilon=2.0, target_delta=1e-3))},
     ],
     ids=str,
 )
 def test_every_way_to_say_it(keys: dict[str, object]) -> None:
     assert quick(**keys).status in ("completed", "exhausted")
+
+
+def test_what_a_value_leaves_out_is_the_configurations_and_what_it_says_arrives(tmp_path: Path) -> None:
+    quick(task="digits", privacy=fv.ClientCentral(target_epsilon=2.5), folder=tmp_path / "a")
+    quick(
+        task="digits", privacy=fv.ClientCentral(target_epsilon=2.5, clipping_norm=0.75), folder=tmp_path / "b"
+    )
+    shipped = settings_from_overrides(["task=digits"]).privacy
+    for folder, norm in (("a", shipped.clipping_norm), ("b", 0.75)):
+        rows = fv.load(tmp_path / folder).history
+        assert [row["clipping_norm"] for row in rows] == [norm, norm]
+        assert fv.load(tmp_path / folder).privacy[1]["target_epsilon"] == 2.5
+    with pytest.raises(fv.Refusal, match=r"clipping_norm=-1"):
+        fv.ClientCentral(clipping_norm=-1.0)
 
 
 def test_all_mistakes_are_told_at_once_and_nothing_is_written(tmp_path: Path) -> None:

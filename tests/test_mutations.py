@@ -198,6 +198,20 @@ MUTATIONS = {
         "test_privacy_opacus.py",
         "stops_inside or noise_of_nothing",
     ),
+    "noised gradients that nobody has paid for stay": Mutation(
+        "privacy/opacus.py",
+        "optimizer.zero_grad(set_to_none=True)",
+        "pass",
+        "test_privacy_opacus.py",
+        "stops_inside",
+    ),
+    "a strategy object keeps what a run left in it": Mutation(
+        "server/run/build.py",
+        "return deepcopy(given)",
+        "return given",
+        "test_face.py",
+        "begins_every_run_afresh",
+    ),
     "Opacus' noise may come from a seed": Mutation(
         "privacy/opacus.py",
         "if seed < BY_HAND:",
@@ -624,8 +638,8 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Generator[Tried]:
     copy = tmp_path_factory.mktemp("mutations") / "fedveil"
     for room in (*ROOMS, "tests"):
         shutil.copytree(ROOT / room, copy / room)
-    for name in ("__init__.py", "__main__.py", "pyproject.toml", "py.typed"):
-        shutil.copy2(ROOT / name, copy / name)
+    for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "py.typed"):
+        shutil.copy2(path, copy / path.name)
     # Other people's plug-ins would be rewritten in every fork, which takes longer than most of the tests.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-B", ROOT / "tests" / "faults" / "pytest_forks.py"]

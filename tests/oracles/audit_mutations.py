@@ -74,6 +74,7 @@ BOOKS = "what is written down of a release, and not the release"
 LINK = "over a link alone, where no canary is there to count twice"
 SERVER = "shows where a server lies, which an honest run's sums do not"
 OPACUS = "in somebody's own loop of Opacus, which no audit watches"
+MEMORY = "of what a strategy remembers, which is released in any case"
 ITSELF = "a fault of the audit, which the suite holds to its level and its power, and not of a run"
 BEYOND: dict[str, str] = {
     "an operator's call passes the front": ADMISSION,
@@ -100,6 +101,8 @@ BEYOND: dict[str, str] = {
     "a second client with the same records is free": BOOKS,
     "a cap is not asked for": BOOKS,
     "all steps of Opacus are charged as one": OPACUS,
+    "noised gradients that nobody has paid for stay": OPACUS,
+    "a strategy object keeps what a run left in it": MEMORY,
     "Opacus' noise may come from a seed": OPACUS,
     "a client's ledger can be shed": BOOKS,
     "noise opened to fewer survivors than it is for": SERVER,
