@@ -21,7 +21,7 @@ from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import FAILED, HANDLED_BEFORE, NOT_ELIGIBLE, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))
-Authority, Federation = MADE["Authority"], MADE["Federation"]
+MadeAuthority, Federation = MADE["MadeAuthority"], MADE["Federation"]
 asking, moved, until = (MADE[name] for name in ("asking", "moved", "until"))
 
 claim_identity(1)
