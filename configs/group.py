@@ -123,6 +123,8 @@ def schema_of(model: type[Group]) -> dict[str, Any]:
             if text := _meaning(getattr(source, title, model), key, meanings):
                 value["description"] = text
         each.pop("title", None)
+        if "description" in each:
+            each["description"] = each["description"].partition("\n\nExample:")[0]
     for key, names in model.beside.items():
         inner = found["properties"].pop(key)["properties"]
         found["properties"] |= {name: {**inner[name], "description": RULES[name][2]} for name in names}
