@@ -22,7 +22,7 @@ from ..server.run.unit_plan import curve, plans_of, unit_plans, warnings_for
 
 def show_plan(settings: SimulationSettings, *, as_json: bool = False) -> int:
     """Print the plan, as JSON in one line if asked for, and return the exit code."""
-    federation = build(settings)
+    federation = build(settings, announced=True)
     if as_json:
         print(json.dumps(plain(federation), allow_nan=False))
         return 0

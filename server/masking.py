@@ -6,13 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ..privacy.mechanisms.sizing import Attendance
+from ..privacy.mechanisms.sizing import WEIGHT, Attendance
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.graph import colluders, parameters
 from ..privacy.secagg.roster import Roster
 from ..privacy.secagg.transcript import Profile
-from ..strategies.wire import WEIGHT
 
 COUNTED_SHARE = 0.02  # of the squared norm of a sum without privacy, for what weighs it
 

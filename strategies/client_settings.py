@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from flwr.app import ConfigRecord, RecordDict
+from typing import TYPE_CHECKING, Any
 
 from ..configs.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Budget, Unit
-from .flower_adapter import records_of
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
 
 TRAIN_LOSS = "train_loss"  # the metric that a client reports of its training
 
@@ -163,6 +163,10 @@ def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTra
       content: the instruction.
       settings: of the client.
     """
+    from flwr.app import ConfigRecord  # heavy, and plans know these settings too
+
+    from .flower_adapter import records_of
+
     mu = [
         record["proximal-mu"]
         for record in records_of(content, ConfigRecord).values()

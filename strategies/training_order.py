@@ -11,14 +11,14 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any
-
-from flwr.app import ConfigRecord, RecordDict
+from typing import TYPE_CHECKING, Any
 
 from ..configs.local_training import TOLD, LocalTraining
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.refusal import Refusal, real, word
-from .flower_adapter import records_of
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
 
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 4096  # one has under 700
@@ -163,6 +163,10 @@ def read_order(content: RecordDict) -> TrainingOrder | None:
     Raises:
       Refusal: it has two, or one that cannot be read.
     """
+    from flwr.app import ConfigRecord  # heavy, and plans know the orders too
+
+    from .flower_adapter import records_of
+
     found = [
         record[ORDER_KEY] for record in records_of(content, ConfigRecord).values() if ORDER_KEY in record
     ]

@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import Any
 
 from ..privacy.refusal import Refusal
-from .mislabelled import mislabelled
 from .protocol import Examples, Task, check_examples
 
 __all__ = ["TASKS", "Examples", "Task", "check_examples", "load_task", "with_planted"]
@@ -56,7 +55,11 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
 def with_planted(task: Task, options: Mapping[str, Any]) -> Task:
     """Return the task with odd examples planted where its options ask for them and its data are simulated."""
     planted = options.get(PLANTED)
-    return task if planted is None or not task.simulated else mislabelled(task, planted)
+    if planted is None or not task.simulated:
+        return task
+    from .mislabelled import mislabelled
+
+    return mislabelled(task, planted)
 
 
 _MEMBERS = ("simulated", "num_clients", "model", "loss", "metrics", "client_data", "held_out")

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
-
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,8 @@ def check_examples(examples: Examples, num_classes: int, name: str = "data") -> 
       Refusal: there is no example, inputs and targets differ in number, an input is NaN or infinite, or a target is
         out of range.
     """
+    import torch  # takes a second, and a plan does without
+
     inputs, targets = examples.inputs, examples.targets
     if len(targets) == 0:
         raise Refusal(name, 0, "there are no examples; give at least one")
@@ -186,6 +187,7 @@ def check_trainable(model: nn.Module) -> None:
       Refusal: names the layer and what to put in its place.
     """
     from opacus.validators import ModuleValidator  # it takes as long to import as torch does
+    from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm):

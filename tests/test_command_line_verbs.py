@@ -22,6 +22,8 @@ from fedveil.cli.verbs import CONTEXT, HYDRA_FLAGS, leaves
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Budget
 from fedveil.privacy.ledger.ledger import Ledger
+from fedveil.server.run.build import build
+from fedveil.server.run.unit_plan import unit_plans
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.registry import why_not
 
@@ -369,9 +371,19 @@ def imported(*argv: str, folder: Path) -> set[str]:
         (("budget", "show"), {"typer", "numpy", "rich"}),
         (("simulate", "--cfg", "job"), {"typer", "hydra", "numpy", "pydantic"}),
         (("simulate", "num_rounds=0"), {"typer", "hydra", "numpy", "pydantic"}),
+        (
+            ("plan", "privacy.noise_multiplier=9"),
+            {"typer", "hydra", "numpy", "pydantic", "rich", "scipy", "dp_accounting"},
+        ),
     ],
 )
 def test_a_verb_imports_what_it_needs_and_no_more(
     argv: tuple[str, ...], allowed: set[str], tmp_path: Path
 ) -> None:
     assert imported(*argv, folder=tmp_path) <= allowed
+
+
+def test_a_plan_says_the_same_whether_or_not_data_are_read() -> None:
+    for overrides in (["task=digits"], ["task=digits", "privacy=record"]):
+        settings = settings_from_overrides([*overrides, "num_rounds=2"])
+        assert unit_plans(build(settings, announced=True)) == unit_plans(build(settings))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
-
-from flwr.serverapp.strategy import Strategy
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ...configs.checks import check_cohort, check_delta, check_seed
 from ...configs.schema import (
@@ -21,11 +20,14 @@ from ...configs.schema import (
 from ...privacy.budget import Adjacency
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import Cohort, cohort_of, over_selected, seen
-from ...strategies.registry import check_averages
-from ...tasks import Task, load_task, with_planted
+from ...tasks import TASKS, Task, load_task, with_planted
+from ...tasks.announced import AnnouncedTask
 from .client_instructions import task_options
 from .display import warn
 from .federation import Deployed, Federation
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
 
 OBJECT = "object"  # stands in settings for the module of what was given as an object
 SEEN_DRAW = "none: the server sees who takes part"
@@ -45,7 +47,11 @@ NOTHING_GIVEN = Given()
 
 
 def build(
-    settings: SimulationSettings, deployed: Deployed | None = None, given: Given = NOTHING_GIVEN
+    settings: SimulationSettings,
+    deployed: Deployed | None = None,
+    given: Given = NOTHING_GIVEN,
+    *,
+    announced: bool = False,
 ) -> Federation:
     """Return the federation that the settings describe, or refuse before anything is written.
 
@@ -54,13 +60,16 @@ def build(
       deployed: who the clients are where they are real. Of the task then only the model and the held-out examples
         are looked at.
       given: objects in the place of the settings' names, in a simulation.
+      announced: read a shipped task's data only if they are asked for, where the settings say how many clients it
+        has.
 
     Raises:
       Refusal: naming the setting.
     """
     seed = 0 if settings.seed is None else settings.seed
     options = task_options(settings, seed) if deployed is None else {}
-    task = _task(settings, options, given.task)
+    task = _announced(settings, options) if announced and given is NOTHING_GIVEN else None
+    task = task or _task(settings, options, given.task)
     num_clients = task.num_clients if deployed is None else len(deployed.roster.members)
     check_cohort(settings, num_clients)
     cohort = _cohort(settings, num_clients)
@@ -77,6 +86,14 @@ def build(
     seeded = simulated or (not private and deployed is None)
     strategy = _strategy(settings, given.strategy)
     return Federation(settings, task, cohort, seed if seeded else None, deployed, strategy)
+
+
+def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:
+    """Return a shipped task that is not loaded yet; None where its number of clients is known by its data alone."""
+    if settings.task.num_clients is None or settings.task.name not in TASKS:
+        return None
+    load = partial(load_task, settings.task.name, options)
+    return AnnouncedTask(settings.task.num_clients, load)
 
 
 def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task | None) -> Task:
@@ -96,6 +113,8 @@ def _strategy(settings: SimulationSettings, given: Strategy | None) -> Strategy 
     if given is None:
         _require_named("strategy", settings.strategy.target or settings.strategy.name)
         return None
+    from ...strategies.registry import check_averages
+
     check_averages(given)
     return deepcopy(given)
 

@@ -7,7 +7,6 @@ from ...privacy.budget import Adjacency
 from ...privacy.mechanisms.sum_spec import Scalar
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import CanaryClients
-from ...tasks.arrays import dimension_of
 from ...tasks.protocol import Task
 
 MOST_CANARIES = 1000  # by default: epsilon 4 against half its noise is then refuted at 0.001 with certainty
@@ -35,6 +34,8 @@ def count_canaries(settings: SimulationSettings, task: Task) -> int:
     audit = audited(settings)
     if audit is None:
         return 0
+    from ...tasks.arrays import dimension_of
+
     bearable = min(MOST_CANARIES, dimension_of(task) // COORDINATES_FOR_ONE)
     if settings.secagg is None:
         return bearable if audit.canaries is None else audit.canaries
@@ -71,6 +72,8 @@ def canary_clients(
       seed: secret, that their coins and directions are made from.
       scalars: that travel with an update.
     """
+    from ...tasks.arrays import dimension_of
+
     return CanaryClients(
         first=task.num_clients,
         count=count,

@@ -7,9 +7,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
-
-from flwr.serverapp.strategy import Strategy
+from typing import TYPE_CHECKING, TypeVar
 
 from ...configs.schema import (
     ClientDistributed,
@@ -25,6 +23,7 @@ from ...privacy.ledger.caps import capped, default_folder
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.mechanisms.sizing import WEIGHT
 from ...privacy.mechanisms.sum_spec import Scalar
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster
@@ -33,12 +32,15 @@ from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
 from ...strategies.training_order import Mode
-from ...strategies.wire import WEIGHT
 from ...tasks.protocol import Task, fingerprint
-from ..checkpoint import Checkpoint
 from ..masking import Masking
-from ..round_terms import ClientPrivacy
 from .canary_clients import count_canaries
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+
+    from ..checkpoint import Checkpoint
+    from ..round_terms import ClientPrivacy
 
 T = TypeVar("T")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,11 @@ from ...privacy.audit.run_audit import Measured
 from ...privacy.audit.verdict import by_one_run, judge
 from ...privacy.budget import Budget
 from ...strategies.client_settings import ClientSettings
-from ...tasks.arrays import load_arrays
-from ...tasks.mislabelled import Mislabelled, losses_of
 from ...tasks.protocol import ProbedTask, Task
 from .federation import Federation
+
+if TYPE_CHECKING:
+    from ...tasks.mislabelled import Mislabelled
 
 MOST = 1000  # canaries of all clients together; more cost time and say little more
 SHARE = 0.25  # of the smallest client's records, at most: what trains beside them is not to drown
@@ -78,10 +80,15 @@ class OddProbe:
     @cached_property
     def before(self) -> Scores:
         """The losses under the first model."""
+        from ...tasks.mislabelled import losses_of
+
         return losses_of(self.task, self.task.model(), self.task.odd)
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> list[Memorised]:
         """Return one test: how rare such guesses are under the budget, for any mechanism and any attack."""
+        from ...tasks.arrays import load_arrays
+        from ...tasks.mislabelled import losses_of
+
         del number
         model = self.task.model()
         load_arrays(model, arrays)
@@ -135,6 +142,8 @@ def planted(federation: Federation, client: ClientSettings) -> Planted:
     audit, task = federation.settings.audit, federation.task
     if audit is None or not audit.full or federation.deployed is not None:
         return Planted()
+    from ...tasks.mislabelled import Mislabelled
+
     record, budget = client.record, federation.record_budget
     found = Planted(
         task.memorisation_probe() if isinstance(task, ProbedTask) else None,

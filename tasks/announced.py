@@ -1,0 +1,51 @@
+"""Task whose number of clients is known before its data are read: enough for a plan that asks for no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from .protocol import Examples, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class AnnouncedTask:
+    """A simulated task that is loaded when its model or its data are asked for.
+
+    Args:
+      num_clients: that it will have.
+      load: returns the task.
+    """
+
+    simulated = True
+
+    def __init__(self, num_clients: int, load: Callable[[], Task]) -> None:
+        self.num_clients = num_clients
+        self._load = load
+
+    @cached_property
+    def _task(self) -> Task:
+        return self._load()
+
+    def model(self) -> nn.Module:
+        """Return a new model."""
+        return self._task.model()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over the batch."""
+        return self._task.loss(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return means over the examples given."""
+        return self._task.metrics(outputs, targets)
+
+    def client_data(self, client: int) -> Examples:
+        """Return the examples of one client."""
+        return self._task.client_data(client)
+
+    def held_out(self) -> Examples:
+        """Return the examples that are never trained on."""
+        return self._task.held_out()
