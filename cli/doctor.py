@@ -31,7 +31,7 @@ FUTURE_SECONDS = 120.0  # by which a file may seem newer than now
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One thing that was looked at.
 
     Attributes:
@@ -83,21 +83,21 @@ def doctor(asked: Sequence[str], as_json: bool) -> int:
 # --- what is installed --------------------------------------------------------------------------------------------
 
 
-def _python() -> Iterator[Finding]:
-    yield Finding("fedveil", None, f"{version('fedveil')}, in {Path(__file__).parents[1]}")
-    yield Finding("python", sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}")
+def _python() -> Iterator[Diagnosis]:
+    yield Diagnosis("fedveil", None, f"{version('fedveil')}, in {Path(__file__).parents[1]}")
+    yield Diagnosis("python", sys.version_info >= (3, 11), f"{platform.python_version()}, {sys.executable}")
     for line in requires("fedveil") or []:
         if "extra ==" not in line:
             name = re.split(r"[<>=!~;\[ ]", line)[0]
             found = _version(name)
-            yield Finding(name, found is not None, found or f"is not installed: pip install '{name}'")
+            yield Diagnosis(name, found is not None, found or f"is not installed: pip install '{name}'")
 
 
-def _extras() -> Iterator[Finding]:
+def _extras() -> Iterator[Diagnosis]:
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if find_spec(name) is None]
         remedy = f"lacks {', '.join(missing)}: pip install 'fedveil[{extra}]'"
-        yield Finding(f"extra {extra}", None, remedy if missing else "installed")
+        yield Diagnosis(f"extra {extra}", None, remedy if missing else "installed")
 
 
 def _version(package: str) -> str | None:
@@ -107,7 +107,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _torch() -> Iterator[Finding]:
+def _torch() -> Iterator[Diagnosis]:
     """Look whether torch brought CUDA to a machine without a GPU: gigabytes that nothing uses."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
@@ -123,9 +123,9 @@ def _torch() -> Iterator[Finding]:
     cuda = values.get("cuda")
     if cuda and not _has_gpu():
         remedy = "pip install torch --index-url https://download.pytorch.org/whl/cpu takes 2 GB less"
-        yield Finding("torch's build", False, f"of CUDA {cuda}, and there is no GPU: {remedy}")
+        yield Diagnosis("torch's build", False, f"of CUDA {cuda}, and there is no GPU: {remedy}")
     else:
-        yield Finding("torch's build", True, f"of CUDA {cuda}" if cuda else "for processors")
+        yield Diagnosis("torch's build", True, f"of CUDA {cuda}" if cuda else "for processors")
 
 
 def _has_gpu() -> bool:
@@ -135,16 +135,16 @@ def _has_gpu() -> bool:
 # --- the machine --------------------------------------------------------------------------------------------------
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Diagnosis]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("processor", None, f"{platform.machine()}, {cores} cores for this process")
+    yield Diagnosis("processor", None, f"{platform.machine()}, {cores} cores for this process")
     flags = _flags()
     if not flags:
         return
     found = [name for name, names in FEATURES.items() if flags.intersection(names)]
-    yield Finding("instructions", None, ", ".join(found) or "none of AES, AVX2, AVX-512, NEON")
+    yield Diagnosis("instructions", None, ", ".join(found) or "none of AES, AVX2, AVX-512, NEON")
     remedy = "none: secure aggregation is slow with AES; take secagg.suite=4"
-    yield Finding("AES", "AES" in found, "in the processor" if "AES" in found else remedy)
+    yield Diagnosis("AES", "AES" in found, "in the processor" if "AES" in found else remedy)
 
 
 def _flags() -> set[str]:
@@ -156,23 +156,23 @@ def _flags() -> set[str]:
     return set(named[0].partition(":")[2].split()) if named else set()
 
 
-def _clock() -> Finding:
+def _clock() -> Diagnosis:
     """Compare the clock with the newest of fedveil's own files, which cannot be of the future."""
     now = time.time()
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     shown = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     if now < newest - FUTURE_SECONDS:
-        return Finding(
+        return Diagnosis(
             "clock", False, f"{shown} is before fedveil was installed; set it: certificates go by it"
         )
     synchronized = Path("/run/systemd/timesync/synchronized").exists()
-    return Finding("clock", True, f"{shown}{', synchronized' if synchronized else ''}")
+    return Diagnosis("clock", True, f"{shown}{', synchronized' if synchronized else ''}")
 
 
-def _ledgers() -> Iterator[Finding]:
+def _ledgers() -> Iterator[Diagnosis]:
     folder = default_folder()
     if not folder.exists():
-        yield Finding("ledgers", None, f"{folder}: none yet; it is made when real data are first used")
+        yield Diagnosis("ledgers", None, f"{folder}: none yet; it is made when real data are first used")
         return
     count = len(list(folder.glob("*.ledger")))
     readable = [
@@ -180,12 +180,12 @@ def _ledgers() -> Iterator[Finding]:
     ]
     if readable and folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
         told = f"others than their owner may read them: chmod -R go= {folder}"
-        yield Finding("ledgers", False, f"{count} in {folder}; {told}")
+        yield Diagnosis("ledgers", False, f"{count} in {folder}; {told}")
     else:
-        yield Finding("ledgers", True, f"{count} in {folder}; nobody but their owner may read them")
+        yield Diagnosis("ledgers", True, f"{count} in {folder}; nobody but their owner may read them")
     kind = _file_system(folder)
     if kind.startswith(NETWORK_FILE_SYSTEMS):
-        yield Finding(
+        yield Diagnosis(
             "their disk", False, f"is {kind}, which may lose locks; name a local one with ledger.dir="
         )
 
@@ -204,7 +204,7 @@ def _file_system(folder: Path) -> str:
 # --- what is asked for --------------------------------------------------------------------------------------------
 
 
-def _trial(word: str) -> Callable[[], Finding]:
+def _trial(word: str) -> Callable[[], Diagnosis]:
     """Return what tries one ``group=option``. Refusal if there is none of the name."""
     group, _, option = word.partition("=")
     if group not in TRIALS:
@@ -215,10 +215,10 @@ def _trial(word: str) -> Callable[[], Finding]:
     return lambda: TRIALS[group](option)
 
 
-def _try_task(option: str) -> Finding:
+def _try_task(option: str) -> Diagnosis:
     subject = f"task={option}"
     if option == "custom":
-        return Finding(
+        return Diagnosis(
             subject, None, "is your own: fedveil plan task=custom task.target=module:Class tries it"
         )
     try:
@@ -226,19 +226,19 @@ def _try_task(option: str) -> Finding:
 
         task = load_task(option)
     except Refusal as refusal:
-        return Finding(subject, False, refusal.remedy)
+        return Diagnosis(subject, False, refusal.remedy)
     except ModuleNotFoundError as missing:
-        return Finding(subject, False, f"needs {missing.name}: pip install 'fedveil[simulation]'")
-    return Finding(subject, True, f"{task.num_clients} clients")
+        return Diagnosis(subject, False, f"needs {missing.name}: pip install 'fedveil[simulation]'")
+    return Diagnosis(subject, True, f"{task.num_clients} clients")
 
 
-def _try_engine(option: str) -> Finding:
+def _try_engine(option: str) -> Diagnosis:
     return _needs(f"engine={option}", "ray" if option == "ray" else "simulation")
 
 
-def _try_link(option: str) -> Finding:
+def _try_link(option: str) -> Diagnosis:
     if option == "flower" and shutil.which("flower-superlink") is None:
-        return Finding("link=flower", False, "needs flower-superlink on the PATH: pip install flwr")
+        return Diagnosis("link=flower", False, "needs flower-superlink on the PATH: pip install flwr")
     return _needs(f"link={option}", "server")
 
 
@@ -247,12 +247,12 @@ def _require_ray(subject: str) -> None:
         raise Refusal("extra", "ray", f"{subject} needs ray: pip install 'fedveil[ray]'")
 
 
-def _needs(subject: str, extra: str) -> Finding:
+def _needs(subject: str, extra: str) -> Diagnosis:
     try:
         require_extra(extra, subject) if extra in MODULES else _require_ray(subject)
     except Refusal as refusal:
-        return Finding(subject, False, refusal.remedy)
-    return Finding(subject, True, "can run")
+        return Diagnosis(subject, False, refusal.remedy)
+    return Diagnosis(subject, True, "can run")
 
 
-TRIALS: dict[str, Callable[[str], Finding]] = {"task": _try_task, "engine": _try_engine, "link": _try_link}
+TRIALS: dict[str, Callable[[str], Diagnosis]] = {"task": _try_task, "engine": _try_engine, "link": _try_link}
