@@ -233,9 +233,11 @@ def _remedy(error: ErrorDetails, place: Node) -> str:
         case "union_tag_invalid" | "union_tag_not_found":
             return f"must be one of {', '.join(sorted(place.schema['discriminator']['mapping']))}"
         case "literal_error" | "enum":
-            return f"must be one of {', '.join(map(str, place.schema.get('enum', ())))}"
+            return f"must be one of {', '.join(map(str, place.schema.get('enum', ())))}" + (
+                f"; {more}" if more else ""
+            )
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return f"must be {_range(place.schema)}" + (f"; {more}" if more else "")
+            return f"must be {range_of(place.schema)}" + (f"; {more}" if more else "")
         case "finite_number":
             return "must be finite"
         case "float_type" | "float_parsing":
@@ -256,7 +258,8 @@ def _remedy(error: ErrorDetails, place: Node) -> str:
             return more or re.sub("^Input should be", "must be", error["msg"])
 
 
-def _range(schema: Mapping[str, Any]) -> str:
-    if schema.get("type") == "integer":
+def range_of(schema: Schema) -> str:
+    """Return the range of a number in words; nothing of what has none."""
+    if schema.get("type") == "integer" and "maximum" in schema:
         return f"from {schema['minimum']} to {schema['maximum']}"
     return " and ".join(f"{word} {schema[key]:g}" for key, word in BOUNDS.items() if key in schema)

@@ -44,12 +44,12 @@ class LocalTraining:
     A range and what a key means stand here alone: the configuration, its schema and the order to a device read them.
     """
 
-    learning_rate: Annotated[float, Range(gt=0), "of the client's optimizer"] = 0.1
-    local_epochs: Annotated[int, Range(ge=1, le=10_000), "passes over a client's data in one round"] = 1
+    learning_rate: Annotated[float, Range(gt=0), "Of the client's optimizer."] = 0.1
+    local_epochs: Annotated[int, Range(ge=1, le=10_000), "Passes over a client's data in one round."] = 1
     batch_size: Annotated[
-        int, Range(ge=1, le=1_000_000), "examples of a step; the last takes what is left"
+        int, Range(ge=1, le=1_000_000), "Examples of a step; the last takes what is left."
     ] = 10
-    proximal_mu: Annotated[float, Range(ge=0), "weight of FedProx's pull (arXiv:1812.06127, eq. 2)"] = 0.0
+    proximal_mu: Annotated[float, Range(ge=0), "Weight of FedProx's pull (arXiv:1812.06127, eq. 2)."] = 0.0
 
     def __post_init__(self) -> None:
         for name, (kind, bounds, _) in RULES.items():

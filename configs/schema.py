@@ -319,6 +319,7 @@ class PrivacyLevel(Group):
     target_epsilon: Positive | None = 3.0
     """Budget; null: no limit, then noise_multiplier must be given."""
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """Of the guarantee; sensibly below one over the number of units."""
     noise_multiplier: Annotated[
         Positive | None, Field(json_schema_extra=remedy("without noise it is privacy=none"))
     ] = None
@@ -498,15 +499,13 @@ class NoAudit(Group):
 
 
 class _Audit(Group):
-    on_alarm: Literal["stop", "pause", "raise_noise", "rollback", "note", "drop_client"] = "stop"
+    on_alarm: Annotated[
+        Literal["stop", "pause", "raise_noise", "rollback", "note"],
+        Field(json_schema_extra=remedy("no check of a sum names a client to drop")),
+    ] = "stop"
     """What an alarm does; note: write it down and go on."""
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.01
     """Chance that a correct run raises any alarm at all."""
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """An alarm that names nobody can turn nobody out."""
-        if self.on_alarm == "drop_client":
-            yield "on_alarm", "no check of a sum names a client; use stop, pause, raise_noise or rollback"
 
 
 class LightAudit(_Audit):
@@ -591,8 +590,9 @@ class FederationSettings(Group):
     audit_group: Annotated[AuditSettings | NoAudit, By] = Field(alias="audit")
     training: Annotated[LocalTraining, OfKeys()] = LocalTraining()
     num_rounds: Rounds = 100
+    """Of the run."""
     checkpoint_every: Rounds = 1
-    """Rounds."""
+    """Rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()
     allow_modules: Annotated[
         tuple[Module, ...],
@@ -661,6 +661,8 @@ class SimulationSettings(FederationSettings):
     faults: FaultSettings = FaultSettings()
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None  # what both NumPy and torch accept
     """Null: 0 in a declared simulation, the system's generator on real data, where a seed is refused."""
+    optimize: Text | None = None
+    """Metric that a sweeper such as Optuna's optimises, such as accuracy; it is returned as the run's objective."""
     resume: Text | None = None
     """The folder of a run to continue: fedveil simulate resume=runs/2026-01-31/12-00-00."""
 

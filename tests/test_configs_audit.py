@@ -17,7 +17,10 @@ def test_light_is_the_default_and_off_is_nothing() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["audit.on_alarm=drop_client"], "no check of a sum names a client"),
+        (
+            ["audit.on_alarm=drop_client"],
+            "must be one of stop, pause, raise_noise, rollback, note; no check of a sum names a client",
+        ),
         (["audit.on_alarm=raise_noise", "privacy=none"], "no noise is added to this sum"),
         (
             ["audit.on_alarm=raise_noise", "cohort=min_separation", "privacy.noise=correlated"],

@@ -1,0 +1,98 @@
+"""Reference of the configuration, made of its models: help, a page of the documentation, a JSON schema.
+
+``python -m fedveil.configs.reference`` prints the JSON schema of `fedveil simulate`, with ``server`` that of
+`fedveil server`; editors check and complete YAML files by it.
+"""
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from .group import Group, Schema, node_at, range_of, schema_of
+from .schema import ServerSettings, SimulationSettings
+
+MODELS: Mapping[str, type[Group]] = {"config": SimulationSettings, "server": ServerSettings}
+WIDTH, COLUMN = 80, 34
+Row = tuple[str, str, str]
+
+
+def help_text(config: DictConfig, primary: str) -> str:
+    """Return every group with its options, and every key with its value and meaning, for 80 columns.
+
+    Args:
+        config: as it is composed.
+        primary: name of the primary configuration.
+    """
+    schema = schema_of(MODELS.get(primary, SimulationSettings))
+    groups = [
+        _entry(f"{group}=", ", ".join(sorted(options)))
+        for group, options in sorted(options_of(schema).items())
+    ]
+    rows = rows_of(schema, OmegaConf.to_container(config, resolve=False))
+    keys = [_entry(f"{key}={value}", meaning) for key, value, meaning in rows if not key.endswith(".name")]
+    return "\n".join(
+        ["Groups (choose one each, group=option):", *groups, "", "Keys (change any, key=value):", *keys]
+    )
+
+
+def options_of(schema: Schema) -> dict[str, list[str]]:
+    """Return the options of each group that Hydra chooses."""
+    found = {
+        group: list(each["discriminator"]["mapping"])
+        for group, each in schema["properties"].items()
+        if "discriminator" in each
+    }
+    if "link" in schema["properties"]:
+        found["link"] = node_at(schema, ["link", "name"]).schema["enum"]
+    return found
+
+
+def rows_of(schema: Schema, values: Any, location: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Yield key, value and meaning of everything in a composed configuration.
+
+    Args:
+        schema: of the whole.
+        values: of the group at `location`.
+        location: keys, and the names of options among them.
+    """
+    for key, value in values.items():
+        place = node_at(schema, (*location, str(key)))
+        if isinstance(value, Mapping) and value:
+            chosen = (str(value.get("name")),) if "discriminator" in place.schema else ()
+            yield from rows_of(schema, value, (*location, str(key), *chosen))
+        else:
+            yield ".".join(place.path), _shown(value), meaning_of(place.schema)
+
+
+def meaning_of(schema: Schema) -> str:
+    """Return what a key means and what it may be, in a sentence or two."""
+    may, text = range_of(schema), str(schema.get("description", ""))
+    if not may and len(schema.get("enum", ())) > 1:
+        may = f"One of {', '.join(map(str, schema['enum']))}"
+    return f"{text} {may[:1].upper()}{may[1:]}.".strip() if may else text
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def _entry(key: str, meaning: str) -> str:
+    lines = textwrap.wrap(meaning, WIDTH - COLUMN, break_on_hyphens=False) or [""]
+    first = f"  {key}"
+    if len(first) >= COLUMN:
+        return "\n".join([first, *(" " * COLUMN + line for line in lines if line)])
+    return "\n".join([first.ljust(COLUMN) + lines[0], *(" " * COLUMN + line for line in lines[1:])]).rstrip()
+
+
+if __name__ == "__main__":
+    primary = sys.argv[1] if len(sys.argv) > 1 else "config"
+    print(
+        json.dumps(
+            {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema_of(MODELS[primary])},
+            indent=2,
+        )
+    )
