@@ -154,6 +154,27 @@ def plan(ctx: typer.Context, as_json: Json = False) -> int:
     return body([*ctx.args, *(["--json"] if as_json else [])])
 
 
+@_verb(app, "compare", "Show the results of runs in one table.")
+def compare(
+    runs: Annotated[
+        list[Path], Argument(metavar="RUN", help="Folders of runs or of sweeps.", file_okay=False)
+    ],
+    csv: Annotated[Path | None, Option(metavar="FILE", help="Write a row a run.")] = None,
+    plot: Annotated[Path | None, Option(metavar="FILE", help="Draw the first metric, .png or .pdf.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Show the results of runs in one table, with means and intervals over seeds.
+
+    Example:
+      fedveil compare multirun/2026-01-31/12-00-00
+      fedveil compare runs/first runs/second --plot both.png
+    """
+    require_extra("simulation", "fedveil compare")
+    from .compare import compare as body
+
+    return body(runs, csv, plot, as_json)
+
+
 def _own_modules() -> None:
     """Let a user's own task or strategy lie in the folder of the command; last, so that it shadows nothing."""
     sys.path.append(os.getcwd())

@@ -1,62 +1,84 @@
-"""Runs what the preflight let pass: one job or a sweep, and the table and exit code that come of it."""
+"""Runs that the preflight let pass: one job or a sweep, and the table and exit code that come of it.
 
+A single run is Hydra's call in this process. A job of a sweep may run anywhere that a launcher takes it: it leaves
+`job.json` in its folder, and all that is said of a sweep is read from there.
+"""
+
+import contextlib
 import json
 import math
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job
-from ..configs.preflight import Checked, preflight
+from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs
+from ..configs.preflight import SWEEP, Checked, preflight
 from ..configs.settings import settings_of
 from ..privacy.refusal import Refusal
+from .compare import JOB, rows_of, table_of, write_csv, write_json
 
 REFUSED = 2
 FAILED = 1
 INTERRUPTED = 130
 # From best to worst; the worst job of a sweep decides its exit code.
 STATUSES = ("completed", "exhausted", "refused", "failed", "interrupted")
+TABLE = "sweep.csv"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How one job ended."""
+    """How one job ended.
 
-    overrides: str
+    Attributes:
+        overrides: that made the job.
+        exit_code: of the job alone.
+        result: as result.json has it, at least a status.
+    """
+
+    overrides: tuple[str, ...]
     exit_code: int
     result: Mapping[str, Any]
 
     @property
     def status(self) -> str:
+        """Word of the result."""
         return str(self.result.get("status", "failed"))
 
 
 def simulate(argv: Sequence[str]) -> int:
-    """``fedveil simulate``: 0 when every job completed, otherwise the exit code of the worst."""
+    """Run ``fedveil simulate``; return 0 when every job completed, otherwise the exit code of the worst."""
     as_json = "--json" in argv
     given = [each for each in argv if each != "--json"]
     checked = preflight(given, writes=True)
+    if _shows(checked):
+        return 0
+    if not checked.jobs:
+        return _hydra(checked, given, _job)
+    if checked.sweep:
+        return _sweep(checked, given, as_json)
     ended: list[Ended] = []
-    code = _hydra(checked, given, ended, quiet=as_json)
-    if code or not checked.jobs:
-        return code
-    return _report(checked, ended, as_json)
+    code = _hydra(checked, given, lambda config: _run_into(ended, config, as_json))
+    if as_json:
+        _print_json(ended)
+    return code or (ended[0].exit_code if ended else FAILED)
 
 
 def plan(argv: Sequence[str]) -> int:
-    """``fedveil plan``: the same command line, no training and no folder."""
+    """Run ``fedveil plan``: the same command line, no training and no folder."""
     as_json = "--json" in argv
     argv = [each for each in argv if each != "--json"]
     checked = preflight(argv, writes=False)
+    if _shows(checked):
+        return 0
     if not checked.jobs:
-        return _hydra(checked, argv, [])
+        return _hydra(checked, argv, _job)
     from .plan import show_plan
 
     codes: list[int] = []
@@ -67,21 +89,91 @@ def plan(argv: Sequence[str]) -> int:
     return max(codes)
 
 
-def _hydra(checked: Checked, argv: Sequence[str], ended: list[Ended], quiet: bool = False) -> int:
+def _shows(checked: Checked) -> bool:
+    """Print what Hydra's flags ask for and Hydra itself does not know: keys and their meaning, a sweep's jobs."""
+    args = checked.arguments
+    if args.help:
+        from ..configs.reference import help_text
+
+        print(help_text(compose_jobs(args)[0].config, args.config_name or PRIMARY))
+        return True
+    if args.cfg == "job" and checked.sweep:
+        for job in checked.shown:
+            print(f"# {' '.join(job.overrides)}\n{OmegaConf.to_yaml(job.config, resolve=args.resolve)}")
+        return True
+    return False
+
+
+# --- one job ------------------------------------------------------------------------------------------------------
+
+
+def _run_into(ended: list[Ended], config: DictConfig, quiet: bool) -> None:
+    ended.append(_run(_this(config), _folder(), quiet))
+
+
+def _job(config: DictConfig) -> float | None:
+    """Run one job of a sweep; return its objective, if a sweeper wants one."""
+    return _swept(config, quiet=False)
+
+
+def _quiet_job(config: DictConfig) -> float | None:
+    return _swept(config, quiet=True)
+
+
+def _swept(config: DictConfig, quiet: bool) -> float | None:
+    folder = _folder()
+    ended = _run(_this(config), folder, quiet)
+    said = {"overrides": ended.overrides, "exit_code": ended.exit_code, "result": _finite(ended.result)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / JOB).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    if ended.status == "interrupted":
+        raise KeyboardInterrupt
+    metrics = ended.result.get("metrics") or {}
+    wanted = config.get("optimize")
+    if wanted is None:
+        return None
+    if ended.exit_code not in (0, 3) or wanted not in metrics:
+        known = ", ".join(sorted(metrics)) or "nothing: it did not complete"
+        raise Refusal("optimize", wanted, f"the run reports {known}")
+    return float(metrics[wanted])
+
+
+def _this(config: DictConfig) -> Job:
+    context: Any = HydraConfig.get()
+    return Job(tuple(str(each) for each in context.overrides.task), config, context)
+
+
+def _folder() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def _run(job: Job, folder: Path, quiet: bool) -> Ended:
+    try:
+        from ..simulations.simulate import simulate as run
+
+        outcome = run(settings_of(job), folder, quiet=quiet)
+        return Ended(job.overrides, outcome.exit_code, outcome.result)
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return Ended(job.overrides, REFUSED, {"status": "refused", "reason": str(refusal)})
+    except KeyboardInterrupt:
+        return Ended(job.overrides, INTERRUPTED, {"status": "interrupted"})
+    except Exception as error:  # noqa: BLE001 (the other jobs of a sweep go on)
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+        print(f"fedveil: the run failed: {reason}", file=sys.stderr)
+        return Ended(job.overrides, FAILED, {"status": "failed", "reason": reason})
+
+
+# --- Hydra --------------------------------------------------------------------------------------------------------
+
+
+def _hydra(checked: Checked, argv: Sequence[str], job: Callable[[DictConfig], Any]) -> int:
     """Hand the command line to Hydra, which makes the folder of each job and calls it.
 
     Returns:
-        0 unless Hydra itself could not go on; how each job ended is in ``ended``.
+        0 unless Hydra itself could not go on.
     """
-
-    def job(config: DictConfig) -> None:
-        context: Any = HydraConfig.get()
-        overrides = tuple(str(each) for each in context.overrides.task)
-        this = Job(overrides, config, context)
-        ended.append(_run(this, Path(context.runtime.output_dir), quiet))
-        if ended[-1].status == "interrupted":
-            raise KeyboardInterrupt
-
     flags = [*argv]
     if checked.arguments.config_path is not None:
         flags += ["--config-path", checked.arguments.config_path]
@@ -91,7 +183,7 @@ def _hydra(checked: Checked, argv: Sequence[str], ended: list[Ended], quiet: boo
     try:
         hydra.main(config_path=OWN_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(job)()
     except KeyboardInterrupt:
-        return 0 if ended else INTERRUPTED
+        return INTERRUPTED
     except SystemExit as stop:  # how Hydra ends when it has shown something, or could not go on
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else 0
     return 0
@@ -106,43 +198,52 @@ def _made(folder: Path) -> Path:
 
 
 def _quoted(path: Path) -> str:
-    """A path as a string of Hydra's grammar."""
+    """Return a path as a string of Hydra's grammar."""
     return "'" + str(path).replace("'", "\\'") + "'"
 
 
-def _run(job: Job, folder: Path, quiet: bool) -> Ended:
-    overrides = " ".join(job.overrides) or "defaults"
-    try:
-        from ..simulations.simulate import simulate as run
-
-        outcome = run(settings_of(job), folder, quiet=quiet)
-        return Ended(overrides, outcome.exit_code, outcome.result)
-    except Refusal as refusal:
-        print(refusal, file=sys.stderr)
-        return Ended(overrides, REFUSED, {"status": "refused", "reason": str(refusal)})
-    except KeyboardInterrupt:
-        return Ended(overrides, INTERRUPTED, {"status": "interrupted"})
-    except Exception as error:  # noqa: BLE001 (the other jobs of a sweep go on)
-        traceback.print_exc()
-        print(f"fedveil: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
-        return Ended(overrides, FAILED, {"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+# --- a sweep ------------------------------------------------------------------------------------------------------
 
 
-def _report(checked: Checked, ended: Sequence[Ended], as_json: bool) -> int:
+def _sweep(checked: Checked, given: Sequence[str], as_json: bool) -> int:
+    assert checked.folder is not None
+    code = _hydra(checked, given, _quiet_job if as_json else _job)
+    folders = sorted((path.parent for path in checked.folder.rglob(JOB)), key=_order)
+    ended = [_read(folder) for folder in folders]
+    rows = rows_of(folders, checked.folder)
+    with contextlib.suppress(OSError):  # a full disk loses no more than the summary
+        write_json(rows, checked.folder / SWEEP)
+        write_csv(rows, checked.folder / TABLE)
     if as_json:
-        for each in ended:
-            print(json.dumps(_finite(each.result), allow_nan=False))
-    elif checked.sweep:
-        print(_table(ended))
-    interrupted = any(each.status == "interrupted" for each in ended)
-    if len(ended) < len(checked.jobs) and not interrupted:
+        _print_json(ended)
+    else:
+        print(table_of(rows))
+    worst = max(ended, key=_badness).exit_code if ended else 0
+    if code == INTERRUPTED or any(each.status == "interrupted" for each in ended):
+        return INTERRUPTED
+    if checked.every and len(ended) < len(checked.jobs):
         print(f"fedveil: only {len(ended)} of {len(checked.jobs)} jobs told how they ended", file=sys.stderr)
         return FAILED
-    return max(ended, key=_badness).exit_code if ended else 0
+    return worst or code
+
+
+def _read(folder: Path) -> Ended:
+    said = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    return Ended(tuple(said["overrides"]), said["exit_code"], said["result"])
+
+
+def _order(folder: Path) -> tuple[int, str]:
+    """Return what sorts folders as their jobs are numbered, and others by name."""
+    return (int(folder.name), "") if folder.name.isdigit() else (0, str(folder))
+
+
+def _print_json(ended: Iterator[Ended] | Sequence[Ended]) -> None:
+    for each in ended:
+        print(json.dumps(_finite(each.result), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for what JSON has no number for: a model that diverged has a loss of NaN."""
+    """Return the same with null for what JSON has no number for: a model that diverged has a loss of NaN."""
     if isinstance(value, Mapping):
         return {str(key): _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -152,26 +253,3 @@ def _finite(value: Any) -> Any:
 
 def _badness(job: Ended) -> int:
     return STATUSES.index(job.status) if job.status in STATUSES else len(STATUSES)
-
-
-def _table(ended: Sequence[Ended]) -> str:
-    rows = [("job", "status", "accuracy", "epsilon")]
-    for each in ended:
-        accuracy = each.result.get("metrics", {}).get("accuracy")
-        rows.append(
-            (each.overrides, each.status, _number(accuracy), _epsilons(each.result.get("privacy", [])))
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def _epsilons(privacy: Sequence[Mapping[str, Any]]) -> str:
-    """What whoever gets the model learns, for each unit."""
-    units = [f"{row['unit']} {float(row['epsilon']):.3g}" for row in privacy if row["adversary"] == "model"]
-    return ", ".join(units) or "-"
-
-
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "-"

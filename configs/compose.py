@@ -19,6 +19,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
@@ -36,6 +37,7 @@ Settings = TypeVar("Settings")
 Reader = Callable[[DictConfig], object]
 
 OWN_CONFIGS = "pkg://fedveil.configs"
+BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 PRIMARY = "config"
 VERSION_BASE = "1.3"
 # What Hydra, OmegaConf and the YAML parser raise for a file or a key that cannot be composed.
@@ -90,7 +92,7 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
     files = [mistake for directory in _directories(loader, given) for mistake in check_directory(directory)]
     if files:
         raise Mistakes(files)
-    jobs = BasicSweeper.split_arguments(parsed, None)[0] if is_sweep(args) else [given]
+    jobs = _split(loader, name, parsed) if is_sweep(args) else [given]
     composed: list[Job] = []
     mistakes: list[Refusal] = []
     for job in jobs:
@@ -101,6 +103,24 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
     if mistakes:
         raise Mistakes(unique(mistakes))
     return composed
+
+
+def _split(loader: ConfigLoader, name: str, parsed: list[Override]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep.
+
+    Hydra's own sweeper runs every combination. Another chooses values as it goes: of its search space the two corners
+    are composed, that of each first value and that of each last.
+    """
+    fixed = [lint.text_of(each) for each in parsed if not each.is_sweep_override()]
+    try:
+        sweeper = _load(loader, name, fixed).hydra.sweeper
+    except COMPOSITION_ERRORS:
+        return BasicSweeper.split_arguments(parsed, None)[0]  # composing the jobs tells what is wrong
+    asked = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    every = [*lint.parse(asked, loader), *parsed]
+    if sweeper.get("_target_") == BASIC_SWEEPER:
+        return BasicSweeper.split_arguments(every, None)[0]
+    return [[lint.end_of(each, end) for each in every] for end in (0, -1)]
 
 
 def is_sweep(args: argparse.Namespace) -> bool:

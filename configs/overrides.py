@@ -1,12 +1,13 @@
-"""What a command line's overrides say, and which word of them Hydra did not know."""
+"""Overrides of a command line: what they say, and which word of them Hydra did not know."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,12 +16,7 @@ from .strict import Mistakes, nearest
 
 # Beside its own errors, what reading a file of the wrong kind comes to.
 READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)
-LATER = {
-    (
-        "privacy",
-        "client_distributed",
-    ): "this mode is not available yet; client_central trusts the server instead"
-}
+TARGETS = re.compile(r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*")
 
 
 def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
@@ -55,7 +51,7 @@ def split(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[str], li
         elif mistake := _unknown_option(override, options):
             mistakes.append(mistake)
         else:
-            groups.append(_text(override))
+            groups.append(text_of(override))
     return groups, keys, mistakes
 
 
@@ -67,7 +63,7 @@ def unplaced(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal
     for override in keys:
         mistake = _unplaced(override, known)
         if mistake is None:
-            placed.append(_text(override))
+            placed.append(text_of(override))
         else:
             mistakes.append(mistake)
     return mistakes, placed
@@ -76,10 +72,9 @@ def unplaced(keys: Sequence[Override], config: DictConfig) -> tuple[list[Refusal
 def check_hydra_targets(hydra: DictConfig) -> None:
     """Refuse classes in Hydra's own node that are not Hydra's: it would instantiate them."""
     for path, target in _targets(OmegaConf.to_container(hydra, resolve=False), "hydra"):
-        if not str(target).startswith(("hydra.", "hydra_plugins.")):
-            raise Refusal(
-                f"{path}._target_", target, "only Hydra's own launchers and sweepers may stand here"
-            )
+        if not TARGETS.fullmatch(str(target)):
+            remedy = "only Hydra's launchers, sweepers and callbacks, its plugins' and Optuna's samplers may stand here"
+            raise Refusal(f"{path}._target_", target, remedy)
 
 
 def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | None:
@@ -87,13 +82,12 @@ def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | Non
     key = override.key_or_group
     if override.is_delete() or not isinstance(value, str) or value in options:
         return None
-    later = LATER.get((key, value))
-    return Refusal(key, value, later or f"there is no such option; {nearest(value, options)}")
+    return Refusal(key, value, f"there is no such option; {nearest(value, options)}")
 
 
 def _unplaced(override: Override, known: Mapping[str, Any]) -> Refusal | None:
     key = override.key_or_group
-    value = _text(override).partition("=")[2]
+    value = text_of(override).partition("=")[2]
     if override.is_sweep_override():
         return Refusal(key, value, "holds several values; add -m to run one job for each")
     if override.is_add() or override.is_force_add() or key.startswith("hydra") or key in known:
@@ -115,9 +109,25 @@ def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
     return "fedveil simulate --help lists them all"
 
 
-def _text(override: Override) -> str:
+def text_of(override: Override) -> str:
+    """Return the override as it was written."""
     assert override.input_line is not None  # it came from a line
     return override.input_line
+
+
+def end_of(override: Override, end: int) -> str:
+    """Return the override with one value of its sweep.
+
+    Args:
+      override: any; one that holds a single value is returned as it is.
+      end: 0 for the first value, -1 for the last.
+    """
+    if not override.is_sweep_override():
+        return text_of(override)
+    found = override.value()
+    if isinstance(found, IntervalSweep):
+        return f"{override.get_key_element()}={(found.start, found.end)[end]}"
+    return f"{override.get_key_element()}={list(override.sweep_string_iterator())[end]}"
 
 
 def _paths(node: Any, above: str) -> Iterator[tuple[str, Any]]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from omegaconf.errors import OmegaConfBaseException
 
 from ..privacy.refusal import Refusal
-from .compose import Job, arguments, compose_jobs, is_sweep, unique
+from .compose import BASIC_SWEEPER, Job, arguments, compose_jobs, is_sweep, unique
 from .schema import SimulationSettings
 from .settings import from_config, settings_of
 from .strict import Mistakes
 
+SWEEP = "sweep.json"
 SHOW_ONLY = ("help", "hydra_help", "shell_completion", "info")
 
 
@@ -26,10 +27,18 @@ class Checked:
     """Empty where the command line only asks Hydra to show something."""
     folder: Path | None = None
     """Of the run, or of the whole sweep; absolute."""
+    shown: tuple[Job, ...] = ()
+    """Jobs of which ``--cfg`` only shows the configuration."""
 
     @property
     def sweep(self) -> bool:
+        """Whether Hydra runs more than one job."""
         return is_sweep(self.arguments)
+
+    @property
+    def every(self) -> bool:
+        """Whether these are all jobs that will run; another sweeper than Hydra's own chooses as it goes."""
+        return all(job.hydra.sweeper.get("_target_") == BASIC_SWEEPER for job, _ in self.jobs)
 
 
 def preflight(argv: Sequence[str], *, writes: bool) -> Checked:
@@ -48,7 +57,7 @@ def preflight(argv: Sequence[str], *, writes: bool) -> Checked:
     jobs = compose_jobs(args, from_config)
     folder: Path | None = None
     if args.cfg is not None:
-        return Checked(args)
+        return Checked(args, shown=tuple(jobs))
     checked: list[tuple[Job, SimulationSettings]] = []
     mistakes: list[Refusal] = []
     for job in jobs:
@@ -81,6 +90,8 @@ def check_folder(job: Job, settings: SimulationSettings, *, sweep: bool) -> Path
         raise Refusal(key, "${...}", " ".join(str(error).split())) from None
     if ".." in folder.parts:
         raise Refusal(key, str(folder), "must not climb with '..'; name the folder by its own path")
+    if sweep and (folder / SWEEP).exists():
+        raise Refusal(key, str(folder), "already holds a sweep; choose another folder")
     if not sweep and (folder / "config.yaml").exists():
         raise Refusal(key, str(folder), f"already holds a run; resume={folder} continues it")
     return _check_writable(key, folder)

@@ -35,7 +35,7 @@ def help_text(config: DictConfig, primary: str) -> str:
     rows = rows_of(schema, OmegaConf.to_container(config, resolve=False))
     keys = [_entry(f"{key}={value}", meaning) for key, value, meaning in rows if not key.endswith(".name")]
     return "\n".join(
-        ["Groups (choose one each, group=option):", *groups, "", "Keys (change any, key=value):", *keys]
+        ["\nGroups (choose one each, group=option):", *groups, "", "Keys (change any, key=value):", *keys]
     )
 
 

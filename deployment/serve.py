@@ -19,8 +19,9 @@ import hydra
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments
+from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments, compose_jobs
 from ..configs.preflight import SHOW_ONLY
+from ..configs.reference import help_text
 from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.settings import SERVER, differing, server_from_config, server_settings
 from ..links.folder_lock import alone
@@ -99,6 +100,10 @@ def only_shows(argv: Sequence[str]) -> bool:
 
 
 def _show(argv: Sequence[str]) -> int:
+    args = arguments(["--config-name", SERVER, *argv])
+    if args.help:
+        print(help_text(compose_jobs(args)[0].config, SERVER))
+        return 0
     sys.argv = ["fedveil server", *argv]
     try:
         hydra.main(config_path=OWN_CONFIGS, config_name=SERVER, version_base=VERSION_BASE)(_nothing)()

@@ -155,10 +155,10 @@ def test_ledger_verbs_reach_their_room(console: Console, verb: str) -> None:
 def test_help_of_a_verb_lists_groups_examples_and_keys(console: Console, verb: str) -> None:
     code, out, _ = console(verb, "--help")
     assert code == 0
-    assert "strategy: custom, fedadagrad, fedadam, fedavg, fedavgm, fedprox, fedyogi" in out
+    assert "\n  engine=                         inprocess, ray\n" in out
     assert f"\n  fedveil {verb} task=heart privacy=record\n" in out
     assert f"usage: fedveil {verb} [key=value ...]" in out
-    assert "  target_epsilon: 3.0" in out
+    assert "\n  privacy.target_epsilon=3.0" in out
     assert console.written() == []
 
 
@@ -241,6 +241,9 @@ def test_a_sweep_ends_in_one_table(console: Console) -> None:
         "job     status     accuracy  epsilon",
         "seed=0  completed  0.5       client 2.99",
         "seed=1  completed  0.6       client 2.99",
+        "",
+        "mean over seeds, 95 % interval  runs  accuracy",
+        "all                             2     0.55 ± 0.64",
     ]
     assert [folder for _, folder in console.calls] == [console.folder / "sweep" / job for job in "01"]
 

@@ -44,6 +44,20 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
+    "text passes for a number in a configuration": Mutation(
+        "configs/group.py",
+        "ConfigDict(strict=True,",
+        "ConfigDict(strict=False,",
+        "test_configs_bad_input.py",
+        "bad_value",
+    ),
+    "rules between keys of a configuration are not looked at": Mutation(
+        "configs/group.py",
+        "if broken := tuple(self.rules()):",
+        "if broken := ():",
+        "test_configs_models.py",
+        "rules_between_keys",
+    ),
     "gRPC is given another certificate at once": Mutation(
         "links/grpc/grid.py",
         "time.sleep(RENEWAL_SECONDS)",

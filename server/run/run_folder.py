@@ -361,6 +361,7 @@ def _result(progress: Progress, ending: Ending, seconds: float) -> dict[str, Any
         "rounds_abandoned": sum(bool(row.get("abandoned")) for row in history),
         "data": "simulation" if federation.simulated else "real",
         "rng": federation.randomness.kind,
+        **_configured(federation),
         "privacy": [
             row.to_json()
             for row in spent(federation, ledger, client_ledgers(federation, folder), _draws(run, ending))
@@ -377,6 +378,18 @@ def _result(progress: Progress, ending: Ending, seconds: float) -> dict[str, Any
         "folder": str(run.folder),
         "versions": versions(),
         "seconds": round(seconds, 3),
+    }
+
+
+def _configured(federation: Federation) -> dict[str, Any]:
+    """Return what was trained: the names of the configuration's groups, and how many clients there were."""
+    s = federation.settings
+    return {
+        "task": s.task.target or s.task.name,
+        "population": federation.num_clients,
+        "cohort": s.cohort.name,
+        "strategy": s.strategy.target or s.strategy.name,
+        "partition": s.partition.name,
     }
 
 

@@ -1,0 +1,403 @@
+"""``fedveil compare``: one table of the results of runs, with means and intervals over seeds."""
+
+import csv as tables
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from ..privacy.refusal import Refusal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+JOB, RESULT, CONFIG = "job.json", "result.json", "config.yaml"
+SEED = "seed"
+CONFIDENCE = 0.95
+WIDEST = 40  # columns of the table's first
+NO_DIFFERENCE = ("resume", "optimize")  # keys that change no result
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one run was told and came to.
+
+    Attributes:
+        run: its folder, relative to that of its sweep where it has one.
+        overrides: the keys in which the runs differ, without their seeds.
+        seed: of a declared simulation.
+        status: word of result.json.
+        reason: sentence of result.json.
+        metrics: of the last evaluation.
+        epsilon: by unit, against whoever gets the model; infinity where nothing is promised.
+    """
+
+    run: str
+    overrides: Mapping[str, str]
+    seed: int | None
+    status: str
+    reason: str
+    metrics: Mapping[str, float]
+    epsilon: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean over seeds, and its 95 % interval by Student's t; a single run has none."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Runs that differ in nothing but their seed."""
+
+    overrides: Mapping[str, str]
+    runs: int
+    metrics: Mapping[str, Interval]
+
+
+def compare(
+    runs: Sequence[Path], csv: Path | None = None, plot: Path | None = None, as_json: bool = False
+) -> int:
+    """Print one table of these runs; return the exit code.
+
+    Args:
+        runs: folders of runs or of sweeps.
+        csv: file for the table, a row a run.
+        plot: file for a figure, such as compare.png or compare.pdf.
+        as_json: print JSON instead of the table.
+
+    Raises:
+        Refusal: a folder holds no run that has ended, or a file cannot be written.
+    """
+    folders = [folder for each in runs for folder in _folders(each)]
+    rows = rows_of(folders)
+    try:
+        if csv is not None:
+            write_csv(rows, csv)
+        if plot is not None:
+            draw(rows, plot)
+    except (OSError, ValueError) as error:
+        raise Refusal("compare", str(plot or csv), f"cannot be written ({error})") from None
+    print(json.dumps(_plain(rows), indent=2, allow_nan=False) if as_json else table_of(rows))
+    return 0
+
+
+def _folders(path: Path) -> list[Path]:
+    """Return the folders of runs: the path itself, or those of the jobs of a sweep."""
+    if (path / RESULT).is_file() or (path / JOB).is_file():
+        return [path]
+    found = sorted({file.parent for name in (JOB, RESULT) for file in path.rglob(name)}, key=_natural)
+    if not found:
+        raise Refusal("RUN", str(path), "holds no run that has ended; name the folder of a run or of a sweep")
+    return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in path.parts]
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def rows_of(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
+    """Return one row for each folder of a run.
+
+    Args:
+        folders: each with job.json or result.json.
+        base: what the folders are shown relative to.
+    """
+    jobs = [_job(folder) for folder in folders]
+    told = [_overrides(job) for job in jobs] if all(jobs) else [_flat(folder) for folder in folders]
+    keys = [
+        key
+        for key in dict.fromkeys(key for each in told for key in each)
+        if key not in (SEED, *NO_DIFFERENCE) and len({each.get(key) for each in told}) > 1
+        if all(jobs) or all(key in each for each in told)
+    ]
+    shown = [str(each if base is None else each.relative_to(base)) for each in folders]
+    return [
+        _row(run, {key: each[key] for key in keys if key in each}, _result(folder, job))
+        for run, each, folder, job in zip(shown, told, folders, jobs, strict=True)
+    ]
+
+
+def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> Row:
+    privacy = [each for each in result.get("privacy", ()) if each["adversary"] == "model"]
+    return Row(
+        run,
+        overrides,
+        result.get("seed"),
+        str(result.get("status", "failed")),
+        str(result.get("reason", "")),
+        {
+            key: value
+            for key, value in (result.get("metrics") or {}).items()
+            if isinstance(value, int | float)
+        },
+        {each["unit"]: float(each["epsilon"]) for each in privacy},
+    )
+
+
+def _job(folder: Path) -> dict[str, Any]:
+    return _read(folder / JOB) if (folder / JOB).is_file() else {}
+
+
+def _result(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    result = _read(folder / RESULT) if (folder / RESULT).is_file() else dict(job.get("result", {}))
+    seeds = [each.partition("=")[2] for each in job.get("overrides", ()) if each.startswith(f"{SEED}=")]
+    return {SEED: int(seeds[0]) if seeds and seeds[0].isdigit() else None, **result}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal("RUN", str(path), f"cannot be read ({error})") from None
+
+
+def _overrides(job: Mapping[str, Any]) -> dict[str, str]:
+    pairs = (each.lstrip("+").partition("=") for each in job["overrides"])
+    return {key: _text(value) for key, _, value in pairs}
+
+
+def _text(value: object) -> str:
+    """Return a value as text, so that 3 and 3.0 are one."""
+    number = _real(str(value))
+    return str(value) if number is None else f"{number:.15g}"
+
+
+def _flat(folder: Path) -> dict[str, str]:
+    """Return the configuration of a run by dotted keys."""
+    if not (folder / CONFIG).is_file():
+        return {}
+    from omegaconf import OmegaConf
+
+    from ..configs.yaml_guard import check_file
+
+    check_file(folder / CONFIG)
+    return dict(_leaves(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)), ""))
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if not isinstance(node, Mapping):
+        yield path.removesuffix(".name"), _text(node)
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+
+
+def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:
+    """Return the mean of each metric over the runs that completed and differ in their seed alone."""
+    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in rows:
+        if row.metrics:
+            groups.setdefault(tuple(row.overrides.items()), []).append(row)
+    return [
+        OverSeeds(
+            dict(key), len(group), {name: _interval([each.metrics[name] for each in group]) for name in names}
+        )
+        for key, group in groups.items()
+        if (names := [name for name in group[0].metrics if all(name in each.metrics for each in group)])
+    ]
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    mean = fmean(values)
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return Interval(mean, None, None)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+# --- what is shown ------------------------------------------------------------------------------------------------
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Return the rows as a table for a terminal, and a second one over seeds where there are several."""
+    names = _names(rows)
+    lines = [
+        (
+            _label(row, row.seed),
+            row.status,
+            *(_number(row.metrics.get(n)) for n in names),
+            _epsilons(row.epsilon),
+        )
+        for row in rows
+    ]
+    told = _aligned([("job", "status", *names, "epsilon"), *lines])
+    groups = [each for each in over_seeds(rows) if each.runs > 1]
+    if not groups:
+        return told
+    means = [
+        (_named(each.overrides) or "all", str(each.runs), *(_spread(each.metrics.get(n)) for n in names))
+        for each in groups
+    ]
+    return told + "\n\n" + _aligned([("mean over seeds, 95 % interval", "runs", *names), *means])
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """Return the metrics of the held-out data that a table has room for."""
+    found = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
+    return sorted(found, key=lambda name: name != "accuracy")[:2]
+
+
+def _label(row: Row, seed: int | None) -> str:
+    named = " ".join(
+        each for each in (_named(row.overrides), "" if seed is None else f"{SEED}={seed}") if each
+    )
+    return named or row.run
+
+
+def _named(overrides: Mapping[str, str]) -> str:
+    numbers = {key: _real(value) for key, value in overrides.items()}
+    return " ".join(
+        f"{key}={value}" if numbers[key] is None else f"{key}={numbers[key]:.4g}"
+        for key, value in overrides.items()
+    )
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return the cells in columns; what is longer than its column goes on in the line below."""
+    import textwrap
+
+    told: list[list[str]] = []
+    for line in lines:
+        first = textwrap.wrap(line[0], WIDEST, break_on_hyphens=False) or [""]
+        told += [[first[0], *line[1:]], *([f"  {rest}"] + [""] * (len(line) - 1) for rest in first[1:])]
+    widths = [max(len(line[column]) for line in told) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in told
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _spread(found: Interval | None) -> str:
+    if found is None or found.high is None:
+        return "-"
+    return f"{found.mean:.4g} ± {found.high - found.mean:.2g}"
+
+
+def _epsilons(epsilon: Mapping[str, float]) -> str:
+    return ", ".join(f"{unit} {value:.3g}" for unit, value in epsilon.items()) or "-"
+
+
+def _plain(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the rows as JSON has it: null for NaN, the word for infinity."""
+    return {
+        "runs": _spelled([asdict(row) for row in rows]),
+        "over_seeds": _spelled([asdict(g) for g in over_seeds(rows)]),
+    }
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _spelled(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_spelled(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "infinity" if value > 0 else None
+    return value
+
+
+def write_json(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows, and their means over seeds, as JSON."""
+    path.write_text(json.dumps(_plain(rows), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write a row a run, each with the means over seeds of its group."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.overrides))
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    units = list(dict.fromkeys(unit for row in rows for unit in row.epsilon))
+    means = {tuple(each.overrides.items()): each for each in over_seeds(rows)}
+    text = io.StringIO()
+    out = tables.writer(text, lineterminator="\n")
+    spread = [f"{name} {part}" for name in metrics for part in ("mean", "low", "high")]
+    out.writerow(["run", *keys, SEED, "status", *metrics, *(f"epsilon {unit}" for unit in units), *spread])
+    for row in rows:
+        group = means.get(tuple(row.overrides.items()))
+        found = [group.metrics.get(name) if group else None for name in metrics]
+        cells = [
+            part for each in found for part in ((each.mean, each.low, each.high) if each else ("", "", ""))
+        ]
+        given = [row.overrides.get(key, "") for key in keys]
+        values = [row.metrics.get(name, "") for name in metrics] + [
+            row.epsilon.get(unit, "") for unit in units
+        ]
+        out.writerow([row.run, *given, row.seed, row.status, *values, *cells])
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw the first metric of the runs: over the one number in which they differ, else a line for each setting."""
+    from matplotlib.figure import Figure
+
+    names, groups = _names(rows), over_seeds(rows)
+    if not names or not groups:
+        raise Refusal("--plot", str(path), "no run has a metric to show")
+    keys = list(dict.fromkeys(key for row in rows for key in row.overrides))
+    numeric = len(keys) == 1 and all(_real(row.overrides.get(keys[0])) is not None for row in rows)
+    figure = Figure(figsize=(6.4, 4.0 if numeric else 1.2 + 0.45 * len(groups)), layout="constrained")
+    axes = figure.add_subplot()
+    if numeric:
+        _draw_curve(axes, rows, groups, keys[0], names[0])
+    else:
+        _draw_lines(axes, rows, groups, names[0])
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _real(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _draw_curve(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], key: str, name: str) -> None:
+    at = sorted((float(each.overrides[key]), each.metrics[name]) for each in groups)
+    axes.errorbar(
+        [x for x, _ in at], [y.mean for _, y in at], _bars([y for _, y in at]), marker="o", capsize=3
+    )
+    points = [(float(row.overrides[key]), row.metrics[name]) for row in rows if name in row.metrics]
+    axes.plot([x for x, _ in points], [y for _, y in points], ".", color="0.6", zorder=1)
+    axes.set_xlabel(key)
+    axes.set_ylabel(_axis(name, groups))
+
+
+def _draw_lines(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], name: str) -> None:
+    labels = [_named(each.overrides) or "all runs" for each in groups]
+    means = [each.metrics[name] for each in groups]
+    heights = list(range(len(groups)))[::-1]
+    for row in rows:
+        if name in row.metrics:
+            height = heights[labels.index(_named(row.overrides) or "all runs")]
+            axes.plot(row.metrics[name], height, ".", color="0.6", zorder=1)
+    axes.errorbar([each.mean for each in means], heights, xerr=_bars(means), fmt="o", capsize=3)
+    axes.set_yticks(heights, labels)
+    axes.set_ylim(-0.5, len(groups) - 0.5)
+    axes.set_xlabel(_axis(name, groups))
+
+
+def _bars(means: Sequence[Interval]) -> list[list[float]]:
+    halves = [0.0 if each.high is None else each.high - each.mean for each in means]
+    return [halves, halves]
+
+
+def _axis(name: str, groups: Sequence[OverSeeds]) -> str:
+    several = any(each.runs > 1 for each in groups)
+    return f"{name}, mean over seeds and 95 % interval" if several else name

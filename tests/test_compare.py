@@ -1,0 +1,203 @@
+"""Tables of runs: what differs, means over seeds, and sweeps whose jobs run in other processes."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedveil.cli.compare import compare, over_seeds, rows_of, table_of, write_csv
+from fedveil.configs.preflight import preflight
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.refusal import Refusal
+
+SMALL = (
+    "task=digits",
+    "task.num_clients=10",
+    "num_rounds=1",
+    "cohort=all",
+    "batch_size=100",
+    "local_epochs=1",
+)
+
+
+def kept(folder: Path, accuracy: float, seed: int, *overrides: str, epsilon: float | str = 1.0) -> Path:
+    """Write the folder of a run that ended."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(settings_from_overrides([*overrides, f"seed={seed}"]).source)
+    privacy = [
+        {"unit": "client", "adversary": "server", "epsilon": "infinity"},
+        {"unit": "client", "adversary": "model", "epsilon": epsilon},
+    ]
+    metrics = {"accuracy": accuracy, "train/train_loss": 1.0}
+    result = {"status": "completed", "seed": seed, "metrics": metrics, "privacy": privacy}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    low, high = "privacy.target_epsilon=1", "privacy.target_epsilon=3"
+    return [
+        kept(tmp_path / "a", 0.5, 0, low),
+        kept(tmp_path / "b", 0.7, 1, low),
+        kept(tmp_path / "c", 0.8, 0, high, epsilon="infinity"),
+    ]
+
+
+def test_runs_are_named_by_what_differs_and_their_seed(runs: list[Path]) -> None:
+    rows = rows_of(runs)
+    assert [dict(row.overrides) for row in rows] == [{"privacy.target_epsilon": value} for value in "113"]
+    assert [(row.seed, row.epsilon["client"]) for row in rows] == [(0, 1.0), (1, 1.0), (0, math.inf)]
+    assert table_of(rows).splitlines()[:2] == [
+        "job                              status     accuracy  epsilon",
+        "privacy.target_epsilon=1 seed=0  completed  0.5       client 1",
+    ]
+
+
+def test_an_interval_over_seeds_is_students(runs: list[Path]) -> None:
+    (low, high) = over_seeds(rows_of(runs))
+    found = low.metrics["accuracy"]
+    # Two values: the 97.5 % point of Student's t with one degree of freedom is 12.706.
+    assert (low.runs, found.mean) == (2, pytest.approx(0.6))
+    assert found.high == pytest.approx(0.6 + 12.706 * 0.1, rel=1e-4) and found.low == pytest.approx(
+        0.6 - 1.2706, rel=1e-4
+    )
+    assert (high.runs, high.metrics["accuracy"].high) == (1, None)
+
+
+def test_options_that_differ_are_named_by_their_group(tmp_path: Path) -> None:
+    runs = [kept(tmp_path / name, 0.5, 0, f"privacy={name}") for name in ("record", "none")]
+    assert [dict(row.overrides) for row in rows_of(runs)] == [
+        {"learning_rate": "${task.dp_sgd_learning_rate}", "local_epochs": "1", "privacy": "record"},
+        {"learning_rate": "${task.learning_rate}", "local_epochs": "${task.local_epochs}", "privacy": "none"},
+    ]
+
+
+def test_a_table_file_and_a_figure(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(runs, tmp_path / "t.csv", tmp_path / "t.png", as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["epsilon"]["client"] for row in found["runs"]] == [1.0, 1.0, "infinity"]
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["accuracy"] for row in rows] == ["0.5", "0.7", "0.8"]
+    assert float(rows[0]["accuracy mean"]) == pytest.approx(0.6) and rows[2]["accuracy low"] == ""
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_fits_a_terminal(tmp_path: Path) -> None:
+    long = [
+        "privacy.target_epsilon=1",
+        "learning_rate=0.123456",
+        "cohort.rate=0.5",
+        "privacy.clipping_norm=7",
+    ]
+    other = [
+        "privacy.target_epsilon=3",
+        "learning_rate=0.654321",
+        "cohort.rate=0.25",
+        "privacy.clipping_norm=8",
+    ]
+    runs = [kept(tmp_path / "a", 0.5, 0, *long), kept(tmp_path / "b", 0.6, 0, *other)]
+    assert max(map(len, table_of(rows_of(runs)).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty"])
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Refusal, match="holds no run that has ended"):
+        compare([tmp_path / name])
+    with pytest.raises(Refusal, match="cannot be written"):
+        compare([kept(tmp_path / "run", 0.5, 0)], csv=tmp_path / "empty")
+
+
+def test_a_diverged_metric_is_still_a_table(tmp_path: Path) -> None:
+    rows = rows_of([kept(tmp_path / "a", math.nan, 0), kept(tmp_path / "b", 0.5, 1)])
+    assert "nan" in table_of(rows)
+    write_csv(rows, tmp_path / "t.csv")
+
+
+# --- sweeps -------------------------------------------------------------------------------------------------------
+
+
+def sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedveil", "simulate", "-m", *SMALL, *words, "hydra.sweep.dir=sweep"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "sweep" / "sweep.json").read_text())["runs"]
+
+
+def test_a_sweep_leaves_its_table_and_is_not_swept_over(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "privacy=none", "seed=0,1", "hydra.sweep.subdir=${hydra.job.override_dirname}")
+    assert done.returncode == 0, done.stderr
+    assert [(row["seed"], row["status"]) for row in rows_in(tmp_path)] == [(0, "completed"), (1, "completed")]
+    assert "mean over seeds, 95 % interval" in done.stdout
+    with open(tmp_path / "sweep" / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [{row[key] for key in row if key.startswith("epsilon")} for row in rows] == [{"inf"}, {"inf"}]
+    again = sweep(tmp_path, "privacy=none", "seed=0,1")
+    assert again.returncode == 2 and "already holds a sweep" in again.stderr
+
+
+def test_a_result_names_what_was_trained(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "privacy=none", "seed=0").returncode == 0
+    found = json.loads((tmp_path / "sweep" / "0" / "result.json").read_text())
+    told = {key: found[key] for key in ("task", "population", "cohort", "strategy", "partition")}
+    assert told == {
+        "task": "digits",
+        "population": 10,
+        "cohort": "all",
+        "strategy": "fedavg",
+        "partition": "iid",
+    }
+
+
+def test_jobs_may_run_in_processes_of_joblib(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    done = sweep(tmp_path, "privacy=none", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in rows_in(tmp_path)] == ["completed", "completed"]
+
+
+def test_a_sweeper_may_choose_values_and_optimise_a_metric(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    optuna = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize")
+    wide = ("privacy=none", "learning_rate=interval(0.01,8.0)")
+    done = sweep(tmp_path, *optuna, *wide, "optimize=accuracy")
+    assert done.returncode == 0, done.stderr
+    accuracies = [row["metrics"]["accuracy"] for row in rows_in(tmp_path)]
+    assert len(accuracies) == 2
+    assert str(max(accuracies)) in (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+    with pytest.raises(Refusal, match=r"learning_rate=-0\.5: must be above 0"):
+        preflight(["-m", *optuna, "learning_rate=interval(-0.5,8.0)"], writes=True)
+
+
+def test_an_experiment_may_bring_its_sweep(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults:\n  - override /privacy: record\nnum_rounds: 1\n"
+    text += "hydra:\n  sweeper:\n    params:\n      privacy.target_epsilon: 1,2\n"
+    (tmp_path / "experiment" / "few.yaml").write_text(text)
+    checked = preflight(["-m", "--config-dir", str(tmp_path), "+experiment=few", "seed=0,1"], writes=False)
+    assert [settings.num_rounds for _, settings in checked.jobs] == [1] * 4
+    assert [settings.privacy.target_epsilon for _, settings in checked.jobs] == [1.0, 1.0, 2.0, 2.0]  # type: ignore[union-attr]
+
+
+def test_the_jobs_of_a_sweep_are_shown(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedveil", "simulate", "-m", "--cfg", "job", "seed=3,4"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines() if "seed" in line] == [
+        "# seed=3",
+        "seed: 3",
+        "# seed=4",
+        "seed: 4",
+    ]
+    assert list(tmp_path.iterdir()) == []
