@@ -101,8 +101,8 @@ def softmax_regression(features: int, classes: int) -> nn.Module:
       features: dimension of an input.
       classes: number of outputs.
     """
-    # On the meta device first, so that the global random state does not change.
-    layer = nn.Linear(features, classes, device="meta").to_empty(device="cpu")
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    # On the meta device first, so that the global random state does not change; `to_empty` would import sympy.
+    layer = nn.Linear(features, classes, device="meta")
+    layer.weight = nn.Parameter(torch.zeros(classes, features))
+    layer.bias = nn.Parameter(torch.zeros(classes))
     return layer

@@ -371,6 +371,7 @@ def imported(*argv: str, folder: Path) -> set[str]:
         (("budget", "show"), {"typer", "numpy", "rich"}),
         (("simulate", "--cfg", "job"), {"typer", "hydra", "numpy", "pydantic"}),
         (("simulate", "num_rounds=0"), {"typer", "hydra", "numpy", "pydantic"}),
+        (("simulate", "num_rounds=1"), set(HEAVY) - {"opacus", "sympy", "ray", "sklearn"}),
         (
             ("plan", "privacy.noise_multiplier=9"),
             {"typer", "hydra", "numpy", "pydantic", "rich", "scipy", "dp_accounting"},
