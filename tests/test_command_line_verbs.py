@@ -341,6 +341,7 @@ HEAVY = (
         "scipy",
         "sklearn",
         "pydantic",
+        "sympy",
     ),
     *("rich", "numpy", "typer"),
 )
