@@ -67,6 +67,10 @@ class _Line(ShellComplete):
         words = split_arg_string(line)[1:]
         return (words, "") if not words or line[-1:].isspace() else (words[:-1], words[-1])
 
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        """Return what may stand there; files where fedveil knows nothing, as shells do by themselves."""
+        return super().get_completions(args, incomplete) or [CompletionItem(incomplete, type="file")]
+
     def format_completion(self, item: CompletionItem) -> str:
         """Return one line of the answer."""
         return f"{item.type},{item.value}"

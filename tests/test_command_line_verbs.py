@@ -253,6 +253,7 @@ def test_no_color_is_honoured(tmp_path: Path) -> None:
 BASH = """
 source <(_FEDVEIL_COMPLETE=bash_source fedveil)
 COMP_LINE="$1"; COMP_POINT=${#1}
+compopt() { [[ $2 == default ]] && echo files; }
 _fedveil_completion fedveil
 printf '%s\\n' "${COMPREPLY[@]}"
 """
@@ -308,6 +309,7 @@ def test_a_shell_completes_verbs_options_groups_and_keys(shell: str, tmp_path: P
         *[w for w in offered("fedveil server x link.")],
     ]
     assert offered("fedveil simulate num_rounds=x priv")[0] == "privacy="
+    assert offered("fedveil ledger show ") == ["files"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
