@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -36,7 +36,8 @@ from ..strategies.wire import (
     view,
 )
 from ..tasks import load_task
-from ..tasks.arrays import load_arrays, read_arrays
+from ..tasks.arrays import load_arrays, memory_of, read_arrays
+from ..tasks.independence import check_independence
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Examples, Task, check_trainable, fingerprint
 from .dp_sgd import record_canaries
@@ -58,10 +59,12 @@ class Workbench:
     Attributes:
       settings: of the clients.
       given: the task, where it is there already; None loads it as the settings say.
+      measured: holds something once the model's independence has been measured.
     """
 
     settings: ClientSettings
     given: Task | None = None
+    measured: list[bool] = field(default_factory=list[bool])
 
     @cached_property
     def task(self) -> Task:
@@ -76,13 +79,23 @@ class Workbench:
         return with_fast_kernels(self.task.model())
 
     @cached_property
-    def private_model(self) -> nn.Module:
-        """Same model, if DP-SGD can train it.
+    def forget(self) -> Callable[[], None]:
+        """What puts back all that the model holds beside its arrays: nothing of a client may reach the next one."""
+        return memory_of(self.model)
+
+    def private_model(self, examples: Examples) -> nn.Module:
+        """Return the model, once it is known that DP-SGD can train it and keeps examples apart.
+
+        Args:
+          examples: of the first client that trains in this process; independence is measured on them, once.
 
         Raises:
-          Refusal: it cannot.
+          Refusal: names the layer, the loss or the attribute.
         """
-        check_trainable(self.model)
+        if len(examples) and not self.measured:
+            check_trainable(self.model)
+            check_independence(self.model, self.task, examples)
+            self.measured.append(True)
         return self.model
 
 
@@ -140,7 +153,8 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     """
     examples = bench.task.client_data(client)
     training = training_settings(message.content, settings)
-    model = bench.model if settings.record is None else bench.private_model
+    bench.forget()
+    model = bench.model if settings.record is None else bench.private_model(examples)
     load_arrays(model, {name: view(array) for name, array in only_arrays(message.content).items()})
     run, number = read_round(message.content)
     randomness = Randomness(settings.seed)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from types import NoneType
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,3 +41,39 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 def dimension_of(task: Task) -> int:
     """Return the number of coordinates of an update: those of the model's floating-point arrays."""
     return sum(value.size for value in read_arrays(task.model()).values() if value.dtype.kind == "f")
+
+
+def memory_of(model: nn.Module) -> Callable[[], None]:
+    """Return a function that puts back what the model holds now beside its arrays.
+
+    These are buffers that are not persistent, and numbers, texts, tensors and containers of them in the attributes of
+    its layers. A layer that keeps something of what it saw there would carry it from one client to the next.
+    """
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for module in model.modules():
+        hidden: set[str] = module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+        buffers: dict[str, Any] = module._buffers  # pyright: ignore[reportPrivateUsage]
+        kept.append((buffers, {name: copy.deepcopy(buffers[name]) for name in hidden}))
+        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        kept.append(
+            (vars(module), {name: copy.deepcopy(value) for name, value in own.items() if _plain(value)})
+        )
+
+    def put_back() -> None:
+        for where, values in kept:
+            for name, value in values.items():
+                where[name] = value if isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
+
+    return put_back
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_IMMUTABLE = (int, float, str, bytes, NoneType)
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, list | tuple | set):
+        return all(_plain(each) for each in value)
+    if isinstance(value, dict):
+        return all(_plain(each) for each in value.values())
+    return isinstance(value, (*_IMMUTABLE, torch.Tensor, np.ndarray)) and not isinstance(value, nn.Parameter)

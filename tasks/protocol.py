@@ -180,8 +180,8 @@ def check_examples(examples: Examples, num_classes: int, name: str = "data") -> 
 def check_trainable(model: nn.Module) -> None:
     """Refuse a model whose gradient for one example depends on the others, which DP-SGD cannot train.
 
-    Frozen batch normalisation is refused too. Opacus accepts it when its parameters do not train, but in training mode
-    it still mixes the examples of a batch, and its running statistics would leave without noise.
+    Batch normalisation is refused even where its parameters do not train: in training mode it mixes the examples of a
+    batch. One that stays in evaluation mode is not. What layers of other kinds do is measured, by `check_independence`.
 
     Raises:
       Refusal: names the layer and what to put in its place.
@@ -189,8 +189,9 @@ def check_trainable(model: nn.Module) -> None:
     from opacus.validators import ModuleValidator  # it takes as long to import as torch does
     from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+    model.train()
     for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, _BatchNorm) and layer.training:
             remedy = (
                 f"use torch.nn.GroupNorm(groups, {layer.num_features}), which looks at one example at a time"
             )

@@ -166,10 +166,15 @@ def train_privately(
                     steps.after()
                 if training.proximal_mu:
                     _pull(optimizer.params, start, training)
+                _put_back(model, buffers)
     finally:
         optimizer.zero_grad(set_to_none=True)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+        _put_back(model, buffers)
+
+
+def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
 
 
 def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:

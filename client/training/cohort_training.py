@@ -48,7 +48,8 @@ def can_vectorise(bench: Workbench) -> bool:
     only_parameters = len(parameters) == len(bench.model.state_dict()) and all(
         p.requires_grad for p in parameters
     )
-    return bench.settings.record is None and few and only_parameters and _traces(bench)
+    plain = only_parameters and next(bench.model.buffers(), None) is None
+    return bench.settings.record is None and few and plain and _traces(bench)
 
 
 def _traces(bench: Workbench) -> bool:
@@ -75,6 +76,7 @@ def sum_cohort(
       spec: of the sum.
       size: number of its coordinates.
     """
+    bench.forget()
     training = training_settings(content, bench.settings)
     _, number = read_round(content)
     arrays = only_arrays(content)

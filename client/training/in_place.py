@@ -61,6 +61,7 @@ class InPlaceRound:
         """Train the model on one client's data and return its scalars; None if it failed, which the log explains."""
         try:
             examples = self.bench.task.client_data(client)
+            self.bench.forget()
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
             seed_layers(self.key, client)

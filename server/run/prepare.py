@@ -16,7 +16,8 @@ from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW
-from ...tasks.protocol import check_trainable
+from ...tasks.independence import check_independence
+from ...tasks.protocol import Examples, check_trainable
 from .. import noise_key
 from ..checkpoint import read
 from ..round_terms import ClientPrivacy
@@ -45,6 +46,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     client = client_settings(federation, folder)
     if federation.record is not None:
         check_trainable(federation.task.model())
+        check_independence(federation.task.model(), federation.task, _some_examples(federation))
     make_strategy_of(federation)
     _ = federation.masking  # refuses a cohort that no sum can hide
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
@@ -55,6 +57,14 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if checkpoint is not None and client.record is not None:
         require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
     return Run(federation, folder, name, client, checkpoint)
+
+
+def _some_examples(federation: Federation) -> Examples:
+    """Return examples to measure independence on: a client's, or the public ones where clients keep theirs."""
+    task = federation.task
+    if federation.deployed is not None:
+        return task.held_out()
+    return next(each for each in map(task.client_data, range(task.num_clients)) if len(each))
 
 
 def _new_name(federation: Federation) -> str:

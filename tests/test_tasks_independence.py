@@ -1,0 +1,380 @@
+"""The probe of independence sees what mixes the examples of a batch, and lets pass what does not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedveil.privacy.refusal import Refusal
+from fedveil.tasks.independence import check_independence
+from fedveil.tasks.protocol import Examples
+
+FEATURES, WIDTH, CLASSES = 5, 8, 3
+CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 2.0])
+Layer = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def examples(count: int = 12, seed: int = 0) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, FEATURES, generator=generator)
+    return Examples(inputs, torch.randint(0, CLASSES, (count,), generator=generator))
+
+
+class Objective:
+    def __init__(self, loss: Loss = F.cross_entropy) -> None:
+        self._loss = loss
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self._loss(outputs, targets)
+
+
+class Does(nn.Module):
+    """A layer that does what a function says."""
+
+    def __init__(self, function: Layer) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
+
+
+def around(*layers: nn.Module | Layer) -> nn.Sequential:
+    made = [each if isinstance(each, nn.Module) else Does(each) for each in layers]
+    return nn.Sequential(nn.Linear(FEATURES, WIDTH), *made, nn.Linear(WIDTH, CLASSES))
+
+
+# --- what mixes examples ------------------------------------------------------------------------------------------
+
+
+class RunningMean(nn.Module):
+    def __init__(self, persistent: bool, used: bool) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH), persistent=persistent)
+        self.used = used
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * inputs.detach().mean(0)
+        return inputs - self.mean if self.used else inputs
+
+
+class Remembers(nn.Module):
+    """Keeps a number of the examples it saw in an attribute."""
+
+    last = 0.0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.last = float(inputs.detach().mean())
+        return inputs
+
+
+class CentredGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, inputs: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad - grad.mean(0)
+
+
+class KeepsHistory(Objective):
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[float] = []
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.history.append(float(outputs.detach().mean()))
+        return F.cross_entropy(outputs, targets)
+
+
+def weighted_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, weight=CLASS_WEIGHTS.to(outputs.dtype))
+
+
+def ranking(outputs: Tensor, targets: Tensor) -> Tensor:
+    scores = outputs[:, 0]
+    return F.relu(1 - (scores[:, None] - scores[None])).mean()
+
+
+DEPENDENT: dict[str, tuple[nn.Module, Objective, str]] = {
+    "summed loss": (
+        around(),
+        Objective(lambda o, t: F.cross_entropy(o, t, reduction="sum")),
+        "Objective.loss",
+    ),
+    "class-weighted mean": (around(), Objective(weighted_mean), "Objective.loss"),
+    "loss times batch size": (
+        around(),
+        Objective(lambda o, t: F.cross_entropy(o, t) * len(o)),
+        "Objective.loss",
+    ),
+    "contrastive": (
+        around(),
+        Objective(lambda o, t: F.cross_entropy(o @ o.T, torch.arange(len(o)))),
+        "Objective.loss",
+    ),
+    "ranking": (around(), Objective(ranking), "Objective.loss"),
+    "in-batch negatives": (
+        around(),
+        Objective(lambda o, t: F.cross_entropy(o, t) + (o.roll(1, 0) * o).mean()),
+        "Objective.loss",
+    ),
+    "loss of a vector": (around(), Objective(lambda o, t: F.cross_entropy(o, t, reduction="none")), "loss"),
+    "history in the loss": (around(), KeepsHistory(), "loss.history"),
+    "centring": (around(lambda h: h - h.mean(0)), Objective(), "1: Does"),
+    "standardising": (around(lambda h: h / (h.std(0, correction=0) + 1)), Objective(), "1: Does"),
+    "softmax over the batch": (around(lambda h: h.softmax(0)), Objective(), "1: Does"),
+    "attention over the batch": (around(lambda h: (h @ h.T).softmax(1) @ h), Objective(), "1: Does"),
+    "sorting": (around(lambda h: h.sort(0).values), Objective(), "1: Does"),
+    "top-k over the batch": (
+        around(lambda h: h * (h >= h.topk(min(2, len(h)), 0).values[-1])),
+        Objective(),
+        "1: Does",
+    ),
+    "mixing by a permutation": (
+        around(lambda h: 0.9 * h + 0.1 * h[torch.randperm(len(h))]),
+        Objective(),
+        "1: Does",
+    ),
+    "batch size": (around(lambda h: h * len(h)), Objective(), "1: Does"),
+    "batch norm": (around(nn.BatchNorm1d(WIDTH)), Objective(), "1: BatchNorm1d"),
+    "batch norm without statistics": (
+        around(nn.BatchNorm1d(WIDTH, track_running_stats=False)),
+        Objective(),
+        "1: BatchNorm1d",
+    ),
+    "functional batch norm": (
+        around(lambda h: F.batch_norm(h, None, None, training=True)),
+        Objective(),
+        "1: Does",
+    ),
+    "instance norm turned": (
+        around(lambda h: F.instance_norm(h.T[None]).squeeze(0).T),
+        Objective(),
+        "1: Does",
+    ),
+    "gradient that is centred": (around(CentredGradient.apply), Objective(), "gradient of 0.weight"),
+    "running mean": (around(RunningMean(True, used=True)), Objective(), "1: RunningMean"),
+    "running mean, hidden": (around(RunningMean(False, used=True)), Objective(), "1: RunningMean"),
+    "running mean, not used": (around(RunningMean(False, used=False)), Objective(), "model: buffer 1.mean"),
+    "attribute": (around(Remembers()), Objective(), "model: 1.last"),
+}
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_what_mixes_examples_is_refused_by_name(name: str) -> None:
+    model, objective, part = DEPENDENT[name]
+    with pytest.raises(Refusal) as refused:
+        check_independence(model, objective, examples())
+    assert part in str(refused.value)
+
+
+def test_class_weights_are_refused_with_the_way_to_write_them() -> None:
+    with pytest.raises(
+        Refusal, match=r"weight\[targets\] \* cross_entropy\(.*reduction='none'\)\)\.mean\(\)"
+    ):
+        check_independence(around(), Objective(weighted_mean), examples())
+
+
+def test_what_a_loss_hides_in_a_global_is_seen() -> None:
+    seen: list[float] = []
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(float(outputs.detach().abs().mean()))
+        return F.cross_entropy(outputs, targets) * (1 + 1e-3 * sum(seen))
+
+    with pytest.raises(Refusal):
+        check_independence(around(), Objective(loss), examples())
+
+
+# --- what does not ------------------------------------------------------------------------------------------------
+
+
+class FrozenBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that stays in evaluation mode, as in fine-tuning."""
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm":
+        return super().train(False)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
+        super().__init__()
+        self.cells, self.head = kind(1, 6, 2, batch_first=True, dropout=0.3), nn.Linear(6, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.cells(inputs[..., None])[0][:, -1])
+
+
+class AttentionWithin(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(1, 8), nn.Linear(8, CLASSES)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.layer(self.embed(inputs[..., None])).mean(1))
+
+
+class Adapted(nn.Module):
+    """A frozen layer with a low-rank adapter that begins at zero (Hu et al. 2021, arXiv:2106.09685)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(FEATURES, CLASSES).requires_grad_(False)
+        self.down, self.up = nn.Linear(FEATURES, 2, bias=False), nn.Linear(2, CLASSES, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.base(inputs) + self.up(F.dropout(self.down(inputs), 0.1, self.training))
+
+
+class Single(nn.Module):
+    """A model whose code insists on single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(FEATURES, CLASSES))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.float() @ self.weight.float() + torch.zeros(CLASSES, dtype=torch.float32)
+
+
+def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (CLASS_WEIGHTS[targets] * F.cross_entropy(outputs, targets, reduction="none")).mean()
+
+
+INDEPENDENT: dict[str, tuple[nn.Module, Objective]] = {
+    "linear": (nn.Linear(FEATURES, CLASSES), Objective()),
+    "zero at first": (
+        nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)),
+        Objective(),
+    ),
+    "group norm": (around(nn.GroupNorm(2, WIDTH)), Objective()),
+    "layer norm": (around(nn.LayerNorm(WIDTH)), Objective()),
+    "instance norm": (
+        around(nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, affine=True), nn.Flatten()),
+        Objective(),
+    ),
+    "dropout": (around(nn.Dropout(0.5)), Objective()),
+    "functional dropout": (around(lambda h: F.dropout(h, 0.3, True)), Objective()),
+    "noise": (around(lambda h: h + torch.randn_like(h)), Objective()),
+    "uniform noise": (around(lambda h: h * torch.rand_like(h)), Objective()),
+    "LSTM": (Recurrent(nn.LSTM), Objective()),
+    "GRU": (Recurrent(nn.GRU), Objective()),
+    "attention within an example": (AttentionWithin(), Objective()),
+    "frozen batch norm": (around(FrozenBatchNorm(WIDTH)), Objective()),
+    "adapter": (Adapted(), Objective()),
+    "class weights written right": (around(), Objective(weighted)),
+    "label smoothing": (around(), Objective(lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1))),
+    "single precision": (Single(), Objective()),
+}
+INDEPENDENT["zero at first"][0][2].weight.data.zero_()
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_what_keeps_examples_apart_passes_and_is_left_as_it_was(name: str) -> None:
+    model, objective = INDEPENDENT[name]
+    torch.manual_seed(3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    drawn = torch.default_generator.get_state()
+    check_independence(model, objective, examples())
+    assert torch.equal(torch.default_generator.get_state(), drawn)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_examples_are_enough(count: int) -> None:
+    check_independence(around(nn.Dropout(0.2)), Objective(), examples(count))
+    with pytest.raises(Refusal):
+        check_independence(around(lambda h: h - h.mean(0)), Objective(), examples(count))
+
+
+def test_a_client_without_examples_has_nothing_to_measure() -> None:
+    check_independence(around(nn.BatchNorm1d(WIDTH)), Objective(), examples(0))
+
+
+# --- random modules ------------------------------------------------------------------------------------------------
+
+APART: dict[str, Callable[[], nn.Module | Layer]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softmax": lambda: nn.Softmax(1),
+    "group norm": lambda: nn.GroupNorm(2, WIDTH),
+    "layer norm": lambda: nn.LayerNorm(WIDTH),
+    "dropout": lambda: nn.Dropout(0.4),
+    "linear": lambda: nn.Linear(WIDTH, WIDTH),
+    "residual": lambda: lambda h: h + h.sin(),
+    "sorted within": lambda: lambda h: h.sort(1).values,
+    "gate": lambda: lambda h: h * h.mean(1, keepdim=True).sigmoid(),
+}
+MIXING: dict[str, Callable[[float], Layer]] = {
+    "mean": lambda a: lambda h: h - a * h.mean(0),
+    "deviation": lambda a: lambda h: h / (1 + a * h.std(0, correction=0)),
+    "maximum": lambda a: lambda h: h + a * h.amax(0),
+    "neighbour": lambda a: lambda h: h + a * h.roll(1, 0),
+    "norm": lambda a: lambda h: h * (1 + a * h.norm()),
+    "attention": lambda a: lambda h: h + a * (h @ h.T / WIDTH).softmax(1) @ h,
+    "permutation": lambda a: lambda h: h + a * h[torch.randperm(len(h))],
+    "size": lambda a: lambda h: h * (1 + a * len(h)),
+    "rank": lambda a: lambda h: h + a * h.argsort(0).argsort(0).to(h.dtype),
+}
+SMALLEST = 1e-6  # of the mixed part beside the rest: well above rounding in double precision
+stacks = st.lists(st.sampled_from(sorted(APART)), max_size=4)
+
+
+def made(names: list[str]) -> list[nn.Module | Layer]:
+    return [APART[name]() for name in names]
+
+
+def check_random_independent(names: list[str], seed: int) -> None:
+    torch.manual_seed(seed)
+    check_independence(around(*made(names)), Objective(), examples(8, seed))
+
+
+def check_random_dependent(before: list[str], kind: str, amount: float, after: list[str], seed: int) -> None:
+    torch.manual_seed(seed)
+    layers = [*made(before), MIXING[kind](amount), *made(after)]
+    with pytest.raises(Refusal):
+        check_independence(around(*layers), Objective(), examples(8, seed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(stacks, st.integers(0, 2**31))
+def test_no_random_stack_of_independent_layers_is_refused(names: list[str], seed: int) -> None:
+    check_random_independent(names, seed)
+
+
+# Behind a softmax or a normalisation what is common to all places of an example is gone, mixing or not.
+smooth = st.lists(st.sampled_from(["tanh", "linear", "residual", "dropout"]), max_size=2)
+amounts = st.floats(-4, 0).map(lambda power: 10**power).filter(lambda a: a >= SMALLEST)
+
+
+@settings(max_examples=60, deadline=None)
+@given(smooth, st.sampled_from(sorted(MIXING)), amounts, smooth, st.integers(0, 2**31))
+def test_no_random_stack_with_a_mixing_layer_passes(
+    before: list[str], kind: str, amount: float, after: list[str], seed: int
+) -> None:
+    check_random_dependent(before, kind, amount, after, seed)
+
+
+@pytest.mark.campaign
+@settings(max_examples=2000, deadline=None)
+@given(stacks, st.integers(0, 2**31))
+def test_no_false_alarm_in_two_thousand(names: list[str], seed: int) -> None:
+    check_random_independent(names, seed)
+
+
+@pytest.mark.campaign
+@settings(max_examples=2000, deadline=None)
+@given(smooth, st.sampled_from(sorted(MIXING)), amounts, smooth, st.integers(0, 2**31))
+def test_no_miss_in_two_thousand(
+    before: list[str], kind: str, amount: float, after: list[str], seed: int
+) -> None:
+    check_random_dependent(before, kind, amount, after, seed)
