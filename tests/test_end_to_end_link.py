@@ -24,7 +24,7 @@ from fedveil.strategies.wire import HANDLED_BEFORE, view
 
 ENDS = Path(__file__).parent / "faults" / "link_ends.py"
 MADE = runpy.run_path(str(ENDS))
-Authority, Federation, RawClient = (MADE[name] for name in ("Authority", "Federation", "RawClient"))
+Authority, Federation, RawClient = (MADE[name] for name in ("MadeAuthority", "Federation", "RawClient"))
 asking, moved, until = (MADE[name] for name in ("asking", "moved", "until"))
 MEBI = 1 << 20
 QUIET = {**os.environ, "GRPC_VERBOSITY": "NONE"}

@@ -24,7 +24,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.wire import UNREADABLE, view
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "link_ends.py"))
-Authority, Federation, RawClient = (MADE[name] for name in ("Authority", "Federation", "RawClient"))
+Authority, Federation, RawClient = (MADE[name] for name in ("MadeAuthority", "Federation", "RawClient"))
 asking, moved, until = (MADE[name] for name in ("asking", "moved", "until"))
 NODES = (2, 3, 4)
 
