@@ -46,7 +46,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Interval:
+class MeanInterval:
     """Mean over seeds, and its 95 % interval by Student's t; a single run has none."""
 
     mean: float
@@ -60,7 +60,7 @@ class OverSeeds:
 
     overrides: Mapping[str, str]
     runs: int
-    metrics: Mapping[str, Interval]
+    metrics: Mapping[str, MeanInterval]
 
 
 def compare(
@@ -209,14 +209,14 @@ def over_seeds(rows: Sequence[Row]) -> list[OverSeeds]:
     ]
 
 
-def _interval(values: Sequence[float]) -> Interval:
+def _interval(values: Sequence[float]) -> MeanInterval:
     mean = fmean(values)
     if len(values) < 2 or not all(map(math.isfinite, values)):
-        return Interval(mean, None, None)
+        return MeanInterval(mean, None, None)
     from scipy.special import stdtrit
 
     half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
+    return MeanInterval(mean, mean - half, mean + half)
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _spread(found: Interval | None) -> str:
+def _spread(found: MeanInterval | None) -> str:
     if found is None or found.high is None:
         return "-"
     return f"{found.mean:.4g} ± {found.high - found.mean:.2g}"
@@ -393,7 +393,7 @@ def _draw_lines(axes: "Axes", rows: Sequence[Row], groups: Sequence[OverSeeds], 
     axes.set_xlabel(_axis(name, groups))
 
 
-def _bars(means: Sequence[Interval]) -> list[list[float]]:
+def _bars(means: Sequence[MeanInterval]) -> list[list[float]]:
     halves = [0.0 if each.high is None else each.high - each.mean for each in means]
     return [halves, halves]
 

@@ -1,4 +1,4 @@
-"""The files of a bundle, read strictly: TOML, public files, secrets that only their owner may read, certificates.
+"""Files of a bundle, read strictly: TOML, public files, secrets that only their owner may read, certificates.
 
 A bundle is what `fedveil provision` makes for one server or one client. Both ends read theirs with these.
 """
@@ -58,12 +58,12 @@ class Credentials:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Refusal when there is none, or it is larger than any of a bundle's."""
+    """Return the bytes of a regular file. Refusal when there is none, or it is larger than any of a bundle's."""
     return _read(path, forbidden=0)
 
 
 def read_secret(path: Path) -> bytes:
-    """The bytes of a file that nobody but its owner may touch. Refusal as well when others may."""
+    """Return the bytes of a file that nobody but its owner may touch. Refusal as well when others may."""
     return _read(path, forbidden=OTHERS)
 
 
@@ -89,9 +89,10 @@ def _read(path: Path, forbidden: int) -> bytes:
 
 
 def read_toml(path: Path, read: Callable[[Section], Read], defaults: Mapping[str, Any] | None = None) -> Read:
-    """What `read` makes of the TOML file.
+    """Return what `read` makes of the TOML file.
 
     Args:
+      path: of the file.
       read: reads every known key of the section, in range.
       defaults: what stands for keys that the file leaves out.
 
@@ -117,7 +118,7 @@ def filled(defaults: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, A
 
 
 def read_section(values: Mapping[str, Any], read: Callable[[Section], Read], path: str) -> Read:
-    """What `read` makes of the mapping that stands at `path`; Mistakes when it, or a key of it, is wrong."""
+    """Return what `read` makes of the mapping that stands at `path`; Mistakes when it, or a key of it, is wrong."""
     mistakes: list[Refusal] = []
     section = Section(values, values, path, mistakes)
     made = read(section)
@@ -155,7 +156,7 @@ def read_credentials(folder: Path, federation: str, name: str) -> Credentials:
 
 
 def read_hexadecimal(path: Path) -> bytes:
-    """A public key of 32 bytes, which the file holds in hexadecimal."""
+    """Return a public key of 32 bytes, which the file holds in hexadecimal."""
     try:
         key = bytes.fromhex(read_file(path).decode("ascii"))
     except ValueError:
@@ -166,7 +167,7 @@ def read_hexadecimal(path: Path) -> bytes:
 
 
 def read_signed_roster(path: Path, authority: bytes) -> tuple[Roster, bytes]:
-    """A roster and its signed bytes. Refusal when the holder of the public key `authority` did not sign it."""
+    """Return a roster and its signed bytes. Refusal when the holder of the public key `authority` did not sign it."""
     signed = read_file(path)
     try:
         return read_roster(signed, authority), signed
@@ -175,12 +176,12 @@ def read_signed_roster(path: Path, authority: bytes) -> tuple[Roster, bytes]:
 
 
 def read_private_key(path: Path) -> Any:
-    """A private key in PEM that nobody but its owner may read."""
+    """Return a private key in PEM that nobody but its owner may read."""
     return _private(path, read_secret(path))
 
 
 def load_certificate(path: Path, pem: bytes) -> x509.Certificate:
-    """The certificate in the bytes of the file."""
+    """Return the certificate in the bytes of the file."""
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError:

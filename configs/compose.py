@@ -78,6 +78,7 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
     """Compose each job of this command line, a sweep's in Hydra's own order.
 
     Args:
+        args: as `arguments` parsed them.
         read: what will read a job's configuration; asked for more mistakes where one was found.
 
     Raises:
@@ -129,12 +130,12 @@ def is_sweep(args: argparse.Namespace) -> bool:
 
 
 def compose_overrides(overrides: Sequence[str], read: Reader | None = None) -> Job:
-    """The one job that these overrides make of the shipped configuration."""
+    """Return the one job that these overrides make of the shipped configuration."""
     return compose_jobs(arguments(["--", *overrides]), read)[0]
 
 
 def unique(mistakes: Sequence[Refusal]) -> list[Refusal]:
-    """The same without repetitions: jobs of a sweep share their mistakes."""
+    """Return the same without repetitions: jobs of a sweep share their mistakes."""
     return list({str(mistake): mistake for mistake in mistakes}.values())
 
 
@@ -166,7 +167,7 @@ def _loader(args: argparse.Namespace) -> ConfigLoader:
 
 
 def _directories(loader: ConfigLoader, given: Sequence[str]) -> list[Path]:
-    """The user's own directories in the search path."""
+    """Return the user's own directories in the search path."""
     found = [element.path for element in loader.get_search_path().get_path()]
     for override in given:
         if override.startswith("hydra.searchpath="):

@@ -77,8 +77,11 @@ def preflight(argv: Sequence[str], *, writes: bool) -> Checked:
 
 
 def check_folder(job: Job, settings: SimulationSettings, *, sweep: bool) -> Path:
-    """Return the absolute run folder; refuse a run folder that cannot be written, climbs out of where it stands or already
-    holds a run."""
+    """Return the absolute run folder.
+
+    Raises:
+        Refusal: it cannot be written, climbs out of where it stands, or holds a run already.
+    """
     if settings.resume is not None:
         if sweep:
             raise Refusal("resume", settings.resume, "continues one run; leave out -m")

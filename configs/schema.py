@@ -366,7 +366,7 @@ class ClientCentral(_ClientLevel):
     """Adaptive: more noise while the loss falls, less once it stalls; an RDP filter counts."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """What adapts needs something to go by."""
+        """Yield what an adapting clip or noise lacks."""
         yield from super().rules()
         if self.bands is not None and self.noise != "correlated":
             yield "bands", "belongs to privacy.noise=correlated; leave it null"
@@ -398,7 +398,7 @@ class ClientDistributed(_ClientLevel):
     noise_schedule: ClassVar[Literal["fixed"]] = "fixed"
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """The server counts clients."""
+        """Refuse what the server sees by counting clients."""
         yield from super().rules()
         if self.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
             yield "adjacency", "the server sees how many clients there are; use zero-out or replace-one"
@@ -621,7 +621,7 @@ class FederationSettings(Group):
         return None if isinstance(self.audit_group, NoAudit) else self.audit_group
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """What of one group does not go with another."""
+        """Yield what of one group does not go with another."""
         for group, target in (("task", self.task.target), ("strategy", self.strategy.target)):
             module = (target or "").partition(":")[0]
             if target and module not in self.allow_modules:
@@ -698,7 +698,7 @@ class ServerSettings(FederationSettings):
         )
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """What real clients cannot do, or cannot count."""
+        """Yield what real clients cannot do, or cannot count."""
         yield from super().rules()
         if self.resume is not None:
             yield "resume", "the same command again goes on with a run; leave it out"

@@ -64,7 +64,7 @@ class Section:
         self.mistakes.append(Refusal(self._name(key), shown, remedy))
 
     def section(self, key: str, options: Sequence[str] = ()) -> "Section":
-        """The mapping below ``key``; a missing or different value is a mistake and reads as empty."""
+        """Return the mapping below ``key``; a missing or different value is a mistake and reads as empty."""
         value = self._take(key)
         if not isinstance(value, Mapping):
             self.refuse(key, f"must be one of {', '.join(options)}" if options else "must be a group of keys")
@@ -131,7 +131,7 @@ class Section:
         return ""
 
     def optional_text(self, key: str) -> str | None:
-        """A non-empty string without line breaks or NUL, or null."""
+        """Return a non-empty string without line breaks or NUL, or null."""
         value = self._take(key)
         if value is None:
             return None
@@ -141,7 +141,7 @@ class Section:
         return value
 
     def text(self, key: str) -> str:
-        """A non-empty line of text; empty after a mistake."""
+        """Return a non-empty line of text; empty after a mistake."""
         if self._null(key) or key not in self._values:
             self.refuse(key, "must be a line of text")
         return self.optional_text(key) or ""
@@ -159,7 +159,7 @@ class Section:
         return self.matching(key, re.compile(f"[0-9a-f]{{{2 * length}}}"), f"{length} bytes in hexadecimal")
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of lines of text."""
+        """Return a list of lines of text."""
         value = self._take(key)
         if not isinstance(value, list) or not all(
             isinstance(each, str) and each.isprintable() for each in value
@@ -169,7 +169,7 @@ class Section:
         return tuple(value)
 
     def groups(self, key: str) -> tuple[Mapping[str, Any], ...]:
-        """A list, not empty, of mappings."""
+        """Return a list, not empty, of mappings."""
         value = self._take(key)
         if not isinstance(value, list) or not value or not all(isinstance(each, Mapping) for each in value):
             self.refuse(key, "must be a list of groups of keys")
@@ -177,7 +177,7 @@ class Section:
         return tuple(value)
 
     def optional_day(self, key: str) -> date | None:
-        """A day, written YYYY-MM-DD without quotes, or null."""
+        """Return a day, written YYYY-MM-DD without quotes, or null."""
         value = self._take(key)
         if value is not None and type(value) is not date:
             self.refuse(key, "must be a day, YYYY-MM-DD without quotes")
@@ -197,7 +197,7 @@ class Section:
         return value
 
     def names(self, key: str) -> tuple[str, ...]:
-        """A list of dotted Python names."""
+        """Return a list of dotted Python names."""
         value = self._take(key)
         if not isinstance(value, list):
             self.refuse(key, "must be a list of module names, for instance [my_task]")
@@ -212,7 +212,7 @@ class Section:
         return tuple(str(name) for name in value)
 
     def parameters(self, key: str) -> dict[str, float | int | str | bool]:
-        """A flat mapping of numbers, words and switches, for a constructor."""
+        """Return a flat mapping of numbers, words and switches, for a constructor."""
         value = self._take(key)
         if not isinstance(value, Mapping):
             self.refuse(key, "must be a group of keys")

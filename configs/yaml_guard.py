@@ -1,4 +1,4 @@
-"""What a user's own YAML file must be before Hydra may load it: small, UTF-8, finite."""
+"""Guard of a YAML file of the user's own, asked before Hydra loads it: small, UTF-8, finite."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def check_file(path: Path) -> None:
 
 
 def yaml_sentence(error: yaml.MarkedYAMLError) -> str:
-    """The parser's complaint in one line."""
+    """Return the parser's complaint in one line."""
     line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
     return line + (error.problem or "cannot be read as YAML").splitlines()[0]
 
