@@ -9,7 +9,7 @@ from .schema import RecordAndClient, SeparatedCohort, SimulationSettings, client
 def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
     """Refuse a cohort that the population is too small for, or that does not go with the privacy asked for."""
     cohort, client = settings.cohort, client_level(settings.privacy)
-    size = cohort.planned
+    size = cohort.size
     if size is not None and size > num_clients:
         raise Refusal("cohort.size", size, f"the task has {num_clients} clients; take at most that many")
     if settings.secagg is not None and cohort.by_turns:

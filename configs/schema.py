@@ -22,6 +22,7 @@ Rounds = Annotated[int, Field(ge=1, le=100_000)]
 Clients = Annotated[int, Field(ge=1, le=10_000_000)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Times = Annotated[float, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
 MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
@@ -55,7 +56,7 @@ class _Task(Group):
     @property
     def options(self) -> dict[str, Parameter]:
         """What this task takes beside its clients."""
-        return {}
+        return self.model_dump(include={"secrets", "folder"}, exclude_none=True)
 
 
 class ShippedTask(_Task):
@@ -73,11 +74,6 @@ class Shakespeare(_Task):
     secrets: Annotated[int, Field(ge=0, le=50)] = 0
     """PINs planted 1, 4 and 16 times, and PINs that are not planted: this many of each kind."""
 
-    @property
-    def options(self) -> dict[str, Parameter]:
-        """How many secrets are planted."""
-        return {"secrets": self.secrets}
-
 
 class Sentences(_Task):
     """Mail, wanted or not; senders' domains are the clients."""
@@ -86,11 +82,6 @@ class Sentences(_Task):
     target: ClassVar[None] = None
     folder: Text | None = None
     """What npm wrote, a file or a folder; null: $FEDVEIL_SPAM_ASSASSIN, else what lies where you stand."""
-
-    @property
-    def options(self) -> dict[str, Parameter]:
-        """Where the mail lies, if that is said."""
-        return {} if self.folder is None else {"folder": self.folder}
 
 
 class CustomTask(_Task):
@@ -116,56 +107,34 @@ class Dirichlet(Group):
     """Of the draw: the smaller, the fewer classes a client sees."""
 
 
-class _Cohort(Group):
-    by_turns: ClassVar[bool] = False
-    """Whether clients come by turns, so that the whole run is one release."""
-    secret: ClassVar[bool] = False
-    """Whether the accounting may rest on nobody seeing who is drawn: each client by a coin of its own."""
-
-    @property
-    def planned(self) -> int | None:
-        """How many clients a round plans for, where that is a number of clients."""
-        return None
-
-    @property
-    def invited(self) -> float | None:
-        """How many times the planned cohort is invited; None: as its privacy makes usual."""
-        return None
-
-
-class _Invites(_Cohort):
-    over_selection: Annotated[float, Field(ge=1)] | None = None
-    """Times the planned cohort is invited, since some will not answer; null: 1.3 with client_distributed, else 1."""
-
-    @property
-    def invited(self) -> float | None:
-        """How many times the planned cohort is invited."""
-        return self.over_selection
-
-
-class PoissonCohort(_Invites):
+class PoissonCohort(Group):
     """Each client takes part by its own coin; the only cohort whose sampling amplifies privacy."""
 
     name: Literal["poisson"] = "poisson"
     rate: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Probability with which a client takes part."""
+    over_selection: Times | None = None
+    """Times the planned cohort is invited, since some will not answer; null: 1.3 with client_distributed, else 1."""
+    size: ClassVar[None] = None
+    by_turns: ClassVar[bool] = False
+    """Whether clients come by turns, so that the whole run is one release."""
     secret: ClassVar[bool] = True
+    """Whether the accounting may rest on nobody seeing who is drawn: each client by a coin of its own."""
 
 
-class FixedCohort(_Invites):
+class FixedCohort(Group):
     """A number of clients, drawn without replacement; accounted without amplification."""
 
     name: Literal["fixed"] = "fixed"
     size: Clients = 100
     """Clients a round."""
+    over_selection: Times | None = None
+    """Times the planned cohort is invited, since some will not answer; null: 1.3 with client_distributed, else 1."""
+    by_turns: ClassVar[bool] = False
+    secret: ClassVar[bool] = False
 
-    @property
-    def planned(self) -> int | None:
-        """The size."""
-        return self.size
 
-
-class SeparatedCohort(_Cohort):
+class SeparatedCohort(Group):
     """A number of clients, none again before `separation` rounds are over; the whole run is one release."""
 
     name: Literal["min_separation"] = "min_separation"
@@ -175,18 +144,19 @@ class SeparatedCohort(_Cohort):
     """Rounds from one participation of a client to its next; null: clients / size."""
     max_participations: Rounds | None = None
     """Of one client in the run; null: as few as num_rounds * size needs."""
+    over_selection: ClassVar[None] = None
     by_turns: ClassVar[bool] = True
-
-    @property
-    def planned(self) -> int | None:
-        """The size."""
-        return self.size
+    secret: ClassVar[bool] = False
 
 
-class AllCohort(_Cohort):
+class AllCohort(Group):
     """Every client in every round; accounted without amplification."""
 
     name: Literal["all"] = "all"
+    size: ClassVar[None] = None
+    over_selection: ClassVar[None] = None
+    by_turns: ClassVar[bool] = False
+    secret: ClassVar[bool] = False
 
 
 # --- how it is learned --------------------------------------------------------------------------------------------

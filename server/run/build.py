@@ -179,7 +179,7 @@ def _check_adjacency(settings: SimulationSettings, cohort: Cohort, by_answers: b
 def _over_selection(settings: SimulationSettings) -> float:
     """Return how many times the planned cohort is invited: more than once where that costs no privacy."""
     usual = USUAL_OVER_SELECTION if isinstance(settings.privacy, ClientDistributed) else 1.0
-    return settings.cohort.invited or usual
+    return settings.cohort.over_selection or usual
 
 
 def _cohort(settings: SimulationSettings, num_clients: int) -> Cohort:
