@@ -182,7 +182,9 @@ class FedAvgM(_FlowerStrategy):
 
     name: Literal["fedavgm"] = "fedavgm"
     server_learning_rate: Positive = 1.0
+    """Factor of the mean update."""
     server_momentum: Share = 0.9
+    """Share of the step before that is kept."""
 
 
 class _Adaptive(_FlowerStrategy):
@@ -205,7 +207,9 @@ class FedAdam(_Adaptive):
 
     name: Literal["fedadam"] = "fedadam"
     beta_1: Share = 0.9
+    """Decay of the running mean of updates."""
     beta_2: Share = 0.99
+    """Decay of the running mean of their squares."""
 
 
 class FedYogi(_Adaptive):
@@ -217,7 +221,9 @@ class FedYogi(_Adaptive):
     eta_l: Positive = 0.0316
     """The client's, as Flower names it."""
     beta_1: Share = 0.9
+    """Decay of the running mean of updates."""
     beta_2: Share = 0.99
+    """Decay of the running mean of their squares."""
 
 
 class FedProx(_FlowerStrategy):
@@ -225,6 +231,7 @@ class FedProx(_FlowerStrategy):
 
     name: Literal["fedprox"] = "fedprox"
     proximal_mu: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the pull towards the global model."""
 
 
 class CustomStrategy(Group):
