@@ -71,6 +71,10 @@ UNSEEN: dict[str, str] = {
 }
 ADMISSION = "who may take part or ask, and no number that is released"
 BOOKS = "what is written down of a release, and not the release"
+CONFIGURED = "a mistake that is taken for a setting, and a run that keeps to the setting"
+PRECONDITION = (
+    "a precondition: what leaks then is the task's doing, and the audit's own task has no such layer"
+)
 LINK = "over a link alone, where no canary is there to count twice"
 SERVER = "shows where a server lies, which an honest run's sums do not"
 OPACUS = "in somebody's own loop of Opacus, which no audit watches"
@@ -91,6 +95,12 @@ BEYOND: dict[str, str] = {
     "an instruction is handled before it is written down": LINK,
     "a reply that comes twice counts twice": LINK,
     "gRPC is given another certificate at once": "a link that crashes, and no number that is released",
+    "records are trained without measuring that they are apart": PRECONDITION,
+    "a loss is not measured": PRECONDITION,
+    "what a step leaves behind is not looked at": PRECONDITION,
+    "a model remembers one client for the next": PRECONDITION,
+    "text passes for a number in a configuration": CONFIGURED,
+    "rules between keys of a configuration are not looked at": CONFIGURED,
     "what is frozen travels": "more numbers leave, all of them clipped and noised as claimed",
     "metrics leave beside the sum": "leaves beside the sum, where an audit of sums does not look",
     "fresh noise after a resume": "a round that is done again after a crash, and whose first sum no checkpoint kept",
