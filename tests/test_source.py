@@ -56,6 +56,24 @@ def test_no_module_imports_one_that_imports_it() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
 
 
+def test_modules_import_each_other_relatively() -> None:
+    """A rule of ruff's would do, but for a checkout that is called fedveil, where it takes relative imports for it."""
+    absolute = {
+        "/".join(parts)
+        for parts, tree in TREES.items()
+        for node in ast.walk(tree)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and not node.level
+            else [each.name for each in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+        if name.split(".")[0] == "fedveil"
+    }
+    assert absolute == set()
+
+
 def _imported(
     parts: tuple[str, ...], tree: ast.Module, modules: set[tuple[str, ...]]
 ) -> Iterable[tuple[str, ...]]:
