@@ -123,7 +123,7 @@ def _torch() -> Iterator[Diagnosis]:
     cuda = values.get("cuda")
     if cuda and not _has_gpu():
         remedy = "pip install torch --index-url https://download.pytorch.org/whl/cpu takes 2 GB less"
-        yield Diagnosis("torch's build", False, f"of CUDA {cuda}, and there is no GPU: {remedy}")
+        yield Diagnosis("torch's build", None, f"of CUDA {cuda}, and there is no GPU: {remedy}")
     else:
         yield Diagnosis("torch's build", True, f"of CUDA {cuda}" if cuda else "for processors")
 

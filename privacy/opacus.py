@@ -6,6 +6,7 @@ Needs `pip install 'fedveil[opacus]'`, or any other extra that brings Opacus and
 from __future__ import annotations
 
 import uuid
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,8 @@ class LedgerAccountant(IAccountant):
                 "unit", str(budget.unit), "Opacus hides single examples; give a budget of unit record"
             )
         self.ledger = Ledger.open(path, budget, owner=owner, simulated=simulated)
+        # An engine that is let go of leaves nothing open.
+        weakref.finalize(self, self.ledger.close)
         self.simulated = simulated
         self._run = uuid.uuid4().hex  # noise is new in every process, and so is its key on the ledger
         self._steps = 0

@@ -76,7 +76,7 @@ def test_a_clock_that_is_behind_the_installation_is_wrong(
     )
 
 
-def test_cuda_without_a_gpu_is_wrong(
+def test_cuda_without_a_gpu_is_said_and_nothing_is_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "version.py").write_text("from typing import Optional\ncuda: Optional[str] = '12.8'\n")
@@ -88,7 +88,7 @@ def test_cuda_without_a_gpu_is_wrong(
     monkeypatch.setattr(doctor, "find_spec", lambda name: Spec if name == "torch" else here(name))
     monkeypatch.setattr(doctor, "_has_gpu", lambda: False)
     code, found = findings(capsys)
-    assert code == 1 and "of CUDA 12.8, and there is no GPU" in found["torch's build"][1]
+    assert code == 0 and "of CUDA 12.8, and there is no GPU" in found["torch's build"][1]
     monkeypatch.setattr(doctor, "_has_gpu", lambda: True)
     assert findings(capsys)[1]["torch's build"] == (True, "of CUDA 12.8")
 

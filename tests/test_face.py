@@ -262,6 +262,7 @@ def test_the_callers_process_is_as_it_was() -> None:
     random.seed(5)
     torch.set_num_threads(2)
     os_state = os.getcwd(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), list(sys.path)
+    gc.unfreeze()  # what tests before this one left
     level, frozen = logging.getLogger("flwr").level, gc.get_freeze_count()
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     quick(engine={"workers": 2})
