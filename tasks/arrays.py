@@ -46,25 +46,40 @@ def dimension_of(task: Task) -> int:
 def memory_of(model: nn.Module) -> Callable[[], None]:
     """Return a function that puts back what the model holds now beside its arrays.
 
-    These are buffers that are not persistent, and numbers, texts, tensors and containers of them in the attributes of
-    its layers. A layer that keeps something of what it saw there would carry it from one client to the next.
+    These are buffers that are not persistent, and attributes of its layers that are numbers, texts, tensors or containers
+    of them. Attributes that were made since are removed. A layer that keeps something of what it saw there would carry
+    it from one client to the next. Objects of other kinds are left as they are.
     """
-    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    kept: list[tuple[dict[str, Any], frozenset[str], dict[str, Any]]] = []
     for module in model.modules():
         hidden: set[str] = module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
         buffers: dict[str, Any] = module._buffers  # pyright: ignore[reportPrivateUsage]
-        kept.append((buffers, {name: copy.deepcopy(buffers[name]) for name in hidden}))
-        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
-        kept.append(
-            (vars(module), {name: copy.deepcopy(value) for name, value in own.items() if _plain(value)})
-        )
+        attributes = {
+            name: value
+            for name, value in vars(module).items()
+            if name not in _OF_EVERY_MODULE and _plain(value)
+        }
+        for where, values in (
+            (buffers, {name: buffers[name] for name in hidden}),
+            (vars(module), attributes),
+        ):
+            copied = {name: _copied(value) for name, value in values.items()}
+            kept.append((where, frozenset(where), copied))
 
     def put_back() -> None:
-        for where, values in kept:
+        for where, names, values in kept:
+            for name in where.keys() - names:
+                del where[name]
             for name, value in values.items():
-                where[name] = value if isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
+                where[name] = _copied(value)
 
     return put_back
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of what can change; a computed tensor is made anew at each call, and stays itself."""
+    computed = isinstance(value, torch.Tensor) and not value.is_leaf
+    return value if computed or isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))

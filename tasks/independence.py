@@ -119,14 +119,14 @@ def _prepared(model: nn.Module, objective: Objective, examples: Examples) -> Pro
     inputs, targets = examples.inputs[rows].clone(), examples.targets[rows].clone()
     if len(examples) < BATCH and inputs.is_floating_point():  # equal rows would hide what orders them
         inputs[len(examples) :] *= 1 + torch.rand_like(inputs[len(examples) :])
-    probe = Probe(_moved_off(copy.deepcopy(model).train().double()), objective, _double(inputs), targets)
+    probe = Probe(_moved_off(_copied(model).double()), objective, _double(inputs), targets)
     precision = _Precision()
     try:
         with precision:
             objective.loss(probe.outputs(), targets)
     except (RuntimeError, TypeError):
         probe, precision = (
-            Probe(_moved_off(copy.deepcopy(model).train()), objective, inputs, targets),
+            Probe(_moved_off(_copied(model)), objective, inputs, targets),
             _Precision(),
         )
         with precision:
@@ -137,6 +137,19 @@ def _prepared(model: nn.Module, objective: Objective, examples: Examples) -> Pro
         found = f"{BATCH} examples became outputs of shape {tuple(outputs.shape)}"
         raise Refusal("model", found, "the first dimension of the outputs must be the batch")
     return probe
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy in training mode.
+
+    Raises:
+      Refusal: the model holds what cannot be copied, so that nothing can be measured without changing it.
+    """
+    try:
+        return copy.deepcopy(model).train()
+    except (RuntimeError, TypeError) as error:
+        remedy = "it cannot be copied, so its independence cannot be measured; keep no computed tensor in it"
+        raise Refusal("model", type(model).__name__, remedy) from error
 
 
 def _double(inputs: Tensor) -> Tensor:
@@ -209,8 +222,8 @@ def _check_loss(probe: Probe) -> None:
         alone = torch.stack(probe.losses(outputs, probe.targets)).mean()
         name = f"{type(probe.objective).__name__}.loss"
         if probe.differ(together, alone):
-            found = f"{float(together):.6g} where the mean of the examples' losses is {float(alone):.6g}"
-            raise Refusal(name, found, WEIGHTS_REMEDY)
+            # No number: these are losses of an owner's examples, and the sentence is printed and logged.
+            raise Refusal(name, "it is not the mean of the examples' losses", WEIGHTS_REMEDY)
         ours, theirs = (_gradient([outputs], each)[0] for each in (together, alone))
         if probe.differ(ours, theirs):
             raise Refusal(

@@ -165,8 +165,8 @@ MUTATIONS = {
     ),
     "a model remembers one client for the next": Mutation(
         "tasks/arrays.py",
-        "        for where, values in kept:\n",
-        "        for where, values in []:\n",
+        "        for where, names, values in kept:\n",
+        "        for where, names, values in []:\n",
         "test_preconditions.py",
         "remembers",
     ),

@@ -138,6 +138,9 @@ class Remembering(nn.Module):
             case "number":
                 self.number += float(mean)
                 return inputs * (1 + self.number)
+            case "late":
+                self.late = getattr(self, "late", 0.0) + float(mean)
+                return inputs * (1 + self.late)
             case _:
                 self.seen[0] += float(mean)
                 return inputs * (1 + self.seen[0])
@@ -197,7 +200,7 @@ def by_messages(bench: Workbench, clients: list[int]) -> dict[str, Any]:
     return {name: np.array(view(array)) for name, array in only_arrays(replies[-1].content).items()}
 
 
-@pytest.mark.parametrize("where", ["buffer", "number", "list"])
+@pytest.mark.parametrize("where", ["buffer", "number", "list", "late"])
 @pytest.mark.parametrize("engine", [in_place, by_messages])
 def test_what_a_model_remembers_of_one_client_does_not_reach_the_next(engine: Any, where: str) -> None:
     alone, after = engine(bench_of(where), [1]), engine(bench_of(where), [0, 1])
@@ -206,6 +209,6 @@ def test_what_a_model_remembers_of_one_client_does_not_reach_the_next(engine: An
         np.testing.assert_array_equal(after[name], value)
 
 
-@pytest.mark.parametrize("where", ["buffer", "number", "list"])
+@pytest.mark.parametrize("where", ["buffer", "number", "list", "late"])
 def test_a_model_with_a_memory_is_not_trained_many_clients_at_once(where: str) -> None:
     assert not can_vectorise(bench_of(where))

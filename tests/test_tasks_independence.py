@@ -193,6 +193,19 @@ def test_what_a_loss_hides_in_a_global_is_seen() -> None:
         check_independence(around(), Objective(loss), examples())
 
 
+def test_a_refused_loss_tells_nothing_of_the_examples() -> None:
+    with pytest.raises(Refusal) as refused:
+        check_independence(around(), Objective(weighted_mean), examples())
+    assert not any(character.isdigit() for character in str(refused.value))
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    model = around()
+    model.computed = model[0].weight * 2  # type: ignore[assignment]
+    with pytest.raises(Refusal, match="cannot be copied"):
+        check_independence(model, Objective(), examples())
+
+
 # --- what does not ------------------------------------------------------------------------------------------------
 
 

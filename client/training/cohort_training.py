@@ -54,6 +54,7 @@ def can_vectorise(bench: Workbench) -> bool:
 
 def _traces(bench: Workbench) -> bool:
     """Return whether a vectorised step of this model runs at all."""
+    bench.forget()  # what the model holds before anything has gone through it
     start = {name: p.detach() for name, p in bench.model.named_parameters()}
     try:
         examples = bench.task.client_data(0)
