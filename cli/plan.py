@@ -14,9 +14,9 @@ from ..configs.schema import SimulationSettings
 from ..privacy.budget import Adversary, Budget
 from ..privacy.plan import Plan
 from ..server.run.build import build
-from ..server.run.client_plan import metrics_share_of
 from ..server.run.display import console_for
 from ..server.run.federation import EVERYBODY, UNLIMITED_EPSILON, Federation
+from ..server.run.sum_plan import metrics_share_of
 from ..server.run.unit_plan import curve, plans_of, unit_plans, warnings_for
 
 
@@ -76,7 +76,7 @@ def _how_counted(federation: Federation, plan: Plan, budget: Budget) -> str:
     accountant = plan.accountant(budget.target_delta)
     if plan.filter_order is not None:
         return f"Noise is chosen as rounds are released: {accountant}. It promises the whole budget."
-    client = federation.client if plan.unit == "client" else None
+    client = federation.summed if plan.unit == "client" else None
     clip = "; the clip moves, and the noise with it" if client and client.clipping == "adaptive" else ""
     return f"Fixed in advance{clip}: {accountant}."
 

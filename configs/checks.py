@@ -3,12 +3,12 @@
 from ..privacy import budget
 from ..privacy.refusal import Refusal
 from ..privacy.sampling import least_participations
-from .schema import RecordAndClient, SeparatedCohort, SimulationSettings, client_level
+from .schema import RecordAndClient, SeparatedCohort, SimulationSettings, sum_level
 
 
 def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
     """Refuse a cohort that the population is too small for, or that does not go with the privacy asked for."""
-    cohort, client = settings.cohort, client_level(settings.privacy)
+    cohort, client = settings.cohort, sum_level(settings.privacy)
     size = cohort.size
     if size is not None and size > num_clients:
         raise Refusal("cohort.size", size, f"the task has {num_clients} clients; take at most that many")
@@ -22,7 +22,7 @@ def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
 
 
 def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num_clients: int) -> None:
-    client = client_level(settings.privacy)
+    client = sum_level(settings.privacy)
     if client is None:
         remedy = (
             "who took part is kept on the population's ledger; protect clients as well, or use cohort=fixed"
@@ -44,7 +44,7 @@ def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num
 
 def check_delta(settings: SimulationSettings, num_clients: int) -> str | None:
     """Refuse a client-level delta above 1/num_clients unless it is allowed; return the warning to show where it is."""
-    client = client_level(settings.privacy)
+    client = sum_level(settings.privacy)
     if client is None:
         return None
     path = "privacy.client" if isinstance(settings.privacy, RecordAndClient) else "privacy"

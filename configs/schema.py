@@ -312,14 +312,14 @@ class PrivacyLevel(Group):
             yield "target_epsilon", "give a budget or a noise_multiplier, or say privacy=none"
 
 
-class _ClientLevel(PrivacyLevel):
+class _SumLevel(PrivacyLevel):
     clipping_norm: Positive = 1.0
     """L2 norm of one client's whole contribution; the configuration takes the task's."""
     metrics_share: Share | None = None
     """Of the squared norm, for loss and count; null: planned, 0: no metrics leave a client."""
 
 
-class ClientCentral(_ClientLevel):
+class ClientCentral(_SumLevel):
     """Hides all that one client ever contributes from ``clients`` and ``model``; the server is trusted.
 
     Example:
@@ -359,7 +359,7 @@ class ClientCentral(_ClientLevel):
             yield "metrics_share", "give some: privacy.noise_schedule=adaptive goes by the clients' loss"
 
 
-class ClientDistributed(_ClientLevel):
+class ClientDistributed(_SumLevel):
     """Hides the same from the server as well: each client adds its share of the noise, and only sums are opened.
 
     Example:
@@ -430,14 +430,14 @@ class NoPrivacy(Group):
     name: Literal["none"] = "none"
 
 
-ClientLevel = ClientCentral | ClientDistributed
+SumLevel = ClientCentral | ClientDistributed
 PrivacySettings = ClientCentral | ClientDistributed | NoPrivacy | Record | RecordAndClient
 
 
-def client_level(privacy: PrivacySettings) -> ClientLevel | None:
+def sum_level(privacy: PrivacySettings) -> SumLevel | None:
     """Return the part that hides whole clients, if there is one."""
     level = privacy.client if isinstance(privacy, RecordAndClient) else privacy
-    return level if isinstance(level, ClientLevel) else None
+    return level if isinstance(level, SumLevel) else None
 
 
 class NoSecagg(Group):
@@ -608,13 +608,13 @@ class FederationSettings(Group):
         if distributed and isinstance(self.secagg_group, NoSecagg):
             text = "a single vector has but one share of the noise; mask it, or use client_central"
             yield "secagg.name", text
-        if not distributed and client_level(self.privacy) and self.secagg_group.name == "masked":
+        if not distributed and sum_level(self.privacy) and self.secagg_group.name == "masked":
             text = "a server that adds the noise sees the exact sum and must be trusted; privacy=client_distributed "
             yield "secagg.name", text + "hides that, too"
         yield from self._rules_of_audit()
 
     def _rules_of_audit(self) -> Iterator[tuple[str, str]]:
-        audit, client = self.audit, client_level(self.privacy)
+        audit, client = self.audit, sum_level(self.privacy)
         if audit is None:
             return
         if client is None and audit.canaries:
@@ -684,7 +684,7 @@ class ServerSettings(FederationSettings):
         yield from self._rules_of_clients()
         if self.link.quorum is not None and self.secagg is not None:
             yield "link.quorum", "secagg.dropout says how many an encrypted sum takes; leave it null"
-        audit, client = self.audit, client_level(self.privacy)
+        audit, client = self.audit, sum_level(self.privacy)
         if audit is None or not audit.full:
             return
         if client is None:
@@ -701,7 +701,7 @@ class ServerSettings(FederationSettings):
         if isinstance(record, Record) and record.noise_multiplier is not None:
             path = "privacy.record" if both else "privacy"
             yield f"{path}.noise_multiplier", "each client plans its own, from target_epsilon; leave it null"
-        client, path = client_level(self.privacy), "privacy.client" if both else "privacy"
+        client, path = sum_level(self.privacy), "privacy.client" if both else "privacy"
         if client and client.noise_schedule == "adaptive":
             yield (
                 f"{path}.noise_schedule",

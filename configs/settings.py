@@ -12,7 +12,7 @@ from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
 from .compose import Job, arguments, compose_jobs, compose_overrides, is_sweep, read_job
 from .group import mistakes_of
-from .schema import FederationSettings, ServerSettings, SimulationSettings, client_level
+from .schema import FederationSettings, ServerSettings, SimulationSettings, sum_level
 from .strict import Mistakes
 from .yaml_guard import check_file
 
@@ -114,7 +114,7 @@ def differing(before: Mapping[str, object], now: Mapping[str, object], path: str
 
 def _claims_a_draw(settings: FederationSettings) -> bool:
     """Return whether the accounting rests on nobody seeing how many took part."""
-    client = client_level(settings.privacy)
+    client = sum_level(settings.privacy)
     return client is not None and (settings.cohort.secret or client.adjacency is Adjacency.ADD_OR_REMOVE_ONE)
 
 

@@ -209,7 +209,7 @@ def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, An
       rounds: as `rounds_of` returns them.
     """
     rows: list[dict[str, Any]] = []
-    if (client := federation.client) is not None:
+    if (client := federation.summed) is not None:
         spent, target = rounds["epsilon_client"], client.target_epsilon
         known = target is not None and isinstance(spent, float | int)
         left = max(0.0, target - spent) if known and target is not None else target

@@ -89,10 +89,10 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
     seed, canaries = None, None
     asked = audited(federation.settings)
     if asked is not None and federation.num_canaries:
-        assert federation.client is not None
+        assert federation.summed is not None
         seed = _seed(run, fresh)
         told = canary_clients(
-            asked, federation.client, federation.task, federation.num_canaries, seed, federation.scalars
+            asked, federation.summed, federation.task, federation.num_canaries, seed, federation.scalars
         )
         run = replace(run, client=replace(run.client, canaries=told))
         canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
@@ -128,7 +128,7 @@ def _seed(run: Run, fresh: bool) -> bytes:
 
 
 def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
-    settings, audit, client = federation.settings, federation.settings.audit, federation.client
+    settings, audit, client = federation.settings, federation.settings.audit, federation.summed
     assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.num_clients
     terms = AuditTerms(

@@ -14,10 +14,10 @@ from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...tasks import PLANTED
-from .client_plan import require_one_round
 from .display import warn
 from .federation import Federation, Run, ledger_home
 from .record_audit import canaries_of_each, plants_examples
+from .sum_plan import require_one_round
 
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
 MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
@@ -68,7 +68,7 @@ def _record_privacy(
         record.gradients,
         canaries_of_each(s, federation.task, sizes[0]),
     )
-    path = "privacy" if federation.client is None else "privacy.record"
+    path = "privacy" if federation.summed is None else "privacy.record"
     warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
     if warning:
         warn(warning)
@@ -109,7 +109,7 @@ def _encryption(federation: Federation) -> Encryption | None:
         minimum_cohort=2,
         collusion=asked.collusion,
         dropout=asked.dropout,
-        maximum_clipping_norm=federation.client.clipping_norm if federation.client else asked.clipping_norm,
+        maximum_clipping_norm=federation.summed.clipping_norm if federation.summed else asked.clipping_norm,
         minimum_noise_multiplier=LEAST_NOISE if federation.distributed else 0.0,
         profile=asked.profile,
     )

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ...configs.schema import (
     ClientDistributed,
-    ClientLevel,
     LinkSettings,
     Record,
     RecordAndClient,
     SimulationSettings,
-    client_level,
+    SumLevel,
+    sum_level,
 )
 from ...privacy.budget import Adversary, Budget, Unit
 from ...privacy.ledger.caps import capped, default_folder
@@ -122,9 +122,9 @@ class Federation:
         return Randomness(self.seed)
 
     @property
-    def client(self) -> ClientLevel | None:
+    def summed(self) -> SumLevel | None:
         """The client-level part of the privacy settings."""
-        return client_level(self.settings.privacy)
+        return sum_level(self.settings.privacy)
 
     @property
     def mode(self) -> Mode:
@@ -134,7 +134,7 @@ class Federation:
     @property
     def distributed(self) -> bool:
         """Whether clients add the noise, each a share, so that the server need not be trusted."""
-        return isinstance(self.client, ClientDistributed)
+        return isinstance(self.summed, ClientDistributed)
 
     @property
     def adversaries(self) -> tuple[Adversary, ...]:
@@ -192,9 +192,9 @@ class Federation:
         return privacy.record if isinstance(privacy, RecordAndClient) else _as(Record, privacy)
 
     @property
-    def client_budget(self) -> Budget | None:
+    def sum_budget(self) -> Budget | None:
         """The budget of the population's ledger, if there is one, within the caps of whoever owns the data."""
-        budget = _budget(Unit.CLIENT, self.client)
+        budget = _budget(Unit.CLIENT, self.summed)
         if budget is None or self.simulated:
             return budget
         return capped(self.ledger_path(Path()), budget)
@@ -211,19 +211,19 @@ class Federation:
         With record-level privacy the loss stays at home, since nobody accounted for it; the number of examples is
         public under zero-out adjacency.
         """
-        if self.record is not None and self.client is None:
+        if self.record is not None and self.summed is None:
             return ()
         loss = () if self.record is not None else (Scalar(TRAIN_LOSS, LOSS_BOUND),)
-        if self.client is None:
+        if self.summed is None:
             return loss
         return (*loss, Scalar(WEIGHT, float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)))
 
     @cached_property
     def mechanism(self) -> Mechanism:
         """The law of the noise on the sums; where clients take part by turns, the run is one release anyhow."""
-        if self.client is None:
+        if self.summed is None:
             return CENTRAL
-        return mechanism_of(self.client.noise, self.cohort.turns, self.settings.num_rounds, self.client.bands)
+        return mechanism_of(self.summed.noise, self.cohort.turns, self.settings.num_rounds, self.summed.bands)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -285,7 +285,7 @@ def _as(kind: type[T], value: object) -> T | None:
     return value if isinstance(value, kind) else None
 
 
-def _budget(unit: Unit, level: ClientLevel | Record | None) -> Budget | None:
+def _budget(unit: Unit, level: SumLevel | Record | None) -> Budget | None:
     if level is None:
         return None
     return Budget(unit, level.target_epsilon or UNLIMITED_EPSILON, level.target_delta, level.adjacency)

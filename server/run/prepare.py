@@ -24,10 +24,10 @@ from ..round_terms import ClientPrivacy
 from . import run_folder
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
-from .client_plan import adaptation_of, client_plan, client_plan_with, metrics_share_of, require_one_round
 from .federation import Federation, Run
 from .record_ledgers import require_heads
 from .run_folder import Saved
+from .sum_plan import adaptation_of, metrics_share_of, require_one_round, sum_plan, sum_plan_with
 
 
 def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
@@ -99,7 +99,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
     if run.client.record is not None:
         key = "ledger.dir" if not federation.simulated else "hydra.run.dir"
         run_folder.make_folder(key, Path(run.client.record.ledger_dir))
-    budget = federation.client_budget
+    budget = federation.sum_budget
     if budget is None:
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
         yield _started(run, saved)
@@ -139,12 +139,12 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
         and saved.noise is not None
         and (ledger is None or left <= 0 or federation.mechanism.rounds)
     ):
-        plan = client_plan_with(federation, saved.noise, saved.filter_order)
+        plan = sum_plan_with(federation, saved.noise, saved.filter_order)
     else:
         prior = tuple(ledger.events(Adversary.MODEL)) if ledger else ()
-        plan = client_plan(federation, prior, left, ledger.filter_order if ledger else None)
-        if saved is None and plan is not None and federation.client_budget is not None:
-            require_one_round(plan, federation.client_budget, prior)
+        plan = sum_plan(federation, prior, left, ledger.filter_order if ledger else None)
+        if saved is None and plan is not None and federation.sum_budget is not None:
+            require_one_round(plan, federation.sum_budget, prior)
     assert plan is not None and plan.noise_multiplier is not None
     return plan
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...configs.schema import ClientLevel, Record, RecordAndClient, SimulationSettings
+from ...configs.schema import Record, RecordAndClient, SimulationSettings, SumLevel
 from ...privacy.audit.kept_rows import SUFFIX, gathered
 from ...privacy.audit.membership import auc
 from ...privacy.audit.memorisation import MemorisationProbe, Memorised
@@ -51,7 +51,7 @@ def canaries_of_each(settings: SimulationSettings, task: Task, smallest: int) ->
 def plants_examples(settings: SimulationSettings) -> bool:
     """Return whether odd examples are planted: where records are audited, or nothing is hidden."""
     audit = settings.audit
-    return audit is not None and audit.full and not isinstance(settings.privacy, ClientLevel)
+    return audit is not None and audit.full and not isinstance(settings.privacy, SumLevel)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def spent(
     rows: list[Spent] = []
     if federation.record is not None:
         rows += _record_rows(federation, client_ledgers, draws)
-    if federation.client is not None:
+    if federation.summed is not None:
         assert ledger is not None
         rows += _client_rows(federation, ledger)
     if rows:
@@ -105,7 +105,7 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
 
 
 def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
-    client = federation.client
+    client = federation.summed
     assert client is not None
     delta, adjacency = client.target_delta, client.adjacency
     server = _unprotected(Unit.CLIENT, Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
@@ -115,7 +115,7 @@ def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
     for adversary in federation.adversaries:
         cost = counted(ledger.events(adversary), delta, adjacency, order)
         if order is not None:  # what a filter promises is all of its budget
-            budget = federation.client_budget
+            budget = federation.sum_budget
             cost = budget.target_epsilon if budget is not None and client.target_epsilon else math.inf
         sampling = federation.cohort.name
         rows.append(

@@ -286,7 +286,7 @@ def title_of(federation: Federation) -> str:
 
 def budgets_of(federation: Federation) -> dict[str, float | None]:
     """Return the target epsilon of each unit."""
-    pairs = {"client": federation.client, "record": federation.record}
+    pairs = {"client": federation.summed, "record": federation.record}
     return {unit: level.target_epsilon if level else None for unit, level in pairs.items()}
 
 

@@ -268,7 +268,7 @@ def _epsilons(progress: Progress, drawn: list[int]) -> Epsilons:
     federation, ledger, meter = progress.run.federation, progress.run.ledger, progress.meter
     if meter is not None:
         meter.add(drawn)
-    record, client = None if meter is None else meter.epsilon(), federation.client
+    record, client = None if meter is None else meter.epsilon(), federation.summed
     if client is None or ledger is None:
         return Epsilons(None if federation.record is not None else math.inf, record)
     events, order = ledger.events(Adversary.MODEL), ledger.filter_order

@@ -12,8 +12,8 @@ from ...privacy.plan import Plan
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import record_plan
 from .client_instructions import client_settings
-from .client_plan import client_plan
 from .federation import UNLIMITED_EPSILON, Federation
+from .sum_plan import sum_plan
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
 VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
@@ -66,10 +66,10 @@ def unit_plans(federation: Federation) -> list[UnitPlan]:
 def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
     """Yield each unit's calibrated plan, its budget, and how many rounds of the run one unit pays for."""
     num_rounds = federation.settings.num_rounds
-    client = client_plan(federation)
+    client = sum_plan(federation)
     if client is not None:
-        assert federation.client_budget is not None
-        yield client, federation.client_budget, num_rounds
+        assert federation.sum_budget is not None
+        yield client, federation.sum_budget, num_rounds
     if federation.record is not None:
         assert federation.record_budget is not None
         told = client_settings(federation, Path())

@@ -19,7 +19,7 @@ from ...strategies.client_settings import TRAIN_LOSS
 from .federation import Federation
 
 
-def client_plan(
+def sum_plan(
     federation: Federation,
     prior: tuple[DpEvent, ...] = (),
     num_rounds: int | None = None,
@@ -36,28 +36,28 @@ def client_plan(
     Raises:
       Refusal: no noise makes these rounds fit what is left of the budget.
     """
-    if federation.client is None:
+    if federation.summed is None:
         return None
     plan = Plan(
         unit=Unit.CLIENT,
-        adjacency=federation.client.adjacency,
+        adjacency=federation.summed.adjacency,
         sampling=federation.cohort,
-        clipping_norm=federation.client.clipping_norm,
+        clipping_norm=federation.summed.clipping_norm,
         num_rounds=num_rounds or federation.settings.num_rounds,
-        noise_multiplier=federation.client.noise_multiplier,
+        noise_multiplier=federation.summed.noise_multiplier,
         adversaries=federation.adversaries,
         filter_order=filter_order,
         mechanism=federation.mechanism,
     )
     if plan.noise_multiplier is not None:
         return plan
-    budget = federation.client_budget
+    budget = federation.sum_budget
     assert budget is not None
-    adaptive = federation.client.noise_schedule == "adaptive"
+    adaptive = federation.summed.noise_schedule == "adaptive"
     return plan.calibrate_for_filter(budget, prior) if adaptive else plan.calibrate(budget, prior)
 
 
-def client_plan_with(
+def sum_plan_with(
     federation: Federation, noise_multiplier: float, filter_order: float | None = None
 ) -> Plan | None:
     """Return the client level's plan with the noise that an earlier process of this run settled on.
@@ -67,14 +67,14 @@ def client_plan_with(
       noise_multiplier: noise standard deviation over the sensitivity.
       filter_order: of the RDP filter that the run goes by; None where there is none.
     """
-    if federation.client is None:
+    if federation.summed is None:
         return None
-    client = federation.client.model_copy(update={"noise_multiplier": noise_multiplier})
+    client = federation.summed.model_copy(update={"noise_multiplier": noise_multiplier})
     privacy = federation.settings.privacy
     both = isinstance(privacy, RecordAndClient)
     changed = privacy.model_copy(update={"client": client}) if both else client
     noised = replace(federation, settings=federation.settings.model_copy(update={"privacy": changed}))
-    return client_plan(noised, filter_order=filter_order)
+    return sum_plan(noised, filter_order=filter_order)
 
 
 def adaptation_of(
@@ -88,7 +88,7 @@ def adaptation_of(
       prior: events that the ledger already holds.
       begun: the round after which `plan` holds.
     """
-    client, budget = federation.client, federation.client_budget
+    client, budget = federation.summed, federation.sum_budget
     assert client is not None and budget is not None
     clipping: AdaptiveClipping | None = None
     if isinstance(client, ClientCentral) and client.clipping == "adaptive":
@@ -107,7 +107,7 @@ def metrics_share_of(federation: Federation, plan: Plan) -> float:
       federation: its parts.
       plan: calibrated.
     """
-    given = federation.client.metrics_share if federation.client else 0.0
+    given = federation.summed.metrics_share if federation.summed else 0.0
     if given is not None:
         return given
     expected = federation.cohort.expected_size(federation.num_clients)
