@@ -22,7 +22,7 @@ from .mechanisms.sum_spec import Scalar
 from .plan import Plan
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
 SAVING = 1.25  # noise over planned noise while saving: a round then costs about 0.64 of a planned one
 WINDOW = 10  # rounds whose losses are averaged
@@ -77,7 +77,7 @@ class AdaptiveNoise:
           number: of the round, from 1.
           losses: the last noised mean losses, that round's among them.
         """
-        from dp_accounting import SelfComposedDpEvent
+        from dp_accounting.dp_event import SelfComposedDpEvent
 
         done = number - self.begun
         left = self.plan.num_rounds - done

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .refusal import Refusal, real, word
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
     from .accounting.events import Gaussian
 

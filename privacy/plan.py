@@ -13,7 +13,7 @@ from .refusal import Refusal, real, word
 from .sampling import Sampling
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
 # Noise is searched between these noise multipliers, to this relative width; what is returned is the upper end.
 LEAST_NOISE, MOST_NOISE = 2.0**-6, 2.0**24
@@ -74,7 +74,7 @@ class Plan:
 
     def event_of(self, row: int) -> "DpEvent":
         """Return what round ``row``, from 1, is charged; where the run is one release the first one pays for all."""
-        from dp_accounting import NoOpDpEvent
+        from dp_accounting.dp_event import NoOpDpEvent
 
         return self.event() if self.mechanism.rounds is None or row == 1 else NoOpDpEvent()
 
@@ -101,18 +101,15 @@ class Plan:
         def affordable(rounds: int) -> bool:
             return admits(self._after(rounds, prior), budget, self.filter_order, GATE_INTERVAL)
 
-        if not affordable(1):
-            return 0
         if self.mechanism.rounds is not None:
-            return self.mechanism.rounds
-        most = 1
-        while most < MOST_ROUNDS and affordable(2 * most):
-            most *= 2
-        step = most // 2 if most < MOST_ROUNDS else 0
-        while step:
-            most += step if affordable(most + step) else 0
-            step //= 2
-        return most
+            return self.mechanism.rounds if affordable(1) else 0
+        least, step = 0, self.num_rounds  # a calibrated plan affords little more than it has
+        while least < MOST_ROUNDS and affordable(least + step):
+            least, step = least + step, 1 if not least else 2 * step
+        while step > 1:
+            step, half = step - step // 2, step // 2
+            least, step = (least + half, step) if affordable(least + half) else (least, half)
+        return min(least, MOST_ROUNDS)
 
     def calibrate(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
         """Return this plan with the least noise, to 1e-4, whose rounds fit the budget.
@@ -171,7 +168,7 @@ class Plan:
             )
 
     def _after(self, rounds: int, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
-        from dp_accounting import SelfComposedDpEvent
+        from dp_accounting.dp_event import SelfComposedDpEvent
 
         releases = rounds if self.mechanism.rounds is None else min(rounds, 1)
         return [*prior, SelfComposedDpEvent(self.event(), releases)]

@@ -207,6 +207,9 @@ def test_so_many_and_then_so_many_are_all_of_them(
     assert gathered.get_epsilon_for_delta(1e-5) == pytest.approx(
         at_once.get_epsilon_for_delta(1e-5), abs=1e-6
     )
+    for losses in (gathered, at_once):
+        theirs = losses.get_epsilon_for_delta(1e-5)
+        assert loss_distributions.epsilon(losses, 1e-5) == pytest.approx(theirs, rel=1e-9, abs=1e-12)
     vector = renyi_vector(event, adjacency)
     assert np.allclose(first * vector + then * vector, (first + then) * vector, rtol=1e-12)
 

@@ -18,7 +18,7 @@ from .events import MIN_NOISE, Counts, Leaf, asked_of, drawn_openly, gaussian_sc
 from .renyi import by_renyi, relation_of, renyi_holds
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
 GATE_INTERVAL = 1e-3
 PUBLISH_INTERVAL = 1e-4
@@ -144,12 +144,12 @@ def bounds(counts: Counts, delta: float, adjacency: Adjacency, interval: float) 
     Raises:
       Refusal: there is no bound.
     """
-    import dp_accounting
+    from dp_accounting.dp_event import NonPrivateDpEvent
 
     if not counts:
         yield 0.0
         return
-    if any(isinstance(leaf, dp_accounting.NonPrivateDpEvent) for leaf, _ in counts):
+    if any(isinstance(leaf, NonPrivateDpEvent) for leaf, _ in counts):
         yield float("inf")
         return
     size = by_renyi(counts, delta, adjacency)
@@ -249,14 +249,13 @@ def by_distribution(counts: Counts, delta: float, adjacency: Adjacency, interval
     from . import loss_distributions
 
     merged = in_order(coarsened(with_one_gaussian(dict(counts)), rounded))
-    return float(
-        loss_distributions.distribution(merged, relation_of(adjacency), interval).get_epsilon_for_delta(delta)
-    )
+    losses = loss_distributions.distribution(merged, relation_of(adjacency), interval)
+    return loss_distributions.epsilon(losses, delta)
 
 
 def with_one_gaussian(counts: Mapping[Leaf, int]) -> dict[Leaf, int]:
     """Count all Gaussians as one, whatever their noise (Dong et al. 2019, corollary 3.3)."""
-    from dp_accounting import GaussianDpEvent
+    from dp_accounting.dp_event import GaussianDpEvent
 
     others = {leaf: n for leaf, n in counts.items() if not isinstance(leaf, GaussianDpEvent)}
     found = ((leaf, n) for leaf, n in in_order(counts) if isinstance(leaf, GaussianDpEvent))
@@ -294,7 +293,7 @@ def rounded(leaf: Leaf, levels: float) -> Leaf:
       leaf: see `events.leaves`.
       levels: of noise and of rate, an octave.
     """
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
     scale = gaussian_scale(leaf)
     if scale is None or isinstance(leaf, GaussianDpEvent):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..refusal import Refusal, real
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent, GaussianDpEvent
+    from dp_accounting.dp_event import DpEvent, GaussianDpEvent
 
 # An event that is no composition, with converted parameters; hashable.
 Leaf = Any
@@ -92,7 +92,7 @@ def leaves(event: "DpEvent", count: int = 1) -> Iterator[tuple[Leaf, int]]:
 
 def asked_of(leaf: Leaf) -> Counts | None:
     """Return the leaves that are composed on one sample; None for a leaf that dp_accounting reads as it is."""
-    import dp_accounting as dp
+    from dp_accounting import dp_event as dp
 
     if not _is_sample(leaf):
         return None
@@ -107,7 +107,7 @@ def drawn_openly(leaf: Leaf) -> bool:
 
 def gaussian_scale(leaf: Leaf) -> tuple[float, float] | None:
     """Return sampling rate and noise multiplier of a Gaussian, sampled or not; None for another leaf."""
-    import dp_accounting as dp
+    from dp_accounting import dp_event as dp
 
     query, rate = (
         (leaf.event, leaf.sampling_probability) if isinstance(leaf, dp.PoissonSampledDpEvent) else (leaf, 1.0)
@@ -116,13 +116,13 @@ def gaussian_scale(leaf: Leaf) -> tuple[float, float] | None:
 
 
 def _is_sample(event: Any) -> bool:
-    import dp_accounting as dp
+    from dp_accounting import dp_event as dp
 
     return isinstance(event, dp.PoissonSampledDpEvent) or drawn_openly(event)
 
 
 def _unfolded(event: Any, count: int) -> Iterator[tuple[Leaf, int]]:
-    import dp_accounting as dp
+    from dp_accounting import dp_event as dp
 
     if isinstance(event, dp.SelfComposedDpEvent):
         yield from _unfolded(event.event, count * event.count)
@@ -136,7 +136,7 @@ def _unfolded(event: Any, count: int) -> Iterator[tuple[Leaf, int]]:
 
 
 def _simplified(event: Any) -> Leaf | None:
-    import dp_accounting as dp
+    from dp_accounting import dp_event as dp
 
     match event:
         case dp.NoOpDpEvent():
@@ -155,7 +155,7 @@ def _simplified(event: Any) -> Leaf | None:
 
 def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | None:
     """Return one sample that is queried by all parts."""
-    import dp_accounting as dp
+    from dp_accounting import dp_event as dp
 
     nothing = dp.NonPrivateDpEvent()
     if not parts or (nothing, 1) in parts:
@@ -171,7 +171,7 @@ def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | No
 
 def _together(parts: Iterable[tuple[Leaf, int]]) -> list[tuple[Leaf, int]]:
     """Count equal leaves together and Gaussians as one, in a fixed order; one `NonPrivate` stands for all."""
-    import dp_accounting as dp
+    from dp_accounting import dp_event as dp
 
     counts: Counter[Leaf] = Counter()
     for leaf, n in parts:

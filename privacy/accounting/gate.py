@@ -28,7 +28,7 @@ from .events import Counts, Leaf, gaussian_scale, leaves
 from .renyi import Vector, from_renyi, relation_of, renyi_holds, renyi_vector
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
 # Histories that are followed: one for each adversary and one to spare.
 MOST_LINES = 4
@@ -120,7 +120,7 @@ class Gate:
     # --- counting
 
     def _count(self, events: "Iterable[DpEvent] | Mapping[DpEvent, int]") -> Counted:
-        from dp_accounting import SelfComposedDpEvent
+        from dp_accounting.dp_event import SelfComposedDpEvent
 
         counts: Counted = {}
         for event, times in events.items() if isinstance(events, Mapping) else ((each, 1) for each in events):
@@ -234,7 +234,7 @@ class Gate:
 
     def _worst(self, wanted: Counted, step: Counted) -> int | None:
         """Return a leaf that tells no less than any Gaussian of `wanted`, and than all of `step`."""
-        from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+        from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
         if any(gaussian_scale(self._leaves[number]) is None for number in step):
             return next(iter(step)) if len(step) == 1 else None

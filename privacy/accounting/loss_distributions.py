@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
+from dp_accounting.dp_event import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.pld.pld_pmf import DensePLDPmf
 from dp_accounting.pld.privacy_loss_distribution import (
@@ -31,7 +31,7 @@ from . import sampled_gaussian
 from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale
 
 if TYPE_CHECKING:
-    from dp_accounting import NeighboringRelation
+    from dp_accounting.privacy_accountant import NeighboringRelation
 
 Floats = NDArray[np.float64]
 # Queries of one secret sample that answer alike for a blank unit and an absent one.
@@ -40,7 +40,7 @@ SAMPLED_ALIKE = (GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent)
 
 def has_distribution(leaf: Leaf, relation: "NeighboringRelation") -> bool:
     """Return whether `distribution` covers a leaf under this relation of neighbours."""
-    from dp_accounting import NeighboringRelation
+    from dp_accounting.privacy_accountant import NeighboringRelation
 
     parts = asked_of(leaf)
     if parts is None:
@@ -66,21 +66,42 @@ def distribution(
       interval: step of the grid, in nats.
       before: PLD of what happened earlier on the same grid; None for nothing.
     """
-    total: Any = before or identity(interval)
+    total: Any = before
     for leaf, n in counts:
         if isinstance(leaf, GaussianDpEvent):
-            total = total.compose(
-                _once(GaussianDpEvent(leaf.noise_multiplier / math.sqrt(n)), relation, interval)
-            )
+            losses: Any = _once(GaussianDpEvent(leaf.noise_multiplier / math.sqrt(n)), relation, interval)
         else:
-            once = _once(leaf, relation, interval)
-            total = total.compose(once if n == 1 else once.self_compose(n))
-    return total
+            losses = _once(leaf, relation, interval)
+            losses = losses if n == 1 else losses.self_compose(n)
+        total = losses if total is None else total.compose(losses)
+    return identity(interval) if total is None else total
+
+
+def epsilon(losses: PrivacyLossDistribution, delta: float) -> float:
+    """Return the least epsilon of these losses at delta, as `get_epsilon_for_delta` does one loss at a time."""
+    pair: Any = losses
+    return max(_epsilon(pmf, delta) for pmf in {pair._pmf_remove, pair._pmf_add})
+
+
+def _epsilon(pmf: Any, delta: float) -> float:
+    dense = pmf.to_dense_pmf()
+    if dense._infinity_mass > delta:
+        return math.inf
+    losses, masses = _losses(dense)[::-1], dense._probs[::-1]
+    with np.errstate(all="ignore"):
+        upper, lower = dense._infinity_mass + np.cumsum(masses), np.cumsum(np.exp(-losses) * masses)
+        found = np.log((upper - delta) / lower)
+    # Masses are added from the greatest loss down, until what is left is below the epsilon that they ask for.
+    ends = (upper > delta) & (found >= np.append(losses[1:], -math.inf)) | (upper >= delta) & (lower == 0)
+    last = int(ends.argmax()) if ends.any() else -1
+    if lower[last] == 0:
+        return max(0.0, float(losses[last]))
+    return float(found[last]) if upper[last] > lower[last] + delta else 0.0
 
 
 @lru_cache(maxsize=256)
 def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> PrivacyLossDistribution:
-    from dp_accounting import NeighboringRelation
+    from dp_accounting.privacy_accountant import NeighboringRelation
 
     parts, scale = asked_of(leaf), gaussian_scale(leaf)
     if scale is not None:
@@ -127,8 +148,11 @@ def _added(pmf: Any, rate: float, interval: float) -> DensePLDPmf:
 def _atoms(pmf: Any) -> tuple[Floats, Floats, float]:
     """Return a distribution's losses, the masses at them, and the mass at infinity."""
     dense = pmf.to_dense_pmf()
-    losses = (np.arange(dense.size) + dense._lower_loss) * dense._discretization
-    return losses, np.maximum(dense._probs, 0.0), float(dense._infinity_mass)
+    return _losses(dense), np.maximum(dense._probs, 0.0), float(dense._infinity_mass)
+
+
+def _losses(dense: Any) -> Floats:
+    return (np.arange(dense.size) + dense._lower_loss) * dense._discretization
 
 
 def _on_grid(losses: Floats, masses: Floats, infinite: float, interval: float) -> DensePLDPmf:

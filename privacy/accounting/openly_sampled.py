@@ -1,7 +1,7 @@
 """Event of a sample whose draw is public; dp_accounting knows secret draws alone."""
 
 import attr
-from dp_accounting import DpEvent
+from dp_accounting.dp_event import DpEvent
 
 
 @attr.frozen

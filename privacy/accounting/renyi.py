@@ -19,14 +19,14 @@ from ..budget import Adjacency
 from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale
 
 if TYPE_CHECKING:
-    from dp_accounting import NeighboringRelation
+    from dp_accounting.privacy_accountant import NeighboringRelation
 
 Vector = NDArray[np.float64]
 
 
 def relation_of(adjacency: Adjacency) -> "NeighboringRelation":
     """Return the adjacency in dp_accounting's words."""
-    from dp_accounting import NeighboringRelation as Relation
+    from dp_accounting.privacy_accountant import NeighboringRelation as Relation
 
     match adjacency:
         case Adjacency.ZERO_OUT:
@@ -43,7 +43,7 @@ def renyi_holds(leaf: Leaf, adjacency: Adjacency) -> bool:
 
     dp_accounting's RDP knows no sampled mechanism under replace-one, and half the noise does not make it one.
     """
-    from dp_accounting import GaussianDpEvent
+    from dp_accounting.dp_event import GaussianDpEvent
 
     return adjacency is not Adjacency.REPLACE_ONE or isinstance(leaf, GaussianDpEvent)
 
@@ -96,7 +96,7 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
     Returns:
       None where RDP does not know the leaf.
     """
-    from dp_accounting import NeighboringRelation as Relation
+    from dp_accounting.privacy_accountant import NeighboringRelation as Relation
     from dp_accounting.rdp import RdpAccountant
 
     parts = asked_of(leaf)
@@ -149,7 +149,7 @@ def _unconverged(record: logging.LogRecord) -> bool:
 
 def _halved(leaf: Leaf) -> Leaf:
     """Halve the noise: replacing a unit moves a clipped sum by up to twice the clip."""
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
     if isinstance(leaf, GaussianDpEvent):
         return GaussianDpEvent(leaf.noise_multiplier / 2)

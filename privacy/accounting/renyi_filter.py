@@ -26,7 +26,7 @@ from .epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, Events, accountant_name, e
 from .renyi import Vector, orders, renyi_holds, renyi_vector
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
 
 def filter_order(value: object) -> float:

@@ -6,17 +6,17 @@ by its accountants alone. Rates are in (0, 1); noise is the standard deviation o
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from dp_accounting.pld.pld_pmf import PLDPmf, create_pmf_pessimistic_connect_dots_fixed_gap
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
-from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType, GaussianPrivacyLoss
 from numpy.typing import NDArray
-from scipy.special import gammaln, log_ndtr
+from scipy.special import gammaln, log_ndtr, ndtr, ndtri
 
 Vector = NDArray[np.float64]
 
+# Outputs further out, in standard deviations, are left to the loss at infinity: the mass that dp_accounting truncates.
+LAST_DEVIATION = float(ndtri(0.5 * math.exp(-50)))
 # Terms of a fractional order's series: most orders need few; an order that needs more than the most is left out.
 FEW_TERMS, MOST_TERMS = 64, 1000
 # The series ends where the remaining terms are below e to minus this of the whole.
@@ -31,31 +31,37 @@ def distribution(rate: float, noise: float, interval: float) -> PrivacyLossDistr
       noise: standard deviation over the sensitivity, above 0.
       interval: step of the grid, in nats.
     """
-    kinds = (AdjacencyType.REMOVE, AdjacencyType.ADD)
-    return PrivacyLossDistribution(*(_pmf(rate, noise, kind, interval) for kind in kinds))
+    return PrivacyLossDistribution(*(_pmf(sign, rate, noise, interval) for sign in (1.0, -1.0)))
 
 
-def _pmf(rate: float, noise: float, kind: AdjacencyType, interval: float) -> PLDPmf:
-    loss = GaussianPrivacyLoss(noise, sampling_prob=rate, adjacency_type=kind)
-    ends: Any = loss.connect_dots_bounds()
-    first, last = math.floor(ends.epsilon_lower / interval), math.ceil(ends.epsilon_upper / interval)
-    deltas = _deltas(loss, rate, noise, interval * np.arange(first, last + 1, dtype=np.float64))
+def _pmf(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
+    """Return the losses for a unit removed (sign 1) or added (sign -1)."""
+    reach = (0.5 - noise * LAST_DEVIATION) / noise**2
+    ends = sorted(
+        sign * float(np.logaddexp(math.log1p(-rate), math.log(rate) + end)) for end in (-reach, reach)
+    )
+    first, last = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
+    deltas = _deltas(sign, rate, noise, interval * np.arange(first, last + 1, dtype=np.float64))
     return create_pmf_pessimistic_connect_dots_fixed_gap(interval, first, last, deltas)
 
 
-def _deltas(loss: GaussianPrivacyLoss, rate: float, noise: float, epsilons: Vector) -> Vector:
+def _deltas(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
     """Return the hockey-stick divergence at each epsilon, (epsilons,)."""
-    removed = loss.adjacency_type is AdjacencyType.REMOVE
-    sign = 1.0 if removed else -1.0
+    removed = sign > 0
     reached = sign * epsilons > math.log1p(-rate)  # elsewhere one side is above the other at every output
     deltas = np.where(reached, 0.0, -np.expm1(np.minimum(epsilons, 0.0)) if removed else 0.0)
     # The loss of the sample itself, log(1 + (e^epsilon - 1) / rate), and the output at which it is reached.
     scaled = sign * epsilons[reached] - math.log(rate)
     with np.errstate(divide="ignore"):
         inside = sign * (scaled + np.log1p(-np.exp(np.minimum(math.log(1 / rate - 1) - scaled, 0.0))))
-    outputs = (-0.5 if removed else 0.5) - inside * noise**2
-    above = loss.mu_upper_cdf(outputs)
-    deltas[reached] = above - np.exp(epsilons[reached] + loss.mu_lower_log_cdf(outputs))
+    outputs = (-0.5 * sign - inside * noise**2) / noise
+    other, log_rate, log_rest = outputs + sign / noise, math.log(rate), math.log1p(-rate)
+    if removed:
+        above, below = (1 - rate) * ndtr(outputs) + rate * ndtr(other), log_ndtr(outputs)
+    else:
+        above = ndtr(outputs)
+        below = np.logaddexp(log_rest + log_ndtr(outputs), log_rate + log_ndtr(other))
+    deltas[reached] = above - np.exp(epsilons[reached] + below)
     return np.clip(deltas, 0.0, 1.0)
 
 

@@ -21,7 +21,7 @@ from ..refusal import Refusal
 from .one_run import Scores
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
 Vector = NDArray[np.float64]
 

@@ -31,7 +31,7 @@ from .round_rows import Rows
 from .watching import watched_coordinates
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
 BOOK_LOOKS = 10  # rounds at which the ledger is looked at
 INTERVAL_ALPHA = 0.05  # of the interval that is shown beside an estimate
@@ -147,7 +147,7 @@ class Evidence:
     rows: Rows
 
     def _event(self, rate: float, noise: float) -> DpEvent:
-        import dp_accounting as dp
+        from dp_accounting import dp_event as dp
 
         if noise == 0:
             return dp.NoOpDpEvent()

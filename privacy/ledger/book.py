@@ -33,7 +33,8 @@ from ..refusal import Refusal
 from .hash_chain import START, Chain, Entry, Head, canonical
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent, PrivacyAccountant
+    from dp_accounting.dp_event import DpEvent
+    from dp_accounting.privacy_accountant import PrivacyAccountant
 
 VERSION = 1
 OPEN, RESERVE, COMMIT, VOID, NOTE = "open", "reserve", "commit", "void", "note"
@@ -181,7 +182,7 @@ def _read(text: str) -> "DpEvent":
 
 
 def _repeated(event: "DpEvent", count: int) -> "DpEvent":
-    from dp_accounting import SelfComposedDpEvent
+    from dp_accounting.dp_event import SelfComposedDpEvent
 
     return event if count == 1 else SelfComposedDpEvent(event, count)
 
@@ -267,8 +268,8 @@ def _adds_up(book: Book, delta: float | None) -> Verification:
 
 
 def _sizes(events: "list[DpEvent]", delta: float, adjacency: Adjacency, order: float | None) -> Sizes:
-    from dp_accounting import NeighboringRelation as Relation
     from dp_accounting.pld import PLDAccountant
+    from dp_accounting.privacy_accountant import NeighboringRelation as Relation
     from dp_accounting.rdp import RdpAccountant
 
     relation = {

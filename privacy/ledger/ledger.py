@@ -43,7 +43,7 @@ from .caps import CapEnded, capped
 from .hash_chain import Chain, Draft, Entry, Head, LedgerUnavailable, Lock, canonical, holds_entries
 
 if TYPE_CHECKING:
-    from dp_accounting import DpEvent
+    from dp_accounting.dp_event import DpEvent
 
 __all__ = [
     "BudgetExhausted",
