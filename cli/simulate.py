@@ -79,6 +79,9 @@ def plan(argv: Sequence[str]) -> int:
         return 0
     if not checked.jobs:
         return _hydra(checked, argv, _job)
+    from .deferred import HEAVY, defer
+
+    defer(*HEAVY)
     from .plan import show_plan
 
     codes: list[int] = []
