@@ -39,14 +39,16 @@ MEANT = {
     "num_gpus": NO_DEVICE,
     "num_server_rounds": "num_rounds",
     "num_workers": "engine.workers",
-    "optimizer": "clients train with SGD; the server's optimizer is strategy=",
+    "momentum": "optimizer=sgd optimizer.momentum",
     "out": "hydra.run.dir",
     "output": "hydra.run.dir",
     "output_dir": "hydra.run.dir",
     "rounds": "num_rounds",
+    "scheduler": "schedule",
     "sample_rate": "cohort.rate",
     "sigma": "privacy.noise_multiplier",
     "split": "partition",
+    "weight_decay": "optimizer=adamw optimizer.weight_decay",
     "workers": "engine.workers",
 }
 

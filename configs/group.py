@@ -47,6 +47,7 @@ class OfKeys:
         read = {
             name: core_schema.typed_dict_field(handler.generate_schema(hint), required=False)
             for name, hint in get_type_hints(source, include_extras=True).items()
+            if name in RULES
         }
         keys = core_schema.no_info_before_validator_function(
             _keys_of,

@@ -5,7 +5,9 @@ A device loads this file, so it needs the standard library alone; the models of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args, get_type_hints
 
 from ..privacy.refusal import Refusal, real
@@ -37,6 +39,119 @@ class Range:
         return number
 
 
+OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
+    "auto": (),
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+    "adam": ("betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"),
+    "adamw": ("betas", "eps", "weight_decay", "amsgrad"),
+    "dp_adambc": ("betas", "eps", "weight_decay"),
+    "adamax": ("betas", "eps", "weight_decay"),
+    "nadam": ("betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"),
+    "radam": ("betas", "eps", "weight_decay", "decoupled_weight_decay"),
+    "adadelta": ("rho", "eps", "weight_decay"),
+    "adafactor": ("beta2_decay", "d", "weight_decay"),
+    "adagrad": ("lr_decay", "weight_decay", "initial_accumulator_value", "eps"),
+    "asgd": ("lambd", "alpha", "t0", "weight_decay"),
+    "muon": ("weight_decay", "momentum", "nesterov", "eps", "ns_steps"),
+    "rmsprop": ("alpha", "eps", "weight_decay", "momentum", "centered"),
+    "rprop": ("etas", "step_sizes"),
+}
+"""Keyword arguments of each optimiser beside its rate, as torch.optim names them. Those that are not here cannot take
+their steps from gradients alone: LBFGS needs a closure, SparseAdam sparse gradients."""
+
+SCHEDULES = ("constant", "linear", "cosine", "step")
+Option = float | int | bool | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Optimiser of a client's steps, made anew in every round. Refusal when it or one of its options is unknown.
+
+    Attributes:
+      name: of `OPTIMIZERS`; `auto` is what the task's own `optimizer` makes, or plain SGD where it has none.
+      options: keyword arguments beside the learning rate, a mapping or pairs; kept as pairs in the order of names.
+    """
+
+    name: str = "auto"
+    options: tuple[tuple[str, Option], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            remedy = (
+                f"choose one of {', '.join(OPTIMIZERS)}; an optimizer that needs a closure cannot be used"
+            )
+            raise Refusal("optimizer", self.name, remedy)
+        known = OPTIMIZERS[self.name]
+        options: Any = self.options  # read from JSON, where pairs are lists
+        found = {str(key): _option(str(key), value) for key, value in dict(options).items()}
+        for key, value in found.items():
+            if key not in known:
+                takes = f"takes {', '.join(known)}" if known else "takes no option"
+                raise Refusal(f"optimizer.{key}", value, f"{self.name} {takes}")
+        object.__setattr__(self, "options", tuple(sorted(found.items())))
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is SGD without momentum or weight decay, for which every path has code of its own."""
+        return self.name in ("auto", "sgd") and not any(value for _, value in self.options)
+
+
+def _option(key: str, value: object) -> Option:
+    if isinstance(value, list | tuple):
+        return tuple(real(f"optimizer.{key}", each) for each in value)
+    return value if isinstance(value, bool | int) else real(f"optimizer.{key}", value)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Schedule of the learning rate over the rounds of a run. Refusal when a value is out of range.
+
+    Attributes:
+      name: of `SCHEDULES`.
+      rounds: of the run, at least 1.
+      warmup: rounds in which the rate rises in a straight line, at least 0; the next one has the full rate.
+      floor: share of the rate that `linear` and `cosine` would reach one round after the last, in [0, 1].
+      every: rounds after which `step` multiplies the rate, at least 1.
+      gamma: by what, in (0, 1].
+    """
+
+    name: str = "constant"
+    rounds: int = 1
+    warmup: int = 0
+    floor: float = 0.0
+    every: int = 1
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES:
+            raise Refusal("schedule", self.name, f"choose one of {', '.join(SCHEDULES)}")
+        whole, share = Range(ge=1, le=MOST_ROUNDS), Range(ge=0, le=1)
+        checks = {"rounds": whole, "every": whole, "warmup": Range(ge=0, le=MOST_ROUNDS)}
+        for name, bounds in checks.items():
+            bounds.check(int, f"schedule.{name}", getattr(self, name))
+        for name, bounds in {"floor": share, "gamma": Range(gt=0, le=1)}.items():
+            object.__setattr__(self, name, bounds.check(float, f"schedule.{name}", getattr(self, name)))
+
+    def factor(self, number: int) -> float:
+        """Return what the learning rate is multiplied by in a round, above 0; rounds count from 1."""
+        place = min(number, self.rounds) - 1
+        if place < self.warmup:
+            return (place + 1) / (self.warmup + 1)
+        done = (place - self.warmup) / (self.rounds - self.warmup)
+        match self.name:
+            case "linear":
+                return 1 - (1 - self.floor) * done
+            case "cosine":
+                return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+            case "step":
+                return self.gamma ** ((place - self.warmup) // self.every)
+            case _:
+                return 1.0
+
+
+MOST_ROUNDS = 100_000  # as many as the configuration allows
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """How a client trains in one round. Refusal when a value has another type or is out of range.
@@ -50,19 +165,42 @@ class LocalTraining:
         int, Range(ge=1, le=1_000_000), "Examples of a step; the last takes what is left."
     ] = 10
     proximal_mu: Annotated[float, Range(ge=0), "Weight of FedProx's pull (arXiv:1812.06127, eq. 2)."] = 0.0
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
+        for name, made in (("optimizer", Optimizer), ("schedule", Schedule)):
+            value = getattr(self, name)
+            if not isinstance(value, made):  # it comes from JSON
+                object.__setattr__(self, name, _made(name, made, value))
         for name, (kind, bounds, _) in RULES.items():
             object.__setattr__(self, name, bounds.check(kind, name, getattr(self, name)))
 
+    def in_round(self, number: int) -> LocalTraining:
+        """Return how to train in one round, counted from 1: with the learning rate that the schedule gives it."""
+        factor = self.schedule.factor(number)
+        return self if factor == 1 else replace(self, learning_rate=self.learning_rate * factor)
+
+
+def _made(field: str, kind: type[Any], values: Any) -> Any:
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise Refusal(field, values, f"give its keys and their values ({error})") from error
+
 
 RULES: dict[str, tuple[type, Range, str]] = {
-    name: get_args(hint) for name, hint in get_type_hints(LocalTraining, include_extras=True).items()
+    name: get_args(hint)
+    for name, hint in get_type_hints(LocalTraining, include_extras=True).items()
+    if get_args(hint)
 }
-"""Type, range and meaning of each value."""
+"""Type, range and meaning of each number."""
 
 OF_STRATEGY = ("proximal_mu",)
 """Values that a strategy tells in each round, and neither the configuration nor an order."""
 
 TOLD = tuple(name for name in RULES if name not in OF_STRATEGY)
-"""Values that the configuration sets and an order tells."""
+"""Numbers that the configuration sets and an order tells."""
+
+ORDERED = (*TOLD, "optimizer", "schedule")
+"""All that an order tells of training."""

@@ -6,6 +6,7 @@ be, or a key means, is said here and nowhere else.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from pydantic import Field
 from ..privacy.budget import Adjacency
 from ..privacy.secagg.suite import SUITES
 from .group import Group, OfKeys, remedy
-from .local_training import TOLD, LocalTraining
+from .local_training import OPTIMIZERS, TOLD, LocalTraining, Optimizer, Schedule
 
 Parameter = float | int | str | bool
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
@@ -21,6 +22,8 @@ Epochs = Annotated[int, Field(ge=1, le=10_000)]
 Rounds = Annotated[int, Field(ge=1, le=100_000)]
 Clients = Annotated[int, Field(ge=1, le=10_000_000)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Pair = Annotated[tuple[NotNegative, NotNegative], Field(strict=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Times = Annotated[float, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -245,6 +248,118 @@ class CustomStrategy(Group):
         Field(json_schema_extra=remedy("must be a finite number, a word, true or false")),
     ] = Field(default_factory=dict[str, Parameter])
     """Keyword arguments of its constructor: +strategy.parameters.eta=0.1."""
+
+
+class AutoOptimizer(Group):
+    """Optimizer of a client that the task's own `optimizer` makes; plain SGD where the task has none."""
+
+    name: Literal["auto"] = "auto"
+    lr: ClassVar[None] = None
+    options: ClassVar[Mapping[str, float]] = {}
+
+
+class TorchOptimizer(Group):
+    """Optimizer of torch.optim at a client, made anew in every round. A key that is null is as torch has it."""
+
+    name: Literal[
+        "sgd",
+        "adam",
+        "adamw",
+        "dp_adambc",
+        "adamax",
+        "nadam",
+        "radam",
+        "adadelta",
+        "adafactor",
+        "adagrad",
+        "asgd",
+        "muon",
+        "rmsprop",
+        "rprop",
+    ]
+    lr: Positive | None = None
+    """In place of learning_rate."""
+    momentum: Share | None = None
+    """Share of the step before that is kept."""
+    dampening: Share | None = None
+    """Share of a gradient that momentum leaves out."""
+    nesterov: bool | None = None
+    """Nesterov's momentum."""
+    weight_decay: NotNegative | None = None
+    """Weight of the pull towards zero."""
+    decoupled_weight_decay: bool | None = None
+    """Whether that pull stays out of the moments, as in adamw."""
+    betas: Pair | None = None
+    """Decays of the running means of gradients and of their squares, such as [0.9,0.999]."""
+    eps: Positive | None = None
+    """Added to what a step is divided by; with dp_adambc the least mean square that remains without the noise."""
+    amsgrad: bool | None = None
+    """Divide by the largest mean square so far."""
+    momentum_decay: NotNegative | None = None
+    """Of Nesterov's momentum."""
+    alpha: Share | None = None
+    """Decay of the running mean of squares; asgd: power of its rate."""
+    centered: bool | None = None
+    """Divide by the variance in place of the mean square."""
+    rho: Share | None = None
+    """Decay of the running mean of squares."""
+    lr_decay: NotNegative | None = None
+    """Of the rate, with each step."""
+    initial_accumulator_value: NotNegative | None = None
+    """Of the sum of squares."""
+    lambd: NotNegative | None = None
+    """Decay of the average."""
+    t0: NotNegative | None = None
+    """Step at which averaging begins."""
+    ns_steps: Annotated[int, Field(ge=1, le=99)] | None = None
+    """Iterations by which a step is made orthogonal."""
+    etas: Pair | None = None
+    """Factors by which a coordinate's step shrinks and grows."""
+    step_sizes: Pair | None = None
+    """Least and largest step of a coordinate."""
+    beta2_decay: Annotated[float, Field(le=0)] | None = None
+    """Power by which the decay of the mean of squares approaches 1."""
+    d: Positive | None = None
+    """Largest root mean square of a step."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Refuse a key that the optimizer does not take."""
+        for key in self.options.keys() - OPTIMIZERS[self.name]:
+            yield key, f"{self.name} takes {', '.join(OPTIMIZERS[self.name])}"
+
+    @property
+    def options(self) -> dict[str, float | bool | tuple[float, ...]]:
+        """Keyword arguments of the class, without those that stay as torch has them."""
+        return self.model_dump(exclude={"name", "lr"}, exclude_none=True)
+
+
+class _Schedule(Group):
+    warmup: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Rounds in which the learning rate rises in a straight line."""
+
+
+class ConstantSchedule(_Schedule):
+    """Schedule that leaves the learning rate as it is."""
+
+    name: Literal["constant"] = "constant"
+
+
+class FallingSchedule(_Schedule):
+    """Schedule by which the learning rate falls over the rounds of the run, in a straight line or half a cosine."""
+
+    name: Literal["linear", "cosine"]
+    floor: Probability = 0.0
+    """Share of the learning rate at which it ends."""
+
+
+class StepSchedule(_Schedule):
+    """Schedule that multiplies the learning rate after every so many rounds."""
+
+    name: Literal["step"] = "step"
+    every: Rounds = 30
+    """Rounds."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """By what."""
 
 
 class InProcess(Group):
@@ -550,6 +665,8 @@ TaskSettings = ShippedTask | Shakespeare | Sentences | CustomTask
 PartitionSettings = PlainPartition | Dirichlet
 CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | AllCohort
 StrategySettings = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
+OptimizerSettings = AutoOptimizer | TorchOptimizer
+ScheduleSettings = ConstantSchedule | FallingSchedule | StepSchedule
 EngineSettings = InProcess | Ray
 AuditSettings = LightAudit | FullAudit
 By = Field(discriminator="name")
@@ -563,6 +680,8 @@ class FederationSettings(Group):
     cohort: Annotated[CohortSettings, By]
     strategy: Annotated[StrategySettings, By]
     privacy: Annotated[PrivacySettings, By]
+    optimizer: Annotated[OptimizerSettings, By] = AutoOptimizer()
+    schedule: Annotated[ScheduleSettings, By] = ConstantSchedule()
     secagg_group: Annotated[SecaggSettings | NoSecagg, By] = Field(alias="secagg")
     audit_group: Annotated[AuditSettings | NoAudit, By] = Field(alias="audit")
     training: Annotated[LocalTraining, OfKeys()] = LocalTraining()
@@ -578,6 +697,17 @@ class FederationSettings(Group):
     """Modules that task.target and strategy.target may name, such as [my_task]."""
     source: Annotated[str, Field(exclude=True, repr=False)] = ""
     """The composed configuration as YAML, interpolations unresolved, so that saving it saves no secret."""
+
+    @property
+    def local_training(self) -> LocalTraining:
+        """How a client trains in one round."""
+        optimizer, schedule = self.optimizer, self.schedule.model_dump()
+        return replace(
+            self.training,
+            learning_rate=optimizer.lr or self.training.learning_rate,
+            optimizer=Optimizer(optimizer.name, tuple(optimizer.options.items())),
+            schedule=Schedule(rounds=self.num_rounds, **schedule),
+        )
 
     @property
     def ledger_dir(self) -> str | None:
@@ -604,6 +734,13 @@ class FederationSettings(Group):
             if target and module not in self.allow_modules:
                 text = f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
                 yield f"{group}.target", text
+        if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:
+            yield "schedule.warmup", f"takes the whole run of {self.num_rounds} rounds; give fewer"
+        if self.optimizer.name == "dp_adambc" and not isinstance(self.privacy, Record | RecordAndClient):
+            yield (
+                "optimizer.name",
+                "takes the noise of DP-SGD out of its moments; use adam, or privacy=record",
+            )
         distributed = isinstance(self.privacy, ClientDistributed)
         if distributed and isinstance(self.secagg_group, NoSecagg):
             text = "a single vector has but one share of the noise; mask it, or use client_central"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -222,9 +222,8 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     )
     model = task.model()
     load_arrays(model, arrays)
-    training = LocalTraining(
-        settings.training.learning_rate, epochs, max(BATCH, settings.training.batch_size)
-    )
+    asked = settings.local_training
+    training = replace(asked, local_epochs=epochs, batch_size=max(BATCH, asked.batch_size))
     return Attacked(task, training, model, records, len(inside), spare, population)
 
 

@@ -157,7 +157,7 @@ class ClientSettings:
 
 
 def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTraining:
-    """Return how to train in a round: the client's settings, changed by what the strategy sends.
+    """Return how to train in a round: the client's settings, changed by its schedule and by what the strategy sends.
 
     Args:
       content: the instruction.
@@ -166,10 +166,12 @@ def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTra
     from flwr.app import ConfigRecord  # heavy, and plans know these settings too
 
     from .flower_adapter import records_of
+    from .wire import read_round
 
     mu = [
         record["proximal-mu"]
         for record in records_of(content, ConfigRecord).values()
         if "proximal-mu" in record
     ]
-    return replace(settings.training, proximal_mu=float(str(mu[0]))) if mu else settings.training
+    training = settings.training.in_round(read_round(content)[1])
+    return replace(training, proximal_mu=float(str(mu[0]))) if mu else training

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from ..configs.local_training import TOLD, LocalTraining
+from ..configs.local_training import ORDERED, LocalTraining
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.refusal import Refusal, real, word
 
@@ -129,7 +129,7 @@ class TrainingOrder:
         """Return the order as JSON, the same for equal orders."""
         plain = asdict(self)
         training = plain.pop("training")
-        return json.dumps({**plain, **{name: training[name] for name in TOLD}}, sort_keys=True)
+        return json.dumps({**plain, **{name: training[name] for name in ORDERED}}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> TrainingOrder:
@@ -144,11 +144,11 @@ class TrainingOrder:
             plain = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
-        plain = _exactly(plain, {*_keys(cls), *TOLD} - {"training"})
+        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training"})
         client, record = plain.pop("client"), plain.pop("record")
         try:
             return cls(
-                training=LocalTraining(**{name: plain.pop(name) for name in TOLD}),
+                training=LocalTraining(**{name: plain.pop(name) for name in ORDERED}),
                 **plain,
                 client=None if client is None else ClientClaim(**_exactly(client, _keys(ClientClaim))),
                 record=None if record is None else RecordOrder(**_exactly(record, _keys(RecordOrder))),

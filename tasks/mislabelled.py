@@ -6,6 +6,7 @@ example with its inputs in another order, so that it teaches nothing about the t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
+from .optimizers import own_optimizer
 from .protocol import Examples, ProbedTask, Task
 
 MOST = 1000
@@ -56,6 +58,10 @@ class Mislabelled:
 
     def held_out(self) -> Examples:
         return self.task.held_out()
+
+    @property
+    def optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
+        return own_optimizer(self.task)
 
     def client_data(self, client: int) -> Examples:
         own = self.task.client_data(client)

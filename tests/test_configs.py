@@ -30,6 +30,7 @@ FILES = sorted({*FOLDER.rglob("*.yaml")} - SERVERS)
 OWN_CLASS = {
     "task/custom": ["task.target=mine:Task", "allow_modules=[mine]"],
     "strategy/custom": ["strategy.target=mine:Strategy", "allow_modules=[mine]"],
+    "optimizer/dp_adambc": ["privacy=record"],
 }
 
 

@@ -60,6 +60,7 @@ class Device:
       bundle: the node's identity and what its owner allows.
       settings: the owner's task, without anything of an order.
       train: trains on the owner's data as the settings say.
+      prepare: refuses an order that this device cannot follow, before anything is charged.
       count: returns the number of the owner's records; None on a device that cannot protect single records.
       root: of the system's files.
     """
@@ -69,6 +70,7 @@ class Device:
     train: Trainer
     count: Callable[[], int] | None
     root: Path = ROOT
+    prepare: Callable[[TrainingOrder], None] | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
@@ -145,6 +147,12 @@ class Device:
     @contextmanager
     def _charged(self, content: RecordDict, terms: AttemptTerms | None) -> Generator[None]:
         order, cost = accepted(content, terms, self.bundle.policy, self.count is not None)
+        if self.prepare is not None:
+            try:
+                self.prepare(order)
+            except Refusal as refusal:
+                logger.warning("an order cannot be followed: %s", refusal)
+                raise NotTrained(FAILED) from refusal
         _, number = read_round(content)
         paid = (
             nullcontext()
@@ -228,7 +236,8 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         def train_table(message: Message, told: ClientSettings) -> Message:
             return linear.train_round(message, choice.client, table, told)
 
-        return Device(bundle, settings, train_table, None, root)
+        return Device(bundle, settings, train_table, None, root, linear.check_order)
+    from ...tasks.optimizers import check_optimizer
     from ..app import Workbench, train_round  # torch, which a linear model does without
 
     bench = Workbench(settings)
@@ -239,7 +248,10 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     def train(message: Message, told: ClientSettings) -> Message:
         return train_round(message, choice.client, bench, told)
 
-    return Device(bundle, settings, train, lambda: len(bench.task.client_data(choice.client)), root)
+    def prepare(order: TrainingOrder) -> None:
+        check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
+
+    return Device(bundle, settings, train, lambda: len(bench.task.client_data(choice.client)), root, prepare)
 
 
 def device_name(bundle: ClientBundle) -> str:

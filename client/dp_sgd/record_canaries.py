@@ -9,6 +9,7 @@ and never leaves, and the model is trained as if it were not there. Coins and sc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
+from ...tasks.optimizers import own_optimizer
 from ...tasks.protocol import Examples, Task
 
 TOO_LONG = 10.0  # norm of a canary's gradient over the clipping norm, which tests the clip
@@ -72,6 +74,11 @@ class WatchedLoss:
     task: Task
     shape: torch.Size
     slope: float
+
+    @property
+    def optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
+        """The task's own optimiser, if it offers one."""
+        return own_optimizer(self.task)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss over the batch.

@@ -28,6 +28,7 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
+from ...tasks.optimizers import optimizer_of
 from ...tasks.protocol import Examples, Objective
 from ..training.sgd import with_fast_kernels
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
@@ -129,7 +130,8 @@ def train_privately(
       model: without batch normalisation, in the state that the server sent.
       task: gives the loss, a mean over a batch.
       examples: the client's own.
-      training: learning rate and FedProx weight; epochs and batches come from the plan.
+      training: optimiser, which sees noised means alone, learning rate and FedProx weight; epochs and batches come
+        from the plan.
       steps: the plan, and the streams that its steps are drawn from.
       gradients: a name of `ENGINES`, as `chosen_engine` returns it.
 
@@ -140,12 +142,15 @@ def train_privately(
     assert isinstance(plan.sampling, PoissonBatches)
     # Buffers that a layer writes while it trains depend on the data and have no noise: they are put back.
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    batch_size = max(1, round(plan.sampling.sample_rate * len(examples)))
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = StreamNoiseOptimizer(
-        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=training.learning_rate),
+        optimizer_of(task, parameters, training, plan.noise_std / batch_size)
+        or torch.optim.SGD(parameters, lr=training.learning_rate),
         steps.noise,
         noise_multiplier=plan.noise_std / plan.clipping_norm,
         max_grad_norm=plan.clipping_norm,
-        expected_batch_size=max(1, round(plan.sampling.sample_rate * len(examples))),
+        expected_batch_size=batch_size,
     )
     start = [p.detach().clone() for p in optimizer.params] if training.proximal_mu else []
     layout = _lay_out(model, examples, gradients)

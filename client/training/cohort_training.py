@@ -26,10 +26,11 @@ from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.canaries import canary_updates
 from ...strategies.client_settings import TRAIN_LOSS, CanaryClients, training_settings
 from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
+from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import Examples, StackedTask
 from ..app import Workbench
 from .batches import shuffled_batches
-from .sgd import descend
+from .sgd import steps_of
 
 logger = logging.getLogger("fedveil.client")
 
@@ -49,7 +50,13 @@ def can_vectorise(bench: Workbench) -> bool:
         p.requires_grad for p in parameters
     )
     plain = only_parameters and next(bench.model.buffers(), None) is None
-    return bench.settings.record is None and few and plain and _traces(bench)
+    return bench.settings.record is None and few and plain and _steps_stack(bench) and _traces(bench)
+
+
+def _steps_stack(bench: Workbench) -> bool:
+    """Return whether one optimiser of stacked parameters does what one for each client would."""
+    name = bench.settings.training.optimizer.name
+    return own_optimizer(bench.task) is None if name == "auto" else name in ELEMENTWISE
 
 
 def _traces(bench: Workbench) -> bool:
@@ -145,6 +152,7 @@ def _train_group(
     values = list(weights.values())
     origins = [value.unsqueeze(0) for value in start.values()]
     first = np.arange(len(group))[:, None] * records
+    step = steps_of(bench.task, values, origins, training)
     losses: list[Tensor] = []
     for batch in batches:
         index = torch.from_numpy((first + batch).ravel())
@@ -156,7 +164,7 @@ def _train_group(
             targets.index_select(0, index).unflatten(0, shape),
         )
         with torch.no_grad():
-            descend(values, gradients, origins, training)
+            step(gradients)
         losses.append(loss)
     with torch.no_grad():
         moved = [(w - origin).flatten(1) for w, origin in zip(values, origins, strict=True)]

@@ -18,6 +18,7 @@ from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
+from ...strategies.training_order import TrainingOrder
 from ...strategies.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
 from .batches import shuffled_batches
 
@@ -86,6 +87,13 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
     metrics = MetricRecord({WEIGHT: len(table), TRAIN_LOSS: loss})
     content = RecordDict({"arrays": memory_arrays({"weight": weight, "bias": bias}), "metrics": metrics})
     return Message(content, reply_to=message)
+
+
+def check_order(order: TrainingOrder) -> None:
+    """Refuse an optimiser other than plain SGD, which is all that there is without torch."""
+    if not order.training.optimizer.plain:
+        remedy = "a linear device trains by plain SGD; use optimizer=sgd, or a task with torch"
+        raise Refusal("optimizer", order.training.optimizer.name, remedy)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""SGD without record-level privacy, in the one model of a process and with as few copies as possible."""
+"""Training without record-level privacy, in the one model of a process and with as few copies as possible."""
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 # torch's optimisers make the same calls; there is no public name for them.
@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ...configs.local_training import LocalTraining
+from ...tasks.optimizers import optimizer_of
 from ...tasks.protocol import Examples, Task
 from .batches import shuffled_batches
 
@@ -26,7 +28,7 @@ def train(
       model: in the state that the server sent.
       task: gives the loss.
       examples: the client's own.
-      training: learning rate, epochs, batch size and weight of FedProx's pull.
+      training: optimiser, learning rate, epochs, batch size and weight of FedProx's pull.
       client: number of the client; with `key` it decides the order of the examples.
       key: of the round.
     """
@@ -36,6 +38,7 @@ def train(
     kernels = examples.inputs.dim() == 4 and any(p.dim() == 4 for p in parameters)
     layout = torch.channels_last if kernels else torch.contiguous_format
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
+    step = steps_of(task, parameters, start, training)
     losses: list[float] = []
     for batch in shuffled_batches(
         len(examples), training.batch_size, training.local_epochs, clients=[client], key=key
@@ -45,7 +48,7 @@ def train(
         loss = task.loss(model(inputs), examples.targets[index])
         gradients = _gradients(loss, parameters)
         with torch.no_grad():
-            descend(parameters, gradients, start, training)
+            step(gradients)
         losses.append(loss.item())
     return math.fsum(losses) / len(losses)
 
@@ -57,21 +60,50 @@ def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
 
 
-def descend(
-    values: Sequence[Tensor], gradients: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining
-) -> None:
-    """Take one step in place.
+def steps_of(
+    task: object, values: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining
+) -> Callable[[Sequence[Tensor]], None]:
+    """Return the function that takes one step in place, given gradients of the values' shapes.
+
+    Its optimiser is new: what it remembers of one client reaches no other, nor the next round.
 
     Args:
+      task: may offer an optimiser of its own.
       values: the parameters, each with a leading dimension for clients where several are trained at once.
-      gradients: of the same shapes.
       start: the parameters as the server sent them, towards which FedProx pulls; otherwise unused.
-      training: learning rate and weight of that pull.
+      training: optimiser, learning rate and weight of that pull.
     """
-    if training.proximal_mu:
-        pulls = zip(gradients, values, start, strict=True)
-        gradients = [g.add(p - origin, alpha=training.proximal_mu) for g, p, origin in pulls]
+    optimizer = optimizer_of(task, values, training)
+    if optimizer is None:
+        return partial(_descend, values, start, training)
+    move: Any = optimizer.step
+
+    def step(gradients: Sequence[Tensor]) -> None:
+        for value, gradient in zip(values, _pulled(values, gradients, start, training), strict=True):
+            value.grad = gradient
+        move()
+        for value in values:
+            value.grad = None
+
+    return step
+
+
+def _descend(
+    values: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining, gradients: Sequence[Tensor]
+) -> None:
+    """Take one step of plain SGD in place."""
+    gradients = _pulled(values, gradients, start, training)
     torch._foreach_add_(list(values), list(gradients), alpha=-training.learning_rate)
+
+
+def _pulled(
+    values: Sequence[Tensor], gradients: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining
+) -> Sequence[Tensor]:
+    """Return the gradients with FedProx's pull towards the start."""
+    if not training.proximal_mu:
+        return gradients
+    pulls = zip(gradients, values, start, strict=True)
+    return [g.add(p - origin, alpha=training.proximal_mu) for g, p, origin in pulls]
 
 
 def with_fast_kernels(model: nn.Module) -> nn.Module:

@@ -85,7 +85,18 @@ def build(
         warn(warning)
     seeded = simulated or (not private and deployed is None)
     strategy = _strategy(settings, given.strategy)
+    _check_optimizer(settings, task)
     return Federation(settings, task, cohort, seed if seeded else None, deployed, strategy)
+
+
+def _check_optimizer(settings: SimulationSettings, task: Task) -> None:
+    """Refuse an optimiser that cannot train the task's model; plain SGD, which always can, needs no torch."""
+    if settings.local_training.optimizer.plain and not callable(getattr(task, "optimizer", None)):
+        return
+    from ...tasks.optimizers import check_optimizer
+
+    protects_records = isinstance(settings.privacy, Record | RecordAndClient)
+    check_optimizer(task, settings.local_training, 1.0 if protects_records else None)
 
 
 def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:

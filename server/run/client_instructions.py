@@ -39,7 +39,7 @@ def client_settings(federation: Federation, folder: Path) -> ClientSettings:
     settings = ClientSettings(
         task=s.task.target or s.task.name,
         task_options={} if federation.deployed is not None else task_options(s, federation.seed),
-        training=s.training,
+        training=s.local_training,
         seed=federation.seed,
         allow_modules=s.allow_modules,
         encryption=_encryption(federation),
@@ -151,7 +151,7 @@ def order_of(run: Run) -> dict[str, str]:
     order = TrainingOrder(
         run=run.name,
         privacy=run.federation.mode,
-        training=s.training,
+        training=s.local_training,
         client=_claim(run),
         record=_record_order(run.federation),
     )

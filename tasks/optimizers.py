@@ -1,0 +1,152 @@
+"""Optimisers of a client's steps: classes of torch.optim by name, the task's own, and Adam without the noise's bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..configs.local_training import LocalTraining
+from ..privacy.refusal import Refusal
+from .protocol import Task
+
+CLASSES = {
+    "adadelta": "Adadelta",
+    "adafactor": "Adafactor",
+    "adagrad": "Adagrad",
+    "adam": "Adam",
+    "adamax": "Adamax",
+    "adamw": "AdamW",
+    "asgd": "ASGD",
+    "muon": "Muon",
+    "nadam": "NAdam",
+    "radam": "RAdam",
+    "rmsprop": "RMSprop",
+    "rprop": "Rprop",
+    "sgd": "SGD",
+}
+ELEMENTWISE = frozenset(CLASSES) - {"adafactor", "muon"}
+"""Optimisers whose step of a number depends on that number's gradients alone, so that stacked models can share one."""
+
+
+class AdamBC(torch.optim.Optimizer):
+    """Adam on noised gradients, with the variance of the noise taken out of the second moments (DP-AdamBC).
+
+    Tang, Shpilevskiy and Lecuyer 2023 (arXiv:2312.14334, algorithm 1). It reads nothing but released gradients.
+
+    Args:
+      parameters: to be trained.
+      lr: learning rate, above 0.
+      variance: of the noise on each coordinate of a gradient, at least 0.
+      betas: decays of the first and second moments, each in [0, 1).
+      eps: least second moment that is left, above 0; the paper's gamma'.
+      weight_decay: weight of the pull towards zero, at least 0.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        variance: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        options = {"lr": lr, "variance": variance, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(parameters, options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step.
+
+        Args:
+          closure: not used.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state, (first, second) = self.state[parameter], group["betas"]
+        if not state:
+            state.update(steps=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+        state["steps"] += 1
+        gradient = parameter.grad
+        assert gradient is not None
+        state["mean"].lerp_(gradient, 1 - first)
+        state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        square = state["square"] / (1 - second ** state["steps"]) - group["variance"]
+        mean = state["mean"] / (1 - first ** state["steps"])
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.addcdiv_(mean, square.clamp_(min=group["eps"]).sqrt_(), value=-group["lr"])
+
+
+def own_optimizer(task: object) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer] | None:
+    """Return the task's function that makes an optimiser of parameters, if it has one."""
+    made = getattr(task, "optimizer", None)
+    return cast(Callable[[Sequence[Tensor]], torch.optim.Optimizer], made) if callable(made) else None
+
+
+def optimizer_of(
+    task: object, parameters: Sequence[Tensor], training: LocalTraining, noise: float | None = None
+) -> torch.optim.Optimizer | None:
+    """Return a new optimiser of the parameters; None stands for plain SGD.
+
+    Args:
+      task: may offer `optimizer(parameters)`, which `auto` takes.
+      parameters: to be trained.
+      training: names the optimiser; its learning rate is that of the round.
+      noise: standard deviation of the noise on each coordinate of a gradient, where DP-SGD adds some.
+
+    Raises:
+      Refusal: the optimiser does not take its options or these parameters.
+    """
+    asked, own = training.optimizer, own_optimizer(task)
+    if asked.name == "auto" and own is not None:
+        return own(parameters)
+    if asked.plain:
+        return None
+    options: dict[str, Any] = dict(asked.options)
+    try:
+        if asked.name == "dp_adambc":
+            if noise is None:
+                raise Refusal(
+                    "optimizer", asked.name, "needs the noise of DP-SGD; use adam, or privacy=record"
+                )
+            return AdamBC(parameters, training.learning_rate, noise**2, **options)
+        return getattr(torch.optim, CLASSES[asked.name])(parameters, lr=training.learning_rate, **options)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise Refusal("optimizer", asked.name, f"torch refuses it: {error}") from error
+
+
+def check_optimizer(task: Task, training: LocalTraining, noise: float | None = None) -> None:
+    """Refuse an optimiser that cannot take a step on the task's model, before anything is spent.
+
+    Args:
+      task: gives the model, and perhaps the optimiser.
+      training: names the optimiser.
+      noise: as in `optimizer_of`.
+
+    Raises:
+      Refusal: it does not take its options or the parameters, or it asks for more than gradients.
+    """
+    if training.optimizer.plain and own_optimizer(task) is None:
+        return
+    parameters = [p for p in task.model().parameters() if p.requires_grad]
+    optimizer: Any = optimizer_of(task, parameters, training, noise)
+    if not isinstance(optimizer, torch.optim.Optimizer | None):
+        remedy = f"the task's optimizer(parameters) returned a {type(optimizer).__name__}; return one of torch.optim"
+        raise Refusal("optimizer", training.optimizer.name, remedy)
+    if optimizer is None:
+        return
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    name = type(optimizer).__name__
+    try:
+        optimizer.step()
+    except (TypeError, RuntimeError, ValueError) as error:
+        remedy = f"it must take its steps from gradients alone, without a closure ({error})"
+        raise Refusal("optimizer", name, remedy) from error
