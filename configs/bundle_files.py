@@ -120,7 +120,7 @@ def filled(defaults: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, A
 def read_section(values: Mapping[str, Any], read: Callable[[Section], Read], path: str) -> Read:
     """Return what `read` makes of the mapping that stands at `path`; Mistakes when it, or a key of it, is wrong."""
     mistakes: list[Refusal] = []
-    section = Section(values, values, path, mistakes)
+    section = Section(values, path, mistakes)
     made = read(section)
     section.done()
     if mistakes:

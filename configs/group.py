@@ -17,11 +17,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from ..privacy.refusal import Refusal
 from .local_training import RULES
-from .strict import Mistakes, nearest
+from .strict import Mistakes, nearest, shortened, type_of
 
 Schema = Mapping[str, Any]
-LONGEST_SHOWN = 60
-KINDS = {"NoneType": "null", "str": "text", "bool": "a switch", "float": "a fraction"}
 BOUNDS = {
     "exclusiveMinimum": "above",
     "minimum": "at least",
@@ -191,13 +189,7 @@ def _meaning(model: type, key: str, meanings: Mapping[tuple[str, str], str]) -> 
 
 
 def mistakes_of(error: ValidationError, model: type[Group], shown: Mapping[str, Any]) -> Mistakes:
-    """Return what pydantic found as refusals.
-
-    Args:
-        error: of validating `model`.
-        model: the outermost.
-        shown: the values as messages may repeat them.
-    """
+    """Return what pydantic found as refusals."""
     found: list[Refusal] = []
     schema = schema_of(model)
     for each in error.errors():
@@ -217,14 +209,12 @@ def mistakes_of(error: ValidationError, model: type[Group], shown: Mapping[str, 
 def _shown(values: Any, path: Sequence[str]) -> Any:
     for part in path:
         values = values.get(part) if isinstance(values, Mapping) else None
-    if isinstance(values, str) and len(values) > LONGEST_SHOWN:
-        return values[:LONGEST_SHOWN] + "..."
-    return values
+    return shortened(values)
 
 
 def _remedy(error: ErrorDetails, place: Node) -> str:
     kind, value, more = error["type"], error["input"], place.schema.get("remedy", "")
-    what = KINDS.get(type(value).__name__, f"a {type(value).__name__}")
+    what, beside = type_of(value), f"; {more}" if more else ""
     match kind:
         case "extra_forbidden":
             return f"there is no such key; {nearest(place.path[-1], properties_of(place.above))}"
@@ -234,19 +224,13 @@ def _remedy(error: ErrorDetails, place: Node) -> str:
         case "union_tag_invalid" | "union_tag_not_found":
             return f"must be one of {', '.join(sorted(place.schema['discriminator']['mapping']))}"
         case "literal_error" | "enum":
-            return f"must be one of {', '.join(map(str, place.schema.get('enum', ())))}" + (
-                f"; {more}" if more else ""
-            )
+            return f"must be one of {', '.join(map(str, place.schema.get('enum', ())))}{beside}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return f"must be {range_of(place.schema)}" + (f"; {more}" if more else "")
+            return f"must be {range_of(place.schema)}{beside}"
         case "finite_number":
             return "must be finite"
         case "float_type" | "float_parsing":
-            return (
-                "must be finite"
-                if isinstance(value, int) and not isinstance(value, bool)
-                else f"must be a number, not {what}"
-            )
+            return "must be finite" if type(value) is int else f"must be a number, not {what}"
         case "int_type" | "int_from_float" | "int_parsing":
             return f"must be a whole number, not {what}"
         case "bool_type":

@@ -21,12 +21,7 @@ Row = tuple[str, str, str]
 
 
 def help_text(config: DictConfig, primary: str) -> str:
-    """Return every group with its options, and every key with its value and meaning, for 80 columns.
-
-    Args:
-        config: as it is composed.
-        primary: name of the primary configuration.
-    """
+    """Return every group with its options, and every key with its value and meaning, for 80 columns."""
     schema = schema_of(MODELS.get(primary, SimulationSettings))
     groups = [
         _entry(f"{group}=", ", ".join(sorted(options)))
@@ -52,13 +47,7 @@ def options_of(schema: Schema) -> dict[str, list[str]]:
 
 
 def rows_of(schema: Schema, values: Any, location: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Yield key, value and meaning of everything in a composed configuration.
-
-    Args:
-        schema: of the whole.
-        values: of the group at `location`.
-        location: keys, and the names of options among them.
-    """
+    """Yield key, value and meaning of everything in a composed configuration."""
     for key, value in values.items():
         place = node_at(schema, (*location, str(key)))
         if isinstance(value, Mapping) and value:

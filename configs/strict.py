@@ -3,13 +3,14 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
 from ..privacy.refusal import Refusal
 
 LONGEST_SHOWN = 60
+TYPES = {"NoneType": "null", "str": "text", "bool": "a switch", "float": "a fraction"}
 TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -33,6 +34,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(names)}" if names else "there is nothing to set here"
 
 
+def shortened(value: object) -> object:
+    """Return what a message repeats of a value: of a long text the beginning."""
+    return f"{value[:LONGEST_SHOWN]}..." if isinstance(value, str) and len(value) > LONGEST_SHOWN else value
+
+
+def type_of(value: object) -> str:
+    """Return a value's type in a user's words."""
+    return TYPES.get(type(value).__name__, f"a {type(value).__name__}")
+
+
 class Section:
     """One mapping of the configuration. Each reader returns a value in range, or notes a mistake.
 
@@ -40,141 +51,106 @@ class Section:
     configuration is told at once; whoever reads must look at ``mistakes`` before using any value.
 
     Args:
-        values: the resolved mapping.
-        shown: the same mapping unresolved: what messages may repeat (an interpolation can hide a secret).
+        values: the mapping.
         path: where it stands, for messages; empty for the whole configuration.
         mistakes: the list that all sections of one configuration share.
     """
 
-    def __init__(
-        self, values: Mapping[str, Any], shown: Mapping[str, Any], path: str, mistakes: list[Refusal]
-    ) -> None:
+    def __init__(self, values: Mapping[str, Any], path: str, mistakes: list[Refusal]) -> None:
         self._values = values
-        self._shown = shown
         self._path = path
         self._read: set[str] = set()
         self.mistakes = mistakes
 
     def refuse(self, key: str, remedy: str) -> None:
-        shown = self._shown.get(key)
+        """Note a mistake of a key."""
         if key not in self._values:
             remedy = f"is missing; {remedy.removesuffix(', not null')}"
-        if isinstance(shown, str) and len(shown) > LONGEST_SHOWN:
-            shown = shown[:LONGEST_SHOWN] + "..."
-        self.mistakes.append(Refusal(self._name(key), shown, remedy))
+        self.mistakes.append(Refusal(self._name(key), shortened(self._values.get(key)), remedy))
 
-    def section(self, key: str, options: Sequence[str] = ()) -> "Section":
+    def section(self, key: str) -> "Section":
         """Return the mapping below ``key``; a missing or different value is a mistake and reads as empty."""
         value = self._take(key)
         if not isinstance(value, Mapping):
-            self.refuse(key, f"must be one of {', '.join(options)}" if options else "must be a group of keys")
-            return Section({}, {}, self._name(key), [])
-        return Section(value, self._shown[key], self._name(key), self.mistakes)
+            self.refuse(key, "must be a group of keys")
+            return Section({}, self._name(key), [])
+        return Section(value, self._name(key), self.mistakes)
 
     def real(
-        self,
-        key: str,
-        *,
-        above: float = -math.inf,
-        at_least: float = -math.inf,
-        below: float = math.inf,
-        at_most: float = math.inf,
-        hint: str = "",
+        self, key: str, *, above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf
     ) -> float:
+        """Return a finite number in the range."""
         value = self._take(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(key, f"must be a number, not {_kind(value)}")
+            self.refuse(key, f"must be a number, not {type_of(value)}")
             return 1.0
         number = float(value) if abs(value) < 2**1000 else math.inf
         if not math.isfinite(number):
             self.refuse(key, "must be finite")
-        elif not (above < number < below and at_least <= number <= at_most):
-            self.refuse(key, f"must be {_range(above, at_least, below, at_most)}{hint}")
+        elif not (above < number < below and at_least <= number):
+            bounds = ("above", above), ("at least", at_least), ("below", below)
+            told = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+            self.refuse(key, f"must be {told}")
         return number
 
-    def optional_real(
-        self,
-        key: str,
-        *,
-        above: float = -math.inf,
-        at_least: float = -math.inf,
-        below: float = math.inf,
-        hint: str = "",
-    ) -> float | None:
-        if self._null(key):
-            return None
-        return self.real(key, above=above, at_least=at_least, below=below, hint=hint)
+    def optional_real(self, key: str, *, above: float = -math.inf) -> float | None:
+        """Return a finite number in the range, or null."""
+        return None if self._null(key) else self.real(key, above=above)
 
     def whole(self, key: str, *, at_least: int, at_most: int) -> int:
+        """Return a whole number in the range."""
         value = self._take(key)
         if isinstance(value, bool) or not isinstance(value, int):
-            self.refuse(key, f"must be a whole number, not {_kind(value)}")
-            return at_least
-        if not at_least <= value <= at_most:
+            self.refuse(key, f"must be a whole number, not {type_of(value)}")
+        elif not at_least <= value <= at_most:
             self.refuse(key, f"must be from {at_least} to {at_most}")
-            return at_least
-        return value
+        else:
+            return value
+        return at_least
 
     def flag(self, key: str) -> bool:
+        """Return true or false."""
         value = self._take(key)
         if not isinstance(value, bool):
-            self.refuse(key, f"must be true or false, not {_kind(value)}")
-            return False
-        return value
+            self.refuse(key, f"must be true or false, not {type_of(value)}")
+        return value is True
 
     def word(self, key: str, known: Sequence[str]) -> str:
-        """One of the known words; empty after a mistake."""
-        value = self._take(key)
-        if isinstance(value, str) and value in known:
-            return value
-        self.refuse(key, f"must be one of {', '.join(known)}")
-        return ""
+        """Return one of the known words; empty after a mistake."""
+        return self._held(key, lambda value: value in known, f"must be one of {', '.join(known)}")
 
     def optional_text(self, key: str) -> str | None:
         """Return a non-empty string without line breaks or NUL, or null."""
-        value = self._take(key)
-        if value is None:
+        if self._take(key) is None:
             return None
-        if not isinstance(value, str) or not value or not value.isprintable():
-            self.refuse(key, "must be a line of text or null")
-            return None
-        return value
+        return self._held(key, str.isprintable, "must be a line of text or null") or None
 
     def text(self, key: str) -> str:
         """Return a non-empty line of text; empty after a mistake."""
-        if self._null(key) or key not in self._values:
+        if self._take(key) is None:
             self.refuse(key, "must be a line of text")
         return self.optional_text(key) or ""
 
     def matching(self, key: str, pattern: re.Pattern[str], form: str) -> str:
-        """Text of the form that the pattern describes; empty after a mistake."""
-        value = self._take(key)
-        if isinstance(value, str) and pattern.fullmatch(value):
-            return value
-        self.refuse(key, f"must be {form}")
-        return ""
+        """Return text of the form that the pattern describes; empty after a mistake."""
+        return self._held(key, lambda value: pattern.fullmatch(value) is not None, f"must be {form}")
 
     def hexadecimal(self, key: str, length: int) -> str:
-        """`length` bytes in hexadecimal."""
+        """Return `length` bytes in hexadecimal."""
         return self.matching(key, re.compile(f"[0-9a-f]{{{2 * length}}}"), f"{length} bytes in hexadecimal")
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Return a list of lines of text."""
-        value = self._take(key)
-        if not isinstance(value, list) or not all(
-            isinstance(each, str) and each.isprintable() for each in value
-        ):
-            self.refuse(key, "must be a list of lines of text")
-            return ()
-        return tuple(value)
+        return self._listed(
+            key, lambda each: isinstance(each, str) and each.isprintable(), "must be a list of lines of text"
+        )
 
     def groups(self, key: str) -> tuple[Mapping[str, Any], ...]:
         """Return a list, not empty, of mappings."""
-        value = self._take(key)
-        if not isinstance(value, list) or not value or not all(isinstance(each, Mapping) for each in value):
-            self.refuse(key, "must be a list of groups of keys")
-            return ()
-        return tuple(value)
+        remedy = "must be a list of groups of keys"
+        if self._take(key) == []:
+            self.refuse(key, remedy)
+        return self._listed(key, lambda each: isinstance(each, Mapping), remedy)
 
     def optional_day(self, key: str) -> date | None:
         """Return a day, written YYYY-MM-DD without quotes, or null."""
@@ -185,55 +161,56 @@ class Section:
         return value
 
     def target(self, key: str, allowed: Sequence[str]) -> str | None:
-        """``module:Class`` whose module the user has listed; null is a mistake."""
-        value = self._take(key)
-        if not isinstance(value, str) or not TARGET.fullmatch(value):
-            self.refuse(key, "must name a class as 'module:Class'")
-            return None
+        """Return ``module:Class`` whose module the user has listed; null is a mistake."""
+        form = "must name a class as 'module:Class'"
+        value = self._held(key, lambda text: TARGET.fullmatch(text) is not None, form)
         module = value.partition(":")[0]
-        if module not in allowed:
+        if value and module not in allowed:
             self.refuse(key, f"'{module}' is not among the modules you allow; add allow_modules=[{module}]")
-            return None
-        return value
+        return value or None
 
     def names(self, key: str) -> tuple[str, ...]:
         """Return a list of dotted Python names."""
-        value = self._take(key)
-        if not isinstance(value, list):
-            self.refuse(key, "must be a list of module names, for instance [my_task]")
-            return ()
-        bad = [
-            name
-            for name in value
-            if not (isinstance(name, str) and all(map(str.isidentifier, name.split("."))))
-        ]
-        if bad:
-            self.refuse(key, "must hold module names only, for instance [my_task]")
-        return tuple(str(name) for name in value)
+        return self._listed(
+            key,
+            lambda each: isinstance(each, str) and all(map(str.isidentifier, each.split("."))),
+            "must be a list of module names, for instance [my_task]",
+        )
 
     def parameters(self, key: str) -> dict[str, float | int | str | bool]:
         """Return a flat mapping of numbers, words and switches, for a constructor."""
-        value = self._take(key)
-        if not isinstance(value, Mapping):
-            self.refuse(key, "must be a group of keys")
-            return {}
-        inner = Section(value, self._shown[key], self._name(key), self.mistakes)
-        for name, parameter in value.items():
+        inner = self.section(key)
+        for name, parameter in inner._values.items():
             finite = not isinstance(parameter, float) or math.isfinite(parameter)
             if not (isinstance(parameter, str | int | float) and finite):
                 inner.refuse(str(name), "must be a finite number, a word, true or false")
-        return {str(name): parameter for name, parameter in value.items()}
+        return {str(name): parameter for name, parameter in inner._values.items()}
 
     def given(self, key: str) -> bool:
-        """Whether the key has a value."""
+        """Return whether the key has a value."""
         return self._take(key) is not None
 
     def done(self) -> None:
         """Note every key that nobody has read, with the nearest known one."""
         for key in self._values:
-            if key not in self._read and key != "_target_":  # that one is refused wherever it stands
-                unread = self._read - {"name"}
-                self.refuse(str(key), f"there is no such key; {nearest(str(key), unread)}")
+            if key not in self._read:
+                self.refuse(str(key), f"there is no such key; {nearest(str(key), self._read - {'name'})}")
+
+    def _held(self, key: str, right: Callable[[str], bool], remedy: str) -> str:
+        """Return a text that is not empty, and right; empty after a mistake."""
+        value = self._take(key)
+        if isinstance(value, str) and value and right(value):
+            return value
+        self.refuse(key, remedy)
+        return ""
+
+    def _listed(self, key: str, right: Callable[[Any], bool], remedy: str) -> tuple[Any, ...]:
+        """Return a list whose items are all right; empty after a mistake."""
+        value = self._take(key)
+        if isinstance(value, list) and all(map(right, value)):
+            return tuple(value)
+        self.refuse(key, remedy)
+        return ()
 
     def _take(self, key: str) -> Any:
         self._read.add(key)
@@ -244,19 +221,3 @@ class Section:
 
     def _name(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key
-
-
-def _kind(value: object) -> str:
-    return {"NoneType": "null", "str": "text", "bool": "a switch", "float": "a fraction"}.get(
-        type(value).__name__, f"a {type(value).__name__}"
-    )
-
-
-def _range(above: float, at_least: float, below: float, at_most: float) -> str:
-    bounds = [
-        f"above {above:g}" if above > -math.inf else "",
-        f"at least {at_least:g}" if at_least > -math.inf else "",
-        f"below {below:g}" if below < math.inf else "",
-        f"at most {at_most:g}" if at_most < math.inf else "",
-    ]
-    return " and ".join(bound for bound in bounds if bound)
