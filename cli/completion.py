@@ -94,12 +94,7 @@ SHELLS: Mapping[str, type[ShellComplete]] = {"bash": BashLine, "zsh": ZshLine, "
 
 
 def complete(command: click.Command, instruction: str) -> int:
-    """Answer a shell: print its script, or the words that may stand at the cursor; return the exit code.
-
-    Args:
-      command: the whole command line.
-      instruction: a shell and what it wants, such as ``bash_complete``.
-    """
+    """Answer a shell: print its script, or the words that may stand at the cursor; return the exit code."""
     shell, _, wanted = instruction.partition("_")
     found = SHELLS.get(shell)
     if found is None:

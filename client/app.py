@@ -194,12 +194,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
 
 
 def seed_layers(key: int, client: int) -> None:
-    """Seed torch's own generator, from which layers such as Dropout draw, for one client of a round.
-
-    Args:
-      key: of the round.
-      client: number of the client.
-    """
+    """Seed torch's own generator, from which layers such as Dropout draw, for one client of a round."""
     # `torch.manual_seed` would also seed devices that are not there, and keep a stack trace for each at every call.
     torch.default_generator.manual_seed(int(seeds_of(key, [client])[0]))
 

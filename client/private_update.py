@@ -33,12 +33,7 @@ Charge = Callable[[RecordDict, AttemptTerms | None], AbstractContextManager[None
 
 
 def uncharged(content: RecordDict, terms: AttemptTerms | None) -> AbstractContextManager[None]:
-    """Charge nothing here, because the population's ledger at the server is charged for all clients.
-
-    Args:
-      content: the instruction; unused.
-      terms: of the attempt; unused.
-    """
+    """Charge nothing here, because the population's ledger at the server is charged for all clients."""
     del content, terms
     return nullcontext()
 

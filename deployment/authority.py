@@ -51,10 +51,6 @@ class Authority:
 def open_authority(folder: Path, federation: str) -> Authority:
     """Return the authority in a folder, made there if the folder holds none.
 
-    Args:
-      folder: of the authority's keys.
-      federation: its name.
-
     Raises:
       Refusal: it is another federation's, or not whole.
     """

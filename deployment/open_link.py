@@ -42,11 +42,6 @@ class Link:
 def open_link(settings: LinkSettings, bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     """Open the link that the bundles were made for, as long as the context lasts.
 
-    Args:
-      settings: of the link.
-      bundle: the server's.
-      nodes: who may take part, now.
-
     Raises:
       Refusal: it is another one, or it cannot be opened.
     """

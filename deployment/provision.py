@@ -104,10 +104,6 @@ def rotate(folder: Path, name: str, request: Path | None) -> Desk:
 def revoke(folder: Path, name: str) -> Desk:
     """Admit a client no longer: it is in no roster from now on, and its certificate opens no connection.
 
-    Args:
-      folder: that `provision` made.
-      name: of the client.
-
     Raises:
       Refusal: there is no such client, or it is the server.
     """

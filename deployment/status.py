@@ -25,10 +25,6 @@ NOT_RUNNING = 1
 def show(folder: Path, *, as_json: bool) -> int:
     """Print the status; return 1 if no server runs on the folder.
 
-    Args:
-      folder: the server's bundle.
-      as_json: print one JSON object.
-
     Raises:
       Refusal: no server ever ran there.
     """

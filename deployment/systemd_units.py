@@ -60,12 +60,7 @@ WantedBy=multi-user.target
 
 
 def client_unit(federation: str, name: str) -> str:
-    """Return the unit of one client; its bundle lies in /var/lib/fedveil-client, the package in /opt/fedveil.
-
-    Args:
-      federation: its name.
-      name: of the client.
-    """
+    """Return the unit of one client; its bundle lies in /var/lib/fedveil-client, the package in /opt/fedveil."""
     return _UNIT.format(
         what=f"client {name}",
         federation=federation,

@@ -43,16 +43,7 @@ logger = logging.getLogger("fedveil.server")
 
 
 class Watch:
-    """Gathers what there is to say, and says it once a second where it has changed.
-
-    Args:
-      bundle: the server's.
-      settings: of the run.
-      federation: built from them.
-      presence: who is connected.
-      rosters: who may be, now.
-      quiet: say nothing to people.
-    """
+    """Gathers what there is to say, and says it once a second where it has changed."""
 
     def __init__(
         self,
@@ -202,12 +193,7 @@ def rounds_of(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return each unit's budget and what is spent of it, as far as a server knows; epsilon may be "infinity".
-
-    Args:
-      federation: its parts.
-      rounds: as `rounds_of` returns them.
-    """
+    """Return each unit's budget and what is spent of it, as far as a server knows; epsilon may be "infinity"."""
     rows: list[dict[str, Any]] = []
     if (client := federation.summed) is not None:
         spent, target = rounds["epsilon_client"], client.target_epsilon
@@ -268,14 +254,6 @@ def watching(
     quiet: bool = False,
 ) -> Generator[Watch]:
     """Watch a run as long as the context lasts.
-
-    Args:
-      bundle: the server's.
-      settings: of the run.
-      federation: built from them.
-      presence: returns who is connected.
-      rosters: returns who may be, now.
-      quiet: say nothing to people.
 
     Raises:
       Refusal: the log cannot be written, or the port for Prometheus is taken.

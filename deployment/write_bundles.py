@@ -22,14 +22,7 @@ PUBLIC = 0o644
 
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
-    """Write all of the server's bundle but its private key; the list of who is admitted comes first.
-
-    Args:
-      folder: of the bundle.
-      federation: as the operator describes it.
-      authority: signs the roster.
-      register: of what was issued.
-    """
+    """Write all of the server's bundle but its private key; the list of who is admitted comes first."""
     settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
     _write(
         folder,
@@ -54,15 +47,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
 def write_clients(
     folder: Path, federation: FederationFile, authority: Authority, register: Register, requirements: str
 ) -> None:
-    """Write the bundles of all clients that are admitted, but for their private keys.
-
-    Args:
-      folder: of all bundles.
-      federation: as the operator describes it.
-      authority: signs the roster.
-      register: of what was issued.
-      requirements: the content of requirements.txt.
-    """
+    """Write the bundles of all clients that are admitted, but for their private keys."""
     entries = {entry.name: entry for entry in federation.clients}
     shared = {
         "ca.pem": authority.ca_pem,

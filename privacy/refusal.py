@@ -38,11 +38,6 @@ class Refusal(Exception):
 def word(kind: type[Word], field: str, value: str) -> Word:
     """Read a value as a member of an enumeration of words.
 
-    Args:
-      kind: the enumeration.
-      field: what a refusal names.
-      value: the word.
-
     Raises:
       Refusal: it is not one of them; the sentence lists those that are.
     """

@@ -120,10 +120,6 @@ class Protected:
     def reserve(self, row: int, cohort: Sequence[int]) -> None:
         """Reserve the row's release.
 
-        Args:
-          row: of the run.
-          cohort: who takes part in it.
-
         Raises:
           BudgetExhausted: it does not fit; nothing was written.
           Refusal: another run of this name has released the row with noise that cannot be repeated.
@@ -169,14 +165,7 @@ class Protected:
         return Released(number, layers, noise, rate, charged, *drawn)
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
-        """Commit what the row costs, and choose. A commit may travel with the next reservation.
-
-        Args:
-          number: of the round.
-          row: of its release.
-          cohort: who took part.
-          mean: what leaves.
-        """
+        """Commit what the row costs, and choose. A commit may travel with the next reservation."""
         self.privacy.ledger.commit(self._release(row, cohort).key, durable=False)
         assert self.choices is not None
         self.choices = self.privacy.adaptation.next(self.choices, number, mean.scalars)

@@ -71,12 +71,7 @@ class Auditor:
         return round_rows.stacked(self._rows, self.terms.canaries)
 
     def go_on(self, last: int, memory: Memory) -> None:
-        """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again.
-
-        Args:
-          last: the round that the checkpoint is of.
-          memory: what that round left.
-        """
+        """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again."""
         rows = round_rows.read(self.path, self.terms.canaries)
         rows = rows[(rows["round"] > 0) & (rows["round"] <= last)]
         round_rows.cut(self.path, rows)
@@ -195,10 +190,6 @@ class Auditor:
 
         The file gets a row of round 0, which holds the difference of the two models; `first` is None where canaries move
         none.
-
-        Args:
-          first: the model's arrays before the first round.
-          last: after the last one.
         """
         if not self._rows:
             return None

@@ -61,12 +61,7 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint durably; a crash at any moment leaves this one or the one before.
-
-    Args:
-      folder: of the run.
-      checkpoint: of its last round.
-    """
+    """Write the checkpoint durably; a crash at any moment leaves this one or the one before."""
     tensors = {_MODEL + name: np.ascontiguousarray(value) for name, value in checkpoint.model.items()}
     tensors |= {_AUDIT + name: value for name, value in checkpoint.audit.items()}
     numbers: dict[str, Any] = {}
@@ -210,12 +205,7 @@ def _is_arrays(value: object) -> bool:
 
 
 def restore_strategy(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Put back what `strategy_state` returned.
-
-    Args:
-      strategy: a fresh one of the same class.
-      state: what it remembered.
-    """
+    """Put back what `strategy_state` returned."""
     nested: dict[str, dict[str, Any]] = {}
     for name, value in state.items():
         head, _, rest = name.partition(".")

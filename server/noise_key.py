@@ -17,12 +17,7 @@ _PRIVATE = 0o600
 
 
 def make(folder: Path, name: str = NAME) -> bytes:
-    """Return a fresh key that is on disk; one that lies there belongs to a start that released nothing.
-
-    Args:
-      folder: of the run.
-      name: of the file.
-    """
+    """Return a fresh key that is on disk; one that lies there belongs to a start that released nothing."""
     key = os.urandom(KEY_BYTES)
     (folder / name).unlink(missing_ok=True)
     file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE)
@@ -37,10 +32,6 @@ def make(folder: Path, name: str = NAME) -> bytes:
 
 def read(folder: Path, name: str = NAME) -> bytes:
     """Return the key of a run that goes on.
-
-    Args:
-      folder: of the run.
-      name: of the file.
 
     Raises:
       Refusal: without it the run's noise cannot be continued.

@@ -122,12 +122,6 @@ def rows_of(
 ) -> Rows:
     """Return the rows of a run.
 
-    Args:
-      name: of the run and the sum, as the ledger calls them.
-      cohort: draws the clients.
-      privacy: says how many rounds are one release.
-      randomness: seeded in a declared simulation.
-
     Raises:
       Refusal: who took part must be kept, and the plan keeps nothing; or something is to adapt.
     """

@@ -17,12 +17,7 @@ from .round_terms import Answers, Mean, Round, Sum
 
 
 class OpenSums:
-    """Sums of one run's rounds in the clear.
-
-    Args:
-      participants: who takes part, and the grid that reaches them.
-      account: what they are promised.
-    """
+    """Sums of one run's rounds in the clear."""
 
     def __init__(self, participants: Participants, account: Account) -> None:
         self._participants, self._account = participants, account

@@ -72,12 +72,7 @@ class Participants:
         return self.cohort.expected_size(self.clients)
 
     def renew(self, nodes: Sequence[int], answers: Answers) -> None:
-        """Go on with these clients, and the canaries that there were.
-
-        Args:
-          nodes: the real clients that there are by now.
-          answers: by how many a round goes.
-        """
+        """Go on with these clients, and the canaries that there were."""
         self._real, self.clients, self.answers = list(nodes), len(nodes), answers
 
     def draw(self, stream: Stream, earlier: Earlier = ()) -> list[int]:

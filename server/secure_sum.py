@@ -298,13 +298,7 @@ class Attempt:
         self._reasons: dict[int, str] = {}
 
     def prepares(self, nodes: Sequence[int], wanted: Sum, masking: Masking) -> bool:
-        """Return whether it is an attempt at this sum: of these nodes, under this roster.
-
-        Args:
-          nodes: the round's cohort.
-          wanted: what they sum.
-          masking: how sums are encrypted.
-        """
+        """Return whether it is an attempt at this sum: of these nodes, under this roster."""
         same = self.nodes == tuple(nodes) and self._roster == masking.roster.hash
         return same and self.wanted.asks_as(wanted)
 

@@ -85,10 +85,6 @@ client = make_client_app(_text_of, (conditions,))
 def main(grid: Grid, context: Context) -> None:
     """Run the federation on the runtime's grid.
 
-    Args:
-      grid: of the runtime.
-      context: with the run's configuration.
-
     Raises:
       RuntimeError: the run failed, so that Flower reports it as failed.
     """

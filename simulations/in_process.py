@@ -103,12 +103,6 @@ class InProcessGrid(AskingGrid):
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Deliver one instruction to every node and return the sum of the replies.
 
-        Args:
-          order: the instruction.
-          nodes: who is to follow it.
-          spec: how a reply is clipped and put on the lattice.
-          size: coordinates of the sum.
-
         Returns:
           The sum, shape (size,), and the counts of replies and of those that are missing.
         """

@@ -22,23 +22,12 @@ from .wire import layout_of, memory_arrays, only_arrays, view
 
 
 def canaries_for(settings: CanaryClients, dimension: int) -> Canaries:
-    """Return the canaries of a model.
-
-    Args:
-      settings: of the canaries.
-      dimension: number of coordinates of an update.
-    """
+    """Return the canaries of a model."""
     return canaries_of(bytes.fromhex(settings.seed), settings.count, dimension, settings.support)
 
 
 def canary_updates(settings: CanaryClients, clients: Sequence[int], dimension: int) -> NDArray[np.float32]:
-    """Return the updates of canaries, shape (clients, dimension).
-
-    Args:
-      settings: of the canaries.
-      clients: their numbers as clients.
-      dimension: number of coordinates of an update.
-    """
+    """Return the updates of canaries, shape (clients, dimension)."""
     which = [client - settings.first for client in clients]
     return canaries_for(settings, dimension).updates(which, settings.norm, settings.replaced)
 
@@ -80,13 +69,7 @@ def add_canaries(
 
 
 def canary_answer(message: Message, settings: CanaryClients, client: int) -> Message:
-    """Return the reply of a canary as a client's app gives it: arrays and metrics.
-
-    Args:
-      message: the instruction.
-      settings: of the canaries.
-      client: the canary's number as a client.
-    """
+    """Return the reply of a canary as a client's app gives it: arrays and metrics."""
     received = only_arrays(message.content)
     layout = layout_of(received)
     sizes = [int(np.prod(shape)) for shape in layout.values()]

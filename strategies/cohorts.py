@@ -371,12 +371,7 @@ def _invited(cohort: Cohort) -> Cohort:
 
 
 def invited_size(cohort: Cohort, population: int) -> float:
-    """Return how many clients a round is expected to ask, which over-selection makes more than it needs.
-
-    Args:
-      cohort: any.
-      population: how many clients there are.
-    """
+    """Return how many clients a round is expected to ask, which over-selection makes more than it needs."""
     return min(float(population), _invited(cohort).expected_size(population))
 
 

@@ -30,12 +30,7 @@ Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 def claim_identity(run_id: int, task_id: int = TASK_ID) -> Run:
-    """Let this process create messages outside Flower's runtime, and return the run that they belong to.
-
-    Args:
-      run_id: Flower's number of the run.
-      task_id: Flower's number of the task.
-    """
+    """Let this process create messages outside Flower's runtime, and return the run that they belong to."""
     TaskIdentity.task_id = task_id
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE
@@ -43,33 +38,18 @@ def claim_identity(run_id: int, task_id: int = TASK_ID) -> Run:
 
 
 def name_message(message: Message, message_id: str) -> None:
-    """Give a message the id that Flower's link would give it, by which its reply is known.
-
-    Args:
-      message: changed in place.
-      message_id: its new id.
-    """
+    """Give a message the id that Flower's link would give it, by which its reply is known."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
 def name_sender(reply: Message, node: int) -> Message:
-    """Return the reply as if it came from the node of that number.
-
-    Args:
-      reply: changed in place.
-      node: number of the node.
-    """
+    """Return the reply as if it came from the node of that number."""
     reply.metadata.__dict__["_src_node_id"] = node
     return reply
 
 
 def arrived(payload: RecordDict | Error, metadata: Metadata) -> Message:
-    """Return a message as a link delivers it, with the metadata that came with it.
-
-    Args:
-      payload: records, or the error in their place.
-      metadata: ids, nodes and type.
-    """
+    """Return a message as a link delivers it, with the metadata that came with it."""
     made: Any = Message  # its published overloads leave out the metadata
     return made(payload, metadata=metadata)
 
@@ -79,10 +59,6 @@ def records_of(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
 
     Flower's own `array_records` and the like put the content into a reference cycle. Its arrays, megabytes of a model,
     then stay until the garbage collector runs, which counts objects and not bytes.
-
-    Args:
-      content: of a message.
-      kind: class of the records.
     """
     return {name: record for name, record in content.items() if isinstance(record, kind)}
 

@@ -53,13 +53,7 @@ class Place:
 
 
 def ask(messages: Sequence[bytes], spec: ShareSpec, place: Place) -> dict[str, ConfigRecord]:
-    """Return the records that carry an exchange's messages to one node.
-
-    Args:
-      messages: of the protocol.
-      spec: public parameters of the masked sum.
-      place: of the exchange.
-    """
+    """Return the records that carry an exchange's messages to one node."""
     return {
         SPEC_RECORD: ConfigRecord({"spec": write_share_spec(spec), **asdict(place)}),
         SECURE_RECORD: ConfigRecord({"messages": list(messages)}),

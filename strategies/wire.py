@@ -122,14 +122,7 @@ def size_of(layout: Layout, spec: SumSpec) -> int:
 
 
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
-    """Return the strategy's record with the sum's public parameters beside it.
-
-    Args:
-      content: of the strategy's message.
-      spec: public parameters of the sum.
-      run: name of the run, as ledgers know it.
-      server_round: number of the round.
-    """
+    """Return the strategy's record with the sum's public parameters beside it."""
     out = RecordDict(dict(content.items()))
     out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(asdict(spec)), "run": run, "round": server_round})
     return out

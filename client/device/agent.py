@@ -67,11 +67,7 @@ class Health:
 
 
 class Agent:
-    """Agent that answers the link's messages and keeps the health file.
-
-    Args:
-      bundle: the device's.
-    """
+    """Agent that answers the link's messages and keeps the health file."""
 
     def __init__(self, bundle: ClientBundle) -> None:
         own = bundle.settings

@@ -213,10 +213,6 @@ class Device:
 def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     """Return the device of a bundle, with task and model loaded once for all messages.
 
-    Args:
-      bundle: the device's.
-      root: of the system's files.
-
     Raises:
       Refusal: the task cannot be loaded, or does not have this client.
     """

@@ -19,13 +19,7 @@ NOT_DRAINING = ("Charging", "Full", "Not charging")
 
 
 def obstacle(asked: Eligibility, now: datetime, root: Path = ROOT) -> str | None:
-    """Return why the device may not train, in a few words, or None.
-
-    Args:
-      asked: the owner's conditions.
-      now: local time.
-      root: of the system's files.
-    """
+    """Return why the device may not train, in a few words, or None."""
     return next(_obstacles(asked, now, root), None)
 
 

@@ -112,10 +112,6 @@ def pem_of(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> bytes:
 def write_request(folder: Path, name: str) -> Path:
     """Make keys and the request to admit them; return the request's file.
 
-    Args:
-      folder: that takes the files.
-      name: of the client.
-
     Raises:
       Refusal: the name has another form, the folder holds keys already, or it cannot be written.
     """

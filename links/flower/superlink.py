@@ -212,10 +212,6 @@ def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNo
 def public_keys(folder: Path, admitted: Mapping[str, int]) -> set[bytes]:
     """Return the admitted keys, in PEM as Flower has them, from a folder of OpenSSH's .pub files.
 
-    Args:
-      folder: of the files.
-      admitted: nodes by the fingerprints of their keys.
-
     Raises:
       Refusal: one is missing, or a file is no key.
     """

@@ -160,11 +160,6 @@ def question_id(message: Message, body: Body, node: int) -> str | None:
 
     Two messages have the same id if and only if they ask the same of the same node, over whichever link.
 
-    Args:
-      message: the instruction.
-      body: its content, packed.
-      node: number of the node that is asked.
-
     Returns:
       The id, or None for a message that belongs to no run.
     """

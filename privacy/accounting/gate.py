@@ -84,11 +84,6 @@ class Gate:
     ) -> bool:
         """Return whether a release after others stays within a budget.
 
-        Args:
-          spent: earlier events, or how often each happened.
-          proposed: the event of the release.
-          budget: epsilon, delta and adjacency.
-
         Raises:
           Refusal: an event that cannot be accounted.
         """

@@ -41,9 +41,6 @@ def precision_of(event_json: str) -> float | None:
 def composed(counts: Mapping[str, int]) -> float | None:
     """Return the precision of all events together, mu squared under zero-out.
 
-    Args:
-      counts: how often each event happened, by its JSON.
-
     Returns:
       None where one of them is no plain Gaussian.
     """

@@ -100,11 +100,6 @@ def best_order(event: DpEvent, budget: Budget, prior: Iterable[DpEvent] = ()) ->
 
     It may be chosen only from what is fixed, events as planned, never from what releases said.
 
-    Args:
-      event: one release.
-      budget: epsilon, delta and adjacency.
-      prior: events before the first.
-
     Raises:
       Refusal: no order affords a single release.
     """

@@ -118,10 +118,6 @@ class AlarmState:
 def look_at(state: AlarmState, look: Look) -> tuple[AlarmState, tuple[Alarm, ...]]:
     """Judge one look.
 
-    Args:
-      state: before the look.
-      look: its evidence.
-
     Returns:
       The state after the look, and the alarms that it raises.
 

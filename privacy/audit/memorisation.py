@@ -37,12 +37,7 @@ class MemorisationProbe(Protocol):
     """Probe that looks at the released model and at what was planted; it must not read what any client owns."""
 
     def look(self, arrays: Mapping[str, NDArray[np.generic]], number: int) -> Sequence[Memorised]:
-        """Return the tests of a round; equally many at every look.
-
-        Args:
-          arrays: of the global model, by name.
-          number: of the round that they were released after.
-        """
+        """Return the tests of a round; equally many at every look."""
         ...
 
 

@@ -17,13 +17,7 @@ from .one_run import Scores
 
 @dataclass(frozen=True)
 class Separation:
-    """Distance of members' scores above the others'.
-
-    Attributes:
-      mu: in standard deviations; infinite without any spread.
-      members: how many there are.
-      others: how many there are.
-    """
+    """Distance of members' scores above the others'."""
 
     mu: float
     members: int

@@ -126,10 +126,6 @@ def guesses_at(members: Scores, others: Scores, share: float) -> Guesses:
 def check_coins(members: int, others: int) -> None:
     """Return if canaries can be in and out by fair coins, as every one-run bound needs.
 
-    Args:
-      members: how many were in.
-      others: how many were out.
-
     Raises:
       Refusal: they can not.
     """

@@ -25,14 +25,7 @@ GAUSSIAN, STEINKE = "Mahloujifar et al., Gaussian", "Steinke et al."
 
 
 def weighed(members: Scores, others: Scores, budget: Budget, number: int) -> Measured | None:
-    """Return what canary records show; None while too few took part.
-
-    Args:
-      members: scores of those that were in.
-      others: scores of those that were out.
-      budget: what their owners claim.
-      number: of the last round.
-    """
+    """Return what canary records show; None while too few took part."""
     try:
         methods = by_one_run(members, others, budget.target_delta, gaussian=True)
     except Refusal:

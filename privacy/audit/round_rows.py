@@ -62,10 +62,6 @@ def append(path: Path, row: Rows) -> None:
 def read(path: Path, canaries: int) -> Rows:
     """Return the rows of a file, in the order of their rounds; none where there is no file.
 
-    Args:
-      path: of the file.
-      canaries: how many the audit has.
-
     Raises:
       Refusal: the file holds no audit of this many canaries, or cannot be read.
     """

@@ -216,13 +216,7 @@ def _same(attempt: NodeAttempt, said: Confirmation) -> None:
 
 
 def unwitnessed(node: int, attempt: NodeAttempt, signed: set[int]) -> list[Advert]:
-    """Return the adverts of survivors that neither this node nor an honest neighbour that signed has checked.
-
-    Args:
-      node: this node.
-      attempt: with its survivors known.
-      signed: nodes whose confirmations were checked.
-    """
+    """Return the adverts of survivors that neither this node nor an honest neighbour that signed has checked."""
     agreed, terms = attempt.agreed, attempt.terms
     known = {node, *agreed.neighbours(node), *signed}
     enough = 2 * terms.threshold - terms.neighbours

@@ -15,13 +15,7 @@ from .transcript import AttemptTerms, Purpose, digest, frame, round_context, set
 
 
 def attempt_context(terms: AttemptTerms, candidates: Sequence[int], server_key: bytes) -> bytes:
-    """Return the context of adverts and replies, 32 bytes.
-
-    Args:
-      terms: of the attempt.
-      candidates: who was asked.
-      server_key: who asks, by its ephemeral public key.
-    """
+    """Return the context of adverts and replies, 32 bytes."""
     return digest(Purpose.SETUP, setup_context(terms), server_key, *candidates)
 
 

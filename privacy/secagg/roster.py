@@ -30,10 +30,6 @@ class Member:
 class Roster:
     """Version of the list of members, in order of their nodes.
 
-    Attributes:
-      version: counts up.
-      members: by ascending node.
-
     Raises:
       Refused: MALFORMED when members are unordered, or two of them share a node or a key.
     """

@@ -113,12 +113,7 @@ def _opening(purpose: Purpose) -> bytes:
 
 
 def digest(purpose: Purpose, *parts: Part) -> bytes:
-    """Return SHA-256 of the framed parts, 32 bytes.
-
-    Args:
-      purpose: what the hash is for.
-      *parts: as in `frame`.
-    """
+    """Return SHA-256 of the framed parts, 32 bytes."""
     return hashlib.sha256(frame(purpose, *parts)).digest()
 
 
