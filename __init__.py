@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .server.protect import protect
     from .server.run.unit_plan import UnitPlan
     from .strategies.cohorts import All, Fixed, MinSeparation, Poisson
-    from .tasks.protocol import Examples, Task
+    from .tasks.data import Examples, LazyExamples
+    from .tasks.protocol import Task
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "Examples",
     "FinishedRun",
     "Fixed",
+    "LazyExamples",
     "Ledger",
     "MinSeparation",
     "NoPrivacy",
@@ -60,9 +62,10 @@ _HOMES = {
     "BudgetExhausted": (".privacy.ledger.ledger", ""),
     "ClientCentral": (".configs.schema", "simulation"),
     "ClientDistributed": (".configs.schema", "simulation"),
-    "Examples": (".tasks.protocol", "client"),
+    "Examples": (".tasks.data", "client"),
     "FinishedRun": (".face", ""),
     "Fixed": (".strategies.cohorts", ""),
+    "LazyExamples": (".tasks.data", "client"),
     "Ledger": (".privacy.ledger.ledger", ""),
     "MinSeparation": (".strategies.cohorts", ""),
     "NoPrivacy": (".configs.schema", "simulation"),

@@ -24,7 +24,7 @@ from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
 from ..simulations.in_process import keep_memory
 from ..strategies.record_plan import PoissonBatches
-from ..tasks.protocol import Examples
+from ..tasks.data import Examples
 from .engines import Options
 from .made_task import Made
 from .tables import Row, conditions, ratio, result_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..tasks.classification import cross_entropies
-from ..tasks.protocol import Examples
+from ..tasks.data import Examples
 from .workload import build, examples_of
 
 

@@ -37,9 +37,10 @@ from ..strategies.wire import (
 )
 from ..tasks import load_task
 from ..tasks.arrays import load_arrays, memory_of, read_arrays
+from ..tasks.data import Data, data_of, fingerprint
 from ..tasks.independence import check_independence
 from ..tasks.mislabelled import losses_of
-from ..tasks.protocol import Examples, Task, check_trainable, fingerprint
+from ..tasks.protocol import Task, check_trainable
 from .dp_sgd import record_canaries
 from .private_update import private_update
 from .training.batches import seeds_of
@@ -83,18 +84,18 @@ class Workbench:
         """What puts back all that the model holds beside its arrays: nothing of a client may reach the next one."""
         return memory_of(self.model)
 
-    def private_model(self, examples: Examples) -> nn.Module:
+    def private_model(self, data: Data) -> nn.Module:
         """Return the model, once it is known that DP-SGD can train it and keeps examples apart.
 
         Args:
-          examples: of the first client that trains in this process; independence is measured on them, once.
+          data: of the first client that trains in this process; independence is measured on them, once.
 
         Raises:
           Refusal: names the layer, the loss or the attribute.
         """
-        if len(examples) and not self.measured:
+        if len(data) and not self.measured:
             check_trainable(self.model)
-            check_independence(self.model, self.task, examples)
+            check_independence(self.model, self.task, data)
             self.measured.append(True)
         return self.model
 
@@ -151,24 +152,24 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
       bench: task and model.
       settings: how to train in this round.
     """
-    examples = bench.task.client_data(client)
+    data = data_of(bench.task, client)
     training = training_settings(message.content, settings)
     bench.forget()
-    model = bench.model if settings.record is None else bench.private_model(examples)
+    model = bench.model if settings.record is None else bench.private_model(data)
     load_arrays(model, {name: view(array) for name, array in only_arrays(message.content).items()})
     run, number = read_round(message.content)
     randomness = Randomness(settings.seed)
     key = int(randomness.stream("training", number).uint64(1)[0])
     seed_layers(key, client)
-    metrics: dict[str, float] = {WEIGHT: len(examples)}
+    metrics: dict[str, float] = {WEIGHT: len(data)}
     if settings.loss_traces:
         # The losses of an owner's records tell which of them the model memorised (arXiv:2411.05743): for the owner
         # alone, in a file that nothing sends.
         path = Path(settings.loss_traces) / f"{client}{kept_rows.LOSSES}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept_rows.append(path, number, losses_of(bench.task, model, examples).astype(np.float32))
+        kept_rows.append(path, number, losses_of(bench.task, model, data).astype(np.float32))
     if settings.record is None:
-        metrics[TRAIN_LOSS] = train(model, bench.task, examples, training, client, key)
+        metrics[TRAIN_LOSS] = train(model, bench.task, data, training, client, key)
     else:
         streams = (
             randomness.stream("batches", number, client),
@@ -179,7 +180,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         attempt = read_attempt(message.content) if settings.seed is None else 0
         mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
         try:
-            _train_on_ledger(bench, examples, settings, training, streams, (run, number, mechanism))
+            _train_on_ledger(bench, data, settings, training, streams, (run, number, mechanism))
         except BudgetExhausted:
             return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
         except Refusal as refusal:
@@ -201,7 +202,7 @@ def seed_layers(key: int, client: int) -> None:
 
 def _train_on_ledger(
     bench: Workbench,
-    examples: Examples,
+    data: Data,
     settings: ClientSettings,
     training: LocalTraining,
     streams: tuple[Stream, Stream],
@@ -211,13 +212,13 @@ def _train_on_ledger(
 
     record = settings.record
     assert record is not None
-    check_delta("privacy", record.target_delta, len(examples), "records", record.allow_large_delta)
-    plan = record_plan(record, len(examples) + record.canaries, settings)
-    name = settings.device or fingerprint(examples)
+    check_delta("privacy", record.target_delta, len(data), "records", record.allow_large_delta)
+    plan = record_plan(record, len(data) + record.canaries, settings)
+    name = settings.device or fingerprint(data)
     beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)
-    canaried = _canaried(plan, bench, examples, beside, settings) if record.canaries else None
+    canaried = _canaried(plan, bench, data, beside, settings) if record.canaries else None
     model, loss, records = (
-        (bench.model, bench.task, examples)
+        (bench.model, bench.task, data)
         if canaried is None
         else (canaried.model, canaried.loss, canaried.examples)
     )
@@ -244,10 +245,10 @@ def _train_on_ledger(
 
 
 def _canaried(
-    plan: Plan, bench: Workbench, examples: Examples, path: Path, settings: ClientSettings
+    plan: Plan, bench: Workbench, data: Data, path: Path, settings: ClientSettings
 ) -> record_canaries.CanariedRound:
     assert settings.record is not None
     number = int.from_bytes(path.stem.encode()[:6])  # a seeded simulation gives each client coins of its own
     stream = Randomness(settings.seed).stream("record canaries", number)
     coins = record_canaries.coins_of(path, settings.record.canaries, stream)
-    return record_canaries.begin(bench.model, bench.task, examples, coins, plan)
+    return record_canaries.begin(bench.model, bench.task, data, coins, plan)

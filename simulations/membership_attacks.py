@@ -29,8 +29,9 @@ from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.run_folder import MODEL
 from ..tasks.arrays import load_arrays
+from ..tasks.data import Examples, data_of, held_out_of, in_tensors
 from ..tasks.mislabelled import losses_of
-from ..tasks.protocol import Examples, Task
+from ..tasks.protocol import Task
 
 FALSE_POSITIVES = (0.001, 0.01)
 MOST = 2000  # records attacked of each kind, and so many for a reference model
@@ -213,10 +214,14 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
             "audit", str(folder), "its data are real: what a model tells of a record is for its owner alone"
         )
     generator = np.random.default_rng(SEED)
-    held = [task.client_data(client) for client in range(task.num_clients)]
+    remedy = "nothing else is attacked yet; give such a task"
+    held = [
+        in_tensors(data_of(task, client), "membership", str(folder), remedy)
+        for client in range(task.num_clients)
+    ]
     inputs, targets = torch.cat([each.inputs for each in held]), torch.cat([each.targets for each in held])
     inside, spare = _halves(Examples(inputs, targets), generator)
-    outside, population = _halves(task.held_out(), generator)
+    outside, population = _halves(in_tensors(held_out_of(task), "membership", str(folder), remedy), generator)
     records = Examples(
         torch.cat([inside.inputs, outside.inputs]), torch.cat([inside.targets, outside.targets])
     )

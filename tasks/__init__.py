@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import Any
 
 from ..privacy.refusal import Refusal
-from .protocol import Examples, Task, check_examples
+from .data import Examples, check_examples
+from .protocol import Task
 
 __all__ = ["TASKS", "Examples", "Task", "check_examples", "load_task", "with_planted"]
 

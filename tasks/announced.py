@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .protocol import Examples, Task
+from .protocol import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,10 +42,10 @@ class AnnouncedTask:
         """Return means over the examples given."""
         return self._task.metrics(outputs, targets)
 
-    def client_data(self, client: int) -> Examples:
+    def client_data(self, client: int) -> Any:
         """Return the examples of one client."""
         return self._task.client_data(client)
 
-    def held_out(self) -> Examples:
+    def held_out(self) -> Any:
         """Return the examples that are never trained on."""
         return self._task.held_out()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..privacy.refusal import Refusal
+from .data import Examples, check_examples
 from .partition import Indices, Partition
-from .protocol import Examples, check_examples
 
 
 @dataclass(frozen=True)

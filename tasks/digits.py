@@ -9,8 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from .classification import Classification, classification, softmax_regression
+from .data import Examples
 from .partition import Partition
-from .protocol import Examples
 
 NUM_CLASSES = 10
 PIXELS = 64

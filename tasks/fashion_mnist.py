@@ -21,8 +21,8 @@ from torch import nn
 
 from ..privacy.refusal import Refusal
 from .classification import Classification, classification
+from .data import Examples
 from .partition import Partition
-from .protocol import Examples
 
 NUM_CLASSES = 10
 SIDE = 28

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from .classification import Classification, classification, softmax_regression
+from .data import Examples
 from .partition import Indices, Partition
-from .protocol import Examples
 
 HOSPITALS = ("Cleveland", "Hungary", "Switzerland", "VA Long Beach")
 NUM_CLASSES = 2

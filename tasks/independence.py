@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..privacy.refusal import Refusal
-from .protocol import Examples, Objective
+from .data import Data, LazyExamples, leaves, mapped, rows_of, run_on
+from .protocol import Objective
 
 BATCH = 6  # examples of the probe; each pair of them is tried
 SEED = 0x0FEDFE11  # of the layers' own randomness while the probe runs; it protects nothing
@@ -53,26 +54,32 @@ class Probe:
     Attributes:
       model: a copy, in training mode; double precision where the model can.
       objective: gives the loss of a batch.
-      inputs: shape (n, ...).
-      targets: shape (n, ...).
+      inputs: of `BATCH` examples.
+      targets: shape (BATCH, ...).
       tolerance: relative difference above which two results are told apart.
     """
 
     model: nn.Module
     objective: Objective
-    inputs: Tensor
+    inputs: Any
     targets: Tensor
     tolerance: float = 0.0
 
-    def outputs(self, rows: Tensor | None = None, inputs: Tensor | None = None) -> Tensor:
+    def outputs(self, rows: Tensor | None = None, inputs: Any = None) -> Any:
         """Return the outputs of these rows, from the same random state at every call."""
         given = self.inputs if inputs is None else inputs
         _seed()
-        return self.model(given if rows is None else given[rows])
+        return run_on(self.model, given if rows is None else rows_of(given, rows))
 
-    def losses(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
+    def losses(self, outputs: Any, targets: Tensor) -> list[Tensor]:
         """Return each example's loss by itself."""
-        return [self.objective.loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
+        rows = [slice(i, i + 1) for i in range(len(targets))]
+        return [self.objective.loss(rows_of(outputs, row), targets[row]) for row in rows]
+
+    def loss_alone(self, row: int) -> Tensor:
+        """Return the loss of a batch of one example."""
+        rows = torch.tensor([row])
+        return self.objective.loss(self.outputs(rows), self.targets[rows])
 
     def differ(self, a: Tensor, b: Tensor) -> bool:
         """Whether two results differ by more than rounding; NaN against NaN is no difference."""
@@ -93,37 +100,40 @@ class Probe:
         return [p for p in self.model.parameters() if p.requires_grad]
 
 
-def check_independence(model: nn.Module, objective: Objective, examples: Examples) -> None:
+def check_independence(model: nn.Module, objective: Objective, data: Data) -> None:
     """Refuse a model or a loss with which one example's part of a step depends on another example.
 
     Args:
       model: in the state in which training begins; it is not changed.
       objective: its `loss` takes outputs and targets of a batch.
-      examples: the owner's own; at most `BATCH` of them are looked at, and none is remembered.
+      data: the owner's own; at most `BATCH` examples and one more are looked at, and none is remembered.
 
     Raises:
       Refusal: naming the layer, the loss or the attribute, and what to do.
     """
-    if len(examples) == 0:
+    if len(data) == 0:
         return
     with _quiet_generators(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        probe = _prepared(model, objective, examples)
+        probe = _prepared(model, objective, data)
         for check in (_check_rows, _check_parts, _check_loss, _check_gradients, _check_state):
             check(probe)
+        if isinstance(data, LazyExamples) and data.collate is not None:
+            _check_collate(probe, data)
 
 
-def _prepared(model: nn.Module, objective: Objective, examples: Examples) -> Probe:
+def _prepared(model: nn.Module, objective: Objective, data: Data) -> Probe:
     """Return the probe in double precision, or as it is where the model's code insists on its own."""
-    rows = torch.arange(BATCH) % len(examples)
-    inputs, targets = examples.inputs[rows].clone(), examples.targets[rows].clone()
-    if len(examples) < BATCH and inputs.is_floating_point():  # equal rows would hide what orders them
-        inputs[len(examples) :] *= 1 + torch.rand_like(inputs[len(examples) :])
-    probe = Probe(_moved_off(_copied(model).double()), objective, _double(inputs), targets)
+    inputs, targets = mapped(torch.clone, data.batch(torch.arange(BATCH) % len(data)))
+    for tensor in leaves(inputs):
+        if len(data) < BATCH and tensor.is_floating_point():  # equal rows would hide what orders them
+            tensor[len(data) :] *= 1 + torch.rand_like(tensor[len(data) :])
+    wide = mapped(_double, (inputs, targets))
+    probe = Probe(_moved_off(_copied(model).double()), objective, *wide)
     precision = _Precision()
     try:
         with precision:
-            objective.loss(probe.outputs(), targets)
+            objective.loss(probe.outputs(), probe.targets)
     except (RuntimeError, TypeError):
         probe, precision = (
             Probe(_moved_off(_copied(model)), objective, inputs, targets),
@@ -133,8 +143,13 @@ def _prepared(model: nn.Module, objective: Objective, examples: Examples) -> Pro
             objective.loss(probe.outputs(), targets)
     probe = replace(probe, tolerance=precision.tolerance)
     outputs = probe.outputs()
-    if outputs.dim() == 0 or len(outputs) != BATCH:
-        found = f"{BATCH} examples became outputs of shape {tuple(outputs.shape)}"
+    shapes = [tuple(each.shape) for each in leaves(outputs)]
+    if not shapes:
+        remedy = "return a tensor, or a tuple or a dictionary of tensors"
+        raise Refusal("model", type(outputs).__name__, remedy)
+    # A number among several outputs is a loss that the model computed itself.
+    if any(each[:1] != (BATCH,) and (each or len(shapes) == 1) for each in shapes):
+        found = f"{BATCH} examples became outputs of shape {', '.join(map(str, shapes))}"
         raise Refusal("model", found, "the first dimension of the outputs must be the batch")
     return probe
 
@@ -168,42 +183,46 @@ def _moved_off(model: nn.Module) -> nn.Module:
 
 def _check_rows(probe: Probe) -> None:
     """Replace one example; nobody else's output may move."""
-    calm = probe.outputs().detach()
+    calm = _detached(probe.outputs())
     for row in range(BATCH):
         for replaced in _replacements(probe.inputs, row):
-            moved = _moved(
-                probe, calm, probe.outputs(inputs=replaced).detach(), [i for i in range(BATCH) if i != row]
-            )
-            if moved:
+            after = _detached(probe.outputs(inputs=replaced))
+            if _moved(probe, calm, after, [i for i in range(BATCH) if i != row]):
                 layer = _culprit(probe, partial(probe.outputs, inputs=replaced), row)
                 _refuse_layer(probe, layer, "one example's output changes when another example does")
 
 
-def _replacements(inputs: Tensor, row: int) -> Iterator[Tensor]:
+def _replacements(inputs: Any, row: int) -> Iterator[Any]:
     """Yield the batch with another example in one row: a neighbour's, and two that are out of all proportion."""
-    other = inputs.clone()
-    other[row] = inputs[(row + 1) % len(inputs)]
-    if not torch.equal(other, inputs):
-        yield other
-    if inputs.is_floating_point():
-        size = float(inputs.abs().max()) or 1.0
-        for sign in (1.0, -1.0):
-            extreme = inputs.clone()
-            extreme[row] = sign * EXTREME * size * torch.rand_like(inputs[row])
-            yield extreme
-    else:
-        shuffled = inputs.clone()
-        shuffled[row] = inputs[row].flatten().flip(0).reshape(inputs[row].shape)
-        yield shuffled
+
+    def with_row(make: Callable[[Tensor], Tensor]) -> Any:
+        def changed(tensor: Tensor) -> Tensor:
+            other = tensor.clone()
+            other[row] = make(tensor)
+            return other
+
+        return mapped(changed, inputs)
+
+    yield with_row(lambda tensor: tensor[(row + 1) % BATCH])
+    for sign in (1.0, -1.0):
+        yield with_row(partial(_extreme, row, sign))
+
+
+def _extreme(row: int, sign: float, tensor: Tensor) -> Tensor:
+    """Return a row out of all proportion; of whole numbers, which may be indices, the row in another order."""
+    own = tensor[row]
+    if not tensor.is_floating_point():
+        return own.flatten().flip(0).reshape(own.shape)
+    return sign * EXTREME * (float(tensor.abs().max()) or 1.0) * torch.rand_like(own)
 
 
 def _check_parts(probe: Probe) -> None:
     """Compute parts of the batch alone; their rows may not differ."""
     with _ConstantRandomness():
-        whole = probe.outputs().detach()
+        whole = _detached(probe.outputs())
         for part in (torch.tensor([0]), torch.tensor([1, 4]), torch.arange(BATCH - 1)):
-            alone = probe.outputs(part).detach()
-            if alone.shape[1:] != whole.shape[1:] or _moved(probe, whole[part], alone, range(len(part))):
+            alone = _detached(probe.outputs(part))
+            if _moved(probe, rows_of(whole, part), alone, range(len(part))):
                 layer = _culprit(probe, partial(probe.outputs, part), None, part)
                 _refuse_layer(probe, layer, "an example's output depends on the size of its batch")
 
@@ -211,53 +230,61 @@ def _check_parts(probe: Probe) -> None:
 def _check_loss(probe: Probe) -> None:
     """Hold the loss of the batch, and its gradient, against the mean of the examples' losses, at several outputs."""
     with _ConstantRandomness():
-        calm = probe.outputs().detach()
+        calm = _detached(probe.outputs())
+        inside = [probe.loss_alone(row) for row in range(BATCH)] if _has_loss(calm) else None
     for outputs in _outputs_near(calm):
-        outputs.requires_grad_()
+        fractions = [each for each in leaves(outputs) if each.is_floating_point()]
+        for each in fractions:
+            each.requires_grad_()
         together = probe.objective.loss(outputs, probe.targets)
         if together.dim() != 0:
             raise Refusal(
                 "loss", f"shape {tuple(together.shape)}", "it must be one number; " + WEIGHTS_REMEDY
             )
-        alone = torch.stack(probe.losses(outputs, probe.targets)).mean()
+        alone = torch.stack(inside or probe.losses(outputs, probe.targets)).mean()
         name = f"{type(probe.objective).__name__}.loss"
         if probe.differ(together, alone):
             # No number: these are losses of an owner's examples, and the sentence is printed and logged.
             raise Refusal(name, "it is not the mean of the examples' losses", WEIGHTS_REMEDY)
-        ours, theirs = (_gradient([outputs], each)[0] for each in (together, alone))
-        if probe.differ(ours, theirs):
-            raise Refusal(
-                name, "its gradient is not that of the mean of the examples' losses", WEIGHTS_REMEDY
-            )
+        if inside is not None:  # made by the model, where `_check_gradients` looks
+            return
+        for ours, theirs in zip(_gradient(fractions, together), _gradient(fractions, alone), strict=True):
+            if probe.differ(ours, theirs):
+                found = "its gradient is not that of the mean of the examples' losses"
+                raise Refusal(name, found, WEIGHTS_REMEDY)
 
 
-def _outputs_near(calm: Tensor) -> Iterator[Tensor]:
+def _outputs_near(calm: Any) -> Iterator[Any]:
     """Yield what a model may put out: losses with a margin or a maximum show what they are only away from it."""
-    yield calm.clone()
-    size = float(calm.abs().max().nan_to_num()) or 1.0
-    for scale in (1.0, 30.0):
-        yield calm + scale * size * torch.randn_like(calm)
+
+    def moved(scale: float, each: Tensor) -> Tensor:
+        if not each.is_floating_point() or not each.numel():
+            return each.clone()
+        size = float(each.abs().max().nan_to_num()) or 1.0
+        return each + scale * size * torch.randn_like(each) if scale else each.clone()
+
+    for scale in (0.0, 1.0, 30.0):
+        yield mapped(partial(moved, scale), calm)
 
 
 def _check_gradients(probe: Probe) -> None:
     """Hold the gradient of a weighted sum of the examples' losses against what each gives alone."""
     if not probe.parameters:
         return
-    weights = 1 + torch.arange(BATCH, dtype=torch.float64) / BATCH
+    weights = (1 + torch.arange(BATCH, dtype=torch.float64) / BATCH).tolist()
     with _ConstantRandomness():
         outputs = probe.outputs()
-        losses = probe.losses(outputs, probe.targets)
-        together = _gradient(
-            probe.parameters, sum(w * each for w, each in zip(weights.tolist(), losses, strict=True))
-        )
+        if _has_loss(outputs):  # it weighs all alike
+            weights = [1.0] * BATCH
+            loss: Any = probe.objective.loss(outputs, probe.targets) * BATCH
+        else:
+            losses = probe.losses(outputs, probe.targets)
+            loss = sum(weight * each for weight, each in zip(weights, losses, strict=True))
+        together = _gradient(probe.parameters, loss)
         alone = [torch.zeros_like(p) for p in probe.parameters]
-        for row, weight in enumerate(weights.tolist()):
-            rows = torch.tensor([row])
-            single = probe.objective.loss(probe.outputs(rows), probe.targets[rows])
-            alone = [
-                total + weight * g
-                for total, g in zip(alone, _gradient(probe.parameters, single), strict=True)
-            ]
+        for row, weight in enumerate(weights):
+            single = _gradient(probe.parameters, probe.loss_alone(row))
+            alone = [total + weight * g for total, g in zip(alone, single, strict=True)]
     names = [name for name, p in probe.model.named_parameters() if p.requires_grad]
     for name, ours, theirs in zip(names, together, alone, strict=True):
         if probe.differ(ours, theirs):
@@ -298,6 +325,29 @@ def _check_state(probe: Probe) -> None:
         raise Refusal(
             "model or loss", "the same batch gives another loss after a step on others", STATE_REMEDY
         )
+
+
+def _check_collate(probe: Probe, data: LazyExamples) -> None:
+    """Collate a batch again with another last item; nobody else's loss may move."""
+    count = min(BATCH, len(data) - 1)
+    if count < 2:
+        return
+    items = data.items([*range(count), len(data) - 1])
+    losses: list[list[Tensor]] = []
+    for batch in (items[:count], [*items[: count - 1], items[count]]):
+        _seed()
+        inputs, targets = mapped(lambda each: each.to(_kind(each, probe)), data.collated(batch))
+        outputs = probe.outputs(inputs=inputs)
+        losses.append(probe.losses(outputs, targets)[: count - 1])
+    if any(probe.differ(a, b) for a, b in zip(*losses, strict=True)):
+        remedy = "do not mix examples in a batch; transform each by itself"
+        raise Refusal("collate", "one example's loss changes when another example does", remedy)
+
+
+def _kind(tensor: Tensor, probe: Probe) -> torch.dtype:
+    """Return the type in which the probe computes, of a fraction."""
+    wide = any(p.dtype == torch.float64 for p in probe.model.parameters())
+    return torch.float64 if wide and tensor.is_floating_point() else tensor.dtype
 
 
 def _refuse_state(name: str) -> None:
@@ -397,11 +447,7 @@ def _traced(model: nn.Module, run: Callable[[], Tensor]) -> dict[str, tuple[Tens
 
 
 def _first(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, list | tuple):
-        return next((found for each in value if (found := _first(each)) is not None), None)
-    return None
+    return next((each.detach().clone() for each in leaves(value)), None)
 
 
 def _refuse_layer(probe: Probe, name: str | None, what: str) -> None:
@@ -414,8 +460,22 @@ def _refuse_layer(probe: Probe, name: str | None, what: str) -> None:
     raise Refusal("model", where, f"{what}; {remedy}")
 
 
-def _moved(probe: Probe, before: Tensor, after: Tensor, rows: Sequence[int]) -> bool:
-    return any(probe.differ(before[i], after[i]) for i in rows)
+def _moved(probe: Probe, before: Any, after: Any, rows: Sequence[int]) -> bool:
+    """Return whether any of these rows of any output differs."""
+    pairs = zip(leaves(before), leaves(after), strict=True)
+    return any(
+        a.dim() and (a.shape[1:] != b.shape[1:] or any(probe.differ(a[i], b[i]) for i in rows))
+        for a, b in pairs
+    )
+
+
+def _detached(outputs: Any) -> Any:
+    return mapped(torch.Tensor.detach, outputs)
+
+
+def _has_loss(outputs: Any) -> bool:
+    """Return whether there is a number among the outputs: a loss that the model itself computed."""
+    return any(each.dim() == 0 for each in leaves(outputs))
 
 
 # --- randomness while the probe runs ------------------------------------------------------------------------------

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
+from .data import Data, Examples, batches_of, data_of, held_out_of, in_tensors, rows_of, run_on
 from .optimizers import own_optimizer
-from .protocol import Examples, ProbedTask, Task
+from .protocol import ProbedTask, Task
 
 MOST = 1000
+ONLY_TENSORS = "its odd examples are made of held-out ones; use audit=light"
 SHARE = 0.2  # most odd examples, as a share of the clients' own; half of them train
 
 
@@ -56,15 +58,15 @@ class Mislabelled:
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         return self.task.metrics(outputs, targets)
 
-    def held_out(self) -> Examples:
-        return self.task.held_out()
+    def held_out(self) -> Data:
+        return held_out_of(self.task)
 
     @property
     def optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
         return own_optimizer(self.task)
 
     def client_data(self, client: int) -> Examples:
-        own = self.task.client_data(client)
+        own = in_tensors(data_of(self.task, client), "audit", "full", ONLY_TENSORS)
         rows = torch.from_numpy(np.flatnonzero((self.owners == client) & self.coins))
         inputs, targets = self.odd.inputs[rows], self.odd.targets[rows]
         return Examples(torch.cat([own.inputs, inputs]), torch.cat([own.targets, targets]))
@@ -91,8 +93,9 @@ def mislabelled(task: Task, seed: int) -> Mislabelled:
     if not task.simulated:
         raise Refusal("audit", "full", "no example is planted in real data; use audit=light")
     generator = np.random.default_rng([seed, MOST, task.num_clients])
-    held_out = task.held_out()
-    total = sum(len(task.client_data(client)) for client in range(task.num_clients))
+    held_out = in_tensors(held_out_of(task), "audit", "full", ONLY_TENSORS)
+    every = [in_tensors(data_of(task, n), "audit", "full", ONLY_TENSORS) for n in range(task.num_clients)]
+    total = sum(map(len, every))
     count = max(2, min(MOST, int(SHARE * total)))
     inputs = held_out.inputs[torch.from_numpy(generator.integers(len(held_out), size=count))].flatten(1)
     order = torch.from_numpy(generator.permuted(np.tile(np.arange(inputs.shape[1]), (count, 1)), axis=1))
@@ -103,15 +106,18 @@ def mislabelled(task: Task, seed: int) -> Mislabelled:
 
 
 @torch.no_grad()
-def losses_of(task: Task, model: nn.Module, examples: Examples) -> NDArray[np.float64]:
+def losses_of(task: Task, model: nn.Module, data: Data) -> NDArray[np.float64]:
     """Return the loss of each example by itself, shape (n,).
 
     Args:
       task: gives the loss.
       model: is put into evaluation mode.
-      examples: n of them.
+      data: n examples.
     """
     model.eval()
-    outputs = model(examples.inputs)
-    rows = range(len(examples))
-    return np.array([float(task.loss(outputs[i : i + 1], examples.targets[i : i + 1])) for i in rows])
+    losses: list[float] = []
+    for inputs, targets in batches_of(data):
+        outputs = run_on(model, inputs)
+        rows = [slice(i, i + 1) for i in range(len(targets))]
+        losses += [float(task.loss(rows_of(outputs, row), targets[row])) for row in rows]
+    return np.array(losses)

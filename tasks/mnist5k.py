@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .classification import Classification, classification, softmax_regression
+from .data import Examples
 from .partition import Partition
-from .protocol import Examples
 
 NUM_CLASSES = 10
 SIDE = 28

@@ -1,41 +1,17 @@
-"""Task protocol: a model, a loss, metrics and the examples of every client, and checks of examples and models.
+"""Task protocol: a model, a loss, metrics and the data of every client, and the check of a model.
 
 A task of your own is any class with the members of `Task`; nothing has to be inherited.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Examples with their targets.
-
-    Attributes:
-      inputs: shape (n, ...), float32 or int64.
-      targets: shape (n,), int64.
-
-    Example:
-      >>> import torch
-      >>> import fedveil as fv
-      >>> len(fv.Examples(torch.zeros(20, 8), torch.zeros(20, dtype=torch.int64)))
-      20
-    """
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
 
 class Objective(Protocol):
@@ -103,13 +79,13 @@ class Task(Protocol):
         """Return the mean loss over a batch, a scalar.
 
         Args:
-          outputs: of the model, shape (n, ...).
-          targets: shape (n,).
+          outputs: what the model returned: a tensor of shape (n, ...), a tuple, or an object such as ModelOutput.
+          targets: shape (n, ...).
         """
         ...
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return means over the examples, by name.
+        """Return means over the examples, by name; of data that are read, the means of batches are averaged.
 
         Args:
           outputs: of the model, shape (n, ...).
@@ -117,12 +93,16 @@ class Task(Protocol):
         """
         ...
 
-    def client_data(self, client: int) -> Examples:
-        """Return the examples of one client, 0 <= client < num_clients."""
+    def client_data(self, client: int) -> Any:
+        """Return the data of one client, 0 <= client < num_clients.
+
+        These are `Examples`, a pair (inputs, targets) of tensors or arrays, `LazyExamples`, or a data set of torch or
+        Hugging Face.
+        """
         ...
 
-    def held_out(self) -> Examples:
-        """Return the examples on which the model is evaluated and never trained."""
+    def held_out(self) -> Any:
+        """Return the data on which the model is evaluated and never trained, in a form that `client_data` may have."""
         ...
 
 
@@ -149,34 +129,6 @@ class ProbedTask(Task, Protocol):
         ...
 
 
-def check_examples(examples: Examples, num_classes: int, name: str = "data") -> Examples:
-    """Return the examples if they can be used for classification.
-
-    Args:
-      examples: to be checked.
-      num_classes: targets run from 0 to num_classes - 1.
-      name: how a refusal calls them.
-
-    Raises:
-      Refusal: there is no example, inputs and targets differ in number, an input is NaN or infinite, or a target is
-        out of range.
-    """
-    import torch  # takes a second, and a plan does without
-
-    inputs, targets = examples.inputs, examples.targets
-    if len(targets) == 0:
-        raise Refusal(name, 0, "there are no examples; give at least one")
-    if len(inputs) != len(targets):
-        raise Refusal(name, (len(inputs), len(targets)), "inputs and targets must be equally many")
-    broken = int((~torch.isfinite(inputs)).sum()) if inputs.is_floating_point() else 0
-    if broken:
-        raise Refusal(name, f"{broken} NaN or infinite", "impute or remove these values before training")
-    outside = int(((targets < 0) | (targets >= num_classes)).sum())
-    if outside:
-        raise Refusal(name, f"{outside} labels out of range", f"labels run from 0 to {num_classes - 1}")
-    return examples
-
-
 def check_trainable(model: nn.Module) -> None:
     """Refuse a model whose gradient for one example depends on the others, which DP-SGD cannot train.
 
@@ -199,13 +151,3 @@ def check_trainable(model: nn.Module) -> None:
     problems = ModuleValidator.validate(model, strict=False)
     if problems:
         raise Refusal("model", type(model).__name__, f"DP-SGD cannot train it: {problems[0]}")
-
-
-def fingerprint(examples: Examples) -> str:
-    """Return the name of a data set on its ledger: SHA-256 over its tensors, in hexadecimal."""
-    digest = hashlib.sha256()
-    for tensor in (examples.inputs, examples.targets):
-        array = tensor.contiguous().numpy()
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

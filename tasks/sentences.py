@@ -28,10 +28,10 @@ from torch import nn
 
 from ..privacy.refusal import Refusal
 from .classification import Classification, classification
+from .data import Examples
 from .fashion_mnist import cache_folder
 from .minilm import LAYERS, AdaptedSentence, encode, frozen_outputs, model_folder, read_layer, read_vocabulary
 from .partition import Partition
-from .protocol import Examples
 
 NUM_CLASSES = 2  # wanted, unwanted
 TOKENS = 24  # of a mail: its subject and how it begins

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..privacy.refusal import Refusal
+from .data import Examples, check_examples
 from .partition import Indices, Partition
 from .planted import CANDIDATES, DIGITS, ExposureProbe, Secret, draw_secrets
-from .protocol import Examples, check_examples
 
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz.,;:!?'-0123456789"
 OTHER = 1  # a character outside the alphabet is read as a space

@@ -30,7 +30,7 @@ from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.strategies.training_order import GRADIENTS
-from fedveil.tasks.protocol import Examples
+from fedveil.tasks.data import Examples
 
 NAMES = tuple(ENGINES)
 RECORDS = 12

@@ -20,7 +20,7 @@ from fedveil.strategies.flower_adapter import claim_identity
 from fedveil.strategies.wire import instruct, memory_arrays
 from fedveil.tasks.arrays import load_arrays
 from fedveil.tasks.classification import softmax_regression
-from fedveil.tasks.protocol import Examples
+from fedveil.tasks.data import Examples
 
 
 class Softmax:

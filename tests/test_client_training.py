@@ -41,7 +41,8 @@ from fedveil.strategies.record_plan import PoissonBatches, poisson_batches, reco
 from fedveil.strategies.wire import BUDGET_SPENT, FAILED, WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.tasks.arrays import load_arrays, read_arrays
 from fedveil.tasks.classification import cross_entropies
-from fedveil.tasks.protocol import Examples, check_trainable, fingerprint
+from fedveil.tasks.data import Examples, fingerprint
+from fedveil.tasks.protocol import check_trainable
 
 FEATURES, CLASSES = 6, 3
 SIZES = (4, 7, 7, 12, 4, 1)

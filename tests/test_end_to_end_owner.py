@@ -20,13 +20,13 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import read
 from fedveil.server.run.run import RunResult
 from fedveil.simulations.simulate import simulate
-from fedveil.tasks.protocol import fingerprint
+from fedveil.tasks.data import fingerprint
 
 CLINICS = '''
 import torch
 from torch import nn
 
-from fedveil.tasks.protocol import Examples
+from fedveil.tasks.data import Examples
 
 class Clinics:
     """Six clinics of which the first two have the same patients."""

@@ -20,13 +20,13 @@ from fedveil.strategies.flower_adapter import claim_identity
 from fedveil.strategies.training_order import LocalTraining
 from fedveil.strategies.wire import instruct, memory_arrays, only_arrays, view
 from fedveil.tasks.arrays import read_arrays
-from fedveil.tasks.protocol import Examples
+from fedveil.tasks.data import Examples
 
 TASK = '''\
 import torch
 from torch import nn
 from torch.nn import functional as F
-from fedveil.tasks.protocol import Examples
+from fedveil.tasks.data import Examples
 
 
 class Layer(nn.Module):

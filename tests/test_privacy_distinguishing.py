@@ -29,7 +29,7 @@ from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.privacy.plan import Plan
 from fedveil.strategies.record_plan import PoissonBatches
-from fedveil.tasks.protocol import Examples
+from fedveil.tasks.data import Examples
 
 DELTA, ALPHA = 1e-5, 1e-3
 RUNS, CAMPAIGN_RUNS = 300, 4000

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedveil.privacy.refusal import Refusal
+from fedveil.tasks.data import Examples
 from fedveil.tasks.independence import check_independence
-from fedveil.tasks.protocol import Examples
 
 FEATURES, WIDTH, CLASSES = 5, 8, 3
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 2.0])

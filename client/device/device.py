@@ -233,6 +233,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
             return linear.train_round(message, choice.client, table, told)
 
         return Device(bundle, settings, train_table, None, root, linear.check_order)
+    from ...tasks.data import check_data, data_of
     from ...tasks.optimizers import check_optimizer
     from ..app import Workbench, train_round  # torch, which a linear model does without
 
@@ -244,10 +245,12 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     def train(message: Message, told: ClientSettings) -> Message:
         return train_round(message, choice.client, bench, told)
 
+    check_data(data_of(bench.task, choice.client), f"client {choice.client}")
+
     def prepare(order: TrainingOrder) -> None:
         check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
 
-    return Device(bundle, settings, train, lambda: len(bench.task.client_data(choice.client)), root, prepare)
+    return Device(bundle, settings, train, lambda: len(data_of(bench.task, choice.client)), root, prepare)
 
 
 def device_name(bundle: ClientBundle) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
+from ...tasks.data import leaves, run_on
 from .example_gradients import RULES, Share, norms_of, plain_embedding
 
+if TYPE_CHECKING:
+    from ...tasks.data import Inputs
+
 # Returns the outputs for the examples in these rows, and the loss, a mean over them.
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+Forward = Callable[[Tensor], tuple[Any, Tensor]]
 # Leaves the clipped sum over these rows on the parameters, and returns whether each example's gradient is finite.
 ClippedSums = Callable[[Tensor], Tensor]
 
@@ -117,12 +121,12 @@ def _put(sums: dict[Any, Tensor]) -> None:
         parameter.summed_grad = value
 
 
-def obstacle(model: nn.Module, example: Tensor) -> str | None:
+def obstacle(model: nn.Module, batch: Inputs) -> str | None:
     """Return why this engine cannot train the model, or None.
 
     Args:
       model: is run once.
-      example: inputs of one example, shape (1, ...); its values do not matter.
+      batch: inputs of some examples; their values do not matter.
     """
     for layer in layers_of(model):
         own = [name for name, _ in layer.named_parameters(recurse=False)]
@@ -131,29 +135,30 @@ def obstacle(model: nn.Module, example: Tensor) -> str | None:
         if isinstance(layer, nn.Embedding) and not plain_embedding(layer):
             return "Embedding has an option that has no rule"
     with noting(model) as notes:
-        used = uses(model, example)
+        used = uses(model, batch)
     for parameter in model.parameters():
         if parameter.requires_grad and used[parameter] != 1:
             return f"a parameter is used {used[parameter]} times"
     for call in notes:
-        if len(call.inputs) != 1 or call.inputs._version != call.version:
+        if len(call.inputs) != len(leaves(batch)[0]) or call.inputs._version != call.version:
             return f"the inputs of {type(call.layer).__name__} do not hold one entry for each example"
     return None
 
 
-def uses(model: nn.Module, example: Tensor) -> Counter[Tensor]:
+def uses(model: nn.Module, batch: Inputs) -> Counter[Tensor]:
     """Return how often the model, run once in training mode, uses each trainable parameter.
 
     Args:
       model: its buffers are left as they are.
-      example: inputs of one example, shape (1, ...).
+      batch: inputs of some examples.
     """
     model.train()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(devices=[]):
-        last: Any = functional_call(model, buffers, example).grad_fn
+        outputs = run_on(lambda *args, **fields: functional_call(model, buffers, args, fields), batch)
     used: Counter[Tensor] = Counter()
-    nodes, seen = [last], {last}
+    nodes: list[Any] = [each.grad_fn for each in leaves(outputs) if each.grad_fn is not None]
+    seen = set(nodes)
     while nodes:
         for following, _ in nodes.pop().next_functions:
             if hasattr(following, "variable"):

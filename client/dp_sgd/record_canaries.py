@@ -25,8 +25,9 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
+from ...tasks.data import Data, Examples, in_tensors
 from ...tasks.optimizers import own_optimizer
-from ...tasks.protocol import Examples, Task
+from ...tasks.protocol import Task
 
 TOO_LONG = 10.0  # norm of a canary's gradient over the clipping norm, which tests the clip
 
@@ -144,18 +145,17 @@ def step_ratio(moved: Scores, noise: float, rate: float, replaced: bool = False)
     return drawn(moved) - drawn(-moved) if replaced else drawn(moved)
 
 
-def begin(
-    model: nn.Module, task: Task, examples: Examples, coins: NDArray[np.bool_], plan: Plan
-) -> CanariedRound:
+def begin(model: nn.Module, task: Task, data: Data, coins: NDArray[np.bool_], plan: Plan) -> CanariedRound:
     """Return a client's round with canaries among its examples and the block beside its model.
 
     Args:
       model: the client's; its parameters are shared.
       task: gives the loss.
-      examples: the client's own.
+      data: the client's own.
       coins: whether each canary trains, shape (canaries,).
       plan: of the round, with the canaries among the records.
     """
+    examples = in_tensors(data, "audit", "full", "a canary is a row of it; use audit=light")
     count, inputs = len(coins), examples.inputs
     with torch.no_grad():
         outputs = model(torch.zeros_like(inputs[:1]))

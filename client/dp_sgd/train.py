@@ -28,8 +28,9 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
+from ...tasks.data import Data, laid_out, placeholder, run_on
 from ...tasks.optimizers import optimizer_of
-from ...tasks.protocol import Examples, Objective
+from ...tasks.protocol import Objective
 from ..training.sgd import with_fast_kernels
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
 
@@ -117,7 +118,7 @@ class PrivateSteps:
 def train_privately(
     model: nn.Module,
     task: Objective,
-    examples: Examples,
+    data: Data,
     training: LocalTraining,
     steps: PrivateSteps,
     gradients: str = "hooks",
@@ -129,7 +130,7 @@ def train_privately(
     Args:
       model: without batch normalisation, in the state that the server sent.
       task: gives the loss, a mean over a batch.
-      examples: the client's own.
+      data: the client's own.
       training: optimiser, which sees noised means alone, learning rate and FedProx weight; epochs and batches come
         from the plan.
       steps: the plan, and the streams that its steps are drawn from.
@@ -142,7 +143,7 @@ def train_privately(
     assert isinstance(plan.sampling, PoissonBatches)
     # Buffers that a layer writes while it trains depend on the data and have no noise: they are put back.
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    batch_size = max(1, round(plan.sampling.sample_rate * len(examples)))
+    batch_size = max(1, round(plan.sampling.sample_rate * len(data)))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = StreamNoiseOptimizer(
         optimizer_of(task, parameters, training, plan.noise_std / batch_size)
@@ -153,18 +154,19 @@ def train_privately(
         expected_batch_size=batch_size,
     )
     start = [p.detach().clone() for p in optimizer.params] if training.proximal_mu else []
-    layout = _lay_out(model, examples, gradients)
+    layout = _lay_out(model, gradients)
 
-    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = model(examples.inputs[rows].contiguous(memory_format=layout))
-        return outputs, task.loss(outputs, examples.targets[rows])
+    def forward(rows: Tensor) -> tuple[Any, Tensor]:
+        inputs, targets = data.batch(rows)
+        outputs = run_on(model, laid_out(inputs, layout))
+        return outputs, task.loss(outputs, targets)
 
     model.train()
     try:
         with warnings.catch_warnings(), ENGINES[gradients](model, forward, optimizer) as clipped_sums:
             # torch warns of what is intended here: the hooks read the outputs' gradients, and inputs need none.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
-            for batch in plan.sampling.draw(len(examples), steps.draws):
+            for batch in plan.sampling.draw(len(data), steps.draws):
                 _clip(torch.from_numpy(batch), clipped_sums, optimizer)
                 optimizer.step()
                 if steps.after is not None:
@@ -274,7 +276,7 @@ ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContex
 }
 
 
-def chosen_engine(gradients: str, model: nn.Module, examples: Examples) -> str:
+def chosen_engine(gradients: str, model: nn.Module, data: Data) -> str:
     """Return the engine to train with, which does not depend on the data.
 
     `auto` takes book-keeping where it can, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
@@ -283,36 +285,36 @@ def chosen_engine(gradients: str, model: nn.Module, examples: Examples) -> str:
     Args:
       gradients: `auto`, or a name of `ENGINES`.
       model: to be trained.
-      examples: give the shape of an input.
+      data: give the shape of an input.
 
     Raises:
       Refusal: book-keeping was asked for by name and cannot train the model.
     """
     if gradients not in ("auto", "book_keeping"):
         return gradients
-    reason = obstacle(model, torch.zeros_like(examples.inputs[:1]))
+    reason = obstacle(model, placeholder(data, 2))
     if reason is None:
         return "book_keeping"
     if gradients == "book_keeping":
         raise Refusal("privacy.gradients", gradients, f"{reason} in this model; use auto or hooks")
-    return "ghost" if _ghost_pays(model, examples) else "hooks"
+    return "ghost" if _ghost_pays(model, data) else "hooks"
 
 
-def _ghost_pays(model: nn.Module, examples: Examples) -> bool:
+def _ghost_pays(model: nn.Module, data: Data) -> bool:
     """Return whether hooks would hold an embedding for each example, and no layer is used twice, as ghost clipping asks."""
     layers = [m for m in model.modules() if type(m) in GradSampleHooksFastGradientClipping.NORM_SAMPLERS]
     if not any(isinstance(m, nn.Embedding) and m.weight.requires_grad for m in layers):
         return False
-    used = uses(model, torch.zeros_like(examples.inputs[:1]))
+    used = uses(model, placeholder(data, 1))
     return all(used[p] == 1 for layer in layers for p in layer.parameters() if p.requires_grad)
 
 
-def _lay_out(model: nn.Module, examples: Examples, gradients: str) -> torch.memory_format:
-    """Bring the kernels into the layout in which the engine is right and fast, and return it for the inputs."""
+def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
+    """Bring the kernels into the layout in which the engine is right and fast, and return it for images."""
     kernels = [p for p in model.parameters() if p.dim() == 4]
     if gradients == "book_keeping":
         with_fast_kernels(model)
-        return torch.channels_last if kernels and examples.inputs.dim() == 4 else torch.contiguous_format
+        return torch.channels_last if kernels else torch.contiguous_format
     for kernel in kernels:
         # Opacus' unfold2d assumes the strides of contiguous images, and is wrong for outputs of channels-last kernels.
         kernel.data = kernel.data.clone(memory_format=torch.contiguous_format)

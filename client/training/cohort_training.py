@@ -26,8 +26,9 @@ from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.canaries import canary_updates
 from ...strategies.client_settings import TRAIN_LOSS, CanaryClients, training_settings
 from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
+from ...tasks.data import Examples, data_of, in_tensors
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
-from ...tasks.protocol import Examples, StackedTask
+from ...tasks.protocol import StackedTask
 from ..app import Workbench
 from .batches import shuffled_batches
 from .sgd import steps_of
@@ -64,7 +65,7 @@ def _traces(bench: Workbench) -> bool:
     bench.forget()  # what the model holds before anything has gone through it
     start = {name: p.detach() for name, p in bench.model.named_parameters()}
     try:
-        examples = bench.task.client_data(0)
+        examples = _stackable(bench, 0)
         inputs, targets = examples.inputs[:1].unsqueeze(0), examples.targets[:1].unsqueeze(0)
         _gradients(_losses(bench), _stacked(start, 1), inputs, targets)
     except Exception:  # noqa: BLE001 (whatever the task's own code raises, single clients are told apart)
@@ -130,13 +131,18 @@ def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum
     by_records: dict[int, Group] = defaultdict(list)
     for client in clients:
         try:
-            examples = bench.task.client_data(client)
+            examples = _stackable(bench, client)
         except Exception:
             logger.exception("round failed at this client")
             cohort_sum.drop("failed")
         else:
             by_records[len(examples)].append((client, examples))
     return [group for _, group in sorted(by_records.items())]
+
+
+def _stackable(bench: Workbench, client: int) -> Examples:
+    remedy = "clients that are stacked give tensors alike"
+    return in_tensors(data_of(bench.task, client), "client_data", client, remedy)
 
 
 def _train_group(

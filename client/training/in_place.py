@@ -27,6 +27,7 @@ from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.canaries import add_canary
 from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
+from ...tasks.data import data_of
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from .sgd import train
 
@@ -60,16 +61,16 @@ class InPlaceRound:
     def train(self, client: int) -> dict[str, float] | None:
         """Train the model on one client's data and return its scalars; None if it failed, which the log explains."""
         try:
-            examples = self.bench.task.client_data(client)
+            data = data_of(self.bench.task, client)
             self.bench.forget()
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
             seed_layers(self.key, client)
-            loss = train(self.bench.model, self.bench.task, examples, self.training, client, self.key)
+            loss = train(self.bench.model, self.bench.task, data, self.training, client, self.key)
         except Exception:
             logger.exception("round failed at this client")
             return None
-        return {WEIGHT: float(len(examples)), TRAIN_LOSS: loss}
+        return {WEIGHT: float(len(data)), TRAIN_LOSS: loss}
 
     def add_canary(self, client: int, cohort_sum: CohortSum, spec: SumSpec) -> bool:
         """Add the update of a canary client, and return whether this client is one.

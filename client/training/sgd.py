@@ -14,20 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from ...configs.local_training import LocalTraining
+from ...tasks.data import Data, laid_out, run_on
 from ...tasks.optimizers import optimizer_of
-from ...tasks.protocol import Examples, Task
+from ...tasks.protocol import Task
 from .batches import shuffled_batches
 
 
-def train(
-    model: nn.Module, task: Task, examples: Examples, training: LocalTraining, client: int, key: int
-) -> float:
+def train(model: nn.Module, task: Task, data: Data, training: LocalTraining, client: int, key: int) -> float:
     """Train the model in place and return the mean loss of its steps, each before the step was taken.
 
     Args:
       model: in the state that the server sent.
       task: gives the loss.
-      examples: the client's own.
+      data: the client's own.
       training: optimiser, learning rate, epochs, batch size and weight of FedProx's pull.
       client: number of the client; with `key` it decides the order of the examples.
       key: of the round.
@@ -35,17 +34,16 @@ def train(
     if not model.training:
         model.train()
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    kernels = examples.inputs.dim() == 4 and any(p.dim() == 4 for p in parameters)
+    kernels = any(p.dim() == 4 for p in parameters)
     layout = torch.channels_last if kernels else torch.contiguous_format
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
     step = steps_of(task, parameters, start, training)
     losses: list[float] = []
     for batch in shuffled_batches(
-        len(examples), training.batch_size, training.local_epochs, clients=[client], key=key
+        len(data), training.batch_size, training.local_epochs, clients=[client], key=key
     ):
-        index = torch.from_numpy(batch[0])
-        inputs = examples.inputs[index].contiguous(memory_format=layout)
-        loss = task.loss(model(inputs), examples.targets[index])
+        inputs, targets = data.batch(torch.from_numpy(batch[0]))
+        loss = task.loss(run_on(model, laid_out(inputs, layout)), targets)
         gradients = _gradients(loss, parameters)
         with torch.no_grad():
             step(gradients)

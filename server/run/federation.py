@@ -32,7 +32,8 @@ from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
 from ...strategies.training_order import Mode
-from ...tasks.protocol import Task, fingerprint
+from ...tasks.data import data_of, fingerprint
+from ...tasks.protocol import Task
 from ..masking import Masking
 from .canary_clients import count_canaries
 
@@ -228,7 +229,7 @@ class Federation:
     @cached_property
     def sizes(self) -> list[int]:
         """The different numbers of examples that clients have, ascending; who has none sits out."""
-        sizes = {len(self.task.client_data(client)) for client in range(self.task.num_clients)} - {0}
+        sizes = {len(data_of(self.task, client)) for client in range(self.task.num_clients)} - {0}
         if not sizes:
             raise Refusal("task", self.settings.task.name, "no client has an example; give it data")
         return sorted(sizes)
@@ -252,7 +253,7 @@ class Federation:
     @cached_property
     def fingerprints(self) -> list[str]:
         """The fingerprint of each client's data."""
-        return [fingerprint(self.task.client_data(client)) for client in range(self.task.num_clients)]
+        return [fingerprint(data_of(self.task, client)) for client in range(self.task.num_clients)]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW
+from ...tasks.data import Data, check_data, data_of, held_out_of
 from ...tasks.independence import check_independence
-from ...tasks.protocol import Examples, check_trainable
+from ...tasks.protocol import check_trainable
 from .. import noise_key
 from ..checkpoint import read
 from ..round_terms import ClientPrivacy
@@ -44,6 +45,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if saved is None:
         run_folder.require_free(folder)
     client = client_settings(federation, folder)
+    _check_every(federation)
     if federation.record is not None:
         check_trainable(federation.task.model())
         check_independence(federation.task.model(), federation.task, _some_examples(federation))
@@ -59,12 +61,25 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     return Run(federation, folder, name, client, checkpoint)
 
 
-def _some_examples(federation: Federation) -> Examples:
+def _check_every(federation: Federation) -> None:
+    """Refuse data of which no batch can be made, where they can be looked at: held-out ones and simulated clients'."""
+    task, held_out = federation.task, held_out_of(federation.task)
+    if not len(held_out):
+        raise Refusal("held_out", 0, "there are no examples; give at least one")
+    check_data(held_out, "held-out data")
+    if federation.deployed is None:
+        for client in range(task.num_clients):
+            check_data(data_of(task, client), f"client {client}", held_out)
+        _ = federation.sizes  # refuses a federation without examples
+
+
+def _some_examples(federation: Federation) -> Data:
     """Return examples to measure independence on: a client's, or the public ones where clients keep theirs."""
     task = federation.task
     if federation.deployed is not None:
-        return task.held_out()
-    return next(each for each in map(task.client_data, range(task.num_clients)) if len(each))
+        return held_out_of(task)
+    every = (data_of(task, client) for client in range(task.num_clients))
+    return next(each for each in every if len(each))
 
 
 def _new_name(federation: Federation) -> str:

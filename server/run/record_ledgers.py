@@ -21,7 +21,7 @@ from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.record_plan import record_plan
-from ...tasks.protocol import fingerprint
+from ...tasks.data import data_of, fingerprint
 from .federation import Federation
 
 OUTSIDE = "a record that occurs at two clients: what it loses at each adds up"
@@ -49,7 +49,7 @@ def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] |
             continue
         events = read_events(path, Adversary.MODEL)
         lost[number] = counted(events, budget.target_delta, budget.adjacency, None)
-        records = len(federation.task.client_data(number))
+        records = len(data_of(federation.task, number))
         try:
             allowed = capped(path, budget)
             exhausted += not within([*events, record_plan(client.record, records, client).event()], allowed)
@@ -172,7 +172,7 @@ def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
     if federation.simulated:
         return sorted(folder.glob("*.ledger"))
     clients = range(federation.num_clients)
-    names = {fingerprint(federation.task.client_data(client)) for client in clients}
+    names = {fingerprint(data_of(federation.task, client)) for client in clients}
     return sorted(path for name in names if (path := folder / f"{name[:32]}.ledger").exists())
 
 

@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from ...privacy.refusal import Refusal
 from ...strategies.canaries import add_canaries
 from ...strategies.flower_adapter import quiet_flower
 from ...tasks.arrays import load_arrays
+from ...tasks.data import batches_of, held_out_of, run_on
 from ..participants import Participants
 from ..private_grid import PrivateGrid
 from ..round_terms import ALL_ANSWERS, Answers, Round
@@ -292,15 +294,20 @@ def budgets_of(federation: Federation) -> dict[str, float | None]:
 
 def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:
     """Return the function that measures arrays on the held-out examples."""
-    model, held_out = federation.task.model(), federation.task.held_out()
+    task = federation.task
+    model, held_out = task.model(), held_out_of(task)
 
     def evaluate(arrays: Arrays, number: int) -> dict[str, float]:
         del number
         load_arrays(model, arrays)
         model.eval()
         with torch.no_grad():
-            outputs = model(held_out.inputs)
-            loss = float(federation.task.loss(outputs, held_out.targets))
-            return {**federation.task.metrics(outputs, held_out.targets), "loss": loss}
+            means: dict[str, float] = defaultdict(float)
+            for inputs, targets in batches_of(held_out):
+                outputs = run_on(model, inputs)
+                found = {**task.metrics(outputs, targets), "loss": float(task.loss(outputs, targets))}
+                for name, value in found.items():
+                    means[name] += value * len(targets) / len(held_out)
+            return dict(means)
 
     return evaluate

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fedveil.tasks.protocol import Examples
+from fedveil.tasks.data import Examples
 
 RECORDS, CLASSES = 600, 10
 

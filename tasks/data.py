@@ -1,0 +1,476 @@
+"""Data of a client: sized, and read in batches, from tensors in memory or from a data set that reads each example anew.
+
+A batch is (inputs, targets). Inputs are a tensor, or a dictionary or a tuple of tensors, and go into a model as
+`model(tensor)`, `model(**dictionary)` or `model(*tuple)`. Nothing outside this file asks in which way data are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..privacy.refusal import Refusal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .protocol import Task
+
+    Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+TARGETS = ("labels", "label", "targets", "target", "y")  # fields that hold the targets, unless one is named
+BATCH = 256  # examples that are read at a time where all are looked at
+
+
+# --- tensors, and dictionaries and tuples of them ------------------------------------------------------------------
+
+
+def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
+    """Return the tree with every tensor changed; what is no dictionary, tuple or tensor stays as it is.
+
+    Args:
+      change: takes and returns a tensor.
+      tree: a tensor, or dictionaries and tuples of them, such as a model's outputs.
+    """
+    if isinstance(tree, dict):
+        return type(tree)(**{name: mapped(change, each) for name, each in cast(dict[str, Any], tree).items()})
+    if isinstance(tree, tuple | list):
+        parts = [mapped(change, each) for each in cast(tuple[Any, ...], tree)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return change(tree) if hasattr(tree, "dim") else tree
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    """Return the tensors of a tree, in order."""
+    found: list[Tensor] = []
+    mapped(lambda each: found.append(each) or each, tree)
+    return found
+
+
+def rows_of(tree: Any, index: Any) -> Any:
+    """Return these rows of every tensor; a tensor without dimensions has none and stays as it is.
+
+    Args:
+      tree: inputs or outputs of n examples.
+      index: what selects rows, such as a slice or a tensor.
+    """
+    return mapped(lambda each: each[index] if each.dim() else each, tree)
+
+
+def run_on(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """Return what the model returns for these inputs, in the way that their kind is passed."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
+    """Return images in this memory layout, and all else contiguous.
+
+    Args:
+      inputs: of a batch.
+      layout: of tensors of four dimensions.
+    """
+    import torch  # takes a second, and a plan does without
+
+    def lay(each: Tensor) -> Tensor:
+        return each.contiguous(memory_format=layout if each.dim() == 4 else torch.contiguous_format)
+
+    return mapped(lay, inputs)
+
+
+def placeholder(data: Data, count: int) -> Inputs:
+    """Return zeros in the shape of a batch of the first example, `count` times; of one without examples, of none.
+
+    Args:
+      data: of a client.
+      count: number of rows.
+    """
+    import torch
+
+    rows = torch.zeros(count if len(data) else 0, dtype=torch.int64)
+    return mapped(torch.zeros_like, data.batch(rows)[0])
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples with their targets, in memory. NumPy arrays become tensors.
+
+    Attributes:
+      inputs: shape (n, ...), float32 or int64; or a dictionary or a tuple of such tensors.
+      targets: shape (n, ...): int64 for classes, float32 for numbers.
+
+    Example:
+      >>> import torch
+      >>> import fedveil as fv
+      >>> len(fv.Examples(torch.zeros(20, 8), torch.zeros(20, dtype=torch.int64)))
+      20
+    """
+
+    inputs: Any
+    targets: Any
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            value = getattr(self, name)
+            if not hasattr(value, "dim"):
+                object.__setattr__(self, name, _tensors(value))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batch(self, index: Tensor) -> tuple[Any, Tensor]:
+        """Return inputs and targets of some examples.
+
+        Args:
+          index: their positions, shape (b,), int64.
+        """
+        inputs = self.inputs
+        return inputs[index] if hasattr(inputs, "dim") else rows_of(inputs, index), self.targets[index]
+
+
+@dataclass(frozen=True)
+class LazyExamples:
+    """Examples that a data set reads when they are asked for: of torch, Hugging Face or your own.
+
+    Each batch reads its items, transforms each, collates them, and parts inputs from targets. A client of a task may
+    return the data set itself where items are pairs, or dictionaries whose targets have a usual name.
+
+    Attributes:
+      dataset: has a length and gives an item for a position.
+      inputs: field of the items that goes into the model, or several, by name; None: all but the targets.
+      targets: field that holds the targets; None: the one of labels, label, targets, target or y that there is.
+      transform: applied to each item each time that it is read; it may be random.
+      collate: makes a batch of items; None: torch's default.
+
+    Example:
+      >>> import torch
+      >>> import fedveil as fv
+      >>> words = [{"length": torch.tensor([float(n)]), "label": n % 2} for n in range(20)]
+      >>> len(fv.LazyExamples(words, inputs="length"))
+      20
+    """
+
+    dataset: Any
+    inputs: str | Sequence[str] | None = None
+    targets: str | None = None
+    transform: Callable[[Any], Any] | None = None
+    collate: Callable[[list[Any]], Any] | None = None
+
+    def __post_init__(self) -> None:
+        plain = self.transform is None and self.collate is None
+        if plain and hasattr(self.dataset, "with_format") and self.dataset.format["type"] is None:
+            object.__setattr__(self, "dataset", self.dataset.with_format("torch"))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def raw_items(self, rows: list[int]) -> list[Any]:
+        """Return the items at these positions as the data set gives them."""
+        several = getattr(self.dataset, "__getitems__", None)
+        return several(rows) if several else [self.dataset[row] for row in rows]
+
+    def items(self, rows: list[int]) -> list[Any]:
+        """Return the items at these positions, transformed."""
+        items = self.raw_items(rows)
+        return items if self.transform is None else [self.transform(each) for each in items]
+
+    def batch(self, index: Tensor) -> tuple[Any, Tensor]:
+        """Return inputs and targets of some examples.
+
+        Args:
+          index: their positions, shape (b,), int64.
+
+        Raises:
+          Refusal: the batch has no targets, or another number of rows than was asked for.
+        """
+        return self.collated(self.items(index.tolist()))
+
+    def collated(self, items: list[Any]) -> tuple[Any, Tensor]:
+        """Return inputs and targets of these items; refuse as `batch` does."""
+        from torch.utils.data import default_collate
+
+        inputs, targets = self._parted((self.collate or default_collate)(items))
+        for name, each in (("inputs", inputs), ("targets", targets)):
+            for tensor in leaves(each):
+                if tensor.dim() == 0 or len(tensor) != len(items):
+                    found = f"{name} of shape {tuple(tensor.shape)} for {len(items)} examples"
+                    raise Refusal("collate", found, "return one row for each example")
+        return inputs, targets
+
+    def _parted(self, batch: Any) -> tuple[Any, Any]:
+        """Return (inputs, targets) of what was collated."""
+        if isinstance(batch, Mapping):
+            fields = dict(cast(Mapping[str, Any], batch))
+            name = self.targets or next((each for each in TARGETS if each in fields), "targets")
+            wanted = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+            names = [each for each in fields if each != name] if wanted is None else list(wanted)
+            for each in (name, *names):
+                if each not in fields:
+                    raise Refusal("data", each, f"no such field; items have {', '.join(map(str, fields))}")
+            chosen = {each: _tensors(fields[each], each) for each in names}
+            targets = _tensors(fields[name], name)
+            return (chosen[self.inputs] if isinstance(self.inputs, str) else chosen), targets
+        if not isinstance(batch, list | tuple) or len(cast(list[Any], batch)) != 2:
+            raise Refusal("data", type(batch).__name__, "give items (inputs, targets), or dictionaries")
+        inputs, targets = cast(list[Any], batch)
+        return _tensors(inputs), _tensors(targets, "targets")
+
+
+Data = Examples | LazyExamples
+
+
+def data_of(task: Task, client: int) -> Data:
+    """Return one client's data, in whatever form its task gives them.
+
+    Args:
+      task: gives them.
+      client: 0 <= client < num_clients.
+    """
+    return as_data(task.client_data(client))
+
+
+def held_out_of(task: Task) -> Data:
+    """Return a task's held-out data."""
+    return as_data(task.held_out())
+
+
+def as_data(given: Any) -> Data:
+    """Return data from what a task gave: data, a pair (inputs, targets), or a data set that has a length.
+
+    Raises:
+      Refusal: it is none of these.
+    """
+    if isinstance(given, Examples | LazyExamples):
+        return given
+    if isinstance(given, tuple) and len(cast(tuple[Any, ...], given)) == 2:
+        return Examples(*cast(tuple[Any, Any], given))
+    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        return LazyExamples(given)
+    remedy = "give (inputs, targets), fedveil.Examples, or a data set with a length and items by position"
+    raise Refusal("client_data", type(given).__name__, remedy)
+
+
+def in_tensors(data: Data, field: str, value: object, remedy: str) -> Examples:
+    """Return data whose inputs are one tensor in memory.
+
+    Args:
+      data: of a client, or held out.
+      field: that a refusal names.
+      value: of the field.
+      remedy: what to do instead.
+
+    Raises:
+      Refusal: they are read lazily, or their inputs are several tensors.
+    """
+    if isinstance(data, Examples) and hasattr(data.inputs, "dim"):
+        return data
+    raise Refusal(field, value, f"it needs inputs that are one tensor in memory; {remedy}")
+
+
+def batches_of(data: Data) -> Iterator[tuple[Any, Tensor]]:
+    """Yield all of the data in order: at once where they lie in memory, in batches where they are read."""
+    import torch
+
+    if isinstance(data, Examples):
+        yield data.inputs, data.targets
+        return
+    for rows in torch.arange(len(data)).split(BATCH):
+        yield data.batch(rows)
+
+
+def _tensors(value: Any, name: str = "data") -> Any:
+    """Return tensors of arrays: fractions in single precision, whole numbers as torch indexes by them, bytes as they are.
+
+    Raises:
+      Refusal: something in it is no array of numbers.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.dtype == torch.float64 else value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
+        small = value.dtype in (np.uint8, np.bool_)
+        kind = value.dtype if small else np.float32 if value.dtype.kind == "f" else np.int64
+        return torch.from_numpy(np.require(value, kind, ["C", "W"]))
+    if isinstance(value, Mapping):
+        return {str(key): _tensors(each, str(key)) for key, each in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, tuple | list) and value:
+        return tuple(_tensors(each, name) for each in cast(Sequence[Any], value))
+    what = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    raise Refusal(name, what, "it is no tensor; name the fields that are, or collate it into one")
+
+
+# --- checks, and identity -----------------------------------------------------------------------------------------
+
+
+def check_data(data: Data, whose: str, like: Data | None = None) -> None:
+    """Refuse data of which a batch cannot be made, before anything is spent; who has no example sits out.
+
+    Tensors in memory are looked at whole, and of a data set that is read the first and the last example.
+
+    Args:
+      data: to be checked.
+      whose: as a refusal names them, such as `client 3`.
+      like: held-out data, whose batches have the same fields.
+
+    Raises:
+      Refusal: naming whose data they are and the field.
+    """
+    import torch
+
+    count = len(data)
+    if count == 0:
+        return
+    if isinstance(data, Examples):
+        inputs, targets = data.inputs, data.targets
+    else:
+        try:
+            inputs, targets = data.batch(torch.tensor([0, count - 1]))
+        except Refusal as refusal:
+            raise Refusal(f"{whose}: {refusal.field}", refusal.value, refusal.remedy) from None
+        except Exception as error:
+            what = f"reading the first and the last failed ({type(error).__name__}: {error})"
+            raise Refusal(f"{whose}: data", f"{count} examples", what) from error
+    if not hasattr(targets, "dim"):
+        raise Refusal(f"{whose}: targets", type(targets).__name__, "give one tensor")
+    named = inputs.items() if isinstance(inputs, dict) else [("inputs", inputs)]
+    for name, each in [*named, ("targets", targets)]:
+        for tensor in leaves(each):
+            _check_tensor(tensor, len(targets), f"{whose}: {name}")
+    if like is not None and len(like) and (form := _form(inputs)) != (other := _form(_first(like))):
+        raise Refusal(f"{whose}: inputs", form, f"held-out data have {other}; give all the same fields")
+
+
+def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
+    import torch
+
+    if tensor.dim() == 0 or len(tensor) != count:
+        found = tuple(tensor.shape)
+        raise Refusal(name, found, f"inputs and targets must be equally many, and there are {count} targets")
+    broken = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+    if broken:
+        raise Refusal(name, f"{broken} NaN or infinite", "impute or remove these values before training")
+
+
+def _first(data: Data) -> Any:
+    import torch
+
+    return data.batch(torch.tensor([0]))[0]
+
+
+def _form(inputs: Any) -> str:
+    if isinstance(inputs, dict):
+        return "a dictionary of " + ", ".join(sorted(cast(dict[str, Any], inputs)))
+    return f"a tuple of {len(cast(tuple[Any, ...], inputs))}" if isinstance(inputs, tuple) else "a tensor"
+
+
+def check_examples(examples: Examples, num_classes: int, name: str = "data") -> Examples:
+    """Return the examples if they can be used for classification.
+
+    Args:
+      examples: to be checked.
+      num_classes: targets run from 0 to num_classes - 1.
+      name: how a refusal calls them.
+
+    Raises:
+      Refusal: there is no example, inputs and targets differ in number, an input is NaN or infinite, or a target is
+        out of range.
+    """
+    import torch
+
+    inputs, targets = examples.inputs, examples.targets
+    if len(targets) == 0:
+        raise Refusal(name, 0, "there are no examples; give at least one")
+    if len(inputs) != len(targets):
+        raise Refusal(name, (len(inputs), len(targets)), "inputs and targets must be equally many")
+    broken = int((~torch.isfinite(inputs)).sum()) if inputs.is_floating_point() else 0
+    if broken:
+        raise Refusal(name, f"{broken} NaN or infinite", "impute or remove these values before training")
+    outside = int(((targets < 0) | (targets >= num_classes)).sum())
+    if outside:
+        raise Refusal(name, f"{outside} labels out of range", f"labels run from 0 to {num_classes - 1}")
+    return examples
+
+
+def fingerprint(data: Data) -> str:
+    """Return the name of a data set on its ledger: SHA-256 over its content, in hexadecimal.
+
+    Of a data set that is read the items are hashed before `transform`; those of Hugging Face as they are stored. Where
+    they differ from one reading to the next, or cannot be hashed, its class and its length stand for it.
+    """
+    digest = hashlib.sha256()
+    if isinstance(data, Examples):
+        for tree in (data.inputs, data.targets):
+            if isinstance(tree, dict):
+                digest.update(" ".join(cast(dict[str, Any], tree)).encode())
+            for tensor in leaves(tree):
+                _feed(digest, tensor)
+        return digest.hexdigest()
+    try:
+        for item in _stored(data):
+            _feed(digest, item)
+    except TypeError:
+        kind = type(data.dataset)
+        digest = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__} {len(data)}".encode())
+    return digest.hexdigest()
+
+
+SAMPLED = 32  # items that are read twice: as many coins that all fall alike are seen once in 4 billion sets
+
+
+def _stored(data: LazyExamples) -> Iterator[Any]:
+    """Yield all items as they are stored.
+
+    Raises:
+      TypeError: they are not the same in every reading.
+    """
+    rows = list(range(len(data)))
+    if hasattr(data.dataset, "with_format"):
+        stored = data.dataset.with_format("arrow")
+        for start in range(0, len(rows), BATCH):
+            yield stored[rows[start : start + BATCH]].to_pydict()
+        return
+    for row in rows[:: max(1, len(rows) // SAMPLED)]:
+        one, other = hashlib.sha256(), hashlib.sha256()
+        for digest in (one, other):
+            _feed(digest, data.raw_items([row])[0])
+        if one.digest() != other.digest():
+            raise TypeError("random items")
+    for row in rows:
+        yield data.raw_items([row])[0]
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """Hash a value and all that is in it.
+
+    Raises:
+      TypeError: there is something in it whose content is not known.
+    """
+    if hasattr(value, "detach"):
+        value = value.detach().contiguous().numpy()
+    if hasattr(value, "__array_interface__"):
+        array = np.asarray(value)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    elif isinstance(value, Mapping):
+        for key, each in sorted(cast(Mapping[str, Any], value).items()):
+            _feed(digest, key)
+            _feed(digest, each)
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(cast(list[Any], value))}:".encode())
+        for each in cast(list[Any], value):
+            _feed(digest, each)
+    elif isinstance(value, bytes | str | int | float | None):
+        text = value if isinstance(value, bytes) else repr(value).encode()
+        digest.update(f"{len(text)}:".encode() + text)
+    else:
+        raise TypeError(type(value).__name__)

@@ -1,0 +1,385 @@
+"""Data as people have them: trees of tensors, arrays, data sets that are read lazily; trained, probed, refused."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import fedveil as fv
+from fedveil.tasks.data import as_data, check_data, data_of, fingerprint, held_out_of
+from fedveil.tasks.independence import check_independence
+
+FEATURES, CLIENTS, EACH = 4, 6, 24
+
+
+def made(seed: int, count: int = EACH) -> tuple[Tensor, Tensor]:
+    inputs = torch.randn(count, FEATURES, generator=torch.Generator().manual_seed(seed))
+    return inputs, (inputs.sum(1) > 0).long()
+
+
+class Rows(Dataset[tuple[Tensor, Tensor]]):
+    """A data set of torch, as people write it."""
+
+    def __init__(self, seed: int, count: int = EACH) -> None:
+        self.inputs, self.targets = made(seed, count)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        if row >= len(self.targets):
+            raise IndexError(row)
+        return self.inputs[row], self.targets[row]
+
+
+class Outputs(dict[str, Any]):
+    """What a model of Hugging Face returns, in few words: keys are attributes as well."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    hidden: Tensor
+
+
+class Model(nn.Module):
+    """Takes a tensor, two, or fields by name; returns a tensor, a named tuple or an object with fields."""
+
+    def __init__(self, returns: str = "tensor") -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(FEATURES, 8), nn.Linear(8, 2)
+        self.returns = returns
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.linspace(-0.4, 0.4, parameter.numel()).view_as(parameter))
+
+    def forward(self, features: Tensor, scale: Tensor | None = None, labels: Tensor | None = None) -> Any:
+        hidden = torch.tanh(self.first(features if scale is None else features * scale[:, None]))
+        logits = self.last(hidden)
+        if labels is not None:
+            return Outputs(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+        fields = Outputs(logits=logits)
+        return {"tensor": logits, "tuple": Pair(logits, hidden), "fields": fields}[self.returns]
+
+
+def loss_of(outputs: Any, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(getattr(outputs, "logits", outputs), targets)
+
+
+@dataclass
+class Made:
+    """A task over whatever `give` makes of a seed."""
+
+    give: Callable[[int], Any]
+    returns: str = "tensor"
+    loss: Callable[[Any, Tensor], Tensor] = loss_of
+    simulated: bool = True
+    num_clients: int = CLIENTS
+    make: Callable[[], nn.Module] | None = None
+
+    def model(self) -> nn.Module:
+        return self.make() if self.make else Model(self.returns)
+
+    def metrics(self, outputs: Any, targets: Tensor) -> dict[str, float]:
+        logits = getattr(outputs, "logits", outputs)
+        return {"accuracy": (logits.argmax(1) == targets).float().mean().item()}
+
+    def client_data(self, client: int) -> Any:
+        return self.give(client)
+
+    def held_out(self) -> Any:
+        return self.give(99)
+
+
+def pairs(seed: int) -> Any:
+    return made(seed)
+
+
+def arrays(seed: int) -> Any:
+    inputs, targets = made(seed)
+    return inputs.double().numpy(), targets.int().numpy()
+
+
+def dictionary(seed: int) -> Any:
+    inputs, targets = made(seed)
+    return fv.Examples({"features": inputs, "scale": torch.ones(len(inputs))}, targets)
+
+
+def several(seed: int) -> Any:
+    inputs, targets = made(seed)
+    return fv.Examples((inputs, torch.ones(len(inputs))), targets)
+
+
+def lazy_fields(seed: int) -> Any:
+    inputs, targets = made(seed)
+    items = [{"features": x, "label": y, "name": "none"} for x, y in zip(inputs, targets, strict=True)]
+    return fv.LazyExamples(items, inputs=["features"])
+
+
+def collated(seed: int) -> Any:
+    def collate(items: list[Any]) -> Any:
+        return {"features": torch.stack([x for x, _ in items]), "target": torch.stack([y for _, y in items])}
+
+    return fv.LazyExamples(Rows(seed), collate=collate, inputs="features")
+
+
+FORMS = {
+    "a pair": pairs,
+    "arrays": arrays,
+    "a dictionary": dictionary,
+    "a tuple": several,
+    "a data set": Rows,
+    "fields": lazy_fields,
+    "collated": collated,
+}
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, dict[str, Tensor]]:
+    """What tensors in memory lead to, by the privacy; all forms must lead there."""
+    return {name: trained(Made(pairs), name) for name in ("none", "record")}
+
+
+def trained(task: Any, privacy: str) -> dict[str, Tensor]:
+    options: Any = fv.Record(target_epsilon=20.0, target_delta=1e-2) if privacy == "record" else privacy
+    run = fv.simulate(task, privacy=options, num_rounds=3, cohort=fv.Poisson(0.7), batch_size=8, quiet=True)
+    assert run.status == "completed"
+    assert all(line["replies"] == line["invited"] for line in run.history)
+    return {name: value.detach() for name, value in run.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("privacy", ["none", "record"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_data_trains_to_the_same_model(
+    form: str, privacy: str, plain: dict[str, dict[str, Tensor]]
+) -> None:
+    found = trained(Made(FORMS[form]), privacy)
+    for name, value in plain[privacy].items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("privacy", ["none", "record"])
+@pytest.mark.parametrize("returns", ["tuple", "fields"])
+def test_what_a_model_returns_goes_to_the_loss_as_it_is(
+    returns: str, privacy: str, plain: dict[str, dict[str, Tensor]]
+) -> None:
+    found = trained(Made(pairs, returns), privacy)
+    for name, value in plain[privacy].items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("privacy", ["none", "record"])
+def test_a_loss_that_the_model_computes_is_the_loss(
+    privacy: str, plain: dict[str, dict[str, Tensor]]
+) -> None:
+    def with_labels(seed: int) -> Any:
+        inputs, targets = made(seed)
+        return fv.Examples({"features": inputs, "labels": targets}, targets)
+
+    found = trained(Made(with_labels, loss=lambda outputs, targets: outputs.loss), privacy)
+    for name, value in plain[privacy].items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_are_targets_too() -> None:
+    def numbers(seed: int) -> Any:
+        inputs, _ = made(seed)
+        return inputs, inputs.sum(1)
+
+    class Line(Made):
+        def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+            return {"error": float((outputs.squeeze(1) - targets).square().mean())}
+
+    def square(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs.squeeze(1), targets)
+
+    def line() -> nn.Module:
+        layer = nn.Linear(FEATURES, 1)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    task = Line(numbers, loss=square, make=line)
+    run = fv.simulate(task, privacy="record", num_rounds=8, cohort=fv.All(), quiet=True)
+    assert run.history[-1]["error"] < run.history[0]["error"]
+
+
+def test_hugging_face_data_sets_are_read_as_they_are() -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def give(seed: int) -> Any:
+        inputs, targets = made(seed)
+        return datasets.Dataset.from_dict({"features": inputs.tolist(), "label": targets.tolist()})
+
+    found = trained(Made(give), "record")
+    expected = trained(Made(pairs), "record")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    assert fingerprint(as_data(give(1))) == fingerprint(as_data(give(1))) != fingerprint(as_data(give(2)))
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+class Liar(Rows):
+    def __len__(self) -> int:
+        return 2 * len(self.targets)
+
+
+def broken(seed: int) -> Any:
+    inputs, targets = made(seed)
+    if seed == 3:
+        inputs[-1, 0] = float("nan")
+    return inputs, targets
+
+
+def short(items: list[Any]) -> Any:
+    return torch.stack([x for x, _ in items[:-1]]), torch.stack([y for _, y in items])
+
+
+def ragged(seed: int) -> Any:
+    inputs, targets = made(seed)
+    return {"features": inputs, "scale": torch.ones(3)}, targets
+
+
+def other_fields(seed: int) -> Any:
+    return dictionary(seed) if seed == 2 else pairs(seed)
+
+
+BAD = {
+    "a length that lies": (Liar, "held-out data: data='48 examples'"),
+    "a NaN": (broken, "client 3: inputs='1 NaN or infinite'"),
+    "a collate that loses one": (lambda n: fv.LazyExamples(Rows(n), collate=short), "for 2 examples"),
+    "a field that is short": (ragged, "held-out data: scale=(3,)"),
+    "other fields": (other_fields, "client 2: inputs='a dictionary of features, scale'"),
+    "no length": (lambda n: iter([1]), "client_data='list_iterator'"),
+    "no such field": (lambda n: fv.LazyExamples([{"x": 1.0, "y": 0}] * 4, inputs="z"), "data='z'"),
+    "no targets": (lambda n: fv.LazyExamples([{"x": 1.0}] * 4), "data='targets'"),
+    "no number": (lambda n: fv.LazyExamples([{"x": "a", "y": 0}] * 4), "x='str'"),
+    "text as an array": (lambda n: (np.array(["a"]), np.array([0])), "data='an array of <U1'"),
+    "nobody has any": (lambda n: made(n, 20 if n == 99 else 0), "no client has an example"),
+    "nothing is held out": (lambda n: made(n, 0 if n == 99 else 20), "held_out=0"),
+}
+
+
+@pytest.mark.parametrize("privacy", ["none", "record"])
+@pytest.mark.parametrize("case", BAD)
+def test_data_that_make_no_batch_are_refused_before_anything_is_written(
+    case: str, privacy: str, tmp_path: Path
+) -> None:
+    give, sentence = BAD[case]
+    with pytest.raises(fv.Refusal) as refused:
+        fv.simulate(Made(give), privacy=privacy, num_rounds=2, folder=tmp_path / "run", quiet=True)
+    assert sentence in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_client_without_examples_sits_out() -> None:
+    run = fv.simulate(
+        Made(lambda seed: made(seed, 0 if seed == 2 else EACH)),
+        privacy="record",
+        cohort=fv.All(),
+        num_rounds=2,
+        quiet=True,
+    )
+    assert run.status == "completed"
+
+
+def mixed(items: list[Any]) -> Any:
+    inputs = torch.stack([x for x, _ in items])
+    return 0.7 * inputs + 0.3 * inputs[torch.randperm(len(inputs))], torch.stack([y for _, y in items])
+
+
+def padded(items: list[Any]) -> Any:
+    longest = max(len(x) for x, _ in items)
+    inputs = torch.stack([nn.functional.pad(x, (0, longest - len(x))) for x, _ in items])
+    return inputs, torch.stack([y for _, y in items])
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(1, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(inputs.sum(1, keepdim=True))
+
+
+def test_a_collate_that_mixes_examples_is_refused_and_one_that_pads_is_not() -> None:
+    with pytest.raises(fv.Refusal, match="one example's loss changes"):
+        fv.simulate(
+            Made(lambda seed: fv.LazyExamples(Rows(seed), collate=mixed)), privacy="record", quiet=True
+        )
+    ragged_rows = [(torch.ones(1 + n % 5), torch.tensor(n % 2)) for n in range(9)]
+    check_independence(Summed(), Made(pairs), fv.LazyExamples(ragged_rows, collate=padded))
+
+
+def test_what_cannot_be_planted_is_refused_by_name() -> None:
+    for give in (Rows, dictionary):
+        with pytest.raises(fv.Refusal, match="audit='full': it needs inputs that are one tensor in memory"):
+            fv.simulate(Made(give), privacy="record", audit="full", num_rounds=2, quiet=True)
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+def flip(item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return item[0] * random.choice([-1.0, 1.0]), item[1]
+
+
+class Flipped(Rows):
+    """Random by itself, as data sets with a transform inside are."""
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return flip(super().__getitem__(row))
+
+
+def test_random_transforms_do_not_change_a_fingerprint() -> None:
+    once = fingerprint(fv.LazyExamples(Rows(1), transform=flip))
+    assert once == fingerprint(fv.LazyExamples(Rows(1), transform=flip)) == fingerprint(as_data(Rows(1)))
+    assert once != fingerprint(as_data(Rows(2)))
+    assert fingerprint(as_data(Flipped(1))) == fingerprint(as_data(Flipped(1)))
+    assert fingerprint(as_data(Flipped(1))) != fingerprint(as_data(Flipped(1, EACH + 1)))
+
+
+def test_every_value_of_an_item_counts_in_a_fingerprint() -> None:
+    items: list[list[Any]] = [[(1.0, "ab", b"c")], [(1.0, "a", b"bc")], [(2.0, "ab", b"c")], [{"a": (1, 2)}]]
+    assert len({fingerprint(as_data(each)) for each in items}) == len(items)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Counts how often it is read."""
+
+    read: list[int] = field(default_factory=list[int])
+
+    def __len__(self) -> int:
+        return EACH
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        self.read.append(row)
+        return torch.ones(FEATURES), row % 2
+
+
+def test_the_check_reads_the_first_and_the_last_example() -> None:
+    counted = Counted()
+    check_data(as_data(counted), "client 0")
+    assert counted.read == [0, EACH - 1]
+
+
+def test_held_out_data_that_are_read_give_the_same_metrics() -> None:
+    lazy, whole = (
+        fv.simulate(replace(Made(give), num_clients=2), privacy="none", num_rounds=1, quiet=True).metrics
+        for give in (lambda n: Rows(n, 600), lambda n: made(n, 600))
+    )
+    assert lazy == pytest.approx(whole, abs=1e-5)
+    assert len(held_out_of(Made(Rows))) == len(data_of(Made(Rows), 0)) == EACH
