@@ -338,15 +338,16 @@ def _settings(
 
     from .configs.settings import settings_from_overrides
     from .server.run.build import OBJECT, Given
-    from .tasks import Task
+    from .tasks import Task, as_task
 
+    own = as_task(task)
     given = Given(
-        task if isinstance(task, Task) else None, strategy if isinstance(strategy, Strategy) else None
+        own if isinstance(own, Task) else None, strategy if isinstance(strategy, Strategy) else None
     )
     modules, overrides = list(allow), list[str]()
     for group, own, value in (("task", given.task, task), ("strategy", given.strategy, strategy)):
         if own is not None:
-            value = f"{OBJECT}:{type(own).__name__}"
+            value = f"{OBJECT}:{type(value).__name__}"
             modules.append(OBJECT)
         if resume is None or own is None:
             overrides += _overrides(group, value)

@@ -169,7 +169,8 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         path.parent.mkdir(parents=True, exist_ok=True)
         kept_rows.append(path, number, losses_of(bench.task, model, data).astype(np.float32))
     if settings.record is None:
-        metrics[TRAIN_LOSS] = train(model, bench.task, data, training, client, key)
+        if (loss := train(model, bench.task, data, training, client, key)) is not None:
+            metrics[TRAIN_LOSS] = loss
     else:
         streams = (
             randomness.stream("batches", number, client),

@@ -9,9 +9,10 @@ from typing import Any
 
 from ..privacy.refusal import Refusal
 from .data import Examples, check_examples
+from .numpy_task import as_task
 from .protocol import Task
 
-__all__ = ["TASKS", "Examples", "Task", "check_examples", "load_task", "with_planted"]
+__all__ = ["TASKS", "Examples", "Task", "as_task", "check_examples", "load_task", "with_planted"]
 
 # Imported when they are asked for: their data come with packages that a deployed client does not need.
 TASKS: Mapping[str, str] = {
@@ -46,7 +47,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
         arguments = inspect.signature(make).bind(**own)
     except TypeError as error:
         raise Refusal("task", name, f"its options are {inspect.signature(make)}; {error}") from error
-    task = make(*arguments.args, **arguments.kwargs)
+    task = as_task(make(*arguments.args, **arguments.kwargs))
     if not isinstance(task, Task):
         wanted = sorted(member for member in _MEMBERS if not hasattr(task, member))
         raise Refusal("task", name, f"it lacks {', '.join(wanted)}")

@@ -18,7 +18,7 @@ from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
 from .data import Data, Examples, batches_of, data_of, held_out_of, in_tensors, rows_of, run_on
 from .optimizers import own_optimizer
-from .protocol import ProbedTask, Task
+from .protocol import ProbedTask, Task, own_training
 
 MOST = 1000
 ONLY_TENSORS = "its odd examples are made of held-out ones; use audit=light"
@@ -64,6 +64,10 @@ class Mislabelled:
     @property
     def optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
         return own_optimizer(self.task)
+
+    @property
+    def train(self) -> Callable[..., float | None] | None:
+        return own_training(self.task)
 
     def client_data(self, client: int) -> Examples:
         own = in_tensors(data_of(self.task, client), "audit", "full", ONLY_TENSORS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..configs.local_training import LocalTraining
 from ..privacy.refusal import Refusal
-from .protocol import Task
+from .protocol import Task, check_own_training
 
 CLASSES = {
     "adadelta": "Adadelta",
@@ -123,7 +123,7 @@ def optimizer_of(
 
 
 def check_optimizer(task: Task, training: LocalTraining, noise: float | None = None) -> None:
-    """Refuse an optimiser that cannot take a step on the task's model, before anything is spent.
+    """Refuse how a task would be trained where its model cannot be, before anything is spent.
 
     Args:
       task: gives the model, and perhaps the optimiser.
@@ -131,8 +131,10 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
       noise: as in `optimizer_of`.
 
     Raises:
-      Refusal: it does not take its options or the parameters, or it asks for more than gradients.
+      Refusal: the optimiser does not take its options or the parameters, or asks for more than gradients; or the task
+        trains by a function of its own, and cannot as it is asked to.
     """
+    check_own_training(task, training, records=noise is not None)
     if training.optimizer.plain and own_optimizer(task) is None:
         return
     parameters = [p for p in task.model().parameters() if p.requires_grad]

@@ -5,8 +5,10 @@ A task of your own is any class with the members of `Task`; nothing has to be in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from ..configs.local_training import LocalTraining
 from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
 
@@ -118,6 +120,52 @@ class StackedTask(Task, Protocol):
           targets: shape (clients, n).
         """
         ...
+
+
+class TrainingTask(Task, Protocol):
+    """Task that trains the model by a function of its own, such as another library's loop, without record-level privacy.
+
+    The update is what the function made of the model, clipped like any other. It is called with a copy of the model, and
+    torch's generator is seeded for the client. Whatever it keeps between two calls, in the task or elsewhere, would
+    carry one client's data into another one's update, which no clip bounds: it must keep nothing.
+    """
+
+    def train(self, model: nn.Module, data: Any, training: LocalTraining) -> float | None:
+        """Train the model in place and return its mean loss; None if there is no such number.
+
+        Args:
+          model: as the server sent it, in training mode.
+          data: of one client; `len(data)` examples, of which `data.batch(rows)` returns inputs and targets.
+          training: epochs, batch size and learning rate of this round; the function may have its own.
+        """
+        ...
+
+
+def own_training(task: object) -> Callable[[nn.Module, Any, LocalTraining], float | None] | None:
+    """Return the training function of a `TrainingTask`; None of any other task."""
+    made = getattr(task, "train", None)
+    return cast("Callable[[nn.Module, Any, LocalTraining], float | None]", made) if callable(made) else None
+
+
+def check_own_training(task: object, training: LocalTraining, records: bool) -> None:
+    """Refuse a training function of the task's own where something was asked for that it cannot honour.
+
+    Args:
+      task: any.
+      training: what was asked for.
+      records: whether single records are to be protected.
+
+    Raises:
+      Refusal: an optimizer is named beside the function, or no gradient of an example can be clipped in it.
+    """
+    if own_training(task) is None:
+        return
+    name = f"{type(task).__name__}.train"
+    if records:
+        remedy = "hides clients alone, since no example's gradient is clipped in it; use privacy=client_central or "
+        raise Refusal("privacy", "record", f"{name} {remedy}client_distributed, or a task without train")
+    if training.optimizer.name != "auto":
+        raise Refusal("optimizer", training.optimizer.name, f"{name} takes its own steps; leave it out")
 
 
 @runtime_checkable

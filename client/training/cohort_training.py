@@ -28,7 +28,7 @@ from ...strategies.client_settings import TRAIN_LOSS, CanaryClients, training_se
 from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from ...tasks.data import Examples, data_of, in_tensors
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
-from ...tasks.protocol import StackedTask
+from ...tasks.protocol import StackedTask, own_training
 from ..app import Workbench
 from .batches import shuffled_batches
 from .sgd import steps_of
@@ -56,6 +56,8 @@ def can_vectorise(bench: Workbench) -> bool:
 
 def _steps_stack(bench: Workbench) -> bool:
     """Return whether one optimiser of stacked parameters does what one for each client would."""
+    if own_training(bench.task) is not None:
+        return False
     name = bench.settings.training.optimizer.name
     return own_optimizer(bench.task) is None if name == "auto" else name in ELEMENTWISE
 

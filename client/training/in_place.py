@@ -70,7 +70,7 @@ class InPlaceRound:
         except Exception:
             logger.exception("round failed at this client")
             return None
-        return {WEIGHT: float(len(data)), TRAIN_LOSS: loss}
+        return {WEIGHT: float(len(data))} | ({} if loss is None else {TRAIN_LOSS: loss})
 
     def add_canary(self, client: int, cohort_sum: CohortSum, spec: SumSpec) -> bool:
         """Add the update of a canary client, and return whether this client is one.

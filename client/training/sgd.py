@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,12 +17,17 @@ from torch import Tensor, nn
 from ...configs.local_training import LocalTraining
 from ...tasks.data import Data, laid_out, run_on
 from ...tasks.optimizers import optimizer_of
-from ...tasks.protocol import Task
+from ...tasks.protocol import Task, own_training
 from .batches import shuffled_batches
 
 
-def train(model: nn.Module, task: Task, data: Data, training: LocalTraining, client: int, key: int) -> float:
+def train(
+    model: nn.Module, task: Task, data: Data, training: LocalTraining, client: int, key: int
+) -> float | None:
     """Train the model in place and return the mean loss of its steps, each before the step was taken.
+
+    A task with a training function of its own trains a copy, whose arrays are taken over: whatever else it does to the
+    copy reaches no other client. What it returns is its loss, None if it has none.
 
     Args:
       model: in the state that the server sent.
@@ -33,6 +39,8 @@ def train(model: nn.Module, task: Task, data: Data, training: LocalTraining, cli
     """
     if not model.training:
         model.train()
+    if (own := own_training(task)) is not None:
+        return _by_itself(own, model, data, training)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     kernels = any(p.dim() == 4 for p in parameters)
     layout = torch.channels_last if kernels else torch.contiguous_format
@@ -49,6 +57,23 @@ def train(model: nn.Module, task: Task, data: Data, training: LocalTraining, cli
             step(gradients)
         losses.append(loss.item())
     return math.fsum(losses) / len(losses)
+
+
+def _by_itself(
+    own: Callable[[nn.Module, Any, LocalTraining], float | None],
+    model: nn.Module,
+    data: Data,
+    training: LocalTraining,
+) -> float | None:
+    copied = copy.deepcopy(model)
+    loss = own(copied, data, training)
+    trained = copied.state_dict()
+    with torch.no_grad():
+        for name, value in model.state_dict(keep_vars=True).items():
+            if value.shape != trained[name].shape:
+                raise ValueError(f"{name} became {tuple(trained[name].shape)}")
+            value.copy_(trained[name])
+    return None if loss is None else float(loss)
 
 
 def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:

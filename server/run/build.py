@@ -90,8 +90,9 @@ def build(
 
 
 def _check_optimizer(settings: SimulationSettings, task: Task) -> None:
-    """Refuse an optimiser that cannot train the task's model; plain SGD, which always can, needs no torch."""
-    if settings.local_training.optimizer.plain and not callable(getattr(task, "optimizer", None)):
+    """Refuse what cannot train the task's model; plain SGD, which always can, needs no torch."""
+    own = any(callable(getattr(task, name, None)) for name in ("optimizer", "train"))
+    if settings.local_training.optimizer.plain and not own:
         return
     from ...tasks.optimizers import check_optimizer
 

@@ -1,0 +1,152 @@
+"""NumPy task: arrays in, arrays out, for models that are not torch's, such as scikit-learn's or JAX's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..configs.local_training import LocalTraining
+from ..privacy.refusal import Refusal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@runtime_checkable
+class NumpyTask(Protocol):
+    """Task whose model is a dictionary of arrays. Clients are hidden as in any other; single records cannot be."""
+
+    simulated: bool
+    num_clients: int
+
+    def arrays(self) -> Arrays:
+        """Return the model's arrays by name, the same at every call; names have no dots."""
+        ...
+
+    def fit(
+        self, arrays: Arrays, inputs: NDArray[Any], targets: NDArray[Any], training: LocalTraining
+    ) -> Arrays:
+        """Return the arrays after training on one client's data; keep nothing for the next client.
+
+        Args:
+          arrays: as the server sent them, copies.
+          inputs: shape (n, ...).
+          targets: shape (n, ...).
+          training: epochs, batch size and learning rate of this round; the function may have its own.
+        """
+        ...
+
+    def predict(self, arrays: Arrays, inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return the outputs for some inputs.
+
+        Args:
+          arrays: of the model.
+          inputs: shape (n, ...).
+        """
+        ...
+
+    def loss(self, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+        """Return the mean loss over some examples.
+
+        Args:
+          outputs: as `predict` returned them.
+          targets: of the same examples.
+        """
+        ...
+
+    def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Return means over some examples, by name.
+
+        Args:
+          outputs: as `predict` returned them.
+          targets: of the same examples.
+        """
+        ...
+
+    def client_data(self, client: int) -> Any:
+        """Return a client's inputs and targets, a pair of arrays."""
+        ...
+
+    def held_out(self) -> Any:
+        """Return the inputs and targets on which the model is evaluated, a pair of arrays."""
+        ...
+
+
+def as_task(given: object) -> object:
+    """Return a `NumpyTask` as the `Task` that everything else works with; anything else as it is."""
+    return given if hasattr(given, "model") or not isinstance(given, NumpyTask) else FromArrays(given)
+
+
+@dataclass(frozen=True)
+class FromArrays:
+    """`Task` made of a `NumpyTask`.
+
+    Attributes:
+      own: the user's.
+    """
+
+    own: NumpyTask
+
+    @property
+    def simulated(self) -> bool:
+        return self.own.simulated
+
+    @property
+    def num_clients(self) -> int:
+        return self.own.num_clients
+
+    def model(self) -> nn.Module:
+        from torch import nn, tensor
+
+        own = self.own
+
+        class OfArrays(nn.Module):
+            def forward(self, inputs: Tensor) -> Tensor:
+                return tensor(own.predict(_arrays_of(self), inputs.numpy()))
+
+        model = OfArrays()
+        for name, value in own.arrays().items():
+            if "." in name or hasattr(model, name):
+                raise Refusal("arrays", name, "give the array another name, without dots")
+            value = tensor(np.asarray(value))
+            if value.is_floating_point():
+                model.register_parameter(name, nn.Parameter(value))
+            else:
+                model.register_buffer(name, value)
+        return model
+
+    def train(self, model: nn.Module, data: Any, training: LocalTraining) -> None:
+        import torch
+
+        inputs, targets = data.batch(torch.arange(len(data)))
+        before = _arrays_of(model)
+        after = self.own.fit(before, inputs.numpy(), targets.numpy(), training)
+        if after.keys() != before.keys():
+            raise ValueError(f"fit returned {sorted(after)} for {sorted(before)}")
+        from .arrays import load_arrays
+
+        load_arrays(model, {name: np.asarray(value) for name, value in after.items()})
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        from torch import tensor
+
+        return tensor(float(self.own.loss(outputs.numpy(), targets.numpy())))
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {name: float(v) for name, v in self.own.metrics(outputs.numpy(), targets.numpy()).items()}
+
+    def client_data(self, client: int) -> Any:
+        return self.own.client_data(client)
+
+    def held_out(self) -> Any:
+        return self.own.held_out()
+
+
+def _arrays_of(model: nn.Module) -> dict[str, NDArray[Any]]:
+    return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
