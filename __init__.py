@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .privacy.ledger.ledger import BudgetExhausted, Ledger
     from .privacy.refusal import Refusal
     from .server.protect import protect
+    from .server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
     from .server.run.unit_plan import UnitPlan
     from .strategies.cohorts import All, Fixed, MinSeparation, Poisson
     from .tasks.data import Examples, LazyExamples
@@ -28,6 +29,7 @@ __all__ = [
     "All",
     "Budget",
     "BudgetExhausted",
+    "Callback",
     "ClientCentral",
     "ClientDistributed",
     "Examples",
@@ -42,6 +44,9 @@ __all__ = [
     "RecordAndClient",
     "Refusal",
     "Release",
+    "RoundEnd",
+    "RunEnd",
+    "RunStart",
     "Task",
     "Unit",
     "UnitPlan",
@@ -60,6 +65,7 @@ _HOMES = {
     "All": (".strategies.cohorts", ""),
     "Budget": (".privacy.budget", ""),
     "BudgetExhausted": (".privacy.ledger.ledger", ""),
+    "Callback": (".server.run.callbacks", "simulation"),
     "ClientCentral": (".configs.schema", "simulation"),
     "ClientDistributed": (".configs.schema", "simulation"),
     "Examples": (".tasks.data", "client"),
@@ -74,6 +80,9 @@ _HOMES = {
     "RecordAndClient": (".configs.schema", "simulation"),
     "Refusal": (".privacy.refusal", ""),
     "Release": (".privacy.budget", ""),
+    "RoundEnd": (".server.run.callbacks", "simulation"),
+    "RunEnd": (".server.run.callbacks", "simulation"),
+    "RunStart": (".server.run.callbacks", "simulation"),
     "Task": (".tasks.protocol", "client"),
     "Unit": (".privacy.budget", ""),
     "UnitPlan": (".server.run.unit_plan", "simulation"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from .configs.schema import SimulationSettings
     from .server.run.build import Given
+    from .server.run.callbacks import Callback
     from .server.run.unit_plan import UnitPlan
     from .tasks import Task
 
@@ -219,6 +220,7 @@ def simulate(
     folder: Path | str | None = None,
     resume: Path | str | None = None,
     quiet: bool = False,
+    callbacks: Sequence[Callback | str] = (),
     allow_modules: Sequence[str] = (),
     **keys: Any,
 ) -> FinishedRun:
@@ -242,6 +244,7 @@ def simulate(
         resume: the folder of an earlier run to continue as it was configured; an object that it was given as its task or
             strategy must be given again, and nothing else.
         quiet: whether to show no progress.
+        callbacks: what watches the run: objects with the functions of `Callback`, or names such as "tensorboard".
         allow_modules: modules that may be imported for a task or strategy that is named "module:Class".
         **keys: any other key of the configuration by its name, such as `local_epochs=2`; a group's keys as a dictionary,
             such as `engine={"workers": 2}` or `strategy={"name": "fedadam", "eta": 0.01}`.
@@ -268,7 +271,10 @@ def simulate(
     from .server.run.build import build
     from .simulations.simulate import run_simulation
 
+    names = [each for each in callbacks if isinstance(each, str)]
+    objects = [each for each in callbacks if not isinstance(each, str)]
     named = {"privacy": privacy, "cohort": cohort, "num_rounds": num_rounds, "seed": seed, **keys}
+    named |= {"callbacks": names} if names else {}
     settings, given = _settings(task, strategy, named, allow_modules, resume)
     chosen = resume if resume is not None else None if folder is None else _free(Path(folder))
     federation = build(settings, given=given)
@@ -276,7 +282,7 @@ def simulate(
     run = FinishedRun(where, lambda: federation.task)
     if chosen is None:
         weakref.finalize(run, shutil.rmtree, where, ignore_errors=True)
-    run_simulation(federation, where, quiet=quiet)
+    run_simulation(federation, where, quiet=quiet, callbacks=objects)
     return run
 
 

@@ -17,7 +17,7 @@ from ..privacy.audit.verdict import Verdict
 from ..privacy.refusal import Refusal
 from ..server.auditing import Auditor
 from ..server.run.audit import ROWS, TERMS, as_json, in_words, read_terms
-from ..server.run.display import seen
+from ..server.run.audit_line import seen
 
 EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4, None: 4}
 

@@ -32,6 +32,8 @@ MODULE = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 Module = Annotated[str, Field(pattern=f"^{MODULE}$")]
 Adjacent = Annotated[Adjacency, Field(strict=False)]
 FixedOrAdaptive = Literal["fixed", "adaptive"]
+TRACKERS = ("csv", "mlflow", "tensorboard", "wandb")
+CallbackName = Annotated[str, Field(pattern=rf"^({'|'.join(TRACKERS)}|{MODULE}:[^\W\d]\w*)$")]
 MOST_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
 
 
@@ -690,11 +692,19 @@ class FederationSettings(Group):
     checkpoint_every: Rounds = 1
     """Rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()
+    callbacks: Annotated[
+        tuple[CallbackName, ...],
+        Field(
+            strict=False,
+            json_schema_extra=remedy(f"must hold {', '.join(TRACKERS)}, or classes as 'module:Class'"),
+        ),
+    ] = ()
+    """What watches the run: csv, mlflow, tensorboard, wandb, or your own class as module:Class."""
     allow_modules: Annotated[
         tuple[Module, ...],
         Field(strict=False, json_schema_extra=remedy("must hold module names only, for instance [my_task]")),
     ] = ()
-    """Modules that task.target and strategy.target may name, such as [my_task]."""
+    """Modules that task.target, strategy.target and callbacks may name, such as [my_task]."""
     source: Annotated[str, Field(exclude=True, repr=False)] = ""
     """The composed configuration as YAML, interpolations unresolved, so that saving it saves no secret."""
 
@@ -729,11 +739,12 @@ class FederationSettings(Group):
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield what of one group does not go with another."""
-        for group, target in (("task", self.task.target), ("strategy", self.strategy.target)):
+        own = [("callbacks", each) for each in self.callbacks if each not in TRACKERS]
+        targets = [("task.target", self.task.target), ("strategy.target", self.strategy.target), *own]
+        for key, target in targets:
             module = (target or "").partition(":")[0]
             if target and module not in self.allow_modules:
-                text = f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
-                yield f"{group}.target", text
+                yield key, f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
         if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:
             yield "schedule.warmup", f"takes the whole run of {self.num_rounds} rounds; give fewer"
         if self.optimizer.name == "dp_adambc" and not isinstance(self.privacy, Record | RecordAndClient):

@@ -1,5 +1,6 @@
 """Settings of a run: what Hydra composed, validated by the models of `schema`, or one sentence for each mistake."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from .yaml_guard import check_file
 DEFAULT_QUORUM = 0.5
 SERVER = "server"  # name of the primary configuration of `fedveil server`
 SIMULATED = ("engine=", "engine.", "faults.", "partition=", "partition.", "seed=", "resume=")
+REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
 Model = TypeVar("Model", bound=FederationSettings)
 
 
@@ -98,6 +100,31 @@ def server_settings(argv: Sequence[str]) -> ServerSettings:
         raise Refusal("-m", " ".join(argv), "a server serves one run at a time; leave it out")
     (job,) = compose_jobs(args, server_from_config)
     return read_job(job, server_from_config)
+
+
+def shown_keys(source: str) -> dict[str, Any]:
+    """Return a configuration with its references to other keys resolved, and no others, which may hide a secret.
+
+    Args:
+      source: YAML, as in config.yaml.
+    """
+    plain: Any = OmegaConf.to_container(OmegaConf.create(source), resolve=False)
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): shown(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [shown(each) for each in value]
+        found = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+        return value if found is None else shown(_at(plain, found[1]))
+
+    return shown(plain)
+
+
+def _at(keys: Any, path: str) -> Any:
+    for name in path.split("."):
+        keys = keys[name]
+    return keys
 
 
 def differing(before: Mapping[str, object], now: Mapping[str, object], path: str = "") -> str | None:

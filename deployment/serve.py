@@ -188,10 +188,10 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
             grid=lambda _: nullcontext(link.grid),
             order=order_of,
             pace=pace_of(rosters, settings.link, link, watch),
-            watch=watch.look,
+            callbacks=(watch,),
             renew=partial(renewed, rosters),
         )
-        return watch.end(run_federation(federation, where, around, quiet))
+        return run_federation(federation, where, around, quiet)
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -24,11 +24,11 @@ from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
-from ..server.run.audit import RunAudit, in_words, shown
-from ..server.run.display import rows_of, say
+from ..server.run.audit import in_words
+from ..server.run.audit_line import AuditLine, rows_of
+from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
+from ..server.run.display import say
 from ..server.run.federation import Federation
-from ..server.run.run import RunResult
-from ..server.run.run_folder import Progress
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
 from .open_link import Presence
 from .prometheus import serving
@@ -43,7 +43,7 @@ logger = logging.getLogger("fedveil.server")
 
 
 class Watch:
-    """Gathers what there is to say, and says it once a second where it has changed."""
+    """Callback that gathers what there is to say, and says it once a second where it has changed."""
 
     def __init__(
         self,
@@ -58,32 +58,31 @@ class Watch:
         self._quiet = quiet
         self._folder, self._bundle, self._presence = bundle.folder, bundle, presence
         self._settings, self._federation = settings, federation
-        self._rounds: dict[str, Any] = rounds_of([])
-        self._audit: dict[str, Any] | None = None
+        self._rows: list[Mapping[str, Any]] = []
+        self._audit: AuditLine | None = None
         self._state, self._reason = "starting", ""
         self._started, self._here = time.time(), set[int]()
         self._stop = threading.Event()
 
     # --- what happens -------------------------------------------------------------------------------------------
 
-    def look(self, progress: Progress) -> None:
-        """Take note of a run that is about to begin its rounds, or has finished one more."""
-        begun = self._state == "starting"
-        self._rounds = rounds_of(progress.history)
-        known = [] if self._audit is None else self._audit["alarms"]
-        self._audit = None if progress.audit is None else audit_of(progress.audit)
+    def start(self, run: RunStart) -> None:
+        """Take note of a run that is about to begin its rounds, or to go on with them."""
+        self._rows = [*run.rows]
+        self._look(run.audit)
+        log("begins", run=run.name, after_round=len(run.rows))
+
+    def round(self, done: RoundEnd) -> None:
+        """Take note of one more round."""
+        self._rows.append(done.row)
+        self._look(done.audit)
+        log("round", run=self._settings.run, **{key: done.row[key] for key in LOGGED if key in done.row})
+
+    def _look(self, audit: AuditLine | None) -> None:
+        known, self._audit = self._audit, audit
         self._say("training", "")
-        if progress.audit is not None:
-            for each in progress.audit.auditor.raised[len(known) :]:
-                log("alarm", run=self._settings.run, round=each.round, what=in_words(each.alarm))
-        if begun:
-            log("begins", run=self._settings.run, after_round=self._rounds["round"])
-        elif progress.history:
-            log(
-                "round",
-                run=self._settings.run,
-                **{k: v for k, v in progress.history[-1].items() if k in LOGGED},
-            )
+        for each in audit.alarms[len(known.alarms) if known else 0 :] if audit else ():
+            log("alarm", run=self._settings.run, round=each.round, what=in_words(each.alarm))
 
     def wait_for(self, clients: int) -> None:
         """Take note that no round begins before so many clients are connected; 0: that it may begin."""
@@ -94,11 +93,10 @@ class Watch:
                 say(f"waiting {waiting}")
         self._say("waiting" if clients else "training", waiting)
 
-    def end(self, outcome: RunResult) -> RunResult:
+    def end(self, ending: RunEnd) -> None:
         """Take note of how the run ended."""
-        self._say(str(outcome.result["status"]), str(outcome.result["reason"]))
+        self._say(ending.status, ending.reason)
         log("ends", run=self._settings.run, status=self._state, reason=self._reason)
-        return outcome
 
     def _say(self, state: str, reason: str) -> None:
         self._state, self._reason = state, reason
@@ -108,6 +106,7 @@ class Watch:
     def status(self) -> dict[str, Any]:
         """Return all that is known now, as plain data."""
         presence, federation, roster = self._presence(), self._federation, self._rosters()[0]
+        rounds = rounds_of(self._rows)
         return {
             "federation": self._bundle.federation,
             "run": self._settings.run,
@@ -116,10 +115,10 @@ class Watch:
             "pid": os.getpid(),
             "started": _utc(self._started),
             "num_rounds": federation.settings.num_rounds,
-            **self._rounds,
-            "privacy": budgets(federation, self._rounds),
+            **rounds,
+            "privacy": budgets(federation, rounds),
             "roster": roster.version,
-            "audit": self._audit,
+            "audit": None if self._audit is None else audit_of(self._audit),
             "clients": [
                 {"node": m.node, "name": m.name, "since": _utc(presence.since.get(m.node))}
                 for m in roster.members
@@ -175,7 +174,7 @@ class Watch:
 LOGGED = ("round", "invited", "replies", "dropped", "abandoned", "epsilon_client", "epsilon_record")
 
 
-def rounds_of(history: list[dict[str, Any]]) -> dict[str, Any]:
+def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the sums over a run's recorded rounds, of all its processes."""
     dropped: Counter[str] = Counter()
     for row in history:
@@ -207,12 +206,11 @@ def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, An
     return rows
 
 
-def audit_of(audit: RunAudit) -> dict[str, Any]:
+def audit_of(line: AuditLine) -> dict[str, Any]:
     """Return what the audit of the released sums says so far.
 
     `said` is for people, `alarms` and the last round's `p_values` for machines, `on_alarm` what an alarm does.
     """
-    line = shown(audit.auditor)
     alarms = [
         {
             "round": each.round,
@@ -223,10 +221,10 @@ def audit_of(audit: RunAudit) -> dict[str, Any]:
         for each in line.alarms
     ]
     return {
-        "on_alarm": audit.on_alarm,
+        "on_alarm": line.on_alarm,
         "said": [text for text, _ in rows_of(line)],
         "alarms": alarms,
-        "p_values": {str(test): p for test, p in audit.auditor.p_values.items()},
+        "p_values": dict(line.p_values),
     }
 
 
@@ -241,7 +239,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return time, level, event and whatever fields the event has."""
         told = {"time": _utc(record.created), "level": record.levelname.lower(), "event": record.getMessage()}
-        return json.dumps({**told, **getattr(record, "fields", {})}, allow_nan=False)
+        return json.dumps({**told, **getattr(record, "fields", {})}, allow_nan=False, default=dict)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from ..configs.schema import SimulationSettings
 from ..server.run.build import build
+from ..server.run.callbacks import Callback
 from ..server.run.federation import Federation
 from ..server.run.run import Environment, RunResult, run_federation
 from ..strategies.flower_adapter import QUIET
@@ -40,7 +41,11 @@ def simulate(
 
 
 def run_simulation(
-    federation: Federation, folder: Path, quiet: bool = False, grid: Grid | None = None
+    federation: Federation,
+    folder: Path,
+    quiet: bool = False,
+    grid: Grid | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Run a federation that is built already, as `simulate` does; this process's own state stays as it was.
 
@@ -49,13 +54,15 @@ def run_simulation(
       folder: the run folder; with `settings.resume` the run goes on in the resumed one.
       quiet: show nothing.
       grid: reaches the clients; None starts the engine that the settings name.
+      callbacks: objects that watch the run beside those that the settings name.
 
     Raises:
       Refusal: before anything is spent.
     """
     with _state_kept():
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
-        return run_federation(federation, folder, Environment(partial(on_engine, grid=grid)), quiet)
+        around = Environment(partial(on_engine, grid=grid), objects=callbacks)
+        return run_federation(federation, folder, around, quiet)
 
 
 @contextmanager

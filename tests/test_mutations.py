@@ -612,6 +612,13 @@ MUTATIONS = {
         "test_privacy_audit_memorisation.py",
         "fisher",
     ),
+    "a callback sees a private value": Mutation(
+        "server/run/run_folder.py",
+        "shown_model(state.arrays), shown(audit))",
+        "shown_model(state.arrays), progress)",
+        "test_server_callbacks.py",
+        "reachable and central",
+    ),
     "a server goes on after an alarm": Mutation(
         "deployment/serve.py",
         "Status.EXHAUSTED, Status.ALARMED)",

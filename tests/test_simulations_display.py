@@ -1,14 +1,23 @@
 """What a person sees of a run that is no terminal's."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from fedveil.server.run.display import Display, ShownRound
+from fedveil.server.run.callbacks import RoundEnd, RunStart
+from fedveil.server.run.display import Display
 
 
 def test_a_round_that_released_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display("title", 2, {"client": 3.0}) as display:
-        display.show(ShownRound(1, {"accuracy": 0.5}, 1.0, None, 4, 5, 1))
-        display.show(ShownRound(2, {"accuracy": 0.5}, 2.0, None, 0, 5, 5, abandoned=True))
+    display = Display()
+    display.start(RunStart("run", "title", Path("run"), 2, {"client": 3.0}, {}))
+    display.round(ended(1, replies=4, invited=5, dropped={"late": 1}, abandoned=False))
+    display.round(ended(2, replies=0, invited=5, dropped={"late": 5}, abandoned=True))
     first, second = capsys.readouterr().out.splitlines()[1:]
     assert first.endswith("4 of 5 clients")
     assert second.endswith("0 of 5 clients  abandoned: nothing was released")
+
+
+def ended(number: int, **row: Any) -> RoundEnd:
+    return RoundEnd(number, {"accuracy": 0.5}, {"client": float(number)}, row, {})

@@ -24,8 +24,8 @@ from .. import checkpoint, noise_key
 from ..auditing import ACTING, Auditor
 from ..private_grid import PrivateGrid
 from ..rounds import Ending, State, Status
+from .audit_line import AuditLine
 from .canary_clients import audited, canary_clients, support_of
-from .display import AuditLine
 from .federation import Federation, Run
 from .plots import draw_audit
 from .record_audit import Planted, planted
@@ -230,8 +230,11 @@ def watch_round(audit: RunAudit, grid: PrivateGrid, state: State) -> list[Alarm]
     return [alarm for alarm in alarms if alarm.level in ACTING]
 
 
-def shown(auditor: Auditor) -> AuditLine:
-    """Return what a person sees of an audit so far."""
+def shown(audit: RunAudit | None) -> AuditLine | None:
+    """Return what is seen of an audit so far; None where there is none."""
+    if audit is None:
+        return None
+    auditor = audit.auditor
     measured = auditor.looks[-1] if auditor.looks else None
     found = tuple(
         f"{each.name}: p = {each.p_value:.2g}" + "".join(f", {k} {v:.3g}" for k, v in each.shown.items())
@@ -249,6 +252,8 @@ def shown(auditor: Auditor) -> AuditLine:
         probed,
         visible_in(auditor.terms, rows),
         records,
+        audit.on_alarm,
+        {str(test): p for test, p in auditor.p_values.items()},
     )
 
 

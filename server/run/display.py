@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,135 +15,69 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ...privacy.audit.run_audit import Measured
-from ...privacy.audit.summary import Raised
+from .audit_line import AuditLine, rows_of
+from .callbacks import RoundEnd, RunEnd, RunStart
 
 SHOWN_ROUNDS = 8
 LINES = 10  # a plain log gets about this many lines
 
 
-@dataclass(frozen=True)
-class AuditLine:
-    """The audit so far, as shown.
-
-    Attributes:
-      checked: whether the sums' noise is checked.
-      canaries: how many there are.
-      measured: the last look at them.
-      alarms: raised so far.
-      found: what a probe of memorisation last found, as text.
-      probed: whether that was after the last round.
-      visible: how much smaller than claimed the noise would have to be to be seen, from 0 to 1.
-      records: the last look at canary records.
-    """
-
-    checked: bool
-    canaries: int
-    measured: Measured | None
-    alarms: tuple[Raised, ...]
-    found: tuple[str, ...] = ()
-    probed: bool = False
-    visible: float = 1.0
-    records: Measured | None = None
-
-    def fresh(self, number: int) -> bool:
-        """Whether round `number` brought anything new."""
-        looked = any(each is not None and each.round == number for each in (self.measured, self.records))
-        return self.probed or looked or any(each.round == number for each in self.alarms)
-
-    def words(self) -> list[str]:
-        """Return the lines of a plain log."""
-        clients = [_numbers(self.measured)] if self.measured else []
-        return [*clients, *self.of_records(), *self.found, *self.said()]
-
-    def of_records(self) -> list[str]:
-        """Return what canary records show, one line or none."""
-        return [f"records: {_numbers(self.records)}"] if self.records else []
-
-    def said(self) -> list[str]:
-        """Return the alarms, one line each."""
-        return [
-            f"{each.alarm.level.upper()} after round {each.round}: {each.alarm.test}, p = {each.alarm.p_value:.2g}"
-            for each in self.alarms
-        ]
-
-
-@dataclass(frozen=True)
-class ShownRound:
-    """One round, as shown. Epsilons are None where there is no such unit, infinite where nothing is hidden."""
-
-    round: int
-    metrics: dict[str, float]
-    client_epsilon: float | None
-    record_epsilon: float | None
-    replies: int
-    invited: int
-    dropped: int
-    audit: AuditLine | None = None
-    abandoned: bool = False
-
-
 @dataclass
 class Display:
-    """Shows a run of `num_rounds` rounds.
+    """Callback that shows a run: a live table in a terminal, plain lines elsewhere."""
 
-    Attributes:
-      title: one line above the table.
-      num_rounds: the last round's number.
-      budgets: target epsilon by unit ("client", "record"); None where there is no target.
-      quiet: show nothing.
-    """
-
-    title: str
-    num_rounds: int
-    budgets: dict[str, float | None]
-    quiet: bool = False
-    _lines: list[ShownRound] = field(default_factory=list[ShownRound])
+    _run: RunStart = field(init=False)
+    _lines: list[RoundEnd] = field(default_factory=list[RoundEnd])
     _live: Live | None = None
     _start: float = field(default_factory=time.monotonic)
 
-    def __enter__(self) -> Self:
-        self._console = Console(stderr=False)
-        if self.quiet:
-            return self
-        if self._console.is_terminal:
-            self._live = Live(self._table(), console=self._console, refresh_per_second=8)
-            self._live.__enter__()
+    def start(self, run: RunStart) -> None:
+        """Show the title, and in a terminal an empty table."""
+        self._run, console = run, Console(stderr=False)
+        if console.is_terminal:
+            self._live = Live(self._table(), console=console, refresh_per_second=8)
+            self._live.start()
         else:
-            print(self.title, flush=True)
-        return self
+            say(run.title)
 
-    def __exit__(self, *problem: object) -> None:
-        if self._live is not None:
-            self._live.update(self._table())
-            self._live.__exit__(None, None, None)
-
-    def show(self, line: ShownRound) -> None:
+    def round(self, done: RoundEnd) -> None:
         """Show one more round."""
-        self._lines.append(line)
+        self._lines.append(done)
+        every, last = max(1, self._run.num_rounds // LINES), self._run.num_rounds
         if self._live is not None:
             self._live.update(self._table())
-        elif not self.quiet and (
-            line.round % max(1, self.num_rounds // LINES) == 0 or line.round in (1, self.num_rounds)
-        ):
-            print(self._plain(line), flush=True)
+        elif done.round % every == 0 or done.round in (1, last):
+            say(self._plain(done))
 
-    def _plain(self, line: ShownRound) -> str:
-        shown = [f"round {line.round:>{len(str(self.num_rounds))}}/{self.num_rounds}"]
-        shown += [f"{name} {_number(value)}" for name, value in line.metrics.items()]
-        shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(line)]
-        shown.append(f"{line.replies} of {line.invited} clients")
-        if line.abandoned:
+    def end(self, ending: RunEnd) -> None:
+        """Say how the run ended, and where its results are."""
+        self.close()
+        failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
+        in_vain = f", {lost} of them abandoned and paid for in vain" if lost and not failed else ""
+        said = f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}"
+        print(said, file=sys.stderr if failed else sys.stdout, flush=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._live is not None:
+            self._live.update(self._table())
+            self._live.stop()
+            self._live = None
+
+    def _plain(self, done: RoundEnd) -> str:
+        shown = [f"round {done.round:>{len(str(self._run.num_rounds))}}/{self._run.num_rounds}"]
+        shown += [f"{name} {_number(value)}" for name, value in done.metrics.items()]
+        shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(done)]
+        shown.append(f"{done.row['replies']} of {done.row['invited']} clients")
+        if done.row["abandoned"]:
             shown.append("abandoned: nothing was released")
-        audit = line.audit.words() if line.audit and line.audit.fresh(line.round) else []
+        audit = done.audit.words() if done.audit and done.audit.fresh(done.round) else []
         return "\n".join(["  ".join(shown), *(f"  audit: {each}" for each in audit)])
 
-    def _epsilons(self, line: ShownRound) -> list[tuple[str, str]]:
+    def _epsilons(self, done: RoundEnd) -> list[tuple[str, str]]:
         rows: list[tuple[str, str]] = []
-        for unit, value in (("client", line.client_epsilon), ("record", line.record_epsilon)):
-            if value is None:
-                continue
-            budget = self.budgets.get(unit)
+        for unit, value in done.epsilon.items():
+            budget = self._run.budgets.get(unit)
             spent = "infinite" if math.isinf(value) else f"{value:.3f}"
             rows.append((unit, spent if budget is None else f"{spent} of {budget:g}"))
         return rows
@@ -154,28 +89,34 @@ class Display:
         for column in ("round", *names, *(f"epsilon ({unit})" for unit in units), "clients"):
             table.add_column(column, justify="right", min_width=9)
         for line in self._lines[-SHOWN_ROUNDS:]:
-            clients = f"{line.replies}/{line.invited}" + (f" -{line.dropped}" if line.dropped else "")
-            clients += " abandoned" if line.abandoned else ""
+            clients = _clients(line.row)
             values = [_number(value) for value in line.metrics.values()]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
-        return Group(Text(self.title, style="bold"), table, *self._bars())
+        return Group(Text(self._run.title, style="bold"), table, *self._bars())
 
     def _bars(self) -> list[RenderableType]:
         done = self._lines[-1].round if self._lines else 0
         seconds = time.monotonic() - self._start
-        bars = [_bar("rounds", done, self.num_rounds, f"{done}/{self.num_rounds}  {seconds:.0f} s")]
+        total = self._run.num_rounds
+        bars = [_bar("rounds", done, total, f"{done}/{total}  {seconds:.0f} s")]
         if self._lines:
             last = self._lines[-1]
-            for unit, value in (("client", last.client_epsilon), ("record", last.record_epsilon)):
-                budget = self.budgets.get(unit)
-                if value is not None and budget is not None:
+            for unit, value in last.epsilon.items():
+                budget = self._run.budgets.get(unit)
+                if budget is not None:
                     left = f"{value:.2f} of {budget:g} spent, {max(0.0, budget - value):.2f} left"
                     bars.append(_bar(f"epsilon ({unit})", value, budget, left))
-                elif value is not None and math.isinf(value):
+                elif math.isinf(value):
                     bars.append(Text(f"epsilon ({unit}) is infinite: nothing is promised", style="bold red"))
             if last.audit is not None:
                 bars.append(panel(last.audit))
         return bars
+
+
+def _clients(row: Mapping[str, Any]) -> str:
+    dropped = sum(row["dropped"].values())
+    counts = f"{row['replies']}/{row['invited']}" + (f" -{dropped}" if dropped else "")
+    return counts + (" abandoned" if row["abandoned"] else "")
 
 
 def _bar(name: str, done: float, total: float, text: str) -> RenderableType:
@@ -201,40 +142,6 @@ def panel(line: AuditLine) -> RenderableType:
         table.add_row(label, Text(text, style=style))
         label = ""
     return table
-
-
-def rows_of(line: AuditLine) -> list[tuple[str, str]]:
-    """Return what there is to say, each with its style."""
-    rows: list[tuple[str, str]] = []
-    if line.measured is not None:
-        rows.append((_numbers(line.measured) + f" (round {line.measured.round})", ""))
-    elif line.canaries:
-        rows.append((f"{line.canaries} canary clients, not looked at yet", "dim"))
-    rows += [(text, "") for text in (*line.of_records(), *line.found)]
-    if line.alarms:
-        rows += [(text, "bold red") for text in line.said()]
-    elif line.checked:
-        rows.append((f"noise as claimed ({seen(line.visible)}), and new in every round", "green"))
-    return rows or [("nothing is claimed of this sum", "dim")]
-
-
-def seen(visible: float) -> str:
-    """Say which shortfall of noise the check of its size would have seen."""
-    if visible == 1:
-        return "updates hide even its absence"
-    return f"{100 * visible:.1f} % less would be seen"
-
-
-def _numbers(found: Measured) -> str:
-    weak = ": too weak to tell" if found.ceiling <= found.claimed else ""
-    return (
-        f"claimed {_two_digits(found.claimed)}, measured {_two_digits(found.epsilon)} "
-        f"({_two_digits(found.low)} to {_two_digits(found.high)}), could have shown {_two_digits(found.ceiling)}{weak}"
-    )
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "infinity"
 
 
 def console_for(width: int) -> Console:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ...configs.settings import shown_keys
 from ...privacy.audit.alarms import Level
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
@@ -34,7 +34,8 @@ from ..round_terms import ALL_ANSWERS, Answers, Round
 from ..rounds import Ending, Loop, Pace, State, Status, run_rounds
 from . import audit as auditing
 from . import run_folder
-from .display import Display, ShownRound
+from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
+from .display import Display
 from .federation import Federation, Run
 from .prepare import make_strategy_of, opened, prepare
 from .record_ledgers import record_meter
@@ -68,10 +69,6 @@ class RunResult:
     folder: Path
 
 
-def _no_watch(progress: Progress) -> None:
-    del progress
-
-
 def _as_it_is(federation: Federation) -> Federation:
     return federation
 
@@ -89,7 +86,8 @@ class Environment:
       grid: opens the grid that reaches the clients, as long as a context lasts.
       order: what every round tells the clients beside the model; one machine's clients know it all.
       pace: of the rounds.
-      watch: called before the first round and after each.
+      callbacks: watch the run beside those of its settings; an error of one of these ends it.
+      objects: the user's own callbacks; their errors end nothing.
       renew: called before each round; returns the federation with the clients that it has by now, or a Refusal ends the
         run there.
     """
@@ -97,7 +95,8 @@ class Environment:
     grid: Callable[[Run], AbstractContextManager[Grid]]
     order: Callable[[Run], Mapping[str, str]] = _no_order
     pace: Pace = field(default_factory=Pace)
-    watch: Callable[[Progress], None] = _no_watch
+    callbacks: Sequence[Callback] = ()
+    objects: Sequence[Callback] = ()
     renew: Callable[[Federation], Federation] = _as_it_is
 
 
@@ -120,26 +119,28 @@ def run_federation(
     resumed = federation.settings.resume
     folder = Path(resumed) if resumed else folder
     saved = run_folder.read_saved(folder) if resumed else None
+    own = guarded(around.objects, federation.settings.callbacks)
     prepared = prepare(federation, folder, saved)
     meter = record_meter(federation, prepared.client)
-    with opened(prepared, saved) as (run, audit), _client_log(folder):
+    display = () if quiet else (Display(),)
+    watching = (run_folder.Lines(folder), *display, *around.callbacks, *own)
+    with (
+        opened(prepared, saved) as (run, audit),
+        _client_log(folder),
+        closing(display[0]) if display else nullcontext(),
+    ):
         strategy = make_strategy_of(federation)
         progress = run_folder.begun(run, strategy, audit, meter)
         with around.grid(run) as grid:
-            ending = _run_on(progress, strategy, around, grid, quiet)
+            ending = _run_on(progress, strategy, around, grid, watching)
         result = run_folder.finish(
             progress, ending, time.monotonic() - begin, title_of(progress.run.federation)
         )
-    if not quiet:
-        _print_end(result, folder)
+        model = shown_model(ending.state.arrays)
+        told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
+        for each in watching:
+            each.end(told)
     return RunResult(exit_code_of(result), result, folder)
-
-
-def _print_end(result: Mapping[str, Any], folder: Path) -> None:
-    failed, lost = result["status"] == Status.FAILED, result["rounds_abandoned"]
-    in_vain = f", {lost} of them abandoned and paid for in vain" if lost and not failed else ""
-    said = f"{result['status']}: {result['reason']}{in_vain}; results: {folder}"
-    print(said, file=sys.stderr if failed else sys.stdout, flush=True)
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:
@@ -167,7 +168,9 @@ def _client_log(folder: Path) -> Generator[None]:
         handler.close()
 
 
-def _run_on(progress: Progress, strategy: Strategy, around: Environment, grid: Grid, quiet: bool) -> Ending:
+def _run_on(
+    progress: Progress, strategy: Strategy, around: Environment, grid: Grid, watching: Sequence[Callback]
+) -> Ending:
     run, state = progress.run, progress.state
     federation = run.federation
     private = PrivateGrid(
@@ -183,7 +186,6 @@ def _run_on(progress: Progress, strategy: Strategy, around: Environment, grid: G
         for number in range(1, state.round + 1):
             progress.meter.add(private.participants.real(private.draw(number)))
     ended = None if progress.audit is None else auditing.go_on(progress.audit, private, state)
-    display = Display(title_of(federation), federation.settings.num_rounds, budgets_of(federation), quiet)
 
     def ready(stop: threading.Event) -> str | None:
         return around.pace.ready(stop) or _renewed(progress, private, around)
@@ -192,16 +194,31 @@ def _run_on(progress: Progress, strategy: Strategy, around: Environment, grid: G
         strategy=strategy,
         num_rounds=federation.settings.num_rounds,
         evaluate=evaluator(federation),
-        after_round=partial(_after_round, progress, private, display, around.watch),
+        after_round=partial(_after_round, progress, private, watching),
         train_config=around.order(run),
         pace=replace(around.pace, ready=ready),
     )
-    around.watch(progress)
-    with display:
-        ending = ended or _rounds(progress, private, loop)
+    started = _start_of(progress)
+    for each in watching:
+        each.start(started)
+    ending = ended or _rounds(progress, private, loop)
     if ending.status is Status.INTERRUPTED:
         return replace(ending, reason=f"{run_folder.again(run)} goes on from here")
     return ending
+
+
+def _start_of(progress: Progress) -> RunStart:
+    federation = progress.run.federation
+    return RunStart(
+        federation.deployed.run if federation.deployed else progress.run.folder.name,
+        title_of(federation),
+        progress.run.folder,
+        federation.settings.num_rounds,
+        frozen(budgets_of(federation)),
+        frozen(shown_keys(federation.settings.source)),
+        frozen(progress.history),
+        auditing.shown(progress.audit),
+    )
 
 
 def _rounds(progress: Progress, grid: PrivateGrid, loop: Loop) -> Ending:
@@ -244,8 +261,7 @@ def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str 
 def _after_round(
     progress: Progress,
     grid: PrivateGrid,
-    display: Display,
-    watch: Callable[[Progress], None],
+    watching: Sequence[Callback],
     state: State,
     done: Round,
     metrics: dict[str, float],
@@ -253,13 +269,12 @@ def _after_round(
     audit = progress.audit
     alarms = [] if audit is None else auditing.watch_round(audit, grid, state)
     drawn = grid.participants.real(grid.drawn)
-    spent = run_folder.record_round(progress, state, done, metrics, drawn)
-    clients = (done.replies, done.invited, sum(done.dropped.values()))
-    found = None if audit is None else auditing.shown(audit.auditor)
-    display.show(
-        ShownRound(done.number, metrics, spent.client, spent.record, *clients, found, done.abandoned)
-    )
-    watch(progress)
+    told = run_folder.record_round(progress, state, done, metrics, drawn)
+    lines, *others = watching
+    lines.round(told)
+    run_folder.keep(progress, state)  # before those who may be slow: a round that is paid for is not lost
+    for each in others:
+        each.round(told)
     return None if audit is None else auditing.act(audit, grid, state, alarms)
 
 

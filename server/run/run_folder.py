@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from ..checkpoint import Checkpoint, restore_strategy, write, write_durably
 from ..round_terms import Round
 from ..rounds import Ending, State, Status
 from .audit import KEY as AUDIT_KEY
-from .audit import RunAudit
+from .audit import RunAudit, shown
 from .audit import end as end_audit
+from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .federation import Federation, Run
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
@@ -190,35 +192,41 @@ def _choices_after(run: Run, checkpoint: Checkpoint) -> Choices | None:
 
 
 @dataclass(frozen=True)
-class Epsilons:
-    """What has been revealed so far.
+class Lines:
+    """Callback that writes METRICS, a line of JSON for each round.
 
     Attributes:
-      client: to whoever gets the models, of whole clients; infinite where nothing is hidden, None where records alone are.
-      record: the same of records; None where they are not protected or only their owners know.
+      folder: of the run.
     """
 
-    client: float | None
-    record: float | None
+    folder: Path
+
+    def start(self, run: RunStart) -> None:
+        """Cut what a crash left behind the last checkpoint."""
+        write_durably(self.folder / METRICS, "".join(map(_line, run.rows)).encode())
+
+    def round(self, done: RoundEnd) -> None:
+        """Write one more line."""
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.write(_line(done.row))
+
+    def end(self, ending: RunEnd) -> None:
+        """Do nothing: every line is written."""
 
 
 def record_round(
     progress: Progress, state: State, done: Round, metrics: dict[str, float], drawn: list[int]
-) -> Epsilons:
-    """Write the round's line and, when one is due, a checkpoint; return what has been revealed so far.
+) -> RoundEnd:
+    """Add the round to the history, and return what those who watch are told of it.
 
     Args:
-      progress: before the round; it is brought up to date.
+      progress: before the round.
       state: after the round.
       done: what the round did.
       metrics: of the new model on the held-out examples.
       drawn: the real clients that were drawn.
-
-    Raises:
-      OSError: the folder cannot be written.
     """
-    run, audit = progress.run, progress.audit
-    epsilons = _epsilons(progress, drawn)
+    audit, epsilons = progress.audit, _epsilons(progress, drawn)
     row = {
         "round": done.number,
         **metrics,
@@ -231,18 +239,29 @@ def record_round(
         **({"exchanges": done.exchanges} if done.exchanges else {}),
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
-        "epsilon_client": _spelled(epsilons.client),
-        "epsilon_record": _spelled(epsilons.record),
+        "epsilon_client": _spelled(epsilons.get("client")),
+        "epsilon_record": _spelled(epsilons.get("record")),
         **(audit.auditor.columns(done.number) if audit else {}),
     }
     progress.history.append(row)
-    with open(run.folder / METRICS, "a", encoding="utf-8") as file:
-        file.write(_line(row))
-    settings = run.federation.settings
+    public = frozen(metrics), frozen(epsilons), frozen(row)
+    return RoundEnd(done.number, *public, shown_model(state.arrays), shown(audit))
+
+
+def keep(progress: Progress, state: State) -> None:
+    """Take the round as finished, and write a checkpoint when one is due.
+
+    Args:
+      progress: it is brought up to date.
+      state: after the round.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    settings = progress.run.federation.settings
     if state.round % settings.checkpoint_every == 0 or state.round == settings.num_rounds:
         save(progress, state)
     progress.state = state
-    return epsilons
 
 
 def save(progress: Progress, state: State) -> None:
@@ -264,29 +283,34 @@ def save(progress: Progress, state: State) -> None:
     )
 
 
-def _epsilons(progress: Progress, drawn: list[int]) -> Epsilons:
+def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:
+    """Return what was revealed so far by unit, infinite where nothing is hidden; of real records only owners know."""
     federation, ledger, meter = progress.run.federation, progress.run.ledger, progress.meter
+    found: dict[str, float] = {}
+    client = federation.summed
+    if client is not None and ledger is not None:
+        events, order = ledger.events(Adversary.MODEL), ledger.filter_order
+        found["client"] = counted(events, client.target_delta, client.adjacency, order, GATE_INTERVAL)
+    elif federation.record is None:
+        found["client"] = math.inf
     if meter is not None:
         meter.add(drawn)
-    record, client = None if meter is None else meter.epsilon(), federation.summed
-    if client is None or ledger is None:
-        return Epsilons(None if federation.record is not None else math.inf, record)
-    events, order = ledger.events(Adversary.MODEL), ledger.filter_order
-    return Epsilons(counted(events, client.target_delta, client.adjacency, order, GATE_INTERVAL), record)
+        found["record"] = meter.epsilon()
+    return found
 
 
 def _spelled(value: float | None) -> float | str | None:
     return "infinity" if value is not None and math.isinf(value) else value
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Mapping[str, Any]) -> str:
     """Return the row as JSON, which has no word for what a model that diverged measures: null stands for it."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(finite, allow_nan=False, default=dict) + "\n"  # what is frozen is no dictionary
 
 
 def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
-    """Return the recorded rounds, and cut what a crash left behind the last one.
+    """Return the recorded rounds, without what a crash left behind the last one.
 
     Args:
       folder: of the run.
@@ -303,7 +327,6 @@ def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
             break
         if row["round"] <= last:
             rows.append(row)
-    write_durably(path, "".join(_line(row) for row in rows).encode())
     return rows
 
 

@@ -78,6 +78,7 @@ PRECONDITION = (
 LINK = "over a link alone, where no canary is there to count twice"
 SERVER = "shows where a server lies, which an honest run's sums do not"
 OPACUS = "in somebody's own loop of Opacus, which no audit watches"
+WATCHED = "what those who watch are handed, and no number that is released"
 MEMORY = "of what a strategy remembers, which is released in any case"
 ITSELF = "a fault of the audit, which the suite holds to its level and its power, and not of a run"
 BEYOND: dict[str, str] = {
@@ -136,6 +137,7 @@ BEYOND: dict[str, str] = {
     "an audit's chi-square on wrong degrees": ITSELF,
     "an audit that counts the direction it looks away from": ITSELF,
     "Fisher's method without its pooling": ITSELF,
+    "a callback sees a private value": WATCHED,
     "a server goes on after an alarm": ITSELF,
     "audit forgets delta": ITSELF,
     "the whole budget of false alarms spent at every look": ITSELF,

@@ -1,0 +1,94 @@
+"""Audit of a run so far, as those who watch see it, and the same in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...privacy.audit.run_audit import Measured
+from ...privacy.audit.summary import Raised
+
+
+@dataclass(frozen=True)
+class AuditLine:
+    """The audit so far, as shown.
+
+    Attributes:
+      checked: whether the sums' noise is checked.
+      canaries: how many there are.
+      measured: the last look at them.
+      alarms: raised so far.
+      found: what a probe of memorisation last found, as text.
+      probed: whether that was after the last round.
+      visible: how much smaller than claimed the noise would have to be to be seen, from 0 to 1.
+      records: the last look at canary records.
+      on_alarm: what an alarm does.
+      p_values: of what the checks saw in the last round, by name.
+    """
+
+    checked: bool
+    canaries: int
+    measured: Measured | None
+    alarms: tuple[Raised, ...]
+    found: tuple[str, ...] = ()
+    probed: bool = False
+    visible: float = 1.0
+    records: Measured | None = None
+    on_alarm: str = "note"
+    p_values: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def fresh(self, number: int) -> bool:
+        """Whether round `number` brought anything new."""
+        looked = any(each is not None and each.round == number for each in (self.measured, self.records))
+        return self.probed or looked or any(each.round == number for each in self.alarms)
+
+    def words(self) -> list[str]:
+        """Return the lines of a plain log."""
+        clients = [_numbers(self.measured)] if self.measured else []
+        return [*clients, *self.of_records(), *self.found, *self.said()]
+
+    def of_records(self) -> list[str]:
+        """Return what canary records show, one line or none."""
+        return [f"records: {_numbers(self.records)}"] if self.records else []
+
+    def said(self) -> list[str]:
+        """Return the alarms, one line each."""
+        return [
+            f"{each.alarm.level.upper()} after round {each.round}: {each.alarm.test}, p = {each.alarm.p_value:.2g}"
+            for each in self.alarms
+        ]
+
+
+def rows_of(line: AuditLine) -> list[tuple[str, str]]:
+    """Return what there is to say, each with its style."""
+    rows: list[tuple[str, str]] = []
+    if line.measured is not None:
+        rows.append((_numbers(line.measured) + f" (round {line.measured.round})", ""))
+    elif line.canaries:
+        rows.append((f"{line.canaries} canary clients, not looked at yet", "dim"))
+    rows += [(text, "") for text in (*line.of_records(), *line.found)]
+    if line.alarms:
+        rows += [(text, "bold red") for text in line.said()]
+    elif line.checked:
+        rows.append((f"noise as claimed ({seen(line.visible)}), and new in every round", "green"))
+    return rows or [("nothing is claimed of this sum", "dim")]
+
+
+def seen(visible: float) -> str:
+    """Say which shortfall of noise the check of its size would have seen."""
+    if visible == 1:
+        return "updates hide even its absence"
+    return f"{100 * visible:.1f} % less would be seen"
+
+
+def _numbers(found: Measured) -> str:
+    weak = ": too weak to tell" if found.ceiling <= found.claimed else ""
+    return (
+        f"claimed {_two_digits(found.claimed)}, measured {_two_digits(found.epsilon)} "
+        f"({_two_digits(found.low)} to {_two_digits(found.high)}), could have shown {_two_digits(found.ceiling)}{weak}"
+    )
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "infinity"

@@ -1,0 +1,290 @@
+"""Callbacks of a run: what they are told and can reach, what their errors do, and the trackers beside their libraries."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedveil as fv
+from fedveil import extras
+from fedveil.cli.simulate import simulate
+from fedveil.configs.settings import settings_from_overrides, shown_keys
+from fedveil.privacy.audit.alarms import Alarm
+from fedveil.privacy.audit.run_audit import Measured
+from fedveil.privacy.audit.summary import Raised
+from fedveil.server.run.audit_line import AuditLine
+
+OTHERS = pytest.mark.filterwarnings("ignore")  # of other people's code
+TWO = {"num_rounds": 2, "quiet": True}
+PLAIN = (str, bytes, int, float, bool, type(None), type(Path()))
+OF_RELEASES = (fv.RunStart, fv.RoundEnd, fv.RunEnd, AuditLine, Measured, Raised, Alarm)
+
+
+class Seen:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def start(self, run: fv.RunStart) -> None:
+        self.told.append(run)
+
+    def round(self, done: fv.RoundEnd) -> None:
+        self.told.append(done)
+
+    def end(self, ending: fv.RunEnd) -> None:
+        self.told.append(ending)
+
+
+class Breaks(Seen):
+    """Raises in every round."""
+
+    def round(self, done: fv.RoundEnd) -> None:
+        raise ValueError(f"round {done.round}")
+
+
+class Stops(Seen):
+    """Interrupts the run at once in its first round."""
+
+    def round(self, done: fv.RoundEnd) -> None:
+        raise KeyboardInterrupt
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_callback_is_told_of_start_rounds_and_end(tmp_path: Path) -> None:
+    seen = Seen()
+    run = fv.simulate("digits", folder=tmp_path / "run", callbacks=[seen], **TWO)
+    start, first, second, end = seen.told
+    assert (start.name, start.num_rounds, start.budgets, start.rows) == (
+        "run",
+        2,
+        {"client": 3.0, "record": None},
+        (),
+    )
+    assert start.config["task"]["name"] == "digits" and start.config["learning_rate"] == 8.0
+    assert [json.loads(json.dumps(dict(each.row), default=dict)) for each in (first, second)] == rows_of(
+        run.folder
+    )
+    assert first.epsilon["client"] < second.epsilon["client"] == run.history[-1]["epsilon_client"]
+    assert second.metrics.items() <= run.metrics.items()
+    assert (end.status, end.result["seed"]) == ("completed", 0)
+    assert all((end.model[name] == value.numpy()).all() for name, value in run.model.state_dict().items())
+    assert any((first.model[name] != second.model[name]).any() for name in second.model)
+
+
+@pytest.mark.parametrize("privacy", ["client_central", "record", "none"])
+def test_nothing_is_reachable_from_what_a_callback_is_told_but_what_is_released(privacy: str) -> None:
+    seen = Seen()
+    fv.simulate(
+        "digits",
+        privacy=privacy,
+        callbacks=[seen],
+        audit="full" if privacy == "client_central" else "light",
+        **TWO,
+    )
+    for value in seen.told:
+        assert {type(each) for each in reachable(value)} <= {*PLAIN, *OF_RELEASES}
+        with pytest.raises((AttributeError, TypeError)):
+            value.round = 9
+    _, done, *_, end = seen.told
+    with pytest.raises(TypeError):
+        done.row["round"] = 9
+    with pytest.raises(TypeError):
+        end.result["privacy"][0]["epsilon"] = 0.0
+    with pytest.raises(ValueError, match="read-only"):
+        next(iter(done.model.values()))[...] = 0
+
+
+def reachable(value: object) -> Iterator[object]:
+    """Yield every object that a value leads to, except arrays of the model and the containers of what they hold."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from (*reachable(key), *reachable(each))
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from reachable(each)
+    elif isinstance(value, np.ndarray):
+        assert value.dtype == np.float32 and not value.flags.writeable
+    elif isinstance(value, str):
+        yield str(value)  # words of an enumeration are text
+    else:
+        yield value
+        if is_dataclass(value):
+            assert set(getattr(value, "__dict__", {})) <= {each.name for each in fields(value)}
+            for each in fields(value):
+                yield from reachable(getattr(value, each.name))
+
+
+def test_a_callback_that_raises_is_shown_once_and_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    breaks, after = Breaks(), Seen()
+    run = fv.simulate("digits", callbacks=[breaks, after], **TWO)
+    said = capsys.readouterr().err.splitlines()
+    assert (run.status, len(after.told), len(breaks.told)) == ("completed", 4, 2)
+    where = f"test_server_callbacks.py:{line_of('raise Value')}"
+    assert said == [f"warning: callback Breaks: ValueError: round 1 ({where}); the run goes on"]
+
+
+def line_of(text: str) -> int:
+    lines = Path(__file__).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+def test_who_may_be_slow_comes_after_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fv.simulate("digits", folder=tmp_path, callbacks=[Stops()], **TWO)
+    seen = Seen()
+    resumed = fv.simulate(resume=tmp_path, quiet=True, callbacks=[seen])
+    assert resumed.status == "completed" and [row["round"] for row in rows_of(tmp_path)] == [1, 2]
+    assert [row["round"] for row in seen.told[0].rows] == [1] and seen.told[1].round == 2
+
+
+@pytest.mark.parametrize(
+    ("callback", "sentence"),
+    [
+        (Seen, "must be an object with the functions start, round and end"),
+        (object(), "must be an object with the functions start, round and end"),
+        ("tensorbord", "must hold csv, mlflow, tensorboard, wandb, or classes as 'module:Class'"),
+        ("watchers:Seen", "add allow_modules=[watchers]"),
+    ],
+)
+def test_what_is_no_callback_is_refused_before_anything_is_written(
+    callback: Any, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(fv.Refusal, match="callbacks") as refused:
+        fv.simulate("digits", folder=tmp_path / "run", callbacks=[callback], **TWO)
+    assert sentence in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "wandb" else name)
+    with pytest.raises(fv.Refusal, match=r"callbacks=\[wandb\] needs wandb: pip install 'fedveil\[wandb\]'"):
+        fv.simulate("digits", callbacks=["wandb"], **TWO)
+
+
+def test_a_class_of_ones_own_is_named_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "watchers.py").write_text(
+        "class Says:\n"
+        "    def start(self, run): self.path = run.folder / 'said.txt'\n"
+        "    def round(self, done): pass\n"
+        "    def end(self, ending): self.path.write_text(ending.status)\n"
+        "class Nothing:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    common = ["task=digits", "num_rounds=1", "allow_modules=[watchers]", "--json"]
+    run = f"hydra.run.dir={tmp_path / 'run'}"
+    assert simulate([*common, "callbacks=[watchers:Says]", run]) == 0
+    assert (tmp_path / "run" / "said.txt").read_text() == "completed"
+    assert simulate([*common, "callbacks=[watchers:Nothing]", f"{run}2"]) == 2
+    assert not (tmp_path / "run2" / "config.yaml").exists()
+
+
+def test_a_secret_of_the_environment_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIDDEN", "secret")
+    settings = settings_from_overrides(["+task.folder='${oc.env:HIDDEN}'", "task=sentences"])
+    told = shown_keys(settings.source)
+    assert "secret" not in str(told) and told["learning_rate"] == told["task"]["learning_rate"]
+
+
+# --- trackers -----------------------------------------------------------------------------------------------------
+
+
+def test_csv_has_a_row_for_each_round_also_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fv.simulate("digits", folder=tmp_path, callbacks=["csv", Stops()], **TWO)
+    fv.simulate(resume=tmp_path, quiet=True)
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = rows_of(tmp_path)
+    assert [int(row["round"]) for row in rows] == [1, 2]
+    assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in wanted]
+    assert [float(row["epsilon_client"]) for row in rows] == [row["epsilon_client"] for row in wanted]
+
+
+@OTHERS
+def test_tensorboard_reads_its_event_files_back(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = fv.simulate("digits", folder=tmp_path, callbacks=["tensorboard"], **TWO)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for name in ("accuracy", "epsilon_client"):
+        found = {each.step: each.value for each in events.Scalars(name)}
+        assert found == pytest.approx({row["round"]: row[name] for row in run.history}, rel=1e-6)
+    assert "configuration/text_summary" in events.Tags()["tensors"]
+
+
+@OTHERS
+def test_mlflow_keeps_parameters_metrics_and_artifacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "hospitals")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fv.simulate("digits", folder=tmp_path / "run", callbacks=["mlflow", Stops()], **TWO)
+    run = fv.simulate(resume=tmp_path / "run", quiet=True)
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("hospitals").experiment_id
+    (found,) = client.search_runs([experiment])
+    assert (found.info.status, found.data.params["task.name"]) == ("FINISHED", "digits")
+    history = client.get_metric_history(found.info.run_id, "accuracy")
+    assert {each.step: each.value for each in history} == {
+        row["round"]: row["accuracy"] for row in run.history
+    }
+    kept = {each.path for each in client.list_artifacts(found.info.run_id)}
+    assert kept == {"result.json", "model.safetensors"}
+
+
+@OTHERS
+def test_wandb_keeps_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = fv.simulate("digits", folder=tmp_path, callbacks=["wandb"], **TWO)
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    items = [Record.FromString(data).history.item for data in records_of(path.read_bytes())]
+    rows = [{(each.key or each.nested_key[0]): json.loads(each.value_json) for each in row} for row in items]
+    assert [row["accuracy"] for row in rows if row] == [row["accuracy"] for row in run.history]
+
+
+def records_of(log: bytes) -> Iterator[bytes]:
+    """Yield the records of LevelDB's log format, in which wandb keeps what it has not sent."""
+    block, whole, at = 2**15, b"", 7
+    while at + 7 <= len(log):
+        if block - at % block < 7:
+            at += block - at % block
+            continue
+        length, kind = int.from_bytes(log[at + 4 : at + 6], "little"), log[at + 6]
+        whole += log[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            yield whole
+            whole = b""
+
+
+def test_what_is_infinite_or_no_number_reaches_no_tracker() -> None:
+    from fedveil.server.run.trackers import numbers_of
+
+    row = {
+        "round": 3,
+        "loss": math.nan,
+        "epsilon_client": "infinity",
+        "dropped": {"late": 2},
+        "abandoned": True,
+    }
+    assert numbers_of(row) == {"round": 3.0, "dropped/late": 2.0, "abandoned": 1.0}
