@@ -15,6 +15,7 @@ MODULES = {
     "mlflow": ("mlflow",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
+    "tables": ("pyarrow",),
 }
 
 

@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,6 +22,7 @@ from .privacy.refusal import Refusal
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
     from torch import nn
 
     from .configs.schema import SimulationSettings
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .server.run.unit_plan import UnitPlan
     from .tasks import Task
 
-CONFIG, RESULT, METRICS, MODEL = "config.yaml", "result.json", "metrics.jsonl", "model.safetensors"
+CONFIG, RESULT, METRICS = "config.yaml", "result.json", "metrics.jsonl"
 INFINITY = "infinity"  # how files spell it; JSON has no word for it
 WORDS = ("true", "false", "null", "nan", "inf")  # of Hydra's grammar; as text they need quotes
 # The option of the group `cohort` that a class stands for; models of the configuration say theirs.
@@ -121,13 +122,28 @@ class FinishedRun:
             Refusal: the run's task was an object or stands in a module of one's own; give it to `load`.
         """
         require_extra("client", "a run's model")
-        from safetensors.torch import load_file
+        from .server.run.released import model_of
 
-        from .tasks.arrays import load_arrays
+        return model_of(self.folder, self._task())
 
-        model = self._task().model()
-        load_arrays(model, {name: value.numpy() for name, value in load_file(self.folder / MODEL).items()})
-        return model.eval()
+    def predict(self, data: object) -> dict[str, NDArray[Any]]:
+        """Return what the released model says of each row of the data.
+
+        Args:
+            data: of a run on tables a file, a folder or a data frame, whose columns are those of the run's schema. Of any
+                other run a file .npy, or an array, of the model's inputs, shape (n, ...).
+
+        Returns:
+            Columns of shape (n,), as `pandas.DataFrame` takes them: the label's likeliest word and its `probability`, or
+            its number. Without a schema the `class` by its number, or each output of the model.
+
+        Raises:
+            Refusal: the data do not suit the model.
+        """
+        require_extra("client", "a prediction")
+        from .server.run.released import predictions
+
+        return predictions(self.model, self._task(), data, "accuracy" in self.metrics)
 
     def plot(self) -> Figure:
         """Return accuracy and epsilon against rounds, as curve.png shows them.
@@ -140,8 +156,9 @@ class FinishedRun:
             raise Refusal("folder", str(self.folder), "no round has ended there, so there is nothing to plot")
         _load_notebook_backend()
         from .server.run.plots import curve
+        from .server.run.released import config_of
 
-        asked = _config(self.folder)
+        asked = config_of(self.folder)
         title = f"{asked['task']['name']}, privacy={asked['privacy']['name']}: {self.status}"
         return curve(self.history, title)
 
@@ -177,33 +194,11 @@ def load(
         >>> fv.load(folder).metrics == first.metrics
         True
     """
+    from .server.run.released import require_ended, task_of
+
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise Refusal("folder", str(folder), "holds no run; name a folder that fedveil simulate has made")
-    if not (folder / RESULT).is_file():
-        raise Refusal("folder", str(folder), "its run has not ended; go on with simulate(resume=...)")
-    return FinishedRun(folder, partial(_task_of, folder, task, tuple(allow_modules)))
-
-
-def _task_of(folder: Path, given: Task | None, allow_modules: tuple[str, ...]) -> Task:
-    """Return the task of the run in `folder`; no module is imported because a folder says so."""
-    if given is not None:
-        return given
-    from .tasks import load_task
-
-    asked = _config(folder)["task"]
-    options = {"folder": asked["folder"]} if asked.get("folder") else {}
-    return load_task(asked.get("target") or asked["name"], options, allow_modules)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Return the configuration that ran in this folder."""
-    import yaml
-
-    from .configs.yaml_guard import check_file
-
-    check_file(folder / CONFIG)
-    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    require_ended(folder)
+    return FinishedRun(folder, lambda: task_of(folder, tuple(allow_modules)) if task is None else task)
 
 
 # --- a run, and its plan ------------------------------------------------------------------------------------------

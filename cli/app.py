@@ -175,6 +175,29 @@ def compare(
     return body(runs, csv, plot, as_json)
 
 
+@_verb(app, "predict", "Apply a run's model to data.")
+def predict(
+    run: Annotated[
+        Path, Argument(metavar="RUN", help="The folder of a run that has ended.", file_okay=False)
+    ],
+    data: Annotated[Path, Argument(metavar="DATA", help="A table, a folder of tables, or .npy of inputs.")],
+    out: Annotated[Path | None, Option(metavar="FILE", help="Write CSV there; without it, print it.")] = None,
+    allow_module: Annotated[
+        list[str] | None, Option(metavar="MODULE", help="That the run's own task stands in.")
+    ] = None,
+) -> int:
+    """Write what the released model of a run says of each row: the likeliest word and its probability, or a number.
+
+    Example:
+      fedveil predict runs/first patients.csv --out predictions.csv
+    """
+    require_extra("client", "fedveil predict")
+    from .predict import predict as body
+
+    _own_modules()
+    return body(run, data, out, tuple(allow_module or ()))
+
+
 def _own_modules() -> None:
     """Let a user's own task or strategy lie in the folder of the command; last, so that it shadows nothing."""
     sys.path.append(os.getcwd())
@@ -186,16 +209,24 @@ def _own_modules() -> None:
 @_verb(app, "new", "Make a project of your own that runs.")
 def new(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="The folder to make.")],
+    data: Annotated[
+        list[Path] | None,
+        Argument(metavar="DATA", help="Your tables, for --from csv: a folder, or files of one folder."),
+    ] = None,
     source: Annotated[str, Option("--from", metavar="KIND", help="csv, torch, sklearn or flower.")] = "csv",
+    label: Annotated[
+        str | None, Option(metavar="COLUMN", help="Of your tables: what is predicted; else the last column.")
+    ] = None,
 ) -> int:
-    """Make a small project of your own that runs and whose test passes.
+    """Make a small project of your own that runs and whose test passes; of your tables, a first schema.
 
     Example:
       fedveil new shops --from csv
+      fedveil new draft --from csv hospitals --label diagnosis
     """
     from .new import new as body
 
-    return body(folder, source)
+    return body(folder, source, data or [], label)
 
 
 @_verb(app, "doctor", "Look at what this machine has.")

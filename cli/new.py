@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,49 +13,101 @@ import numpy as np
 from ..privacy.refusal import Refusal
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCHEMA = "schema.yaml"
+DRAFT_HEAD = """\
+# Schema of the tables in {}: a draft, made from their rows. Whoever reads it learns of them.
+# Before you share it:
+# - low and high are the rows' own, rounded out: give the range that is plausible, from a form or a textbook.
+# - categories are the words that were found: take out what names a person, and add words that may come. Where
+#   owners write one word in several ways, list them: categories: {{female: [f, w, "0"], male: [m, "1"]}}
+# - take out columns that the model must not see, such as numbers of patients; columns of a table that stand here
+#   under no name are not read.
+# - a missing number is the middle of low and high, or what `missing: 120` says; required: true refuses it.
+"""
 OWNERS, ROWS, COLUMNS = 8, 120, 6
 HELD_OUT_ROWS = 400
 SIMULATE = "fedveil simulate --config-dir . --config-name project"
 COMMANDS = {"csv": SIMULATE, "torch": SIMULATE, "sklearn": SIMULATE, "flower": "python run.py"}
 
 
-def new(folder: Path, source: str) -> int:
+def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None = None) -> int:
     """Make a project.
 
     Args:
       folder: to make; it must not hold anything.
       source: of which kind, a key of `COMMANDS`.
+      data: one's own tables for the kind csv; none makes some up.
+      label: their column that is to be predicted; None takes the last one.
 
     Returns:
       The exit code.
 
     Raises:
-      Refusal: the kind does not exist, or the folder cannot be made or holds something.
+      Refusal: the kind does not exist, the folder cannot be made or holds something, or a table cannot be read.
     """
     if source not in COMMANDS:
         raise Refusal("--from", source, f"choose one of {', '.join(COMMANDS)}")
+    if (data or label) and source != "csv":
+        raise Refusal(
+            "DATA", str(data[0]) if data else label, f"are tables, for --from csv; {source} takes none"
+        )
+    draft = _draft(data, label) if data else None
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise Refusal("folder", str(folder), "holds something already; name a new one")
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(TEMPLATES / source, folder, dirs_exist_ok=True, ignore=ignored)
-        if source == "csv":
-            _write_tables(folder / "data")
+        if draft is not None:
+            _write_own(folder, data, draft)
+        elif source == "csv":
+            _write_tables(folder)
     except OSError as error:
         raise Refusal("folder", str(folder), f"cannot be made ({error.strerror})") from None
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    if draft is not None:
+        print(
+            f"Check each line of {folder / SCHEMA}: it was made from these tables, and tells of them. Then:"
+        )
     print(f"  cd {folder} && {COMMANDS[source]}")
-    print(f"  cd {folder} && python -m pytest")
+    if draft is None:
+        print(f"  cd {folder} && python -m pytest")
     return 0
+
+
+def _draft(data: Sequence[Path], label: str | None) -> str:
+    """Return a first schema of these tables, with comments on what to check."""
+    from ..tasks.table_files import draft_schema
+
+    if len({each.parent.resolve() for each in data}) > 1:
+        raise Refusal(
+            "DATA", ", ".join(map(str, data)), "must lie in one folder; name that, or put them there"
+        )
+    schema, left_out = draft_schema(data, label)
+    notes = {schema.label: "is predicted"}
+    lines = [DRAFT_HEAD.format(", ".join(map(str, data))), schema.text(notes)]
+    lines += [f"# left out: {name} ({why})\n" for name, why in left_out.items()]
+    return "".join(lines)
+
+
+def _write_own(folder: Path, data: Sequence[Path], draft: str) -> None:
+    """Turn the template into the project of somebody's own tables, which stay where they are."""
+    (folder / SCHEMA).write_text(draft, encoding="utf-8")
+    (folder / "test_project.py").unlink()
+    where = (data[0] if len(data) == 1 else data[0].parent).resolve()
+    project = folder / "project.yaml"
+    text = project.read_text(encoding="utf-8").replace("folder: data", f"folder: {json.dumps(str(where))}")
+    text = re.sub("  held_out_file: .*\n", "", text)
+    text = re.sub("simulated: true.*", "simulated: false  # true if the tables are public or made up", text)
+    project.write_text(text, encoding="utf-8")
 
 
 def _write_tables(folder: Path) -> None:
     """Write a table for each of several owners, and one that is nobody's, of made-up rows."""
-    folder.mkdir()
+    (folder / "data").mkdir()
     stream = np.random.default_rng(0)
     towards = np.linspace(-1, 1, COLUMNS)
     header = ",".join([*(f"column_{number}" for number in range(COLUMNS)), "label"])
-    names = [*(f"owner_{number}.csv" for number in range(OWNERS)), "held_out.csv"]
+    names = [*(f"data/owner_{number}.csv" for number in range(OWNERS)), "held_out.csv"]
     for name in names:
         rows = stream.standard_normal((HELD_OUT_ROWS if name == "held_out.csv" else ROWS, COLUMNS))
         labels = stream.random(len(rows)) < 1 / (1 + np.exp(-4 * rows @ towards))

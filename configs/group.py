@@ -180,7 +180,8 @@ def _meanings(source: str) -> dict[tuple[str, str], str]:
     return found
 
 
-def _meaning(model: type, key: str, meanings: Mapping[tuple[str, str], str]) -> str | None:
+def _meaning(model: type[Group], key: str, meanings: Mapping[tuple[str, str], str]) -> str | None:
+    key = next((name for name, field in model.model_fields.items() if field.alias == key), key)
     kinds = inspect.getmro(model)
     return next((meanings[each.__name__, key] for each in kinds if (each.__name__, key) in meanings), None)
 

@@ -61,7 +61,9 @@ class _Task(Group):
     @property
     def options(self) -> dict[str, Parameter]:
         """What this task takes beside its clients."""
-        return self.model_dump(include={"secrets", "folder"}, exclude_none=True)
+        return self.model_dump(
+            exclude=set(_Task.model_fields) | {"name", "target"}, exclude_none=True, by_alias=True
+        )
 
 
 class ShippedTask(_Task):
@@ -87,6 +89,29 @@ class Sentences(_Task):
     target: ClassVar[None] = None
     folder: Text | None = None
     """What npm wrote, a file or a folder; null: $FEDVEIL_SPAM_ASSASSIN, else what lies where you stand."""
+
+
+class Csv(_Task):
+    """Tables, CSV or Parquet, under one schema; a file or a folder is a client."""
+
+    name: Literal["csv"] = "csv"
+    target: ClassVar[None] = None
+    folder: Text | None = None
+    """Of the tables. A server has none."""
+    label: Text | None = None
+    """Column that is predicted; null: as the schema says."""
+    schema_file: Annotated[Text | None, Field(alias="schema")] = None
+    """YAML file that says what the columns hold; null: schema.yaml in the folder, or inferred from simulated tables."""
+    model: Literal["linear", "mlp"] = "linear"
+    """Linear, or fully connected layers with tanh between them."""
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
+    """Sizes of the hidden layers of an mlp."""
+    simulated: bool = False
+    """Whether the tables are public or made up. Real ones need a schema and a ledger of their own."""
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Of each client's rows, where they are simulated; by a keyed hash of the row, whatever the order."""
+    held_out_file: Text | None = None
+    """Public table on which the model is measured in the place of clients' rows."""
 
 
 class CustomTask(_Task):
@@ -663,7 +688,7 @@ class LinkSettings(Group):
         return bool(self.quorum) or self.enough is not None
 
 
-TaskSettings = ShippedTask | Shakespeare | Sentences | CustomTask
+TaskSettings = ShippedTask | Shakespeare | Sentences | Csv | CustomTask
 PartitionSettings = PlainPartition | Dirichlet
 CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | AllCohort
 StrategySettings = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
@@ -791,6 +816,12 @@ class SimulationSettings(FederationSettings):
     resume: Text | None = None
     """The folder of a run to continue: fedveil simulate resume=runs/2026-01-31/12-00-00."""
 
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Yield what a simulation lacks."""
+        yield from super().rules()
+        if isinstance(self.task, Csv) and self.task.folder is None:
+            yield "task.folder", "name the folder of the tables, in which each file or folder is a client"
+
 
 class ServerSettings(FederationSettings):
     """All that ``fedveil server`` is told."""
@@ -829,6 +860,8 @@ class ServerSettings(FederationSettings):
             yield "resume", "the same command again goes on with a run; leave it out"
         if self.partition.name != "natural":
             yield "partition", "real clients hold what they hold; leave it out"
+        if isinstance(self.task, Csv) and self.task.folder is not None:
+            yield "task.folder", "the tables stay with the clients; leave it out"
         yield from self._rules_of_clients()
         if self.link.quorum is not None and self.secagg is not None:
             yield "link.quorum", "secagg.dropout says how many an encrypted sum takes; leave it null"

@@ -22,6 +22,7 @@ TASKS: Mapping[str, str] = {
     "fashion_mnist": ".fashion_mnist",
     "shakespeare": ".shakespeare",
     "sentences": ".sentences",
+    "csv": ".tables",
 }
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their modules'
 

@@ -5,7 +5,7 @@ A task of your own is any class with the members of `Task`; nothing has to be in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ..configs.local_training import LocalTraining
@@ -13,6 +13,7 @@ from ..privacy.audit.memorisation import MemorisationProbe
 from ..privacy.refusal import Refusal
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 
@@ -174,6 +175,23 @@ class ProbedTask(Task, Protocol):
 
     def memorisation_probe(self) -> MemorisationProbe | None:
         """Return the probe that `audit=full` calls at its planned rounds; None if nothing was planted."""
+        ...
+
+
+@runtime_checkable
+class PredictingTask(Task, Protocol):
+    """Task that knows how its inputs are made of data as people have them, and what its outputs mean."""
+
+    def beside_the_model(self) -> Mapping[str, bytes]:
+        """Return the files that a run keeps with its model, by name: its preprocessing."""
+        ...
+
+    def encode(self, data: object) -> Tensor:
+        """Return the model's inputs, shape (n, ...), for a file, a folder or a data frame."""
+        ...
+
+    def decode(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return predictions by column name, shape (n,) each, for outputs of the model."""
         ...
 
 

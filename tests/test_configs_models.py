@@ -60,7 +60,7 @@ def test_an_options_file_says_the_models_defaults(option: str, values: dict[str,
     own = TARGET.get(option, {})
     model = model_of(group, values["name"])(name=values["name"], **own)
     said = {key: value for key, value in differing_from_task(group, values).items() if key not in own}
-    defaults = model.model_dump(mode="json")
+    defaults = model.model_dump(mode="json", by_alias=True)
     known = {"name", "lr", *OPTIMIZERS[values["name"]]} if "lr" in values else set(defaults)
     assert set(values) == known, "every key stands in the file, so that Hydra knows it"
     assert said == {key: pick(defaults, key, said[key]) for key in said}

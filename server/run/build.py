@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...configs.checks import check_cohort, check_delta, check_seed
 from ...configs.schema import (
     ClientDistributed,
+    Csv,
     LinkSettings,
     NoPrivacy,
     Record,
@@ -67,7 +68,7 @@ def build(
       Refusal: naming the setting.
     """
     seed = 0 if settings.seed is None else settings.seed
-    options = task_options(settings, seed) if deployed is None else {}
+    options = task_options(settings, seed) if deployed is None else settings.task.options
     task = _announced(settings, options) if announced and given is NOTHING_GIVEN else None
     task = task or _task(settings, options, given.task)
     num_clients = task.num_clients if deployed is None else len(deployed.roster.members)
@@ -102,7 +103,8 @@ def _check_optimizer(settings: SimulationSettings, task: Task) -> None:
 
 def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:
     """Return a shipped task that is not loaded yet; None where its number of clients is known by its data alone."""
-    if settings.task.num_clients is None or settings.task.name not in TASKS:
+    public = settings.task.name in TASKS and not isinstance(settings.task, Csv)
+    if settings.task.num_clients is None or not public:
         return None
     load = partial(load_task, settings.task.name, options)
     return AnnouncedTask(settings.task.num_clients, load)

@@ -20,6 +20,8 @@ from ...privacy.adaptation import Choices
 from ...privacy.budget import Adversary
 from ...privacy.refusal import Refusal
 from ...tasks.arrays import read_arrays
+from ...tasks.mislabelled import Mislabelled
+from ...tasks.protocol import PredictingTask
 from .. import noise_key
 from ..checkpoint import Checkpoint, restore_strategy, write, write_durably
 from ..round_terms import Round
@@ -140,11 +142,25 @@ def write_start(run: Run) -> None:
     saved = {"run": run.name, "noise": noise, "filter_order": order}
     try:
         write_durably(run.folder / SAVED, json.dumps(saved).encode())
+        _write_beside(run)
         if not (run.folder / CONFIG).exists():
             write_durably(run.folder / CONFIG, run.federation.settings.source.encode())
     except OSError as problem:
         remedy = f"it cannot be written ({problem.strerror}); choose another"
         raise Refusal(folder_setting(run.federation), str(run.folder), remedy) from problem
+
+
+def _write_beside(run: Run) -> None:
+    """Write what the task keeps with its model; a run goes on with what it began with."""
+    task = run.federation.task
+    task = task.task if isinstance(task, Mislabelled) else task
+    for name, content in task.beside_the_model().items() if isinstance(task, PredictingTask) else ():
+        path = run.folder / name
+        if path.exists() and path.read_bytes() != content:
+            raise Refusal(
+                "resume", str(run.folder), f"began with another {name}; put it back, or start a new run"
+            )
+        write_durably(path, content)
 
 
 def begun(run: Run, strategy: Strategy, audit: RunAudit | None, meter: RecordMeter | None) -> Progress:

@@ -1,0 +1,121 @@
+"""Released model of a run, read from its folder with the task that it belongs to, and applied to data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...privacy.refusal import Refusal
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from ...tasks import Task
+
+CONFIG, RESULT, MODEL = "config.yaml", "result.json", "model.safetensors"
+
+
+def require_ended(folder: Path) -> None:
+    """Refuse a folder that holds no run, or one that has not ended."""
+    if not (folder / CONFIG).is_file():
+        raise Refusal("folder", str(folder), "holds no run; name a folder that fedveil simulate has made")
+    if not (folder / RESULT).is_file():
+        raise Refusal("folder", str(folder), "its run has not ended; go on with simulate(resume=...)")
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return the configuration that ran in this folder."""
+    import yaml
+
+    from ...configs.yaml_guard import check_file
+
+    check_file(folder / CONFIG)
+    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
+    """Return the task of the run in `folder`; no module is imported because a folder says so.
+
+    Args:
+      folder: of the run.
+      allow_modules: modules that may be imported for a task of one's own.
+
+    Raises:
+      Refusal: the task cannot be loaded.
+    """
+    from ...tasks import load_task
+
+    asked = config_of(folder)["task"]
+    if asked["name"] == "csv":
+        kept = {"schema": str(folder / "schema.yaml"), "model": asked["model"], "hidden": asked["hidden"]}
+        return load_task("csv", kept)
+    options = {"folder": asked["folder"]} if asked.get("folder") else {}
+    return load_task(asked.get("target") or asked["name"], options, allow_modules)
+
+
+def model_of(folder: Path, task: Task) -> nn.Module:
+    """Return the released model in evaluation mode.
+
+    Args:
+      folder: of the run.
+      task: of the run.
+    """
+    from safetensors.torch import load_file
+
+    from ...tasks.arrays import load_arrays
+
+    model = task.model()
+    load_arrays(model, {name: value.numpy() for name, value in load_file(folder / MODEL).items()})
+    return model.eval()
+
+
+def predictions(
+    model: Callable[..., Tensor], task: Task, data: object, classifies: bool
+) -> dict[str, NDArray[Any]]:
+    """Return what a model says of each row of the data, by column name, shape (n,) each.
+
+    Args:
+      model: in evaluation mode.
+      task: that the model was trained for.
+      data: of a run on tables a file, a folder or a data frame; of any other a file .npy, or an array, of the model's
+        inputs, shape (n, ...).
+      classifies: whether outputs without a schema are logits of classes.
+
+    Raises:
+      Refusal: the data do not suit the model.
+    """
+    import torch
+
+    from ...tasks.protocol import PredictingTask
+
+    inputs = task.encode(data) if isinstance(task, PredictingTask) else _tensor(data)
+    try:
+        with torch.no_grad():
+            outputs = model(inputs)
+    except (RuntimeError, IndexError) as error:
+        shape = f"shape {tuple(inputs.shape)}"
+        raise Refusal("data", shape, f"does not suit the model: {str(error).splitlines()[0]}") from None
+    if isinstance(task, PredictingTask):
+        return task.decode(outputs)
+    if classifies and outputs.dim() == 2:
+        probability, code = outputs.softmax(-1).max(-1)
+        return {"class": code.numpy(), "probability": probability.double().numpy()}
+    columns = outputs.flatten(1).T if outputs.dim() > 1 else outputs[None]
+    return {f"output_{place}": column.double().numpy() for place, column in enumerate(columns)}
+
+
+def _tensor(data: object) -> Tensor:
+    """Return an array, or a file .npy, as a model takes it."""
+    import numpy as np
+    import torch
+
+    try:
+        array = np.load(data, allow_pickle=False) if isinstance(data, str | Path) else np.asarray(data)
+        kind = {"f": np.float32, "i": np.int64, "u": np.int64}[array.dtype.kind]
+    except (OSError, ValueError, KeyError, EOFError):
+        shown = str(data) if isinstance(data, str | Path) else type(data).__name__
+        remedy = "this run has no schema; give an array of numbers, or a file .npy"
+        raise Refusal("data", shown, remedy) from None
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))

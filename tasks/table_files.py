@@ -1,0 +1,532 @@
+"""Reader of tables, CSV or Parquet: rows become float32 inputs of one schema, and mistakes name file, column and row.
+
+A row's number is a spreadsheet's: the header of a CSV file is row 1. Files are read in blocks, column by column, so
+that a table takes the memory of its float32 matrix and of one block.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import mmap
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..configs.strict import nearest
+from ..extras import require_extra
+from ..privacy.refusal import Refusal
+from .table_schema import Column, Schema, plain, with_label
+
+TEXTS = (".csv", ".tsv", ".txt")
+SUFFIXES = (*TEXTS, ".parquet")
+SEPARATORS = (",", ";", "\t", "|")
+BLOCK_BYTES = 8 << 20  # of a CSV file
+BLOCK_ROWS = 1 << 17  # of a Parquet file
+NUMBER = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$"
+MOST_CATEGORIES = 50  # words of a column that a draft takes for categories; of more it is a name or a text
+MOST_CLASSES = 10  # whole numbers of a label that are taken for classes; more are a quantity
+DRAFT_COMMAND = "fedveil new draft --from csv {} writes a first draft"
+
+Columns = Mapping[str, Any]  # a block: one Arrow array a column, by the schema's name
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table as a model takes them.
+
+    Attributes:
+      inputs: shape (n, schema.width), float32, between -1 and 1.
+      targets: shape (n,): int64 classes, or float32 numbers between -1 and 1; None where no label was read.
+    """
+
+    inputs: NDArray[np.float32]
+    targets: NDArray[Any] | None
+
+
+def table_files(path: Path) -> list[Path]:
+    """Return the tables of one client: the file itself, or the files of its folder by name.
+
+    Raises:
+      Refusal: there is none.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(each for each in path.glob("*") if _is_table(each)) if path.is_dir() else []
+    if not found:
+        kinds = ", ".join(SUFFIXES)
+        raise Refusal("task.folder", str(path), f"holds no table; name a file ({kinds}) or a folder of them")
+    return found
+
+
+def clients_of(folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
+    """Return one path a client: the tables and the folders with tables in `folder`, by name; or the file itself.
+
+    Args:
+      folder: of all clients.
+      beside: files that are no client's, such as the public one.
+
+    Raises:
+      Refusal: there is no table.
+    """
+    if folder.is_file():
+        return [folder]
+    others = {each.resolve() for each in beside}
+    found = [each for each in sorted(folder.glob("[!.]*")) if each.resolve() not in others]
+    clients = [
+        each for each in found if _is_table(each) or (each.is_dir() and any(map(_is_table, each.iterdir())))
+    ]
+    return clients or table_files(folder)
+
+
+def _is_table(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
+    """Return the rows of a client's file, or of all files of its folder.
+
+    Args:
+      path: of the file or the folder.
+      schema: what the columns hold.
+      labelled: whether the label's column is read.
+
+    Raises:
+      Refusal: a mistake in a table, by file, column and row; it has no rows; or it changed while it was read.
+    """
+    wanted = schema.columns if labelled else schema.inputs
+    parts = [_read_file(file, schema, wanted, labelled) for file in table_files(path)]
+    if len(parts) == 1:
+        return parts[0]
+    inputs = np.concatenate([part.inputs for part in parts])
+    targets = (
+        np.concatenate([part.targets for part in parts if part.targets is not None]) if labelled else None
+    )
+    return Rows(inputs, targets)
+
+
+def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
+    """Return the inputs of a data frame's rows, as of `Rows`.
+
+    Args:
+      frame: of pandas, or what else `pyarrow.table` takes.
+      schema: what the columns hold.
+
+    Raises:
+      Refusal: it is no frame, or a mistake in it, by column and row.
+    """
+    require_extra("tables", "a data frame")
+    pa: Any = import_module("pyarrow")
+    try:
+        table = pa.table(frame)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise Refusal(
+            "data", type(frame).__name__, f"is no data frame ({str(error).splitlines()[0]})"
+        ) from None
+    batches = (batch.columns for batch in table.to_batches(max_chunksize=BLOCK_ROWS))
+
+    def read(places: Sequence[int]) -> Iterator[Sequence[Any]]:
+        return ([columns[place] for place in places] for columns in batches)
+
+    opened = OpenTable(Path("data frame"), table.column_names, table.num_rows, 1, False, read)
+    return _read_table(opened, schema, schema.inputs, labelled=False).inputs
+
+
+def _read_file(file: Path, schema: Schema, wanted: Sequence[Column], labelled: bool) -> Rows:
+    with _unchanged(file), _table(file) as table:
+        return _read_table(table, schema, wanted, labelled)
+
+
+def _read_table(table: OpenTable, schema: Schema, wanted: Sequence[Column], labelled: bool) -> Rows:
+    inputs = np.empty((table.most_rows, schema.width), dtype=np.float32)
+    targets: NDArray[Any] = np.empty(
+        table.most_rows, dtype=np.int64 if schema.target.categories else np.float32
+    )
+    done = 0
+    for block in table.blocks(table.find(wanted)):
+        cells = CellReader(table.file, schema.missing, table.comma, done + table.first_row)
+        here = slice(done, done + len(next(iter(block.values()))))
+        _fill(inputs[here], cells, block, schema.inputs)
+        if labelled:
+            read = cells.codes if schema.target.categories else cells.scaled
+            targets[here] = read(block[schema.target.name], schema.target, True)
+        done = here.stop
+    if not done:
+        raise Refusal("table", str(table.file), "has no rows; leave the client out, or give it data")
+    return Rows(inputs[:done], targets[:done] if labelled else None)
+
+
+def _fill(inputs: NDArray[np.float32], cells: CellReader, block: Columns, columns: Sequence[Column]) -> None:
+    start = 0
+    for column in columns:
+        if column.categories:
+            codes = cells.codes(block[column.name], column)
+            inputs[:, start : start + column.width] = codes[:, None] == np.arange(column.width)
+        else:
+            inputs[:, start] = cells.scaled(block[column.name], column)
+        start += column.width
+
+
+@contextmanager
+def _unchanged(file: Path) -> Generator[None]:
+    """Refuse a file that is written to while it is read."""
+    try:
+        before = file.stat()
+        yield
+        after = file.stat()
+    except OSError as error:
+        raise Refusal("table", str(file), f"cannot be read ({error.strerror or error})") from None
+    if (before.st_ino, before.st_size, before.st_mtime_ns) != (
+        after.st_ino,
+        after.st_size,
+        after.st_mtime_ns,
+    ):
+        raise Refusal("table", str(file), "changed while it was read; start again once nobody writes to it")
+
+
+# --- the cells of one block ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CellReader:
+    """Reader of the cells of one block of a file.
+
+    Attributes:
+      file: for refusals.
+      missing: words that stand for a missing value.
+      comma: whether numbers are written with a decimal comma.
+      first_row: number of the block's first row.
+    """
+
+    file: Path
+    missing: tuple[str, ...]
+    comma: bool = False
+    first_row: int = 2
+    _pc: Any = field(default_factory=lambda: import_module("pyarrow.compute"), repr=False)
+
+    def scaled(self, values: Any, column: Column, is_label: bool = False) -> NDArray[np.float64]:
+        """Return numbers between -1 and 1, shape (n,): the column's bounds become these.
+
+        Args:
+          values: the cells, an Arrow array.
+          column: with the bounds.
+          is_label: whether none may be missing.
+
+        Raises:
+          Refusal: a cell is no finite number, or is missing where it must not be.
+        """
+        numbers = self.numbers(values, column)
+        absent = np.isnan(numbers)
+        self._present_all(absent, column, is_label)
+        middle, half = (column.low + column.high) / 2, (column.high - column.low) / 2
+        numbers[absent] = middle if column.missing is None else column.missing
+        return np.clip((numbers - middle) / half, -1, 1, out=numbers)
+
+    def _present_all(self, absent: NDArray[np.bool_], column: Column, is_label: bool) -> None:
+        if (is_label or column.required) and absent.any():
+            why = (
+                "is the label and missing; remove the row"
+                if is_label
+                else "is missing, and the schema requires it"
+            )
+            self.refuse(column, int(absent.argmax()), None, why)
+
+    def numbers(self, values: Any, column: Column) -> NDArray[np.float64]:
+        """Return numbers, shape (n,), NaN where one is missing; values and refusals as of `scaled`."""
+        pa, pc = import_module("pyarrow"), self._pc
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+        if text:
+            values = self._present(values)
+            if self.comma:
+                values = pc.replace_substring(values, ",", ".", max_replacements=1)
+        try:
+            numbers = np.array(pc.fill_null(pc.cast(values, pa.float64(), safe=False), math.nan))
+        except pa.ArrowInvalid:
+            fits = np.asarray(pc.fill_null(pc.match_substring_regex(values, NUMBER), True))
+            row = int((~fits).argmax())
+            return self.refuse(
+                column, row, values[row].as_py(), "is no number; correct it, or add it to missing:"
+            )
+        except (pa.ArrowNotImplementedError, NotImplementedError):
+            return self.refuse(column, 0, str(values.type), "is a type that is neither numbers nor words")
+        infinite = np.isinf(numbers)
+        if infinite.any():
+            row = int(infinite.argmax())
+            self.refuse(
+                column, row, values[row].as_py(), "is not finite; correct it, or leave the cell empty"
+            )
+        return numbers
+
+    def codes(self, values: Any, column: Column, is_label: bool = False) -> NDArray[np.int64]:
+        """Return the number of each cell's category, shape (n,), -1 where it is missing.
+
+        Args:
+          values: the cells, an Arrow array.
+          column: with the categories.
+          is_label: whether none may be missing.
+
+        Raises:
+          Refusal: a word is none of the categories, or is missing where it must not be.
+        """
+        words, places = self.words(values)
+        known = {**dict.fromkeys(self.missing, -1), **column.codes}
+        table = np.array(
+            [-1 if word is None else known.get(plain(word), -2) for word in words], dtype=np.int64
+        )
+        codes = table[places] if len(table) else np.full(len(places), -1, dtype=np.int64)
+        if (codes == -2).any():
+            row = int((codes == -2).argmax())
+            shown = ", ".join(column.words[:6]) + (", ..." if column.width > 6 else "")
+            remedy = f"is none of its categories ({shown}); correct it, or add it to the schema"
+            self.refuse(column, row, words[places[row]], remedy)
+        self._present_all(codes < 0, column, is_label)
+        return codes
+
+    def words(self, values: Any) -> tuple[list[str | None], NDArray[np.int64]]:
+        """Return the different words of the cells, and the place of each cell's own among them, shape (n,)."""
+        pa, pc = import_module("pyarrow"), self._pc
+        encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+        words: list[str | None] = [
+            None if each is None else str(each) for each in encoded.dictionary.to_pylist()
+        ]
+        places = np.asarray(pc.fill_null(encoded.indices, len(words)), dtype=np.int64)
+        return [*words, None], places
+
+    def _present(self, values: Any) -> Any:
+        """Return text without outer spaces, null where it stands for a missing value."""
+        pa, pc = import_module("pyarrow"), self._pc
+        values = pc.utf8_trim_whitespace(values)
+        absent = pc.is_in(pc.utf8_lower(values), value_set=pa.array(self.missing, type=values.type))
+        return pc.if_else(absent, pa.scalar(None, type=values.type), values)
+
+    def refuse(self, column: Column, row: int, value: object, remedy: str) -> Any:
+        """Refuse a cell.
+
+        Args:
+          column: in which it stands.
+          row: its place in the block, from 0.
+          value: what it holds.
+          remedy: what to do.
+        """
+        raise Refusal(f"{self.file}: column {column.name!r}, row {self.first_row + row}", value, remedy)
+
+
+# --- the files ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenTable:
+    """Table that is open.
+
+    Attributes:
+      file: for refusals.
+      header: names of its columns as it has them.
+      most_rows: a bound on its number of rows.
+      first_row: number of its first row.
+      comma: whether numbers are written with a decimal comma.
+      read: yields blocks: Arrow arrays by the places of the columns that are asked for.
+    """
+
+    file: Path
+    header: Sequence[str]
+    most_rows: int
+    first_row: int
+    comma: bool
+    read: Callable[[Sequence[int]], Iterator[Sequence[Any]]]
+
+    def find(self, wanted: Sequence[Column]) -> dict[str, int]:
+        """Return the place of each column by its name in the schema.
+
+        Raises:
+          Refusal: one is not there, or stands twice.
+        """
+        header = [plain(each) for each in self.header]
+        for column in wanted:
+            times = header.count(plain(column.name))
+            if times != 1:
+                remedy = (
+                    "stands twice; rename one"
+                    if times
+                    else f"is missing; {nearest(column.name, self.header)}"
+                )
+                raise Refusal(f"{self.file}: column", column.name, remedy)
+        return {column.name: header.index(plain(column.name)) for column in wanted}
+
+    def blocks(self, places: Mapping[str, int]) -> Iterator[Columns]:
+        """Yield the columns at these places, block by block, by their names."""
+        for arrays in self.read(list(places.values())):
+            yield dict(zip(places, arrays, strict=True))
+
+
+@contextmanager
+def _table(file: Path) -> Generator[OpenTable]:
+    """Open a table; refuse one that is neither CSV nor Parquet, and what the parser finds while it is read."""
+    require_extra("tables", f"the table {file.name}")
+    pa = import_module("pyarrow")
+    if not file.is_file():
+        raise Refusal("table", str(file), "is not there; name a file, or a folder of them")
+    if file.suffix.lower() not in SUFFIXES:
+        raise Refusal("table", str(file), f"is no table by its name; known: {', '.join(SUFFIXES)}")
+    try:
+        yield _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        said = str(error).splitlines()[0].removeprefix("CSV parse error: ")
+        if "UTF8" in said or isinstance(error, UnicodeDecodeError):
+            said = "it is not UTF-8; save it as UTF-8"
+        raise Refusal("table", str(file), said[:200]) from None
+
+
+def _csv(file: Path) -> OpenTable:
+    reader: Any = import_module("pyarrow.csv")
+    pa = import_module("pyarrow")
+    with file.open("rb") as opened:
+        first = opened.readline().decode("utf-8-sig").rstrip("\r\n")
+        if not first.strip():
+            raise Refusal("table", str(file), "is empty; its first line must name the columns")
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            lines = sum(
+                content[at : at + BLOCK_BYTES].count(b"\n") for at in range(0, len(content), BLOCK_BYTES)
+            )
+    separator = max(SEPARATORS, key=lambda each: len(_split(first, each)))
+    header = _split(first, separator)
+    places = [str(place) for place in range(len(header))]
+
+    def read(wanted: Sequence[int]) -> Iterator[Sequence[Any]]:
+        with reader.open_csv(
+            file,
+            read_options=reader.ReadOptions(
+                use_threads=False, block_size=BLOCK_BYTES, skip_rows=1, column_names=places
+            ),
+            parse_options=reader.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=reader.ConvertOptions(
+                include_columns=[places[each] for each in wanted],
+                column_types=dict.fromkeys(places, pa.string()),
+            ),
+        ) as batches:
+            yield from (batch.columns for batch in batches)
+
+    return OpenTable(file, header, lines + 1, 2, separator == ";", read)
+
+
+def _split(line: str, separator: str) -> list[str]:
+    return next(csv.reader([line], delimiter=separator))
+
+
+def _parquet(file: Path) -> OpenTable:
+    opened: Any = import_module("pyarrow.parquet").ParquetFile(file)
+    header: list[str] = opened.schema_arrow.names
+
+    def read(wanted: Sequence[int]) -> Iterator[Sequence[Any]]:
+        names = [header[each] for each in wanted]
+        for batch in opened.iter_batches(batch_size=BLOCK_ROWS, columns=names):
+            yield [batch.column(name) for name in names]
+
+    return OpenTable(file, header, opened.metadata.num_rows, 1, False, read)
+
+
+# --- a schema of data that may be looked at -----------------------------------------------------------------------
+
+
+@dataclass
+class _Seen:
+    """What was seen of a column so far."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    whole: bool = True
+    spellings: dict[str, str] = field(default_factory=dict[str, str])
+    files: set[Path] = field(default_factory=set[Path])
+    numeric: bool = True
+
+
+def draft_schema(paths: Sequence[Path], label: str | None = None) -> tuple[Schema, dict[str, str]]:
+    """Return a schema of what the tables hold, and why columns were left out; it tells of the rows.
+
+    Args:
+      paths: files, or folders of clients' files.
+      label: of the column that is predicted; None takes the last one.
+
+    Raises:
+      Refusal: a table cannot be read, or its columns cannot be told from each other.
+    """
+    files = [file for path in paths for client in clients_of(path) for file in table_files(client)]
+    seen: dict[str, _Seen] = {}
+    names: dict[str, str] = {}
+    for file in files:
+        with _unchanged(file), _table(file) as table:
+            columns = [Column(name) for name in table.header]
+            for column in columns:
+                names.setdefault(plain(column.name), column.name.strip())
+            for block in table.blocks(table.find(columns)):
+                cells = CellReader(file, Schema((), "").missing, table.comma)
+                for column in columns:
+                    _look(
+                        seen.setdefault(plain(column.name), _Seen()), cells, block[column.name], column, file
+                    )
+    chosen = plain(label) if label is not None else list(seen)[-1] if seen else ""
+    kept, left_out = list[Column](), dict[str, str]()
+    for key, each in seen.items():
+        why = _unfit(each, files)
+        if why is None:
+            kept.append(_drafted(names[key], each, key == chosen))
+        else:
+            left_out[names[key]] = why
+    where = str(paths[0]) if len(paths) == 1 else f"{len(files)} tables"
+    if chosen in {plain(each) for each in left_out}:
+        raise Refusal("task.label", names[chosen], f"cannot be predicted: {left_out[names[chosen]]}")
+    return with_label(Schema(tuple(kept), ""), names.get(chosen, label), where), left_out
+
+
+def _look(seen: _Seen, cells: CellReader, values: Any, column: Column, file: Path) -> None:
+    seen.files.add(file)
+    words, _ = cells.words(values)
+    for word in words if len(seen.spellings) <= MOST_CATEGORIES else ():
+        if word is not None and plain(word) not in cells.missing:
+            seen.spellings.setdefault(plain(word), " ".join(word.split()))
+    if not seen.numeric:
+        return
+    try:
+        numbers = cells.numbers(values, column)
+    except Refusal:
+        seen.numeric = False
+        return
+    present = numbers[~np.isnan(numbers)]
+    if len(present):
+        seen.low, seen.high = min(seen.low, float(present.min())), max(seen.high, float(present.max()))
+        seen.whole = seen.whole and bool((present == np.floor(present)).all())
+
+
+def _unfit(seen: _Seen, files: Sequence[Path]) -> str | None:
+    lacking = [file for file in files if file not in seen.files]
+    if lacking:
+        return f"{lacking[0].name} has no such column"
+    if not seen.spellings:
+        return "it holds no value"
+    if len(seen.spellings) == 1:
+        return "it holds one value"
+    if not seen.numeric and len(seen.spellings) > MOST_CATEGORIES:
+        return f"it holds more than {MOST_CATEGORIES} different words"
+    return None
+
+
+def _drafted(name: str, seen: _Seen, is_label: bool) -> Column:
+    if not seen.numeric or (is_label and seen.whole and len(seen.spellings) <= MOST_CLASSES):
+        numbers = seen.numeric
+        words = sorted(seen.spellings, key=(lambda each: (float(each), each)) if numbers else str)
+        return Column(name, categories=tuple((seen.spellings[each],) for each in words))
+    low, high = rounded_out(seen.low, seen.high)
+    return Column(name, low, high)
+
+
+def rounded_out(low: float, high: float) -> tuple[float, float]:
+    """Return bounds of one or two digits around two numbers."""
+    step = 10.0 ** math.floor(math.log10(high - low)) / 2
+    return round(math.floor(low / step) * step, 12), round(math.ceil(high / step) * step, 12)

@@ -1,0 +1,289 @@
+"""Schema of tables: what each column holds, one for all clients, declared in a YAML file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..configs.strict import nearest
+from ..configs.yaml_guard import check_file
+from ..privacy.refusal import Refusal, real
+
+SCHEMA = "schema.yaml"
+MISSING = (
+    "",
+    "?",
+    "na",
+    "n/a",
+    "nan",
+    "null",
+    "none",
+)  # what an unknown value is written as, unless declared
+KEYS = ("label", "missing", "columns")
+COLUMN_KEYS = ("low", "high", "missing", "required", "categories")
+PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Column of a table: a number between two bounds, or one of several words.
+
+    Attributes:
+      name: in the header of a table, whatever its case and spaces.
+      low, high: bounds of a number; it is cut to them and scaled to -1 .. 1.
+      missing: number that stands for a missing one; the middle by default.
+      required: whether a missing value is refused.
+      categories: for each word its spellings, the word itself first; empty for a number.
+    """
+
+    name: str
+    low: float = -1.0
+    high: float = 1.0
+    missing: float | None = None
+    required: bool = False
+    categories: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Number of inputs of the model that the column becomes."""
+        return len(self.categories) or 1
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The categories, each by its first spelling."""
+        return tuple(spellings[0] for spellings in self.categories)
+
+    @cached_property
+    def codes(self) -> Mapping[str, int]:
+        """The number of a category by each of its spellings, as `plain` has it."""
+        return {plain(each): code for code, spellings in enumerate(self.categories) for each in spellings}
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Schema of tables.
+
+    Attributes:
+      columns: inputs of the model in their order, and the label.
+      label: name of the column that is predicted.
+      missing: words that stand for a missing value, as `plain` has them.
+    """
+
+    columns: tuple[Column, ...]
+    label: str
+    missing: tuple[str, ...] = field(default=MISSING)
+
+    @cached_property
+    def target(self) -> Column:
+        """The column that is predicted."""
+        return next(each for each in self.columns if plain(each.name) == plain(self.label))
+
+    @cached_property
+    def inputs(self) -> tuple[Column, ...]:
+        """The columns that the model sees."""
+        return tuple(each for each in self.columns if each is not self.target)
+
+    @property
+    def width(self) -> int:
+        """Number of inputs of the model."""
+        return sum(each.width for each in self.inputs)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what the schema says, in hexadecimal; the layout of its file does not count."""
+        said = [self.label, self.missing, [_values(each) for each in self.columns]]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def text(self, notes: Mapping[str, str] | None = None) -> str:
+        """Return the schema as the file from which `read_schema` makes it.
+
+        Args:
+          notes: a comment for the line of a column, by its name.
+        """
+        lines = [f"label: {_word(self.label)}"]
+        if self.missing != MISSING:
+            lines.append(f"missing: {_words(self.missing)}")
+        lines.append("columns:")
+        for column in self.columns:
+            note = (notes or {}).get(column.name)
+            lines.append(f"  {_word(column.name)}: {_column_text(column)}" + (f"  # {note}" if note else ""))
+        return "\n".join([*lines, ""])
+
+
+def plain(text: str) -> str:
+    """Return a word as words are compared: without case, outer and double spaces, and 1.0 as 1."""
+    word = " ".join(text.lower().split())
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", word)
+
+
+def read_schema(path: Path, label: str | None = None) -> Schema:
+    """Return the schema that a YAML file declares.
+
+    Args:
+      path: of the file.
+      label: of the column that is predicted; None takes the file's own word.
+
+    Raises:
+      Refusal: the file cannot be read, or holds a mistake.
+    """
+    check_file(path)
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Words)
+    except yaml.MarkedYAMLError as error:
+        raise Refusal("file", str(path), str(error.problem)) from None
+    where = str(path)
+    values = _group(where, found, KEYS)
+    columns = values.get("columns")
+    if not isinstance(columns, dict) or not columns:
+        raise Refusal(where, columns, "columns must be a group: the name of each, and what it holds")
+    read = tuple(_column(f"{where}: {name}", str(name), each) for name, each in columns.items())
+    for name, times in Counter(plain(each.name) for each in read).items():
+        if times > 1:
+            raise Refusal(where, name, "names two columns; case and spaces do not tell them apart")
+    missing = values.get("missing")
+    words = MISSING if missing is None else tuple(plain(each) for each in _list(where, "missing", missing))
+    return with_label(
+        Schema(read, "", ("", *(each for each in words if each))), label or values.get("label"), where
+    )
+
+
+def with_label(schema: Schema, label: object, where: str) -> Schema:
+    """Return the schema with the column that is to be predicted.
+
+    Args:
+      schema: of all columns.
+      label: the name of one.
+      where: the schema's file, for a refusal.
+
+    Raises:
+      Refusal: there is no such column, or none beside it.
+    """
+    named = {plain(each.name): each.name for each in schema.columns}
+    if not isinstance(label, str) or plain(label) not in named:
+        raise Refusal("task.label", label, f"name a column of {where}; {nearest(str(label), named.values())}")
+    if len(named) == 1:
+        raise Refusal("task.label", label, f"{where} has no other column to predict it from")
+    return replace(schema, label=named[plain(label)])
+
+
+class _Words(yaml.BaseLoader):
+    """Text as it stands, so that `no` is a word and no switch; a key that stands twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, times in Counter(str(key.value) for key, _ in node.value).items():
+            if times > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+def _column(where: str, name: str, found: object) -> Column:
+    values = _group(where, found, COLUMN_KEYS)
+    required = _switch(where, values.get("required", "false"))
+    if "categories" in values:
+        for key in ("low", "high", "missing"):
+            if key in values:
+                raise Refusal(where, values[key], f"{key} belongs to a number; words have none")
+        return Column(name, required=required, categories=_categories(where, values["categories"]))
+    low, high = (_number(where, key, values.get(key)) for key in ("low", "high"))
+    if not low < high:
+        raise Refusal(where, f"{low:g} .. {high:g}", "low must be below high")
+    missing = _number(where, "missing", values["missing"]) if "missing" in values else None
+    if missing is not None and not low <= missing <= high:
+        raise Refusal(where, f"{missing:g}", f"missing must lie between {low:g} and {high:g}")
+    return Column(name, low, high, missing, required)
+
+
+def _categories(where: str, found: object) -> tuple[tuple[str, ...], ...]:
+    if isinstance(found, dict):
+        read = tuple((str(word), *_list(where, "categories", more)) for word, more in found.items())
+    else:
+        read = tuple((each,) for each in _list(where, "categories", found))
+    owners: dict[str, int] = {}
+    for code, each in enumerate(spelling for spellings in read for spelling in {plain(s) for s in spellings}):
+        if each in owners:
+            raise Refusal(where, each, "stands twice in categories; case and spaces tell no two words apart")
+        owners[each] = code
+    if len(read) < 2:
+        raise Refusal(
+            where, len(read), "categories must hold two words at least, or the column tells nothing"
+        )
+    return read
+
+
+def _group(where: str, found: object, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise Refusal(where, found, f"must be a group of {', '.join(keys)}")
+    for key in found:
+        if key not in keys:
+            raise Refusal(where, key, f"there is no such key; {nearest(str(key), keys)}")
+    return {str(key): value for key, value in found.items()}
+
+
+def _list(where: str, key: str, found: object) -> tuple[str, ...]:
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise Refusal(where, found, f"{key} must be a list of words")
+    return tuple(found)
+
+
+def _number(where: str, key: str, found: object) -> float:
+    if found is None:
+        remedy = (
+            f"{key} is missing; give low and high, the plausible range (not the data's own), or categories"
+        )
+        raise Refusal(where, None, remedy)
+    try:
+        return real(where, float(found)) if isinstance(found, str) else real(where, found)
+    except ValueError:
+        raise Refusal(where, found, f"{key} must be a number") from None
+
+
+def _switch(where: str, found: object) -> bool:
+    if found not in ("true", "false"):
+        raise Refusal(where, found, "required must be true or false")
+    return found == "true"
+
+
+# --- as text ------------------------------------------------------------------------------------------------------
+
+
+def _values(column: Column) -> dict[str, Any]:
+    kept = {"name": column.name, "required": column.required}
+    if column.categories:
+        return {**kept, "categories": column.categories}
+    return {**kept, "low": column.low, "high": column.high, "missing": column.missing}
+
+
+def _column_text(column: Column) -> str:
+    return "{" + ", ".join(_parts(column)) + "}"
+
+
+def _parts(column: Column) -> Iterator[str]:
+    if column.categories and all(len(each) == 1 for each in column.categories):
+        yield f"categories: {_words(column.words)}"
+    elif column.categories:
+        pairs = (f"{_word(each[0])}: {_words(each[1:])}" for each in column.categories)
+        yield f"categories: {{{', '.join(pairs)}}}"
+    else:
+        numbers = {"low": column.low, "high": column.high, "missing": column.missing}
+        yield from (
+            f"{key}: {repr(each).removesuffix('.0')}" for key, each in numbers.items() if each is not None
+        )
+    if column.required:
+        yield "required: true"
+
+
+def _words(words: tuple[str, ...]) -> str:
+    return f"[{', '.join(map(_word, words))}]"
+
+
+def _word(word: str) -> str:
+    return word if PLAIN.fullmatch(word) else json.dumps(word, ensure_ascii=False)

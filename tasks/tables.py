@@ -1,0 +1,254 @@
+"""Tables as a task: CSV or Parquet files of several owners under one schema, classified or regressed without code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..privacy.refusal import Refusal
+from .classification import cross_entropies, softmax_regression
+from .data import Examples
+from .partition import Indices, Partition
+from .table_files import DRAFT_COMMAND, clients_of, draft_schema, frame_inputs, read_rows
+from .table_schema import SCHEMA, Schema, read_schema
+
+MODELS = ("linear", "mlp")
+SPLIT_KEY = 920  # of the hash that holds rows out; public, and the same everywhere
+
+
+@dataclass(frozen=True)
+class Tables:
+    """`Task` over tables: cross-entropy and accuracy where the label has categories, else squared and absolute error.
+
+    Attributes:
+      schema: of every table.
+      clients: each client's examples; empty on a server, which has none.
+      test: held-out examples; none of real clients are, since what is measured on them would be a release.
+      hidden: sizes of the hidden layers; empty for a linear model.
+      simulated: whether the tables are public or made up.
+    """
+
+    schema: Schema
+    clients: tuple[Examples, ...]
+    test: Examples
+    hidden: tuple[int, ...] = ()
+    simulated: bool = False
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.clients)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 where the label is a number."""
+        return len(self.schema.target.categories)
+
+    def model(self) -> nn.Module:
+        outputs = self.classes or 1
+        if not self.hidden:
+            return softmax_regression(self.schema.width, outputs)
+        return perceptron((self.schema.width, *self.hidden, outputs))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.classes:
+            return nn.functional.cross_entropy(outputs, targets)
+        return ((outputs.squeeze(-1) - targets) ** 2).mean()
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.classes:
+            return cross_entropies(outputs, targets)
+        return ((outputs.squeeze(-1) - targets) ** 2).mean(1)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        if self.classes:
+            return {"accuracy": (outputs.argmax(dim=-1) == targets).float().mean().item()}
+        half = (self.schema.target.high - self.schema.target.low) / 2
+        return {"mean_absolute_error": half * (outputs.squeeze(-1) - targets).abs().mean().item()}
+
+    def client_data(self, client: int) -> Examples:
+        if not 0 <= client < self.num_clients:
+            raise Refusal("client", client, f"clients run from 0 to {self.num_clients - 1}")
+        return self.clients[client]
+
+    def held_out(self) -> Examples:
+        return self.test
+
+    def beside_the_model(self) -> Mapping[str, bytes]:
+        """Return what a run keeps with its model, by file name: the schema, which is its preprocessing."""
+        return {SCHEMA: self.schema.text().encode()}
+
+    def encode(self, data: object) -> Tensor:
+        """Return the model's inputs for a table, a folder of tables or a data frame; a label in it is not looked at."""
+        if isinstance(data, str | Path):
+            return torch.from_numpy(read_rows(Path(data), self.schema, labelled=False).inputs)
+        return torch.from_numpy(frame_inputs(data, self.schema))
+
+    def decode(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return predictions by column name: the likeliest word and its probability, or a number."""
+        target = self.schema.target
+        if not self.classes:
+            middle, half = (target.low + target.high) / 2, (target.high - target.low) / 2
+            return {target.name: (middle + half * outputs.squeeze(-1).clamp(-1, 1)).double().numpy()}
+        probability, code = outputs.softmax(-1).max(-1)
+        return {
+            target.name: np.array(target.words)[code.numpy()],
+            "probability": probability.double().numpy(),
+        }
+
+
+def perceptron(sizes: Sequence[int]) -> nn.Module:
+    """Return fully connected layers with tanh between them (arXiv:2007.14191), the same values on every call."""
+    generator = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layer = softmax_regression(inputs, outputs)
+        bound = (6 / (inputs + outputs)) ** 0.5  # Glorot and Bengio 2010
+        with torch.no_grad():
+            layer.get_parameter("weight").uniform_(-bound, bound, generator=generator)
+        layers += [layer, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+def load(
+    folder: str | None = None,
+    label: str | None = None,
+    schema: str | None = None,
+    model: str = "linear",
+    hidden: Sequence[int] = (32,),
+    simulated: bool = False,
+    held_out_share: float = 0.2,
+    held_out_file: str | None = None,
+    num_clients: int | None = None,
+    partition: str = "natural",
+    alpha: float = 0.5,
+    seed: int = 0,
+) -> Tables:
+    """Return the task.
+
+    Args:
+      folder: of the tables, each file or folder in it one client's; None on a server, which has none.
+      label: column that is predicted; None: as the schema says.
+      schema: YAML file; None: schema.yaml in the folder, or inferred where the tables are simulated.
+      model: linear, or mlp with hidden layers.
+      hidden: sizes of the hidden layers of an mlp.
+      simulated: whether the tables are public or made up.
+      held_out_share: of each client's rows, where they are simulated, in 0 .. 1; split by a keyed hash of the row.
+      held_out_file: public table, on which the model is measured in the place of clients' rows.
+      num_clients: None for the natural partition.
+      partition: natural (a file or folder a client); iid, dirichlet and shards deal the rows of simulated tables.
+      alpha: concentration of a dirichlet partition, above 0.
+      seed: of the partition.
+
+    Raises:
+      Refusal: a value, the schema or a table is not as it should be.
+    """
+    if model not in MODELS:
+        raise Refusal("task.model", model, f"choose one of {', '.join(MODELS)}")
+    public = None if held_out_file is None else Path(held_out_file)
+    paths = [] if folder is None else clients_of(Path(folder), [] if public is None else [public])
+    agreed = _schema(folder, paths, label, schema, simulated)
+    clients = tuple(_examples(path, agreed) for path in paths)
+    if partition != "natural":
+        clients = _dealt(
+            clients, agreed, simulated, Partition(partition, num_clients or len(clients), alpha, seed)
+        )
+    elif num_clients not in (None, len(clients)) and folder is not None:
+        remedy = f"{folder} holds {len(clients)}, a file or folder each; leave it out"
+        raise Refusal("task.num_clients", num_clients, remedy)
+    layers = tuple(hidden) if model == "mlp" else ()
+    if public is not None:
+        return Tables(agreed, clients, _examples(public, agreed), layers, simulated)
+    if not simulated:
+        return Tables(agreed, clients, _no_examples(agreed), layers)
+    if not 0 < held_out_share < 1:
+        raise Refusal("task.held_out_share", held_out_share, "give a number above 0 and below 1")
+    splits = [_split(each, held_out_share) for each in clients]
+    test = joined([held for _, held in splits])
+    if not len(test):
+        raise Refusal(
+            "task.held_out_share", held_out_share, "holds out no row; give more, or task.held_out_file"
+        )
+    return Tables(agreed, tuple(kept for kept, _ in splits), test, layers, True)
+
+
+def _schema(
+    folder: str | None, paths: Sequence[Path], label: str | None, schema: str | None, simulated: bool
+) -> Schema:
+    declared = Path(schema) if schema else Path(folder or ".") / SCHEMA
+    if schema or (folder and declared.is_file()):
+        return read_schema(declared, label)
+    if folder is None:
+        raise Refusal(
+            "task.schema", None, f"name the schema that all clients have; {DRAFT_COMMAND.format('TABLES')}"
+        )
+    if not simulated:
+        remedy = (
+            f"these tables are real, and a schema that is made from them would tell of their rows; declare one: "
+            f"{DRAFT_COMMAND.format(folder)}. Say task.simulated=true if they are public or made up"
+        )
+        raise Refusal("task.schema", None, remedy)
+    if label is None:
+        raise Refusal("task.label", None, "name the column that is to be predicted")
+    return draft_schema(paths, label)[0]
+
+
+def _examples(path: Path, schema: Schema) -> Examples:
+    rows = read_rows(path, schema)
+    assert rows.targets is not None
+    return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets))
+
+
+def _no_examples(schema: Schema) -> Examples:
+    kind = torch.int64 if schema.target.categories else torch.float32
+    return Examples(torch.zeros(0, schema.width), torch.zeros(0, dtype=kind))
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """Return the examples of all parts."""
+    return Examples(torch.cat([each.inputs for each in parts]), torch.cat([each.targets for each in parts]))
+
+
+def _dealt(
+    clients: Sequence[Examples], schema: Schema, simulated: bool, how: Partition
+) -> tuple[Examples, ...]:
+    """Return the rows of all clients, dealt anew."""
+    if not simulated:
+        remedy = "real rows stay with their owners; leave it natural, or say task.simulated=true"
+        raise Refusal("partition", how.name, remedy)
+    if not schema.target.categories and how.name != "iid":
+        raise Refusal("partition", how.name, "goes by classes, and the label is a number; use iid or natural")
+    pool = joined(clients)
+    labels: Indices = pool.targets.numpy().astype(np.int64)
+    rows = [torch.from_numpy(share) for share in how.shares(labels)]
+    return tuple(Examples(pool.inputs[each], pool.targets[each]) for each in rows)
+
+
+def _split(examples: Examples, share: float) -> tuple[Examples, Examples]:
+    """Return the examples without those that are held out, and those; equal rows stay together, whatever the order."""
+    held = torch.from_numpy(row_hashes(examples) < share)
+    return (
+        Examples(examples.inputs[~held], examples.targets[~held]),
+        Examples(examples.inputs[held], examples.targets[held]),
+    )
+
+
+def row_hashes(examples: Examples) -> NDArray[np.float64]:
+    """Return a number in 0 .. 1 for each row, by a keyed hash of its inputs and target; positions do not matter."""
+    inputs, targets = examples.inputs.numpy(), examples.targets.numpy().astype(np.float32)
+    factors = np.random.default_rng(SPLIT_KEY).integers(
+        0, 2**64, inputs.shape[1] + 2, dtype=np.uint64
+    ) | np.uint64(1)
+    total = np.full(len(targets), factors[-1], dtype=np.uint64)
+    for column, factor in zip((*inputs.T, targets), factors, strict=False):
+        bits = (column + np.float32(0)).view(np.uint32).astype(np.uint64)  # 0 for -0
+        total = (total ^ bits) * factor
+        total ^= total >> np.uint64(29)
+    return (total >> np.uint64(11)).astype(np.float64) * 2.0**-53

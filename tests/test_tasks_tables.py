@@ -1,0 +1,326 @@
+"""`task=csv`: tables become examples of one schema; what does not fit is one sentence with file, column and row."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fedveil.privacy.refusal import Refusal
+from fedveil.tasks.table_files import CellReader, draft_schema, read_rows
+from fedveil.tasks.table_schema import MISSING, Column, read_schema
+from fedveil.tasks.tables import load, row_hashes
+
+SCHEMA = """
+label: diagnosis
+columns:
+  age: {low: 20, high: 100, missing: 40}
+  sex: {categories: {female: [f, "0"], male: [m, "1"]}}
+  diagnosis: {categories: [healthy, Very Ill]}
+"""
+NORTH = "age,sex,diagnosis\n20,female,healthy\n100,M,very  ill\n,?,HEALTHY\n"
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path) -> Path:
+    folder = tmp_path / "hospitals"
+    folder.mkdir()
+    (folder / "schema.yaml").write_text(SCHEMA)
+    (folder / "north.csv").write_text(NORTH)
+    return folder
+
+
+def refused(folder: Path, **options: Any) -> str:
+    with pytest.raises(Refusal) as caught:
+        load(str(folder), **options)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+def test_columns_are_scaled_by_declared_bounds_and_words_are_one_hot(hospitals: Path) -> None:
+    task = load(str(hospitals))
+    examples = task.client_data(0)
+    assert examples.inputs.dtype == torch.float32 and examples.targets.dtype == torch.int64
+    assert examples.inputs.tolist() == [[-1, 1, 0], [1, 0, 1], [-0.5, 0, 0]]
+    assert examples.targets.tolist() == [0, 1, 0]
+    assert task.num_clients == 1 and not task.simulated and len(task.held_out()) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "diagnosis;Sex ; AGE\nhealthy;f;20,0\nvery ill;1;100\nhealthy;na;\n",
+        "\ufeffdiagnosis\tother\tsex\tage\nhealthy\tx\tf\t20\nvery ill\ty\tm\t1e2\nhealthy\tz\t\tN/A\n",
+        'age|sex|"diag""|nosis"|diagnosis\n20|f|-|healthy\n100|m|-|very ill\n?|null|-|healthy\n',
+        "age,sex,diagnosis\r\n20, female ,healthy\r\n500,male,very ill\r\n\r\nNaN,,healthy\r\n",
+    ],
+)
+def test_separators_orders_and_spellings_of_other_hospitals_give_the_same_rows(
+    hospitals: Path, text: str
+) -> None:
+    (hospitals / "south.csv").write_bytes(text.encode())
+    task = load(str(hospitals))
+    north, south = (task.client_data(client) for client in range(2))
+    assert torch.equal(north.inputs, south.inputs) and torch.equal(north.targets, south.targets)
+
+
+@pytest.mark.parametrize("as_dictionary", [False, True])
+def test_parquet_and_folders_are_clients_too(hospitals: Path, as_dictionary: bool) -> None:
+    words = pa.array(["f", "1", None])
+    table = pa.table(
+        {
+            "diagnosis": pa.array(["healthy", "very ill", "healthy"]),
+            "age": pa.array([20, 100, None], type=pa.int16()),
+            "sex": words.dictionary_encode() if as_dictionary else words,
+        }
+    )
+    (hospitals / "south").mkdir()
+    pq.write_table(table, hospitals / "south" / "part-0.parquet")
+    (hospitals / "south" / "part-1.csv").write_text(NORTH)
+    task = load(str(hospitals))
+    assert task.num_clients == 2
+    north, south = (task.client_data(client) for client in range(2))
+    assert torch.equal(south.inputs, torch.cat([north.inputs, north.inputs]))
+    assert torch.equal(south.targets, torch.cat([north.targets, north.targets]))
+
+
+def test_parquet_words_may_be_numbers_or_switches(hospitals: Path) -> None:
+    schema = "label: y\ncolumns:\n  x: {categories: [true, false]}\n  y: {categories: ['0', '1']}\n"
+    (hospitals / "schema.yaml").write_text(schema)
+    (hospitals / "north.csv").unlink()
+    pq.write_table(pa.table({"x": [True, False, None], "y": [0.0, 1.0, 0.0]}), hospitals / "a.parquet")
+    examples = load(str(hospitals)).client_data(0)
+    assert examples.inputs.tolist() == [[1, 0], [0, 1], [0, 0]] and examples.targets.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("age,sex,diagnosis\n20,f,healthy\nold,f,healthy\n", "column 'age', row 3='old': is no number"),
+        ("age,sex,diagnosis\n20,f,healthy\ninf,f,healthy\n", "column 'age', row 3='inf': is not finite"),
+        (
+            "age,sex,diagnosis\n20,x,healthy\n",
+            "column 'sex', row 2='x': is none of its categories (female, male)",
+        ),
+        ("age,sex,diagnosis\n20,f,cured\n", "column 'diagnosis', row 2='cured': is none of its categories"),
+        (
+            "age,sex,diagnosis\n20,f,\n",
+            "column 'diagnosis', row 2=None: is the label and missing; remove the row",
+        ),
+        ("age,sex\n20,f\n", "column='diagnosis': is missing; known: age, sex"),
+        ("age,sex,diagnosos\n20,f,ill\n", "column='diagnosis': is missing; did you mean 'diagnosos'?"),
+        ("age,Age ,sex,diagnosis\n1,20,f,healthy\n", "column='age': stands twice; rename one"),
+        ("age,sex,diagnosis\n20,f,healthy\n20,f\n", "Row #3: Expected 3 columns, got 2: 20,f"),
+        ("age,sex,diagnosis\n", "has no rows; leave the client out, or give it data"),
+        ("", "is empty; its first line must name the columns"),
+        ("age,sex,diagnosis\n20,f\xe9,healthy\n", "it is not UTF-8; save it as UTF-8"),
+        ("age,sex,diagnosis\n1.234.5,f,healthy\n", "row 2='1.234.5': is no number"),
+        ("age;sex;diagnosis\n1.234,5;f;healthy\n", "row 2='1.234.5': is no number"),
+    ],
+)
+def test_a_mismatch_is_one_sentence_that_says_where(hospitals: Path, text: str, said: str) -> None:
+    (hospitals / "south.csv").write_bytes(text.encode("latin-1"))
+    found = refused(hospitals)
+    assert said in found and "south.csv" in found
+
+
+def test_a_row_far_below_is_named(hospitals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.tasks.table_files.BLOCK_BYTES", 1 << 10)
+    rows = ["20,f,healthy"] * 5000
+    rows[4321] = "20,f,lost"
+    (hospitals / "south.csv").write_text("\n".join(["age,sex,diagnosis", *rows]))
+    assert "column 'diagnosis', row 4323='lost'" in refused(hospitals)
+    rows[4321] = "20,f,healthy,more"
+    (hospitals / "south.csv").write_text("\n".join(["age,sex,diagnosis", *rows]))
+    assert "Row #4323: Expected 3 columns, got 4" in refused(hospitals)
+    rows[4321] = '20,f,"very\nill"'
+    (hospitals / "south.csv").write_text("\n".join(["age,sex,diagnosis", *rows]))
+    assert load(str(hospitals)).client_data(1).targets.sum() == 1
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    hospitals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = CellReader.codes
+
+    def written_to(self: CellReader, values: Any, column: Column, is_label: bool = False) -> Any:
+        with (hospitals / "north.csv").open("a") as file:
+            file.write("30,f,healthy\n")
+        return codes(self, values, column, is_label)
+
+    monkeypatch.setattr(CellReader, "codes", written_to)
+    assert "north.csv': changed while it was read" in refused(hospitals)
+
+
+def test_a_required_value_may_not_be_missing(hospitals: Path) -> None:
+    text = SCHEMA.replace("missing: 40", "required: true")
+    (hospitals / "schema.yaml").write_text(text)
+    assert "column 'age', row 4=None: is missing, and the schema requires it" in refused(hospitals)
+
+
+def test_a_class_that_a_client_lacks_is_still_a_class(hospitals: Path) -> None:
+    (hospitals / "south.csv").write_text("age,sex,diagnosis\n20,f,healthy\n")
+    task = load(str(hospitals))
+    assert task.model().state_dict()["weight"].shape == (2, 3)
+
+
+# --- the schema ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("low: 20", "low: 200", "low must be below high"),
+        ("low: 20, ", "", "low is missing; give low and high, the plausible range (not the data's own)"),
+        ("missing: 40", "missing: 400", "missing must lie between 20 and 100"),
+        ("low: 20", "low: .inf", "low must be a number"),
+        ("low: 20", "low: inf", "give a finite number"),
+        ("low: 20", "lowest: 20", "there is no such key; did you mean 'low'?"),
+        ('[m, "1"]', "[m, F]", "stands twice in categories"),
+        ("[healthy, Very Ill]", "[healthy]", "categories must hold two words at least"),
+        ("[healthy, Very Ill]", "healthy", "categories must be a list of words"),
+        ("  sex:", "  Age:", "names two columns"),
+        ("  sex:", "  age:", "the key 'age' stands twice"),
+        ("label: diagnosis", "label: diagnosos", "name a column of"),
+        ("columns:", "colums:", "there is no such key; did you mean 'columns'?"),
+        ("label:", "label: [", "schema.yaml': line"),
+    ],
+)
+def test_a_mistake_in_the_schema_is_one_sentence(hospitals: Path, before: str, after: str, said: str) -> None:
+    assert before in SCHEMA
+    (hospitals / "schema.yaml").write_text(SCHEMA.replace(before, after))
+    assert said in refused(hospitals)
+
+
+def test_a_schema_survives_its_file_and_its_digest_is_of_what_it_says(
+    hospitals: Path, tmp_path: Path
+) -> None:
+    schema = read_schema(hospitals / "schema.yaml")
+    copy = tmp_path / "copy.yaml"
+    copy.write_text("# a comment\n" + schema.text())
+    assert read_schema(copy) == schema and read_schema(copy).digest == schema.digest
+    copy.write_text(schema.text().replace("high: 100", "high: 101"))
+    assert read_schema(copy).digest != schema.digest
+    assert read_schema(copy, "SEX").label == "sex" and read_schema(copy, "sex").width == 3
+
+
+def test_words_that_yaml_takes_for_switches_stay_words(hospitals: Path) -> None:
+    (hospitals / "schema.yaml").write_text(
+        "label: y\ncolumns:\n  x: {low: 0, high: 1}\n  y: {categories: [no, yes]}\n"
+    )
+    (hospitals / "north.csv").write_text("x,y\n1,Yes\n0,No\n")
+    assert load(str(hospitals)).client_data(0).targets.tolist() == [1, 0]
+
+
+def test_real_tables_need_a_declared_schema_and_are_never_measured(hospitals: Path) -> None:
+    (hospitals / "schema.yaml").unlink()
+    said = refused(hospitals, label="diagnosis")
+    assert f"fedveil new draft --from csv {hospitals} writes a first draft" in said
+    assert "task.simulated=true" in said
+
+
+def test_a_schema_is_inferred_of_tables_that_are_public(hospitals: Path) -> None:
+    (hospitals / "schema.yaml").unlink()
+    (hospitals / "south.csv").write_text("diagnosis,sex,age,name\nhealthy,male,31.5,b\nVery Ill,male,62,c\n")
+    schema, left_out = draft_schema([hospitals], "diagnosis")
+    assert [each.name for each in schema.inputs] == ["age", "sex"] and schema.target.width == 2
+    assert left_out == {"name": "north.csv has no such column"}
+    assert (schema.inputs[0].low, schema.inputs[0].high) == (20, 100)
+    task = load(str(hospitals), "diagnosis", simulated=True, held_out_share=0.5)
+    assert task.simulated and 0 < len(task.held_out()) < 5
+
+
+def test_a_draft_leaves_out_what_names_rows(hospitals: Path) -> None:
+    rows = [f"p{row},{row % 2},{row % 3 + 0.5},same" for row in range(60)]
+    (hospitals / "north.csv").write_text("\n".join(["id,ill,size,place", *rows]))
+    schema, left_out = draft_schema([hospitals / "north.csv"], "ill")
+    assert schema.target.words == ("0", "1") and [each.name for each in schema.inputs] == ["size"]
+    assert left_out == {"id": "it holds more than 50 different words", "place": "it holds one value"}
+
+
+# --- the task -----------------------------------------------------------------------------------------------------
+
+
+def test_a_number_is_predicted_in_its_own_unit(hospitals: Path) -> None:
+    (hospitals / "north.csv").write_text("age,sex,diagnosis\n20,f,healthy\n80,,healthy\n")
+    task = load(str(hospitals), "age")
+    examples = task.client_data(0)
+    assert examples.targets.dtype == torch.float32 and examples.targets.tolist() == [-1, 0.5]
+    (hospitals / "north.csv").write_text(NORTH)
+    assert "column 'age', row 4=None: is the label and missing" in refused(hospitals, label="age")
+    assert task.metrics(torch.zeros(2, 1), examples.targets) == {"mean_absolute_error": 30.0}
+    assert task.decode(torch.tensor([[-1.0], [0.0], [7.0]]))["age"].tolist() == [20, 60, 100]
+
+
+def test_held_out_rows_go_by_their_content_and_not_by_their_place(tmp_path: Path) -> None:
+    stream = np.random.default_rng(1)
+    lines = [f"{x:.4f},{'ab'[int(x > 0)]}" for x in stream.uniform(-1, 1, 2000)]
+    texts = ["\n".join(["x,y", *order]) for order in (lines, lines[::-1])]
+    tasks = []
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.csv").write_text(text)
+        tasks.append(load(str(tmp_path / f"{number}.csv"), "y", simulated=True))
+    held = [sorted(task.held_out().inputs[:, 0].tolist()) for task in tasks]
+    assert held[0] == held[1] and 340 < len(held[0]) < 460
+    kept = tasks[0].client_data(0)
+    assert set(held[0]).isdisjoint(kept.inputs[:, 0].tolist())
+    hashes = row_hashes(kept)
+    assert abs(hashes.mean() - 0.6) < 0.02 and hashes.min() > 0.2
+
+
+def test_a_public_table_is_what_the_model_is_measured_on(hospitals: Path) -> None:
+    (hospitals / "public.csv").write_text(NORTH)
+    task = load(str(hospitals), held_out_file=str(hospitals / "public.csv"))
+    assert task.num_clients == 1 and len(task.held_out()) == 3
+
+
+def test_rows_of_simulated_tables_are_dealt_anew_and_real_ones_never(hospitals: Path) -> None:
+    task = load(
+        str(hospitals),
+        simulated=True,
+        partition="iid",
+        num_clients=3,
+        held_out_file=str(hospitals / "north.csv"),
+    )
+    assert task.num_clients == 3
+    assert "real rows stay with their owners" in refused(hospitals, partition="iid", num_clients=3)
+    assert "holds 1, a file or folder each; leave it out" in refused(hospitals, num_clients=3)
+
+
+def test_a_multilayer_model_is_the_same_at_every_call(hospitals: Path) -> None:
+    task = load(str(hospitals), model="mlp", hidden=[5, 4])
+    torch.manual_seed(1)
+    first = task.model().state_dict()
+    torch.manual_seed(2)
+    second = task.model().state_dict()
+    assert [tuple(each.shape) for each in first.values()] == [(5, 3), (5,), (4, 5), (4,), (2, 4), (2,)]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_missing_words_are_compared_as_words_are() -> None:
+    column = Column("x", 0, 10)
+    values = pa.array([" NaN ", "n/A", "", "5", None])
+    assert CellReader(Path("f"), MISSING).scaled(values, column).tolist() == [0, 0, 0, 0, 0]
+
+
+def test_a_million_cells_make_no_objects(tmp_path: Path) -> None:
+    import tracemalloc
+
+    file = tmp_path / "large.csv"
+    rows = "\n".join("1.5,2.5,3.5,4.5,a" for _ in range(50_000))
+    file.write_text("a,b,c,d,y\n" + rows)
+    columns = "".join(f"  {name}: {{low: 0, high: 9}}\n" for name in "abcd")
+    (tmp_path / "s.yaml").write_text(f"label: y\ncolumns:\n{columns}  y: {{categories: [a, b]}}\n")
+    schema = read_schema(tmp_path / "s.yaml")
+    read_rows(file, schema)
+    tracemalloc.start()
+    read_rows(file, schema)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50_000 * (16 + 8 + 40)  # inputs, targets, and some columns of one block in float64
+    assert os.path.getsize(file) > 500_000
