@@ -536,7 +536,7 @@ class Record(PrivacyLevel):
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     max_grad_norm: Positive = 1.0
     """L2 norm of one example's gradient."""
-    gradients: Literal["auto", "hooks", "ghost", "book_keeping"] = "auto"
+    gradients: Literal["auto", "hooks", "ghost", "book_keeping", "one_by_one"] = "auto"
     """How clipped sums are computed; only speed differs."""
 
 

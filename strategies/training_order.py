@@ -25,7 +25,7 @@ MAX_ORDER_BYTES = 4096  # one has under 700
 MAX_RUN = 200
 NEW = "@"  # between the name that people gave a run and the part that makes it new
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
-GRADIENTS = ("auto", "hooks", "ghost", "book_keeping")
+GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
 
 
 class Mode(StrEnum):

@@ -1,10 +1,10 @@
 """DP-SGD (Abadi et al. 2016, arXiv:1607.00133): local training with record-level privacy.
 
-Batches, noise and accounting are fedveil's own. Clipped sums come from one of three engines and step in Opacus'
+Batches, noise and accounting are fedveil's own. Clipped sums come from one of four engines and step in Opacus'
 optimiser: Opacus' hooks hold every example's gradient, and the other engines are tested against them; its ghost clipping
-takes a second backward pass instead; `book_keeping` takes one pass. All attach to the model as it is
-(``wrap_model=False``), so that parameter names stay those that the server knows. The noise comes from a cryptographic
-stream.
+takes a second backward pass instead; `book_keeping` takes one pass, and `one_by_one` a pass for each example. All attach
+to the model as it is (``wrap_model=False``), so that parameter names stay those that the server knows. The noise comes
+from a cryptographic stream.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,11 +28,14 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
-from ...tasks.data import Data, laid_out, placeholder, run_on
+from ...tasks.data import Data, laid_out, leaves, placeholder, run_on
 from ...tasks.optimizers import optimizer_of
 from ...tasks.protocol import Objective
-from ..training.sgd import with_fast_kernels
+from ..training.sgd import gradients_of, with_fast_kernels
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
+
+if TYPE_CHECKING:
+    from ...tasks.data import Inputs
 
 NOISE_BLOCK = 1 << 15  # numbers drawn at a time, so that they stay in a core's second-level cache
 
@@ -246,7 +249,8 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     def clipped_sums(rows: Tensor) -> Tensor:
         attached.enable_hooks()
-        outputs, loss = forward(rows)
+        given, loss = forward(rows)
+        (outputs,) = leaves(given)
         (back,) = torch.autograd.grad(loss, [outputs], retain_graph=True)
         outputs.backward(back, retain_graph=True)
         parameters: list[Any] = optimizer.params
@@ -269,10 +273,39 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
         attached.cleanup()
 
 
+@contextmanager
+def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
+    """Give the function that computes clipped sums by a backward pass for each example: slow, and right for any model.
+
+    Args:
+      model: to be trained.
+      forward: returns outputs and loss of some rows.
+      optimizer: holds the clipping norm.
+    """
+    del model
+    parameters: list[Any] = optimizer.params
+
+    def clipped_sums(rows: Tensor) -> Tensor:
+        sums = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+        for row in rows.split(1):
+            gradients = gradients_of(forward(row)[1], parameters)
+            norms = torch.stack([torch.linalg.vector_norm(each).double() for each in gradients])
+            norm = float(torch.linalg.vector_norm(norms))
+            if math.isfinite(norm):
+                for total, gradient in zip(sums, gradients, strict=True):
+                    total.add_(gradient, alpha=min(1.0, optimizer.max_grad_norm / (norm + 1e-6)))
+        for parameter, total in zip(parameters, sums, strict=True):
+            parameter.summed_grad = total
+        return torch.ones(len(rows), dtype=torch.bool)
+
+    yield clipped_sums
+
+
 ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContextManager[ClippedSums]]] = {
     "hooks": hooks,
     "ghost": ghost,
     "book_keeping": book_keeping,
+    "one_by_one": one_by_one,
 }
 
 
@@ -280,7 +313,8 @@ def chosen_engine(gradients: str, model: nn.Module, data: Data) -> str:
     """Return the engine to train with, which does not depend on the data.
 
     `auto` takes book-keeping where it can, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
-    clipping where an embedding would be held for every example, and hooks otherwise.
+    clipping where an embedding would be held for every example, hooks where they see every example in every layer, and
+    one example after the other for all other models.
 
     Args:
       gradients: `auto`, or a name of `ENGINES`.
@@ -288,25 +322,62 @@ def chosen_engine(gradients: str, model: nn.Module, data: Data) -> str:
       data: give the shape of an input.
 
     Raises:
-      Refusal: book-keeping was asked for by name and cannot train the model.
+      Refusal: an engine was asked for by name and cannot train the model.
     """
-    if gradients not in ("auto", "book_keeping"):
+    if gradients in ("hooks", "one_by_one"):
         return gradients
-    reason = obstacle(model, placeholder(data, 2))
+    batch = placeholder(data, 2)
+    if gradients == "ghost":
+        if len(_outputs_of(model, batch)) != 1:
+            raise Refusal("privacy.gradients", gradients, "the model returns several tensors; use auto")
+        return gradients
+    reason = obstacle(model, batch)
     if reason is None:
         return "book_keeping"
     if gradients == "book_keeping":
         raise Refusal("privacy.gradients", gradients, f"{reason} in this model; use auto or hooks")
-    return "ghost" if _ghost_pays(model, data) else "hooks"
+    if _ghost_pays(model, batch):
+        return "ghost"
+    return "hooks" if not len(data) or _hooks_see(model, batch) else "one_by_one"
 
 
-def _ghost_pays(model: nn.Module, data: Data) -> bool:
+def _ghost_pays(model: nn.Module, batch: Inputs) -> bool:
     """Return whether hooks would hold an embedding for each example, and no layer is used twice, as ghost clipping asks."""
     layers = [m for m in model.modules() if type(m) in GradSampleHooksFastGradientClipping.NORM_SAMPLERS]
     if not any(isinstance(m, nn.Embedding) and m.weight.requires_grad for m in layers):
         return False
-    used = uses(model, placeholder(data, 1))
-    return all(used[p] == 1 for layer in layers for p in layer.parameters() if p.requires_grad)
+    used = uses(model, batch)
+    once = all(used[p] == 1 for layer in layers for p in layer.parameters() if p.requires_grad)
+    return once and _hooks_see(model, batch) and len(_outputs_of(model, batch)) == 1
+
+
+def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
+    """Return whether Opacus' hooks find a gradient for each example in each layer that trains."""
+    parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    attached = None
+    try:
+        attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            outputs = [each for each in _outputs_of(model, batch) if each.requires_grad]
+            torch.autograd.backward([each.mean() for each in outputs])
+        return all(len(parameter.grad_sample) == len(leaves(batch)[0]) for parameter in parameters)
+    except Exception:  # noqa: BLE001 (whatever Opacus or the model's own code raises, another engine takes it)
+        return False
+    finally:
+        if attached is not None:
+            attached.cleanup()
+        model.zero_grad(set_to_none=True)
+
+
+def _outputs_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
+    """Return the tensors that the model, run once in training mode, returns; its buffers stay as they are."""
+    model.train()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        outputs = leaves(run_on(model, batch))
+    _put_back(model, buffers)
+    return outputs
 
 
 def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:

@@ -52,7 +52,7 @@ def train(
     ):
         inputs, targets = data.batch(torch.from_numpy(batch[0]))
         loss = task.loss(run_on(model, laid_out(inputs, layout)), targets)
-        gradients = _gradients(loss, parameters)
+        gradients = gradients_of(loss, parameters)
         with torch.no_grad():
             step(gradients)
         losses.append(loss.item())
@@ -76,7 +76,7 @@ def _by_itself(
     return None if loss is None else float(loss)
 
 
-def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the gradients, zeros where the loss does not depend on a parameter."""
     # torch's own `materialize_grads` takes as long as a small layer.
     found = cast(Sequence[Tensor | None], torch.autograd.grad(loss, parameters, allow_unused=True))
