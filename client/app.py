@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -37,7 +38,7 @@ from ..strategies.wire import (
 )
 from ..tasks import load_task
 from ..tasks.arrays import load_arrays, memory_of, read_arrays
-from ..tasks.data import Data, data_of, fingerprint
+from ..tasks.data import Data, Examples, data_of, fingerprint
 from ..tasks.independence import check_independence
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task, check_trainable
@@ -66,6 +67,7 @@ class Workbench:
     settings: ClientSettings
     given: Task | None = None
     measured: list[bool] = field(default_factory=list[bool])
+    _names: dict[int, str] = field(default_factory=dict[int, str])
 
     @cached_property
     def task(self) -> Task:
@@ -83,6 +85,12 @@ class Workbench:
     def forget(self) -> Callable[[], None]:
         """What puts back all that the model holds beside its arrays: nothing of a client may reach the next one."""
         return memory_of(self.model)
+
+    def fingerprint_of(self, data: Data, client: int) -> str:
+        """Return the fingerprint of a client's data; those that are read are read for it once in this process."""
+        if isinstance(data, Examples):
+            return fingerprint(data)
+        return self._names.get(client) or self._names.setdefault(client, fingerprint(data))
 
     def private_model(self, data: Data) -> nn.Module:
         """Return the model, once it is known that DP-SGD can train it and keeps examples apart.
@@ -160,7 +168,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     run, number = read_round(message.content)
     randomness = Randomness(settings.seed)
     key = int(randomness.stream("training", number).uint64(1)[0])
-    seed_layers(key, client)
+    seed_layers(key, client, data)
     metrics: dict[str, float] = {WEIGHT: len(data)}
     if settings.loss_traces:
         # The losses of an owner's records tell which of them the model memorised (arXiv:2411.05743): for the owner
@@ -181,7 +189,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         attempt = read_attempt(message.content) if settings.seed is None else 0
         mechanism = f"{MECHANISM} {client}" + (f" attempt {attempt}" if attempt else "")
         try:
-            _train_on_ledger(bench, data, settings, training, streams, (run, number, mechanism))
+            _train_on_ledger(bench, data, client, settings, training, streams, (run, number, mechanism))
         except BudgetExhausted:
             return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
         except Refusal as refusal:
@@ -195,15 +203,28 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     return Message(content, reply_to=message)
 
 
-def seed_layers(key: int, client: int) -> None:
-    """Seed torch's own generator, from which layers such as Dropout draw, for one client of a round."""
+def seed_layers(key: int, client: int, data: Data) -> None:
+    """Seed torch's own generator, from which layers such as Dropout draw, for one client of a round.
+
+    Where data are read, the generators of Python and NumPy, from which transforms draw, are seeded as well.
+
+    Args:
+      key: of the round.
+      client: number of the client.
+      data: of the client.
+    """
+    seed = int(seeds_of(key, [client])[0])
     # `torch.manual_seed` would also seed devices that are not there, and keep a stack trace for each at every call.
-    torch.default_generator.manual_seed(int(seeds_of(key, [client])[0]))
+    torch.default_generator.manual_seed(seed)
+    if not isinstance(data, Examples):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
 
 def _train_on_ledger(
     bench: Workbench,
     data: Data,
+    client: int,
     settings: ClientSettings,
     training: LocalTraining,
     streams: tuple[Stream, Stream],
@@ -215,7 +236,7 @@ def _train_on_ledger(
     assert record is not None
     check_delta("privacy", record.target_delta, len(data), "records", record.allow_large_delta)
     plan = record_plan(record, len(data) + record.canaries, settings)
-    name = settings.device or fingerprint(data)
+    name = settings.device or bench.fingerprint_of(data, client)
     beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)
     canaried = _canaried(plan, bench, data, beside, settings) if record.canaries else None
     model, loss, records = (

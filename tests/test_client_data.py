@@ -329,6 +329,11 @@ def test_what_cannot_be_planted_is_refused_by_name() -> None:
             fv.simulate(Made(give), privacy="record", audit="full", num_rounds=2, quiet=True)
 
 
+def test_canaries_beside_several_outputs_are_refused_by_name() -> None:
+    with pytest.raises(fv.Refusal, match="audit='full': its canaries stand beside outputs"):
+        fv.simulate(Made(pairs, "tuple"), privacy="record", audit="full", num_rounds=2, quiet=True)
+
+
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +354,15 @@ def test_random_transforms_do_not_change_a_fingerprint() -> None:
     assert once != fingerprint(as_data(Rows(2)))
     assert fingerprint(as_data(Flipped(1))) == fingerprint(as_data(Flipped(1)))
     assert fingerprint(as_data(Flipped(1))) != fingerprint(as_data(Flipped(1, EACH + 1)))
+
+
+def test_a_simulation_with_random_transforms_repeats_itself() -> None:
+    def give(seed: int) -> Any:
+        return fv.LazyExamples(Rows(seed), transform=flip)
+
+    one, other = (trained(Made(give), "none") for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(one["last.bias"], trained(Made(Rows), "none")["last.bias"])
 
 
 def test_every_value_of_an_item_counts_in_a_fingerprint() -> None:

@@ -65,7 +65,7 @@ class InPlaceRound:
             self.bench.forget()
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
-            seed_layers(self.key, client)
+            seed_layers(self.key, client, data)
             loss = train(self.bench.model, self.bench.task, data, self.training, client, self.key)
         except Exception:
             logger.exception("round failed at this client")

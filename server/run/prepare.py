@@ -16,7 +16,7 @@ from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW
-from ...tasks.data import Data, check_data, data_of, held_out_of
+from ...tasks.data import Data, check_data, data_of, held_out_of, placeholder, run_on
 from ...tasks.independence import check_independence
 from ...tasks.protocol import check_trainable
 from .. import noise_key
@@ -45,7 +45,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if saved is None:
         run_folder.require_free(folder)
     client = client_settings(federation, folder)
-    _check_every(federation)
+    _check_every(federation, canaries=client.record is not None and client.record.canaries > 0)
     if federation.record is not None:
         check_trainable(federation.task.model())
         check_independence(federation.task.model(), federation.task, _some_examples(federation))
@@ -61,12 +61,15 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     return Run(federation, folder, name, client, checkpoint)
 
 
-def _check_every(federation: Federation) -> None:
+def _check_every(federation: Federation, canaries: bool) -> None:
     """Refuse data of which no batch can be made, where they can be looked at: held-out ones and simulated clients'."""
     task, held_out = federation.task, held_out_of(federation.task)
     if not len(held_out):
         raise Refusal("held_out", 0, "there are no examples; give at least one")
     check_data(held_out, "held-out data")
+    if canaries and not hasattr(run_on(task.model(), placeholder(held_out, 2)), "dim"):
+        remedy = "its canaries stand beside outputs that are one tensor; use audit=light"
+        raise Refusal("audit", "full", remedy)
     if federation.deployed is None:
         for client in range(task.num_clients):
             check_data(data_of(task, client), f"client {client}", held_out)
