@@ -205,9 +205,13 @@ def _explain(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> tuple
 
 
 def _load(loader: ConfigLoader, name: str, overrides: Sequence[str]) -> Job:
-    config = loader.load_configuration(
-        config_name=name, overrides=list(overrides), run_mode=RunMode.RUN, validate_sweep_overrides=True
-    )
+    try:
+        config = loader.load_configuration(
+            config_name=name, overrides=list(overrides), run_mode=RunMode.RUN, validate_sweep_overrides=True
+        )
+    except (AssertionError, AttributeError):  # of OmegaConf, which does not expect it
+        remedy = "Hydra cannot put keys below one that is null; a space to search is given as learning_rate=interval(1,9)"
+        raise Refusal("overrides", " ".join(overrides), remedy) from None
     hydra = config.hydra
     lint.check_hydra_targets(hydra)
     job: Any = config.copy()

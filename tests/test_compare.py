@@ -178,6 +178,9 @@ def test_a_sweeper_may_choose_values_and_optimise_a_metric(tmp_path: Path) -> No
     assert str(max(accuracies)) in (tmp_path / "sweep" / "optimization_results.yaml").read_text()
     with pytest.raises(Refusal, match=r"learning_rate=-0\.5: must be above 0"):
         preflight(["-m", *optuna, "learning_rate=interval(-0.5,8.0)"], writes=True)
+    for unplaced in ("hydra.sweeper.params={a: 1}", "+hydra.sweeper.params.learning_rate=1"):
+        with pytest.raises(Refusal, match="null; a space to search is given as learning_rate=interval"):
+            preflight(["-m", *optuna, unplaced], writes=True)
 
 
 def test_an_experiment_may_bring_its_sweep(tmp_path: Path) -> None:

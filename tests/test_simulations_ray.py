@@ -7,16 +7,19 @@ import runpy
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
 
+import fedveil as fv
 from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows
@@ -36,6 +39,19 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+class Halving(FedAvg):
+    """Takes half of what the clients' arrays come to."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        assert arrays is not None
+        halved = {name: Array(array.numpy() * np.float32(0.5)) for name, array in arrays.items()}
+        return ArrayRecord(halved), metrics
+
 
 DOCUMENTED: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "examples" / "documented.py"))
 SETTINGS = Ray(deadline=20.0, num_cpus=1.0)
@@ -77,6 +93,18 @@ def test_ray_and_the_in_process_engine_train_the_same_model_bit_for_bit(tmp_path
     assert sum(expected["dropped"].values()) > 0
     for key in ("status", "rounds_completed", "privacy", "metrics", "dropped", "noise_multiplier"):
         assert result[key] == expected[key]
+
+
+def test_a_strategy_object_on_ray_combines_as_in_one_process() -> None:
+    """The strategy stays in the process that called; only the clients' app goes to Ray's workers."""
+    strategy = Halving(fraction_evaluate=0.0)
+    keys: dict[str, Any] = {"strategy": strategy, "num_rounds": 2, "quiet": True, "faults": {"dropout": 0.1}}
+    here = fv.simulate({"name": "digits", "num_clients": 20}, **keys)
+    ray = fv.simulate({"name": "digits", "num_clients": 20}, engine={"name": "ray", "num_cpus": 1}, **keys)
+    assert (ray.status, ray.result["strategy"]) == ("completed", "object:Halving")
+    assert (ray.folder / "model.safetensors").read_bytes() == (here.folder / "model.safetensors").read_bytes()
+    plain = fv.simulate({"name": "digits", "num_clients": 20}, **{**keys, "strategy": None})
+    assert ray.metrics["loss"] != plain.metrics["loss"]
 
 
 def test_canary_clients_on_ray_show_what_they_show_in_one_process(tmp_path: Path) -> None:
