@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ..privacy.budget import Adjacency
+from ..privacy.mechanisms.mechanism import NoiseWord
 from ..privacy.secagg.suite import SUITES
 from .group import Group, OfKeys, remedy
 from .local_training import OPTIMIZERS, TOLD, LocalTraining, Optimizer, Schedule
@@ -471,7 +472,7 @@ class ClientCentral(_SumLevel):
     """
 
     name: Literal["client_central"] = "client_central"
-    noise: Literal["independent", "correlated"] = "independent"
+    noise: NoiseWord = "independent"
     """Correlated: later rounds take back a part of it; needs cohort=min_separation."""
     bands: Annotated[int, Field(ge=1, le=128)] | None = None
     """Rounds that correlated noise hangs together over; null: the number with the least error."""

@@ -13,14 +13,14 @@ What a client does to its vector and what the server does to the sum stand side 
 `private_sum` for the first two, `encode_share` and `decode_sum` in `distributed`. The sum of shares is accounted as one
 Gaussian, as are all steps of DP-SGD, so that their plans go by `CENTRAL`.
 
-A mechanism of the server's is one file beside this one and a line of `mechanism_of`.
+A mechanism of the server's is one file beside this one, its word in `NoiseWord` and a line of `mechanism_of`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..accounting.events import gaussian_event
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .private_sum import Vector
     from .randomness import Stream
     from .sum_spec import SumSpec
+
+NoiseWord = Literal["independent", "correlated"]
+"""What `privacy.noise` may say of a server's noise."""
 
 
 class Noise(Protocol):
@@ -115,7 +118,7 @@ class FreshNoise:
         return add_noise(total, noise_multiplier, spec, self.stream_of(row))
 
 
-def mechanism_of(noise: str, turns: Turns | None, num_rounds: int, bands: int | None) -> Mechanism:
+def mechanism_of(noise: NoiseWord, turns: Turns | None, num_rounds: int, bands: int | None) -> Mechanism:
     """Return the mechanism of a run.
 
     Args:
