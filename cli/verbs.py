@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from typing import Any, get_args, get_type_hints
 
 import click
@@ -101,6 +102,9 @@ class HydraVerb(Verb):
                 raise click.NoSuchOption(word.partition("=")[0], possibilities=known, ctx=ctx)
         if asks_help:
             click.echo(ctx.get_help())
+            if find_spec("hydra") is None:
+                click.echo("\nIts keys are shown once Hydra is installed: pip install 'fedveil[simulation]'")
+                ctx.exit()
             ctx.args.insert(0, "--help")
         return ctx.args
 
