@@ -544,8 +544,11 @@ def client_request(
 
 
 @_verb(client, "start", "Follow the server until SIGTERM.")
-def client_start(folder: Bundle) -> int:
-    """Follow the server until SIGTERM.
+def client_start(
+    folder: Bundle,
+    once: Annotated[bool, Option("--once", help="End when a run is over.")] = False,
+) -> int:
+    """Follow the server until SIGTERM; after a run its final model is in the bundle's state folder.
 
     Example:
       fedveil client start hearts/clients/cleveland
@@ -553,7 +556,7 @@ def client_start(folder: Bundle) -> int:
     require_extra("client", "fedveil client")
     from ..client.device import agent
 
-    return agent.start(folder)
+    return agent.start(folder, once=once)
 
 
 @_verb(client, "status", "Say how the device is.")

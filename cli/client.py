@@ -18,6 +18,7 @@ from ..client.device import agent
 from ..client.device.client_bundle import DEFAULTS, ROSTER, read_settings
 from ..client.device.enrolment import write_request
 from ..client.device.own_ledger import epsilon_of
+from ..client.device.run_end import LastRun, read_ended
 from ..configs.bundle_files import read_toml
 from ..privacy.refusal import Refusal
 from ..strategies.training_order import people_call
@@ -45,15 +46,23 @@ def request(folder: Path, name: str, *, as_json: bool = False) -> int:
 def status(folder: Path, as_json: bool) -> int:
     """Print how the device is; return 1 if its agent does not run."""
     state = state_of(folder)
-    pid, health = agent.running(state), agent.read_health(state)
+    pid, health, ended = agent.running(state), agent.read_health(state), read_ended(state)
     spent = {path.stem: epsilon_of(path) for path in sorted((state / LEDGERS).glob("*.ledger"))}
     if as_json:
         plain = {} if health is None else asdict(health)
         ledgers = {name: pair and {"epsilon": pair[0], "delta": pair[1]} for name, pair in spent.items()}
-        print(json.dumps({**plain, "running": pid is not None, "ledgers": ledgers}))
+        over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
+        print(json.dumps({**plain, "running": pid is not None, "ended": over, "ledgers": ledgers}))
     else:
         print(_line(folder, health, pid is not None, spent))
+        if ended is not None:
+            model = _model(state, ended)
+            print(f"{ended}; {f'its model: {model}' if model else 'it left no model'}")
     return NOT_RUNNING if pid is None else 0
+
+
+def _model(state: Path, ended: LastRun) -> str | None:
+    return str(state / ended.model) if ended.model else None
 
 
 def _line(

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..privacy.refusal import Refusal
 from ..server.rounds import Pace, Status
 from ..server.run.build import build, with_members
+from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
 from ..server.run.client_instructions import order_of
 from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..server.run.run_folder import CONFIG, RESULT
+from ..strategies.run_over import RunOver, message_to
 from .open_link import Link, open_link
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
@@ -41,6 +43,7 @@ from .watch import Watch, watching
 RUNS, LEDGERS = "runs", "ledgers"
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
 POLL_SECONDS = 0.1
+FAREWELL_SECONDS = 30.0  # for clients to take the final model
 Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
 Rosters = Callable[[], SignedRoster]
 
@@ -189,9 +192,35 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
             order=order_of,
             pace=pace_of(rosters, settings.link, link, watch),
             callbacks=(watch,),
+            objects=(Farewell(link),),
             renew=partial(renewed, rosters),
         )
         return run_federation(federation, where, around, quiet)
+
+
+@dataclass
+class Farewell:
+    """Callback that tells the connected clients that the run is over, and gives them its final model."""
+
+    link: Link
+    run: str = ""
+
+    def start(self, run: RunStart) -> None:
+        """Note the run's name."""
+        self.run = run.name
+
+    def round(self, done: RoundEnd) -> None:
+        """Do nothing: the run goes on."""
+
+    def end(self, ending: RunEnd) -> None:
+        """Tell them, unless the same command goes on with the run; a run that an alarm has ended leaves no model."""
+        if ending.status not in FINISHED:
+            return
+        model = {} if ending.status == Status.ALARMED else ending.model
+        over = RunOver(self.run, ending.status, ending.result["rounds_completed"], model)
+        messages = [message_to(node, over) for node in self.link.presence().since]
+        for _ in self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS):
+            """Wait until each has it."""
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:

@@ -23,6 +23,12 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 MOST_DOUBLINGS = 16
 
 Handle = Callable[[Message], Message]
+Longest = Callable[[], float]
+
+
+def usual_wait() -> float:
+    """Return the longest wait between two attempts to connect while a run goes on, in seconds."""
+    return LONGEST_WAIT_SECONDS
 
 
 class Journal:
@@ -91,13 +97,15 @@ def handled_once(name: str, message: Message, handle: Handle, begun: Journal) ->
     return reply
 
 
-def back_off(failures: int) -> float:
+def back_off(failures: int, longest: float = LONGEST_WAIT_SECONDS) -> float:
     """Return how long to wait before connecting again, in seconds: exponential back-off with jitter.
 
-    `failures` counts those in a row, from 1.
+    Args:
+      failures: in a row, from 1.
+      longest: wait, in seconds.
     """
-    longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(failures - 1, MOST_DOUBLINGS))
-    return longest * random.uniform(0.2, 1.0)
+    wait = min(longest, FIRST_WAIT_SECONDS * 2 ** min(failures - 1, MOST_DOUBLINGS))
+    return wait * random.uniform(0.2, 1.0)
 
 
 def away(seconds: float, why: str) -> str:

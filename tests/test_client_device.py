@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from safetensors.numpy import load_file
 
 from fedveil.client.device import agent
 from fedveil.client.device.client_bundle import Eligibility
 from fedveil.client.device.eligibility import obstacle
 from fedveil.client.device.order_policy import accepted
 from fedveil.client.device.own_ledger import epsilon_of
+from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.local_training import LocalTraining
 from fedveil.links.grpc.message_codec import pack, unpack
@@ -30,6 +32,7 @@ from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import ReleaseState, read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.strategies.run_over import RunOver, message_to
 from fedveil.strategies.secure_wire import Exchange, read_place
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import (
@@ -419,6 +422,47 @@ def test_health_is_whole_whenever_it_is_read_and_flushes_nothing(clients, monkey
         keeper.say("training")
         assert json.load(file)["state"] == "idle"
     assert agent.read_health(clients / "c0" / "state").state == "training" and len(synced) == before
+
+
+def test_a_device_keeps_a_run_that_is_over_until_another_begins(clients):
+    device, over = device_of(clients / "c0"), threading.Event()
+    state, model = device.bundle.state, {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    keeper = agent.Agent(device.bundle, over)
+    keeper.device = device
+    assert keeper.longest_wait() == 60
+    reply = keeper.handle(message_to(2, RunOver("spring", "completed", 20, model)))
+    assert not reply.has_error() and over.is_set() and keeper.longest_wait() == 900
+    assert str(read_ended(state)) == "run spring is over (completed after 20 rounds)"
+    assert (load_file(state / "model.safetensors")["w"] == model["w"]).all()
+    again = agent.Agent(device.bundle)
+    again.device = device
+    assert again.longest_wait() == 900
+    again.handle(in_the_clear())
+    assert again.longest_wait() == 60 and read_ended(state) is None and (state / "model.safetensors").exists()
+
+
+def test_a_full_disk_keeps_no_half_of_a_run_that_is_over(clients, monkeypatch):
+    device, over = device_of(clients / "c0"), threading.Event()
+    keeper = agent.Agent(device.bundle, over)
+    monkeypatch.setattr("fedveil.client.device.run_end.replace_file", no_room)
+    reply = keeper.handle(message_to(2, RunOver("spring", "completed", 20, {"w": np.zeros(2)})))
+    assert reply.error.code == NOT_READY and not over.is_set() and read_ended(device.bundle.state) is None
+
+
+def no_room(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "said", [{"run": "", "rounds": 2}, {"run": "a\nb", "rounds": 2}, {"run": "spring", "rounds": True}]
+)
+def test_an_end_that_cannot_be_read_is_kept_nowhere(clients, said):
+    device = device_of(clients / "c0")
+    keeper = agent.Agent(device.bundle)
+    keeper.device = device
+    content = RecordDict({"run over": ConfigRecord({"status": "completed", **said}), "model": ArrayRecord()})
+    reply = keeper.handle(Message(content, 2, "query"))
+    assert reply.error.code == FAILED and read_ended(device.bundle.state) is None
 
 
 def test_before_its_certificate_a_device_knows_that_its_clock_is_wrong(clients, monkeypatch):

@@ -519,6 +519,23 @@ def test_the_log_has_a_line_of_json_for_each_event_and_no_value_of_a_client(spri
     assert {key for line in rounds for key in line} == told | {"epsilon_client", "epsilon_record"}
 
 
+def test_clients_are_told_that_a_run_is_over_with_its_model_and_trackers_follow_it(hearts: Path) -> None:
+    code, grid = served(hearts, *NOTED, "run=over", "callbacks=[csv]", here=4)
+    assert (
+        code == 0
+        and [(each.run, each.status, each.rounds) for each in grid.told] == [("over", "completed", 3)] * 4
+    )
+    folder = hearts / "server" / "runs" / "over"
+    model = load_file(folder / "model.safetensors")
+    assert all((each.model[name] == value).all() for each in grid.told for name, value in model.items())
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_clients_are_not_told_of_a_run_that_the_same_command_goes_on_with(hearts: Path) -> None:
+    code, grid = served(hearts, *NOTED, "link.clients=1", here=4)  # nobody waits for the fifth
+    assert code == 1 and not grid.told
+
+
 def test_numbers_for_prometheus(spring: Spring) -> None:
     samples = dict(line.rsplit(" ", 1) for line in spring.metrics.splitlines() if not line.startswith("#"))
     assert samples["fedveil_round"] == "2" and samples["fedveil_replies_total"] == "10"

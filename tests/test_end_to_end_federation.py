@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load, load_file
 
 from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.deployment.provision import provision, revoke, rotate
@@ -191,6 +192,30 @@ def test_records_are_protected_by_noise_that_each_client_plans(world: World) -> 
     assert boston is not None and boston[0] <= 0.5  # its owner's cap
 
 
+def test_after_a_run_each_client_has_its_model_and_says_that_it_is_over(world: World) -> None:
+    world.clients["longbeach"].kill(signal.SIGTERM)
+    world.clients["longbeach"] = world.start(
+        "client", "start", "--once", world.hearts / "clients" / "longbeach"
+    )
+    server = world.server("privacy.target_epsilon=3.5", "num_rounds=2", "run=over", "link.clients=1")
+    assert server.wait() == 0, server.said
+    model = (world.folder / "runs" / "over" / "model.safetensors").read_bytes()
+    for name in world.clients:
+        state = world.hearts / "clients" / name / "state"
+        assert load(model).keys() == load_file(state / "model.safetensors").keys()
+        assert all((load_file(state / "model.safetensors")[k] == v).all() for k, v in load(model).items())
+    assert world.clients["longbeach"].wait() == 0
+    status = world.start("client", "status", world.hearts / "clients" / "cleveland")
+    assert status.wait() == 0
+    path = world.hearts / "clients" / "cleveland" / "state" / "model.safetensors"
+    assert f"run over is over (completed after 2 rounds); its model: {path}" in status.said.splitlines()
+    world.clients["cleveland"].kill(signal.SIGKILL)
+    told = world.start("client", "status", world.hearts / "clients" / "cleveland", "--json")
+    assert told.wait() == 1 and json.loads(told.said)["ended"]["run"] == "over"
+    for name in ("cleveland", "longbeach"):
+        world.client(name)
+
+
 def test_a_running_server_takes_who_is_revoked_who_is_new_and_its_own_new_certificate(world: World) -> None:
     asked = ("privacy=client_central", LOOSE, "privacy.target_epsilon=14", "num_rounds=2000", "run=changing")
     server = world.server(*asked)
@@ -217,3 +242,17 @@ def test_a_running_server_takes_who_is_revoked_who_is_new_and_its_own_new_certif
     assert shown == (world.folder / "tls.pem").read_text()
     assert server.kill(signal.SIGTERM) == 130, server.said
     assert not any(row["abandoned"] for row in world.rows("changing"))
+
+
+def test_over_flowers_link_a_client_is_told_of_the_end_as_well(tmp_path: Path) -> None:
+    with SERVED["serving"](World, tmp_path, "flower") as world:
+        asked = ("privacy.target_epsilon=3", "num_rounds=1", "run=flower", "link.clients=1")
+        server = world.server(*asked, "link.deadline=60")
+        assert server.wait() == 0, server.said
+        told = [
+            json.loads((world.hearts / "clients" / name / "state" / "ended.json").read_text())
+            for name in world.clients
+        ]
+        assert {(each["run"], each["status"], each["model"]) for each in told} == {
+            ("flower", "completed", "model.safetensors")
+        }

@@ -22,15 +22,17 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from flwr.app import Message
+from flwr.app import Error, Message, RecordDict
 
 from ...links import folder_lock
-from ...links.device_answers import Handle
+from ...links.device_answers import Handle, Longest, usual_wait
 from ...privacy.ledger.durable_files import replace_file
 from ...strategies.flower_adapter import claim_identity, quiet_flower
-from ...strategies.wire import DROP_REASONS, SPEC_RECORD, read_round
+from ...strategies.run_over import RunOver, read_over
+from ...strategies.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from .client_bundle import ClientBundle, read_client_bundle
 from .device import Device, before_its_time, read_device
+from .run_end import begin_another, keep, read_ended
 
 logger = logging.getLogger("fedveil.client")
 
@@ -38,7 +40,9 @@ HEALTH, RUNNING, JOURNAL = "health.json", "agent", "journal"
 RUN_ID = 1  # Flower's number; a run's name is in its instructions
 WAIT_SECONDS = 10.0  # between two looks at a clock that is wrong, or a disk that is full
 
-Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None]], None]
+REST_SECONDS = 900.0  # the longest wait between two attempts to connect once a run is over
+
+Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None], Longest], None]
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,20 @@ class Health:
 
 
 class Agent:
-    """Agent that answers the link's messages and keeps the health file."""
+    """Agent that answers the link's messages, and keeps the health file and what a run leaves.
 
-    def __init__(self, bundle: ClientBundle) -> None:
+    Args:
+      bundle: the device's.
+      over: set when the server says that a run is over.
+    """
+
+    def __init__(self, bundle: ClientBundle, over: threading.Event | None = None) -> None:
         own = bundle.settings
         self._path = bundle.state / HEALTH
         self._health = Health(own.name, own.federation, own.node, os.getpid(), "starting")
         self._lock = threading.Lock()
+        self._over, self._state = over or threading.Event(), bundle.state
+        self._rests = read_ended(bundle.state) is not None
         self.device: Device | None = None
 
     def say(self, state: str) -> None:
@@ -83,7 +94,12 @@ class Agent:
 
     def handle(self, message: Message) -> Message:
         """Answer one message."""
+        if (over := read_over(message)) is not None:
+            return self._ended(message, over)
         assert self.device is not None
+        if self._rests:
+            begin_another(self._state)
+            self._rests = False
         reply = self.device.answer(message)
         outcome = "answered"
         if reply.has_error():
@@ -95,6 +111,20 @@ class Agent:
         self._note(run=run, round=number, outcome=outcome, at=now, answered=self._health.answered + 1)
         return reply
 
+    def longest_wait(self) -> float:
+        """Return the longest wait between two attempts to connect, in seconds."""
+        return REST_SECONDS if self._rests else usual_wait()
+
+    def _ended(self, message: Message, over: RunOver) -> Message:
+        try:
+            self.say(str(keep(self._state, over)))
+        except OSError:
+            logger.exception("the final model cannot be kept")
+            return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)
+        self._rests = True
+        self._over.set()
+        return Message(RecordDict(), reply_to=message)
+
     def _note(self, **changed: str | int) -> None:
         with self._lock:
             self._health = replace(self._health, **changed)
@@ -105,8 +135,12 @@ class Agent:
                 )  # several times a round: spares the flash
 
 
-def start(folder: Path) -> int:
+def start(folder: Path, *, once: bool = False) -> int:
     """Follow the server of the bundle in `folder` until SIGTERM or SIGINT; return the exit code.
+
+    Args:
+      folder: the device's bundle.
+      once: end as well when a run is over.
 
     Raises:
       Refusal: the bundle cannot be used, or another process uses it.
@@ -117,7 +151,7 @@ def start(folder: Path) -> int:
     bundle = read_client_bundle(folder)
     claim_identity(RUN_ID)
     with alone(bundle.state), _stopping() as stop:
-        agent = Agent(bundle)
+        agent = Agent(bundle, stop if once else None)
         if _waited_for_clock(bundle, agent, stop):
             agent.device = read_device(bundle)
             _follow(bundle, agent, stop)
@@ -134,7 +168,7 @@ def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
     follow = _link(bundle)
     while not stop.is_set():
         try:
-            follow(agent.handle, bundle.state / JOURNAL, stop, agent.say)
+            follow(agent.handle, bundle.state / JOURNAL, stop, agent.say, agent.longest_wait)
         except OSError as error:  # for example a full disk, which may get room again
             agent.say(f"waiting: {bundle.state} cannot be written ({error.strerror})")
             stop.wait(WAIT_SECONDS)

@@ -20,7 +20,16 @@ from flwr.app import Error, Message
 from ...configs.bundle_files import read_secret
 from ...privacy.refusal import Refusal
 from ...strategies.wire import FAILED
-from ..device_answers import MOST_BYTES, Handle, Journal, away, back_off, handled_once
+from ..device_answers import (
+    MOST_BYTES,
+    Handle,
+    Journal,
+    Longest,
+    away,
+    back_off,
+    handled_once,
+    usual_wait,
+)
 from ..grpc.message_codec import pack_body, question_id
 from .fleet_calls import (
     FLEET_FAILURES,
@@ -121,6 +130,7 @@ def follow_fleet(
     journal: Path,
     stop: threading.Event,
     said: Callable[[str], None] = logger.info,
+    longest: Longest = usual_wait,
 ) -> None:
     """Follow a SuperLink's instructions until `stop` is set; no failure of server or network ends it.
 
@@ -130,6 +140,7 @@ def follow_fleet(
       journal: file of the instructions that were begun.
       stop: once set, the instruction at hand is finished, its reply handed over, and the function returns.
       said: called with a line of text when the link comes up, goes down or waits.
+      longest: returns the longest wait between two attempts to connect, in seconds.
 
     Raises:
       OSError: the journal cannot be opened.
@@ -147,7 +158,7 @@ def follow_fleet(
                     _work(connection, answers, stop)
                 except FLEET_FAILURES as why:
                     failures += 1
-                    seconds = back_off(failures)
+                    seconds = back_off(failures, longest())
                     said(away(seconds, _reason(why)))
                     stop.wait(seconds)
     finally:

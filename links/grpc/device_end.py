@@ -21,7 +21,16 @@ from flwr.app import Error, Message
 
 from ...configs.bundle_files import Credentials
 from ...strategies.wire import FAILED
-from ..device_answers import MOST_BYTES, Handle, Journal, away, back_off, handled_once
+from ..device_answers import (
+    MOST_BYTES,
+    Handle,
+    Journal,
+    Longest,
+    away,
+    back_off,
+    handled_once,
+    usual_wait,
+)
 from .event_loop import next_frame, stream_loop, until_one_ends
 from .frames import (
     MAX_FRAME_BYTES,
@@ -83,6 +92,7 @@ def follow(
     journal: Path,
     stop: threading.Event,
     said: Callable[[str], None] = logger.info,
+    longest: Longest = usual_wait,
 ) -> None:
     """Follow the server's instructions until `stop` is set; no failure of server or network ends it.
 
@@ -92,13 +102,14 @@ def follow(
       journal: file of the instructions that were begun.
       stop: once set, the instruction at hand is finished, its reply handed over, and the function returns.
       said: called from another thread with a line of text when the link comes up, goes down or waits.
+      longest: returns the longest wait between two attempts to connect, in seconds.
 
     Raises:
       OSError: the journal cannot be opened.
     """
     begun = Journal(journal)
     inbox: Inbox = queue.SimpleQueue()
-    line = DeviceStream(endpoint, inbox, said)
+    line = DeviceStream(endpoint, inbox, said, longest)
     kept = asyncio.run_coroutine_threadsafe(line.keep(), stream_loop())
     try:
         while not stop.is_set():
@@ -170,8 +181,14 @@ class DeviceStream:
       said: as in `follow`.
     """
 
-    def __init__(self, endpoint: Endpoint, inbox: Inbox, said: Callable[[str], None]) -> None:
-        self._endpoint, self._inbox, self._said = endpoint, inbox, said
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        inbox: Inbox,
+        said: Callable[[str], None],
+        longest: Longest = usual_wait,
+    ) -> None:
+        self._endpoint, self._inbox, self._said, self._longest = endpoint, inbox, said, longest
         self._pending: set[str] = set()
         self._replies: dict[str, Parts] = {}  # oldest first; the last one stays, for a server that restarts
         self._owed: set[str] = set()
@@ -214,7 +231,7 @@ class DeviceStream:
                 logger.exception("the link failed")
                 why = type(error).__name__
             self._failures += 1
-            seconds = back_off(self._failures)
+            seconds = back_off(self._failures, self._longest())
             self._said(away(seconds, why))
             await asyncio.sleep(seconds)
 

@@ -21,7 +21,12 @@ from ...extras import require_extra
 from ...privacy.refusal import Refusal
 from .audit_line import AuditLine
 
-CLASSES = {"csv": "Csv", "mlflow": "MLflow", "tensorboard": "TensorBoard", "wandb": "WandB"}  # of `trackers`
+CLASSES = {
+    "csv": "MetricsCsv",
+    "mlflow": "MLflow",
+    "tensorboard": "TensorBoard",
+    "wandb": "WandB",
+}  # of `trackers`
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

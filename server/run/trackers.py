@@ -50,7 +50,7 @@ def _id_of(run: RunStart) -> str:
     return hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:16]
 
 
-class Csv:
+class MetricsCsv:
     """Writes metrics.csv into the run folder: a row for each round, a column for each number of the first round."""
 
     def start(self, run: RunStart) -> None:

@@ -20,6 +20,7 @@ from fedveil.deployment.open_link import Link, Presence
 from fedveil.deployment.provision import provision
 from fedveil.strategies.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.strategies.grids import AskingGrid
+from fedveil.strategies.run_over import RunOver, read_over
 
 FEDERATION = """\
 federation: hearts
@@ -46,6 +47,7 @@ class Devices(AskingGrid):
         bundles = [read_client_bundle(folder) for folder in sorted(clients.iterdir())]
         self.devices: dict[int, Device] = {each.settings.node: read_device(each) for each in bundles}
         self.fault, self.count = fault, 0
+        self.told: list[RunOver] = []
 
     @property
     def run(self):
@@ -61,6 +63,9 @@ class Devices(AskingGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         for message in messages:
+            if (over := read_over(message)) is not None:  # the agent's matter
+                self.told.append(over)
+                continue
             name_message(message, str(self.count))
             node = message.metadata.dst_node_id
             answer = self.fault(message, self.count) if self.fault else None

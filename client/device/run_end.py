@@ -1,0 +1,70 @@
+"""End of a run as a device keeps it: how it ended, and the final model, in files of the state folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from ...privacy.ledger.durable_files import replace_file
+from ...strategies.run_over import RunOver
+
+MODEL, ENDED = "model.safetensors", "ended.json"
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """Run that the server has said is over.
+
+    Attributes:
+      run: what people call it.
+      status: how it ended.
+      rounds: that it completed.
+      at: when the device was told (UTC).
+      model: path of the final model, relative to the state folder; empty where there is none.
+    """
+
+    run: str
+    status: str
+    rounds: int
+    at: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"run {self.run} is over ({self.status} after {self.rounds} rounds)"
+
+
+def keep(state: Path, over: RunOver) -> LastRun:
+    """Write down that a run is over, its model first; the model of an earlier run is replaced.
+
+    Args:
+      state: folder of what the device remembers.
+      over: what the server said.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    if over.model:
+        model = {name: np.ascontiguousarray(value) for name, value in over.model.items()}
+        replace_file(state / MODEL, save(model))
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    ended = LastRun(over.run, over.status, over.rounds, at, MODEL if over.model else "")
+    replace_file(state / ENDED, (json.dumps(asdict(ended), indent=1) + "\n").encode())
+    return ended
+
+
+def read_ended(state: Path) -> LastRun | None:
+    """Return how the last run ended; None while one goes on, or if nothing can be read."""
+    try:
+        return LastRun(**json.loads((state / ENDED).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def begin_another(state: Path) -> None:
+    """Forget that the last run is over, since another goes on; its model stays."""
+    (state / ENDED).unlink(missing_ok=True)
