@@ -122,7 +122,9 @@ def _torch() -> Iterator[Diagnosis]:
     }
     cuda = values.get("cuda")
     if cuda and not _has_gpu():
-        remedy = "pip install torch --index-url https://download.pytorch.org/whl/cpu takes 2 GB less"
+        remedy = (
+            "pip install torch --index-url https://download.pytorch.org/whl/cpu takes 1.2 GB in place of 5.7"
+        )
         yield Diagnosis("torch's build", None, f"of CUDA {cuda}, and there is no GPU: {remedy}")
     else:
         yield Diagnosis("torch's build", True, f"of CUDA {cuda}" if cuda else "for processors")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +41,7 @@ from ..strategies.wire import (
 from ..tasks import load_task
 from ..tasks.arrays import load_arrays, memory_of, read_arrays
 from ..tasks.data import Data, Examples, data_of, fingerprint
+from ..tasks.hardware import device_of, on_cpu, placed, precision
 from ..tasks.independence import check_independence
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task, check_trainable
@@ -77,9 +80,14 @@ class Workbench:
         )
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        return device_of(self.settings.accelerator)
+
+    @cached_property
     def model(self) -> nn.Module:
         """Model, the only one of this process."""
-        return with_fast_kernels(self.task.model())
+        return with_fast_kernels(self.task.model()).to(self.device)
 
     @cached_property
     def forget(self) -> Callable[[], None]:
@@ -92,6 +100,10 @@ class Workbench:
             return fingerprint(data)
         return self._names.get(client) or self._names.setdefault(client, fingerprint(data))
 
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return the context in which the model runs."""
+        return precision(self.device, self.settings.dtype)
+
     def private_model(self, data: Data) -> nn.Module:
         """Return the model, once it is known that DP-SGD can train it and keeps examples apart.
 
@@ -103,7 +115,7 @@ class Workbench:
         """
         if len(data) and not self.measured:
             check_trainable(self.model)
-            check_independence(self.model, self.task, data)
+            check_independence(on_cpu(self.model), self.task, data)
             self.measured.append(True)
         return self.model
 
@@ -168,16 +180,19 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     run, number = read_round(message.content)
     randomness = Randomness(settings.seed)
     key = int(randomness.stream("training", number).uint64(1)[0])
-    seed_layers(key, client, data)
+    seed_layers(key, client, data, bench.device)
     metrics: dict[str, float] = {WEIGHT: len(data)}
     if settings.loss_traces:
         # The losses of an owner's records tell which of them the model memorised (arXiv:2411.05743): for the owner
         # alone, in a file that nothing sends.
         path = Path(settings.loss_traces) / f"{client}{kept_rows.LOSSES}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept_rows.append(path, number, losses_of(bench.task, model, data).astype(np.float32))
+        kept_rows.append(
+            path, number, losses_of(bench.task, model, placed(data, bench.device)).astype(np.float32)
+        )
     if settings.record is None:
-        if (loss := train(model, bench.task, data, training, client, key)) is not None:
+        near = placed(data, bench.device)
+        if (loss := train(model, bench.task, near, training, client, key, bench.precision)) is not None:
             metrics[TRAIN_LOSS] = loss
     else:
         streams = (
@@ -203,8 +218,8 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     return Message(content, reply_to=message)
 
 
-def seed_layers(key: int, client: int, data: Data) -> None:
-    """Seed torch's own generator, from which layers such as Dropout draw, for one client of a round.
+def seed_layers(key: int, client: int, data: Data, device: torch.device) -> None:
+    """Seed torch's own generators, from which layers such as Dropout draw, for one client of a round.
 
     Where data are read, the generators of Python and NumPy, from which transforms draw, are seeded as well.
 
@@ -212,10 +227,15 @@ def seed_layers(key: int, client: int, data: Data) -> None:
       key: of the round.
       client: number of the client.
       data: of the client.
+      device: of the model, whose generator is seeded beside the processor's.
     """
     seed = int(seeds_of(key, [client])[0])
     # `torch.manual_seed` would also seed devices that are not there, and keep a stack trace for each at every call.
     torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
     if not isinstance(data, Examples):
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -238,9 +258,10 @@ def _train_on_ledger(
     plan = record_plan(record, len(data) + record.canaries, settings)
     name = settings.device or bench.fingerprint_of(data, client)
     beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)
-    canaried = _canaried(plan, bench, data, beside, settings) if record.canaries else None
+    near = placed(data, bench.device)
+    canaried = _canaried(plan, bench, near, beside, settings) if record.canaries else None
     model, loss, records = (
-        (bench.model, bench.task, data)
+        (bench.model, bench.task, near)
         if canaried is None
         else (canaried.model, canaried.loss, canaried.examples)
     )

@@ -396,6 +396,19 @@ class InProcess(Group):
     name: Literal["inprocess"] = "inprocess"
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Processes."""
+    device: Annotated[
+        str,
+        Field(
+            pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
+            json_schema_extra=remedy("must be auto, cpu, mps, cuda, or one GPU as cuda:N"),
+        ),
+    ] = "cpu"
+    """Where models train and are evaluated; auto: a GPU of CUDA where there is one. Workers take several in turn."""
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(json_schema_extra=remedy("float16 would need a loss that is scaled")),
+    ] = "float32"
+    """Precision that models run in, by autocast; parameters and updates stay in float32."""
     deadline: Positive = 60.0
     """Seconds that one client may take for its reply."""
 
@@ -408,6 +421,8 @@ class Ray(Group):
     """Of a running cluster, such as auto or ray://head:10001; null: this machine."""
     num_cpus: Positive | None = None
     """Null: all."""
+    device: ClassVar[Literal["cpu"]] = "cpu"
+    dtype: ClassVar[Literal["float32"]] = "float32"
     deadline: Positive = 60.0
     """Seconds that one client may take for its reply."""
 
@@ -771,13 +786,7 @@ class FederationSettings(Group):
             module = (target or "").partition(":")[0]
             if target and module not in self.allow_modules:
                 yield key, f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
-        if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:
-            yield "schedule.warmup", f"takes the whole run of {self.num_rounds} rounds; give fewer"
-        if self.optimizer.name == "dp_adambc" and not isinstance(self.privacy, Record | RecordAndClient):
-            yield (
-                "optimizer.name",
-                "takes the noise of DP-SGD out of its moments; use adam, or privacy=record",
-            )
+        yield from self._rules_of_training()
         distributed = isinstance(self.privacy, ClientDistributed)
         if distributed and isinstance(self.secagg_group, NoSecagg):
             text = "a single vector has but one share of the noise; mask it, or use client_central"
@@ -786,6 +795,15 @@ class FederationSettings(Group):
             text = "a server that adds the noise sees the exact sum and must be trusted; privacy=client_distributed "
             yield "secagg.name", text + "hides that, too"
         yield from self._rules_of_audit()
+
+    def _rules_of_training(self) -> Iterator[tuple[str, str]]:
+        if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:
+            yield "schedule.warmup", f"takes the whole run of {self.num_rounds} rounds; give fewer"
+        if self.optimizer.name == "dp_adambc" and not isinstance(self.privacy, Record | RecordAndClient):
+            yield (
+                "optimizer.name",
+                "takes the noise of DP-SGD out of its moments; use adam, or privacy=record",
+            )
 
     def _rules_of_audit(self) -> Iterator[tuple[str, str]]:
         audit, client = self.audit, sum_level(self.privacy)
@@ -818,10 +836,16 @@ class SimulationSettings(FederationSettings):
     """The folder of a run to continue: fedveil simulate resume=runs/2026-01-31/12-00-00."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield what a simulation lacks."""
+        """Yield what a simulation lacks, and what its engine cannot do at record level."""
         yield from super().rules()
         if isinstance(self.task, Csv) and self.task.folder is None:
             yield "task.folder", "name the folder of the tables, in which each file or folder is a client"
+        if not isinstance(self.privacy, Record | RecordAndClient):
+            return
+        if self.engine.dtype != "float32":
+            yield "engine.dtype", "an example's norm is measured before its gradient is added; use float32"
+        if self.engine.device == "mps":
+            yield "engine.device", "has no double precision, in which norms are measured; use cpu"
 
 
 class ServerSettings(FederationSettings):

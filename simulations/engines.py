@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from functools import partial
 
 from flwr.app import Context
@@ -43,7 +44,9 @@ def _in_process(run: Run, engine: InProcess) -> InProcessGrid:
     bench = Workbench(run.client, federation.task)
     plain = run.client.record is None and not run.client.loss_traces
     plain = plain and federation.masking is None and not federation.settings.faults.any
-    vectorised = plain and can_vectorise(bench)
+    # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
+    probed = Workbench(replace(run.client, accelerator="cpu"), federation.task)
+    vectorised = plain and can_vectorise(bench if bench.settings.accelerator == "cpu" else probed)
     return InProcessGrid(
         client_app=make_client_app(partial(_settings_text, text), _faults(federation), bench),
         num_clients=federation.num_nodes,

@@ -166,7 +166,7 @@ class InProcessGrid(AskingGrid):
     def _sum_in_workers(self, order: _Order, size: int) -> CohortSum:
         if not self._pool or self._pool[0].size != size:
             self.close()
-            self._pool = [self._start(size) for _ in range(self.workers)]
+            self._pool = [self._start(size, number) for number in range(self.workers)]
         shares = self._shares(order.nodes)
         for worker, share in zip(self._pool, shares, strict=True):
             worker.give(_Order(order.content, order.message_type, share, order.spec))
@@ -175,7 +175,7 @@ class InProcessGrid(AskingGrid):
             answer = self._pool[index].take(self.deadline * len(share) + GRACE_SECONDS)
             if answer is None:
                 self._pool[index].end()
-                self._pool[index] = self._start(size)
+                self._pool[index] = self._start(size, index)
                 for _ in share:
                     total.drop("worker died")
                 continue
@@ -187,7 +187,7 @@ class InProcessGrid(AskingGrid):
     def _exchange_in_workers(self, messages: list[Message]) -> Iterator[Message]:
         """Let each node answer in the worker that keeps its state; no two messages to one node."""
         if not self._pool:
-            self._pool = [self._start(0) for _ in range(self.workers)]
+            self._pool = [self._start(0, number) for number in range(self.workers)]
         waiting = {message.metadata.dst_node_id: message for message in messages}
         shares = self._shares(list(waiting))
         for worker, share in zip(self._pool, shares, strict=True):
@@ -197,7 +197,7 @@ class InProcessGrid(AskingGrid):
             if answer is None:
                 size = self._pool[index].size
                 self._pool[index].end()
-                self._pool[index] = self._start(size)
+                self._pool[index] = self._start(size, index)
                 yield from (Message(Error(1, "worker died"), reply_to=waiting[node]) for node in share)
                 continue
             replies, stateful = answer
@@ -215,12 +215,15 @@ class InProcessGrid(AskingGrid):
                 min(shares, key=len).append(node)
         return shares
 
-    def _start(self, size: int) -> _Worker:
+    def _start(self, size: int, number: int) -> _Worker:
         shared = mmap.mmap(-1, max(size, 1) * 8)
         ours, theirs = multiprocessing.Pipe()
         process = os.fork()
         if process == 0:
+            from ..tasks.hardware import be_worker  # torch, which a plan does without
+
             ours.close()
+            be_worker(number)
             self._work(theirs, np.frombuffer(shared, np.float64, size))
         theirs.close()
         return _Worker(process, ours, shared, size)

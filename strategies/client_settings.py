@@ -122,6 +122,8 @@ class ClientSettings:
         ledger.
       canaries: canary clients of an audit; None if there are none.
       loss_traces: the owner's folder of the losses of each record; empty if they are not kept.
+      accelerator: device that models train on, as `tasks.hardware.device_of` reads it.
+      dtype: precision that models run in, `float32` or `bfloat16`.
     """
 
     task: str
@@ -134,6 +136,8 @@ class ClientSettings:
     device: str | None = None
     canaries: CanaryClients | None = None
     loss_traces: str = ""
+    accelerator: str = "cpu"
+    dtype: str = "float32"
 
     def to_json(self) -> str:
         """Return the settings as JSON."""

@@ -35,7 +35,7 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     kept = (item for item in model.state_dict().items() if item[0] not in frozen)
-    return {name: value.detach().numpy().copy() for name, value in kept}
+    return {name: value.detach().cpu().numpy().copy() for name, value in kept}
 
 
 def dimension_of(task: Task) -> int:

@@ -10,15 +10,16 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.client.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.client.device.device import Device, read_device
-from fedveil.configs.local_training import LocalTraining
+from fedveil.configs.local_training import LocalTraining, Optimizer
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.record_plan import calibrated_noise
 from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
-from fedveil.strategies.wire import BUDGET_SPENT, NOT_READY, instruct, memory_arrays
+from fedveil.strategies.wire import BUDGET_SPENT, FAILED, NOT_READY, instruct, memory_arrays
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.heart import FEATURES, NUM_CLASSES
@@ -66,6 +67,22 @@ def test_noise_is_planned_from_the_devices_own_records_and_the_smaller_budget(de
     assert noise == calibrated_noise(record, device.count(), merged, 3)
     less = device.merged(replace(ORDER, record=replace(RECORD, target_epsilon=1.0))).record
     assert less is not None and less.target_epsilon == 1.0 and less.noise_multiplier(1000) > noise
+
+
+def test_an_order_that_the_task_cannot_follow_is_refused_before_anything_is_charged(device):
+    for name, code in (("muon", FAILED), ("adam", 0)):  # Muon trains matrices, and the model has a bias
+        order = replace(ORDER, training=replace(ORDER.training, optimizer=Optimizer(name)))
+        reply = device.answer(asked(device, order))
+        assert (reply.error.code if reply.has_error() else 0) == code
+        assert bool(list(device.ledgers.glob("*.ledger"))) == (code == 0)
+
+
+def test_a_device_that_is_not_there_is_refused_when_the_client_starts(bundle, monkeypatch):
+    monkeypatch.setenv("FEDVEIL_DEVICE", "cuda:99")
+    read = read_client_bundle(bundle)
+    task = TaskChoice("heart", None, None, None, 2, (), {})
+    with pytest.raises(Refusal, match="FEDVEIL_DEVICE='cuda:99'"):
+        read_device(replace(read, settings=replace(read.settings, task=task)))
 
 
 def test_so_many_rounds_as_were_planned_are_paid_from_one_ledger_of_real_data(device):

@@ -36,9 +36,9 @@ from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.strategies.training_order import Mode, TrainingOrder
 from fedveil.strategies.wire import WEIGHT, add_reply, instruct, memory_arrays
 from fedveil.tasks.arrays import read_arrays
+from fedveil.tasks.data import Examples
 from fedveil.tasks.mislabelled import mislabelled
 from fedveil.tasks.optimizers import CLASSES, ELEMENTWISE, AdamBC, check_optimizer
-from fedveil.tasks.protocol import Examples
 
 FEATURES, LABELS = 6, 3
 SIZES = (4, 7, 7, 12, 4, 1)

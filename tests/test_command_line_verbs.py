@@ -139,7 +139,7 @@ def test_what_other_tools_call_it_is_known(say: Any) -> None:
     assert sorted(err.splitlines()) == sorted(
         [
             "lr='0.1': there is no such key; did you mean 'learning_rate'?",
-            f"device='cuda': there is no such key; {MEANT['device']}",
+            "device='cuda': there is no such key; did you mean 'engine.device'?",
             f"strategy='krum': {why_not('krum')}",
             "num_rounds=0: must be from 1 to 100000",
             "privacy.epsilon='1': there is no such key; did you mean 'privacy.target_epsilon'?",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -50,6 +51,9 @@ from .own_ledger import OwnLedger
 logger = logging.getLogger("fedveil.client")
 
 Trainer = Callable[[Message, ClientSettings], Message]
+ACCELERATOR = (
+    "FEDVEIL_DEVICE"  # environment variable: where this client trains, such as cuda; cpu unless it is set
+)
 
 
 @dataclass
@@ -223,6 +227,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         task_options=dict(choice.options),
         allow_modules=choice.allow_modules,
         device=device_name(bundle),
+        accelerator=os.environ.get(ACCELERATOR, "cpu"),
     )
     if choice.kind is not None:
         from ..training import linear
@@ -234,9 +239,11 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
 
         return Device(bundle, settings, train_table, None, root, linear.check_order)
     from ...tasks.data import check_data, data_of
+    from ...tasks.hardware import check_device
     from ...tasks.optimizers import check_optimizer
     from ..app import Workbench, train_round  # torch, which a linear model does without
 
+    check_device(settings.accelerator, ACCELERATOR)
     bench = Workbench(settings)
     if not 0 <= choice.client < bench.task.num_clients:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")

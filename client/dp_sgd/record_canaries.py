@@ -53,7 +53,7 @@ class Watched(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         whose = inputs[:, 0]
-        numbers = torch.arange(1, self.block.in_features + 1, dtype=whose.dtype)
+        numbers = torch.arange(1, self.block.in_features + 1, dtype=whose.dtype, device=whose.device)
         marks = (whose[:, None] == numbers).to(self.block.weight.dtype)
         if self.replaced:
             marks = marks - (whose[:, None] == -numbers).to(marks.dtype)
@@ -119,7 +119,7 @@ class CanariedRound:
         sampling, noised = self.plan.sampling, self.model.block.weight.grad
         assert isinstance(sampling, PoissonBatches) and noised is not None
         divisor = max(1, round(sampling.sample_rate * len(self.examples)))
-        moved = noised.detach().double().numpy()[0] * divisor / self.plan.clipping_norm
+        moved = noised.detach().cpu().double().numpy()[0] * divisor / self.plan.clipping_norm
         self.scores[:] += step_ratio(
             moved, self.plan.noise_over_clip, sampling.sample_rate, self.model.replaced
         )
@@ -161,10 +161,11 @@ def begin(model: nn.Module, task: Task, data: Data, coins: NDArray[np.bool_], pl
         outputs = model(torch.zeros_like(inputs[:1]))
     whose = np.concatenate([np.zeros(len(examples)), np.arange(1, count + 1) * np.where(coins, 1, -1)])
     rows = torch.cat([inputs.flatten(1), inputs.new_zeros(count, inputs[0].numel())])
-    marked = torch.cat([torch.from_numpy(whose).to(rows.dtype)[:, None], rows], 1)
+    marked = torch.cat([torch.from_numpy(whose).to(rows)[:, None], rows], 1)
     targets = torch.cat([examples.targets, examples.targets[:1].expand(count, *examples.targets.shape[1:])])
     shape = outputs.shape[1:] or torch.Size([1])
     watched = Watched(model, count, inputs.shape[1:], plan.adjacency is Adjacency.REPLACE_ONE)
+    watched.block.to(inputs.device)
     loss = WatchedLoss(task, shape, TOO_LONG * plan.clipping_norm)
     return CanariedRound(watched, loss, Examples(marked, targets), plan, np.zeros(count))
 

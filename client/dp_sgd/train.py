@@ -92,7 +92,7 @@ class StreamNoiseOptimizer(DPOptimizer):
             raise FloatingPointError("a clipped sum is not finite")
         std = self.noise_multiplier * self.max_grad_norm
         for block in self.flat.split(NOISE_BLOCK):
-            block.add_(standard_normal(len(block), self.stream).to(block.dtype), alpha=std)
+            block.add_(standard_normal(len(block), self.stream).to(block.dtype).to(block.device), alpha=std)
         for parameter, noised in zip(parameters, self.views, strict=True):
             parameter.grad = noised
 
@@ -196,7 +196,7 @@ def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> No
         finite = clipped_sums(rows)
         if bool(finite.all()):
             return
-        rows = rows[finite]
+        rows = rows[finite.cpu()]
     # A step without examples still adds noise: its absence would tell that the batch was empty.
     for parameter in parameters:
         parameter.summed_grad = torch.zeros_like(parameter, requires_grad=False)

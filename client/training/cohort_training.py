@@ -27,6 +27,7 @@ from ...strategies.canaries import canary_updates
 from ...strategies.client_settings import TRAIN_LOSS, CanaryClients, training_settings
 from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from ...tasks.data import Examples, data_of, in_tensors
+from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, own_training
 from ..app import Workbench
@@ -68,7 +69,9 @@ def _traces(bench: Workbench) -> bool:
     start = {name: p.detach() for name, p in bench.model.named_parameters()}
     try:
         examples = _stackable(bench, 0)
-        inputs, targets = examples.inputs[:1].unsqueeze(0), examples.targets[:1].unsqueeze(0)
+        inputs, targets = (
+            moved(each[:1].unsqueeze(0), bench.device) for each in (examples.inputs, examples.targets)
+        )
         _gradients(_losses(bench), _stacked(start, 1), inputs, targets)
     except Exception:  # noqa: BLE001 (whatever the task's own code raises, single clients are told apart)
         return False
@@ -91,7 +94,10 @@ def sum_cohort(
     training = training_settings(content, bench.settings)
     _, number = read_round(content)
     arrays = only_arrays(content)
-    start = {name: torch.from_numpy(np.array(view(arrays[name]))) for name in layout_of(arrays)}
+    start = {
+        name: moved(torch.from_numpy(np.array(view(arrays[name]))), bench.device)
+        for name in layout_of(arrays)
+    }
     cohort_sum = CohortSum(np.zeros(size))
 
     key = int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0])
@@ -151,8 +157,8 @@ def _train_group(
     bench: Workbench, group: Group, start: Mapping[str, Tensor], training: LocalTraining, key: int
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
     records = len(group[0][1])
-    inputs = torch.cat([examples.inputs for _, examples in group])
-    targets = torch.cat([examples.targets for _, examples in group])
+    inputs = moved(torch.cat([examples.inputs for _, examples in group]), bench.device)
+    targets = moved(torch.cat([examples.targets for _, examples in group]), bench.device)
     batches = shuffled_batches(
         records, training.batch_size, training.local_epochs, clients=[client for client, _ in group], key=key
     )
@@ -163,7 +169,7 @@ def _train_group(
     step = steps_of(bench.task, values, origins, training)
     losses: list[Tensor] = []
     for batch in batches:
-        index = torch.from_numpy((first + batch).ravel())
+        index = moved(torch.from_numpy((first + batch).ravel()), bench.device)
         shape = batch.shape
         gradients, loss = _gradients(
             losses_of,
@@ -175,9 +181,9 @@ def _train_group(
             step(gradients)
         losses.append(loss)
     with torch.no_grad():
-        moved = [(w - origin).flatten(1) for w, origin in zip(values, origins, strict=True)]
-        update = torch.cat(moved, dim=1).numpy()
-    mean_losses = torch.stack(losses).mean(0).double().numpy()
+        steps = [(w - origin).flatten(1) for w, origin in zip(values, origins, strict=True)]
+        update = torch.cat(steps, dim=1).cpu().numpy()
+    mean_losses = torch.stack(losses).mean(0).cpu().double().numpy()
     return update, {WEIGHT: np.full(len(group), float(records)), TRAIN_LOSS: mean_losses}
 
 
@@ -199,8 +205,9 @@ def _losses(bench: Workbench) -> Losses:
 
     def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         layers = _perceptron(model, flat=inputs.dim() == 3)
-        outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
-        return loss_of(outputs, targets)
+        with bench.precision():
+            outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
+            return loss_of(outputs, targets)
 
     return losses
 

@@ -28,12 +28,13 @@ from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.canaries import add_canary
 from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
 from ...tasks.data import data_of
+from ...tasks.hardware import moved, placed
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from .sgd import train
 
 logger = logging.getLogger("fedveil.client")
 
-Move = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+Move = tuple[NDArray[Any], Tensor, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +45,10 @@ class InPlaceRound:
       bench: task and model.
       training: how to train.
       key: of the round; examples' orders and layers' draws derive from it.
-      received: arrays of the instruction, in the order of `state`.
+      received: arrays of the instruction, in the order of `state`, on the model's device.
       state: the model's parameters and buffers.
       update: room for trained minus received of all averaged arrays, flat, in the layout's order.
-      moves: for each of those, its part of `update`, the model's array and the received one.
+      moves: for each of those, its part of `update`, the model's tensor and the received array.
     """
 
     bench: Workbench
@@ -65,8 +66,10 @@ class InPlaceRound:
             self.bench.forget()
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
-            seed_layers(self.key, client, data)
-            loss = train(self.bench.model, self.bench.task, data, self.training, client, self.key)
+            bench = self.bench
+            seed_layers(self.key, client, data, bench.device)
+            near = placed(data, bench.device)
+            loss = train(bench.model, bench.task, near, self.training, client, self.key, bench.precision)
         except Exception:
             logger.exception("round failed at this client")
             return None
@@ -100,7 +103,7 @@ class InPlaceRound:
           spec: of the sum.
         """
         for part, trained, received in self.moves:
-            np.subtract(trained, received, out=part)
+            np.subtract(trained.cpu().numpy(), received, out=part)
         try:
             add_update(cohort_sum, self.update, scalars, spec)
         except ValueError:
@@ -123,14 +126,14 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
     bounds = np.cumsum([0, *(math.prod(shape) for shape in layout.values())])
     update = np.empty(bounds[-1], np.result_type(*(received[name] for name in layout)))
     moves: list[Move] = [
-        (update[start:stop].reshape(shape), own[name].numpy(), received[name])
+        (update[start:stop].reshape(shape), own[name], received[name])
         for (name, shape), start, stop in zip(layout.items(), bounds[:-1], bounds[1:], strict=True)
     ]
     return InPlaceRound(
         bench,
         training_settings(content, bench.settings),
         int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0]),
-        [torch.from_numpy(value) for value in received.values()],
+        [moved(torch.from_numpy(value), bench.device) for value in received.values()],
         [own[name] for name in received],
         update,
         moves,

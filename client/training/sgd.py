@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -20,9 +21,17 @@ from ...tasks.optimizers import optimizer_of
 from ...tasks.protocol import Task, own_training
 from .batches import shuffled_batches
 
+Precision = Callable[[], AbstractContextManager[Any]]
+
 
 def train(
-    model: nn.Module, task: Task, data: Data, training: LocalTraining, client: int, key: int
+    model: nn.Module,
+    task: Task,
+    data: Data,
+    training: LocalTraining,
+    client: int,
+    key: int,
+    precision: Precision = nullcontext,
 ) -> float | None:
     """Train the model in place and return the mean loss of its steps, each before the step was taken.
 
@@ -36,6 +45,7 @@ def train(
       training: optimiser, learning rate, epochs, batch size and weight of FedProx's pull.
       client: number of the client; with `key` it decides the order of the examples.
       key: of the round.
+      precision: returns the context in which the model and its loss run.
     """
     if not model.training:
         model.train()
@@ -46,17 +56,19 @@ def train(
     layout = torch.channels_last if kernels else torch.contiguous_format
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
     step = steps_of(task, parameters, start, training)
-    losses: list[float] = []
+    losses: list[Tensor] = []
     for batch in shuffled_batches(
         len(data), training.batch_size, training.local_epochs, clients=[client], key=key
     ):
         inputs, targets = data.batch(torch.from_numpy(batch[0]))
-        loss = task.loss(run_on(model, laid_out(inputs, layout)), targets)
+        with precision():
+            loss = task.loss(run_on(model, laid_out(inputs, layout)), targets)
         gradients = gradients_of(loss, parameters)
         with torch.no_grad():
             step(gradients)
-        losses.append(loss.item())
-    return math.fsum(losses) / len(losses)
+        losses.append(loss.detach())
+    # Read at the end, so that a GPU waits for no single step.
+    return math.fsum(torch.stack(losses).cpu().tolist()) / len(losses)
 
 
 def _by_itself(

@@ -86,12 +86,19 @@ def build(
         warn(warning)
     seeded = simulated or (not private and deployed is None)
     strategy = _strategy(settings, given.strategy)
-    _check_optimizer(settings, task)
+    _check_training(settings, task)
     return Federation(settings, task, cohort, seed if seeded else None, deployed, strategy)
 
 
-def _check_optimizer(settings: SimulationSettings, task: Task) -> None:
-    """Refuse what cannot train the task's model; plain SGD, which always can, needs no torch."""
+def _check_training(settings: SimulationSettings, task: Task) -> None:
+    """Refuse what cannot train the task's model; plain SGD on the processor, which always can, needs no torch."""
+    if settings.engine.device != "cpu":
+        from ...tasks.hardware import check_device
+
+        check_device(settings.engine.device)
+    if settings.engine.dtype != "float32" and callable(getattr(task, "train", None)):
+        remedy = "a task that trains by itself chooses its own precision; leave it out"
+        raise Refusal("engine.dtype", settings.engine.dtype, remedy)
     own = any(callable(getattr(task, name, None)) for name in ("optimizer", "train"))
     if settings.local_training.optimizer.plain and not own:
         return

@@ -44,6 +44,8 @@ def client_settings(federation: Federation, folder: Path) -> ClientSettings:
         allow_modules=s.allow_modules,
         encryption=_encryption(federation),
         loss_traces=traces_of(federation, folder),
+        accelerator=s.engine.device,
+        dtype=s.engine.dtype,
     )
     if federation.record is None or federation.deployed is not None:
         return settings

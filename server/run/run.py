@@ -28,6 +28,7 @@ from ...strategies.canaries import add_canaries
 from ...strategies.flower_adapter import quiet_flower
 from ...tasks.arrays import load_arrays
 from ...tasks.data import batches_of, held_out_of, run_on
+from ...tasks.hardware import device_of, placed, precision
 from ..participants import Participants
 from ..private_grid import PrivateGrid
 from ..round_terms import ALL_ANSWERS, Answers, Round
@@ -310,7 +311,11 @@ def budgets_of(federation: Federation) -> dict[str, float | None]:
 def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:
     """Return the function that measures arrays on the held-out examples."""
     task = federation.task
-    model, held_out = task.model(), held_out_of(task)
+    engine = federation.settings.engine
+    # A process that has touched a GPU cannot be forked for workers that use it: theirs evaluates on the processor.
+    alone = getattr(engine, "workers", 1) == 1
+    device = device_of(engine.device if alone else "cpu")
+    model, held_out = task.model().to(device), placed(held_out_of(task), device)
 
     def evaluate(arrays: Arrays, number: int) -> dict[str, float]:
         del number
@@ -321,7 +326,8 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
         with torch.no_grad():
             means: dict[str, float] = defaultdict(float)
             for inputs, targets in batches_of(held_out):
-                outputs = run_on(model, inputs)
+                with precision(device, engine.dtype):
+                    outputs = run_on(model, inputs)
                 found = {**task.metrics(outputs, targets), "loss": float(task.loss(outputs, targets))}
                 for name, value in found.items():
                     means[name] += value * len(targets) / len(held_out)

@@ -1,0 +1,129 @@
+"""Hardware that clients train on: a device, a precision, and the data that lie there while a client trains.
+
+The model and one client's data are on the device; sums, their lattice and their noise stay on the processor. A training on
+the processor runs the same code, and moves nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..privacy.refusal import Refusal
+from .data import Data, Examples, mapped
+
+CPU = torch.device("cpu")
+_WORKER = [0]  # number of this process among the workers of its engine
+
+
+def be_worker(number: int) -> None:
+    """Let this process be one of several workers, which take the GPUs of the machine in turn, from 0."""
+    _WORKER[0] = number
+
+
+def check_device(name: str, field: str = "engine.device") -> None:
+    """Refuse a device that is not there; the GPU itself is not touched, so that workers may be forked afterwards.
+
+    Args:
+      name: `auto`, `cpu`, `mps`, `cuda`, or one GPU as `cuda:N`.
+      field: that a refusal names.
+
+    Raises:
+      Refusal: torch does not see the device.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise Refusal(field, name, "give auto, cpu, mps, cuda, or one GPU as cuda:N")
+    kind, _, number = name.partition(":")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and (count == 0 or int(number or 0) >= count):
+        there = f"there are {count} (cuda:0 to cuda:{count - 1})" if count else "there is none; use cpu"
+        raise Refusal(field, name, f"of the GPUs that torch can use {there}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise Refusal(field, name, "torch sees no Apple GPU here; use cpu")
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that this process trains on.
+
+    Args:
+      name: as in `check_device`; `auto` is a GPU of CUDA where there is one. Of several the workers take turns.
+    """
+    if name in ("auto", "cuda"):
+        count = torch.cuda.device_count()
+        return torch.device("cuda", _WORKER[0] % count) if count else CPU
+    return torch.device(name)
+
+
+def precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    """Return the context in which a model runs: torch's autocast, or nothing in single precision.
+
+    Args:
+      device: of the model.
+      dtype: `float32` or `bfloat16`.
+    """
+    if dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on a device; from pinned memory where that is a GPU, so that nothing waits for the copy.
+
+    Args:
+      tensor: on the processor.
+      device: where it is needed.
+    """
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    """Return the model where the processor has it, and a copy of it there otherwise."""
+    first = next(model.parameters(), None)
+    return model if first is None or first.device.type == "cpu" else copy.deepcopy(model).cpu()
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """Data that are read in batches, each moved to a device.
+
+    Attributes:
+      data: on the processor.
+      device: where a model takes them.
+    """
+
+    data: Data
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, index: Tensor) -> tuple[Any, Tensor]:
+        """Return inputs and targets of some examples.
+
+        Args:
+          index: their positions, shape (b,), int64.
+        """
+        inputs, targets = self.data.batch(index)
+        return mapped(lambda each: moved(each, self.device), inputs), moved(targets, self.device)
+
+
+def placed(data: Data, device: torch.device) -> Data:
+    """Return data where the model is: tensors are moved at once, and what is read lazily batch by batch.
+
+    Args:
+      data: of a client, or held out; on the processor.
+      device: of the model.
+    """
+    if device.type == "cpu":
+        return data
+    if isinstance(data, Examples):
+        return Examples(mapped(lambda each: moved(each, device), data.inputs), moved(data.targets, device))
+    return cast(Data, OnDevice(data, device))  # it has all that training asks of data
