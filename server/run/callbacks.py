@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ...extras import require_extra
+from ...extras import MODULES, require_extra
 from ...privacy.refusal import Refusal
 from .audit_line import AuditLine
 
@@ -208,7 +208,7 @@ def guarded(objects: Sequence[Callback], names: Sequence[str] = ()) -> tuple[Gua
 
 def _named(name: str) -> Callback:
     if name in CLASSES:
-        if name != "csv":
+        if name in MODULES:
             require_extra(name, f"callbacks=[{name}]")
         return getattr(import_module(".trackers", __package__), CLASSES[name])()
     module, _, attribute = name.partition(":")
