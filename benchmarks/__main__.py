@@ -11,6 +11,7 @@ from .audit_share import run_audit
 from .dp_sgd import PRIVATE, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
 from .link import run_link
+from .loading import run_loading
 from .memory import run_memory
 from .noise import run_noise
 from .privacy_share import run_privacy
@@ -27,6 +28,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "link": (run_link, ()),
     "supernodes": (run_supernodes, ()),
     "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
+    "loading": (run_loading, TRAINED[:2]),
     "secagg": (run_secagg, ()),
     "noise": (run_noise, ()),
     "audit": (run_audit, ()),

@@ -72,6 +72,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("privacy", ["--workloads", "tiny"], [1, 1, 1]),
         ("memory", ["--workloads", "tiny"], [2, 2]),
         ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
+        ("loading", ["--workloads", "tiny"], [1]),
         ("secagg", [], [2, 1, 1, 1]),
         ("link", [], [2, 1, 2]),
     ],
