@@ -76,12 +76,10 @@ def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
       inputs: of a batch.
       layout: of tensors of four dimensions.
     """
-    import torch  # takes a second, and a plan does without
-
     def lay(each: Tensor) -> Tensor:
-        return each.contiguous(memory_format=layout if each.dim() == 4 else torch.contiguous_format)
+        return each.contiguous(memory_format=layout) if each.dim() == 4 else each.contiguous()
 
-    return mapped(lay, inputs)
+    return mapped(lay, inputs) if isinstance(inputs, dict | tuple) else lay(inputs)
 
 
 def placeholder(data: Data, count: int) -> Inputs:
@@ -91,7 +89,7 @@ def placeholder(data: Data, count: int) -> Inputs:
       data: of a client.
       count: number of rows.
     """
-    import torch
+    import torch  # takes a second, and a plan does without
 
     rows = torch.zeros(count if len(data) else 0, dtype=torch.int64)
     return mapped(torch.zeros_like, data.batch(rows)[0])
