@@ -159,7 +159,8 @@ class FinishedRun:
         from .server.run.released import config_of
 
         asked = config_of(self.folder)
-        title = f"{asked['task']['name']}, privacy={asked['privacy']['name']}: {self.status}"
+        task = self.result.get("task", asked["task"]["name"])
+        title = f"{task}, privacy={asked['privacy']['name']}: {self.status}"
         return curve(self.history, title)
 
 
@@ -217,6 +218,7 @@ def simulate(
     quiet: bool = False,
     callbacks: Sequence[Callback | str] = (),
     allow_modules: Sequence[str] = (),
+    args: Mapping[str, Any] | None = None,
     **keys: Any,
 ) -> FinishedRun:
     """Train over the clients of a task on this machine, under a privacy budget.
@@ -241,6 +243,7 @@ def simulate(
         quiet: whether to show no progress.
         callbacks: what watches the run: objects with the functions of `Callback`, or names such as "tensorboard".
         allow_modules: modules that may be imported for a task or strategy that is named "module:Class".
+        args: keyword arguments of such a task's class: numbers, words, switches, None and lists of them.
         **keys: any other key of the configuration by its name, such as `local_epochs=2`; a group's keys as a dictionary,
             such as `engine={"workers": 2}` or `strategy={"name": "fedadam", "eta": 0.01}`.
 
@@ -270,7 +273,7 @@ def simulate(
     objects = [each for each in callbacks if not isinstance(each, str)]
     named = {"privacy": privacy, "cohort": cohort, "num_rounds": num_rounds, "seed": seed, **keys}
     named |= {"callbacks": names} if names else {}
-    settings, given = _settings(task, strategy, named, allow_modules, resume)
+    settings, given = _settings(task, strategy, named, allow_modules, resume, args)
     chosen = resume if resume is not None else None if folder is None else _free(Path(folder))
     federation = build(settings, given=given)
     where = Path(tempfile.mkdtemp(prefix="fedveil-") if chosen is None else chosen)
@@ -286,6 +289,7 @@ def plan(
     *,
     allow_modules: Sequence[str] = (),
     strategy: Strategy | str | Mapping[str, Any] | None = None,
+    args: Mapping[str, Any] | None = None,
     **keys: Any,
 ) -> list[UnitPlan]:
     """Say what a budget affords; nothing is trained, written or spent.
@@ -294,6 +298,7 @@ def plan(
         task: as in `simulate`.
         allow_modules: as in `simulate`.
         strategy: as in `simulate`.
+        args: as in `simulate`.
         **keys: as in `simulate`: privacy, cohort, num_rounds and the others.
 
     Returns:
@@ -312,7 +317,7 @@ def plan(
     from .server.run.build import build
     from .server.run.unit_plan import unit_plans
 
-    settings, given = _settings(task, strategy, keys, allow_modules)
+    settings, given = _settings(task, strategy, keys, allow_modules, args=args)
     return unit_plans(build(settings, given=given))
 
 
@@ -329,7 +334,12 @@ def _free(folder: Path) -> Path:
 
 
 def _settings(
-    task: object, strategy: object, keys: Mapping[str, object], allow: Sequence[str], resume: object = None
+    task: object,
+    strategy: object,
+    keys: Mapping[str, object],
+    allow: Sequence[str],
+    resume: object = None,
+    args: Mapping[str, Any] | None = None,
 ) -> tuple[SimulationSettings, Given]:
     """Return the settings that these values describe, and the objects that stand in the place of names in them.
 
@@ -354,6 +364,13 @@ def _settings(
             overrides += _overrides(group, value)
     for key, value in keys.items():
         overrides += _overrides(key, value)
+    if args and given.task is not None:
+        raise Refusal(
+            "args", dict(args), "the task is an object already; make it with them, or give module:Class"
+        )
+    overrides += [
+        f"task.args.{key}={_text(f'task.args.{key}', value)}" for key, value in (args or {}).items()
+    ]
     if resume is not None:
         overrides.append(f"resume={_text('resume', resume)}")
     elif modules:

@@ -18,7 +18,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs
+from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs, opened
 from ..configs.preflight import SWEEP, Checked, preflight
 from ..configs.settings import settings_of
 from ..privacy.refusal import Refusal
@@ -55,7 +55,7 @@ class Ended:
 def simulate(argv: Sequence[str]) -> int:
     """Run ``fedveil simulate``; return 0 when every job completed, otherwise the exit code of the worst."""
     as_json = "--json" in argv
-    given = [each for each in argv if each != "--json"]
+    given = opened([each for each in argv if each != "--json"])
     checked = preflight(given, writes=True)
     if _shows(checked):
         return 0

@@ -39,6 +39,7 @@ Reader = Callable[[DictConfig], object]
 OWN_CONFIGS = "pkg://fedveil.configs"
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 PRIMARY = "config"
+ARGUMENTS = ("task.args.", "strategy.parameters.")
 VERSION_BASE = "1.3"
 # What Hydra, OmegaConf and the YAML parser raise for a file or a key that cannot be composed.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *lint.READING_ERRORS)
@@ -60,11 +61,17 @@ class Job:
     hydra: DictConfig
 
 
+def opened(argv: Sequence[str]) -> list[str]:
+    """Return the overrides with those of a constructor's arguments as additions, which no shipped file can list."""
+    return [f"++{each}" if each.startswith(ARGUMENTS) else each for each in argv]
+
+
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Hydra's own flags, with ``--config-path`` relative to where the user stands."""
     parser = get_args_parser()
     parser.prog = "fedveil"
     args = parser.parse_args(list(argv))
+    args.overrides = opened(args.overrides)
     if args.experimental_rerun is not None:
         raise Refusal(
             "--experimental-rerun", args.experimental_rerun, "reads a pickle; use resume=RUN instead"

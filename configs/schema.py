@@ -7,7 +7,7 @@ be, or a key means, is said here and nowhere else.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from .group import Group, OfKeys, remedy
 from .local_training import OPTIMIZERS, TOLD, LocalTraining, Optimizer, Schedule
 
 Parameter = float | int | str | bool
+Argument = Parameter | None | list[Parameter | None]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 # Accountants compose round by round in floating point; beyond this their own error is no longer negligible.
 Rounds = Annotated[int, Field(ge=1, le=100_000)]
@@ -60,7 +61,7 @@ class _Task(Group):
     """Of one client's update."""
 
     @property
-    def options(self) -> dict[str, Parameter]:
+    def options(self) -> dict[str, Any]:
         """What this task takes beside its clients."""
         return self.model_dump(
             exclude=set(_Task.model_fields) | {"name", "target"}, exclude_none=True, by_alias=True
@@ -121,6 +122,20 @@ class CustomTask(_Task):
     name: Literal["custom"] = "custom"
     target: Target
     """``module:Class``; the module must stand in allow_modules."""
+    args: Annotated[
+        dict[str, Argument],
+        Field(
+            json_schema_extra=remedy("must be a finite number, a word, true, false, null or a list of them")
+        ),
+    ] = Field(default_factory=dict[str, Argument])
+    """Keyword arguments of the class, each a key of its own: task.args.hidden=16."""
+    label: Text | None = None
+    """What the run is called; null: the name that the task has, else that of its class."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the class is called with."""
+        return ({} if self.num_clients is None else {"num_clients": self.num_clients}) | self.args
 
 
 class PlainPartition(Group):

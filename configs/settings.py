@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -18,6 +19,7 @@ from .strict import Mistakes
 from .yaml_guard import check_file
 
 DEFAULT_QUORUM = 0.5
+CUSTOM = "custom"  # option of the task group for a class of one's own
 SERVER = "server"  # name of the primary configuration of `fedveil server`
 SIMULATED = ("engine=", "engine.", "faults.", "partition=", "partition.", "seed=", "resume=")
 REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
@@ -145,7 +147,31 @@ def _claims_a_draw(settings: FederationSettings) -> bool:
     return client is not None and (settings.cohort.secret or client.adjacency is Adjacency.ADD_OR_REMOVE_ONE)
 
 
+def _with_own_task(cfg: DictConfig) -> DictConfig:
+    """Return the configuration with a file of a user's own task, such as task/hosp.yaml, as the custom task it is.
+
+    Such a file need hold only `target` and `args`. Its own name, else the file's, is what the run is called.
+    """
+    task = OmegaConf.to_container(cfg.get("task") or OmegaConf.create(), resolve=False)
+    assert isinstance(task, dict)
+    if not task.get("target") or task.get("name") == CUSTOM:
+        return cfg
+    told: Any = HydraConfig.get() if HydraConfig.initialized() else OmegaConf.create()
+    choice = OmegaConf.select(told, "runtime.choices.task")
+    defaults: Any = OmegaConf.load(Path(__file__).parent / "task" / f"{CUSTOM}.yaml")
+    del defaults["defaults"]
+    whole: Any = OmegaConf.merge(cfg)
+    OmegaConf.set_struct(whole, False)
+    own = {"name": CUSTOM, "label": task.get("label") or task.get("name") or choice}
+    whole["task"] = OmegaConf.merge(defaults, task, own)
+    given = OmegaConf.select(told, "overrides.task") or []
+    if "partition" in whole and not any(str(each).startswith("partition") for each in given):
+        whole["partition"] = {"name": "natural"}
+    return whole
+
+
 def _validated(model: type[Model], cfg: DictConfig) -> Model:
+    cfg = _with_own_task(cfg)
     shown, values = _plain(cfg)
     mistakes = [
         Refusal(

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
-from typing import Any
+from typing import Any, cast
 
 from ..privacy.refusal import Refusal
 
@@ -185,6 +185,17 @@ class Section:
             if not (isinstance(parameter, str | int | float) and finite):
                 inner.refuse(str(name), "must be a finite number, a word, true or false")
         return {str(name): parameter for name, parameter in inner._values.items()}
+
+    def arguments(self, key: str) -> dict[str, Any]:
+        """Return a mapping of numbers, words, switches and lists of them, for a constructor."""
+        inner = self.section(key)
+        for name, argument in inner._values.items():
+            for each in cast(list[Any], argument) if isinstance(argument, list) else [argument]:
+                if not isinstance(each, str | int | float) or (
+                    isinstance(each, float) and not math.isfinite(each)
+                ):
+                    inner.refuse(str(name), "must be a finite number, a word, true, false or a list of them")
+        return {str(name): argument for name, argument in inner._values.items()}
 
     def given(self, key: str) -> bool:
         """Return whether the key has a value."""

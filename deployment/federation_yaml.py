@@ -156,7 +156,7 @@ def _client(found: Values, shared: Mapping[str, Values], path: str, folder: Path
     name, request = read_section(values, _entry, path)
     task = shared["task"]
     if any(choice in values["task"] for choice in (*CHOICES, "data")):
-        task = {**task, **dict.fromkeys((*CHOICES, "data"))}
+        task = {**task, **dict.fromkeys((*CHOICES, "data")), "args": {}}
     wanted = {
         group: filled(values_of, values[group]) for group, values_of in {**shared, "task": task}.items()
     }

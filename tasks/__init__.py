@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from ..configs.strict import nearest
 from ..privacy.refusal import Refusal
 from .data import Examples, check_examples
 from .numpy_task import as_task
@@ -26,7 +27,7 @@ TASKS: Mapping[str, str] = {
 }
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their modules'
 
-PLANTED = "planted"  # the option that plants odd examples in any task, drawn by this seed
+PLANTED = "mislabelled examples"  # the option that plants odd examples in any task, drawn by this seed
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[str, ...] = ()) -> Task:
@@ -43,16 +44,41 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
         or the task itself refuses one.
     """
     make = _own(name, allow) if ":" in name else _shipped(name)
+    own = {key: value for key, value in (options or {}).items() if key != PLANTED}
+    if ":" in name:
+        _check_arguments(name, make, own)
     try:
-        own = {key: value for key, value in (options or {}).items() if key != PLANTED}
         arguments = inspect.signature(make).bind(**own)
     except TypeError as error:
         raise Refusal("task", name, f"its options are {inspect.signature(make)}; {error}") from error
-    task = as_task(make(*arguments.args, **arguments.kwargs))
+    try:
+        task = as_task(make(*arguments.args, **arguments.kwargs))
+    except (OSError, ValueError) as error:
+        raise Refusal("task", name, f"it cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         wanted = sorted(member for member in _MEMBERS if not hasattr(task, member))
         raise Refusal("task", name, f"it lacks {', '.join(wanted)}")
     return with_planted(task, options or {})
+
+
+def _check_arguments(name: str, make: Callable[..., object], given: Mapping[str, Any]) -> None:
+    """Refuse arguments that a class of the user's own does not take, or lacks."""
+    parameters = inspect.signature(make).parameters.values()
+    known = {
+        each.name: each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+    }
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        known = dict.fromkeys(given) | known
+    for key, value in given.items():
+        if key == "num_clients" and key not in known:
+            raise Refusal(
+                "task.num_clients", value, f"{name} does not take it and has its own; leave it null"
+            )
+        if key not in known:
+            raise Refusal(f"task.args.{key}", value, f"{name} takes no such argument; {nearest(key, known)}")
+    for key, each in known.items():
+        if each is not None and each.default is each.empty and key not in given:
+            raise Refusal(f"task.args.{key}", None, f"{name} needs it; give it a value")
 
 
 def with_planted(task: Task, options: Mapping[str, Any]) -> Task:

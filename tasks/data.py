@@ -76,6 +76,7 @@ def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
       inputs: of a batch.
       layout: of tensors of four dimensions.
     """
+
     def lay(each: Tensor) -> Tensor:
         return each.contiguous(memory_format=layout) if each.dim() == 4 else each.contiguous()
 

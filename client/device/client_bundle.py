@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -38,7 +38,15 @@ KINDS = ("linear",)
 HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")
 LAST_NODE = 2**31 - 1
 MOST_MEBIBYTES = 2**20
-TASK_DEFAULTS = {"name": None, "target": None, "kind": None, "data": None, "allow_modules": [], "options": {}}
+TASK_DEFAULTS = {
+    "name": None,
+    "target": None,
+    "kind": None,
+    "data": None,
+    "allow_modules": [],
+    "options": {},
+    "args": {},
+}
 ELIGIBILITY_DEFAULTS = {
     "on_mains_power": False,
     "max_temperature_celsius": None,
@@ -62,7 +70,8 @@ class TaskChoice:
       data: an .npz file, relative to the bundle; for a kind only.
       client: which of the task's clients this device is, from 0.
       allow_modules: modules that may be imported for the task.
-      options: arguments of the task.
+      options: arguments of a shipped task.
+      args: keyword arguments of `target`.
     """
 
     name: str | None
@@ -72,6 +81,7 @@ class TaskChoice:
     client: int
     allow_modules: tuple[str, ...]
     options: Mapping[str, float | int | str | bool]
+    args: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -210,6 +220,9 @@ def read_task(section: Section) -> TaskChoice:
         section.refuse("name", "give one of name, target and kind")
     if section.given("kind") != section.given("data"):
         section.refuse("data", "belongs to a kind, and each kind needs it")
+    arguments = section.arguments("args")
+    if arguments and not section.given("target"):
+        section.refuse("args", "are those of a target; a shipped task has options")
     return TaskChoice(
         name=section.optional_text("name"),
         target=section.target("target", allowed) if section.given("target") else None,
@@ -218,6 +231,7 @@ def read_task(section: Section) -> TaskChoice:
         client=section.whole("client", at_least=0, at_most=LAST_NODE),
         allow_modules=allowed,
         options=section.parameters("options"),
+        args=arguments,
     )
 
 

@@ -224,7 +224,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     settings = ClientSettings(
         choice.target or choice.name or choice.kind or "",
         LocalTraining(),  # each order brings its own
-        task_options=dict(choice.options),
+        task_options={**choice.options, **choice.args},
         allow_modules=choice.allow_modules,
         device=device_name(bundle),
         accelerator=os.environ.get(ACCELERATOR, "cpu"),

@@ -127,6 +127,9 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task 
             "its processes import a task by name; give module:Class and allow_modules, or engine=inprocess"
         )
         raise Refusal("engine", "ray", remedy)
+    if settings.task.num_clients is not None:
+        remedy = "the task was given as an object and says itself how many it has; leave it null"
+        raise Refusal("task.num_clients", settings.task.num_clients, remedy)
     return with_planted(given, options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...configs.schema import Record, SimulationSettings
 from ...privacy.budget import check_delta
@@ -127,16 +128,16 @@ def _planned_noise(
     return tuple((n, calibrated_noise(record, n, settings, rounds)) for n in chosen)
 
 
-def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, int | float | str]:
-    """Return the options that the task is made with; a user's own task gets at most the seed of planted examples.
+def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, Any]:
+    """Return the options that the task is made with; a user's own gets its arguments and the seed of planted examples.
 
     Args:
       settings: of the federation.
       seed: of the simulation; None stands for 0.
     """
     if settings.task.target is not None:
-        return {PLANTED: seed or 0} if plants_examples(settings) else {}
-    options: dict[str, int | float | str | None] = {
+        return settings.task.options | ({PLANTED: seed or 0} if plants_examples(settings) else {})
+    options: dict[str, Any] = {
         "num_clients": settings.task.num_clients,
         "partition": settings.partition.name,
         "alpha": settings.partition.alpha,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ...configs.schema import (
     ClientDistributed,
+    CustomTask,
     LinkSettings,
     Record,
     RecordAndClient,
@@ -106,6 +107,15 @@ class Federation:
     def num_clients(self) -> int:
         """The population."""
         return self.task.num_clients if self.deployed is None else len(self.deployed.roster.members)
+
+    @property
+    def task_name(self) -> str:
+        """What people call the task: a shipped one's name, the label of their own, its attribute `name`, or its class."""
+        asked = self.settings.task
+        if not isinstance(asked, CustomTask):
+            return asked.name
+        own = getattr(self.task, "name", None)
+        return asked.label or (own if isinstance(own, str) and own else asked.target.partition(":")[2])
 
     @cached_property
     def num_canaries(self) -> int:
@@ -231,7 +241,7 @@ class Federation:
         """The different numbers of examples that clients have, ascending; who has none sits out."""
         sizes = {len(data_of(self.task, client)) for client in range(self.task.num_clients)} - {0}
         if not sizes:
-            raise Refusal("task", self.settings.task.name, "no client has an example; give it data")
+            raise Refusal("task", self.task_name, "no client has an example; give it data")
         return sorted(sizes)
 
     def ledger_path(self, folder: Path) -> Path:

@@ -51,7 +51,9 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
     if asked["name"] == "csv":
         kept = {"schema": str(folder / "schema.yaml"), "model": asked["model"], "hidden": asked["hidden"]}
         return load_task("csv", kept)
-    options = {"folder": asked["folder"]} if asked.get("folder") else {}
+    options = {"folder": asked["folder"]} if asked.get("folder") else dict(asked.get("args") or {})
+    if asked.get("target") and asked.get("num_clients") is not None:
+        options["num_clients"] = asked["num_clients"]
     return load_task(asked.get("target") or asked["name"], options, allow_modules)
 
 

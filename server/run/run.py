@@ -295,11 +295,8 @@ def title_of(federation: Federation) -> str:
     clients = f"{federation.num_clients} clients"
     if federation.num_canaries:
         clients += f" and {federation.num_canaries} canaries"
-    task, strategy = (
-        asked.name if asked.target is None else asked.target.partition(":")[2]
-        for asked in (s.task, s.strategy)
-    )
-    return f"{task} ({kind}): {clients}, {strategy}, privacy={federation.mode}"
+    strategy = s.strategy.name if s.strategy.target is None else s.strategy.target.partition(":")[2]
+    return f"{federation.task_name} ({kind}): {clients}, {strategy}, privacy={federation.mode}"
 
 
 def budgets_of(federation: Federation) -> dict[str, float | None]:

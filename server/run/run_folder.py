@@ -14,6 +14,7 @@ import numpy as np
 from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
 
+from ...configs.schema import CustomTask
 from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.adaptation import Choices
@@ -423,8 +424,10 @@ def _result(progress: Progress, ending: Ending, seconds: float) -> dict[str, Any
 def _configured(federation: Federation) -> dict[str, Any]:
     """Return what was trained: the names of the configuration's groups, and how many clients there were."""
     s = federation.settings
+    own = {"target": s.task.target, "args": s.task.args} if isinstance(s.task, CustomTask) else {}
     return {
-        "task": s.task.target or s.task.name,
+        "task": federation.task_name,
+        **own,
         "population": federation.num_clients,
         "cohort": s.cohort.name,
         "strategy": s.strategy.target or s.strategy.name,

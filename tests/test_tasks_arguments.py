@@ -1,0 +1,169 @@
+"""Arguments of one's own task: one spelling on the command line, in Python, in files and on the device."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedveil as fv
+from fedveil.__main__ import run
+from fedveil.client.device.client_bundle import TASK_DEFAULTS, read_task
+from fedveil.configs.bundle_files import read_section
+
+MODULE = '''\
+"""A task with arguments."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Wards:
+    simulated = True
+
+    def __init__(self, folder, hidden=4, sizes=(20, 30), shift=None, wide=False):
+        self.words = Path(folder, "words.txt").read_text().split()
+        self.hidden, self.sizes, self.shift, self.wide = hidden, list(sizes), shift, wide
+        self.num_clients = len(self.sizes)
+
+    def model(self):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(3, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 2))
+
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs, targets):
+        return {"hidden": float(self.hidden), "accuracy": (outputs.argmax(1) == targets).float().mean().item()}
+
+    def client_data(self, client):
+        inputs = torch.randn(self.sizes[client], 3, generator=torch.Generator().manual_seed(client))
+        return inputs, (inputs.sum(1) > 0).long()
+
+    def held_out(self):
+        return self.client_data(0)
+
+
+class Named(Wards):
+    name = "wards of the north"
+
+
+class Open(Wards):
+    def __init__(self, num_clients, folder=".", **rest):
+        super().__init__(folder)
+        self.rest, self.num_clients = rest, num_clients
+        self.sizes = [20] * num_clients
+'''
+ASKED = ("task=custom", "task.target=wards:Wards", "allow_modules=[wards]", "privacy=none", "cohort=all")
+RUN = ("num_rounds=1", "hydra.run.dir=run")
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "wards.py").write_text(MODULE)
+    (tmp_path / "words.txt").write_text("one two")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+    sys.modules.pop("wards", None)
+
+
+def result(folder: str = "run") -> dict[str, Any]:
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def test_the_command_line_gives_a_task_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("task.args.folder=.", "task.args.hidden=6", "task.args.sizes=[8,9,10]", "task.args.shift=null")
+    assert run(["simulate", *ASKED, *given, *RUN]) == 0
+    found = result()
+    assert found["task"] == "Wards"
+    assert found["target"] == "wards:Wards"
+    assert found["args"] == {"folder": ".", "hidden": 6, "sizes": [8, 9, 10], "shift": None}
+    assert found["metrics"]["hidden"] == 6
+    assert found["population"] == 3
+    assert "Wards (simulation): 3 clients" in capsys.readouterr().out
+    assert run(["simulate", "resume=run"]) == 0
+    model: Any = fv.load("run", allow_modules=["wards"]).model
+    assert model[0].out_features == 6
+
+
+def test_a_sweep_goes_over_arguments() -> None:
+    swept = ["task.args.folder=.", "task.args.hidden=2,3", "num_rounds=1", "hydra.sweep.dir=sweep"]
+    assert run(["simulate", "-m", *ASKED, *swept]) == 0
+    assert [result(f"sweep/{n}")["metrics"]["hidden"] for n in (0, 1)] == [2, 3]
+
+
+def test_python_spells_them_the_same() -> None:
+    sys.path.append(".")
+    found = fv.simulate(
+        "wards:Named",
+        args={"folder": Path(), "sizes": (8, 9), "shift": None, "wide": True},
+        allow_modules=["wards"],
+        privacy="none",
+        num_rounds=1,
+        quiet=True,
+    )
+    assert found.result["task"] == "wards of the north"
+    assert found.result["args"] == {"folder": ".", "sizes": [8, 9], "shift": None, "wide": True}
+    with pytest.raises(fv.Refusal, match="the task is an object already"):
+        fv.simulate(__import__("wards").Wards("."), args={"hidden": 2}, privacy="none", quiet=True)
+
+
+def test_a_file_of_ones_own_holds_target_and_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own/task").mkdir(parents=True)
+    Path("own/task/hosp.yaml").write_text("target: wards:Wards\nargs:\n  folder: .\n  hidden: 5\n")
+    asked = ["--config-dir", "own", "task=hosp", "allow_modules=[wards]", "privacy=none", "cohort=all"]
+    assert run(["simulate", *asked, *RUN]) == 0
+    assert (result()["task"], result()["metrics"]["hidden"]) == ("hosp", 5)
+    assert run(["simulate", *asked, "task.args.hidden=7", "num_rounds=1", "hydra.run.dir=other"]) == 0
+    assert result("other")["metrics"]["hidden"] == 7
+    capsys.readouterr()
+    planned = ["cohort=poisson", "privacy=client_central", "privacy.target_delta=0.1"]
+    assert run(["plan", *asked[:4], *planned, "num_rounds=2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            ["task.args.folder=.", "task.args.hiden=3"],
+            "task.args.hiden=3: wards:Wards takes no such argument; did you mean 'hidden'?",
+        ),
+        (["task.args.hidden=3"], "task.args.folder=None: wards:Wards needs it"),
+        (
+            ["task.args.folder=.", "task.num_clients=100"],
+            "task.num_clients=100: wards:Wards does not take it",
+        ),
+        (["task.args.folder=nowhere"], "it cannot be made: FileNotFoundError"),
+        (["task.args.folder=.", "task.args.hidden={a: 1}"], "task.args.hidden"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    given: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", *ASKED, *given, *RUN]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not list(Path().glob("run/*"))
+
+
+def test_a_task_that_takes_its_number_of_clients_has_it() -> None:
+    given = ["task.target=wards:Open", "task.num_clients=5", "task.args.planted=1"]
+    assert run(["simulate", *[each for each in ASKED if "target" not in each], *given, *RUN]) == 0
+    assert result()["population"] == 5
+
+
+def test_the_device_reads_them_and_refuses_them_without_a_target() -> None:
+    own = {"target": "wards:Wards", "allow_modules": ["wards"], "args": {"folder": "/data", "sizes": [1, 2]}}
+    assert read_section({**TASK_DEFAULTS, "client": 0, **own}, read_task, "task").args == own["args"]
+    with pytest.raises(fv.Refusal, match="are those of a target"):
+        read_section({**TASK_DEFAULTS, "client": 0, "name": "heart", "args": {"a": 1}}, read_task, "task")
+    with pytest.raises(fv.Refusal, match=r"task\.args\.a=\[\[\]\]"):
+        read_section({**TASK_DEFAULTS, "client": 0, **own, "args": {"a": [[]]}}, read_task, "task")
