@@ -132,6 +132,11 @@ class Schedule:
         for name, bounds in {"floor": share, "gamma": Range(gt=0, le=1)}.items():
             object.__setattr__(self, name, bounds.check(float, f"schedule.{name}", getattr(self, name)))
 
+    @property
+    def changes(self) -> bool:
+        """Whether any round has another rate than the first full one."""
+        return self.name != "constant" or self.warmup > 0
+
     def factor(self, number: int) -> float:
         """Return what the learning rate is multiplied by in a round, above 0; rounds count from 1."""
         place = min(number, self.rounds) - 1

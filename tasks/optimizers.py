@@ -135,8 +135,12 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
         trains by a function of its own, and cannot as it is asked to.
     """
     check_own_training(task, training, records=noise is not None)
-    if training.optimizer.plain and own_optimizer(task) is None:
+    own = training.optimizer.name == "auto" and own_optimizer(task) is not None
+    if training.optimizer.plain and not own:
         return
+    if own and training.schedule.changes:
+        remedy = "the task's own optimizer has its own rates; leave it out, or name an optimizer"
+        raise Refusal("schedule", training.schedule.name, remedy)
     parameters = [p for p in task.model().parameters() if p.requires_grad]
     optimizer: Any = optimizer_of(task, parameters, training, noise)
     if not isinstance(optimizer, torch.optim.Optimizer | None):

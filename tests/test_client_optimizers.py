@@ -232,6 +232,12 @@ def test_a_task_with_planted_examples_keeps_its_optimizer() -> None:
         (Made(), LocalTraining(optimizer=Optimizer("sgd", (("nesterov", True),))), "Nesterov"),
         (Made(), LocalTraining(optimizer=Optimizer("adam", (("betas", (1.0, 0.9)),))), "Invalid beta"),
         (Made(), LocalTraining(optimizer=Optimizer("muon")), "2D"),
+        (WithOwn(), LocalTraining(schedule=Schedule("cosine", 3)), "schedule='cosine': the task's own"),
+        (
+            WithOwn(),
+            LocalTraining(schedule=Schedule(rounds=3, warmup=1)),
+            "schedule='constant': the task's own",
+        ),
         (Made(), LocalTraining(optimizer=Optimizer("dp_adambc")), "privacy=record"),
     ],
 )
