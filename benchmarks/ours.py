@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from ..client.app import make_client_app, workbench
+from ..client.device.device import ACCELERATOR
 from ..client.private_update import private_update
 from ..client.training.cohort_training import can_vectorise, sum_cohort
 from ..client.training.in_place import begin
@@ -53,6 +55,7 @@ def settings_of(workload: str, size: Size) -> str:
         options,
         seed=_SEED,
         allow_modules=(_MODULE,),
+        accelerator=os.environ.get(ACCELERATOR, "cpu"),
     )
     return settings.to_json()
 

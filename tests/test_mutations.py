@@ -44,6 +44,20 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
+    "an optimizer reads gradients before their noise": Mutation(
+        "client/dp_sgd/train.py",
+        "parameter.grad = noised",
+        "parameter.grad = parameter.summed_grad / (self.expected_batch_size or 1)",
+        "test_client_optimizers.py",
+        "steps_as_opacus_own",
+    ),
+    "an optimizer carries one client's state to the next": Mutation(
+        "client/training/sgd.py",
+        "optimizer = optimizer_of(task, values, training)",
+        'optimizer = task.__dict__.setdefault("kept", optimizer_of(task, values, training))',
+        "test_client_optimizers.py",
+        "torchs_own_class and place and adam",
+    ),
     "text passes for a number in a configuration": Mutation(
         "configs/group.py",
         "ConfigDict(strict=True,",

@@ -48,6 +48,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "clip skipped in book-keeping": RECORD,
     "Poisson batches drawn with a fixed size": RECORD,
     "RNG reused across clients": RECORD,
+    "an optimizer reads gradients before their noise": (*RECORD, "cohort=all"),
     "a canary record that is out trains": RECORD,
 }
 UNSEEN: dict[str, str] = {
@@ -75,6 +76,7 @@ CONFIGURED = "a mistake that is taken for a setting, and a run that keeps to the
 PRECONDITION = (
     "a precondition: what leaks then is the task's doing, and the audit's own task has no such layer"
 )
+CARRIED = "an update made with another client's help is one update, clipped and noised as claimed"
 LINK = "over a link alone, where no canary is there to count twice"
 SERVER = "shows where a server lies, which an honest run's sums do not"
 OPACUS = "in somebody's own loop of Opacus, which no audit watches"
@@ -100,6 +102,7 @@ BEYOND: dict[str, str] = {
     "a loss is not measured": PRECONDITION,
     "what a step leaves behind is not looked at": PRECONDITION,
     "a model remembers one client for the next": PRECONDITION,
+    "an optimizer carries one client's state to the next": CARRIED,
     "text passes for a number in a configuration": CONFIGURED,
     "rules between keys of a configuration are not looked at": CONFIGURED,
     "what is frozen travels": "more numbers leave, all of them clipped and noised as claimed",
