@@ -93,7 +93,7 @@ class Sentences(_Task):
     """What npm wrote, a file or a folder; null: $FEDVEIL_SPAM_ASSASSIN, else what lies where you stand."""
 
 
-class Csv(_Task):
+class CsvTask(_Task):
     """Tables, CSV or Parquet, under one schema; a file or a folder is a client."""
 
     name: Literal["csv"] = "csv"
@@ -719,7 +719,7 @@ class LinkSettings(Group):
         return bool(self.quorum) or self.enough is not None
 
 
-TaskSettings = ShippedTask | Shakespeare | Sentences | Csv | CustomTask
+TaskSettings = ShippedTask | Shakespeare | Sentences | CsvTask | CustomTask
 PartitionSettings = PlainPartition | Dirichlet
 CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | AllCohort
 StrategySettings = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
@@ -853,7 +853,7 @@ class SimulationSettings(FederationSettings):
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield what a simulation lacks, and what its engine cannot do at record level."""
         yield from super().rules()
-        if isinstance(self.task, Csv) and self.task.folder is None:
+        if isinstance(self.task, CsvTask) and self.task.folder is None:
             yield "task.folder", "name the folder of the tables, in which each file or folder is a client"
         if not isinstance(self.privacy, Record | RecordAndClient):
             return
@@ -900,7 +900,7 @@ class ServerSettings(FederationSettings):
             yield "resume", "the same command again goes on with a run; leave it out"
         if self.partition.name != "natural":
             yield "partition", "real clients hold what they hold; leave it out"
-        if isinstance(self.task, Csv) and self.task.folder is not None:
+        if isinstance(self.task, CsvTask) and self.task.folder is not None:
             yield "task.folder", "the tables stay with the clients; leave it out"
         yield from self._rules_of_clients()
         if self.link.quorum is not None and self.secagg is not None:

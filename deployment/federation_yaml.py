@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,13 +12,20 @@ from typing import Any
 
 import yaml
 
-from ..client.device.client_bundle import ELIGIBILITY_DEFAULTS, TASK_DEFAULTS, read_eligibility, read_task
+from ..client.device.client_bundle import (
+    ELIGIBILITY_DEFAULTS,
+    TABLES,
+    TASK_DEFAULTS,
+    read_eligibility,
+    read_task,
+)
 from ..client.device.owner_policy import read_policy
 from ..configs.bundle_files import ADDRESS, ADDRESS_FORM, HOST, LINKS, NAME, NAME_FORM, filled, read_section
 from ..configs.strict import Section
 from ..configs.yaml_guard import check_file, yaml_sentence
 from ..links.server_bundle import SERVER
 from ..privacy.refusal import Refusal
+from ..tasks.table_schema import SCHEMA, read_schema
 
 DAYS = 365
 MOST_DAYS = 397  # TLS libraries accept at most 398 days of validity, and one goes to late clocks
@@ -83,6 +90,7 @@ class FederationFile:
       link: `grpc` or `flower`.
       certificate_days: how long a certificate is valid.
       clients: in the order of the file.
+      schema: of the tables of all clients that have the task csv, as text; None where no client has.
     """
 
     name: str
@@ -92,6 +100,7 @@ class FederationFile:
     link: str
     certificate_days: int
     clients: tuple[ClientEntry, ...]
+    schema: str | None = None
 
 
 def read_federation(path: Path) -> FederationFile:
@@ -112,7 +121,23 @@ def read_federation(path: Path) -> FederationFile:
     for name, times in Counter(entry.name for entry in entries).items():
         if name == SERVER or times > 1:
             raise Refusal("name", name, "is the server's" if name == SERVER else "names two clients")
-    return FederationFile(*made, clients=tuple(entries))
+    return FederationFile(*made, clients=tuple(entries), schema=_schema(entries, path.parent))
+
+
+def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
+    """Return the one schema of all tables; the desk has a copy beside its copy of the file."""
+    asked = {
+        (str(entry.task["options"].get("schema", SCHEMA)), entry.task["options"].get("label"))
+        for entry in entries
+        if entry.task["name"] == TABLES
+    }
+    if len(asked) > 1:
+        shown = ", ".join(sorted(name for name, _ in asked))
+        raise Refusal("task.options.schema", shown, "must be one, with one label, for all clients")
+    for name, label in asked:
+        found = folder / name
+        return read_schema(found if found.is_file() else folder / SCHEMA, label).text()
+    return None
 
 
 def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int]:
@@ -155,7 +180,7 @@ def _client(found: Values, shared: Mapping[str, Values], path: str, folder: Path
     values = filled({"request": None, "task": {}, "eligibility": {}, "policy": {}}, found)
     name, request = read_section(values, _entry, path)
     task = shared["task"]
-    if any(choice in values["task"] for choice in (*CHOICES, "data")):
+    if any(choice in values["task"] for choice in CHOICES):
         task = {**task, **dict.fromkeys((*CHOICES, "data")), "args": {}}
     wanted = {
         group: filled(values_of, values[group]) for group, values_of in {**shared, "task": task}.items()

@@ -22,6 +22,7 @@ from ..configs.bundle_files import read_file
 from ..links.server_bundle import SERVER
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
+from ..tasks.table_schema import SCHEMA
 from .authority import Authority, issue, open_authority
 from .federation_yaml import FederationFile, read_federation
 from .register import Issued, Register, read_register, write_register
@@ -58,7 +59,8 @@ def provision(file: Path, out: Path | None, wheels: Path | None) -> Desk:
     """
     federation = read_federation(file)
     requests = {each.name: read_request(each.request) for each in federation.clients if each.request}
-    requirements = installed_requirements() if wheels is None else wheel_requirements(wheels)
+    extras = ("client",) if federation.schema is None else ("client", "tables")
+    requirements = installed_requirements(extras) if wheels is None else wheel_requirements(wheels)
     folder = Path(federation.name) if out is None else out
     _check(federation, read_register(folder / AUTHORITY / REGISTER), requests)
     with _writing(folder):
@@ -70,6 +72,8 @@ def provision(file: Path, out: Path | None, wheels: Path | None) -> Desk:
             if before.find(entry.name) is None:
                 desk = _admit(desk, entry.name, requests.get(entry.name))
         replace_file(folder / AUTHORITY / REQUIREMENTS, requirements.encode())
+        if federation.schema is not None:
+            replace_file(folder / AUTHORITY / SCHEMA, federation.schema.encode())
         replace_file(folder / AUTHORITY / FILE, file.read_bytes())
         return _publish(desk)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from email import message_from_string
 from importlib import metadata
 from pathlib import Path
@@ -29,10 +29,10 @@ TORCH = (
 )
 
 
-def installed_requirements() -> str:
-    """Pins of fedveil and of all that a client needs, as installed here; without hashes, which only wheels have."""
+def installed_requirements(extras: Sequence[str] = ("client",)) -> str:
+    """Pins of fedveil and of all that these extras need, as installed here; without hashes, which only wheels have."""
     pins: dict[str, str] = {}
-    _pin("fedveil", pins, ("client",))
+    _pin("fedveil", pins, extras)
     torch = pins.pop("torch")
     lines = ["# Pins only: fedveil provision --wheels FOLDER adds hashes."]
     lines += [f"{name}=={version}" for name, version in sorted(pins.items())]

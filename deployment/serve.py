@@ -36,6 +36,7 @@ from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..server.run.run_folder import CONFIG, RESULT
 from ..strategies.run_over import RunOver, message_to
+from ..tasks.table_schema import SCHEMA
 from .open_link import Link, open_link
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
@@ -119,6 +120,12 @@ def _nothing(config: DictConfig) -> None:
     del config
 
 
+def _needs_schema(bundle: ServerBundle, given: Sequence[str]) -> bool:
+    """Whether tables are learned from by the schema that provisioning has put into the bundle."""
+    named = any(each.startswith("task.schema=") for each in given)
+    return "task=csv" in given and not named and (bundle.folder / SCHEMA).is_file()
+
+
 def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
     """Return the settings of the run that is asked for; where it had begun, `resume` names its folder.
 
@@ -133,7 +140,8 @@ def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
     """
     unfinished = _unfinished(bundle.folder) if not given else None
     link = [] if any(each.startswith("link=") for each in given) else [f"link={bundle.link}"]
-    settings = server_settings([*given, *link]) if unfinished is None else _begun(unfinished)
+    schema = [f"task.schema={bundle.folder / SCHEMA}"] if _needs_schema(bundle, given) else []
+    settings = server_settings([*given, *link, *schema]) if unfinished is None else _begun(unfinished)
     where = bundle.folder / RUNS / settings.run
     if not (where / CONFIG).exists():
         return settings

@@ -9,10 +9,12 @@ from typing import Any
 
 import tomli_w
 
+from ..client.device.client_bundle import TABLES
 from ..client.device.enrolment import PRIVATE
 from ..privacy.ledger.durable_files import replace_files
 from ..privacy.secagg.roster import write_roster
 from ..strategies.identity import FIRST_NODE
+from ..tasks.table_schema import SCHEMA
 from .authority import Authority
 from .federation_yaml import ClientEntry, FederationFile
 from .register import Issued, Register
@@ -35,6 +37,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
             "ca.pem": authority.ca_pem,
             "tls.pem": register.server.encode(),
             SERVER_UNIT: server_unit(federation.name).encode(),
+            **_tables(federation),
         },
     )
     _write(folder / "supernodes", {f"{each.name}.pub": each.supernode.encode() for each in register.admitted})
@@ -62,20 +65,30 @@ def write_clients(
             "policy.toml": tomli_w.dumps(_given({**entry.policy, **trust})).encode(),
             "tls.pem": issued.certificate.encode(),
             CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
+            **(_tables(federation) if entry.task["name"] == TABLES else {}),
         }
         _write(folder / issued.name, {**shared, **own})
         for key in PRIVATE if issued.on_device else ():  # once the device has made its own
             (folder / issued.name / key).unlink(missing_ok=True)
 
 
+def _tables(federation: FederationFile) -> dict[str, bytes]:
+    """Return the file of the schema, where there is one."""
+    return {} if federation.schema is None else {SCHEMA: federation.schema.encode()}
+
+
 def _settings(federation: FederationFile, entry: ClientEntry, issued: Issued) -> dict[str, Any]:
+    task = _given(entry.task)
+    if entry.task["name"] == TABLES:  # the label stands in the schema of the bundle
+        options = {key: value for key, value in entry.task["options"].items() if key != "label"}
+        task = {**task, "options": {**options, "schema": SCHEMA}}
     return {
         "federation": federation.name,
         "name": issued.name,
         "node": issued.node,
         "server": federation.address,
         "link": federation.link,
-        "task": {"client": issued.node - FIRST_NODE, **_given(entry.task)},
+        "task": {"client": issued.node - FIRST_NODE, **task},
         "eligibility": _given(entry.eligibility),
     }
 

@@ -8,6 +8,7 @@ task, the data, the budget. Record-level noise is not in it: each client plans i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 ORDER_KEY = "fedveil-training"  # in the strategy's configuration record
 MAX_ORDER_BYTES = 4096  # one has under 700
 MAX_RUN = 200
+DIGEST = re.compile("[0-9a-f]{64}")
 NEW = "@"  # between the name that people gave a run and the part that makes it new
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
@@ -106,6 +108,7 @@ class TrainingOrder:
       training: how to train; in JSON its keys stand beside the others, without those that a strategy tells.
       client: given if and only if `privacy` protects clients.
       record: given if and only if `privacy` protects records.
+      agreement: of the server's task, as `tasks.arrays.agreement_of` has it; None where the task has no schema.
 
     Raises:
       Refusal: a value is out of range, or does not go with `privacy`.
@@ -116,11 +119,14 @@ class TrainingOrder:
     training: LocalTraining
     client: ClientClaim | None = None
     record: RecordOrder | None = None
+    agreement: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "privacy", word(Mode, "privacy", self.privacy))
         if not _is_name(self.run):
             raise Refusal("run", self.run, f"give a name of 1 to {MAX_RUN} printable characters")
+        if self.agreement is not None and not DIGEST.fullmatch(str(self.agreement)):
+            raise Refusal("agreement", self.agreement, "give 64 hexadecimal digits")
         for name, modes in (("client", CLIENT_MODES), ("record", RECORD_MODES)):
             if (getattr(self, name) is not None) != (self.privacy in modes):
                 raise Refusal(name, getattr(self, name), f"does not go with privacy={self.privacy}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .protocol import Task
+from .protocol import PredictingTask, Task
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -36,6 +37,21 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     kept = (item for item in model.state_dict().items() if item[0] not in frozen)
     return {name: value.detach().cpu().numpy().copy() for name, value in kept}
+
+
+def agreement_of(task: Task) -> str | None:
+    """Return what a server and its clients must have in common, as SHA-256 in hexadecimal.
+
+    It covers the schema by which inputs are made and the arrays of the model; None where a task has no schema.
+    """
+    if not isinstance(task, PredictingTask):
+        return None
+    digest = hashlib.sha256()
+    for name, content in sorted(task.beside_the_model().items()):
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    for name, array in sorted(read_arrays(task.model()).items()):
+        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+    return digest.hexdigest()
 
 
 def dimension_of(task: Task) -> int:

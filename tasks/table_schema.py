@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -96,12 +95,6 @@ class Schema:
     def width(self) -> int:
         """Number of inputs of the model."""
         return sum(each.width for each in self.inputs)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of what the schema says, in hexadecimal; the layout of its file does not count."""
-        said = [self.label, self.missing, [_values(each) for each in self.columns]]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def text(self, notes: Mapping[str, str] | None = None) -> str:
         """Return the schema as the file from which `read_schema` makes it.
@@ -253,13 +246,6 @@ def _switch(where: str, found: object) -> bool:
 
 
 # --- as text ------------------------------------------------------------------------------------------------------
-
-
-def _values(column: Column) -> dict[str, Any]:
-    kept = {"name": column.name, "required": column.required}
-    if column.categories:
-        return {**kept, "categories": column.categories}
-    return {**kept, "low": column.low, "high": column.high, "missing": column.missing}
 
 
 def _column_text(column: Column) -> str:

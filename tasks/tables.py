@@ -122,7 +122,7 @@ def load(
     label: str | None = None,
     schema: str | None = None,
     model: str = "linear",
-    hidden: Sequence[int] = (32,),
+    hidden: Sequence[int] | int = (32,),
     simulated: bool = False,
     held_out_share: float = 0.2,
     held_out_file: str | None = None,
@@ -130,6 +130,7 @@ def load(
     partition: str = "natural",
     alpha: float = 0.5,
     seed: int = 0,
+    data: str | None = None,
 ) -> Tables:
     """Return the task.
 
@@ -146,6 +147,7 @@ def load(
       partition: natural (a file or folder a client); iid, dirichlet and shards deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
       seed: of the partition.
+      data: of a device, its own table or folder of tables, in the place of `folder`.
 
     Raises:
       Refusal: a value, the schema or a table is not as it should be.
@@ -154,6 +156,7 @@ def load(
         raise Refusal("task.model", model, f"choose one of {', '.join(MODELS)}")
     public = None if held_out_file is None else Path(held_out_file)
     paths = [] if folder is None else clients_of(Path(folder), [] if public is None else [public])
+    paths = paths if data is None else [Path(data)]
     agreed = _schema(folder, paths, label, schema, simulated)
     clients = tuple(_examples(path, agreed) for path in paths)
     if partition != "natural":
@@ -163,7 +166,8 @@ def load(
     elif num_clients not in (None, len(clients)) and folder is not None:
         remedy = f"{folder} holds {len(clients)}, a file or folder each; leave it out"
         raise Refusal("task.num_clients", num_clients, remedy)
-    layers = tuple(hidden) if model == "mlp" else ()
+    sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    layers = sizes if model == "mlp" else ()
     if public is not None:
         return Tables(agreed, clients, _examples(public, agreed), layers, simulated)
     if not simulated:

@@ -410,7 +410,7 @@ def test_a_command_that_was_cut_short_anywhere_is_completed_by_giving_it_again(
     (tmp_path / "f.yaml").write_text(SMALL)
     # What costs time and changes nothing here.
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr("fedveil.deployment.provision.installed_requirements", lambda: "fedveil\n")
+    monkeypatch.setattr("fedveil.deployment.provision.installed_requirements", lambda _: "fedveil\n")
     completed = False
     for step in range(100):
         out = tmp_path / str(step)

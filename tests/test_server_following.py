@@ -22,7 +22,7 @@ ROSTER = "roster.bin"
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("fedveil.deployment.provision.installed_requirements", lambda: "fedveil\n")
+    monkeypatch.setattr("fedveil.deployment.provision.installed_requirements", lambda _: "fedveil\n")
     (tmp_path / "federation.yaml").write_text(FEDERATION)
     provision(tmp_path / "federation.yaml", tmp_path / "hearts", None)
     return tmp_path / "hearts"

@@ -197,15 +197,11 @@ def test_a_mistake_in_the_schema_is_one_sentence(hospitals: Path, before: str, a
     assert said in refused(hospitals)
 
 
-def test_a_schema_survives_its_file_and_its_digest_is_of_what_it_says(
-    hospitals: Path, tmp_path: Path
-) -> None:
+def test_a_schema_survives_its_file(hospitals: Path, tmp_path: Path) -> None:
     schema = read_schema(hospitals / "schema.yaml")
     copy = tmp_path / "copy.yaml"
     copy.write_text("# a comment\n" + schema.text())
-    assert read_schema(copy) == schema and read_schema(copy).digest == schema.digest
-    copy.write_text(schema.text().replace("high: 100", "high: 101"))
-    assert read_schema(copy).digest != schema.digest
+    assert read_schema(copy) == schema and read_schema(copy).text() == schema.text()
     assert read_schema(copy, "SEX").label == "sex" and read_schema(copy, "sex").width == 3
 
 

@@ -35,6 +35,7 @@ from .owner_policy import OwnerPolicy, read_policy
 
 ROSTER = "roster.bin"  # in the bundle as it was shipped, in the state folder the newest that has come
 KINDS = ("linear",)
+TABLES = "csv"  # the shipped task whose data are the device's own
 HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")
 LAST_NODE = 2**31 - 1
 MOST_MEBIBYTES = 2**20
@@ -67,7 +68,7 @@ class TaskChoice:
       name: a shipped task.
       target: the owner's own task as "module:Class"; its module is among `allow_modules`.
       kind: "linear" trains a linear model with NumPy alone on the file `data`.
-      data: an .npz file, relative to the bundle; for a kind only.
+      data: relative to the bundle: an .npz file for a kind, a table or a folder of tables for the task csv.
       client: which of the task's clients this device is, from 0.
       allow_modules: modules that may be imported for the task.
       options: arguments of a shipped task.
@@ -218,13 +219,14 @@ def read_task(section: Section) -> TaskChoice:
     allowed = section.names("allow_modules")
     if sum(section.given(key) for key in ("name", "target", "kind")) != 1:
         section.refuse("name", "give one of name, target and kind")
-    if section.given("kind") != section.given("data"):
-        section.refuse("data", "belongs to a kind, and each kind needs it")
+    name = section.optional_text("name")
+    if (section.given("kind") or name == TABLES) != section.given("data"):
+        section.refuse("data", f"belongs to a kind or to name: {TABLES}, and each of these needs it")
     arguments = section.arguments("args")
     if arguments and not section.given("target"):
         section.refuse("args", "are those of a target; a shipped task has options")
     return TaskChoice(
-        name=section.optional_text("name"),
+        name=name,
         target=section.target("target", allowed) if section.given("target") else None,
         kind=section.word("kind", KINDS) if section.given("kind") else None,
         data=section.optional_text("data"),

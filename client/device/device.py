@@ -43,7 +43,7 @@ from ...strategies.wire import (
 )
 from ..private_update import NotTrained, private_update
 from ..secure_update import STATE, STATE_RECORD, secure_update
-from .client_bundle import ClientBundle, renew_roster
+from .client_bundle import TABLES, ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
 from .order_policy import accepted
 from .own_ledger import OwnLedger
@@ -238,13 +238,17 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
             return linear.train_round(message, choice.client, table, told)
 
         return Device(bundle, settings, train_table, None, root, linear.check_order)
+    from ...tasks.arrays import agreement_of
     from ...tasks.data import check_data, data_of
     from ...tasks.hardware import check_device
     from ...tasks.optimizers import check_optimizer
     from ..app import Workbench, train_round  # torch, which a linear model does without
 
     check_device(settings.accelerator, ACCELERATOR)
+    if choice.name == TABLES:
+        settings, choice = replace(settings, task_options=_of_tables(bundle)), replace(choice, client=0)
     bench = Workbench(settings)
+    agreement = agreement_of(bench.task)
     if not 0 <= choice.client < bench.task.num_clients:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
     _ = bench.model
@@ -255,9 +259,21 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     check_data(data_of(bench.task, choice.client), f"client {choice.client}")
 
     def prepare(order: TrainingOrder) -> None:
+        if order.agreement != agreement:
+            remedy = "the server has another schema or model; both come from one fedveil provision"
+            raise Refusal("schema", str(choice.options.get("schema")), remedy)
         check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
 
     return Device(bundle, settings, train, lambda: len(data_of(bench.task, choice.client)), root, prepare)
+
+
+def _of_tables(bundle: ClientBundle) -> dict[str, object]:
+    """Return the options of the task csv with the paths of this device's own tables and of the common schema."""
+    from ...tasks.table_schema import SCHEMA
+
+    choice = bundle.settings.task
+    schema = bundle.folder / str(choice.options.get("schema", SCHEMA))
+    return {**choice.options, "data": str(bundle.folder / str(choice.data)), "schema": str(schema)}
 
 
 def device_name(bundle: ClientBundle) -> str:

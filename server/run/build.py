@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...configs.checks import check_cohort, check_delta, check_seed
 from ...configs.schema import (
     ClientDistributed,
-    Csv,
+    CsvTask,
     LinkSettings,
     NoPrivacy,
     Record,
@@ -110,7 +110,7 @@ def _check_training(settings: SimulationSettings, task: Task) -> None:
 
 def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:
     """Return a shipped task that is not loaded yet; None where its number of clients is known by its data alone."""
-    public = settings.task.name in TASKS and not isinstance(settings.task, Csv)
+    public = settings.task.name in TASKS and not isinstance(settings.task, CsvTask)
     if settings.task.num_clients is None or not public:
         return None
     load = partial(load_task, settings.task.name, options)

@@ -15,6 +15,7 @@ from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...tasks import PLANTED
+from ...tasks.arrays import agreement_of
 from .display import warn
 from .federation import Federation, Run, ledger_home
 from .record_audit import canaries_of_each, plants_examples
@@ -157,6 +158,7 @@ def order_of(run: Run) -> dict[str, str]:
         training=s.local_training,
         client=_claim(run),
         record=_record_order(run.federation),
+        agreement=agreement_of(run.federation.task),
     )
     return {ORDER_KEY: order.to_json()}
 

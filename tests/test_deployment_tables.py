@@ -1,0 +1,141 @@
+"""`task: csv` of real clients: one schema in every bundle, each device's own tables, and an order that names both."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedveil.client.device.client_bundle import read_client_bundle
+from fedveil.client.device.device import read_device
+from fedveil.configs.local_training import LocalTraining
+from fedveil.deployment.provision import provision, rotate
+from fedveil.deployment.serve import settings_for
+from fedveil.links.server_bundle import read_server_bundle
+from fedveil.privacy.budget import Adjacency
+from fedveil.privacy.refusal import Refusal
+from fedveil.server.run.released import predictions
+from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
+from fedveil.tasks.arrays import agreement_of
+from fedveil.tasks.table_schema import read_schema
+from fedveil.tasks.tables import load
+
+SCHEMA = "label: y\ncolumns:\n  x: {low: 0, high: 4}\n  y: {categories: [no, yes]}\n"
+ROWS = "x,y\n" + "".join(f"{row % 5},{'no' if row % 5 < 2 else 'yes'}\n" for row in range(40))
+FEDERATION: dict[str, Any] = {
+    "federation": "shops",
+    "server": {"address": "localhost:8799", "listen": "127.0.0.1:8799"},
+    "task": {"name": "csv", "data": "table.csv", "options": {"schema": "common/s.yaml"}},
+    "policy": {"target_epsilon": 8.0, "target_delta": 1e-4},
+    "clients": [{"name": "a"}, {"name": "b", "task": {"data": "tables"}}, {"name": "c"}],
+}
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "s.yaml").write_text("# the same for all\n" + SCHEMA)
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump(FEDERATION))
+    provision(tmp_path / "f.yaml", tmp_path / "shops", None)
+    return tmp_path / "shops"
+
+
+def test_every_bundle_has_the_one_schema_and_a_device_reads_its_own_tables(desk: Path) -> None:
+    wanted = read_schema(desk.parent / "common" / "s.yaml")
+    for place in ("server", "clients/a", "clients/b", "clients/c", "authority"):
+        assert read_schema(desk / place / "schema.yaml") == wanted
+    (desk / "clients" / "a" / "table.csv").write_text(ROWS)
+    tables = desk / "clients" / "b" / "tables"
+    tables.mkdir()
+    (tables / "1.csv").write_text(ROWS)
+    (tables / "2.csv").write_text(ROWS)
+    counts = [read_device(read_client_bundle(desk / "clients" / name)).count for name in "ab"]
+    assert [count() for count in counts if count is not None] == [40, 80]
+    assert "pyarrow==" in (desk / "clients" / "a" / "requirements.txt").read_text()
+
+
+def test_new_keys_need_no_schema_but_the_desks_own(desk: Path) -> None:
+    shutil.rmtree(desk.parent / "common")
+    rotate(desk, "a", None)
+    assert read_schema(desk / "clients" / "a" / "schema.yaml").label == "y"
+
+
+def test_a_device_without_its_table_or_with_a_wrong_one_says_so_before_it_connects(desk: Path) -> None:
+    bundle = read_client_bundle(desk / "clients" / "a")
+    with pytest.raises(Refusal, match="holds no table"):
+        read_device(bundle)
+    (desk / "clients" / "a" / "table.csv").write_text(ROWS.replace("3,yes", "3,maybe", 1))
+    with pytest.raises(Refusal, match="column 'y', row 5='maybe': is none of its categories"):
+        read_device(bundle)
+
+
+def test_an_order_of_another_schema_or_model_is_not_followed(desk: Path) -> None:
+    (desk / "clients" / "a" / "table.csv").write_text(ROWS)
+    device = read_device(read_client_bundle(desk / "clients" / "a"))
+    assert device.prepare is not None
+    record = RecordOrder(3.0, 1e-5, 1.0, Adjacency.ZERO_OUT, 10)
+    order = TrainingOrder("r", Mode.RECORD, LocalTraining(), record=record)
+    schema = str(desk / "server" / "schema.yaml")
+    own = agreement_of(load(schema=schema))
+    device.prepare(replace(order, agreement=own))
+    assert TrainingOrder.from_json(replace(order, agreement=own).to_json()).agreement == own
+    others = [None, agreement_of(load(schema=schema, model="mlp"))]
+    (desk / "other.yaml").write_text(SCHEMA.replace("high: 4", "high: 5"))
+    others.append(agreement_of(load(schema=str(desk / "other.yaml"))))
+    for other in others:
+        assert other != own
+        with pytest.raises(Refusal, match="another schema or model"):
+            device.prepare(replace(order, agreement=other))
+    with pytest.raises(Refusal, match="64 hexadecimal digits"):
+        replace(order, agreement="0")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": "common/none.yaml"}, "none.yaml|schema.yaml.*cannot be read"),
+        ({"label": "z"}, "task.label='z': name a column of"),
+    ],
+)
+def test_a_schema_that_cannot_be_had_is_refused_and_nothing_made(
+    tmp_path: Path, change: dict[str, str], said: str
+) -> None:
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "s.yaml").write_text(SCHEMA)
+    task = {**FEDERATION["task"], "options": {**FEDERATION["task"]["options"], **change}}
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump({**FEDERATION, "task": task}))
+    with pytest.raises(Refusal, match=said):
+        provision(tmp_path / "f.yaml", tmp_path / "shops", None)
+    assert not (tmp_path / "shops").exists()
+
+
+def test_two_schemas_in_one_federation_are_refused(tmp_path: Path) -> None:
+    for name in ("s", "t"):
+        (tmp_path / f"{name}.yaml").write_text(SCHEMA)
+    clients = [
+        {"name": name, "task": {"name": "csv", "data": "t.csv", "options": {"schema": f"{name}.yaml"}}}
+        for name in "st"
+    ]
+    (tmp_path / "f.yaml").write_text(yaml.safe_dump({**FEDERATION, "clients": clients}))
+    with pytest.raises(Refusal, match=r"s\.yaml, t\.yaml.*must be one, with one label, for all clients"):
+        provision(tmp_path / "f.yaml", None, None)
+
+
+def test_a_server_takes_the_schema_of_its_bundle_and_no_tables(desk: Path) -> None:
+    bundle = read_server_bundle(desk / "server")
+    settings = settings_for(bundle, ["task=csv"])
+    assert settings.task.options["schema"] == str(desk / "server" / "schema.yaml")
+    with pytest.raises(Refusal, match="the tables stay with the clients; leave it out"):
+        settings_for(bundle, ["task=csv", "task.folder=hospitals"])
+
+
+def test_predictions_are_words_with_their_probability(desk: Path, tmp_path: Path) -> None:
+    task = load(schema=str(desk / "server" / "schema.yaml"))
+    (tmp_path / "new.csv").write_text("x\n0\n4\n\n")
+    found = predictions(
+        lambda inputs: inputs @ task.model().state_dict()["weight"].T, task, tmp_path / "new.csv", True
+    )
+    assert list(found) == ["y", "probability"] and found["probability"].tolist() == [0.5, 0.5]
