@@ -46,6 +46,9 @@ def _verb(of: typer.Typer, name: str, short: str, cls: type[Verb] = Verb, *, hid
     return of.command(name, cls=cls, context_settings=settings, short_help=short, hidden=hidden)
 
 
+AcceptVacuous = Annotated[
+    bool, Option("--accept-vacuous", help="Train on real data although the plan calls the promise vacuous.")
+]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON, and nothing else.")]
 Ledger = Annotated[Path, Argument(metavar="PATH", help="A ledger: a file of a run folder, or of real data.")]
 Bundle = Annotated[
@@ -119,7 +122,7 @@ def root(
 
 
 @_verb(app, "simulate", "Train, under a privacy budget.", HydraVerb)
-def simulate(ctx: typer.Context, as_json: Json = False) -> int:
+def simulate(ctx: typer.Context, as_json: Json = False, accept_vacuous: AcceptVacuous = False) -> int:
     """Train a federation on this machine, under a privacy budget.
 
     Example:
@@ -135,7 +138,8 @@ def simulate(ctx: typer.Context, as_json: Json = False) -> int:
     from .simulate import simulate as body
 
     _own_modules()
-    return body([*ctx.args, *(["--json"] if as_json else [])])
+    accepted = ["accept_vacuous=true"] if accept_vacuous else []
+    return body([*ctx.args, *accepted, *(["--json"] if as_json else [])])
 
 
 @_verb(app, "plan", "Show what a budget affords.", HydraVerb)
@@ -494,6 +498,7 @@ def serve(
     ctx: typer.Context,
     folder: Bundle,
     as_json: Json = False,
+    accept_vacuous: AcceptVacuous = False,
     despite_alarm: Annotated[
         bool, Option("--despite-alarm", help="Go on with a run that an alarm of its audit has paused.")
     ] = False,
@@ -510,7 +515,8 @@ def serve(
     from ..deployment.serve import serve as body
 
     _own_modules()
-    return body(folder, ctx.args, as_json=as_json, despite_alarm=despite_alarm)
+    given = [*ctx.args, *(["accept_vacuous=true"] if accept_vacuous else [])]
+    return body(folder, given, as_json=as_json, despite_alarm=despite_alarm)
 
 
 @_verb(server, "status", "Say who is here, what is spent.")

@@ -66,6 +66,9 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         affordable = plan.affordable_rounds(budget)
         ends = "; the run ends there" if affordable < rounds else ""
         console.print(f"At this noise the budget affords {affordable} rounds{ends}.")
+    if (runs := federation.settings.budget.runs) > 1:
+        once, all_of_them = (plan.epsilon(budget.target_delta, rounds * each) for each in (1, runs))
+        console.print(f"One of {runs} runs: it costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
     if plan.unit == "client":
         console.print(_metrics(federation, plan))
     for sentence in warnings_for(federation, plan, budget):
@@ -93,10 +96,17 @@ def _cell(plan: Plan, adversary: Adversary, value: float) -> str:
     return f"{value:.3f}" if adversary in plan.adversaries else "infinite"
 
 
+def _spelled(value: float) -> float | str:
+    return value if math.isfinite(value) else "infinity"
+
+
 def plain(federation: Federation) -> list[dict[str, Any]]:
     """Return the plan of each unit as plain data, with a word for the number that JSON does not have."""
     return [
         asdict(each)
-        | {"epsilon": [(mark, value if math.isfinite(value) else "infinity") for mark, value in each.epsilon]}
+        | {
+            "epsilon": [(mark, _spelled(value)) for mark, value in each.epsilon],
+            "runs_epsilon": _spelled(each.runs_epsilon),
+        }
         for each in unit_plans(federation)
     ]

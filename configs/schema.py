@@ -21,7 +21,8 @@ Parameter = float | int | str | bool
 Argument = Parameter | None | list[Parameter | None]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 # Accountants compose round by round in floating point; beyond this their own error is no longer negligible.
-Rounds = Annotated[int, Field(ge=1, le=100_000)]
+MOST_ROUNDS = 100_000
+Rounds = Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
 Clients = Annotated[int, Field(ge=1, le=10_000_000)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -695,6 +696,13 @@ class LedgerSettings(Group):
     """Null: the run folder of simulated data, FOLDER/ledgers of a server, else ~/.local/share/fedveil/ledgers."""
 
 
+class BudgetSettings(Group):
+    """What a budget is for."""
+
+    runs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Runs like this one on the same data that the budget shall last for; each is planned as one of them."""
+
+
 class LinkSettings(Group):
     """What reaches real clients, and how rounds go there."""
 
@@ -748,6 +756,9 @@ class FederationSettings(Group):
     checkpoint_every: Rounds = 1
     """Rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()
+    budget: BudgetSettings = BudgetSettings()
+    accept_vacuous: bool = False
+    """Train on real data although the plan calls the promise vacuous, or most cohorts would be empty."""
     callbacks: Annotated[
         tuple[CallbackName, ...],
         Field(
@@ -802,6 +813,8 @@ class FederationSettings(Group):
             if target and module not in self.allow_modules:
                 yield key, f"'{module}' is not among the modules you allow; add allow_modules=[{module}]"
         yield from self._rules_of_training()
+        if self.budget.runs > 1:
+            yield from self._rules_of_runs()
         distributed = isinstance(self.privacy, ClientDistributed)
         if distributed and isinstance(self.secagg_group, NoSecagg):
             text = "a single vector has but one share of the noise; mask it, or use client_central"
@@ -819,6 +832,20 @@ class FederationSettings(Group):
                 "optimizer.name",
                 "takes the noise of DP-SGD out of its moments; use adam, or privacy=record",
             )
+
+    def _rules_of_runs(self) -> Iterator[tuple[str, str]]:
+        """Where noise is not planned from the budget, or a run is one release, no run has a share of it."""
+        privacy, client = self.privacy, sum_level(self.privacy)
+        record = privacy.record if isinstance(privacy, RecordAndClient) else privacy
+        levels = [each for each in (record, client) if isinstance(each, PrivacyLevel)]
+        if not levels or any(each.noise_multiplier is not None for each in levels):
+            yield "budget.runs", "plans the noise from a budget; give none by noise_multiplier, or leave it 1"
+        if client and client.noise_schedule == "adaptive":
+            yield "budget.runs", "needs noise that is fixed in advance; use privacy.noise_schedule=fixed"
+        if self.cohort.by_turns:
+            yield "budget.runs", "needs rounds that are a release each; choose another cohort, or leave it 1"
+        if self.budget.runs * self.num_rounds > MOST_ROUNDS:
+            yield "budget.runs", f"together the runs may have at most {MOST_ROUNDS} rounds"
 
     def _rules_of_audit(self) -> Iterator[tuple[str, str]]:
         audit, client = self.audit, sum_level(self.privacy)

@@ -140,6 +140,26 @@ class Plan:
             calibrated = replace(self, noise_multiplier=noise)
         return calibrated
 
+    def calibrate_as_one_of(
+        self, runs: int, budget: Budget, prior: "Sequence[DpEvent]" = (), num_rounds: int | None = None
+    ) -> "Plan":
+        """Return this plan with the noise of one of so many identical runs that fit the budget together.
+
+        Where `prior` leaves less than that, return `calibrate`.
+
+        Args:
+          runs: at least 1.
+          budget: of the plan's unit and adjacency.
+          prior: events of the same unit before the plan's rounds.
+          num_rounds: of one run; None where they are the plan's.
+        """
+        if runs > 1:
+            together = replace(self, num_rounds=runs * (num_rounds or self.num_rounds)).calibrate(budget)
+            share = replace(together, num_rounds=self.num_rounds)
+            if admits(share._after(self.num_rounds, prior), budget, self.filter_order, PUBLISH_INTERVAL):
+                return share
+        return self.calibrate(budget, prior)
+
     def calibrate_for_filter(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
         """Return `calibrate` for a run that will choose noise from what its rounds release.
 

@@ -32,6 +32,7 @@ class RecordPrivacy:
       allow_large_delta: train even if delta is above one over the client's number of records.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       canaries: number of an audit's records among each client's, see `client.dp_sgd.record_canaries`.
+      runs: such as this one, that the budget is for.
     """
 
     target_epsilon: float
@@ -43,6 +44,7 @@ class RecordPrivacy:
     allow_large_delta: bool = False
     gradients: str = "auto"
     canaries: int = 0
+    runs: int = 1
 
     def noise_multiplier(self, records: int) -> float:
         """Return the noise for a client with this many records."""

@@ -101,4 +101,4 @@ def calibrated_noise(
       Refusal: no noise fits.
     """
     plan = replace(record_plan(record, records, settings), num_rounds=participations)
-    return float(plan.calibrate(record.budget()).noise_multiplier or 0)
+    return float(plan.calibrate_as_one_of(record.runs, record.budget()).noise_multiplier or 0)

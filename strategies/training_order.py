@@ -26,6 +26,7 @@ MAX_ORDER_BYTES = 4096  # one has under 700
 MAX_RUN = 200
 DIGEST = re.compile("[0-9a-f]{64}")
 NEW = "@"  # between the name that people gave a run and the part that makes it new
+MAX_RUNS = 1000
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
 
@@ -76,6 +77,7 @@ class RecordOrder:
       adjacency: of records.
       participations: number of rounds for which a client plans its noise, at least 1; as often as it is likely drawn.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
+      runs: such as this one, that the budget is for.
 
     Raises:
       Refusal: a value is out of range.
@@ -87,6 +89,7 @@ class RecordOrder:
     adjacency: Adjacency
     participations: int
     gradients: str = "auto"
+    runs: int = 1
 
     def __post_init__(self) -> None:
         budget = Budget(Unit.RECORD, self.target_epsilon, self.target_delta, self.adjacency)
@@ -94,6 +97,7 @@ class RecordOrder:
             object.__setattr__(self, name, getattr(budget, name))
         object.__setattr__(self, "max_grad_norm", _above_0("max_grad_norm", self.max_grad_norm))
         _whole("participations", self.participations, MAX_PARTICIPATIONS)
+        _whole("runs", self.runs, MAX_RUNS)
         if self.gradients not in GRADIENTS:
             raise Refusal("gradients", self.gradients, f"choose one of {', '.join(GRADIENTS)}")
 

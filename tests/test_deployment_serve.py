@@ -46,7 +46,14 @@ from fedveil.strategies.wire import read_round
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 noise_halved = runpy.run_path(str(Path(__file__).parent / "faults" / "halved_noise.py"))["noise_halved"]
 Devices, make_federation, reaching = MADE["Devices"], MADE["make_federation"], MADE["reaching"]
-COMMON = ("task=digits", "num_rounds=3", "batch_size=40", "privacy.allow_large_delta=true", "link.wait=0.3")
+COMMON = (
+    "task=digits",
+    "num_rounds=3",
+    "batch_size=40",
+    "privacy.allow_large_delta=true",
+    "link.wait=0.3",
+    "accept_vacuous=true",
+)
 CENTRAL = (*COMMON, "privacy=client_central", "privacy.target_epsilon=8")
 NOTED = (*CENTRAL, "audit.on_alarm=note")  # noise of the system's generator may raise a false alarm
 MASKED = (*COMMON, "privacy=client_distributed", "privacy.target_epsilon=8")

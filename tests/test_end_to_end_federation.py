@@ -25,7 +25,14 @@ FAULTS = Path(__file__).parent / "faults"
 SERVED = runpy.run_path(str(FAULTS / "served.py"))
 until = SERVED["until"]
 ROUNDS = 16
-COMMON = ("task=digits", "batch_size=40", "link.clients=0.8", "link.wait=60", "link.deadline=20")
+COMMON = (
+    "task=digits",
+    "batch_size=40",
+    "accept_vacuous=true",
+    "link.clients=0.8",
+    "link.wait=60",
+    "link.deadline=20",
+)
 LOOSE = "privacy.allow_large_delta=true"  # for five clients
 # The runs of a federation share one budget: each asks for more than the runs before it have spent.
 MASKED, CENTRAL, AUDITED, CAPPED = (

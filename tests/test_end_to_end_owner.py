@@ -61,7 +61,13 @@ class Simulated(Clinics):
     simulated = True
 '''
 RECORD = ("privacy=record", "privacy.noise_multiplier=2", "privacy.target_epsilon=50", "cohort=all")
-CLIENT = ("privacy=client_central", "privacy.target_epsilon=8", "privacy.target_delta=1e-3", "cohort=all")
+CLIENT = (
+    "accept_vacuous=true",
+    "privacy=client_central",
+    "privacy.target_epsilon=8",
+    "privacy.target_delta=1e-3",
+    "cohort=all",
+)
 
 
 @pytest.fixture

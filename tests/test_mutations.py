@@ -633,6 +633,20 @@ MUTATIONS = {
         "test_server_callbacks.py",
         "reachable and central",
     ),
+    "a promise of no use is not refused on real data": Mutation(
+        "server/run/unit_plan.py",
+        "if federation.simulated:\n        warn(str(refusal))",
+        "if True:\n        warn(str(refusal))",
+        "test_server_before_spending.py",
+        "of_no_use and few",
+    ),
+    "one of several runs takes the whole budget": Mutation(
+        "privacy/plan.py",
+        "num_rounds=runs * (num_rounds or self.num_rounds)",
+        "num_rounds=num_rounds or self.num_rounds",
+        "test_server_before_spending.py",
+        "one_of_several_too",
+    ),
     "a server goes on after an alarm": Mutation(
         "deployment/serve.py",
         "Status.EXHAUSTED, Status.ALARMED)",

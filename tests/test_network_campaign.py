@@ -41,7 +41,7 @@ PATIENCE = 280.0  # of one run, which is then asked to end
 INTERRUPTED = 130  # exit code
 OUT_AFTER, KILL_AFTER, BACK_AFTER = 1, 2, 2.0  # rounds, rounds, seconds
 ARGV = (
-    *("batch_size=40", "privacy=client_distributed", "privacy.allow_large_delta=true"),
+    *("batch_size=40", "accept_vacuous=true", "privacy=client_distributed", "privacy.allow_large_delta=true"),
     *(f"privacy.target_epsilon={EPSILON}", f"num_rounds={ROUNDS}", "run=net"),
     *("link.clients=0.8", "link.wait=90"),
 )

@@ -206,6 +206,7 @@ class Device:
             (),
             str(self.ledgers),
             gradients=asked.gradients,
+            runs=asked.runs,
         )
         records = self.count()
         plan = (record, records, settings.training, asked.participations)

@@ -71,6 +71,7 @@ def _record_privacy(
         record.allow_large_delta,
         record.gradients,
         canaries_of_each(s, federation.task, sizes[0]),
+        s.budget.runs,
     )
     path = "privacy" if federation.summed is None else "privacy.record"
     warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
@@ -185,4 +186,5 @@ def _record_order(federation: Federation) -> RecordOrder | None:
         record.adjacency,
         rounds,
         record.gradients,
+        federation.settings.budget.runs,
     )

@@ -29,6 +29,7 @@ from .federation import Federation, Run
 from .record_ledgers import require_heads
 from .run_folder import Saved
 from .sum_plan import adaptation_of, metrics_share_of, require_one_round, sum_plan, sum_plan_with
+from .unit_plan import require_use
 
 
 def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
@@ -51,6 +52,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         check_independence(federation.task.model(), federation.task, _some_examples(federation))
     make_strategy_of(federation)
     _ = federation.masking  # refuses a cohort that no sum can hide
+    if saved is None and (not federation.simulated or federation.summed is None):
+        require_use(federation, sum_plan(federation))
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
     # the whole run was charged at once and each row of its noise is used once.
     goes_on = federation.seed is not None or federation.mechanism.rounds is not None
@@ -124,6 +127,8 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
         return
     simulated, checkpoint = federation.simulated, run.checkpoint
     plan = _planned(run, saved, None) if simulated else None
+    if saved is None and simulated:
+        require_use(federation, plan)
     path = federation.ledger_path(run.folder)
     run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
     expect = checkpoint.head if checkpoint else None

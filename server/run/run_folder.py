@@ -432,6 +432,7 @@ def _configured(federation: Federation) -> dict[str, Any]:
         "cohort": s.cohort.name,
         "strategy": s.strategy.target or s.strategy.name,
         "partition": s.partition.name,
+        "budget_runs": s.budget.runs,
     }
 
 

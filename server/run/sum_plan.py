@@ -54,7 +54,10 @@ def sum_plan(
     budget = federation.sum_budget
     assert budget is not None
     adaptive = federation.summed.noise_schedule == "adaptive"
-    return plan.calibrate_for_filter(budget, prior) if adaptive else plan.calibrate(budget, prior)
+    if adaptive:
+        return plan.calibrate_for_filter(budget, prior)
+    asked = federation.settings
+    return plan.calibrate_as_one_of(asked.budget.runs, budget, prior, asked.num_rounds)
 
 
 def sum_plan_with(

@@ -9,15 +9,18 @@ from pathlib import Path
 
 from ...privacy.budget import Budget
 from ...privacy.plan import Plan
+from ...privacy.refusal import Refusal
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import record_plan
 from .client_instructions import client_settings
+from .display import warn
 from .federation import UNLIMITED_EPSILON, Federation
 from .sum_plan import sum_plan
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
 VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
 VACUOUS_NOISE = 0.5  # noise on the mean, in clipping norms, beyond which an update drowns
+MOST_EMPTY = 0.5  # share of cohorts, beyond which a run is mostly paid for in vain
 WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 22 000 times
 
 
@@ -30,6 +33,8 @@ class UnitPlan:
       noise_multiplier: noise standard deviation over the sensitivity of a clipped contribution.
       epsilon: (round, epsilon) after every tenth of the rounds that one unit takes part in.
       affordable_rounds: that the budget pays for at this noise.
+      runs: that the budget is for, this one among them.
+      runs_epsilon: what they cost together.
       accountant: how epsilon is computed.
       warnings: sentences on what the numbers do not say by themselves.
 
@@ -44,6 +49,8 @@ class UnitPlan:
     noise_multiplier: float
     epsilon: list[tuple[int, float]]
     affordable_rounds: int
+    runs: int
+    runs_epsilon: float
     accountant: str
     warnings: list[str]
 
@@ -56,6 +63,8 @@ def unit_plans(federation: Federation) -> list[UnitPlan]:
             float(plan.noise_multiplier or 0),
             curve(plan, budget.target_delta, rounds),
             plan.affordable_rounds(budget),
+            federation.settings.budget.runs,
+            plan.epsilon(budget.target_delta, rounds * federation.settings.budget.runs),
             plan.accountant(budget.target_delta),
             warnings_for(federation, plan, budget),
         )
@@ -91,8 +100,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     clients = federation.num_clients
     if plan.unit == "client":
         sentences.append(_trust(federation, clients))
-        noise = plan.noise_std / plan.clipping_norm / federation.cohort.expected_size(clients)
-        if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE:
+        if (noise := _drowning_noise(federation, plan)) is not None:
             sentences.append(
                 f"This guarantee is vacuous in practice: with {clients} clients the noise on the mean is {noise:.2g} "
                 "clipping norms, so hiding a whole client hides what there is to learn. Use privacy=record."
@@ -106,6 +114,42 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
             f"Epsilon {budget.target_epsilon:g} is weak: the odds of any conclusion may change {odds:.2g} times."
         )
     return sentences
+
+
+def _drowning_noise(federation: Federation, plan: Plan) -> float | None:
+    """Return the noise on the mean, in clipping norms, if hiding a client hides all there is to learn; else None."""
+    clients = federation.num_clients
+    noise = plan.noise_std / plan.clipping_norm / federation.cohort.expected_size(clients)
+    return noise if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE else None
+
+
+def require_use(federation: Federation, plan: Plan | None) -> None:
+    """Refuse to spend real people's budget on what cannot be of use; on simulated data only warn.
+
+    Args:
+      federation: its parts.
+      plan: calibrated, of the sum; None where a sum hides nobody.
+
+    Raises:
+      Refusal: the plan is vacuous, or most cohorts would be empty, and nobody has accepted that.
+    """
+    asked, clients = federation.settings, federation.num_clients
+    if asked.accept_vacuous:
+        return
+    noise = None if plan is None or plan.unit != "client" else _drowning_noise(federation, plan)
+    rate = federation.cohort.coin
+    if noise is not None:
+        wrong = f"is vacuous with {clients} clients: the noise on the mean is {noise:.2g} clipping norms"
+        refusal = Refusal("privacy", str(federation.mode), f"{wrong}; use privacy=record")
+    elif rate is not None and (empty := (1 - float(rate)) ** clients) > MOST_EMPTY:
+        wrong = f"leaves {empty:.0%} of the rounds without any of the {clients} clients"
+        refusal = Refusal("cohort.rate", float(rate), f"{wrong}; use cohort=all")
+    else:
+        return
+    if federation.simulated:
+        warn(str(refusal))
+    else:
+        raise Refusal(refusal.field, refusal.value, f"{refusal.remedy}, or go on with --accept-vacuous")
 
 
 def _trust(federation: Federation, clients: int) -> str:

@@ -81,6 +81,7 @@ LINK = "over a link alone, where no canary is there to count twice"
 SERVER = "shows where a server lies, which an honest run's sums do not"
 OPACUS = "in somebody's own loop of Opacus, which no audit watches"
 WATCHED = "what those who watch are handed, and no number that is released"
+PLANNED = "what a plan leaves for later or advises against; what is spent is counted as it is"
 MEMORY = "of what a strategy remembers, which is released in any case"
 ITSELF = "a fault of the audit, which the suite holds to its level and its power, and not of a run"
 BEYOND: dict[str, str] = {
@@ -141,6 +142,8 @@ BEYOND: dict[str, str] = {
     "an audit that counts the direction it looks away from": ITSELF,
     "Fisher's method without its pooling": ITSELF,
     "a callback sees a private value": WATCHED,
+    "a promise of no use is not refused on real data": PLANNED,
+    "one of several runs takes the whole budget": PLANNED,
     "a server goes on after an alarm": ITSELF,
     "audit forgets delta": ITSELF,
     "the whole budget of false alarms spent at every look": ITSELF,
