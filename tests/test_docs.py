@@ -278,7 +278,7 @@ def unknown_keys(command: str) -> list[str]:
 
 
 # Keys that are Hydra's own, or stand in other files than a configuration.
-OTHER_KEYS = re.compile(r"hydra\.|link=|fedveil\.|pip\b")
+OTHER_KEYS = re.compile(r"task\.args\.|hydra\.|link=|fedveil\.|pip\b")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if REFERENCE not in page.parents], ids=identity)
