@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import msgpack
 
@@ -25,193 +25,6 @@ SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # added by sealing; alone, the tag of a re
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
 DECLINED_BYTES = 40  # no other reply is as short
 NODES = 1 << 64  # Flower's node numbers are unsigned 64-bit
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """0, to the node: the attempt's public terms, who is asked, and the server's ephemeral X25519 key."""
-
-    terms: AttemptTerms
-    candidates: tuple[int, ...]
-    server_key: bytes
-
-
-@dataclass(frozen=True)
-class Advert:
-    """0, reply: a node's ephemeral keys, a commitment to its private seed, and a signature.
-
-    Attributes:
-      node: who advertises.
-      mask_key: X25519, for masks.
-      share_key: X25519, for shares.
-      commitment: to the private seed, 32 bytes.
-      signature: by the node's identity.
-      kem_keys: ML-KEM's for shares and for masks, where the suite is hybrid; else empty.
-    """
-
-    node: int
-    mask_key: bytes
-    share_key: bytes
-    commitment: bytes
-    signature: bytes
-    kem_keys: bytes = b""
-
-
-@dataclass(frozen=True)
-class CohortAdverts:
-    """1, to the node: every advert of the attempt, by ascending node."""
-
-    context: bytes
-    adverts: tuple[Advert, ...]
-
-
-@dataclass(frozen=True)
-class SealedShares:
-    """1, reply: one sealed pair of shares for each neighbour, by ascending node, and the cohort it is for.
-
-    `kem` holds a block for each neighbour, as `hybrid` says; empty without it.
-    """
-
-    cohort: bytes
-    sealed: bytes
-    kem: bytes = b""
-
-
-@dataclass(frozen=True)
-class Inbox:
-    """2, to the node: its neighbours' sealed shares and blocks, who shared at all, and which model to start from."""
-
-    context: bytes
-    model_hash: bytes
-    sharers: tuple[int, ...]
-    sealed: bytes
-    kem: bytes = b""
-
-
-@dataclass(frozen=True)
-class Survivors:
-    """3a, to the node: whose vectors are in the sum, and whose never came."""
-
-    context: bytes
-    alive: tuple[int, ...]
-    dead: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Confirmation:
-    """3a, reply: what this node takes the round and its survivors to be, signed."""
-
-    node: int
-    model_hash: bytes
-    round_context: bytes
-    survivors: bytes
-    signature: bytes
-
-
-@dataclass(frozen=True)
-class Confirmed:
-    """3b, to the node: the confirmations of the cohort."""
-
-    context: bytes
-    confirmations: tuple[Confirmation, ...]
-
-
-@dataclass(frozen=True)
-class Revealed:
-    """3b, reply: a share for each neighbour that shared: of its private seed if alive, else of its mask key.
-
-    `seeds` are those of noise in the sender's own vector that this many survivors do not need, 32 bytes each.
-    """
-
-    survivors: bytes
-    shares: bytes
-    seeds: bytes
-
-
-@dataclass(frozen=True)
-class Declined:
-    """Any reply: a node's reason to stop, as a code and nothing else."""
-
-    reason: str
-
-
-Message = (
-    Proposal
-    | Advert
-    | CohortAdverts
-    | SealedShares
-    | Inbox
-    | Survivors
-    | Confirmation
-    | Confirmed
-    | Revealed
-    | Declined
-)
-M = TypeVar("M", bound=Message)
-
-
-def write(message: Message) -> bytes:
-    """Return the message's bytes."""
-    kind = type(message)
-    return cast(bytes, msgpack.packb([_KINDS.index(kind), *_plain(message)]))
-
-
-def read_any(data: bytes) -> Message:
-    """Return the message that the bytes hold.
-
-    Raises:
-      Refused: MALFORMED, where a field is missing, added, of another type, length or order.
-    """
-    row = unpack(data)
-    if type(row) is not list or not row or type(row[0]) is not int or not 0 <= row[0] < len(_KINDS):
-        raise Refused(Reason.MALFORMED, "no message of this protocol")
-    return _row(row[1:], _KINDS[row[0]])
-
-
-def read(data: bytes, kind: type[M]) -> M:
-    """Return the message of one kind that the bytes hold.
-
-    Args:
-      data: the bytes.
-      kind: the class of the message.
-
-    Raises:
-      Refused: MALFORMED, see `read_any`; OUT_OF_ORDER for another kind.
-    """
-    message = read_any(data)
-    if not isinstance(message, kind):
-        raise Refused(Reason.OUT_OF_ORDER, f"a {type(message).__name__} where a {kind.__name__} is due")
-    return message
-
-
-def _plain(value: Message) -> list[Any]:
-    return [_plain_field(getattr(value, name)) for name in _FIELDS[type(value)]]
-
-
-def _plain_field(value: Any) -> Any:
-    if isinstance(value, AttemptTerms):
-        return write_terms(value)
-    if isinstance(value, tuple):
-        return [item if isinstance(item, int) else _plain(item) for item in cast(tuple[Any, ...], value)]
-    return value
-
-
-def _row(values: Sequence[Any], kind: type[Message]) -> Message:
-    checks = _FIELDS[kind]
-    if len(values) != len(checks):
-        raise Refused(Reason.MALFORMED, f"{kind.__name__} has {len(checks)} fields")
-    return kind(*(check(value) for check, value in zip(checks.values(), values, strict=True)))
-
-
-def _rows(kind: type[Advert | Confirmation]) -> Callable[[Any], tuple[Message, ...]]:
-    def check(value: Any) -> tuple[Message, ...]:
-        if type(value) is not list or any(type(item) is not list for item in cast(list[Any], value)):
-            raise Refused(Reason.MALFORMED, f"not a list of {kind.__name__}")
-        rows = tuple(_row(item, kind) for item in cast(list[Any], value))
-        _ascending([cast(Advert | Confirmation, row).node for row in rows])
-        return rows
-
-    return check
 
 
 # --- fields, as they come from others
@@ -302,36 +115,207 @@ def _term(value: Any, kind: Any) -> Any:
     return value
 
 
-_hash = _fixed(HASH_BYTES)
+Node = Annotated[int, _node]
+Nodes = Annotated[tuple[int, ...], _nodes]
+Hash = Annotated[bytes, _fixed(HASH_BYTES)]
+Key = Annotated[bytes, _fixed(KEY_BYTES)]
+Signature = Annotated[bytes, _fixed(SIGNATURE_BYTES)]
+Sealed = Annotated[bytes, _many(SEALED_BYTES)]
+Kem = Annotated[bytes, _many(1)]
+
+
+# --- the messages
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """0, to the node: the attempt's public terms, who is asked, and the server's ephemeral X25519 key."""
+
+    terms: Annotated[AttemptTerms, read_terms]
+    candidates: Nodes
+    server_key: Key
+
+
+@dataclass(frozen=True)
+class Advert:
+    """0, reply: a node's ephemeral keys, a commitment to its private seed, and a signature.
+
+    Attributes:
+      node: who advertises.
+      mask_key: X25519, for masks.
+      share_key: X25519, for shares.
+      commitment: to the private seed, 32 bytes.
+      signature: by the node's identity.
+      kem_keys: ML-KEM's for shares and for masks, where the suite is hybrid; else empty.
+    """
+
+    node: Node
+    mask_key: Key
+    share_key: Key
+    commitment: Hash
+    signature: Signature
+    kem_keys: Annotated[bytes, _many(KEM_KEY_BYTES)] = b""
+
+
+@dataclass(frozen=True)
+class CohortAdverts:
+    """1, to the node: every advert of the attempt, by ascending node."""
+
+    context: Hash
+    adverts: Annotated[tuple[Advert, ...], _rows(Advert)]
+
+
+@dataclass(frozen=True)
+class SealedShares:
+    """1, reply: one sealed pair of shares for each neighbour, by ascending node, and the cohort it is for.
+
+    `kem` holds a block for each neighbour, as `hybrid` says; empty without it.
+    """
+
+    cohort: Hash
+    sealed: Sealed
+    kem: Kem = b""
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """2, to the node: its neighbours' sealed shares and blocks, who shared at all, and which model to start from."""
+
+    context: Hash
+    model_hash: Hash
+    sharers: Nodes
+    sealed: Sealed
+    kem: Kem = b""
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """3a, to the node: whose vectors are in the sum, and whose never came."""
+
+    context: Hash
+    alive: Nodes
+    dead: Nodes
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """3a, reply: what this node takes the round and its survivors to be, signed."""
+
+    node: Node
+    model_hash: Hash
+    round_context: Hash
+    survivors: Hash
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """3b, to the node: the confirmations of the cohort."""
+
+    context: Hash
+    confirmations: Annotated[tuple[Confirmation, ...], _rows(Confirmation)]
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """3b, reply: a share for each neighbour that shared: of its private seed if alive, else of its mask key.
+
+    `seeds` are those of noise in the sender's own vector that this many survivors do not need, 32 bytes each.
+    """
+
+    survivors: Hash
+    shares: Annotated[bytes, _many(SHARE_BYTES)]
+    seeds: Annotated[bytes, _many(SECRET_BYTES)]
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Any reply: a node's reason to stop, as a code and nothing else."""
+
+    reason: Annotated[str, _reason]
+
+
+Message = (
+    Proposal
+    | Advert
+    | CohortAdverts
+    | SealedShares
+    | Inbox
+    | Survivors
+    | Confirmation
+    | Confirmed
+    | Revealed
+    | Declined
+)
+M = TypeVar("M", bound=Message)
+
+
+def write(message: Message) -> bytes:
+    """Return the message's bytes."""
+    kind = type(message)
+    return cast(bytes, msgpack.packb([_KINDS.index(kind), *_plain(message)]))
+
+
+def read_any(data: bytes) -> Message:
+    """Return the message that the bytes hold.
+
+    Raises:
+      Refused: MALFORMED, where a field is missing, added, of another type, length or order.
+    """
+    row = unpack(data)
+    if type(row) is not list or not row or type(row[0]) is not int or not 0 <= row[0] < len(_KINDS):
+        raise Refused(Reason.MALFORMED, "no message of this protocol")
+    return _row(row[1:], _KINDS[row[0]])
+
+
+def read(data: bytes, kind: type[M]) -> M:
+    """Return the message of one kind that the bytes hold.
+
+    Args:
+      data: the bytes.
+      kind: the class of the message.
+
+    Raises:
+      Refused: MALFORMED, see `read_any`; OUT_OF_ORDER for another kind.
+    """
+    message = read_any(data)
+    if not isinstance(message, kind):
+        raise Refused(Reason.OUT_OF_ORDER, f"a {type(message).__name__} where a {kind.__name__} is due")
+    return message
+
+
+def _plain(value: Message) -> list[Any]:
+    return [_plain_field(getattr(value, name)) for name in _FIELDS[type(value)]]
+
+
+def _plain_field(value: Any) -> Any:
+    if isinstance(value, AttemptTerms):
+        return write_terms(value)
+    if isinstance(value, tuple):
+        return [item if isinstance(item, int) else _plain(item) for item in cast(tuple[Any, ...], value)]
+    return value
+
+
+def _row(values: Sequence[Any], kind: type[Message]) -> Message:
+    checks = _FIELDS[kind]
+    if len(values) != len(checks):
+        raise Refused(Reason.MALFORMED, f"{kind.__name__} has {len(checks)} fields")
+    return kind(*(check(value) for check, value in zip(checks.values(), values, strict=True)))
+
+
+def _rows(kind: type[Advert | Confirmation]) -> Callable[[Any], tuple[Message, ...]]:
+    def check(value: Any) -> tuple[Message, ...]:
+        if type(value) is not list or any(type(item) is not list for item in cast(list[Any], value)):
+            raise Refused(Reason.MALFORMED, f"not a list of {kind.__name__}")
+        rows = tuple(_row(item, kind) for item in cast(list[Any], value))
+        _ascending([cast(Advert | Confirmation, row).node for row in rows])
+        return rows
+
+    return check
+
+
+_KINDS: tuple[type[Message], ...] = get_args(Message)
 _FIELDS: dict[type[Message], dict[str, Callable[[Any], Any]]] = {
-    Proposal: {"terms": read_terms, "candidates": _nodes, "server_key": _fixed(KEY_BYTES)},
-    Advert: {
-        "node": _node,
-        "mask_key": _fixed(KEY_BYTES),
-        "share_key": _fixed(KEY_BYTES),
-        "commitment": _hash,
-        "signature": _fixed(SIGNATURE_BYTES),
-        "kem_keys": _many(KEM_KEY_BYTES),
-    },
-    CohortAdverts: {"context": _hash, "adverts": _rows(Advert)},
-    SealedShares: {"cohort": _hash, "sealed": _many(SEALED_BYTES), "kem": _many(1)},
-    Inbox: {
-        "context": _hash,
-        "model_hash": _hash,
-        "sharers": _nodes,
-        "sealed": _many(SEALED_BYTES),
-        "kem": _many(1),
-    },
-    Survivors: {"context": _hash, "alive": _nodes, "dead": _nodes},
-    Confirmation: {
-        "node": _node,
-        "model_hash": _hash,
-        "round_context": _hash,
-        "survivors": _hash,
-        "signature": _fixed(SIGNATURE_BYTES),
-    },
-    Confirmed: {"context": _hash, "confirmations": _rows(Confirmation)},
-    Revealed: {"survivors": _hash, "shares": _many(SHARE_BYTES), "seeds": _many(SECRET_BYTES)},
-    Declined: {"reason": _reason},
+    kind: {name: get_args(hint)[1] for name, hint in get_type_hints(kind, include_extras=True).items()}
+    for kind in _KINDS
 }
-_KINDS = list(_FIELDS)
