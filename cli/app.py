@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,53 +68,43 @@ LedgerDir = Annotated[
 ]
 
 
-def _shows_version(ctx: typer.Context, asked: bool) -> None:
-    if asked and not ctx.resilient_parsing:
-        from importlib.metadata import version
+def _version() -> str:
+    from importlib.metadata import version
 
-        typer.echo(f"fedveil {version('fedveil')}")
-        raise typer.Exit
+    return f"fedveil {version('fedveil')}"
 
 
-def _shows_script(ctx: typer.Context, asked: bool) -> None:
-    if asked and not ctx.resilient_parsing:
-        from .completion import script
+def _script() -> str:
+    from .completion import script
 
-        typer.echo(script())
-        raise typer.Exit
+    return script()
 
 
-def _installs_script(ctx: typer.Context, asked: bool) -> None:
-    if asked and not ctx.resilient_parsing:
-        from .completion import install_script
+def _installed() -> str:
+    from .completion import install_script
 
-        typer.echo(install_script())
-        raise typer.Exit
+    return install_script()
+
+
+def _answer(name: str, answer: Callable[[], str], text: str) -> Any:
+    """Return an option that prints its answer and ends the command."""
+
+    def callback(ctx: typer.Context, asked: bool) -> None:
+        if asked and not ctx.resilient_parsing:
+            typer.echo(answer())
+            raise typer.Exit
+
+    return Option(name, is_eager=True, callback=callback, help=text)
+
+
+INSTALLS, SHOWS = "Install completion for this shell: bash, zsh or fish.", "Print the script of completion."
 
 
 @app.callback()
 def root(
-    version: Annotated[
-        bool, Option("--version", is_eager=True, callback=_shows_version, help="Print the version.")
-    ] = False,
-    install_completion: Annotated[
-        bool,
-        Option(
-            "--install-completion",
-            is_eager=True,
-            callback=_installs_script,
-            help="Install completion for this shell: bash, zsh or fish.",
-        ),
-    ] = False,
-    show_completion: Annotated[
-        bool,
-        Option(
-            "--show-completion",
-            is_eager=True,
-            callback=_shows_script,
-            help="Print the script of completion.",
-        ),
-    ] = False,
+    version: Annotated[bool, _answer("--version", _version, "Print the version.")] = False,
+    install_completion: Annotated[bool, _answer("--install-completion", _installed, INSTALLS)] = False,
+    show_completion: Annotated[bool, _answer("--show-completion", _script, SHOWS)] = False,
 ) -> None:
     """Take what stands before a verb; each option ends the command by itself."""
 
@@ -139,7 +130,7 @@ def simulate(ctx: typer.Context, as_json: Json = False, accept_vacuous: AcceptVa
 
     _own_modules()
     accepted = ["accept_vacuous=true"] if accept_vacuous else []
-    return body([*ctx.args, *accepted, *(["--json"] if as_json else [])])
+    return body([*ctx.args, *accepted], as_json)
 
 
 @_verb(app, "plan", "Show what a budget affords.", HydraVerb)
@@ -155,7 +146,7 @@ def plan(ctx: typer.Context, as_json: Json = False) -> int:
     from .simulate import plan as body
 
     _own_modules()
-    return body([*ctx.args, *(["--json"] if as_json else [])])
+    return body(ctx.args, as_json)
 
 
 @_verb(app, "compare", "Show the results of runs in one table.")
@@ -415,20 +406,8 @@ def audit_claim(
     """
     from .audit import Claim, claim
 
-    asked = Claim(
-        epsilon,
-        delta,
-        confidence,
-        guesses,
-        correct,
-        canaries,
-        scores,
-        in_scores,
-        out_scores,
-        gaussian,
-        many_runs,
-    )
-    return claim(asked, as_json=as_json)
+    evidence = guesses, correct, canaries, scores, in_scores, out_scores
+    return claim(Claim(epsilon, delta, confidence, *evidence, gaussian, many_runs), as_json=as_json)
 
 
 # --- real machines ------------------------------------------------------------------------------------------------

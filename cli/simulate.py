@@ -52,28 +52,25 @@ class Ended:
         return str(self.result.get("status", "failed"))
 
 
-def simulate(argv: Sequence[str]) -> int:
+def simulate(argv: Sequence[str], as_json: bool = False) -> int:
     """Run ``fedveil simulate``; return 0 when every job completed, otherwise the exit code of the worst."""
-    as_json = "--json" in argv
-    given = opened([each for each in argv if each != "--json"])
-    checked = preflight(given, writes=True)
+    argv = opened(argv)
+    checked = preflight(argv, writes=True)
     if _shows(checked):
         return 0
     if not checked.jobs:
-        return _hydra(checked, given, _job)
+        return _hydra(checked, argv, _job)
     if checked.sweep:
-        return _sweep(checked, given, as_json)
+        return _sweep(checked, argv, as_json)
     ended: list[Ended] = []
-    code = _hydra(checked, given, lambda config: _run_into(ended, config, as_json))
+    code = _hydra(checked, argv, lambda config: _run_into(ended, config, as_json))
     if as_json:
         _print_json(ended)
     return code or (ended[0].exit_code if ended else FAILED)
 
 
-def plan(argv: Sequence[str]) -> int:
+def plan(argv: Sequence[str], as_json: bool = False) -> int:
     """Run ``fedveil plan``: the same command line, no training and no folder."""
-    as_json = "--json" in argv
-    argv = [each for each in argv if each != "--json"]
     checked = preflight(argv, writes=False)
     if _shows(checked):
         return 0
@@ -208,9 +205,9 @@ def _quoted(path: Path) -> str:
 # --- a sweep ------------------------------------------------------------------------------------------------------
 
 
-def _sweep(checked: Checked, given: Sequence[str], as_json: bool) -> int:
+def _sweep(checked: Checked, argv: Sequence[str], as_json: bool) -> int:
     assert checked.folder is not None
-    code = _hydra(checked, given, _quiet_job if as_json else _job)
+    code = _hydra(checked, argv, _quiet_job if as_json else _job)
     folders = sorted((path.parent for path in checked.folder.rglob(JOB)), key=_order)
     ended = [_read(folder) for folder in folders]
     rows = rows_of(folders, checked.folder)

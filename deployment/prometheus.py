@@ -16,6 +16,11 @@ PATH = "/metrics"
 CONTENT = "text/plain; version=0.0.4; charset=utf-8"
 ANSWER_SECONDS = 5.0
 PLAIN = ("round", "num_rounds", "invited", "replies", "abandoned")
+COUNTED = (
+    ("dropped", "Invited clients that were not added.", "reason"),
+    ("turned_away", "Connections and replies refused.", "reason"),
+    ("bytes", "Bytes between server and clients.", "direction"),
+)
 
 Sample = tuple[dict[str, str], float]
 
@@ -39,24 +44,8 @@ def _families(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequen
     yield "fedveil_rounds_abandoned_total", "counter", "Rounds that released nothing.", plain["abandoned"]
     yield "fedveil_invited_total", "counter", "Clients that rounds invited.", plain["invited"]
     yield "fedveil_replies_total", "counter", "Replies that were added.", plain["replies"]
-    yield (
-        "fedveil_dropped_total",
-        "counter",
-        "Invited clients that were not added.",
-        _by("reason", status["dropped"]),
-    )
-    yield (
-        "fedveil_turned_away_total",
-        "counter",
-        "Connections and replies refused.",
-        _by("reason", status["turned_away"]),
-    )
-    yield (
-        "fedveil_bytes_total",
-        "counter",
-        "Bytes between server and clients.",
-        _by("direction", status["bytes"]),
-    )
+    for name, text, label in COUNTED:
+        yield f"fedveil_{name}_total", "counter", text, _by(label, status[name])
     yield "fedveil_clients_connected", "gauge", "Clients that are connected.", _one(here)
     yield "fedveil_clients", "gauge", "Clients of the roster.", _one(len(status["clients"]))
     for name, key in (("fedveil_epsilon_spent", "spent"), ("fedveil_epsilon_target", "target")):
@@ -72,12 +61,8 @@ def _of_audit(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequenc
     alarms = Counter((each["level"], each["test"]) for each in audit["alarms"])
     counted = [({"level": level, "test": test}, float(n)) for (level, test), n in sorted(alarms.items())]
     yield "fedveil_audit_alarms_total", "counter", "Alarms of the audit.", counted
-    yield (
-        "fedveil_audit_p_value",
-        "gauge",
-        "Of what the audit's checks saw in the last round.",
-        _by("test", audit["p_values"]),
-    )
+    text = "Of what the audit's checks saw in the last round."
+    yield "fedveil_audit_p_value", "gauge", text, _by("test", audit["p_values"])
 
 
 def _one(count: int) -> list[Sample]:
