@@ -12,6 +12,7 @@ MODULES = {
     "client": ("flwr", "grpc", "opacus", "torch"),
     "server": ("flwr", "grpc", "hydra", "matplotlib", "opacus", "pydantic", "starlette", "torch"),
     "simulation": ("flwr", "hydra", "matplotlib", "opacus", "pydantic", "torch"),
+    "ray": ("ray",),
     "mlflow": ("mlflow",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

@@ -23,7 +23,6 @@ from ..privacy.ledger.caps import default_folder
 from ..privacy.refusal import Refusal
 
 WRONG = 1
-EXTRAS = {**MODULES, "ray": ("ray",)}
 # Processor flags by what they speed up, of x86 and of ARM.
 FEATURES = {"AES": ("aes",), "AVX2": ("avx2",), "AVX-512": ("avx512f",), "NEON": ("asimd", "neon")}
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "glusterfs")
@@ -94,7 +93,7 @@ def _python() -> Iterator[Diagnosis]:
 
 
 def _extras() -> Iterator[Diagnosis]:
-    for extra, modules in EXTRAS.items():
+    for extra, modules in MODULES.items():
         missing = [name for name in modules if find_spec(name) is None]
         remedy = f"lacks {', '.join(missing)}: pip install 'fedveil[{extra}]'"
         yield Diagnosis(f"extra {extra}", None, remedy if missing else "installed")
@@ -244,14 +243,9 @@ def _try_link(option: str) -> Diagnosis:
     return _needs(f"link={option}", "server")
 
 
-def _require_ray(subject: str) -> None:
-    if find_spec("ray") is None:
-        raise Refusal("extra", "ray", f"{subject} needs ray: pip install 'fedveil[ray]'")
-
-
 def _needs(subject: str, extra: str) -> Diagnosis:
     try:
-        require_extra(extra, subject) if extra in MODULES else _require_ray(subject)
+        require_extra(extra, subject)
     except Refusal as refusal:
         return Diagnosis(subject, False, refusal.remedy)
     return Diagnosis(subject, True, "can run")

@@ -108,16 +108,6 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
     return {k: tuple(a.shape) for k, a in arrays.items() if np.dtype(a.dtype).kind == "f"}
 
 
-def size_of(layout: Layout, spec: SumSpec) -> int:
-    """Return the number of coordinates of the summed vector.
-
-    Args:
-      layout: shapes of the averaged arrays.
-      spec: of the sum; its scalars take a coordinate each.
-    """
-    return sum(int(np.prod(shape)) for shape in layout.values()) + len(spec.scalars)
-
-
 # --- out: instruction to the clients ---------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedveil import extras
 from fedveil.__main__ import run
 from fedveil.cli import doctor
 
@@ -46,7 +47,8 @@ def test_what_is_missing_is_named_with_the_extra(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = doctor.find_spec
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "ray" else here(name))
+    for module in (doctor, extras):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name == "ray" else here(name))
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "scipy" else "1")
     code, found = findings(capsys, "engine=ray")
     assert code == 1
@@ -96,7 +98,7 @@ def test_cuda_without_a_gpu_is_said_and_nothing_is_wrong(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("task=hart", "task='hart': choose one of custom, digits, fashion_mnist"),
+        ("task=hart", "task='hart': choose one of csv, custom, digits"),
         ("privacy=record", "doctor='privacy=record': give task=..., engine=... or link=..."),
     ],
 )

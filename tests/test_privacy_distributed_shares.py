@@ -11,7 +11,7 @@ from scipy import stats
 
 from fedveil.privacy.mechanisms import distributed, rotation
 from fedveil.privacy.mechanisms.discrete_gaussian import largest
-from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, fill, openings, take_back
+from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, openings, take_back
 from fedveil.privacy.mechanisms.private_sum import UNCLIPPED
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.rotation import rotate, unrotate
@@ -159,20 +159,6 @@ def test_the_noise_of_the_sum_is_that_of_those_who_survive(dropped: set[int]) ->
     assert variance_ratio(centred(total(words)), (len(words) + 1) * 16**2) < -3
 
 
-@pytest.mark.parametrize("survivors", [2, 3, 29, 45, 59, 60])
-def test_a_filled_sum_has_the_noise_of_the_most_clients_however_few_survive(survivors: int) -> None:
-    spec = silent(30_000)
-    words = total(shares(np.zeros((survivors, 30_000)), spec, 4))
-    fill(words, survivors, spec, Randomness(5).stream("fill", survivors))
-    assert against_the_law(centred(words), 60 * 16**2) > 1e-4
-
-
-def test_every_number_of_missing_shares_is_four_squares() -> None:
-    for number in range(1500):
-        roots = distributed._squares(number, 4)
-        assert roots is not None and len(roots) <= 4 and sum(root**2 for root in roots) == number
-
-
 def test_two_clients_and_two_attempts_never_share_noise() -> None:
     one = {"w": np.zeros(1000)}
     spec = silent(1000)
@@ -245,8 +231,6 @@ def test_another_number_of_seeds_than_was_asked_for_is_passed_over(seeds: list[b
 def test_a_share_without_its_layers_does_not_leave() -> None:
     with pytest.raises(ValueError, match="0 seeds for 2 layers"):
         encode_share({"w": np.zeros(20_000)}, {}, LAYERED, Randomness().stream("share"), SEED)
-    with pytest.raises(ValueError, match="no layers"):
-        fill(np.zeros(20_000, np.uint16), 8, LAYERED, Randomness().stream("fill"))
 
 
 # --- the whole way

@@ -98,7 +98,7 @@ def skellam_renyi(spec: ShareSpec) -> np.ndarray:
     return orders() * squared / (2 * mu) + np.minimum(first, 3 * l1 / (2 * mu))
 
 
-def test_a_filled_sum_of_a_secret_cohort_costs_what_a_central_one_does() -> None:
+def test_a_sum_of_all_its_shares_costs_what_a_central_one_does() -> None:
     """The published 1.859 at 16 bits pays for the generic bound of sampled RDP; the theorem in `sizing` does not."""
     spec = size_shares(PLAIN, MILLION, Attendance(172, 172), 1.492)
     assert spec.bits == 16

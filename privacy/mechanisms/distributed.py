@@ -175,37 +175,6 @@ def take_back(total: Words, survivors: int, spec: ShareSpec, opened: Iterable[Se
     return taken
 
 
-def fill(total: Words, survivors: int, spec: ShareSpec, stream: Stream) -> None:
-    """Add the shares that are missing up to the most clients, so that the noise does not tell how many there were.
-
-    For a server that is trusted not to show the sum before. The filled sum tells what one of the most survivors tells,
-    and secret sampling of the cohort amplifies it, where nothing else shows who was sampled: the denominator is fixed,
-    the number of survivors stays with the server, and giving up has no chance worth mentioning. Any number of shares is
-    four squares (Lagrange), so that four draws have exactly their variance.
-
-    Args:
-      total: the sum of the survivors' vectors, unmasked; changed in place.
-      survivors: up to the attendance's most.
-      spec: the round's public parameters.
-      stream: the server's own, secret; it serves this release and no other.
-    """
-    if spec.layers:
-        raise ValueError("a filled sum has no layers: its noise must not depend on how many survive")
-    for root in _squares(spec.attendance.most - survivors, 4) or ():
-        _add_noise(total, spec.sigma * root, stream)
-
-
-def _squares(number: int, terms: int) -> tuple[int, ...] | None:
-    """Whole numbers, as many as `terms` or fewer, whose squares sum to `number`; None if there are none."""
-    if number == 0 or terms == 0:
-        return () if number == 0 else None
-    for root in range(math.isqrt(number), 0, -1):
-        rest = _squares(number - root * root, terms - 1)
-        if rest is not None:
-            return (root, *rest)
-    return None
-
-
 def decode_sum(
     total: Words,
     layout: Mapping[str, Sequence[int]],

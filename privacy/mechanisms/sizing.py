@@ -31,7 +31,7 @@ that of every layer that stays closed, and s = `SMOOTHING`, up to a pure epsilon
 m counts shares that the adversary does not know: of the survivors without the assumed colluders. The unit's own share
 is among them. That is right where the unit's neighbour answers zeros with noise (zero-out), and where it is known who
 was in the cohort: a client that does not answer takes its noise with it, and over many coordinates that shows. So the
-sum as it is gives no amplification by secret sampling. `distributed.fill` makes the noise the same whoever answered.
+sum gives no amplification by secret sampling.
 """
 
 from __future__ import annotations
