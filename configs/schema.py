@@ -872,22 +872,31 @@ class SimulationSettings(FederationSettings):
     faults: FaultSettings = FaultSettings()
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None  # what both NumPy and torch accept
     """Null: 0 in a declared simulation, the system's generator on real data, where a seed is refused."""
+    population: Clients | None = None
+    """Public number of clients, by which the mean is divided (cohort=poisson or all); null: as many as there are."""
     optimize: Text | None = None
     """Metric that a sweeper such as Optuna's optimises, such as accuracy; it is returned as the run's objective."""
     resume: Text | None = None
     """The folder of a run to continue: fedveil simulate resume=runs/2026-01-31/12-00-00."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Yield what a simulation lacks, and what its engine cannot do at record level."""
+        """Yield what a simulation lacks, what its engine cannot do, and where no divisor follows from the population."""
         yield from super().rules()
         if isinstance(self.task, CsvTask) and self.task.folder is None:
             yield "task.folder", "name the folder of the tables, in which each file or folder is a client"
-        if not isinstance(self.privacy, Record | RecordAndClient):
-            return
-        if self.engine.dtype != "float32":
-            yield "engine.dtype", "an example's norm is measured before its gradient is added; use float32"
-        if self.engine.device == "mps":
-            yield "engine.device", "has no double precision, in which norms are measured; use cpu"
+        if isinstance(self.privacy, Record | RecordAndClient):
+            if self.engine.dtype != "float32":
+                yield "engine.dtype", "an example's norm is measured before its gradient is added; use float32"
+            if self.engine.device == "mps":
+                yield "engine.device", "has no double precision, in which norms are measured; use cpu"
+        if self.population is not None:
+            yield from self._rules_of_population()
+
+    def _rules_of_population(self) -> Iterator[tuple[str, str]]:
+        if sum_level(self.privacy) is None or isinstance(self.privacy, ClientDistributed):
+            yield "population", "divides the mean of client_central or record_and_client; leave it null"
+        if not isinstance(self.cohort, PoissonCohort | AllCohort):
+            yield "population", f"cohort={self.cohort.name} divides by its size; leave it null"
 
 
 class ServerSettings(FederationSettings):

@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
 from .compose import Job, arguments, compose_jobs, compose_overrides, is_sweep, read_job
 from .group import mistakes_of
@@ -143,8 +142,8 @@ def differing(before: Mapping[str, object], now: Mapping[str, object], path: str
 
 def _claims_a_draw(settings: FederationSettings) -> bool:
     """Return whether the accounting rests on nobody seeing how many took part."""
-    client = sum_level(settings.privacy)
-    return client is not None and (settings.cohort.secret or client.adjacency is Adjacency.ADD_OR_REMOVE_ONE)
+    level = sum_level(settings.privacy)
+    return level is not None and settings.cohort.secret
 
 
 def _with_own_task(cfg: DictConfig) -> DictConfig:

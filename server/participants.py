@@ -9,7 +9,7 @@ they added is taken out again, so that they move no model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,10 +38,11 @@ class Participants:
     Attributes:
       grid: reaches the clients.
       cohort: draws the real ones of each round.
-      clients: how many of them the federation has, a public number; the fixed denominator follows from it.
+      clients: how many of them the federation has.
       answers: how many are needed, and how many are enough.
       canaries: how many there are.
       add_canaries: lets canaries answer here; None where they are the last nodes of the grid.
+      population: a public number of clients, from which the fixed denominator follows; None where `clients` is public.
     """
 
     grid: Grid
@@ -50,6 +51,7 @@ class Participants:
     answers: Answers = ALL_ANSWERS
     canaries: int = 0
     add_canaries: AddCanaries | None = None
+    population: int | None = None
     _real: list[int] = field(default_factory=list[int], init=False)
     _dummies: list[int] = field(default_factory=list[int], init=False)
 
@@ -69,7 +71,7 @@ class Participants:
     @property
     def expected(self) -> float:
         """How many real clients a round expects: what the mean divides by."""
-        return self.cohort.expected_size(self.clients)
+        return self.cohort.expected_size(self.population or self.clients)
 
     def renew(self, nodes: Sequence[int], answers: Answers) -> None:
         """Go on with these clients, and the canaries that there were."""
@@ -93,6 +95,10 @@ class Participants:
         """Return who of those drawn are real clients, and no canaries."""
         dummies = set(self._dummies)
         return [node for node in drawn if node not in dummies]
+
+    def all_among(self, nodes: Collection[int]) -> bool:
+        """Return whether every real client is among these nodes."""
+        return bool(self._real) and set(self._real) <= set(nodes)
 
     def dummies(self, drawn: Sequence[int]) -> list[int]:
         """Return the numbers, from 0, of the canaries among those drawn."""

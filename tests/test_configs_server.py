@@ -41,7 +41,6 @@ def test_every_file_opens_with_a_command_that_it_reads(file: Path) -> None:
         (["privacy=client_central"], 0.5),
         (["privacy=client_central", "cohort=poisson"], 0.0),
         (["privacy=record_and_client", "cohort=poisson"], 0.0),
-        (["privacy=client_central", "privacy.adjacency=add-or-remove-one"], 0.0),
         (["privacy=client_central", "cohort=poisson", "link.quorum=0.3"], 0.3),
         (["privacy=client_distributed"], 0.0),
     ],

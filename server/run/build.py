@@ -77,11 +77,11 @@ def build(
     if deployed is not None:
         cohort = seen_by_answers(cohort, deployed.link)
     cohort = over_selected(cohort, _over_selection(settings), num_clients)
-    _check_adjacency(settings, cohort, deployed is not None and deployed.link.goes_by_answers)
+    _check_adjacency(settings, cohort, deployed)
     private, simulated = not isinstance(settings.privacy, NoPrivacy), task.simulated and deployed is None
     if private:
         check_seed(settings, simulated)
-    warning = check_delta(settings, num_clients)
+    warning = check_delta(settings, settings.population or num_clients)
     if warning:
         warn(warning)
     seeded = simulated or (not private and deployed is None)
@@ -180,7 +180,7 @@ def seen_by_answers(cohort: Cohort, link: LinkSettings) -> Cohort:
     return seen(cohort, SEEN_ANSWERS) if link.goes_by_answers else cohort
 
 
-def _check_adjacency(settings: SimulationSettings, cohort: Cohort, by_answers: bool) -> None:
+def _check_adjacency(settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None) -> None:
     """Refuse what would make a public number depend on how many units there are, where that is the secret."""
     privacy = settings.privacy
     levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
@@ -189,15 +189,22 @@ def _check_adjacency(settings: SimulationSettings, cohort: Cohort, by_answers: b
             continue
         if isinstance(level, Record):
             remedy = "a client's sampling rate tells how many records it has; use zero-out"
-            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
-        if by_answers:
-            remedy = (
-                "how a round ends tells how many are there; use zero-out, or link.quorum=0 and no link.enough"
-            )
-            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
-        if cohort.replaces:
+        elif isinstance(privacy, RecordAndClient):
+            remedy = "the noise of records goes by how many each client has; use zero-out, or client_central"
+        elif deployed is not None:
+            remedy = "the roster tells how many clients there are; use zero-out"
+        elif cohort.replaces:
             remedy = "such a cohort replaces whoever leaves; use cohort=poisson, or zero-out"
-            raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
+        elif settings.task.target is not None and settings.task.num_clients is not None:
+            remedy = "task.num_clients tells how many there are; leave it null, or use zero-out"
+        elif settings.population is None:
+            remedy = (
+                "the mean is divided by how many clients there are; declare a public number instead, "
+                "population=..., or use zero-out"
+            )
+        else:
+            continue
+        raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
 
 
 def _over_selection(settings: SimulationSettings) -> float:

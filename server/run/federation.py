@@ -105,7 +105,7 @@ class Federation:
 
     @property
     def num_clients(self) -> int:
-        """The population."""
+        """How many clients there are."""
         return self.task.num_clients if self.deployed is None else len(self.deployed.roster.members)
 
     @property
@@ -116,6 +116,11 @@ class Federation:
             return asked.name
         own = getattr(self.task, "name", None)
         return asked.label or (own if isinstance(own, str) and own else asked.target.partition(":")[2])
+
+    @property
+    def population(self) -> int:
+        """How many are said to be there: what the mean divides by, and all that is printed of their number."""
+        return self.settings.population or self.num_clients
 
     @cached_property
     def num_canaries(self) -> int:
@@ -146,6 +151,15 @@ class Federation:
     def distributed(self) -> bool:
         """Whether clients add the noise, each a share, so that the server need not be trusted."""
         return isinstance(self.summed, ClientDistributed)
+
+    @property
+    def keeps_counts(self) -> bool:
+        """Whether who takes part, and what becomes of it, is for the operator of a trusted server alone.
+
+        The clients' level hides both from `clients` and `model`. Where the server is not trusted it sees them anyway, and
+        its promise is as strong as theirs.
+        """
+        return self.summed is not None and not self.distributed
 
     @property
     def adversaries(self) -> tuple[Adversary, ...]:

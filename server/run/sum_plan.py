@@ -113,7 +113,7 @@ def metrics_share_of(federation: Federation, plan: Plan) -> float:
     given = federation.summed.metrics_share if federation.summed else 0.0
     if given is not None:
         return given
-    expected = federation.cohort.expected_size(federation.num_clients)
+    expected = federation.cohort.expected_size(federation.population)
     return least_share(plan.noise_std / plan.clipping_norm, expected, len(federation.scalars))
 
 

@@ -97,7 +97,7 @@ def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
 def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str]:
     """Return in words what the numbers do not say by themselves."""
     sentences: list[str] = []
-    clients = federation.num_clients
+    clients = federation.population
     if plan.unit == "client":
         sentences.append(_trust(federation, clients))
         if (noise := _drowning_noise(federation, plan)) is not None:
