@@ -38,14 +38,17 @@ def text_of(status: Mapping[str, Any]) -> str:
 
 def _families(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequence[Sample]]]:
     here = sum(each["since"] is not None for each in status["clients"])
-    plain: dict[str, list[Sample]] = {name: [({}, float(status[name]))] for name in PLAIN}
+    plain: dict[str, list[Sample]] = {
+        name: [({}, float(status[name]))] for name in PLAIN if status[name] is not None
+    }
     yield "fedveil_round", "gauge", "The last finished round.", plain["round"]
     yield "fedveil_rounds_planned", "gauge", "Rounds of the run.", plain["num_rounds"]
     yield "fedveil_rounds_abandoned_total", "counter", "Rounds that released nothing.", plain["abandoned"]
-    yield "fedveil_invited_total", "counter", "Clients that rounds invited.", plain["invited"]
-    yield "fedveil_replies_total", "counter", "Replies that were added.", plain["replies"]
-    for name, text, label in COUNTED:
-        yield f"fedveil_{name}_total", "counter", text, _by(label, status[name])
+    yield "fedveil_invited_total", "counter", "Clients that rounds invited, or planned to.", plain["invited"]
+    if "replies" in plain:  # a trusted server keeps who takes part to its operator
+        yield "fedveil_replies_total", "counter", "Replies that were added.", plain["replies"]
+        for name, text, label in COUNTED:
+            yield f"fedveil_{name}_total", "counter", text, _by(label, status[name])
     yield "fedveil_clients_connected", "gauge", "Clients that are connected.", _one(here)
     yield "fedveil_clients", "gauge", "Clients of the roster.", _one(len(status["clients"]))
     for name, key in (("fedveil_epsilon_spent", "spent"), ("fedveil_epsilon_target", "target")):

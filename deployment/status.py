@@ -75,6 +75,8 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
         console.print(f"audit: {said}", highlight=False)
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(status["dropped"].items()))
     counts = f"invited {status['invited']}, added {status['replies']}"
+    if status["replies"] is None:
+        counts = f"{status['invited']:g} invitations planned; the run's operator.jsonl has the counts"
     console.print(f"{counts}, not added: {dropped}" if dropped else counts, highlight=False)
     console.print(
         _table(status["clients"] if runs else [{**each, "since": None} for each in status["clients"]])

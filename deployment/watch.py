@@ -123,8 +123,10 @@ class Watch:
                 {"node": m.node, "name": m.name, "since": _utc(presence.since.get(m.node))}
                 for m in roster.members
             ],
-            "bytes": {"received": presence.received, "sent": presence.sent},
-            "turned_away": dict(presence.turned_away),
+            "bytes": None
+            if federation.keeps_counts
+            else {"received": presence.received, "sent": presence.sent},
+            "turned_away": {} if federation.keeps_counts else dict(presence.turned_away),
         }
 
     def follow(self) -> None:
@@ -175,19 +177,20 @@ LOGGED = ("round", "invited", "replies", "dropped", "abandoned", "epsilon_client
 
 
 def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sums over a run's recorded rounds, of all its processes."""
+    """Return the sums over a run's recorded rounds, of all its processes; `replies` is None where they are secret."""
     dropped: Counter[str] = Counter()
     for row in history:
-        dropped.update(row["dropped"])
+        dropped.update(row["dropped"] or {})
+    told = all(row["replies"] is not None for row in history)
     last = history[-1] if history else {}
     return {
         "round": last.get("round", 0),
         "abandoned": sum(bool(row["abandoned"]) for row in history),
         "invited": sum(row["invited"] for row in history),
-        "replies": sum(row["replies"] for row in history),
+        "replies": sum(row["replies"] for row in history) if told else None,
         "dropped": dict(dropped),
         "epsilon_client": last.get("epsilon_client"),
-        "budgets_spent": last.get("dropped", {}).get(DROP_REASONS[BUDGET_SPENT], 0),
+        "budgets_spent": (last.get("dropped") or {}).get(DROP_REASONS[BUDGET_SPENT], 0),
     }
 
 

@@ -219,8 +219,9 @@ class Auditor:
 
     @property
     def p_values(self) -> Mapping[Check, float]:
-        """What the free checks said of the last round; none before the first."""
-        return look_of(self.terms, self._rows[-1], None).p_values if self._rows else {}
+        """What the free checks said of the last round; none before the first. That of the secret draw tells of its size."""
+        said = look_of(self.terms, self._rows[-1], None).p_values if self._rows else {}
+        return {check: p for check, p in said.items() if check is not Check.DRAW}
 
     def columns(self, number: int) -> dict[str, Any]:
         """Return the numbers of the last round, `number`, for its line of metrics; none where it released nothing."""
@@ -229,8 +230,7 @@ class Auditor:
         row = self._rows[-1]
         shown: dict[str, Any] = {}
         if self.terms.delta:
-            names = ("norm_p", "reuse_p", *(("draw_p",) if self.terms.clients else ()))
-            shown |= {f"audit/{name}": float(row[name]) for name in names}
+            shown |= {f"audit/{name}": float(row[name]) for name in ("norm_p", "reuse_p")}
         for kind, looks in (("audit", self.looks), ("audit/records", self.record_looks)):
             if looks and looks[-1].round == int(row["round"]):
                 names = ("claimed", "epsilon", "low", "high", "ceiling")

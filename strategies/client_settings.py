@@ -33,6 +33,7 @@ class RecordPrivacy:
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       canaries: number of an audit's records among each client's, see `client.dp_sgd.record_canaries`.
       runs: such as this one, that the budget is for.
+      noise_by_ledger: pairs (name of a ledger, noise_multiplier) of those that held something before the run.
     """
 
     target_epsilon: float
@@ -45,6 +46,12 @@ class RecordPrivacy:
     gradients: str = "auto"
     canaries: int = 0
     runs: int = 1
+    noise_by_ledger: tuple[tuple[str, float], ...] = ()
+
+    def of_ledger(self, name: str) -> RecordPrivacy:
+        """Return the level with the noise of the client whose ledger has this name."""
+        own = dict(self.noise_by_ledger).get(name)
+        return self if own is None else replace(self, noise_by_records=((0, own),))
 
     def noise_multiplier(self, records: int) -> float:
         """Return the noise for a client with this many records."""
@@ -152,6 +159,7 @@ class ClientSettings:
         if fields["record"] is not None:
             record = fields["record"]
             record["noise_by_records"] = tuple((int(n), float(z)) for n, z in record["noise_by_records"])
+            record["noise_by_ledger"] = tuple((str(name), float(z)) for name, z in record["noise_by_ledger"])
             fields["record"] = RecordPrivacy(**record)
         if fields["encryption"] is not None:
             fields["encryption"] = Encryption(**fields["encryption"])

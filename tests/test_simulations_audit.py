@@ -62,8 +62,10 @@ def test_nothing_about_the_real_clients_changes_but_what_they_train_from(
     )
     assert with_canaries == without
     rows = round_rows.read(full.folder / "audit.npy", 60)
-    metrics = [json.loads(line) for line in (full.folder / "metrics.jsonl").read_text().splitlines()]
-    others = [json.loads(line) for line in (plain.folder / "metrics.jsonl").read_text().splitlines()]
+    metrics, others = (
+        [json.loads(line) for line in (each.folder / "operator.jsonl").read_text().splitlines()[:-1]]
+        for each in (full, plain)
+    )
     drawn = [int(row["taken"].sum()) for row in rows if row["round"] > 0]
     assert [m["invited"] - n for m, n in zip(metrics, drawn, strict=True)] == [o["invited"] for o in others]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ledger.durable_files import open_for_owner
 from ..refusal import Refusal
 
 # Blocks of rounds whose sums are kept: updates change slowly, so a few blocks tell as much as all rounds.
@@ -55,7 +56,7 @@ def row_type(canaries: int) -> np.dtype[Any]:
 
 def append(path: Path, row: Rows) -> None:
     """Add a row, shape (), to a file."""
-    with open(path, "ab") as file:
+    with open_for_owner(path) as file:
         np.save(file, row, allow_pickle=False)
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -170,9 +170,18 @@ class Book:
             for adversary, text in booked.events.items():
                 self.spent[adversary] -= Counter({text: 1})
 
-    def events(self, adversary: Adversary) -> "list[DpEvent]":
-        """Return what an adversary has seen, equal events as one with a count."""
+    def events(self, adversary: Adversary, runs: Callable[[str], bool] | None = None) -> "list[DpEvent]":
+        """Return what an adversary has seen, equal events as one with a count.
+
+        Args:
+          adversary: who saw it.
+          runs: whether a run of this name counts; None counts all.
+        """
         counts = self.spent.get(adversary, Counter[str]())
+        if runs is not None:
+            told = [booked for booked in self.releases.values() if booked.state is not ReleaseState.VOID]
+            mine = [booked for booked in told if runs(json.loads(booked.entry.key)[0])]
+            counts = Counter(booked.events[adversary] for booked in mine if adversary in booked.events)
         return [_repeated(_read(text), count) for text, count in counts.items()]
 
 
@@ -215,6 +224,27 @@ class Verification:
     epsilon_rdp: float | None = None
     filter_order: float | None = None
     by_adversary: Mapping[Adversary, Sizes] = field(default_factory=dict[Adversary, Sizes])
+
+
+def read_events(
+    path: Path, adversary: Adversary, runs: Callable[[str], bool] | None = None
+) -> "list[DpEvent]":
+    """Return what an adversary has seen, from a ledger that nobody needs to have open; nothing where there is none.
+
+    Args:
+      path: of the ledger.
+      adversary: whose events are read.
+      runs: whether a run of this name counts; None counts all.
+
+    Raises:
+      Refusal: the ledger cannot be read, or its chain is broken.
+    """
+    if not path.exists():
+        return []
+    book = Book()
+    with contextlib.closing(Chain.for_reading(path)) as chain:
+        book.replay(chain)
+    return book.events(adversary, runs)
 
 
 def read_entries(path: Path | str) -> list[Entry]:

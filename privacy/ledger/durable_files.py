@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600, *, flush: bool = True) -> None:
@@ -45,6 +46,13 @@ def replace_files(folder: Path, files: Mapping[str, bytes], mode: int = 0o600, *
         os.replace(fresh, folder / name)
     if flush:
         sync_folder(folder)
+
+
+def open_for_owner(path: Path) -> BinaryIO:
+    """Open a file to append to it; nobody but its owner may read it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.fchmod(descriptor, 0o600)  # whoever made it
+    return open(descriptor, "ab")
 
 
 def sync_folder(folder: Path) -> None:

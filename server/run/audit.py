@@ -130,7 +130,7 @@ def _seed(run: Run, fresh: bool) -> bytes:
 def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
     settings, audit, client = federation.settings, federation.settings.audit, federation.summed
     assert audit is not None
-    dimension, clients = dimension_of(federation.task), federation.num_clients
+    dimension, clients = dimension_of(federation.task), federation.population
     terms = AuditTerms(
         settings.num_rounds,
         audit.alpha,
@@ -380,7 +380,6 @@ def as_json(
         "norm_p": summary.norm_p if terms.delta else None,
         "visible_shortfall": summary.visible_shortfall if terms.delta else None,
         "reuse_p": summary.reuse_p if terms.delta else None,
-        "draw_p": summary.draw_p if terms.clients else None,
         "records": records and _of_records(records),
     }
 

@@ -68,7 +68,10 @@ class Display:
         shown = [f"round {done.round:>{len(str(self._run.num_rounds))}}/{self._run.num_rounds}"]
         shown += [f"{name} {_number(value)}" for name, value in done.metrics.items()]
         shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(done)]
-        shown.append(f"{done.row['replies']} of {done.row['invited']} clients")
+        counts = f"{done.row['replies']} of {done.row['invited']} clients"
+        shown.append(
+            counts if done.row["replies"] is not None else f"{done.row['invited']:g} clients planned"
+        )
         if done.row["abandoned"]:
             shown.append("abandoned: nothing was released")
         audit = done.audit.words() if done.audit and done.audit.fresh(done.round) else []
@@ -114,6 +117,8 @@ class Display:
 
 
 def _clients(row: Mapping[str, Any]) -> str:
+    if row["replies"] is None:  # who took part is secret
+        return f"{row['invited']:g} planned" + (" abandoned" if row["abandoned"] else "")
     dropped = sum(row["dropped"].values())
     counts = f"{row['replies']}/{row['invited']}" + (f" -{dropped}" if dropped else "")
     return counts + (" abandoned" if row["abandoned"] else "")

@@ -13,7 +13,7 @@ from dp_accounting.dp_event import DpEvent
 from ...privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import Adversary, Budget
-from ...privacy.ledger.book import Book
+from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import CapEnded, capped
 from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import Head
@@ -52,7 +52,9 @@ def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] |
         records = len(data_of(federation.task, number))
         try:
             allowed = capped(path, budget)
-            exhausted += not within([*events, record_plan(client.record, records, client).event()], allowed)
+            exhausted += not within(
+                [*events, record_plan(client.record.of_ledger(name), records, client).event()], allowed
+            )
         except CapEnded:
             exhausted += 1
     return {"epsilon": lost, "delta": budget.target_delta, "exhausted": exhausted, "outside": OUTSIDE}
@@ -101,26 +103,29 @@ def require_heads(folder: Path, heads: Mapping[str, Head]) -> None:
 class RecordMeter:
     """Counts who took part, to say while a run goes on what the client that took part most often has revealed.
 
-    It says so for a client with the fewest records, whose every round costs most.
+    It says so for a client with the fewest records, whose every round costs most. Where who takes part is secret it says
+    what a client reveals that takes part in every round.
 
     Attributes:
       plan: of one round at that client.
       budget: of its ledger, which refuses what the budget does not afford.
       limited: whether the budget has a target at all; counting how many rounds it affords takes long if not.
       prior: what the ledger that is spent most held before this run.
+      secret: whether who takes part is.
     """
 
     plan: Plan
     budget: Budget
     limited: bool
     prior: tuple[DpEvent, ...] = ()
+    secret: bool = False
     _rounds: dict[int, int] = field(default_factory=dict[int, int])
     _known: dict[int, float] = field(default_factory=dict[int, float])
     _affordable: int | None = None
 
     def add(self, clients: Sequence[int]) -> None:
         """Count one more round for each of these clients."""
-        for client in clients:
+        for client in [0] if self.secret else clients:
             self._rounds[client] = self._rounds.get(client, 0) + 1
 
     def epsilon(self) -> float:
@@ -150,14 +155,16 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     plan = record_plan(client.record, federation.sizes[0], client)
     limited = federation.record.target_epsilon is not None
     if federation.simulated:
-        return RecordMeter(plan, budget, limited)
-    paths = client_ledgers(federation, Path(client.record.ledger_dir))
-    distinct = {tuple(read_events(path, Adversary.MODEL)) for path in paths}
+        return RecordMeter(plan, budget, limited, (), federation.keeps_counts)
+    names = set(federation.fingerprints)
+    held = {tuple(read_events(client.record.ledger_path(name), Adversary.MODEL)): name for name in names}
 
     def cost(events: tuple[DpEvent, ...]) -> float:
         return epsilon(events, budget.target_delta, budget.adjacency, GATE_INTERVAL)
 
-    return RecordMeter(plan, budget, limited, max(distinct, key=cost, default=()))
+    prior = max(held, key=cost)
+    plan = record_plan(client.record.of_ledger(held[prior]), federation.sizes[0], client)
+    return RecordMeter(plan, budget, limited, prior, federation.keeps_counts)
 
 
 def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
@@ -174,19 +181,3 @@ def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
     clients = range(federation.num_clients)
     names = {fingerprint(data_of(federation.task, client)) for client in clients}
     return sorted(path for name in names if (path := folder / f"{name[:32]}.ledger").exists())
-
-
-def read_events(path: Path, adversary: Adversary) -> Sequence[DpEvent]:
-    """Return what an adversary has seen, from a ledger that nobody needs to have open.
-
-    Args:
-      path: of the ledger.
-      adversary: whose events are read.
-
-    Raises:
-      Refusal: the ledger cannot be read, or its chain is broken.
-    """
-    book = Book()
-    with closing(Chain.for_reading(path)) as chain:
-        book.replay(chain)
-    return book.events(adversary)

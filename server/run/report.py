@@ -16,15 +16,16 @@ from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, accou
 from ...privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from ...privacy.accounting.renyi_filter import accountant, counted
 from ...privacy.budget import Adjacency, Adversary, Unit
+from ...privacy.ledger.book import read_events
 from ...privacy.ledger.ledger import Ledger
 from ...strategies.client_settings import ClientSettings
 from ...strategies.cohorts import invited_size
 from ...strategies.record_plan import record_plan
 from .federation import EVERYBODY, Federation
-from .record_ledgers import read_events
 
 PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
 TAKEN_PART = "poisson batches, in the rounds taken part in"
+EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took part is secret"
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 OWN_LEDGERS = "each client's own ledger, which lets it spend no more than this"
 
@@ -62,6 +63,7 @@ def spent(
     ledger: Ledger | None,
     client_ledgers: Sequence[Path],
     draws: Sequence[DpEvent] = (),
+    most: float | None = None,
 ) -> list[Spent]:
     """Return what every unit has revealed to every adversary, at the accountant's finest setting.
 
@@ -70,10 +72,11 @@ def spent(
       ledger: the population's, if clients are protected in the sum.
       client_ledgers: the clients' own, if records are protected.
       draws: `open_draws` of the rounds so far.
+      most: the most that a record may have lost, where who took part is secret.
     """
     rows: list[Spent] = []
     if federation.record is not None:
-        rows += _record_rows(federation, client_ledgers, draws)
+        rows += _record_rows(federation, client_ledgers, draws, most)
     if federation.summed is not None:
         assert ledger is not None
         rows += _client_rows(federation, ledger)
@@ -125,24 +128,25 @@ def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
 
 
 def _record_rows(
-    federation: Federation, client_ledgers: Sequence[Path], draws: Sequence[DpEvent]
+    federation: Federation, client_ledgers: Sequence[Path], draws: Sequence[DpEvent], most: float | None
 ) -> list[Spent]:
     """Return the maximum over the clients: clients hold different records, so their losses compose in parallel.
 
-    What real clients' records have lost stands on their own ledgers; here is known what they may lose.
+    What real clients' records have lost stands on their own ledgers, and what a ledger has lost tells how often its
+    client took part. Where that is secret, and where clients are real, here stands what they may lose.
     """
     record = federation.record
     assert record is not None
     delta, adjacency, target = record.target_delta, record.adjacency, record.target_epsilon
-    if federation.deployed is not None:
-        most = target if target is not None else math.inf
-        return [
-            Spent(Unit.RECORD, a, adjacency, most, delta, target, OWN_LEDGERS, TAKEN_PART) for a in EVERYBODY
-        ]
-    distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
-    worst = max((epsilon(each, delta, adjacency) for each in distinct), default=0.0)
     before = max((epsilon([each], delta, adjacency, GATE_INTERVAL) for each in draws), default=math.inf)
-    known = worst, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
+    if federation.deployed is not None:
+        known = math.inf if target is None else target, OWN_LEDGERS, TAKEN_PART
+    elif most is not None:
+        known = most, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
+    else:
+        distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
+        worst = max((epsilon(each, delta, adjacency) for each in distinct), default=0.0)
+        known = worst, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
     drawn = before, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
     shown = {a: known if a is Adversary.SERVER else min(known, drawn) for a in EVERYBODY}
     return [

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ...configs.settings import shown_keys
 from ...privacy.audit.alarms import Level
+from ...privacy.ledger.durable_files import open_for_owner
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
 from ...strategies.canaries import add_canaries
@@ -157,7 +158,9 @@ def exit_code_of(result: Mapping[str, Any]) -> int:
 @contextmanager
 def _client_log(folder: Path) -> Generator[None]:
     """Let simulated clients write what failed, which a real client keeps to itself, into the run folder."""
-    handler = logging.FileHandler(folder / "clients.log", delay=True)
+    path = folder / "clients.log"
+    open_for_owner(path).close()
+    handler = logging.FileHandler(path)
     logger = logging.getLogger("fedveil.client")
     logger.addHandler(handler)
     before, logger.propagate = logger.propagate, False
@@ -167,6 +170,8 @@ def _client_log(folder: Path) -> Generator[None]:
         logger.propagate = before
         logger.removeHandler(handler)
         handler.close()
+        if not path.stat().st_size:
+            path.unlink()
 
 
 def _run_on(
@@ -242,6 +247,7 @@ def _participants(run: Run, grid: Grid) -> Participants:
         answers_of(federation),
         federation.num_canaries,
         None if canaries is None or federation.deployed is None else partial(add_canaries, canaries),
+        federation.settings.population,
     )
 
 
@@ -292,7 +298,7 @@ def title_of(federation: Federation) -> str:
     """Return one line that says what runs."""
     s = federation.settings
     kind = "simulation" if federation.simulated else "real data"
-    clients = f"{federation.num_clients} clients"
+    clients = f"{federation.population} clients"
     if federation.num_canaries:
         clients += f" and {federation.num_canaries} canaries"
     strategy = s.strategy.name if s.strategy.target is None else s.strategy.target.partition(":")[2]

@@ -19,7 +19,9 @@ from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.adaptation import Choices
 from ...privacy.budget import Adversary
+from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.refusal import Refusal
+from ...strategies.cohorts import invited_size
 from ...tasks.arrays import read_arrays
 from ...tasks.mislabelled import Mislabelled
 from ...tasks.protocol import PredictingTask
@@ -38,6 +40,7 @@ from .report import encryption, open_draws, spent, versions
 CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
 SAVED = "run.json"
 METRICS = "metrics.jsonl"
+OPERATOR = "operator.jsonl"  # what a trusted server alone may know of its rounds
 RESULT = "result.json"
 MODEL = "model.safetensors"
 CURVE = "curve.png"
@@ -248,10 +251,7 @@ def record_round(
         "round": done.number,
         **metrics,
         **{f"train/{name}": value for name, value in done.scalars.items()},
-        "invited": done.invited,
-        "replies": done.replies,
-        "dropped": done.dropped,
-        "clipped_again": done.clipped_again,
+        **_counts(progress, done),
         "abandoned": done.abandoned,
         **({"exchanges": done.exchanges} if done.exchanges else {}),
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
@@ -279,6 +279,27 @@ def keep(progress: Progress, state: State) -> None:
     if state.round % settings.checkpoint_every == 0 or state.round == settings.num_rounds:
         save(progress, state)
     progress.state = state
+
+
+def _counts(progress: Progress, done: Round) -> dict[str, Any]:
+    """Return how many took part, as others may read it; what only a trusted server may know goes to its operator's file."""
+    federation = progress.run.federation
+    counts = {
+        "invited": done.invited,
+        "replies": done.replies,
+        "dropped": done.dropped,
+        "clipped_again": done.clipped_again,
+    }
+    if not federation.keeps_counts:
+        return counts
+    _tell_operator(progress.run.folder, {"round": done.number, **counts})
+    planned = invited_size(federation.cohort, federation.population)
+    return {**dict.fromkeys(counts), "invited": planned}
+
+
+def _tell_operator(folder: Path, row: dict[str, Any]) -> None:
+    with open_for_owner(folder / OPERATOR) as file:
+        file.write(_line(row).encode())
 
 
 def save(progress: Progress, state: State) -> None:
@@ -333,7 +354,12 @@ def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
       folder: of the run.
       last: the round of the checkpoint.
     """
-    path = folder / METRICS
+    if (folder / OPERATOR).exists():
+        replace_file(folder / OPERATOR, "".join(map(_line, _rows_until(folder / OPERATOR, last))).encode())
+    return _rows_until(folder / METRICS, last)
+
+
+def _rows_until(path: Path, last: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
@@ -342,7 +368,7 @@ def read_history(folder: Path, last: int) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             break
-        if row["round"] <= last:
+        if row.get("round", math.inf) <= last:
             rows.append(row)
     return rows
 
@@ -359,8 +385,11 @@ def finish(progress: Progress, ending: Ending, seconds: float, title: str) -> di
       seconds: that this process of the run has taken.
       title: one line above the pictures.
     """
-    result, folder = _result(progress, ending, seconds), progress.run.folder
+    told, folder = _measured(progress, seconds), progress.run.folder
+    result = _result(progress, ending, told)
     try:
+        if progress.run.federation.keeps_counts:
+            _tell_operator(folder, {key: told[key] for key in ("records", "seconds")})
         save(progress, ending.state)
         result["audit"] = None if progress.audit is None else end_audit(progress.audit, ending, title)
         _write_results(progress, ending.state, result, title)
@@ -389,7 +418,16 @@ def again(run: Run) -> str:
     return f"resume={run.folder}" if run.federation.deployed is None else "the same command"
 
 
-def _result(progress: Progress, ending: Ending, seconds: float) -> dict[str, Any]:
+def _measured(progress: Progress, seconds: float) -> dict[str, Any]:
+    """Return what of a result depends on who took part."""
+    return {
+        "records": spending(progress.run.federation, progress.run.client),
+        "dropped": _summed_drops(progress.history),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[str, Any]:
     run, history = progress.run, progress.history
     federation, ledger = run.federation, run.ledger
     folder = None if run.client.record is None else Path(run.client.record.ledger_dir)
@@ -404,20 +442,25 @@ def _result(progress: Progress, ending: Ending, seconds: float) -> dict[str, Any
         **_configured(federation),
         "privacy": [
             row.to_json()
-            for row in spent(federation, ledger, client_ledgers(federation, folder), _draws(run, ending))
+            for row in spent(
+                federation,
+                ledger,
+                client_ledgers(federation, folder),
+                _draws(run, ending),
+                _most(progress, ending),
+            )
         ],
         "secagg": encryption(federation),
-        "records": spending(federation, run.client),
         "audit": None,
         "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
-        "dropped": _summed_drops(history),
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
         "ledger": str(ledger.path) if ledger else str(folder) if folder else None,
         "ledger_head": list(ledger.head) if ledger else None,
         "folder": str(run.folder),
         "versions": versions(),
-        "seconds": round(seconds, 3),
+        **dict.fromkeys(told),
+        **({} if federation.keeps_counts else told),
     }
 
 
@@ -428,12 +471,21 @@ def _configured(federation: Federation) -> dict[str, Any]:
     return {
         "task": federation.task_name,
         **own,
-        "population": federation.num_clients,
+        "population": federation.population,
         "cohort": s.cohort.name,
         "strategy": s.strategy.target or s.strategy.name,
         "partition": s.partition.name,
         "budget_runs": s.budget.runs,
     }
+
+
+def _most(progress: Progress, ending: Ending) -> float | None:
+    meter = progress.meter
+    if meter is None or not progress.run.federation.keeps_counts:
+        return None
+    if ending.state.round < progress.run.federation.settings.num_rounds:
+        meter.add([0])  # clients of a round that failed were drawn, too
+    return meter.epsilon()
 
 
 def _draws(run: Run, ending: Ending) -> list[DpEvent]:
@@ -463,5 +515,5 @@ def _finite(result: dict[str, Any]) -> dict[str, Any]:
 def _summed_drops(history: list[dict[str, Any]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for row in history:
-        total.update(row["dropped"])
+        total.update(row["dropped"] or {})
     return dict(total)
