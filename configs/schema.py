@@ -886,7 +886,10 @@ class SimulationSettings(FederationSettings):
             yield "task.folder", "name the folder of the tables, in which each file or folder is a client"
         if isinstance(self.privacy, Record | RecordAndClient):
             if self.engine.dtype != "float32":
-                yield "engine.dtype", "an example's norm is measured before its gradient is added; use float32"
+                yield (
+                    "engine.dtype",
+                    "an example's norm is measured before its gradient is added; use float32",
+                )
             if self.engine.device == "mps":
                 yield "engine.device", "has no double precision, in which norms are measured; use cpu"
         if self.population is not None:

@@ -22,7 +22,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Scalar
 from ..privacy.refusal import Refusal
 from ..strategies.grids import AskingGrid
-from ..strategies.wire import common_content, layout_of, mean_reply, only_arrays
+from ..strategies.wire import BUDGET_SPENT, DROP_REASONS, common_content, layout_of, mean_reply, only_arrays
 from .accounts import MECHANISM, account_of
 from .masking import Masking
 from .noise_rows import rows_of
@@ -32,6 +32,7 @@ from .round_terms import Answers, ClientPrivacy, Round, Sum
 from .secure_sum import MaskedSums
 
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
+BUDGET_REASON = DROP_REASONS[BUDGET_SPENT]
 PATIENCE = 30  # questions for the nodes in one round; Flower's strategies ask once a second while they wait
 
 
@@ -73,6 +74,8 @@ class PrivateGrid(AskingGrid):
         self._reserved = 0
         self._row = 0
         self._finished = 0
+        self._spent: set[int] = set()
+        self._tells = privacy is None or masking is not None
         self.drawn: list[int] = []
         self.rounds: list[Round] = []
         self.released: Released | None = None
@@ -145,6 +148,11 @@ class PrivateGrid(AskingGrid):
         """What the next round goes by; None without client-level privacy."""
         return self._account.choices
 
+    @property
+    def all_spent(self) -> bool:
+        """Whether every client was asked and its own ledger refused; never told where who was drawn is secret."""
+        return self._tells and self.participants.all_among(self._spent)
+
     def raise_noise(self, factor: float) -> None:
         """Let the rounds from now on have so many times the noise that is planned, and charged."""
         self._account.raise_noise(factor)
@@ -208,6 +216,8 @@ class PrivateGrid(AskingGrid):
         )
         done, mean = self._sums.sum(self.drawn, wanted, layout, timeout, self._draw_ahead)
         self.rounds.append(replace(done, choices=self.choices))
+        if set(done.dropped) == {BUDGET_REASON} and not done.replies:
+            self._spent.update(self.drawn)
         self._finished = number
         if mean is None:
             return []

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 
 from ..privacy.adaptation import Choices
 from ..privacy.ledger.ledger import BudgetExhausted
-from ..strategies.wire import BUDGET_SPENT, DROP_REASONS, memory_arrays, view
+from ..strategies.wire import memory_arrays, view
 from .checkpoint import strategy_state
-from .private_grid import PrivateGrid
+from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round
 
 Arrays = dict[str, NDArray[np.generic]]
 
-BUDGET_REASON = DROP_REASONS[BUDGET_SPENT]
+SPENT = "the budget of every client that was invited is spent"
 
 
 class Status(StrEnum):
@@ -125,6 +125,8 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
             except BudgetExhausted as spent:
                 return Ending(Status.EXHAUSTED, str(spent), state)
             state, ending = _run_round(grid, loop, state)
+            if ending is None and grid.all_spent:
+                ending = Ending(Status.EXHAUSTED, SPENT, state)
             if ending is not None:
                 return ending
     return _ending(grid, state)
@@ -145,7 +147,7 @@ def _ending(grid: PrivateGrid, state: State) -> Ending:
     if not reasons or any(done.replies for done in grid.rounds):
         return Ending(Status.COMPLETED, f"{state.round} rounds", state)
     if reasons == {BUDGET_REASON}:
-        return Ending(Status.EXHAUSTED, "the budget of every client that was invited is spent", state)
+        return Ending(Status.EXHAUSTED, SPENT, state)
     return Ending(Status.FAILED, f"no client ever replied ({', '.join(sorted(reasons))})", state)
 
 

@@ -15,7 +15,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp import Grid, ServerApp
 
 from ..client.app import make_client_app
-from ..configs.schema import SimulationSettings
+from ..configs.schema import LedgerSettings, SimulationSettings
 from ..configs.settings import settings_from_overrides
 from ..privacy.ledger.caps import default_folder
 from ..privacy.refusal import Refusal
@@ -59,10 +59,8 @@ def _federation(overrides: str) -> Federation:
 @lru_cache(maxsize=1)
 def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
     federation = _federation(overrides)
-    settings = client_settings(federation, folder)
-    if settings.record is not None and not federation.task.simulated:
-        settings = replace(settings, record=replace(settings.record, ledger_dir=ledgers))
-    return settings.to_json()
+    own = federation.settings.model_copy(update={"ledger": LedgerSettings(dir=ledgers)})
+    return client_settings(replace(federation, settings=own), folder, own.num_rounds).to_json()
 
 
 def conditions(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

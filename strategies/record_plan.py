@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -87,18 +87,26 @@ def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -
 
 
 def calibrated_noise(
-    record: RecordPrivacy, records: int, settings: ClientSettings, participations: int
+    record: RecordPrivacy,
+    records: int,
+    settings: ClientSettings,
+    participations: int,
+    prior: Sequence[DpEvent] = (),
+    whole: int | None = None,
 ) -> float:
-    """Return the least noise multiplier with which a client keeps to its budget.
+    """Return the least noise multiplier with which a client keeps to what is left of its budget.
 
     Args:
       record: gives the budget.
       records: number of the client's records, at least 1.
       settings: give batch size and epochs.
       participations: number of rounds in which the client takes part.
+      prior: events that its ledger already holds.
+      whole: number of such rounds in the whole run, where some are over; None where none is.
 
     Raises:
-      Refusal: no noise fits.
+      Refusal: no noise fits, or less than a hundredth is left.
     """
     plan = replace(record_plan(record, records, settings), num_rounds=participations)
-    return float(plan.calibrate_as_one_of(record.runs, record.budget()).noise_multiplier or 0)
+    fitted = plan.calibrate_as_one_of(record.runs, record.budget(), prior, whole)
+    return float(fitted.noise_multiplier or 0)

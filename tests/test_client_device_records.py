@@ -116,3 +116,19 @@ def test_a_record_ledger_that_cannot_be_used_is_named_and_the_clients_is_given_b
     assert reply.error.code == NOT_READY
     kinds = [entry.kind for entry in read_entries(only_ledger(device, "client-*.ledger"))]
     assert kinds == ["open", "reserve", "void"]
+
+
+def test_a_second_run_plans_from_what_the_first_left_and_so_does_a_device_that_restarts(device):
+    first = replace(ORDER, record=replace(RECORD, target_epsilon=1.0))
+    answers = [device.answer(asked(device, first, number)) for number in (1, 2, 3)]
+    second = replace(ORDER, run="summer")
+    planned = device.merged(second).record
+    fresh = device.merged(ORDER).record
+    assert planned.noise_by_records[0][1] > fresh.noise_by_records[0][1]
+    answers += [device.answer(asked(device, second, number)) for number in (4, 5)]
+    device._noise.clear()  # a restart, in the middle of the run
+    assert device.merged(second).record == planned
+    answers.append(device.answer(asked(device, second, 6)))
+    assert not any(reply.has_error() for reply in answers)
+    third = device.answer(asked(device, replace(ORDER, run="autumn"), 7))
+    assert third.error.code == BUDGET_SPENT

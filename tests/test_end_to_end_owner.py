@@ -289,7 +289,7 @@ MODES = {
     "poisson": (*GIVEN, "cohort.rate=0.3"),
     "fixed": (*GIVEN, "cohort=fixed", "cohort.size=4"),
     "all": (*GIVEN, "cohort=all"),
-    "add or remove one": (*GIVEN, "privacy.adjacency=add-or-remove-one"),
+    "add or remove one": (*GIVEN, "privacy.adjacency=add-or-remove-one", "population=10"),
     "replace one": (*GIVEN, "privacy.adjacency=replace-one", "cohort=all"),
     "adaptive clipping": (*GIVEN, "privacy.clipping=adaptive"),
     "adaptive noise": (LARGE, "privacy.noise_schedule=adaptive"),

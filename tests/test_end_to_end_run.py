@@ -82,6 +82,12 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def told_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what a trusted server's operator reads of each round."""
+    lines = [json.loads(line) for line in (folder / "operator.jsonl").read_text().splitlines()]
+    return [line for line in lines if "round" in line]
+
+
 def reserved(ledger: Path | str) -> list[dict[str, Any]]:
     return [json.loads(entry.payload) for entry in read_entries(ledger) if entry.kind == "reserve"]
 
@@ -103,7 +109,10 @@ def test_a_process_of_its_own_leaves_a_run_folder(tmp_path: Path) -> None:
     assert written["rounds_completed"] == ROUNDS
     assert (written["data"], written["rng"], written["seed"]) == ("simulation", "seeded", 0)
     assert written["metrics"]["accuracy"] >= 0
-    assert written["seconds"] > 0
+    assert {key for key, value in written.items() if value is None} >= {"seconds", "dropped", "records"}
+    assert [row["round"] for row in told_of(out)] == [1, 2, 3] and (
+        out / "operator.jsonl"
+    ).stat().st_mode & 0o077 == 0
     assert {"python", "fedveil", "flwr", "torch", "opacus", "dp-accounting"} <= set(written["versions"])
     assert [set(row) for row in written["privacy"]] == [PRIVACY_KEYS] * 3
     epsilons = {row["adversary"]: row["epsilon"] for row in written["privacy"]}
@@ -320,7 +329,10 @@ def test_every_strategy_trains(tmp_path: Path, strategy: str) -> None:
 def test_every_cohort_draws_what_the_ledger_says(tmp_path: Path, cohort: str) -> None:
     more = ("cohort.size=4",) if cohort == "cohort=fixed" else ()
     result = run(tmp_path, *PRIVATE, cohort, *more, "num_rounds=6").result
-    invited = [row["invited"] for row in rows_of(tmp_path)]
+    invited = [row["invited"] for row in told_of(tmp_path)]
+    assert {row["invited"] for row in rows_of(tmp_path)} == {
+        {"all": 10, "fixed": 4, "poisson": 2.5}[cohort.partition("=")[2]]
+    }
     kinds = {
         json.dumps(payload["events"]["model"]).count("Poisson") for payload in reserved(tmp_path / "ledger")
     }
@@ -363,7 +375,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path: Path) ->
 def test_an_empty_cohort_is_charged_and_releases_noise(tmp_path: Path) -> None:
     outcome = run(tmp_path, *PRIVATE, "cohort.rate=1e-6")
     assert outcome.exit_code == 0
-    assert [row["invited"] for row in rows_of(tmp_path)] == [0] * ROUNDS
+    assert [row["invited"] for row in told_of(tmp_path)] == [0] * ROUNDS
     assert len(reserved(tmp_path / "ledger")) == ROUNDS
     assert np.abs(load_file(tmp_path / "model.safetensors")["weight"]).max() > 0
 
@@ -668,11 +680,13 @@ def test_records_of_real_data_are_charged_on_each_clients_own_ledger_over_runs(
     first = really(tmp_path / "1", [*own, "privacy.target_epsilon=null"]).result
     spent = first["privacy"][0]["epsilon"]
     assert len(list((tmp_path / "ledgers").glob("*.ledger"))) == 40
-    again = really(tmp_path / "2", [*own, f"privacy.target_epsilon={spent * 1.05}"])
-    assert again.exit_code == 3
-    assert again.result["dropped"] == {"budget spent": 40}
-    assert again.result["privacy"][0]["epsilon"] == pytest.approx(spent)
-    assert rows_of(tmp_path / "2")[0]["epsilon_record"] == pytest.approx(spent, rel=0.01)
+    with pytest.raises(Refusal, match="not even one round fits what is left"):
+        really(tmp_path / "2", [*own, f"privacy.target_epsilon={spent * 1.05}"])
+    again = really(tmp_path / "3", [*own, f"privacy.target_epsilon={spent * 2}"]).result
+    assert rows_of(tmp_path / "3")[0]["epsilon_record"] == pytest.approx(
+        again["privacy"][0]["epsilon"], rel=0.01
+    )
+    assert again["privacy"][0]["epsilon"] > spent
 
 
 def test_the_populations_ledger_is_no_clients_ledger(tmp_path: Path, hospitals: list[str]) -> None:

@@ -1,5 +1,7 @@
 """Preconditions of the guarantee, through the real command: what would leak more than is printed is refused."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import fedveil.simulations.simulate  # noqa: F401 (before any fork, so that chil
 from fedveil.client.app import Workbench, train_round
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.in_place import begin
+from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.flower_adapter import claim_identity
@@ -212,3 +215,284 @@ def test_what_a_model_remembers_of_one_client_does_not_reach_the_next(engine: An
 @pytest.mark.parametrize("where", ["buffer", "number", "list", "late"])
 def test_a_model_with_a_memory_is_not_trained_many_clients_at_once(where: str) -> None:
     assert not can_vectorise(bench_of(where))
+
+
+# --- nothing that is printed is a release ---------------------------------------------------------------------------
+
+WARDS = """\
+import os
+import torch
+from torch import nn
+from fedveil.tasks.data import Examples
+
+TARGET = 5  # its inputs are zero, so the model's update and every noised sum are the same with and without it
+
+
+class Wards:
+    simulated, num_clients = True, 8
+
+    def model(self):
+        layer = nn.Linear(4, 2, bias=False)
+        nn.init.zeros_(layer.weight)
+        return layer
+
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs, targets):
+        return dict(accuracy=float((outputs.argmax(1) == targets).float().mean()))
+
+    def client_data(self, client):
+        begun = os.path.exists("run/config.yaml")  # before that the data are looked at, in the owner's sight
+        if client == TARGET and begun and os.environ["CASE"] == "central fails":
+            raise ValueError("the record of Erika Mustermann")
+        inputs = torch.randn(30, 4, generator=torch.Generator().manual_seed(client))
+        return Examples(inputs * (client != TARGET), (inputs.sum(1) > 0).long())
+
+    def held_out(self):
+        return self.client_data(0)
+"""
+SECRETS = {
+    "central": (
+        "privacy=client_central",
+        "privacy.target_epsilon=8",
+        "privacy.metrics_share=0",
+        "privacy.allow_large_delta=true",
+    ),
+    "both": (
+        "privacy=record_and_client",
+        "privacy.client.target_epsilon=8",
+        "privacy.client.metrics_share=0",
+        "privacy.client.allow_large_delta=true",
+        "privacy.record.target_epsilon=8",
+    ),
+}
+
+
+def fixed_names() -> None:
+    """Take chance and the clock out of the names that a run gives to itself and its ledger."""
+    import uuid
+
+    from fedveil.privacy.ledger import ledger
+
+    ledger._now, ledger.token_hex = lambda: "2026-01-01T00:00:00+00:00", lambda size: "0" * size
+    names = iter(range(1, 100))
+    uuid.uuid4 = lambda: uuid.UUID(int=next(names))
+
+
+def drawing(mode: str, case: str) -> Any:
+    """Return what arranges that the target is drawn in the rounds of odd numbers, or never; nobody else's coin changes."""
+
+    def arrange() -> None:
+        import os
+
+        import fedveil.client.dp_sgd.train as dp_sgd
+        from fedveil.strategies.cohorts import Poisson
+
+        fixed_names()
+        os.environ["CASE"] = f"{mode} {case}"
+        draw, rounds = Poisson.draw, iter(range(1, 100))
+
+        def with_the_target(self: Poisson, population: Any, stream: Any, earlier: Any = ()) -> list[int]:
+            others = [node for node in draw(self, population, stream, earlier) if node != population[5]]
+            return sorted([*others, *([population[5]] if case != "out" and next(rounds) % 2 else [])])
+
+        Poisson.draw = with_the_target
+
+        def without_noise(model: Any, loss: Any, records: Examples, *_: Any) -> None:
+            if case == "fails" and not records.inputs.any():
+                raise ValueError("the record of Erika Mustermann")
+
+        dp_sgd.train_privately = without_noise  # a client's own noise would be in the sum
+
+    return arrange
+
+
+def told(folder: Path, command: Any) -> dict[str, bytes]:
+    """Return what others than the owner of a run can read of it, by file."""
+    known = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted((folder / "run").rglob("*"))
+        if path.is_file() and path.stat().st_mode & 0o077
+    }
+    known |= {"stdout": command.out.encode(), "stderr": command.err.encode()}
+    return {name: data.replace(str(folder).encode(), b"") for name, data in known.items()}
+
+
+def wards_run(commands: Any, folder: Path, mode: str, case: str) -> tuple[int, dict[str, bytes]]:
+    folder.mkdir()
+    (folder / "wards.py").write_text(WARDS)
+    own = ["task=custom", "task.target=wards:Wards", "allow_modules=[wards]", "hydra.run.dir=run"]
+    settings = ["num_rounds=4", "cohort=poisson", "cohort.rate=0.5", "batch_size=10", *SECRETS[mode]]
+    code, command = replace(commands, folder=folder).run(
+        "simulate",
+        *own,
+        *settings,
+        first=drawing(mode, case),
+    )
+    return code, told(folder, command)
+
+
+@pytest.mark.parametrize("case", ["in", "fails"])
+@pytest.mark.parametrize("mode", SECRETS)
+def test_what_others_read_of_a_run_is_the_same_whoever_was_drawn(
+    mode: str, case: str, tmp_path: Path, commands: Any
+) -> None:
+    (code, without), (other, drawn) = (
+        wards_run(commands, tmp_path / each, mode, each) for each in ("out", case)
+    )
+    assert code == other == 0, drawn["stderr"]
+    assert {
+        "run/metrics.jsonl",
+        "run/result.json",
+        "run/curve.png",
+        "run/model.safetensors",
+        "stdout",
+    } <= without.keys()
+    assert without.keys() == drawn.keys()
+    for name, data in without.items():
+        assert data == drawn[name], name
+
+
+@pytest.mark.parametrize("mode", SECRETS)
+def test_the_operator_alone_reads_who_was_drawn_and_what_failed(
+    mode: str, tmp_path: Path, commands: Any
+) -> None:
+    wards_run(commands, tmp_path / "fails", mode, "fails")
+    wards_run(commands, tmp_path / "out", mode, "out")
+    failed, without = (tmp_path / case / "run" / "operator.jsonl" for case in ("fails", "out"))
+    lines = [json.loads(line) for line in failed.read_text().splitlines()]
+    assert [line["dropped"] for line in lines[:4]] == [{"failed": 1}, {}, {"failed": 1}, {}]
+    others = [json.loads(line)["invited"] for line in without.read_text().splitlines()[:4]]
+    assert [line["invited"] for line in lines[:4]] == [
+        n + k for n, k in zip(others, (1, 0, 1, 0), strict=True)
+    ]
+    assert lines[4]["seconds"] > 0 and failed.stat().st_mode & 0o077 == 0
+    log = tmp_path / "fails" / "run" / "clients.log"
+    assert "Erika" in log.read_text() and log.stat().st_mode & 0o077 == 0
+
+
+# --- how many there are ---------------------------------------------------------------------------------------------
+
+CROWD = """\
+import torch
+from torch import nn
+from fedveil.tasks.data import Examples
+
+
+class Crowd:
+    simulated = True
+
+    def __init__(self):
+        self.num_clients = CLIENTS
+
+    def model(self):
+        layer = nn.Linear(100, 2, bias=False)
+        nn.init.zeros_(layer.weight)
+        return layer
+
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs, targets):
+        return dict(accuracy=float((outputs.argmax(1) == targets).float().mean()))
+
+    def client_data(self, client):
+        return Examples(torch.zeros(5, 100), torch.zeros(5, dtype=torch.int64))
+
+    def held_out(self):
+        return Examples(torch.ones(5, 100), torch.zeros(5, dtype=torch.int64))
+"""
+HIDDEN = (
+    "privacy=client_central",
+    "privacy.adjacency=add-or-remove-one",
+    "privacy.target_epsilon=8",
+    "num_rounds=2",
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("cohort=poisson",), "declare a public number instead, population=..."),
+        (("cohort=all",), "declare a public number instead, population=..."),
+        (("cohort=fixed", "cohort.size=5"), "replaces whoever leaves"),
+        (("cohort=fixed", "cohort.size=5", "population=20"), "divides by its size"),
+        (("cohort=all", "population=20", "task.num_clients=20"), "task.num_clients tells how many there are"),
+    ],
+)
+def test_a_hidden_number_of_clients_is_not_the_divisor(
+    given: tuple[str, ...], sentence: str, tmp_path: Path, commands: Any
+) -> None:
+    (tmp_path / "crowd.py").write_text(CROWD.replace("CLIENTS", "20"))
+    own = ["task=custom", "task.target=crowd:Crowd", "allow_modules=[crowd]", "hydra.run.dir=run"]
+    code, command = commands.run("simulate", *own, *HIDDEN, *given, "privacy.allow_large_delta=true")
+    assert code == 2 and sentence in command.err and "Traceback" not in command.err
+    assert not list((tmp_path / "run").glob("*"))
+
+
+@pytest.mark.parametrize("cohort", ["poisson", "all"])
+def test_a_client_more_changes_nothing_that_others_read_where_a_population_is_declared(
+    cohort: str, tmp_path: Path, commands: Any
+) -> None:
+    """The clients' updates are zero: what is left is noise, whose scale told how many there were."""
+    known: list[dict[str, bytes]] = []
+    for clients in (20, 19):
+        folder = tmp_path / str(clients)
+        folder.mkdir()
+        (folder / "crowd.py").write_text(CROWD.replace("CLIENTS", str(clients)))
+        own = ["task=custom", "task.target=crowd:Crowd", "allow_modules=[crowd]", "hydra.run.dir=run"]
+        asked = [*own, *HIDDEN, f"cohort={cohort}", "population=25", "privacy.metrics_share=0"]
+        code, command = replace(commands, folder=folder).run(
+            "simulate", *asked, "privacy.allow_large_delta=true", first=fixed_names
+        )
+        assert code == 0, command.err
+        known.append(told(folder, command))
+    assert known[0] == known[1]
+    assert b"25 clients" in known[0]["stdout"] and b'"population": 25' in known[0]["run/result.json"]
+
+
+# --- what an earlier run left ---------------------------------------------------------------------------------------
+
+
+def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def record_run(commands: Any, tmp_path: Path, name: str, *given: str) -> tuple[int, Any, Path]:
+    folder = tmp_path / name
+    code, command = commands.run("simulate", *asked(tmp_path, *RECORD, f"hydra.run.dir={folder}", *given))
+    return code, command, folder
+
+
+def test_a_second_run_on_records_plans_from_what_the_first_left(tmp_path: Path, commands: Any) -> None:
+    write_task(tmp_path)
+    noise: list[float] = []
+    for name, target, rounds in (("first", 1.0, 3), ("second", 1.2, 3)):
+        given = (f"privacy.target_epsilon={target}", f"num_rounds={rounds}")
+        code, command, folder = record_run(commands, tmp_path, name, *given)
+        assert code == 0, command.err
+        lines = rounds_of(folder)
+        assert [line["replies"] for line in lines] == [3] * rounds
+        assert 0.99 * target < lines[-1]["epsilon_record"] <= target
+        entries = read_entries(next((tmp_path / "ledgers").glob("*.ledger")))
+        noise.append(json.loads([e for e in entries if e.kind == "reserve"][-1].payload)["events"]["model"]["event"]
+                     ["event"]["noise_multiplier"])  # fmt: skip
+    assert noise[1] > noise[0]  # less is left, for as many rounds
+    code, command, folder = record_run(commands, tmp_path, "third", "privacy.target_epsilon=1.2")
+    assert code == 2 and "already spent" in command.err and "Traceback" not in command.err
+    assert not list(folder.glob("*"))
+    code, command, folder = record_run(
+        commands, tmp_path, "fourth", "privacy.target_epsilon=1.2", "privacy.noise_multiplier=2"
+    )
+    assert code == 2 and "not even one round fits what is left" in command.err
+
+
+def test_a_run_ends_with_the_round_in_which_every_client_refuses(tmp_path: Path, commands: Any) -> None:
+    write_task(tmp_path)
+    given = ("privacy.noise_multiplier=2", "privacy.target_epsilon=3", "num_rounds=40")
+    code, command, folder = record_run(commands, tmp_path, "run", *given)
+    assert code == 3, command.err
+    lines = rounds_of(folder)
+    assert len(lines) < 40 and [line["replies"] for line in lines[-2:]] == [3, 0]
+    assert "the budget of every client that was invited is spent" in command.out

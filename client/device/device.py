@@ -22,7 +22,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp.typing import ClientAppCallable
 
 from ...configs.local_training import LocalTraining
-from ...privacy.budget import Budget, Unit
+from ...privacy.budget import Adversary, Budget, Unit
+from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.mechanisms.randomness import Randomness
@@ -31,7 +32,7 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...strategies.client_settings import ClientSettings, RecordPrivacy
 from ...strategies.flower_adapter import records_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
-from ...strategies.training_order import RecordOrder, TrainingOrder, read_order
+from ...strategies.training_order import RecordOrder, TrainingOrder, people_call, read_order
 from ...strategies.wire import (
     BUDGET_SPENT,
     FAILED,
@@ -178,18 +179,17 @@ class Device:
         """Return the owner's settings with what the order says, and record-level noise planned from the owner's records.
 
         Raises:
-          NotTrained: BUDGET_SPENT where the owner's cap has ended.
-          Refusal: no noise keeps to the budget.
+          NotTrained: BUDGET_SPENT where the owner's cap has ended, or too little of the budget is left; NOT_READY where the
+            ledger cannot be read.
         """
         settings = replace(self.settings, training=order.training)
         return (
             settings
             if order.record is None
-            else replace(settings, record=self._record(order.record, settings))
+            else replace(settings, record=self._record(order.record, settings, people_call(order.run)))
         )
 
-    def _record(self, asked: RecordOrder, settings: ClientSettings) -> RecordPrivacy:
-        from ...strategies.record_plan import calibrated_noise
+    def _record(self, asked: RecordOrder, settings: ClientSettings, run: str) -> RecordPrivacy:
 
         assert self.count is not None
         budget = Budget(Unit.RECORD, asked.target_epsilon, asked.target_delta, asked.adjacency)
@@ -209,10 +209,29 @@ class Device:
             runs=asked.runs,
         )
         records = self.count()
-        plan = (record, records, settings.training, asked.participations)
+        plan = (record, records, settings.training, asked.participations, run)
         if plan not in self._noise:
-            self._noise[plan] = calibrated_noise(record, records, settings, asked.participations)
+            self._noise[plan] = self._planned(record, records, settings, asked.participations, run)
         return replace(record, noise_by_records=((0, self._noise[plan]),))
+
+    def _planned(
+        self, record: RecordPrivacy, records: int, settings: ClientSettings, participations: int, run: str
+    ) -> float:
+        """Return the noise for a run, planned from what earlier runs left.
+
+        What this run has spent already is part of what is planned, so that the noise is the same after a restart.
+        """
+        from ...strategies.record_plan import calibrated_noise
+
+        try:
+            ledger = record.ledger_path(settings.device or "")
+            prior = read_events(ledger, Adversary.SERVER, lambda each: people_call(each) != run)
+            return calibrated_noise(record, records, settings, participations, prior)
+        except Refusal as refusal:
+            if refusal.field not in ("ledger", "target_epsilon"):
+                raise
+            logger.warning("%s", refusal)
+            raise NotTrained(NOT_READY if refusal.field == "ledger" else BUDGET_SPENT) from refusal
 
 
 def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:

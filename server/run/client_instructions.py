@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...configs.schema import Record, SimulationSettings
-from ...privacy.budget import check_delta
+from ...privacy.budget import Adversary, check_delta
+from ...privacy.ledger.book import read_events
+from ...privacy.ledger.caps import capped
 from ...privacy.plan import LEAST_NOISE
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings, Encryption, RecordPrivacy
@@ -21,11 +24,14 @@ from .federation import Federation, Run, ledger_home
 from .record_audit import canaries_of_each, plants_examples
 from .sum_plan import require_one_round
 
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
 TRACES = "client_traces"  # folder of each client's own loss traces, in a simulation
 MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
 
 
-def client_settings(federation: Federation, folder: Path) -> ClientSettings:
+def client_settings(federation: Federation, folder: Path, rounds: int | None = None) -> ClientSettings:
     """Return what clients are told; record-level noise is planned here, once for each size of data set.
 
     Real clients plan it themselves, and hear what else there is to know from `order_of`.
@@ -33,6 +39,8 @@ def client_settings(federation: Federation, folder: Path) -> ClientSettings:
     Args:
       federation: its parts.
       folder: of the run; nothing is written there.
+      rounds: still to come, for which ledgers of real data have what earlier runs left; None plans all rounds as if they
+        were empty.
 
     Raises:
       Refusal: the noise affords no round, or the audit asks for loss traces of real data.
@@ -51,11 +59,11 @@ def client_settings(federation: Federation, folder: Path) -> ClientSettings:
     )
     if federation.record is None or federation.deployed is not None:
         return settings
-    return replace(settings, record=_record_privacy(federation, federation.record, settings, folder))
+    return replace(settings, record=_record_privacy(federation, federation.record, settings, folder, rounds))
 
 
 def _record_privacy(
-    federation: Federation, record: Record, settings: ClientSettings, folder: Path
+    federation: Federation, record: Record, settings: ClientSettings, folder: Path, rounds: int | None
 ) -> RecordPrivacy:
     """Return the record level as a client hears of it, its noise planned for the sizes that there are."""
     s, sizes, budget = federation.settings, federation.sizes, federation.record_budget
@@ -77,11 +85,85 @@ def _record_privacy(
     warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
     if warning:
         warn(warning)
+    left = None if federation.simulated else rounds
     if record.noise_multiplier is None:
-        return replace(told, noise_by_records=_planned_noise(federation, told, settings))
+        told = replace(told, noise_by_records=_planned_noise(federation, told, settings))
+        return told if left is None else _within_what_is_left(federation, told, settings, left)
     told = replace(told, noise_by_records=((0, record.noise_multiplier),))
     require_one_round(record_plan(told, sizes[-1] + told.canaries, settings), told.budget())
+    return told if left is None else _with_a_round_left(federation, told, settings)
+
+
+def _within_what_is_left(
+    federation: Federation, told: RecordPrivacy, settings: ClientSettings, rounds: int
+) -> RecordPrivacy:
+    """Return the record level with noise of its own for each ledger that holds something, or has a cap.
+
+    Whose budget is spent keeps the noise of an empty ledger, and its ledger lets it sit out.
+
+    Raises:
+      Refusal: no client has enough left.
+    """
+    participations, whole = (
+        likely_participations(federation.cohort, federation.num_clients, each)
+        for each in (rounds, federation.settings.num_rounds)
+    )
+    planned: dict[str, float] = {}
+    refusals: list[Refusal] = []
+    for name, records in _ledgers(federation):
+        try:
+            own, prior = _left(told, name)
+            planned[name] = (
+                calibrated_noise(own, records + told.canaries, settings, participations, prior, whole)
+                if prior or own != told
+                else told.noise_multiplier(records + told.canaries)
+            )
+        except Refusal as refusal:
+            refusals.append(refusal)
+    return _unless_all_refuse(replace(told, noise_by_ledger=tuple(planned.items())), planned, refusals)
+
+
+def _with_a_round_left(
+    federation: Federation, told: RecordPrivacy, settings: ClientSettings
+) -> RecordPrivacy:
+    """Return the record level as it is, once a ledger affords a round of the noise that was given.
+
+    Raises:
+      Refusal: none does.
+    """
+    refusals: list[Refusal] = []
+    for name, records in _ledgers(federation):
+        try:
+            own, prior = _left(told, name)
+            require_one_round(record_plan(own, records + told.canaries, settings), own.budget(), prior)
+            return told
+        except Refusal as refusal:
+            refusals.append(refusal)
+    return _unless_all_refuse(told, (), refusals)
+
+
+def _unless_all_refuse(
+    told: RecordPrivacy, planned: Collection[str], refusals: Sequence[Refusal]
+) -> RecordPrivacy:
+    if refusals and not planned:
+        raise refusals[-1]
+    if refusals:
+        warn(f"{len(refusals)} clients sit out, for too little of their budgets is left: {refusals[-1]}")
     return told
+
+
+def _ledgers(federation: Federation) -> Iterator[tuple[str, int]]:
+    """Yield the name of each client's ledger, and how many records it has; clients with equal data share one."""
+    sizes = (len(federation.task.client_data(client)) for client in range(federation.num_clients))
+    yield from {name: size for name, size in zip(federation.fingerprints, sizes, strict=True) if size}.items()
+
+
+def _left(told: RecordPrivacy, name: str) -> tuple[RecordPrivacy, list[DpEvent]]:
+    """Return the record level within the caps of a ledger, and what the ledger holds."""
+    path = told.ledger_path(name)
+    budget = capped(path, told.budget())
+    within = replace(told, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
+    return within, read_events(path, Adversary.MODEL)
 
 
 def traces_of(federation: Federation, folder: Path) -> str:

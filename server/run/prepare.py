@@ -45,7 +45,9 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     """
     if saved is None:
         run_folder.require_free(folder)
-    client = client_settings(federation, folder)
+    checkpoint = read(folder) if saved else None
+    left = federation.settings.num_rounds - (checkpoint.round if checkpoint else 0)
+    client = client_settings(federation, folder, max(1, left))
     _check_every(federation, canaries=client.record is not None and client.record.canaries > 0)
     if federation.record is not None:
         check_trainable(federation.task.model())
@@ -58,7 +60,6 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     # the whole run was charged at once and each row of its noise is used once.
     goes_on = federation.seed is not None or federation.mechanism.rounds is not None
     name = saved.name if saved and goes_on else _new_name(federation)
-    checkpoint = read(folder) if saved else None
     if checkpoint is not None and client.record is not None:
         require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
     return Run(federation, folder, name, client, checkpoint)
