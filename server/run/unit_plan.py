@@ -118,7 +118,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
 
 def _drowning_noise(federation: Federation, plan: Plan) -> float | None:
     """Return the noise on the mean, in clipping norms, if hiding a client hides all there is to learn; else None."""
-    clients = federation.num_clients
+    clients = federation.population
     noise = plan.noise_std / plan.clipping_norm / federation.cohort.expected_size(clients)
     return noise if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE else None
 
@@ -133,7 +133,7 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
     Raises:
       Refusal: the plan is vacuous, or most cohorts would be empty, and nobody has accepted that.
     """
-    asked, clients = federation.settings, federation.num_clients
+    asked, clients = federation.settings, federation.population
     if asked.accept_vacuous:
         return
     noise = None if plan is None or plan.unit != "client" else _drowning_noise(federation, plan)
