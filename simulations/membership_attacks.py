@@ -228,7 +228,11 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
     model = task.model()
     load_arrays(model, arrays)
     asked = settings.local_training
-    training = replace(asked, local_epochs=epochs, batch_size=max(BATCH, asked.batch_size))
+    optimizer = asked.optimizer
+    if optimizer.name == "dp_adambc":  # it takes noise out, and a reference model is trained in the clear
+        optimizer = replace(optimizer, name="adam")
+    size = max(BATCH, asked.batch_size)
+    training = replace(asked, local_epochs=epochs, batch_size=size, optimizer=optimizer)
     return Attacked(task, training, model, records, len(inside), spare, population)
 
 

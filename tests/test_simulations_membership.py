@@ -101,6 +101,14 @@ def test_the_same_records_are_attacked_every_time(tmp_path: Path) -> None:
     assert not members & {row.numpy().tobytes() for row in first.spare.inputs}
 
 
+def test_reference_models_have_no_noise_to_take_out(tmp_path: Path) -> None:
+    told = ["task=digits", "task.num_clients=4", "num_rounds=1", "privacy=record", "optimizer=dp_adambc"]
+    simulate(settings_from_overrides([*told, "cohort=all"]), tmp_path / "run", quiet=True)
+    found = attack_on(tmp_path / "run", 1)
+    assert found.training.optimizer.name == "adam"
+    assert found.reference(found.spare, 0) is not None
+
+
 def test_without_its_extra_the_toolbox_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "art.attacks.inference.membership_inference", None)
     with pytest.raises(Refusal, match=r"install fedveil\[mia\]"):
