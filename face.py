@@ -349,11 +349,12 @@ def _settings(
 
     from .configs.settings import settings_from_overrides
     from .server.run.build import OBJECT, Given
-    from .tasks import Task, as_task
+    from .tasks import PooledTask, Task, as_task
 
     own = as_task(task)
     given = Given(
-        own if isinstance(own, Task) else None, strategy if isinstance(strategy, Strategy) else None
+        own if isinstance(own, Task | PooledTask) else None,
+        strategy if isinstance(strategy, Strategy) else None,
     )
     modules, overrides = list(allow), list[str]()
     for group, own, value in (("task", given.task, task), ("strategy", given.strategy, strategy)):

@@ -11,9 +11,21 @@ from ..configs.strict import nearest
 from ..privacy.refusal import Refusal
 from .data import Examples, check_examples
 from .numpy_task import as_task
+from .pool import DEALT, PooledTask, dealt
 from .protocol import Task
 
-__all__ = ["TASKS", "Examples", "Task", "as_task", "check_examples", "load_task", "with_planted"]
+__all__ = [
+    "DEALT",
+    "TASKS",
+    "Examples",
+    "PooledTask",
+    "Task",
+    "as_task",
+    "check_examples",
+    "dealt",
+    "load_task",
+    "with_planted",
+]
 
 # Imported when they are asked for: their data come with packages that a deployed client does not need.
 TASKS: Mapping[str, str] = {
@@ -44,15 +56,18 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
         or the task itself refuses one.
     """
     make = _own(name, allow) if ":" in name else _shipped(name)
-    own = {key: value for key, value in (options or {}).items() if key != PLANTED}
+    own = {key: value for key, value in (options or {}).items() if key not in (PLANTED, DEALT)}
     if ":" in name:
+        if hasattr(make, "pool") and not hasattr(make, "client_data"):
+            own.pop("num_clients", None)  # of the partition
         _check_arguments(name, make, own)
     try:
         arguments = inspect.signature(make).bind(**own)
     except TypeError as error:
         raise Refusal("task", name, f"its options are {inspect.signature(make)}; {error}") from error
     try:
-        task = as_task(make(*arguments.args, **arguments.kwargs))
+        made = make(*arguments.args, **arguments.kwargs)
+        task = as_task(dealt(made, (options or {}).get(DEALT)) if ":" in name else made)
     except (OSError, ValueError) as error:
         raise Refusal("task", name, f"it cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):

@@ -167,3 +167,71 @@ def test_the_device_reads_them_and_refuses_them_without_a_target() -> None:
         read_section({**TASK_DEFAULTS, "client": 0, "name": "heart", "args": {"a": 1}}, read_task, "task")
     with pytest.raises(fv.Refusal, match=r"task\.args\.a=\[\[\]\]"):
         read_section({**TASK_DEFAULTS, "client": 0, **own, "args": {"a": [[]]}}, read_task, "task")
+
+
+POOL = """
+
+
+class Pooled:
+    simulated = True
+
+    def model(self):
+        net = nn.Linear(3, 4)
+        nn.init.zeros_(net.weight)
+        nn.init.zeros_(net.bias)
+        return net
+
+    loss, metrics = Wards.loss, Wards.metrics
+    hidden = 0
+
+    def pool(self):
+        inputs = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+        return inputs, torch.arange(200) % 4
+
+    def labels(self):
+        return self.pool()[1]
+
+    def held_out(self):
+        return self.pool()
+
+
+class Read(Pooled):
+    def pool(self):
+        return torch.utils.data.TensorDataset(*super().pool())
+
+    def labels(self):
+        return torch.arange(200) % 4
+"""
+
+
+@pytest.mark.parametrize("name", ["Pooled", "Read"])
+def test_a_partition_deals_the_pool_of_ones_own_task(name: str) -> None:
+    Path("wards.py").write_text(MODULE + POOL)
+    asked = [
+        "task=custom",
+        f"task.target=wards:{name}",
+        "allow_modules=[wards]",
+        "privacy=none",
+        "cohort=all",
+    ]
+    more = ["partition=shards", "task.num_clients=20"]
+    assert run(["simulate", *asked, *more, *RUN]) == 0
+    assert (result()["population"], result()["partition"]) == (20, "shards")
+    model: Any = fv.load("run", allow_modules=["wards"]).model
+    assert model.in_features == 3
+    module: Any = sys.modules["wards"]
+    task: Any = getattr(module, name)()
+    task.num_clients = 5
+    found = fv.simulate(task, partition="dirichlet", privacy="none", num_rounds=1, quiet=True)
+    assert found.result["population"] == 5
+
+
+def test_a_partition_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wards.py").write_text(MODULE + POOL)
+    assert run(["simulate", *ASKED, "task.args.folder=.", "partition=dirichlet", *RUN]) == 2
+    assert "partition='dirichlet': this task gives each client its own data" in capsys.readouterr().err
+    asked = ["task=custom", "task.target=wards:Pooled", "allow_modules=[wards]", "privacy=none"]
+    assert run(["simulate", *asked, "partition=iid", *RUN]) == 2
+    assert "task.num_clients=None: say to how many clients the pool is dealt" in capsys.readouterr().err
+    assert run(["simulate", *asked, "task.num_clients=5", *RUN]) == 2
+    assert "choose iid, dirichlet or shards" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from ...configs.schema import (
 from ...privacy.budget import Adjacency
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import Cohort, cohort_of, over_selected, seen
-from ...tasks import TASKS, Task, load_task, with_planted
+from ...tasks import DEALT, TASKS, PooledTask, Task, dealt, load_task, with_planted
 from ...tasks.announced import AnnouncedTask
 from .client_instructions import task_options
 from .display import warn
@@ -40,7 +40,7 @@ SEEN_ANSWERS = "none: how a round ends tells how many took part"
 class Given:
     """Objects that stand in the place of the names in settings; None where the name says it all."""
 
-    task: Task | None = None
+    task: Task | PooledTask | None = None
     strategy: Strategy | None = None
 
 
@@ -117,7 +117,7 @@ def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task
     return AnnouncedTask(settings.task.num_clients, load)
 
 
-def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task | None) -> Task:
+def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task | PooledTask | None) -> Task:
     name = settings.task.target or settings.task.name
     if given is None:
         _require_named("task", name)
@@ -127,10 +127,12 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task 
             "its processes import a task by name; give module:Class and allow_modules, or engine=inprocess"
         )
         raise Refusal("engine", "ray", remedy)
-    if settings.task.num_clients is not None:
+    own = dealt(given, options.get(DEALT))
+    if settings.task.num_clients is not None and own is given:
         remedy = "the task was given as an object and says itself how many it has; leave it null"
         raise Refusal("task.num_clients", settings.task.num_clients, remedy)
-    return with_planted(given, options)
+    assert isinstance(own, Task)
+    return with_planted(own, options)
 
 
 def _strategy(settings: SimulationSettings, given: Strategy | None) -> Strategy | None:

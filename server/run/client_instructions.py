@@ -17,7 +17,7 @@ from ...strategies.client_settings import ClientSettings, Encryption, RecordPriv
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
-from ...tasks import PLANTED
+from ...tasks import DEALT, PLANTED
 from ...tasks.arrays import agreement_of
 from .display import warn
 from .federation import Federation, Run, ledger_home
@@ -220,7 +220,11 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
       seed: of the simulation; None stands for 0.
     """
     if settings.task.target is not None:
-        return settings.task.options | ({PLANTED: seed or 0} if plants_examples(settings) else {})
+        how = settings.partition.name, settings.partition.alpha, settings.task.num_clients
+        alpha = {} if how[1] is None else {"alpha": how[1]}
+        partition = {"name": how[0], "num_clients": how[2], "seed": seed or 0} | alpha
+        planted = {PLANTED: seed or 0} if plants_examples(settings) else {}
+        return settings.task.options | planted | {DEALT: partition}
     options: dict[str, Any] = {
         "num_clients": settings.task.num_clients,
         "partition": settings.partition.name,

@@ -45,15 +45,22 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
     Raises:
       Refusal: the task cannot be loaded.
     """
-    from ...tasks import load_task
+    from ...tasks import DEALT, load_task
 
-    asked = config_of(folder)["task"]
+    config = config_of(folder)
+    asked, partition = config["task"], config.get("partition")
     if asked["name"] == "csv":
         kept = {"schema": str(folder / "schema.yaml"), "model": asked["model"], "hidden": asked["hidden"]}
         return load_task("csv", kept)
     options = {"folder": asked["folder"]} if asked.get("folder") else dict(asked.get("args") or {})
     if asked.get("target") and asked.get("num_clients") is not None:
         options["num_clients"] = asked["num_clients"]
+    if asked.get("target") and partition is not None:
+        options[DEALT] = {
+            **partition,
+            "num_clients": asked.get("num_clients"),
+            "seed": config.get("seed") or 0,
+        }
     return load_task(asked.get("target") or asked["name"], options, allow_modules)
 
 
