@@ -44,6 +44,27 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
+    "a device trains by another schema than the server's": Mutation(
+        "client/device/device.py",
+        "if order.agreement != agreement:",
+        "if order.agreement == 0:",
+        "test_deployment_tables.py",
+        "another_schema_or_model",
+    ),
+    "real tables are measured on their clients' rows": Mutation(
+        "tasks/tables.py",
+        "    if not simulated:\n        return Tables(",
+        "    if False:\n        return Tables(",
+        "test_tasks_tables.py",
+        "separators or one_hot",
+    ),
+    "a schema is inferred from real tables": Mutation(
+        "tasks/tables.py",
+        "    if not simulated:\n        remedy = (",
+        "    if False:\n        remedy = (",
+        "test_tasks_tables.py",
+        "real_tables_need",
+    ),
     "an optimizer reads gradients before their noise": Mutation(
         "client/dp_sgd/train.py",
         "parameter.grad = noised",

@@ -85,6 +85,9 @@ PLANNED = "what a plan leaves for later or advises against; what is spent is cou
 MEMORY = "of what a strategy remembers, which is released in any case"
 ITSELF = "a fault of the audit, which the suite holds to its level and its power, and not of a run"
 BEYOND: dict[str, str] = {
+    "a device trains by another schema than the server's": "another model is trained, and noised as claimed",
+    "real tables are measured on their clients' rows": "leaves beside the sum, where an audit of sums does not look",
+    "a schema is inferred from real tables": "leaves beside the sum, where an audit of sums does not look",
     "an operator's call passes the front": ADMISSION,
     "the front takes whoever signs": ADMISSION,
     "a body in pieces has no bound": ADMISSION,
