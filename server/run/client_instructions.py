@@ -18,7 +18,6 @@ from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...tasks import DEALT, PLANTED
-from ...tasks.arrays import agreement_of
 from .display import warn
 from .federation import Federation, Run, ledger_home
 from .record_audit import canaries_of_each, plants_examples
@@ -238,6 +237,8 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
 
 def order_of(run: Run) -> dict[str, str]:
     """Return what travels in the strategy's configuration: the same in every round of a process."""
+    from ...tasks.arrays import agreement_of  # torch, and plans know these instructions too
+
     s = run.federation.settings
     order = TrainingOrder(
         run=run.name,
