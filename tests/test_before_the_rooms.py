@@ -54,6 +54,7 @@ def test_a_federation_serves_its_next_run(kept: Path) -> None:
         "privacy.client.target_epsilon=9",
         "privacy.record.target_epsilon=9",
         "privacy.client.allow_large_delta=true",
+        "accept_vacuous=true",  # two clients
     )
     with open(log, "w") as said:
         clients = [

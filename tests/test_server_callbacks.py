@@ -13,7 +13,7 @@ import pytest
 
 import fedveil as fv
 from fedveil import extras
-from fedveil.cli.simulate import simulate
+from fedveil.__main__ import run as command
 from fedveil.configs.settings import settings_from_overrides, shown_keys
 from fedveil.privacy.audit.alarms import Alarm
 from fedveil.privacy.audit.run_audit import Measured
@@ -181,11 +181,11 @@ def test_a_class_of_ones_own_is_named_on_the_command_line(
         "class Nothing:\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    common = ["task=digits", "num_rounds=1", "allow_modules=[watchers]", "--json"]
+    common = ["simulate", "task=digits", "num_rounds=1", "allow_modules=[watchers]", "--json"]
     run = f"hydra.run.dir={tmp_path / 'run'}"
-    assert simulate([*common, "callbacks=[watchers:Says]", run]) == 0
+    assert command([*common, "callbacks=[watchers:Says]", run]) == 0
     assert (tmp_path / "run" / "said.txt").read_text() == "completed"
-    assert simulate([*common, "callbacks=[watchers:Nothing]", f"{run}2"]) == 2
+    assert command([*common, "callbacks=[watchers:Nothing]", f"{run}2"]) == 2
     assert not (tmp_path / "run2" / "config.yaml").exists()
 
 
