@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .client.private_update import private_update
-    from .configs.schema import ClientCentral, ClientDistributed, NoPrivacy, Record, RecordAndClient
+    from .configs.schema import (
+        ClientCentral,
+        ClientDistributed,
+        NoPrivacy,
+        Record,
+        RecordAndClient,
+        RecordDistributed,
+    )
     from .face import FinishedRun, load, plan, simulate
     from .privacy.accounting.epsilon import epsilon
     from .privacy.budget import Adjacency, Adversary, Budget, Release, Unit
@@ -42,6 +49,7 @@ __all__ = [
     "Poisson",
     "Record",
     "RecordAndClient",
+    "RecordDistributed",
     "Refusal",
     "Release",
     "RoundEnd",
@@ -78,6 +86,7 @@ _HOMES = {
     "Poisson": (".strategies.cohorts", ""),
     "Record": (".configs.schema", "simulation"),
     "RecordAndClient": (".configs.schema", "simulation"),
+    "RecordDistributed": (".configs.schema", "simulation"),
     "Refusal": (".privacy.refusal", ""),
     "Release": (".privacy.budget", ""),
     "RoundEnd": (".server.run.callbacks", "simulation"),

@@ -230,8 +230,8 @@ def simulate(
     Args:
         task: the name of a shipped task, such as "mnist5k", which it is if left out; an object with the members of
             `Task`; or a dictionary of its keys with `name`.
-        privacy: what is hidden: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)`, `RecordAndClient(...)`,
-            `NoPrivacy()`, or an option's name such as "record".
+        privacy: what is hidden: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)`, `RecordDistributed(...)`,
+            `RecordAndClient(...)`, `NoPrivacy()`, or an option's name such as "record".
         cohort: who takes part in a round: `Poisson(rate)`, `Fixed(size)`, `MinSeparation(...)`, `All()`, or a name.
         strategy: how updates are combined: one of Flower's strategies or a subclass of one's own as an object (it is
             copied, so that a second run begins afresh), or a name such as "fedadam".

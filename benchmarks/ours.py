@@ -27,7 +27,7 @@ from ..privacy.mechanisms.sum_spec import Scalar
 from ..privacy.plan import Plan
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
-from ..server.round_terms import ClientPrivacy, Round
+from ..server.round_terms import Round, SumPrivacy
 from ..server.rounds import Loop, State, run_rounds
 from ..simulations.in_process import InProcessGrid
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings
@@ -141,7 +141,7 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
     ):
         private = PrivateGrid(
             Participants(grid, cohort, size.clients),
-            privacy=None if workload in IDLE else ClientPrivacy(plan, ledger, _METRICS_SHARE),
+            privacy=None if workload in IDLE else SumPrivacy(plan, ledger, _METRICS_SHARE),
             scalars=(Scalar(TRAIN_LOSS, _LOSS_BOUND),),
             randomness=Randomness(_SEED),
         )

@@ -32,10 +32,12 @@ from ..strategies.wire import (
     BUDGET_SPENT,
     NOT_READY,
     WEIGHT,
+    layout_of,
     memory_arrays,
     only_arrays,
     read_attempt,
     read_round,
+    unit_norm_of,
     view,
 )
 from ..tasks import load_task
@@ -46,7 +48,7 @@ from ..tasks.independence import check_independence
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task, check_trainable
 from .dp_sgd import record_canaries
-from .private_update import private_update
+from .private_update import SUMMED_RECORD, private_update
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
 
@@ -172,6 +174,8 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
       bench: task and model.
       settings: how to train in this round.
     """
+    if settings.step is not None:
+        return step_round(message, client, bench, settings)
     data = data_of(bench.task, client)
     training = training_settings(message.content, settings)
     bench.forget()
@@ -216,6 +220,58 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         {"arrays": memory_arrays(read_arrays(model)), "metrics": MetricRecord(dict(metrics))}
     )
     return Message(content, reply_to=message)
+
+
+def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
+    """Return the reply with what one client adds to the sum of a step on all clients' records.
+
+    Args:
+      message: the global model, in an instruction of a private sum.
+      client: number of the client in the task, from 0.
+      bench: task and model.
+      settings: how to take the step.
+
+    Raises:
+      Refusal: the sum is not for so long a part of a record.
+    """
+    from .dp_sgd.together import drawn, step
+
+    terms, (_, number) = settings.step, read_round(message.content)
+    assert terms is not None
+    data = data_of(bench.task, client)
+    model = received_model(bench, data, message.content)
+    randomness = Randomness(settings.seed)
+    seed_layers(int(randomness.stream("training", number).uint64(1)[0]), client, data, bench.device)
+    rate, unit = training_settings(message.content, settings).learning_rate, unit_norm_of(message.content)
+    if unit is None or terms.max_grad_norm * rate > unit:
+        remedy = f"times the learning rate it is more than the sum hides of a record, {unit}"
+        raise Refusal("privacy.max_grad_norm", terms.max_grad_norm, remedy)
+    rows = drawn(len(data), terms, randomness.stream("batches", number, client))
+    update = step(
+        model,
+        bench.task,
+        placed(data, bench.device),
+        rows,
+        terms,
+        rate,
+        layout_of(only_arrays(message.content)),
+    )
+    content = RecordDict({SUMMED_RECORD: memory_arrays(dict(update)), "metrics": MetricRecord({})})
+    return Message(content, reply_to=message)
+
+
+def received_model(bench: Workbench, data: Data, content: RecordDict) -> nn.Module:
+    """Return the model with the instruction's arrays, once it is known that it keeps examples apart.
+
+    Args:
+      bench: task and model.
+      data: of a client, to measure that.
+      content: the instruction.
+    """
+    bench.forget()
+    model = bench.private_model(data)
+    load_arrays(model, {name: view(array) for name, array in only_arrays(content).items()})
+    return model
 
 
 def seed_layers(key: int, client: int, data: Data, device: torch.device) -> None:

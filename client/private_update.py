@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -12,9 +13,12 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from ..privacy.mechanisms.private_sum import encode
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies.flower_adapter import records_of
 from ..strategies.wire import DROP_REASONS, FAILED, layout_of, only_arrays, read_spec, reply_with, view
+
+SUMMED_RECORD = "fedveil.summed"  # of an app's reply: what it adds to a sum of records
 
 logger = logging.getLogger("fedveil.client")
 
@@ -74,7 +78,7 @@ def private_update(
             reply = call_next(message, context)
             if reply.has_error():
                 raise NotTrained(reply.error.code)
-            update = difference(only_arrays(reply.content), received)
+            update = update_of(reply, received, spec)
             vector, _ = encode(update, scalars_of(reply), spec)
     except NotTrained as said:
         return Message(Error(said.code, "the client did not train"), reply_to=message)
@@ -83,6 +87,26 @@ def private_update(
         logger.exception("round failed at this client")
         return Message(Error(FAILED, "the client failed"), reply_to=message)
     return reply_with(vector, message)
+
+
+def update_of(
+    reply: Message, received: Mapping[str, Array], spec: SumSpec
+) -> dict[str, NDArray[np.floating]]:
+    """Return what a client adds to the sum, by name in the received order, before it is clipped or scaled.
+
+    Args:
+      reply: of the app.
+      received: arrays of the instruction.
+      spec: of the sum.
+
+    Raises:
+      KeyError: an array is missing, or records are summed and the app is not made for it.
+      ValueError: an array has another shape.
+    """
+    if spec.unit_norm is None:
+        return difference(only_arrays(reply.content), received)
+    summed = cast(ArrayRecord, reply.content[SUMMED_RECORD])
+    return {name: cast(NDArray[np.floating], view(summed[name])) for name in layout_of(received)}
 
 
 def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str, NDArray[np.floating]]:

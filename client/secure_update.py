@@ -35,7 +35,7 @@ from ..strategies.secure_wire import (
     task_hash,
 )
 from ..strategies.wire import FAILED, only_arrays
-from .private_update import Charge, NotTrained, difference, scalars_of, uncharged
+from .private_update import Charge, NotTrained, scalars_of, uncharged, update_of
 
 logger = logging.getLogger("fedveil.client")
 
@@ -135,7 +135,7 @@ class TrainingJob:
             reply = self.call_next(self.message, self.context)
             if reply.has_error():
                 raise NotTrained(reply.error.code)
-            update = difference(only_arrays(reply.content), received)
+            update = update_of(reply, received, spec.sum)
             stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
             layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
             words, _ = encode_share(update, scalars_of(reply), spec, stream, seed, layers)

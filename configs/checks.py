@@ -42,13 +42,13 @@ def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num
         raise Refusal("cohort.max_participations", cohort.max_participations, remedy)
 
 
-def check_delta(settings: SimulationSettings, num_clients: int) -> str | None:
-    """Refuse a client-level delta above 1/num_clients unless it is allowed; return the warning to show where it is."""
-    client = sum_level(settings.privacy)
-    if client is None:
+def check_delta(settings: SimulationSettings, units: int) -> str | None:
+    """Refuse a delta above one over the units that a sum hides unless it is allowed; return the warning where it is."""
+    level = sum_level(settings.privacy)
+    if level is None:
         return None
     path = "privacy.client" if isinstance(settings.privacy, RecordAndClient) else "privacy"
-    return budget.check_delta(path, client.target_delta, num_clients, "clients", client.allow_large_delta)
+    return budget.check_delta(path, level.target_delta, units, f"{level.unit}s", level.allow_large_delta)
 
 
 def check_seed(settings: SimulationSettings, simulated: bool) -> None:

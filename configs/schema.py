@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..privacy.budget import Adjacency
+from ..privacy.budget import Adjacency, Unit
 from ..privacy.mechanisms.mechanism import NoiseWord
 from ..privacy.secagg.suite import SUITES
 from .group import Group, OfKeys, remedy
@@ -24,6 +24,7 @@ Epochs = Annotated[int, Field(ge=1, le=10_000)]
 MOST_ROUNDS = 100_000
 Rounds = Annotated[int, Field(ge=1, le=MOST_ROUNDS)]
 Clients = Annotated[int, Field(ge=1, le=10_000_000)]
+Records = Annotated[int, Field(ge=1, le=10**12)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Pair = Annotated[tuple[NotNegative, NotNegative], Field(strict=False)]
@@ -486,14 +487,15 @@ class PrivacyLevel(Group):
             yield "target_epsilon", "give a budget or a noise_multiplier, or say privacy=none"
 
 
-class _SumLevel(PrivacyLevel):
+class _ClientLevel(PrivacyLevel):
+    unit: ClassVar[Unit] = Unit.CLIENT
     clipping_norm: Positive = 1.0
     """L2 norm of one client's whole contribution; the configuration takes the task's."""
     metrics_share: Share | None = None
     """Of the squared norm, for loss and count; null: planned, 0: no metrics leave a client."""
 
 
-class ClientCentral(_SumLevel):
+class ClientCentral(_ClientLevel):
     """Hides all that one client ever contributes from ``clients`` and ``model``; the server is trusted.
 
     Example:
@@ -533,7 +535,7 @@ class ClientCentral(_SumLevel):
             yield "metrics_share", "give some: privacy.noise_schedule=adaptive goes by the clients' loss"
 
 
-class ClientDistributed(_SumLevel):
+class ClientDistributed(_ClientLevel):
     """Hides the same from the server as well: each client adds its share of the noise, and only sums are opened.
 
     Example:
@@ -572,6 +574,47 @@ class Record(PrivacyLevel):
     """How clipped sums are computed; only speed differs."""
 
 
+class RecordDistributed(PrivacyLevel):
+    """Hides one example of one client from everybody else, by noise that all clients add together.
+
+    A round is one step of DP-SGD on the records of all clients: each client adds up the clipped gradients of those that
+    its own coins draw, adds its share of the noise, and only the sum is opened.
+
+    Example:
+        >>> import fedveil as fv
+        >>> fv.RecordDistributed(target_epsilon=1.0, sample_rate=0.2).max_grad_norm
+        1.0
+    """
+
+    name: Literal["record_distributed"] = "record_distributed"
+    unit: ClassVar[Unit] = Unit.RECORD
+    target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Probability with which each record takes part in a step, by a secret coin at its client."""
+    max_grad_norm: Positive = 1.0
+    """L2 norm of one example's gradient."""
+    records: Records | None = None
+    """Of all clients together, a public number that divides the sum; null: as many as a simulation has."""
+    most_records: Records | None = None
+    """Of one client, a public bound: the range of what a vector holds; null: as many as a simulation has."""
+    gradients: Literal["auto", "hooks", "ghost", "book_keeping"] = "auto"
+    """How clipped sums are computed; only speed differs."""
+    noise: ClassVar[Literal["independent"]] = "independent"
+    bands: ClassVar[None] = None
+    clipping: ClassVar[Literal["fixed"]] = "fixed"
+    noise_schedule: ClassVar[Literal["fixed"]] = "fixed"
+    metrics_share: ClassVar[float] = 0.0
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Refuse what the divisor of the sum tells."""
+        yield from super().rules()
+        if self.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
+            yield (
+                "adjacency",
+                "what divides the sum tells how many records there are; use zero-out or replace-one",
+            )
+
+
 class RecordAndClient(Group):
     """Both units, each under its own budget; the two epsilons are never mixed.
 
@@ -604,12 +647,13 @@ class NoPrivacy(Group):
     name: Literal["none"] = "none"
 
 
-SumLevel = ClientCentral | ClientDistributed
-PrivacySettings = ClientCentral | ClientDistributed | NoPrivacy | Record | RecordAndClient
+ClientLevel = ClientCentral | ClientDistributed
+SumLevel = ClientLevel | RecordDistributed
+PrivacySettings = SumLevel | NoPrivacy | Record | RecordAndClient
 
 
 def sum_level(privacy: PrivacySettings) -> SumLevel | None:
-    """Return the part that hides whole clients, if there is one."""
+    """Return the part that is hidden in the sum, whole clients or records, if there is one."""
     level = privacy.client if isinstance(privacy, RecordAndClient) else privacy
     return level if isinstance(level, SumLevel) else None
 
@@ -815,13 +859,15 @@ class FederationSettings(Group):
         yield from self._rules_of_training()
         if self.budget.runs > 1:
             yield from self._rules_of_runs()
-        distributed = isinstance(self.privacy, ClientDistributed)
+        distributed = isinstance(self.privacy, ClientDistributed | RecordDistributed)
         if distributed and isinstance(self.secagg_group, NoSecagg):
             text = "a single vector has but one share of the noise; mask it, or use client_central"
             yield "secagg.name", text
         if not distributed and sum_level(self.privacy) and self.secagg_group.name == "masked":
             text = "a server that adds the noise sees the exact sum and must be trusted; privacy=client_distributed "
             yield "secagg.name", text + "hides that, too"
+        if isinstance(self.privacy, RecordDistributed):
+            yield from self._rules_of_one_step()
         yield from self._rules_of_audit()
 
     def _rules_of_training(self) -> Iterator[tuple[str, str]]:
@@ -847,9 +893,33 @@ class FederationSettings(Group):
         if self.budget.runs * self.num_rounds > MOST_ROUNDS:
             yield "budget.runs", f"together the runs may have at most {MOST_ROUNDS} rounds"
 
+    def _rules_of_one_step(self) -> Iterator[tuple[str, str]]:
+        """Refuse what a round that is one step on all records cannot honour."""
+        if self.cohort.name != "all":
+            yield (
+                "cohort.name",
+                "records of all clients take part in every step, each by its own coin; use all",
+            )
+        if self.training.local_epochs != 1:
+            text = "a second local step would start from a client's own noise, of which its share is too little; use 1"
+            yield "local_epochs", text
+        if self.training.batch_size != LocalTraining().batch_size:
+            yield "batch_size", "privacy.sample_rate says how many records a step takes; leave it out"
+        if not self.local_training.optimizer.plain:
+            yield (
+                "optimizer",
+                "the strategy takes the step: strategy=fedavgm has momentum, fedadam is Adam; use sgd",
+            )
+
     def _rules_of_audit(self) -> Iterator[tuple[str, str]]:
         audit, client = self.audit, sum_level(self.privacy)
         if audit is None:
+            return
+        if isinstance(client, RecordDistributed) and audit.full:
+            yield (
+                "audit.name",
+                "its canary clients test what is claimed of whole clients, and nothing is; use light",
+            )
             return
         if client is None and audit.canaries:
             text = "test the claim of client-level privacy, and there is none; leave it null"
@@ -884,7 +954,7 @@ class SimulationSettings(FederationSettings):
         yield from super().rules()
         if isinstance(self.task, CsvTask) and self.task.folder is None:
             yield "task.folder", "name the folder of the tables, in which each file or folder is a client"
-        if isinstance(self.privacy, Record | RecordAndClient):
+        if isinstance(self.privacy, Record | RecordAndClient | RecordDistributed):
             if self.engine.dtype != "float32":
                 yield (
                     "engine.dtype",
@@ -896,7 +966,7 @@ class SimulationSettings(FederationSettings):
             yield from self._rules_of_population()
 
     def _rules_of_population(self) -> Iterator[tuple[str, str]]:
-        if sum_level(self.privacy) is None or isinstance(self.privacy, ClientDistributed):
+        if sum_level(self.privacy) is None or isinstance(self.privacy, ClientDistributed | RecordDistributed):
             yield "population", "divides the mean of client_central or record_and_client; leave it null"
         if not isinstance(self.cohort, PoissonCohort | AllCohort):
             yield "population", f"cohort={self.cohort.name} divides by its size; leave it null"
@@ -928,9 +998,18 @@ class ServerSettings(FederationSettings):
     def federation(self) -> SimulationSettings:
         """What the rounds go by, with nothing that only a simulation has."""
         common = {name: getattr(self, name) for name in FederationSettings.model_fields}
+        if self.secagg is not None:
+            common["secagg_group"] = self.secagg.model_copy(update={"name": "masked"})
         return SimulationSettings.model_construct(
             **common, partition=self.partition, engine=InProcess(), faults=FaultSettings(), resume=self.resume
         )
+
+    @property
+    def secagg(self) -> SecaggSettings | None:
+        """How vectors are masked; real clients' records are hidden in no other way."""
+        asked = self.secagg_group
+        together = isinstance(self.privacy, RecordDistributed)
+        return asked if together and isinstance(asked, SecaggSettings) else super().secagg
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Yield what real clients cannot do, or cannot count."""

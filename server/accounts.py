@@ -22,7 +22,7 @@ from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort
 from ..strategies.wire import WEIGHT, Layout
 from .noise_rows import Rows
-from .round_terms import ClientPrivacy, Mean
+from .round_terms import Mean, SumPrivacy
 
 MECHANISM = "private_sum"
 MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
@@ -56,6 +56,10 @@ class Unprotected:
     def check(self, event: GaussianDpEvent) -> None:
         """Take any event."""
 
+    def units(self, clients: float) -> float:
+        """Return the number of clients: each is weighed by its examples anyhow."""
+        return clients
+
     def seen(self, number: int, row: int, mean: Mean, drawn: tuple[int, Sequence[int], int]) -> None:
         """Return None: nothing is claimed."""
 
@@ -65,7 +69,7 @@ class Unprotected:
 
 @dataclass
 class Protected:
-    """The account of sums that hide whole clients.
+    """The account of sums that hide whole clients, or records.
 
     Attributes:
       privacy: plan, ledger, and what adapts.
@@ -76,7 +80,7 @@ class Protected:
       more_noise: noise over what is planned, and charged.
     """
 
-    privacy: ClientPrivacy
+    privacy: SumPrivacy
     scalars: tuple[Scalar, ...]
     rows: Rows
     run: str
@@ -112,8 +116,10 @@ class Protected:
           layout: shapes of the update's arrays by name.
           expected: clients of a round, the fixed denominator.
         """
-        cells = cells_for(sum(int(np.prod(shape)) for shape in layout.values()))
-        plan = self.plan
+        coordinates, units = sum(int(np.prod(shape)) for shape in layout.values()), self.privacy.units.most
+        cells, plan = cells_for(coordinates, units), self.plan
+        if plan.unit is Unit.RECORD:
+            return SumSpec(plan.clipping_norm * units, cells=cells, unit_norm=plan.clipping_norm)
         scalars = (*self.scalars, *self.privacy.adaptation.scalars(plan, expected))
         return SumSpec(plan.clipping_norm, scalars, self.privacy.metrics_share, cells)
 
@@ -148,6 +154,10 @@ class Protected:
         if event.noise_multiplier < self.plan.noise_over_clip:
             raise AssertionError("the sum has less noise than was reserved")
 
+    def units(self, clients: float) -> float:
+        """Return how many units so many clients' vectors are expected to hold: what divides their sum."""
+        return clients * self.privacy.units.expected
+
     def seen(self, number: int, row: int, mean: Mean, drawn: tuple[int, Sequence[int], int]) -> Released:
         """Return the sum as an audit reads it: in clipping norms, beside what was claimed of its noise.
 
@@ -175,7 +185,7 @@ class Protected:
         events = dict.fromkeys(plan.adversaries, plan.event_of(row))
         order = plan.filter_order if self.privacy.adaptation.noise else None
         return Release(
-            Unit.CLIENT,
+            plan.unit,
             self.run,
             row,
             MECHANISM,
@@ -190,7 +200,7 @@ Account = Protected | Unprotected
 
 
 def account_of(
-    privacy: ClientPrivacy | None,
+    privacy: SumPrivacy | None,
     cohort: Cohort,
     scalars: tuple[Scalar, ...],
     rows: Rows,
@@ -212,7 +222,7 @@ def account_of(
     """
     if privacy is None:
         return Unprotected(scalars)
-    if privacy.plan.sampling != cohort:
+    if privacy.plan.unit is Unit.CLIENT and privacy.plan.sampling != cohort:
         raise Refusal(
             "cohort", cohort.name, "the plan was calibrated for another draw; calibrate it for this one"
         )

@@ -17,7 +17,7 @@ from ..privacy.ledger.ledger import BudgetExhausted, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream, keyed_stream
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort
-from .round_terms import ClientPrivacy
+from .round_terms import SumPrivacy
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ Rows = RoundRows | RunRows
 
 
 def rows_of(
-    name: tuple[str, str], cohort: Cohort, privacy: ClientPrivacy | None, randomness: Randomness
+    name: tuple[str, str], cohort: Cohort, privacy: SumPrivacy | None, randomness: Randomness
 ) -> Rows:
     """Return the rows of a run.
 

@@ -52,7 +52,7 @@ class OpenSums:
         asked, replies = participants.asked(drawn), cohort_sum.replies
         if replies < participants.answers.quorum:
             return Round(wanted.number, len(asked), replies, cohort_sum.dropped, abandoned=True), None
-        expected = participants.expected
+        expected = self._account.units(participants.expected)
         mean, scalars = seen, _ = _decoded(total, layout, spec, expected, replies)
         if dummies is not None:  # whole numbers: nothing of them is left
             mean, scalars = _decoded(total - dummies, layout, spec, expected, replies)

@@ -28,7 +28,7 @@ from .masking import Masking
 from .noise_rows import rows_of
 from .open_sum import OpenSums
 from .participants import Participants
-from .round_terms import Answers, ClientPrivacy, Round, Sum
+from .round_terms import Answers, Round, Sum, SumPrivacy
 from .secure_sum import MaskedSums
 
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
@@ -52,7 +52,7 @@ class PrivateGrid(AskingGrid):
         self,
         participants: Participants,
         *,
-        privacy: ClientPrivacy | None = None,
+        privacy: SumPrivacy | None = None,
         scalars: tuple[Scalar, ...] = (),
         randomness: Randomness | None = None,
         run: str | None = None,

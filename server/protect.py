@@ -14,7 +14,7 @@ from ..privacy.plan import Plan
 from ..strategies.cohorts import Cohort
 from .participants import Participants
 from .private_grid import PrivateGrid
-from .round_terms import ClientPrivacy
+from .round_terms import SumPrivacy
 
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
 
@@ -86,4 +86,4 @@ def protect(
     with Ledger.open(ledger, budget, owner=owner, simulated=False) as opened:
         plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
         plan = plan.calibrate(budget, tuple(opened.events(Adversary.MODEL)))
-        yield PrivateGrid(Participants(grid, cohort, population), privacy=ClientPrivacy(plan, opened))
+        yield PrivateGrid(Participants(grid, cohort, population), privacy=SumPrivacy(plan, opened))

@@ -14,15 +14,29 @@ from ..privacy.plan import Plan
 
 
 @dataclass(frozen=True)
-class ClientPrivacy:
-    """What protects whole clients in the sum: a calibrated plan, the ledger it spends, and who pays for metrics.
+class UnitsOfClient:
+    """How many of the units that are hidden one client's vector holds; public.
 
     Attributes:
-      plan: frozen; its sampling is the cohort's own draw.
+      most: whose norms are the range of a vector; more lose length, and no privacy.
+      expected: of a client on average over the federation, by which the mean divides.
+    """
+
+    most: float = 1.0
+    expected: float = 1.0
+
+
+@dataclass(frozen=True)
+class SumPrivacy:
+    """What protects clients, or their records, in the sum: a calibrated plan, its ledger, and who pays for metrics.
+
+    Attributes:
+      plan: frozen; its sampling is the cohort's own draw or, where records are hidden, theirs.
       ledger: the population's ledger, open for writing.
       metrics_share: share of the squared clipping norm that the scalars may use, in [0, 1).
       adaptation: what rounds choose from what earlier ones released.
       noise_key: of noise that later rounds take back, on real data; the same whenever the run goes on.
+      units: that one client's vector holds.
     """
 
     plan: Plan
@@ -30,6 +44,7 @@ class ClientPrivacy:
     metrics_share: float = 0.0
     adaptation: Adaptation = NOTHING_ADAPTS
     noise_key: bytes | None = field(default=None, repr=False)
+    units: UnitsOfClient = UnitsOfClient()
 
 
 @dataclass(frozen=True)

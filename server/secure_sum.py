@@ -255,7 +255,7 @@ class MaskedSums:
             return replace(done, replies=0, abandoned=True), None
         self._account.check(sum_event(opened.spec, opened.survivors))
         seed = rotation_seed(opened.model, wanted.row)
-        real = max(1.0, float(len(self._participants.real(opened.nodes))))
+        real = self._account.units(max(1.0, float(len(self._participants.real(opened.nodes)))))
         mean, scalars = decode_sum(opened.total, layout, opened.spec, opened.survivors, real, seed)
         return replace(done, scalars=scalars), Mean(mean, scalars, mean, real)
 

@@ -42,18 +42,25 @@ def _in_process(run: Run, engine: InProcess) -> InProcessGrid:
 
     federation, text = run.federation, run.client.to_json()
     bench = Workbench(run.client, federation.task)
-    plain = run.client.record is None and not run.client.loss_traces
-    plain = plain and federation.masking is None and not federation.settings.faults.any
+    undisturbed = federation.masking is None and not federation.settings.faults.any
+    plain = undisturbed and not (run.client.record or run.client.step or run.client.loss_traces)
     # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
-    probed = Workbench(replace(run.client, accelerator="cpu"), federation.task)
-    vectorised = plain and can_vectorise(bench if bench.settings.accelerator == "cpu" else probed)
+    on_cpu = bench.settings.accelerator == "cpu"
+    probed = bench if on_cpu else Workbench(replace(run.client, accelerator="cpu"), federation.task)
+    at_once = None
+    if plain and can_vectorise(probed):
+        at_once = partial(sum_cohort, bench)
+    elif run.client.step is not None and undisturbed:
+        from ..client.training.union import sum_of_union, union_of
+
+        at_once = partial(sum_of_union, bench, union_of(bench))
     return InProcessGrid(
         client_app=make_client_app(partial(_settings_text, text), _faults(federation), bench),
         num_clients=federation.num_nodes,
         run_config={SETTINGS_KEY: text},
         workers=engine.workers,
         deadline=engine.deadline,
-        cohort_function=partial(sum_cohort, bench) if vectorised else None,
+        cohort_function=at_once,
         in_place=partial(begin, bench) if plain else None,
     )
 

@@ -68,6 +68,21 @@ class RecordPrivacy:
 
 
 @dataclass(frozen=True)
+class StepTerms:
+    """One step of DP-SGD on all clients' records, as a client hears of it.
+
+    Attributes:
+      sample_rate: probability with which each record is drawn, by a coin of its own, in (0, 1].
+      max_grad_norm: clipping norm of each example's gradient, above 0.
+      gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
+    """
+
+    sample_rate: float
+    max_grad_norm: float
+    gradients: str = "auto"
+
+
+@dataclass(frozen=True)
 class Encryption:
     """Secure aggregation at a simulated client: its identity, and its owner's conditions for every attempt.
 
@@ -123,6 +138,7 @@ class ClientSettings:
       task_options: arguments of the task.
       training: how to train, unless the strategy tells otherwise.
       record: record-level privacy; None trains without it.
+      step: of DP-SGD on all clients' records together, whose noise the sum has; None trains otherwise.
       seed: of a declared simulation; None draws from the operating system.
       allow_modules: modules that may be imported for the task.
       encryption: of masked sums, in which case sums in the clear are refused; None answers those.
@@ -139,6 +155,7 @@ class ClientSettings:
     training: LocalTraining
     task_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     record: RecordPrivacy | None = None
+    step: StepTerms | None = None
     seed: int | None = None
     allow_modules: tuple[str, ...] = ()
     encryption: Encryption | None = None
@@ -161,6 +178,8 @@ class ClientSettings:
             record["noise_by_records"] = tuple((int(n), float(z)) for n, z in record["noise_by_records"])
             record["noise_by_ledger"] = tuple((str(name), float(z)) for name, z in record["noise_by_ledger"])
             fields["record"] = RecordPrivacy(**record)
+        if fields["step"] is not None:
+            fields["step"] = StepTerms(**fields["step"])
         if fields["encryption"] is not None:
             fields["encryption"] = Encryption(**fields["encryption"])
         if fields["canaries"] is not None:

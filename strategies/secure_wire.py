@@ -19,7 +19,7 @@ from flwr.app import ConfigRecord, RecordDict
 from ..privacy.mechanisms.sizing import Attendance, Layer, ShareSpec
 from ..privacy.mechanisms.sum_spec import Scalar, SumSpec
 from .flower_adapter import records_of
-from .wire import SPEC_RECORD, only_arrays, view
+from .wire import SPEC_RECORD, only_arrays, view, written
 
 SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
 _OURS = (SPEC_RECORD, SECURE_RECORD)
@@ -107,7 +107,7 @@ def messages_of(content: RecordDict) -> list[bytes] | None:
 
 def write_share_spec(spec: ShareSpec) -> str:
     """Return the spec as text, the same for equal specs."""
-    return json.dumps(asdict(spec), sort_keys=True)
+    return json.dumps(asdict(spec) | {"sum": written(spec.sum)}, sort_keys=True)
 
 
 def read_share_spec(content: RecordDict) -> ShareSpec:

@@ -39,11 +39,13 @@ class Mode(StrEnum):
     CLIENT_CENTRAL = "client_central"
     CLIENT_DISTRIBUTED = "client_distributed"
     RECORD_AND_CLIENT = "record_and_client"
+    RECORD_DISTRIBUTED = "record_distributed"
 
 
 RECORD_MODES = (Mode.RECORD, Mode.RECORD_AND_CLIENT)
 CENTRAL_MODES = (Mode.CLIENT_CENTRAL, Mode.RECORD_AND_CLIENT)  # the server sees single updates
 CLIENT_MODES = (*CENTRAL_MODES, Mode.CLIENT_DISTRIBUTED)
+STEP_MODES = (Mode.RECORD_DISTRIBUTED,)
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,43 @@ class RecordOrder:
     runs: int = 1
 
     def __post_init__(self) -> None:
-        budget = Budget(Unit.RECORD, self.target_epsilon, self.target_delta, self.adjacency)
-        for name in ("target_epsilon", "target_delta", "adjacency"):
-            object.__setattr__(self, name, getattr(budget, name))
-        object.__setattr__(self, "max_grad_norm", _above_0("max_grad_norm", self.max_grad_norm))
+        _set_budget(self)
         _whole("participations", self.participations, MAX_PARTICIPATIONS)
         _whole("runs", self.runs, MAX_RUNS)
-        if self.gradients not in GRADIENTS:
-            raise Refusal("gradients", self.gradients, f"choose one of {', '.join(GRADIENTS)}")
+
+
+@dataclass(frozen=True)
+class StepOrder:
+    """Order of one step of DP-SGD on all clients' records; the noise is what the cohort agreed on, not a word of it here.
+
+    Attributes:
+      target_epsilon, target_delta: budget of a client's records, as in `Budget`; a client's own cap may lower it.
+      max_grad_norm: clipping norm of each example's gradient, above 0.
+      adjacency: of records.
+      sample_rate: probability with which each record is drawn, in (0, 1].
+      gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
+
+    Raises:
+      Refusal: a value is out of range.
+    """
+
+    target_epsilon: float
+    target_delta: float
+    max_grad_norm: float
+    adjacency: Adjacency
+    sample_rate: float
+    gradients: str = "auto"
+
+    def __post_init__(self) -> None:
+        _set_budget(self)
+        object.__setattr__(self, "sample_rate", _above_0("sample_rate", self.sample_rate))
+        if self.sample_rate > 1:
+            raise Refusal("sample_rate", self.sample_rate, "give a probability of at most 1")
+
+    @property
+    def budget(self) -> Budget:
+        """Budget of the records."""
+        return Budget(Unit.RECORD, self.target_epsilon, self.target_delta, self.adjacency)
 
 
 @dataclass(frozen=True)
@@ -111,7 +142,8 @@ class TrainingOrder:
       privacy: who is protected, and how.
       training: how to train; in JSON its keys stand beside the others, without those that a strategy tells.
       client: given if and only if `privacy` protects clients.
-      record: given if and only if `privacy` protects records.
+      record: given if and only if each client protects records by itself.
+      step: given if and only if all clients protect them together.
       agreement: of the server's task, as `tasks.arrays.agreement_of` has it; None where the task has no schema.
 
     Raises:
@@ -124,6 +156,7 @@ class TrainingOrder:
     client: ClientClaim | None = None
     record: RecordOrder | None = None
     agreement: str | None = None
+    step: StepOrder | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "privacy", word(Mode, "privacy", self.privacy))
@@ -131,7 +164,7 @@ class TrainingOrder:
             raise Refusal("run", self.run, f"give a name of 1 to {MAX_RUN} printable characters")
         if self.agreement is not None and not DIGEST.fullmatch(str(self.agreement)):
             raise Refusal("agreement", self.agreement, "give 64 hexadecimal digits")
-        for name, modes in (("client", CLIENT_MODES), ("record", RECORD_MODES)):
+        for name, modes in (("client", CLIENT_MODES), ("record", RECORD_MODES), ("step", STEP_MODES)):
             if (getattr(self, name) is not None) != (self.privacy in modes):
                 raise Refusal(name, getattr(self, name), f"does not go with privacy={self.privacy}")
 
@@ -155,13 +188,14 @@ class TrainingOrder:
         except (ValueError, RecursionError) as error:
             raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
         plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training"})
-        client, record = plain.pop("client"), plain.pop("record")
+        client, record, step = plain.pop("client"), plain.pop("record"), plain.pop("step")
         try:
             return cls(
                 training=LocalTraining(**{name: plain.pop(name) for name in ORDERED}),
                 **plain,
                 client=None if client is None else ClientClaim(**_exactly(client, _keys(ClientClaim))),
                 record=None if record is None else RecordOrder(**_exactly(record, _keys(RecordOrder))),
+                step=None if step is None else StepOrder(**_exactly(step, _keys(StepOrder))),
             )
         except OverflowError as error:
             raise Refusal(ORDER_KEY, text[:40], "has a number that no float holds") from error
@@ -192,8 +226,18 @@ def people_call(run: str) -> str:
     return run.partition(NEW)[0]
 
 
-def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder]) -> set[str]:
+def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder | StepOrder]) -> set[str]:
     return {field.name for field in fields(kind)}
+
+
+def _set_budget(order: RecordOrder | StepOrder) -> None:
+    """Check what both orders at the record level say, and set it as it is read."""
+    budget = Budget(Unit.RECORD, order.target_epsilon, order.target_delta, order.adjacency)
+    for name in ("target_epsilon", "target_delta", "adjacency"):
+        object.__setattr__(order, name, getattr(budget, name))
+    object.__setattr__(order, "max_grad_norm", _above_0("max_grad_norm", order.max_grad_norm))
+    if order.gradients not in GRADIENTS:
+        raise Refusal("gradients", order.gradients, f"choose one of {', '.join(GRADIENTS)}")
 
 
 def _exactly(plain: object, wanted: Collection[str]) -> dict[str, Any]:

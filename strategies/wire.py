@@ -111,10 +111,16 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
 # --- out: instruction to the clients ---------------------------------------------------------------------------
 
 
+def written(spec: SumSpec) -> dict[str, Any]:
+    """Return the fields of a spec as they travel: `unit_norm` only where records are hidden."""
+    fields = asdict(spec)
+    return fields if spec.unit_norm is not None else {k: v for k, v in fields.items() if k != "unit_norm"}
+
+
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
     """Return the strategy's record with the sum's public parameters beside it."""
     out = RecordDict(dict(content.items()))
-    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(asdict(spec)), "run": run, "round": server_round})
+    out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(written(spec)), "run": run, "round": server_round})
     return out
 
 
@@ -137,6 +143,13 @@ def read_spec(content: RecordDict) -> SumSpec | None:
     fields = json.loads(str(record["spec"]))
     scalars = tuple(Scalar(**scalar) for scalar in fields.pop("scalars"))
     return SumSpec(scalars=scalars, **fields)
+
+
+def unit_norm_of(content: RecordDict) -> float | None:
+    """Return the norm of one record's part of the sum, in the clear or masked; None where no records are summed."""
+    fields = json.loads(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"]))
+    found = fields.get("sum", fields).get("unit_norm")
+    return None if found is None else float(found)
 
 
 def only_arrays(content: RecordDict) -> ArrayRecord:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -52,6 +52,14 @@ def leaves(tree: Any) -> list[Tensor]:
     return found
 
 
+def _joined(trees: Sequence[Any]) -> Any:
+    """Return trees of the same form as one, their tensors one after the other; at least one."""
+    import torch  # takes a second, and a plan does without
+
+    parts = iter(zip(*(leaves(each) for each in trees), strict=True))
+    return mapped(lambda _: torch.cat(list(next(parts))), trees[0])
+
+
 def rows_of(tree: Any, index: Any) -> Any:
     """Return these rows of every tensor; a tensor without dimensions has none and stays as it is.
 
@@ -83,7 +91,19 @@ def laid_out(inputs: Inputs, layout: torch.memory_format) -> Inputs:
     return mapped(lay, inputs) if isinstance(inputs, dict | tuple) else lay(inputs)
 
 
-def placeholder(data: Data, count: int) -> Inputs:
+class Batches(Protocol):
+    """What is sized and gives batches: the data of a client, or of several."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def batch(self, index: Tensor) -> tuple[Any, Tensor]:
+        """Return inputs and targets of the examples at these positions, shape (b,), int64."""
+        ...
+
+
+def placeholder(data: Batches, count: int) -> Inputs:
     """Return zeros in the shape of a batch of the first example, `count` times; of one without examples, of none.
 
     Args:
@@ -222,6 +242,38 @@ class LazyExamples:
             raise Refusal("data", type(batch).__name__, "give items (inputs, targets), or dictionaries")
         inputs, targets = cast(list[Any], batch)
         return _tensors(inputs), _tensors(targets, "targets")
+
+
+@dataclass(frozen=True)
+class Union:
+    """Data of several clients, one after the other, without a copy.
+
+    Attributes:
+      parts: of the clients.
+      first: of each client, the number of its first record, and behind the last client the number of records.
+    """
+
+    parts: tuple[Data, ...]
+    first: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.first[-1]
+
+    def batch(self, index: Tensor) -> tuple[Any, Tensor]:
+        """Return inputs and targets of some records.
+
+        Args:
+          index: their numbers, ascending, shape (b,), int64.
+        """
+        import torch
+
+        bounds = torch.searchsorted(index, torch.tensor(self.first)).tolist()
+        read = [
+            part.batch(index[start:stop] - first)
+            for part, first, start, stop in zip(self.parts, self.first, bounds, bounds[1:], strict=False)
+            if stop > start
+        ]
+        return _joined([inputs for inputs, _ in read]), torch.cat([targets for _, targets in read])
 
 
 Data = Examples | LazyExamples

@@ -199,6 +199,36 @@ def test_records_are_protected_by_noise_that_each_client_plans(world: World) -> 
     assert boston is not None and boston[0] <= 0.5  # its owner's cap
 
 
+def test_records_of_all_clients_are_hidden_in_one_masked_sum(world: World) -> None:
+    asked = ("privacy=record_distributed", "privacy.records=1437", "privacy.most_records=400", "run=together")
+    asked = (
+        *asked,
+        "privacy.noise_multiplier=2",
+        "privacy.target_epsilon=18",
+        "num_rounds=3",
+        "batch_size=10",
+    )
+    before = {path: epsilon_of(path) for path in world.own_ledgers("") if "client-" not in path.name}
+    server = world.server(*asked, "link.clients=1", "link.deadline=60")
+    assert server.wait() == 0, server.said
+    rows = world.rows("together")
+    assert [(row["replies"], row["dropped"]) for row in rows] == [
+        (4, {"budget spent": 1})
+    ] * 3  # boston's cap
+    for row in world.result("together")["privacy"]:
+        assert row["unit"] == "record" and row["epsilon"] == pytest.approx(
+            rows[-1]["epsilon_record"], rel=1e-3
+        )
+    charged = [path for path in before if reservations(path, "together")]
+    assert len(charged) == 4 and not any("boston" in str(path) for path in charged)
+    for path in charged:
+        now, then = epsilon_of(path), before[path]
+        assert now is not None and then is not None and then[0] < now[0] <= 18
+        events = [json.loads(each.payload)["events"] for each in read_entries(path) if each.kind == "reserve"]
+        assert events[-1]["server"]["kind"] == "PoissonSampled"
+        assert events[-1]["server"]["sampling_probability"] == 0.1
+
+
 def test_after_a_run_each_client_has_its_model_and_says_that_it_is_over(world: World) -> None:
     world.clients["longbeach"].kill(signal.SIGTERM)
     world.clients["longbeach"] = world.start(

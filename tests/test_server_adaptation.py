@@ -21,7 +21,7 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Scalar
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import ClientPrivacy
+from fedveil.server.round_terms import SumPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.registry import make_strategy
@@ -54,7 +54,7 @@ def ledger(tmp_path: Path) -> Iterable[Ledger]:
         yield opened
 
 
-def grid_of(privacy: ClientPrivacy, length: Callable[[int], float]) -> PrivateGrid:
+def grid_of(privacy: SumPrivacy, length: Callable[[int], float]) -> PrivateGrid:
     inner = InProcessGrid(app_of(length), CLIENTS, {})
     everybody = Participants(inner, All(), CLIENTS)
     return PrivateGrid(everybody, privacy=privacy, scalars=(LOSS,), randomness=Randomness(4), run="run")
@@ -75,7 +75,7 @@ def plan_of(clip: float = 1.0, noise: float | None = NOISE) -> Plan:
 
 @pytest.mark.parametrize("length", [0.0, 1e6], ids=["norm falls", "norm rises"])
 def test_noise_and_clip_are_those_of_the_round_and_not_of_the_next(ledger: Ledger, length: float) -> None:
-    grid = grid_of(ClientPrivacy(plan_of(), ledger, 0.02, Adaptation(FAST)), lambda _: length)
+    grid = grid_of(SumPrivacy(plan_of(), ledger, 0.02, Adaptation(FAST)), lambda _: length)
     for number in (1, 2, 3):
         noised = released(grid, number)
         choices = grid.rounds[-1].choices
@@ -93,7 +93,7 @@ def test_noise_and_clip_are_those_of_the_round_and_not_of_the_next(ledger: Ledge
 
 def test_a_moving_clip_leaves_the_event_and_the_accountant_alone(ledger: Ledger) -> None:
     plan = plan_of()
-    grid = grid_of(ClientPrivacy(plan, ledger, 0.02, Adaptation(FAST)), lambda _: 0.3)
+    grid = grid_of(SumPrivacy(plan, ledger, 0.02, Adaptation(FAST)), lambda _: 0.3)
     for number in (1, 2, 3):
         released(grid, number)
     assert ledger.filter_order is None
@@ -101,7 +101,7 @@ def test_a_moving_clip_leaves_the_event_and_the_accountant_alone(ledger: Ledger)
 
 
 def test_choices_of_an_earlier_process_go_on(ledger: Ledger) -> None:
-    privacy = ClientPrivacy(plan_of(), ledger, 0.02, Adaptation(FAST))
+    privacy = SumPrivacy(plan_of(), ledger, 0.02, Adaptation(FAST))
     whole, first, second = (grid_of(privacy, lambda _: 0.3) for _ in range(3))
     wanted = [released(whole, number) for number in (1, 2, 3)]
     released(first, 1)
@@ -115,7 +115,7 @@ def test_noise_chosen_from_losses_goes_through_the_filter_to_the_last_round(
     budget = Budget(Unit.CLIENT, 12.0, 1e-5)
     plan = plan_of(noise=None).calibrate_for_filter(budget)
     noise = AdaptiveNoise(plan, budget, "loss")
-    grid = grid_of(ClientPrivacy(plan, ledger, 0.02, Adaptation(FAST, noise)), lambda _: 0.3)
+    grid = grid_of(SumPrivacy(plan, ledger, 0.02, Adaptation(FAST, noise)), lambda _: 0.3)
     sums = [released(grid, number) for number in (1, 2, 3, 4)]
     multipliers = [done.choices.noise_multiplier for done in grid.rounds if done.choices]
     saving = int(LATEST * 4)

@@ -20,7 +20,7 @@ from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import Answers, ClientPrivacy
+from fedveil.server.round_terms import Answers, SumPrivacy
 from fedveil.server.rounds import Loop, Pace, State, Status, run_rounds
 from fedveil.server.run.build import build, seen_by_answers
 from fedveil.server.secure_sum import SecureSums
@@ -84,7 +84,7 @@ def ledger(tmp_path: Path) -> Iterable[Ledger]:
 def private(grid: InProcessGrid, cohort: Cohort, ledger: Ledger | None, answers: Answers) -> PrivateGrid:
     privacy = None
     if ledger is not None:
-        privacy = ClientPrivacy(Plan(Unit.CLIENT, Adjacency.ZERO_OUT, cohort, 1.0, 10, NOISE), ledger)
+        privacy = SumPrivacy(Plan(Unit.CLIENT, Adjacency.ZERO_OUT, cohort, 1.0, 10, NOISE), ledger)
     participants = Participants(grid, cohort, CLIENTS, answers)
     return PrivateGrid(participants, privacy=privacy, randomness=Randomness(4), run="run")
 

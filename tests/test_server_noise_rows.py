@@ -22,7 +22,7 @@ from fedveil.server.accounts import MECHANISM
 from fedveil.server.noise_rows import NoRowLeft
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import ALL_ANSWERS, ClientPrivacy
+from fedveil.server.round_terms import ALL_ANSWERS, SumPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import Fixed, MinSeparation
 from fedveil.strategies.registry import make_strategy
@@ -58,7 +58,7 @@ def open_ledger(tmp_path: Path) -> Callable[[bool], Ledger]:
 
 def grid_of(ledger: Ledger, seed: int | None, key: bytes | None = KEY) -> PrivateGrid:
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, COHORT, 1.0, ROUNDS, 1.0, mechanism=CORRELATION)
-    privacy = ClientPrivacy(plan, ledger, noise_key=key)
+    privacy = SumPrivacy(plan, ledger, noise_key=key)
     inner = InProcessGrid(still_app(), CLIENTS, {})
     return PrivateGrid(
         Participants(inner, COHORT, CLIENTS), privacy=privacy, randomness=Randomness(seed), run="run"
@@ -164,7 +164,7 @@ def test_correlated_noise_needs_a_promise_and_a_key(open_ledger: Any) -> None:
     with open_ledger(False) as ledger:
         with pytest.raises(Refusal, match="noise_key"):
             grid_of(ledger, None, key=None)
-        privacy = ClientPrivacy(Plan(Unit.CLIENT, Adjacency.ZERO_OUT, COHORT, 1.0, ROUNDS, 1.0), ledger)
+        privacy = SumPrivacy(Plan(Unit.CLIENT, Adjacency.ZERO_OUT, COHORT, 1.0, ROUNDS, 1.0), ledger)
         with pytest.raises(Refusal, match="whole run"):
             PrivateGrid(
                 Participants(InProcessGrid(still_app(), CLIENTS, {}), COHORT, CLIENTS), privacy=privacy

@@ -15,7 +15,7 @@ from fedveil.privacy import Adjacency, Budget, Ledger, Plan, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import ALL_ANSWERS, ClientPrivacy
+from fedveil.server.round_terms import ALL_ANSWERS, SumPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.canaries import add_canaries, canary_updates
 from fedveil.strategies.client_settings import CanaryClients
@@ -108,7 +108,7 @@ def test_canaries_that_answer_here_are_in_what_is_weighed_and_not_in_the_model(t
                 clients, All(), 5, canaries=count, add_canaries=partial(add_canaries, told) if count else None
             )
             grid = PrivateGrid(
-                everybody, privacy=ClientPrivacy(plan, ledger), randomness=Randomness(4), run="run"
+                everybody, privacy=SumPrivacy(plan, ledger), randomness=Randomness(4), run="run"
             )
             messages = strategy.configure_train(1, start, ConfigRecord(), grid)
             arrays, _ = strategy.aggregate_train(1, grid.send_and_receive(messages))

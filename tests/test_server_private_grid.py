@@ -19,7 +19,7 @@ from fedveil.privacy.mechanisms.sum_spec import Scalar
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
-from fedveil.server.round_terms import ClientPrivacy
+from fedveil.server.round_terms import SumPrivacy
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, Poisson
 from fedveil.strategies.registry import (
@@ -58,7 +58,7 @@ def grid_of(
     privacy = None
     if ledger is not None:
         plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, cohort, clip, 10, noise)
-        privacy = ClientPrivacy(plan, ledger, options.pop("metrics_share", 0.0))
+        privacy = SumPrivacy(plan, ledger, options.pop("metrics_share", 0.0))
     return PrivateGrid(
         Participants(inner, cohort, CLIENTS), privacy=privacy, randomness=Randomness(4), **options
     )
@@ -198,7 +198,7 @@ def test_no_noise_repeats_between_rounds_and_it_has_the_planned_scale(ledger: Le
     inner = InProcessGrid(shifting_app(shift=0.0), CLIENTS, {})
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 0.5, 10, 4.0)
     grid = PrivateGrid(
-        Participants(inner, All(), CLIENTS), privacy=ClientPrivacy(plan, ledger), randomness=Randomness(4)
+        Participants(inner, All(), CLIENTS), privacy=SumPrivacy(plan, ledger), randomness=Randomness(4)
     )
     big = memory_arrays({"w": np.zeros(20_000, np.float32)})
     noises = [view(one_round(grid, make_strategy("fedavg", {}), big, r)[0]["w"]) * CLIENTS for r in (1, 2)]
@@ -251,10 +251,10 @@ def test_the_plan_and_the_cohort_cannot_drift_apart(ledger: Ledger) -> None:
     inner = InProcessGrid(shifting_app(), CLIENTS, {})
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, Poisson(0.1), 1.0, 10, 1.0)
     with pytest.raises(Refusal, match="another draw"):
-        PrivateGrid(Participants(inner, Fixed(2), CLIENTS), privacy=ClientPrivacy(plan, ledger))
+        PrivateGrid(Participants(inner, Fixed(2), CLIENTS), privacy=SumPrivacy(plan, ledger))
     uncalibrated = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 1.0, 10)
     with pytest.raises(Refusal, match="calibrate"):
-        PrivateGrid(Participants(inner, All(), CLIENTS), privacy=ClientPrivacy(uncalibrated, ledger))
+        PrivateGrid(Participants(inner, All(), CLIENTS), privacy=SumPrivacy(uncalibrated, ledger))
 
 
 def test_single_clients_cannot_be_reached() -> None:
@@ -278,7 +278,7 @@ def test_fresh_noise_is_never_released_under_an_old_key(tmp_path: Path, seed: in
     with Ledger.open(tmp_path / "shared", budget, owner="test", simulated=True) as shared:
 
         def grid(run: str | None) -> PrivateGrid:
-            inner, privacy = InProcessGrid(shifting_app(), CLIENTS, {}), ClientPrivacy(plan, shared)
+            inner, privacy = InProcessGrid(shifting_app(), CLIENTS, {}), SumPrivacy(plan, shared)
             return PrivateGrid(
                 Participants(inner, All(), CLIENTS), privacy=privacy, randomness=Randomness(seed), run=run
             )

@@ -29,7 +29,7 @@ from ...privacy.ledger.durable_files import replace_file
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
-from ...strategies.client_settings import ClientSettings, RecordPrivacy
+from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ...strategies.training_order import RecordOrder, TrainingOrder, people_call, read_order
@@ -162,9 +162,7 @@ class Device:
         paid = (
             nullcontext()
             if cost is None
-            else self.own_ledger.charged(
-                order.run, number, read_attempt(content), cost.noise, cost.adversaries
-            )
+            else self.own_ledger.charged(order.run, number, read_attempt(content), cost)
         )
         with paid:
             yield
@@ -183,6 +181,8 @@ class Device:
             ledger cannot be read.
         """
         settings = replace(self.settings, training=order.training)
+        if (step := order.step) is not None:
+            return replace(settings, step=StepTerms(step.sample_rate, step.max_grad_norm, step.gradients))
         return (
             settings
             if order.record is None

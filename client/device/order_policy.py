@@ -5,25 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
-from ...privacy.budget import Adjacency, Adversary
+from ...privacy.accounting.events import Gaussian, gaussian_event
+from ...privacy.budget import Adjacency, Adversary, Budget
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
 from ...strategies.secure_wire import run_number
 from ...strategies.training_order import (
     CENTRAL_MODES,
     RECORD_MODES,
+    STEP_MODES,
     ClientClaim,
     Mode,
     TrainingOrder,
     people_call,
     read_order,
 )
-from ...strategies.wire import OWNERS_POLICY, read_attempt, read_round, read_spec
+from ...strategies.wire import OWNERS_POLICY, read_attempt, read_round, read_spec, unit_norm_of
 from ..private_update import NotTrained
 from .owner_policy import OwnerPolicy
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
 
 logger = logging.getLogger("fedveil.client")
 
@@ -32,15 +38,17 @@ TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees
 
 @dataclass(frozen=True)
 class Charged:
-    """Cost of one vector to the client.
+    """Cost of one vector to the client, or to each of its records.
 
     Attributes:
-      noise: noise std over the clipping norm, of the sum that the vector goes into.
+      event: of the sum that the vector goes into.
       adversaries: who sees that sum.
+      budget: of the records; None where the client is charged, within the owner's cap.
     """
 
-    noise: float
+    event: Gaussian | DpEvent
     adversaries: tuple[Adversary, ...]
+    budget: Budget | None = None
 
 
 def accepted(
@@ -70,9 +78,14 @@ def accepted(
     except (Refusal, ValueError, KeyError, TypeError) as error:
         logger.warning("an order is not followed: %s", error)
         raise NotTrained(OWNERS_POLICY) from error
+    if terms is not None and order.step is not None:
+        from ...strategies.record_plan import PoissonBatches  # dp_accounting, which other modes do without
+
+        event = PoissonBatches(order.step.sample_rate, 1).event(gaussian_event(terms.noise_multiplier))
+        return order, Charged(event, tuple(Adversary), order.step.budget)
     if terms is not None and order.privacy is Mode.CLIENT_DISTRIBUTED:
-        return order, Charged(terms.noise_multiplier, tuple(Adversary))
-    return order, None if order.client is None else Charged(noise_over_clip(order.client), TRUSTED)
+        return order, Charged(Gaussian(terms.noise_multiplier), tuple(Adversary))
+    return order, None if order.client is None else Charged(Gaussian(noise_over_clip(order.client)), TRUSTED)
 
 
 def noise_over_clip(claim: ClientClaim) -> float:
@@ -92,11 +105,13 @@ def _violations(
         "run": run == order.run and (not policy.runs or people_call(run) in policy.runs),
         "local_epochs": order.training.local_epochs <= policy.maximum_local_epochs,
         "privacy": _allowed(order.privacy, terms, policy),
-        "record": order.privacy not in RECORD_MODES or (can_protect_records and _hides_records(order)),
+        "record": order.privacy not in (*RECORD_MODES, *STEP_MODES)
+        or (can_protect_records and _hides_records(order)),
     }
     if terms is not None:
         place = (run_number(run), number, read_attempt(content))
         demands["terms"] = place == (terms.run, terms.round, terms.attempt)
+        demands["unit_norm"] = (unit_norm_of(content) is not None) == (order.step is not None)
     elif order.client is not None:
         spec = read_spec(content)
         norm = None if spec is None else spec.clipping_norm
@@ -107,11 +122,12 @@ def _violations(
 
 def _hides_records(order: TrainingOrder) -> bool:
     """Return whether the order hides records although the client's sampling rate tells how many it has."""
-    return order.record is not None and order.record.adjacency is not Adjacency.ADD_OR_REMOVE_ONE
+    told = order.record or order.step
+    return told is not None and told.adjacency is not Adjacency.ADD_OR_REMOVE_ONE
 
 
 def _allowed(mode: Mode, terms: AttemptTerms | None, policy: OwnerPolicy) -> bool:
     """Return whether the policy allows a mode; none without privacy, and shares of noise only under masks."""
     if terms is not None:
-        return mode in (Mode.CLIENT_DISTRIBUTED, Mode.RECORD)
+        return mode in (Mode.CLIENT_DISTRIBUTED, Mode.RECORD, *STEP_MODES)
     return mode is Mode.RECORD or (policy.trust_server and mode in CENTRAL_MODES)

@@ -8,12 +8,11 @@ whatever run, server or data: it is named by the device's identity, since a clie
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...privacy.accounting.events import Gaussian
 from ...privacy.accounting.gaussian import exact_epsilon
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import Adjacency, Adversary, Budget, Release, Unit
@@ -24,6 +23,7 @@ from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ...privacy.refusal import Refusal
 from ...strategies.wire import BUDGET_SPENT, NOT_READY
 from ..private_update import NotTrained
+from .order_policy import Charged
 
 logger = logging.getLogger("fedveil.client")
 
@@ -47,13 +47,16 @@ class OwnLedger:
 
     @property
     def path(self) -> Path:
-        """File of the ledger."""
+        """File of the ledger of what the device gave as a client."""
         return self.folder / f"{CLIENT}{self.device[:NAMED]}.ledger"
 
+    @property
+    def records(self) -> Path:
+        """File of the ledger of its records, which modes that hide them share."""
+        return self.folder / f"{self.device[:NAMED]}.ledger"
+
     @contextmanager
-    def charged(
-        self, run: str, number: int, attempt: int, noise: float, adversaries: Sequence[Adversary]
-    ) -> Generator[None]:
+    def charged(self, run: str, number: int, attempt: int, cost: Charged) -> Generator[None]:
         """Reserve one vector's cost, and commit it once the vector is made; void it if an exception leaves the context.
 
         After a kill inside the context the reservation is there: it stays spent, and the same attempt is refused.
@@ -62,16 +65,16 @@ class OwnLedger:
           run: name of the run.
           number: of the round.
           attempt: number of the attempt at the round.
-          noise: noise std over the clipping norm, of the sum that the vector goes into.
-          adversaries: who sees that sum.
+          cost: of the vector.
 
         Raises:
           NotTrained: BUDGET_SPENT, or NOT_READY where the ledger cannot be written or read.
           Refusal: the attempt was answered before.
         """
         key = (run, number, f"{MECHANISM} {attempt}")
-        events = dict.fromkeys(adversaries, Gaussian(float(noise)))
-        with closing(self._reserved(Release(Unit.CLIENT, *key, events, "system"))) as ledger:
+        unit = Unit.CLIENT if cost.budget is None else Unit.RECORD
+        events = dict.fromkeys(cost.adversaries, cost.event)
+        with closing(self._reserved(Release(unit, *key, events, "system"), cost.budget)) as ledger:
             try:
                 yield
             except Exception:
@@ -79,12 +82,13 @@ class OwnLedger:
                 raise
             _commit(ledger, key)
 
-    def _reserved(self, release: Release) -> Ledger:
+    def _reserved(self, release: Release, of_records: Budget | None) -> Ledger:
+        path = self.path if of_records is None else self.records
         try:
             # Counted as zero-out: an event is noise over the clipping norm, whatever adjacency a server uses.
-            asked = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
+            asked = of_records or Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
             budget = lowered(asked, [self.cap])
-            ledger = Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS)
+            ledger = Ledger.open(path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS)
         except CapEnded as ended:
             logger.warning("%s", ended)
             raise NotTrained(BUDGET_SPENT) from ended

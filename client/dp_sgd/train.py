@@ -28,7 +28,7 @@ from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
-from ...tasks.data import Data, laid_out, leaves, placeholder, run_on
+from ...tasks.data import Batches, Data, laid_out, leaves, placeholder, run_on
 from ...tasks.optimizers import optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
@@ -157,7 +157,7 @@ def train_privately(
         expected_batch_size=batch_size,
     )
     start = [p.detach().clone() for p in optimizer.params] if training.proximal_mu else []
-    layout = _lay_out(model, gradients)
+    layout = lay_out(model, gradients)
 
     def forward(rows: Tensor) -> tuple[Any, Tensor]:
         inputs, targets = data.batch(rows)
@@ -170,7 +170,7 @@ def train_privately(
             # torch warns of what is intended here: the hooks read the outputs' gradients, and inputs need none.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
             for batch in plan.sampling.draw(len(data), steps.draws):
-                _clip(torch.from_numpy(batch), clipped_sums, optimizer)
+                clip_rows(torch.from_numpy(batch), clipped_sums, optimizer)
                 optimizer.step()
                 if steps.after is not None:
                     steps.after()
@@ -187,8 +187,14 @@ def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
         buffer.copy_(buffers[name])
 
 
-def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
-    """Leave the clipped sum over the rows on the parameters, without the examples whose gradients are not finite."""
+def clip_rows(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
+    """Leave the clipped sum over the rows on the parameters, without the examples whose gradients are not finite.
+
+    Args:
+      rows: indices of examples.
+      clipped_sums: of an engine.
+      optimizer: whose parameters take the sum.
+    """
     parameters: list[Any] = optimizer.params
     while len(rows):
         for parameter in parameters:
@@ -309,7 +315,7 @@ ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContex
 }
 
 
-def chosen_engine(gradients: str, model: nn.Module, data: Data) -> str:
+def chosen_engine(gradients: str, model: nn.Module, data: Batches) -> str:
     """Return the engine to train with, which does not depend on the data.
 
     `auto` takes book-keeping where it can, because no other is faster (`python -m fedveil.benchmarks dp_sgd`), ghost
@@ -380,8 +386,13 @@ def _outputs_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
     return outputs
 
 
-def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
-    """Bring the kernels into the layout in which the engine is right and fast, and return it for images."""
+def lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
+    """Bring the kernels into the layout in which the engine is right and fast, and return it for images.
+
+    Args:
+      model: whose kernels are laid out.
+      gradients: name of the engine.
+    """
     kernels = [p for p in model.parameters() if p.dim() == 4]
     if gradients == "book_keeping":
         with_fast_kernels(model)

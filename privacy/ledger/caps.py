@@ -23,8 +23,8 @@ ALL = "all"
 # Characters of its data's fingerprint in a ledger's name.
 NAMED = 32
 FINGERPRINT = re.compile(f"[0-9a-f]{{{NAMED},64}}")
-# Prefixes of a ledger's name: of all clients together, and of a device as a client.
-POPULATION, CLIENT = "population-", "client-"
+# Prefixes of a ledger's name: of all clients together, of all their records together, and of a device as a client.
+POPULATION, RECORDS, CLIENT = "population-", "records-", "client-"
 WAIT_SECONDS = 10.0
 
 
@@ -113,7 +113,7 @@ def read_caps(folder: Path) -> list[Cap]:
 
 def caps_on(ledger: Path) -> list[Cap]:
     """Return the decisions that hold for a ledger: the latest on all, and the latest on its data."""
-    own = ledger.stem.removeprefix(POPULATION).removeprefix(CLIENT)[:NAMED]
+    own = ledger.stem.removeprefix(POPULATION).removeprefix(RECORDS).removeprefix(CLIENT)[:NAMED]
     latest = {cap.data: cap for cap in read_caps(ledger.parent)}
     return [latest[data] for data in (ALL, own) if data in latest]
 

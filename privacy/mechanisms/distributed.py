@@ -63,7 +63,11 @@ def encode_share(
     vector, clipped = _clip(update, scalars, spec)
     if spec.rotated:
         rotate(vector, seed)
-    whole = round_within(vector, spec.limit, stream)
+    whole = (
+        round_within(vector, spec.limit, stream)
+        if spec.sum.unit_norm is None
+        else np.rint(vector).astype(np.int32)
+    )
     words = (
         whole.view(spec.dtype) if spec.bits == 32 else whole.astype(spec.dtype)
     )  # two's complement: modulo 2^bits, here and wherever words are added

@@ -100,6 +100,23 @@ def _scalars_on_grid(scalars: Mapping[str, float], factor: float, spec: SumSpec)
     return np.rint(np.array(values, np.float64))
 
 
+def on_grid(update: Arrays, spec: SumSpec) -> Vector:
+    """Return the contribution of several clients whose records were summed together, shape (coordinates,).
+
+    It is no further from the sum of their own than rounding moves those, and its sensitivity is the same.
+
+    Args:
+      update: float arrays by name, in the layout's order; all finite.
+      spec: the round's public parameters, with a unit norm.
+    """
+    flat = np.concatenate([np.ravel(value) for value in update.values()])
+    if spec.unit_norm is None:
+        raise ValueError("only records are summed before they are on the grid")
+    if not math.isfinite(squared_norm(flat)):
+        raise ValueError("the update has a value that is not finite")
+    return np.rint(flat.astype(np.float64) / spec.step)
+
+
 def encode_rows(update: NDArray[np.floating], scalars: Arrays, spec: SumSpec) -> Vector:
     """Return `encode` of many clients at once.
 
@@ -308,13 +325,13 @@ def add_noise(
 
     Args:
       total: the cohort's sum on the lattice, whole numbers.
-      noise_multiplier: noise standard deviation over the clipping norm; the noise is never below it.
+      noise_multiplier: noise standard deviation over the sum's sensitivity; the noise is never below it.
       spec: the round's public parameters, private.
       stream: a stream that serves this release and no other.
     """
     if spec.clipping_norm is None:
         raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")
-    sigma = math.ceil(noise_multiplier * spec.cells)
+    sigma = math.ceil(noise_multiplier * spec.sensitivity(total.size))
     noised = total.copy()
     for start in range(0, total.size, _NOISE_BLOCK):
         block = noised[start : start + _NOISE_BLOCK]

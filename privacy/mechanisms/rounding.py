@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from .private_sum import squared_norm
 from .randomness import Stream
 
-MAX_CELLS = 2**30  # squared norms then stay below 2^62, in int64
 # That all of these tries fail has a probability below 2^-72; the vector is then rounded towards zero.
 _MOST_TRIES = 100
 _BLOCK = 1 << 15  # coordinates at a time: they stay in a core's second cache, and Python is called seldom

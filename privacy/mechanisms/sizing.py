@@ -17,7 +17,8 @@ No overflow. Let n be the most clients, Delta^2 the limit of a rounded vector's 
   2 d exp(-(room - n)^2 / (2 V)). All of it is compared in whole numbers. An overflow would spoil a coordinate, never
   privacy: the modulus is post-processing.
 
-Noise. The sum of m shares is a Gaussian mechanism of noise multiplier sqrt(m v - s^2) / Delta, where v is sigma^2 and
+Noise. The sum of m shares is a Gaussian mechanism of noise multiplier sqrt(m v - s^2) / Delta (where records are hidden:
+over `SumSpec.sensitivity`, and Delta is the range of a vector), where v is sigma^2 and
 that of every layer that stays closed, and s = `SMOOTHING`, up to a pure epsilon below 2^-1000 in all coordinates together, far below what a float of epsilon resolves:
 
 - The law of the sum of l draws is, up to factors of exp(+-tau), tau = 10 sum_{j<l} exp(-2 pi^2 r^2 j / (j+1)) with r the
@@ -46,8 +47,8 @@ import numpy as np
 from ..refusal import Refusal
 from .discrete_gaussian import MAX_SIGMA, largest
 from .rotation import block_of
-from .rounding import MAX_CELLS, limit_for
-from .sum_spec import SumSpec
+from .rounding import limit_for
+from .sum_spec import MOST_CELLS, SumSpec
 
 SMOOTHING = 8  # s above
 MIN_SIGMA = 16
@@ -117,8 +118,8 @@ class ShareSpec:
     def __post_init__(self) -> None:
         if self.bits not in (16, 32):
             raise Refusal("bits", self.bits, "choose 16 or 32")
-        if self.sum.clipping_norm is None or self.sum.cells > MAX_CELLS:
-            raise Refusal("sum", self.sum, f"give a clipping norm and at most {MAX_CELLS} cells")
+        if self.sum.clipping_norm is None or self.sum.cells > MOST_CELLS:
+            raise Refusal("sum", self.sum, f"give a clipping norm and at most {MOST_CELLS} cells")
         if self.sigma and not MIN_SIGMA <= self.sigma <= MAX_SIGMA:
             raise Refusal("sigma", self.sigma, f"give 0 or at least {MIN_SIGMA} grid units; a finer grid")
         if any(not MIN_SIGMA <= each.sigma <= MAX_SIGMA for each in self.layers) or (
@@ -147,13 +148,19 @@ class ShareSpec:
 
     @property
     def limit(self) -> int:
-        """The sensitivity squared, in grid units: the largest squared norm of a rounded vector."""
-        return limit_for(self.sum.cells, self.size)
+        """The largest squared norm of a rounded vector, in grid units."""
+        return _limit(self.sum, self.size)
+
+    @property
+    def sensitivity_squared(self) -> float:
+        """How far one unit moves a rounded vector, squared, in grid units."""
+        return _sensitivity_squared(self.sum, self.size)
 
     @property
     def inflation(self) -> float:
-        """The sensitivity over the clipping norm, above 1."""
-        return math.sqrt(self.limit) / self.sum.cells
+        """The sensitivity over the norm of one unit's part, above 1."""
+        unit = self.sum.unit_norm or self.sum.clipping_norm or 1.0
+        return math.sqrt(self.sensitivity_squared) * self.sum.step / unit
 
     def variance(self, survivors: int) -> int:
         """Return the variance of one client's noise that stays closed once so many survive, in grid units."""
@@ -167,7 +174,8 @@ class ShareSpec:
           shares: of noise that the adversary does not know.
           survivors: whose layers are opened.
         """
-        return math.sqrt(max(shares * self.variance(survivors) - SMOOTHING**2, 0) / self.limit)
+        left = max(shares * self.variance(survivors) - SMOOTHING**2, 0)
+        return math.sqrt(left / self.sensitivity_squared)
 
     def least_noise(self, colluders: int) -> float:
         """Return the noise over the sensitivity whoever survives, if so many of them work for the server."""
@@ -219,20 +227,30 @@ def _levels(attendance: Attendance) -> tuple[int, ...]:
 def _finest(
     spec: SumSpec, coordinates: int, attendance: Attendance, levels: Sequence[int], noise: float, bits: int
 ) -> ShareSpec | None:
-    below, above = 0, MAX_CELLS + 1
+    below, above = 0, MOST_CELLS + 1
     best = None
     while above - below > 1:
         cells = (below + above) // 2
-        wanted = noise**2 * limit_for(cells, coordinates + len(spec.scalars)) + SMOOTHING**2 if noise else 0.0
+        summed = replace(spec, cells=cells)
+        moved = _sensitivity_squared(summed, coordinates + len(spec.scalars))
+        wanted = noise**2 * moved + SMOOTHING**2 if noise else 0.0
         sigma, *others = _sigmas(wanted, [level - attendance.colluders for level in levels])
         layers = tuple(Layer(*layer) for layer in zip(levels, others, strict=False))
-        summed = replace(spec, cells=cells)
         try:
             best = ShareSpec(summed, coordinates, attendance, sigma, bits, bits == 16, layers=layers)
             below = cells
         except Refusal:
             above = cells
     return best
+
+
+def _limit(spec: SumSpec, size: int) -> int:
+    # Records' vectors leave room for rounding (`aim`), which is to the nearest.
+    return limit_for(spec.cells, size) if spec.unit_norm is None else spec.cells**2
+
+
+def _sensitivity_squared(spec: SumSpec, size: int) -> float:
+    return float(_limit(spec, size)) if spec.unit_norm is None else spec.sensitivity(size) ** 2
 
 
 def _sigmas(wanted: float, honest: Sequence[int]) -> list[int]:

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 
 MIN_CELLS = 2**16  # grid units per clipping norm; see the first paragraph of `private_sum`
+MOST_CELLS = 2**30  # squared norms then stay below 2^62, in int64
+_FLOAT_SLACK = 1e-9  # relative: what float64 may err by where two norms are compared
 CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared norm of any vector
 # A metric's mean over so many rounds is known to this part of its range (one standard deviation): enough to see a
 # loss fall, and a hundredth of the update's norm on the default task.
@@ -40,12 +42,15 @@ class SumSpec:
       scalars: the values that travel beside the update, in order.
       metrics_share: share of the squared norm that the scalars without a share of their own use, in [0, 1).
       cells: grid units per clipping norm.
+      unit_norm: L2 norm of one record's part of a vector, where records are what is hidden and a vector is the sum of
+        several; the clipping norm is then no more than the range of what fits. None where a vector is one unit's.
     """
 
     clipping_norm: float | None
     scalars: tuple[Scalar, ...] = ()
     metrics_share: float = 0.0
     cells: int = MIN_CELLS
+    unit_norm: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.cells < 2**31:
@@ -53,6 +58,12 @@ class SumSpec:
         if not 0 <= self._scalars_share < 1:
             raise ValueError(
                 f"the scalars' share {self._scalars_share:g} of the squared norm must lie in [0, 1)"
+            )
+        if self.unit_norm is not None and (
+            self.scalars or self.clipping_norm is None or not 0 < self.unit_norm <= self.clipping_norm
+        ):
+            raise ValueError(
+                f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no scalars"
             )
 
     @property
@@ -80,20 +91,41 @@ class SumSpec:
         """Return the norm to which a long update is scaled, so that rounding seldom carries it over `update_norm`.
 
         Rounding moves the squared norm by coordinates / 12 grid units on average and by a normal deviation of
-        cells / sqrt(3), of which this leaves room for three.
+        cells / sqrt(3), of which this leaves room for three. Where records are hidden, rounding never does: what would
+        be needed to pull the vector back could move it by more than one record's part.
         """
+        if self.unit_norm is not None:
+            return max(self.update_norm * (1 - _FLOAT_SLACK) - math.sqrt(coordinates) / 2 * self.step, 0.0)
         slack = coordinates / (12 * self.cells**2) + math.sqrt(3) / self.cells
         return self.update_norm * math.sqrt(1 - slack)
+
+    def sensitivity(self, coordinates: int) -> float:
+        """Return how far one unit moves a vector of so many coordinates on the grid, L2, in grid units.
+
+        A record's part is added before the vector is scaled to the range, which is the nearest point of a ball and so
+        moves no two vectors apart, and before each coordinate is rounded to the nearest whole number, which moves two
+        of them apart by at most one more. So the bound is unit_norm / step + sqrt(coordinates).
+        """
+        return (
+            float(self.cells)
+            if self.unit_norm is None
+            else self.unit_norm / self.step + math.sqrt(coordinates)
+        )
 
     def reach(self, scalar: Scalar) -> float:
         """Return the largest absolute coordinate of one of the scalars, in the units of the clipping norm."""
         return 0.0 if self.clipping_norm is None else self.clipping_norm * math.sqrt(self._share(scalar))
 
 
-def cells_for(coordinates: int) -> int:
-    """Return a power of two of grid units per norm so fine that rounding costs nothing at this many coordinates."""
-    wanted = CELLS_PER_ROOT_COORDINATE * math.sqrt(max(coordinates, 1))
-    return max(MIN_CELLS, 1 << math.ceil(math.log2(wanted)))
+def cells_for(coordinates: int, units: float = 1.0) -> int:
+    """Return a power of two of grid units per norm so fine that rounding costs nothing at this many coordinates.
+
+    Args:
+      coordinates: of the vector.
+      units: how many units' norms the norm holds; at most 2^30 cells are returned whatever it is.
+    """
+    wanted = max(CELLS_PER_ROOT_COORDINATE * math.sqrt(max(coordinates, 1)), MIN_CELLS) * units
+    return min(1 << math.ceil(math.log2(wanted)), MOST_CELLS)
 
 
 def least_share(noise_over_clip: float, expected_size: float, metrics: int) -> float:

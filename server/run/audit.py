@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...configs.schema import ClientLevel
 from ...privacy.audit.alarms import CANNOT_UNDO, Alarm
 from ...privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ...privacy.audit.run_audit import AuditTerms, Measured, spread_looks
@@ -89,7 +90,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
     seed, canaries = None, None
     asked = audited(federation.settings)
     if asked is not None and federation.num_canaries:
-        assert federation.summed is not None
+        assert isinstance(federation.summed, ClientLevel)
         seed = _seed(run, fresh)
         told = canary_clients(
             asked, federation.summed, federation.task, federation.num_canaries, seed, federation.scalars

@@ -16,6 +16,7 @@ from ...configs.schema import (
     NoPrivacy,
     Record,
     RecordAndClient,
+    RecordDistributed,
     SimulationSettings,
 )
 from ...privacy.budget import Adjacency
@@ -81,13 +82,13 @@ def build(
     private, simulated = not isinstance(settings.privacy, NoPrivacy), task.simulated and deployed is None
     if private:
         check_seed(settings, simulated)
-    warning = check_delta(settings, settings.population or num_clients)
-    if warning:
-        warn(warning)
     seeded = simulated or (not private and deployed is None)
     strategy = _strategy(settings, given.strategy)
     _check_training(settings, task)
-    return Federation(settings, task, cohort, seed if seeded else None, deployed, strategy)
+    federation = Federation(settings, task, cohort, seed if seeded else None, deployed, strategy)
+    if warning := check_delta(settings, federation.hidden):
+        warn(warning)
+    return federation
 
 
 def _check_training(settings: SimulationSettings, task: Task) -> None:
@@ -104,7 +105,7 @@ def _check_training(settings: SimulationSettings, task: Task) -> None:
         return
     from ...tasks.optimizers import check_optimizer
 
-    protects_records = isinstance(settings.privacy, Record | RecordAndClient)
+    protects_records = isinstance(settings.privacy, Record | RecordAndClient | RecordDistributed)
     check_optimizer(task, settings.local_training, 1.0 if protects_records else None)
 
 
@@ -163,8 +164,8 @@ def with_members(federation: Federation, deployed: Deployed) -> Federation:
     """
     num_clients = len(deployed.roster.members)
     check_cohort(federation.settings, num_clients)
-    check_delta(federation.settings, num_clients)
     changed = replace(federation, deployed=deployed)
+    check_delta(federation.settings, changed.hidden)
     _ = changed.masking
     return changed
 
@@ -189,7 +190,7 @@ def _check_adjacency(settings: SimulationSettings, cohort: Cohort, deployed: Dep
     for level in levels:
         if isinstance(level, NoPrivacy) or level.adjacency is not Adjacency.ADD_OR_REMOVE_ONE:
             continue
-        if isinstance(level, Record):
+        if isinstance(level, Record | RecordDistributed):
             remedy = "a client's sampling rate tells how many records it has; use zero-out"
         elif isinstance(privacy, RecordAndClient):
             remedy = "the noise of records goes by how many each client has; use zero-out, or client_central"

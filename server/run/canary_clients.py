@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...configs.schema import AuditSettings, FullAudit, SimulationSettings, SumLevel, sum_level
+from ...configs.schema import AuditSettings, ClientLevel, FullAudit, SimulationSettings, sum_level
 from ...privacy.budget import Adjacency
 from ...privacy.mechanisms.sum_spec import Scalar
 from ...privacy.refusal import Refusal
@@ -18,7 +18,8 @@ TOO_LONG = 10.0  # clipping norms that a canary sends, so that the clip is tried
 def audited(settings: SimulationSettings) -> FullAudit | None:
     """Return the audit's settings if it has canaries: a claim about whole clients is to be tested."""
     audit = settings.audit
-    return audit if isinstance(audit, FullAudit) and sum_level(settings.privacy) else None
+    clients = isinstance(sum_level(settings.privacy), ClientLevel)
+    return audit if isinstance(audit, FullAudit) and clients else None
 
 
 def count_canaries(settings: SimulationSettings, task: Task) -> int:
@@ -56,7 +57,7 @@ def support_of(settings: AuditSettings, dimension: int) -> int:
 
 def canary_clients(
     audit: FullAudit,
-    client: SumLevel,
+    client: ClientLevel,
     task: Task,
     count: int,
     seed: bytes,

@@ -13,10 +13,10 @@ from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import capped
 from ...privacy.plan import LEAST_NOISE
 from ...privacy.refusal import Refusal
-from ...strategies.client_settings import ClientSettings, Encryption, RecordPrivacy
+from ...strategies.client_settings import ClientSettings, Encryption, RecordPrivacy, StepTerms
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
-from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
+from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, StepOrder, TrainingOrder
 from ...tasks import DEALT, PLANTED
 from .display import warn
 from .federation import Federation, Run, ledger_home
@@ -56,6 +56,10 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
         accelerator=s.engine.device,
         dtype=s.engine.dtype,
     )
+    if federation.together is not None and federation.deployed is None:
+        together = federation.together
+        terms = StepTerms(together.sample_rate, together.max_grad_norm, together.gradients)
+        return replace(settings, step=terms)
     if federation.record is None or federation.deployed is not None:
         return settings
     return replace(settings, record=_record_privacy(federation, federation.record, settings, folder, rounds))
@@ -195,7 +199,9 @@ def _encryption(federation: Federation) -> Encryption | None:
         minimum_cohort=2,
         collusion=asked.collusion,
         dropout=asked.dropout,
-        maximum_clipping_norm=federation.summed.clipping_norm if federation.summed else asked.clipping_norm,
+        maximum_clipping_norm=federation.unit_norm * federation.units.most
+        if federation.summed
+        else asked.clipping_norm,
         minimum_noise_multiplier=LEAST_NOISE if federation.distributed else 0.0,
         profile=asked.profile,
     )
@@ -247,17 +253,32 @@ def order_of(run: Run) -> dict[str, str]:
         client=_claim(run),
         record=_record_order(run.federation),
         agreement=agreement_of(run.federation.task),
+        step=_step_order(run.federation),
     )
     return {ORDER_KEY: order.to_json()}
 
 
 def _claim(run: Run) -> ClientClaim | None:
-    if run.privacy is None:
+    if run.privacy is None or run.federation.together is not None:
         return None
     plan = run.privacy.plan
     assert plan.noise_multiplier is not None
     # What a round adds. Where clients come by turns, the plan's own figure is that of all of a client's rounds together.
     return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
+
+
+def _step_order(federation: Federation) -> StepOrder | None:
+    step, budget = federation.together, federation.sum_budget
+    if step is None or budget is None:
+        return None
+    return StepOrder(
+        budget.target_epsilon,
+        budget.target_delta,
+        step.max_grad_norm,
+        step.adjacency,
+        step.sample_rate,
+        step.gradients,
+    )
 
 
 def _record_order(federation: Federation) -> RecordOrder | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,16 +12,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ...configs.schema import (
     ClientDistributed,
+    ClientLevel,
     CustomTask,
     LinkSettings,
     Record,
     RecordAndClient,
+    RecordDistributed,
     SimulationSettings,
     SumLevel,
     sum_level,
 )
 from ...privacy.budget import Adversary, Budget, Unit
-from ...privacy.ledger.caps import capped, default_folder
+from ...privacy.ledger.caps import NAMED, POPULATION, RECORDS, capped, default_folder
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ...privacy.mechanisms.randomness import Randomness
@@ -36,13 +39,14 @@ from ...strategies.training_order import Mode
 from ...tasks.data import data_of, fingerprint
 from ...tasks.protocol import Task
 from ..masking import Masking
+from ..round_terms import UnitsOfClient
 from .canary_clients import count_canaries
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
     from ..checkpoint import Checkpoint
-    from ..round_terms import ClientPrivacy
+    from ..round_terms import SumPrivacy
 
 T = TypeVar("T")
 
@@ -52,6 +56,7 @@ LOSS_BOUND = (
 COUNT_BOUND_BATCHES = (
     10  # a client that has more examples than this many batches is counted as having so many
 )
+OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
 UNLIMITED_EPSILON = 1e9  # a run that was given noise and no target only counts
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
 
@@ -150,7 +155,50 @@ class Federation:
     @property
     def distributed(self) -> bool:
         """Whether clients add the noise, each a share, so that the server need not be trusted."""
-        return isinstance(self.summed, ClientDistributed)
+        return isinstance(self.summed, ClientDistributed | RecordDistributed)
+
+    @property
+    def together(self) -> RecordDistributed | None:
+        """The part of the privacy settings that hides the records of all clients in one sum."""
+        return _as(RecordDistributed, self.settings.privacy)
+
+    @property
+    def unit_norm(self) -> float:
+        """How far one unit moves a sum, in the units of the model: a client's update, or a step on one record."""
+        if self.together is not None:
+            return self.together.max_grad_norm * self.settings.training.learning_rate
+        assert isinstance(self.summed, ClientLevel)
+        return self.summed.clipping_norm
+
+    @cached_property
+    def units(self) -> UnitsOfClient:
+        """How many of the units that are hidden a client's vector holds."""
+        if self.together is None:
+            return UnitsOfClient()
+        rate, most = self.together.sample_rate, self.most_records
+        drawn = rate * most + OFTEN * math.sqrt(rate * (1 - rate) * most + 1)
+        return UnitsOfClient(max(1.0, min(float(most), drawn)), rate * self.records / self.num_clients)
+
+    @property
+    def hidden(self) -> int:
+        """How many units there are that the sum hides one among."""
+        return (self.settings.population or self.num_clients) if self.together is None else self.records
+
+    @cached_property
+    def records(self) -> int:
+        """Records of all clients together, as is declared or, in a simulation, counted."""
+        declared = None if self.together is None else self.together.records
+        if declared is None and self.deployed is not None:
+            raise Refusal("privacy.records", None, "say how many records all clients have together, about")
+        return declared or sum(len(self.task.client_data(client)) for client in range(self.task.num_clients))
+
+    @property
+    def most_records(self) -> int:
+        """Bound on the records of one client, as is declared or, in a simulation, counted."""
+        declared = None if self.together is None else self.together.most_records
+        if declared is None and self.deployed is not None:
+            raise Refusal("privacy.most_records", None, "say how many records no client has more of")
+        return declared or self.sizes[-1]
 
     @property
     def keeps_counts(self) -> bool:
@@ -219,7 +267,7 @@ class Federation:
     @property
     def sum_budget(self) -> Budget | None:
         """The budget of the population's ledger, if there is one, within the caps of whoever owns the data."""
-        budget = _budget(Unit.CLIENT, self.summed)
+        budget = None if self.summed is None else _budget(self.summed.unit, self.summed)
         if budget is None or self.simulated:
             return budget
         return capped(self.ledger_path(Path()), budget)
@@ -236,7 +284,7 @@ class Federation:
         With record-level privacy the loss stays at home, since nobody accounted for it; the number of examples is
         public under zero-out adjacency.
         """
-        if self.record is not None and self.summed is None:
+        if self.together is not None or (self.record is not None and self.summed is None):
             return ()
         loss = () if self.record is not None else (Scalar(TRAIN_LOSS, LOSS_BOUND),)
         if self.summed is None:
@@ -263,7 +311,8 @@ class Federation:
         if self.simulated:
             return folder / "ledger"
         home = ledger_home(self.settings.ledger_dir) if self.deployed is None else self.deployed.ledgers
-        return home / f"population-{self.owner[:32]}.ledger"
+        prefix = POPULATION if self.together is None else POPULATION + RECORDS
+        return home / f"{prefix}{self.owner[:NAMED]}.ledger"
 
     @cached_property
     def owner(self) -> str:
@@ -298,7 +347,7 @@ class Run:
     name: str
     client: ClientSettings
     checkpoint: Checkpoint | None = None
-    privacy: ClientPrivacy | None = None
+    privacy: SumPrivacy | None = None
 
     @property
     def ledger(self) -> Ledger | None:

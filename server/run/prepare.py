@@ -21,7 +21,7 @@ from ...tasks.independence import check_independence
 from ...tasks.protocol import check_trainable
 from .. import noise_key
 from ..checkpoint import read
-from ..round_terms import ClientPrivacy
+from ..round_terms import SumPrivacy
 from . import run_folder
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
@@ -49,7 +49,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     left = federation.settings.num_rounds - (checkpoint.round if checkpoint else 0)
     client = client_settings(federation, folder, max(1, left))
     _check_every(federation, canaries=client.record is not None and client.record.canaries > 0)
-    if federation.record is not None:
+    if federation.record is not None or federation.together is not None:
         check_trainable(federation.task.model())
         check_independence(federation.task.model(), federation.task, _some_examples(federation))
     make_strategy_of(federation)
@@ -141,7 +141,9 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
         adaptation = adaptation_of(federation, plan, prior, begun)
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
         key = _noise_key(run, fresh=saved is None)
-        privacy = ClientPrivacy(plan, ledger, metrics_share_of(federation, plan), adaptation, key)
+        privacy = SumPrivacy(
+            plan, ledger, metrics_share_of(federation, plan), adaptation, key, federation.units
+        )
         yield _started(replace(run, client=asking_for(run.client, plan), privacy=privacy), saved)
     finally:
         with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent

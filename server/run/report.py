@@ -27,6 +27,7 @@ PACKAGES = ("fedveil", "flwr", "opacus", "torch", "dp-accounting", "numpy")
 TAKEN_PART = "poisson batches, in the rounds taken part in"
 EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took part is secret"
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
+OF_ALL = "poisson, by a coin for each record of all clients"
 OWN_LEDGERS = "each client's own ledger, which lets it spend no more than this"
 
 
@@ -79,7 +80,7 @@ def spent(
         rows += _record_rows(federation, client_ledgers, draws, most)
     if federation.summed is not None:
         assert ledger is not None
-        rows += _client_rows(federation, ledger)
+        rows += _sum_rows(federation, ledger)
     if rows:
         return rows
     why = "not accounted" if federation.masking is None else "not accounted: sums are encrypted, and exact"
@@ -107,7 +108,7 @@ def encryption(federation: Federation) -> dict[str, Any] | None:
     }
 
 
-def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
+def _sum_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
     client = federation.summed
     assert client is not None
     delta, adjacency = client.target_delta, client.adjacency
@@ -120,9 +121,9 @@ def _client_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
         if order is not None:  # what a filter promises is all of its budget
             budget = federation.sum_budget
             cost = budget.target_epsilon if budget is not None and client.target_epsilon else math.inf
-        sampling = federation.cohort.name
+        sampling = federation.cohort.name if federation.together is None else OF_ALL
         rows.append(
-            Spent(Unit.CLIENT, adversary, adjacency, cost, delta, client.target_epsilon, name, sampling)
+            Spent(client.unit, adversary, adjacency, cost, delta, client.target_epsilon, name, sampling)
         )
     return rows
 

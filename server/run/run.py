@@ -307,8 +307,9 @@ def title_of(federation: Federation) -> str:
 
 def budgets_of(federation: Federation) -> dict[str, float | None]:
     """Return the target epsilon of each unit."""
-    pairs = {"client": federation.summed, "record": federation.record}
-    return {unit: level.target_epsilon if level else None for unit, level in pairs.items()}
+    record, summed = federation.record, federation.summed
+    budgets = {"client": None, "record": record.target_epsilon if record else None}
+    return budgets if summed is None else budgets | {str(summed.unit): summed.target_epsilon}
 
 
 def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:

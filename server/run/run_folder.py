@@ -328,7 +328,7 @@ def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:
     client = federation.summed
     if client is not None and ledger is not None:
         events, order = ledger.events(Adversary.MODEL), ledger.filter_order
-        found["client"] = counted(events, client.target_delta, client.adjacency, order, GATE_INTERVAL)
+        found[str(client.unit)] = counted(events, client.target_delta, client.adjacency, order, GATE_INTERVAL)
     elif federation.record is None:
         found["client"] = math.inf
     if meter is not None:

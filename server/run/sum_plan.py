@@ -10,12 +10,13 @@ from dp_accounting.dp_event import DpEvent
 from ...configs.schema import ClientCentral, RecordAndClient
 from ...privacy.accounting.renyi_filter import admits
 from ...privacy.adaptation import Adaptation, AdaptiveNoise
-from ...privacy.budget import Budget, Unit
+from ...privacy.budget import Budget
 from ...privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from ...privacy.mechanisms.sum_spec import least_share
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import TRAIN_LOSS
+from ...strategies.record_plan import PoissonBatches
 from .federation import Federation
 
 
@@ -38,11 +39,12 @@ def sum_plan(
     """
     if federation.summed is None:
         return None
+    together = federation.together
     plan = Plan(
-        unit=Unit.CLIENT,
+        unit=federation.summed.unit,
         adjacency=federation.summed.adjacency,
-        sampling=federation.cohort,
-        clipping_norm=federation.summed.clipping_norm,
+        sampling=federation.cohort if together is None else PoissonBatches(together.sample_rate, 1),
+        clipping_norm=federation.unit_norm,
         num_rounds=num_rounds or federation.settings.num_rounds,
         noise_multiplier=federation.summed.noise_multiplier,
         adversaries=federation.adversaries,

@@ -84,10 +84,17 @@ WATCHED = "what those who watch are handed, and no number that is released"
 PLANNED = "what a plan leaves for later or advises against; what is spent is counted as it is"
 MEMORY = "of what a strategy remembers, which is released in any case"
 ITSELF = "a fault of the audit, which the suite holds to its level and its power, and not of a run"
+TOGETHER = "of a sum of records, which no canary stands in"
 BEYOND: dict[str, str] = {
     "a device trains by another schema than the server's": "another model is trained, and noised as claimed",
     "real tables are measured on their clients' rows": "leaves beside the sum, where an audit of sums does not look",
     "a schema is inferred from real tables": "leaves beside the sum, where an audit of sums does not look",
+    "rounding left out of what a record moves": TOGETHER,
+    "a vector of records is pulled back after it is rounded": TOGETHER,
+    "records drawn once for all rounds": TOGETHER,
+    "records drawn more often than is accounted": TOGETHER,
+    "several local steps on a share of the noise": TOGETHER,
+    "noise in norms of a record, whatever rounding adds": TOGETHER,
     "an operator's call passes the front": ADMISSION,
     "the front takes whoever signs": ADMISSION,
     "a body in pieces has no bound": ADMISSION,

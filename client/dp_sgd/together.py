@@ -1,0 +1,103 @@
+"""Step of DP-SGD on the records of all clients together: each adds up the clipped gradients of those that its coins draw.
+
+The noise is added to the sum (`privacy/mechanisms`), so that no client adds the whole of it. What leaves a client is
+minus the learning rate times its sum of clipped gradients: the strategy takes the mean as one client's update, so that
+FedAvg is SGD, FedAvgM its momentum and FedAdam Adam. A step starts from the released model alone. A second one within
+a round would start from a state that holds a client's own share of the noise, which by itself hides too little.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from ...privacy.mechanisms.randomness import Stream
+from ...strategies.client_settings import StepTerms
+from ...strategies.record_plan import PoissonBatches
+from ...strategies.wire import Layout
+from ...tasks.data import Batches, laid_out, run_on
+from ...tasks.protocol import Objective
+from .train import ENGINES, chosen_engine, clip_rows, lay_out
+
+ROWS = 2048  # of a step at a time, so that memory does not grow with the draw
+
+
+def drawn(records: int, terms: StepTerms, stream: Stream) -> NDArray[np.intp]:
+    """Return the records of a client that take part in a round, each by a secret coin of its own.
+
+    Args:
+      records: of the client.
+      terms: of the step.
+      stream: of this client and round; it serves this draw and no other.
+    """
+    return next(PoissonBatches(terms.sample_rate, 1).draw(records, stream))
+
+
+def step(
+    model: nn.Module,
+    task: Objective,
+    data: Batches,
+    rows: NDArray[np.intp],
+    terms: StepTerms,
+    learning_rate: float,
+    layout: Layout,
+) -> dict[str, NDArray[np.float64]]:
+    """Return minus the learning rate times the sum of the rows' clipped gradients, by name; zeros for buffers.
+
+    An example whose gradient is not finite adds nothing.
+
+    Args:
+      model: as the server sent it; its gradients are used up, and nothing else of it changes.
+      task: gives the loss, a mean over a batch.
+      data: that the rows are of.
+      rows: indices of the examples that take part.
+      terms: give the clipping norm, and how gradients are computed.
+      learning_rate: of the step, above 0.
+      layout: shapes by name, in the order of the update.
+    """
+    sums = _clipped_sums(model, task, data, rows, terms)
+    return {
+        name: sums[name] * -learning_rate if name in sums else np.zeros(shape)
+        for name, shape in layout.items()
+    }
+
+
+def _clipped_sums(
+    model: nn.Module, task: Objective, data: Batches, rows: NDArray[np.intp], terms: StepTerms
+) -> dict[str, NDArray[np.float64]]:
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    totals = {name: np.zeros(tuple(p.shape)) for name, p in named.items()}
+    if not len(rows):
+        return totals
+    engine = chosen_engine(terms.gradients, model, data)
+    optimizer = DPOptimizer(
+        torch.optim.SGD(list(named.values()), lr=1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=terms.max_grad_norm,
+        expected_batch_size=1,
+    )
+    layout = lay_out(model, engine)
+
+    def forward(chosen: Tensor) -> tuple[Any, Tensor]:
+        inputs, targets = data.batch(chosen)
+        outputs = run_on(model, laid_out(inputs, layout))
+        return outputs, task.loss(outputs, targets)
+
+    model.train()
+    try:
+        with warnings.catch_warnings(), ENGINES[engine](model, forward, optimizer) as clipped_sums:
+            # torch warns of what is intended here: the hooks read the outputs' gradients, and inputs need none.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            for start in range(0, len(rows), ROWS):
+                clip_rows(torch.from_numpy(rows[start : start + ROWS]), clipped_sums, optimizer)
+                for name, parameter in named.items():
+                    totals[name] += parameter.summed_grad.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+    return totals

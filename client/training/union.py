@@ -1,0 +1,67 @@
+"""Step of DP-SGD on the records of all clients of a simulation, in one pass however many clients there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from flwr.app import RecordDict
+
+from ...privacy.mechanisms.private_sum import CohortSum, on_grid
+from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.mechanisms.sum_spec import SumSpec
+from ...strategies.client_settings import training_settings
+from ...strategies.wire import layout_of, only_arrays, read_round
+from ...tasks.data import Data, Union, data_of
+from ...tasks.hardware import placed
+from ..app import Workbench, received_model, seed_layers
+from ..dp_sgd.together import drawn, step
+
+
+def union_of(bench: Workbench) -> Union:
+    """Return the data of all clients of the bench's task."""
+    parts = tuple(data_of(bench.task, client) for client in range(bench.task.num_clients))
+    return Union(parts, tuple(int(n) for n in np.cumsum([0, *(len(each) for each in parts)])))
+
+
+def sum_of_union(
+    bench: Workbench, union: Union, content: RecordDict, clients: Sequence[int], spec: SumSpec, size: int
+) -> CohortSum:
+    """Return the sum of what these clients add, in one pass over what they draw.
+
+    The records drawn are those that the clients would draw one by one. The sum is on the grid once and not once for each
+    client, so that the two differ by rounding.
+
+    Args:
+      bench: task and model.
+      union: of all clients' records.
+      content: the instruction.
+      clients: their numbers.
+      spec: of the sum.
+      size: number of its coordinates.
+    """
+    settings = bench.settings
+    assert settings.step is not None
+    model = received_model(bench, union.parts[0], content)
+    _, number = read_round(content)
+    randomness = Randomness(settings.seed)
+    seed_layers(int(randomness.stream("training", number).uint64(1)[0]), 0, union.parts[0], bench.device)
+    rows = [
+        union.first[client]
+        + drawn(len(union.parts[client]), settings.step, randomness.stream("batches", number, client))
+        for client in clients
+    ]
+    rate = training_settings(content, settings).learning_rate
+    layout = layout_of(only_arrays(content))
+    update = step(
+        model,
+        bench.task,
+        placed(cast(Data, union), bench.device),
+        np.concatenate(rows),
+        settings.step,
+        rate,
+        layout,
+    )
+    assert sum(value.size for value in update.values()) == size
+    return CohortSum(on_grid(update, spec), len(clients))

@@ -1,0 +1,374 @@
+"""Records of all clients hidden in one sum: sensitivity, the step, its law and its cost, and what is refused."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.pld import PLDAccountant
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from scipy import stats
+from torch import Tensor, nn
+
+import fedveil as fv
+from fedveil.client.app import Workbench
+from fedveil.client.dp_sgd.together import drawn, step
+from fedveil.client.training.union import sum_of_union, union_of
+from fedveil.configs.local_training import LocalTraining
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL
+from fedveil.privacy.budget import Adjacency, Adversary
+from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, sum_event, take_back
+from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_noise, decode, encode
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
+from fedveil.privacy.mechanisms.sum_spec import SumSpec, cells_for
+from fedveil.privacy.refusal import Refusal
+from fedveil.server.run.build import build
+from fedveil.server.run.sum_plan import sum_plan
+from fedveil.simulations.simulate import simulate
+from fedveil.strategies.client_settings import ClientSettings, StepTerms
+from fedveil.strategies.training_order import Mode, StepOrder, TrainingOrder
+from fedveil.strategies.wire import instruct
+
+TERMS = StepTerms(0.3, 0.5)
+SEED = b"public".ljust(32)
+
+
+def spec_of(size: int, unit: float = 0.5, units: float = 20.0) -> SumSpec:
+    return SumSpec(unit * units, cells=cells_for(size, units), unit_norm=unit)
+
+
+def records(rng: np.random.Generator, count: int, size: int, unit: float) -> np.ndarray:
+    """Return gradients of exactly the norm that is allowed, most of them in a few directions, so that they add up."""
+    made = rng.normal(size=(count, size)) + 3 * rng.normal(size=size)
+    return made * (unit / np.linalg.norm(made, axis=1, keepdims=True))
+
+
+# --- how far one record moves the sum -----------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 80), st.floats(1.0, 80.0), st.integers(0, 2**32 - 1))
+def test_one_record_moves_a_vector_by_no_more_than_its_sensitivity(
+    size: int, count: int, units: float, seed: int
+) -> None:
+    rng, unit = np.random.default_rng(seed), 0.5
+    with_it = records(rng, count, size, unit)
+    coarse = replace(spec_of(size, unit, units), cells=max(4 * math.isqrt(size), int(8 * units)))
+    for spec in (spec_of(size, unit, units), coarse):
+        both = [encode({"w": each.sum(0)}, {}, spec)[0].astype(float) for each in (with_it, with_it[1:])]
+        assert np.linalg.norm(both[0] - both[1]) <= spec.sensitivity(size) * (1 + 1e-9)
+        assert all(np.linalg.norm(each) <= spec.cells for each in both)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 80), st.sampled_from([16, 32]), st.integers(0, 2**32 - 1))
+def test_one_record_moves_a_masked_vector_by_no_more_than_that(
+    size: int, count: int, bits: int, seed: int
+) -> None:
+    rng, unit = np.random.default_rng(seed), 0.5
+    with_it = records(rng, count, size, unit)
+    spec = size_shares(spec_of(size, unit, 20), size, Attendance(5, 4, 1), 1.0, bits, layered=True)
+    quiet = replace(spec, sigma=0, layers=())
+    signed = np.int16 if bits == 16 else np.int32
+    both = [
+        encode_share({"w": each.sum(0)}, {}, quiet, Randomness(seed).stream("share"), SEED)[0].view(signed)
+        for each in (with_it, with_it[1:])
+    ]
+    moved = np.linalg.norm(both[0].astype(float) - both[1].astype(float))
+    assert moved**2 <= spec.sensitivity_squared * (1 + 1e-9)
+
+
+def test_rounding_moves_a_vector_as_far_as_is_counted() -> None:
+    spec = SumSpec(20.0, cells=20, unit_norm=0.2)  # a grid unit of 1
+    below, above = (encode({"w": np.full(100, value)}, {}, spec)[0].astype(float) for value in (0.49, 0.51))
+    assert np.linalg.norm(above - below) == 10 <= spec.sensitivity(100) == pytest.approx(10.2)
+
+
+def test_a_vector_of_records_beyond_its_range_is_scaled_and_rounded_and_never_pulled_back() -> None:
+    spec = SumSpec(20.0, cells=20, unit_norm=0.2)
+    long = np.random.default_rng(0).normal(size=100) * 5
+    room = (20 - math.sqrt(100) / 2) * (1 - 1e-9)  # rounding adds at most half a unit to each coordinate
+    sent = encode({"w": long}, {}, spec)[0]
+    assert np.array_equal(sent, np.rint(long * room / np.linalg.norm(long)))
+
+
+def test_noise_is_measured_in_the_sensitivity_of_a_record() -> None:
+    size = 20_000
+    spec = SumSpec(0.5 * 20, cells=20 * 300, unit_norm=0.5)  # rounding adds 47 % to what a record moves
+    noised, event = add_noise(np.zeros(size), 1.5, spec, Randomness(3).stream("noise"))
+    assert event == GaussianDpEvent(1.5)
+    wanted = (1.5 * (300 + math.sqrt(size))) ** 2
+    assert stats.chi2.ppf(1e-6, size) <= float(np.sum(noised**2)) / wanted <= stats.chi2.isf(1e-6, size)
+
+
+def test_noise_of_the_survivors_is_never_below_what_the_event_says() -> None:
+    size, attendance = 3000, Attendance(10, 6, 1)
+    spec = size_shares(spec_of(size), size, attendance, 2.0, layered=True)
+    for survivors in (6, 8, 10):
+        total = np.zeros(size, spec.dtype)
+        opened: list[list[bytes]] = []
+        for client in range(survivors):
+            seeds = [Randomness(client).stream("layer", n).bytes(32) for n in range(len(spec.layers))]
+            words, _ = encode_share(
+                {"w": np.zeros(size)}, {}, spec, Randomness(client).stream("s"), SEED, seeds
+            )
+            total += words
+            opened.append(
+                [s for s, layer in zip(seeds, spec.layers, strict=True) if survivors >= layer.survivors]
+            )
+        take_back(total, survivors, spec, opened)
+        mean, _ = decode_sum(total, {"w": (size,)}, spec, survivors, 1.0, SEED)
+        unit = spec.sum.unit_norm
+        assert unit is not None
+        z = sum_event(spec, survivors).noise_multiplier
+        assert z >= 2.0
+        # Noise of the survivors without the colluder, in the units of one record's norm.
+        honest = (survivors - 1) / survivors
+        squares = float(np.sum(mean["w"] ** 2)) / unit**2 * honest
+        assert squares >= z**2 * stats.chi2.ppf(1e-6, size) and squares <= (z * 1.2) ** 2 * stats.chi2.isf(
+            1e-6, size
+        )
+
+
+# --- the step ---------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)
+
+
+class Made:
+    simulated, num_clients = True, 7
+
+    def model(self) -> nn.Module:
+        return Net()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
+
+    def client_data(self, client: int) -> fv.Examples:
+        inputs = torch.randn(5 + 3 * client, 6, generator=torch.Generator().manual_seed(client))
+        return fv.Examples(inputs, (inputs.sum(1) > 0).long() + (inputs[:, 0] > 1).long())
+
+    def held_out(self) -> fv.Examples:
+        return self.client_data(100)
+
+
+def bench_of(task: Made, seed: int | None = 0) -> Workbench:
+    return Workbench(ClientSettings("made", LocalTraining(learning_rate=0.4), step=TERMS, seed=seed), task)
+
+
+def layout_of_net() -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in Net().named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_fifty_steps_are_those_of_opacus_on_the_pooled_data_with_the_same_draws_and_noise() -> None:
+    task, rate = Made(), 0.4
+    union = union_of(bench_of(task))
+    ours = Net()
+    theirs = GradSampleModule(Net())
+    optimizer = DPOptimizer(
+        torch.optim.SGD(theirs.parameters(), lr=rate),
+        noise_multiplier=0.0,
+        max_grad_norm=TERMS.max_grad_norm,
+        expected_batch_size=20,
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows = np.flatnonzero(rng.random(len(union)) < 0.3)
+        noise = {name: rng.normal(size=shape) * 0.5 for name, shape in layout_of_net().items()}
+        update = step(ours, task, union, rows, TERMS, rate, layout_of_net())
+        with torch.no_grad():
+            for name, parameter in ours.named_parameters():
+                parameter += torch.from_numpy((update[name] - rate * noise[name]) / 20).float()
+        index = torch.from_numpy(rows)
+        optimizer.zero_grad()
+        inputs, targets = union.batch(index)
+        task.loss(theirs(inputs), targets).backward()
+        optimizer.clip_and_accumulate()
+        for (name, _), parameter in zip(Net().named_parameters(), optimizer.params, strict=True):
+            parameter.grad = (parameter.summed_grad + torch.from_numpy(noise[name]).float()) / 20
+        optimizer.original_optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_union_adds_what_its_clients_add_one_by_one() -> None:
+    task = Made()
+    bench, union = bench_of(task), union_of(bench_of(task))
+    size = sum(math.prod(shape) for shape in layout_of_net().values())
+    spec = spec_of(size)
+    content = RecordDict({"arrays": ArrayRecord(Net().state_dict()), "config": ConfigRecord({})})
+    content = instruct(content, spec, "run", 4)
+    at_once = sum_of_union(bench, union, content, range(7), spec, size)
+    one_by_one = CohortSum(np.zeros(size))
+    for client in range(7):
+        examples = task.client_data(client)
+        rows = drawn(len(examples), TERMS, Randomness(0).stream("batches", 4, client))
+        update = step(Net(), task, examples, rows, TERMS, 0.4, layout_of_net())
+        add(one_by_one, encode(update, {}, spec)[0], spec)
+    assert at_once.replies == one_by_one.replies == 7 and at_once.total.any()
+    # Each of the seven rounds by half a grid unit; sums of floats differ in their last bits.
+    assert np.abs(at_once.total - one_by_one.total).max() <= 8
+    mean, _ = decode(at_once.total, layout_of_net(), spec, 1.0)
+    assert sum(float(np.abs(value).max()) for value in mean.values()) > 0.1
+
+
+def test_every_round_and_client_draws_anew_and_at_the_rate() -> None:
+    draws: list[set[int]] = []
+    for number, client in ((1, 2), (2, 2), (1, 3)):
+        one = client_sums(number, client)
+        draws.append({int(row) for row in np.flatnonzero(one)})
+    for each in draws:
+        assert abs(len(each) - 1200) < 6 * math.sqrt(4000 * 0.21)
+    for other in draws[1:]:
+        assert abs(len(draws[0] & other) - 360) < 6 * math.sqrt(4000 * 0.09 * 0.91)
+
+
+class OneEach(Made):
+    """Each record moves a coordinate of its own, so that a sum tells who was drawn."""
+
+    num_clients = 4
+
+    def model(self) -> nn.Module:
+        net = nn.Embedding(4000, 1)
+        nn.init.zeros_(net.weight)
+        return net
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.mean()
+
+    def client_data(self, client: int) -> fv.Examples:
+        return fv.Examples(torch.arange(4000)[:, None], torch.zeros(4000, dtype=torch.int64))
+
+
+def client_sums(number: int, client: int) -> np.ndarray:
+    task = OneEach()
+    spec = SumSpec(0.4 * 4000, cells=1 << 24, unit_norm=0.4 * TERMS.max_grad_norm)
+    content = RecordDict({"arrays": ArrayRecord(task.model().state_dict())})
+    return sum_of_union(
+        bench_of(task), union_of(bench_of(task)), instruct(content, spec, "run", number), [client], spec, 4000
+    ).total
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------
+
+
+def settings_of(*overrides: str) -> list[str]:
+    return ["task=digits", "task.num_clients=10", "privacy=record_distributed", *overrides]
+
+
+def test_the_plan_costs_what_central_dp_sgd_costs() -> None:
+    federation = build(settings_from_overrides(settings_of("num_rounds=40", "privacy.sample_rate=0.2")))
+    plan = sum_plan(federation)
+    assert plan is not None and plan.noise_multiplier is not None
+    step_of_all = PoissonSampledDpEvent(0.2, GaussianDpEvent(float(plan.noise_multiplier)))
+    accountant = PLDAccountant(value_discretization_interval=PUBLISH_INTERVAL)
+    accountant.compose(SelfComposedDpEvent(step_of_all, 40))
+    assert plan.epsilon(1e-5) == pytest.approx(accountant.get_epsilon(1e-5), abs=1e-9)
+    assert plan.adversaries == tuple(Adversary)
+
+
+def test_a_run_charges_its_ledger_of_records_and_says_so(tmp_path: Path) -> None:
+    run = fv.simulate(
+        Made(),
+        privacy=fv.RecordDistributed(target_epsilon=3.0, sample_rate=0.3, target_delta=1e-3),
+        cohort=fv.All(),
+        num_rounds=6,
+        seed=0,
+        quiet=True,
+        folder=tmp_path / "run",
+    )
+    rows = run.privacy
+    assert {(row["unit"], row["adversary"]) for row in rows} == {("record", str(a)) for a in Adversary}
+    assert run.status == "completed" and 2.9 < run.epsilon <= 3.0
+    reserved = [entry for entry in read_entries(tmp_path / "run" / "ledger") if entry.kind == "reserve"]
+    assert len(reserved) == 6
+    event = json.loads(reserved[0].payload)["events"]["server"]
+    assert event["kind"] == "PoissonSampled" and event["sampling_probability"] == 0.3
+    assert all(row["epsilon_client"] is None and 0 < row["epsilon_record"] <= 3 for row in run.history)
+
+
+@pytest.mark.parametrize("more", [("secagg=masked",), ("engine.workers=2",), ("faults.dropout=0.1",)])
+def test_masked_sums_workers_and_lost_clients_end_in_the_same_promise(
+    more: tuple[str, ...], tmp_path: Path
+) -> None:
+    outcome = simulate(
+        settings_from_overrides(settings_of("num_rounds=3", "learning_rate=1", "seed=0", *more)),
+        tmp_path / "run",
+        quiet=True,
+    )
+    assert outcome.result["status"] == "completed"
+    assert all(2.9 < row["epsilon"] <= 3.0 and row["unit"] == "record" for row in outcome.result["privacy"])
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("local_epochs=2", "local_epochs"),
+        ("batch_size=32", "batch_size"),
+        ("cohort=poisson", "cohort.name"),
+        ("privacy.adjacency=add-or-remove-one", "privacy.adjacency"),
+        ("secagg=none", "secagg.name"),
+        ("audit=full", "audit.name"),
+        ("optimizer=adamw", "optimizer"),
+        ("privacy.sample_rate=1.5", "privacy.sample_rate"),
+        ("privacy.target_delta=0.5", "privacy.target_delta"),
+    ],
+)
+def test_what_one_step_on_all_records_cannot_be_is_refused_by_name(override: str, field: str) -> None:
+    with pytest.raises(Refusal) as told:
+        build(settings_from_overrides(settings_of(override)))
+    assert field in str(told.value)
+
+
+def test_a_model_that_mixes_records_is_refused(tmp_path: Path) -> None:
+    class Mixing(Made):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(outputs - outputs.mean(0), targets)
+
+    with pytest.raises(Refusal, match="loss"):
+        fv.simulate(
+            Mixing(),
+            privacy=fv.RecordDistributed(target_delta=1e-3),
+            cohort=fv.All(),
+            num_rounds=1,
+            quiet=True,
+            folder=tmp_path / "run",
+        )
+
+
+def test_an_order_tells_the_step() -> None:
+    step_order = StepOrder(3.0, 1e-5, 0.5, Adjacency.ZERO_OUT, 0.1)
+    order = TrainingOrder("run@1", Mode.RECORD_DISTRIBUTED, LocalTraining(), step=step_order)
+    assert TrainingOrder.from_json(order.to_json()) == order
+    plain = TrainingOrder("run@1", Mode.NONE, LocalTraining())
+    assert TrainingOrder.from_json(plain.to_json()) == plain
+    with pytest.raises(Refusal, match="step"):
+        TrainingOrder("run@1", Mode.RECORD_DISTRIBUTED, LocalTraining())
+    with pytest.raises(Refusal, match="sample_rate"):
+        replace(step_order, sample_rate=1.01)
