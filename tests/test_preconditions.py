@@ -383,8 +383,8 @@ from fedveil.tasks.data import Examples
 class Crowd:
     simulated = True
 
-    def __init__(self):
-        self.num_clients = CLIENTS
+    def __init__(self, num_clients=CLIENTS):
+        self.num_clients = num_clients
 
     def model(self):
         layer = nn.Linear(100, 2, bias=False)
