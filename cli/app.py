@@ -330,6 +330,22 @@ def budget_show(ledger_dir: LedgerDir = None, as_json: Json = False) -> int:
     return show(ledger_dir, as_json=as_json)
 
 
+@_verb(budget, "adopt", "Let a named data set answer for an older ledger.")
+def budget_adopt(
+    old: Annotated[str, Argument(metavar="LEDGER", help="Name of the ledger's file, without .ledger.")],
+    data_id: Annotated[str, Argument(metavar="DATA_ID", help="As task.data_id names the data set.")],
+    ledger_dir: LedgerDir = None,
+) -> int:
+    """Let a data set that has a name answer for what an older ledger holds; the next run charges it first.
+
+    Example:
+      fedveil budget adopt 9f86d081884c7d659a2feaa0c55ad015 clinics-2026
+    """
+    from .budget import adopt
+
+    return adopt(ledger_dir, old, data_id)
+
+
 # --- audits -------------------------------------------------------------------------------------------------------
 
 

@@ -13,13 +13,14 @@ from rich.table import Table
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adjacency
+from ..privacy.ledger import data_sets
 from ..privacy.ledger.book import Book
 from ..privacy.ledger.caps import NAMED, Cap, caps_on, default_folder, read_caps, set_cap
 from ..privacy.ledger.hash_chain import Chain
 from ..privacy.refusal import Refusal
 from ..server.run.display import console_for
 
-COLUMNS = ("data", "unit", "spent", "delta", "cap")
+COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id")
 
 Asked = tuple[str, str, str, str | None]
 """Data, epsilon, delta and the last day, as they were typed."""
@@ -43,6 +44,22 @@ def set_budget(folder: Path | None, asked: Asked, *, as_json: bool = False) -> i
     return 0
 
 
+def adopt(folder: Path | None, old: str, data_id: str) -> int:
+    """Let a data set answer for an older ledger; return the exit code.
+
+    Args:
+      folder: of the ledgers; None is the folder of real data.
+      old: name of the ledger's file, without its ending.
+      data_id: of the data set.
+
+    Raises:
+      Refusal: there is no such ledger.
+    """
+    data_sets.adopt(folder or default_folder(), old, data_id)
+    print(f"{data_id}: the next run is charged what {old} holds, before anything else")
+    return 0
+
+
 def _number(name: str, text: str) -> float:
     try:
         return float(text)
@@ -61,7 +78,8 @@ def show(folder: Path | None, *, as_json: bool = False) -> int:
     """Print the caps of a folder of ledgers and what each ledger has spent; return the exit code."""
     folder = folder or default_folder()
     decisions = read_caps(folder)
-    rows = [_row(path) for path in sorted(folder.glob("*.ledger"))]
+    names = _names(folder)
+    rows = [(*row, names.get(row[0], "")) for row in map(_row, sorted(folder.glob("*.ledger")))]
     if as_json:
         ledgers = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
         print(json.dumps({"caps": [_plain(cap) for cap in decisions], "ledgers": ledgers}))
@@ -79,6 +97,18 @@ def show(folder: Path | None, *, as_json: bool = False) -> int:
     elif not decisions:
         print(f"{folder}: neither a cap nor a ledger")
     return 0
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """Return what people call the data of each ledger that goes by a name."""
+    names: dict[str, str] = {}
+    for data_id, known in data_sets.read_data_sets(folder).items():
+        names[data_sets.population_ledger(data_id)[:NAMED]] = data_id
+        ledgers = data_sets.client_ledgers(data_id, known.fingerprints)
+        names |= {
+            name[:NAMED]: f"{data_id}, client {number}" for number, name in reversed(list(enumerate(ledgers)))
+        }
+    return names
 
 
 def _plain(cap: Cap) -> dict[str, object]:

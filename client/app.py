@@ -311,7 +311,8 @@ def _train_on_ledger(
     record = settings.record
     assert record is not None
     check_delta("privacy", record.target_delta, len(data), "records", record.allow_large_delta)
-    name = settings.device or bench.fingerprint_of(data, client)
+    named = record.ledgers[client] if record.ledgers else ""
+    name = settings.device or named or bench.fingerprint_of(data, client)
     plan = record_plan(record.of_ledger(name), len(data) + record.canaries, settings)
     beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)
     near = placed(data, bench.device)

@@ -61,6 +61,19 @@ class _Task(Group):
     """With plain SGD."""
     clipping_norm: Positive = 1.0
     """Of one client's update."""
+    data_id: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+                json_schema_extra=remedy(
+                    "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
+                ),
+            ),
+        ]
+        | None
+    ) = None
+    """Name of real data, the same whatever their order, split and preprocessing: their ledgers go by it."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ..server.rounds import Status
 from ..server.run.build import build
 from ..server.run.client_instructions import client_settings
 from ..server.run.federation import Federation
+from ..server.run.prepare import settle_records
 from .engines import client_mods
 from .flower_grid import FlowerGrid
 from .simulate import simulate
@@ -60,7 +61,10 @@ def _federation(overrides: str) -> Federation:
 def _client_settings(overrides: str, folder: Path, ledgers: str) -> str:
     federation = _federation(overrides)
     own = federation.settings.model_copy(update={"ledger": LedgerSettings(dir=ledgers)})
-    return client_settings(replace(federation, settings=own), folder, own.num_rounds).to_json()
+    federation = replace(federation, settings=own)
+    settings = client_settings(federation, folder, own.num_rounds)
+    settle_records(federation, settings)
+    return settings.to_json()
 
 
 def conditions(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -33,6 +33,7 @@ class RecordPrivacy:
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       canaries: number of an audit's records among each client's, see `client.dp_sgd.record_canaries`.
       runs: such as this one, that the budget is for.
+      ledgers: name of each client's ledger, in the clients' order; empty where fingerprints of the data name them.
       noise_by_ledger: pairs (name of a ledger, noise_multiplier) of those that held something before the run.
     """
 
@@ -46,6 +47,7 @@ class RecordPrivacy:
     gradients: str = "auto"
     canaries: int = 0
     runs: int = 1
+    ledgers: tuple[str, ...] = ()
     noise_by_ledger: tuple[tuple[str, float], ...] = ()
 
     def of_ledger(self, name: str) -> RecordPrivacy:
@@ -176,6 +178,7 @@ class ClientSettings:
         if fields["record"] is not None:
             record = fields["record"]
             record["noise_by_records"] = tuple((int(n), float(z)) for n, z in record["noise_by_records"])
+            record["ledgers"] = tuple(record["ledgers"])
             record["noise_by_ledger"] = tuple((str(name), float(z)) for name, z in record["noise_by_ledger"])
             fields["record"] = RecordPrivacy(**record)
         if fields["step"] is not None:

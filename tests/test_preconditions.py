@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dp_accounting import GaussianDpEvent
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor, nn
 
@@ -16,7 +17,10 @@ import fedveil.simulations.simulate  # noqa: F401 (before any fork, so that chil
 from fedveil.client.app import Workbench, train_round
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.in_place import begin
-from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.accounting.epsilon import epsilon
+from fedveil.privacy.budget import Adversary, Budget, Release, Unit
+from fedveil.privacy.ledger import data_sets
+from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.flower_adapter import claim_identity
@@ -99,7 +103,12 @@ def write_task(folder: Path, layer: str = "pass", loss: str = CROSS_ENTROPY) -> 
 
 
 def asked(folder: Path, *more: str) -> list[str]:
-    own = ["task=custom", "task.target=hospitals:Hospitals", "allow_modules=[hospitals]"]
+    own = [
+        "task=custom",
+        "task.target=hospitals:Hospitals",
+        "allow_modules=[hospitals]",
+        "task.data_id=wards",
+    ]
     return [*own, f"ledger.dir={folder / 'ledgers'}", f"hydra.run.dir={folder / 'run'}", *more]
 
 
@@ -496,3 +505,75 @@ def test_a_run_ends_with_the_round_in_which_every_client_refuses(tmp_path: Path,
     lines = rounds_of(folder)
     assert len(lines) < 40 and [line["replies"] for line in lines[-2:]] == [3, 0]
     assert "the budget of every client that was invited is spent" in command.out
+
+
+# --- people, not bytes ----------------------------------------------------------------------------------------------
+
+
+def ledgers_of(folder: Path) -> dict[str, float]:
+    found = sorted((folder / "ledgers").glob("*.ledger"))
+    return {path.stem: verify(path).epsilon or 0.0 for path in found}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("return Examples(inputs,", "inputs = inputs.flip(0); return Examples(inputs,"),
+        ("return self._examples(client, 60)", "return self._examples((client + 1) % 3, 60)"),
+        ("num_clients = 3", "num_clients = 5"),
+        ("inputs = torch.randn", "inputs = 2 * torch.randn"),
+    ],
+    ids=["order", "split", "number", "preprocessing"],
+)
+def test_the_same_people_have_one_budget_whatever_their_bytes(
+    change: tuple[str, str], tmp_path: Path, commands: Any
+) -> None:
+    write_task(tmp_path)
+    source = (tmp_path / "hospitals.py").read_text()
+    assert record_run(commands, tmp_path, "first", "privacy.target_epsilon=1")[0] == 0
+    before = ledgers_of(tmp_path)
+    assert len(before) == 3 and all(0.99 < spent <= 1 for spent in before.values())
+    (tmp_path / "hospitals.py").write_text(source.replace(*change))
+    code, command, _ = record_run(commands, tmp_path, "second", "privacy.target_epsilon=1")
+    assert code == 2 and "already spent" in command.err
+    code, command, folder = record_run(commands, tmp_path, "third", "privacy.target_epsilon=1.3")
+    assert code == 0 and "are not those of the last run" in command.err, command.err
+    assert [line["replies"] for line in rounds_of(folder)] == [5 if "= 5" in change[1] else 3] * 3
+    after = ledgers_of(tmp_path)
+    assert before.keys() <= after.keys()
+    assert all(1.28 < spent <= 1.3 for name, spent in after.items())
+
+
+def test_a_client_that_lost_less_is_charged_what_the_others_lost_once_the_data_change(
+    tmp_path: Path, commands: Any
+) -> None:
+    prints, budget = ["a", "b"], Budget(Unit.RECORD, 100.0, 1e-5)
+    events = [GaussianDpEvent(5.0), GaussianDpEvent(7.0)]
+    data_sets.settle(tmp_path, "clinics", data_sets.owed_by_clients(tmp_path, "clinics", prints), budget)
+    names = data_sets.client_ledgers("clinics", prints)
+    for name, event, times in zip(names, events, (3, 2), strict=True):
+        charge(tmp_path / f"{name[:32]}.ledger", name, event, times, budget)
+    charge(tmp_path / f"{OLD}.ledger", "bytes", GaussianDpEvent(9.0), 1, budget)
+    code, command = commands.run("budget", "adopt", OLD, "clinics", f"--ledger-dir={tmp_path}")
+    assert code == 0 and "clinics: the next run is charged what" in command.out, command.err
+    assert commands.run("budget", "adopt", "none", "clinics", f"--ledger-dir={tmp_path}")[0] == 2
+    for _ in range(2):  # a second time nothing is owed
+        owed = data_sets.owed_by_clients(tmp_path, "clinics", ["c", "a", "b"])
+        data_sets.settle(tmp_path, "clinics", owed, budget)
+    whole = [GaussianDpEvent(5.0)] * 3 + [GaussianDpEvent(7.0)] * 2 + [GaussianDpEvent(9.0)]
+    expected = epsilon(whole, 1e-5)
+    for name in data_sets.client_ledgers("clinics", ["c", "a", "b"]):
+        found = verify(tmp_path / f"{name[:32]}.ledger", 1e-5)
+        assert found.epsilon == pytest.approx(expected, rel=1e-3)
+    assert data_sets.read_data_sets(tmp_path)["clinics"].adopted == ()
+    assert "clinics, client 2" in commands.run("budget", "show", f"--ledger-dir={tmp_path}")[1].out
+
+
+OLD = "0123456789abcdef" * 2
+
+
+def charge(path: Path, owner: str, event: Any, times: int, budget: Budget) -> None:
+    with Ledger.open(path, budget, owner=owner, simulated=False) as ledger:
+        for number in range(1, times + 1):
+            events = dict.fromkeys((Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL), event)
+            ledger.reserve_new(Release(Unit.RECORD, "run", number, "dp_sgd", events, "system"))

@@ -182,15 +182,17 @@ class Book:
             told = [booked for booked in self.releases.values() if booked.state is not ReleaseState.VOID]
             mine = [booked for booked in told if runs(json.loads(booked.entry.key)[0])]
             counts = Counter(booked.events[adversary] for booked in mine if adversary in booked.events)
-        return [_repeated(_read(text), count) for text, count in counts.items()]
+        return [repeated(event_of(text), count) for text, count in counts.items()]
 
 
 @lru_cache(maxsize=1 << 14)
-def _read(text: str) -> "DpEvent":
+def event_of(text: str) -> "DpEvent":
+    """Return an event from the text by which a book knows it."""
     return event_from_json(json.loads(text))
 
 
-def _repeated(event: "DpEvent", count: int) -> "DpEvent":
+def repeated(event: "DpEvent", count: int) -> "DpEvent":
+    """Return so many of an event as one."""
     from dp_accounting.dp_event import SelfComposedDpEvent
 
     return event if count == 1 else SelfComposedDpEvent(event, count)

@@ -11,6 +11,7 @@ from ...configs.schema import Record, SimulationSettings
 from ...privacy.budget import Adversary, check_delta
 from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import capped
+from ...privacy.ledger.data_sets import Owed
 from ...privacy.plan import LEAST_NOISE
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings, Encryption, RecordPrivacy, StepTerms
@@ -83,6 +84,7 @@ def _record_privacy(
         record.gradients,
         canaries_of_each(s, federation.task, sizes[0]),
         s.budget.runs,
+        ledgers=() if federation.simulated else tuple(federation.client_ledgers),
     )
     path = "privacy" if federation.summed is None else "privacy.record"
     warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
@@ -113,9 +115,10 @@ def _within_what_is_left(
     )
     planned: dict[str, float] = {}
     refusals: list[Refusal] = []
+    owed = federation.owed
     for name, records in _ledgers(federation):
         try:
-            own, prior = _left(told, name)
+            own, prior = _left(told, name, owed)
             planned[name] = (
                 calibrated_noise(own, records + told.canaries, settings, participations, prior, whole)
                 if prior or own != told
@@ -135,9 +138,10 @@ def _with_a_round_left(
       Refusal: none does.
     """
     refusals: list[Refusal] = []
+    owed = federation.owed
     for name, records in _ledgers(federation):
         try:
-            own, prior = _left(told, name)
+            own, prior = _left(told, name, owed)
             require_one_round(record_plan(own, records + told.canaries, settings), own.budget(), prior)
             return told
         except Refusal as refusal:
@@ -158,15 +162,18 @@ def _unless_all_refuse(
 def _ledgers(federation: Federation) -> Iterator[tuple[str, int]]:
     """Yield the name of each client's ledger, and how many records it has; clients with equal data share one."""
     sizes = (len(federation.task.client_data(client)) for client in range(federation.num_clients))
-    yield from {name: size for name, size in zip(federation.fingerprints, sizes, strict=True) if size}.items()
+    yield from {
+        name: size for name, size in zip(federation.client_ledgers, sizes, strict=True) if size
+    }.items()
 
 
-def _left(told: RecordPrivacy, name: str) -> tuple[RecordPrivacy, list[DpEvent]]:
-    """Return the record level within the caps of a ledger, and what the ledger holds."""
+def _left(told: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPrivacy, list[DpEvent]]:
+    """Return the record level within the caps of a ledger, and what the ledger holds or is about to."""
     path = told.ledger_path(name)
     budget = capped(path, told.budget())
     within = replace(told, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
-    return within, read_events(path, Adversary.MODEL)
+    more = [] if owed is None else owed.events(name, Adversary.MODEL)
+    return within, [*read_events(path, Adversary.MODEL), *more]
 
 
 def traces_of(federation: Federation, folder: Path) -> str:

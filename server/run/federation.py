@@ -23,7 +23,9 @@ from ...configs.schema import (
     sum_level,
 )
 from ...privacy.budget import Adversary, Budget, Unit
+from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import NAMED, POPULATION, RECORDS, capped, default_folder
+from ...privacy.ledger.data_sets import Owed
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ...privacy.mechanisms.randomness import Randomness
@@ -321,7 +323,25 @@ class Federation:
             return self.deployed.owner
         if self.task.simulated:
             return f"simulated {self.settings.task.name}"
+        data_id = self.settings.task.data_id
+        if data_id is not None:
+            return data_sets.population_ledger(data_id)
         return hashlib.sha256("".join(self.fingerprints).encode()).hexdigest()
+
+    @cached_property
+    def client_ledgers(self) -> list[str]:
+        """The name of the ledger of each client's records."""
+        data_id = None if self.simulated else self.settings.task.data_id
+        return self.fingerprints if data_id is None else data_sets.client_ledgers(data_id, self.fingerprints)
+
+    @property
+    def owed(self) -> Owed | None:
+        """What the clients' ledgers are to be charged of their people's earlier losses before a run; None in a simulation."""
+        data_id = self.settings.task.data_id
+        if self.simulated or self.deployed is not None or data_id is None:
+            return None
+        folder = ledger_home(self.settings.ledger_dir)
+        return data_sets.owed_by_clients(folder, data_id, self.fingerprints)
 
     @cached_property
     def fingerprints(self) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...privacy.budget import Adversary
+from ...privacy.ledger import data_sets
+from ...privacy.ledger.caps import NAMED
 from ...privacy.ledger.ledger import Ledger, LedgerUnavailable
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
@@ -25,6 +27,7 @@ from ..round_terms import SumPrivacy
 from . import run_folder
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
+from .display import warn
 from .federation import Federation, Run
 from .record_ledgers import require_heads
 from .run_folder import Saved
@@ -63,6 +66,24 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if checkpoint is not None and client.record is not None:
         require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
     return Run(federation, folder, name, client, checkpoint)
+
+
+def settle_records(federation: Federation, client: ClientSettings) -> None:
+    """Charge the clients' ledgers what their people have lost before, where that is not on them yet.
+
+    Args:
+      federation: its parts.
+      client: what clients are told.
+    """
+    owed, data_id = federation.owed, federation.settings.task.data_id
+    if client.record is None or owed is None or data_id is None:
+        return
+    if owed.changed:
+        warn(
+            f"task.data_id={data_id}: the clients' data are not those of the last run; as nobody knows at which client a "
+            "person is now, each client's ledger goes on from the most that any of them held"
+        )
+    data_sets.settle(Path(client.record.ledger_dir), data_id, owed, client.record.budget())
 
 
 def _check_every(federation: Federation, canaries: bool) -> None:
@@ -121,6 +142,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
     if run.client.record is not None:
         key = "ledger.dir" if not federation.simulated else "hydra.run.dir"
         run_folder.make_folder(key, Path(run.client.record.ledger_dir))
+        settle_records(federation, run.client)
     budget = federation.sum_budget
     if budget is None:
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
@@ -133,6 +155,11 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
     path = federation.ledger_path(run.folder)
     run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
     expect = checkpoint.head if checkpoint else None
+    data_id = federation.settings.task.data_id
+    if not simulated and federation.deployed is None and data_id is not None:
+        prefix = path.stem.removesuffix(federation.owner[:NAMED])
+        owed = data_sets.owed_by_population(path.parent, data_id, prefix)
+        data_sets.settle(path.parent, data_id, owed, budget, prefix)
     ledger = Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
     try:
         plan = plan or _planned(run, saved, ledger)

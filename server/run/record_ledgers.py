@@ -21,7 +21,7 @@ from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.record_plan import record_plan
-from ...tasks.data import data_of, fingerprint
+from ...tasks.data import data_of
 from .federation import Federation
 
 OUTSIDE = "a record that occurs at two clients: what it loses at each adds up"
@@ -41,9 +41,9 @@ def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] |
     """
     if client.record is None:
         return None
-    lost, exhausted = [0.0] * len(federation.fingerprints), 0
+    lost, exhausted = [0.0] * len(federation.client_ledgers), 0
     budget = client.record.budget()
-    for number, name in enumerate(federation.fingerprints):
+    for number, name in enumerate(federation.client_ledgers):
         path = client.record.ledger_path(name)
         if not path.exists():
             continue
@@ -72,7 +72,7 @@ class KnownHeads:
         """Return the head of every ledger that one of this federation's clients has, by the ledger's name."""
         if self.client.record is None:
             return {}
-        for name in self.federation.fingerprints:
+        for name in self.federation.client_ledgers:
             path = self.client.record.ledger_path(name)
             changed = path.stat().st_mtime_ns if path.exists() else 0
             if changed and self._read.get(path.name, (0,))[0] != changed:
@@ -156,7 +156,7 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     limited = federation.record.target_epsilon is not None
     if federation.simulated:
         return RecordMeter(plan, budget, limited, (), federation.keeps_counts)
-    names = set(federation.fingerprints)
+    names = set(federation.client_ledgers)
     held = {tuple(read_events(client.record.ledger_path(name), Adversary.MODEL)): name for name in names}
 
     def cost(events: tuple[DpEvent, ...]) -> float:
@@ -178,6 +178,5 @@ def client_ledgers(federation: Federation, folder: Path | None) -> list[Path]:
         return []
     if federation.simulated:
         return sorted(folder.glob("*.ledger"))
-    clients = range(federation.num_clients)
-    names = {fingerprint(data_of(federation.task, client)) for client in clients}
+    names = set(federation.client_ledgers)
     return sorted(path for name in names if (path := folder / f"{name[:32]}.ledger").exists())

@@ -1,0 +1,260 @@
+"""Data sets by the names that their owners give them: which ledgers are theirs, and what follows people when data change.
+
+A ledger of real data belongs to people. It is named by the data set's declared name, `data_id`, and, at the record level,
+by the client. So another order, split or preprocessing goes on with the same ledgers. Fingerprints of the clients' data
+only tell that something changed: then nobody knows at which client a person is now, and each client's ledger is charged
+what the ledgers of all of them hold at most, kind of release by kind of release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..budget import Adversary, Budget, Release
+from ..refusal import Refusal
+from .book import Book, event_of, repeated
+from .caps import FINGERPRINT, POPULATION, WAIT_SECONDS
+from .durable_files import replace_file
+from .hash_chain import Chain, Lock
+from .ledger import BudgetExhausted, Ledger
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+FILE = "data_sets.json"
+MECHANISM = "earlier data"
+UNLIMITED = 1e9  # what was spent is charged, whatever a run may spend
+Charges = dict[Adversary, "Counter[str]"]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a folder of ledgers knows of one data set.
+
+    Attributes:
+      fingerprints: of the clients' data in the last run that protected records, in the clients' order.
+      adopted: names of ledgers from before, which hold what the same people have spent.
+    """
+
+    fingerprints: tuple[str, ...] = ()
+    adopted: tuple[str, ...] = ()
+
+
+def population_ledger(data_id: str) -> str:
+    """Return the name of the ledger of all clients of a data set together, 64 hexadecimal digits."""
+    return hashlib.sha256(f"data set {data_id}".encode()).hexdigest()
+
+
+def client_ledgers(data_id: str, fingerprints: Sequence[str]) -> list[str]:
+    """Return the name of each client's ledger, 64 hexadecimal digits; clients with equal data share the first one's.
+
+    Args:
+      data_id: of the data set.
+      fingerprints: of the clients' data, in their order.
+    """
+    firsts = {print_: client for client, print_ in reversed(list(enumerate(fingerprints)))}
+    numbers = [firsts[print_] for print_ in fingerprints]
+    return [hashlib.sha256(f"data set {data_id}, client {n}".encode()).hexdigest() for n in numbers]
+
+
+def read_data_sets(folder: Path) -> dict[str, DataSet]:
+    """Return what a folder knows of data sets, by their names.
+
+    Raises:
+      Refusal: it cannot be read.
+    """
+    path = folder / FILE
+    try:
+        found = json.loads(path.read_bytes())
+        return {
+            name: DataSet(*map(tuple, (each["fingerprints"], each["adopted"])))
+            for name, each in found.items()
+        }
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        remedy = f"cannot be read ({error}); restore it, for it says which ledgers belong together"
+        raise Refusal("ledger", str(path), remedy) from error
+
+
+def _write(folder: Path, data_id: str, known: DataSet) -> None:
+    lock = Lock(folder / FILE, WAIT_SECONDS)
+    try:
+        sets = {**read_data_sets(folder), data_id: known}
+        text = json.dumps({name: asdict(each) for name, each in sets.items()}, indent=1) + "\n"
+        replace_file(folder / FILE, text.encode())
+    except OSError as error:
+        raise Refusal("ledger", str(folder / FILE), f"cannot be written ({error.strerror})") from error
+    finally:
+        lock.release()
+
+
+def adopt(folder: Path, old: str, data_id: str) -> None:
+    """Let a data set answer for what an older ledger holds: the next run charges it before anything else.
+
+    Args:
+      folder: of the ledgers.
+      old: name of the ledger's file, without its ending.
+      data_id: of the data set.
+
+    Raises:
+      Refusal: there is no such ledger, or it cannot be read.
+    """
+    path = folder / f"{old}.ledger"
+    if not path.exists():
+        raise Refusal("ledger", str(path), "there is none; name one as its file is called, without .ledger")
+    _book(path)
+    known = read_data_sets(folder).get(data_id, DataSet())
+    if old not in known.adopted:
+        _write(folder, data_id, replace(known, adopted=(*known.adopted, old)))
+
+
+@dataclass(frozen=True)
+class Owed:
+    """What ledgers of a data set are charged before its next run.
+
+    Attributes:
+      charges: by the ledger's name.
+      changed: whether the clients' data are not those of the last run.
+      after: what the folder knows once that is charged.
+    """
+
+    charges: Mapping[str, Charges]
+    changed: bool
+    after: DataSet
+
+    def events(self, name: str, adversary: Adversary) -> list[DpEvent]:
+        """Return what a ledger will be charged."""
+        counts = self.charges.get(name, {}).get(adversary, Counter[str]())
+        return [repeated(event_of(text), count) for text, count in counts.items()]
+
+
+def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> Owed:
+    """Return what the clients' ledgers are to be charged: nothing while data and split are those of the last run.
+
+    Args:
+      folder: of the ledgers.
+      data_id: of the data set.
+      fingerprints: of the clients' data, in their order.
+
+    Raises:
+      Refusal: a ledger cannot be read.
+    """
+    known, prints = read_data_sets(folder).get(data_id, DataSet()), tuple(fingerprints)
+    adopted = [each for each in known.adopted if _named(each, "")]
+    before = _most(folder, adopted)
+    changed = bool(known.fingerprints) and known.fingerprints != prints
+    charges: dict[str, Charges] = {}
+    most = _most(folder, client_ledgers(data_id, known.fingerprints)) if changed else {}
+    for name in {*client_ledgers(data_id, prints), *client_ledgers(data_id, known.fingerprints)}:
+        own = _spent(folder / f"{name[:32]}.ledger") if changed else {}
+        missing = {who: counts - own.get(who, Counter()) for who, counts in most.items()}
+        charges[name] = _sum(missing, before)
+    left = tuple(each for each in known.adopted if each not in adopted)
+    return Owed(
+        {name: each for name, each in charges.items() if any(each.values())}, changed, DataSet(prints, left)
+    )
+
+
+def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> Owed:
+    """Return what the ledger of all clients together is to be charged: what was adopted.
+
+    Args:
+      folder: of the ledgers.
+      data_id: of the data set.
+      prefix: of the ledger's file.
+
+    Raises:
+      Refusal: a ledger cannot be read.
+    """
+    known = read_data_sets(folder).get(data_id, DataSet())
+    adopted = [each for each in known.adopted if _named(each, prefix)]
+    total: Charges = {}
+    for each in adopted:
+        total = _sum(total, _spent(folder / f"{each}.ledger"))
+    left = tuple(each for each in known.adopted if each not in adopted)
+    charges = {population_ledger(data_id): total} if any(total.values()) else {}
+    return Owed(charges, False, replace(known, adopted=left))
+
+
+def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str = "") -> None:
+    """Charge what is owed, durably, and note the data set as it is by now; a crash in between charges nothing twice.
+
+    Args:
+      folder: of the ledgers; it must exist.
+      data_id: of the data set.
+      owed: to be charged.
+      budget: of the run that is about to begin; its unit, delta and adjacency are the ledgers'.
+      prefix: of the ledgers' files.
+
+    Raises:
+      Refusal: a ledger cannot be written, or its owner's cap does not allow what was spent already.
+    """
+    sets = read_data_sets(folder)
+    known = sets.get(data_id, DataSet())
+    for name, charges in owed.charges.items():
+        _charge(
+            folder / f"{prefix}{name[:32]}.ledger",
+            name,
+            charges,
+            replace(budget, target_epsilon=UNLIMITED),
+            _state(known),
+        )
+    if owed.after != known or data_id not in sets:
+        _write(folder, data_id, owed.after)
+
+
+def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str) -> None:
+    texts = sorted({text for counts in charges.values() for text in counts})
+    try:
+        with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
+            for text in texts:
+                key = (run, 1, f"{MECHANISM} {hashlib.sha256(text.encode()).hexdigest()[:16]}")
+                if ledger.state(key) is not None:
+                    continue  # charged before a crash
+                seen = {who: counts[text] for who, counts in charges.items() if counts[text]}
+                events = {who: repeated(event_of(text), count) for who, count in seen.items()}
+                ledger.reserve(Release(budget.unit, *key, events, "system"))
+                ledger.commit(key)
+    except BudgetExhausted as spent:
+        remedy = "the cap on this ledger does not allow what the same people have spent already; raise it"
+        raise Refusal("ledger", str(path), remedy) from spent
+
+
+def _named(stem: str, prefix: str) -> bool:
+    return stem.startswith(prefix) and FINGERPRINT.fullmatch(stem.removeprefix(prefix)) is not None
+
+
+def _state(known: DataSet) -> str:
+    return "carried over " + hashlib.sha256(json.dumps(asdict(known)).encode()).hexdigest()[:16]
+
+
+def _book(path: Path) -> Book:
+    book = Book()
+    with closing(Chain.for_reading(path)) as chain:
+        book.replay(chain)
+    return book
+
+
+def _spent(path: Path) -> Charges:
+    return {who: +counts for who, counts in _book(path).spent.items()} if path.exists() else {}
+
+
+def _most(folder: Path, names: Sequence[str]) -> Charges:
+    """Return of each release as many as the ledger that has most of them: no ledger holds more than all of these."""
+    most: Charges = {}
+    for name in names:
+        for who, counts in _spent(folder / f"{name[:32]}.ledger").items():
+            most[who] = most.get(who, Counter()) | counts
+    return most
+
+
+def _sum(one: Mapping[Adversary, Counter[str]], other: Mapping[Adversary, Counter[str]]) -> Charges:
+    return {who: one.get(who, Counter()) + other.get(who, Counter()) for who in {*one, *other}}
