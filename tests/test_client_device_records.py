@@ -39,7 +39,7 @@ def device(bundle: Path, tmp_path: Path) -> Device:
     """A hospital of the shipped task, whose data a simulation calls public; its owner's cap is epsilon 2."""
     claim_identity(1)
     read = read_client_bundle(bundle)
-    task = TaskChoice("heart", None, None, None, 2, (), {})
+    task = TaskChoice("heart", None, None, None, 2, (), {}, {})
     settings = replace(read.settings, task=task, state=str(tmp_path / "state"))
     return read_device(replace(read, settings=settings, policy=replace(read.policy, target_epsilon=2.0)))
 
@@ -80,7 +80,7 @@ def test_an_order_that_the_task_cannot_follow_is_refused_before_anything_is_char
 def test_a_device_that_is_not_there_is_refused_when_the_client_starts(bundle, monkeypatch):
     monkeypatch.setenv("FEDVEIL_DEVICE", "cuda:99")
     read = read_client_bundle(bundle)
-    task = TaskChoice("heart", None, None, None, 2, (), {})
+    task = TaskChoice("heart", None, None, None, 2, (), {}, {})
     with pytest.raises(Refusal, match="FEDVEIL_DEVICE='cuda:99'"):
         read_device(replace(read, settings=replace(read.settings, task=task)))
 
