@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-
-from flwr.app import RecordDict
+from typing import TYPE_CHECKING
 
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.private_sum import Vector
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.plan import Plan
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
 
 
 @dataclass(frozen=True)
