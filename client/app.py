@@ -122,6 +122,23 @@ class Workbench:
         return self.model
 
 
+def check_engine(gradients: str, task: Task, examples: Callable[[], Data]) -> None:
+    """Refuse an engine that was asked for by name and cannot train the task's model.
+
+    Args:
+      gradients: as of `chosen_engine`.
+      task: makes the model.
+      examples: returns some of the shape of those that the model will see; called only for an engine by name.
+
+    Raises:
+      Refusal: naming the engine.
+    """
+    if gradients != "auto":
+        from .dp_sgd.train import chosen_engine
+
+        chosen_engine(gradients, task.model(), examples())
+
+
 @lru_cache(maxsize=4)
 def workbench(settings_json: str) -> Workbench:
     """Return this process's workbench for these settings."""

@@ -610,7 +610,7 @@ class RecordDistributed(PrivacyLevel):
     """Of all clients together, a public number that divides the sum; null: as many as a simulation has."""
     most_records: Records | None = None
     """Of one client, a public bound: the range of what a vector holds; null: as many as a simulation has."""
-    gradients: Literal["auto", "hooks", "ghost", "book_keeping"] = "auto"
+    gradients: Literal["auto", "hooks", "ghost", "book_keeping", "one_by_one"] = "auto"
     """How clipped sums are computed; only speed differs."""
     noise: ClassVar[Literal["independent"]] = "independent"
     bands: ClassVar[None] = None

@@ -19,6 +19,7 @@ import hydra
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from ..client.app import check_engine
 from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments, compose_jobs
 from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
@@ -36,6 +37,7 @@ from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..server.run.run_folder import CONFIG, RESULT
 from ..strategies.run_over import RunOver, message_to
+from ..tasks.data import held_out_of
 from ..tasks.table_schema import SCHEMA
 from .open_link import Link, open_link
 from .status import RUNNING, served_roster
@@ -189,6 +191,7 @@ def _say_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> i
 
 def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: bool, reach: Open) -> RunResult:
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
+    check_engine(federation.gradients, federation.task, partial(held_out_of, federation.task))
     with (
         reach(settings.link, bundle, nodes_of(rosters)) as link,
         watching(bundle, settings, federation, link.presence, rosters, quiet) as watch,

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
+from ..client.app import check_engine
 from ..configs.schema import SimulationSettings
 from ..server.run.build import build
 from ..server.run.callbacks import Callback
 from ..server.run.federation import Federation
+from ..server.run.prepare import some_examples
 from ..server.run.run import Environment, RunResult, run_federation
 from ..strategies.flower_adapter import QUIET
 from .engines import on_engine
@@ -60,6 +62,7 @@ def run_simulation(
       Refusal: before anything is spent.
     """
     with _state_kept():
+        check_engine(federation.gradients, federation.task, partial(some_examples, federation))
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         around = Environment(partial(on_engine, grid=grid), objects=callbacks)
         return run_federation(federation, folder, around, quiet)

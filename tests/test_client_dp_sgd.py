@@ -2,19 +2,23 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from opacus.layers import DPLSTM
+from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor, nn
 
+import fedveil as fv
 from fedveil.benchmarks.dp_sgd import EmbeddingClassifier, Transformer, adapted
 from fedveil.benchmarks.made_task import Made
 from fedveil.benchmarks.workload import CLASSES, build
 from fedveil.client.dp_sgd import train as dp_sgd
+from fedveil.client.dp_sgd.together import step
 from fedveil.client.dp_sgd.train import (
     ENGINES,
     NOISE_BLOCK,
@@ -29,9 +33,12 @@ from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
+from fedveil.strategies.client_settings import StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.strategies.training_order import GRADIENTS
 from fedveil.tasks.data import Examples
+from fedveil.tasks.independence import check_independence
+from fedveil.tasks.protocol import check_trainable
 
 NAMES = tuple(ENGINES)
 RECORDS = 12
@@ -227,6 +234,61 @@ class Positions(nn.Module):
         return self.out(input=hidden.mean(1))
 
 
+class Cells(nn.Module):
+    """Torch's own recurrent cells, read at the last place or in their last state."""
+
+    def __init__(self, kind: Callable[..., nn.Module], state: bool = False) -> None:
+        super().__init__()
+        self.cells, self.out, self.state = kind(4, 5, batch_first=True), nn.Linear(5, CLASSES), state
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs, last = self.cells(inputs)
+        last = last[0] if isinstance(last, tuple) else last
+        return self.out(last[-1] if self.state else outputs[:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(self.heads(inputs, inputs, inputs)[0].mean(1))
+
+
+class Doubled(torch.autograd.Function):
+    """A function of somebody's own that knows nothing of vmap."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return torch.from_numpy(2 * inputs.detach().numpy())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return torch.from_numpy(2 * gradients[0].numpy())
+
+
+class Custom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.out = nn.Parameter(torch.ones(4)), nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(Doubled.apply(inputs * self.scale).mean(1))  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
+
+
+class PlacesFirst(nn.Module):
+    """Calls its layer with the places as first dimension, which may be as many as the examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(inputs.transpose(0, 1)).mean(0)
+
+
+SEQUENCES = Examples(torch.randn(4, 3, 4), torch.arange(4) % CLASSES)
 WORDS = Examples(torch.randint(50, (4, 7)), torch.zeros(4, dtype=torch.int64))
 NUMBERS = Examples(torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))
 
@@ -247,10 +309,96 @@ def test_the_model_chooses_its_engine(
     build_model: Callable[[], nn.Module], examples: Examples, engine: str
 ) -> None:
     assert chosen_engine("auto", build_model(), examples) == engine
-    assert [chosen_engine(name, build_model(), examples) for name in ("hooks", "ghost")] == ["hooks", "ghost"]
-    if engine != "book_keeping":
+    for name in ("hooks", "ghost"):
+        if engine != "one_by_one":
+            assert chosen_engine(name, build_model(), examples) == name
+    if engine not in ("book_keeping", "one_by_one"):
         with pytest.raises(Refusal, match="in this model; use auto or hooks"):
             chosen_engine("book_keeping", build_model(), examples)
+
+
+WHOLE: list[Callable[[], nn.Module]] = [
+    lambda: Cells(nn.LSTM),
+    lambda: Cells(nn.LSTM, state=True),
+    lambda: Cells(nn.GRU),
+    lambda: Cells(nn.RNN, state=True),
+    Attention,
+    Custom,
+    lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), nn.Flatten()),
+]
+
+
+@pytest.mark.parametrize("build_model", WHOLE)
+@pytest.mark.parametrize("places", [2, 3])  # as many as a batch of the choice has
+def test_layers_that_no_hook_sees_train_one_by_one(build_model: Callable[[], nn.Module], places: int) -> None:
+    torch.manual_seed(3)
+    model, examples = build_model(), Examples(SEQUENCES.inputs[:, :places], SEQUENCES.targets)
+    check_trainable(model)
+    check_independence(model, Made("tiny", 1), examples)
+    for name in ("hooks", "ghost", "book_keeping"):
+        with pytest.raises(Refusal, match=rf"privacy\.gradients='{name}'.*use auto or one_by_one"):
+            chosen_engine(name, build_model(), examples)
+    assert chosen_engine("auto", model, examples) == "one_by_one"
+    check_one_step(model, examples)
+    sums = clipped_by_hand(model, examples)
+    layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    update = step(model, Made("tiny", 1), examples, np.arange(4), StepTerms(1.0, 0.3), 0.5, layout)
+    for name, sum_ in zip(layout, sums, strict=True):
+        np.testing.assert_allclose(update[name], -0.5 * sum_.numpy(), rtol=1e-4, atol=1e-6)
+
+
+class Spoken:
+    simulated, num_clients = True, 3
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Cells(nn.LSTM)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        return {"accuracy": (outputs.argmax(1) == targets).float().mean().item()}
+
+    def client_data(self, client: int) -> Examples:
+        inputs = torch.randn(30, 6, 4, generator=torch.Generator().manual_seed(client))
+        return Examples(inputs, (inputs.sum((1, 2)) > 0).long())
+
+    def held_out(self) -> Examples:
+        return self.client_data(99)
+
+
+@pytest.mark.parametrize("level", [fv.Record, fv.RecordDistributed])
+def test_a_run_trains_cells_and_refuses_an_engine_that_cannot(level: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"cohort": "all", "num_rounds": 2, "quiet": True}
+    with pytest.raises(Refusal, match=r"privacy\.gradients='hooks'"):
+        fv.simulate(
+            Spoken(), privacy=level(target_delta=1e-2, gradients="hooks"), folder=tmp_path / "no", **options
+        )
+    assert not (tmp_path / "no").exists()
+    run = fv.simulate(Spoken(), privacy=level(target_delta=1e-2), folder=tmp_path / "yes", **options)
+    assert run.status == "completed"
+    start = Spoken().model().state_dict()
+    trained_to = load_file(tmp_path / "yes" / "model.safetensors")
+    assert any(not torch.equal(trained_to[name], value) for name, value in start.items())
+
+
+def test_a_dimension_as_long_as_the_batch_is_not_taken_for_it() -> None:
+    examples = Examples(SEQUENCES.inputs[:, :2], SEQUENCES.targets)
+    assert chosen_engine("auto", PlacesFirst(), examples) == "one_by_one"
+    with pytest.raises(Refusal, match="do not hold one entry for each example"):
+        chosen_engine("book_keeping", PlacesFirst(), examples)
+
+
+def test_cells_that_take_places_for_examples_are_refused() -> None:
+    class Mixed(Cells):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.out(self.cells(inputs)[0][:, -1])
+
+    model = Mixed(lambda *sizes, batch_first: nn.LSTM(*sizes))  # the batch where places are awaited
+    with pytest.raises(Refusal, match="cells: LSTM"):
+        check_independence(model, Made("tiny", 1), SEQUENCES)
 
 
 def test_ghost_clipping_beside_recurrent_cells_is_that_of_hooks() -> None:
@@ -262,25 +410,32 @@ def test_ghost_clipping_beside_recurrent_cells_is_that_of_hooks() -> None:
     torch.testing.assert_close(ghost, hooks, rtol=1e-4, atol=2e-6)
 
 
-def test_one_by_one_trains_what_no_hook_sees() -> None:
-    """The sum of one step is that of the examples' own gradients, each clipped."""
+def test_one_by_one_trains_places_that_all_examples_share() -> None:
     torch.manual_seed(3)
-    model = Positions()
-    start = copy.deepcopy(model)
+    check_one_step(Positions(), WORDS)
+
+
+def check_one_step(model: nn.Module, examples: Examples) -> None:
+    """Hold one step against the sum of the examples' own gradients, each clipped."""
+    total, start = clipped_by_hand(model, examples), copy.deepcopy(model)
     plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, PoissonBatches(1.0, 1), 0.3, 1, 1e-9)
     streams = Randomness(4).stream("batches"), Randomness(4).stream("noise")
-    engine = chosen_engine("auto", model, WORDS)
-    train_privately(
-        model, Made("tiny", 1), WORDS, LocalTraining(0.5, 1, 5), PrivateSteps(plan, *streams), engine
-    )
-    total = [torch.zeros_like(p) for p in start.parameters()]
-    for row in range(4):
-        loss = nn.functional.cross_entropy(start(WORDS.inputs[row : row + 1]), WORDS.targets[row : row + 1])
-        own = torch.autograd.grad(loss, list(start.parameters()), materialize_grads=True, allow_unused=True)
-        norm = torch.cat([each.flatten() for each in own]).norm()
-        total = [sum_ + each * min(1.0, 0.3 / float(norm)) for sum_, each in zip(total, own, strict=True)]
+    engine, training = chosen_engine("auto", model, examples), LocalTraining(0.5, 1, 5)
+    train_privately(model, Made("tiny", 1), examples, training, PrivateSteps(plan, *streams), engine)
     for now, before, sum_ in zip(model.parameters(), start.parameters(), total, strict=True):
         torch.testing.assert_close(now, before - 0.5 * sum_ / 4, rtol=1e-4, atol=1e-6)
+
+
+def clipped_by_hand(model: nn.Module, examples: Examples) -> list[Tensor]:
+    parameters = list(model.parameters())
+    total = [torch.zeros_like(p) for p in parameters]
+    for row in range(len(examples)):
+        outputs = model(examples.inputs[row : row + 1])
+        loss = nn.functional.cross_entropy(outputs, examples.targets[row : row + 1])
+        own = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
+        norm = torch.cat([each.flatten() for each in own]).norm()
+        total = [sum_ + each * min(1.0, 0.3 / float(norm)) for sum_, each in zip(total, own, strict=True)]
+    return total
 
 
 def test_ghost_clipping_of_tied_weights_is_refused() -> None:

@@ -221,7 +221,7 @@ MUTATIONS = {
     ),
     "records are trained without measuring that they are apart": Mutation(
         "server/run/prepare.py",
-        "        check_independence(federation.task.model(), federation.task, _some_examples(federation))\n",
+        "        check_independence(federation.task.model(), federation.task, some_examples(federation))\n",
         "",
         "test_preconditions.py",
         "leak or mixes",

@@ -330,21 +330,28 @@ def chosen_engine(gradients: str, model: nn.Module, data: Batches) -> str:
     Raises:
       Refusal: an engine was asked for by name and cannot train the model.
     """
-    if gradients in ("hooks", "one_by_one"):
+    if gradients == "one_by_one":
         return gradients
-    batch = placeholder(data, 2)
-    if gradients == "ghost":
-        if len(_outputs_of(model, batch)) != 1:
-            raise Refusal("privacy.gradients", gradients, "the model returns several tensors; use auto")
-        return gradients
-    reason = obstacle(model, batch)
-    if reason is None:
-        return "book_keeping"
-    if gradients == "book_keeping":
-        raise Refusal("privacy.gradients", gradients, f"{reason} in this model; use auto or hooks")
-    if _ghost_pays(model, batch):
-        return "ghost"
-    return "hooks" if not len(data) or _hooks_see(model, batch) else "one_by_one"
+    # A dimension that is not the batch may have one of the two sizes, and not both.
+    batches = [placeholder(data, size) for size in (2, 3)]
+    reason = None
+    if gradients in ("auto", "book_keeping"):
+        reason = obstacle(model, batches[0]) or obstacle(model, batches[1])
+        if reason is None:
+            return "book_keeping"
+    seen = not len(data) or all(_hooks_see(model, batch) for batch in batches)
+    if gradients == "auto":
+        engine = "ghost" if _ghost_pays(model, batches[0]) else "hooks"
+        return engine if seen else "one_by_one"
+    if reason is not None:
+        remedy = f"{reason} in this model; use auto or {'hooks' if seen else 'one_by_one'}"
+        raise Refusal("privacy.gradients", gradients, remedy)
+    if not seen:
+        remedy = "Opacus does not see each example in each layer of this model; use auto or one_by_one"
+        raise Refusal("privacy.gradients", gradients, remedy)
+    if gradients == "ghost" and len(_outputs_of(model, batches[0])) != 1:
+        raise Refusal("privacy.gradients", gradients, "the model returns several tensors; use auto")
+    return gradients
 
 
 def _ghost_pays(model: nn.Module, batch: Inputs) -> bool:
@@ -354,7 +361,7 @@ def _ghost_pays(model: nn.Module, batch: Inputs) -> bool:
         return False
     used = uses(model, batch)
     once = all(used[p] == 1 for layer in layers for p in layer.parameters() if p.requires_grad)
-    return once and _hooks_see(model, batch) and len(_outputs_of(model, batch)) == 1
+    return once and len(_outputs_of(model, batch)) == 1
 
 
 def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
@@ -364,7 +371,7 @@ def _hooks_see(model: nn.Module, batch: Inputs) -> bool:
     try:
         attached = GradSampleHooks(model, batch_first=True, loss_reduction="mean")
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            warnings.simplefilter("ignore")  # of hooks that fire, and of layers that are slow under vmap
             outputs = [each for each in _outputs_of(model, batch) if each.requires_grad]
             torch.autograd.backward([each.mean() for each in outputs])
         return all(len(parameter.grad_sample) == len(leaves(batch)[0]) for parameter in parameters)

@@ -267,6 +267,12 @@ class Federation:
         return privacy.record if isinstance(privacy, RecordAndClient) else _as(Record, privacy)
 
     @property
+    def gradients(self) -> str:
+        """The engine of DP-SGD that was asked for; `auto` where clients choose it, or train without."""
+        level = self.record or self.together
+        return "auto" if level is None else level.gradients
+
+    @property
     def sum_budget(self) -> Budget | None:
         """The budget of the population's ledger, if there is one, within the caps of whoever owns the data."""
         budget = None if self.summed is None else _budget(self.summed.unit, self.summed)

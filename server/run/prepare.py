@@ -54,7 +54,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     _check_every(federation, canaries=client.record is not None and client.record.canaries > 0)
     if federation.record is not None or federation.together is not None:
         check_trainable(federation.task.model())
-        check_independence(federation.task.model(), federation.task, _some_examples(federation))
+        check_independence(federation.task.model(), federation.task, some_examples(federation))
     make_strategy_of(federation)
     _ = federation.masking  # refuses a cohort that no sum can hide
     if saved is None and (not federation.simulated or federation.summed is None):
@@ -101,7 +101,7 @@ def _check_every(federation: Federation, canaries: bool) -> None:
         _ = federation.sizes  # refuses a federation without examples
 
 
-def _some_examples(federation: Federation) -> Data:
+def some_examples(federation: Federation) -> Data:
     """Return examples to measure independence on: a client's, or the public ones where clients keep theirs."""
     task = federation.task
     if federation.deployed is not None:
