@@ -28,6 +28,7 @@ from ..privacy.refusal import Refusal
 
 CLEAN = 0.05  # a round none of whose p-values is below this gives no reason to suspect it
 BOOKED = 0.99  # of what the released sums cost must stand in the ledger: two accounts round differently
+FIRST_ROWS = 64  # rows that there is room for at first
 ACTING = (Level.RED, Level.YELLOW)  # the levels on which something is done
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -62,13 +63,25 @@ class Auditor:
     record_looks: list[Measured] = field(default_factory=list[Measured])
     raised: list[Raised] = field(default_factory=list[Raised])
     found: Sequence[Memorised] = ()
-    _rows: list[Rows] = field(default_factory=list[Rows])
+    _room: Rows = field(init=False, repr=False)
+    _count: int = 0
     _alarms: AlarmState | None = None
+
+    def __post_init__(self) -> None:
+        self._room = round_rows.stacked([], self.terms.canaries)
 
     @property
     def rows(self) -> Rows:
         """The rows so far, one for each released round."""
-        return round_rows.stacked(self._rows, self.terms.canaries)
+        return self._room[: self._count]
+
+    def _keep(self, row: Rows) -> None:
+        """Append a row; the room doubles, so that a long run does not copy all of its rows in every round."""
+        if self._count == len(self._room):
+            more = np.zeros(max(FIRST_ROWS, self._count), self._room.dtype)
+            self._room = np.concatenate([self._room, more])
+        self._room[self._count] = row
+        self._count += 1
 
     def go_on(self, last: int, memory: Memory) -> None:
         """Continue after round `last` with what its checkpoint kept; rows beyond it are cut, the others judged again."""
@@ -126,8 +139,8 @@ class Auditor:
         """All rows since the last alarm of this test, of these `levels`, the new one among them: what is small adds up."""
         alarms = (each for each in self.raised if each.alarm.test is test and each.alarm.level in levels)
         since = max((each.round for each in alarms), default=0)
-        rows = [each for each in self._rows if each["round"] > since]
-        return round_rows.stacked([*rows, row], self.terms.canaries)
+        rows = self.rows
+        return np.append(rows[rows["round"] > since], row)
 
     def _draw_p(self, row: Rows) -> float:
         if not self.terms.clients:
@@ -151,17 +164,17 @@ class Auditor:
 
     def _books_p(self, row: Rows, booked: float) -> float:
         """1 if the ledger counts what the sums cost by an account of their own, which rounds differently; else 0."""
-        rows = round_rows.stacked([*self._rows, row], self.terms.canaries)
+        rows = np.append(self.rows, row)
         return float(booked >= BOOKED * Evidence(self.terms, self.coins, rows).claimed)
 
     @property
     def _before(self) -> int:
-        return int(self._rows[-1]["round"]) if self._rows else 0
+        return int(self.rows[-1]["round"]) if self._count else 0
 
     def _judge(self, row: Rows) -> list[Alarm]:
         number = int(row["round"])
         due = self.terms.due(self._before, number)
-        self._rows.append(row)
+        self._keep(row)
         measured = self.measure() if due and self.terms.canaries else None
         if measured is not None:
             self.looks.append(measured)
@@ -178,7 +191,7 @@ class Auditor:
 
     def measure(self) -> Measured | None:
         """Return what canaries show after the rounds so far; None while too few were drawn."""
-        if not self.terms.canaries or not self._rows:
+        if not self.terms.canaries or not self._count:
             return None
         try:
             return Evidence(self.terms, self.coins, self.rows).measured()
@@ -191,7 +204,7 @@ class Auditor:
         The file gets a row of round 0, which holds the difference of the two models; `first` is None where canaries move
         none.
         """
-        if not self._rows:
+        if not self._count:
             return None
         row = None
         if self.directions is not None and first is not None:
@@ -205,7 +218,7 @@ class Auditor:
     @property
     def clean(self) -> bool:
         """Whether the last round's p-values give no reason to suspect it."""
-        row = self._rows[-1]
+        row = self.rows[-1]
         p_values = [row[name] for name in ("norm_p", "reuse_p", "draw_p", "probe_p", "losses_p", "books_p")]
         for looks in (self.looks, self.record_looks):
             if looks and looks[-1].round == int(row["round"]):
@@ -220,14 +233,14 @@ class Auditor:
     @property
     def p_values(self) -> Mapping[Check, float]:
         """What the free checks said of the last round; none before the first. That of the secret draw tells of its size."""
-        said = look_of(self.terms, self._rows[-1], None).p_values if self._rows else {}
+        said = look_of(self.terms, self.rows[-1], None).p_values if self._count else {}
         return {check: p for check, p in said.items() if check is not Check.DRAW}
 
     def columns(self, number: int) -> dict[str, Any]:
         """Return the numbers of the last round, `number`, for its line of metrics; none where it released nothing."""
         if self._before != number:
             return {}
-        row = self._rows[-1]
+        row = self.rows[-1]
         shown: dict[str, Any] = {}
         if self.terms.delta:
             shown |= {f"audit/{name}": float(row[name]) for name in ("norm_p", "reuse_p")}
