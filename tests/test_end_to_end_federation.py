@@ -52,8 +52,14 @@ class World(SERVED["Served"]):
         return self.start("server", self.folder, *COMMON, *argv)
 
     def rows(self, run: str) -> list[dict[str, Any]]:
-        path = self.folder / "runs" / run / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        """Return the rounds as the operator of the server reads them."""
+        files = [self.folder / "runs" / run / name for name in ("metrics.jsonl", "operator.jsonl")]
+        told, counted = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            for path in files
+        )
+        counts = {row["round"]: row for row in counted if "round" in row}
+        return [row | counts.get(row["round"], {}) for row in told]
 
     def reached(self, run: str, number: int, server: Any) -> None:
         until(lambda: len(self.rows(run)) >= number or not server.alive, lambda: server.said)
