@@ -57,6 +57,8 @@ class _Task(Group):
     """Of plain SGD at the client."""
     dp_sgd_learning_rate: Positive = 0.1
     """Of DP-SGD at the client."""
+    step_learning_rate: Positive = 0.25
+    """Of a step of DP-SGD on all clients' records."""
     local_epochs: Epochs = 1
     """With plain SGD."""
     clipping_norm: Positive = 1.0
@@ -596,7 +598,7 @@ class RecordDistributed(PrivacyLevel):
     Example:
         >>> import fedveil as fv
         >>> fv.RecordDistributed(target_epsilon=1.0, sample_rate=0.2).max_grad_norm
-        1.0
+        0.5
     """
 
     name: Literal["record_distributed"] = "record_distributed"
@@ -604,7 +606,7 @@ class RecordDistributed(PrivacyLevel):
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability with which each record takes part in a step, by a secret coin at its client."""
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: Positive = 0.5
     """L2 norm of one example's gradient."""
     records: Records | None = None
     """Of all clients together, a public number that divides the sum; null: as many as a simulation has."""
