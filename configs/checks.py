@@ -1,6 +1,7 @@
 """Checks that need more than the configuration: the population and the kind of data. Pure functions."""
 
 from ..privacy import budget
+from ..privacy.preconditions import check_cohort_size
 from ..privacy.refusal import Refusal
 from ..privacy.sampling import least_participations
 from .schema import RecordAndClient, SeparatedCohort, SimulationSettings, sum_level
@@ -9,9 +10,7 @@ from .schema import RecordAndClient, SeparatedCohort, SimulationSettings, sum_le
 def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
     """Refuse a cohort that the population is too small for, or that does not go with the privacy asked for."""
     cohort, client = settings.cohort, sum_level(settings.privacy)
-    size = cohort.size
-    if size is not None and size > num_clients:
-        raise Refusal("cohort.size", size, f"the task has {num_clients} clients; take at most that many")
+    check_cohort_size(cohort.size, num_clients)
     if settings.secagg is not None and cohort.by_turns:
         raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
     if isinstance(cohort, SeparatedCohort):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ..privacy.budget import Adjacency, Unit
+from ..privacy.ledger.caps import DATA_ID, NO_DATA_ID
 from ..privacy.mechanisms.mechanism import NoiseWord
 from ..privacy.secagg.suite import SUITES
 from .group import Group, OfKeys, remedy
@@ -67,10 +68,8 @@ class _Task(Group):
         Annotated[
             str,
             Field(
-                pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
-                json_schema_extra=remedy(
-                    "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
-                ),
+                pattern=f"^{DATA_ID}$",
+                json_schema_extra=remedy(NO_DATA_ID),
             ),
         ]
         | None

@@ -100,7 +100,7 @@ def check_delta(path: str, delta: float, population: int, units: str, allowed: b
     Publishing one unit at random in full satisfies (0, 1/population)-DP, so such a delta can mean no protection.
 
     Args:
-      path: the group of the configuration that the delta stands in.
+      path: the group of the configuration that the delta stands in; empty where it is an argument.
       delta: in (0, 1).
       population: number of units, at least 0.
       units: their name: clients or records.
@@ -111,11 +111,12 @@ def check_delta(path: str, delta: float, population: int, units: str, allowed: b
     """
     if population < 1 or delta <= 1 / population:
         return None
+    group = f"{path}." if path else ""
     if not allowed:
         remedy = f"with {population} {units} it permits to publish one of them in full; lower it below "
-        remedy += f"{1 / population:.2g} or set {path}.allow_large_delta=true"
-        raise Refusal(f"{path}.target_delta", delta, remedy)
-    return f"{path}.target_delta={delta:g} permits to publish one of the {population} {units} in full"
+        remedy += f"{1 / population:.2g} or set {group}allow_large_delta=true"
+        raise Refusal(f"{group}target_delta", delta, remedy)
+    return f"{group}target_delta={delta:g} permits to publish one of the {population} {units} in full"
 
 
 @dataclass(frozen=True)

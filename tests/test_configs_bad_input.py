@@ -113,7 +113,7 @@ def test_c7_a_budget_or_noise_must_be_given_for_each_unit() -> None:
 def test_c10_cohort_larger_than_the_population() -> None:
     settings = settings_from_overrides(["cohort=fixed", "cohort.size=11"])
     check_cohort(settings, 11)
-    with pytest.raises(Refusal, match=r"cohort\.size=11: the task has 10 clients"):
+    with pytest.raises(Refusal, match=r"cohort\.size=11: there are 10 clients"):
         check_cohort(settings, 10)
 
 

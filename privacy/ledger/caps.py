@@ -23,6 +23,9 @@ ALL = "all"
 # Characters of its data's fingerprint in a ledger's name.
 NAMED = 32
 FINGERPRINT = re.compile(f"[0-9a-f]{{{NAMED},64}}")
+# What people may call a data set.
+DATA_ID = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+NO_DATA_ID = "must be a name of letters, digits, '-', '_' and '.', at most 64 of them"
 # Prefixes of a ledger's name: of all clients together, of all their records together, and of a device as a client.
 POPULATION, RECORDS, CLIENT = "population-", "records-", "client-"
 WAIT_SECONDS = 10.0

@@ -18,8 +18,9 @@ from ...configs.schema import (
     RecordAndClient,
     RecordDistributed,
     SimulationSettings,
+    SumLevel,
 )
-from ...privacy.budget import Adjacency
+from ...privacy.preconditions import check_adjacency
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import Cohort, cohort_of, over_selected, seen
 from ...tasks import DEALT, TASKS, PooledTask, Task, dealt, load_task, with_planted
@@ -188,26 +189,31 @@ def _check_adjacency(settings: SimulationSettings, cohort: Cohort, deployed: Dep
     privacy = settings.privacy
     levels = (privacy.record, privacy.client) if isinstance(privacy, RecordAndClient) else (privacy,)
     for level in levels:
-        if isinstance(level, NoPrivacy) or level.adjacency is not Adjacency.ADD_OR_REMOVE_ONE:
-            continue
-        if isinstance(level, Record | RecordDistributed):
-            remedy = "a client's sampling rate tells how many records it has; use zero-out"
-        elif isinstance(privacy, RecordAndClient):
-            remedy = "the noise of records goes by how many each client has; use zero-out, or client_central"
-        elif deployed is not None:
-            remedy = "the roster tells how many clients there are; use zero-out"
-        elif cohort.replaces:
-            remedy = "such a cohort replaces whoever leaves; use cohort=poisson, or zero-out"
-        elif settings.task.target is not None and settings.task.num_clients is not None:
-            remedy = "task.num_clients tells how many there are; leave it null, or use zero-out"
-        elif settings.population is None:
-            remedy = (
-                "the mean is divided by how many clients there are; declare a public number instead, "
-                "population=..., or use zero-out"
-            )
-        else:
-            continue
-        raise Refusal("privacy.adjacency", str(level.adjacency), remedy)
+        if not isinstance(level, NoPrivacy):
+            told = _what_tells(level, settings, cohort, deployed)
+            check_adjacency("privacy.adjacency", level.adjacency, told)
+
+
+def _what_tells(
+    level: Record | SumLevel, settings: SimulationSettings, cohort: Cohort, deployed: Deployed | None
+) -> str | None:
+    """Return what public number tells how many units there are, and what to do; None where nothing does."""
+    if isinstance(level, Record | RecordDistributed):
+        return "a client's sampling rate tells how many records it has; use zero-out"
+    if isinstance(settings.privacy, RecordAndClient):
+        return "the noise of records goes by how many each client has; use zero-out, or client_central"
+    if deployed is not None:
+        return "the roster tells how many clients there are; use zero-out"
+    if cohort.replaces:
+        return "such a cohort replaces whoever leaves; use cohort=poisson, or zero-out"
+    if settings.task.target is not None and settings.task.num_clients is not None:
+        return "task.num_clients tells how many there are; leave it null, or use zero-out"
+    if settings.population is None:
+        return (
+            "the mean is divided by how many clients there are; declare a public number instead, "
+            "population=..., or use zero-out"
+        )
+    return None
 
 
 def _over_selection(settings: SimulationSettings) -> float:

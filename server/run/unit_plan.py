@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...privacy.budget import Budget
 from ...privacy.plan import Plan
+from ...privacy.preconditions import drowning_noise, emptiness, vacuity
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import record_plan
@@ -18,9 +19,6 @@ from .federation import UNLIMITED_EPSILON, Federation
 from .sum_plan import sum_plan
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
-VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
-VACUOUS_NOISE = 0.5  # noise on the mean, in clipping norms, beyond which an update drowns
-MOST_EMPTY = 0.5  # share of cohorts, beyond which a run is mostly paid for in vain
 WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 22 000 times
 
 
@@ -100,7 +98,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     clients = federation.population
     if plan.unit == "client":
         sentences.append(_trust(federation, clients))
-        if (noise := _drowning_noise(federation, plan)) is not None:
+        if (noise := drowning_noise(plan, federation.cohort.expected_size(clients), clients)) is not None:
             sentences.append(
                 f"This guarantee is vacuous in practice: with {clients} clients the noise on the mean is {noise:.2g} "
                 "clipping norms, so hiding a whole client hides what there is to learn. Use privacy=record."
@@ -116,13 +114,6 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     return sentences
 
 
-def _drowning_noise(federation: Federation, plan: Plan) -> float | None:
-    """Return the noise on the mean, in clipping norms, if hiding a client hides all there is to learn; else None."""
-    clients = federation.population
-    noise = plan.noise_std / plan.clipping_norm / federation.cohort.expected_size(clients)
-    return noise if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE else None
-
-
 def require_use(federation: Federation, plan: Plan | None) -> None:
     """Refuse to spend real people's budget on what cannot be of use; on simulated data only warn.
 
@@ -136,13 +127,11 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
     asked, clients = federation.settings, federation.population
     if asked.accept_vacuous:
         return
-    noise = None if plan is None or plan.unit != "client" else _drowning_noise(federation, plan)
-    rate = federation.cohort.coin
-    if noise is not None:
-        wrong = f"is vacuous with {clients} clients: the noise on the mean is {noise:.2g} clipping norms"
+    expected, rate = federation.cohort.expected_size(clients), federation.cohort.coin
+    wrong = None if plan is None or plan.unit != "client" else vacuity(plan, expected, clients)
+    if wrong is not None:
         refusal = Refusal("privacy", str(federation.mode), f"{wrong}; use privacy=record")
-    elif rate is not None and (empty := (1 - float(rate)) ** clients) > MOST_EMPTY:
-        wrong = f"leaves {empty:.0%} of the rounds without any of the {clients} clients"
+    elif rate is not None and (wrong := emptiness(rate, clients)) is not None:
         refusal = Refusal("cohort.rate", float(rate), f"{wrong}; use cohort=all")
     else:
         return

@@ -1,0 +1,73 @@
+"""Preconditions of a guarantee, and what it is worth: checks that the command line, the face and `protect` share."""
+
+from __future__ import annotations
+
+from .budget import Adjacency
+from .plan import Plan
+from .refusal import Refusal
+
+VACUOUS_CLIENTS = 30  # below, hiding one client leaves little of what a mean can say
+VACUOUS_NOISE = 0.5  # noise on the mean, in clipping norms, beyond which an update drowns
+MOST_EMPTY = 0.5  # share of cohorts, beyond which a run is mostly paid for in vain
+
+
+def check_cohort_size(size: int | None, clients: int) -> None:
+    """Refuse a cohort of more clients than there are.
+
+    Args:
+      size: of the cohort; None where nothing fixes it.
+      clients: how many there are.
+
+    Raises:
+      Refusal: naming the size.
+    """
+    if size is not None and size > clients:
+        raise Refusal("cohort.size", size, f"there are {clients} clients; take at most that many")
+
+
+def check_adjacency(field: str, adjacency: Adjacency, told: str | None) -> None:
+    """Refuse add-or-remove-one where something public tells how many units there are, for that is the secret.
+
+    Args:
+      field: what a refusal names.
+      adjacency: of the guarantee.
+      told: what tells, and what to do, a clause; None where nothing tells.
+
+    Raises:
+      Refusal: naming the field.
+    """
+    if adjacency is Adjacency.ADD_OR_REMOVE_ONE and told is not None:
+        raise Refusal(field, str(adjacency), told)
+
+
+def drowning_noise(plan: Plan, expected: float, clients: int) -> float | None:
+    """Return the noise on the mean, in clipping norms, if hiding a client hides all there is to learn; else None.
+
+    Args:
+      plan: calibrated, of the clients.
+      expected: clients of a round, which divide the sum.
+      clients: how many there are.
+    """
+    noise = plan.noise_std / plan.clipping_norm / expected
+    return noise if clients < VACUOUS_CLIENTS or noise > VACUOUS_NOISE else None
+
+
+def vacuity(plan: Plan, expected: float, clients: int) -> str | None:
+    """Return in a clause why a guarantee for clients leaves nothing to learn, or None; see `drowning_noise`."""
+    noise = drowning_noise(plan, expected, clients)
+    if noise is None:
+        return None
+    return f"is vacuous with {clients} clients: the noise on the mean is {noise:.2g} clipping norms"
+
+
+def emptiness(coin: float | None, clients: int) -> str | None:
+    """Return in a clause why most rounds of a run would be paid for in vain, or None.
+
+    Args:
+      coin: probability with which each client takes part; None where no coins decide.
+      clients: how many there are.
+    """
+    empty = 0.0 if coin is None else (1 - float(coin)) ** clients
+    if empty <= MOST_EMPTY:
+        return None
+    return f"leaves {empty:.0%} of the rounds without any of the {clients} clients"
