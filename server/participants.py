@@ -148,6 +148,10 @@ class Participants:
         nodes = self._connected(self.clients + last)
         if not nodes:
             raise Refusal("population", self.clients, "no client connected; start the clients first")
+        if len(nodes) > self.clients + last:  # the plan and its delta are for so many
+            raise Refusal(
+                "population", self.clients, f"{len(nodes) - last} clients are connected; say so many"
+            )
         if self.add_canaries is None:
             self._real, self._dummies = nodes[: self.clients], nodes[self.clients :]
         else:

@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import json
+import logging
+import math
+import re
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flwr.app import Message
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run
 
-from ..privacy.budget import Adversary, Budget
+from ..privacy.accounting.epsilon import GATE_INTERVAL
+from ..privacy.accounting.renyi_filter import counted
+from ..privacy.budget import Adversary, Budget, Unit, check_delta
+from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, default_folder
+from ..privacy.ledger.data_sets import owed_by_population, population_ledger, settle
+from ..privacy.ledger.durable_files import open_for_owner
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.plan import Plan
-from ..strategies.cohorts import Cohort
+from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
+from ..privacy.refusal import Refusal
+from ..strategies.cohorts import Cohort, tossed_rate
+from ..strategies.grids import AskingGrid
 from .participants import Participants
 from .private_grid import PrivateGrid
-from .round_terms import SumPrivacy
+from .round_terms import Round, SumPrivacy
 
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
+OPERATOR = ".operator.jsonl"  # beside the ledger: what a trusted server alone may know of its rounds
+# Times delta: how likely it may be that draws of nobody end a run for want of answers. The end is public, and adds at
+# most e^epsilon times this to delta.
+BY_CHANCE = 1e-6
+
+logger = logging.getLogger("flwr.fedveil")  # among the lines of Flower, whose log people look at
+
+
+class NobodyAnswered(Exception):
+    """Run of which no client ever answered: there is no model, and what was reserved stays spent."""
 
 
 @contextmanager
 def protect(
     grid: Grid,
     *,
+    data_id: str,
     population: int,
     cohort: Cohort,
     budget: Budget,
     clipping_norm: float,
     num_rounds: int,
-    ledger: Path | str,
-) -> Generator[PrivateGrid]:
+    ledger_dir: Path | str | None = None,
+    allow_large_delta: bool = False,
+    accept_vacuous: bool = False,
+) -> Generator[ProtectedGrid]:
     """Wrap a Flower grid so that what a strategy does on it stays within the budget; use it in a `with` block.
 
     The noise is the least that lets `num_rounds` more rounds fit what the ledger has left. The clients' apps need
@@ -37,12 +65,16 @@ def protect(
 
     Args:
       grid: reaches the clients.
+      data_id: names the clients' data, and so their ledger; a later run with the same name goes on with the same
+        budget, wherever it is started. Letters, digits, `-`, `_` and `.`, at most 64.
       population: how many clients there are, a public number.
       cohort: draws the clients of each round; the strategy's own sampling has no effect.
       budget: at the client level, for everything this ledger ever holds.
       clipping_norm: L2 norm of the largest update, all parameters together.
       num_rounds: rounds to plan for; a round beyond them is refused once the budget is spent.
-      ledger: the file that records what left; a later run with the same file goes on with the same budget.
+      ledger_dir: an absolute folder for the ledger; None is the user's own, where `fedveil budget` looks.
+      allow_large_delta: accept a delta above one over the population.
+      accept_vacuous: accept a guarantee that leaves nothing to learn, or rounds without clients.
 
     Returns:
       A context manager of the protected grid.
@@ -50,6 +82,7 @@ def protect(
     Raises:
       Refusal: naming the argument; also if the budget is spent before the first round.
       LedgerUnavailable: another process has the ledger open, or it cannot be written.
+      NobodyAnswered: no client ever did.
 
     Example:
       >>> import tempfile
@@ -66,15 +99,16 @@ def protect(
       ...     metrics = MetricRecord({"num-examples": 1})
       ...     arrays = ArrayRecord({"w": Array(weights)})
       ...     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
-      >>> grid = InProcessGrid(app, num_clients=20, run_config={})
+      >>> grid = InProcessGrid(app, num_clients=100, run_config={})
       >>> private = fv.protect(
       ...     grid,
-      ...     population=20,
-      ...     cohort=fv.Poisson(0.5),
-      ...     budget=fv.Budget("client", target_epsilon=8.0, target_delta=1e-2),
+      ...     data_id="shops-2026",
+      ...     population=100,
+      ...     cohort=fv.Poisson(0.25),
+      ...     budget=fv.Budget("client", target_epsilon=8.0, target_delta=1e-3),
       ...     clipping_norm=1.0,
       ...     num_rounds=3,
-      ...     ledger=tempfile.mkdtemp() + "/population.ledger",
+      ...     ledger_dir=tempfile.mkdtemp(),
       ... )
       >>> start = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
       >>> with private as protected:
@@ -82,8 +116,196 @@ def protect(
       >>> result.arrays["w"].numpy().shape
       (2,)
     """
-    owner = f"population of {population} clients"
-    with Ledger.open(ledger, budget, owner=owner, simulated=False) as opened:
-        plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
-        plan = plan.calibrate(budget, tuple(opened.events(Adversary.MODEL)))
-        yield PrivateGrid(Participants(grid, cohort, population), privacy=SumPrivacy(plan, opened))
+    logging.getLogger("flwr").addFilter(_in_a_sentence)
+    if warning := _check_terms(budget, cohort, population, allow_large_delta):
+        logger.warning(warning)
+    path = _ledger_path(data_id, ledger_dir)
+    budget = capped(path, budget)
+    plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
+    plan = plan.calibrate(budget)
+    if not accept_vacuous:
+        _require_use(plan, cohort, population)
+    _make_folder(path.parent)
+    settle(path.parent, data_id, owed_by_population(path.parent, data_id), budget, POPULATION)
+    with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
+        if prior := tuple(ledger.events(Adversary.MODEL)):
+            plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, prior)
+        if not accept_vacuous:
+            _require_use(plan, cohort, population)
+        privacy = SumPrivacy(plan, ledger)
+        inner = PrivateGrid(Participants(grid, cohort, population), privacy=privacy)
+        yield ProtectedGrid(inner, privacy, budget)
+
+
+def _in_a_sentence(record: logging.LogRecord) -> bool:
+    """Let Flower report what is no fault of the code in a sentence, without a traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, Refusal | NobodyAnswered):
+        record.msg, record.args, record.exc_info = "%s", (error,), None
+    return True
+
+
+# --- the gate -----------------------------------------------------------------------------------------------------
+
+
+def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_delta: bool) -> str | None:
+    """Refuse what the command line refuses; return the warning of a large delta that is allowed."""
+    if budget.unit is not Unit.CLIENT:
+        raise Refusal("budget.unit", str(budget.unit), "a protected grid hides whole clients; use client")
+    if population < 1:
+        raise Refusal("population", population, "say how many clients there are, at least 1")
+    told = "population tells how many clients there are; use zero-out"
+    check_adjacency("budget.adjacency", budget.adjacency, told)
+    check_cohort_size(math.ceil(cohort.expected_size(population)), population)
+    return check_delta("", budget.target_delta, population, "clients", allow_large_delta)
+
+
+def _require_use(plan: Plan, cohort: Cohort, population: int) -> None:
+    wrong = vacuity(plan, cohort.expected_size(population), population) or emptiness(cohort.coin, population)
+    if wrong is not None:
+        remedy = f"this guarantee {wrong}; take more clients, or go on with accept_vacuous=True"
+        raise Refusal("population", population, remedy)
+
+
+def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
+    """Return the ledger of a data set, the same whatever folder this process works in."""
+    if not re.fullmatch(DATA_ID, data_id):
+        raise Refusal("data_id", data_id, NO_DATA_ID)
+    folder = default_folder() if ledger_dir is None else Path(ledger_dir)
+    if not folder.is_absolute():
+        remedy = "give an absolute folder: from another working folder it would be another ledger, with a new budget"
+        raise Refusal("ledger_dir", str(ledger_dir), remedy)
+    return folder / f"{POPULATION}{population_ledger(data_id)[:NAMED]}.ledger"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as problem:
+        raise Refusal("ledger_dir", str(folder), f"it cannot be made ({problem.strerror})") from problem
+
+
+# --- the rounds ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ProtectedGrid(AskingGrid):
+    """Grid that `protect` yields: it says a line a round, and does nothing more once the run has ended.
+
+    Attributes:
+      grid: sums privately.
+      privacy: what protects the clients.
+      budget: of the ledger, within its owner's caps.
+      ended: why the rest of the run does nothing; None while it goes on.
+    """
+
+    grid: PrivateGrid
+    privacy: SumPrivacy
+    budget: Budget
+    ended: str | None = None
+    _told_of_evaluation: bool = False
+
+    def set_run(self, run: Run) -> None:
+        """Pass the run on to the wrapped grid."""
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The wrapped grid's run."""
+        return self.grid.run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return nodes that stand for all; see `PrivateGrid`."""
+        shown, everybody = self.grid.get_node_ids(), self.grid.participants
+        connected = len(everybody.some(everybody.clients))
+        if connected < everybody.clients and not self.grid.rounds:
+            logger.warning(
+                "%d of %d clients are connected: who comes later takes no part", connected, everybody.clients
+            )
+        return shown
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Run one private sum and return it as one reply; nothing once the run has ended, so that the model stays.
+
+        Args:
+          messages: of the strategy, the same to all.
+          timeout: seconds for the replies of one exchange; None waits for all.
+
+        Raises:
+          NobodyAnswered: no client ever did.
+        """
+        messages, before = list(messages), len(self.grid.rounds)
+        if any(m.metadata.message_type.split(".")[0] == "evaluate" for m in messages):
+            self._tell_of_evaluation()
+        if self.ended is not None:
+            return []
+        replies = list(self.grid.send_and_receive(messages, timeout=timeout))
+        if self.grid.exhausted is not None:
+            return self._end(str(self.grid.exhausted))
+        if len(self.grid.rounds) == before:
+            return replies
+        self._tell(self.grid.rounds[-1])
+        why = self._why_silent()
+        if why is None:
+            return replies
+        if not any(done.replies for done in self.grid.rounds):
+            raise NobodyAnswered(why)
+        return self._end(why)
+
+    def _end(self, why: str) -> list[Message]:
+        self.ended = why
+        logger.error("the run ends here: %s; the model stays as it is", why)
+        return []
+
+    def _tell(self, done: Round) -> None:
+        """Say what a round did: exact counts to the operator alone, where the epsilon relies on a secret draw."""
+        ledger, participants = self.privacy.ledger, self.grid.participants
+        counts = {
+            "round": done.number,
+            "invited": done.invited,
+            "replies": done.replies,
+            "dropped": done.dropped,
+        }
+        with open_for_owner(ledger.path.with_name(ledger.path.stem + OPERATOR)) as file:
+            file.write((json.dumps(counts) + "\n").encode())
+        took_part = f"{done.invited} clients invited, {done.replies} replied"
+        if done.dropped:
+            took_part += f", {', '.join(f'{number} {why}' for why, number in sorted(done.dropped.items()))}"
+        if tossed_rate(participants.cohort) < 1:
+            took_part = f"{participants.expected:g} clients planned"
+        delta, adjacency = self.budget.target_delta, self.budget.adjacency
+        events, order = ledger.events(Adversary.MODEL), ledger.filter_order
+        spent = counted(events, delta, adjacency, order, GATE_INTERVAL)
+        promised = f"{self.budget.target_epsilon:g} at delta {delta:g}"
+        logger.info("round %d: %s; epsilon %.4g of %s", done.number, took_part, spent, promised)
+
+    def _tell_of_evaluation(self) -> None:
+        if not self._told_of_evaluation:
+            logger.warning(
+                "clients are not asked to evaluate, since no budget covers their metrics: give the strategy an "
+                "evaluate_fn, and fraction_evaluate=0"
+            )
+        self._told_of_evaluation = True
+
+    def _why_silent(self) -> str | None:
+        """Return that no client answered for so many rounds that draws of nobody do not explain it, or None."""
+        last = self.grid.rounds[-self._patience() :]
+        if len(last) < self._patience() or any(done.replies for done in last):
+            return None
+        reasons = sorted({reason for done in last for reason in done.dropped})
+        rounds = (
+            f"round {last[-1].number}" if len(last) == 1 else f"rounds {last[0].number} to {last[-1].number}"
+        )
+        return (
+            f"no client answered in {rounds} ({', '.join(reasons) or 'nobody was drawn'}): look into a client's log for "
+            "what its app raised, and whether its training has the mod private_update; what these rounds cost is spent"
+        )
+
+    def _patience(self) -> int:
+        participants, delta = self.grid.participants, self.budget.target_delta
+        rate = tossed_rate(participants.cohort)
+        if rate >= 1:
+            return 1
+        return math.ceil(math.log(BY_CHANCE * delta) / (participants.clients * math.log1p(-rate)))

@@ -24,6 +24,7 @@ from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
+from fedveil.privacy.ledger.caps import default_folder
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.server.secure_sum import SecureSums
 from fedveil.simulations.deadline import LATE, within
@@ -230,8 +231,10 @@ def test_the_documented_app_runs_on_ray(
     ray_starts_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     app = DOCUMENTED["import_app"](ray_starts_once)
-    with ray_grid(app.client, 20, SETTINGS) as grid:
+    with ray_grid(app.client, 40, SETTINGS) as grid:
         app.run(grid)
-    assert 7.9 < verify(tmp_path / "population.ledger").epsilon <= 8.0
+    (ledger,) = default_folder().glob("*.ledger")
+    assert 7.9 < verify(ledger).epsilon <= 8.0
     assert (tmp_path / "final_model.pt").exists()

@@ -11,7 +11,7 @@ def main() -> None:
     """Run the app and print the accuracy of its model."""
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     server_app.app(InProcessGrid(client_app.app, server_app.CLIENTS, {}), context)
-    print(f"accuracy {server_app.accuracy('model.pt'):.3f}; fedveil ledger verify population.ledger")
+    print(f"accuracy {server_app.accuracy('model.pt'):.3f}; fedveil budget show")
 
 
 if __name__ == "__main__":

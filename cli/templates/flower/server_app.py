@@ -11,6 +11,7 @@ from fedveil.server.protect import protect
 from fedveil.strategies.cohorts import Poisson
 
 CLIENTS, ROUNDS = 200, 10
+DATA_ID = "shops-2026"  # every run with this name spends the same budget
 app = ServerApp()
 
 
@@ -20,12 +21,12 @@ def main(grid: Grid, context: Context) -> None:
     strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
     private = protect(
         grid,
+        data_id=DATA_ID,
         population=CLIENTS,
         cohort=Poisson(0.25),
         budget=Budget("client", target_epsilon=8.0, target_delta=1e-4),
         clipping_norm=1.0,
         num_rounds=ROUNDS,
-        ledger="population.ledger",
     )
     with private as protected:
         result = strategy.start(

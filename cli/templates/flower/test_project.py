@@ -6,6 +6,7 @@ import pytest
 import run
 import server_app
 
+from fedveil.privacy.ledger.caps import default_folder
 from fedveil.privacy.ledger.ledger import verify
 
 BUDGET = 8.0
@@ -13,7 +14,9 @@ BUDGET = 8.0
 
 def test_it_learns_within_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     run.main()
     assert server_app.accuracy("model.pt") > 0.6
-    found = verify(tmp_path / "population.ledger")
+    (ledger,) = default_folder().glob("*.ledger")
+    found = verify(ledger)
     assert found.ok and found.epsilon <= BUDGET

@@ -1,0 +1,248 @@
+"""`protect`: its gate, where its ledger lies, what it says of a round, and how a run ends on it."""
+
+import json
+import logging
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg, Result
+
+from fedveil.client.private_update import private_update
+from fedveil.privacy.budget import Budget
+from fedveil.privacy.ledger.caps import Cap, default_folder, set_cap
+from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.refusal import Refusal
+from fedveil.server.protect import NobodyAnswered, ProtectedGrid, protect
+from fedveil.simulations.in_process import InProcessGrid
+from fedveil.strategies.cohorts import All, Cohort, Fixed, Poisson
+from fedveil.strategies.wire import WEIGHT
+
+CLIENTS = 40
+BUDGET = Budget("client", target_epsilon=8.0, target_delta=1e-2)  # pyright: ignore[reportArgumentType]
+TERMS: dict[str, Any] = {
+    "data_id": "shops",
+    "population": CLIENTS,
+    "cohort": All(),
+    "budget": BUDGET,
+    "clipping_norm": 1.0,
+    "num_rounds": 3,
+}
+Trains = Callable[[int], bool]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's home and a working folder of their own."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+def app_of(trains: Trains) -> ClientApp:
+    """An app whose training fails where it is told to, by the round."""
+    app = ClientApp()
+
+    @app.train(mods=[private_update])
+    def train(message: Message, context: Context) -> Message:
+        if not trains(int(message.content["config"]["server-round"])):  # pyright: ignore
+            raise RuntimeError("the data of this client are not there")
+        weights = message.content["arrays"]["w"].numpy() + 0.1  # pyright: ignore
+        metrics = MetricRecord({WEIGHT: 1, "train_loss": 0.5})
+        records = RecordDict({"arrays": ArrayRecord({"w": Array(weights)}), "metrics": metrics})
+        return Message(records, reply_to=message)
+
+    return app
+
+
+def grid_of(trains: Trains = lambda _: True, clients: int = CLIENTS) -> InProcessGrid:
+    return InProcessGrid(app_of(trains), clients, {})
+
+
+def run(grid: Any, rounds: int = 3, **terms: Any) -> tuple[Result, ProtectedGrid]:
+    start = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
+    with protect(grid, **TERMS | terms) as protected:
+        return FedAvg().start(protected, start, num_rounds=rounds), protected
+
+
+def ledgers(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.ledger"))
+
+
+# --- the gate -----------------------------------------------------------------------------------------------------
+
+
+def budget(delta: float = 1e-2, **kinds: str) -> Budget:
+    return Budget(**{"unit": "client", **kinds}, target_epsilon=8.0, target_delta=delta)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("terms", "sentence"),
+    [
+        (
+            {"budget": budget(0.9)},
+            r"target_delta=0\.9: with 40 clients it permits to publish one .* set allow_large_delta=true",
+        ),
+        ({"budget": budget(0.026)}, r"target_delta=0\.026: with 40 clients"),
+        (
+            {"budget": budget(adjacency="add-or-remove-one"), "cohort": Poisson(0.5)},
+            r"budget\.adjacency='add-or-remove-one': population tells how many",
+        ),
+        ({"budget": budget(unit="record")}, r"budget\.unit='record': .* hides whole clients"),
+        ({"population": 29, "cohort": All()}, r"population=29: this guarantee is vacuous with 29 clients"),
+        ({"cohort": Poisson(0.01), "accept_vacuous": False}, r"population=40: this guarantee is vacuous"),
+        ({"cohort": Fixed(41)}, r"cohort\.size=41: there are 40 clients"),
+        ({"clipping_norm": -1.0}, r"clipping_norm=-1\.0: give a number above 0"),
+        ({"clipping_norm": float("nan")}, "clipping_norm=nan: give a finite number"),
+        ({"num_rounds": 0}, "num_rounds=0: plan at least one round"),
+        ({"population": 0, "cohort": All()}, "population=0: say how many clients there are"),
+        ({"data_id": "../shops"}, r"data_id='\.\./shops': must be a name"),
+        ({"data_id": "shops\n"}, "must be a name"),
+        ({"ledger_dir": "ledgers"}, "ledger_dir='ledgers': give an absolute folder"),
+    ],
+)
+def test_what_the_command_line_refuses_is_refused_before_anything_is_written(
+    home: Path, terms: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        run(grid_of(), **terms)
+    assert not list(home.glob("home/**/*")) and not list(Path().iterdir())
+
+
+def test_what_is_accepted_by_name_runs(caplog: pytest.LogCaptureFixture) -> None:
+    run(grid_of(), budget=budget(0.9), allow_large_delta=True)
+    assert "target_delta=0.9 permits to publish one of the 40 clients in full" in caplog.text
+    result, _ = run(grid_of(clients=20), population=20, accept_vacuous=True, data_id="few")
+    assert result.arrays["w"].numpy().shape == (2,)
+
+
+def test_more_clients_than_were_declared_are_refused() -> None:
+    """The delta was weighed against the population: with twice as many clients it is too large."""
+    with pytest.raises(Refusal, match="population=40: 80 clients are connected"):
+        run(grid_of(clients=80))
+    assert not [entry for entry in read_entries(ledgers(default_folder())[0]) if entry.kind == "reserve"]
+
+
+# --- the ledger ---------------------------------------------------------------------------------------------------
+
+
+def test_a_server_started_in_another_folder_goes_on_with_the_same_ledger(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(grid_of())
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    with pytest.raises(Refusal, match="already spent"):
+        run(grid_of())
+    (path,) = ledgers(home)
+    assert path.parent == default_folder() and path.is_absolute()
+    assert 7.9 < verify(path).epsilon <= 8.0
+
+
+def test_data_of_another_name_have_a_budget_of_their_own(home: Path) -> None:
+    run(grid_of())
+    run(grid_of(), data_id="clinics", ledger_dir=home / "own")
+    assert len(ledgers(default_folder())) == len(ledgers(home / "own")) == 1
+
+
+def test_a_cap_of_the_owner_holds_and_is_planned_for(caplog: pytest.LogCaptureFixture) -> None:
+    set_cap(default_folder(), Cap("all", 2.0, 1e-3))
+    with caplog.at_level(logging.INFO, "flwr"):
+        _, protected = run(grid_of())
+    assert protected.ended is None and protected.grid.rounds[-1].number == 3
+    assert "of 2 at delta 0.001" in caplog.text
+    assert 1.9 < protected.privacy.plan.epsilon(1e-3) <= 2.0
+
+
+# --- the rounds ---------------------------------------------------------------------------------------------------
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What fedveil says of rounds and their end."""
+    said = [record.getMessage() for record in caplog.records if record.name == "flwr.fedveil"]
+    return [line for line in said if line.startswith(("round", "the run ends"))]
+
+
+def operators(folder: Path) -> list[dict[str, Any]]:
+    (path,) = folder.rglob("*.operator.jsonl")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_round_is_a_line_with_its_counts_where_no_secret_draw_is_relied_on(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "flwr"):
+        run(grid_of())
+    assert lines(caplog)[0].startswith("round 1: 40 clients invited, 40 replied; epsilon ")
+    assert lines(caplog)[-1].startswith("round 3: ") and "of 8 at delta 0.01" in lines(caplog)[-1]
+
+
+@pytest.mark.parametrize("cohort", [Poisson(0.5), Poisson(0.5, secret=False)])
+def test_the_size_of_a_secret_draw_is_for_the_operator_alone(
+    home: Path, caplog: pytest.LogCaptureFixture, cohort: Cohort
+) -> None:
+    with caplog.at_level(logging.INFO, "flwr"):
+        _, protected = run(grid_of(), cohort=cohort)
+    told = lines(caplog)
+    exact = [f"{done.invited} clients invited, {done.replies} replied" for done in protected.grid.rounds]
+    if cohort.secret:
+        assert all("20 clients planned; epsilon" in line for line in told)
+        assert not any(word in line for line in told for word in ("invited", "replied", "failed"))
+    else:
+        assert all(counts in line for counts, line in zip(exact, told, strict=True))
+    assert [row["invited"] for row in operators(home)] == [done.invited for done in protected.grid.rounds]
+
+
+def test_rounds_beyond_the_budget_leave_the_model_and_say_why(caplog: pytest.LogCaptureFixture) -> None:
+    result, protected = run(grid_of(), rounds=6)
+    assert len(protected.grid.rounds) == 3 and len(result.train_metrics_clientapp) == 3
+    assert protected.ended is not None and protected.ended.startswith("the client budget is spent")
+    assert lines(caplog)[3:] == [f"the run ends here: {protected.ended}; the model stays as it is"]
+
+
+@pytest.mark.parametrize("cohort", [All(), Poisson(0.5)])
+def test_a_run_that_nobody_ever_answers_is_no_run(cohort: Cohort) -> None:
+    with pytest.raises(NobodyAnswered, match=r"no client answered in round 1 \(failed\)"):
+        run(grid_of(lambda _: False), cohort=cohort)
+    entries = read_entries(ledgers(default_folder())[0])
+    assert len([entry for entry in entries if entry.kind == "reserve"]) == 1
+
+
+def test_a_run_that_nobody_answers_any_more_keeps_the_model_of_the_last_answers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    result, protected = run(grid_of(lambda number: number < 2), rounds=3)
+    assert protected.ended is not None and "no client answered in round 2 (failed)" in protected.ended
+    assert len(protected.grid.rounds) == 2 and list(result.train_metrics_clientapp) == [1]
+    assert any("the run ends here: no client answered" in line for line in lines(caplog))
+
+
+def test_a_draw_of_nobody_does_not_end_a_run() -> None:
+    """Four clients a round: nobody is drawn once in 70 rounds, so that an end after one would tell of the draw."""
+    _, protected = run(grid_of(lambda number: number != 2), cohort=Poisson(0.1), accept_vacuous=True)
+    assert protected.ended is None and len(protected.grid.rounds) == 3
+
+
+def test_clients_are_not_asked_to_evaluate_and_it_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    result, _ = run(grid_of())
+    assert not result.evaluate_metrics_clientapp
+    assert caplog.text.count("clients are not asked to evaluate") == 1
+
+
+@pytest.mark.parametrize("error", [Refusal("target_epsilon", 8.0, "already spent"), NobodyAnswered("nobody")])
+def test_flower_reports_what_is_no_fault_of_the_code_in_a_sentence(
+    caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    run(grid_of())
+    caplog.clear()
+    for each in (error, RuntimeError("a fault")):
+        logging.getLogger("flwr").error("%s raised an exception", "ServerApp", exc_info=each)
+    assert [record.getMessage() for record in caplog.records] == [str(error), "ServerApp raised an exception"]
+    assert [record.exc_info is None for record in caplog.records] == [True, False]
