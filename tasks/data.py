@@ -217,7 +217,7 @@ class LazyExamples:
         """Return inputs and targets of these items; refuse as `batch` does."""
         from torch.utils.data import default_collate
 
-        inputs, targets = self._parted((self.collate or default_collate)(items))
+        inputs, targets = self.parted((self.collate or default_collate)(items))
         for name, each in (("inputs", inputs), ("targets", targets)):
             for tensor in leaves(each):
                 if tensor.dim() == 0 or len(tensor) != len(items):
@@ -225,11 +225,15 @@ class LazyExamples:
                     raise Refusal("collate", found, "return one row for each example")
         return inputs, targets
 
-    def _parted(self, batch: Any) -> tuple[Any, Any]:
+    def target_of(self, fields: Mapping[str, Any]) -> str:
+        """Return the name of the targets among the fields of a batch."""
+        return self.targets or next((each for each in TARGETS if each in fields), "targets")
+
+    def parted(self, batch: Any) -> tuple[Any, Any]:
         """Return (inputs, targets) of what was collated."""
         if isinstance(batch, Mapping):
             fields = dict(cast(Mapping[str, Any], batch))
-            name = self.targets or next((each for each in TARGETS if each in fields), "targets")
+            name = self.target_of(fields)
             wanted = [self.inputs] if isinstance(self.inputs, str) else self.inputs
             names = [each for each in fields if each != name] if wanted is None else list(wanted)
             for each in (name, *names):
@@ -308,6 +312,33 @@ def as_data(given: Any) -> Data:
         return LazyExamples(given)
     remedy = "give (inputs, targets), fedveil.Examples, or a data set with a length and items by position"
     raise Refusal("client_data", type(given).__name__, remedy)
+
+
+def with_targets(data: Data, name: str = "") -> Data:
+    """Return data whose inputs hold their targets too, as batches of a `DataLoader` do.
+
+    The inputs are (inputs, targets), or a dictionary of all fields.
+
+    Args:
+      data: of a client, or held out.
+      name: of the targets in a dictionary; "" keeps the data set's own, which in memory is `labels`.
+    """
+
+    def whole(inputs: Any, targets: Any, found: str) -> Any:
+        return {**inputs, name or found: targets} if isinstance(inputs, dict) else (inputs, targets)
+
+    if isinstance(data, Examples):
+        return Examples(whole(data.inputs, data.targets, TARGETS[0]), data.targets)
+
+    def collated(items: list[Any]) -> tuple[Any, Any]:
+        from torch.utils.data import default_collate
+
+        batch = (data.collate or default_collate)(items)
+        found = data.target_of(cast(Mapping[str, Any], batch)) if isinstance(batch, Mapping) else ""
+        inputs, targets = data.parted(batch)
+        return whole(inputs, targets, found), targets
+
+    return LazyExamples(data.dataset, transform=data.transform, collate=collated)
 
 
 def in_tensors(data: Data, field: str, value: object, remedy: str) -> Examples:

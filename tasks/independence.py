@@ -147,8 +147,9 @@ def _prepared(model: nn.Module, objective: Objective, data: Data) -> Probe:
     if not shapes:
         remedy = "return a tensor, or a tuple or a dictionary of tensors"
         raise Refusal("model", type(outputs).__name__, remedy)
-    # A number among several outputs is a loss that the model computed itself.
-    if any(each[:1] != (BATCH,) and (each or len(shapes) == 1) for each in shapes):
+    # A number among several outputs, or one that bears a name, is a loss that the model computed itself.
+    lone = len(shapes) == 1 and not isinstance(outputs, dict)
+    if any(each[:1] != (BATCH,) and (each or lone) for each in shapes):
         found = f"{BATCH} examples became outputs of shape {', '.join(map(str, shapes))}"
         raise Refusal("model", found, "the first dimension of the outputs must be the batch")
     return probe
@@ -247,10 +248,27 @@ def _check_loss(probe: Probe) -> None:
             # No number: these are losses of an owner's examples, and the sentence is printed and logged.
             raise Refusal(name, "it is not the mean of the examples' losses", WEIGHTS_REMEDY)
         if inside is not None:  # made by the model, where `_check_gradients` looks
+            if len(leaves(calm)) == 1:
+                _check_lone_loss(probe, inside)
             return
         for ours, theirs in zip(_gradient(fractions, together), _gradient(fractions, alone), strict=True):
             if probe.differ(ours, theirs):
                 found = "its gradient is not that of the mean of the examples' losses"
+                raise Refusal(name, found, WEIGHTS_REMEDY)
+
+
+def _check_lone_loss(probe: Probe, alone: Sequence[Tensor]) -> None:
+    """Replace one example; the loss, of which no outputs tell whose part is whose, may move by that one's alone."""
+    name = f"{type(probe.objective).__name__}.loss"
+    for row in range(BATCH):
+        for replaced in _replacements(probe.inputs, row):
+            with _ConstantRandomness():
+                together = probe.objective.loss(probe.outputs(inputs=replaced), probe.targets)
+                own = torch.tensor([row])
+                outputs = probe.outputs(inputs=rows_of(replaced, own))
+                moved = [*alone[:row], probe.objective.loss(outputs, probe.targets[own]), *alone[row + 1 :]]
+            if probe.differ(together, torch.stack(moved).mean()):
+                found = "it is not the mean of the examples' losses once an example is replaced"
                 raise Refusal(name, found, WEIGHTS_REMEDY)
 
 
@@ -337,11 +355,22 @@ def _check_collate(probe: Probe, data: LazyExamples) -> None:
     for batch in (items[:count], [*items[: count - 1], items[count]]):
         _seed()
         inputs, targets = mapped(lambda each: each.to(_kind(each, probe)), data.collated(batch))
-        outputs = probe.outputs(inputs=inputs)
-        losses.append(probe.losses(outputs, targets)[: count - 1])
+        losses.append(_losses_of(probe, inputs, targets)[: count - 1])
     if any(probe.differ(a, b) for a, b in zip(*losses, strict=True)):
         remedy = "do not mix examples in a batch; transform each by itself"
         raise Refusal("collate", "one example's loss changes when another example does", remedy)
+
+
+def _losses_of(probe: Probe, inputs: Any, targets: Tensor) -> list[Tensor]:
+    """Return each example's loss; where the model computes it, that of a batch of its row alone."""
+    outputs = probe.outputs(inputs=inputs)
+    if not _has_loss(outputs):
+        return probe.losses(outputs, targets)
+    rows = [torch.tensor([row]) for row in range(len(targets))]
+    return [
+        probe.objective.loss(probe.outputs(inputs=rows_of(inputs, row)), targets[row]).detach()
+        for row in rows
+    ]
 
 
 def _kind(tensor: Tensor, probe: Probe) -> torch.dtype:

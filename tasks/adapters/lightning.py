@@ -1,0 +1,250 @@
+"""Lightning task: a LightningModule whose own `training_step`, `validation_step` and `configure_optimizers` are called.
+
+Nothing of Lightning is imported: the module brings it along, under either of its two package names.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...privacy.refusal import Refusal
+from ..data import Data, as_data, run_on, with_targets
+from . import made_once
+
+LIGHTNING = ("lightning", "pytorch_lightning", "torch")  # packages whose hooks do nothing
+HOOKS = ("on_train_", "on_before_", "on_after_", "on_fit_", "on_validation_")
+STEPS = (
+    "backward",
+    "configure_callbacks",
+    "configure_gradient_clipping",
+    "configure_model",
+    "lr_scheduler_step",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "setup",
+    "transfer_batch_to_device",
+)
+
+
+class LightningTask:
+    """Task made of a LightningModule.
+
+    `training_step` gives the loss, of a batch as a `DataLoader` yields it. `configure_optimizers` gives the optimiser, new
+    for every client and round; at record level it takes noised means. What `validation_step` logs on the held-out data are
+    the metrics. What `training_step` logs goes nowhere.
+
+    Args:
+      module: returns a new LightningModule; its class, where that takes no arguments.
+      clients: the data of each client, in any form that `Task.client_data` may return.
+      held_out: data on which the model is evaluated.
+      simulated: whether the data are public or made up.
+
+    Raises:
+      Refusal: the module relies on what only a `Trainer` does.
+    """
+
+    def __init__(
+        self, module: Callable[[], Any], clients: Sequence[Any], held_out: Any, *, simulated: bool = False
+    ) -> None:
+        self.simulated, self.num_clients = simulated, len(clients)
+        self._module: Any = made_once(module)
+        self._clients, self._held_out = clients, held_out
+        _check_hooks(self._module)
+        _optimizer_of(self._module)
+        if len(data := self.held_out()):
+            with torch.random.fork_rng(devices=[]):
+                run_on(self.model().train(), data.batch(torch.arange(min(2, len(data))))[0])
+
+    @property
+    def name(self) -> str:
+        """Name of the module's class."""
+        return type(self._module).__name__
+
+    def model(self) -> nn.Module:
+        """Return a new model; its `module` is the LightningModule."""
+        return Stepping(copy.deepcopy(self._module))
+
+    def optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """Return what `configure_optimizers` returns, for these parameters."""
+        made = _optimizer_of(self._module)
+        own = dict(zip((p for p in self._module.parameters() if p.requires_grad), parameters, strict=True))
+        for group in made.param_groups:
+            group["params"] = [own[p] for p in group["params"] if p in own]
+        made.state = defaultdict(dict, {own[p]: state for p, state in made.state.items() if p in own})
+        return made
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the loss that `training_step` returned.
+
+        Args:
+          outputs: of the model.
+          targets: unused; the batch holds them.
+        """
+        del targets
+        return outputs["loss"]
+
+    def metrics(self, outputs: Any, targets: Tensor) -> dict[str, float]:
+        """Return what `validation_step` logged.
+
+        Args:
+          outputs: of the model, in evaluation mode.
+          targets: unused; the batch holds them.
+        """
+        del targets
+        return {name: float(value) for name, value in outputs.items() if name != "loss"}
+
+    def client_data(self, client: int) -> Data:
+        """Return the data of one client, with the targets in the batch."""
+        return with_targets(as_data(self._clients[client]))
+
+    def held_out(self) -> Data:
+        """Return the held-out data, with the targets in the batch."""
+        return with_targets(as_data(self._held_out))
+
+
+class Stepping(nn.Module):
+    """Model whose output for a batch is the loss of a LightningModule, and what it logs of it while it is evaluated.
+
+    Given inputs alone it returns what the module returns for them.
+
+    Attributes:
+      module: the LightningModule.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *parts: Any, **fields: Any) -> Any:
+        if len(parts) == 1:
+            return self.module(parts[0])
+        batch, logged = fields or parts, dict[str, Any]()
+        loss = self._step("training_step", batch, None)
+        if isinstance(loss, Mapping):
+            loss = cast(Mapping[str, Any], loss)["loss"]
+        if not isinstance(loss, Tensor):
+            remedy = "return the loss of every batch; none can be skipped"
+            raise Refusal("training_step", f"returned {type(loss).__name__}", remedy)
+        if not self.training and _is_own(self.module, "validation_step"):
+            self._step("validation_step", batch, logged)
+        return {**logged, "loss": loss}
+
+    def _step(self, name: str, batch: Any, logged: dict[str, Any] | None) -> Any:
+        def log(name: str, value: Any, *args: Any, **options: Any) -> None:
+            del args, options
+            if logged is None:
+                return
+            if not isinstance(value, Tensor | int | float):
+                remedy = "log a number of each batch; metrics that collect over batches are not called"
+                raise Refusal("self.log", f"{name}: {type(value).__name__}", remedy)
+            logged[name] = torch.as_tensor(value).detach()
+
+        step, own = getattr(self.module, name), vars(self.module)
+        own["log"] = log
+        try:
+            return step(batch, *_zeros(step))
+        except RuntimeError as error:
+            if "Trainer" in str(error):
+                remedy = "there is no Trainer here: use nothing in a step that belongs to it"
+                raise Refusal(f"{type(self.module).__name__}.{name}", "self.trainer", remedy) from error
+            raise
+        finally:
+            del own["log"]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        applied = super()._apply(fn, recurse)
+        if (first := next(self.module.parameters(), None)) is not None:
+            self.module.to(first.device)  # the module keeps the name of its device
+        return applied
+
+
+def _zeros(step: Callable[..., Any]) -> list[int]:
+    """Return numbers for what a step needs beside the batch: its place among the batches, which it may not use."""
+    needed = list(inspect.signature(step).parameters.values())[1:]
+    return [0 for each in needed if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+
+
+def _is_own(module: object, name: str) -> bool:
+    """Return whether the user's class has a method of that name, and not only Lightning's."""
+    owner = next((each for each in type(module).__mro__ if name in vars(each)), object)
+    return owner.__module__.partition(".")[0] not in (*LIGHTNING, "builtins")
+
+
+def _check_hooks(module: Any) -> None:
+    """Refuse what a `Trainer` would call in training, and nobody calls here."""
+    name = type(module).__name__
+    if not hasattr(module, "configure_optimizers"):
+        raise Refusal("module", name, "give a LightningModule's class, or a function that returns one")
+    if not module.automatic_optimization:
+        remedy = "its steps are taken by fedveil, which clips and adds noise; return the loss instead"
+        raise Refusal(f"{name}.automatic_optimization", False, remedy)
+    for hook in dir(type(module)):
+        if (hook in STEPS or hook.startswith(HOOKS)) and _is_own(module, hook):
+            remedy = "no Trainer calls it here; move what it does into training_step or validation_step"
+            raise Refusal(name, hook, remedy)
+
+
+def _optimizer_of(module: Any) -> torch.optim.Optimizer:
+    """Return the optimiser of `configure_optimizers`, which steps the learning rate too.
+
+    Raises:
+      Refusal: there are several, or there is none, or a schedule does not count steps.
+    """
+    field = f"{type(module).__name__}.configure_optimizers"
+    try:
+        optimizers, schedules = _parted(module.configure_optimizers())
+    except RuntimeError as error:
+        if "Trainer" not in str(error):
+            raise
+        raise Refusal(field, "self.trainer", "there is no Trainer here; give numbers of your own") from error
+    if len(optimizers) != 1 or not isinstance(optimizers[0], torch.optim.Optimizer):
+        found = [type(each).__name__ for each in optimizers]
+        raise Refusal(field, found, "return one optimizer of torch.optim, with groups if need be")
+    for given in schedules:
+        _follow(optimizers[0], given if isinstance(given, dict) else {"scheduler": given}, field)
+    return optimizers[0]
+
+
+def _parted(given: Any) -> tuple[list[Any], list[Any]]:
+    """Return optimisers and schedules, in whichever of Lightning's forms they come."""
+    if isinstance(given, dict):
+        schedule = cast(dict[str, Any], given).get("lr_scheduler")
+        return [given["optimizer"]], [] if schedule is None else [schedule]
+    if not isinstance(given, list | tuple):
+        return [given], []
+    several = list(cast(Sequence[Any], given))
+    if several and isinstance(several[0], list | tuple):
+        optimizers, schedules = several
+        return list(optimizers), schedules if isinstance(schedules, list) else [schedules]
+    return _parted(several[0]) if len(several) == 1 else (several, [])
+
+
+def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: str) -> None:
+    """Let a schedule take a step after the optimiser's.
+
+    Raises:
+      Refusal: it counts epochs, or watches a number.
+    """
+    scheduler, every, taken = schedule["scheduler"], schedule.get("frequency", 1), [0]
+    name = type(scheduler).__name__
+    if name == "ReduceLROnPlateau":
+        raise Refusal(field, name, "no number is watched in a client; use a schedule of steps")
+    if schedule.get("interval", "epoch") != "step":
+        remedy = (
+            'a client\'s optimizer lives for one round; give "interval": "step", or optimizer= and schedule='
+        )
+        raise Refusal(field, f"{name} by epochs", remedy)
+
+    def follow(*_: object) -> None:
+        taken[0] += 1
+        if taken[0] % every == 0:
+            scheduler.step()
+
+    optimizer.register_step_post_hook(follow)

@@ -1,0 +1,135 @@
+"""Transformers task: a model of Hugging Face whose own loss is trained, with PEFT adapters or without."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...privacy.refusal import Refusal
+from ..data import Data, as_data, run_on, with_targets
+from . import made_once
+
+IGNORED = -100  # label of a token that has no loss
+
+
+class TransformersTask:
+    """Task made of a model of Hugging Face.
+
+    The labels are in the batch, and the loss is the model's own. Where labels belong to tokens it is the mean over
+    examples of the mean over each one's tokens, so that no example weighs by how long the others are. What is frozen, as
+    PEFT freezes all but its adapters, does not travel.
+
+    Args:
+      model: returns the model.
+      clients: the data of each client, in any form that `Task.client_data` may return: dictionaries of the model's inputs
+        and the labels.
+      held_out: data on which the model is evaluated.
+      metrics: takes logits and labels and returns means over the examples, by name; None: `accuracy` of classes and
+        tokens.
+      simulated: whether the data are public or made up.
+
+    Raises:
+      Refusal: the model has no loss of its own, or nothing in it trains.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module],
+        clients: Sequence[Any],
+        held_out: Any,
+        *,
+        metrics: Callable[[Tensor, Tensor], dict[str, float]] | None = None,
+        simulated: bool = False,
+    ) -> None:
+        self.simulated, self.num_clients = simulated, len(clients)
+        self._model: Any = made_once(model)
+        self._clients, self._held_out = clients, held_out
+        self._metrics = metrics or self._accuracy
+        self._shift = _predicts_next(self._model)
+        self.name = type(_base_of(self._model)).__name__
+        if hasattr(self._model.config, "use_cache"):
+            self._model.config.use_cache = False
+        if not any(p.requires_grad for p in self._model.parameters()):
+            raise Refusal("model", self.name, "every parameter is frozen; let an adapter or a head train")
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        if not len(data := self.held_out()):
+            return
+        inputs, _ = data.batch(torch.arange(min(2, len(data))))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            outputs = run_on(self._model, inputs)
+        if getattr(outputs, "loss", None) is None or getattr(outputs, "logits", None) is None:
+            remedy = "it returns no loss and logits for inputs with labels; take a model with a head"
+            raise Refusal("model", self.name, remedy)
+
+    def model(self) -> nn.Module:
+        """Return a new copy of the model."""
+        return copy.deepcopy(self._model)
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return the mean over the examples.
+
+        Args:
+          outputs: with `loss` and `logits`.
+          targets: the labels, shape (n,), or (n, tokens).
+        """
+        if not _of_tokens(outputs, targets):
+            return outputs.loss
+        logits, labels = self._aligned(outputs, targets)
+        each = nn.functional.cross_entropy(
+            logits.transpose(1, -1), labels, ignore_index=IGNORED, reduction="none"
+        )
+        return (each.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)).mean()
+
+    def metrics(self, outputs: Any, targets: Tensor) -> dict[str, float]:
+        """Return means over the examples.
+
+        Args:
+          outputs: with `logits`.
+          targets: the labels, shape (n,), or (n, tokens).
+        """
+        if _of_tokens(outputs, targets):
+            return self._metrics(*self._aligned(outputs, targets))
+        return self._metrics(outputs.logits, targets)
+
+    def _aligned(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and the labels that they predict, which may be those of the tokens after theirs."""
+        return (outputs.logits[:, :-1], labels[:, 1:]) if self._shift else (outputs.logits, labels)
+
+    @staticmethod
+    def _accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
+        if labels.is_floating_point():
+            return {}
+        known = labels != IGNORED
+        return {"accuracy": (logits.argmax(-1) == labels)[known].float().mean().item()}
+
+    def client_data(self, client: int) -> Data:
+        """Return the data of one client, with the labels in the batch."""
+        return with_targets(as_data(self._clients[client]), "labels")
+
+    def held_out(self) -> Data:
+        """Return the held-out data, with the labels in the batch."""
+        return with_targets(as_data(self._held_out), "labels")
+
+
+def _base_of(model: Any) -> Any:
+    """Return the model inside PEFT's wrapping, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _predicts_next(model: Any) -> bool:
+    """Return whether the model's logits at a token are of the next one."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    name = type(_base_of(model)).__name__
+    of_two_kinds = name.endswith(("ForMaskedLM", "ForConditionalGeneration"))
+    return name in set(CAUSAL.values()) and not of_two_kinds
+
+
+def _of_tokens(outputs: Any, labels: Tensor) -> bool:
+    return labels.dim() == 2 and not labels.is_floating_point() and outputs.logits.dim() == 3
