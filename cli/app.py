@@ -50,6 +50,7 @@ def _verb(of: typer.Typer, name: str, short: str, cls: type[Verb] = Verb, *, hid
 AcceptVacuous = Annotated[
     bool, Option("--accept-vacuous", help="Train on real data although the plan calls the promise vacuous.")
 ]
+Plot = Annotated[Path | None, Option("--plot", metavar="PNG", help="Draw the guarantees into this file.")]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON, and nothing else.")]
 Ledger = Annotated[Path, Argument(metavar="PATH", help="A ledger: a file of a run folder, or of real data.")]
 Bundle = Annotated[
@@ -134,19 +135,20 @@ def simulate(ctx: typer.Context, as_json: Json = False, accept_vacuous: AcceptVa
 
 
 @_verb(app, "plan", "Show what a budget affords.", HydraVerb)
-def plan(ctx: typer.Context, as_json: Json = False) -> int:
+def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None) -> int:
     """Show what a budget affords: the noise it takes and epsilon after each tenth of the rounds. Nothing is trained.
 
     Example:
       fedveil plan
       fedveil plan privacy.target_epsilon=1 cohort.rate=0.1
       fedveil plan task=heart privacy=record
+      fedveil plan --plot guarantee.png
     """
     require_extra("simulation", "fedveil plan")
     from .simulate import plan as body
 
     _own_modules()
-    return body(ctx.args, as_json)
+    return body(ctx.args, as_json, plot)
 
 
 @_verb(app, "compare", "Show the results of runs in one table.")

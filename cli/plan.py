@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from ..configs.schema import SimulationSettings
 from ..privacy.budget import Adversary, Budget
 from ..privacy.plan import Plan
+from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.display import console_for
 from ..server.run.federation import EVERYBODY, UNLIMITED_EPSILON, Federation
@@ -20,9 +22,17 @@ from ..server.run.sum_plan import metrics_share_of
 from ..server.run.unit_plan import curve, plans_of, unit_plans, warnings_for
 
 
-def show_plan(settings: SimulationSettings, *, as_json: bool = False) -> int:
-    """Print the plan, as JSON in one line if asked for, and return the exit code."""
+def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path | None = None) -> int:
+    """Print the plan, as JSON in one line if asked for, and return the exit code.
+
+    Args:
+      settings: of the run.
+      as_json: print JSON.
+      plot: picture of the guarantees to write; None for none.
+    """
     federation = build(settings, announced=True)
+    if plot is not None:
+        _draw(federation, plot)
     if as_json:
         print(json.dumps(plain(federation), allow_nan=False))
         return 0
@@ -35,6 +45,18 @@ def show_plan(settings: SimulationSettings, *, as_json: bool = False) -> int:
             console.print()
         _show(console, federation, plan, budget, rounds)
     return 0
+
+
+def _draw(federation: Federation, plot: Path) -> None:
+    from ..server.run.plots import draw_guarantees
+
+    curves = {str(plan.unit): plan.curve(budget, rounds) for plan, budget, rounds in plans_of(federation)}
+    if not curves:
+        raise Refusal("--plot", str(plot), "privacy=none promises nothing that could be drawn")
+    try:
+        draw_guarantees(curves, plot)
+    except (OSError, ValueError) as problem:
+        raise Refusal("--plot", str(plot), f"cannot be written: {problem}") from None
 
 
 def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, rounds: int) -> None:
@@ -107,6 +129,7 @@ def plain(federation: Federation) -> list[dict[str, Any]]:
         | {
             "epsilon": [(mark, _spelled(value)) for mark, value in each.epsilon],
             "runs_epsilon": _spelled(each.runs_epsilon),
+            "curve": each.curve.to_json(),
         }
         for each in unit_plans(federation)
     ]

@@ -69,9 +69,11 @@ def simulate(argv: Sequence[str], as_json: bool = False) -> int:
     return code or (ended[0].exit_code if ended else FAILED)
 
 
-def plan(argv: Sequence[str], as_json: bool = False) -> int:
+def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None) -> int:
     """Run ``fedveil plan``: the same command line, no training and no folder."""
     checked = preflight(argv, writes=False)
+    if plot is not None and checked.sweep:
+        raise Refusal("--plot", str(plot), "one picture shows one plan; give one value to each key")
     if _shows(checked):
         return 0
     if not checked.jobs:
@@ -85,7 +87,7 @@ def plan(argv: Sequence[str], as_json: bool = False) -> int:
     for job, settings in checked.jobs:
         if checked.sweep and not as_json:
             print(f"# {' '.join(job.overrides)}")
-        codes.append(show_plan(settings, as_json=as_json))
+        codes.append(show_plan(settings, as_json=as_json, plot=plot))
     return max(codes)
 
 

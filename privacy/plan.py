@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from .accounting.curve import PrivacyCurve, filter_curve, privacy_curve
 from .accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from .accounting.renyi_filter import accountant, admits, best_order, counted
 from .budget import Adjacency, Adversary, Budget, Unit
@@ -88,6 +89,17 @@ class Plan:
         """
         events = self._after(self.num_rounds if rounds is None else rounds, prior)
         return counted(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
+
+    def curve(self, budget: Budget, rounds: int | None = None) -> PrivacyCurve:
+        """Return the whole curve after so many rounds; a filter's is that of its budget.
+
+        Args:
+          budget: of the plan's unit and adjacency.
+          rounds: of this plan; None for all of them.
+        """
+        if self.filter_order is not None:
+            return filter_curve(budget, self.filter_order)
+        return privacy_curve(self._after(self.num_rounds if rounds is None else rounds, ()), self.adjacency)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
         """Return how many rounds a gate lets through at this noise, at most `MOST_ROUNDS`.

@@ -318,7 +318,7 @@ def test_resume_runs_in_the_old_folder_under_the_old_settings(console: Console) 
 def test_plan_makes_no_folder(console: Console) -> None:
     rounds: list[int] = []
     room = types.ModuleType("fedveil.cli.plan")
-    room.__dict__["show_plan"] = lambda settings, as_json: rounds.append(settings.num_rounds) or 0
+    room.__dict__["show_plan"] = lambda settings, as_json, plot: rounds.append(settings.num_rounds) or 0
     console.monkeypatch.setitem(sys.modules, "fedveil.cli.plan", room)
     code, out, _ = console("plan", "-m", "num_rounds=1,2")
     assert (code, rounds) == (0, [1, 2])

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.cli.plan import show_plan
+from fedveil.cli.simulate import plan as plan_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
@@ -66,6 +67,7 @@ PRIVACY_KEYS = {
     "target_epsilon",
     "accountant",
     "sampling",
+    "curve",
 }
 
 
@@ -119,6 +121,8 @@ def test_a_process_of_its_own_leaves_a_run_folder(tmp_path: Path) -> None:
     epsilons = {row["adversary"]: row["epsilon"] for row in written["privacy"]}
     assert epsilons["server"] == "infinity"
     assert 2.9 < epsilons["model"] == epsilons["clients"] <= 3
+    server, _, model = (row["curve"] for row in written["privacy"])
+    assert server is None and dict(model["epsilon"])[1e-4] == pytest.approx(epsilons["model"])
     files = {path.name for path in out.iterdir()}
     assert {
         "config.yaml",
@@ -299,6 +303,10 @@ def test_every_privacy_says_against_whom_it_holds(
     rows = result["privacy"]
     assert {(r["unit"], r["adversary"]) for r in rows if r["epsilon"] != "infinity"} == finite
     assert all(0 < r["epsilon"] < 100 for r in rows if r["epsilon"] != "infinity")
+    for row in rows:
+        assert (row["curve"] is None) == (row["epsilon"] == "infinity")
+        if row["curve"] is not None:
+            assert dict(row["curve"]["epsilon"])[row["delta"]] == pytest.approx(row["epsilon"], rel=0.002)
     lines = rows_of(tmp_path)
     units = {unit for unit, _ in finite}
     assert (lines[-1]["epsilon_record"] is not None) == ("record" in units)
@@ -559,6 +567,8 @@ def test_a_ledger_with_adaptive_noise_goes_by_its_filter_for_good(
     order = reserved(result["ledger"])[0]["filter_order"]
     assert result["privacy"][2]["accountant"].startswith(f"RDP filter at order {order:g}, ")
     assert result["privacy"][2]["epsilon"] == 3.0, "a filter promises its budget"
+    shown = result["privacy"][2]
+    assert dict(shown["curve"]["epsilon"])[shown["delta"]] == pytest.approx(3.0)
     second = really(tmp_path / "2", [*hospitals, "privacy.target_epsilon=5"]).result
     assert second["privacy"][2]["accountant"] == result["privacy"][2]["accountant"]
     assert [entry.get("filter_order") for entry in reserved(second["ledger"])[-ROUNDS:]] == [None] * ROUNDS
@@ -616,6 +626,21 @@ def test_the_plan_says_how_it_is_counted(capsys: pytest.CaptureFixture[str]) -> 
         overrides = [*given(*ADAPTIVE), f"privacy.noise_schedule={schedule}"]
         assert show_plan(settings_from_overrides(overrides)) == 0
         assert words in capsys.readouterr().out
+
+
+def test_a_plan_draws_and_lists_its_whole_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings_from_overrides(given("privacy=client_central", "cohort=all"))
+    assert show_plan(settings, as_json=True, plot=tmp_path / "curve.png") == 0
+    (plan,) = json.loads(capsys.readouterr().out)
+    assert plan["curve"]["mu"] == pytest.approx(ROUNDS**0.5 / plan["noise_multiplier"], rel=1e-6)
+    assert dict(plan["curve"]["epsilon"])[1e-4] == pytest.approx(plan["epsilon"][-1][1], rel=1e-4)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(Refusal, match="cannot be written"):
+        show_plan(settings, plot=tmp_path / "missing" / "curve.png")
+    with pytest.raises(Refusal, match="promises nothing"):
+        show_plan(settings_from_overrides(given("privacy=none")), plot=tmp_path / "curve.png")
+    with pytest.raises(Refusal, match="one picture"):
+        plan_of(["-m", "num_rounds=1,2"], plot=tmp_path / "curve.png")
 
 
 def test_correlated_noise_on_real_data_goes_on_from_its_key_and_uses_no_row_twice(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..budget import Adjacency, Budget
 from ..refusal import Refusal, real, word
@@ -163,9 +163,14 @@ def bounds(counts: Counts, delta: float, adjacency: Adjacency, interval: float) 
     if size is not None and renyi:
         yield size
     if distribution:
-        loss = min(typical_loss(leaf) for leaf, _ in counts)
-        least = GATE_INTERVAL if len(counts) > MANY_KINDS else interval
-        yield from _refined(counts, delta, adjacency, first_interval(loss, max(interval, least), size))
+        yield from _refined(counts, delta, adjacency, _first_grid(counts, interval, size))
+
+
+def _first_grid(counts: Counts, interval: float, size: float | None) -> float:
+    """Return the first grid on which counted leaves are composed; `size` is epsilon as RDP has it."""
+    loss = min(typical_loss(leaf) for leaf, _ in counts)
+    least = GATE_INTERVAL if len(counts) > MANY_KINDS else interval
+    return first_interval(loss, max(interval, least), size)
 
 
 def _refined(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> Iterator[float]:
@@ -248,9 +253,29 @@ def by_distribution(counts: Counts, delta: float, adjacency: Adjacency, interval
     """
     from . import loss_distributions
 
+    return loss_distributions.epsilon(_composed(counts, adjacency, interval), delta)
+
+
+def losses_of(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> Any:
+    """Return the PLD of counted leaves, on the grid with which `bounds` begins; None where PLD does not cover one.
+
+    Args:
+      counts: leaves, each with how often it happened.
+      delta: at which epsilon is as large as the grid must hold.
+      adjacency: the relation of neighbours.
+      interval: coarsest step of the grid, in nats.
+    """
+    if not all(has_distribution(leaf, adjacency) for leaf, _ in counts):
+        return None
+    return _composed(counts, adjacency, _first_grid(counts, interval, by_renyi(counts, delta, adjacency)))
+
+
+@lru_cache(maxsize=4)  # the grids of one composition, of which several deltas are asked
+def _composed(counts: Counts, adjacency: Adjacency, interval: float) -> Any:
+    from . import loss_distributions
+
     merged = in_order(coarsened(with_one_gaussian(dict(counts)), rounded))
-    losses = loss_distributions.distribution(merged, relation_of(adjacency), interval)
-    return loss_distributions.epsilon(losses, delta)
+    return loss_distributions.distribution(merged, relation_of(adjacency), interval)
 
 
 def with_one_gaussian(counts: Mapping[Leaf, int]) -> dict[Leaf, int]:

@@ -99,6 +99,26 @@ def _epsilon(pmf: Any, delta: float) -> float:
     return float(found[last]) if upper[last] > lower[last] + delta else 0.0
 
 
+def deltas(losses: PrivacyLossDistribution, sizes: Floats) -> Floats:
+    """Return the delta of these losses at each epsilon, as `get_delta_for_epsilon` does one at a time.
+
+    Args:
+      losses: a PLD.
+      sizes: epsilons of at least 0, shape (points,).
+    """
+    pair: Any = losses
+    return np.max([_deltas(pmf.to_dense_pmf(), sizes) for pmf in (pair._pmf_remove, pair._pmf_add)], axis=0)
+
+
+def _deltas(dense: Any, sizes: Floats) -> Floats:
+    losses = _losses(dense)
+    with np.errstate(over="ignore"):
+        parts = dense._probs, np.exp(-losses) * dense._probs
+    upper, lower = (np.append(np.cumsum(part[::-1])[::-1], 0.0) for part in parts)
+    beyond = np.searchsorted(losses, sizes, side="right")
+    return np.clip(dense._infinity_mass + upper[beyond] - np.exp(sizes) * lower[beyond], 0.0, 1.0)
+
+
 @lru_cache(maxsize=256)
 def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> PrivacyLossDistribution:
     from dp_accounting.privacy_accountant import NeighboringRelation

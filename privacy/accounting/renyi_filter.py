@@ -78,6 +78,19 @@ def counted(
     return max(0.0, total - float(_room(0.0, delta)[at])) if total else 0.0
 
 
+def epsilon_of_filter(budget: Budget, order: float, delta: float) -> float:
+    """Return the epsilon at another delta of what a filter promises: RDP of its order, as much as its budget has room.
+
+    Args:
+      budget: that the filter guards.
+      order: of the filter.
+      delta: in (0, 1).
+    """
+    at = orders().tolist().index(filter_order(order))
+    room = _room(budget.target_epsilon, budget.target_delta)[at]
+    return max(0.0, float(room - _room(0.0, delta)[at]))
+
+
 def admits(events: Events, budget: Budget, order: float | None, interval: float = GATE_INTERVAL) -> bool:
     """Return whether events stay within a budget.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...privacy.accounting.curve import PrivacyCurve
 from ...privacy.audit.run_audit import Measured
 
 if TYPE_CHECKING:
@@ -74,6 +75,30 @@ def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, float) and math.isfinite(value)
+
+
+def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
+    """Write guarantees as a picture: epsilon against delta, and the least errors of a test for one unit.
+
+    Args:
+      curves: at least one, by the unit's name.
+      path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), dpi=120)
+    left, right = figure.subplots(1, 2)
+    for unit, each in curves.items():
+        left.plot(*zip(*each.epsilon, strict=True), marker="o", ms=3, label=f"one {unit}")
+        right.plot(*zip((0.0, 1.0), *each.trade_off, (1.0, 0.0), strict=True), marker="o", ms=3)
+    right.plot((0, 1), (1, 0), color=CEILING, linestyle="--", label="guessing")
+    left.set(xscale="log", xlabel="delta", ylabel="epsilon", ylim=(0, None))
+    right.set(xlabel="false positive rate of any test", ylabel="least false negative rate")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def draw_audit(looks: Sequence[Measured], path: Path, title: str) -> None:

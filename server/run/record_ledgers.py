@@ -130,16 +130,22 @@ class RecordMeter:
 
     def epsilon(self) -> float:
         """Return the epsilon of whoever took part most often, with the gate's discretisation."""
+        most = self._most()
+        if most not in self._known:
+            delta, adjacency = self.budget.target_delta, self.budget.adjacency
+            self._known[most] = epsilon(self.events(), delta, adjacency, GATE_INTERVAL)
+        return self._known[most]
+
+    def events(self) -> list[DpEvent]:
+        """Return what whoever took part most often has lost."""
+        return [*self.prior, *[self.plan.event()] * self._most()]
+
+    def _most(self) -> int:
         most = max(self._rounds.values(), default=0)
         if self.limited:
             self._affordable = self._affordable or self.plan.affordable_rounds(self.budget, self.prior)
             most = min(self._affordable, most)
-        if most not in self._known:
-            events = [*self.prior, *[self.plan.event()] * most]
-            self._known[most] = epsilon(
-                events, self.budget.target_delta, self.budget.adjacency, GATE_INTERVAL
-            )
-        return self._known[most]
+        return most
 
 
 def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 
+from ...privacy.accounting.curve import PrivacyCurve, filter_curve, largest, privacy_curve, worst
 from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, accountant_name, epsilon
 from ...privacy.accounting.openly_sampled import OpenlySampledDpEvent
-from ...privacy.accounting.renyi_filter import accountant, counted
+from ...privacy.accounting.renyi_filter import accountant
 from ...privacy.budget import Adjacency, Adversary, Unit
 from ...privacy.ledger.book import read_events
 from ...privacy.ledger.ledger import Ledger
@@ -29,11 +30,12 @@ EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 OF_ALL = "poisson, by a coin for each record of all clients"
 OWN_LEDGERS = "each client's own ledger, which lets it spend no more than this"
+Known = tuple[float, PrivacyCurve | None]
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What one unit has revealed to one adversary so far; epsilon may be infinite."""
+    """What one unit has revealed to one adversary so far; epsilon may be infinite, and then there is no curve."""
 
     unit: Unit
     adversary: Adversary
@@ -43,6 +45,7 @@ class Spent:
     target_epsilon: float | None
     accountant: str
     sampling: str
+    curve: PrivacyCurve | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON; JSON has no infinity, so it is spelled."""
@@ -56,6 +59,7 @@ class Spent:
             "target_epsilon": self.target_epsilon,
             "accountant": self.accountant,
             "sampling": self.sampling,
+            "curve": None if self.curve is None else self.curve.to_json(),
         }
 
 
@@ -64,7 +68,7 @@ def spent(
     ledger: Ledger | None,
     client_ledgers: Sequence[Path],
     draws: Sequence[DpEvent] = (),
-    most: float | None = None,
+    most: Sequence[DpEvent] | None = None,
 ) -> list[Spent]:
     """Return what every unit has revealed to every adversary, at the accountant's finest setting.
 
@@ -73,7 +77,7 @@ def spent(
       ledger: the population's, if clients are protected in the sum.
       client_ledgers: the clients' own, if records are protected.
       draws: `open_draws` of the rounds so far.
-      most: the most that a record may have lost, where who took part is secret.
+      most: what a record may have lost at most, where who took part is secret.
     """
     rows: list[Spent] = []
     if federation.record is not None:
@@ -114,22 +118,40 @@ def _sum_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
     delta, adjacency = client.target_delta, client.adjacency
     server = _unprotected(Unit.CLIENT, Adversary.SERVER, delta, "trusted: it sees single updates", adjacency)
     rows = [] if federation.distributed else [server]
-    order = ledger.filter_order
+    order, target = ledger.filter_order, client.target_epsilon
     name = accountant(delta, adjacency, order)
+    sampling = federation.cohort.name if federation.together is None else OF_ALL
     for adversary in federation.adversaries:
-        cost = counted(ledger.events(adversary), delta, adjacency, order)
-        if order is not None:  # what a filter promises is all of its budget
-            budget = federation.sum_budget
-            cost = budget.target_epsilon if budget is not None and client.target_epsilon else math.inf
-        sampling = federation.cohort.name if federation.together is None else OF_ALL
-        rows.append(
-            Spent(client.unit, adversary, adjacency, cost, delta, client.target_epsilon, name, sampling)
-        )
+        cost, shape = _of_sums(federation, ledger.events(adversary), delta, adjacency, order)
+        rows.append(Spent(client.unit, adversary, adjacency, cost, delta, target, name, sampling, shape))
     return rows
 
 
+def _of_sums(
+    federation: Federation, events: Sequence[DpEvent], delta: float, adjacency: Adjacency, order: float | None
+) -> Known:
+    if order is None:
+        return _lost([events], delta, adjacency, PUBLISH_INTERVAL)
+    budget = federation.sum_budget  # what a filter promises is all of its budget
+    if budget is None or federation.summed is None or not federation.summed.target_epsilon:
+        return math.inf, None
+    return budget.target_epsilon, filter_curve(budget, order)
+
+
+def _lost(units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency, interval: float) -> Known:
+    """Return epsilon and curve above what several units have lost, each by itself."""
+    found = [dict(each) for each in largest(units)] or [{}]
+    cost = max(epsilon(each, delta, adjacency, interval) for each in found)
+    if math.isinf(cost):
+        return cost, None
+    return cost, worst(privacy_curve(each, adjacency, interval) for each in found)
+
+
 def _record_rows(
-    federation: Federation, client_ledgers: Sequence[Path], draws: Sequence[DpEvent], most: float | None
+    federation: Federation,
+    client_ledgers: Sequence[Path],
+    draws: Sequence[DpEvent],
+    most: Sequence[DpEvent] | None,
 ) -> list[Spent]:
     """Return the maximum over the clients: clients hold different records, so their losses compose in parallel.
 
@@ -139,20 +161,24 @@ def _record_rows(
     record = federation.record
     assert record is not None
     delta, adjacency, target = record.target_delta, record.adjacency, record.target_epsilon
-    before = max((epsilon([each], delta, adjacency, GATE_INTERVAL) for each in draws), default=math.inf)
     if federation.deployed is not None:
-        known = math.inf if target is None else target, OWN_LEDGERS, TAKEN_PART
+        known = (math.inf if target is None else target, None), OWN_LEDGERS, TAKEN_PART
     elif most is not None:
-        known = most, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
+        lost = _lost([most], delta, adjacency, GATE_INTERVAL)
+        known = lost, accountant_name(delta, adjacency, GATE_INTERVAL), EVERY_ROUND
     else:
         distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
-        worst = max((epsilon(each, delta, adjacency) for each in distinct), default=0.0)
-        known = worst, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
-    drawn = before, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
-    shown = {a: known if a is Adversary.SERVER else min(known, drawn) for a in EVERYBODY}
+        lost = _lost(distinct, delta, adjacency, PUBLISH_INTERVAL)
+        known = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
+    others = known
+    if draws:
+        drawn = _lost([[each] for each in draws], delta, adjacency, GATE_INTERVAL)
+        if drawn[0] < known[0][0]:
+            others = drawn, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
+    shown = {a: known if a is Adversary.SERVER else others for a in EVERYBODY}
     return [
-        Spent(Unit.RECORD, a, adjacency, cost, delta, target, name, sampling)
-        for a, (cost, name, sampling) in shown.items()
+        Spent(Unit.RECORD, a, adjacency, cost, delta, target, name, sampling, shape)
+        for a, ((cost, shape), name, sampling) in shown.items()
     ]
 
 

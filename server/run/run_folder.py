@@ -479,13 +479,13 @@ def _configured(federation: Federation) -> dict[str, Any]:
     }
 
 
-def _most(progress: Progress, ending: Ending) -> float | None:
+def _most(progress: Progress, ending: Ending) -> list[DpEvent] | None:
     meter = progress.meter
     if meter is None or not progress.run.federation.keeps_counts:
         return None
     if ending.state.round < progress.run.federation.settings.num_rounds:
         meter.add([0])  # clients of a round that failed were drawn, too
-    return meter.epsilon()
+    return meter.events()
 
 
 def _draws(run: Run, ending: Ending) -> list[DpEvent]:

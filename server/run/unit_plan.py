@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...privacy.accounting.curve import PrivacyCurve
 from ...privacy.budget import Budget
 from ...privacy.plan import Plan
 from ...privacy.preconditions import drowning_noise, emptiness, vacuity
@@ -35,6 +36,7 @@ class UnitPlan:
       runs_epsilon: what they cost together.
       accountant: how epsilon is computed.
       warnings: sentences on what the numbers do not say by themselves.
+      curve: epsilon at many deltas, mu-GDP and zCDP where they hold, and the trade-off, after all rounds of one run.
 
     Example:
       >>> import fedveil as fv
@@ -51,6 +53,7 @@ class UnitPlan:
     runs_epsilon: float
     accountant: str
     warnings: list[str]
+    curve: PrivacyCurve
 
 
 def unit_plans(federation: Federation) -> list[UnitPlan]:
@@ -65,6 +68,7 @@ def unit_plans(federation: Federation) -> list[UnitPlan]:
             plan.epsilon(budget.target_delta, rounds * federation.settings.budget.runs),
             plan.accountant(budget.target_delta),
             warnings_for(federation, plan, budget),
+            plan.curve(budget, rounds),
         )
         for plan, budget, rounds in plans_of(federation)
     ]

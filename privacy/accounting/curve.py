@@ -1,0 +1,149 @@
+"""Curve of a guarantee: epsilon at many deltas, mu-GDP and zCDP where they hold, and the trade-off of a test's errors.
+
+A pair (epsilon, delta) is one point. Gaussian releases alone have a closed form (module `gaussian`). Other events have
+the points of one composed privacy loss distribution: where delta(epsilon) bounds every test between two neighbours, a
+test of false positive rate a has a false negative rate of at least
+
+    max over epsilon of 1 - delta(epsilon) - e^epsilon a  and  e^-epsilon (1 - delta(epsilon) - a)
+
+(Dong et al. 2019, arXiv:1905.02383, proposition 2.12). Each epsilon alone gives a bound, so a grid of them does.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from ..budget import Adjacency, Budget
+from .epsilon import PUBLISH_INTERVAL, Events, epsilon, grouped, losses_of, with_one_gaussian
+from .events import Counts
+from .gaussian import gaussian_epsilon
+from .renyi_filter import epsilon_of_filter
+
+DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
+FALSE_POSITIVES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
+_STEPS, _LARGEST = (
+    1000,
+    700.0,
+)  # epsilons at which delta is read for the trade-off; e to the largest is still a float
+Pairs = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class PrivacyCurve:
+    """Curve of what a unit may reveal.
+
+    Attributes:
+      epsilon: (delta, epsilon) at each of `DELTAS`; epsilon may be infinite.
+      rho: zCDP, where every release is Gaussian; else None.
+      mu: mu-GDP, where every release is Gaussian; else None.
+      trade_off: (false positive rate, false negative rate) at each of `FALSE_POSITIVES`. The second is the least that
+        a test has which tells whether the unit took part.
+    """
+
+    epsilon: Pairs
+    rho: float | None
+    mu: float | None
+    trade_off: Pairs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON; JSON has no infinity, so it is spelled."""
+        shown = [[delta, "infinity" if math.isinf(each) else each] for delta, each in self.epsilon]
+        return {"epsilon": shown, "rho": self.rho, "mu": self.mu, "trade_off": [*map(list, self.trade_off)]}
+
+
+def privacy_curve(events: Events, adjacency: Adjacency, interval: float = PUBLISH_INTERVAL) -> PrivacyCurve:
+    """Return the curve of all events together.
+
+    Args:
+      events: as in `epsilon`.
+      adjacency: the relation of neighbours.
+      interval: step of the PLD's grid in nats; one composition serves all deltas.
+
+    Raises:
+      Refusal: an event that cannot be accounted.
+    """
+    counts = grouped(events)
+    mu = _mu(counts, adjacency)
+    if mu is not None:
+        normal = NormalDist()
+        errors = [(rate, normal.cdf(normal.inv_cdf(1 - rate) - mu)) for rate in FALSE_POSITIVES]
+        return PrivacyCurve([(d, gaussian_epsilon(mu, d)) for d in DELTAS], mu * mu / 2, mu, errors)
+    found = [(delta, epsilon(dict(counts), delta, adjacency, interval)) for delta in DELTAS]
+    points, top = found, found[-1][1]
+    losses = losses_of(counts, DELTAS[-1], adjacency, interval) if math.isfinite(top) else None
+    if losses is not None:
+        from .loss_distributions import deltas
+
+        grid = np.linspace(0.0, min(top, _LARGEST), _STEPS)
+        points = [*zip(deltas(losses, grid).tolist(), grid.tolist(), strict=True), *found]
+    return PrivacyCurve(found, None, None, _trade_off(points))
+
+
+def filter_curve(budget: Budget, order: float) -> PrivacyCurve:
+    """Return the curve of an RDP filter, which promises the whole of its budget.
+
+    Args:
+      budget: epsilon and delta that the filter guards.
+      order: of the filter.
+    """
+    found = [(delta, epsilon_of_filter(budget, order, delta)) for delta in DELTAS]
+    return PrivacyCurve(found, None, None, _trade_off(found))
+
+
+def largest(units: Iterable[Events]) -> list[Counts]:
+    """Return counted events of several units without those that another unit's events contain."""
+    found = {counts: dict(counts) for counts in map(grouped, units)}
+    return [
+        mine
+        for mine in found
+        if not any(
+            other is not mine and all(held.get(leaf, 0) >= n for leaf, n in mine)
+            for other, held in found.items()
+        )
+    ]
+
+
+def worst(curves: Iterable[PrivacyCurve]) -> PrivacyCurve:
+    """Return the curve above several, at least one: of units that lose what they lose each by itself."""
+    many = list(curves)
+    mus = [each.mu for each in many]
+    mu = None if None in mus else max(each for each in mus if each is not None)
+    return PrivacyCurve(
+        [max(points) for points in zip(*(each.epsilon for each in many), strict=True)],
+        None if mu is None else mu * mu / 2,
+        mu,
+        [min(points) for points in zip(*(each.trade_off for each in many), strict=True)],
+    )
+
+
+def _mu(counts: Counts, adjacency: Adjacency) -> float | None:
+    """Return mu where every event is Gaussian; replacing a unit moves a sum twice as far as blanking it."""
+    from dp_accounting.dp_event import GaussianDpEvent
+
+    leaves = with_one_gaussian(dict(counts))
+    if not all(isinstance(leaf, GaussianDpEvent) for leaf in leaves):
+        return None
+    distance = 2 if adjacency is Adjacency.REPLACE_ONE else 1
+    return sum(distance / float(leaf.noise_multiplier) for leaf in leaves)
+
+
+def _trade_off(points: Pairs) -> Pairs:
+    """Return the least false negative rate at each of `FALSE_POSITIVES` that (delta, epsilon) pairs leave."""
+    deltas, sizes = np.array([each for each in points if math.isfinite(each[1])]).reshape(-1, 2).T
+    with np.errstate(over="ignore"):
+        return [
+            (
+                rate,
+                float(
+                    max(
+                        np.max(1 - deltas - np.exp(sizes) * rate, initial=0.0),
+                        np.max(np.exp(-sizes) * (1 - deltas - rate), initial=0.0),
+                    )
+                ),
+            )
+            for rate in FALSE_POSITIVES
+        ]
