@@ -29,7 +29,14 @@ from fedveil.privacy.refusal import Refusal
 
 FOLDER = Path(fedveil.configs.__file__).parent
 # Values that suit the task, and have no default of their own.
-OF_TASK = {"num_clients", "learning_rate", "dp_sgd_learning_rate", "local_epochs", "clipping_norm"}
+OF_TASK = {
+    "num_clients",
+    "learning_rate",
+    "dp_sgd_learning_rate",
+    "step_learning_rate",
+    "local_epochs",
+    "clipping_norm",
+}
 TARGET = {"task/custom": {"target": "mine:Task"}, "strategy/custom": {"target": "mine:Strategy"}}
 
 
