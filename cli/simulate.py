@@ -60,10 +60,14 @@ def simulate(argv: Sequence[str], as_json: bool = False) -> int:
         return 0
     if not checked.jobs:
         return _hydra(checked, argv, _job)
+    assert checked.folder is not None
+    new = [each for each in (checked.folder, *checked.folder.parents) if not each.exists()]
     if checked.sweep:
-        return _sweep(checked, argv, as_json)
+        return _sweep(checked, new, argv, as_json)
     ended: list[Ended] = []
     code = _hydra(checked, argv, lambda config: _run_into(ended, config, as_json))
+    if ended and ended[0].status == "refused":
+        _remove_empty(new)
     if as_json:
         _print_json(ended)
     return code or (ended[0].exit_code if ended else FAILED)
@@ -199,6 +203,13 @@ def _made(folder: Path) -> Path:
     return folder
 
 
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that hold nothing, each before the one that holds it."""
+    with contextlib.suppress(OSError):  # the first that holds something, and those above it, stay
+        for each in folders:
+            each.rmdir()
+
+
 def _quoted(path: Path) -> str:
     """Return a path as a string of Hydra's grammar."""
     return "'" + str(path).replace("'", "\\'") + "'"
@@ -207,15 +218,20 @@ def _quoted(path: Path) -> str:
 # --- a sweep ------------------------------------------------------------------------------------------------------
 
 
-def _sweep(checked: Checked, argv: Sequence[str], as_json: bool) -> int:
+def _sweep(checked: Checked, new: Sequence[Path], argv: Sequence[str], as_json: bool) -> int:
     assert checked.folder is not None
+    sweep = checked.folder
     code = _hydra(checked, argv, _quiet_job if as_json else _job)
-    folders = sorted((path.parent for path in checked.folder.rglob(JOB)), key=_order)
+    folders = sorted((path.parent for path in sweep.rglob(JOB)), key=_order)
     ended = [_read(folder) for folder in folders]
-    rows = rows_of(folders, checked.folder)
+    rows = rows_of(folders, sweep)
     with contextlib.suppress(OSError):  # a full disk loses no more than the summary
-        write_json(rows, checked.folder / SWEEP)
-        write_csv(rows, checked.folder / TABLE)
+        if ended and all(each.status == "refused" for each in ended):
+            _forget(folders, sweep)
+            _remove_empty(new)
+        else:
+            write_json(rows, sweep / SWEEP)
+            write_csv(rows, sweep / TABLE)
     if as_json:
         _print_json(ended)
     else:
@@ -227,6 +243,14 @@ def _sweep(checked: Checked, argv: Sequence[str], as_json: bool) -> int:
         print(f"fedveil: only {len(ended)} of {len(checked.jobs)} jobs told how they ended", file=sys.stderr)
         return FAILED
     return worst or code
+
+
+def _forget(folders: Sequence[Path], sweep: Path) -> None:
+    """Remove what refused jobs, and Hydra, have left of a sweep in which no job ran."""
+    for folder in folders:
+        (folder / JOB).unlink()
+        _remove_empty([each for each in (folder, *folder.parents) if sweep in each.parents])
+    (sweep / "multirun.yaml").unlink(missing_ok=True)
 
 
 def _read(folder: Path) -> Ended:

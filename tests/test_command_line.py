@@ -279,6 +279,30 @@ def test_a_sweep_goes_on_and_exits_with_the_worst(
     assert ("cohort.size=9: too large" in err) == (2 in codes)
 
 
+@pytest.mark.parametrize("argv", [(), ("-m", "num_rounds=1,2"), ("hydra.run.dir=old/new/run",)])
+def test_what_is_refused_by_its_data_leaves_nothing(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    """The settings alone do not tell that the folder holds no table; Hydra has made its folders by then."""
+    (tmp_path / "old").mkdir()
+    command = [sys.executable, "-m", "fedveil", "simulate", *argv]
+    command += ["task=csv", "task.folder=no", "task.label=x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "task.folder='no': holds no table" in done.stderr
+    assert [*tmp_path.rglob("*")] == [tmp_path / "old"]
+
+
+def test_a_sweep_keeps_its_refused_jobs_beside_one_that_ran(console: Console) -> None:
+    def end(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
+        if settings.seed:
+            raise Refusal("cohort.size", 9, "too large")
+        return 0, completed(0.9, 2.98)
+
+    console.simulator(end)
+    assert console("simulate", "-m", "seed=0,1", "hydra.sweep.dir=sweep")[0] == 2
+    kept = {str(each.relative_to(console.folder)) for each in (console.folder / "sweep").rglob("job.json")}
+    assert kept == {"sweep/0/job.json", "sweep/1/job.json"}
+    assert (console.folder / "sweep" / "sweep.csv").is_file()
+
+
 @pytest.mark.parametrize("raised", [False, True])
 def test_an_interrupted_job_ends_the_sweep(console: Console, raised: bool) -> None:
     def interrupted(settings: SimulationSettings, folder: Path) -> tuple[int, dict[str, Any]]:
