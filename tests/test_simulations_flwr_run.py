@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from flwr.supercore.object_ref import validate
 
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.flower_grid import FlowerGrid
 from fedveil.simulations.simulate import simulate
@@ -27,6 +29,13 @@ QUICKSTART = Path(__file__).parents[1] / "simulations" / "quickstart"
 FLWR = Path(sys.executable).with_name("flwr")
 COMMON = "task=digits task.num_clients=10 num_rounds=2 faults.corrupt=0.01"
 SECONDS = 240
+TEMPLATE = Path(__file__).parents[1] / "cli" / "templates" / "flower"
+needs_ray = pytest.mark.skipif(
+    find_spec("ray") is None or not FLWR.exists(), reason="pip install 'fedveil[ray]'"
+)
+finds_superlink = pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="finds the SuperLink to end by /proc"
+)
 
 
 @pytest.fixture
@@ -63,22 +72,49 @@ def end_superlink(home: Path) -> None:
                 time.sleep(0.05)
 
 
-@pytest.mark.skipif(find_spec("ray") is None or not FLWR.exists(), reason="pip install 'fedveil[ray]'")
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the SuperLink to end by /proc")
+def flwr_run(app: Path, clients: int, environment: dict[str, str], folder: Path, config: str = "") -> str:
+    """Return what `flwr run` prints in this folder."""
+    command = [str(FLWR), "run", str(app), "local", "--stream"]
+    command += ["--federation-config", f"num-supernodes={clients} client-resources-num-cpus=1"]
+    command += ["-c", config] if config else []
+    ended = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    return ended.stdout + ended.stderr
+
+
+@needs_ray
+@finds_superlink
 def test_flwr_run_trains_the_model_that_fedveil_simulate_trains(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     out = tmp_path / "out"
-    command = [str(FLWR), "run", str(QUICKSTART), "local", "--stream"]
-    command += ["--federation-config", "num-supernodes=10 client-resources-num-cpus=1"]
-    command += ["-c", f"overrides='{COMMON}' folder='{out}'"]
-    ended = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
-    assert f"results: {out}" in ended.stdout, ended.stdout + ended.stderr
+    said = flwr_run(QUICKSTART, 10, environment, tmp_path, f"overrides='{COMMON}' folder='{out}'")
+    assert f"results: {out}" in said, said
     assert json.loads((out / "result.json").read_text())["status"] == "completed"
     simulate(settings_from_overrides(COMMON.split()), tmp_path / "here", quiet=True)
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "here" / "model.safetensors").read_bytes()
+
+
+@needs_ray
+@finds_superlink
+def test_an_app_of_ones_own_finds_its_budget_from_any_folder(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The second run begins elsewhere, finds the budget spent and says so in a sentence."""
+    app, elsewhere = tmp_path / "app", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(TEMPLATE, app, ignore=shutil.ignore_patterns("__pycache__"))
+    server = app / "server_app.py"
+    text = server.read_text().replace("CLIENTS, ROUNDS = 200, 10", "CLIENTS, ROUNDS = 40, 2")
+    server.write_text(text.replace("target_delta=1e-4", "target_delta=1e-2"))
+    first = flwr_run(app, 40, environment, tmp_path)
+    assert "round 2: 10 clients planned; epsilon 8 of 8 at delta 0.01" in first, first
+    second = flwr_run(app, 40, environment, elsewhere)
+    assert "target_epsilon=8.0: already spent (8)" in second, second
+    assert "Traceback" not in second and "ROUND 1" not in second
+    (ledger,) = tmp_path.rglob("*.ledger")
+    assert ledger.is_relative_to(tmp_path / "home") and 7.9 < verify(ledger).epsilon <= 8.0
 
 
 def test_the_quickstart_is_an_app_that_flower_accepts() -> None:
