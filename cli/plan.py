@@ -79,7 +79,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
     for mark, value in curve(plan, budget.target_delta, rounds):
         table.add_row(str(mark), *(_cell(plan, adversary, value) for adversary in EVERYBODY))
     console.print(table)
-    if plan.unit == "record":
+    if plan.unit == "record" and federation.together is None:
         console.print(
             f"Rounds are those that one client takes part in, likely at most {rounds} of the run's "
             f"{federation.settings.num_rounds}."

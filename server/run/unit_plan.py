@@ -20,6 +20,7 @@ from .federation import UNLIMITED_EPSILON, Federation
 from .sum_plan import sum_plan
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
+OUTSIDE = "A person whose records are at two clients is outside this promise."
 WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 22 000 times
 
 
@@ -107,9 +108,13 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
                 f"This guarantee is vacuous in practice: with {clients} clients the noise on the mean is {noise:.2g} "
                 "clipping norms, so hiding a whole client hides what there is to learn. Use privacy=record."
             )
+    elif federation.together is not None:
+        simulated = "Here the sum is formed in one pass; real clients mask their vectors, so that the server sees it alone."
+        sentences.append(simulated if federation.masking is None else _trust(federation, clients))
+        sentences.append(OUTSIDE)
     else:
         sentences.append("Client sampling hides no record: it shows in messages and models who took part.")
-        sentences.append("A person whose records are at two clients is outside this promise.")
+        sentences.append(OUTSIDE)
     if WEAK_EPSILON < budget.target_epsilon < UNLIMITED_EPSILON:
         odds = math.exp(min(budget.target_epsilon, 700))
         sentences.append(
