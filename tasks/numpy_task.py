@@ -98,6 +98,10 @@ class FromArrays:
         return self.own.simulated
 
     @property
+    def held_out_public(self) -> bool:
+        return getattr(self.own, "held_out_public", self.own.simulated)
+
+    @property
     def num_clients(self) -> int:
         return self.own.num_clients
 

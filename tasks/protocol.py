@@ -105,7 +105,11 @@ class Task(Protocol):
         ...
 
     def held_out(self) -> Any:
-        """Return the data on which the model is evaluated and never trained, in a form that `client_data` may have."""
+        """Return the data on which the model is evaluated and never trained, in a form that `client_data` may have.
+
+        What is measured on them is exact and everybody sees it. Beside real data they count as private, and the run goes
+        on without metrics, unless the task has `held_out_public = True` or the run `task.held_out=public`.
+        """
         ...
 
 

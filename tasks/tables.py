@@ -81,6 +81,11 @@ class Tables:
     def held_out(self) -> Examples:
         return self.test
 
+    @property
+    def held_out_public(self) -> bool:
+        """True: rows of clients are held out where they are simulated alone, and a file is declared public by its key."""
+        return True
+
     def beside_the_model(self) -> Mapping[str, bytes]:
         """Return what a run keeps with its model, by file name: the schema, which is its preprocessing."""
         return {SCHEMA: self.schema.text().encode()}

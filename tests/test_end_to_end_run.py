@@ -491,6 +491,39 @@ def test_a_second_run_on_real_data_is_planned_on_what_is_left_and_a_third_is_ref
     assert verify(first["ledger"]).ok
 
 
+@pytest.mark.parametrize(
+    ("declared", "attribute", "shown"),
+    [
+        ([], None, False),
+        (["task.held_out=public"], None, True),
+        ([], True, True),
+        (["task.held_out=private"], True, False),
+    ],
+)
+def test_beside_real_data_only_held_out_data_that_are_declared_public_are_evaluated(
+    tmp_path: Path,
+    hospitals: list[str],
+    capsys: pytest.CaptureFixture[str],
+    declared: list[str],
+    attribute: bool | None,
+    shown: bool,
+) -> None:
+    import my_hospitals
+
+    if attribute is not None:
+        my_hospitals.Hospitals.held_out_public = attribute
+    result = really(tmp_path / "run", [*hospitals, *declared]).result
+    assert result["status"] == "completed"
+    everything = json.dumps(result["metrics"]) + (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert ('"accuracy"' in everything) == ('"loss"' in everything) == shown
+    assert ("task.held_out: the held-out data count as private" in capsys.readouterr().err) != shown
+
+
+def test_a_simulation_may_call_its_held_out_data_private(tmp_path: Path) -> None:
+    private = run(tmp_path / "1", "task.held_out=private").result["metrics"]
+    assert "accuracy" not in private and "accuracy" in run(tmp_path / "2").result["metrics"]
+
+
 def test_two_runs_on_real_data_share_no_noise(tmp_path: Path, hospitals: list[str]) -> None:
     own = [*hospitals, "privacy.noise_multiplier=1", "privacy.target_epsilon=null", "cohort=all"]
     own.remove("cohort.rate=0.5")

@@ -111,6 +111,12 @@ class Federation:
         return self.deployed is None and self.task.simulated
 
     @property
+    def held_out_public(self) -> bool:
+        """Whether what is measured on the held-out data may be shown: the settings say it, else the task, else its data."""
+        asked, task = self.settings.task.held_out, self.task
+        return getattr(task, "held_out_public", task.simulated) if asked is None else asked == "public"
+
+    @property
     def num_clients(self) -> int:
         """How many clients there are."""
         return self.task.num_clients if self.deployed is None else len(self.deployed.roster.members)

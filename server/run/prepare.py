@@ -34,6 +34,11 @@ from .run_folder import Saved
 from .sum_plan import adaptation_of, metrics_share_of, require_one_round, sum_plan, sum_plan_with
 from .unit_plan import require_use
 
+NOT_MEASURED = (
+    "task.held_out: the held-out data count as private, so the model is not evaluated on them; if they are public, say "
+    "task.held_out=public, or held_out_public = True in the task"
+)
+
 
 def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     """Return the run that is about to begin, or to go on; nothing is written.
@@ -52,6 +57,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     left = federation.settings.num_rounds - (checkpoint.round if checkpoint else 0)
     client = client_settings(federation, folder, max(1, left))
     _check_every(federation, canaries=client.record is not None and client.record.canaries > 0)
+    if not federation.held_out_public:
+        warn(NOT_MEASURED)
     if federation.record is not None or federation.together is not None:
         check_trainable(federation.task.model())
         check_independence(federation.task.model(), federation.task, some_examples(federation))

@@ -313,7 +313,9 @@ def budgets_of(federation: Federation) -> dict[str, float | None]:
 
 
 def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float]]:
-    """Return the function that measures arrays on the held-out examples."""
+    """Return the function that measures arrays on the held-out examples, and none on private ones: that is a release."""
+    if not federation.held_out_public:
+        return lambda arrays, number: {}
     task = federation.task
     engine = federation.settings.engine
     # A process that has touched a GPU cannot be forked for workers that use it: theirs evaluates on the processor.
