@@ -201,7 +201,7 @@ def test_budget_set_and_show(tmp_path: Path, clinics: list[str], commands: Any) 
     assert code == 0
     decision, title, row = command.out.splitlines()
     assert decision.endswith(f"{data}: epsilon 2 at delta 1e-05 until 2999-01-31")
-    assert title.split() == ["data", "unit", "spent", "delta", "cap"]
+    assert title.split() == ["data", "unit", "spent", "delta", "cap", "data_id"]
     assert row.split()[:2] == [data, "client"]
     assert "epsilon 2 at delta 1e-05 until 2999-01-31" in row
 
