@@ -575,3 +575,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("asked", [("cohort=fixed", "cohort.size=900"), ("strategy=krum",)])
+def test_a_refused_run_leaves_no_folder(hearts: Path, asked: tuple[str, ...]) -> None:
+    with pytest.raises(Refusal):
+        served(hearts, *CENTRAL, *asked, "run=spring")
+    assert not (hearts / "server" / "runs").exists()
