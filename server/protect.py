@@ -26,6 +26,7 @@ from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort, tossed_rate
+from ..strategies.flower_adapter import report_in_sentences
 from ..strategies.grids import AskingGrid
 from .participants import Participants
 from .private_grid import PrivateGrid
@@ -116,7 +117,7 @@ def protect(
       >>> result.arrays["w"].numpy().shape
       (2,)
     """
-    logging.getLogger("flwr").addFilter(_in_a_sentence)
+    report_in_sentences(Refusal, NobodyAnswered)
     if warning := _check_terms(budget, cohort, population, allow_large_delta):
         logger.warning(warning)
     path = _ledger_path(data_id, ledger_dir)
@@ -137,14 +138,6 @@ def protect(
         yield ProtectedGrid(inner, privacy, budget)
 
 
-def _in_a_sentence(record: logging.LogRecord) -> bool:
-    """Let Flower report what is no fault of the code in a sentence, without a traceback."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, Refusal | NobodyAnswered):
-        record.msg, record.args, record.exc_info = "%s", (error,), None
-    return True
-
-
 # --- the gate -----------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +147,9 @@ def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_de
         raise Refusal("budget.unit", str(budget.unit), "a protected grid hides whole clients; use client")
     if population < 1:
         raise Refusal("population", population, "say how many clients there are, at least 1")
+    if cohort.turns is not None:
+        remedy = "here each round is a release of its own, which is dear by turns; use Poisson, Fixed or All"
+        raise Refusal("cohort", cohort.name, remedy)
     told = "population tells how many clients there are; use zero-out"
     check_adjacency("budget.adjacency", budget.adjacency, told)
     check_cohort_size(math.ceil(cohort.expected_size(population)), population)

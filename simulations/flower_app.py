@@ -24,6 +24,7 @@ from ..server.run.build import build
 from ..server.run.client_instructions import client_settings
 from ..server.run.federation import Federation
 from ..server.run.prepare import settle_records
+from ..strategies.flower_adapter import report_in_sentences
 from .engines import client_mods
 from .flower_grid import FlowerGrid
 from .simulate import simulate
@@ -90,6 +91,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
       RuntimeError: the run failed, so that Flower reports it as failed.
     """
+    report_in_sentences(Refusal)
     settings, folder = settings_of(context), folder_of(context)
     if settings.resume:
         raise Refusal("resume", settings.resume, "flwr run starts runs; fedveil simulate resumes them")

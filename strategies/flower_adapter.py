@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
@@ -67,6 +68,19 @@ def quiet_flower(level: int = logging.ERROR) -> None:
     """Silence the logs of Flower and its libraries below `level`; fedveil's own table reports the run."""
     for name in QUIET:
         logging.getLogger(name).setLevel(level)
+
+
+@cache
+def report_in_sentences(*kinds: type[Exception]) -> None:
+    """Let Flower report these errors, which are no fault of the code, in a sentence and without a traceback."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, kinds):
+            record.msg, record.args, record.exc_info = "%s", (error,), None
+        return True
+
+    logging.getLogger("flwr").addFilter(shorten)
 
 
 def client_context(run_id: int, client: int, num_clients: int, run_config: dict[str, Any]) -> Context:

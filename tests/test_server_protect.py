@@ -20,7 +20,7 @@ from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.protect import NobodyAnswered, ProtectedGrid, protect
 from fedveil.simulations.in_process import InProcessGrid
-from fedveil.strategies.cohorts import All, Cohort, Fixed, Poisson
+from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson
 from fedveil.strategies.wire import WEIGHT
 
 CLIENTS = 40
@@ -98,6 +98,10 @@ def budget(delta: float = 1e-2, **kinds: str) -> Budget:
         ({"population": 29, "cohort": All()}, r"population=29: this guarantee is vacuous with 29 clients"),
         ({"cohort": Poisson(0.01), "accept_vacuous": False}, r"population=40: this guarantee is vacuous"),
         ({"cohort": Fixed(41)}, r"cohort\.size=41: there are 40 clients"),
+        (
+            {"cohort": MinSeparation(10, 4, 3)},
+            "cohort='no sampling .*: here each round is a release of its own",
+        ),
         ({"clipping_norm": -1.0}, r"clipping_norm=-1\.0: give a number above 0"),
         ({"clipping_norm": float("nan")}, "clipping_norm=nan: give a finite number"),
         ({"num_rounds": 0}, "num_rounds=0: plan at least one round"),
