@@ -34,7 +34,8 @@ def read_arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 
     A frozen parameter is the same in every model that the task makes, and does not travel.
     """
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    named = model.named_parameters(remove_duplicate=False)  # tied weights have several names
+    frozen = {name for name, parameter in named if not parameter.requires_grad}
     kept = (item for item in model.state_dict().items() if item[0] not in frozen)
     return {name: value.detach().cpu().numpy().copy() for name, value in kept}
 

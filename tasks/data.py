@@ -217,7 +217,7 @@ class LazyExamples:
         """Return inputs and targets of these items; refuse as `batch` does."""
         from torch.utils.data import default_collate
 
-        inputs, targets = self.parted((self.collate or default_collate)(items))
+        inputs, targets = self._parted((self.collate or default_collate)(items))
         for name, each in (("inputs", inputs), ("targets", targets)):
             for tensor in leaves(each):
                 if tensor.dim() == 0 or len(tensor) != len(items):
@@ -225,15 +225,15 @@ class LazyExamples:
                     raise Refusal("collate", found, "return one row for each example")
         return inputs, targets
 
-    def target_of(self, fields: Mapping[str, Any]) -> str:
+    def _target_of(self, fields: Mapping[str, Any]) -> str:
         """Return the name of the targets among the fields of a batch."""
         return self.targets or next((each for each in TARGETS if each in fields), "targets")
 
-    def parted(self, batch: Any) -> tuple[Any, Any]:
+    def _parted(self, batch: Any) -> tuple[Any, Any]:
         """Return (inputs, targets) of what was collated."""
         if isinstance(batch, Mapping):
             fields = dict(cast(Mapping[str, Any], batch))
-            name = self.target_of(fields)
+            name = self._target_of(fields)
             wanted = [self.inputs] if isinstance(self.inputs, str) else self.inputs
             names = [each for each in fields if each != name] if wanted is None else list(wanted)
             for each in (name, *names):
@@ -333,9 +333,10 @@ def with_targets(data: Data, name: str = "") -> Data:
     def collated(items: list[Any]) -> tuple[Any, Any]:
         from torch.utils.data import default_collate
 
-        batch = (data.collate or default_collate)(items)
-        found = data.target_of(cast(Mapping[str, Any], batch)) if isinstance(batch, Mapping) else ""
-        inputs, targets = data.parted(batch)
+        batch: Any = (data.collate or default_collate)(items)
+        named = isinstance(batch, Mapping)
+        found = data._target_of(batch) if named else ""  # pyright: ignore[reportPrivateUsage]
+        inputs, targets = data._parted(batch)  # pyright: ignore[reportPrivateUsage]
         return whole(inputs, targets, found), targets
 
     return LazyExamples(data.dataset, transform=data.transform, collate=collated)

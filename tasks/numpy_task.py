@@ -94,6 +94,10 @@ class FromArrays:
     own: NumpyTask
 
     @property
+    def name(self) -> str:
+        return getattr(self.own, "name", "")
+
+    @property
     def simulated(self) -> bool:
         return self.own.simulated
 

@@ -165,7 +165,8 @@ def check_own_training(task: object, training: LocalTraining, records: bool) -> 
     """
     if own_training(task) is None:
         return
-    name = f"{type(task).__name__}.train"
+    own = getattr(task, "own", None)  # of a task made of arrays
+    name = f"{type(task).__name__}.train" if own is None else f"{type(own).__name__}.fit"
     if records:
         remedy = "hides clients alone, since no example's gradient is clipped in it; use privacy=client_central or "
         raise Refusal("privacy", "record", f"{name} {remedy}client_distributed, or a task without train")

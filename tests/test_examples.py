@@ -18,6 +18,8 @@ LINES = {
 ADAPTERS = {
     "lightning_module": ("pytorch_lightning", "Net", 5),
     "lora": ("peft", "", 25),
+    "sgd_classifier": ("sklearn", "", 10),
+    "jax_function": ("jax", "", 30),
 }
 
 

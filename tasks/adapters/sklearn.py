@@ -1,0 +1,184 @@
+"""Scikit-learn task: an estimator that trains by `partial_fit` and whose coefficients are arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...configs.local_training import LocalTraining
+from ...privacy.refusal import Refusal
+from ..numpy_task import Arrays
+
+COEFFICIENTS = ("coef_", "intercept_")
+
+
+class SklearnTask:
+    """NumPy task made of a linear estimator of scikit-learn, such as SGDClassifier, SGDRegressor or Perceptron.
+
+    A client's estimator is new in every round and begins with the model's coefficients. Its rates are its own.
+
+    Args:
+      estimator: not fitted; it is never changed.
+      clients: inputs and targets of each client, a pair of arrays; classes are whole numbers.
+      held_out: inputs and targets on which the model is evaluated; it names the classes, unless `classes` does.
+      classes: all classes, public.
+      simulated: whether the data are public or made up.
+
+    Raises:
+      Refusal: the estimator has no `partial_fit` or no such coefficients, or averages them over steps.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        clients: Sequence[Any],
+        held_out: Any,
+        *,
+        classes: Sequence[int] | None = None,
+        simulated: bool = False,
+    ) -> None:
+        from sklearn.base import is_classifier
+
+        self.simulated, self.num_clients = simulated, len(clients)
+        self.name = type(estimator).__name__
+        self._estimator, self._clients, self._held_out = estimator, clients, held_out
+        if not hasattr(estimator, "partial_fit"):
+            remedy = "it has no partial_fit; take one that has, such as SGDClassifier or SGDRegressor"
+            raise Refusal("estimator", self.name, remedy)
+        if getattr(estimator, "average", False):
+            remedy = "its average over steps cannot be averaged over clients; leave it out"
+            raise Refusal(f"{self.name}.average", estimator.average, remedy)
+        inputs, targets = _arrays(held_out)
+        self._classes: NDArray[Any] | None = None
+        self._all_classes = np.zeros(1)
+        if is_classifier(estimator):
+            self._classes = np.unique(targets if classes is None else np.asarray(classes))
+            if self._classes.dtype.kind not in "iu" or len(self._classes) < 2:
+                remedy = "give at least two whole numbers, in classes= or in the held-out targets"
+                raise Refusal("classes", self._classes.tolist(), remedy)
+            self._all_classes = self._classes
+        self._begun = {name: np.zeros_like(value) for name, value in self._shapes(inputs).items()}
+        self._pass(self._with(self._begun, inputs), inputs[:2], targets[:2])  # an error here costs nothing
+
+    def _shapes(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        try:
+            estimator = self._fresh(inputs.shape[1], inputs.dtype)
+        except ValueError as error:  # early stopping, balanced weights
+            raise Refusal("estimator", self.name, " ".join(str(error).split())) from error
+        found = {name: getattr(estimator, name, None) for name in COEFFICIENTS}
+        if not all(isinstance(value, np.ndarray) for value in found.values()):
+            remedy = "it has no coef_ and intercept_ that could be averaged; take a linear one"
+            raise Refusal("estimator", self.name, remedy)
+        return cast(dict[str, NDArray[Any]], found)
+
+    def _fresh(self, features: int, kind: Any, seed: int = 0) -> Any:
+        """Return a new estimator that knows its classes and has seen one row of zeros."""
+        from sklearn.base import clone
+
+        estimator: Any = clone(self._estimator)
+        if "random_state" in (options := estimator.get_params()) and options["random_state"] is None:
+            estimator.set_params(random_state=seed)
+        self._pass(estimator, np.zeros((1, features), kind), self._all_classes[:1])
+        return estimator
+
+    def _pass(self, estimator: Any, inputs: NDArray[Any], targets: NDArray[Any]) -> None:
+        options = {"classes": self._classes} if self._classes is not None else {}
+        estimator.partial_fit(inputs, targets, **options)
+
+    def _with(self, arrays: Arrays, inputs: NDArray[Any], seed: int = 0) -> Any:
+        """Return a new estimator with these coefficients, at its first step."""
+        estimator = self._fresh(inputs.shape[1], inputs.dtype, seed)
+        for name in COEFFICIENTS:
+            setattr(estimator, name, np.array(arrays[name], getattr(estimator, name).dtype))
+        if hasattr(estimator, "t_"):
+            estimator.t_ = 1.0
+        return estimator
+
+    def arrays(self) -> Arrays:
+        """Return coefficients of zero."""
+        return {name: value.copy() for name, value in self._begun.items()}
+
+    def fit(
+        self, arrays: Arrays, inputs: NDArray[Any], targets: NDArray[Any], training: LocalTraining
+    ) -> Arrays:
+        """Return the coefficients after a pass over the data for each local epoch.
+
+        Args:
+          arrays: the coefficients.
+          inputs: shape (n, features).
+          targets: shape (n,).
+          training: epochs of this round.
+
+        Raises:
+          Refusal: FedProx asks for a pull, which no estimator has.
+        """
+        import torch
+
+        if training.proximal_mu:
+            raise Refusal("strategy", "fedprox", f"{self.name} takes its own steps; use another strategy")
+        # torch's generator is seeded for the client.
+        estimator = self._with(arrays, inputs, int(torch.randint(2**31 - 1, ())))
+        for _ in range(training.local_epochs):
+            self._pass(estimator, inputs, targets)
+        return {name: getattr(estimator, name) for name in COEFFICIENTS}
+
+    def predict(self, arrays: Arrays, inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return a number for each example, shape (n,), or of a classifier for each class too, shape (n, classes).
+
+        Args:
+          arrays: the coefficients.
+          inputs: shape (n, features).
+        """
+        estimator = self._with(arrays, inputs)
+        if self._classes is None:
+            return estimator.predict(inputs)
+        scores = estimator.decision_function(inputs)
+        return scores if scores.ndim == 2 else np.stack([-scores / 2, scores / 2], 1)
+
+    def loss(self, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+        """Return the cross-entropy of the scores, or half the squared error.
+
+        Args:
+          outputs: of `predict`.
+          targets: shape (n,).
+        """
+        if self._classes is None:
+            return float(np.mean((outputs - targets) ** 2) / 2)
+        right = outputs[np.arange(len(outputs)), np.searchsorted(self._classes, targets)]
+        highest = outputs.max(1)
+        return float(np.mean(highest + np.log(np.exp(outputs - highest[:, None]).sum(1)) - right))
+
+    def metrics(self, outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+        """Return the accuracy, or the mean absolute error.
+
+        Args:
+          outputs: of `predict`.
+          targets: shape (n,).
+        """
+        if self._classes is None:
+            return {"mae": float(np.abs(outputs - targets).mean())}
+        return {"accuracy": float((self._classes[outputs.argmax(1)] == targets).mean())}
+
+    def client_data(self, client: int) -> Any:
+        """Return a client's arrays.
+
+        Raises:
+          Refusal: a target is no known class.
+        """
+        inputs, targets = _arrays(self._clients[client])
+        if self._classes is not None and not (known := np.isin(targets, self._classes)).all():
+            remedy = f"the classes are {', '.join(map(str, self._classes))}; name all of them in classes="
+            raise Refusal(f"client {client}: targets", f"{int((~known).sum())} of no class", remedy)
+        return inputs, targets
+
+    def held_out(self) -> Any:
+        """Return the held-out arrays."""
+        return _arrays(self._held_out)
+
+
+def _arrays(given: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    inputs, targets = given
+    return np.asarray(inputs, np.float32), np.asarray(targets)

@@ -1,0 +1,103 @@
+"""Estimators of scikit-learn train by their own `partial_fit`, from the model's coefficients."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.linear_model import LogisticRegression, Perceptron, SGDClassifier, SGDRegressor
+from sklearn.naive_bayes import GaussianNB
+
+import fedveil as fv
+from fedveil.configs.local_training import LocalTraining
+from fedveil.tasks.adapters.sklearn import SklearnTask
+
+
+def shop(number: int, classes: int = 2) -> tuple[Any, Any]:
+    inputs = np.random.default_rng(number).normal(size=(30, 4)).astype(np.float32)
+    return inputs, np.digitize(inputs.sum(1), [0.0, 2.0][: classes - 1]) + 5  # classes 5, 6 and 7
+
+
+def task_of(estimator: Any, make: Any = shop) -> SklearnTask:
+    return SklearnTask(estimator, [make(n) for n in range(40)], make(999), simulated=True)
+
+
+def numbers(number: int) -> tuple[Any, Any]:
+    inputs, _ = shop(number)
+    return inputs, inputs @ np.array([1.0, -1.0, 0.5, 0.0]) + 0.3
+
+
+def slow(kind: type, **options: Any) -> Any:
+    return kind(learning_rate="constant", eta0=0.05, random_state=0, **options)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_round_is_the_partial_fit_of_the_estimator(classes: int) -> None:
+    task = task_of(slow(SGDClassifier, loss="log_loss"), lambda n: shop(n, classes))
+    inputs, targets = shop(0, classes)
+    theirs = slow(SGDClassifier, loss="log_loss")
+    arrays = task.arrays()
+    for _ in range(2):  # rounds of two epochs; constant rates remember nothing between them
+        arrays = task.fit(arrays, inputs, targets, LocalTraining(local_epochs=2))
+        for _ in range(2):
+            theirs.partial_fit(inputs, targets, classes=np.arange(5, 5 + classes))
+    np.testing.assert_allclose(arrays["coef_"], theirs.coef_, rtol=1e-5)
+    np.testing.assert_allclose(arrays["intercept_"], theirs.intercept_, rtol=1e-5)
+    predicted = task.predict(arrays, inputs)
+    assert (predicted.argmax(1) + 5 == theirs.predict(inputs)).all()
+    if classes == 2:
+        right = theirs.predict_proba(inputs)[np.arange(30), targets - 5]
+        assert task.loss(predicted, targets) == pytest.approx(-np.log(right).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("estimator", [slow(SGDClassifier), Perceptron()])
+def test_a_classifier_learns_at_client_level(estimator: Any) -> None:
+    task = task_of(estimator, lambda n: shop(n, 3))
+    run = fv.simulate(task, privacy=fv.NoPrivacy(), cohort="all", num_rounds=3, quiet=True)
+    assert run.metrics["accuracy"] > 0.65 and run.result["task"] == type(estimator).__name__
+    run = fv.simulate(task, privacy=fv.ClientCentral(target_delta=1e-2), num_rounds=3, quiet=True)
+    assert run.status == "completed" and run.epsilon <= 3
+
+
+def test_a_regressor_learns() -> None:
+    task = task_of(slow(SGDRegressor), numbers)
+    run = fv.simulate(task, privacy=fv.NoPrivacy(), cohort="all", num_rounds=5, quiet=True)
+    assert run.metrics["mae"] < 0.2
+
+
+def test_clients_of_an_estimator_without_a_seed_shuffle_by_that_of_the_run() -> None:
+    task, (inputs, targets) = task_of(SGDClassifier(loss="log_loss")), shop(0)
+
+    def fitted(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return task.fit(task.arrays(), inputs, targets, LocalTraining())["coef_"]
+
+    assert (fitted(1) == fitted(1)).all() and (fitted(1) != fitted(2)).any()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [
+        (LogisticRegression(), "LogisticRegression.*no partial_fit"),
+        (GaussianNB(), "GaussianNB.*no coef_"),
+        (MiniBatchKMeans(n_clusters=1), "MiniBatchKMeans.*no coef_"),
+        (SGDClassifier(average=True), "SGDClassifier.average=True"),
+        (SGDClassifier(early_stopping=True), "SGDClassifier.*early_stopping"),
+        (SGDClassifier(class_weight="balanced"), "SGDClassifier.*balanced"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused_by_name(estimator: Any, said: str) -> None:
+    with pytest.raises(fv.Refusal, match=said):
+        task_of(estimator)
+
+
+def test_single_records_of_an_estimator_cannot_be_hidden() -> None:
+    with pytest.raises(fv.Refusal, match=r"SklearnTask\.fit hides clients alone"):
+        fv.simulate(task_of(SGDClassifier()), privacy=fv.Record(target_delta=1e-2), quiet=True)
+
+
+def test_a_target_of_no_class_is_refused_before_the_run() -> None:
+    task = SklearnTask(SGDClassifier(), [shop(0, 3)], shop(1), simulated=True)
+    with pytest.raises(fv.Refusal, match=r"client 0: targets='[0-9]+ of no class': the classes are 5, 6"):
+        fv.simulate(task, privacy=fv.NoPrivacy(), cohort="all", num_rounds=1, quiet=True)
