@@ -21,7 +21,10 @@ DEALT = "partition of a pool"  # the option that says how: name, alpha, num_clie
 
 @runtime_checkable
 class PooledTask(Protocol):
-    """Task of one's own whose data are one pool; it has all members of `Task` but `num_clients` and `client_data`."""
+    """Task of one's own whose data are one pool; it has all members of `Task` but `num_clients` and `client_data`.
+
+    Where it also has `groups()`, the owner of each example, shape (n,), the natural partition deals by these.
+    """
 
     def pool(self) -> Any:
         """Return all clients' data, in a form that `client_data` may have."""
@@ -102,10 +105,16 @@ def dealt(task: object, how: Mapping[str, Any] | None) -> object:
         raise Refusal(
             "task", type(task).__name__, "deals one pool to simulated clients; give client_data(client)"
         )
-    count = how["num_clients"] or getattr(task, "num_clients", None)
+    data, labels = as_data(task.pool()), np.asarray(task.labels())
+    owners: Any = getattr(task, "groups", None)
+    groups = None if owners is None else np.asarray(owners())
+    for name, each in (("labels", labels), ("groups", groups)):
+        if each is not None and each.shape != (len(data),):
+            raise Refusal(name, each.shape, f"give one for each of the pool's {len(data)} examples")
+    count: Any = how["num_clients"] or getattr(task, "num_clients", None)
+    if count is None and groups is not None and how["name"] == "natural":
+        count = len(np.unique(groups))
     if count is None:
         raise Refusal("task.num_clients", None, "say to how many clients the pool is dealt")
-    data, labels = as_data(task.pool()), np.asarray(task.labels())
-    if labels.shape != (len(data),):
-        raise Refusal("labels", labels.shape, f"give one for each of the pool's {len(data)} examples")
-    return Dealt(task, data, Partition(**{**how, "num_clients": count}).shares(labels))
+    given: dict[str, Any] = {**how, "num_clients": count}
+    return Dealt(task, data, Partition(**given).shares(labels, groups))

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fedveil as fv
 from fedveil.__main__ import run
 from fedveil.client.device.client_bundle import TASK_DEFAULTS, read_task
 from fedveil.configs.bundle_files import read_section
+from fedveil.tasks import DEALT, load_task
 
 MODULE = '''\
 """A task with arguments."""
@@ -195,6 +197,16 @@ class Pooled:
         return self.pool()
 
 
+class Grouped(Pooled):
+    def groups(self):
+        return ["north", "south", "west", "west"] * 50
+
+
+class Ragged(Grouped):
+    def groups(self):
+        return ["north"]
+
+
 class Read(Pooled):
     def pool(self):
         return torch.utils.data.TensorDataset(*super().pool())
@@ -224,6 +236,27 @@ def test_a_partition_deals_the_pool_of_ones_own_task(name: str) -> None:
     task.num_clients = 5
     found = fv.simulate(task, partition="dirichlet", privacy="none", num_rounds=1, quiet=True)
     assert found.result["population"] == 5
+
+
+def test_the_natural_partition_deals_a_pool_by_its_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wards.py").write_text(MODULE + POOL)
+    asked = ["task=custom", "allow_modules=[wards]", "privacy=none", "cohort=all", "partition=natural"]
+    assert run(["simulate", *asked, "task.target=wards:Grouped", *RUN]) == 0, capsys.readouterr().err
+    assert (result()["population"], result()["partition"]) == (3, "natural")
+    module: Any = sys.modules["wards"]
+    found = load_task(
+        "wards:Grouped",
+        {DEALT: {"name": "natural", "num_clients": None, "alpha": 1.0, "seed": 0}},
+        ("wards",),
+    )
+    assert [len(found.client_data(client)) for client in range(3)] == [50, 50, 100]
+    assert torch.equal(found.client_data(0).inputs, module.Pooled().pool()[0][::4])
+    capsys.readouterr()
+    other = ["num_rounds=1", "hydra.run.dir=other"]
+    assert run(["simulate", *asked, "task.target=wards:Grouped", "task.num_clients=5", *other]) == 2
+    assert "the natural partition has 3 clients" in capsys.readouterr().err
+    assert run(["simulate", *asked, "task.target=wards:Ragged", *other]) == 2
+    assert "groups=(1,): give one for each of the pool's 200 examples" in capsys.readouterr().err
 
 
 def test_a_partition_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
