@@ -163,7 +163,7 @@ def test_the_plan_shows_what_one_run_and_all_cost(capsys: pytest.CaptureFixture[
         float(word.strip(".,")) for word in said.split() if word[0].isdigit() and "." in word[:-1]
     )
     assert 3 / 12 < once < 3 and together == pytest.approx(3, abs=0.01)
-    assert plan([*asked, "--json"]) == 0
+    assert plan(asked, as_json=True) == 0
     (shown,) = json.loads(capsys.readouterr().out)
     assert shown["runs"] == 12 and shown["epsilon"][-1][1] == pytest.approx(once, abs=0.001)
 
