@@ -33,7 +33,7 @@ from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
-from fedveil.strategies.client_settings import StepTerms
+from fedveil.strategies.client_settings import RecordPrivacy, StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.strategies.training_order import GRADIENTS
 from fedveil.tasks.data import Examples
@@ -476,3 +476,16 @@ def test_no_block_repeats_anothers_noise() -> None:
     noise = layer.weight.grad
     assert float(noise.std()) == pytest.approx(6.0, rel=0.02)
     assert abs(float(torch.corrcoef(noise)[0, 1])) < 5 / NOISE_BLOCK**0.5
+
+
+@pytest.mark.parametrize(
+    ("records", "noise"), [(40, 3.0), (50, 3.0), (51, 3.0), (199, 2.0), (200, 1.5), (9000, 1.5)]
+)
+def test_a_client_takes_the_noise_that_was_planned_for_no_more_records_than_it_has(
+    records: int, noise: float, tmp_path: Path
+) -> None:
+    planned = ((50, 3.0), (100, 2.0), (200, 1.5))
+    level = RecordPrivacy(3.0, 1e-5, 1.0, "zero-out", planned, str(tmp_path))
+    assert level.noise_multiplier(records) == noise
+    own = RecordPrivacy(3.0, 1e-5, 1.0, "zero-out", planned, str(tmp_path), noise_by_ledger=(("a", 9.0),))
+    assert (own.of_ledger("a").noise_multiplier(records), own.of_ledger("b")) == (9.0, own)

@@ -399,6 +399,20 @@ def test_the_gate_composes_seldom_over_thousands_of_equal_rounds(composed: list[
     assert len(composed) < 130
 
 
+def test_what_the_gate_has_looked_ahead_for_is_not_given_to_less_noise() -> None:
+    budget, event, gate = Budget(Unit.RECORD, 2.0, 1e-5), sampled(0.01, 1.3), Gate()
+    loud, wide = sampled(0.01, 0.2), sampled(1.0, 1.3)
+    assert epsilon([loud], 1e-5) > 2 and epsilon([wide], 1e-5) > 2
+    admitted = ahead = 0
+    while gate.fits({event: admitted}, event, budget):
+        admitted += 1
+        if any(line.times > 1 for line in gate._lines):
+            ahead += 1
+            assert not gate.fits({event: admitted}, loud, budget)
+            assert not gate.fits({event: admitted}, wide, budget)
+    assert ahead > 100, "the gate looked ahead, or this tests nothing"
+
+
 def test_the_gate_composes_only_what_is_new_of_rounds_of_many_noises(composed: list[int]) -> None:
     kinds = [sampled(0.05, float(noise)) for noise in np.linspace(2, 3, 12)]
     budget, gate, spent = Budget(Unit.RECORD, 1.5, 1e-5), Gate(), Counter[DpEvent]()

@@ -1,5 +1,6 @@
 """The private sum behind Flower's own strategies."""
 
+import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -255,6 +256,16 @@ def test_the_plan_and_the_cohort_cannot_drift_apart(ledger: Ledger) -> None:
     uncalibrated = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 1.0, 10)
     with pytest.raises(Refusal, match="calibrate"):
         PrivateGrid(Participants(inner, All(), CLIENTS), privacy=SumPrivacy(uncalibrated, ledger))
+
+
+def test_a_seeded_run_draws_a_cohort_of_its_own_in_every_round() -> None:
+    grid, rounds = grid_of(Poisson(0.5)), range(1, 201)
+    drawn = [tuple(grid.draw(number)) for number in rounds]
+    assert drawn == [tuple(grid_of(Poisson(0.5)).draw(number)) for number in rounds]
+    # Two independent cohorts agree on a client half of the time: 8 deviations of so many rounds.
+    pairs = [set(one) ^ set(other) for one, other in itertools.pairwise(drawn)]
+    agreed = 1 - sum(map(len, pairs)) / (CLIENTS * len(pairs))
+    assert abs(agreed - 0.5) < 8 * 0.5 / (CLIENTS * len(pairs)) ** 0.5
 
 
 def test_single_clients_cannot_be_reached() -> None:

@@ -24,6 +24,7 @@ MASKED = ("task=digits", "task.num_clients=40", "cohort=all", "num_rounds=8", "p
 RECORD = ("task=digits", "task.num_clients=20", "privacy=record", "num_rounds=10", "audit.looks=2")
 RUNS: dict[str, tuple[str, ...]] = {
     "noise removed": (),
+    "the same cohort in every round": (),
     "noise forgets what its table drew": (),
     "noise scaled by a wrong clip": (),
     "noise scaled by the next round's clip": (),
@@ -86,7 +87,21 @@ PLANNED = "what a plan leaves for later or advises against; what is spent is cou
 MEMORY = "of what a strategy remembers, which is released in any case"
 ITSELF = "a fault of the audit, which the suite holds to its level and its power, and not of a run"
 TOGETHER = "of a sum of records, which no canary stands in"
+SHORTER = "its own ledger charges the noise that it takes, and it sits out sooner"
+GATED = "each round is noised and counted as claimed, and all of them have one noise"
+REPORTED = "a figure of the report, and no number that is released"
 BEYOND: dict[str, str] = {
+    "a client takes the noise of another size": SHORTER,
+    "a client takes the noise of another's ledger": SHORTER,
+    "the gate's look-ahead covers less noise": GATED,
+    "the gate's look-ahead covers larger samples": GATED,
+    "the trade-off of errors knows one side of a loss": REPORTED,
+    "a curve is that of the client who lost least": REPORTED,
+    "mu forgets that a unit is replaced": REPORTED,
+    "a device's closed form forgets that a unit is replaced": BOOKS,
+    "a nested sample forgets that its unit may be absent": REPORTED,
+    "an adaptive ledger's budget is taken for that of another delta": REPORTED,
+    "private held-out data are evaluated": "leaves beside the sum, where an audit of sums does not look",
     "a device trains by another schema than the server's": "another model is trained, and noised as claimed",
     "real tables are measured on their clients' rows": "leaves beside the sum, where an audit of sums does not look",
     "a schema is inferred from real tables": "leaves beside the sum, where an audit of sums does not look",
