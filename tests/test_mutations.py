@@ -352,6 +352,13 @@ MUTATIONS = {
         "test_tasks_independence.py",
         "class_weights or ranking",
     ),
+    "a loss that stands alone is measured on one batch": Mutation(
+        "tasks/independence.py",
+        "if len(leaves(calm)) == 1:",
+        "if False:",
+        "test_tasks_adapters.py",
+        "odd_example",
+    ),
     "what a step leaves behind is not looked at": Mutation(
         "tasks/independence.py",
         "_check_gradients, _check_state)",

@@ -144,6 +144,7 @@ BEYOND: dict[str, str] = {
     "a dimension as long as the batch is taken for it": PRECONDITION,
     "arguments of one's own task are not checked": CONFIGURED,
     "a loss is not measured": PRECONDITION,
+    "a loss that stands alone is measured on one batch": PRECONDITION,
     "what a step leaves behind is not looked at": PRECONDITION,
     "a model remembers one client for the next": PRECONDITION,
     "an optimizer carries one client's state to the next": CARRIED,
