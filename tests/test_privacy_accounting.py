@@ -5,6 +5,7 @@ import math
 import runpy
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.refusal import Refusal
 
 ORACLE = runpy.run_path(str(Path(__file__).parent / "oracles" / "accountant.py"))
+RANDOM_PLANS = runpy.run_path(str(Path(__file__).parent / "oracles" / "random_plans.py"))
 ROWS = {row.name: row for row in ORACLE["ROWS"]}
 ADD_REMOVE = Adjacency.ADD_OR_REMOVE_ONE
 
@@ -517,3 +519,33 @@ def test_many_rounds_of_little_loss_are_refined_although_their_sum_is_large() ->
     coarse = epsilon([rounds], 1e-6, interval=GATE_INTERVAL)
     fine = epsilon([rounds], 1e-6, interval=PUBLISH_INTERVAL)
     assert fine <= coarse <= 1.01 * fine
+
+
+# --- random plans, against bounds on both sides
+
+PLANS = json.loads((Path(__file__).parent / "oracles" / "random_plans.json").read_text())
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=[f"{each['kind']}-{n % 10}" for n, each in enumerate(PLANS)])
+def test_a_random_plan_costs_what_lies_between_its_bounds(plan: dict[str, Any]) -> None:
+    events: Counter[DpEvent] = Counter()
+    for event, count in plan["events"]:
+        events[event_from_json(event)] += count
+    low, high = plan["bounds"]
+    for adjacency in (Adjacency.ZERO_OUT, ADD_REMOVE):
+        ours = epsilon(events, plan["delta"], adjacency)
+        # Bounds are printed with six digits; the finest grid of a composition loses up to a tenth of a per cent.
+        assert low - 1e-6 <= ours <= high * 1.001 + 1e-6
+    assert within(events, Budget(Unit.CLIENT, high * 1.01, plan["delta"]))
+    assert not within(events, Budget(Unit.CLIENT, low * 0.99, plan["delta"]))
+
+
+def test_random_plans_are_sixty_of_six_kinds() -> None:
+    assert Counter(each["kind"] for each in PLANS) == dict.fromkeys(RANDOM_PLANS["KINDS"], 10)
+    drawn = [{key: each[key] for key in ("kind", "delta", "events")} for each in PLANS]
+    assert json.loads(json.dumps(list(RANDOM_PLANS["plans"]()))) == drawn
+
+
+@pytest.mark.parametrize("at", [3, 13, 25, 33, 45, 52])
+def test_the_script_still_gives_the_bounds_of_its_table(at: int) -> None:
+    assert RANDOM_PLANS["bracket"](PLANS[at]) == pytest.approx(PLANS[at]["bounds"], abs=1e-5)
