@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -232,8 +232,15 @@ def test_the_documented_app_runs_on_ray(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    app = DOCUMENTED["import_app"](ray_starts_once)
-    with ray_grid(app.client, 40, SETTINGS) as grid:
+    app, config = DOCUMENTED["import_app"](ray_starts_once), DOCUMENTED["RUN_CONFIG"]
+    stock = app.client
+
+    def client(message: Message, context: Context) -> Message:
+        # As `flwr run` gives it; without it every client fails. Flower wants its own context back as it was.
+        given = Context(context.run_id, context.node_id, context.node_config, context.state, config)
+        return stock(message, given)
+
+    with ray_grid(cast(ClientApp, client), 40, SETTINGS) as grid:
         app.run(grid)
     (ledger,) = default_folder().glob("*.ledger")
     assert 7.9 < verify(ledger).epsilon <= 8.0
