@@ -926,6 +926,11 @@ class FederationSettings(Group):
                 "optimizer",
                 "the strategy takes the step: strategy=fedavgm has momentum, fedadam is Adam; use sgd",
             )
+        if self.schedule.name != "constant" or self.schedule.warmup:
+            yield (
+                "schedule.name",
+                "the noise is for one learning rate of all steps; use constant, without warmup",
+            )
 
     def _rules_of_audit(self) -> Iterator[tuple[str, str]]:
         audit, client = self.audit, sum_level(self.privacy)

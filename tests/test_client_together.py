@@ -336,6 +336,8 @@ def test_masked_sums_workers_and_lost_clients_end_in_the_same_promise(
         ("secagg=none", "secagg.name"),
         ("audit=full", "audit.name"),
         ("optimizer=adamw", "optimizer"),
+        ("schedule=cosine", "schedule.name"),
+        ("schedule.warmup=2", "schedule.name"),
         ("privacy.sample_rate=1.5", "privacy.sample_rate"),
         ("privacy.target_delta=0.5", "privacy.target_delta"),
     ],
@@ -360,6 +362,15 @@ def test_a_model_that_mixes_records_is_refused(tmp_path: Path) -> None:
             quiet=True,
             folder=tmp_path / "run",
         )
+
+
+def test_a_tasks_own_optimizer_is_refused_and_not_ignored() -> None:
+    class Own(Made):
+        def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return torch.optim.Adam(parameters)
+
+    with pytest.raises(Refusal, match="the strategy takes the step"):
+        fv.simulate(Own(), privacy=fv.RecordDistributed(target_delta=1e-3), cohort=fv.All(), num_rounds=1)
 
 
 def test_an_order_tells_the_step() -> None:

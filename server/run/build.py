@@ -101,6 +101,11 @@ def _check_training(settings: SimulationSettings, task: Task) -> None:
     if settings.engine.dtype != "float32" and callable(getattr(task, "train", None)):
         remedy = "a task that trains by itself chooses its own precision; leave it out"
         raise Refusal("engine.dtype", settings.engine.dtype, remedy)
+    if isinstance(settings.privacy, RecordDistributed) and callable(getattr(task, "optimizer", None)):
+        remedy = (
+            "the strategy takes the step, and the task brings an optimizer of its own; use privacy=record"
+        )
+        raise Refusal("privacy", settings.privacy.name, remedy)
     own = any(callable(getattr(task, name, None)) for name in ("optimizer", "train"))
     if settings.local_training.optimizer.plain and not own:
         return
