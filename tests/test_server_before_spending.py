@@ -27,6 +27,8 @@ class Few(Clinics):
 class Clinics:
     """Clinics with 40 patients each."""
 
+    held_out_public = True
+
     def __init__(self, num_clients: int = 3, simulated: bool = False) -> None:
         self.num_clients, self.simulated = num_clients, simulated
 
