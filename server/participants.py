@@ -43,6 +43,7 @@ class Participants:
       canaries: how many there are.
       add_canaries: lets canaries answer here; None where they are the last nodes of the grid.
       population: a public number of clients, from which the fixed denominator follows; None where `clients` is public.
+      declared: whether the number of clients is somebody's word and no roster's, so that more of them are refused.
     """
 
     grid: Grid
@@ -52,6 +53,7 @@ class Participants:
     canaries: int = 0
     add_canaries: AddCanaries | None = None
     population: int | None = None
+    declared: bool = False
     _real: list[int] = field(default_factory=list[int], init=False)
     _dummies: list[int] = field(default_factory=list[int], init=False)
 
@@ -148,7 +150,7 @@ class Participants:
         nodes = self._connected(self.clients + last)
         if not nodes:
             raise Refusal("population", self.clients, "no client connected; start the clients first")
-        if len(nodes) > self.clients + last:  # the plan and its delta are for so many
+        if self.declared and len(nodes) > self.clients + last:  # the plan and its delta are for so many
             raise Refusal(
                 "population", self.clients, f"{len(nodes) - last} clients are connected; say so many"
             )

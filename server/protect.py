@@ -134,7 +134,7 @@ def protect(
         if not accept_vacuous:
             _require_use(plan, cohort, population)
         privacy = SumPrivacy(plan, ledger)
-        inner = PrivateGrid(Participants(grid, cohort, population), privacy=privacy)
+        inner = PrivateGrid(Participants(grid, cohort, population, declared=True), privacy=privacy)
         yield ProtectedGrid(inner, privacy, budget)
 
 

@@ -26,7 +26,6 @@ from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.local_training import LocalTraining
-from fedveil.links.device_answers import usual_wait
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
@@ -430,7 +429,7 @@ def test_a_device_keeps_a_run_that_is_over_until_another_begins(clients):
     state, model = device.bundle.state, {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
     keeper = agent.Agent(device.bundle, over)
     keeper.device = device
-    assert keeper.longest_wait() == usual_wait() < 900
+    assert keeper.longest_wait() == agent.usual_wait() < 900
     reply = keeper.handle(message_to(2, RunOver("spring", "completed", 20, model)))
     assert not reply.has_error() and over.is_set() and keeper.longest_wait() == 900
     assert str(read_ended(state)) == "run spring is over (completed after 20 rounds)"
@@ -439,7 +438,11 @@ def test_a_device_keeps_a_run_that_is_over_until_another_begins(clients):
     again.device = device
     assert again.longest_wait() == 900
     again.handle(in_the_clear())
-    assert again.longest_wait() == 60 and read_ended(state) is None and (state / "model.safetensors").exists()
+    assert (
+        again.longest_wait() == agent.usual_wait()
+        and read_ended(state) is None
+        and (state / "model.safetensors").exists()
+    )
 
 
 def test_a_full_disk_keeps_no_half_of_a_run_that_is_over(clients, monkeypatch):

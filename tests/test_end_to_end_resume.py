@@ -410,7 +410,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_room(
     code, command = commands.run(*argv, first=fill_in_round_3)
     assert code == 1
     assert "Traceback" not in command.err
-    (sentence,) = command.err.splitlines()
+    *_, sentence = command.err.splitlines()
     assert "stopped after round" in sentence and "resume" in sentence
     ballast.unlink()
     code, command = commands.run("simulate", f"resume={run}")

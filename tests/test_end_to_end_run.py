@@ -765,7 +765,7 @@ def test_a_ledger_folder_that_cannot_be_made_is_refused_before_training(
         own = [each for each in hospitals if not each.startswith(("ledger.dir", "privacy"))] + [privacy]
         code, command = commands.run("simulate", *own, "ledger.dir=file/ledgers", "hydra.run.dir=out")
         assert code == 2
-        (sentence,) = command.err.splitlines()
+        *_, sentence = command.err.splitlines()
         assert sentence.startswith("ledger.dir='file/ledgers'")
 
 

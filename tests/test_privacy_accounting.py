@@ -437,11 +437,13 @@ def test_many_kinds_of_noise_cost_no_less_and_little_more_than_each_alone(
     exact = epsilon(events, 1e-5, interval=GATE_INTERVAL)
     monkeypatch.setattr(accounting, "MAX_KINDS", 12)
     accounting.by_distribution.cache_clear()
+    accounting._composed.cache_clear()
     coarse = accounting.coarsened(dict(accounting.grouped(events)), accounting.rounded)
     assert len(coarse) <= 12
     assert sum(coarse.values()) == 72
     assert exact < epsilon(events, 1e-5, interval=GATE_INTERVAL) < 1.03 * exact
     accounting.by_distribution.cache_clear()
+    accounting._composed.cache_clear()
 
 
 def test_the_gate_keeps_budgets_apart() -> None:

@@ -106,10 +106,16 @@ def test_the_flag_of_the_command_line(
     from fedveil.__main__ import run
 
     (tmp_path / "tests_clinics.py").write_text(Path(__file__).read_text())
-    (tmp_path / "clinics.py").write_text(CLINICS)
+    (tmp_path / "few_clinics.py").write_text(CLINICS)
     monkeypatch.syspath_prepend(tmp_path)
     asked = [
-        *("simulate", "task=custom", "task.target=clinics:Few", "allow_modules=[clinics]", "num_rounds=1"),
+        *(
+            "simulate",
+            "task=custom",
+            "task.target=few_clinics:Few",
+            "allow_modules=[few_clinics]",
+            "num_rounds=1",
+        ),
         *("privacy.target_delta=1e-3", f"ledger.dir={tmp_path / 'ledgers'}", "--json"),
     ]
     assert run([*asked, f"hydra.run.dir={tmp_path / 'run'}"]) == 2

@@ -42,6 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(logging.getLogger("flwr"), "level", logging.INFO)  # another test may have silenced it
     return tmp_path
 
 

@@ -111,7 +111,7 @@ def test_clients_whose_own_budget_is_spent_are_dropped(tmp_path: Path) -> None:
     record = ("privacy=record", "privacy.noise_multiplier=1", "privacy.target_epsilon=8")
     outcome = simulate(settings_from_overrides([*COMMON[:6], *record]), tmp_path, quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert outcome.exit_code == 0
+    assert outcome.exit_code == 3
     assert rows[0]["dropped"] == {}
     assert rows[-1]["dropped"] == {"budget spent": 12}
     assert 0 < outcome.result["privacy"][0]["epsilon"] <= 8
