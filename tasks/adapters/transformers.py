@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -124,11 +125,10 @@ def _base_of(model: Any) -> Any:
 
 def _predicts_next(model: Any) -> bool:
     """Return whether the model's logits at a token are of the next one."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-
+    kinds = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     name = type(_base_of(model)).__name__
     of_two_kinds = name.endswith(("ForMaskedLM", "ForConditionalGeneration"))
-    return name in set(CAUSAL.values()) and not of_two_kinds
+    return name in set(kinds.values()) and not of_two_kinds
 
 
 def _of_tokens(outputs: Any, labels: Tensor) -> bool:
