@@ -51,7 +51,7 @@ def _in_process(run: Run, engine: InProcess) -> InProcessGrid:
     if plain and can_vectorise(probed):
         at_once = partial(sum_cohort, bench)
     elif run.client.step is not None and undisturbed:
-        from ..client.training.union import sum_of_union, union_of
+        from ..client.dp_sgd.union import sum_of_union, union_of
 
         at_once = partial(sum_of_union, bench, union_of(bench))
     return InProcessGrid(

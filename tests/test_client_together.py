@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import fedveil as fv
 from fedveil.client.app import Workbench
 from fedveil.client.dp_sgd.together import drawn, step
-from fedveil.client.training.union import sum_of_union, union_of
+from fedveil.client.dp_sgd.union import sum_of_union, union_of
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL
@@ -214,6 +214,33 @@ def test_fifty_steps_are_those_of_opacus_on_the_pooled_data_with_the_same_draws_
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
+def test_what_a_layer_writes_in_one_part_of_a_step_does_not_reach_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Keeping(Net):
+        """Writes to a buffer, which a step must not leave behind, and reads it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs = super().forward(inputs) * (1 + self.seen)
+            self.seen += 1
+            return outputs
+
+    task = Made()
+    data, rows = task.client_data(6), np.arange(20)
+    whole, parted = Keeping(), Keeping()
+    terms = replace(TERMS, gradients="hooks")
+    at_once = step(whole, task, data, rows, terms, 0.4, layout_of_net())
+    monkeypatch.setattr("fedveil.client.dp_sgd.together.ROWS", 7)
+    in_parts = step(parted, task, data, rows, terms, 0.4, layout_of_net())
+    assert float(whole.seen) == float(parted.seen) == 0
+    for name, value in at_once.items():
+        np.testing.assert_allclose(in_parts[name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_the_union_adds_what_its_clients_add_one_by_one() -> None:
     task = Made()
     bench, union = bench_of(task), union_of(bench_of(task))
@@ -371,6 +398,25 @@ def test_a_tasks_own_optimizer_is_refused_and_not_ignored() -> None:
 
     with pytest.raises(Refusal, match="the strategy takes the step"):
         fv.simulate(Own(), privacy=fv.RecordDistributed(target_delta=1e-3), cohort=fv.All(), num_rounds=1)
+
+
+def test_real_records_do_not_pay_from_two_budgets(tmp_path: Path) -> None:
+    class Real(Made):
+        simulated = False
+        held_out_public = True
+
+    def spend(privacy: fv.Record | fv.RecordDistributed, ledgers: Path) -> None:
+        where = {"dir": str(ledgers)}
+        fv.simulate(Real(), privacy=privacy, cohort=fv.All(), num_rounds=2, quiet=True, ledger=where)
+
+    modes = fv.Record(target_delta=1e-3), fv.RecordDistributed(target_delta=1e-3)
+    for first, second in (modes, modes[::-1]):
+        ledgers = tmp_path / first.name
+        spend(first, ledgers)
+        before = {path: path.read_bytes() for path in ledgers.glob("*.ledger")}
+        with pytest.raises(Refusal, match=f"spent by privacy={first.name} on"):
+            spend(second, ledgers)
+        assert {path: path.read_bytes() for path in ledgers.glob("*.ledger")} == before
 
 
 def test_an_order_tells_the_step() -> None:

@@ -44,6 +44,20 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
+    "the same real records pay from two budgets": Mutation(
+        "server/run/prepare.py",
+        "    if spent is not None:\n        used",
+        "    if False:\n        used",
+        "test_client_together.py",
+        "two_budgets",
+    ),
+    "what a layer writes reaches the next part of a step": Mutation(
+        "client/dp_sgd/train.py",
+        "_clip(torch.from_numpy(rows), clipped_sums, optimizer)\n        _put_back(model, buffers)",
+        "_clip(torch.from_numpy(rows), clipped_sums, optimizer)",
+        "test_client_together.py",
+        "what_a_layer_writes",
+    ),
     "the same cohort in every round": Mutation(
         "server/private_grid.py",
         'stream("cohort", number), earlier)',
@@ -178,7 +192,7 @@ MUTATIONS = {
         "never_pulled_back",
     ),
     "records drawn once for all rounds": Mutation(
-        "client/training/union.py",
+        "client/dp_sgd/union.py",
         'stream("batches", number, client)',
         'stream("batches", 0, client)',
         "test_client_together.py",

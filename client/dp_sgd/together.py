@@ -8,22 +8,19 @@ a round would start from a state that holds a client's own share of the noise, w
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
-from torch import Tensor, nn
+from torch import nn
 
 from ...privacy.mechanisms.randomness import Stream
 from ...strategies.client_settings import StepTerms
 from ...strategies.record_plan import PoissonBatches
 from ...strategies.wire import Layout
-from ...tasks.data import Batches, laid_out, run_on
+from ...tasks.data import Batches
 from ...tasks.protocol import Objective
-from .train import ENGINES, chosen_engine, clip_rows, lay_out
+from .train import chosen_engine, clipping
 
 ROWS = 2048  # of a step at a time, so that memory does not grow with the draw
 
@@ -82,22 +79,9 @@ def _clipped_sums(
         max_grad_norm=terms.max_grad_norm,
         expected_batch_size=1,
     )
-    layout = lay_out(model, engine)
-
-    def forward(chosen: Tensor) -> tuple[Any, Tensor]:
-        inputs, targets = data.batch(chosen)
-        outputs = run_on(model, laid_out(inputs, layout))
-        return outputs, task.loss(outputs, targets)
-
-    model.train()
-    try:
-        with warnings.catch_warnings(), ENGINES[engine](model, forward, optimizer) as clipped_sums:
-            # torch warns of what is intended here: the hooks read the outputs' gradients, and inputs need none.
-            warnings.filterwarnings("ignore", "Full backward hook is firing")
-            for start in range(0, len(rows), ROWS):
-                clip_rows(torch.from_numpy(rows[start : start + ROWS]), clipped_sums, optimizer)
-                for name, parameter in named.items():
-                    totals[name] += parameter.summed_grad.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
-    finally:
-        optimizer.zero_grad(set_to_none=True)
+    with clipping(model, task, data, optimizer, engine) as clip:
+        for start in range(0, len(rows), ROWS):
+            clip(rows[start : start + ROWS])
+            for name, parameter in named.items():
+                totals[name] += parameter.summed_grad.detach().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
     return totals

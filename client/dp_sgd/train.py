@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleHooks
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
 from opacus.optimizers import DPOptimizer
@@ -144,8 +145,6 @@ def train_privately(
     """
     plan = steps.plan
     assert isinstance(plan.sampling, PoissonBatches)
-    # Buffers that a layer writes while it trains depend on the data and have no noise: they are put back.
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     batch_size = max(1, round(plan.sampling.sample_rate * len(data)))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = StreamNoiseOptimizer(
@@ -157,26 +156,49 @@ def train_privately(
         expected_batch_size=batch_size,
     )
     start = [p.detach().clone() for p in optimizer.params] if training.proximal_mu else []
-    layout = lay_out(model, gradients)
+    with clipping(model, task, data, optimizer, gradients) as clip:
+        for batch in plan.sampling.draw(len(data), steps.draws):
+            clip(batch)
+            optimizer.step()
+            if steps.after is not None:
+                steps.after()
+            if training.proximal_mu:
+                _pull(optimizer.params, start, training)
+
+
+@contextmanager
+def clipping(
+    model: nn.Module, task: Objective, data: Batches, optimizer: DPOptimizer, gradients: str
+) -> Generator[Callable[[NDArray[np.intp]], None]]:
+    """Give the function that leaves the clipped sum over some rows on the parameters.
+
+    Buffers that a layer writes meanwhile depend on the data and have no noise: they are put back after each call.
+
+    Args:
+      model: whose gradients are clipped.
+      task: gives the loss, a mean over a batch.
+      data: that the rows are of.
+      optimizer: whose parameters take the sum; holds the clipping norm.
+      gradients: a name of `ENGINES`.
+    """
+    layout = _lay_out(model, gradients)
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
     def forward(rows: Tensor) -> tuple[Any, Tensor]:
         inputs, targets = data.batch(rows)
         outputs = run_on(model, laid_out(inputs, layout))
         return outputs, task.loss(outputs, targets)
 
+    def clip(rows: NDArray[np.intp]) -> None:
+        _clip(torch.from_numpy(rows), clipped_sums, optimizer)
+        _put_back(model, buffers)
+
     model.train()
     try:
         with warnings.catch_warnings(), ENGINES[gradients](model, forward, optimizer) as clipped_sums:
             # torch warns of what is intended here: the hooks read the outputs' gradients, and inputs need none.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
-            for batch in plan.sampling.draw(len(data), steps.draws):
-                clip_rows(torch.from_numpy(batch), clipped_sums, optimizer)
-                optimizer.step()
-                if steps.after is not None:
-                    steps.after()
-                if training.proximal_mu:
-                    _pull(optimizer.params, start, training)
-                _put_back(model, buffers)
+            yield clip
     finally:
         optimizer.zero_grad(set_to_none=True)
         _put_back(model, buffers)
@@ -187,14 +209,8 @@ def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
         buffer.copy_(buffers[name])
 
 
-def clip_rows(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
-    """Leave the clipped sum over the rows on the parameters, without the examples whose gradients are not finite.
-
-    Args:
-      rows: indices of examples.
-      clipped_sums: of an engine.
-      optimizer: whose parameters take the sum.
-    """
+def _clip(rows: Tensor, clipped_sums: ClippedSums, optimizer: DPOptimizer) -> None:
+    """Leave the clipped sum over the rows on the parameters, without the examples whose gradients are not finite."""
     parameters: list[Any] = optimizer.params
     while len(rows):
         for parameter in parameters:
@@ -393,13 +409,8 @@ def _outputs_of(model: nn.Module, batch: Inputs) -> list[Tensor]:
     return outputs
 
 
-def lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
-    """Bring the kernels into the layout in which the engine is right and fast, and return it for images.
-
-    Args:
-      model: whose kernels are laid out.
-      gradients: name of the engine.
-    """
+def _lay_out(model: nn.Module, gradients: str) -> torch.memory_format:
+    """Bring the kernels into the layout in which the engine is right and fast, and return it for images."""
     kernels = [p for p in model.parameters() if p.dim() == 4]
     if gradients == "book_keeping":
         with_fast_kernels(model)

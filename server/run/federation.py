@@ -347,6 +347,18 @@ class Federation:
         return self.fingerprints if data_id is None else data_sets.client_ledgers(data_id, self.fingerprints)
 
     @property
+    def other_record_ledgers(self) -> list[Path]:
+        """Ledgers of real records that the other mode that hides records charges: of all together, or of each client."""
+        home, data_id = ledger_home(self.settings.ledger_dir), self.settings.task.data_id
+        if self.together is None:
+            return [home / f"{POPULATION}{RECORDS}{self.owner[:NAMED]}.ledger"]
+        names = list(self.client_ledgers)
+        if data_id is not None:  # the data may have been split otherwise
+            known = data_sets.read_data_sets(home).get(data_id, data_sets.DataSet())
+            names += data_sets.client_ledgers(data_id, known.fingerprints)
+        return [home / f"{name[:NAMED]}.ledger" for name in names]
+
+    @property
     def owed(self) -> Owed | None:
         """What the clients' ledgers are to be charged of their people's earlier losses before a run; None in a simulation."""
         data_id = self.settings.task.data_id

@@ -62,6 +62,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if federation.record is not None or federation.together is not None:
         check_trainable(federation.task.model())
         check_independence(federation.task.model(), federation.task, some_examples(federation))
+    _check_other_ledger(federation)
     make_strategy_of(federation)
     _ = federation.masking  # refuses a cohort that no sum can hide
     if saved is None and (not federation.simulated or federation.summed is None):
@@ -91,6 +92,24 @@ def settle_records(federation: Federation, client: ClientSettings) -> None:
             "person is now, each client's ledger goes on from the most that any of them held"
         )
     data_sets.settle(Path(client.record.ledger_dir), data_id, owed, client.record.budget())
+
+
+def _check_other_ledger(federation: Federation) -> None:
+    """Refuse real records that have spent by the other mode that hides them, whose ledgers this one does not charge.
+
+    On one machine `record` charges each client's ledger and `record_distributed` one of all records; two budgets for the
+    same people would be spent one after the other. A device has one ledger of records for both.
+    """
+    if federation.simulated or federation.deployed is not None:
+        return
+    together = federation.together is not None
+    if not together and federation.record is None:
+        return
+    spent = next((path for path in federation.other_record_ledgers if path.exists()), None)
+    if spent is not None:
+        used = "record" if together else "record_distributed"
+        remedy = f"these records have spent by privacy={used} on {spent}, which this mode does not charge; go on with that"
+        raise Refusal("privacy", str(federation.mode), remedy)
 
 
 def _check_every(federation: Federation, canaries: bool) -> None:

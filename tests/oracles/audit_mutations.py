@@ -91,6 +91,8 @@ SHORTER = "its own ledger charges the noise that it takes, and it sits out soone
 GATED = "each round is noised and counted as claimed, and all of them have one noise"
 REPORTED = "a figure of the report, and no number that is released"
 BEYOND: dict[str, str] = {
+    "the same real records pay from two budgets": "a second budget for the same people, of which each run spends its own as claimed",
+    "what a layer writes reaches the next part of a step": TOGETHER,
     "a client takes the noise of another size": SHORTER,
     "a client takes the noise of another's ledger": SHORTER,
     "the gate's look-ahead covers less noise": GATED,

@@ -16,7 +16,7 @@ from ...strategies.wire import layout_of, only_arrays, read_round
 from ...tasks.data import Data, Union, data_of
 from ...tasks.hardware import placed
 from ..app import Workbench, received_model, seed_layers
-from ..dp_sgd.together import drawn, step
+from .together import drawn, step
 
 
 def union_of(bench: Workbench) -> Union:
@@ -31,7 +31,7 @@ def sum_of_union(
     """Return the sum of what these clients add, in one pass over what they draw.
 
     The records drawn are those that the clients would draw one by one. The sum is on the grid once and not once for each
-    client, so that the two differ by rounding.
+    client, so that the two differ by rounding; layers that draw, such as Dropout, draw once for all clients.
 
     Args:
       bench: task and model.
