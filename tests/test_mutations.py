@@ -431,7 +431,7 @@ MUTATIONS = {
     ),
     "more clients take part than a delta was weighed for": Mutation(
         "server/participants.py",
-        "        if len(nodes) > self.clients + last:",
+        "        if self.declared and len(nodes) > self.clients + last:",
         "        if False:",
         "test_server_protect.py",
         "more_clients",
