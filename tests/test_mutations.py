@@ -370,7 +370,7 @@ MUTATIONS = {
         "tasks/independence.py",
         "if len(leaves(calm)) == 1:",
         "if False:",
-        "test_tasks_adapters.py",
+        "test_tasks_independence.py",
         "odd_example",
     ),
     "what a step leaves behind is not looked at": Mutation(

@@ -193,6 +193,23 @@ def test_what_a_loss_hides_in_a_global_is_seen() -> None:
         check_independence(around(), Objective(loss), examples())
 
 
+class Lone(nn.Module):
+    """Puts out nothing but a loss of its batch, which one odd example changes for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Linear(FEATURES, FEATURES)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        loss = (self.code(inputs) - inputs).square().mean()
+        return {"loss": loss * (2.0 if inputs.abs().max() > 50 else 1.0)}
+
+
+def test_a_lone_loss_that_an_odd_example_changes_for_all_is_refused() -> None:
+    with pytest.raises(Refusal, match="once an example is replaced"):
+        check_independence(Lone(), Objective(lambda outputs, _: outputs["loss"]), examples())
+
+
 def test_a_refused_loss_tells_nothing_of_the_examples() -> None:
     with pytest.raises(Refusal) as refused:
         check_independence(around(), Objective(weighted_mean), examples())
