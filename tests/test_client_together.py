@@ -30,7 +30,7 @@ from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, sum_event, take_back
 from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_noise, decode, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
+from fedveil.privacy.mechanisms.sizing import Attendance, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec, cells_for
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.build import build
@@ -87,6 +87,32 @@ def test_one_record_moves_a_masked_vector_by_no_more_than_that(
     ]
     moved = np.linalg.norm(both[0].astype(float) - both[1].astype(float))
     assert moved**2 <= spec.sensitivity_squared * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("part", [0.02, 0.5])
+def test_a_masked_sum_is_rounded_by_coins_that_do_not_know_the_rest_of_it(part: float) -> None:
+    size = 10_000
+    norm = part * math.sqrt(size)
+    spec = ShareSpec(
+        SumSpec(64.0 * norm, cells=round(64 * norm), unit_norm=norm), size, Attendance(2, 2), 0, 32, False
+    )
+    rest = np.full(size, 0.49 * spec.sum.step)  # to the nearest, all coordinates would move at once
+    both = [
+        encode_share({"w": rest + more}, {}, spec, Randomness(0).stream("share"), SEED)[0].view(np.int32)
+        for more in (0.0, part * spec.sum.step)
+    ]
+    moved = float(np.sum((both[1] - both[0]).astype(float) ** 2))
+    mean, spread = size * (part**2 + part * (1 - part)), size * part * (1 - part)
+    assert abs(moved - mean) < 6 * math.sqrt(spread)
+    assert moved <= spec.sensitivity_squared < (norm + math.sqrt(size)) ** 2
+
+
+@pytest.mark.parametrize(("clients", "least"), [(5, 4), (5, 3), (20, 16)])
+def test_sixteen_bits_add_at_most_five_percent_to_the_noise_of_a_hundred_thousand_coordinates(
+    clients: int, least: int
+) -> None:
+    spec = size_shares(spec_of(100_000, units=60), 100_000, Attendance(clients, least, 1), 3.0, layered=True)
+    assert spec.bits == 16 and spec.inflation <= 1.05 and spec.least_noise(1) >= 3
 
 
 def test_rounding_moves_a_vector_as_far_as_is_counted() -> None:

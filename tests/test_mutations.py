@@ -184,6 +184,20 @@ MUTATIONS = {
         "test_client_together.py",
         "no_more_than or rounding_moves",
     ),
+    "a masked sum of records is rounded to the nearest": Mutation(
+        "privacy/mechanisms/distributed.py",
+        "else round_once(vector, stream)",
+        "else np.rint(vector).astype(np.int32)",
+        "test_client_together.py",
+        "rounded_by_coins",
+    ),
+    "rounding by coins is free": Mutation(
+        "privacy/mechanisms/rounding.py",
+        "norm**2 + coordinates / 4",
+        "norm**2",
+        "test_client_together.py",
+        "rounded_by_coins",
+    ),
     "a vector of records is pulled back after it is rounded": Mutation(
         "privacy/mechanisms/sum_spec.py",
         "if self.unit_norm is not None:\n            return max",

@@ -22,7 +22,7 @@ from .discrete_gaussian import sample
 from .private_sum import UNCLIPPED, Arrays, Vector, centre, decode, squared_norm
 from .randomness import Stream, keyed_stream
 from .rotation import rotate, unrotate
-from .rounding import round_within
+from .rounding import round_once, round_within
 from .sizing import WEIGHT, ShareSpec
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def encode_share(
     if spec.rotated:
         rotate(vector, seed)
     whole = (
-        round_within(vector, spec.limit, stream)
-        if spec.sum.unit_norm is None
-        else np.rint(vector).astype(np.int32)
+        round_within(vector, spec.limit, stream) if spec.sum.unit_norm is None else round_once(vector, stream)
     )
     words = (
         whole.view(spec.dtype) if spec.bits == 32 else whole.astype(spec.dtype)

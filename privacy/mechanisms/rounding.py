@@ -5,6 +5,13 @@ It is conditional stochastic rounding (Kairouz, Liu and Steinke 2021, arXiv:2102
 Every coordinate goes up or down at random so that its mean stays. The whole vector is rounded anew until its norm
 is within `limit_for`. A try succeeds with probability at least 1 - exp(-1/2), and with nearly 1 unless all fractions
 are near 1/2.
+
+A sum of several records is rounded once (`round_once`), as floor(x + u) with u uniform in [0, 1) in each coordinate.
+Take x' = x + v, where v is a record's part, and the same u for both. In each coordinate x + u is uniform modulo 1, so
+that floor(x' + u) - floor(x + u) is itself a stochastic rounding of v, independent of that of the others. What a record
+moves is therefore v rounded alone, whatever the rest of the sum is: `moved_squared` bounds it. The law of a noised sum is
+a mixture over u, and no mixture of pairs is easier to tell apart than its worst pair (the hockey-stick divergence is
+jointly convex).
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from .randomness import Stream
 
 # That all of these tries fail has a probability below 2^-72; the vector is then rounded towards zero.
 _MOST_TRIES = 100
+EXCEEDED = 2.0**-160  # of a round: times 10^5 rounds and e^30, it is below the last bit of a float of 1e-12
 _BLOCK = 1 << 15  # coordinates at a time: they stay in a core's second cache, and Python is called seldom
 _WORD = 2.0**-32
 _EXACT = 2.0**53  # sums of squares of whole numbers below this are exact in float64, in any order
@@ -35,6 +43,36 @@ def limit_for(cells: int, coordinates: int) -> int:
       coordinates: of the vector.
     """
     return cells * cells + cells + (coordinates + math.isqrt(4 * coordinates)) // 4
+
+
+def moved_squared(norm: float, coordinates: int) -> float:
+    """Return what the squared norm of a rounded vector exceeds with a probability of at most `EXCEEDED`.
+
+    The squares of the coordinates are independent, have mean v^2 + f (1 - f) with f the fraction, at most v^2 + 1/4, and
+    two values at most 2 |v| + 1 apart. So their sum is above c^2 + d/4 + sqrt(2 log(1/beta)) (c + sqrt(d)/2) with a
+    probability of at most beta (Hoeffding). Nor does rounding ever move a coordinate by more than one, so that
+    (c + sqrt(d))^2 is a bound too.
+
+    Args:
+      norm: of the vector before, c, in grid units.
+      coordinates: of the vector, d.
+    """
+    root = math.sqrt(coordinates)
+    likely = norm**2 + coordinates / 4 + math.sqrt(-2 * math.log(EXCEEDED)) * (norm + root / 2)
+    # Coins of 32 bits have means off by up to 2^-32, and what they multiply adds up to at most 2 sqrt(d) c + d.
+    return min(likely + (2 * root * norm + coordinates) * _WORD, (norm + root) ** 2)
+
+
+def round_once(vector: NDArray[np.float64], stream: Stream) -> NDArray[np.int32]:
+    """Return whole numbers of mean `vector`, each less than one away from it, whatever their norm.
+
+    Args:
+      vector: finite.
+      stream: a secret stream that serves this client and round.
+    """
+    out = np.empty(vector.size, np.int32)
+    _round(out, vector, stream)
+    return out
 
 
 def round_within(vector: NDArray[np.float64], limit: int, stream: Stream) -> NDArray[np.int32]:

@@ -18,7 +18,7 @@ No overflow. Let n be the most clients, Delta^2 the limit of a rounded vector's 
   privacy: the modulus is post-processing.
 
 Noise. The sum of m shares is a Gaussian mechanism of noise multiplier sqrt(m v - s^2) / Delta (where records are hidden:
-over `SumSpec.sensitivity`, and Delta is the range of a vector), where v is sigma^2 and
+over the root of `moved_squared`, and Delta is the range of a vector), where v is sigma^2 and
 that of every layer that stays closed, and s = `SMOOTHING`, up to a pure epsilon below 2^-1000 in all coordinates together, far below what a float of epsilon resolves:
 
 - The law of the sum of l draws is, up to factors of exp(+-tau), tau = 10 sum_{j<l} exp(-2 pi^2 r^2 j / (j+1)) with r the
@@ -47,7 +47,7 @@ import numpy as np
 from ..refusal import Refusal
 from .discrete_gaussian import MAX_SIGMA, largest
 from .rotation import block_of
-from .rounding import limit_for
+from .rounding import limit_for, moved_squared
 from .sum_spec import MOST_CELLS, SumSpec
 
 SMOOTHING = 8  # s above
@@ -148,7 +148,7 @@ class ShareSpec:
 
     @property
     def limit(self) -> int:
-        """The largest squared norm of a rounded vector, in grid units."""
+        """The largest squared norm of a rounded vector, in grid units; of several records' one, before it is rounded."""
         return _limit(self.sum, self.size)
 
     @property
@@ -245,12 +245,16 @@ def _finest(
 
 
 def _limit(spec: SumSpec, size: int) -> int:
-    # Records' vectors leave room for rounding (`aim`), which is to the nearest.
+    # What bounds a coordinate: of several records' vector its length before rounding, as floor(x + u) is at most ceil(x).
     return limit_for(spec.cells, size) if spec.unit_norm is None else spec.cells**2
 
 
 def _sensitivity_squared(spec: SumSpec, size: int) -> float:
-    return float(_limit(spec, size)) if spec.unit_norm is None else spec.sensitivity(size) ** 2
+    return (
+        float(_limit(spec, size))
+        if spec.unit_norm is None
+        else moved_squared(spec.unit_norm / spec.step, size)
+    )
 
 
 def _sigmas(wanted: float, honest: Sequence[int]) -> list[int]:

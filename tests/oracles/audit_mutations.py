@@ -108,6 +108,8 @@ BEYOND: dict[str, str] = {
     "real tables are measured on their clients' rows": "leaves beside the sum, where an audit of sums does not look",
     "a schema is inferred from real tables": "leaves beside the sum, where an audit of sums does not look",
     "rounding left out of what a record moves": TOGETHER,
+    "a masked sum of records is rounded to the nearest": TOGETHER,
+    "rounding by coins is free": TOGETHER,
     "a vector of records is pulled back after it is rounded": TOGETHER,
     "records drawn once for all rounds": TOGETHER,
     "records drawn more often than is accounted": TOGETHER,
