@@ -813,6 +813,8 @@ class FederationSettings(Group):
     training: Annotated[LocalTraining, OfKeys()] = LocalTraining()
     num_rounds: Rounds = 100
     """Of the run."""
+    model: Literal["last", "average"] = "last"
+    """Which model a run leaves: of its last round, or the mean of as many last ones as its noise makes worth it."""
     checkpoint_every: Rounds = 1
     """Rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()

@@ -31,6 +31,7 @@ DAMAGED = "checkpoint.damaged.safetensors"
 _MODEL = "model/"
 _STRATEGY = "strategy/"
 _AUDIT = "audit/"
+_AVERAGE = "average/"
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -48,6 +49,8 @@ class Checkpoint:
       choices: what the next round goes by; None without client-level privacy.
       client_heads: the heads of the clients' own ledgers by name, as far as this machine has them.
       audit: what the audit of the next round needs of this one, by name.
+      average: sum of the models that are averaged, by name; empty where none are.
+      models: how many those are.
     """
 
     run: str
@@ -58,12 +61,15 @@ class Checkpoint:
     choices: Choices | None = None
     client_heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
     audit: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
+    average: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
+    models: int = 0
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint durably; a crash at any moment leaves this one or the one before."""
     tensors = {_MODEL + name: np.ascontiguousarray(value) for name, value in checkpoint.model.items()}
     tensors |= {_AUDIT + name: value for name, value in checkpoint.audit.items()}
+    tensors |= {_AVERAGE + name: np.ascontiguousarray(each) for name, each in checkpoint.average.items()}
     numbers: dict[str, Any] = {}
     for name, value in checkpoint.strategy.items():
         if isinstance(value, np.ndarray):
@@ -79,6 +85,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         "strategy": numbers,
         "choices": choices,
         "client_heads": dict(checkpoint.client_heads),
+        "averaged": checkpoint.models,
     }
     payload = save(tensors, {"format": FORMAT, "state": json.dumps(state)})
     target = folder / NAME
@@ -162,8 +169,14 @@ def _read(path: Path) -> Checkpoint:
     choices = _choices(state.get("choices"))
     heads = {name: Head(*known) for name, known in state.get("client_heads", {}).items()}
     strategy = {**state["strategy"], **arrays}
-    audit = {k.removeprefix(_AUDIT): v for k, v in tensors.items() if k.startswith(_AUDIT)}
-    return Checkpoint(state["run"], state["round"], model, strategy, head, choices, heads, audit)
+    audit, average = (
+        {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        for start in (_AUDIT, _AVERAGE)
+    )
+    models = int(state.get("averaged", 0))
+    return Checkpoint(
+        state["run"], state["round"], model, strategy, head, choices, heads, audit, average, models
+    )
 
 
 def _choices(fields: dict[str, Any] | None) -> Choices | None:

@@ -44,13 +44,47 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class Average:
+    """Mean of the models of the last rounds.
+
+    Attributes:
+      total: their sum by name, float64.
+      models: how many there are, at least 1.
+    """
+
+    total: Mapping[str, NDArray[np.float64]]
+    models: int
+
+    def mean(self, last: Arrays) -> Arrays:
+        """Return the mean in the types of the last model; what is no floating-point number stays as that has it."""
+        return {
+            name: (self.total[name] / self.models).astype(value.dtype) if name in self.total else value
+            for name, value in last.items()
+        }
+
+
+@dataclass(frozen=True)
 class State:
-    """Everything that one round hands to the next."""
+    """Everything that one round hands to the next.
+
+    Attributes:
+      round: the last that was finished.
+      arrays: of the global model.
+      strategy: what it remembers.
+      choices: what the next round goes by.
+      average: of the last models; None where none is taken, or before its first.
+    """
 
     round: int
     arrays: Arrays
     strategy: dict[str, Any]
     choices: Choices | None = None
+    average: Average | None = None
+
+    @property
+    def model(self) -> Arrays:
+        """What a run leaves that ends here: the mean of the last models where one is taken."""
+        return self.arrays if self.average is None else self.average.mean(self.arrays)
 
 
 @dataclass(frozen=True)
@@ -94,6 +128,7 @@ class Loop:
         returns how the run ends, if an audit ends it there.
       train_config: what the strategy sends along with the arrays.
       pace: when a round begins, how long it waits, when to give the run up.
+      average_after: round after which models are averaged; None for no average.
     """
 
     strategy: Strategy
@@ -102,6 +137,7 @@ class Loop:
     after_round: Callable[[State, Round, dict[str, float]], Ending | None]
     train_config: Mapping[str, int | float | str]
     pace: Pace = field(default_factory=Pace)
+    average_after: int | None = None
 
 
 def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
@@ -157,8 +193,20 @@ def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Endi
     messages = loop.strategy.configure_train(number, memory_arrays(state.arrays), config, grid)
     replies = grid.send_and_receive(messages, timeout=loop.pace.deadline)
     arrays, _ = loop.strategy.aggregate_train(number, replies)
-    state = State(number, _merged(state.arrays, arrays), strategy_state(loop.strategy), grid.choices)
+    merged = _merged(state.arrays, arrays)
+    average = state.average
+    if loop.average_after is not None and number > loop.average_after:
+        average = _with(average, merged)
+    state = State(number, merged, strategy_state(loop.strategy), grid.choices, average)
     return state, loop.after_round(state, grid.rounds[-1], loop.evaluate(state.arrays, number))
+
+
+def _with(average: Average | None, arrays: Arrays) -> Average:
+    """Return the average with one more model."""
+    found = {name: value.astype(np.float64) for name, value in arrays.items() if value.dtype.kind == "f"}
+    if average is None:
+        return Average(found, 1)
+    return Average({name: average.total[name] + value for name, value in found.items()}, average.models + 1)
 
 
 def _merged(before: Arrays, after: ArrayRecord | None) -> Arrays:

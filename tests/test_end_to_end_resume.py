@@ -42,6 +42,7 @@ MODES: dict[str, tuple[str, ...]] = {
     ),
     "workers": (*NOISY, "engine.workers=2"),
     "audited": (*NOISY, "audit=full", "audit.canaries=80", "audit.looks=4", "audit.on_alarm=note"),
+    "averaged": ("privacy.allow_large_delta=true", "model=average"),
     "correlated": (*NOISY, "cohort=min_separation", "cohort.size=8", "privacy.noise=correlated"),
 }
 

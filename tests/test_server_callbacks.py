@@ -81,6 +81,31 @@ def test_a_callback_is_told_of_start_rounds_and_end(tmp_path: Path) -> None:
     assert any((first.model[name] != second.model[name]).any() for name in second.model)
 
 
+def test_an_average_is_of_the_last_released_models_and_is_longer_under_more_noise() -> None:
+    lengths: list[int] = []
+    for noise in (3.0, 9.0):
+        seen = Seen()
+        privacy = fv.ClientCentral(noise_multiplier=noise, target_epsilon=None)
+        run = fv.simulate(
+            "digits", privacy=privacy, num_rounds=20, callbacks=[seen], quiet=True, model="average"
+        )
+        _, *rounds, end = seen.told
+        lengths.append(end.result["models_averaged"])
+        for name, value in run.model.state_dict().items():
+            last = np.stack([done.model[name] for done in rounds[-lengths[-1] :]])
+            assert np.allclose(value.numpy(), last.mean(0, dtype=np.float64), atol=1e-6)
+            assert not np.allclose(value.numpy(), last[-1], atol=1e-3)
+        assert run.metrics["accuracy"] != rounds[-1].metrics["accuracy"]
+    assert 1 < lengths[0] < lengths[1] == 10
+
+
+def test_without_noise_there_is_no_average_to_take() -> None:
+    seen = Seen()
+    run = fv.simulate("digits", privacy="none", callbacks=[seen], model="average", **TWO)
+    assert seen.told[-1].result["models_averaged"] == 1
+    assert seen.told[-2].metrics.items() <= run.metrics.items()
+
+
 @pytest.mark.parametrize("privacy", ["client_central", "record", "none"])
 def test_nothing_is_reachable_from_what_a_callback_is_told_but_what_is_released(privacy: str) -> None:
     seen = Seen()

@@ -52,6 +52,10 @@ class Display:
     def end(self, ending: RunEnd) -> None:
         """Say how the run ended, and where its results are."""
         self.close()
+        models, metrics = ending.result["models_averaged"], ending.result["metrics"]
+        names = self._lines[-1].metrics if self._lines and models > 1 else ()
+        if shown := "  ".join(f"{name} {_number(metrics[name])}" for name in names if name in metrics):
+            say(f"mean of the last {models} models: {shown}")
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
         in_vain = f", {lost} of them abandoned and paid for in vain" if lost and not failed else ""
         said = f"{ending.status}: {ending.reason}{in_vain}; results: {ending.folder}"

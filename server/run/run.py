@@ -36,6 +36,7 @@ from ..round_terms import ALL_ANSWERS, Answers, Round
 from ..rounds import Ending, Loop, Pace, State, Status, run_rounds
 from . import audit as auditing
 from . import run_folder
+from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .display import Display
 from .federation import Federation, Run
@@ -135,10 +136,12 @@ def run_federation(
         progress = run_folder.begun(run, strategy, audit, meter)
         with around.grid(run) as grid:
             ending = _run_on(progress, strategy, around, grid, watching)
+        state = ending.state
+        averaged = {} if state.average is None else evaluator(federation)(state.model, state.round)
         result = run_folder.finish(
-            progress, ending, time.monotonic() - begin, title_of(progress.run.federation)
+            progress, ending, time.monotonic() - begin, title_of(progress.run.federation), averaged
         )
-        model = shown_model(ending.state.arrays)
+        model = shown_model(state.model)
         told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in watching:
             each.end(told)
@@ -203,6 +206,7 @@ def _run_on(
         after_round=partial(_after_round, progress, private, watching),
         train_config=around.order(run),
         pace=replace(around.pace, ready=ready),
+        average_after=average_after(run),
     )
     started = _start_of(progress)
     for each in watching:

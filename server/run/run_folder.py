@@ -28,7 +28,7 @@ from ...tasks.protocol import PredictingTask
 from .. import noise_key
 from ..checkpoint import Checkpoint, restore_strategy, write, write_durably
 from ..round_terms import Round
-from ..rounds import Ending, State, Status
+from ..rounds import Average, Ending, State, Status
 from .audit import KEY as AUDIT_KEY
 from .audit import RunAudit, shown
 from .audit import end as end_audit
@@ -197,6 +197,7 @@ def _first_state(run: Run, strategy: Strategy) -> State:
         {name: checkpoint.model[name] for name in arrays},
         dict(checkpoint.strategy),
         _choices_after(run, checkpoint),
+        Average(checkpoint.average, checkpoint.models) if checkpoint.models else None,
     )
 
 
@@ -315,10 +316,10 @@ def save(progress: Progress, state: State) -> None:
     run, heads = progress.run, progress.heads.now()
     head = run.ledger.head if run.ledger is not None else None
     audit = progress.audit.memory if progress.audit is not None else {}
-    write(
-        run.folder,
-        Checkpoint(run.name, state.round, state.arrays, state.strategy, head, state.choices, heads, audit),
-    )
+    kept = Checkpoint(run.name, state.round, state.arrays, state.strategy, head, state.choices, heads, audit)
+    if (average := state.average) is not None:
+        kept = replace(kept, average=average.total, models=average.models)
+    write(run.folder, kept)
 
 
 def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:
@@ -376,7 +377,9 @@ def _rows_until(path: Path, last: int) -> list[dict[str, Any]]:
 # --- after the last round ---------------------------------------------------------------------------------------
 
 
-def finish(progress: Progress, ending: Ending, seconds: float, title: str) -> dict[str, Any]:
+def finish(
+    progress: Progress, ending: Ending, seconds: float, title: str, metrics: Mapping[str, float]
+) -> dict[str, Any]:
     """Write model, result and curve, and return the result; a disk that is full makes it a failed run.
 
     Args:
@@ -384,9 +387,11 @@ def finish(progress: Progress, ending: Ending, seconds: float, title: str) -> di
       ending: how the run ended, and with which state.
       seconds: that this process of the run has taken.
       title: one line above the pictures.
+      metrics: of the released model where it is an average; empty where it is that of the last round.
     """
     told, folder = _measured(progress, seconds), progress.run.folder
     result = _result(progress, ending, told)
+    result["metrics"] |= metrics
     try:
         if progress.run.federation.keeps_counts:
             _tell_operator(folder, {key: told[key] for key in ("records", "seconds")})
@@ -452,6 +457,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         ],
         "secagg": encryption(federation),
         "audit": None,
+        "models_averaged": ending.state.average.models if ending.state.average else 1,
         "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
@@ -498,7 +504,7 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
     from safetensors.numpy import save as to_safetensors
 
     folder = progress.run.folder
-    model = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
+    model = {name: np.ascontiguousarray(value) for name, value in state.model.items()}
     write_durably(folder / MODEL, to_safetensors(model))
     write_durably(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode())
     if progress.history:
