@@ -13,7 +13,7 @@ import numpy as np
 from ..privacy.refusal import Refusal
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCHEMA = "schema.yaml"
+SCHEMA, PROJECT = "schema.yaml", "project.yaml"
 DRAFT_HEAD = """\
 # Schema of the tables in {}: a draft, made from their rows. Whoever reads it learns of them.
 # Before you share it:
@@ -57,6 +57,7 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
             raise Refusal("folder", str(folder), "holds something already; name a new one")
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(TEMPLATES / source, folder, dirs_exist_ok=True, ignore=ignored)
+        _name_data(folder)
         if draft is not None:
             _write_own(folder, data, draft)
         elif source == "csv":
@@ -72,6 +73,15 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
     if draft is None:
         print(f"  cd {folder} && python -m pytest")
     return 0
+
+
+def _name_data(folder: Path) -> None:
+    """Name the project's data as its folder is called."""
+    project = folder / PROJECT
+    if project.exists():
+        name = re.sub("[^A-Za-z0-9]+", "-", folder.resolve().name).strip("-")[:64] or "data"
+        text = project.read_text(encoding="utf-8").replace("data_id: data", f"data_id: {json.dumps(name)}")
+        project.write_text(text, encoding="utf-8")
 
 
 def _draft(data: Sequence[Path], label: str | None) -> str:
@@ -94,7 +104,7 @@ def _write_own(folder: Path, data: Sequence[Path], draft: str) -> None:
     (folder / SCHEMA).write_text(draft, encoding="utf-8")
     (folder / "test_project.py").unlink()
     where = (data[0] if len(data) == 1 else data[0].parent).resolve()
-    project = folder / "project.yaml"
+    project = folder / PROJECT
     text = project.read_text(encoding="utf-8").replace("folder: data", f"folder: {json.dumps(str(where))}")
     text = re.sub("  held_out_file: .*\n", "", text)
     text = re.sub("simulated: true.*", "simulated: false  # true if the tables are public or made up", text)

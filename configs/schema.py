@@ -74,7 +74,7 @@ class _Task(Group):
         ]
         | None
     ) = None
-    """Name of real data, the same whatever their order, split and preprocessing: their ledgers go by it."""
+    """Name of real data, the same whatever their order, split and preprocessing: their ledgers go by it. Null: the task's."""
     held_out: Literal["public", "private"] | None = None
     """Whose the held-out data are. Private ones are not evaluated. Null: as the task says, private if its data are real."""
 

@@ -106,6 +106,10 @@ class FromArrays:
         return getattr(self.own, "held_out_public", self.own.simulated)
 
     @property
+    def data_id(self) -> str | None:
+        return getattr(self.own, "data_id", None)
+
+    @property
     def num_clients(self) -> int:
         return self.own.num_clients
 

@@ -66,7 +66,10 @@ class Task(Protocol):
 
     @property
     def simulated(self) -> bool:
-        """Whether the data are public or made up; if so, every run starts a ledger of its own."""
+        """Whether the data are public or made up; if so, every run starts a ledger of its own.
+
+        Real data need a name, the same in every run: `data_id`, an attribute of the task, or `task.data_id` of the run.
+        """
         ...
 
     @property

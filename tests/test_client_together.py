@@ -428,7 +428,7 @@ def test_a_tasks_own_optimizer_is_refused_and_not_ignored() -> None:
 
 def test_real_records_do_not_pay_from_two_budgets(tmp_path: Path) -> None:
     class Real(Made):
-        simulated = False
+        simulated, data_id = False, "made"
         held_out_public = True
 
     def spend(privacy: fv.Record | fv.RecordDistributed, ledgers: Path) -> None:

@@ -24,6 +24,7 @@ def test_a_project_runs_and_its_test_passes(
     folder = tmp_path / "mine"
     assert run(["new", str(folder), "--from", kind]) == 0
     shown = capsys.readouterr().out
+    assert kind == "flower" or 'data_id: "mine"' in (folder / "project.yaml").read_text()
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     commands = [line.partition("&& ")[2] for line in shown.splitlines() if "&&" in line]
     assert commands == [COMMANDS[kind], "python -m pytest"]

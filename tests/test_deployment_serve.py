@@ -577,7 +577,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("asked", [("cohort=fixed", "cohort.size=900"), ("strategy=krum",)])
+@pytest.mark.parametrize(
+    "asked", [("cohort=fixed", "cohort.size=900"), ("strategy=krum",), ("task.data_id=hearts",)]
+)
 def test_a_refused_run_leaves_no_folder(hearts: Path, asked: tuple[str, ...]) -> None:
     with pytest.raises(Refusal):
         served(hearts, *CENTRAL, *asked, "run=spring")

@@ -15,6 +15,7 @@ import pytest
 
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.caps import ALL, Cap, set_cap
+from fedveil.privacy.ledger.data_sets import client_ledgers
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.checkpoint import read
@@ -55,7 +56,7 @@ class Clinics:
         return Examples(self.inputs.flatten(0, 1), self.targets.flatten())
 
 class Real(Clinics):
-    simulated = False
+    simulated, data_id = False, "clinics"
 
 class Simulated(Clinics):
     simulated = True
@@ -84,10 +85,14 @@ def run(folder: Path, overrides: list[str], kind: str, *more: str) -> RunResult:
     return simulate(own, folder, quiet=True)
 
 
-def client_ledger(folder: Path, client: int) -> Path:
+def client_ledger(folder: Path, client: int, kind: str = "Simulated") -> Path:
     import clinics
 
-    return folder / f"{fingerprint(clinics.Clinics().client_data(client))[:32]}.ledger"
+    task = clinics.Clinics()
+    names = [fingerprint(task.client_data(each)) for each in range(task.num_clients)]
+    if kind == "Real":
+        names = client_ledgers("clinics", names)
+    return folder / f"{names[client][:32]}.ledger"
 
 
 # --- at the record level ------------------------------------------------------------------------------------------
@@ -101,7 +106,7 @@ def test_two_clients_with_the_same_records_are_both_charged(
     folder = Path(result["ledger"])
     assert result["dropped"] == {}
     assert len(list(folder.glob("*.ledger"))) == 5
-    keys = [json.loads(e.key) for e in read_entries(client_ledger(folder, 0)) if e.kind == "reserve"]
+    keys = [json.loads(e.key) for e in read_entries(client_ledger(folder, 0, kind)) if e.kind == "reserve"]
     assert [mechanism for _, _, mechanism in keys] == ["dp_sgd 0", "dp_sgd 1"]
     lost = result["records"]["epsilon"]
     assert lost[0] == lost[1] > 1.2 * lost[2] > 0
@@ -119,7 +124,7 @@ def test_the_result_has_every_client_and_the_maximum(tmp_path: Path, clinics: li
 
 def test_a_clients_own_cap_ends_its_part_and_training_goes_on(tmp_path: Path, clinics: list[str]) -> None:
     first = run(tmp_path / "1", clinics, "Real", *RECORD, "num_rounds=1").result
-    own = client_ledger(tmp_path / "ledgers", 4)
+    own = client_ledger(tmp_path / "ledgers", 4, "Real")
     set_cap(tmp_path / "ledgers", Cap(own.stem, first["records"]["epsilon"][4] * 1.01, 1e-5))
     before = own.read_bytes()
     second = run(tmp_path / "2", clinics, "Real", *RECORD, "num_rounds=1")

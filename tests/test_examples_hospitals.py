@@ -44,7 +44,13 @@ def test_real_tables_train_within_their_budget_and_predict(tmp_path: Path) -> No
 
     run(str(EXAMPLE / "make_hospitals.py"))
     (tmp_path / "hospitals" / "schema.yaml").write_text((EXAMPLE / "schema.yaml").read_text())
-    common = ("task=csv", "task.folder=hospitals", "task.held_out_file=public.csv", "batch_size=50")
+    common = (
+        "task=csv",
+        "task.folder=hospitals",
+        "task.held_out_file=public.csv",
+        "task.data_id=hospitals",
+        "batch_size=50",
+    )
     printed = run("-m", "fedveil", "simulate", *common, "num_rounds=4", "hydra.run.dir=first", "--json")
     result = json.loads(printed)
     assert result["data"] == "real" and result["population"] == 4 and result["rng"] == "system"

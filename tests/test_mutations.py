@@ -44,6 +44,13 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
+    "real data without a name are all one data set": Mutation(
+        "server/run/federation.py",
+        'raise Refusal("task.data_id", None, remedy)',
+        'return "data"',
+        "test_preconditions.py",
+        "without_a_name",
+    ),
     "the same real records pay from two budgets": Mutation(
         "server/run/prepare.py",
         "    if spent is not None:\n        used",

@@ -130,6 +130,52 @@ def test_the_same_task_without_the_leak_trains(tmp_path: Path, commands: Any) ->
     assert len(list(tmp_path.rglob("*.ledger"))) == 3
 
 
+# --- whose data they are --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["record", "client_central", "record_distributed"])
+@pytest.mark.parametrize("named", [[], ["task.data_id=null"]], ids=["nothing", "null"])
+def test_real_data_without_a_name_are_refused_and_nothing_is_written(
+    mode: str, named: list[str], tmp_path: Path, commands: Any
+) -> None:
+    write_task(tmp_path)
+    own = [
+        each
+        for each in asked(tmp_path, f"privacy={mode}", "num_rounds=1", "cohort=all")
+        if "data_id" not in each
+    ]
+    code, command = commands.run("simulate", *own, *named)
+    assert code == 2 and command.err == (
+        "task.data_id=None: name these real data, the same in every run: their budget goes by the name, as in "
+        "task.data_id=wards-2026\n"
+    )
+    assert not (tmp_path / "ledgers").exists() and not (tmp_path / "run").exists()
+
+
+def test_a_task_may_name_its_data_and_the_run_has_the_last_word(tmp_path: Path, commands: Any) -> None:
+    write_task(tmp_path)
+    source = tmp_path / "hospitals.py"
+    source.write_text(source.read_text().replace("simulated = False", "simulated, data_id = False, 'a b'"))
+    own = [each for each in asked(tmp_path, *RECORD) if "data_id" not in each]
+    code, command = commands.run("simulate", *own)
+    assert code == 2 and "task.data_id='a b': must be a name of letters" in command.err
+    source.write_text(source.read_text().replace("a b", "clinics"))
+    assert commands.run("simulate", *own)[0] == 0
+    assert commands.run("simulate", *asked(tmp_path, *RECORD, "hydra.run.dir=second"))[0] == 0
+    assert sorted(data_sets.read_data_sets(tmp_path / "ledgers")) == ["clinics", "wards"]
+
+
+def test_real_data_that_nothing_hides_need_no_name(tmp_path: Path, commands: Any) -> None:
+    write_task(tmp_path)
+    own = [
+        each
+        for each in asked(tmp_path, "privacy=none", "num_rounds=1", "cohort=all")
+        if "data_id" not in each
+    ]
+    code, command = commands.run("simulate", *own)
+    assert code == 0, command.err
+
+
 # --- clients in one process -----------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ class Few(Clinics):
 class Clinics:
     """Clinics with 40 patients each."""
 
-    held_out_public = True
+    held_out_public, data_id = True, "clinics"
 
     def __init__(self, num_clients: int = 3, simulated: bool = False) -> None:
         self.num_clients, self.simulated = num_clients, simulated

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from ...configs.schema import (
 )
 from ...privacy.budget import Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
-from ...privacy.ledger.caps import NAMED, POPULATION, RECORDS, capped, default_folder
+from ...privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, RECORDS, capped, default_folder
 from ...privacy.ledger.data_sets import Owed
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
@@ -109,6 +109,21 @@ class Federation:
     def simulated(self) -> bool:
         """Whether nobody's data are at stake."""
         return self.deployed is None and self.task.simulated
+
+    @cached_property
+    def data_id(self) -> str:
+        """The name of real data on this machine: the settings say it, else the task's attribute.
+
+        Raises:
+          Refusal: nobody has named them.
+        """
+        found = self.settings.task.data_id or getattr(self.task, "data_id", None)
+        if found is None:
+            remedy = "name these real data, the same in every run: their budget goes by the name, as in task.data_id=wards-2026"
+            raise Refusal("task.data_id", None, remedy)
+        if not re.fullmatch(DATA_ID, str(found)):
+            raise Refusal("task.data_id", found, NO_DATA_ID)
+        return str(found)
 
     @property
     def held_out_public(self) -> bool:
@@ -330,42 +345,39 @@ class Federation:
 
     @cached_property
     def owner(self) -> str:
-        """The fingerprint of the population: of all clients' data together, or of the federation that they are in."""
+        """What names the population on its ledger: its data's name, or the federation that the clients are in."""
         if self.deployed is not None:
             return self.deployed.owner
         if self.task.simulated:
             return f"simulated {self.settings.task.name}"
-        data_id = self.settings.task.data_id
-        if data_id is not None:
-            return data_sets.population_ledger(data_id)
-        return hashlib.sha256("".join(self.fingerprints).encode()).hexdigest()
+        return data_sets.population_ledger(self.data_id)
 
     @cached_property
     def client_ledgers(self) -> list[str]:
         """The name of the ledger of each client's records."""
-        data_id = None if self.simulated else self.settings.task.data_id
-        return self.fingerprints if data_id is None else data_sets.client_ledgers(data_id, self.fingerprints)
+        if self.simulated:
+            return self.fingerprints
+        return data_sets.client_ledgers(self.data_id, self.fingerprints)
 
     @property
     def other_record_ledgers(self) -> list[Path]:
         """Ledgers of real records that the other mode that hides records charges: of all together, or of each client."""
-        home, data_id = ledger_home(self.settings.ledger_dir), self.settings.task.data_id
+        home = ledger_home(self.settings.ledger_dir)
         if self.together is None:
             return [home / f"{POPULATION}{RECORDS}{self.owner[:NAMED]}.ledger"]
-        names = list(self.client_ledgers)
-        if data_id is not None:  # the data may have been split otherwise
-            known = data_sets.read_data_sets(home).get(data_id, data_sets.DataSet())
-            names += data_sets.client_ledgers(data_id, known.fingerprints)
-        return [home / f"{name[:NAMED]}.ledger" for name in names]
+        known = data_sets.read_data_sets(home).get(self.data_id, data_sets.DataSet())
+        before = data_sets.client_ledgers(
+            self.data_id, known.fingerprints
+        )  # the data may be split otherwise now
+        return [home / f"{name[:NAMED]}.ledger" for name in (*self.client_ledgers, *before)]
 
     @property
     def owed(self) -> Owed | None:
         """What the clients' ledgers are to be charged of their people's earlier losses before a run; None in a simulation."""
-        data_id = self.settings.task.data_id
-        if self.simulated or self.deployed is not None or data_id is None:
+        if self.simulated or self.deployed is not None:
             return None
         folder = ledger_home(self.settings.ledger_dir)
-        return data_sets.owed_by_clients(folder, data_id, self.fingerprints)
+        return data_sets.owed_by_clients(folder, self.data_id, self.fingerprints)
 
     @cached_property
     def fingerprints(self) -> list[str]:

@@ -53,6 +53,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     """
     if saved is None:
         run_folder.require_free(folder)
+    _check_named(federation)
     checkpoint = read(folder) if saved else None
     left = federation.settings.num_rounds - (checkpoint.round if checkpoint else 0)
     client = client_settings(federation, folder, max(1, left))
@@ -83,15 +84,25 @@ def settle_records(federation: Federation, client: ClientSettings) -> None:
       federation: its parts.
       client: what clients are told.
     """
-    owed, data_id = federation.owed, federation.settings.task.data_id
-    if client.record is None or owed is None or data_id is None:
+    owed = None if client.record is None else federation.owed
+    if client.record is None or owed is None:
         return
     if owed.changed:
         warn(
-            f"task.data_id={data_id}: the clients' data are not those of the last run; as nobody knows at which client a "
+            f"task.data_id={federation.data_id}: the clients' data are not those of the last run; as nobody knows at which client a "
             "person is now, each client's ledger goes on from the most that any of them held"
         )
-    data_sets.settle(Path(client.record.ledger_dir), data_id, owed, client.record.budget())
+    data_sets.settle(Path(client.record.ledger_dir), federation.data_id, owed, client.record.budget())
+
+
+def _check_named(federation: Federation) -> None:
+    """Refuse to spend on real data that nobody has named; a deployed federation's ledgers go by its own name."""
+    told = federation.settings.task.data_id
+    if federation.deployed is not None and told is not None:
+        raise Refusal("task.data_id", told, "the federation's name names a server's ledger; leave it out")
+    spends = federation.summed is not None or federation.record is not None
+    if spends and federation.deployed is None and not federation.simulated:
+        _ = federation.data_id
 
 
 def _check_other_ledger(federation: Federation) -> None:
@@ -181,8 +192,8 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
     path = federation.ledger_path(run.folder)
     run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
     expect = checkpoint.head if checkpoint else None
-    data_id = federation.settings.task.data_id
-    if not simulated and federation.deployed is None and data_id is not None:
+    if not simulated and federation.deployed is None:
+        data_id = federation.data_id
         prefix = path.stem.removesuffix(federation.owner[:NAMED])
         owed = data_sets.owed_by_population(path.parent, data_id, prefix)
         data_sets.settle(path.parent, data_id, owed, budget, prefix)

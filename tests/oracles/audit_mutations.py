@@ -103,6 +103,7 @@ BEYOND: dict[str, str] = {
     "a device's closed form forgets that a unit is replaced": BOOKS,
     "a nested sample forgets that its unit may be absent": REPORTED,
     "an adaptive ledger's budget is taken for that of another delta": REPORTED,
+    "real data without a name are all one data set": "two runs pay from one ledger; no sum tells",
     "private held-out data are evaluated": "leaves beside the sum, where an audit of sums does not look",
     "a device trains by another schema than the server's": "another model is trained, and noised as claimed",
     "real tables are measured on their clients' rows": "leaves beside the sum, where an audit of sums does not look",
