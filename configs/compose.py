@@ -39,7 +39,7 @@ Reader = Callable[[DictConfig], object]
 OWN_CONFIGS = "pkg://fedveil.configs"
 BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 PRIMARY = "config"
-ARGUMENTS = ("task.args.", "strategy.parameters.")
+ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")
 VERSION_BASE = "1.3"
 # What Hydra, OmegaConf and the YAML parser raise for a file or a key that cannot be composed.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *lint.READING_ERRORS)

@@ -20,6 +20,9 @@ from .local_training import OPTIMIZERS, TOLD, LocalTraining, Optimizer, Schedule
 
 Parameter = float | int | str | bool
 Argument = Parameter | None | list[Parameter | None]
+OF_ARGUMENTS = Field(
+    json_schema_extra=remedy("must be a finite number, a word, true, false, null or a list of them")
+)
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 # Accountants compose round by round in floating point; beyond this their own error is no longer negligible.
 MOST_ROUNDS = 100_000
@@ -140,12 +143,7 @@ class CustomTask(_Task):
     name: Literal["custom"] = "custom"
     target: Target
     """``module:Class``; the module must stand in allow_modules."""
-    args: Annotated[
-        dict[str, Argument],
-        Field(
-            json_schema_extra=remedy("must be a finite number, a word, true, false, null or a list of them")
-        ),
-    ] = Field(default_factory=dict[str, Argument])
+    args: Annotated[dict[str, Argument], OF_ARGUMENTS] = Field(default_factory=dict[str, Argument])
     """Keyword arguments of the class, each a key of its own: task.args.hidden=16."""
     label: Text | None = None
     """What the run is called; null: the name that the task has, else that of its class."""
@@ -169,6 +167,30 @@ class Dirichlet(Group):
     name: Literal["dirichlet"] = "dirichlet"
     alpha: Positive = 0.5
     """Of the draw: the smaller, the fewer classes a client sees."""
+
+
+class FlwrPartition(Group):
+    """Partition of your own task's pool, or of simulated tables, by a partitioner of flwr-datasets."""
+
+    name: Literal["flwr"] = "flwr"
+    alpha: ClassVar[None] = None
+    target: Literal[
+        "flwr_datasets.partitioner.ContinuousPartitioner",
+        "flwr_datasets.partitioner.DirichletPartitioner",
+        "flwr_datasets.partitioner.ExponentialPartitioner",
+        "flwr_datasets.partitioner.GroupedNaturalIdPartitioner",
+        "flwr_datasets.partitioner.IidPartitioner",
+        "flwr_datasets.partitioner.InnerDirichletPartitioner",
+        "flwr_datasets.partitioner.LinearPartitioner",
+        "flwr_datasets.partitioner.NaturalIdPartitioner",
+        "flwr_datasets.partitioner.PathologicalPartitioner",
+        "flwr_datasets.partitioner.ShardPartitioner",
+        "flwr_datasets.partitioner.SizePartitioner",
+        "flwr_datasets.partitioner.SquarePartitioner",
+    ]
+    """Its class. It sees the columns `row`, `label` and, where there are groups, `group`."""
+    args: Annotated[dict[str, Argument], OF_ARGUMENTS] = Field(default_factory=dict[str, Argument])
+    """Its keyword arguments, each a key of its own; num_partitions, partition_by and seed follow from the task."""
 
 
 class PoissonCohort(Group):
@@ -788,7 +810,7 @@ class LinkSettings(Group):
 
 
 TaskSettings = ShippedTask | Shakespeare | Sentences | CsvTask | CustomTask
-PartitionSettings = PlainPartition | Dirichlet
+PartitionSettings = PlainPartition | Dirichlet | FlwrPartition
 CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | AllCohort
 StrategySettings = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
 OptimizerSettings = AutoOptimizer | TorchOptimizer
@@ -977,6 +999,8 @@ class SimulationSettings(FederationSettings):
         yield from super().rules()
         if isinstance(self.task, CsvTask) and self.task.folder is None:
             yield "task.folder", "name the folder of the tables, in which each file or folder is a client"
+        if isinstance(self.partition, FlwrPartition) and not isinstance(self.task, CsvTask | CustomTask):
+            yield "partition", "deals your own task's pool or simulated tables; use iid, dirichlet or shards"
         if isinstance(self.privacy, Record | RecordAndClient | RecordDistributed):
             if self.engine.dtype != "float32":
                 yield (

@@ -10,13 +10,14 @@ import numpy as np
 
 from ..privacy.refusal import Refusal
 from .data import Data, Examples, as_data
+from .flwr_partition import FLWR, flwr_shares
 from .partition import Indices, Partition
 from .protocol import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-DEALT = "partition of a pool"  # the option that says how: name, alpha, num_clients and seed
+DEALT = "partition of a pool"  # the option that says how: the partition's keys, num_clients and seed
 
 
 @runtime_checkable
@@ -89,7 +90,7 @@ def dealt(task: object, how: Mapping[str, Any] | None) -> object:
 
     Args:
       task: of the user's own.
-      how: name, alpha, num_clients and seed of the partition; None where clients are real.
+      how: name, num_clients, seed and other keys of the partition; None where clients are real.
 
     Raises:
       Refusal: the partition does not suit the task.
@@ -112,6 +113,8 @@ def dealt(task: object, how: Mapping[str, Any] | None) -> object:
         if each is not None and each.shape != (len(data),):
             raise Refusal(name, each.shape, f"give one for each of the pool's {len(data)} examples")
     count: Any = how["num_clients"] or getattr(task, "num_clients", None)
+    if how["name"] == FLWR:
+        return Dealt(task, data, flwr_shares({**how, "num_clients": count}, labels, groups))
     if count is None and groups is not None and how["name"] == "natural":
         count = len(np.unique(groups))
     if count is None:

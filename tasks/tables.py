@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..privacy.refusal import Refusal
 from .classification import cross_entropies, softmax_regression
 from .data import Examples
-from .partition import Indices, Partition
+from .flwr_partition import FLWR, flwr_shares
+from .partition import Partition
 from .table_files import DRAFT_COMMAND, clients_of, draft_schema, frame_inputs, read_rows
 from .table_schema import SCHEMA, Schema, read_schema
 
@@ -135,6 +136,7 @@ def load(
     partition: str = "natural",
     alpha: float = 0.5,
     seed: int = 0,
+    dealer: Mapping[str, Any] | None = None,
     data: str | None = None,
 ) -> Tables:
     """Return the task.
@@ -149,9 +151,10 @@ def load(
       held_out_share: of each client's rows, where they are simulated, in 0 .. 1; split by a keyed hash of the row.
       held_out_file: public table, on which the model is measured in the place of clients' rows.
       num_clients: None for the natural partition.
-      partition: natural (a file or folder a client); iid, dirichlet and shards deal the rows of simulated tables.
+      partition: natural (a file or folder a client); iid, dirichlet, shards and flwr deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
       seed: of the partition.
+      dealer: target and args of a partitioner of flwr-datasets, for partition=flwr.
       data: of a device, its own table or folder of tables, in the place of `folder`.
 
     Raises:
@@ -165,9 +168,8 @@ def load(
     agreed = _schema(folder, paths, label, schema, simulated)
     clients = tuple(_examples(path, agreed) for path in paths)
     if partition != "natural":
-        clients = _dealt(
-            clients, agreed, simulated, Partition(partition, num_clients or len(clients), alpha, seed)
-        )
+        how = {"num_clients": num_clients, "seed": seed, **(dealer or {})}
+        clients = _dealt(clients, agreed, simulated, {"name": partition, "alpha": alpha, **how})
     elif num_clients not in (None, len(clients)) and folder is not None:
         remedy = f"{folder} holds {len(clients)}, a file or folder each; leave it out"
         raise Refusal("task.num_clients", num_clients, remedy)
@@ -226,17 +228,21 @@ def joined(parts: Sequence[Examples]) -> Examples:
 
 
 def _dealt(
-    clients: Sequence[Examples], schema: Schema, simulated: bool, how: Partition
+    clients: Sequence[Examples], schema: Schema, simulated: bool, how: Mapping[str, Any]
 ) -> tuple[Examples, ...]:
     """Return the rows of all clients, dealt anew."""
+    name, pool = how["name"], joined(clients)
     if not simulated:
         remedy = "real rows stay with their owners; leave it natural, or say task.simulated=true"
-        raise Refusal("partition", how.name, remedy)
-    if not schema.target.categories and how.name != "iid":
-        raise Refusal("partition", how.name, "goes by classes, and the label is a number; use iid or natural")
-    pool = joined(clients)
-    labels: Indices = pool.targets.numpy().astype(np.int64)
-    rows = [torch.from_numpy(share) for share in how.shares(labels)]
+        raise Refusal("partition", name, remedy)
+    if not schema.target.categories and name not in ("iid", FLWR):
+        raise Refusal("partition", name, "goes by classes, and the label is a number; use iid or natural")
+    labels, many = pool.targets.numpy(), how["num_clients"] or len(clients)
+    if name == FLWR:
+        shares = flwr_shares(how, labels, np.repeat(np.arange(len(clients)), [len(each) for each in clients]))
+    else:
+        shares = Partition(name, many, how["alpha"], how["seed"]).shares(labels.astype(np.int64))
+    rows = [torch.from_numpy(share) for share in shares]
     return tuple(Examples(pool.inputs[each], pool.targets[each]) for each in rows)
 
 

@@ -28,6 +28,11 @@ FOLDER = Path(str(configs.__file__)).parent
 SERVERS = {FOLDER / "server.yaml", *(FOLDER / "link").glob("*.yaml")}  # test_configs_server.py reads these
 FILES = sorted({*FOLDER.rglob("*.yaml")} - SERVERS)
 OWN_CLASS = {
+    "partition/flwr": [
+        "task=csv",
+        "task.folder=x",
+        "partition.target=flwr_datasets.partitioner.IidPartitioner",
+    ],
     "task/custom": ["task.target=mine:Task", "allow_modules=[mine]"],
     "strategy/custom": ["strategy.target=mine:Strategy", "allow_modules=[mine]"],
     "optimizer/dp_adambc": ["privacy=record"],

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from fedveil.__main__ import run
 from fedveil.client.device.client_bundle import TASK_DEFAULTS, read_task
 from fedveil.configs.bundle_files import read_section
 from fedveil.tasks import DEALT, load_task
+from fedveil.tasks.flwr_partition import flwr_shares
 
 MODULE = '''\
 """A task with arguments."""
@@ -268,3 +270,84 @@ def test_a_partition_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str
     assert "task.num_clients=None: say to how many clients the pool is dealt" in capsys.readouterr().err
     assert run(["simulate", *asked, "task.num_clients=5", *RUN]) == 2
     assert "choose iid, dirichlet or shards" in capsys.readouterr().err
+
+
+FLWR = "partition=flwr partition.target=flwr_datasets.partitioner."
+DEALS = [
+    ("DirichletPartitioner partition.args.alpha=0.5 task.num_clients=5", 5),
+    ("IidPartitioner task.num_clients=7", 7),
+    ("LinearPartitioner task.num_clients=4", 4),
+    ("PathologicalPartitioner partition.args.num_classes_per_partition=2 task.num_clients=4", 4),
+    ("ShardPartitioner partition.args.num_shards_per_partition=2 task.num_clients=4", 4),
+    ("SizePartitioner partition.args.partition_sizes=[50,100,50]", 3),
+    ("NaturalIdPartitioner", 3),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("how", "clients"), DEALS)
+def test_a_partitioner_of_flwr_datasets_deals_a_pool(how: str, clients: int) -> None:
+    pytest.importorskip("flwr_datasets")
+    Path("wards.py").write_text(MODULE + POOL)
+    task = "task=custom task.target=wards:Grouped allow_modules=[wards] privacy=none cohort=all"
+    assert run(["simulate", *task.split(), *f"{FLWR}{how}".split(), *RUN]) == 0
+    assert (result()["population"], result()["partition"]) == (clients, "flwr")
+    assert fv.load("run", allow_modules=["wards"]).model is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_partitioner_sees_labels_and_the_seed_and_deals_each_example_once() -> None:
+    pytest.importorskip("flwr_datasets")
+    how = {"target": f"{FLWR.split('=')[-1]}DirichletPartitioner", "args": {"alpha": 0.1}, "num_clients": 4}
+    labels = np.arange(400) % 4
+    first, again = (flwr_shares({**how, "seed": 3}, labels) for _ in range(2))
+    other = flwr_shares({**how, "seed": 4}, labels)
+    assert np.array_equal(np.sort(np.concatenate(first)), np.arange(400))
+    assert all(np.array_equal(*pair) for pair in zip(first, again, strict=True))
+    assert [len(each) for each in first] != [len(each) for each in other]
+    assert max(np.bincount(labels[first[0]], minlength=4)) > len(first[0]) / 2  # alpha 0.1 is skewed
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("DirichletPartitioner partition.args.alpha=0.5", "task.num_clients=None: say to how many clients"),
+        (
+            "DirichletPartitioner task.num_clients=5",
+            "partition.args.alpha=None: DirichletPartitioner needs it",
+        ),
+        ("DirichletPartitioner partition.args.alhpa=1 task.num_clients=5", "did you mean 'alpha'?"),
+        (
+            "DirichletPartitioner partition.args.alpha=-1 task.num_clients=5",
+            "refuses these arguments or data",
+        ),
+        ("IidPartitioner task.num_clients=500", "refuses these arguments or data"),
+        ("NaturalIdPartitioner task.num_clients=5", "deals to 3 clients"),
+        ("IidPartitioner task.target=wards:Wards task.args.folder=.", "this task gives each client its own"),
+    ],
+)
+def test_what_a_partitioner_cannot_deal_is_refused(
+    capsys: pytest.CaptureFixture[str], how: str, reason: str
+) -> None:
+    pytest.importorskip("flwr_datasets")
+    Path("wards.py").write_text(MODULE + POOL)
+    task = "task=custom task.target=wards:Grouped allow_modules=[wards] privacy=none cohort=all"
+    assert run(["simulate", *task.split(), *f"{FLWR}{how}".split(), *RUN]) == 2
+    assert reason in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_only_partitioners_are_named_and_only_where_examples_are_dealt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("wards.py").write_text(MODULE + POOL)
+    task = ["task=custom", "task.target=wards:Grouped", "allow_modules=[wards]", "privacy=none", *RUN]
+    assert run(["simulate", *task, "partition=flwr", "partition.target=os.system"]) == 2
+    assert "partition.target='os.system': must be one of flwr_datasets" in capsys.readouterr().err
+    assert run(["simulate", "task=digits", *f"{FLWR}IidPartitioner".split(), *RUN]) == 2
+    assert "deals your own task's pool or simulated tables" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "flwr_datasets", None)
+    monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
+    assert run(["simulate", *task, *f"{FLWR}IidPartitioner".split()]) == 2
+    assert "is not installed; pip install flwr-datasets" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...configs.schema import Record, SimulationSettings
+from ...configs.schema import FlwrPartition, Record, SimulationSettings
 from ...privacy.budget import Adversary, check_delta
 from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import capped
@@ -232,15 +232,15 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
       seed: of the simulation; None stands for 0.
     """
     if settings.task.target is not None:
-        how = settings.partition.name, settings.partition.alpha, settings.task.num_clients
-        alpha = {} if how[1] is None else {"alpha": how[1]}
-        partition = {"name": how[0], "num_clients": how[2], "seed": seed or 0} | alpha
+        how = {"num_clients": settings.task.num_clients, "seed": seed or 0}
+        partition = settings.partition.model_dump() | how
         planted = {PLANTED: seed or 0} if plants_examples(settings) else {}
         return settings.task.options | planted | {DEALT: partition}
     options: dict[str, Any] = {
         "num_clients": settings.task.num_clients,
         "partition": settings.partition.name,
         "alpha": settings.partition.alpha,
+        "dealer": settings.partition.model_dump() if isinstance(settings.partition, FlwrPartition) else None,
         "seed": seed or 0,
         **settings.task.options,
         PLANTED: (seed or 0) if plants_examples(settings) else None,

@@ -1,0 +1,83 @@
+"""Shares that a partitioner of flwr-datasets deals."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from ..configs.strict import nearest
+from ..privacy.refusal import Refusal
+from .partition import Indices
+
+FLWR = "flwr"  # name of such a partition
+ROW, LABEL, GROUP = "row", "label", "group"  # columns of what a partitioner sees
+
+
+def flwr_shares(how: Mapping[str, Any], labels: Any, groups: Any = None) -> tuple[Indices, ...]:
+    """Return for each client the sorted positions of its examples, as a partitioner of flwr-datasets deals them.
+
+    It sees a data set of the columns row, label and, where there are groups, group; never an example.
+
+    Args:
+      how: target, the partitioner's class; args, its keyword arguments; num_clients, or None; seed.
+      labels: of each example, shape (n,).
+      groups: natural owner of each example, shape (n,); None if the data do not know.
+
+    Raises:
+      Refusal: a package is absent, or the partitioner does not take an argument or these data.
+    """
+    path, _, name = str(how["target"]).rpartition(".")
+    try:
+        make: Any = getattr(import_module(path), name)
+        dataset: Any = import_module("datasets").Dataset
+    except ModuleNotFoundError as error:
+        remedy = f"{error.name} is not installed; pip install flwr-datasets"
+        raise Refusal("partition.target", how["target"], remedy) from None
+    owners = {} if groups is None else {GROUP: groups}
+    whole = dataset.from_dict({ROW: np.arange(len(labels)), LABEL: labels, **owners})
+    arguments = _arguments(make, how, owned=groups is not None)
+    try:
+        partitioner = make(**arguments)
+        partitioner.dataset = whole
+        count = int(partitioner.num_partitions)
+        dealt = [
+            np.sort(np.asarray(partitioner.load_partition(each)[ROW], np.int64)) for each in range(count)
+        ]
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise Refusal("partition.target", how["target"], f"refuses these arguments or data: {why}") from None
+    if how["num_clients"] not in (None, count):
+        remedy = f"{name} deals to {count} clients; leave it null, or change partition.args"
+        raise Refusal("task.num_clients", how["num_clients"], remedy)
+    rows = np.concatenate(dealt)
+    if len(np.unique(rows)) < len(rows):
+        raise Refusal(
+            "partition.target", how["target"], "deals one example to several clients; choose another"
+        )
+    return tuple(dealt)
+
+
+def _arguments(make: Any, how: Mapping[str, Any], owned: bool) -> dict[str, Any]:
+    """Return the arguments as given, with those that follow from the task."""
+    taken = inspect.signature(make).parameters
+    for key, value in how["args"].items():
+        if key not in taken:
+            remedy = f"{make.__name__} takes no such argument; {nearest(key, taken)}"
+            raise Refusal(f"partition.args.{key}", value, remedy)
+    by_owner = owned and "NaturalId" in make.__name__
+    follow = {
+        "num_partitions": how["num_clients"],
+        "partition_by": GROUP if by_owner else LABEL,
+        "seed": how["seed"],
+    }
+    arguments = {key: value for key, value in follow.items() if key in taken} | how["args"]
+    if "num_partitions" in arguments and arguments["num_partitions"] is None:
+        raise Refusal("task.num_clients", None, "say to how many clients the examples are dealt")
+    for key, each in taken.items():
+        if each.default is each.empty and key not in arguments:
+            raise Refusal(f"partition.args.{key}", None, f"{make.__name__} needs it; give it a value")
+    return arguments
