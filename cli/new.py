@@ -22,7 +22,10 @@ DRAFT_HEAD = """\
 #   owners write one word in several ways, list them: categories: {{female: [f, w, "0"], male: [m, "1"]}}
 # - take out columns that the model must not see, such as numbers of patients; columns of a table that stand here
 #   under no name are not read.
-# - a missing number is the middle of low and high, or what `missing: 120` says; required: true refuses it.
+# - missing: ["-9", unknown] are the words of a missing value beside NA, none and the like; those found here are guesses.
+#   A missing number is the middle of low and high, or what `missing: {{words: ["-9"], value: 120}}` says; required: true
+#   refuses it.
+# - classes of the label may weigh differently: weights: {{healthy: 1, ill: 4}}. Take numbers that are public; do not count.
 """
 OWNERS, ROWS, COLUMNS = 8, 120, 6
 HELD_OUT_ROWS = 400

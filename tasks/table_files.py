@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import math
 import mmap
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,11 @@ SEPARATORS = (",", ";", "\t", "|")
 BLOCK_BYTES = 8 << 20  # of a CSV file
 BLOCK_ROWS = 1 << 17  # of a Parquet file
 NUMBER = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?$"
+CODE = re.compile(NUMBER)  # a number that stands for a missing value
 MOST_CATEGORIES = 50  # words of a column that a draft takes for categories; of more it is a name or a text
+MOST_MISSING = 3  # words of a column of numbers that a draft takes for missing values
+LEAST_NUMBERS = 10  # different numbers that such a column has; of fewer they are categories
+CODES = (-9.0, -99.0, -999.0, -9999.0, 999.0, 9999.0, 99999.0)  # numbers that often stand for a missing one
 MOST_CLASSES = 10  # whole numbers of a label that are taken for classes; more are a quantity
 DRAFT_COMMAND = "fedveil new draft --from csv {} writes a first draft"
 
@@ -244,7 +249,7 @@ class CellReader:
             values = values.dictionary_decode()
         text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
         if text:
-            values = self._present(values)
+            values = self._present(values, column)
             if self.comma:
                 values = pc.replace_substring(values, ",", ".", max_replacements=1)
         try:
@@ -257,6 +262,8 @@ class CellReader:
             )
         except (pa.ArrowNotImplementedError, NotImplementedError):
             return self.refuse(column, 0, str(values.type), "is a type that is neither numbers nor words")
+        if codes := [float(each) for each in (*self.missing, *column.absent) if CODE.fullmatch(each)]:
+            numbers[np.isin(numbers, codes)] = math.nan
         infinite = np.isinf(numbers)
         if infinite.any():
             row = int(infinite.argmax())
@@ -277,7 +284,7 @@ class CellReader:
           Refusal: a word is none of the categories, or is missing where it must not be.
         """
         words, places = self.words(values)
-        known = {**dict.fromkeys(self.missing, -1), **column.codes}
+        known = {**dict.fromkeys((*self.missing, *column.absent), -1), **column.codes}
         table = np.array(
             [-1 if word is None else known.get(plain(word), -2) for word in words], dtype=np.int64
         )
@@ -300,11 +307,12 @@ class CellReader:
         places = np.asarray(pc.fill_null(encoded.indices, len(words)), dtype=np.int64)
         return [*words, None], places
 
-    def _present(self, values: Any) -> Any:
+    def _present(self, values: Any, column: Column) -> Any:
         """Return text without outer spaces, null where it stands for a missing value."""
         pa, pc = import_module("pyarrow"), self._pc
         values = pc.utf8_trim_whitespace(values)
-        absent = pc.is_in(pc.utf8_lower(values), value_set=pa.array(self.missing, type=values.type))
+        words = pa.array((*self.missing, *column.absent), type=values.type)
+        absent = pc.is_in(pc.utf8_lower(values), value_set=words)
         return pc.if_else(absent, pa.scalar(None, type=values.type), values)
 
     def refuse(self, column: Column, row: int, value: object, remedy: str) -> Any:
@@ -445,6 +453,16 @@ class _Seen:
     spellings: dict[str, str] = field(default_factory=dict[str, str])
     files: set[Path] = field(default_factory=set[Path])
     numeric: bool = True
+    others: set[str] = field(default_factory=set[str])
+    codes: set[float] = field(default_factory=set[float])
+
+    def absent(self) -> tuple[str, ...]:
+        """Return what seems to stand for a missing value: words among numbers, and codes far from all others."""
+        width = self.high - self.low
+        if not 0 < width < math.inf:
+            return tuple(sorted(self.others))
+        odd = [each for each in sorted(self.codes) if (each < 0 <= self.low) or abs(each) - self.high > width]
+        return (*sorted(self.others), *(f"{each:g}" for each in odd))
 
 
 def draft_schema(paths: Sequence[Path], label: str | None = None) -> tuple[Schema, dict[str, str]]:
@@ -491,17 +509,33 @@ def _look(seen: _Seen, cells: CellReader, values: Any, column: Column, file: Pat
     for word in words if len(seen.spellings) <= MOST_CATEGORIES else ():
         if word is not None and plain(word) not in cells.missing:
             seen.spellings.setdefault(plain(word), " ".join(word.split()))
-    if not seen.numeric:
-        return
-    try:
-        numbers = cells.numbers(values, column)
-    except Refusal:
+    numbers = _numbers(seen, cells, values, column, words) if seen.numeric else None
+    if numbers is None:
         seen.numeric = False
         return
     present = numbers[~np.isnan(numbers)]
-    if len(present):
-        seen.low, seen.high = min(seen.low, float(present.min())), max(seen.high, float(present.max()))
-        seen.whole = seen.whole and bool((present == np.floor(present)).all())
+    coded = np.isin(present, CODES)
+    seen.codes |= set(present[coded].tolist())
+    if len(rest := present[~coded]):
+        seen.low, seen.high = min(seen.low, float(rest.min())), max(seen.high, float(rest.max()))
+        seen.whole = seen.whole and bool((rest == np.floor(rest)).all())
+
+
+def _numbers(
+    seen: _Seen, cells: CellReader, values: Any, column: Column, words: Sequence[str | None]
+) -> NDArray[np.float64] | None:
+    """Return the numbers of a column, in which a few words stand for missing ones; None where it holds words."""
+    for _ in range(2):
+        try:
+            return cells.numbers(values, replace(column, absent=tuple(seen.others)))
+        except Refusal:
+            texts = [
+                plain(word.replace(",", ".") if cells.comma else word) for word in words if word is not None
+            ]
+            seen.others |= {each for each in texts if not CODE.fullmatch(each) and each not in cells.missing}
+            if len(seen.others) > MOST_MISSING:
+                return None
+    return None
 
 
 def _unfit(seen: _Seen, files: Sequence[Path]) -> str | None:
@@ -518,12 +552,16 @@ def _unfit(seen: _Seen, files: Sequence[Path]) -> str | None:
 
 
 def _drafted(name: str, seen: _Seen, is_label: bool) -> Column:
-    if not seen.numeric or (is_label and seen.whole and len(seen.spellings) <= MOST_CLASSES):
-        numbers = seen.numeric
-        words = sorted(seen.spellings, key=(lambda each: (float(each), each)) if numbers else str)
+    few = len(seen.spellings) - len(seen.others) < LEAST_NUMBERS
+    numbers = seen.numeric and not (seen.others and few)
+    if not numbers or (is_label and seen.whole and len(seen.spellings) <= MOST_CLASSES):
+        by_size = seen.numeric and not seen.others
+        words = sorted(seen.spellings, key=(lambda each: (float(each), each)) if by_size else str)
         return Column(name, categories=tuple((seen.spellings[each],) for each in words))
-    low, high = rounded_out(seen.low, seen.high)
-    return Column(name, low, high)
+    absent = seen.absent()
+    kept = [each for each in seen.codes if f"{each:g}" not in absent]
+    low, high = rounded_out(min([seen.low, *kept]), max([seen.high, *kept]))
+    return Column(name, low, high, absent=absent)
 
 
 def rounded_out(low: float, high: float) -> tuple[float, float]:

@@ -28,7 +28,8 @@ MISSING = (
     "none",
 )  # what an unknown value is written as, unless declared
 KEYS = ("label", "missing", "columns")
-COLUMN_KEYS = ("low", "high", "missing", "required", "categories")
+COLUMN_KEYS = ("low", "high", "missing", "required", "categories", "weights")
+MISSING_KEYS = ("words", "value")
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
 
 
@@ -40,8 +41,10 @@ class Column:
       name: in the header of a table, whatever its case and spaces.
       low, high: bounds of a number; it is cut to them and scaled to -1 .. 1.
       missing: number that stands for a missing one; the middle by default.
+      absent: words that stand for a missing value in this column, beside the schema's, as `plain` has them.
       required: whether a missing value is refused.
       categories: for each word its spellings, the word itself first; empty for a number.
+      weights: of an example of each category in the loss of a label, the largest 1; empty where all are 1.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Column:
     missing: float | None = None
     required: bool = False
     categories: tuple[tuple[str, ...], ...] = ()
+    absent: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def width(self) -> int:
@@ -165,6 +170,11 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
         raise Refusal("task.label", label, f"name a column of {where}; {nearest(str(label), named.values())}")
     if len(named) == 1:
         raise Refusal("task.label", label, f"{where} has no other column to predict it from")
+    for column in schema.columns:
+        if column.weights and plain(column.name) != plain(label):
+            raise Refusal(
+                f"{where}: {column.name}", "weights", f"are of the label's classes, and that is {label}"
+            )
     return replace(schema, label=named[plain(label)])
 
 
@@ -181,18 +191,59 @@ class _Words(yaml.BaseLoader):
 def _column(where: str, name: str, found: object) -> Column:
     values = _group(where, found, COLUMN_KEYS)
     required = _switch(where, values.get("required", "false"))
+    absent, missing = _missing(where, values.get("missing"))
     if "categories" in values:
-        for key in ("low", "high", "missing"):
+        for key in ("low", "high"):
             if key in values:
                 raise Refusal(where, values[key], f"{key} belongs to a number; words have none")
-        return Column(name, required=required, categories=_categories(where, values["categories"]))
+        if missing is not None:
+            raise Refusal(
+                where, f"{missing:g}", "missing must be a list of words; a number stands in for numbers"
+            )
+        column = Column(
+            name, required=required, categories=_categories(where, values["categories"]), absent=absent
+        )
+        if both := [each for each in absent if each in column.codes]:
+            raise Refusal(where, both[0], "stands in missing and in categories; take it out of one")
+        return replace(
+            column, weights=_weights(where, values["weights"], column) if "weights" in values else ()
+        )
+    if "weights" in values:
+        raise Refusal(where, "weights", "belong to categories; a number has no classes")
     low, high = (_number(where, key, values.get(key)) for key in ("low", "high"))
     if not low < high:
         raise Refusal(where, f"{low:g} .. {high:g}", "low must be below high")
-    missing = _number(where, "missing", values["missing"]) if "missing" in values else None
     if missing is not None and not low <= missing <= high:
         raise Refusal(where, f"{missing:g}", f"missing must lie between {low:g} and {high:g}")
-    return Column(name, low, high, missing, required)
+    return Column(name, low, high, missing, required, absent=absent)
+
+
+def _missing(where: str, found: object) -> tuple[tuple[str, ...], float | None]:
+    """Return the words that stand for a missing value, and the number that stands in for one."""
+    if isinstance(found, dict):
+        values = _group(f"{where}: missing", found, MISSING_KEYS)
+        words = _list(where, "missing.words", values.get("words", []))
+        value = values.get("value")
+    else:
+        words, value = (_list(where, "missing", found), None) if isinstance(found, list) else ((), found)
+    number = None if value is None else _number(where, "missing", value)
+    return tuple(plain(each) for each in words), number
+
+
+def _weights(where: str, found: object, column: Column) -> tuple[float, ...]:
+    """Return the weight of each category, scaled so that the largest is 1; one that is not named weighs as 1 did."""
+    if not isinstance(found, dict) or not found:
+        raise Refusal(where, found, "weights must be a group: a word of categories, and its weight")
+    weights = dict.fromkeys(range(column.width), 1.0)
+    for word, given in found.items():
+        code = column.codes.get(plain(str(word)))
+        if code is None:
+            raise Refusal(where, word, f"weights names no category; {nearest(str(word), column.words)}")
+        weights[code] = _number(where, "weights", given)
+        if weights[code] <= 0:
+            raise Refusal(where, given, "weights must be above 0")
+    largest = max(weights.values())
+    return tuple(each / largest for each in weights.values())
 
 
 def _categories(where: str, found: object) -> tuple[tuple[str, ...], ...]:
@@ -259,12 +310,22 @@ def _parts(column: Column) -> Iterator[str]:
         pairs = (f"{_word(each[0])}: {_words(each[1:])}" for each in column.categories)
         yield f"categories: {{{', '.join(pairs)}}}"
     else:
-        numbers = {"low": column.low, "high": column.high, "missing": column.missing}
-        yield from (
-            f"{key}: {repr(each).removesuffix('.0')}" for key, each in numbers.items() if each is not None
-        )
+        yield f"low: {_digits(column.low)}, high: {_digits(column.high)}"
+    if column.weights:
+        pairs = zip(column.words, column.weights, strict=True)
+        yield f"weights: {{{', '.join(f'{_word(word)}: {_digits(weight)}' for word, weight in pairs)}}}"
+    if column.absent and column.missing is not None:
+        yield f"missing: {{words: {_words(column.absent)}, value: {_digits(column.missing)}}}"
+    elif column.absent:
+        yield f"missing: {_words(column.absent)}"
+    elif column.missing is not None:
+        yield f"missing: {_digits(column.missing)}"
     if column.required:
         yield "required: true"
+
+
+def _digits(number: float) -> str:
+    return repr(number).removesuffix(".0")
 
 
 def _words(words: tuple[str, ...]) -> str:

@@ -304,6 +304,82 @@ def test_missing_words_are_compared_as_words_are() -> None:
     assert CellReader(Path("f"), MISSING).scaled(values, column).tolist() == [0, 0, 0, 0, 0]
 
 
+def test_a_column_has_missing_words_of_its_own(hospitals: Path) -> None:
+    schema = SCHEMA.replace("missing: 40", "missing: {words: [Unknown, -9], value: 40}")
+    schema = schema.replace('"1"]}}', '"1"]}, missing: ["9", refused]}')
+    (hospitals / "schema.yaml").write_text(schema)
+    rows = "age,sex,diagnosis\n unknown,9,healthy\n-9.0,Refused,healthy\n-9,?,healthy\n,f,healthy\n"
+    (hospitals / "north.csv").write_text(rows)
+    table = {"age": [-9.0, 20.0], "sex": [9, 1], "diagnosis": ["healthy", "very ill"]}
+    pq.write_table(pa.table(table), hospitals / "south.parquet")
+    task = load(str(hospitals))
+    absent = [-0.5, 0, 0]
+    assert task.client_data(0).inputs.tolist() == [absent, absent, absent, [-0.5, 1, 0]]
+    assert task.client_data(1).inputs.tolist() == [absent, [-1, 0, 1]]
+    again = hospitals / "again.yaml"
+    again.write_text(task.schema.text())
+    assert read_schema(again) == task.schema
+
+
+def test_the_largest_class_weight_is_one_and_weighs_after_the_mean(hospitals: Path) -> None:
+    (hospitals / "schema.yaml").write_text(
+        SCHEMA.replace("Very Ill]", "Very Ill, dead], weights: {very ill: 8, healthy: 2}")
+    )
+    task = load(str(hospitals))
+    assert task.schema.target.weights == (0.25, 1, 0.125)
+    outputs, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
+    each = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+    expected = (torch.tensor([0.25, 1, 0.125, 1, 0.25]) * each).mean()
+    assert torch.allclose(task.loss(outputs, targets), expected)
+    assert torch.allclose(task.losses(outputs[None], targets[None]), expected[None])
+    again = hospitals / "again.yaml"
+    again.write_text(task.schema.text())
+    assert read_schema(again) == task.schema
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("Very Ill]", "Very Ill], weights: {ill: 2}", "='ill': weights names no category"),
+        ("Very Ill]", "Very Ill], weights: {very ill: 0}", "weights must be above 0"),
+        ("Very Ill]", "Very Ill], weights: {very ill: inf}", "diagnosis=inf: give a finite number"),
+        ("Very Ill]", "Very Ill], weights: [1, 2]", "weights must be a group"),
+        ('"1"]}}', '"1"]}, weights: {male: 2}}', "are of the label's classes, and that is diagnosis"),
+        ("missing: 40", "weights: {a: 1}", "belong to categories"),
+        ('"1"]}}', '"1"]}, missing: 3}', "a number stands in for numbers"),
+        ('"1"]}}', '"1"]}, missing: [F]}', "='f': stands in missing and in categories"),
+        ("missing: 40", "missing: {word: [a]}", "did you mean 'words'?"),
+    ],
+)
+def test_a_mistake_in_weights_or_missing_words_is_refused(
+    hospitals: Path, old: str, new: str, said: str
+) -> None:
+    assert old in SCHEMA
+    (hospitals / "schema.yaml").write_text(SCHEMA.replace(old, new))
+    assert said in refused(hospitals)
+
+
+def test_a_draft_takes_odd_words_and_codes_for_missing_values(tmp_path: Path) -> None:
+    rows = [f"{20 + 3 * row},{100 + row},{row % 3},{row % 2}" for row in range(20)]
+    rows += ["unknown,-9,-9,0", "-99,999,not known,1", "-,110,1,1"]
+    (tmp_path / "a.csv").write_text("\n".join(["age,chol,grade,y", *rows]))
+    schema, _ = draft_schema([tmp_path])
+    age, chol, grade, y = schema.columns
+    assert (age.low, age.high, age.absent) == (20, 80, ("-", "unknown", "-99"))
+    assert (chol.low, chol.high, chol.absent) == (100, 120, ("-9", "999"))
+    assert set(grade.words) == {"-9", "0", "1", "2", "not known"} and not grade.absent
+    assert y.words == ("0", "1")
+    (tmp_path / "schema.yaml").write_text(schema.text())
+    assert load(str(tmp_path)).client_data(0).inputs.shape == (23, 7)
+
+
+def test_a_draft_takes_no_code_that_lies_among_the_values(tmp_path: Path) -> None:
+    cells = "\n".join(f"{value},{value % 2}" for value in (*range(-20, 20), *range(900, 1010, 7), 999))
+    (tmp_path / "a.csv").write_text("x,y\n" + cells)
+    column = draft_schema([tmp_path])[0].columns[0]
+    assert column.absent == () and column.low <= -20 and column.high >= 1005
+
+
 def test_a_million_cells_make_no_objects(tmp_path: Path) -> None:
     import tracemalloc
 
