@@ -26,11 +26,13 @@ class PoissonBatches:
       sample_rate: in (0, 1].
       steps: number of batches, at least 1.
       name: of this sampling.
+      of_unit: number of records that one unit has at most, each drawn by a coin of its own.
     """
 
     sample_rate: float
     steps: int
     name: str = "poisson batches"
+    of_unit: int = 1
 
     def draw(self, records: int, stream: Stream) -> Iterator[NDArray[np.intp]]:
         """Yield the indices of each batch, ascending; an empty batch is a step too.
@@ -46,12 +48,13 @@ class PoissonBatches:
                 yield np.flatnonzero(stream.uint64(records) < np.uint64(int(self.sample_rate * 2**64)))
 
     def event(self, mechanism: DpEvent) -> DpEvent:
-        """Return the event of all steps of one round, given that of one step's mechanism."""
-        from dp_accounting.dp_event import PoissonSampledDpEvent, SelfComposedDpEvent
+        """Return the event of all steps of one round, given that of one step's mechanism, which adds Gaussian noise."""
+        from dp_accounting.dp_event import GaussianDpEvent, SelfComposedDpEvent
 
-        step = (
-            mechanism if self.sample_rate == 1 else PoissonSampledDpEvent(float(self.sample_rate), mechanism)
-        )
+        from ..privacy.accounting.gaussian_mixture import records_event
+
+        assert isinstance(mechanism, GaussianDpEvent)
+        step = records_event(mechanism.noise_multiplier, self.sample_rate, self.of_unit)
         return step if self.steps == 1 else SelfComposedDpEvent(step, self.steps)
 
 

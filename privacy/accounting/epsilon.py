@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..budget import Adjacency, Budget
 from ..refusal import Refusal, real, word
-from .events import MIN_NOISE, Counts, Leaf, asked_of, drawn_openly, gaussian_scale, leaves
+from .events import MIN_NOISE, Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_mixture, leaves
 from .renyi import by_renyi, relation_of, renyi_holds
 
 if TYPE_CHECKING:
@@ -210,6 +210,9 @@ def typical_loss(leaf: Leaf) -> float:
     It is infinite for a leaf that needs no fine grid.
     """
     parts = asked_of(leaf)
+    if is_mixture(leaf):
+        pairs = zip(leaf.sensitivities, leaf.sampling_probs, strict=True)
+        return min(1.0, sum(moved * share for moved, share in pairs) / leaf.standard_deviation)
     if parts is None:
         rate, noise = gaussian_scale(leaf) or (1.0, 1.0)
         return rate / noise if rate < 1 else math.inf

@@ -5,6 +5,7 @@ when a noise multiplier is an int or a numpy.float32. Kinds are a closed list; n
 imported.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,17 @@ def event_from_json(data: Mapping[str, Any]) -> "DpEvent":
     readers = _KINDS[kind]
     if set(data) != {"kind", *readers}:
         raise Refusal("event", dict(data), f"{kind} has exactly the fields {', '.join(readers) or 'kind'}")
-    return _event_class(kind)(**{name: read(name, data[name]) for name, read in readers.items()})
+    return _made(kind, {name: read(name, data[name]) for name, read in readers.items()})
+
+
+def _made(kind: str, fields: dict[str, Any]) -> "DpEvent":
+    if kind == "MixtureOfGaussians":
+        shares = fields["sampling_probs"]
+        if len(shares) != len(fields["sensitivities"]) or not math.isclose(sum(shares), 1):
+            raise Refusal(
+                "sampling_probs", shares, "give a probability for each sensitivity; they add up to 1"
+            )
+    return _event_class(kind)(**fields)
 
 
 def leaves(event: "DpEvent", count: int = 1) -> Iterator[tuple[Leaf, int]]:
@@ -115,6 +126,11 @@ def gaussian_scale(leaf: Leaf) -> tuple[float, float] | None:
     return (rate, query.noise_multiplier) if isinstance(query, dp.GaussianDpEvent) else None
 
 
+def is_mixture(leaf: Leaf) -> bool:
+    """Return whether a leaf is a `MixtureOfGaussiansDpEvent`."""
+    return type(leaf).__name__ == "MixtureOfGaussiansDpEvent"
+
+
 def _is_sample(event: Any) -> bool:
     from dp_accounting import dp_event as dp
 
@@ -146,11 +162,24 @@ def _simplified(event: Any) -> Leaf | None:
             return dp.NonPrivateDpEvent() if noise < MIN_NOISE else type(event)(min(noise, MAX_NOISE))
         case dp.TruncatedSubsampledGaussianDpEvent() if event.noise_multiplier < MIN_NOISE:
             return dp.NonPrivateDpEvent()
+        case dp.MixtureOfGaussiansDpEvent():
+            return _mixed(event.standard_deviation, event.sensitivities, event.sampling_probs)
         case _ if _is_sample(event):
             parts = _together(_unfolded(event.event, 1)) if event.sampling_probability else []
             return _sampled(type(event), event.sampling_probability, parts)
         case _:
             return event
+
+
+def _mixed(noise: float, moved: Sequence[float], probabilities: Sequence[float]) -> Leaf | None:
+    from dp_accounting import dp_event as dp
+
+    most = max((each for each, share in zip(moved, probabilities, strict=True) if share), default=0.0)
+    if most == 0:
+        return None
+    if noise < MIN_NOISE * most:
+        return dp.NonPrivateDpEvent()
+    return dp.MixtureOfGaussiansDpEvent(min(noise, MAX_NOISE), moved, probabilities)
 
 
 def _sampled(kind: Any, rate: float, parts: list[tuple[Leaf, int]]) -> Leaf | None:
@@ -197,6 +226,12 @@ def _rate(field: str, value: Any) -> float:
     return float(value)
 
 
+def _numbers(field: str, value: Any) -> tuple[float, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise Refusal(field, value, "give a list of numbers")
+    return tuple(_number(field, each) for each in cast(Sequence[Any], value))
+
+
 def _count(field: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
         raise Refusal(field, value, "give a whole number of at least 0")
@@ -216,6 +251,8 @@ def _events(field: str, value: Any) -> "list[DpEvent]":
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [event_to_json(part) for part in value]
+    if isinstance(value, tuple):
+        return list(value)
     return value if isinstance(value, int | float) else event_to_json(value)
 
 
@@ -235,6 +272,11 @@ _KINDS: Mapping[str, Mapping[str, Callable[[str, Any], Any]]] = {
     "DiscreteLaplace": {"noise_parameter": _number, "sensitivity": _count},
     "RandomizedResponse": {"noise_parameter": _rate, "num_buckets": _count},
     "ZC": {"rho": _number, "xi": _number},
+    "MixtureOfGaussians": {
+        "standard_deviation": _number,
+        "sensitivities": _numbers,
+        "sampling_probs": _numbers,
+    },
     "PoissonSampled": {"sampling_probability": _rate, "event": _event},
     "OpenlySampled": {"sampling_probability": _rate, "event": _event},
     "TruncatedSubsampledGaussian": {

@@ -27,8 +27,8 @@ from dp_accounting.pld.privacy_loss_distribution import (
 )
 from numpy.typing import NDArray
 
-from . import sampled_gaussian
-from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale
+from . import gaussian_mixture, sampled_gaussian
+from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_mixture
 
 if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation
@@ -130,6 +130,10 @@ def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> Priva
             return sampled_gaussian.distribution(rate, noise, interval)
         return from_gaussian_mechanism(
             noise, value_discretization_interval=interval, sampling_prob=rate, neighboring_relation=relation
+        )
+    if is_mixture(leaf):
+        return gaussian_mixture.distribution(
+            leaf.standard_deviation, leaf.sensitivities, leaf.sampling_probs, interval
         )
     if parts is None:
         accountant: Any = PLDAccountant(relation, interval)

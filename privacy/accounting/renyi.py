@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..budget import Adjacency
-from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale
+from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_mixture
 
 if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation
@@ -109,6 +109,12 @@ def renyi_vector(leaf: Leaf, adjacency: Adjacency) -> Vector | None:
             _openly(np.sum(known, axis=0), leaf.sampling_probability)
             if drawn_openly(leaf)
             else np.sum(known, axis=0)
+        )
+    if is_mixture(leaf):
+        from . import gaussian_mixture
+
+        return gaussian_mixture.renyi(
+            leaf.standard_deviation, leaf.sensitivities, leaf.sampling_probs, orders()
         )
     relation = relation_of(adjacency)
     if adjacency is Adjacency.REPLACE_ONE:

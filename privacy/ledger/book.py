@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..accounting.epsilon import (
+    GATE_INTERVAL,
     MIN_PLD_DELTA,
     PUBLISH_INTERVAL,
     coarsened,
@@ -24,7 +25,7 @@ from ..accounting.epsilon import (
     rounded,
     with_one_gaussian,
 )
-from ..accounting.events import event_from_json
+from ..accounting.events import event_from_json, is_mixture
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi import quiet_orders
 from ..accounting.renyi_filter import admits, counted, filter_order
@@ -312,7 +313,8 @@ def _sizes(events: "list[DpEvent]", delta: float, adjacency: Adjacency, order: f
     ours = counted(events, delta, adjacency, order)
     by_pld = by_rdp = None
     if order is None and delta >= MIN_PLD_DELTA:
-        by_pld = _composed(PLDAccountant(relation, max(PUBLISH_INTERVAL, ours * COARSEST)), events, delta)
+        least = GATE_INTERVAL if any(is_mixture(leaf) for leaf, _ in grouped(events)) else PUBLISH_INTERVAL
+        by_pld = _composed(PLDAccountant(relation, max(least, ours * COARSEST)), events, delta)
     # dp_accounting's RDP reads a noise multiplier under replace-one as half of what PLD reads.
     if adjacency is not Adjacency.REPLACE_ONE:
         by_rdp = _composed(RdpAccountant(None if order is None else [order], relation), events, delta)
