@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .server.protect import protect
     from .server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
     from .server.run.unit_plan import UnitPlan
-    from .strategies.cohorts import All, Fixed, MinSeparation, Poisson
+    from .strategies.cohorts import All, CyclicPoisson, Fixed, MinSeparation, Poisson
     from .tasks.data import Examples, LazyExamples
     from .tasks.protocol import Task
 
@@ -39,6 +39,7 @@ __all__ = [
     "Callback",
     "ClientCentral",
     "ClientDistributed",
+    "CyclicPoisson",
     "Examples",
     "FinishedRun",
     "Fixed",
@@ -76,6 +77,7 @@ _HOMES = {
     "Callback": (".server.run.callbacks", "simulation"),
     "ClientCentral": (".configs.schema", "simulation"),
     "ClientDistributed": (".configs.schema", "simulation"),
+    "CyclicPoisson": (".strategies.cohorts", ""),
     "Examples": (".tasks.data", "client"),
     "FinishedRun": (".face", ""),
     "Fixed": (".strategies.cohorts", ""),

@@ -39,6 +39,7 @@ COHORTS = {
     "Poisson": "poisson",
     "Fixed": "fixed",
     "MinSeparation": "min_separation",
+    "CyclicPoisson": "cyclic_poisson",
     "All": "all",
 }
 
@@ -232,7 +233,7 @@ def simulate(
             `Task`; or a dictionary of its keys with `name`.
         privacy: what is hidden: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)`, `RecordDistributed(...)`,
             `RecordAndClient(...)`, `NoPrivacy()`, or an option's name such as "record".
-        cohort: who takes part in a round: `Poisson(rate)`, `Fixed(size)`, `MinSeparation(...)`, `All()`, or a name.
+        cohort: who takes part in a round: `Poisson(rate)`, `Fixed(size)`, `MinSeparation(...)`, `CyclicPoisson(...)`, `All()`, or a name.
         strategy: how updates are combined: one of Flower's strategies or a subclass of one's own as an object (it is
             copied, so that a second run begins afresh), or a name such as "fedadam".
         num_rounds: 1 to 100 000.

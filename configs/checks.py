@@ -4,7 +4,7 @@ from ..privacy import budget
 from ..privacy.preconditions import check_cohort_size
 from ..privacy.refusal import Refusal
 from ..privacy.sampling import least_participations
-from .schema import RecordAndClient, SeparatedCohort, SimulationSettings, sum_level
+from .schema import CyclicCohort, RecordAndClient, SeparatedCohort, SimulationSettings, sum_level
 
 
 def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
@@ -13,24 +13,32 @@ def check_cohort(settings: SimulationSettings, num_clients: int) -> None:
     check_cohort_size(cohort.size, num_clients)
     if settings.secagg is not None and cohort.by_turns:
         raise Refusal("cohort", cohort.name, "its rounds are one release; use another with encrypted sums")
+    if cohort.by_turns:
+        _check_turns(settings)
+    elif client is not None and client.noise == "correlated":
+        remedy = f"cohort={cohort.name} promises no separation; use cohort=cyclic_poisson or min_separation"
+        raise Refusal("privacy.noise", "correlated", remedy)
     if isinstance(cohort, SeparatedCohort):
         _check_separation(settings, cohort, num_clients)
-    elif client is not None and client.noise == "correlated":
-        remedy = f"cohort={cohort.name} promises no separation; use cohort=min_separation"
-        raise Refusal("privacy.noise", "correlated", remedy)
 
 
-def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num_clients: int) -> None:
-    client = sum_level(settings.privacy)
+def _check_turns(settings: SimulationSettings) -> None:
+    cohort, client = settings.cohort, sum_level(settings.privacy)
     if client is None:
-        remedy = (
-            "who took part is kept on the population's ledger; protect clients as well, or use cohort=fixed"
-        )
+        remedy = "its rounds are releases on the population's ledger; protect clients as well, or use another cohort"
         raise Refusal("cohort", cohort.name, remedy)
     for choice in ("clipping", "noise_schedule"):
         if getattr(client, choice) == "adaptive":
-            remedy = "with cohort=min_separation the whole run is one release, fixed in advance; use fixed"
+            remedy = f"with cohort={cohort.name} rounds are one release, fixed in advance; use fixed"
             raise Refusal(f"privacy.{choice}", "adaptive", remedy)
+    if isinstance(cohort, CyclicCohort) and client.noise != "correlated":
+        remedy = (
+            "independent noise gains nothing by turns; add privacy.noise=correlated, or use cohort=poisson"
+        )
+        raise Refusal("cohort", cohort.name, remedy)
+
+
+def _check_separation(settings: SimulationSettings, cohort: SeparatedCohort, num_clients: int) -> None:
     size = cohort.size
     if (cohort.separation or 1) * size > num_clients:
         remedy = f"with {size} of {num_clients} clients a round give at most {num_clients // size}"

@@ -194,7 +194,7 @@ class FlwrPartition(Group):
 
 
 class PoissonCohort(Group):
-    """Each client takes part by its own coin; the only cohort whose sampling amplifies privacy."""
+    """Each client takes part by its own coin; which amplifies privacy."""
 
     name: Literal["poisson"] = "poisson"
     rate: Annotated[float, Field(gt=0, le=1)] = 0.25
@@ -233,6 +233,23 @@ class SeparatedCohort(Group):
     over_selection: ClassVar[None] = None
     by_turns: ClassVar[bool] = True
     secret: ClassVar[bool] = False
+
+
+class CyclicCohort(Group):
+    """Clients have their turn every `groups` rounds, and then take part by a coin of their own; amplifies privacy.
+
+    Noise of which later rounds take back a part needs rounds between a client's turns; these rounds are one release.
+    """
+
+    name: Literal["cyclic_poisson"] = "cyclic_poisson"
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of all clients that a round expects; a client whose turn it is comes with `groups` times that."""
+    groups: Rounds | None = None
+    """Rounds from one turn of a client to its next; null: as many as make the models' error least, at this budget."""
+    over_selection: ClassVar[None] = None
+    size: ClassVar[None] = None
+    by_turns: ClassVar[bool] = True
+    secret: ClassVar[bool] = True
 
 
 class AllCohort(Group):
@@ -544,7 +561,7 @@ class ClientCentral(_ClientLevel):
 
     name: Literal["client_central"] = "client_central"
     noise: NoiseWord = "independent"
-    """Correlated: later rounds take back a part of it; needs cohort=min_separation."""
+    """Correlated: later rounds take back a part of it; needs cohort=cyclic_poisson, or min_separation."""
     bands: Annotated[int, Field(ge=1, le=128)] | None = None
     """Rounds that correlated noise hangs together over; null: the number with the least error."""
     clipping: FixedOrAdaptive = "fixed"
@@ -811,7 +828,7 @@ class LinkSettings(Group):
 
 TaskSettings = ShippedTask | Shakespeare | Sentences | CsvTask | CustomTask
 PartitionSettings = PlainPartition | Dirichlet | FlwrPartition
-CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | AllCohort
+CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | CyclicCohort | AllCohort
 StrategySettings = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy
 OptimizerSettings = AutoOptimizer | TorchOptimizer
 ScheduleSettings = ConstantSchedule | FallingSchedule | StepSchedule
@@ -966,6 +983,11 @@ class FederationSettings(Group):
                 "its canary clients test what is claimed of whole clients, and nothing is; use light",
             )
             return
+        if isinstance(self.cohort, CyclicCohort) and audit.full:
+            text = (
+                "its canary clients are not weighed for turns that they have in some rounds alone; use light"
+            )
+            yield "audit.name", text
         if client is None and audit.canaries:
             text = "test the claim of client-level privacy, and there is none; leave it null"
             yield "audit.canaries", text
@@ -975,7 +997,7 @@ class FederationSettings(Group):
         if audit.on_alarm == "raise_noise" and client is None:
             yield "audit.on_alarm", "no noise is added to this sum; use stop, pause or rollback"
         elif audit.on_alarm == "raise_noise" and self.cohort.by_turns:
-            text = "the whole run is one release, its noise is fixed; use stop, pause or rollback"
+            text = "rounds are one release together, whose noise is fixed; use stop, pause or rollback"
             yield "audit.on_alarm", text
 
 
@@ -1015,7 +1037,7 @@ class SimulationSettings(FederationSettings):
     def _rules_of_population(self) -> Iterator[tuple[str, str]]:
         if sum_level(self.privacy) is None or isinstance(self.privacy, ClientDistributed | RecordDistributed):
             yield "population", "divides the mean of client_central or record_and_client; leave it null"
-        if not isinstance(self.cohort, PoissonCohort | AllCohort):
+        if not isinstance(self.cohort, PoissonCohort | CyclicCohort | AllCohort):
             yield "population", f"cohort={self.cohort.name} divides by its size; leave it null"
 
 

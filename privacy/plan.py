@@ -54,7 +54,7 @@ class Plan:
             object.__setattr__(self, "noise_multiplier", _positive("noise_multiplier", self.noise_multiplier))
         if not isinstance(self.num_rounds, int) or self.num_rounds < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise Refusal("num_rounds", self.num_rounds, "plan at least one round")
-        self.mechanism.require(self.sampling)
+        self.mechanism.require(self.sampling, self.adjacency)
 
     @property
     def noise_over_clip(self) -> float:
@@ -69,15 +69,15 @@ class Plan:
     def event(self) -> "DpEvent":
         """Return what one release costs, with noise std / clip as the accountants read it. Refusal while uncalibrated.
 
-        A release is a round or, where noise is correlated, the whole run.
+        A release is a round or, where noise is correlated, a cycle of rounds or the whole run.
         """
         return self.sampling.event(self.mechanism.event(self.noise_over_clip))
 
     def event_of(self, row: int) -> "DpEvent":
-        """Return what round ``row``, from 1, is charged; where the run is one release the first one pays for all."""
+        """Return what round ``row``, from 1, is charged: the first one of a release pays for all of it."""
         from dp_accounting.dp_event import NoOpDpEvent
 
-        return self.event() if self.mechanism.rounds is None or row == 1 else NoOpDpEvent()
+        return NoOpDpEvent() if (row - 1) % (self.mechanism.rounds or 1) else self.event()
 
     def epsilon(self, delta: float, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()) -> float:
         """Return epsilon after so many rounds, by the finer grid that is published.
@@ -113,15 +113,14 @@ class Plan:
         def affordable(rounds: int) -> bool:
             return admits(self._after(rounds, prior), budget, self.filter_order, GATE_INTERVAL)
 
-        if self.mechanism.rounds is not None:
-            return self.mechanism.rounds if affordable(1) else 0
+        most = self.mechanism.rows or MOST_ROUNDS
         least, step = 0, self.num_rounds  # a calibrated plan affords little more than it has
-        while least < MOST_ROUNDS and affordable(least + step):
+        while least < most and affordable(least + step):
             least, step = least + step, 1 if not least else 2 * step
         while step > 1:
             step, half = step - step // 2, step // 2
             least, step = (least + half, step) if affordable(least + half) else (least, half)
-        return min(least, MOST_ROUNDS)
+        return min(least, most)
 
     def calibrate(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> "Plan":
         """Return this plan with the least noise, to 1e-4, whose rounds fit the budget.
@@ -202,7 +201,7 @@ class Plan:
     def _after(self, rounds: int, prior: "Sequence[DpEvent]") -> "list[DpEvent]":
         from dp_accounting.dp_event import SelfComposedDpEvent
 
-        releases = rounds if self.mechanism.rounds is None else min(rounds, 1)
+        releases = -(-rounds // (self.mechanism.rounds or 1))
         return [*prior, SelfComposedDpEvent(self.event(), releases)]
 
     def _noise(self) -> float:

@@ -26,11 +26,11 @@ class Turns:
 
     Attributes:
       separation: rounds from one participation of a client to its next, at least 1.
-      max_participations: of one client in the run, at least 1.
+      max_participations: of one client in the run, at least 1; None where only the number of rounds limits it.
     """
 
     separation: int
-    max_participations: int
+    max_participations: int | None
 
 
 def least_participations(size: int, population: int, num_rounds: int) -> int:

@@ -1,7 +1,7 @@
 """Rows of a run: which release a round is, who took part in those before, and the stream of each one's noise.
 
-Where each round is a release of its own, row and round are one. Where the whole run is one release, the ledger holds
-every row and its cohort before anything is sent. A declared simulation repeats a row bit for bit, so that row and round
+Where each round is a release of its own, row and round are one. Where rounds are one release together, the ledger holds
+every row before anything is sent, and its cohort unless the release counts on its being secret. A declared simulation repeats a row bit for bit, so that row and round
 are one there too. On real data nobody trains the same update twice: a row that was reserved before a crash may
 have left and is never used again; its clients have taken part, and the round goes on with the next row.
 """
@@ -56,7 +56,7 @@ class NoRowLeft(BudgetExhausted):
 
 @dataclass
 class RunRows:
-    """The rows of a run that is one release.
+    """The rows of a run whose rounds hang together.
 
     Attributes:
       count: of rows.
@@ -64,6 +64,7 @@ class RunRows:
       name: what the ledger calls the run and the mechanism.
       randomness: seeded in a declared simulation.
       key: of the noise where the randomness is not seeded.
+      secret: whether no file may tell who took part.
     """
 
     count: int
@@ -71,6 +72,7 @@ class RunRows:
     name: tuple[str, str]
     randomness: Randomness
     key: bytes | None = field(repr=False)
+    secret: bool = False
     cohorts: list[list[int]] = field(default_factory=list[list[int]])
 
     def __post_init__(self) -> None:
@@ -110,8 +112,8 @@ class RunRows:
         self.cohorts.append(list(cohort))
 
     def told(self, cohort: Sequence[int]) -> tuple[int, ...]:
-        """Return who takes part: later draws must know it."""
-        return tuple(cohort)
+        """Return who takes part, which later draws must know; of a secret draw they need to know that it was."""
+        return () if self.secret else tuple(cohort)
 
 
 Rows = RoundRows | RunRows
@@ -125,7 +127,7 @@ def rows_of(
     Raises:
       Refusal: who took part must be kept, and the plan keeps nothing; or something is to adapt.
     """
-    count = None if privacy is None else privacy.plan.mechanism.rounds
+    count = None if privacy is None else privacy.plan.mechanism.rows
     if cohort.turns is not None and count is None:
         remedy = "who took part is kept with a plan for the whole run; give the plan a correlation"
         raise Refusal("cohort", cohort.name, remedy)
@@ -134,4 +136,4 @@ def rows_of(
     if privacy.adaptation != NOTHING_ADAPTS:
         remedy = "rounds that are one release together are fixed in advance; let nothing adapt"
         raise Refusal("adaptation", privacy.adaptation, remedy)
-    return RunRows(count, privacy.ledger, name, randomness, privacy.noise_key)
+    return RunRows(count, privacy.ledger, name, randomness, privacy.noise_key, cohort.secret)

@@ -173,9 +173,9 @@ class PrivateGrid(AskingGrid):
         earlier = self._rows.cohorts
         if number in self._early:
             return self._early[number]
-        if number <= len(earlier):
+        if number <= len(earlier) and not self.participants.cohort.secret:
             return list(earlier[number - 1])
-        return self.participants.draw(self._randomness.stream("cohort", number), earlier)
+        return self.participants.draw(self._randomness.stream("cohort", number), earlier[: number - 1])
 
     def reserve(self, number: int) -> None:
         """Draw the cohort of round `number` and reserve its release, durably, before anything is configured.

@@ -6,6 +6,7 @@ accounting, so the two cannot drift apart. It says what else must be known of it
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -279,6 +280,72 @@ class MinSeparation:
 
 
 @dataclass(frozen=True)
+class CyclicPoisson:
+    """Clients have their turn every `groups` rounds, and then take part independently with probability `rate` * `groups`.
+
+    Which group a client is in is a hash of its number alone, the same in every run and however many clients there are,
+    so that nobody who joins or leaves moves another's turn. The groups may be public; the coins are secret.
+
+    Attributes:
+      rate: share of all clients that a round expects, in (0, 1].
+      groups: rounds from one turn of a client to its next, at least 1; with 1 it is `Poisson`.
+      name: what reports print; empty says what the accounting relies on.
+      secret: whether nobody but the server learns who took part.
+
+    Raises:
+      Refusal: a value is out of range, or a turn's probability is above 1.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.CyclicPoisson(rate=0.05, groups=4).name
+      'poisson with probability 0.2, every 4 rounds'
+    """
+
+    rate: float
+    groups: int
+    name: str = ""
+    secret: bool = True
+    coin: None = field(default=None, init=False, repr=False)
+    replaces: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.groups < 1:
+            raise Refusal("cohort.groups", self.groups, "give at least 1")
+        coin = self._coins.rate
+        if self.rate * self.groups > 1:
+            remedy = f"with cohort.rate={self.rate:g} give at most {int(1 / self.rate)}"
+            raise Refusal("cohort.groups", self.groups, remedy)
+        said = f"poisson with probability {coin:g}, every {self.groups} rounds"
+        object.__setattr__(self, "name", self.name or said)
+
+    @property
+    def turns(self) -> Turns:
+        """What the draw keeps to."""
+        return Turns(self.groups, None)
+
+    @property
+    def _coins(self) -> Poisson:
+        return Poisson(min(1.0, self.rate * self.groups))
+
+    def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
+        """Return each client of the group whose turn it is, by its coin; the result may be empty."""
+        turn = len(earlier) % self.groups
+        return self._coins.draw([each for each in population if self._group(each) == turn], stream)
+
+    def _group(self, client: int) -> int:
+        hashed = hashlib.blake2b(str(client).encode(), digest_size=8, person=b"cohort group")
+        return int.from_bytes(hashed.digest(), "big") % self.groups
+
+    def expected_size(self, population: int) -> float:
+        """Return rate * population, over all groups."""
+        return self.rate * population
+
+    def event(self, mechanism: DpEvent) -> DpEvent:
+        """Return the Poisson-sampled mechanism, of one turn."""
+        return self._coins.event(mechanism) if self.secret else mechanism
+
+
+@dataclass(frozen=True)
 class OverSelected:
     """More clients are invited than a round needs, for some will not answer.
 
@@ -321,7 +388,7 @@ def cohort_of(name: str, asked: Mapping[str, Any], population: int, num_rounds: 
     """Return the cohort of this name, as a configuration asks for it.
 
     Args:
-      name: poisson, fixed, min_separation or all.
+      name: poisson, fixed, min_separation, cyclic_poisson or all.
       asked: the numbers of the configuration's group, in range; None for what is to be chosen here.
       population: how many clients there are; at least the cohort's size.
       num_rounds: of the run.
@@ -335,6 +402,8 @@ def cohort_of(name: str, asked: Mapping[str, Any], population: int, num_rounds: 
             size = asked["size"]
             most = asked["max_participations"] or least_participations(size, population, num_rounds)
             return MinSeparation(size, asked["separation"] or population // size, most)
+        case "cyclic_poisson":
+            return CyclicPoisson(asked["rate"], asked["groups"])
         case _:
             return All()
 
@@ -409,8 +478,10 @@ def likely_participations(cohort: Cohort, population: int, num_rounds: int, devi
     Returns:
       1 to `num_rounds`, and no more than the cohort promises.
     """
-    if cohort.turns is not None:
-        return min(num_rounds, cohort.turns.max_participations)
-    rate = min(1.0, invited_size(cohort, population) / population)
+    turns, rate = cohort.turns, min(1.0, invited_size(cohort, population) / population)
+    if turns is not None and turns.max_participations is not None:
+        return min(num_rounds, turns.max_participations)
+    if turns is not None:
+        num_rounds, rate = -(-num_rounds // turns.separation), min(1.0, rate * turns.separation)
     spread = deviations * math.sqrt(num_rounds * rate * (1 - rate))
     return min(num_rounds, max(1, math.ceil(num_rounds * rate + spread)))

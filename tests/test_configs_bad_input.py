@@ -123,7 +123,10 @@ BY_TURNS = ("cohort=min_separation", "cohort.size=4", "num_rounds=10", "privacy.
 @pytest.mark.parametrize(
     ("overrides", "remedy"),
     [
-        (("privacy.noise=correlated",), "use cohort=min_separation"),
+        (("privacy.noise=correlated",), "use cohort=cyclic_poisson or min_separation"),
+        (("cohort=cyclic_poisson",), "gains nothing by turns"),
+        (("cohort=cyclic_poisson", "privacy=record"), "protect clients as well"),
+        (("cohort=cyclic_poisson", "privacy.noise=correlated", "privacy.clipping=adaptive"), "one release"),
         ((*BY_TURNS, "cohort.separation=4"), "give at most 3"),
         ((*BY_TURNS, "cohort.max_participations=3"), "need at least 4"),
         (("cohort=min_separation", "cohort.size=4", "privacy=none"), "protect clients as well"),

@@ -301,7 +301,7 @@ def test_the_known_keys_are_neither_all_nor_none() -> None:
     assert {"num_rounds", "cohort.rate", "privacy.clipping_norm", "privacy.record.max_grad_norm"} <= keys
     assert {"learning_rate", "faults.dropout", "ledger.dir", "strategy.eta"} <= keys
     assert "privacy.epsilon" not in keys
-    assert groups["cohort"] == {"poisson", "fixed", "min_separation", "all"}
+    assert groups["cohort"] == {"poisson", "fixed", "min_separation", "cyclic_poisson", "all"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identity)

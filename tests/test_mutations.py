@@ -67,7 +67,7 @@ MUTATIONS = {
     ),
     "the same cohort in every round": Mutation(
         "server/private_grid.py",
-        'stream("cohort", number), earlier)',
+        'stream("cohort", number), earlier[: number - 1])',
         'stream("cohort", 0), earlier)',
         GRID_TESTS,
         "cohort_of_its_own",
@@ -638,6 +638,34 @@ MUTATIONS = {
         "self.separation)[:1]",
         "test_privacy_correlated_noise.py",
         "moves_the_protected_rows",
+    ),
+    "a cycle's rounds are paid once a run": Mutation(
+        "privacy/plan.py",
+        "(row - 1) % (self.mechanism.rounds or 1)",
+        "(row > 1 and self.mechanism.rounds)",
+        "test_strategies_cyclic_poisson.py",
+        "event_is_that_of",
+    ),
+    "the coin of a turn is accounted at the rate of all rounds": Mutation(
+        "strategies/cohorts.py",
+        "return self._coins.event(mechanism) if self.secret",
+        "return PoissonSampledDpEvent(self.rate, mechanism) if self.secret",
+        "test_strategies_cyclic_poisson.py",
+        "no_likelihood",
+    ),
+    "bands reach from one turn into the next": Mutation(
+        "privacy/mechanisms/correlated_noise.py",
+        "if self.bands > self._most_bands:",
+        "if False:",
+        "test_strategies_cyclic_poisson.py",
+        "break_the_claim",
+    ),
+    "the ledger tells who was drawn in secret": Mutation(
+        "server/noise_rows.py",
+        "() if self.secret else tuple(cohort)",
+        "tuple(cohort)",
+        "test_strategies_cyclic_poisson.py",
+        "tells_nobody",
     ),
     "fresh noise after a resume": Mutation(
         "server/noise_rows.py",

@@ -1,6 +1,7 @@
 """Noise of which later rounds take back a part: the matrix mechanism with a banded Toeplitz matrix.
 
-It is for cohorts that promise a minimum separation and a maximum of participations, and no random sampling.
+It is for cohorts that promise a minimum separation and a maximum of participations, and no random sampling; or whose
+clients have their turn every b rounds, and then take part by a secret coin (`cohort=cyclic_poisson`).
 
 Let X hold a run's sums, one row a round, on the integer lattice, and A a lower-triangular Toeplitz matrix of whole
 numbers whose first column falls from D to 0: the first `bands` coefficients of (1 - x)^(-1/2), times D and rounded
@@ -24,6 +25,14 @@ i < i' < ..., by the norm of the sum of those columns. The inner product of colu
 A_{s + i' - i}: it falls with the gap and with i', as A falls. All are largest at once in rounds 0, b, 2b, ... (the
 theorem on decreasing Toeplitz matrices of Kalinin and Lampert). With bands <= b it is sqrt(k) times a column's norm.
 
+Amplification (Choquette-Choo et al. 2023, arXiv:2306.08153, theorem 4): with bands <= b, a client whose turn is every b-th
+round moves other rows of M in each of its turns, in each by at most a column's norm. So b rounds, from any of its turns to
+the next, are one Gaussian with noise multiplier std(Z) / (column's norm D clip) that the coin samples by Poisson, and the
+run is ceil(rounds / b) of them in sequence. Rows may be chosen by what earlier ones showed: given all before a turn, the
+client's part of the next b rows is one fixed vector or, if its coin says so, nothing, and all else that enters these rows
+is the same in both cases. All groups share b rounds, and a client is in one group: a release, b rounds, is charged once,
+by its first round. Replacing a client by one of another group would move both groups' rows, so replace-one is refused.
+
 Left out: the banded inverse square root (Kalinin et al. 2025, arXiv:2505.12128), whose A has no finite denominators
 and whose best error at 500 rounds, separation 100, 5 participations is .206 of independent noise against .196 here;
 and numerically optimised bands (BandMF), which reach .194.
@@ -42,6 +51,7 @@ from dp_accounting.dp_event import DpEvent
 from numpy.typing import NDArray
 
 from ..accounting.events import gaussian_event
+from ..budget import Adjacency
 from ..refusal import Refusal
 from ..sampling import Sampling, Turns
 from .discrete_gaussian import MAX_SIGMA, sample
@@ -64,54 +74,81 @@ class Correlation:
       separation: rounds from one participation of a client to its next, at least 1.
       max_participations: of one client in the run, at least 1.
       bands: coefficients of the matrix, from 1, independent noise, to `num_rounds`.
+      cycle: rounds that are one release, with one turn of each client; None where the whole run is one.
     """
 
     num_rounds: int
     separation: int
     max_participations: int
     bands: int = 1
+    cycle: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "separation", "max_participations", "bands"):
             if getattr(self, name) < 1:
                 raise Refusal(name, getattr(self, name), "give at least 1")
-        if self.bands > min(self.num_rounds, MOST_BANDS):
-            most = min(self.num_rounds, MOST_BANDS)
+        if self.bands > (most := min(self.num_rounds, MOST_BANDS)):
             raise Refusal("bands", self.bands, f"give at most {most}: a row of noise is kept for each")
+        if self.bands > self._most_bands:
+            remedy = (
+                f"give at most {self._most_bands}: turns {self.cycle} rounds apart would not move other rows"
+            )
+            raise Refusal("bands", self.bands, remedy)
+        if self.cycle is not None and (self.max_participations, self.separation) != (1, self.cycle):
+            raise ValueError("a cycle has one turn of each client")
+
+    @property
+    def _most_bands(self) -> int:
+        return min(self.num_rounds, MOST_BANDS, self.cycle or MOST_BANDS)
 
     @property
     def rounds(self) -> int:
-        """All of the run's rounds are one release."""
+        """All of the run's rounds, or those of a cycle, are one release."""
+        return self.cycle or self.num_rounds
+
+    @property
+    def rows(self) -> int:
+        """One for each round of the run."""
         return self.num_rounds
 
     @property
     def described(self) -> str:
-        """What the whole run costs, and what is gained."""
-        paid = "The whole run is one release, paid for in its first round; noise is"
+        """What a release is, and what is gained."""
+        together = "The whole run is" if self.cycle is None else f"Each {self.cycle} rounds are"
+        paid = f"{together} one release, paid for in its first round; noise is"
         if self.bands == 1:
             return f"{paid} independent."
         share = self.error / replace(self, bands=1).error
+        turns = "" if self.cycle is None else " by the same turns"
         return (
             f"{paid} correlated over {self.bands} rounds: "
-            f"the models' error is {share:.3f} of that of independent noise."
+            f"the models' error is {share:.3f} of that of independent noise{turns}."
         )
 
-    def require(self, sampling: Sampling) -> None:
-        """Refuse a sampling that does not promise this participation."""
+    def require(self, sampling: Sampling, adjacency: Adjacency) -> None:
+        """Refuse a sampling that does not promise this participation, and an adjacency that moves two cycles."""
         turns: Turns | None = getattr(sampling, "turns", None)
-        if (
-            turns is None
-            or turns.separation < self.separation
-            or turns.max_participations > self.max_participations
-        ):
+        if self.cycle is not None:
+            self._require_cycle(sampling, turns, adjacency)
+            return
+        most = math.inf if turns is None or turns.max_participations is None else turns.max_participations
+        if turns is None or turns.separation < self.separation or most > self.max_participations:
             remedy = (
                 f"a {sampling.name} cohort does not promise that a client takes part at most "
                 f"{self.max_participations} times, {self.separation} rounds apart; use cohort=min_separation"
             )
             raise Refusal("noise", "correlated", remedy)
 
+    def _require_cycle(self, sampling: Sampling, turns: Turns | None, adjacency: Adjacency) -> None:
+        if turns is None or turns.separation < self.separation:
+            remedy = f"a {sampling.name} cohort gives no client its turn every {self.cycle} rounds; use cohort=cyclic_poisson"
+            raise Refusal("noise", "correlated", remedy)
+        if adjacency is Adjacency.REPLACE_ONE:
+            remedy = "who comes in a client's place may have its turn in another round, and moves that too; use zero-out"
+            raise Refusal("adjacency", str(adjacency), remedy)
+
     def event(self, noise_multiplier: float) -> DpEvent:
-        """Return what all rounds together cost: one Gaussian."""
+        """Return what the rounds of one release cost together: one Gaussian."""
         return gaussian_event(noise_multiplier)
 
     def noise(self, stream_of: Callable[[int], Stream]) -> NoiseRows:
@@ -153,7 +190,7 @@ class Correlation:
 
     def with_best_bands(self) -> Correlation:
         """Return the same participation with the power of two, or the separation, of bands that errs least."""
-        most = min(self.num_rounds, MOST_BANDS)
+        most = self._most_bands
         choices = {min(most, each) for each in (*(1 << i for i in range(8)), self.separation)}
         return min((replace(self, bands=each) for each in sorted(choices)), key=lambda each: each.error)
 

@@ -27,6 +27,7 @@ from ..accounting.events import gaussian_event
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
+    from ..budget import Adjacency
     from ..sampling import Sampling, Turns
     from .private_sum import Vector
     from .randomness import Stream
@@ -60,6 +61,11 @@ class Mechanism(Protocol):
         ...
 
     @property
+    def rows(self) -> int | None:
+        """How many rounds there is noise for, which hangs together; None where rounds do not depend on each other."""
+        ...
+
+    @property
     def sensitivity(self) -> float:
         """How far one client moves what is noised, in clipping norms."""
         ...
@@ -69,8 +75,8 @@ class Mechanism(Protocol):
         """A sentence for whoever plans; empty where there is nothing to say."""
         ...
 
-    def require(self, sampling: Sampling) -> None:
-        """Refuse a sampling that does not keep what the event rests on."""
+    def require(self, sampling: Sampling, adjacency: Adjacency) -> None:
+        """Refuse a sampling, or an adjacency, that does not keep what the event rests on."""
         ...
 
     def event(self, noise_multiplier: float) -> DpEvent:
@@ -87,11 +93,12 @@ class Central:
     """Exact discrete Gaussian noise, fresh in every round."""
 
     rounds: None = field(default=None, init=False)
+    rows: None = field(default=None, init=False)
     sensitivity: float = field(default=1.0, init=False)
     described: str = field(default="", init=False)
 
-    def require(self, sampling: Sampling) -> None:
-        """Take any sampling."""
+    def require(self, sampling: Sampling, adjacency: Adjacency) -> None:
+        """Take any."""
 
     def event(self, noise_multiplier: float) -> DpEvent:
         """Return a Gaussian event."""
@@ -123,7 +130,7 @@ def mechanism_of(noise: NoiseWord, turns: Turns | None, num_rounds: int, bands: 
 
     Args:
       noise: independent or correlated, from round to round.
-      turns: what the cohort promises; all rounds of a run that promises some are one release.
+      turns: what the cohort promises; rounds of a run that promises some are one release together.
       num_rounds: of the run, at least 1.
       bands: rounds over which correlated noise hangs together; None takes the number that errs least.
     """
@@ -132,5 +139,7 @@ def mechanism_of(noise: NoiseWord, turns: Turns | None, num_rounds: int, bands: 
     from .correlated_noise import Correlation
 
     bands = 1 if noise == "independent" else bands
-    correlation = Correlation(num_rounds, turns.separation, turns.max_participations, bands or 1)
+    cycle = turns.separation if turns.max_participations is None else None
+    most = turns.max_participations or 1
+    correlation = Correlation(num_rounds, turns.separation, most, bands or 1, cycle)
     return correlation if bands else correlation.with_best_bands()

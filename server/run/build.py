@@ -12,6 +12,7 @@ from ...configs.checks import check_cohort, check_delta, check_seed
 from ...configs.schema import (
     ClientDistributed,
     CsvTask,
+    CyclicCohort,
     LinkSettings,
     NoPrivacy,
     Record,
@@ -28,6 +29,7 @@ from ...tasks.announced import AnnouncedTask
 from .client_instructions import task_options
 from .display import warn
 from .federation import Deployed, Federation
+from .sum_plan import best_groups
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -228,6 +230,8 @@ def _over_selection(settings: SimulationSettings) -> float:
 
 
 def _cohort(settings: SimulationSettings, num_clients: int) -> Cohort:
-    asked = settings.cohort
-    cohort = cohort_of(asked.name, asked.model_dump(), num_clients, settings.num_rounds)
+    asked = settings.cohort.model_dump()
+    if isinstance(settings.cohort, CyclicCohort) and settings.cohort.groups is None:
+        asked["groups"] = best_groups(settings, settings.cohort.rate)
+    cohort = cohort_of(settings.cohort.name, asked, num_clients, settings.num_rounds)
     return seen(cohort, SEEN_DRAW) if isinstance(settings.privacy, ClientDistributed) else cohort

@@ -53,6 +53,9 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     """
     if saved is None:
         run_folder.require_free(folder)
+    elif saved.turns is not None and saved.turns != federation.cohort.name:
+        remedy = f"began with the cohort {saved.turns!r}, and now it is {federation.cohort.name!r}; start a new run"
+        raise Refusal("resume", str(folder), remedy)
     _check_named(federation)
     checkpoint = read(folder) if saved else None
     left = federation.settings.num_rounds - (checkpoint.round if checkpoint else 0)
@@ -69,8 +72,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     if saved is None and (not federation.simulated or federation.summed is None):
         require_use(federation, sum_plan(federation))
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
-    # the whole run was charged at once and each row of its noise is used once.
-    goes_on = federation.seed is not None or federation.mechanism.rounds is not None
+    # rounds were charged together and each row of their noise is used once.
+    goes_on = federation.seed is not None or federation.mechanism.rows is not None
     name = saved.name if saved and goes_on else _new_name(federation)
     if checkpoint is not None and client.record is not None:
         require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
@@ -227,7 +230,7 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
     if (
         saved is not None
         and saved.noise is not None
-        and (ledger is None or left <= 0 or federation.mechanism.rounds)
+        and (ledger is None or left <= 0 or federation.mechanism.rows)
     ):
         plan = sum_plan_with(federation, saved.noise, saved.filter_order)
     else:
@@ -255,7 +258,7 @@ def asking_for(client: ClientSettings, plan: Plan) -> ClientSettings:
 def _noise_key(run: Run, fresh: bool) -> bytes | None:
     """Return the key of correlated noise on real data, on disk before the run's first round."""
     federation = run.federation
-    if federation.mechanism.rounds is None or federation.seed is not None:
+    if federation.mechanism.rows is None or federation.seed is not None:
         return None
     if fresh:
         try:

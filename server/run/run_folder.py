@@ -55,11 +55,13 @@ class Saved:
       name: the run's name on the ledgers.
       noise: the noise multiplier that the run settled on; None without client-level privacy.
       filter_order: of the RDP filter that its plan goes by; None where there is none.
+      turns: the cohort's name, which says how far a client's turns lie apart; None where it has none.
     """
 
     name: str
     noise: float | None = None
     filter_order: float | None = None
+    turns: str | None = None
 
 
 @dataclass
@@ -95,7 +97,7 @@ def read_saved(folder: Path) -> Saved:
         noise, order = (
             None if fields.get(k) is None else float(fields[k]) for k in ("noise", "filter_order")
         )
-        return Saved(str(fields["run"]), noise, order)
+        return Saved(str(fields["run"]), noise, order, fields.get("turns"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise Refusal(
             "resume", str(folder), f"its {SAVED} cannot be read ({problem}); start a new run"
@@ -143,7 +145,9 @@ def write_start(run: Run) -> None:
     """Write what a resumed run needs to know before its first round."""
     noise = run.privacy.plan.noise_multiplier if run.privacy else None
     order = run.privacy.plan.filter_order if run.privacy else None
-    saved = {"run": run.name, "noise": noise, "filter_order": order}
+    cohort = run.federation.cohort
+    turns = None if cohort.turns is None else cohort.name
+    saved = {"run": run.name, "noise": noise, "filter_order": order, "turns": turns}
     try:
         write_durably(run.folder / SAVED, json.dumps(saved).encode())
         _write_beside(run)

@@ -7,15 +7,17 @@ from dataclasses import replace
 
 from dp_accounting.dp_event import DpEvent
 
-from ...configs.schema import ClientCentral, RecordAndClient
+from ...configs.schema import ClientCentral, RecordAndClient, SimulationSettings, sum_level
 from ...privacy.accounting.renyi_filter import admits
 from ...privacy.adaptation import Adaptation, AdaptiveNoise
 from ...privacy.budget import Budget
 from ...privacy.mechanisms.adaptive_clipping import AdaptiveClipping
+from ...privacy.mechanisms.correlated_noise import Correlation
 from ...privacy.mechanisms.sum_spec import least_share
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import TRAIN_LOSS
+from ...strategies.cohorts import CyclicPoisson
 from ...strategies.record_plan import PoissonBatches
 from .federation import Federation
 
@@ -60,6 +62,41 @@ def sum_plan(
         return plan.calibrate_for_filter(budget, prior)
     asked = federation.settings
     return plan.calibrate_as_one_of(asked.budget.runs, budget, prior, asked.num_rounds)
+
+
+def best_groups(settings: SimulationSettings, rate: float) -> int:
+    """Return the groups of clients, and so the rounds between a client's turns, that make the models' error least.
+
+    More groups let later rounds take back more of the noise, and hide a client less well in each of its turns.
+
+    Args:
+      settings: with whole clients to hide from a budget.
+      rate: share of all clients that a round expects, in (0, 1].
+
+    Raises:
+      Refusal: noise is given in the place of a budget, or no number serves.
+    """
+    client, num_rounds = sum_level(settings.privacy), settings.num_rounds
+    if client is None or client.target_epsilon is None:
+        raise Refusal(
+            "cohort.groups", None, "is planned from a target_epsilon; say how many, or give a budget"
+        )
+    budget = Budget(client.unit, client.target_epsilon, client.target_delta, client.adjacency)
+
+    def error(groups: int) -> float:
+        cohort = CyclicPoisson(rate, groups)
+        law = Correlation(num_rounds, groups, 1, client.bands or 1, cycle=groups)
+        law = law if client.bands else law.with_best_bands()
+        plan = Plan(client.unit, client.adjacency, cohort, 1.0, num_rounds, mechanism=law).calibrate(budget)
+        return plan.noise_over_clip * law.error
+
+    most = min(num_rounds, int(1 / rate))
+    choices = sorted(
+        {most, *(1 << power for power in range(most.bit_length()))} - set(range(client.bands or 1))
+    )
+    if not choices:
+        raise Refusal("privacy.bands", client.bands, f"at most {most} rounds lie between a client's turns")
+    return min(choices, key=error)
 
 
 def sum_plan_with(
