@@ -175,7 +175,12 @@ def compare(
 @_verb(app, "predict", "Apply a run's model to data.")
 def predict(
     run: Annotated[
-        Path, Argument(metavar="RUN", help="The folder of a run that has ended.", file_okay=False)
+        Path,
+        Argument(
+            metavar="RUN",
+            help="The folder of a run that has ended, or of a client's bundle.",
+            file_okay=False,
+        ),
     ],
     data: Annotated[Path, Argument(metavar="DATA", help="A table, a folder of tables, or .npy of inputs.")],
     out: Annotated[Path | None, Option(metavar="FILE", help="Write CSV there; without it, print it.")] = None,

@@ -37,6 +37,7 @@ from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..server.run.run_folder import CONFIG, RESULT
 from ..strategies.run_over import RunOver, message_to
+from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from ..tasks.table_schema import SCHEMA
 from .open_link import Link, open_link
@@ -203,7 +204,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
             order=order_of,
             pace=pace_of(rosters, settings.link, link, watch),
             callbacks=(watch,),
-            objects=(Farewell(link),),
+            objects=(Farewell(link, agreement_of(federation.task) or ""),),
             renew=partial(renewed, rosters),
         )
         return run_federation(federation, where, around, quiet)
@@ -214,6 +215,7 @@ class Farewell:
     """Callback that tells the connected clients that the run is over, and gives them its final model."""
 
     link: Link
+    agreement: str
     run: str = ""
 
     def start(self, run: RunStart) -> None:
@@ -228,7 +230,8 @@ class Farewell:
         if ending.status not in FINISHED:
             return
         model = {} if ending.status == Status.ALARMED else ending.model
-        over = RunOver(self.run, ending.status, ending.result["rounds_completed"], model)
+        rounds = ending.result["rounds_completed"]
+        over = RunOver(self.run, ending.status, rounds, model, self.agreement)
         messages = [message_to(node, over) for node in self.link.presence().since]
         for _ in self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS):
             """Wait until each has it."""

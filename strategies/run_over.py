@@ -25,17 +25,21 @@ class RunOver:
       status: how it ended, as in result.json.
       rounds: that it completed.
       model: the released model's arrays by name; empty where the run left none to be used.
+      agreement: hash of the schema and model that the run had, as its orders bear it; empty where it has no schema.
     """
 
     run: str
     status: str
     rounds: int
     model: Mapping[str, NDArray[np.generic]]
+    agreement: str = ""
 
 
 def message_to(node: int, over: RunOver) -> Message:
     """Return the message that tells a node."""
     said = ConfigRecord({"run": over.run, "status": over.status, "rounds": over.rounds})
+    if over.agreement:
+        said["agreement"] = over.agreement
     return Message(RecordDict({OVER: said, MODEL: memory_arrays(dict(over.model))}), node, MESSAGE_TYPE)
 
 
@@ -48,9 +52,13 @@ def read_over(message: Message) -> RunOver | None:
     if said is None or arrays is None:
         return None
     run, status, rounds = said.get("run"), said.get("status"), said.get("rounds")
+    agreement = said.get("agreement", "")
     if not (_is_word(run) and _is_word(status) and type(rounds) is int):
         return None
-    return RunOver(str(run), str(status), rounds, {name: view(each) for name, each in arrays.items()})
+    if agreement != "" and not _is_word(agreement):
+        return None
+    model = {name: view(each) for name, each in arrays.items()}
+    return RunOver(str(run), str(status), rounds, model, str(agreement))
 
 
 def _is_word(value: object) -> bool:

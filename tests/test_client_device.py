@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from fedveil.client.device import agent
@@ -430,8 +431,10 @@ def test_a_device_keeps_a_run_that_is_over_until_another_begins(clients):
     keeper = agent.Agent(device.bundle, over)
     keeper.device = device
     assert keeper.longest_wait() == agent.usual_wait() < 900
-    reply = keeper.handle(message_to(2, RunOver("spring", "completed", 20, model)))
+    reply = keeper.handle(message_to(2, RunOver("spring", "completed", 20, model, "5f")))
     assert not reply.has_error() and over.is_set() and keeper.longest_wait() == 900
+    with safe_open(state / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"run": "spring", "agreement": "5f"}
     assert str(read_ended(state)) == "run spring is over (completed after 20 rounds)"
     assert (load_file(state / "model.safetensors")["w"] == model["w"]).all()
     again = agent.Agent(device.bundle)
@@ -458,7 +461,13 @@ def no_room(*_):
 
 
 @pytest.mark.parametrize(
-    "said", [{"run": "", "rounds": 2}, {"run": "a\nb", "rounds": 2}, {"run": "spring", "rounds": True}]
+    "said",
+    [
+        {"run": "", "rounds": 2},
+        {"run": "a\nb", "rounds": 2},
+        {"run": "spring", "rounds": True},
+        {"run": "spring", "rounds": 2, "agreement": 5},
+    ],
 )
 def test_an_end_that_cannot_be_read_is_kept_nowhere(clients, said):
     device = device_of(clients / "c0")

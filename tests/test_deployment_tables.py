@@ -1,15 +1,20 @@
 """`task: csv` of real clients: one schema in every bundle, each device's own tables, and an order that names both."""
 
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tomli_w
 import yaml
 
+from fedveil.__main__ import run
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import read_device
+from fedveil.client.device.run_end import keep
 from fedveil.configs.local_training import LocalTraining
 from fedveil.deployment.provision import provision, rotate
 from fedveil.deployment.serve import settings_for
@@ -17,6 +22,7 @@ from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.released import predictions
+from fedveil.strategies.run_over import RunOver
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
 from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
@@ -139,3 +145,35 @@ def test_predictions_are_words_with_their_probability(desk: Path, tmp_path: Path
         lambda inputs: inputs @ task.model().state_dict()["weight"].T, task, tmp_path / "new.csv", True
     )
     assert list(found) == ["y", "probability"] and found["probability"].tolist() == [0.5, 0.5]
+
+
+def test_a_device_predicts_by_the_final_model_that_it_keeps_and_the_schema_it_was_made_by(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = desk / "clients" / "a"
+    task = load(schema=str(desk / "server" / "schema.yaml"))
+    (tmp_path / "new.csv").write_text("x\n0\n4\n\n")
+    asked = ["predict", str(client), str(tmp_path / "new.csv")]
+    assert run(asked) == 2 and "keeps no model" in capsys.readouterr().err
+    model = {"weight": np.float32([[-1], [1]]), "bias": np.zeros(2, np.float32)}
+    (client / "state").mkdir()
+    keep(client / "state", RunOver("spring", "completed", 20, model, agreement_of(task) or ""))
+    assert run(asked) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == ["y,probability", "no,0.880797", "yes,0.880797"]
+    assert run(["predict", str(client / "state"), *asked[2:]]) == 0
+    (client / "schema.yaml").write_text(SCHEMA.replace("4", "8"))
+    assert run(asked) == 2 and "is not the schema or model of run spring" in capsys.readouterr().err
+
+
+def test_a_device_without_torch_keeps_a_model_that_predicts(
+    tmp_path: Path, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = desk / "clients" / "a" / "client.toml"
+    choice = {"kind": "linear", "data": "table.npz", "client": 0}
+    file.write_text(tomli_w.dumps({**tomllib.loads(file.read_text()), "task": choice}))
+    model = {"weight": np.float32([[-1, 0], [1, 0], [0, 0]]), "bias": np.zeros(3, np.float32)}
+    (file.parent / "state").mkdir()
+    keep(file.parent / "state", RunOver("spring", "completed", 20, model))
+    np.save(tmp_path / "new.npy", np.float32([[9, 0], [-9, 1]]))
+    assert run(["predict", str(file.parent), str(tmp_path / "new.npy")]) == 0
+    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["c", "1", "0"]

@@ -50,7 +50,7 @@ def keep(state: Path, over: RunOver) -> LastRun:
     """
     if over.model:
         model = {name: np.ascontiguousarray(value) for name, value in over.model.items()}
-        replace_file(state / MODEL, save(model))
+        replace_file(state / MODEL, save(model, {"run": over.run, "agreement": over.agreement}))
     at = datetime.now(UTC).isoformat(timespec="seconds")
     ended = LastRun(over.run, over.status, over.rounds, at, MODEL if over.model else "")
     replace_file(state / ENDED, (json.dumps(asdict(ended), indent=1) + "\n").encode())
