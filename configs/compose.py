@@ -18,6 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -59,6 +60,21 @@ class Job:
     overrides: tuple[str, ...]
     config: DictConfig
     hydra: DictConfig
+
+
+def _store_tuned() -> None:
+    """Make each row of tuned.yaml an option of the group `tuned`, which the choice of task and privacy names."""
+    table = yaml.safe_load((Path(__file__).parent / "tuned.yaml").read_text("utf-8"))
+    for task, modes in table.items():
+        for mode, keys in modes.items():
+            node = OmegaConf.create()
+            for key, value in keys.items():
+                OmegaConf.update(node, key, value, force_add=True)
+            where = {"group": "tuned", "package": "_global_", "provider": "fedveil"}
+            ConfigStore.instance().store(f"{task}_{mode}", node, **where)
+
+
+_store_tuned()
 
 
 def opened(argv: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What the shipped configuration says, and what users may bring of their own."""
 
 import inspect
+import json
 import shlex
 from pathlib import Path
 
@@ -60,6 +61,48 @@ def test_defaults_are_the_main_job() -> None:
     assert settings.privacy.adjacency is Adjacency.ZERO_OUT
     assert settings.privacy.metrics_share is None
     assert set(settings.faults.model_dump().values()) == {0.0}
+
+
+TUNED = [
+    (task, mode, keys)
+    for task, modes in OmegaConf.load(FOLDER / "tuned.yaml").items()
+    for mode, keys in modes.items()
+]
+
+
+@pytest.mark.parametrize(("task", "mode", "keys"), TUNED, ids=[f"{task} {mode}" for task, mode, _ in TUNED])
+def test_a_row_of_tuned_settings_holds_for_its_task_and_mode_alone(
+    task: str, mode: str, keys: dict[str, object]
+) -> None:
+    def shown(*overrides: str) -> object:
+        (job,) = compose_jobs(arguments(overrides))
+        return [OmegaConf.select(job.config, key) for key in keys]
+
+    asked = f"task={task}", f"privacy={mode}"
+    assert shown(*asked) == list(keys.values())
+    untuned = shown(*asked, "~tuned")
+    assert all(before != now for before, now in zip(untuned, keys.values(), strict=True))
+    given = [f"{key}={json.dumps(value)}" for key, value in zip(keys, untuned, strict=True)]
+    assert shown(*asked, *given) == untuned
+    settings_from_overrides(asked)
+
+
+def test_settings_of_ones_own_go_before_those_that_are_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "study.yaml").write_text("defaults: [config, _self_]\nnum_rounds: 9\n")
+    monkeypatch.chdir(tmp_path)
+    study = ("--config-path", ".", "--config-name", "study", "task=digits")
+    assert settings_of_command(*study).num_rounds == 9
+    assert settings_of_command(*study).model == "average"
+    first, second = compose_jobs(arguments(["-m", "task=digits,heart", "privacy=record"]))
+    assert (settings_of(first).training.batch_size, settings_of(second).training.batch_size) == (10, 100)
+
+
+def test_the_pages_of_accuracy_show_the_tuned_settings() -> None:
+    text = (FOLDER / "tuned.yaml").read_text()
+    rows = text[text.index("mnist5k:") :]
+    assert rows in (FOLDER.parent / "docs" / "evidence" / "accuracy.md").read_text()
 
 
 def test_settings_are_frozen() -> None:

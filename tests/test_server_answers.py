@@ -40,6 +40,7 @@ from fedveil.strategies.wire import memory_arrays
 
 CLIENTS = 10
 NOISE = 1.0
+DISTRIBUTED = ("privacy=client_distributed", "privacy.allow_large_delta=true")
 LINK = LinkSettings(name="grpc", deadline=60.0, quorum=0.0, clients=0.0, wait=60.0)
 MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 
@@ -203,8 +204,9 @@ def test_all_are_invited_where_clients_have_left() -> None:
         ((), 10, 10),
         (("cohort.over_selection=2",), 20, 10),
         (("cohort.over_selection=2", "cohort=fixed", "cohort.size=8"), 16, 8),
-        (("privacy=client_distributed", "privacy.allow_large_delta=true"), 13, 10),
-        (("privacy=client_distributed", "privacy.allow_large_delta=true", "cohort.over_selection=1"), 10, 10),
+        ((*DISTRIBUTED, "cohort=poisson"), 13, 10),
+        ((*DISTRIBUTED, "cohort=poisson", "cohort.over_selection=1"), 10, 10),
+        (DISTRIBUTED, 40, 40),
     ],
 )
 def test_more_are_invited_where_that_is_asked_for_or_costs_no_privacy(
