@@ -122,6 +122,17 @@ def optimizer_of(
         raise Refusal("optimizer", asked.name, f"torch refuses it: {error}") from error
 
 
+def follow_epochs(optimizer: object, steps: int) -> None:
+    """Let the schedules by epochs that a task's own optimiser bears count its steps.
+
+    Args:
+      optimizer: of the task; its attribute `by_epochs` holds functions that take the number of steps of an epoch.
+      steps: of one epoch, at least 1.
+    """
+    for follow in getattr(optimizer, "by_epochs", ()):
+        follow(steps)
+
+
 def check_optimizer(task: Task, training: LocalTraining, noise: float | None = None) -> None:
     """Refuse how a task would be trained where its model cannot be, before anything is spent.
 
@@ -148,6 +159,9 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
         raise Refusal("optimizer", training.optimizer.name, remedy)
     if optimizer is None:
         return
+    if training.local_epochs == 1 and getattr(optimizer, "by_epochs", ()):
+        remedy = "the task's optimizer has a schedule by epochs, and a client's lives for one round; take more epochs"
+        raise Refusal("local_epochs", 1, f"{remedy} a round, or count steps")
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     name = type(optimizer).__name__

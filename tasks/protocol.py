@@ -164,7 +164,8 @@ def check_own_training(task: object, training: LocalTraining, records: bool) -> 
       records: whether single records are to be protected.
 
     Raises:
-      Refusal: an optimizer is named beside the function, or no gradient of an example can be clipped in it.
+      Refusal: an optimizer is named beside the function, no gradient of an example can be clipped in it, or the task's
+        own `check_training` refuses what was asked for.
     """
     if own_training(task) is None:
         return
@@ -175,6 +176,8 @@ def check_own_training(task: object, training: LocalTraining, records: bool) -> 
         raise Refusal("privacy", "record", f"{name} {remedy}client_distributed, or a task without train")
     if training.optimizer.name != "auto":
         raise Refusal("optimizer", training.optimizer.name, f"{name} takes its own steps; leave it out")
+    if callable(check := getattr(task if own is None else own, "check_training", None)):
+        check(training)
 
 
 @runtime_checkable

@@ -12,8 +12,15 @@ import fedveil as fv
 
 L = pytest.importorskip("pytorch_lightning")
 
+from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
+from fedveil.client.training import sgd
 from fedveil.configs.local_training import LocalTraining
+from fedveil.privacy.budget import Adjacency, Unit
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.plan import Plan
+from fedveil.strategies.record_plan import poisson_batches
 from fedveil.tasks.adapters.lightning import LightningTask
+from fedveil.tasks.data import as_data
 from fedveil.tasks.independence import check_independence
 from fedveil.tasks.optimizers import optimizer_of
 
@@ -121,14 +128,90 @@ def test_a_schedule_of_steps_is_followed(several: bool) -> None:
     assert rates == pytest.approx([1.0, 0.1, 0.1, 0.01])
 
 
+def by_epochs(self: Any) -> Any:
+    optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+    return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)]
+
+
+def rates_of(
+    task: LightningTask, monkeypatch: pytest.MonkeyPatch, train: Callable[[nn.Module], None]
+) -> list[float]:
+    """Return the rate of each step of a training."""
+    rates: list[float] = []
+    made = LightningTask.optimizer
+
+    def optimizer(self: LightningTask, parameters: Any) -> torch.optim.Optimizer:
+        own = made(self, parameters)
+        own.register_step_pre_hook(lambda own, *_: rates.append(own.param_groups[0]["lr"]))
+        return own
+
+    monkeypatch.setattr(LightningTask, "optimizer", optimizer)
+    train(task.model())
+    return rates
+
+
+def test_a_schedule_by_epochs_falls_after_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, training = (
+        task_of(with_methods(configure_optimizers=by_epochs)),
+        LocalTraining(local_epochs=3, batch_size=15),
+    )
+
+    def plain(model: nn.Module) -> None:
+        sgd.train(model, task, as_data(task.client_data(0)), training, 0, 1)
+
+    assert rates_of(task, monkeypatch, plain) == pytest.approx([1] * 3 + [0.1] * 3 + [0.01] * 3)
+
+
+def test_a_schedule_by_epochs_falls_after_each_expected_pass_of_poisson_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task, training = (
+        task_of(with_methods(configure_optimizers=by_epochs)),
+        LocalTraining(local_epochs=2, batch_size=20),
+    )
+    plan = Plan(Unit.RECORD, Adjacency.ZERO_OUT, poisson_batches(40, 20, 2), 1.0, 1, 1.0)
+
+    def private(model: nn.Module) -> None:
+        source = Randomness(5)
+        steps = PrivateSteps(plan, source.stream("a"), source.stream("b"))
+        train_privately(model, task, as_data(task.client_data(0)), training, steps, "one_by_one")
+
+    assert rates_of(task, monkeypatch, private) == pytest.approx([1, 1, 0.1, 0.1])
+
+
+def test_a_schedule_by_epochs_is_refused_where_a_round_has_one() -> None:
+    task = task_of(with_methods(configure_optimizers=by_epochs))
+    with pytest.raises(fv.Refusal, match="local_epochs=1: the task's optimizer has a schedule by epochs"):
+        fv.simulate(task, privacy=fv.NoPrivacy(), cohort="all", num_rounds=1, quiet=True)
+    run = fv.simulate(
+        task, privacy=fv.Record(target_delta=1e-2), cohort="all", num_rounds=1, local_epochs=2, quiet=True
+    )
+    assert run.status == "completed"
+
+
+def test_a_schedule_that_has_ended_leaves_its_last_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def configure(self: Any) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=3)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+
+    task, training = task_of(with_methods(configure_optimizers=configure)), LocalTraining(batch_size=5)
+
+    def plain(model: nn.Module) -> None:
+        sgd.train(model, task, as_data(task.client_data(0)), training, 0, 1)
+
+    rates = rates_of(task, monkeypatch, plain)
+    assert len(rates) == 8 and rates[0] > rates[1] > rates[2] and len(set(rates[2:])) == 1
+
+
 def manual(self: Any) -> None:
     Net.__init__(self)
     self.automatic_optimization = False
 
 
-def by_epochs(self: Any) -> Any:
-    optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
-    return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+def by_batches(self: Any) -> Any:
+    [optimizer], [scheduler] = by_epochs(self)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "batch"}}
 
 
 def watching(self: Any) -> Any:
@@ -149,7 +232,7 @@ def watching(self: Any) -> Any:
             {"configure_optimizers": lambda self: [torch.optim.SGD(self.parameters(), lr=1)] * 2},
             r"\['SGD', 'SGD'\]",
         ),
-        ({"configure_optimizers": by_epochs}, "StepLR by epochs"),
+        ({"configure_optimizers": by_batches}, "StepLR by batch"),
         ({"configure_optimizers": watching}, "ReduceLROnPlateau"),
         (
             {"configure_optimizers": lambda self: self.trainer.estimated_stepping_batches},

@@ -1,10 +1,12 @@
 """Estimators of scikit-learn train by their own `partial_fit`, from the model's coefficients."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.serverapp.strategy import FedProx
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression, Perceptron, SGDClassifier, SGDRegressor
 from sklearn.naive_bayes import GaussianNB
@@ -95,6 +97,16 @@ def test_what_cannot_be_averaged_is_refused_by_name(estimator: Any, said: str) -
 def test_single_records_of_an_estimator_cannot_be_hidden() -> None:
     with pytest.raises(fv.Refusal, match=r"SklearnTask\.fit hides clients alone"):
         fv.simulate(task_of(SGDClassifier()), privacy=fv.Record(target_delta=1e-2), quiet=True)
+
+
+@pytest.mark.parametrize("strategy", ["fedprox", FedProx(proximal_mu=0.5)])
+def test_a_pull_that_no_estimator_has_is_refused_before_anything_is_spent(
+    tmp_path: Path, strategy: Any
+) -> None:
+    task = task_of(SGDClassifier())
+    with pytest.raises(fv.Refusal, match="strategy='fedprox': SGDClassifier takes its own steps"):
+        fv.simulate(task, strategy=strategy, num_rounds=1, quiet=True, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_target_of_no_class_is_refused_before_the_run() -> None:

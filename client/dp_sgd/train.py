@@ -30,7 +30,7 @@ from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.record_plan import PoissonBatches
 from ...tasks.data import Batches, Data, laid_out, leaves, placeholder, run_on
-from ...tasks.optimizers import optimizer_of
+from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
@@ -147,9 +147,10 @@ def train_privately(
     assert isinstance(plan.sampling, PoissonBatches)
     batch_size = max(1, round(plan.sampling.sample_rate * len(data)))
     parameters = [p for p in model.parameters() if p.requires_grad]
+    own = optimizer_of(task, parameters, training, plan.noise_std / batch_size)
+    follow_epochs(own, -(-plan.sampling.steps // training.local_epochs))
     optimizer = StreamNoiseOptimizer(
-        optimizer_of(task, parameters, training, plan.noise_std / batch_size)
-        or torch.optim.SGD(parameters, lr=training.learning_rate),
+        own or torch.optim.SGD(parameters, lr=training.learning_rate),
         steps.noise,
         noise_multiplier=plan.noise_std / plan.clipping_norm,
         max_grad_norm=plan.clipping_norm,

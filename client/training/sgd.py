@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...configs.local_training import LocalTraining
 from ...tasks.data import Data, laid_out, run_on
-from ...tasks.optimizers import optimizer_of
+from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Task, own_training
 from .batches import shuffled_batches
 
@@ -55,7 +55,7 @@ def train(
     kernels = any(p.dim() == 4 for p in parameters)
     layout = torch.channels_last if kernels else torch.contiguous_format
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
-    step = steps_of(task, parameters, start, training)
+    step = steps_of(task, parameters, start, training, -(-len(data) // training.batch_size))
     losses: list[Tensor] = []
     for batch in shuffled_batches(
         len(data), training.batch_size, training.local_epochs, clients=[client], key=key
@@ -96,7 +96,7 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]
 
 
 def steps_of(
-    task: object, values: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining
+    task: object, values: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining, epoch: int = 1
 ) -> Callable[[Sequence[Tensor]], None]:
     """Return the function that takes one step in place, given gradients of the values' shapes.
 
@@ -107,10 +107,12 @@ def steps_of(
       values: the parameters, each with a leading dimension for clients where several are trained at once.
       start: the parameters as the server sent them, towards which FedProx pulls; otherwise unused.
       training: optimiser, learning rate and weight of that pull.
+      epoch: number of its steps.
     """
     optimizer = optimizer_of(task, values, training)
     if optimizer is None:
         return partial(_descend, values, start, training)
+    follow_epochs(optimizer, epoch)
     move: Any = optimizer.step
 
     def step(gradients: Sequence[Tensor]) -> None:

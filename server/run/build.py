@@ -87,15 +87,18 @@ def build(
         check_seed(settings, simulated)
     seeded = simulated or (not private and deployed is None)
     strategy = _strategy(settings, given.strategy)
-    _check_training(settings, task)
+    _check_training(
+        settings, task, getattr(settings.strategy if strategy is None else strategy, "proximal_mu", 0.0)
+    )
     federation = Federation(settings, task, cohort, seed if seeded else None, deployed, strategy)
     if warning := check_delta(settings, federation.hidden):
         warn(warning)
     return federation
 
 
-def _check_training(settings: SimulationSettings, task: Task) -> None:
+def _check_training(settings: SimulationSettings, task: Task, proximal_mu: float) -> None:
     """Refuse what cannot train the task's model; plain SGD on the processor, which always can, needs no torch."""
+    training = replace(settings.local_training, proximal_mu=proximal_mu)
     if settings.engine.device != "cpu":
         from ...tasks.hardware import check_device
 
@@ -109,12 +112,12 @@ def _check_training(settings: SimulationSettings, task: Task) -> None:
         )
         raise Refusal("privacy", settings.privacy.name, remedy)
     own = any(callable(getattr(task, name, None)) for name in ("optimizer", "train"))
-    if settings.local_training.optimizer.plain and not own:
+    if training.optimizer.plain and not own:
         return
     from ...tasks.optimizers import check_optimizer
 
     protects_records = isinstance(settings.privacy, Record | RecordAndClient | RecordDistributed)
-    check_optimizer(task, settings.local_training, 1.0 if protects_records else None)
+    check_optimizer(task, training, 1.0 if protects_records else None)
 
 
 def _announced(settings: SimulationSettings, options: Mapping[str, Any]) -> Task | None:

@@ -195,7 +195,7 @@ def _optimizer_of(module: Any) -> torch.optim.Optimizer:
     """Return the optimiser of `configure_optimizers`, which steps the learning rate too.
 
     Raises:
-      Refusal: there are several, or there is none, or a schedule does not count steps.
+      Refusal: there are several, or there is none, or a schedule counts neither steps nor epochs.
     """
     field = f"{type(module).__name__}.configure_optimizers"
     try:
@@ -227,24 +227,31 @@ def _parted(given: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _follow(optimizer: torch.optim.Optimizer, schedule: dict[str, Any], field: str) -> None:
-    """Let a schedule take a step after the optimiser's.
+    """Let a schedule follow the optimiser's steps, or its epochs once the length of these is known.
 
     Raises:
-      Refusal: it counts epochs, or watches a number.
+      Refusal: it watches a number, or counts neither.
     """
-    scheduler, every, taken = schedule["scheduler"], schedule.get("frequency", 1), [0]
-    name = type(scheduler).__name__
+    scheduler, frequency = schedule["scheduler"], schedule.get("frequency", 1)
+    name, interval = type(scheduler).__name__, schedule.get("interval", "epoch")
     if name == "ReduceLROnPlateau":
-        raise Refusal(field, name, "no number is watched in a client; use a schedule of steps")
-    if schedule.get("interval", "epoch") != "step":
-        remedy = (
-            'a client\'s optimizer lives for one round; give "interval": "step", or optimizer= and schedule='
-        )
-        raise Refusal(field, f"{name} by epochs", remedy)
+        raise Refusal(field, name, "no number is watched in a client; use a schedule of steps or epochs")
+    if interval not in ("step", "epoch"):
+        raise Refusal(field, f"{name} by {interval}", 'give "interval": "step" or "epoch"')
 
-    def follow(*_: object) -> None:
-        taken[0] += 1
-        if taken[0] % every == 0:
-            scheduler.step()
+    def follow(steps: int) -> None:
+        every, last, taken = steps * frequency, getattr(scheduler, "total_steps", None), [0]
 
-    optimizer.register_step_post_hook(follow)
+        def count(*_: object) -> None:
+            taken[0] += 1
+            # A schedule that has come to its end, as OneCycleLR does, leaves its last rate.
+            if taken[0] % every == 0 and (last is None or taken[0] // every < last):
+                scheduler.step()
+
+        optimizer.register_step_post_hook(count)
+
+    if interval == "step":
+        follow(1)
+    else:
+        own: Any = optimizer
+        own.by_epochs = [*getattr(own, "by_epochs", ()), follow]

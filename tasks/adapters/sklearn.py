@@ -101,6 +101,11 @@ class SklearnTask:
         """Return coefficients of zero."""
         return {name: value.copy() for name, value in self._begun.items()}
 
+    def check_training(self, training: LocalTraining) -> None:
+        """Refuse FedProx, before anything is spent: its pull cannot enter an estimator's own steps."""
+        if training.proximal_mu:
+            raise Refusal("strategy", "fedprox", f"{self.name} takes its own steps; use another strategy")
+
     def fit(
         self, arrays: Arrays, inputs: NDArray[Any], targets: NDArray[Any], training: LocalTraining
     ) -> Arrays:
@@ -112,13 +117,10 @@ class SklearnTask:
           targets: shape (n,).
           training: epochs of this round.
 
-        Raises:
-          Refusal: FedProx asks for a pull, which no estimator has.
         """
         import torch
 
-        if training.proximal_mu:
-            raise Refusal("strategy", "fedprox", f"{self.name} takes its own steps; use another strategy")
+        self.check_training(training)
         # torch's generator is seeded for the client.
         estimator = self._with(arrays, inputs, int(torch.randint(2**31 - 1, ())))
         for _ in range(training.local_epochs):
