@@ -66,7 +66,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         f"[bold]Unit: one {plan.unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )
     console.print(
-        f"noise_multiplier {plan.noise_multiplier:.4f} (noise / sensitivity), clip {plan.clipping_norm:g}, "
+        f"noise_multiplier {plan.noise_multiplier:.4f} (noise / {_over(federation)}), clip {plan.clipping_norm:g}, "
         f"sampling: {plan.sampling.name}"
     )
     console.print(_how_counted(federation, plan, budget))
@@ -79,7 +79,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
     for mark, value in curve(plan, budget.target_delta, rounds):
         table.add_row(str(mark), *(_cell(plan, adversary, value) for adversary in EVERYBODY))
     console.print(table)
-    if plan.unit == "record" and federation.together is None:
+    if plan.unit != "client" and federation.together is None:
         console.print(
             f"Rounds are those that one client takes part in, likely at most {rounds} of the run's "
             f"{federation.settings.num_rounds}."
@@ -95,6 +95,10 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         console.print(_metrics(federation, plan))
     for sentence in warnings_for(federation, plan, budget):
         console.print(sentence, style="yellow")
+
+
+def _over(federation: Federation) -> str:
+    return "sensitivity" if federation.records_of_unit == 1 else "clip of one example"
 
 
 def _how_counted(federation: Federation, plan: Plan, budget: Budget) -> str:

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..configs.local_training import LocalTraining
 from ..privacy.audit import kept_rows
-from ..privacy.budget import Release, Unit, check_delta
+from ..privacy.budget import Release, check_delta
 from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
@@ -46,6 +46,7 @@ from ..tasks.data import Data, Examples, data_of, fingerprint
 from ..tasks.hardware import device_of, on_cpu, placed, precision
 from ..tasks.independence import check_independence
 from ..tasks.mislabelled import losses_of
+from ..tasks.persons import kept
 from ..tasks.protocol import Task, check_trainable
 from .dp_sgd import record_canaries
 from .private_update import SUMMED_RECORD, private_update
@@ -73,6 +74,7 @@ class Workbench:
     given: Task | None = None
     measured: list[bool] = field(default_factory=list[bool])
     _names: dict[int, str] = field(default_factory=dict[int, str])
+    _kept: dict[tuple[int, int], Data] = field(default_factory=dict[tuple[int, int], Data])
 
     @cached_property
     def task(self) -> Task:
@@ -101,6 +103,20 @@ class Workbench:
         if isinstance(data, Examples):
             return fingerprint(data)
         return self._names.get(client) or self._names.setdefault(client, fingerprint(data))
+
+    def data_of(self, client: int, per_person: int | None) -> Data:
+        """Return what a client trains on: its data, without the examples that a person has too many of.
+
+        Args:
+          client: its number in the task.
+          per_person: examples of one person that are kept at most; None keeps all.
+        """
+        data = data_of(self.task, client)
+        if per_person is None:
+            return data
+        if (client, per_person) not in self._kept:
+            self._kept[client, per_person] = kept(data, per_person)
+        return self._kept[client, per_person]
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs."""
@@ -193,7 +209,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     """
     if settings.step is not None:
         return step_round(message, client, bench, settings)
-    data = data_of(bench.task, client)
+    data = bench.data_of(client, settings.per_person)
     training = training_settings(message.content, settings)
     bench.forget()
     model = bench.model if settings.record is None else bench.private_model(data)
@@ -255,7 +271,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
 
     terms, (_, number) = settings.step, read_round(message.content)
     assert terms is not None
-    data = data_of(bench.task, client)
+    data = bench.data_of(client, settings.per_person)
     model = received_model(bench, data, message.content)
     randomness = Randomness(settings.seed)
     seed_layers(int(randomness.stream("training", number).uint64(1)[0]), client, data, bench.device)
@@ -329,7 +345,7 @@ def _train_on_ledger(
     assert record is not None
     check_delta("privacy", record.target_delta, len(data), "records", record.allow_large_delta)
     named = record.ledgers[client] if record.ledgers else ""
-    name = settings.device or named or bench.fingerprint_of(data, client)
+    name = settings.device or named or bench.fingerprint_of(data_of(bench.task, client), client)
     plan = record_plan(record.of_ledger(name), len(data) + record.canaries, settings)
     beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)
     near = placed(data, bench.device)
@@ -341,7 +357,7 @@ def _train_on_ledger(
     )
     engine = chosen_engine(record.gradients, model, records)
     rng = "system" if settings.seed is None else "seeded"
-    release = Release(Unit.RECORD, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
+    release = Release(record.unit, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
     simulated = bench.task.simulated and settings.device is None
     path = record.ledger_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -612,7 +612,25 @@ class ClientDistributed(_ClientLevel):
             yield "adjacency", "the server sees how many clients there are; use zero-out or replace-one"
 
 
-class Record(PrivacyLevel):
+class _RecordLevel(PrivacyLevel):
+    gradients: Literal["auto", "hooks", "ghost", "book_keeping", "one_by_one"] = "auto"
+    """How clipped sums are computed; only speed differs."""
+    per_person: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Examples of one person that a client trains on at most; the promise is then per person. Null: per example."""
+
+    @property
+    def unit(self) -> Unit:
+        """Whose contribution is hidden: a person's, where examples say whose they are, or one example."""
+        return Unit.RECORD if self.per_person is None else Unit.PERSON
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Refuse what nobody accounts for."""
+        yield from super().rules()
+        if (self.per_person or 1) > 1 and self.adjacency is Adjacency.REPLACE_ONE:
+            yield "per_person", "no accountant covers several examples that are exchanged; use zero-out, or 1"
+
+
+class Record(_RecordLevel):
     """Hides one example of one client from everybody else, the server included (DP-SGD at the client).
 
     Example:
@@ -625,11 +643,9 @@ class Record(PrivacyLevel):
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     max_grad_norm: Positive = 1.0
     """L2 norm of one example's gradient."""
-    gradients: Literal["auto", "hooks", "ghost", "book_keeping", "one_by_one"] = "auto"
-    """How clipped sums are computed; only speed differs."""
 
 
-class RecordDistributed(PrivacyLevel):
+class RecordDistributed(_RecordLevel):
     """Hides one example of one client from everybody else, by noise that all clients add together.
 
     A round is one step of DP-SGD on the records of all clients: each client adds up the clipped gradients of those that
@@ -642,7 +658,6 @@ class RecordDistributed(PrivacyLevel):
     """
 
     name: Literal["record_distributed"] = "record_distributed"
-    unit: ClassVar[Unit] = Unit.RECORD
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Probability with which each record takes part in a step, by a secret coin at its client."""
@@ -652,8 +667,6 @@ class RecordDistributed(PrivacyLevel):
     """Of all clients together, a public number that divides the sum; null: as many as a simulation has."""
     most_records: Records | None = None
     """Of one client, a public bound: the range of what a vector holds; null: as many as a simulation has."""
-    gradients: Literal["auto", "hooks", "ghost", "book_keeping", "one_by_one"] = "auto"
-    """How clipped sums are computed; only speed differs."""
     noise: ClassVar[Literal["independent"]] = "independent"
     bands: ClassVar[None] = None
     clipping: ClassVar[Literal["fixed"]] = "fixed"

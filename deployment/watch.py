@@ -205,7 +205,7 @@ def budgets(federation: Federation, rounds: dict[str, Any]) -> list[dict[str, An
         rows[-1]["delta"] = client.target_delta
     if (record := federation.record) is not None:
         unknown = {"spent": None, "left": None, "delta": record.target_delta}
-        rows.append({"unit": "record", "target": record.target_epsilon, **unknown})
+        rows.append({"unit": str(record.unit), "target": record.target_epsilon, **unknown})
     return rows
 
 

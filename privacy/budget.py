@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Unit(StrEnum):
-    """Contribution that is hidden: one example of one client, or all that one client ever contributes.
+    """Contribution that is hidden: one example of one client, all of one person's there, or all that a client contributes.
 
     Example:
       >>> import fedveil as fv
@@ -23,6 +23,7 @@ class Unit(StrEnum):
     """
 
     RECORD = "record"
+    PERSON = "person"
     CLIENT = "client"
 
 

@@ -20,6 +20,7 @@ from ..privacy.mechanisms.sum_spec import Scalar, SumSpec, cells_for
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort
+from ..strategies.record_plan import PoissonBatches
 from ..strategies.wire import WEIGHT, Layout
 from .noise_rows import Rows
 from .round_terms import Mean, SumPrivacy
@@ -118,7 +119,7 @@ class Protected:
         """
         coordinates, units = sum(int(np.prod(shape)) for shape in layout.values()), self.privacy.units.most
         cells, plan = cells_for(coordinates, units), self.plan
-        if plan.unit is Unit.RECORD:
+        if plan.unit is not Unit.CLIENT:
             return SumSpec(plan.clipping_norm * units, cells=cells, unit_norm=plan.clipping_norm)
         scalars = (*self.scalars, *self.privacy.adaptation.scalars(plan, expected))
         return SumSpec(plan.clipping_norm, scalars, self.privacy.metrics_share, cells)
@@ -171,7 +172,10 @@ class Protected:
         to_clips = mean.denominator / plan.clipping_norm
         layers = [value * to_clips for value in mean.seen.values()]
         noise = plan.noise_std / plan.clipping_norm * self.more_noise
-        rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
+        if isinstance(plan.sampling, PoissonBatches):
+            rate, charged = plan.sampling.sample_rate, plan.noise_over_clip
+        else:
+            rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
         return Released(number, layers, noise, rate, charged, *drawn)
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:

@@ -35,6 +35,7 @@ class RecordPrivacy:
       runs: such as this one, that the budget is for.
       ledgers: name of each client's ledger, in the clients' order; empty where fingerprints of the data name them.
       noise_by_ledger: pairs (name of a ledger, noise_multiplier) of those that held something before the run.
+      per_person: examples of one person that train at most; None promises something of each example alone.
     """
 
     target_epsilon: float
@@ -49,6 +50,12 @@ class RecordPrivacy:
     runs: int = 1
     ledgers: tuple[str, ...] = ()
     noise_by_ledger: tuple[tuple[str, float], ...] = ()
+    per_person: int | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """Whose contribution is hidden."""
+        return Unit.RECORD if self.per_person is None else Unit.PERSON
 
     def of_ledger(self, name: str) -> RecordPrivacy:
         """Return the level with the noise of the client whose ledger has this name."""
@@ -62,7 +69,7 @@ class RecordPrivacy:
 
     def budget(self) -> Budget:
         """Return the budget of one client's ledger."""
-        return Budget(Unit.RECORD, self.target_epsilon, self.target_delta, Adjacency(self.adjacency))
+        return Budget(self.unit, self.target_epsilon, self.target_delta, Adjacency(self.adjacency))
 
     def ledger_path(self, fingerprint: str) -> Path:
         """Return the file of the ledger of the data set with this fingerprint."""
@@ -77,11 +84,13 @@ class StepTerms:
       sample_rate: probability with which each record is drawn, by a coin of its own, in (0, 1].
       max_grad_norm: clipping norm of each example's gradient, above 0.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
+      per_person: examples of one person that are drawn from at most; None draws from all.
     """
 
     sample_rate: float
     max_grad_norm: float
     gradients: str = "auto"
+    per_person: int | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,12 @@ class ClientSettings:
     loss_traces: str = ""
     accelerator: str = "cpu"
     dtype: str = "float32"
+
+    @property
+    def per_person(self) -> int | None:
+        """How many examples of one person train at most; None where that is not bounded."""
+        level = self.record or self.step
+        return None if level is None else level.per_person
 
     def to_json(self) -> str:
         """Return the settings as JSON."""

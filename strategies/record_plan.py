@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..privacy.budget import Adjacency, Adversary, Unit
+from ..privacy.budget import Adjacency, Adversary
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.plan import Plan
 from .client_settings import ClientSettings, RecordPrivacy
@@ -79,9 +79,12 @@ def record_plan(record: RecordPrivacy, records: int, settings: ClientSettings) -
       settings: give batch size and epochs.
     """
     return Plan(
-        unit=Unit.RECORD,
+        unit=record.unit,
         adjacency=Adjacency(record.adjacency),
-        sampling=poisson_batches(records, settings.training.batch_size, settings.training.local_epochs),
+        sampling=replace(
+            poisson_batches(records, settings.training.batch_size, settings.training.local_epochs),
+            of_unit=record.per_person or 1,
+        ),
         clipping_norm=record.max_grad_norm,
         num_rounds=1,
         noise_multiplier=record.noise_multiplier(records) if record.noise_by_records else None,

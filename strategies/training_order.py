@@ -28,6 +28,7 @@ DIGEST = re.compile("[0-9a-f]{64}")
 NEW = "@"  # between the name that people gave a run and the part that makes it new
 MAX_RUNS = 1000
 MAX_PARTICIPATIONS = 100_000  # as many rounds as the configuration allows
+MOST_PER_PERSON = 100  # as many examples as the configuration allows
 GRADIENTS = ("auto", "hooks", "ghost", "book_keeping", "one_by_one")
 
 
@@ -80,6 +81,7 @@ class RecordOrder:
       participations: number of rounds for which a client plans its noise, at least 1; as often as it is likely drawn.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       runs: such as this one, that the budget is for.
+      per_person: examples of one person that train at most, the promise then being per person; None: per example.
 
     Raises:
       Refusal: a value is out of range.
@@ -92,6 +94,7 @@ class RecordOrder:
     participations: int
     gradients: str = "auto"
     runs: int = 1
+    per_person: int | None = None
 
     def __post_init__(self) -> None:
         _set_budget(self)
@@ -109,6 +112,7 @@ class StepOrder:
       adjacency: of records.
       sample_rate: probability with which each record is drawn, in (0, 1].
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
+      per_person: examples of one person that are drawn from at most, the promise then being per person; None: per example.
 
     Raises:
       Refusal: a value is out of range.
@@ -120,6 +124,7 @@ class StepOrder:
     adjacency: Adjacency
     sample_rate: float
     gradients: str = "auto"
+    per_person: int | None = None
 
     def __post_init__(self) -> None:
         _set_budget(self)
@@ -130,7 +135,7 @@ class StepOrder:
     @property
     def budget(self) -> Budget:
         """Budget of the records."""
-        return Budget(Unit.RECORD, self.target_epsilon, self.target_delta, self.adjacency)
+        return Budget(unit_of(self.per_person), self.target_epsilon, self.target_delta, self.adjacency)
 
 
 @dataclass(frozen=True)
@@ -226,6 +231,11 @@ def people_call(run: str) -> str:
     return run.partition(NEW)[0]
 
 
+def unit_of(per_person: int | None) -> Unit:
+    """Return whose contribution is hidden where so many examples of a person train at most; None: one example's."""
+    return Unit.RECORD if per_person is None else Unit.PERSON
+
+
 def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder | StepOrder]) -> set[str]:
     return {field.name for field in fields(kind)}
 
@@ -236,6 +246,12 @@ def _set_budget(order: RecordOrder | StepOrder) -> None:
     for name in ("target_epsilon", "target_delta", "adjacency"):
         object.__setattr__(order, name, getattr(budget, name))
     object.__setattr__(order, "max_grad_norm", _above_0("max_grad_norm", order.max_grad_norm))
+    if order.per_person is not None:
+        _whole("per_person", order.per_person, MOST_PER_PERSON)
+        if order.per_person > 1 and order.adjacency is Adjacency.REPLACE_ONE:
+            raise Refusal(
+                "per_person", order.per_person, "no accountant covers several examples that are exchanged"
+            )
     if order.gradients not in GRADIENTS:
         raise Refusal("gradients", order.gradients, f"choose one of {', '.join(GRADIENTS)}")
 

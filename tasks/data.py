@@ -126,6 +126,7 @@ class Examples:
     Attributes:
       inputs: shape (n, ...), float32 or int64; or a dictionary or a tuple of such tensors.
       targets: shape (n, ...): int64 for classes, float32 for numbers.
+      persons: whose each example is, n numbers or words; the model never sees them. None where nobody says.
 
     Example:
       >>> import torch
@@ -136,6 +137,7 @@ class Examples:
 
     inputs: Any
     targets: Any
+    persons: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
@@ -169,6 +171,7 @@ class LazyExamples:
       targets: field that holds the targets; None: the one of labels, label, targets, target or y that there is.
       transform: applied to each item each time that it is read; it may be random.
       collate: makes a batch of items; None: torch's default.
+      persons: whose each item is, as many numbers or words as there are items. None where nobody says.
 
     Example:
       >>> import torch
@@ -183,6 +186,7 @@ class LazyExamples:
     targets: str | None = None
     transform: Callable[[Any], Any] | None = None
     collate: Callable[[list[Any]], Any] | None = None
+    persons: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
         plain = self.transform is None and self.collate is None
@@ -328,7 +332,7 @@ def with_targets(data: Data, name: str = "") -> Data:
         return {**inputs, name or found: targets} if isinstance(inputs, dict) else (inputs, targets)
 
     if isinstance(data, Examples):
-        return Examples(whole(data.inputs, data.targets, TARGETS[0]), data.targets)
+        return Examples(whole(data.inputs, data.targets, TARGETS[0]), data.targets, data.persons)
 
     def collated(items: list[Any]) -> tuple[Any, Any]:
         from torch.utils.data import default_collate
@@ -339,7 +343,7 @@ def with_targets(data: Data, name: str = "") -> Data:
         inputs, targets = data._parted(batch)  # pyright: ignore[reportPrivateUsage]
         return whole(inputs, targets, found), targets
 
-    return LazyExamples(data.dataset, transform=data.transform, collate=collated)
+    return LazyExamples(data.dataset, transform=data.transform, collate=collated, persons=data.persons)
 
 
 def in_tensors(data: Data, field: str, value: object, remedy: str) -> Examples:
@@ -496,11 +500,11 @@ def fingerprint(data: Data) -> str:
             if isinstance(tree, dict):
                 digest.update(" ".join(cast(dict[str, Any], tree)).encode())
             for tensor in leaves(tree):
-                _feed(digest, tensor)
+                feed(digest, tensor)
         return digest.hexdigest()
     try:
-        for item in _stored(data):
-            _feed(digest, item)
+        for item in stored(data):
+            feed(digest, item)
     except TypeError:
         kind = type(data.dataset)
         digest = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__} {len(data)}".encode())
@@ -510,7 +514,7 @@ def fingerprint(data: Data) -> str:
 SAMPLED = 32  # items that are read twice: as many coins that all fall alike are seen once in 4 billion sets
 
 
-def _stored(data: LazyExamples) -> Iterator[Any]:
+def stored(data: LazyExamples) -> Iterator[Any]:
     """Yield all items as they are stored.
 
     Raises:
@@ -525,15 +529,19 @@ def _stored(data: LazyExamples) -> Iterator[Any]:
     for row in rows[:: max(1, len(rows) // SAMPLED)]:
         one, other = hashlib.sha256(), hashlib.sha256()
         for digest in (one, other):
-            _feed(digest, data.raw_items([row])[0])
+            feed(digest, data.raw_items([row])[0])
         if one.digest() != other.digest():
             raise TypeError("random items")
     for row in rows:
         yield data.raw_items([row])[0]
 
 
-def _feed(digest: Any, value: Any) -> None:
+def feed(digest: Any, value: Any) -> None:
     """Hash a value and all that is in it.
+
+    Args:
+      digest: of hashlib, to which it is added.
+      value: an array, a tensor, text, a number, or mappings and sequences of them.
 
     Raises:
       TypeError: there is something in it whose content is not known.
@@ -546,12 +554,12 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(array.tobytes())
     elif isinstance(value, Mapping):
         for key, each in sorted(cast(Mapping[str, Any], value).items()):
-            _feed(digest, key)
-            _feed(digest, each)
+            feed(digest, key)
+            feed(digest, each)
     elif isinstance(value, list | tuple):
         digest.update(f"{len(cast(list[Any], value))}:".encode())
         for each in cast(list[Any], value):
-            _feed(digest, each)
+            feed(digest, each)
     elif isinstance(value, bytes | str | int | float | None):
         text = value if isinstance(value, bytes) else repr(value).encode()
         digest.update(f"{len(text)}:".encode() + text)

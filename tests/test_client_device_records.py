@@ -63,8 +63,8 @@ def test_noise_is_planned_from_the_devices_own_records_and_the_smaller_budget(de
     assert record is not None and device.count is not None
     assert (record.target_epsilon, record.target_delta) == (2.0, 1e-5)  # of the owner, not of the order
     assert merged.device == device.settings.device and merged.seed is None
-    noise = record.noise_multiplier(device.count())
-    assert noise == calibrated_noise(record, device.count(), merged, 3)
+    noise = record.noise_multiplier(device.count(None))
+    assert noise == calibrated_noise(record, device.count(None), merged, 3)
     less = device.merged(replace(ORDER, record=replace(RECORD, target_epsilon=1.0))).record
     assert less is not None and less.target_epsilon == 1.0 and less.noise_multiplier(1000) > noise
 
@@ -132,3 +132,12 @@ def test_a_second_run_plans_from_what_the_first_left_and_so_does_a_device_that_r
     assert not any(reply.has_error() for reply in answers)
     third = device.answer(asked(device, replace(ORDER, run="autumn"), 7))
     assert third.error.code == BUDGET_SPENT
+
+
+def test_an_order_per_person_is_refused_where_nobody_says_whose_the_examples_are(device, caplog):
+    order = replace(ORDER, record=replace(RECORD, per_person=2))
+    assert TrainingOrder.from_json(order.to_json()) == order
+    assert device.answer(asked(device, order)).error.code == FAILED
+    assert "do not say whose they are" in caplog.text and not list(device.ledgers.glob("*.ledger"))
+    with pytest.raises(Refusal, match="several examples that are exchanged"):
+        replace(RECORD, per_person=2, adjacency=Adjacency.REPLACE_ONE)

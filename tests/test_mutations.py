@@ -44,6 +44,34 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 MUTATIONS = {
+    "no example of a person is left out": Mutation(
+        "tasks/persons.py",
+        "if all(len(own) <= most for own in rows.values()):",
+        "if True:",
+        "test_client_persons.py",
+        "at_most_so_many or moves_a_sum",
+    ),
+    "a person is charged what one example costs": Mutation(
+        "strategies/record_plan.py",
+        "of_unit=record.per_person or 1,",
+        "of_unit=1,",
+        "test_client_persons.py",
+        "promises_per_person",
+    ),
+    "a person's examples in the sum of all are charged as one": Mutation(
+        "server/run/federation.py",
+        "return self.per_person or 1",
+        "return 1",
+        "test_client_persons.py",
+        "counts_a_persons",
+    ),
+    "a ledger of records goes on as one of persons": Mutation(
+        "privacy/ledger/book.py",
+        "if {found, wanted} == {Unit.RECORD.value, Unit.PERSON.value}:",
+        "if False:",
+        "test_client_persons.py",
+        "counted_by_record",
+    ),
     "real data without a name are all one data set": Mutation(
         "server/run/federation.py",
         'raise Refusal("task.data_id", None, remedy)',
@@ -221,8 +249,8 @@ MUTATIONS = {
     ),
     "records drawn more often than is accounted": Mutation(
         "server/run/sum_plan.py",
-        "PoissonBatches(together.sample_rate, 1)",
-        "PoissonBatches(together.sample_rate / 2, 1)",
+        "PoissonBatches(together.sample_rate, 1,",
+        "PoissonBatches(together.sample_rate / 2, 1,",
         "test_client_together.py",
         "plan_costs or charges_its_ledger",
     ),

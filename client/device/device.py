@@ -22,7 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp.typing import ClientAppCallable
 
 from ...configs.local_training import LocalTraining
-from ...privacy.budget import Adversary, Budget, Unit
+from ...privacy.budget import Adversary, Budget
 from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.durable_files import replace_file
@@ -32,7 +32,7 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
-from ...strategies.training_order import RecordOrder, TrainingOrder, people_call, read_order
+from ...strategies.training_order import RecordOrder, TrainingOrder, people_call, read_order, unit_of
 from ...strategies.wire import (
     BUDGET_SPENT,
     FAILED,
@@ -66,14 +66,14 @@ class Device:
       settings: the owner's task, without anything of an order.
       train: trains on the owner's data as the settings say.
       prepare: refuses an order that this device cannot follow, before anything is charged.
-      count: returns the number of the owner's records; None on a device that cannot protect single records.
+      count: returns the number of the owner's records, of a person at most so many as it is given; None on a device that cannot protect single records.
       root: of the system's files.
     """
 
     bundle: ClientBundle
     settings: ClientSettings
     train: Trainer
-    count: Callable[[], int] | None
+    count: Callable[[int | None], int] | None
     root: Path = ROOT
     prepare: Callable[[TrainingOrder], None] | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
@@ -182,7 +182,10 @@ class Device:
         """
         settings = replace(self.settings, training=order.training)
         if (step := order.step) is not None:
-            return replace(settings, step=StepTerms(step.sample_rate, step.max_grad_norm, step.gradients))
+            return replace(
+                settings,
+                step=StepTerms(step.sample_rate, step.max_grad_norm, step.gradients, step.per_person),
+            )
         return (
             settings
             if order.record is None
@@ -192,7 +195,7 @@ class Device:
     def _record(self, asked: RecordOrder, settings: ClientSettings, run: str) -> RecordPrivacy:
 
         assert self.count is not None
-        budget = Budget(Unit.RECORD, asked.target_epsilon, asked.target_delta, asked.adjacency)
+        budget = Budget(unit_of(asked.per_person), asked.target_epsilon, asked.target_delta, asked.adjacency)
         try:
             budget = lowered(budget, [self.bundle.policy.cap])
         except CapEnded as ended:
@@ -207,8 +210,9 @@ class Device:
             str(self.ledgers),
             gradients=asked.gradients,
             runs=asked.runs,
+            per_person=asked.per_person,
         )
-        records = self.count()
+        records = self.count(asked.per_person)
         plan = (record, records, settings.training, asked.participations, run)
         if plan not in self._noise:
             self._noise[plan] = self._planned(record, records, settings, asked.participations, run)
@@ -262,6 +266,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     from ...tasks.data import check_data, data_of
     from ...tasks.hardware import check_device
     from ...tasks.optimizers import check_optimizer
+    from ...tasks.persons import check_persons
     from ..app import Workbench, train_round  # torch, which a linear model does without
 
     check_device(settings.accelerator, ACCELERATOR)
@@ -282,9 +287,14 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         if order.agreement != agreement:
             remedy = "the server has another schema or model; both come from one fedveil provision"
             raise Refusal("schema", str(choice.options.get("schema")), remedy)
+        level = order.record or order.step
+        if level is not None and level.per_person is not None:
+            check_persons(data_of(bench.task, choice.client), f"client {choice.client}")
         check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
 
-    return Device(bundle, settings, train, lambda: len(data_of(bench.task, choice.client)), root, prepare)
+    return Device(
+        bundle, settings, train, lambda most: len(bench.data_of(choice.client, most)), root, prepare
+    )
 
 
 def _of_tables(bundle: ClientBundle) -> dict[str, object]:

@@ -81,7 +81,8 @@ def accepted(
     if terms is not None and order.step is not None:
         from ...strategies.record_plan import PoissonBatches  # dp_accounting, which other modes do without
 
-        event = PoissonBatches(order.step.sample_rate, 1).event(gaussian_event(terms.noise_multiplier))
+        sampling = PoissonBatches(order.step.sample_rate, 1, of_unit=order.step.per_person or 1)
+        event = sampling.event(gaussian_event(terms.noise_multiplier))
         return order, Charged(event, tuple(Adversary), order.step.budget)
     if terms is not None and order.privacy is Mode.CLIENT_DISTRIBUTED:
         return order, Charged(Gaussian(terms.noise_multiplier), tuple(Adversary))

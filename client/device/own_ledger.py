@@ -72,7 +72,7 @@ class OwnLedger:
           Refusal: the attempt was answered before.
         """
         key = (run, number, f"{MECHANISM} {attempt}")
-        unit = Unit.CLIENT if cost.budget is None else Unit.RECORD
+        unit = Unit.CLIENT if cost.budget is None else cost.budget.unit
         events = dict.fromkeys(cost.adversaries, cost.event)
         with closing(self._reserved(Release(unit, *key, events, "system"), cost.budget)) as ledger:
             try:

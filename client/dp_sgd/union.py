@@ -13,7 +13,7 @@ from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.client_settings import training_settings
 from ...strategies.wire import layout_of, only_arrays, read_round
-from ...tasks.data import Data, Union, data_of
+from ...tasks.data import Data, Union
 from ...tasks.hardware import placed
 from ..app import Workbench, received_model, seed_layers
 from .together import drawn, step
@@ -21,7 +21,9 @@ from .together import drawn, step
 
 def union_of(bench: Workbench) -> Union:
     """Return the data of all clients of the bench's task."""
-    parts = tuple(data_of(bench.task, client) for client in range(bench.task.num_clients))
+    parts = tuple(
+        bench.data_of(client, bench.settings.per_person) for client in range(bench.task.num_clients)
+    )
     return Union(parts, tuple(int(n) for n in np.cumsum([0, *(len(each) for each in parts)])))
 
 

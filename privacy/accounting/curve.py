@@ -13,17 +13,21 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..budget import Adjacency, Budget
-from .epsilon import PUBLISH_INTERVAL, Events, epsilon, grouped, losses_of, with_one_gaussian
-from .events import Counts
+from .epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, Events, epsilon, grouped, losses_of, with_one_gaussian
+from .events import Counts, Leaf, gaussian_scale
 from .gaussian import gaussian_epsilon
 from .renyi_filter import epsilon_of_filter
 
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
 DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
+GROUPS = (2, 5, 10)  # records of one person, of which it is told what they lose together
 FALSE_POSITIVES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
 _STEPS, _LARGEST = (
     1000,
@@ -92,6 +96,42 @@ def filter_curve(budget: Budget, order: float) -> PrivacyCurve:
     """
     found = [(delta, epsilon_of_filter(budget, order, delta)) for delta in DELTAS]
     return PrivacyCurve(found, None, None, _trade_off(found))
+
+
+def group_epsilons(events: Events, delta: float, adjacency: Adjacency) -> list[tuple[int, float]]:
+    """Return (records, epsilon) of `GROUPS` of records of one person together, where one record loses these events.
+
+    It is the epsilon of what so many records do to each noised sum, below what group privacy gives in general.
+
+    Args:
+      events: as in `epsilon`, of Gaussian noise on sums of records that are drawn by coins.
+      delta: in (0, 1).
+      adjacency: the relation of neighbours.
+
+    Returns:
+      An empty list where an event is another, or no accountant covers several records.
+    """
+    counts = grouped(events)
+    if not all(gaussian_scale(leaf) for leaf, _ in counts):
+        return []
+    if adjacency is Adjacency.REPLACE_ONE and not all(
+        (gaussian_scale(leaf) or (0.0, 0.0))[0] == 1 for leaf, _ in counts
+    ):
+        return []
+    found: list[tuple[int, float]] = []
+    for records in GROUPS:
+        together = {_of_group(leaf, records): n for leaf, n in counts}
+        found.append((records, epsilon(together, delta, adjacency, GATE_INTERVAL)))
+    return found
+
+
+def _of_group(leaf: Leaf, records: int) -> "DpEvent":
+    from .gaussian_mixture import (
+        records_event,
+    )  # dp_accounting, which most of what reads a curve does without
+
+    rate, noise = gaussian_scale(leaf) or (1.0, 0.0)
+    return records_event(noise, rate, records)
 
 
 def largest(units: Iterable[Events]) -> list[Counts]:

@@ -15,8 +15,7 @@ import numpy as np
 from dp_accounting.pld.pld_pmf import PLDPmf, create_pmf_pessimistic_connect_dots_fixed_gap
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from numpy.typing import NDArray
-from scipy.special import ndtr
-from scipy.stats import binom
+from scipy.special import gammaln, ndtr
 
 from .sampled_gaussian import LAST_DEVIATION
 
@@ -49,7 +48,8 @@ def records_event(noise_multiplier: float, rate: float, records: int) -> "DpEven
     if records == 1:
         return PoissonSampledDpEvent(rate, GaussianDpEvent(noise))
     drawn = np.arange(records + 1)
-    probabilities = binom.pmf(drawn, records, rate)
+    ways = gammaln(records + 1) - gammaln(drawn + 1) - gammaln(records - drawn + 1)
+    probabilities = np.exp(ways + drawn * math.log(rate) + (records - drawn) * math.log1p(-rate))
     probabilities /= probabilities.sum()
     # Tuples, so that events can be counted.
     moved, shares = tuple(drawn.astype(np.float64).tolist()), tuple(probabilities.tolist())

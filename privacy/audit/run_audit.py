@@ -58,6 +58,7 @@ class AuditTerms:
       records: whether clients have canary records, against a claim of `record_epsilon`.
       losses: whether the losses of odd records are weighed against that claim.
       record_epsilon: epsilon that clients claim for their records.
+      of_unit: records of one unit, each drawn by a coin of its own, where the sum hides records.
     """
 
     num_rounds: int
@@ -75,6 +76,7 @@ class AuditTerms:
     records: bool = False
     losses: bool = False
     record_epsilon: float = 0.0
+    of_unit: int = 1
 
     def alarms(self) -> AlarmState:
         """Return the false-alarm budget, split over all looks of the run."""
@@ -147,12 +149,13 @@ class Evidence:
     rows: Rows
 
     def _event(self, rate: float, noise: float) -> DpEvent:
-        from dp_accounting import dp_event as dp
+        from dp_accounting.dp_event import NoOpDpEvent
+
+        from ..accounting.gaussian_mixture import records_event
 
         if noise == 0:
-            return dp.NoOpDpEvent()
-        query = dp.GaussianDpEvent(noise)
-        return query if rate == 1 else dp.PoissonSampledDpEvent(rate, query)
+            return NoOpDpEvent()
+        return records_event(noise, rate, self.terms.of_unit)
 
     @cached_property
     def claimed(self) -> float:

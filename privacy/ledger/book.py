@@ -29,7 +29,7 @@ from ..accounting.events import event_from_json, is_mixture
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi import quiet_orders
 from ..accounting.renyi_filter import admits, counted, filter_order
-from ..budget import Adjacency, Adversary, Budget
+from ..budget import Adjacency, Adversary, Budget, Unit
 from ..refusal import Refusal
 from .hash_chain import START, Chain, Entry, Head, canonical
 
@@ -248,6 +248,37 @@ def read_events(
     with contextlib.closing(Chain.for_reading(path)) as chain:
         book.replay(chain)
     return book.events(adversary, runs)
+
+
+def unit_of(path: Path) -> str | None:
+    """Return the unit that a ledger counts by; None where there is no ledger.
+
+    Raises:
+      Refusal: the ledger cannot be read.
+    """
+    if not path.exists():
+        return None
+    with contextlib.closing(Chain.for_reading(path)) as chain:
+        return next((str(json.loads(entry.payload)["unit"]) for entry in chain.after(START)), None)
+
+
+def require_unit(path: Path, found: str | None, wanted: str) -> None:
+    """Refuse to count by person what was counted by record, or the other way round.
+
+    What a record lost says nothing of a person who has several; and a record more would break what a person was promised.
+
+    Args:
+      path: of the ledger.
+      found: the unit that it counts by; None where there is no ledger.
+      wanted: that it is to count by.
+
+    Raises:
+      Refusal: both hide records, and differ.
+    """
+    if {found, wanted} == {Unit.RECORD.value, Unit.PERSON.value}:
+        change = "set privacy.per_person" if found == Unit.PERSON.value else "leave out privacy.per_person"
+        remedy = f"counts what one {found} has lost, from which nobody knows what one {wanted} has; {change} as before"
+        raise Refusal("ledger", str(path), remedy)
 
 
 def read_entries(path: Path | str) -> list[Entry]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..budget import Adversary, Budget, Release
 from ..refusal import Refusal
-from .book import Book, event_of, repeated
+from .book import Book, event_of, repeated, require_unit, unit_of
 from .caps import FINGERPRINT, POPULATION, WAIT_SECONDS
 from .durable_files import replace_file
 from .hash_chain import Chain, Lock
@@ -199,6 +199,9 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
     """
     sets = read_data_sets(folder)
     known = sets.get(data_id, DataSet())
+    for old in set(known.adopted) - set(owed.after.adopted):
+        path = folder / f"{old}.ledger"
+        require_unit(path, unit_of(path), str(budget.unit))
     for name, charges in owed.charges.items():
         _charge(
             folder / f"{prefix}{name[:32]}.ledger",

@@ -37,6 +37,7 @@ from .book import (
     ReleaseState,
     Verification,
     read_entries,
+    require_unit,
     verify,
 )
 from .caps import CapEnded, capped
@@ -418,6 +419,7 @@ class Ledger:
 
 
 def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
+    require_unit(path, str(found.get("unit")), expected["unit"])
     for name, value in expected.items():
         if found.get(name) != value:
             remedy = f"kept for {name} {found.get(name)!r}, not {value!r}; give the ledger that belongs to this data"

@@ -144,7 +144,9 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
     if audit.full:
         terms = replace(terms, looks=spread_looks(audit.looks, settings.num_rounds))
     if client is not None:
-        terms = replace(terms, delta=client.target_delta, adjacency=client.adjacency)
+        terms = replace(
+            terms, delta=client.target_delta, adjacency=client.adjacency, of_unit=federation.records_of_unit
+        )
     if client is not None and tossed_rate(federation.cohort) < 1:
         terms = replace(terms, clients=clients)
     if canaries is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...configs.schema import FlwrPartition, Record, SimulationSettings
 from ...privacy.budget import Adversary, check_delta
-from ...privacy.ledger.book import read_events
+from ...privacy.ledger.book import read_events, require_unit, unit_of
 from ...privacy.ledger.caps import capped
 from ...privacy.ledger.data_sets import Owed
 from ...privacy.plan import LEAST_NOISE
@@ -59,7 +59,9 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
     )
     if federation.together is not None and federation.deployed is None:
         together = federation.together
-        terms = StepTerms(together.sample_rate, together.max_grad_norm, together.gradients)
+        terms = StepTerms(
+            together.sample_rate, together.max_grad_norm, together.gradients, together.per_person
+        )
         return replace(settings, step=terms)
     if federation.record is None or federation.deployed is not None:
         return settings
@@ -85,6 +87,7 @@ def _record_privacy(
         canaries_of_each(s, federation.task, sizes[0]),
         s.budget.runs,
         ledgers=() if federation.simulated else tuple(federation.client_ledgers),
+        per_person=record.per_person,
     )
     path = "privacy" if federation.summed is None else "privacy.record"
     warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
@@ -161,7 +164,7 @@ def _unless_all_refuse(
 
 def _ledgers(federation: Federation) -> Iterator[tuple[str, int]]:
     """Yield the name of each client's ledger, and how many records it has; clients with equal data share one."""
-    sizes = (len(federation.task.client_data(client)) for client in range(federation.num_clients))
+    sizes = (len(federation.data_of(client)) for client in range(federation.num_clients))
     yield from {
         name: size for name, size in zip(federation.client_ledgers, sizes, strict=True) if size
     }.items()
@@ -170,6 +173,7 @@ def _ledgers(federation: Federation) -> Iterator[tuple[str, int]]:
 def _left(told: RecordPrivacy, name: str, owed: Owed | None) -> tuple[RecordPrivacy, list[DpEvent]]:
     """Return the record level within the caps of a ledger, and what the ledger holds or is about to."""
     path = told.ledger_path(name)
+    require_unit(path, unit_of(path), str(told.unit))
     budget = capped(path, told.budget())
     within = replace(told, target_epsilon=budget.target_epsilon, target_delta=budget.target_delta)
     more = [] if owed is None else owed.events(name, Adversary.MODEL)
@@ -285,6 +289,7 @@ def _step_order(federation: Federation) -> StepOrder | None:
         step.adjacency,
         step.sample_rate,
         step.gradients,
+        step.per_person,
     )
 
 
@@ -302,4 +307,5 @@ def _record_order(federation: Federation) -> RecordOrder | None:
         rounds,
         record.gradients,
         federation.settings.budget.runs,
+        record.per_person,
     )

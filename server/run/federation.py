@@ -38,7 +38,8 @@ from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
 from ...strategies.training_order import Mode
-from ...tasks.data import data_of, fingerprint
+from ...tasks.data import Data, data_of, fingerprint
+from ...tasks.persons import kept
 from ...tasks.protocol import Task
 from ..masking import Masking
 from ..round_terms import UnitsOfClient
@@ -213,7 +214,7 @@ class Federation:
         declared = None if self.together is None else self.together.records
         if declared is None and self.deployed is not None:
             raise Refusal("privacy.records", None, "say how many records all clients have together, about")
-        return declared or sum(len(self.task.client_data(client)) for client in range(self.task.num_clients))
+        return declared or sum(len(self.data_of(client)) for client in range(self.task.num_clients))
 
     @property
     def most_records(self) -> int:
@@ -288,6 +289,21 @@ class Federation:
         return privacy.record if isinstance(privacy, RecordAndClient) else _as(Record, privacy)
 
     @property
+    def per_person(self) -> int | None:
+        """How many examples of one person a client trains on at most; None where that is not bounded."""
+        level = self.record or self.together
+        return None if level is None else level.per_person
+
+    @property
+    def records_of_unit(self) -> int:
+        """How many records one unit has at most, each drawn by a coin of its own."""
+        return self.per_person or 1
+
+    def data_of(self, client: int) -> Data:
+        """Return what a client trains on: its data, without the examples that a person has too many of."""
+        return kept(data_of(self.task, client), self.per_person)
+
+    @property
     def gradients(self) -> str:
         """The engine of DP-SGD that was asked for; `auto` where clients choose it, or train without."""
         level = self.record or self.together
@@ -304,7 +320,7 @@ class Federation:
     @property
     def record_budget(self) -> Budget | None:
         """The budget of each client's own ledger, if there is one."""
-        return _budget(Unit.RECORD, self.record)
+        return None if self.record is None else _budget(self.record.unit, self.record)
 
     @property
     def scalars(self) -> tuple[Scalar, ...]:
@@ -330,7 +346,7 @@ class Federation:
     @cached_property
     def sizes(self) -> list[int]:
         """The different numbers of examples that clients have, ascending; who has none sits out."""
-        sizes = {len(data_of(self.task, client)) for client in range(self.task.num_clients)} - {0}
+        sizes = {len(self.data_of(client)) for client in range(self.task.num_clients)} - {0}
         if not sizes:
             raise Refusal("task", self.task_name, "no client has an example; give it data")
         return sorted(sizes)

@@ -20,6 +20,7 @@ from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW
 from ...tasks.data import Data, check_data, data_of, held_out_of, placeholder, run_on
 from ...tasks.independence import check_independence
+from ...tasks.persons import check_persons
 from ...tasks.protocol import check_trainable
 from .. import noise_key
 from ..checkpoint import read
@@ -138,6 +139,8 @@ def _check_every(federation: Federation, canaries: bool) -> None:
     if federation.deployed is None:
         for client in range(task.num_clients):
             check_data(data_of(task, client), f"client {client}", held_out)
+            if federation.per_person is not None:
+                check_persons(data_of(task, client), f"client {client}")
         _ = federation.sizes  # refuses a federation without examples
 
 

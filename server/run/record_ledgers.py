@@ -21,10 +21,10 @@ from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.record_plan import record_plan
-from ...tasks.data import data_of
 from .federation import Federation
 
 OUTSIDE = "a record that occurs at two clients: what it loses at each adds up"
+TWO_UNITS = "a person at m clients is m units: what is lost at each adds up"
 
 
 def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] | None:
@@ -49,7 +49,7 @@ def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] |
             continue
         events = read_events(path, Adversary.MODEL)
         lost[number] = counted(events, budget.target_delta, budget.adjacency, None)
-        records = len(data_of(federation.task, number))
+        records = len(federation.data_of(number))
         try:
             allowed = capped(path, budget)
             exhausted += not within(
@@ -57,7 +57,8 @@ def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] |
             )
         except CapEnded:
             exhausted += 1
-    return {"epsilon": lost, "delta": budget.target_delta, "exhausted": exhausted, "outside": OUTSIDE}
+    outside = OUTSIDE if client.record.per_person is None else TWO_UNITS
+    return {"epsilon": lost, "delta": budget.target_delta, "exhausted": exhausted, "outside": outside}
 
 
 @dataclass

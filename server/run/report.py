@@ -12,7 +12,14 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent, SelfComposedDpEvent
 
-from ...privacy.accounting.curve import PrivacyCurve, filter_curve, largest, privacy_curve, worst
+from ...privacy.accounting.curve import (
+    PrivacyCurve,
+    filter_curve,
+    group_epsilons,
+    largest,
+    privacy_curve,
+    worst,
+)
 from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL, accountant_name, epsilon
 from ...privacy.accounting.openly_sampled import OpenlySampledDpEvent
 from ...privacy.accounting.renyi_filter import accountant
@@ -30,12 +37,16 @@ EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 OF_ALL = "poisson, by a coin for each record of all clients"
 OWN_LEDGERS = "each client's own ledger, which lets it spend no more than this"
+MOST_KINDS = 8  # of clients, for which it is told what several records lose
 Known = tuple[float, PrivacyCurve | None]
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What one unit has revealed to one adversary so far; epsilon may be infinite, and then there is no curve."""
+    """What one unit has revealed to one adversary so far; epsilon may be infinite, and then there is no curve.
+
+    `groups` says what several records of one person have revealed together, as (records, epsilon).
+    """
 
     unit: Unit
     adversary: Adversary
@@ -46,6 +57,7 @@ class Spent:
     accountant: str
     sampling: str
     curve: PrivacyCurve | None = None
+    groups: Sequence[tuple[int, float]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON; JSON has no infinity, so it is spelled."""
@@ -60,6 +72,7 @@ class Spent:
             "accountant": self.accountant,
             "sampling": self.sampling,
             "curve": None if self.curve is None else self.curve.to_json(),
+            "groups": [[n, "infinity" if math.isinf(each) else each] for n, each in self.groups],
         }
 
 
@@ -122,8 +135,12 @@ def _sum_rows(federation: Federation, ledger: Ledger) -> list[Spent]:
     name = accountant(delta, adjacency, order)
     sampling = federation.cohort.name if federation.together is None else OF_ALL
     for adversary in federation.adversaries:
-        cost, shape = _of_sums(federation, ledger.events(adversary), delta, adjacency, order)
-        rows.append(Spent(client.unit, adversary, adjacency, cost, delta, target, name, sampling, shape))
+        events = ledger.events(adversary)
+        cost, shape = _of_sums(federation, events, delta, adjacency, order)
+        groups = _groups(client.unit, [events], delta, adjacency)
+        rows.append(
+            Spent(client.unit, adversary, adjacency, cost, delta, target, name, sampling, shape, groups)
+        )
     return rows
 
 
@@ -147,6 +164,20 @@ def _lost(units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacen
     return cost, worst(privacy_curve(each, adjacency, interval) for each in found)
 
 
+def _groups(
+    unit: Unit, units: Collection[Sequence[DpEvent]], delta: float, adjacency: Adjacency
+) -> Sequence[tuple[int, float]]:
+    """Return (records, epsilon) above what several records of one person have lost; empty where the unit is no record.
+
+    It is empty, too, where there are too many kinds of clients to compose again.
+    """
+    kinds = largest(units) if unit is Unit.RECORD else []
+    if not kinds or len(kinds) > MOST_KINDS:
+        return ()
+    found = [group_epsilons(dict(each), delta, adjacency) for each in kinds]
+    return [max(each) for each in zip(*found, strict=True)] if all(found) else ()
+
+
 def _record_rows(
     federation: Federation,
     client_ledgers: Sequence[Path],
@@ -161,6 +192,7 @@ def _record_rows(
     record = federation.record
     assert record is not None
     delta, adjacency, target = record.target_delta, record.adjacency, record.target_epsilon
+    distinct: Collection[Sequence[DpEvent]] = ()
     if federation.deployed is not None:
         known = (math.inf if target is None else target, None), OWN_LEDGERS, TAKEN_PART
     elif most is not None:
@@ -170,6 +202,8 @@ def _record_rows(
         distinct = {tuple(read_events(path, Adversary.MODEL)) for path in client_ledgers}
         lost = _lost(distinct, delta, adjacency, PUBLISH_INTERVAL)
         known = lost, accountant_name(delta, adjacency, PUBLISH_INTERVAL), TAKEN_PART
+    lost_by = () if federation.deployed is not None else [most] if most is not None else distinct
+    groups = _groups(record.unit, lost_by, delta, adjacency)
     others = known
     if draws:
         drawn = _lost([[each] for each in draws], delta, adjacency, GATE_INTERVAL)
@@ -177,7 +211,7 @@ def _record_rows(
             others = drawn, accountant_name(delta, adjacency, GATE_INTERVAL), OPEN_DRAW
     shown = {a: known if a is Adversary.SERVER else others for a in EVERYBODY}
     return [
-        Spent(Unit.RECORD, a, adjacency, cost, delta, target, name, sampling, shape)
+        Spent(record.unit, a, adjacency, cost, delta, target, name, sampling, shape, groups)
         for a, ((cost, shape), name, sampling) in shown.items()
     ]
 

@@ -312,7 +312,9 @@ def title_of(federation: Federation) -> str:
 def budgets_of(federation: Federation) -> dict[str, float | None]:
     """Return the target epsilon of each unit."""
     record, summed = federation.record, federation.summed
-    budgets = {"client": None, "record": record.target_epsilon if record else None}
+    budgets: dict[str, float | None] = {"client": None, "record": None}
+    if record is not None:
+        budgets[str(record.unit)] = record.target_epsilon
     return budgets if summed is None else budgets | {str(summed.unit): summed.target_epsilon}
 
 

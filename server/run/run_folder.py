@@ -262,7 +262,7 @@ def record_round(
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.get("client")),
-        "epsilon_record": _spelled(epsilons.get("record")),
+        "epsilon_record": _spelled(epsilons.get("record", epsilons.get("person"))),
         **(audit.auditor.columns(done.number) if audit else {}),
     }
     progress.history.append(row)
@@ -338,7 +338,7 @@ def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:
         found["client"] = math.inf
     if meter is not None:
         meter.add(drawn)
-        found["record"] = meter.epsilon()
+        found[str(meter.plan.unit)] = meter.epsilon()
     return found
 
 

@@ -45,7 +45,9 @@ def sum_plan(
     plan = Plan(
         unit=federation.summed.unit,
         adjacency=federation.summed.adjacency,
-        sampling=federation.cohort if together is None else PoissonBatches(together.sample_rate, 1),
+        sampling=federation.cohort
+        if together is None
+        else PoissonBatches(together.sample_rate, 1, of_unit=federation.records_of_unit),
         clipping_norm=federation.unit_norm,
         num_rounds=num_rounds or federation.settings.num_rounds,
         noise_multiplier=federation.summed.noise_multiplier,

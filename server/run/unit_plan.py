@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...privacy.accounting.curve import PrivacyCurve
-from ...privacy.budget import Budget
+from ...privacy.accounting.curve import PrivacyCurve, group_epsilons
+from ...privacy.budget import Budget, Unit
 from ...privacy.plan import Plan
 from ...privacy.preconditions import drowning_noise, emptiness, vacuity
 from ...privacy.refusal import Refusal
@@ -21,6 +21,7 @@ from .sum_plan import sum_plan
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
 OUTSIDE = "A person whose records are at two clients is outside this promise."
+TWO_UNITS = "A person at two clients is two units: what both reveal adds up."
 WEAK_EPSILON = 10.0  # e^10: one person changes the odds of a conclusion up to 22 000 times
 
 
@@ -38,6 +39,7 @@ class UnitPlan:
       accountant: how epsilon is computed.
       warnings: sentences on what the numbers do not say by themselves.
       curve: epsilon at many deltas, mu-GDP and zCDP where they hold, and the trade-off, after all rounds of one run.
+      groups: (records, epsilon) of several records of one person together, where the unit is a record.
 
     Example:
       >>> import fedveil as fv
@@ -55,6 +57,7 @@ class UnitPlan:
     accountant: str
     warnings: list[str]
     curve: PrivacyCurve
+    groups: list[tuple[int, float]]
 
 
 def unit_plans(federation: Federation) -> list[UnitPlan]:
@@ -70,6 +73,7 @@ def unit_plans(federation: Federation) -> list[UnitPlan]:
             plan.accountant(budget.target_delta),
             warnings_for(federation, plan, budget),
             plan.curve(budget, rounds),
+            groups_of(plan, budget, rounds),
         )
         for plan, budget, rounds in plans_of(federation)
     ]
@@ -89,6 +93,19 @@ def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:
         most = likely_participations(federation.cohort, federation.num_clients, num_rounds)
         plan = record_plan(told.record, federation.sizes[0], told)
         yield replace(plan, num_rounds=most), federation.record_budget, most
+
+
+def groups_of(plan: Plan, budget: Budget, rounds: int) -> list[tuple[int, float]]:
+    """Return (records, epsilon) of several records of one person together; empty where the unit is no record.
+
+    Args:
+      plan: calibrated.
+      budget: gives delta.
+      rounds: that a record takes part in.
+    """
+    if plan.unit is not Unit.RECORD:
+        return []
+    return group_epsilons({plan.event(): rounds}, budget.target_delta, plan.adjacency)
 
 
 def curve(plan: Plan, delta: float, rounds: int) -> list[tuple[int, float]]:
@@ -111,16 +128,29 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     elif federation.together is not None:
         simulated = "Here the sum is formed in one pass; real clients mask their vectors, so that the server sees it alone."
         sentences.append(simulated if federation.masking is None else _trust(federation, clients))
-        sentences.append(OUTSIDE)
     else:
         sentences.append("Client sampling hides no record: it shows in messages and models who took part.")
+    if plan.unit == "person":
+        most = federation.per_person
+        of_each = "one example" if most == 1 else f"{most} examples"
+        sentences.append(f"A client trains on at most {of_each} of one person. {TWO_UNITS}")
+    elif plan.unit == "record":
         sentences.append(OUTSIDE)
+        told = ", ".join(f"{n} of them {_size(each)}" for n, each in groups_of(plan, budget, plan.num_rounds))
+        if told:
+            sentences.append(
+                f"Several records of one person lose more, epsilon together: {told}; see per_person."
+            )
     if WEAK_EPSILON < budget.target_epsilon < UNLIMITED_EPSILON:
         odds = math.exp(min(budget.target_epsilon, 700))
         sentences.append(
             f"Epsilon {budget.target_epsilon:g} is weak: the odds of any conclusion may change {odds:.2g} times."
         )
     return sentences
+
+
+def _size(epsilon: float) -> str:
+    return f"{epsilon:.3g}" if math.isfinite(epsilon) else "infinite"
 
 
 def require_use(federation: Federation, plan: Plan | None) -> None:

@@ -89,8 +89,13 @@ ITSELF = "a fault of the audit, which the suite holds to its level and its power
 TOGETHER = "of a sum of records, which no canary stands in"
 SHORTER = "its own ledger charges the noise that it takes, and it sits out sooner"
 GATED = "each round is noised and counted as claimed, and all of them have one noise"
+PERSONS = "a canary is one record, and whoever has several is no canary"
 REPORTED = "a figure of the report, and no number that is released"
 BEYOND: dict[str, str] = {
+    "no example of a person is left out": PERSONS,
+    "a person is charged what one example costs": PERSONS,
+    "a person's examples in the sum of all are charged as one": TOGETHER,
+    "a ledger of records goes on as one of persons": BOOKS,
     "the same real records pay from two budgets": "a second budget for the same people, of which each run spends its own as claimed",
     "what a layer writes reaches the next part of a step": TOGETHER,
     "a client takes the noise of another size": SHORTER,

@@ -1,0 +1,129 @@
+"""Persons of a client's examples: who they are, and the examples that are left where one of them has too many.
+
+What is kept of a person depends on this person's examples alone, which is what makes a promise per person of one per
+example. It is the same in every round and run, whatever the order of the data, since a hash of the content chooses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..privacy.refusal import Refusal
+from .data import Data, Examples, LazyExamples, feed, leaves, rows_of
+
+KEY = b"examples of a person"  # a secret would hide nothing: any choice that looks at one person alone is as good
+
+
+def names_of(data: Data, whose: str = "data") -> list[str]:
+    """Return the person of each example, as text; 7, 7.0 and "7" are the same.
+
+    Args:
+      data: of a client.
+      whose: as a refusal names them, such as `client 3`.
+
+    Raises:
+      Refusal: nobody says whose the examples are, of some alone, or of another number of examples.
+    """
+    persons = data.persons
+    if persons is None:
+        if not len(data):
+            return []
+        remedy = "the examples do not say whose they are; give Examples(..., persons=...), or task.person for tables"
+        raise Refusal(f"{whose}: persons", None, remedy)
+    if len(persons) != len(data):
+        raise Refusal(f"{whose}: persons", len(persons), f"give one for each of the {len(data)} examples")
+    named = [_text(each) for each in _plain(persons)]
+    if not all(named):
+        remedy = "some examples have no person; name one for each, a new one for each of whom nobody knows"
+        raise Refusal(f"{whose}: persons", "missing", remedy)
+    return named
+
+
+def check_persons(data: Data, whose: str) -> None:
+    """Refuse data that do not say of each example whose it is.
+
+    Args:
+      data: of a client.
+      whose: as a refusal names them, such as `client 3`.
+    """
+    names_of(data, whose)
+
+
+def kept(data: Data, most: int | None) -> Data:
+    """Return data with at most so many examples of each person, in their order.
+
+    Args:
+      data: of a client.
+      most: at least 1; None keeps all.
+    """
+    if most is None or not len(data):
+        return data
+    rows = defaultdict[str, list[int]](list)
+    for row, name in enumerate(names_of(data)):
+        rows[name].append(row)
+    if all(len(own) <= most for own in rows.values()):
+        return data
+    chosen = [row for name, own in rows.items() for row in _chosen(data, name, own, most)]
+    return only(data, sorted(chosen))
+
+
+def only(data: Data, rows: Sequence[int]) -> Data:
+    """Return data with these examples alone.
+
+    Args:
+      data: of a client.
+      rows: their positions, ascending.
+    """
+    persons = None if data.persons is None else [data.persons[row] for row in rows]
+    if isinstance(data, Examples):
+        import torch
+
+        index = torch.tensor(rows, dtype=torch.int64)
+        return Examples(rows_of(data.inputs, index), data.targets[index], persons)
+    whole: Any = data.dataset
+    if hasattr(whole, "select"):
+        return replace(data, dataset=whole.select(list(rows)), persons=persons)
+    from torch.utils.data import Subset
+
+    return replace(data, dataset=Subset(whole, list(rows)), persons=persons)
+
+
+def _chosen(data: Data, name: str, rows: list[int], most: int) -> list[int]:
+    if len(rows) <= most:
+        return rows
+    return sorted(rows, key=lambda row: _digest(data, name, row))[:most]
+
+
+def _digest(data: Data, name: str, row: int) -> bytes:
+    digest = hashlib.blake2b(name.encode(), key=KEY)
+    if isinstance(data, LazyExamples):
+        try:
+            feed(digest, data.raw_items([row])[0])
+        except TypeError as error:
+            remedy = (
+                "such an item cannot be told from others; give at most per_person of a person, or tensors"
+            )
+            raise Refusal("persons", str(error), remedy) from None
+        return digest.digest()
+    for each in leaves((data.inputs, data.targets)):
+        if each.dim():
+            feed(digest, each[row])
+    return digest.digest()
+
+
+def _plain(persons: Sequence[Any]) -> Sequence[Any]:
+    return persons.tolist() if hasattr(persons, "tolist") else persons  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+
+
+def _text(person: object) -> str:
+    """Return a person's name; empty where it is missing."""
+    if person is None or (isinstance(person, float) and math.isnan(person)):
+        return ""
+    if isinstance(person, float) and person.is_integer():
+        return str(int(person))
+    return str(person).strip()
