@@ -135,6 +135,8 @@ class CsvTask(_Task):
     """Of each client's rows, where they are simulated; by a keyed hash of the row, whatever the order."""
     held_out_file: Text | None = None
     """Public table on which the model is measured in the place of clients' rows."""
+    person: Text | None = None
+    """Column that says whose a row is, for privacy.per_person; no column of the schema."""
 
 
 class CustomTask(_Task):

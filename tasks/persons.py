@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 from ..privacy.refusal import Refusal
 from .data import Data, Examples, LazyExamples, feed, leaves, rows_of
@@ -72,6 +72,10 @@ def kept(data: Data, most: int | None) -> Data:
     return only(data, sorted(chosen))
 
 
+@overload
+def only(data: Examples, rows: Sequence[int]) -> Examples: ...
+@overload
+def only(data: Data, rows: Sequence[int]) -> Data: ...
 def only(data: Data, rows: Sequence[int]) -> Data:
     """Return data with these examples alone.
 

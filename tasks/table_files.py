@@ -116,6 +116,34 @@ def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
     return Rows(inputs, targets)
 
 
+def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
+    """Return whose each row of a client's file is, or of all files of its folder, in the order of `read_rows`.
+
+    Args:
+      path: of the file or the folder.
+      column: that names persons; it is no column of the schema.
+      schema: says how a missing value is written.
+
+    Raises:
+      Refusal: there is no such column, or a cell of it is missing.
+    """
+    wanted, persons = Column(column), list[str]()
+    for file in table_files(path):
+        with _unchanged(file), _table(file) as table:
+            first = table.first_row
+            for block in table.blocks(table.find([wanted])):
+                cells = CellReader(file, schema.missing, table.comma, first)
+                words, places = cells.words(block[column])
+                named = ["" if word is None else plain(word) for word in words]
+                absent = np.array([name in schema.missing for name in named])[places]
+                if absent.any():
+                    why = "is missing, and says whose the row is; give each unknown person a name of its own"
+                    cells.refuse(wanted, int(absent.argmax()), None, why)
+                persons += [named[place] for place in places]
+                first += len(places)
+    return persons
+
+
 def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
     """Return the inputs of a data frame's rows, as of `Rows`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from .classification import cross_entropies, softmax_regression
 from .data import Examples
 from .flwr_partition import FLWR, flwr_shares
 from .partition import Partition
-from .table_files import DRAFT_COMMAND, clients_of, draft_schema, frame_inputs, read_rows
-from .table_schema import SCHEMA, Schema, read_schema
+from .persons import only
+from .table_files import DRAFT_COMMAND, clients_of, draft_schema, frame_inputs, read_persons, read_rows
+from .table_schema import SCHEMA, Schema, plain, read_schema
 
 MODELS = ("linear", "mlp")
 SPLIT_KEY = 920  # of the hash that holds rows out; public, and the same everywhere
@@ -142,6 +143,7 @@ def load(
     simulated: bool = False,
     held_out_share: float = 0.2,
     held_out_file: str | None = None,
+    person: str | None = None,
     num_clients: int | None = None,
     partition: str = "natural",
     alpha: float = 0.5,
@@ -160,6 +162,7 @@ def load(
       simulated: whether the tables are public or made up.
       held_out_share: of each client's rows, where they are simulated, in 0 .. 1; split by a keyed hash of the row.
       held_out_file: public table, on which the model is measured in the place of clients' rows.
+      person: column that says whose a row is, which the model never sees; None where nobody says.
       num_clients: None for the natural partition.
       partition: natural (a file or folder a client); iid, dirichlet, shards and flwr deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
@@ -175,8 +178,8 @@ def load(
     public = None if held_out_file is None else Path(held_out_file)
     paths = [] if folder is None else clients_of(Path(folder), [] if public is None else [public])
     paths = paths if data is None else [Path(data)]
-    agreed = _schema(folder, paths, label, schema, simulated)
-    clients = tuple(_examples(path, agreed) for path in paths)
+    agreed = _without(person, _schema(folder, paths, label, schema, simulated), simulated)
+    clients = tuple(_examples(path, agreed, person) for path in paths)
     if partition != "natural":
         how = {"num_clients": num_clients, "seed": seed, **(dealer or {})}
         clients = _dealt(clients, agreed, simulated, {"name": partition, "alpha": alpha, **how})
@@ -221,10 +224,25 @@ def _schema(
     return draft_schema(paths, label)[0]
 
 
-def _examples(path: Path, schema: Schema) -> Examples:
+def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
+    """Return the schema without the column that names persons, which a model must not see; a draft may hold it."""
+    if person is None:
+        return schema
+    others = tuple(each for each in schema.columns if plain(each.name) != plain(person))
+    if len(others) < len(schema.columns) and not (simulated and plain(person) != plain(schema.label)):
+        raise Refusal(
+            "task.person", person, "is a column of the schema, so that the model would see it; take it out"
+        )
+    if len(others) < 2:
+        raise Refusal("task.person", person, "leaves no column to predict the label from")
+    return replace(schema, columns=others)
+
+
+def _examples(path: Path, schema: Schema, person: str | None = None) -> Examples:
     rows = read_rows(path, schema)
     assert rows.targets is not None
-    return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets))
+    persons = None if person is None else read_persons(path, person, schema)
+    return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), persons)
 
 
 def _no_examples(schema: Schema) -> Examples:
@@ -234,7 +252,10 @@ def _no_examples(schema: Schema) -> Examples:
 
 def joined(parts: Sequence[Examples]) -> Examples:
     """Return the examples of all parts."""
-    return Examples(torch.cat([each.inputs for each in parts]), torch.cat([each.targets for each in parts]))
+    named = [each.persons for each in parts if each.persons is not None]
+    persons = [name for each in named for name in each] if len(named) == len(parts) else None
+    inputs, targets = ([getattr(each, name) for each in parts] for name in ("inputs", "targets"))
+    return Examples(torch.cat(inputs), torch.cat(targets), persons)
 
 
 def _dealt(
@@ -252,17 +273,13 @@ def _dealt(
         shares = flwr_shares(how, labels, np.repeat(np.arange(len(clients)), [len(each) for each in clients]))
     else:
         shares = Partition(name, many, how["alpha"], how["seed"]).shares(labels.astype(np.int64))
-    rows = [torch.from_numpy(share) for share in shares]
-    return tuple(Examples(pool.inputs[each], pool.targets[each]) for each in rows)
+    return tuple(only(pool, share.tolist()) for share in shares)
 
 
 def _split(examples: Examples, share: float) -> tuple[Examples, Examples]:
     """Return the examples without those that are held out, and those; equal rows stay together, whatever the order."""
-    held = torch.from_numpy(row_hashes(examples) < share)
-    return (
-        Examples(examples.inputs[~held], examples.targets[~held]),
-        Examples(examples.inputs[held], examples.targets[held]),
-    )
+    held = row_hashes(examples) < share
+    return only(examples, np.flatnonzero(~held).tolist()), only(examples, np.flatnonzero(held).tolist())
 
 
 def row_hashes(examples: Examples) -> NDArray[np.float64]:

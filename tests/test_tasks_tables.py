@@ -396,3 +396,41 @@ def test_a_million_cells_make_no_objects(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert peak < 50_000 * (16 + 8 + 40)  # inputs, targets, and some columns of one block in float64
     assert os.path.getsize(file) > 500_000
+
+
+# --- whose a row is
+
+
+def visits_of(folder, header="age,ill,patient", rows=("40,yes,7", "41,no,7.0", "60,yes,x", "61,no,X")):
+    folder.mkdir(exist_ok=True)
+    (folder / "one.csv").write_text("\n".join([header, *rows]) + "\n")
+    schema = "label: ill\ncolumns:\n  age: {low: 0, high: 100}\n  ill: {categories: [no, yes]}\n"
+    (folder / "schema.yaml").write_text(schema)
+    return str(folder)
+
+
+def test_a_column_that_is_no_input_says_whose_a_row_is(tmp_path):
+    folder = visits_of(tmp_path / "visits")
+    tables = load(folder, person="patient", held_out_file=folder + "/one.csv")
+    (data,) = tables.clients
+    assert data.persons == ["7", "7", "x", "x"] and data.inputs.shape == (4, 1)
+    assert load(folder, held_out_file=folder + "/one.csv").clients[0].persons is None
+    rows = load(folder, person="patient", simulated=True, held_out_share=0.5)
+    whole = [*rows.clients[0].persons, *rows.test.persons]
+    assert sorted(whole) == ["7", "7", "x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("person", "rows", "said"),
+    [
+        ("age", ("40,yes,7",), "is a column of the schema"),
+        ("ill", ("40,yes,7",), "is a column of the schema"),
+        ("patiant", ("40,yes,7",), "is missing; did you mean .patient"),
+        ("patient", ("40,yes,7", "41,no,"), "row 3.*says whose the row is"),
+        ("patient", ("40,yes,7", "41,no,NA"), "row 3.*says whose the row is"),
+    ],
+)
+def test_a_column_that_does_not_say_whose_a_row_is_is_refused(tmp_path, person, rows, said):
+    folder = visits_of(tmp_path / "visits", rows=rows)
+    with pytest.raises(Refusal, match=said):
+        load(folder, person=person)
