@@ -26,6 +26,8 @@ from dp_accounting.pld.privacy_loss_distribution import (
     identity,
 )
 from numpy.typing import NDArray
+from scipy import fft
+from scipy.special import logsumexp
 
 from . import gaussian_mixture, sampled_gaussian
 from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_mixture
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation
 
 Floats = NDArray[np.float64]
+DROPPED = 1e-15  # of the mass, by a composition with itself; as much is counted as an infinite loss
 # Queries of one secret sample that answer alike for a blank unit and an absent one.
 SAMPLED_ALIKE = (GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent)
 
@@ -72,9 +75,46 @@ def distribution(
             losses: Any = _once(GaussianDpEvent(leaf.noise_multiplier / math.sqrt(n)), relation, interval)
         else:
             losses = _once(leaf, relation, interval)
-            losses = losses if n == 1 else losses.self_compose(n)
+            losses = losses if n == 1 else _repeated(losses, n)
         total = losses if total is None else total.compose(losses)
     return identity(interval) if total is None else total
+
+
+def _repeated(losses: Any, times: int) -> PrivacyLossDistribution:
+    """Return what `self_compose` does; what does not depend on `times` is kept, as a run asks after every round."""
+    pmfs = [losses._pmf_remove] if losses._symmetric else [losses._pmf_remove, losses._pmf_add]
+    return PrivacyLossDistribution(*(_repeated_pmf(pmf, times) for pmf in pmfs))
+
+
+def _repeated_pmf(pmf: Any, times: int) -> Any:
+    if not isinstance(pmf, DensePLDPmf):
+        return pmf.self_compose(times)
+    dense: Any = pmf
+    # Chernoff's bound: all but `DROPPED` of the mass lies between these.
+    orders, growth = _growth(dense)
+    ends = (times * growth + math.log(2 / DROPPED)) / orders
+    first = max(0, math.floor(np.max(ends, where=np.isfinite(ends) & (orders < 0), initial=0)))
+    most = (dense.size - 1) * times
+    last = min(most, math.ceil(np.min(ends, where=np.isfinite(ends) & (orders > 0), initial=most)))
+    length = fft.next_fast_len(max(last - first + 1, dense.size), real=True)
+    spectrum: Any = fft.rfft(dense._probs, length)
+    masses: Any = fft.irfft(spectrum**times, length)
+    infinite = DROPPED - math.expm1(times * math.log1p(-dense._infinity_mass))
+    return DensePLDPmf(
+        dense._discretization,
+        dense._lower_loss * times + first,
+        np.roll(masses, -first)[: last - first + 1],
+        infinite,
+        dense._pessimistic_estimate,
+    )
+
+
+@lru_cache(maxsize=64)
+def _growth(pmf: Any) -> tuple[Floats, Floats]:
+    """Return orders, and the logarithm of the mean of e^(order * place) at each."""
+    orders = np.concatenate((np.arange(-20, 0), np.arange(1, 21))) / pmf.size
+    places = np.arange(pmf.size)
+    return orders, np.array([logsumexp(places * order, b=pmf._probs) for order in orders])
 
 
 def epsilon(losses: PrivacyLossDistribution, delta: float) -> float:
