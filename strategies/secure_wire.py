@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import cast
 
 import numpy as np
@@ -105,6 +106,7 @@ def messages_of(content: RecordDict) -> list[bytes] | None:
     return cast(list[bytes], found)
 
 
+@lru_cache(maxsize=16)  # each message of a round carries the same
 def write_share_spec(spec: ShareSpec) -> str:
     """Return the spec as text, the same for equal specs."""
     return json.dumps(asdict(spec) | {"sum": written(spec.sum)}, sort_keys=True)

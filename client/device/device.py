@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography import x509
@@ -314,10 +315,15 @@ def device_name(bundle: ClientBundle) -> str:
 
 def before_its_time(bundle: ClientBundle) -> str | None:
     """Return a sentence if the clock is before the day on which this node's certificate was made, else None."""
-    began = x509.load_pem_x509_certificate(bundle.credentials.certificate).not_valid_before_utc
+    began = _began(bundle.credentials.certificate)
     if time.time() >= began.timestamp():
         return None
     return f"the clock says {datetime.now():%Y-%m-%d %H:%M}, before {began:%Y-%m-%d %H:%M}"
+
+
+@lru_cache(maxsize=4)  # a device asks at every message
+def _began(certificate: bytes) -> datetime:
+    return x509.load_pem_x509_certificate(certificate).not_valid_before_utc
 
 
 def _begins(content: RecordDict) -> bool:

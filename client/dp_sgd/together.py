@@ -8,6 +8,8 @@ a round would start from a state that holds a client's own share of the noise, w
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from ...tasks.data import Batches
 from ...tasks.protocol import Objective
 from .train import chosen_engine, clipping
 
+_engines: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 ROWS = 2048  # of a step at a time, so that memory does not grow with the draw
 
 
@@ -72,7 +75,9 @@ def _clipped_sums(
     totals = {name: np.zeros(tuple(p.shape)) for name, p in named.items()}
     if not len(rows):
         return totals
-    engine = chosen_engine(terms.gradients, model, data)
+    engines = _engines.setdefault(model, {})  # a round takes one step, and to choose takes as long as that
+    engine = engines.get(terms.gradients) or chosen_engine(terms.gradients, model, data)
+    engines[terms.gradients] = engine
     optimizer = DPOptimizer(
         torch.optim.SGD(list(named.values()), lr=1.0),
         noise_multiplier=0.0,
