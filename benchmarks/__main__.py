@@ -16,6 +16,7 @@ from .memory import run_memory
 from .noise import run_noise
 from .privacy_share import run_privacy
 from .secagg import run_secagg
+from .steps import run_steps
 from .supernodes import run_supernodes
 from .tables import Row, publish
 from .workload import MODELS, TRAINED, Size
@@ -27,6 +28,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "memory": (run_memory, ("tiny", "cnn-100k")),
     "link": (run_link, ()),
     "supernodes": (run_supernodes, ()),
+    "steps": (run_steps, ()),
     "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
     "loading": (run_loading, TRAINED[:2]),
     "secagg": (run_secagg, ()),
