@@ -14,6 +14,7 @@ import torch
 from dp_accounting.dp_event import DpEvent
 from torch import Tensor, nn
 
+from fedveil.client.dp_sgd.together import drawn, step
 from fedveil.client.dp_sgd.train import PrivateSteps, train_privately
 from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.accounting.epsilon import epsilon
@@ -22,12 +23,13 @@ from fedveil.privacy.audit.normality import separation, separation_refutes
 from fedveil.privacy.budget import Adjacency, Adversary, Unit
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from fedveil.privacy.mechanisms.correlated_noise import Correlation, NoiseRows
-from fedveil.privacy.mechanisms.distributed import encode_share, sum_event
+from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, sum_event
 from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
 from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
 from fedveil.privacy.plan import Plan
+from fedveil.strategies.client_settings import StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks.data import Examples
 
@@ -131,6 +133,31 @@ def dp_sgd(gradients: str) -> Attacked:
     return run, plan.event()
 
 
+def records_together() -> Attacked:
+    """One example of the first of five clients, in the masked sum of all; a colluder knows its own share of the noise."""
+    terms, shape = StepTerms(1.0, 0.5), (2, 2)
+    spec = size_shares(SumSpec(0.5 * 3, cells=1, unit_norm=0.5), 4, Attendance(5, 5, 1), 1.5, 16)
+    targets, along = torch.tensor([0, 1, 1]), np.array([[1.0, 0.0], [-1.0, 0.0]])
+
+    def run(member: bool, factor: float, number: int) -> float:
+        shares = replace(spec, sigma=round(spec.sigma * factor))
+        total, seed = np.zeros(4, spec.dtype), stream("rotation", number).bytes(32)
+        for client in range(4):
+            inputs = torch.full((3, 2), 0.1 * client)
+            inputs[0] = torch.tensor([1000.0 * member if client == 0 else 0.1, 0.0])
+            model = nn.Linear(2, 2, bias=False)
+            nn.init.zeros_(model.weight)
+            coins = stream("together coins", member, number, client)
+            rows = drawn(3, terms, coins)
+            update = step(model, Line(), Examples(inputs, targets), rows, terms, 1.0, {"weight": shape})
+            noise = stream("together", member, number, client)
+            total += encode_share(update, {}, shares, noise, seed)[0]
+        mean, _ = decode_sum(total, {"weight": shape}, spec, 5, 1.0, seed)
+        return float(np.sum(mean["weight"] * along))
+
+    return run, sum_event(spec, 5)
+
+
 def adaptive_clipping() -> Attacked:
     """The clipping bit leaves beside the update and is paid for by the same noise."""
     noise = 1.5
@@ -150,6 +177,7 @@ MECHANISMS: dict[str, Callable[[], Attacked]] = {
     "adaptive clipping": adaptive_clipping,
     "correlated noise": correlated_noise,
     "shares of noise": distributed_shares,
+    "records of all clients": records_together,
     "DP-SGD by hooks": lambda: dp_sgd("hooks"),
     "DP-SGD by book-keeping": lambda: dp_sgd("book_keeping"),
 }
