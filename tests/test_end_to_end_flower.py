@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from fedveil.client.device.own_ledger import epsilon_of
+from fedveil.deployment.provision import provision
 from fedveil.links.flower import superlink
 from fedveil.links.flower.grid import SuperNodeGrid
 from fedveil.links.flower.superlink import open_flower_link
@@ -135,6 +136,47 @@ def test_secure_aggregation_over_flowers_link_survives_its_superlink_and_a_clien
         assert reserved == [[1, 2, 3], *[[1, 2, 3, 4]] * (CLIENTS - 1)]
         assert all(verify(each).ok for each in ledgers)
         assert len({epsilon_of(each) for each in ledgers[1:]}) == 1
+
+
+TOGETHER = """\
+federation: together
+link: flower
+server: {{address: "localhost:{port}", listen: "127.0.0.1:{port}"}}
+task: {{name: digits, options: {{num_clients: 5}}}}
+policy: {{target_epsilon: 20.0, target_delta: 1e-5, minimum_cohort: 3}}
+clients: [{{name: a}}, {{name: b}}, {{name: c}}, {{name: d}}, {{name: e}}]
+"""
+
+
+def test_records_of_all_clients_are_hidden_in_one_sum_over_flowers_link(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "f.yaml").write_text(TOGETHER.format(port=free.getsockname()[1]))
+    provision(tmp_path / "f.yaml", tmp_path / "made", None)
+    asked = ("task=digits", "privacy=record_distributed", "privacy.records=1437", "privacy.most_records=400")
+    asked = (
+        *asked,
+        "privacy.noise_multiplier=2",
+        "privacy.target_epsilon=18",
+        "num_rounds=3",
+        "run=together",
+    )
+    server = [sys.executable, "-m", "fedveil", "server", str(tmp_path / "made" / "server"), *asked]
+    with agents(tmp_path / "made" / "clients"):
+        done = subprocess.run([*server, "link.clients=1"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "made" / "server" / "runs" / "together"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["replies"] for row in rows] == [5] * 3 and rows[-1]["exchanges"] == 3
+    spent = {
+        row["adversary"]: row["epsilon"]
+        for row in json.loads((folder / "result.json").read_text())["privacy"]
+    }
+    for path in tmp_path.glob("made/clients/*/state/ledgers/*.ledger"):
+        charged = [json.loads(e.payload)["events"] for e in read_entries(path) if e.kind == RESERVE]
+        assert [each["server"]["kind"] for each in charged] == ["PoissonSampled"] * 3
+        own = epsilon_of(path)
+        assert own is not None and own[0] <= spent["server"] + 1e-6
 
 
 def test_flowers_own_supernode_comes_in_by_the_front_with_a_bundles_key(made: Path, tmp_path: Path) -> None:
