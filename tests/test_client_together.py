@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus import GradSampleModule
@@ -19,12 +20,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 import fedveil as fv
-from fedveil.client.app import Workbench
+from fedveil.client.app import Workbench, train_round
 from fedveil.client.dp_sgd.together import drawn, step
 from fedveil.client.dp_sgd.union import sum_of_union, union_of
+from fedveil.client.private_update import SUMMED_RECORD
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
-from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL
+from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, sum_event, take_back
@@ -33,13 +35,16 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import Attendance, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec, cells_for
 from fedveil.privacy.refusal import Refusal
+from fedveil.server.round_terms import Sum
 from fedveil.server.run.build import build
 from fedveil.server.run.sum_plan import sum_plan
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.client_settings import ClientSettings, StepTerms
+from fedveil.strategies.secure_wire import Exchange
 from fedveil.strategies.training_order import Mode, StepOrder, TrainingOrder
-from fedveil.strategies.wire import instruct
+from fedveil.strategies.wire import instruct, memory_arrays
 
+MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 TERMS = StepTerms(0.3, 0.5)
 SEED = b"public".ljust(32)
 
@@ -165,6 +170,31 @@ def test_noise_of_the_survivors_is_never_below_what_the_event_says() -> None:
         assert squares >= z**2 * stats.chi2.ppf(1e-6, size) and squares <= (z * 1.2) ** 2 * stats.chi2.isf(
             1e-6, size
         )
+
+
+@pytest.mark.parametrize("since", list(Exchange))
+def test_noise_is_no_less_than_charged_whenever_a_client_is_lost(since: Exchange) -> None:
+    size, layout = 3000, {"w": (3000,)}
+
+    def nothing_drawn(message: Message, client: int) -> Message:
+        empty = RecordDict({SUMMED_RECORD: memory_arrays({"w": np.zeros(size)}), "m": MetricRecord({})})
+        return Message(empty, reply_to=message)
+
+    content = RecordDict(
+        {"arrays": memory_arrays({"w": np.zeros(size, np.float32)}), "config": ConfigRecord({})}
+    )
+    asked = Sum("run", 3, content, "train", SumSpec(0.5 * 20, cells=1, unit_norm=0.5), size, 2.0)
+    opened = MASKED["summed"](MASKED["Clients"](MASKED["gone"](since, 2), training=nothing_drawn), asked)
+    assert opened.total is not None and opened.spec is not None
+    assert opened.survivors == (7 if since <= Exchange.INBOX else 8)
+    mean, _ = decode_sum(opened.total, layout, opened.spec, opened.survivors, 1.0, SEED)
+    noise = float(np.sum((mean["w"] / opened.spec.sum.step) ** 2))
+    charged = sum_event(opened.spec, opened.survivors).noise_multiplier
+    honest = opened.survivors - opened.spec.attendance.colluders
+    of_all = charged**2 * opened.spec.sensitivity_squared * opened.survivors / honest
+    assert charged >= 2.0 and noise >= of_all * stats.chi2.ppf(1e-6, size)
+    if since <= Exchange.INBOX:  # later its layers of noise stay closed
+        assert noise <= 1.01 * of_all * stats.chi2.isf(1e-6, size)
 
 
 # --- the step ---------------------------------------------------------------------------------------------------
@@ -299,6 +329,53 @@ def test_every_round_and_client_draws_anew_and_at_the_rate() -> None:
         assert abs(len(draws[0] & other) - 360) < 6 * math.sqrt(4000 * 0.09 * 0.91)
 
 
+def reply_of(bench: Workbench, number: int = 4) -> Message:
+    task = bench.task
+    content = RecordDict({"arrays": ArrayRecord(task.model().state_dict()), "config": ConfigRecord({})})
+    spec = spec_of(sum(p.numel() for p in task.model().parameters()), 0.4 * TERMS.max_grad_norm)
+    return train_round(Message(instruct(content, spec, "run", number), 1, "train"), 3, bench, bench.settings)
+
+
+def test_an_answer_has_nothing_that_tells_how_many_were_drawn(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    benches = [
+        Workbench(replace(bench_of(Made()).settings, step=replace(TERMS, sample_rate=rate)), Made())
+        for rate in (1e-9, 1.0)
+    ]
+    nobody, all_of_them = (reply_of(bench).content for bench in benches)
+    for content in (nobody, all_of_them):
+        assert set(content) == {SUMMED_RECORD, "metrics"} and not content["metrics"]
+    shapes = [{name: a.shape for name, a in each[SUMMED_RECORD].items()} for each in (nobody, all_of_them)]
+    assert shapes[0] == shapes[1] and not any(a.numpy().any() for a in nobody[SUMMED_RECORD].values())
+    assert any(a.numpy().any() for a in all_of_them[SUMMED_RECORD].values())
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
+def test_a_round_that_is_asked_for_again_draws_anew_but_in_a_seeded_simulation() -> None:
+    for seed, same in ((None, False), (3, True)):
+        bench = bench_of(Made(), seed)
+        one, other = (
+            {name: a.numpy() for name, a in reply_of(bench).content[SUMMED_RECORD].items()} for _ in range(2)
+        )
+        assert all(np.array_equal(one[name], other[name]) for name in one) == same
+
+
+def test_dropout_draws_for_each_example() -> None:
+    class Dropping(Made):
+        def model(self) -> nn.Module:
+            return nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 2, bias=False))
+
+    examples = fv.Examples(torch.ones(1, 64), torch.zeros(1, dtype=torch.int64))
+    torch.manual_seed(0)
+    rows = np.zeros(
+        40, np.intp
+    )  # one example forty times: with one draw for all, half of its inputs would be dropped
+    sums = step(Dropping().model(), Dropping(), examples, rows, TERMS, 1.0, {"1.weight": (2, 64)})
+    assert np.count_nonzero(sums["1.weight"][0]) == 64
+
+
 class OneEach(Made):
     """Each record moves a coordinate of its own, so that a sum tells who was drawn."""
 
@@ -323,6 +400,23 @@ def client_sums(number: int, client: int) -> np.ndarray:
     return sum_of_union(
         bench_of(task), union_of(bench_of(task)), instruct(content, spec, "run", number), [client], spec, 4000
     ).total
+
+
+def test_a_second_local_step_on_a_share_of_the_noise_would_cost_far_more_than_two_steps() -> None:
+    """All records' gradients turn round at half of what one record moves a state: two steps, and the sum alone is seen."""
+    noise, clients, drawn_records, runs = 3.0, 1000, 60, 20_000
+    rng = np.random.default_rng(0)
+    share, others = noise / math.sqrt(clients), noise * math.sqrt(1 - 1 / clients)
+    opened: list[np.ndarray] = []
+    for member in (1.0, 0.0):
+        first = member + share * rng.normal(size=runs)  # the state of the record's client, in clipping norms
+        second = drawn_records * np.sign(first - 0.5) + share * rng.normal(size=runs)
+        opened.append(first + second + math.sqrt(2) * others * rng.normal(size=runs))
+    claimed = epsilon({GaussianDpEvent(noise): 2}, 1e-5)
+    hits, misses = (int(np.sum(each > 0)) for each in opened)
+    least = stats.beta.ppf(1e-4, hits, runs - hits + 1)  # Clopper and Pearson
+    most = stats.beta.isf(1e-4, misses + 1, runs - misses)
+    assert claimed < 2.5 and math.log((least - 1e-5) / most) > 3 * claimed
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------

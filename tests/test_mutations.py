@@ -240,6 +240,13 @@ MUTATIONS = {
         "test_client_together.py",
         "never_pulled_back",
     ),
+    "an answer tells how many records were drawn": Mutation(
+        "client/app.py",
+        '"metrics": MetricRecord({})})\n    return Message(content',
+        '"metrics": MetricRecord({"drawn": len(rows)})})\n    return Message(content',
+        "test_client_together.py",
+        "tells_how_many",
+    ),
     "records drawn once for all rounds": Mutation(
         "client/dp_sgd/union.py",
         'stream("batches", number, client)',

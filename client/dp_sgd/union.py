@@ -33,7 +33,8 @@ def sum_of_union(
     """Return the sum of what these clients add, in one pass over what they draw.
 
     The records drawn are those that the clients would draw one by one. The sum is on the grid once and not once for each
-    client, so that the two differ by rounding; layers that draw, such as Dropout, draw once for all clients.
+    client, so that the two differ by rounding; layers that draw for each example, such as Dropout, do so from one
+    generator for all clients.
 
     Args:
       bench: task and model.

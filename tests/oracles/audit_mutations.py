@@ -117,6 +117,7 @@ BEYOND: dict[str, str] = {
     "a masked sum of records is rounded to the nearest": TOGETHER,
     "rounding by coins is free": TOGETHER,
     "a vector of records is pulled back after it is rounded": TOGETHER,
+    "an answer tells how many records were drawn": TOGETHER,
     "records drawn once for all rounds": TOGETHER,
     "records drawn more often than is accounted": TOGETHER,
     "several local steps on a share of the noise": TOGETHER,
