@@ -46,7 +46,7 @@ from ..tasks.data import Data, Examples, data_of, fingerprint
 from ..tasks.hardware import device_of, on_cpu, placed, precision
 from ..tasks.independence import check_independence
 from ..tasks.mislabelled import losses_of
-from ..tasks.persons import kept
+from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Task, check_trainable
 from .dp_sgd import record_canaries
 from .private_update import SUMMED_RECORD, private_update
@@ -74,7 +74,9 @@ class Workbench:
     given: Task | None = None
     measured: list[bool] = field(default_factory=list[bool])
     _names: dict[int, str] = field(default_factory=dict[int, str])
-    _kept: dict[tuple[int, int], Data] = field(default_factory=dict[tuple[int, int], Data])
+    _kept: dict[tuple[int, int, int | None], Data] = field(
+        default_factory=dict[tuple[int, int, "int | None"], Data]
+    )
 
     @cached_property
     def task(self) -> Task:
@@ -104,19 +106,22 @@ class Workbench:
             return fingerprint(data)
         return self._names.get(client) or self._names.setdefault(client, fingerprint(data))
 
-    def data_of(self, client: int, per_person: int | None) -> Data:
+    def data_of(self, client: int, settings: ClientSettings) -> Data:
         """Return what a client trains on: its data, without the examples that a person has too many of.
 
         Args:
           client: its number in the task.
-          per_person: examples of one person that are kept at most; None keeps all.
+          settings: say how many examples of one person are kept, and at how many clients.
         """
-        data = data_of(self.task, client)
-        if per_person is None:
+        data, level = data_of(self.task, client), settings.record or settings.step
+        if level is None or level.per_person is None:
             return data
-        if (client, per_person) not in self._kept:
-            self._kept[client, per_person] = kept(data, per_person)
-        return self._kept[client, per_person]
+        key = client, level.per_person, level.clients_per_person
+        if key not in self._kept:
+            most = level.clients_per_person
+            owners = None if most is None else Owners(client, self.task.num_clients, most)
+            self._kept[key] = kept(data, level.per_person, owners)
+        return self._kept[key]
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs."""
@@ -209,7 +214,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     """
     if settings.step is not None:
         return step_round(message, client, bench, settings)
-    data = bench.data_of(client, settings.per_person)
+    data = bench.data_of(client, settings)
     training = training_settings(message.content, settings)
     bench.forget()
     model = bench.model if settings.record is None else bench.private_model(data)
@@ -271,7 +276,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
 
     terms, (_, number) = settings.step, read_round(message.content)
     assert terms is not None
-    data = bench.data_of(client, settings.per_person)
+    data = bench.data_of(client, settings)
     model = received_model(bench, data, message.content)
     randomness = Randomness(settings.seed)
     seed_layers(int(randomness.stream("training", number).uint64(1)[0]), client, data, bench.device)

@@ -619,6 +619,8 @@ class _RecordLevel(PrivacyLevel):
     """How clipped sums are computed; only speed differs."""
     per_person: Annotated[int, Field(ge=1, le=100)] | None = None
     """Examples of one person that a client trains on at most; the promise is then per person. Null: per example."""
+    clients_per_person: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Clients that train on one person at most, in a simulation; the person is then one unit. Null: one at each client."""
 
     @property
     def unit(self) -> Unit:
@@ -628,6 +630,8 @@ class _RecordLevel(PrivacyLevel):
     def rules(self) -> Iterator[tuple[str, str]]:
         """Refuse what nobody accounts for."""
         yield from super().rules()
+        if self.clients_per_person is not None and self.per_person is None:
+            yield "clients_per_person", "bounds persons; give per_person as well"
         if (self.per_person or 1) > 1 and self.adjacency is Adjacency.REPLACE_ONE:
             yield "per_person", "no accountant covers several examples that are exchanged; use zero-out, or 1"
 
@@ -1120,6 +1124,10 @@ class ServerSettings(FederationSettings):
     def _rules_of_clients(self) -> Iterator[tuple[str, str]]:
         """Noise that a client's own ledger cannot count before it answers."""
         both = isinstance(self.privacy, RecordAndClient)
+        level = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
+        if isinstance(level, _RecordLevel) and level.clients_per_person is not None:
+            text = "real clients have no common key by which they agree whose a person is; leave it null"
+            yield f"privacy{'.record' if both else ''}.clients_per_person", text
         record = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
         if isinstance(record, Record) and record.noise_multiplier is not None:
             path = "privacy.record" if both else "privacy"

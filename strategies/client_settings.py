@@ -36,6 +36,7 @@ class RecordPrivacy:
       ledgers: name of each client's ledger, in the clients' order; empty where fingerprints of the data name them.
       noise_by_ledger: pairs (name of a ledger, noise_multiplier) of those that held something before the run.
       per_person: examples of one person that train at most; None promises something of each example alone.
+      clients_per_person: clients of a simulation that train on one person at most; None lets all.
     """
 
     target_epsilon: float
@@ -51,6 +52,7 @@ class RecordPrivacy:
     ledgers: tuple[str, ...] = ()
     noise_by_ledger: tuple[tuple[str, float], ...] = ()
     per_person: int | None = None
+    clients_per_person: int | None = None
 
     @property
     def unit(self) -> Unit:
@@ -85,12 +87,14 @@ class StepTerms:
       max_grad_norm: clipping norm of each example's gradient, above 0.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       per_person: examples of one person that are drawn from at most; None draws from all.
+      clients_per_person: clients of a simulation that train on one person at most; None lets all.
     """
 
     sample_rate: float
     max_grad_norm: float
     gradients: str = "auto"
     per_person: int | None = None
+    clients_per_person: int | None = None
 
 
 @dataclass(frozen=True)

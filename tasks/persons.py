@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 from ..privacy.refusal import Refusal
@@ -54,19 +54,48 @@ def check_persons(data: Data, whose: str) -> None:
     names_of(data, whose)
 
 
-def kept(data: Data, most: int | None) -> Data:
+@dataclass(frozen=True)
+class Owners:
+    """Clients that may train on a person: those of all clients whose hash with the person is largest (rendezvous).
+
+    Each client finds by itself whether it is one of them; whoever of them has no example of the person leaves its place
+    empty.
+
+    Attributes:
+      client: number of the client that asks.
+      clients: number of all clients.
+      most: of them that train on one person, at least 1.
+    """
+
+    client: int
+    clients: int
+    most: int
+
+    def include(self, name: str) -> bool:
+        """Return whether the client is one of those that may train on a person."""
+        own = self._weight(name, self.client)
+        return sum(self._weight(name, each) > own for each in range(self.clients)) < self.most
+
+    def _weight(self, name: str, client: int) -> bytes:
+        return hashlib.blake2b(f"{client} {name}".encode(), key=KEY, digest_size=16).digest()
+
+
+def kept(data: Data, most: int | None, owners: Owners | None = None) -> Data:
     """Return data with at most so many examples of each person, in their order.
 
     Args:
       data: of a client.
       most: at least 1; None keeps all.
+      owners: which clients may train on a person; None lets all.
     """
     if most is None or not len(data):
         return data
     rows = defaultdict[str, list[int]](list)
     for row, name in enumerate(names_of(data)):
         rows[name].append(row)
-    if all(len(own) <= most for own in rows.values()):
+    if owners is not None:
+        rows = {name: own for name, own in rows.items() if owners.include(name)}
+    if sum(map(len, rows.values())) == len(data) and all(len(own) <= most for own in rows.values()):
         return data
     chosen = [row for name, own in rows.items() for row in _chosen(data, name, own, most)]
     return only(data, sorted(chosen))

@@ -9,15 +9,17 @@ import torch
 import fedveil as fv
 from fedveil.client.app import Workbench
 from fedveil.client.dp_sgd.together import step
+from fedveil.client.dp_sgd.union import union_of
 from fedveil.configs.local_training import LocalTraining
-from fedveil.privacy.accounting.epsilon import epsilon
+from fedveil.privacy.accounting.epsilon import GATE_INTERVAL, epsilon
 from fedveil.privacy.accounting.gaussian_mixture import records_event
+from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import ClientSettings, StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
-from fedveil.tasks.persons import kept
+from fedveil.tasks.persons import Owners, kept
 
 VISITS = 5  # examples of each person
 
@@ -121,7 +123,7 @@ class Loud(Visits):
 def test_a_person_moves_a_sum_by_at_most_the_clips_of_the_kept_examples(per_person):
     terms = StepTerms(1.0, 0.5, per_person=per_person)
     bench = Workbench(ClientSettings("loud", LocalTraining(), step=terms), Loud())
-    data = bench.data_of(0, per_person)
+    data = bench.data_of(0, bench.settings)
     own = np.array([n for n, name in enumerate(data.persons) if name == "loud"])
     layout = {"weight": (2, 4), "bias": (2,)}
     sums = [
@@ -144,6 +146,42 @@ def test_a_test_by_a_persons_examples_stays_below_the_claim_and_above_that_of_on
     slack = 5 * np.sqrt(found / tests)
     assert found - slack <= np.exp(claims[0]) * (alarm + 5 * np.sqrt(alarm / tests)) + delta
     assert found - slack > np.exp(claims[1]) * (alarm + 5 * np.sqrt(alarm / tests)) + delta
+
+
+class Everywhere(Visits):
+    """Task with four clients, at each of which one person has three examples of the same enormous gradient."""
+
+    num_clients = 4
+
+    def client_data(self, client):
+        inputs = torch.cat([torch.full((3, 4), 1e3), torch.zeros(10, 4)])
+        persons = ["loud"] * 3 + [f"{client}-{n}" for n in range(10)]
+        return fv.Examples(inputs, torch.zeros(13, dtype=torch.int64), persons)
+
+
+def test_as_many_clients_train_on_a_person_as_the_clients_that_may():
+    for name in map(str, range(50)):
+        allowed = {client for client in range(7) if Owners(client, 7, 2).include(name)}
+        assert len(allowed) == 2
+        # A client more takes somebody's place, and changes nothing else.
+        more = {client for client in range(8) if Owners(client, 8, 2).include(name)}
+        assert more == allowed or (7 in more and len(more & allowed) == 1)
+    chosen = [sum(Owners(client, 7, 2).include(str(n)) for n in range(2000)) for client in range(7)]
+    assert min(chosen) > 450 and max(chosen) < 700
+
+
+@pytest.mark.parametrize(("clients", "moved"), [(None, 4), (2, 2), (1, 1)])
+def test_a_person_at_several_clients_moves_their_sum_by_the_clips_of_those_clients_that_may(clients, moved):
+    terms = StepTerms(1.0, 0.5, per_person=2, clients_per_person=clients)
+    bench = Workbench(ClientSettings("everywhere", LocalTraining(), step=terms), Everywhere())
+    union, layout = union_of(bench), {"weight": (2, 4), "bias": (2,)}
+    own = np.array([bool(each.any()) for each in union.batch(torch.arange(len(union)))[0]])
+    sums = [
+        step(bench.model, bench.task, union, np.flatnonzero(rows), terms, 1.0, layout)
+        for rows in (np.ones_like(own), ~own)
+    ]
+    size = np.sqrt(sum(((sums[0][name] - sums[1][name]) ** 2).sum() for name in layout))
+    assert size == pytest.approx(moved * 2 * 0.5, rel=1e-4)
 
 
 # --- runs
@@ -228,3 +266,32 @@ def test_what_was_counted_by_record_is_not_counted_by_person_and_the_other_way_r
         fv.Ledger.open(path, first, owner="clinic", simulated=False).close()
         with pytest.raises(Refusal, match=f"counts what one {units[0]} has lost"):
             fv.Ledger.open(path, other, owner="clinic", simulated=False)
+
+
+def planned(**privacy):
+    privacy = {"name": "record_distributed", "target_epsilon": 2.0, **privacy}
+    return fv.plan(Everywhere(), privacy=privacy, num_rounds=3)[0]
+
+
+def test_a_person_at_two_clients_is_one_unit_of_a_sum_of_both():
+    assert (
+        planned(per_person=2, clients_per_person=2).noise_multiplier == planned(per_person=4).noise_multiplier
+    )
+    # More clients than there are do not count.
+    assert (
+        planned(per_person=1, clients_per_person=9).noise_multiplier == planned(per_person=4).noise_multiplier
+    )
+
+
+def test_what_a_person_loses_at_two_clients_is_what_both_ledgers_hold_together(tmp_path):
+    run = simulated(tmp_path, name="record", per_person=2, clients_per_person=2, target_epsilon=2.0)
+    found = result_of(run)["records"]
+    ledgers = sorted(run.folder.glob("client_ledgers/*.ledger"))
+    events = [event for path in ledgers for event in read_events(path, fv.Adversary.MODEL)]
+    assert found["person"] >= epsilon(events, found["delta"], interval=GATE_INTERVAL) > max(found["epsilon"])
+    assert found["outside"].startswith("nobody: at most 2 clients")
+
+
+def test_a_bound_on_clients_without_one_on_examples_is_refused(tmp_path):
+    with pytest.raises(Refusal, match="give per_person as well"):
+        simulated(tmp_path, name="record", clients_per_person=2)

@@ -46,7 +46,7 @@ BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_p
 MUTATIONS = {
     "no example of a person is left out": Mutation(
         "tasks/persons.py",
-        "if all(len(own) <= most for own in rows.values()):",
+        "if sum(map(len, rows.values())) == len(data) and all(len(own) <= most for own in rows.values()):",
         "if True:",
         "test_client_persons.py",
         "at_most_so_many or moves_a_sum",
@@ -60,10 +60,17 @@ MUTATIONS = {
     ),
     "a person's examples in the sum of all are charged as one": Mutation(
         "server/run/federation.py",
-        "return self.per_person or 1",
+        "return (self.per_person or 1) * (1 if self.together is None else self.clients_per_person or 1)",
         "return 1",
         "test_client_persons.py",
         "counts_a_persons",
+    ),
+    "every client trains on a person that two may": Mutation(
+        "tasks/persons.py",
+        "    if owners is not None:\n",
+        "    if False:\n",
+        "test_client_persons.py",
+        "clients_that_may",
     ),
     "a ledger of records goes on as one of persons": Mutation(
         "privacy/ledger/book.py",

@@ -267,7 +267,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     from ...tasks.data import check_data, data_of
     from ...tasks.hardware import check_device
     from ...tasks.optimizers import check_optimizer
-    from ...tasks.persons import check_persons
+    from ...tasks.persons import check_persons, kept
     from ..app import Workbench, train_round  # torch, which a linear model does without
 
     check_device(settings.accelerator, ACCELERATOR)
@@ -294,7 +294,12 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
 
     return Device(
-        bundle, settings, train, lambda most: len(bench.data_of(choice.client, most)), root, prepare
+        bundle,
+        settings,
+        train,
+        lambda most: len(kept(data_of(bench.task, choice.client), most)),
+        root,
+        prepare,
     )
 
 

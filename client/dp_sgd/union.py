@@ -21,9 +21,7 @@ from .together import drawn, step
 
 def union_of(bench: Workbench) -> Union:
     """Return the data of all clients of the bench's task."""
-    parts = tuple(
-        bench.data_of(client, bench.settings.per_person) for client in range(bench.task.num_clients)
-    )
+    parts = tuple(bench.data_of(client, bench.settings) for client in range(bench.task.num_clients))
     return Union(parts, tuple(int(n) for n in np.cumsum([0, *(len(each) for each in parts)])))
 
 

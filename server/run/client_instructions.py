@@ -60,7 +60,11 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
     if federation.together is not None and federation.deployed is None:
         together = federation.together
         terms = StepTerms(
-            together.sample_rate, together.max_grad_norm, together.gradients, together.per_person
+            together.sample_rate,
+            together.max_grad_norm,
+            together.gradients,
+            together.per_person,
+            together.clients_per_person,
         )
         return replace(settings, step=terms)
     if federation.record is None or federation.deployed is not None:
@@ -88,6 +92,7 @@ def _record_privacy(
         s.budget.runs,
         ledgers=() if federation.simulated else tuple(federation.client_ledgers),
         per_person=record.per_person,
+        clients_per_person=record.clients_per_person,
     )
     path = "privacy" if federation.summed is None else "privacy.record"
     warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)

@@ -39,7 +39,7 @@ from ...strategies.cohorts import Cohort, invited_size
 from ...strategies.identity import simulated_roster
 from ...strategies.training_order import Mode
 from ...tasks.data import Data, data_of, fingerprint
-from ...tasks.persons import kept
+from ...tasks.persons import Owners, kept
 from ...tasks.protocol import Task
 from ..masking import Masking
 from ..round_terms import UnitsOfClient
@@ -297,11 +297,23 @@ class Federation:
     @property
     def records_of_unit(self) -> int:
         """How many records one unit has at most, each drawn by a coin of its own."""
-        return self.per_person or 1
+        return (self.per_person or 1) * (1 if self.together is None else self.clients_per_person or 1)
+
+    @property
+    def clients_per_person(self) -> int | None:
+        """How many clients train on one person at most; None where that is not bounded."""
+        level = self.record or self.together
+        most = None if level is None else level.clients_per_person
+        return None if most is None else min(most, self.num_clients)
 
     def data_of(self, client: int) -> Data:
         """Return what a client trains on: its data, without the examples that a person has too many of."""
-        return kept(data_of(self.task, client), self.per_person)
+        owners = (
+            None
+            if self.clients_per_person is None
+            else Owners(client, self.num_clients, self.clients_per_person)
+        )
+        return kept(data_of(self.task, client), self.per_person, owners)
 
     @property
     def gradients(self) -> str:

@@ -118,6 +118,11 @@ def _check_other_ledger(federation: Federation) -> None:
     if federation.simulated or federation.deployed is not None:
         return
     together = federation.together is not None
+    if together and federation.clients_per_person is not None:
+        remedy = (
+            "a ledger of real records does not tell for how many clients it counted a person; leave it null"
+        )
+        raise Refusal("privacy.clients_per_person", federation.clients_per_person, remedy)
     if not together and federation.record is None:
         return
     spent = next((path for path in federation.other_record_ledgers if path.exists()), None)

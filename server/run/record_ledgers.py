@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
+from ...privacy.accounting.curve import largest
 from ...privacy.accounting.epsilon import GATE_INTERVAL, epsilon, within
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import Adversary, Budget
@@ -24,6 +28,7 @@ from ...strategies.record_plan import record_plan
 from .federation import Federation
 
 OUTSIDE = "a record that occurs at two clients: what it loses at each adds up"
+MOST_COMPOSED = 20  # choices of clients at which a person may be
 TWO_UNITS = "a person at m clients is m units: what is lost at each adds up"
 
 
@@ -57,8 +62,40 @@ def spending(federation: Federation, client: ClientSettings) -> dict[str, Any] |
             )
         except CapEnded:
             exhausted += 1
-    outside = OUTSIDE if client.record.per_person is None else TWO_UNITS
-    return {"epsilon": lost, "delta": budget.target_delta, "exhausted": exhausted, "outside": outside}
+    outside, found = OUTSIDE if client.record.per_person is None else TWO_UNITS, federation.clients_per_person
+    across: dict[str, Any] = {}
+    if found is not None:
+        outside = f"nobody: at most {found} clients train on one person, who loses at all of them what `person` says"
+        paths = {client.record.ledger_path(name) for name in federation.client_ledgers}
+        across = {"person": _across(paths, found, budget)}
+    return {
+        **across,
+        "epsilon": lost,
+        "delta": budget.target_delta,
+        "exhausted": exhausted,
+        "outside": outside,
+    }
+
+
+def _across(paths: Collection[Path], clients: int, budget: Budget) -> float | None:
+    """Return what a person at so many clients has lost at most, whichever they are; each client's noise is its own.
+
+    Args:
+      paths: of the clients' ledgers.
+      clients: that train on one person at most.
+      budget: gives delta and adjacency.
+
+    Returns:
+      None where there are too many kinds of clients to compose.
+    """
+    kinds = largest(read_events(path, Adversary.MODEL) for path in paths)
+    if math.comb(len(kinds) + clients - 1, clients) > MOST_COMPOSED:
+        return None
+    sums = [
+        sum(map(Counter[Any], map(dict, each)), Counter[Any]())
+        for each in combinations_with_replacement(kinds, clients)
+    ]
+    return max(epsilon(each, budget.target_delta, budget.adjacency, GATE_INTERVAL) for each in sums)
 
 
 @dataclass

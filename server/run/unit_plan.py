@@ -133,7 +133,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
     if plan.unit == "person":
         most = federation.per_person
         of_each = "one example" if most == 1 else f"{most} examples"
-        sentences.append(f"A client trains on at most {of_each} of one person. {TWO_UNITS}")
+        sentences.append(f"A client trains on at most {of_each} of one person. {_at_clients(federation)}")
     elif plan.unit == "record":
         sentences.append(OUTSIDE)
         told = ", ".join(f"{n} of them {_size(each)}" for n, each in groups_of(plan, budget, plan.num_rounds))
@@ -147,6 +147,15 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
             f"Epsilon {budget.target_epsilon:g} is weak: the odds of any conclusion may change {odds:.2g} times."
         )
     return sentences
+
+
+def _at_clients(federation: Federation) -> str:
+    most = federation.clients_per_person
+    if most is None:
+        return TWO_UNITS
+    if federation.together is None:
+        return f"At most {most} clients train on one person: what {most} of them reveal adds up."
+    return f"At most {most} clients train on one person, and all of that is one unit."
 
 
 def _size(epsilon: float) -> str:
