@@ -12,7 +12,7 @@ import os
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import Message
@@ -23,13 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..privacy.refusal import Refusal
 from .classification import Classification, classification
 from .data import Examples
-from .fashion_mnist import cache_folder
+from .fashion_mnist import cache_folder, kept
 from .minilm import LAYERS, AdaptedSentence, encode, frozen_outputs, model_folder, read_layer, read_vocabulary
 from .partition import Partition
 
@@ -92,7 +91,8 @@ def load(
     """
     how = Partition(partition, num_clients, alpha, seed)
     weights, place = model_folder(), find_mails(folder)
-    held = _kept(place, weights, partial(embed, place, weights))
+    path = cache_folder() / f"sentences-{_key(place, weights)}.safetensors"
+    held = kept(path, partial(embed, place, weights))
     inside = held["owners"] >= 0
     test, train = (
         Examples(held["inputs"][rows].float(), held["targets"][rows]) for rows in (~inside, inside)
@@ -145,22 +145,6 @@ def choose(mails: Sequence[Mail]) -> Chosen:
     held_out = generator.permutation(len(others))[:HELD_OUT]
     pairs = [*owned, *((others[index], -1) for index in held_out)]
     return Chosen([mail for mail, _ in pairs], [owner for _, owner in pairs])
-
-
-def _kept(place: Path, weights: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the encoded mails from the cache; if they are not there, make them and keep them if possible."""
-    path = cache_folder() / f"sentences-{_key(place, weights)}.safetensors"
-    if path.is_file():
-        return load_file(path)
-    made = make()
-    half = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(made, half)
-        half.replace(path)
-    except OSError:  # a full or read-only disk costs time and nothing else
-        half.unlink(missing_ok=True)
-    return made
 
 
 def _key(place: Path, weights: Path) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fedveil.privacy.refusal import Refusal
-from fedveil.tasks import TASKS, Examples, Task, check_examples, load_task
+from fedveil.tasks import TASKS, Examples, Task, check_examples, load_task, scattering
 from fedveil.tasks import fashion_mnist as fashion
 from fedveil.tasks.classification import classification, softmax_regression
 from fedveil.tasks.heart import BOUND, HOSPITALS, MEASURED, encode
@@ -314,16 +314,45 @@ def clothes(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_fashion_mnist_reads_the_files_it_finds(clothes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fashion_mnist_reads_the_files_it_finds_and_keeps_their_features(
+    clothes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fashion, "DEBIAN_FOLDER", clothes)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     task = load_task("fashion_mnist", {"num_clients": 8})
     data = task.client_data(3)
-    assert data.inputs.shape == (5, 1, 28, 28)
-    assert -1 <= data.inputs.min() < data.inputs.max() <= 1
+    assert data.inputs.shape == (5, 3969) and data.inputs.dtype == torch.float32
+    norms = data.inputs.norm(dim=1)
+    assert norms.min() > 30 and norms.max() < 63.1
     assert task.held_out().targets.tolist() == list(range(10)) * 2
-    model = task.model()
-    assert sum(parameter.numel() for parameter in model.parameters()) == 26_010
-    assert torch.equal(model(data.inputs), task.model()(data.inputs))
+    monkeypatch.setattr(fashion, "features", None)  # what is kept is not made again
+    again = load_task("fashion_mnist", {"num_clients": 8})
+    assert torch.equal(again.client_data(3).inputs, data.inputs)
+    pixels, path = np.zeros((1, 28, 28), np.uint8), clothes / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(_idx(pixels)))
+    with pytest.raises(TypeError):  # other pictures have other features
+        fashion.read_examples(clothes, "t10k")
+
+
+def test_scattering_is_kymatios() -> None:
+    """The fixture is ScatteringTorch2D(J=2, shape=(28, 28)) of kymatio 0.3.0 on these images."""
+    noise, shape = np.random.default_rng(7).random((2, 28, 28)).astype(np.float32)
+    shape[:, :14] = 0
+    shape[8:20, 14:] = 1
+    images = torch.from_numpy(np.stack([noise, shape]))
+    expected = torch.from_numpy(np.load(Path(__file__).parent / "fixtures" / "kymatio_scattering.npy"))
+    found = scattering.Wavelets(28, 28)(images)
+    assert found.shape == expected.shape == (2, 81, 7, 7)
+    assert (found - expected).abs().max() < 1e-4
+    assert scattering.normalised(found) == pytest.approx(scattering.normalised(expected), abs=1e-3)
+    alone = scattering.features(images[1:])
+    assert torch.equal(scattering.features(images)[1:], alone)
+    assert alone.float().unflatten(1, (27, -1)).mean(2).abs().max() < 1e-3
+
+
+def test_a_part_of_a_set_is_transformed_as_the_whole_is() -> None:
+    images = torch.rand(7, 28, 28, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(scattering.features(images, batch=3), scattering.features(images), atol=2e-3)
 
 
 @pytest.mark.parametrize(
