@@ -51,6 +51,10 @@ AcceptVacuous = Annotated[
     bool, Option("--accept-vacuous", help="Train on real data although the plan calls the promise vacuous.")
 ]
 Plot = Annotated[Path | None, Option("--plot", metavar="PNG", help="Draw the guarantees into this file.")]
+Accuracy = Annotated[
+    bool,
+    Option("--accuracy", help="Predict what runs reach over epsilon, rounds and clients; public data alone."),
+]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON, and nothing else.")]
 Ledger = Annotated[Path, Argument(metavar="PATH", help="A ledger: a file of a run folder, or of real data.")]
 Bundle = Annotated[
@@ -135,7 +139,7 @@ def simulate(ctx: typer.Context, as_json: Json = False, accept_vacuous: AcceptVa
 
 
 @_verb(app, "plan", "Show what a budget affords.", HydraVerb)
-def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None) -> int:
+def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy: Accuracy = False) -> int:
     """Show what a budget affords: the noise it takes and epsilon after each tenth of the rounds. Nothing is trained.
 
     Example:
@@ -143,12 +147,13 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None) -> int:
       fedveil plan privacy.target_epsilon=1 cohort.rate=0.1
       fedveil plan task=heart privacy=record
       fedveil plan --plot guarantee.png
+      fedveil plan --accuracy task=digits privacy=record_distributed
     """
     require_extra("simulation", "fedveil plan")
     from .simulate import plan as body
 
     _own_modules()
-    return body(ctx.args, as_json, plot)
+    return body(ctx.args, as_json, plot, accuracy)
 
 
 @_verb(app, "compare", "Show the results of runs in one table.")

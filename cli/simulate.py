@@ -73,7 +73,7 @@ def simulate(argv: Sequence[str], as_json: bool = False) -> int:
     return code or (ended[0].exit_code if ended else FAILED)
 
 
-def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None) -> int:
+def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, accuracy: bool = False) -> int:
     """Run ``fedveil plan``: the same command line, no training and no folder."""
     checked = preflight(argv, writes=False)
     if plot is not None and checked.sweep:
@@ -82,6 +82,10 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None) -
         return 0
     if not checked.jobs:
         return _hydra(checked, argv, _job)
+    if accuracy:
+        from .accuracy import show_accuracy
+
+        return max(show_accuracy(job, settings, as_json=as_json) for job, settings in checked.jobs)
     from .deferred import HEAVY, defer
 
     defer(*HEAVY)

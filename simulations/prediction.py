@@ -1,0 +1,181 @@
+"""Prediction of a run's accuracy: the same simulation with a part of each cohort, and as much less noise.
+
+A round's noise on the mean is z C / (q N). A draw of a quarter of the clients with a quarter of the noise multiplier has
+the same on its mean, and trains a quarter of the clients. All of the data are drawn from, and every round is played. What
+differs is the spread of the clients who happen to be drawn, which privacy's noise exceeds where a cohort is not small
+(Granqvist et al. 2024, pfl-research, arXiv:2404.06430, section 4). Nothing of it is private, and nothing is charged: it is
+refused on data that are not declared public or made up.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from ..configs.schema import (
+    AllCohort,
+    ClientCentral,
+    ClientLevel,
+    FaultSettings,
+    NoAudit,
+    PoissonCohort,
+    Record,
+    RecordAndClient,
+    RecordDistributed,
+    SecaggSettings,
+    SimulationSettings,
+)
+from ..privacy.refusal import Refusal
+from ..server.run.build import build
+from ..server.run.client_instructions import client_settings
+from ..server.run.federation import Federation
+from ..server.run.run import evaluator
+from ..server.run.sum_plan import sum_plan
+from ..strategies.cohorts import Poisson
+from ..tasks.data import held_out_of
+from .simulate import run_simulation
+
+MOST_SHRINKING = 8.0
+LEAST_CLIENTS, LEAST_RECORDS = 12, 64  # of a draw, on average
+SEEDS = (0, 1)
+DRAWS = ("poisson", "fixed", "all")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Accuracy that a run is predicted to reach.
+
+    Attributes:
+      metric: its name.
+      values: one for each seed.
+    """
+
+    metric: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.values)
+
+
+def public_federation(settings: SimulationSettings) -> Federation:
+    """Return the federation of these settings, whose data are public or made up.
+
+    Raises:
+      Refusal: they are not, or there is nothing that predicts the mode.
+    """
+    federation = build(settings)
+    if not (federation.simulated and federation.held_out_public):
+        remedy = "a prediction looks at data that are public or made up alone; give a task whose data are declared so"
+        raise Refusal("task", federation.task_name, remedy)
+    if isinstance(settings.privacy, RecordAndClient) or settings.cohort.name not in DRAWS:
+        remedy = "is predicted by fedveil simulate alone, since a part of its cohort has another noise"
+        raise Refusal("privacy", f"{settings.privacy.name} with cohort={settings.cohort.name}", remedy)
+    return federation
+
+
+def predict(federation: Federation, seeds: Sequence[int] = SEEDS, clients: float = 1.0) -> Prediction:
+    """Return what a run of this federation is predicted to reach.
+
+    Args:
+      federation: as `public_federation` returns it.
+      seeds: of the draws and of the noise, one simulation each.
+      clients: how many times as many there were, with data like those of the clients that there are.
+    """
+    small = _shrunk(federation, clients)
+    found = [_played(federation, replace(small, seed=seed)) for seed in seeds]
+    metric = next(iter(found[0]))
+    return Prediction(metric, tuple(each[metric] for each in found))
+
+
+def _shrunk(federation: Federation, clients: float) -> Federation:
+    """Return the federation with smaller draws and as much less noise."""
+    privacy = federation.settings.privacy
+    expected = federation.cohort.expected_size(federation.num_clients)
+    shrinking = min(MOST_SHRINKING, max(1.0, expected / LEAST_CLIENTS))
+    known: dict[str, Any] = {"target_epsilon": None}
+    if isinstance(privacy, RecordDistributed):
+        shrinking = min(MOST_SHRINKING, max(1.0, privacy.sample_rate * federation.records / LEAST_RECORDS))
+        noise = _noise(federation) / (clients * shrinking)
+        known |= {"noise_multiplier": noise, "sample_rate": privacy.sample_rate / shrinking}
+        return _with(federation, privacy.model_copy(update=known), 1.0)
+    rate = expected / federation.num_clients / shrinking
+    if isinstance(privacy, ClientLevel):
+        noise = _noise(federation) / (clients * shrinking)
+        if (
+            federation.masking is not None
+        ):  # honest clients add the noise of those that may work for the server
+            noise /= (1 - federation.masking.collusion) ** 0.5
+        known |= {
+            "noise_schedule": "fixed",
+            "clipping_norm": privacy.clipping_norm,
+            "adjacency": privacy.adjacency,
+        }
+        own = privacy if isinstance(privacy, ClientCentral) else ClientCentral()
+        privacy = own.model_copy(update={**known, "noise_multiplier": noise})
+    if isinstance(privacy, Record) and (clients, shrinking) != (1.0, 1.0):
+        noise = _clients_noise(federation) / (clients * shrinking) ** 0.5
+        privacy = privacy.model_copy(update={**known, "noise_multiplier": noise})
+    return _with(federation, privacy, rate)
+
+
+def _noise(federation: Federation) -> float:
+    plan = sum_plan(federation)
+    assert plan is not None
+    return float(plan.noise_multiplier or 0)
+
+
+def _clients_noise(federation: Federation) -> float:
+    """Return the noise multiplier of a client of middling size."""
+    told = client_settings(federation, Path()).record
+    assert told is not None
+    return told.noise_multiplier(federation.sizes[len(federation.sizes) // 2])
+
+
+def _with(federation: Federation, privacy: Any, rate: float) -> Federation:
+    """Return the federation with another level of privacy and draw, and with nothing that costs time beside training."""
+    changed = {
+        "privacy": privacy,
+        "cohort": AllCohort() if rate == 1 else PoissonCohort(rate=rate),
+        "audit_group": NoAudit(),
+        "secagg_group": SecaggSettings(name="auto"),
+        "faults": FaultSettings(),
+        "callbacks": (),
+        "checkpoint_every": federation.settings.num_rounds,
+        "accept_vacuous": True,
+        "population": None,
+        "resume": None,
+    }
+    settings = federation.settings.model_copy(update=changed)
+    cohort = federation.cohort if rate == 1 else Poisson(rate)
+    return replace(federation, settings=settings, cohort=cohort, task=_Unmeasured(federation.task))
+
+
+def _played(federation: Federation, small: Federation) -> dict[str, float]:
+    """Return the metrics of the model that the small federation's run leaves."""
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = run_simulation(small, Path(folder) / "run", quiet=True)
+        arrays = load_file(outcome.folder / "model.safetensors")
+    return evaluator(federation)({name: value.numpy() for name, value in arrays.items()}, 0)
+
+
+class _Unmeasured:
+    """Task with one held-out example: a prediction measures nothing before the last round."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def held_out(self) -> Any:
+        """Return the first example."""
+        return held_out_of(self._task).batch(torch.arange(1))
