@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 import fedveil as fv
 from fedveil.client.app import Workbench, train_round
+from fedveil.client.dp_sgd.record_canaries import step_ratio
 from fedveil.client.dp_sgd.together import drawn, step
 from fedveil.client.dp_sgd.union import sum_of_union, union_of
 from fedveil.client.private_update import SUMMED_RECORD
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
+from fedveil.privacy.audit.verdict import by_one_run, judge
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, sum_event, take_back
@@ -400,6 +402,44 @@ def client_sums(number: int, client: int) -> np.ndarray:
     return sum_of_union(
         bench_of(task), union_of(bench_of(task)), instruct(content, spec, "run", number), [client], spec, 4000
     ).total
+
+
+class Canaries(OneEach):
+    """Records of which half are in by coins; those that are out have no gradient, as zero-out adjacency has it."""
+
+    num_clients, count = 1, 1000
+    coins = np.random.default_rng(5).random(count) < 0.5
+
+    def model(self) -> nn.Module:
+        net = nn.Embedding(self.count + 1, 1, padding_idx=self.count)
+        nn.init.zeros_(net.weight)
+        return net
+
+    def client_data(self, client: int) -> fv.Examples:
+        rows = torch.from_numpy(np.where(self.coins, np.arange(self.count), self.count))
+        return fv.Examples(rows[:, None], torch.zeros(self.count, dtype=torch.int64))
+
+
+def measured_of_canaries(noise: float, factor: float, rounds: int) -> float:
+    """Return the epsilon that one run shows of canary records, by what became of each in every noised sum."""
+    task, size = Canaries(), Canaries.count + 1
+    bench, unit = bench_of(task), 0.4 * TERMS.max_grad_norm
+    union, spec = union_of(bench), SumSpec(unit * size, cells=1 << 30, unit_norm=unit)
+    content = RecordDict({"arrays": ArrayRecord(task.model().state_dict())})
+    scores = np.zeros(Canaries.count)
+    for number in range(1, rounds + 1):
+        total = sum_of_union(bench, union, instruct(content, spec, "run", number), [0], spec, size).total
+        noised, _ = add_noise(total, noise * factor, spec, Randomness(9).stream("noise", number))
+        scores += step_ratio(-noised[:-1] * spec.step / unit, noise, TERMS.sample_rate)
+    methods = by_one_run(scores[Canaries.coins], scores[~Canaries.coins], 1e-5, gaussian=True)
+    return judge(methods, 1.0, 1e-3).findings[0].lower
+
+
+def test_canary_records_show_less_than_is_claimed_and_more_once_the_noise_is_halved() -> None:
+    noise, rounds = 1.5, 30
+    claimed = epsilon({PoissonSampledDpEvent(TERMS.sample_rate, GaussianDpEvent(noise)): rounds}, 1e-5)
+    assert 0.2 * claimed < measured_of_canaries(noise, 1.0, rounds) <= claimed
+    assert measured_of_canaries(noise, 0.5, rounds) > claimed
 
 
 def test_a_second_local_step_on_a_share_of_the_noise_would_cost_far_more_than_two_steps() -> None:
