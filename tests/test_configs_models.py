@@ -37,7 +37,11 @@ OF_TASK = {
     "local_epochs",
     "clipping_norm",
 }
-TARGET = {"task/custom": {"target": "mine:Task"}, "strategy/custom": {"target": "mine:Strategy"}}
+TARGET = {
+    "task/custom": {"target": "mine:Task"},
+    "strategy/custom": {"target": "mine:Strategy"},
+    "partition/flwr": {"target": "flwr_datasets.partitioner.IidPartitioner"},
+}
 
 
 def options() -> Iterator[tuple[str, dict[str, Any]]]:
