@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from ..client.app import check_engine
-from ..configs.schema import SimulationSettings
+from ..client.app import Workbench, check_engine
+from ..client.training.in_place import check_apart
+from ..configs.local_training import LocalTraining
+from ..configs.schema import ClientLevel, SimulationSettings
 from ..server.run.build import build
 from ..server.run.callbacks import Callback
 from ..server.run.federation import Federation
 from ..server.run.prepare import some_examples
 from ..server.run.run import Environment, RunResult, run_federation
+from ..strategies.client_settings import ClientSettings
 from ..strategies.flower_adapter import QUIET
 from .engines import on_engine
 
@@ -63,9 +66,25 @@ def run_simulation(
     """
     with _state_kept():
         check_engine(federation.gradients, federation.task, partial(some_examples, federation))
+        _check_clients_apart(federation)
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         around = Environment(partial(on_engine, grid=grid), objects=callbacks)
         return run_federation(federation, folder, around, quiet)
+
+
+def _check_clients_apart(federation: Federation) -> None:
+    """Refuse real clients of which one reaches another in this process, where each is hidden as a whole."""
+    settings = federation.settings
+    if federation.simulated or not isinstance(federation.summed, ClientLevel):
+        return
+    # On the processor: a process that has touched a GPU cannot be forked for its workers. A DP-SGD's own optimizer asks
+    # for noise, and is made anew for each client.
+    training = settings.local_training if federation.record is None else LocalTraining(batch_size=2)
+    check_apart(
+        Workbench(
+            ClientSettings(federation.task_name, training, dtype=settings.engine.dtype), federation.task
+        )
+    )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import copy
 import math
 import random
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..privacy.refusal import Refusal
-from .data import Data, LazyExamples, leaves, mapped, rows_of, run_on
+from .data import Data, Examples, LazyExamples, leaves, mapped, rows_of, run_on
 from .protocol import Objective
 
+MOST_CLASSES = 500  # batches of targets, of one example and some classes each
 BATCH = 6  # examples of the probe; each pair of them is tried
 SEED = 0x0FEDFE11  # of the layers' own randomness while the probe runs; it protects nothing
 EXTREME = 1e3  # times an input's own size: moves sorted places, maxima and thresholds
@@ -122,9 +123,49 @@ def check_independence(model: nn.Module, objective: Objective, data: Data) -> No
             _check_collate(probe, data)
 
 
+def _spread(count: int) -> Tensor:
+    """Return `BATCH` positions from all over the data, whose order may be that of their classes."""
+    numbers = torch.arange(BATCH)
+    return numbers * count // BATCH if count > BATCH else numbers % count
+
+
+def batches_of_all(clients: Iterable[Data]) -> Iterator[Data]:
+    """Yield data to measure independence on, in which each client has an example of its own.
+
+    Examples of up to `BATCH` clients share a batch. What is read, or has not the first one's shape, is taken by itself.
+
+    Args:
+      clients: the data of each, some of which may be empty.
+    """
+    shared: list[tuple[Tensor, Tensor]] = []
+    for data in clients:
+        if not len(data):
+            continue
+        few = None if isinstance(data, LazyExamples) else data.batch(_spread(len(data)))
+        if few is None or not isinstance(few[0], Tensor) or (shared and not _alike(few, shared[0])):
+            yield data
+            continue
+        shared.append(few)
+        if len(shared) == BATCH:
+            yield _by_turns(shared)
+            shared = []
+    if shared:
+        yield _by_turns(shared)
+
+
+def _alike(few: tuple[Tensor, Tensor], first: tuple[Tensor, Tensor]) -> bool:
+    return all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(few, first, strict=True))
+
+
+def _by_turns(shared: Sequence[tuple[Tensor, Tensor]]) -> Examples:
+    """Return an example of each, then another one of each."""
+    inputs, targets = (torch.stack(parts, 1).flatten(0, 1) for parts in zip(*shared, strict=True))
+    return Examples(inputs[:BATCH], targets[:BATCH])
+
+
 def _prepared(model: nn.Module, objective: Objective, data: Data) -> Probe:
     """Return the probe in double precision, or as it is where the model's code insists on its own."""
-    inputs, targets = mapped(torch.clone, data.batch(torch.arange(BATCH) % len(data)))
+    inputs, targets = mapped(torch.clone, data.batch(_spread(len(data))))
     for tensor in leaves(inputs):
         if len(data) < BATCH and tensor.is_floating_point():  # equal rows would hide what orders them
             tensor[len(data) :] *= 1 + torch.rand_like(tensor[len(data) :])
@@ -255,6 +296,25 @@ def _check_loss(probe: Probe) -> None:
             if probe.differ(ours, theirs):
                 found = "its gradient is not that of the mean of the examples' losses"
                 raise Refusal(name, found, WEIGHTS_REMEDY)
+    for targets in _of_every_class(calm, probe.targets):
+        try:
+            together, alone = probe.objective.loss(calm, targets), probe.losses(calm, targets)
+        except (RuntimeError, LookupError, ValueError):
+            continue  # a class that the loss does not know
+        if probe.differ(together, torch.stack(alone).mean()):
+            found = "it is not the mean of the examples' losses where their classes differ"
+            raise Refusal(f"{type(probe.objective).__name__}.loss", found, WEIGHTS_REMEDY)
+
+
+def _of_every_class(outputs: Any, targets: Tensor) -> Iterator[Tensor]:
+    """Yield targets in which each class stands beside others: few examples of one client may all be of one."""
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or targets.dim() != 1:
+        return
+    classes = outputs.shape[1]
+    if targets.is_floating_point() or not bool(((targets >= 0) & (targets < classes)).all()):
+        return
+    for first in range(0, classes, max(BATCH - 1, classes // MOST_CLASSES)):
+        yield torch.cat([targets[:1], (first + torch.arange(BATCH - 1)) % classes])
 
 
 def _check_lone_loss(probe: Probe, alone: Sequence[Tensor]) -> None:

@@ -79,6 +79,27 @@ MUTATIONS = {
         "test_client_persons.py",
         "counted_by_record",
     ),
+    "a loss is measured on the classes of a few examples": Mutation(
+        "tasks/independence.py",
+        "for targets in _of_every_class(calm, probe.targets):",
+        "for targets in ():",
+        "test_tasks_independence.py",
+        "of_one_class",
+    ),
+    "clients of one process are not held apart": Mutation(
+        "simulations/simulate.py",
+        "        _check_clients_apart(federation)\n",
+        "",
+        "test_preconditions.py",
+        "carries_one_client",
+    ),
+    "records of the first client alone are measured": Mutation(
+        "server/run/prepare.py",
+        "if federation.simulated or federation.deployed is not None:\n        return [some_examples",
+        "if True:\n        return [some_examples",
+        "test_preconditions.py",
+        "records_of_each_client",
+    ),
     "real data without a name are all one data set": Mutation(
         "server/run/federation.py",
         'raise Refusal("task.data_id", None, remedy)',
@@ -382,8 +403,8 @@ MUTATIONS = {
     ),
     "records are trained without measuring that they are apart": Mutation(
         "server/run/prepare.py",
-        "        check_independence(federation.task.model(), federation.task, some_examples(federation))\n",
-        "",
+        "            check_independence(federation.task.model(), federation.task, data)\n",
+        "            pass\n",
         "test_preconditions.py",
         "leak or mixes",
     ),

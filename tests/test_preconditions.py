@@ -267,6 +267,82 @@ def test_what_a_model_remembers_of_one_client_does_not_reach_the_next(engine: An
         np.testing.assert_array_equal(after[name], value)
 
 
+CENTRAL = (
+    "privacy=client_central",
+    "privacy.target_epsilon=8",
+    "privacy.allow_large_delta=true",
+    "accept_vacuous=true",
+)
+WATCHED = """class Watched(nn.Sequential):
+    def forward(self, inputs):
+        LARGE[0] = int(float(inputs.detach().abs().min(1).values.max()) > 5e6)
+        return super().forward(inputs)
+
+
+class Hospitals"""
+REMEMBERING = {
+    "a loss that keeps a mean": (
+        "F.cross_entropy(outputs - self.mean(outputs), targets)",
+        """
+    kept = 0.0
+
+    def mean(self, outputs):
+        self.kept = 0.9 * self.kept + 0.1 * float(outputs.detach().mean())
+        return torch.tensor([self.kept, 0.0])
+""",
+    ),
+    "a list of the module": (
+        "F.cross_entropy(outputs * seen(targets), targets)",
+        """
+
+SEEN = [1.0]
+
+
+def seen(targets):
+    SEEN[0] += float(targets.sum())
+    return 1 / SEEN[0]
+""",
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", [CENTRAL, ("privacy=none",)], ids=["hidden", "not hidden"])
+@pytest.mark.parametrize("memory", REMEMBERING)
+def test_a_task_that_carries_one_client_to_the_next_is_refused(
+    memory: str, mode: tuple[str, ...], tmp_path: Path, commands: Any
+) -> None:
+    loss, members = REMEMBERING[memory]
+    write_task(tmp_path, loss=loss)
+    source = tmp_path / "hospitals.py"
+    source.write_text(source.read_text() + members)
+    code, command = commands.run("simulate", *asked(tmp_path, *mode, "num_rounds=1", "cohort=all"))
+    if mode != CENTRAL:
+        assert code == 0, command.err
+        return
+    assert code == 2 and "task='Hospitals': a client gives another vector" in command.err, command.err
+    assert not list(tmp_path.rglob("*.ledger"))
+
+
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, "F.cross_entropy(F.dropout(outputs), targets)"])
+def test_a_task_that_carries_nothing_trains(loss: str, tmp_path: Path, commands: Any) -> None:
+    write_task(tmp_path, loss=loss)
+    code, command = commands.run("simulate", *asked(tmp_path, *CENTRAL, "num_rounds=1", "cohort=all"))
+    assert code == 0, command.err
+
+
+def test_records_of_each_client_are_measured(tmp_path: Path, commands: Any) -> None:
+    """A layer mixes the last client's records alone, whose second input is out of the others' range."""
+    write_task(tmp_path, layer="h = h - (h - h.mean(0)) * (self.training and bool(LARGE[0]))")
+    source = tmp_path / "hospitals.py"
+    large = "LARGE = [0]\n\n\nclass Layer"
+    text = source.read_text().replace("class Layer", large)
+    text = text.replace("return nn.Sequential(", "return Watched(").replace("class Hospitals", WATCHED)
+    text = text.replace("return Examples(inputs,", "inputs += 1e7 * (seed == 2); return Examples(inputs,")
+    source.write_text(text)
+    code, command = commands.run("simulate", *asked(tmp_path, *RECORD))
+    assert code == 2 and "one example's output changes" in command.err, command.err
+
+
 @pytest.mark.parametrize("where", ["buffer", "number", "list", "late"])
 def test_a_model_with_a_memory_is_not_trained_many_clients_at_once(where: str) -> None:
     assert not can_vectorise(bench_of(where))

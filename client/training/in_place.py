@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,14 +25,18 @@ from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.private_sum import CohortSum, add_update
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
+from ...privacy.refusal import Refusal
 from ...strategies.canaries import add_canary
 from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
-from ...tasks.data import data_of
+from ...tasks.arrays import load_arrays, read_arrays
+from ...tasks.data import Data, Examples, data_of
 from ...tasks.hardware import moved, placed
 from ..app import TRAIN_LOSS, Workbench, seed_layers, training_settings
 from .sgd import train
 
 logger = logging.getLogger("fedveil.client")
+
+ROUNDING = 1e-6  # of the largest number in a model
 
 Move = tuple[NDArray[Any], Tensor, NDArray[Any]]
 
@@ -109,6 +113,49 @@ class InPlaceRound:
         except ValueError:
             logger.exception("round failed at this client")
             cohort_sum.drop("failed")
+
+
+def check_apart(bench: Workbench) -> None:
+    """Refuse a task that carries something of one client to the next one in this process.
+
+    A client trains on few of its examples, then another one, then the first again: it must give the same vector.
+
+    Args:
+      bench: of the task, not used otherwise.
+
+    Raises:
+      Refusal: the vectors differ.
+    """
+    start = read_arrays(bench.model)
+    training = replace(bench.settings.training, local_epochs=1)
+    few: list[Data] = []
+    for client in range(bench.task.num_clients):
+        if len(data := data_of(bench.task, client)):
+            few.append(_first(data, 2 * training.batch_size))
+        if len(few) == 2:
+            break
+    else:
+        return  # nobody stands beside another
+
+    def trained(which: int) -> NDArray[Any]:
+        bench.forget()
+        load_arrays(bench.model, start)
+        near = placed(few[which], bench.device)
+        seed_layers(0, which, near, bench.device)
+        train(bench.model, bench.task, near, training, which, 0, bench.precision)
+        return np.concatenate(
+            [np.ravel(each).astype(np.float64) for each in read_arrays(bench.model).values()]
+        )
+
+    alone, _, after = (trained(which) for which in (0, 1, 0))
+    if not np.allclose(alone, after, rtol=0, atol=ROUNDING * float(np.abs(alone).max()), equal_nan=True):
+        remedy = "another vector after another client has trained; keep nothing of the examples in the loss or the optimizer"
+        raise Refusal("task", type(bench.task).__name__, f"a client gives {remedy}")
+
+
+def _first(data: Data, count: int) -> Data:
+    """Return at most so many examples; of a task's own batches, so that nothing random is read twice."""
+    return Examples(*data.batch(torch.arange(min(count, len(data)))))
 
 
 def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW
 from ...tasks.data import Data, check_data, data_of, held_out_of, placeholder, run_on
-from ...tasks.independence import check_independence
+from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
 from ...tasks.protocol import check_trainable
 from .. import noise_key
@@ -66,7 +66,8 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         warn(NOT_MEASURED)
     if federation.record is not None or federation.together is not None:
         check_trainable(federation.task.model())
-        check_independence(federation.task.model(), federation.task, some_examples(federation))
+        for data in _to_measure(federation):
+            check_independence(federation.task.model(), federation.task, data)
     _check_other_ledger(federation)
     make_strategy_of(federation)
     _ = federation.masking  # refuses a cohort that no sum can hide
@@ -149,8 +150,15 @@ def _check_every(federation: Federation, canaries: bool) -> None:
         _ = federation.sizes  # refuses a federation without examples
 
 
+def _to_measure(federation: Federation) -> Iterable[Data]:
+    """Return examples to measure independence on: of each client, or of one where nobody's data are at stake."""
+    if federation.simulated or federation.deployed is not None:
+        return [some_examples(federation)]
+    return batches_of_all(data_of(federation.task, client) for client in range(federation.num_clients))
+
+
 def some_examples(federation: Federation) -> Data:
-    """Return examples to measure independence on: a client's, or the public ones where clients keep theirs."""
+    """Return examples of the shape that clients have: a client's, or the public ones where clients keep theirs."""
     task = federation.task
     if federation.deployed is not None:
         return held_out_of(task)
