@@ -9,7 +9,9 @@ import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -26,7 +28,7 @@ from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort, tossed_rate
-from ..strategies.flower_adapter import report_in_sentences
+from ..strategies.flower_adapter import report_in_sentences, start_checked
 from ..strategies.grids import AskingGrid
 from .participants import Participants
 from .private_grid import PrivateGrid
@@ -58,6 +60,7 @@ def protect(
     ledger_dir: Path | str | None = None,
     allow_large_delta: bool = False,
     accept_vacuous: bool = False,
+    held_out: Literal["public", "private"] = "private",
 ) -> Generator[ProtectedGrid]:
     """Wrap a Flower grid so that what a strategy does on it stays within the budget; use it in a `with` block.
 
@@ -76,6 +79,8 @@ def protect(
       ledger_dir: an absolute folder for the ledger; None is the user's own, where `fedveil budget` looks.
       allow_large_delta: accept a delta above one over the population.
       accept_vacuous: accept a guarantee that leaves nothing to learn, or rounds without clients.
+      held_out: whose the data of the strategy's `evaluate_fn` are. What is measured on private ones is a release that no
+        budget covers, so the strategy does not start with them.
 
     Returns:
       A context manager of the protected grid.
@@ -118,6 +123,8 @@ def protect(
       (2,)
     """
     report_in_sentences(Refusal, NobodyAnswered)
+    if held_out not in ("public", "private"):
+        raise Refusal("held_out", held_out, "say public or private")
     if warning := _check_terms(budget, cohort, population, allow_large_delta):
         logger.warning(warning)
     path = _ledger_path(data_id, ledger_dir)
@@ -135,7 +142,9 @@ def protect(
             _require_use(plan, cohort, population)
         privacy = SumPrivacy(plan, ledger)
         inner = PrivateGrid(Participants(grid, cohort, population, declared=True), privacy=privacy)
-        yield ProtectedGrid(inner, privacy, budget)
+        protected = ProtectedGrid(inner, privacy, budget)
+        with start_checked(partial(_check_evaluation, protected, held_out)):
+            yield protected
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------
@@ -154,6 +163,12 @@ def _check_terms(budget: Budget, cohort: Cohort, population: int, allow_large_de
     check_adjacency("budget.adjacency", budget.adjacency, told)
     check_cohort_size(math.ceil(cohort.expected_size(population)), population)
     return check_delta("", budget.target_delta, population, "clients", allow_large_delta)
+
+
+def _check_evaluation(protected: ProtectedGrid, held_out: str, grid: object, evaluate_fn: object) -> None:
+    if grid is protected and evaluate_fn is not None and held_out == "private":
+        remedy = 'the held-out data count as private; if they are public, say held_out="public" to protect, else leave it out'
+        raise Refusal("evaluate_fn", getattr(evaluate_fn, "__name__", "given"), remedy)
 
 
 def _require_use(plan: Plan, cohort: Cohort, population: int) -> None:

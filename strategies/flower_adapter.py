@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.user_config import UserConfig
+from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -81,6 +85,30 @@ def report_in_sentences(*kinds: type[Exception]) -> None:
         return True
 
     logging.getLogger("flwr").addFilter(shorten)
+
+
+@contextmanager
+def start_checked(check: Callable[[object, object], None]) -> Generator[None]:
+    """Call `check` with the grid and the `evaluate_fn` before any strategy starts in the block.
+
+    Flower hands `evaluate_fn` to the strategy alone, and calls it before the grid is used at all.
+
+    Args:
+      check: may refuse.
+    """
+    start = Strategy.start
+
+    @wraps(start)
+    def checked(*args: Any, **kwargs: Any) -> Result:
+        given = signature(start).bind(*args, **kwargs).arguments
+        check(given["grid"], given.get("evaluate_fn"))
+        return start(*args, **kwargs)
+
+    Strategy.start = checked
+    try:
+        yield
+    finally:
+        Strategy.start = start
 
 
 def client_context(run_id: int, client: int, num_clients: int, run_config: dict[str, Any]) -> Context:

@@ -3,6 +3,8 @@
 import json
 import math
 import runpy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +31,9 @@ from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
 from fedveil.privacy.audit.verdict import by_one_run, judge
-from fedveil.privacy.budget import Adjacency, Adversary
+from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
+from fedveil.privacy.ledger import data_sets
+from fedveil.privacy.ledger.data_sets import Owed
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, sum_event, take_back
 from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_noise, decode, encode
@@ -574,9 +578,35 @@ def test_real_records_do_not_pay_from_two_budgets(tmp_path: Path) -> None:
         ledgers = tmp_path / first.name
         spend(first, ledgers)
         before = {path: path.read_bytes() for path in ledgers.glob("*.ledger")}
-        with pytest.raises(Refusal, match=f"spent by privacy={first.name} on"):
+        with pytest.raises(Refusal, match=f"charged by privacy={first.name},"):
             spend(second, ledgers)
         assert {path: path.read_bytes() for path in ledgers.glob("*.ledger")} == before
+
+
+def test_of_two_modes_that_begin_at_once_one_charges_the_records(tmp_path: Path) -> None:
+    names = ["record", "record_distributed"]
+    known = data_sets.DataSet()  # which both have seen
+    for name in names:
+        data_sets.require_records(known, name)
+    ready = threading.Barrier(2)
+
+    def begin(name: str) -> str | None:
+        ready.wait()
+        try:
+            data_sets.claim_records(tmp_path, "made", name)
+        except Refusal as refusal:
+            return str(refusal)
+        data_sets.settle(
+            tmp_path, "made", Owed({}, False, data_sets.DataSet(("a",))), Budget(Unit.RECORD, 1.0, 1e-5)
+        )
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(begin, names))
+    assert sorted(map(bool, said)) == [False, True]
+    charged = names[said.index(None)]
+    assert data_sets.read_data_sets(tmp_path)["made"] == data_sets.DataSet(("a",), (), charged)
+    assert f"charged by privacy={charged}" in next(filter(None, said))
 
 
 def test_an_order_tells_the_step() -> None:

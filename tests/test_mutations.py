@@ -79,6 +79,20 @@ MUTATIONS = {
         "test_client_persons.py",
         "counted_by_record",
     ),
+    "a protected app measures private held-out data": Mutation(
+        "server/protect.py",
+        'evaluate_fn is not None and held_out == "private"',
+        "False",
+        "test_server_protect.py",
+        "only_if_they_are_public",
+    ),
+    "two modes charge the same records at once": Mutation(
+        "server/run/prepare.py",
+        "    _claim_records(federation)\n",
+        "",
+        "test_client_together.py",
+        "two_budgets",
+    ),
     "a loss is measured on the classes of a few examples": Mutation(
         "tasks/independence.py",
         "for targets in _of_every_class(calm, probe.targets):",
@@ -108,9 +122,9 @@ MUTATIONS = {
         "without_a_name",
     ),
     "the same real records pay from two budgets": Mutation(
-        "server/run/prepare.py",
-        "    if spent is not None:\n        used",
-        "    if False:\n        used",
+        "privacy/ledger/data_sets.py",
+        'if known.records not in ("", mode):',
+        "if False:",
         "test_client_together.py",
         "two_budgets",
     ),

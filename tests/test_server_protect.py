@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg, Result
+from flwr.serverapp.strategy import FedAdam, FedAvg, Result
 
 from fedveil.client.private_update import private_update
 from fedveil.privacy.budget import Budget
@@ -70,6 +70,30 @@ def run(grid: Any, rounds: int = 3, **terms: Any) -> tuple[Result, ProtectedGrid
     start = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
     with protect(grid, **TERMS | terms) as protected:
         return FedAvg().start(protected, start, num_rounds=rounds), protected
+
+
+def measured(number: int, arrays: ArrayRecord) -> MetricRecord:
+    return MetricRecord({"round": number, "first": float(arrays["w"].numpy()[0])})
+
+
+@pytest.mark.parametrize("strategy", [FedAvg, FedAdam])
+def test_held_out_data_are_measured_only_if_they_are_public(strategy: type[FedAvg], home: Path) -> None:
+    start, own = ArrayRecord({"w": Array(np.zeros(2, np.float32))}), strategy.start
+    with protect(grid_of(), **TERMS) as protected:
+        with pytest.raises(Refusal, match=r"evaluate_fn='measured': the held-out data count as private"):
+            strategy().start(grid=protected, initial_arrays=start, num_rounds=1, evaluate_fn=measured)
+        with pytest.raises(Refusal, match="evaluate_fn"):
+            strategy().start(protected, start, 1, 3600, None, None, measured)
+        assert not protected.grid.rounds
+    assert strategy.start is own
+    with protect(grid_of(), **TERMS, held_out="public") as protected:
+        result = strategy().start(protected, start, num_rounds=1, evaluate_fn=measured)
+    assert sorted(result.evaluate_metrics_serverapp) == [0, 1]
+    with (
+        pytest.raises(Refusal, match="held_out='mine': say public or private"),
+        protect(grid_of(), **TERMS, held_out="mine"),
+    ):
+        pass
 
 
 def ledgers(folder: Path) -> list[Path]:

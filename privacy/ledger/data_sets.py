@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,10 +41,12 @@ class DataSet:
     Attributes:
       fingerprints: of the clients' data in the last run that protected records, in the clients' order.
       adopted: names of ledgers from before, which hold what the same people have spent.
+      records: the mode that charges the records, of which another mode would keep a second budget; empty before one does.
     """
 
     fingerprints: tuple[str, ...] = ()
     adopted: tuple[str, ...] = ()
+    records: str = ""
 
 
 def population_ledger(data_id: str) -> str:
@@ -74,7 +76,7 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
     try:
         found = json.loads(path.read_bytes())
         return {
-            name: DataSet(*map(tuple, (each["fingerprints"], each["adopted"])))
+            name: DataSet(tuple(each["fingerprints"]), tuple(each["adopted"]), str(each.get("records", "")))
             for name, each in found.items()
         }
     except (FileNotFoundError, NotADirectoryError):
@@ -84,16 +86,53 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
         raise Refusal("ledger", str(path), remedy) from error
 
 
-def _write(folder: Path, data_id: str, known: DataSet) -> None:
+def _change(folder: Path, data_id: str, change: Callable[[DataSet], DataSet]) -> None:
     lock = Lock(folder / FILE, WAIT_SECONDS)
     try:
-        sets = {**read_data_sets(folder), data_id: known}
+        sets = read_data_sets(folder)
+        sets[data_id] = change(sets.get(data_id, DataSet()))
         text = json.dumps({name: asdict(each) for name, each in sets.items()}, indent=1) + "\n"
         replace_file(folder / FILE, text.encode())
     except OSError as error:
         raise Refusal("ledger", str(folder / FILE), f"cannot be written ({error.strerror})") from error
     finally:
         lock.release()
+
+
+def claim_records(folder: Path, data_id: str, mode: str) -> None:
+    """Note, durably, the mode that charges a data set's records, whichever of two runs comes first.
+
+    Args:
+      folder: of the ledgers; it must exist.
+      data_id: of the data set.
+      mode: of the run that is about to begin.
+
+    Raises:
+      Refusal: another mode charges them.
+    """
+
+    def claimed(now: DataSet) -> DataSet:
+        require_records(now, mode)
+        return replace(now, records=mode)
+
+    _change(folder, data_id, claimed)
+
+
+def require_records(known: DataSet, mode: str) -> None:
+    """Refuse a mode that would spend a second budget of the same records.
+
+    Args:
+      known: of their data set.
+      mode: of a run.
+
+    Raises:
+      Refusal: another mode charges them.
+    """
+    if known.records not in ("", mode):
+        remedy = (
+            f"these records are charged by privacy={known.records}, on ledgers that this mode does not charge"
+        )
+        raise Refusal("privacy", mode, f"{remedy}; go on with that")
 
 
 def adopt(folder: Path, old: str, data_id: str) -> None:
@@ -113,7 +152,7 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
     _book(path)
     known = read_data_sets(folder).get(data_id, DataSet())
     if old not in known.adopted:
-        _write(folder, data_id, replace(known, adopted=(*known.adopted, old)))
+        _change(folder, data_id, lambda now: replace(now, adopted=(*now.adopted, old)))
 
 
 @dataclass(frozen=True)
@@ -159,7 +198,9 @@ def owed_by_clients(folder: Path, data_id: str, fingerprints: Sequence[str]) -> 
         charges[name] = _sum(missing, before)
     left = tuple(each for each in known.adopted if each not in adopted)
     return Owed(
-        {name: each for name, each in charges.items() if any(each.values())}, changed, DataSet(prints, left)
+        {name: each for name, each in charges.items() if any(each.values())},
+        changed,
+        replace(known, fingerprints=prints, adopted=left),
     )
 
 
@@ -211,7 +252,7 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
             _state(known),
         )
     if owed.after != known or data_id not in sets:
-        _write(folder, data_id, owed.after)
+        _change(folder, data_id, lambda now: replace(owed.after, records=now.records))
 
 
 def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str) -> None:
@@ -236,7 +277,8 @@ def _named(stem: str, prefix: str) -> bool:
 
 
 def _state(known: DataSet) -> str:
-    return "carried over " + hashlib.sha256(json.dumps(asdict(known)).encode()).hexdigest()[:16]
+    before = {"fingerprints": known.fingerprints, "adopted": known.adopted}
+    return "carried over " + hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
 
 
 def _book(path: Path) -> Book:

@@ -388,18 +388,6 @@ class Federation:
         return data_sets.client_ledgers(self.data_id, self.fingerprints)
 
     @property
-    def other_record_ledgers(self) -> list[Path]:
-        """Ledgers of real records that the other mode that hides records charges: of all together, or of each client."""
-        home = ledger_home(self.settings.ledger_dir)
-        if self.together is None:
-            return [home / f"{POPULATION}{RECORDS}{self.owner[:NAMED]}.ledger"]
-        known = data_sets.read_data_sets(home).get(self.data_id, data_sets.DataSet())
-        before = data_sets.client_ledgers(
-            self.data_id, known.fingerprints
-        )  # the data may be split otherwise now
-        return [home / f"{name[:NAMED]}.ledger" for name in (*self.client_ledgers, *before)]
-
-    @property
     def owed(self) -> Owed | None:
         """What the clients' ledgers are to be charged of their people's earlier losses before a run; None in a simulation."""
         if self.simulated or self.deployed is not None:

@@ -17,7 +17,7 @@ from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
-from ...strategies.training_order import NEW
+from ...strategies.training_order import NEW, Mode
 from ...tasks.data import Data, check_data, data_of, held_out_of, placeholder, run_on
 from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
@@ -29,7 +29,7 @@ from . import run_folder
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .display import warn
-from .federation import Federation, Run
+from .federation import Federation, Run, ledger_home
 from .record_ledgers import require_heads
 from .run_folder import Saved
 from .sum_plan import adaptation_of, metrics_share_of, require_one_round, sum_plan, sum_plan_with
@@ -68,7 +68,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         check_trainable(federation.task.model())
         for data in _to_measure(federation):
             check_independence(federation.task.model(), federation.task, data)
-    _check_other_ledger(federation)
+    _check_other_mode(federation)
     make_strategy_of(federation)
     _ = federation.masking  # refuses a cohort that no sum can hide
     if saved is None and (not federation.simulated or federation.summed is None):
@@ -110,27 +110,40 @@ def _check_named(federation: Federation) -> None:
         _ = federation.data_id
 
 
-def _check_other_ledger(federation: Federation) -> None:
-    """Refuse real records that have spent by the other mode that hides them, whose ledgers this one does not charge.
+def _check_other_mode(federation: Federation) -> None:
+    """Refuse real records that are charged by the other mode that hides them, whose ledgers this one does not charge.
 
     On one machine `record` charges each client's ledger and `record_distributed` one of all records; two budgets for the
     same people would be spent one after the other. A device has one ledger of records for both.
     """
-    if federation.simulated or federation.deployed is not None:
+    if not _charges_records(federation):
         return
-    together = federation.together is not None
-    if together and federation.clients_per_person is not None:
+    if federation.together is not None and federation.clients_per_person is not None:
         remedy = (
             "a ledger of real records does not tell for how many clients it counted a person; leave it null"
         )
         raise Refusal("privacy.clients_per_person", federation.clients_per_person, remedy)
-    if not together and federation.record is None:
-        return
-    spent = next((path for path in federation.other_record_ledgers if path.exists()), None)
-    if spent is not None:
-        used = "record" if together else "record_distributed"
-        remedy = f"these records have spent by privacy={used} on {spent}, which this mode does not charge; go on with that"
-        raise Refusal("privacy", str(federation.mode), remedy)
+    known = data_sets.read_data_sets(ledger_home(federation.settings.ledger_dir))
+    told = known.get(federation.data_id, data_sets.DataSet())
+    data_sets.require_records(told, _charging(federation))
+
+
+def _charges_records(federation: Federation) -> bool:
+    hides = federation.together is not None or federation.record is not None
+    return hides and not federation.simulated and federation.deployed is None
+
+
+def _charging(federation: Federation) -> str:
+    """Return the mode that charges records: where clients are hidden as well, each client's ledger is the same."""
+    return str(Mode.RECORD_DISTRIBUTED if federation.together is not None else Mode.RECORD)
+
+
+def _claim_records(federation: Federation) -> None:
+    """Note which mode charges real records on this machine; of two that begin at the same time one is refused."""
+    if _charges_records(federation):
+        home = ledger_home(federation.settings.ledger_dir)
+        run_folder.make_folder("ledger.dir", home)
+        data_sets.claim_records(home, federation.data_id, _charging(federation))
 
 
 def _check_every(federation: Federation, canaries: bool) -> None:
@@ -195,6 +208,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
       Refusal: a folder or the ledger cannot be opened, or what is left of the budget affords no round.
     """
     federation = run.federation
+    _claim_records(federation)
     if run.client.record is not None:
         key = "ledger.dir" if not federation.simulated else "hydra.run.dir"
         run_folder.make_folder(key, Path(run.client.record.ledger_dir))

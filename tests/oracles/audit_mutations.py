@@ -113,6 +113,8 @@ BEYOND: dict[str, str] = {
     "records of the first client alone are measured": "what a layer does to other data; no noise is missing",
     "clients of one process are not held apart": "one client's part in another's update is within its clip",
     "a loss is measured on the classes of a few examples": "a loss of examples that nobody has yet; no noise is missing",
+    "two modes charge the same records at once": "two budgets are spent; each sum has its noise",
+    "a protected app measures private held-out data": "leaves beside the sum, where an audit of sums does not look",
     "private held-out data are evaluated": "leaves beside the sum, where an audit of sums does not look",
     "a device trains by another schema than the server's": "another model is trained, and noised as claimed",
     "real tables are measured on their clients' rows": "leaves beside the sum, where an audit of sums does not look",
