@@ -147,7 +147,7 @@ class FinishedRun:
         return predictions(self.model, self._task(), data, "accuracy" in self.metrics)
 
     def plot(self) -> Figure:
-        """Return accuracy and epsilon against rounds, as curve.png shows them.
+        """Return accuracy and epsilon against rounds, and epsilon against delta, as curve.png shows them.
 
         Raises:
             Refusal: no round has ended, or Matplotlib is not installed.
@@ -162,7 +162,7 @@ class FinishedRun:
         asked = config_of(self.folder)
         task = self.result.get("task", asked["task"]["name"])
         title = f"{task}, privacy={asked['privacy']['name']}: {self.status}"
-        return curve(self.history, title)
+        return curve(self.history, self.result["privacy"], title)
 
 
 def _load_notebook_backend() -> None:

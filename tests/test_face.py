@@ -115,10 +115,15 @@ def test_the_plot_is_a_figure_and_the_callers_backend_stays(tmp_path: Path) -> N
     assert isinstance(figure, Figure) and matplotlib.get_backend() == before
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "held-out accuracy",
+        "epsilon",
         "epsilon spent (client level)",
     ]
+    (row,) = (row for row in run.privacy if row["adversary"] == "model")
+    drawn = [tuple(pair) for pair in figure.axes[1].lines[0].get_xydata().tolist()]
+    assert drawn == [tuple(pair) for pair in row["curve"]["epsilon"]]
     figure.savefig(tmp_path / "curve.png")
-    assert quick(**NO_NOISE).plot().axes[0].get_ylabel() == "held-out accuracy"
+    (alone,) = quick(**NO_NOISE).plot().axes
+    assert alone.get_ylabel() == "held-out accuracy"
 
 
 def test_where_nothing_is_promised_epsilon_is_a_number_all_the_same() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...privacy.accounting.curve import PrivacyCurve
+from ...privacy.accounting.curve import Pairs, PrivacyCurve
 from ...privacy.audit.run_audit import Measured
 
 if TYPE_CHECKING:
@@ -20,29 +20,34 @@ CLAIMED, MEASURED, CEILING = "#c1440e", "#1b6ca8", "#777777"
 HEADROOM = 1.6  # above the largest number that matters; a ceiling may be out of sight
 
 
-def draw_run(history: list[dict[str, Any]], path: Path, title: str) -> None:
+def draw_run(
+    history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], path: Path, title: str
+) -> None:
     """Write the curves of a run as a PNG.
 
     Args:
       history: the rounds, as in metrics.jsonl; at least one.
+      privacy: as in result.json.
       path: of the picture.
       title: one line above it.
     """
-    curve(history, title).savefig(path)
+    curve(history, privacy, title).savefig(path)
 
 
-def curve(history: list[dict[str, Any]], title: str) -> Figure:
-    """Return held-out accuracy and epsilon against rounds.
+def curve(history: list[dict[str, Any]], privacy: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Return held-out accuracy and epsilon against rounds; beside them, where units are hidden, epsilon against delta.
 
     Args:
       history: lines of metrics.jsonl, one a round, at least one.
+      privacy: as in result.json.
       title: above the axes.
     """
     from matplotlib.figure import Figure  # without pyplot, whose backend is the caller's
 
     rounds = [row["round"] for row in history]
-    figure = Figure(figsize=(7, 4), dpi=120)
-    left = figure.subplots()
+    curves = _curves(privacy)
+    figure = Figure(figsize=(11, 4) if curves else (7, 4), dpi=120)
+    left, *beside = figure.subplots(1, 2, width_ratios=(3, 2)) if curves else [figure.subplots()]
     name = "accuracy" if "accuracy" in history[-1] else next(k for k in history[-1] if k != "round")
     left.plot(rounds, [math.nan if row[name] is None else row[name] for row in history], color=ACCURACY)
     left.set_xlabel("round")
@@ -50,8 +55,32 @@ def curve(history: list[dict[str, Any]], title: str) -> Figure:
     left.grid(alpha=0.25)
     left.set_title(title, fontsize=10)
     _draw_epsilon(left, rounds, history)
+    for axes in beside:
+        _draw_deltas(axes, curves)
+        axes.set_title("the guarantee at every delta", fontsize=10)
+        for unit, row in _of_model(privacy).items():
+            at = "epsilon {:.3g} at delta {:g}".format(row["epsilon"], row["delta"])
+            axes.plot(row["delta"], row["epsilon"], "o", color="black", ms=4, label=f"one {unit}: {at}")
+        axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def _of_model(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return what each unit has lost to whoever gets the model, where that has a curve."""
+    return {row["unit"]: row for row in privacy if row["adversary"] == "model" and row.get("curve")}
+
+
+def _curves(privacy: Sequence[Mapping[str, Any]]) -> dict[str, Pairs]:
+    curves = {unit: row["curve"]["epsilon"] for unit, row in _of_model(privacy).items()}
+    return {unit: tuple((delta, float(each)) for delta, each in pairs) for unit, pairs in curves.items()}
+
+
+def _draw_deltas(axes: Axes, curves: Mapping[str, Pairs]) -> None:
+    for unit, pairs in curves.items():
+        axes.plot(*zip(*pairs, strict=True), marker="o", ms=3, label=f"one {unit}")
+    axes.set(xscale="log", xlabel="delta", ylabel="epsilon", ylim=(0, None))
+    axes.grid(alpha=0.25)
 
 
 def _draw_epsilon(left: Axes, rounds: list[int], history: list[dict[str, Any]]) -> None:
@@ -88,14 +117,13 @@ def draw_guarantees(curves: Mapping[str, PrivacyCurve], path: Path) -> None:
 
     figure = Figure(figsize=(9, 4), dpi=120)
     left, right = figure.subplots(1, 2)
-    for unit, each in curves.items():
-        left.plot(*zip(*each.epsilon, strict=True), marker="o", ms=3, label=f"one {unit}")
+    _draw_deltas(left, {unit: each.epsilon for unit, each in curves.items()})
+    for each in curves.values():
         right.plot(*zip((0.0, 1.0), *each.trade_off, (1.0, 0.0), strict=True), marker="o", ms=3)
     right.plot((0, 1), (1, 0), color=CEILING, linestyle="--", label="guessing")
-    left.set(xscale="log", xlabel="delta", ylabel="epsilon", ylim=(0, None))
     right.set(xlabel="false positive rate of any test", ylabel="least false negative rate")
+    right.grid(alpha=0.25)
     for axes in (left, right):
-        axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path)

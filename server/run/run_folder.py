@@ -514,7 +514,7 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
     if progress.history:
         from .plots import draw_run
 
-        draw_run(progress.history, folder / CURVE, title)
+        draw_run(progress.history, result["privacy"], folder / CURVE, title)
 
 
 def _finite(result: dict[str, Any]) -> dict[str, Any]:
