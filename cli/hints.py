@@ -31,7 +31,6 @@ MEANT = {
     "fraction_train": "cohort.rate",
     "gpu": "engine.device",
     "lr": "learning_rate",
-    "model": "the task brings its model; choose one with task=",
     "mu": "strategy=fedprox strategy.proximal_mu",
     "name": "run",
     "noise": "privacy.noise_multiplier",

@@ -192,7 +192,9 @@ def test_a_client_whose_cap_is_spent_says_so_and_the_others_go_on(world: World) 
 
 
 def test_records_are_protected_by_noise_that_each_client_plans(world: World) -> None:
-    server = world.server("privacy.target_epsilon=3", "num_rounds=2", "run=records", "link.clients=1")
+    server = world.server(
+        "privacy.target_epsilon=3", "num_rounds=2", "run=records", "link.clients=1", "link.deadline=60"
+    )
     assert server.wait() == 0, server.said
     rows = world.rows("records")
     assert [row["replies"] for row in rows] == [5, 5]
