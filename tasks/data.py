@@ -437,6 +437,47 @@ def check_data(data: Data, whose: str, like: Data | None = None) -> None:
         raise Refusal(f"{whose}: inputs", form, f"held-out data have {other}; give all the same fields")
 
 
+def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callable[..., Any]) -> None:
+    """Refuse examples in memory that the model, or labels that the loss, does not take, before anything is spent.
+
+    The model gets the first example and the last, the loss every label that there is. Data that are read are not: a
+    label in their midst shows when it is trained on.
+
+    Args:
+      data: of a client.
+      whose: as a refusal names them, such as `client 3`.
+      model: in evaluation mode.
+      loss: of outputs and targets, as the task has it.
+
+    Raises:
+      Refusal: naming whose data they are; without a value of theirs.
+    """
+    import torch
+
+    if not isinstance(data, Examples) or not len(data):
+        return
+    ends = torch.tensor([0, len(data) - 1])
+    inputs, targets = data.batch(ends)
+    field, given = f"{whose}: inputs", "the first example and the last"
+    try:
+        with torch.no_grad():
+            outputs = run_on(model, inputs)
+            field, given = f"{whose}: targets", "its labels"
+            loss(outputs, targets)
+            labels = data.targets.unique() if _are_labels(data.targets, outputs) else targets[:0]
+            for label in labels:
+                loss(outputs[:1], label[None])
+    except Exception as error:
+        raise Refusal(
+            field, given, f"the task's model or loss does not take them ({type(error).__name__})"
+        ) from error
+
+
+def _are_labels(targets: Tensor, outputs: Any) -> bool:
+    single = not targets.is_floating_point() and targets.dim() == 1
+    return single and hasattr(outputs, "dim") and outputs.dim() == 2
+
+
 def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
     import torch
 

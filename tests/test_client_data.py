@@ -384,6 +384,24 @@ class Counted:
         return torch.ones(FEATURES), row % 2
 
 
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        (lambda x, y: (x, y.index_fill(0, torch.tensor([EACH // 2]), 7)), "client 1: targets"),
+        (lambda x, y: (x[:, :-1], y), "client 1: inputs"),
+    ],
+)
+def test_what_model_or_loss_does_not_take_is_refused_before_anybody_pays(
+    changed: Callable[..., Any], refused: str, tmp_path: Path
+) -> None:
+    task = Made(lambda n: fv.Examples(*(changed(*made(n)) if n == 1 else made(n))))
+    with pytest.raises(fv.Refusal, match=refused) as caught:
+        fv.simulate(
+            task, privacy=fv.Record(target_delta=1e-2), cohort="all", num_rounds=1, folder=tmp_path / "run"
+        )
+    assert "7" not in str(caught.value).replace(refused, "") and not (tmp_path / "run").exists()
+
+
 def test_the_check_reads_the_first_and_the_last_example() -> None:
     counted = Counted()
     check_data(as_data(counted), "client 0")

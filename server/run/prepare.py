@@ -18,10 +18,10 @@ from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW, Mode
-from ...tasks.data import Data, check_data, data_of, held_out_of, placeholder, run_on
+from ...tasks.data import Data, check_data, check_taken, data_of, held_out_of, placeholder, run_on
 from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
-from ...tasks.protocol import check_trainable
+from ...tasks.protocol import check_trainable, own_training
 from .. import noise_key
 from ..checkpoint import read
 from ..round_terms import SumPrivacy
@@ -156,8 +156,12 @@ def _check_every(federation: Federation, canaries: bool) -> None:
         remedy = "its canaries stand beside outputs that are one tensor; use audit=light"
         raise Refusal("audit", "full", remedy)
     if federation.deployed is None:
+        shipped = federation.simulated and federation.settings.task.target is None
+        model = None if shipped or own_training(task) is not None else task.model().eval()
         for client in range(task.num_clients):
             check_data(data_of(task, client), f"client {client}", held_out)
+            if model is not None:
+                check_taken(data_of(task, client), f"client {client}", model, task.loss)
             if federation.per_person is not None:
                 check_persons(data_of(task, client), f"client {client}")
         _ = federation.sizes  # refuses a federation without examples
