@@ -402,6 +402,19 @@ def test_what_model_or_loss_does_not_take_is_refused_before_anybody_pays(
     assert "7" not in str(caught.value).replace(refused, "") and not (tmp_path / "run").exists()
 
 
+class Owned(Made):
+    data_id, held_out_public = "unequal", True
+
+
+def test_the_rounds_of_unequal_real_clients_say_what_each_has_cost(tmp_path: Path) -> None:
+    task = Owned(lambda n: made(n, EACH * (1 + n % 3)), simulated=False)
+    ledger = {"dir": str(tmp_path)}
+    asked = fv.Record(target_delta=1e-3)
+    run = fv.simulate(task, privacy=asked, cohort="all", num_rounds=3, quiet=True, ledger=ledger)
+    spent = [row["epsilon_record"] for row in run.history]
+    assert spent == sorted(set(spent)) and spent[-1] == pytest.approx(run.epsilon, rel=1e-2)
+
+
 def test_the_check_reads_the_first_and_the_last_example() -> None:
     counted = Counted()
     check_data(as_data(counted), "client 0")

@@ -200,14 +200,20 @@ def record_meter(federation: Federation, client: ClientSettings) -> RecordMeter 
     limited = federation.record.target_epsilon is not None
     if federation.simulated:
         return RecordMeter(plan, budget, limited, (), federation.keeps_counts)
-    names = set(federation.client_ledgers)
-    held = {tuple(read_events(client.record.ledger_path(name), Adversary.MODEL)): name for name in names}
+    sizes = [(len(federation.data_of(each)), name) for each, name in enumerate(federation.client_ledgers)]
+    # Of those that have spent the same the one with the fewest records comes last, and stays.
+    held = {
+        tuple(read_events(client.record.ledger_path(name), Adversary.MODEL)): (records, name)
+        for records, name in sorted(sizes, reverse=True)
+        if records
+    }
 
     def cost(events: tuple[DpEvent, ...]) -> float:
         return epsilon(events, budget.target_delta, budget.adjacency, GATE_INTERVAL)
 
     prior = max(held, key=cost)
-    plan = record_plan(client.record.of_ledger(held[prior]), federation.sizes[0], client)
+    records, name = held[prior]
+    plan = record_plan(client.record.of_ledger(name), records, client)
     return RecordMeter(plan, budget, limited, prior, federation.keeps_counts)
 
 
