@@ -90,7 +90,7 @@ def test_simulated_data_are_warned_of_once(capsys: pytest.CaptureFixture[str]) -
     )
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("warning: privacy='client_central': is vacuous with 3 clients")
-    assert said.endswith("use privacy=record")
+    assert said.endswith("use privacy=record_distributed")
 
 
 def test_what_is_of_use_is_neither_refused_nor_warned_of(
@@ -119,7 +119,7 @@ def test_the_flag_of_the_command_line(
         *("privacy.target_delta=1e-3", f"ledger.dir={tmp_path / 'ledgers'}", "--json"),
     ]
     assert run([*asked, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
-    assert "use privacy=record, or go on with --accept-vacuous" in capsys.readouterr().err
+    assert "use privacy=record_distributed, or go on with --accept-vacuous" in capsys.readouterr().err
     assert run([*asked, f"hydra.run.dir={tmp_path / 'run'}", "--accept-vacuous"]) == 0
 
 

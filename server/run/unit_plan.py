@@ -123,7 +123,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
         if (noise := drowning_noise(plan, federation.cohort.expected_size(clients), clients)) is not None:
             sentences.append(
                 f"This guarantee is vacuous in practice: with {clients} clients the noise on the mean is {noise:.2g} "
-                "clipping norms, so hiding a whole client hides what there is to learn. Use privacy=record."
+                "clipping norms, so hiding a whole client hides what there is to learn. Use privacy=record_distributed."
             )
     elif federation.together is not None:
         simulated = "Here the sum is formed in one pass; real clients mask their vectors, so that the server sees it alone."
@@ -178,7 +178,7 @@ def require_use(federation: Federation, plan: Plan | None) -> None:
     expected, rate = federation.cohort.expected_size(clients), federation.cohort.coin
     wrong = None if plan is None or plan.unit != "client" else vacuity(plan, expected, clients)
     if wrong is not None:
-        refusal = Refusal("privacy", str(federation.mode), f"{wrong}; use privacy=record")
+        refusal = Refusal("privacy", str(federation.mode), f"{wrong}; use privacy=record_distributed")
     elif rate is not None and (wrong := emptiness(rate, clients)) is not None:
         refusal = Refusal("cohort.rate", float(rate), f"{wrong}; use cohort=all")
     else:
