@@ -111,7 +111,8 @@ def compose_jobs(args: argparse.Namespace, read: Reader | None = None) -> list[J
     setup_globals()
     loader = _loader(args)
     name = args.config_name or PRIMARY
-    given = list(args.overrides)
+    # Without its name a group is as good as left out, and the table `tuned`, whose rows bear both names, can be read.
+    given = [f"{each}.name" if each in ("~task", "~privacy") else each for each in args.overrides]
     parsed = lint.parse(given, loader)
     files = [mistake for directory in _directories(loader, given) for mistake in check_directory(directory)]
     if files:

@@ -24,7 +24,7 @@ def test_light_is_the_default_and_off_is_nothing() -> None:
         (["audit.on_alarm=raise_noise", "privacy=none"], "no noise is added to this sum"),
         (
             ["audit.on_alarm=raise_noise", "cohort=min_separation", "privacy.noise=correlated"],
-            "the whole run is one release",
+            "rounds are one release together",
         ),
         (["audit=full", "audit.canaries=10", "privacy=record"], "test the claim of client-level privacy"),
         (["audit=full", "privacy.clipping=adaptive"], "would pull one that adapts"),

@@ -144,7 +144,7 @@ def test_every_strategy_that_averages_goes_on_after_an_empty_round(tmp_path: Pat
         (("privacy=client_distributed", "secagg.bits=24"), "secagg.bits"),
         (("privacy=client_distributed", "secagg.profile=naive"), "secagg.profile"),
         (("privacy=client_distributed", "secagg.suite=3"), "secagg.suite"),
-        (("privacy=client_distributed", "secagg.collusion=0.99"), "secagg.collusion"),
+        (("privacy=client_distributed", "secagg.collusion=0.99", "task.num_clients=40"), "secagg.collusion"),
         (("privacy=client_distributed", "cohort=fixed", "cohort.size=1"), "secagg.collusion"),
         (
             ("privacy=client_distributed", "cohort=fixed", "cohort.size=1", "cohort.over_selection=1"),

@@ -36,6 +36,7 @@ RESULT_KEYS = {
     "reason",
     "rounds_completed",
     "rounds_abandoned",
+    "models_averaged",
     "task",
     "population",
     "cohort",
@@ -59,6 +60,7 @@ RESULT_KEYS = {
     "budget_runs",
 }
 PRIVACY_KEYS = {
+    "groups",
     "unit",
     "adversary",
     "adjacency",
@@ -150,7 +152,7 @@ def test_plain_lines_where_there_is_no_terminal(commands: Any) -> None:
     lines = command.out.splitlines()
     assert (code, command.err) == (0, "")
     assert lines[0] == "digits (simulation): 10 clients, fedavg, privacy=client_central"
-    assert [line.split()[1] for line in lines[1:-1]] == ["1/3", "2/3", "3/3"]
+    assert [line.split()[1] for line in lines[1:-1] if line.startswith("round ")] == ["1/3", "2/3", "3/3"]
     assert "accuracy" in lines[1] and "client epsilon" in lines[1]
     assert lines[-1] == f"completed: 3 rounds; results: {commands.folder}/out"
     assert "\x1b" not in command.out
