@@ -474,8 +474,10 @@ def check_taken(data: Data, whose: str, model: Callable[..., Any], loss: Callabl
 
 
 def _are_labels(targets: Tensor, outputs: Any) -> bool:
+    import torch
+
     single = not targets.is_floating_point() and targets.dim() == 1
-    return single and hasattr(outputs, "dim") and outputs.dim() == 2
+    return single and isinstance(outputs, torch.Tensor) and outputs.dim() == 2
 
 
 def _check_tensor(tensor: Tensor, count: int, name: str) -> None:
