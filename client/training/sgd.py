@@ -113,12 +113,12 @@ def steps_of(
     if optimizer is None:
         return partial(_descend, values, start, training)
     follow_epochs(optimizer, epoch)
-    move: Any = optimizer.step
+    kept: Any = optimizer  # its step alone, once a schedule has wrapped it, does not keep it
 
     def step(gradients: Sequence[Tensor]) -> None:
         for value, gradient in zip(values, _pulled(values, gradients, start, training), strict=True):
             value.grad = gradient
-        move()
+        kept.step()
         for value in values:
             value.grad = None
 
