@@ -315,7 +315,8 @@ class CyclicPoisson:
         if self.rate * self.groups > 1:
             remedy = f"with cohort.rate={self.rate:g} give at most {int(1 / self.rate)}"
             raise Refusal("cohort.groups", self.groups, remedy)
-        said = f"poisson with probability {coin:g}, every {self.groups} rounds"
+        often = "round" if self.groups == 1 else f"{self.groups} rounds"
+        said = f"poisson with probability {coin:g}, every {often}"
         object.__setattr__(self, "name", self.name or said)
 
     @property

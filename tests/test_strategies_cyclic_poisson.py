@@ -84,6 +84,7 @@ def test_with_one_group_it_is_todays_poisson() -> None:
     assert [ours.event_of(row) for row in (1, 2, 100)] == [theirs.event_of(row) for row in (1, 2, 100)]
     assert ours.epsilon(1e-5) == theirs.epsilon(1e-5)
     assert ours.affordable_rounds(BUDGET) == 100
+    assert (cyclic.name, ours.mechanism.described) == ("poisson with probability 0.25, every round", "")
 
 
 def test_what_it_counts_on() -> None:

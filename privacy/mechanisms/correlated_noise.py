@@ -113,7 +113,9 @@ class Correlation:
 
     @property
     def described(self) -> str:
-        """What a release is, and what is gained."""
+        """What a release is, and what is gained; nothing where each round is one, with noise of its own."""
+        if self.cycle == 1:
+            return ""
         together = "The whole run is" if self.cycle is None else f"Each {self.cycle} rounds are"
         paid = f"{together} one release, paid for in its first round; noise is"
         if self.bands == 1:
