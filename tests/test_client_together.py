@@ -619,3 +619,23 @@ def test_an_order_tells_the_step() -> None:
         TrainingOrder("run@1", Mode.RECORD_DISTRIBUTED, LocalTraining())
     with pytest.raises(Refusal, match="sample_rate"):
         replace(step_order, sample_rate=1.01)
+
+
+@pytest.mark.parametrize(
+    ("known", "refused"),
+    [
+        (
+            data_sets.DataSet(fingerprints=("0" * 64,)),
+            "record_distributed",
+        ),  # written before modes were noted
+        (data_sets.DataSet(adopted=("0" * 32,)), "record_distributed"),
+        (data_sets.DataSet(adopted=("population-records-" + "0" * 32,)), "record"),
+    ],
+)
+def test_what_a_data_set_carried_over_counts_as_charged_by_its_mode(
+    known: data_sets.DataSet, refused: str
+) -> None:
+    other = ({"record", "record_distributed"} - {refused}).pop()
+    data_sets.require_records(known, other)
+    with pytest.raises(Refusal, match=f"charged by privacy={other}"):
+        data_sets.require_records(known, refused)

@@ -114,6 +114,13 @@ MUTATIONS = {
         "test_preconditions.py",
         "records_of_each_client",
     ),
+    "an adopted ledger does not say which mode charged it": Mutation(
+        "privacy/ledger/data_sets.py",
+        '    for old in known.adopted:\n        if _named(old, ""):',
+        '    for old in ():\n        if _named(old, ""):',
+        "test_client_together.py",
+        "carried_over",
+    ),
     "real data without a name are all one data set": Mutation(
         "server/run/federation.py",
         'raise Refusal("task.data_id", None, remedy)',
@@ -123,8 +130,8 @@ MUTATIONS = {
     ),
     "the same real records pay from two budgets": Mutation(
         "privacy/ledger/data_sets.py",
-        'if known.records not in ("", mode):',
-        "if False:",
+        "for other in sorted(_charged_by(known) - {mode}):",
+        "for other in ():",
         "test_client_together.py",
         "two_budgets",
     ),

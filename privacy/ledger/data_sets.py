@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ..budget import Adversary, Budget, Release
 from ..refusal import Refusal
 from .book import Book, event_of, repeated, require_unit, unit_of
-from .caps import FINGERPRINT, POPULATION, WAIT_SECONDS
+from .caps import FINGERPRINT, POPULATION, RECORDS, WAIT_SECONDS
 from .durable_files import replace_file
 from .hash_chain import Chain, Lock
 from .ledger import BudgetExhausted, Ledger
@@ -128,11 +128,20 @@ def require_records(known: DataSet, mode: str) -> None:
     Raises:
       Refusal: another mode charges them.
     """
-    if known.records not in ("", mode):
-        remedy = (
-            f"these records are charged by privacy={known.records}, on ledgers that this mode does not charge"
-        )
+    for other in sorted(_charged_by(known) - {mode}):
+        remedy = f"these records are charged by privacy={other}, on ledgers that this mode does not charge"
         raise Refusal("privacy", mode, f"{remedy}; go on with that")
+
+
+def _charged_by(known: DataSet) -> set[str]:
+    """Return the modes that charge the records: as noted or, of runs before modes were noted, by the ledgers' names."""
+    found = {known.records} if known.records else {"record"} if known.fingerprints else set[str]()
+    for old in known.adopted:
+        if _named(old, ""):
+            found.add("record")
+        elif _named(old, POPULATION + RECORDS):
+            found.add("record_distributed")
+    return found
 
 
 def adopt(folder: Path, old: str, data_id: str) -> None:

@@ -92,6 +92,7 @@ GATED = "each round is noised and counted as claimed, and all of them have one n
 PERSONS = "a canary is one record, and whoever has several is no canary"
 REPORTED = "a figure of the report, and no number that is released"
 BEYOND: dict[str, str] = {
+    "an adopted ledger does not say which mode charged it": "a second budget for the same people, of which each run spends its own as claimed",
     "no example of a person is left out": PERSONS,
     "a person is charged what one example costs": PERSONS,
     "a person's examples in the sum of all are charged as one": TOGETHER,
