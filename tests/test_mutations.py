@@ -19,6 +19,7 @@ ROOMS = (
     "tasks",
     "strategies",
     "configs",
+    "reports",
     "links",
     "client",
     "server",

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = (
     "privacy",
     "configs",
+    "reports",
     "tasks",
     "strategies",
     "links",

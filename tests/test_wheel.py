@@ -14,6 +14,7 @@ ROOMS = (
     "tasks",
     "strategies",
     "configs",
+    "reports",
     "links",
     "client",
     "server",
@@ -79,7 +80,7 @@ def test_importing_the_face_or_privacy_loads_no_torch() -> None:
 
 # What an extra does not bring, and the rooms that must do without.
 WITHOUT = {
-    "": (("torch", "flwr", "opacus", "hydra", "grpc", "matplotlib", "h11"), ("privacy",)),
+    "": (("torch", "flwr", "opacus", "hydra", "grpc", "matplotlib", "h11"), ("privacy", "reports")),
     "client": (
         (
             "hydra",

@@ -1,0 +1,192 @@
+"""Text of a report's values, as the page shows them, and the check that a page shows what its JSON holds.
+
+Whatever comes from report.json stands in an element with `data-ref`, a JSON pointer (RFC 6901), and its text is
+`shown(value, form)`, where the form is the element's `data-form`. This module needs the standard library alone, so that
+a page can be checked where nothing else is installed.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import Any
+
+UNKNOWN = "not recorded"
+PREFIX = 16  # of a hash, hexadecimal digits
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr", "col"))
+
+
+def shown(value: object, form: str = "plain") -> str:
+    """Return the text of a value of report.json.
+
+    Args:
+      value: a string, a number, a bool or None; the string `"infinity"` stands for the number.
+      form: `plain`, `epsilon` (two decimals, rounded up), `percent` (of a share from 0 to 1), `of100` (of a share, in
+        whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its first digits) or `day` (of a time).
+
+    Returns:
+      The text; `UNKNOWN` for None.
+    """
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value == "infinity":
+        return "infinite"
+    return _FORMS[form](value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f") if abs(value) >= 10_000 else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _rounded_up(value: float, decimals: int) -> str:
+    # What is 2.9998 is no more than 3.00; what the grid of a float adds is not rounded up.
+    scale = 10**decimals
+    return f"{math.ceil(round(float(value) * scale, 6)) / scale:.{decimals}f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _bytes(value: float) -> str:
+    step = 0
+    while value >= 1000 and step < len(_UNITS) - 1:
+        value, step = value / 1000, step + 1
+    return f"{value:.0f} B" if step == 0 else f"{value:.3g} {_UNITS[step]}"
+
+
+_FORMS: Mapping[str, Callable[[Any], str]] = {
+    "plain": _plain,
+    "epsilon": lambda value: _rounded_up(value, 2),
+    "percent": _percent,
+    "of100": lambda value: _rounded_up(100 * value, 0),
+    "exact": str,
+    "bytes": _bytes,
+    "hash": lambda value: str(value)[:PREFIX],
+    "day": lambda value: str(value)[:10],
+}
+
+
+def pointed(report: Any, pointer: str) -> Any:
+    """Return the value that a JSON pointer names.
+
+    Args:
+      report: the whole report, as JSON.
+      pointer: such as `/privacy/0/epsilon`; `~1` stands for a slash and `~0` for a tilde.
+
+    Raises:
+      LookupError: there is none.
+    """
+    value = report
+    for step in pointer.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, list) and name.isdecimal():
+            value = value[int(name)]
+        elif isinstance(value, dict) and name in value:
+            value = value[name]
+        else:
+            raise LookupError(pointer)
+    return value
+
+
+def step(name: str) -> str:
+    """Return a name as one step of a JSON pointer."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Text of a page that refers to its report.
+
+    Attributes:
+      pointer: into report.json.
+      form: as in `shown`.
+      text: as the page has it.
+    """
+
+    pointer: str
+    form: str
+    text: str
+
+
+def references(html: str) -> list[Reference]:
+    """Return every text of a page that refers to its report, in the page's order."""
+    reader = _Reader()
+    reader.feed(html)
+    reader.close()
+    return reader.found
+
+
+def differences(html: str, report: Any) -> list[str]:
+    """Return the places at which a page does not show what its report holds, a sentence each.
+
+    Args:
+      html: of the page.
+      report: report.json, as JSON.
+    """
+    found: list[str] = []
+    for each in references(html):
+        try:
+            expected = shown(pointed(report, each.pointer), each.form)
+        except (LookupError, ValueError, TypeError):
+            found.append(f"{each.pointer}: the page refers to what the report does not hold")
+            continue
+        if each.text != expected:
+            found.append(f"{each.pointer}: the page says {each.text!r}, the report {expected!r}")
+    return found
+
+
+@dataclass
+class _Open:
+    pointer: str
+    form: str
+    depth: int
+    text: list[str] = field(default_factory=list[str])
+
+
+class _Reader(HTMLParser):
+    """Reader of a page; an element that refers holds text alone."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[Reference] = []
+        self._depth = 0
+        self._open: _Open | None = None
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        if tag in _VOID:
+            return
+        self._depth += 1
+        given = dict(attrs)
+        pointer = given.get("data-ref")
+        if pointer is not None:
+            self._end()
+            self._open = _Open(pointer, given.get("data-form") or "plain", self._depth)
+
+    def handle_startendtag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        """Do nothing: an element without content shows nothing."""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in _VOID:
+            return
+        if self._open is not None and self._open.depth == self._depth:
+            self._end()
+        self._depth -= 1
+
+    def handle_data(self, data: str) -> None:
+        if self._open is not None:
+            self._open.text.append(data)
+
+    def close(self) -> None:
+        super().close()
+        self._end()
+
+    def _end(self) -> None:
+        if self._open is not None:
+            self.found.append(Reference(self._open.pointer, self._open.form, "".join(self._open.text)))
+        self._open = None
