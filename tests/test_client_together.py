@@ -583,6 +583,35 @@ def test_real_records_do_not_pay_from_two_budgets(tmp_path: Path) -> None:
         assert {path: path.read_bytes() for path in ledgers.glob("*.ledger")} == before
 
 
+def test_a_run_that_is_refused_leaves_its_records_to_either_mode(tmp_path: Path) -> None:
+    class Real(Made):
+        simulated, data_id, held_out_public = False, "made", True
+
+    def asked(privacy: fv.Record | fv.RecordDistributed | fv.RecordAndClient) -> None:
+        fv.simulate(
+            Real(),
+            privacy=privacy,
+            cohort=fv.All(),
+            num_rounds=2,
+            quiet=True,
+            accept_vacuous=True,
+            ledger={"dir": str(tmp_path)},
+        )
+
+    dear = {"target_epsilon": 0.1, "noise_multiplier": 0.5}
+    whole = fv.ClientCentral(**dear, allow_large_delta=True)
+    both = fv.RecordAndClient(record=fv.Record(target_delta=1e-3), client=whole)
+    for refused in (fv.RecordDistributed(target_delta=1e-3, **dear), both):
+        with pytest.raises(Refusal, match="not even one round fits"):
+            asked(refused)
+        for known in data_sets.read_data_sets(tmp_path).values():
+            for mode in ("record", "record_distributed"):
+                data_sets.require_records(known, mode)
+    asked(fv.RecordDistributed(target_delta=1e-3))
+    with pytest.raises(Refusal, match="charged by privacy=record_distributed"):
+        asked(both)
+
+
 def test_of_two_modes_that_begin_at_once_one_charges_the_records(tmp_path: Path) -> None:
     names = ["record", "record_distributed"]
     known = data_sets.DataSet()  # which both have seen

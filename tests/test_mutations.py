@@ -89,8 +89,8 @@ MUTATIONS = {
     ),
     "two modes charge the same records at once": Mutation(
         "server/run/prepare.py",
-        "    _claim_records(federation)\n",
-        "",
+        "    _claim_records(run.federation)",
+        "    pass",
         "test_client_together.py",
         "two_budgets",
     ),

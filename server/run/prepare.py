@@ -212,11 +212,9 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
       Refusal: a folder or the ledger cannot be opened, or what is left of the budget affords no round.
     """
     federation = run.federation
-    _claim_records(federation)
     if run.client.record is not None:
         key = "ledger.dir" if not federation.simulated else "hydra.run.dir"
         run_folder.make_folder(key, Path(run.client.record.ledger_dir))
-        settle_records(federation, run.client)
     budget = federation.sum_budget
     if budget is None:
         run_folder.make_folder(run_folder.folder_setting(federation), run.folder)
@@ -253,6 +251,8 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
 
 def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
     run, audit = begin(run, fresh=saved is None)
+    settle_records(run.federation, run.client)
+    _claim_records(run.federation)  # last, since nobody takes back the claim of a run that is refused
     run_folder.write_start(run)
     return run, audit
 
