@@ -102,11 +102,11 @@ def optimizer_of(
       noise: standard deviation of the noise on each coordinate of a gradient, where DP-SGD adds some.
 
     Raises:
-      Refusal: the optimiser does not take its options or these parameters.
+      Refusal: the optimiser does not take its options or these parameters, or the task's own has others.
     """
     asked, own = training.optimizer, own_optimizer(task)
     if asked.name == "auto" and own is not None:
-        return own(parameters)
+        return _of_these(own(parameters), parameters)
     if asked.plain:
         return None
     options: dict[str, Any] = dict(asked.options)
@@ -120,6 +120,16 @@ def optimizer_of(
         return getattr(torch.optim, CLASSES[asked.name])(parameters, lr=training.learning_rate, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         raise Refusal("optimizer", asked.name, f"torch refuses it: {error}") from error
+
+
+def _of_these(made: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """Refuse a task's optimiser that has other parameters: one kept from earlier, which remembers another client."""
+    given = {id(parameter) for parameter in parameters}
+    groups: list[dict[str, Any]] = getattr(made, "param_groups", [])
+    if any(id(parameter) not in given for group in groups for parameter in group["params"]):
+        remedy = "the task's optimizer(parameters) returned one of other parameters; make a new one of those that it is given"
+        raise Refusal("optimizer", type(made).__name__, remedy)
+    return made
 
 
 def follow_epochs(optimizer: object, steps: int) -> None:
@@ -154,6 +164,8 @@ def check_optimizer(task: Task, training: LocalTraining, noise: float | None = N
         raise Refusal("schedule", training.schedule.name, remedy)
     parameters = [p for p in task.model().parameters() if p.requires_grad]
     optimizer: Any = optimizer_of(task, parameters, training, noise)
+    if own:  # once more, of another model: what the task kept from the first call shows
+        optimizer_of(task, [p.detach().clone().requires_grad_() for p in parameters], training, noise)
     if not isinstance(optimizer, torch.optim.Optimizer | None):
         remedy = f"the task's optimizer(parameters) returned a {type(optimizer).__name__}; return one of torch.optim"
         raise Refusal("optimizer", training.optimizer.name, remedy)

@@ -105,6 +105,21 @@ class WithSomethingElse(Made):
         return list(parameters)
 
 
+class WithOneForAll(Made):
+    """Task that makes its optimiser once, for the parameters of the first model that it sees."""
+
+    made: torch.optim.Optimizer | None = None
+
+    def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        self.made = self.made or torch.optim.SGD(parameters, 0.1, momentum=0.9)
+        return self.made
+
+
+class WithOwnParameters(Made):
+    def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(perceptron().parameters(), 0.1)
+
+
 def settings_with(name: str, rate: float = 0.05, mu: float = 0.0, **options: Any) -> ClientSettings:
     training = LocalTraining(rate, 2, 5, mu, Optimizer(name, tuple(options.items())))
     return ClientSettings("made", training, seed=3)
@@ -229,6 +244,8 @@ def test_a_task_with_planted_examples_keeps_its_optimizer() -> None:
     [
         (WithClosure(), LocalTraining(), "closure"),
         (WithSomethingElse(), LocalTraining(), "returned a list"),
+        (WithOneForAll(), LocalTraining(), "make a new one of those that it is given"),
+        (WithOwnParameters(), LocalTraining(), "make a new one of those that it is given"),
         (Made(), LocalTraining(optimizer=Optimizer("sgd", (("nesterov", True),))), "Nesterov"),
         (Made(), LocalTraining(optimizer=Optimizer("adam", (("betas", (1.0, 0.9)),))), "Invalid beta"),
         (Made(), LocalTraining(optimizer=Optimizer("muon")), "2D"),

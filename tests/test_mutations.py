@@ -94,6 +94,13 @@ MUTATIONS = {
         "test_client_together.py",
         "two_budgets",
     ),
+    "a task keeps one optimizer for all clients": Mutation(
+        "tasks/optimizers.py",
+        "id(parameter) not in given for",
+        "False for",
+        "test_client_optimizers.py",
+        "cannot_train",
+    ),
     "a loss is measured on the classes of a few examples": Mutation(
         "tasks/independence.py",
         "for targets in _of_every_class(calm, probe.targets):",
