@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -160,7 +161,8 @@ def load(
       model: linear, or mlp with hidden layers.
       hidden: sizes of the hidden layers of an mlp.
       simulated: whether the tables are public or made up.
-      held_out_share: of each client's rows, where they are simulated, in 0 .. 1; split by a keyed hash of the row.
+      held_out_share: of each client's rows, where they are simulated, in 0 .. 1; split by a keyed hash of the row, or of
+        the person whose row it is.
       held_out_file: public table, on which the model is measured in the place of clients' rows.
       person: column that says whose a row is, which the model never sees; None where nobody says.
       num_clients: None for the natural partition.
@@ -277,9 +279,17 @@ def _dealt(
 
 
 def _split(examples: Examples, share: float) -> tuple[Examples, Examples]:
-    """Return the examples without those that are held out, and those; equal rows stay together, whatever the order."""
-    held = row_hashes(examples) < share
+    """Return the examples without those that are held out, and those: whole persons, or rows of which equal ones stay together."""
+    hashes = row_hashes(examples) if examples.persons is None else person_hashes(examples.persons)
+    held = hashes < share
     return only(examples, np.flatnonzero(~held).tolist()), only(examples, np.flatnonzero(held).tolist())
+
+
+def person_hashes(persons: Sequence[object]) -> NDArray[np.float64]:
+    """Return a number in 0 .. 1 for each row, by a keyed hash of whose it is; a person has the same one everywhere."""
+    key = SPLIT_KEY.to_bytes(2, "big")
+    digests = (hashlib.blake2b(str(each).encode(), key=key, digest_size=8).digest() for each in persons)
+    return np.array([(int.from_bytes(each, "big") >> 11) * 2.0**-53 for each in digests])
 
 
 def row_hashes(examples: Examples) -> NDArray[np.float64]:

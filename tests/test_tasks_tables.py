@@ -420,6 +420,19 @@ def test_a_column_that_is_no_input_says_whose_a_row_is(tmp_path):
     assert sorted(whole) == ["7", "7", "x", "x"]
 
 
+def test_no_person_stands_among_trained_and_held_out_rows(tmp_path):
+    rows = [
+        f"{20 + visit},{'yes' if visit % 2 else 'no'},p{person}" for person in range(40) for visit in range(5)
+    ]
+    folder = visits_of(tmp_path / "visits", rows=rows)
+    (tmp_path / "visits" / "two.csv").write_text("\n".join(["age,ill,patient", *rows[:100][::-1]]) + "\n")
+    tables = load(folder, person="patient", simulated=True, held_out_share=0.3)
+    kept, held = {p for each in tables.clients for p in each.persons}, set(tables.test.persons)
+    assert not kept & held and len(kept | held) == 40 and 4 < len(held) < 22
+    again = load(folder, person="patient", simulated=True, held_out_share=0.6)
+    assert held < set(again.test.persons)
+
+
 @pytest.mark.parametrize(
     ("person", "rows", "said"),
     [
