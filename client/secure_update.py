@@ -150,7 +150,7 @@ def _agreed_spec(content: RecordDict, terms: AttemptTerms, collusion: float) -> 
     """
     try:
         spec = read_share_spec(content)
-    except (Refusal, ValueError, TypeError, KeyError) as error:
+    except (Refusal, ValueError, KeyError) as error:
         raise Refused(Reason.POLICY, "the vector's spec is none, or not safe") from error
     attendance = spec.attendance
     assumed = colluders(terms.cohort_size, collusion)

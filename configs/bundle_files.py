@@ -103,7 +103,10 @@ def read_toml(path: Path, read: Callable[[Section], Read], defaults: Mapping[str
         found = tomllib.loads(read_file(path).decode())
     except UnicodeDecodeError as error:
         raise Refusal("file", str(path), f"is not UTF-8 (byte {error.start})") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a date that is none, or a number of thousands of digits, too
         raise Refusal("file", str(path), f"is not TOML: {error}") from None
     return read_section(filled(defaults or {}, found), read, str(path))
 

@@ -218,8 +218,9 @@ def _load(path: Path) -> dict[str, Any]:
         found = yaml.load(path.read_bytes().decode("utf-8-sig"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", str(path), yaml_sentence(error)) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Refusal("file", str(path), f"cannot be read as YAML ({error})") from None
+    except Exception as error:  # noqa: BLE001 (PyYAML's constructors document no closed set)
+        said = str(error) or type(error).__name__
+        raise Refusal("file", str(path), f"cannot be read as YAML ({said})") from None
     if not isinstance(found, dict):
         raise Refusal("file", str(path), "must be a mapping that begins with federation: NAME")
     return found

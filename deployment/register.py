@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from cryptography import x509
 
 from ..client.device.enrolment import Enrolment
 from ..configs.bundle_files import read_file
+from ..privacy.bounded_decoding import build, read_json
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Member, Roster
@@ -119,12 +120,11 @@ def read_register(path: Path) -> Register:
     if not path.exists():
         return Register()
     try:
-        found: dict[str, Any] = json.loads(read_file(path))
-        if found.pop("format") != FORMAT:
+        found = read_json(read_file(path))
+        if not isinstance(found, dict) or cast(dict[str, object], found).pop("format", None) != FORMAT:
             raise ValueError("another version of fedveil wrote it")
-        clients = tuple(Issued(**each) for each in found.pop("clients"))
-        return Register(clients=clients, hosts=tuple(found.pop("hosts")), **found)
-    except (ValueError, TypeError, KeyError) as error:
+        return build(Register, found)
+    except ValueError as error:
         raise Refusal("file", str(path), f"cannot be read ({error}); restore it from a backup") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..configs.bundle_files import (
     read_toml,
 )
 from ..configs.strict import Section
+from ..privacy.bounded_decoding import Undecodable, read_json
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Roster
 
@@ -87,8 +87,8 @@ def read_admitted(path: Path) -> dict[str, int]:
       Refusal: the list cannot be read, or holds something else.
     """
     try:
-        found = cast(object, json.loads(read_file(path)))
-    except ValueError:
+        found = cast(object, read_json(read_file(path)))
+    except Undecodable:
         raise Refusal("file", str(path), "is not JSON") from None
     if not isinstance(found, dict):
         raise Refusal("file", str(path), "must be a mapping of fingerprints to nodes")

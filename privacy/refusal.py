@@ -29,10 +29,17 @@ class Refusal(Exception):
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        super().__init__(f"{field}={value!r}: {remedy}")
+        super().__init__(f"{field}={_shown(value)}: {remedy}")
         self.field = field
         self.value = value
         self.remedy = remedy
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # CPython writes no whole number of more than 4300 digits
+        return "(too large to show)"
 
 
 def word(kind: type[Word], field: str, value: str) -> Word:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs.local_training import LocalTraining
+from ..privacy.bounded_decoding import read_json
 from ..privacy.budget import Adjacency, Budget, Unit
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class ClientSettings:
     @classmethod
     def from_json(cls, text: str) -> ClientSettings:
         """Return the settings that `to_json` wrote."""
-        fields = json.loads(text)
+        fields = read_json(text)
         if fields["record"] is not None:
             record = fields["record"]
             record["noise_by_records"] = tuple((int(n), float(z)) for n, z in record["noise_by_records"])

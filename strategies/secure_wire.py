@@ -17,8 +17,8 @@ from typing import cast
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from ..privacy.mechanisms.sizing import Attendance, Layer, ShareSpec
-from ..privacy.mechanisms.sum_spec import Scalar, SumSpec
+from ..privacy.bounded_decoding import build, read_json
+from ..privacy.mechanisms.sizing import ShareSpec
 from .flower_adapter import records_of
 from .wire import SPEC_RECORD, only_arrays, view, written
 
@@ -118,15 +118,9 @@ def read_share_spec(content: RecordDict) -> ShareSpec:
     Raises:
       Refusal: it is unsafe, as `ShareSpec` says.
       ValueError: it is no spec.
-      TypeError: it is no spec.
-      KeyError: it is no spec.
+      KeyError: there is none.
     """
-    fields = json.loads(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"]))
-    summed = fields.pop("sum")
-    scalars = tuple(Scalar(**scalar) for scalar in summed.pop("scalars"))
-    attendance = Attendance(**fields.pop("attendance"))
-    layers = tuple(Layer(**layer) for layer in fields.pop("layers"))
-    return ShareSpec(sum=SumSpec(scalars=scalars, **summed), attendance=attendance, layers=layers, **fields)
+    return build(ShareSpec, read_json(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"])))
 
 
 def read_place(content: RecordDict) -> Place:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from ..configs.local_training import ORDERED, LocalTraining
+from ..privacy.bounded_decoding import Undecodable, read_json
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.refusal import Refusal, real, word
 
@@ -189,8 +190,8 @@ class TrainingOrder:
         if len(text) > MAX_ORDER_BYTES:
             raise Refusal(ORDER_KEY, f"{len(text)} bytes", f"an order has at most {MAX_ORDER_BYTES}")
         try:
-            plain = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            plain = read_json(text)
+        except Undecodable as error:
             raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
         plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training"})
         client, record, step = plain.pop("client"), plain.pop("record"), plain.pop("step")

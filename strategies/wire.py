@@ -7,6 +7,7 @@ client's vector, and nothing else: no metric, count or error text.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -16,10 +17,13 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from ..privacy.bounded_decoding import Undecodable, build, read_json
 from ..privacy.mechanisms.private_sum import CohortSum, Contribution, add
-from ..privacy.mechanisms.sum_spec import Scalar, SumSpec
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from .flower_adapter import records_of
+
+logger = logging.getLogger("fedveil.server")
 
 SPEC_RECORD = "fedveil.sum"
 VECTOR_RECORD = "fedveil.vector"
@@ -140,16 +144,15 @@ def read_spec(content: RecordDict) -> SumSpec | None:
     record = records_of(content, ConfigRecord).get(SPEC_RECORD)
     if record is None:
         return None
-    fields = json.loads(str(record["spec"]))
-    scalars = tuple(Scalar(**scalar) for scalar in fields.pop("scalars"))
-    return SumSpec(scalars=scalars, **fields)
+    return build(SumSpec, read_json(str(record["spec"])))
 
 
 def unit_norm_of(content: RecordDict) -> float | None:
     """Return the norm of one record's part of the sum, in the clear or masked; None where no records are summed."""
-    fields = json.loads(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"]))
-    found = fields.get("sum", fields).get("unit_norm")
-    return None if found is None else float(found)
+    fields = read_json(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"]))
+    if not isinstance(fields, dict):
+        raise Undecodable("no spec of a sum")
+    return build(SumSpec, fields.get("sum", fields)).unit_norm
 
 
 def only_arrays(content: RecordDict) -> ArrayRecord:
@@ -187,7 +190,11 @@ def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
     """
     if reply.has_error():
         return cohort_sum.drop(DROP_REASONS.get(reply.error.code, "failed"))
-    vector = _vector(reply.content, cohort_sum.total.size, spec)
+    try:
+        vector = _vector(reply.content, cohort_sum.total.size, spec)
+    except Exception as error:  # noqa: BLE001 (Flower's records and numpy's headers document no closed set)
+        logger.warning("a reply cannot be read: %s", type(error).__name__)
+        vector = DROP_REASONS[UNREADABLE]
     if isinstance(vector, str):
         return cohort_sum.drop(vector)
     add(cohort_sum, vector, spec)
@@ -207,10 +214,7 @@ def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | str
         excess = len(array.data) - size * np.dtype(array.dtype).itemsize
         if not 0 < excess <= MAX_HEADER_BYTES:
             return "size"
-    try:
-        values = view(array)
-    except (ValueError, TypeError, EOFError, MemoryError):
-        return "unreadable"
+    values = view(array)
     if values.shape != (size,) or values.dtype.kind not in "if":
         return "shape"
     if values.dtype == np.int32:

@@ -17,9 +17,10 @@ from typing import Any
 
 import grpc
 import pytest
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedveil.configs.settings import server_settings
+from fedveil.links.grpc import grid as grid_module
 from fedveil.links.grpc import server_end as switchboard
 from fedveil.links.grpc.device_end import Endpoint
 from fedveil.links.grpc.frames import METHOD, Ack, Hello, frames_of, read
@@ -102,6 +103,47 @@ def test_strangers_who_say_nothing_hold_up_nobody(
             [reply] = grid.send_and_receive([asking(2)], timeout=20)
         assert view(reply.content["arrays"]["x"])[0] == 1.0
         assert mute.details() == "a stream begins with a hello"
+
+
+# A list in lists, 544 bytes long as a message; a map; and a header that says less than it holds.
+BOMBS = (b"\x91" * 500 + b"\x01", b"\x81\xa5bytes" * 500 + b"\x01", b"\xdd\xff\xff\xff\xff")
+
+
+def bomb(request: Message, value: bytes) -> bytes:
+    """Return a reply to a request whose one setting is that value, in the bytes of the link."""
+    content = RecordDict({"c": ConfigRecord({"k": 7})})
+    good = pack(Message(content, reply_to=request))
+    at = 4 + int.from_bytes(good[:4], "little") - 1
+    assert good[at] == 7
+    header = good[4:at] + value
+    return len(header).to_bytes(4, "little") + header + bytes(-(4 + len(header)) % 8)
+
+
+@pytest.mark.parametrize("value", BOMBS)
+def test_a_reply_that_is_a_bomb_costs_that_reply(grid: LinkGrid, federation: Any, value: bytes) -> None:
+    client = RawClient(federation.endpoint(3, grid.port))
+    assert isinstance(client.next(), Hello)
+    with ThreadPoolExecutor(1) as pool, federation.following(federation.endpoint(2, grid.port), moved):
+        future = pool.submit(list, grid.send_and_receive([asking(2), asking(3)], timeout=20))
+        begin, chunk = client.next(), client.next()
+        client.send(*frames_of(begin.id, [bomb(unpack(chunk.data), value)]))
+        replies = {reply.metadata.src_node_id: reply for reply in future.result()}
+    client.close()
+    assert replies[3].error.code == UNREADABLE and not replies[2].has_error()
+
+
+@pytest.mark.parametrize("value", BOMBS)
+def test_an_instruction_that_is_a_bomb_costs_that_instruction(
+    grid: LinkGrid, federation: Any, value: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = grid_module.segments
+    with federation.following(federation.endpoint(2, grid.port), moved):
+        asked = asking(2)
+        monkeypatch.setattr(grid_module, "segments", lambda head, body: [bomb(asked, value)])
+        assert not list(grid.send_and_receive([asked], timeout=1))
+        monkeypatch.setattr(grid_module, "segments", sound)
+        [reply] = grid.send_and_receive([asking(2)], timeout=20)
+    assert not reply.has_error()
 
 
 # --- what comes again, later, or in another order -----------------------------------------------------------------

@@ -423,6 +423,20 @@ MUTATIONS = {
         "test_server_secure_sum.py",
         "prepared_under",
     ),
+    "a message may be as deep as it likes": Mutation(
+        "privacy/bounded_decoding.py",
+        "if len(due) > bounds.depth:",
+        "if False:",
+        "test_privacy_bounded_decoding.py",
+        "bombs_lies",
+    ),
+    "text may be as deep as it likes": Mutation(
+        "privacy/bounded_decoding.py",
+        "if depth > JSON_DEPTH:",
+        "if False:",
+        "test_privacy_bounded_decoding.py",
+        "deep_double",
+    ),
     "a door that is open to all of a machine": Mutation(
         "links/flower/loopback_door.py",
         "!= os.geteuid()",

@@ -26,6 +26,7 @@ from flwr.app import Error, Message, RecordDict
 
 from ...links import folder_lock
 from ...links.device_answers import Handle, Longest, usual_wait
+from ...privacy.bounded_decoding import build, read_json
 from ...privacy.ledger.durable_files import replace_file
 from ...strategies.flower_adapter import claim_identity, quiet_flower
 from ...strategies.run_over import RunOver, read_over
@@ -172,6 +173,10 @@ def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:
         except OSError as error:  # for example a full disk, which may get room again
             agent.say(f"waiting: {bundle.state} cannot be written ({error.strerror})")
             stop.wait(WAIT_SECONDS)
+        except Exception as error:
+            logger.exception("the link failed")
+            agent.say(f"waiting: the link failed ({type(error).__name__})")
+            stop.wait(WAIT_SECONDS)
 
 
 def _link(bundle: ClientBundle) -> Follow:
@@ -232,8 +237,8 @@ def _stopping() -> Generator[threading.Event]:
 def read_health(state: Path) -> Health | None:
     """Return the state that an agent wrote last, running or not; None if there is none that can be read."""
     try:
-        return Health(**json.loads((state / HEALTH).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return build(Health, read_json((state / HEALTH).read_bytes()))
+    except (OSError, ValueError):
         return None
 
 

@@ -6,6 +6,7 @@ Whoever reaches these interfaces runs code on the server, and on every SuperNode
 from __future__ import annotations
 
 import io
+import logging
 import threading
 import time
 import zipfile
@@ -49,7 +50,9 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from ...strategies.flower_adapter import claim_identity
-from .fleet_calls import FLEET_FAILURES, at_most, node_fingerprint, pull_message
+from .fleet_calls import at_most, node_fingerprint, pull_message
+
+logger = logging.getLogger("fedveil.server")
 
 # Flower's own command, on a Unix socket in the place of a port; it ends with the process that started it.
 SUPERLINK = """
@@ -155,7 +158,8 @@ class ServedRun:
                 make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run),
                 seconds,
             )
-        except (*FLEET_FAILURES, RunNotRunningException):
+        except Exception as error:  # noqa: BLE001 (whatever one reply is, it costs that reply)
+            logger.warning("a reply does not come, or cannot be read: %s", type(error).__name__)
             return None
 
 

@@ -156,7 +156,9 @@ def follow_fleet(
                     said(f"connected to {door.server}")
                     failures = 0
                     _work(connection, answers, stop)
-                except FLEET_FAILURES as why:
+                except Exception as why:
+                    if not isinstance(why, FLEET_FAILURES):
+                        logger.exception("the link failed")
                     failures += 1
                     seconds = back_off(failures, longest())
                     said(away(seconds, _reason(why)))
@@ -193,7 +195,7 @@ def _beating(connection: FleetNode) -> Generator[None]:
 
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
-            with suppress(*FLEET_FAILURES):  # the main thread's next call meets the failure too
+            with suppress(Exception):  # the main thread's next call meets the failure too
                 connection.beat()
 
     thread = threading.Thread(target=beat, name="flower heartbeat", daemon=True)

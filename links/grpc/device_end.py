@@ -157,8 +157,11 @@ def answered(name: str, data: bytearray, handle: Handle, begun: Journal) -> Part
     """
     try:
         message = unpack(data)
-    except MalformedMessage as error:
-        logger.error("an instruction cannot be read: %s", error)
+    except Exception as error:  # noqa: BLE001 (whatever one instruction is, it costs that instruction)
+        logger.error(
+            "an instruction cannot be read: %s",
+            error if isinstance(error, MalformedMessage) else type(error).__name__,
+        )
         return ()
     try:
         reply = handled_once(name, message, handle, begun)

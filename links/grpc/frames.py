@@ -13,6 +13,7 @@ from typing import Any, cast, get_type_hints
 
 import msgpack
 
+from ...privacy.bounded_decoding import Bounds, Undecodable, unpack
 from .message_codec import Buffer
 
 PROTOCOL_VERSION = 1
@@ -22,6 +23,7 @@ MAX_FRAME_BYTES = CHUNK_BYTES + 1024
 MAX_ID_LENGTH = 256
 MAX_KNOWN = 8
 MAX_HEAD_BYTES = MAX_KNOWN * 5 * MAX_ID_LENGTH  # a character takes at most 4 bytes
+HEAD = Bounds(depth=2, width=MAX_KNOWN, items=2 * MAX_KNOWN)  # of a hello, which has most
 
 
 class BadFrame(ValueError):
@@ -89,9 +91,9 @@ def read(data: bytes) -> Frame:
     if kind is None or len(data) > MAX_HEAD_BYTES:
         raise BadFrame("a frame of no kind")
     try:
-        values = msgpack.unpackb(data[1:], max_array_len=MAX_KNOWN, max_map_len=0)
-    except Exception as error:  # msgpack documents no closed set
-        raise BadFrame("not msgpack") from error
+        values = unpack(data[1:], HEAD)
+    except Undecodable as error:
+        raise BadFrame(f"no fields: {error}") from error
     kinds = list(get_type_hints(kind).values())
     if type(values) is not list or len(cast(list[Any], values)) != len(kinds):
         raise BadFrame("a frame with other fields than its kind has")

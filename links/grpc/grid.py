@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import secrets
 import socket
@@ -32,6 +33,8 @@ from .event_loop import stream_loop
 from .frames import MAX_FRAME_BYTES, METHOD
 from .message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
 from .server_end import Letter, Switchboard, Traffic
+
+logger = logging.getLogger("fedveil.server")
 
 MOST_REPLY_BYTES = 1 << 28
 RENEWAL_SECONDS = 0.1  # see `_listen`; the gap that it covers lasts microseconds
@@ -213,7 +216,8 @@ class LinkGrid(RosterGrid):
             reply = unpack(data)
             if reply.metadata.reply_to_message_id != request.metadata.message_id:
                 raise MalformedMessage("a reply to another message")
-        except MalformedMessage:
+        except Exception as error:  # noqa: BLE001 (whatever one reply is, it costs that reply)
+            logger.warning("a reply of node %s cannot be read: %s", node, type(error).__name__)
             self._unreadable += 1
             reply = Message(Error(UNREADABLE, "unreadable"), reply_to=request)
         return name_sender(reply, node)

@@ -29,6 +29,8 @@ from flwr.app import (
 )
 from numpy.typing import NDArray
 
+from ...privacy import bounded_decoding
+from ...privacy.bounded_decoding import Bounds
 from ...strategies.flower_adapter import arrived, records_of
 from ...strategies.wire import SPEC_RECORD, memory_arrays, view
 
@@ -39,8 +41,10 @@ FORMAT = 1
 PREFIX_BYTES = 4
 ALIGNMENT = 8  # of the largest dtype
 MAX_HEADER_BYTES = 1 << 20  # names and shapes of as many arrays as a list may hold
-MAX_ITEMS = 1 << 13  # of any list in the header: it is allocated before its items are read
+MAX_ITEMS = 1 << 13  # of any list in the header
 MAX_DIMENSIONS = 32  # numpy 1 had no more
+# Message, records, record, entries, entry, value, sides of an array; and each array of a list at its longest.
+HEADER = Bounds(depth=7, width=MAX_ITEMS, items=16 * MAX_ITEMS)
 DTYPES = frozenset(
     ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"),
 )
@@ -187,7 +191,7 @@ def unpack(data: Buffer) -> Message:
         return _unpacked(memoryview(data).cast("B"))
     except MalformedMessage:
         raise
-    except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
+    except Exception as error:  # of Flower's records and numpy's arrays, which document no closed set
         raise MalformedMessage(f"no message: {type(error).__name__}") from error
 
 
@@ -196,9 +200,7 @@ def _unpacked(data: memoryview) -> Message:
     end = PREFIX_BYTES + length
     if length > MAX_HEADER_BYTES or end > len(data):
         raise MalformedMessage("the header is longer than the message, or than any")
-    number, named, body = msgpack.unpackb(
-        data[PREFIX_BYTES:end], max_array_len=MAX_ITEMS, max_map_len=1, max_ext_len=0
-    )
+    number, named, body = bounded_decoding.unpack(data[PREFIX_BYTES:end], HEADER)
     if number != FORMAT:
         raise MalformedMessage(f"format {number!r} is not known; this side reads {FORMAT}")
     blobs = _Blobs(data, end + -end % ALIGNMENT)

@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from ..bounded_decoding import read_json
 from ..budget import Budget, Unit
 from ..refusal import Refusal
 from .durable_files import replace_file
@@ -105,7 +106,7 @@ def read_caps(folder: Path) -> list[Cap]:
     if regular(path) is None:
         return []
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path.read_bytes())
         if found["version"] != VERSION:
             raise ValueError(f"version {found['version']!r}")
         return [_read(fields) for fields in found["caps"]]

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bounded_decoding import read_json
 from ..budget import Adversary, Budget, Release
 from ..refusal import Refusal
 from .book import Book, event_of, repeated, require_unit, unit_of
@@ -74,7 +75,7 @@ def read_data_sets(folder: Path) -> dict[str, DataSet]:
     """
     path = folder / FILE
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path.read_bytes())
         return {
             name: DataSet(tuple(each["fingerprints"]), tuple(each["adopted"]), str(each.get("records", "")))
             for name, each in found.items()

@@ -15,6 +15,9 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
 
 import msgpack
 
+from .. import bounded_decoding
+from ..bounded_decoding import Bounds, Undecodable
+from .graph import MAXIMUM_CLIENTS
 from .refusal import Reason, Refused
 from .shamir import SECRET_BYTES
 from .suite import KEM_KEY_BYTES, KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_BYTES
@@ -25,6 +28,9 @@ SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # added by sealing; alone, the tag of a re
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
 DECLINED_BYTES = 40  # no other reply is as short
 NODES = 1 << 64  # Flower's node numbers are unsigned 64-bit
+# The deepest is a node's memory: attempts, each with its openings, each with a number and a seed. The largest are the
+# adverts of a cohort, with their fields.
+BOUNDS = Bounds(depth=5, width=MAXIMUM_CLIENTS, items=8 * MAXIMUM_CLIENTS)
 
 
 # --- fields, as they come from others
@@ -37,13 +43,9 @@ def unpack(data: bytes) -> Any:
       Refused: MALFORMED, if they say nothing.
     """
     try:
-        return msgpack.unpackb(data, strict_map_key=True, ext_hook=_no_extension)
-    except Exception as error:  # msgpack documents no closed set
-        raise Refused(Reason.MALFORMED, "not msgpack") from error
-
-
-def _no_extension(code: int, data: bytes) -> object:
-    raise ValueError(code)
+        return bounded_decoding.unpack(data, BOUNDS)
+    except Undecodable as error:
+        raise Refused(Reason.MALFORMED, str(error)) from error
 
 
 def _fixed(length: int) -> Callable[[Any], bytes]:

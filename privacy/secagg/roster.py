@@ -1,6 +1,5 @@
 """Roster of who may take part: names and public keys, signed by the federation's authority, not the server."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -8,6 +7,8 @@ from typing import Any, cast
 import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..bounded_decoding import Undecodable, unpack
+from .messages import BOUNDS
 from .refusal import Reason, Refused
 from .suite import KEY_BYTES, SIGNATURE_BYTES, sign, verify
 from .transcript import Purpose, digest
@@ -98,10 +99,9 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
 
 
 def _unpack(data: bytes) -> object:
-    read = cast(Callable[..., object], msgpack.unpackb)
     try:
-        return read(data, use_list=False)
-    except ValueError as error:
+        return unpack(data, BOUNDS, use_list=False)
+    except Undecodable as error:
         raise Refused(Reason.MALFORMED, "the roster is not readable") from error
 
 

@@ -140,6 +140,8 @@ BEYOND: dict[str, str] = {
     "a round goes by the roster that the run began with": ADMISSION,
     "a sum is prepared under a roster that is over": ADMISSION,
     "a door that is open to all of a machine": ADMISSION,
+    "text may be as deep as it likes": ADMISSION,
+    "a message may be as deep as it likes": ADMISSION,
     "a question over Flower's link is done twice": LINK,
     "an instruction is handled before it is written down": LINK,
     "a reply that comes twice counts twice": LINK,

@@ -1,0 +1,195 @@
+"""Decoders of msgpack and JSON from elsewhere: depth, width, types and integers are looked at before anything is built.
+
+Every decoder of bytes that another party wrote reads them with these. What they return holds lists, dictionaries,
+texts, bytes, numbers, switches and None, no deeper and no wider than its bounds, so that code which follows the
+structure ends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+import msgpack
+
+JSON_DEPTH = 8  # an order has 2, a spec of shares 3
+MOST_DIGITS = 20  # of a whole number: 64 bits
+# Of MessagePack (github.com/msgpack/msgpack, spec.md), by first byte: bytes of a value of fixed size, bytes that hold
+# the length of a text or byte string, and bytes that hold the count of a list or a map. Extensions stand in none.
+_FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8} | {0xCC + k: 1 << k % 4 for k in range(8)}
+_SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_COUNTED = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+_MAPS = (0xDE, 0xDF)
+_MARKS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+T = TypeVar("T")
+
+
+class Undecodable(ValueError):
+    """Bytes or text that say nothing, or more than their bounds allow; the sentence names the fault and no value."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of what msgpack may hold.
+
+    Attributes:
+      depth: lists and maps that may stand inside each other.
+      width: values in any list or map; an entry of a map is two.
+      items: values in all, lists and maps included.
+    """
+
+    depth: int
+    width: int
+    items: int
+
+
+def unpack(data: bytes | bytearray | memoryview, bounds: Bounds, *, use_list: bool = True) -> Any:
+    """Return the one value that the bytes hold in msgpack, without extensions.
+
+    Args:
+      data: the bytes.
+      bounds: of the value.
+      use_list: False returns tuples.
+
+    Raises:
+      Undecodable: nothing else is raised, whatever the bytes are.
+    """
+    _check(data, bounds)
+    try:
+        return msgpack.unpackb(data, use_list=use_list, strict_map_key=True, object_pairs_hook=_unique)
+    except Undecodable:
+        raise
+    except Exception as error:  # msgpack documents no closed set
+        raise Undecodable("not msgpack") from error
+
+
+def read_json(text: str | bytes) -> Any:
+    """Return what the text holds in JSON.
+
+    Raises:
+      Undecodable: nothing else is raised, whatever the text is.
+    """
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        _check_depth(text)
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_whole)
+    except Undecodable:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise Undecodable("not JSON") from error
+
+
+def build(kind: type[T], plain: object) -> T:
+    """Return the dataclass that a dictionary read from JSON describes, field by field.
+
+    Args:
+      kind: dataclass of whole and finite numbers, switches, texts, None, tuples and dataclasses of these.
+      plain: what was read.
+
+    Raises:
+      Undecodable: a field is missing, unknown, or of another type, or a number is beyond what can be computed with.
+      Refusal: as the dataclass says.
+      ValueError: as the dataclass says.
+    """
+    hints = _hints(kind)
+    if not isinstance(plain, dict) or not cast(dict[object, object], plain).keys() <= hints.keys():
+        raise Undecodable(f"no {kind.__name__}, or fields that it does not have")
+    values = {name: _typed(hints[name], each) for name, each in cast(dict[str, object], plain).items()}
+    try:
+        return kind(**values)
+    except (TypeError, ArithmeticError) as error:
+        raise Undecodable(f"no {kind.__name__}: {type(error).__name__}") from error
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """Return the value as the hint has it; a whole number stays one where a real number is due."""
+    if get_origin(hint) is UnionType:
+        hint = (
+            type(None) if value is None else next(each for each in get_args(hint) if each is not type(None))
+        )
+    if is_dataclass(hint):
+        return build(cast(type, hint), value)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_typed(get_args(hint)[0], each) for each in cast(list[Any], value))
+    sound = type(value) is hint or (hint is float and type(value) is int)
+    if not sound or (isinstance(value, float) and not math.isfinite(value)):
+        raise Undecodable("a field of another type")
+    return value
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for found in _MARKS.finditer(text):
+        mark = found[0]
+        depth += (mark in "[{") - (mark in "]}")
+        if depth > JSON_DEPTH:
+            raise Undecodable(f"groups deeper than {JSON_DEPTH}")
+
+
+def _unique(pairs: Any) -> dict[Any, Any]:
+    found = list(cast(Iterator[tuple[Any, Any]], pairs))
+    named = dict(found)
+    if len(named) != len(found):
+        raise Undecodable("a key stands twice")
+    return named
+
+
+def _whole(digits: str) -> int:
+    if len(digits.removeprefix("-")) > MOST_DIGITS:
+        raise Undecodable(f"a whole number of more than {MOST_DIGITS} digits")
+    return int(digits)
+
+
+def _check(data: bytes | bytearray | memoryview, bounds: Bounds) -> None:
+    """Return if the bytes are one value within the bounds, without building any of it."""
+    at, items, end = 0, 0, len(data)
+    due = [1]  # values that are still to come, by level
+    while due:
+        if not due[-1]:
+            due.pop()
+            continue
+        due[-1] -= 1
+        if at >= end:
+            raise Undecodable("it ends before its last value")
+        items += 1
+        at, count = _passed(data, at)
+        if count is None:
+            continue
+        if len(due) > bounds.depth:
+            raise Undecodable(f"lists deeper than {bounds.depth}")
+        if count > min(bounds.width, bounds.items - items, end - at):
+            raise Undecodable("a list that is longer than the bytes, or than any")
+        due.append(count)
+    if at != end or items > bounds.items:
+        raise Undecodable("bytes behind its last value, or too many values")
+
+
+def _passed(data: bytes | bytearray | memoryview, at: int) -> tuple[int, int | None]:
+    """Return where the value that begins at `at` ends, and of a list or a map its beginning and how many values follow."""
+    head, at = data[at], at + 1
+    if head < 0x80 or head >= 0xE0:
+        return at, None
+    if head < 0xA0:
+        return at, (head & 15) * (2 if head < 0x90 else 1)
+    if head < 0xC0:
+        return at + (head & 31), None
+    if head in _FIXED:
+        return at + _FIXED[head], None
+    if (wide := _SIZED.get(head)) is not None:
+        return at + wide + int.from_bytes(data[at : at + wide], "big"), None
+    if (wide := _COUNTED.get(head)) is not None:
+        count = int.from_bytes(data[at : at + wide], "big")
+        return at + wide, count * (2 if head in _MAPS else 1)
+    raise Undecodable("an extension")
