@@ -16,8 +16,9 @@ from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.audit.verdict import Verdict
 from ..privacy.refusal import Refusal
 from ..server.auditing import Auditor
-from ..server.run.audit import ROWS, TERMS, as_json, in_words, read_terms
+from ..server.run.audit import as_json, in_words, read_terms
 from ..server.run.audit_line import seen
+from ..server.run.files import AUDIT_ROWS, AUDIT_TERMS
 
 EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4, None: 4}
 
@@ -31,12 +32,12 @@ def audit_run(folder: Path, as_text: bool = True) -> int:
     fields = _fields(folder)
     terms = read_terms(fields["terms"])
     coins = _coins(folder, terms, fields)
-    rows = round_rows.read(folder / ROWS, terms.canaries)
+    rows = round_rows.read(folder / AUDIT_ROWS, terms.canaries)
     whole = rows[rows["round"] == 0]
     rows = rows[rows["round"] > 0]
     if not len(rows):
         raise Refusal("audit", str(folder), "holds no audited round; give the folder of a run that has some")
-    auditor = Auditor(terms, folder / ROWS, coins=coins)
+    auditor = Auditor(terms, folder / AUDIT_ROWS, coins=coins)
     auditor.replay(rows)
     final = np.asarray(whole[-1]) if len(whole) else None
     summary = summarise(Evidence(terms, coins, rows), auditor.raised, final)
@@ -49,12 +50,12 @@ def audit_run(folder: Path, as_text: bool = True) -> int:
 
 def _fields(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / TERMS).read_text()))
+        return dict(json.loads((folder / AUDIT_TERMS).read_text()))
     except FileNotFoundError:
         remedy = "holds no audit that is over; give the folder of a run with audit=light or audit=full that has ended"
         raise Refusal("audit", str(folder), remedy) from None
     except (OSError, ValueError) as problem:
-        raise Refusal("audit", str(folder / TERMS), f"cannot be read ({problem})") from problem
+        raise Refusal("audit", str(folder / AUDIT_TERMS), f"cannot be read ({problem})") from problem
 
 
 def _coins(folder: Path, terms: AuditTerms, fields: dict[str, Any]) -> np.ndarray:

@@ -33,9 +33,10 @@ from ..server.rounds import Pace, Status
 from ..server.run.build import build, with_members
 from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
 from ..server.run.client_instructions import order_of
+from ..server.run.close import close_again
 from ..server.run.federation import Deployed, Federation
+from ..server.run.files import CONFIG, RESULT
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
-from ..server.run.run_folder import CONFIG, RESULT
 from ..strategies.run_over import RunOver, message_to
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
@@ -83,6 +84,7 @@ def serve(
         result = _result(where)
         over = FINISHED if despite_alarm else (*FINISHED, Status.PAUSED)
         if result is not None and result["status"] in over:
+            close_again(where)
             return _say_over(settings.run, where, result, as_json)
         if result is not None and result["status"] == Status.PAUSED:
             (where / RESULT).unlink()  # a server that is killed from here on goes on by the same command

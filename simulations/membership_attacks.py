@@ -27,7 +27,7 @@ from ..privacy.audit.membership import Interval, auc, lira, logit, rmia, tpr_at
 from ..privacy.audit.one_run import Scores
 from ..privacy.refusal import Refusal
 from ..server.run.build import build
-from ..server.run.run_folder import MODEL
+from ..server.run.files import MODEL
 from ..tasks.arrays import load_arrays
 from ..tasks.data import Examples, data_of, held_out_of, in_tensors
 from ..tasks.mislabelled import losses_of

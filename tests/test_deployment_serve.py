@@ -38,6 +38,7 @@ from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.refusal import Refusal
+from fedveil.server.binding.manifest import read_manifest
 from fedveil.server.run import audit as auditing
 from fedveil.server.run import run_folder as recording
 from fedveil.strategies.training_order import people_call, read_order
@@ -406,6 +407,21 @@ def test_a_server_that_was_killed_goes_on_with_the_same_coins(hearts: Path) -> N
     rows, coins = canaries_of(hearts)
     assert rows["round"].tolist() == [1, 2, 3] and (coins == coins_of(seed, 80)).all()
     assert commitments(hearts) == [commitment(seed, coins)] * 3
+
+
+def test_a_run_whose_server_was_killed_before_it_was_closed_is_closed_by_the_same_command(
+    hearts: Path,
+) -> None:
+    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+        served(hearts, *CENTRAL, *FULL)
+    run = hearts / "server" / "runs" / "run-1"
+    ledger = json.loads((run / "result.json").read_text())["ledger"]
+    assert (run / "audit.key").exists() and read_entries(ledger)[-1].kind != "close"
+    for _ in range(2):
+        assert served(hearts, *CENTRAL, *FULL)[0] in (0, 4)
+        assert [entry.kind for entry in read_entries(ledger)].count("close") == 1
+    assert json.loads(read_entries(ledger)[-1].payload)["manifest"] == read_manifest(run).hash
+    assert not (run / "audit.key").exists()
 
 
 # --- watching ---------------------------------------------------------------------------------------------------

@@ -44,7 +44,22 @@ GRID_TESTS, SUM_TESTS = "test_server_private_grid.py", "test_privacy_private_sum
 AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
+BINDING_TESTS = "test_server_binding.py"
 MUTATIONS = {
+    "a run that failed is not closed": Mutation(
+        "server/run/close.py",
+        "CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED, Status.FAILED)",
+        "CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)",
+        BINDING_TESTS,
+        "failed_closes",
+    ),
+    "a run goes on after its close and counts as closed": Mutation(
+        "privacy/ledger/book.py",
+        "        if self.closes:\n",
+        "        if False:\n",
+        BINDING_TESTS,
+        "who_went_on",
+    ),
     "no example of a person is left out": Mutation(
         "tasks/persons.py",
         "if sum(map(len, rows.values())) == len(data) and all(len(own) <= most for own in rows.values()):",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import PrivacyAccountant
 
 VERSION = 1
-OPEN, RESERVE, COMMIT, VOID, NOTE = "open", "reserve", "commit", "void", "note"
+OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE = "open", "reserve", "commit", "void", "note", "close"
 # The time is the last key of a canonical payload.
 TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
 
@@ -96,6 +96,7 @@ class Book:
       granted: the budget of the latest reservation against each adversary.
       filter_order: order of the RDP filter; None before the first adaptive release.
       notes: by key, as JSON.
+      closes: by the run's name, the entry that closed it, as long as the run reserved nothing after it.
       head: the last entry that was replayed.
     """
 
@@ -105,6 +106,7 @@ class Book:
     granted: dict[Adversary, Budget] = field(default_factory=dict[Adversary, Budget])
     filter_order: float | None = None
     notes: dict[str, str] = field(default_factory=dict[str, str])
+    closes: dict[str, Entry] = field(default_factory=dict[str, Entry])
     head: Head = START
     _charges: dict[str, _Charge] = field(default_factory=dict[str, _Charge])
 
@@ -137,6 +139,8 @@ class Book:
             self._settle(self.releases[entry.key], entry.kind)
         elif entry.kind == NOTE:
             self.notes[entry.key] = entry.payload
+        elif entry.kind == CLOSE:
+            self.closes[run_of(entry)] = entry
         else:
             raise ValueError(f"unknown kind {entry.kind}")
         self.head = entry.head
@@ -144,6 +148,8 @@ class Book:
     def _reserve(self, entry: Entry) -> None:
         if entry.key in self.releases:
             raise ValueError("its key was reserved before")
+        if self.closes:
+            self.closes.pop(run_of(entry), None)  # whatever was closed goes on
         # Releases of one run differ only in their time, so each charge is parsed once.
         timed = TIMED.fullmatch(entry.payload)
         said = timed[1] if timed else entry.payload
@@ -184,6 +190,11 @@ class Book:
             mine = [booked for booked in told if runs(json.loads(booked.entry.key)[0])]
             counts = Counter(booked.events[adversary] for booked in mine if adversary in booked.events)
         return [repeated(event_of(text), count) for text, count in counts.items()]
+
+
+def run_of(entry: Entry) -> str:
+    """Return the name of the run that an entry belongs to; empty where it belongs to none."""
+    return str(json.loads(entry.key)[0]) if entry.key else ""
 
 
 @lru_cache(maxsize=1 << 14)

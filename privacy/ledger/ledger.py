@@ -26,6 +26,7 @@ from ..accounting.renyi_filter import admits, counted, filter_order
 from ..budget import Adversary, Budget, Release
 from ..refusal import Refusal
 from .book import (
+    CLOSE,
     COMMIT,
     NOTE,
     OPEN,
@@ -192,6 +193,11 @@ class Ledger:
         """Last entry that is written; keep it with a checkpoint and hand it to `open` as `expect`."""
         return self._book.head
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still be written: not after it was closed, or after a write that failed."""
+        return self._lock.held
+
     def require(self, head: Head) -> None:
         """Check that the ledger holds an entry that a checkpoint knows.
 
@@ -268,6 +274,16 @@ class Ledger:
             if durable and self._pending:
                 self._flush()
 
+    def settle(self) -> None:
+        """Write the commits that are held back, so that `head` is past them; a ledger that is closed has none.
+
+        Raises:
+          LedgerUnavailable: they could not be written.
+        """
+        with self._threads:
+            if self._pending and self.is_open:
+                self._flush()
+
     def void(self, key: Key, proof: str) -> None:
         """Give back what was reserved.
 
@@ -301,6 +317,34 @@ class Ledger:
         with self._writing() as drafts:
             if _text(key) not in self._book.notes:
                 drafts.append(Draft(NOTE, _text(key), canonical({**what, "time": _now()})))
+
+    def close_run(self, run: str, manifest: str, status: str) -> Entry:
+        """Bind what a run has left: its last entry, which costs nothing, holds the hash of its manifest.
+
+        A run that is closed with this manifest is not closed again. One that went on after it was closed, or has left
+        other files since, gets another entry, and the last one holds.
+
+        Args:
+          run: the run's name.
+          manifest: SHA-256 of the manifest in hexadecimal.
+          status: how the run ended, a word.
+
+        Raises:
+          LedgerUnavailable: it could not be written.
+        """
+        with self._writing() as drafts:
+            standing = self._book.closes.get(run)
+            if standing is None or json.loads(standing.payload)["manifest"] != manifest:
+                said = {"manifest": manifest, "status": status, "time": _now()}
+                # Kind and key are unique: the number of entries before tells closes of one run apart.
+                key: Key = (run, self._book.head.seq, CLOSE)
+                drafts.append(Draft(CLOSE, _text(key), canonical(said)))
+        return self._book.closes[run]
+
+    def closed(self, run: str) -> Entry | None:
+        """Return the entry that closed a run; None where it goes on, or was never closed."""
+        with self._threads:
+            return self._book.closes.get(run)
 
     def state(self, key: Key) -> ReleaseState | None:
         """Return the state of a release; None when it was never reserved."""

@@ -28,13 +28,11 @@ from ..rounds import Ending, State, Status
 from .audit_line import AuditLine
 from .canary_clients import audited, canary_clients, support_of
 from .federation import Federation, Run
+from .files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from .plots import draw_audit
 from .record_audit import Planted, planted
 
-ROWS = "audit.npy"
-TERMS = "audit.json"
 PLOT = "audit.png"
-KEY = "audit.key"
 CLEAN = "audit_clean"  # folder of the checkpoint that a rollback goes back to
 MECHANISM = "audit"  # what the ledger calls its notes
 MORE_NOISE = 2.0  # times the planned noise, from an alarm on that raises it
@@ -101,7 +99,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
     terms = _terms(federation, canaries, found)
     if run.privacy is not None:
         terms = replace(terms, filter_order=run.privacy.plan.filter_order)
-    auditor = Auditor(terms, run.folder / ROWS, record_probe=found.records)
+    auditor = Auditor(terms, run.folder / AUDIT_ROWS, record_probe=found.records)
     if terms.probed or terms.losses:
         auditor.probe = found
     ledger = run.ledger
@@ -114,7 +112,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
     moved = first if federation.deployed is None else None
     audit = RunAudit(run, auditor, settings.on_alarm, seed, moved)
     if fresh:
-        (run.folder / ROWS).unlink(missing_ok=True)
+        (run.folder / AUDIT_ROWS).unlink(missing_ok=True)
     if fresh and seed is not None:
         write_terms(audit)
     _commit(audit)
@@ -125,7 +123,7 @@ def _seed(run: Run, fresh: bool) -> bytes:
     """Return the secret that canaries are made from: of the run's seed in a simulation, else of the system's generator."""
     if run.federation.seed is not None:
         return run.federation.randomness.stream("canaries").bytes(KEY_BYTES)
-    return noise_key.make(run.folder, KEY) if fresh else noise_key.read(run.folder, KEY)
+    return noise_key.make(run.folder, AUDIT_KEY) if fresh else noise_key.read(run.folder, AUDIT_KEY)
 
 
 def _terms(federation: Federation, canaries: Canaries | None, found: Planted) -> AuditTerms:
@@ -172,7 +170,7 @@ def write_terms(audit: RunAudit, opened: bool = False) -> None:
         fields["commitment"] = commitment(seed, auditor.coins)
     if seed is not None and opened:
         fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
-    checkpoint.write_durably(audit.run.folder / TERMS, (json.dumps(fields, indent=2) + "\n").encode())
+    checkpoint.write_durably(audit.run.folder / AUDIT_TERMS, (json.dumps(fields, indent=2) + "\n").encode())
 
 
 def read_terms(fields: Mapping[str, Any]) -> AuditTerms:

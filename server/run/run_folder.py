@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,30 +21,26 @@ from ...privacy.accounting.renyi_filter import counted
 from ...privacy.adaptation import Choices
 from ...privacy.budget import Adversary
 from ...privacy.ledger.durable_files import open_for_owner, replace_file
+from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import invited_size
 from ...tasks.arrays import read_arrays
 from ...tasks.mislabelled import Mislabelled
 from ...tasks.protocol import PredictingTask
 from .. import noise_key
+from ..binding.manifest import BESIDE
 from ..checkpoint import Checkpoint, restore_strategy, write, write_durably
 from ..round_terms import Round
 from ..rounds import Average, Ending, State, Status
-from .audit import KEY as AUDIT_KEY
 from .audit import RunAudit, shown
 from .audit import end as end_audit
 from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
+from .close import CLOSED, close, head_before_close
 from .federation import Federation, Run
+from .files import AUDIT_KEY, CONFIG, CURVE, METRICS, MODEL, OPERATOR, RESULT, SAVED
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
 
-CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
-SAVED = "run.json"
-METRICS = "metrics.jsonl"
-OPERATOR = "operator.jsonl"  # what a trusted server alone may know of its rounds
-RESULT = "result.json"
-MODEL = "model.safetensors"
-CURVE = "curve.png"
 NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", "audit/")  # of the numbers in a round's line
 
 
@@ -147,10 +144,11 @@ def write_start(run: Run) -> None:
     order = run.privacy.plan.filter_order if run.privacy else None
     cohort = run.federation.cohort
     turns = None if cohort.turns is None else cohort.name
-    saved = {"run": run.name, "noise": noise, "filter_order": order, "turns": turns}
+    beside = _beside(run)
+    saved = {"run": run.name, "noise": noise, "filter_order": order, "turns": turns, BESIDE: sorted(beside)}
     try:
         write_durably(run.folder / SAVED, json.dumps(saved).encode())
-        _write_beside(run)
+        _write_beside(run, beside)
         if not (run.folder / CONFIG).exists():
             write_durably(run.folder / CONFIG, run.federation.settings.source.encode())
     except OSError as problem:
@@ -158,11 +156,16 @@ def write_start(run: Run) -> None:
         raise Refusal(folder_setting(run.federation), str(run.folder), remedy) from problem
 
 
-def _write_beside(run: Run) -> None:
-    """Write what the task keeps with its model; a run goes on with what it began with."""
+def _beside(run: Run) -> Mapping[str, bytes]:
+    """Return what the task keeps with its model, by the file's name."""
     task = run.federation.task
     task = task.task if isinstance(task, Mislabelled) else task
-    for name, content in task.beside_the_model().items() if isinstance(task, PredictingTask) else ():
+    return task.beside_the_model() if isinstance(task, PredictingTask) else {}
+
+
+def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
+    """Write what the task keeps with its model; a run goes on with what it began with."""
+    for name, content in beside.items():
         path = run.folder / name
         if path.exists() and path.read_bytes() != content:
             raise Refusal(
@@ -393,7 +396,10 @@ def finish(
       title: one line above the pictures.
       metrics: of the released model where it is an average; empty where it is that of the last round.
     """
-    told, folder = _measured(progress, seconds), progress.run.folder
+    told, folder, ledger = _measured(progress, seconds), progress.run.folder, progress.run.ledger
+    if ledger is not None:
+        with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
+            ledger.settle()
     result = _result(progress, ending, told)
     result["metrics"] |= metrics
     try:
@@ -402,23 +408,33 @@ def finish(
         save(progress, ending.state)
         result["audit"] = None if progress.audit is None else end_audit(progress.audit, ending, title)
         _write_results(progress, ending.state, result, title)
+        if ending.status in CLOSED:
+            _close(progress)
         if ending.status in (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED):
             noise_key.erase(folder)
             noise_key.erase(folder, AUDIT_KEY)
-    except OSError as problem:
+    except (OSError, LedgerUnavailable) as problem:
         if ending.status is not Status.FAILED:
             result |= {"status": str(Status.FAILED), "reason": cannot_write(progress, problem)}
     return result
 
 
-def cannot_write(progress: Progress, problem: OSError) -> str:
-    """Return the sentence for a run whose folder can no longer be written.
+def _close(progress: Progress) -> None:
+    """Close the run; a ledger that the disk has failed takes no entry more, and whoever checks the run is told so."""
+    run = progress.run
+    if run.ledger is None or run.ledger.is_open:
+        close(run.folder, run.ledger, progress.heads.now() if run.federation.simulated else {})
+
+
+def cannot_write(progress: Progress, problem: OSError | LedgerUnavailable) -> str:
+    """Return the sentence for a run whose folder or ledger can no longer be written.
 
     Args:
       progress: of the run.
-      problem: what the system said.
+      problem: what the system, or the ledger, said.
     """
-    what, done = problem.strerror or str(problem), progress.state.round
+    said, done = problem.strerror if isinstance(problem, OSError) else None, progress.state.round
+    what = said or str(problem)
     return f"stopped after round {done}: {what}; make room, then {again(progress.run)} goes on from there"
 
 
@@ -466,7 +482,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         "seed": federation.seed,
         "noise_multiplier": run.privacy.plan.noise_multiplier if run.privacy else None,
         "ledger": str(ledger.path) if ledger else str(folder) if folder else None,
-        "ledger_head": list(ledger.head) if ledger else None,
+        "ledger_head": list(head_before_close(ledger, run.name)) if ledger else None,
         "folder": str(run.folder),
         "versions": versions(),
         **dict.fromkeys(told),

@@ -91,7 +91,10 @@ SHORTER = "its own ledger charges the noise that it takes, and it sits out soone
 GATED = "each round is noised and counted as claimed, and all of them have one noise"
 PERSONS = "a canary is one record, and whoever has several is no canary"
 REPORTED = "a figure of the report, and no number that is released"
+BOUND = "what a run left, and who may change it afterwards: what was released is as it was"
 BEYOND: dict[str, str] = {
+    "a run that failed is not closed": BOUND,
+    "a run goes on after its close and counts as closed": BOUND,
     "an adopted ledger does not say which mode charged it": "a second budget for the same people, of which each run spends its own as claimed",
     "no example of a person is left out": PERSONS,
     "a person is charged what one example costs": PERSONS,

@@ -1,0 +1,132 @@
+"""Manifest of a run: the SHA-256 of each file that it leaves, as one canonical text whose hash closes the run on its ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.hash_chain import Head, canonical
+from ...privacy.refusal import Refusal
+from ..run.files import (
+    ASSESSMENT,
+    AUDIT_ROWS,
+    AUDIT_TERMS,
+    CARD,
+    CONFIG,
+    MANIFEST,
+    METRICS,
+    MODEL,
+    PAGE,
+    REPORT,
+    RESULT,
+    SAVED,
+)
+
+FORMAT = "fedveil manifest 1"
+# What a run itself leaves; OPERATOR is none of it: of what is secret and short, a hash tells too much.
+OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, AUDIT_TERMS, AUDIT_ROWS, MODEL)
+# What may be made again after the run was closed: the signature over the bundle binds it.
+MADE_LATER = (REPORT, PAGE, CARD, ASSESSMENT)
+BESIDE = "beside"  # key of SAVED: names of the files that the task keeps beside its model
+PUBLIC_MODE = 0o644
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run has left.
+
+    Attributes:
+      run: its name on the ledger.
+      status: how it ended.
+      files: SHA-256 in hexadecimal, by the file's name.
+      heads: of the clients' own ledgers by name, where a simulation holds them.
+    """
+
+    run: str
+    status: str
+    files: Mapping[str, str]
+    heads: Mapping[str, Head] = field(default_factory=dict[str, Head])
+
+    @property
+    def text(self) -> str:
+        """The manifest as canonical JSON."""
+        heads = {name: list(head) for name, head in self.heads.items()}
+        return canonical(
+            {
+                "format": FORMAT,
+                "run": self.run,
+                "status": self.status,
+                "files": dict(self.files),
+                "heads": heads,
+            }
+        )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the text, in hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def manifest_of(folder: Path, heads: Mapping[str, Head] | None = None) -> Manifest:
+    """Return the manifest of a run that has ended, from its folder.
+
+    Args:
+      folder: of the run.
+      heads: of the clients' own ledgers, where a simulation holds them.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    saved = json.loads((folder / SAVED).read_bytes())
+    status = json.loads((folder / RESULT).read_bytes())["status"]
+    names = (*OF_THE_RUN, *saved.get(BESIDE, ()), *MADE_LATER)
+    return Manifest(saved["run"], status, hashes(folder, names), heads or {})
+
+
+def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of those of these files that a folder holds, by name."""
+    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest beside the files that it names; it is on disk when this returns.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    replace_file(folder / MANIFEST, manifest.text.encode(), PUBLIC_MODE)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest in a folder.
+
+    Raises:
+      Refusal: there is none, or it is not one.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes()
+        found: dict[str, Any] = json.loads(text)
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']!r}")
+        heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in found["heads"].items()}
+        files = {str(name): str(digest) for name, digest in found["files"].items()}
+        manifest = Manifest(str(found["run"]), str(found["status"]), files, heads)
+        if manifest.text.encode() != text:
+            raise ValueError("it is not in canonical form")
+    except FileNotFoundError:
+        raise Refusal("manifest", str(path), "there is none; resume the run, which closes it") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        raise Refusal("manifest", str(path), f"cannot be read ({problem}); restore it") from problem
+    return manifest

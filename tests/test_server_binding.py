@@ -1,0 +1,193 @@
+"""Runs that are bound to their ledger: how each ends with one entry that holds the hash of all that it left."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.server.binding.manifest import Manifest, manifest_of, read_manifest
+from fedveil.server.run import run_folder
+from fedveil.server.run.close import close_again
+from fedveil.server.run.run import RunResult
+from fedveil.simulations.simulate import simulate
+
+NOISY = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")
+QUICK = ("task=digits", "task.num_clients=20", "num_rounds=2", "batch_size=40", "cohort.rate=0.4", *NOISY)
+
+
+def begin(folder: Path, *more: str) -> RunResult:
+    return simulate(settings_from_overrides([*QUICK, *more]), folder, quiet=True)
+
+
+def closes(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(entry.payload) for entry in read_entries(run / "ledger") if entry.kind == "close"]
+
+
+def bound(run: Path) -> Manifest:
+    """Return the manifest of a closed run, of which everything holds."""
+    manifest = read_manifest(run)
+    assert read_entries(run / "ledger")[-1].kind == "close"
+    assert closes(run)[-1]["manifest"] == hashlib.sha256((run / "manifest.json").read_bytes()).hexdigest()
+    assert (
+        closes(run)[-1]["status"]
+        == manifest.status
+        == json.loads((run / "result.json").read_text())["status"]
+    )
+    for name, digest in manifest.files.items():
+        assert hashlib.sha256((run / name).read_bytes()).hexdigest() == digest, name
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert begin(
+        run, "audit=full", "audit.canaries=40", "audit.looks=2", "audit.on_alarm=note"
+    ).exit_code in (0, 4)
+    return run
+
+
+def test_the_last_entry_binds_what_the_run_left(finished: Path) -> None:
+    files = {"config.yaml", "run.json", "metrics.jsonl", "result.json", "model.safetensors"}
+    assert set(bound(finished).files) == files | {"audit.json", "audit.npy"}
+    assert len(closes(finished)) == 1
+
+
+def test_a_close_costs_nothing(finished: Path, tmp_path: Path) -> None:
+    found = verify(finished / "ledger")
+    entries = read_entries(finished / "ledger")
+    result = json.loads((finished / "result.json").read_text())
+    assert found.ok and found.head == entries[-1].head
+    (spent,) = {row["epsilon"] for row in result["privacy"] if row["adversary"] == "model"}
+    assert found.epsilon == pytest.approx(spent, rel=1e-9)
+
+
+def test_what_the_task_keeps_beside_its_model_is_bound(tmp_path: Path, finished: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    saved = json.loads((run / "run.json").read_text())
+    (run / "table.yaml").write_text("columns: []\n")
+    (run / "assessment.yaml").write_text("purpose: none\n")
+    (run / "run.json").write_text(json.dumps({**saved, "beside": ["table.yaml"]}))
+    assert {"table.yaml", "assessment.yaml"} <= set(manifest_of(run).files)
+    assert "operator.jsonl" not in manifest_of(run).files and (run / "operator.jsonl").exists()
+
+
+def test_an_exhausted_run_closes_once_however_often_it_is_resumed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ("privacy.target_epsilon=8", "num_rounds=50")
+    assert begin(run, *more).result["status"] == "exhausted" == bound(run).status
+    assert simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).exit_code == 3
+    assert bound(run).status == "exhausted" and len(closes(run)) == 1
+
+
+def test_a_run_that_failed_closes_and_closes_again_when_it_went_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, true = tmp_path / "run", run_folder.keep
+
+    def full(progress: Any, state: Any) -> None:
+        if state.round == 2:
+            raise OSError(28, "No space left on device")
+        true(progress, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "keep", full)
+        assert begin(run, "audit=off").result["status"] == "failed"
+    assert bound(run).status == "failed"
+    assert simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).exit_code == 0
+    assert bound(run).status == "completed" and len(closes(run)) == 2
+
+
+def test_an_alarmed_run_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedveil.privacy.audit.alarms import Alarm, Check, Level
+    from fedveil.server.auditing import Auditor
+
+    monkeypatch.setattr(Auditor, "take", lambda *_: [Alarm(Level.RED, Check.NORM, 1e-20, 1e-3)])
+    result = begin(tmp_path / "run", "audit=light", "audit.on_alarm=stop").result
+    assert (result["status"], bound(tmp_path / "run").status) == ("alarmed", "alarmed")
+
+
+# --- interrupted, killed ------------------------------------------------------------------------------------------
+
+
+def dying(name: str, after: bool) -> Callable[[], None]:
+    """Return what kills this process as it writes the result or closes the run, before or after that."""
+
+    def arrange() -> None:
+        true = getattr(run_folder, name)
+
+        def deadly(*given: Any) -> None:
+            if after:
+                true(*given)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(run_folder, name, deadly)
+
+    return arrange
+
+
+@pytest.mark.parametrize(("name", "after"), [("_write_results", True), ("_close", True), ("save", True)])
+def test_a_run_that_was_killed_and_resumed_closes_once(commands: Any, name: str, after: bool) -> None:
+    run = commands.folder / "run"
+    code, _ = commands.run("simulate", *QUICK, f"hydra.run.dir={run}", first=dying(name, after))
+    assert code == -signal.SIGKILL
+    assert len(closes(run)) == (name == "_close")
+    code, command = commands.run("simulate", f"resume={run}")
+    assert code == 0, command.err
+    assert bound(run).status == "completed"
+    assert len(closes(run)) == 1  # the same result again is the same manifest
+
+
+def test_an_interrupted_run_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, true = tmp_path / "run", run_folder.keep
+
+    def interrupt(progress: Any, state: Any) -> None:
+        true(progress, state)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "keep", interrupt)
+        assert begin(run).result["status"] == "interrupted"
+    assert closes(run) == [] and not (run / "manifest.json").exists()
+    assert simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).exit_code == 0
+    assert bound(run).status == "completed" and len(closes(run)) == 1
+
+
+def test_a_run_that_was_not_closed_is_closed_from_its_folder_alone(tmp_path: Path, finished: Path) -> None:
+    entries = len(read_entries(finished / "ledger"))
+    close_again(finished)  # is closed
+    assert len(read_entries(finished / "ledger")) == entries
+
+
+def test_a_ledger_tells_who_went_on_after_the_close(tmp_path: Path) -> None:
+    from dp_accounting import GaussianDpEvent
+
+    import fedveil as fv
+
+    budget = fv.Budget("client", 10.0, 1e-5)
+
+    def release(run: str, number: int) -> fv.Release:
+        return fv.Release("client", run, number, "sum", {"model": GaussianDpEvent(5.0)}, rng="system")
+
+    with Ledger.open(tmp_path / "ledger", budget, owner="all", simulated=False) as ledger:
+        ledger.reserve_new(release("a", 1))
+        first = ledger.close_run("a", "00", "failed")
+        assert ledger.close_run("a", "00", "failed") == first == ledger.closed("a")
+        ledger.reserve_new(release("b", 1))
+        assert ledger.closed("a") == first and ledger.closed("b") is None
+        ledger.reserve_new(release("a", 2))
+        assert ledger.closed("a") is None
+        again = ledger.close_run("a", "00", "completed")
+        assert again.seq == ledger.head.seq and ledger.closed("a") == again
+    with Ledger.open(tmp_path / "ledger", budget, owner="all", simulated=False) as ledger:
+        assert ledger.closed("a") == again and ledger.epsilon() > 0
+    assert verify(tmp_path / "ledger").ok
