@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
+from dp_accounting.pld.pld_pmf import create_pmf_pessimistic_connect_dots_fixed_gap
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import example, given, settings
@@ -54,6 +55,39 @@ def test_so_are_distributions_of_any_rate_and_noise(rate: float, noise: float) -
         noise, value_discretization_interval=1e-2, sampling_prob=rate, neighboring_relation=RELATION
     )
     same(sampled_gaussian.distribution(rate, noise, 1e-2), theirs)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3, 1.0, 3.2, 40.0, 2000.0])
+@pytest.mark.parametrize(
+    ("relation", "moved"), [(RELATION, 1.0), (NeighboringRelation.REPLACE_ONE, 2.0)], ids=["blank", "replace"]
+)
+def test_what_is_not_sampled_is_that_of_dp_accounting_as_well(
+    noise: float, relation: NeighboringRelation, moved: float
+) -> None:
+    interval = max(1e-4, 1e-2 / noise**2)
+    theirs = from_gaussian_mechanism(
+        noise, value_discretization_interval=interval, neighboring_relation=relation
+    )
+    ours = sampled_gaussian.unsampled(moved / noise, interval)
+    for delta in (1e-3, 1e-6, 1e-10):
+        mine, other = (each.get_epsilon_for_delta(delta) for each in (ours, theirs))
+        assert mine == pytest.approx(other, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("places", [2, 900, 1000, 1001, 30_001])
+def test_dots_are_connected_bit_for_bit_as_by_dp_accounting(places: int) -> None:
+    deltas = np.sort(np.random.default_rng(places).uniform(0, 0.9, places))[::-1] ** 3
+    theirs = create_pmf_pessimistic_connect_dots_fixed_gap(1e-3, -40, places - 41, deltas)
+    ours = sampled_gaussian.connected(1e-3, -40, deltas)
+    assert type(ours) is type(theirs)
+    mine, other = ours.to_dense_pmf(), theirs.to_dense_pmf()
+    assert mine._lower_loss == other._lower_loss and mine._infinity_mass == other._infinity_mass
+    assert np.array_equal(mine._probs, other._probs)
+
+
+def test_a_divergence_that_rises_is_refused() -> None:
+    with pytest.raises(ValueError, match="rises"):
+        sampled_gaussian.connected(1e-3, 0, np.linspace(0.1, 0.2, 2000))
 
 
 def by_dp_accounting(rate: float, noise: float) -> np.ndarray:

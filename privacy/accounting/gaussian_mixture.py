@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting.pld.pld_pmf import PLDPmf, create_pmf_pessimistic_connect_dots_fixed_gap
+from dp_accounting.pld.pld_pmf import PLDPmf
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from numpy.typing import NDArray
 from scipy.special import gammaln, ndtr
 
-from .sampled_gaussian import LAST_DEVIATION
+from .sampled_gaussian import LAST_DEVIATION, connected
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -128,7 +128,7 @@ def _pmf(mixture: _Mixture, table: tuple[Vector, Vector], sign: float, interval:
     ends = sorted((sign * table[1][0], sign * table[1][-1]))
     first, last = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
     deltas = _deltas(mixture, table, sign, interval * np.arange(first, last + 1, dtype=np.float64))
-    return create_pmf_pessimistic_connect_dots_fixed_gap(interval, first, last, deltas)
+    return connected(interval, first, deltas)
 
 
 def _deltas(mixture: _Mixture, table: tuple[Vector, Vector], sign: float, epsilons: Vector) -> Vector:

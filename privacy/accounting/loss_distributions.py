@@ -166,7 +166,10 @@ def _once(leaf: Leaf, relation: "NeighboringRelation", interval: float) -> Priva
     parts, scale = asked_of(leaf), gaussian_scale(leaf)
     if scale is not None:
         rate, noise = scale
-        if rate < 1 and relation is not NeighboringRelation.REPLACE_ONE:
+        replaced = relation is NeighboringRelation.REPLACE_ONE
+        if rate == 1:
+            return sampled_gaussian.unsampled((2 if replaced else 1) / noise, interval)
+        if not replaced:
             return sampled_gaussian.distribution(rate, noise, interval)
         return from_gaussian_mechanism(
             noise, value_discretization_interval=interval, sampling_prob=rate, neighboring_relation=relation

@@ -1,4 +1,4 @@
-"""Sampled Gaussian as dp_accounting accounts it, computed for a whole grid or all orders at once.
+"""Gaussian, sampled or not, as dp_accounting accounts it, computed for a whole grid or all orders at once.
 
 dp_accounting goes through grid and orders one number at a time, which takes most of the time of a plan. The
 formulas and the public parts used are its own; tests hold the two together, and `fedveil ledger verify` goes
@@ -8,7 +8,11 @@ by its accountants alone. Rates are in (0, 1); noise is the standard deviation o
 import math
 
 import numpy as np
-from dp_accounting.pld.pld_pmf import PLDPmf, create_pmf_pessimistic_connect_dots_fixed_gap
+from dp_accounting.pld.pld_pmf import (
+    DensePLDPmf,
+    PLDPmf,
+    create_pmf_pessimistic_connect_dots_fixed_gap,
+)
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from numpy.typing import NDArray
 from scipy.special import gammaln, log_ndtr, ndtr, ndtri
@@ -17,6 +21,10 @@ Vector = NDArray[np.float64]
 
 # Outputs further out, in standard deviations, are left to the loss at infinity: the mass that dp_accounting truncates.
 LAST_DEVIATION = float(ndtri(0.5 * math.exp(-50)))
+# Places up to which dp_accounting keeps a distribution as a dictionary (`_MAX_PMF_SPARSE_SIZE`).
+MOST_SPARSE = 1000
+# What dp_accounting takes for rounding where a divergence must not rise (`_DELTA_DIFF_TOLERANCE`).
+ROUNDING = 1e-12
 # Terms of a fractional order's series: most orders need few; an order that needs more than the most is left out.
 FEW_TERMS, MOST_TERMS = 64, 1000
 # The series ends where the remaining terms are below e to minus this of the whole.
@@ -34,6 +42,47 @@ def distribution(rate: float, noise: float, interval: float) -> PrivacyLossDistr
     return PrivacyLossDistribution(*(_pmf(sign, rate, noise, interval) for sign in (1.0, -1.0)))
 
 
+def unsampled(mu: float, interval: float) -> PrivacyLossDistribution:
+    """Return the PLD of a Gaussian of which nothing is drawn by coins, by connect-the-dots.
+
+    Args:
+      mu: distance of the two means over the standard deviation, above 0.
+      interval: step of the grid, in nats.
+    """
+    last = math.ceil(mu * (mu / 2 - LAST_DEVIATION) / interval)
+    sizes = interval * np.arange(-last, last + 1, dtype=np.float64)
+    with np.errstate(over="ignore"):  # far out, where the divergence is clipped
+        deltas = ndtr(mu / 2 - sizes / mu) - np.exp(sizes + log_ndtr(-mu / 2 - sizes / mu))
+    return PrivacyLossDistribution(connected(interval, -last, np.clip(deltas, 0.0, 1.0)))
+
+
+def connected(interval: float, first: int, deltas: Vector) -> PLDPmf:
+    """Return the losses that connect the dots, as dp_accounting's function for equal gaps does, bit for bit.
+
+    That one passes each mass through a dictionary and two lists.
+
+    Args:
+      interval: step of the grid, in nats.
+      first: place of the least epsilon on the grid, in steps.
+      deltas: hockey-stick divergence at each place from there on, (places,), in [0, 1].
+
+    Raises:
+      ValueError: the divergence rises by more than rounding.
+    """
+    if len(deltas) <= MOST_SPARSE:
+        last = first + len(deltas) - 1
+        return create_pmf_pessimistic_connect_dots_fixed_gap(interval, first, last, deltas)
+    if np.any(np.diff(deltas) > ROUNDING):
+        raise ValueError(f"a divergence rises on a grid of {interval} from {first} on")
+    deltas = np.minimum.accumulate(deltas)
+    falls, growth = np.diff(deltas), math.expm1(interval)
+    masses = np.empty_like(deltas)
+    masses[0] = 1 - deltas[0] + falls[0] / growth
+    masses[1:-1] = (falls[1:] - falls[:-1] * math.exp(interval)) / growth
+    masses[-1] = falls[-1] / math.expm1(-interval)
+    return DensePLDPmf(interval, first, np.maximum(masses, 0.0), float(deltas[-1]), True)
+
+
 def _pmf(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
     """Return the losses for a unit removed (sign 1) or added (sign -1)."""
     reach = (0.5 - noise * LAST_DEVIATION) / noise**2
@@ -42,7 +91,7 @@ def _pmf(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
     )
     first, last = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
     deltas = _deltas(sign, rate, noise, interval * np.arange(first, last + 1, dtype=np.float64))
-    return create_pmf_pessimistic_connect_dots_fixed_gap(interval, first, last, deltas)
+    return connected(interval, first, deltas)
 
 
 def _deltas(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
