@@ -312,7 +312,7 @@ def budget_set(
     epsilon: Annotated[str, Option(metavar="E", help="The most that a ledger may spend.")],
     delta: Annotated[str, Option(metavar="D", help="The largest delta at which epsilon may be counted.")],
     data: Annotated[
-        str, Option(metavar="FINGERPRINT", help="Of a data set, as `budget show` lists it.")
+        str, Option(metavar="LEDGER", help="One ledger, by its name in `budget show`'s column data.")
     ] = "all",
     until: Annotated[
         str | None, Option(metavar="YYYY-MM-DD", help="The last day, UTC, on which anything may be released.")

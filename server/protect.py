@@ -20,7 +20,7 @@ from flwr.supercore.run import Run
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
-from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, default_folder
+from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, ledger_folder
 from ..privacy.ledger.data_sets import owed_by_population, population_ledger, settle
 from ..privacy.ledger.durable_files import open_for_owner
 from ..privacy.ledger.ledger import Ledger
@@ -182,11 +182,9 @@ def _ledger_path(data_id: str, ledger_dir: Path | str | None) -> Path:
     """Return the ledger of a data set, the same whatever folder this process works in."""
     if not re.fullmatch(DATA_ID, data_id):
         raise Refusal("data_id", data_id, NO_DATA_ID)
-    folder = default_folder() if ledger_dir is None else Path(ledger_dir)
-    if not folder.is_absolute():
-        remedy = "give an absolute folder: from another working folder it would be another ledger, with a new budget"
-        raise Refusal("ledger_dir", str(ledger_dir), remedy)
-    return folder / f"{POPULATION}{population_ledger(data_id)[:NAMED]}.ledger"
+    return (
+        ledger_folder("ledger_dir", ledger_dir) / f"{POPULATION}{population_ledger(data_id)[:NAMED]}.ledger"
+    )
 
 
 def _make_folder(folder: Path) -> None:

@@ -217,7 +217,7 @@ def test_budget_set_and_show(tmp_path: Path, clinics: list[str], commands: Any) 
         (("--epsilon=x", "--delta=1e-5"), "epsilon='x': give a number"),
         (("--epsilon=1", "--delta=2"), "target_delta=2.0: give a probability"),
         (("--epsilon=1", "--delta=1e-5", "--until=soon"), "until='soon': give a day"),
-        (("--epsilon=1", "--delta=1e-5", "--data=mine"), "data='mine': give a data set's fingerprint"),
+        (("--epsilon=1", "--delta=1e-5", "--data=mine"), "data='mine': give the name of a ledger"),
         (("--epsilon=1", "--delta=1e-5", "--ledger-dir=file/below"), "caps='file/below/caps.json'"),
     ],
 )

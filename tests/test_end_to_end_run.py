@@ -765,10 +765,15 @@ def test_a_ledger_folder_that_cannot_be_made_is_refused_before_training(
     (commands.folder / "file").write_text("")
     for privacy in ("privacy=client_central", "privacy=record"):
         own = [each for each in hospitals if not each.startswith(("ledger.dir", "privacy"))] + [privacy]
-        code, command = commands.run("simulate", *own, "ledger.dir=file/ledgers", "hydra.run.dir=out")
-        assert code == 2
-        *_, sentence = command.err.splitlines()
-        assert sentence.startswith("ledger.dir='file/ledgers'")
+        for folder, why in (
+            (f"{commands.folder}/file/ledgers", "it cannot"),
+            ("ledgers", "give an absolute folder"),
+        ):
+            code, command = commands.run("simulate", *own, f"ledger.dir={folder}", "hydra.run.dir=out")
+            assert code == 2
+            *_, sentence = command.err.splitlines()
+            assert sentence.startswith(f"ledger.dir='{folder}': {why}")
+    assert not (commands.folder / "ledgers").exists() and not (commands.folder / "out").exists()
 
 
 def test_a_ledger_that_was_edited_is_refused(tmp_path: Path, hospitals: list[str]) -> None:

@@ -37,6 +37,23 @@ def default_folder() -> Path:
     return Path.home() / ".local" / "share" / "fedveil" / "ledgers"
 
 
+def ledger_folder(field: str, asked: Path | str | None) -> Path:
+    """Return the folder of ledgers of real data: the one that is asked for, or the user's own.
+
+    Args:
+      field: what a refusal names.
+      asked: an absolute folder; None for the user's own.
+
+    Raises:
+      Refusal: the folder is relative.
+    """
+    folder = default_folder() if asked is None else Path(asked)
+    if not folder.is_absolute():
+        remedy = "give an absolute folder: from another working folder it would be another ledger, with a new budget"
+        raise Refusal(field, str(asked), remedy)
+    return folder
+
+
 class CapEnded(Refusal):
     """Refusal because the last day on which the owner of the data allowed releases is over."""
 
@@ -46,7 +63,7 @@ class Cap:
     """One decision of the owner; the latest on a data set holds, beside the latest on `all`.
 
     Attributes:
-      data: the data set's fingerprint, or `all` for every ledger in the folder.
+      data: the ledger's name, or `all` for every ledger in the folder.
       target_epsilon: the most that a ledger may spend, as a `Budget`'s.
       target_delta: the delta at which it counts, as a `Budget`'s.
       until: the last day, UTC, on which anything may be released; None sets no end.
@@ -65,7 +82,11 @@ class Cap:
     def __post_init__(self) -> None:
         Budget(Unit.RECORD, self.target_epsilon, self.target_delta)  # refuses what is out of range
         if self.data != ALL and not FINGERPRINT.fullmatch(self.data):
-            raise Refusal("data", self.data, "give a data set's fingerprint, as ledgers show it, or all")
+            raise Refusal(
+                "data",
+                self.data,
+                "give the name of a ledger, as `fedveil budget show` has it under data, or all",
+            )
         object.__setattr__(self, "data", self.data[:NAMED])
 
 

@@ -24,7 +24,7 @@ from ...configs.schema import (
 )
 from ...privacy.budget import Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
-from ...privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, RECORDS, capped, default_folder
+from ...privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, RECORDS, capped, ledger_folder
 from ...privacy.ledger.data_sets import Owed
 from ...privacy.ledger.ledger import Ledger
 from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
@@ -438,5 +438,9 @@ def _budget(unit: Unit, level: SumLevel | Record | None) -> Budget | None:
 
 
 def ledger_home(configured: str | None) -> Path:
-    """Return the folder of ledgers of real data."""
-    return Path(configured) if configured else default_folder()
+    """Return the folder of ledgers of real data.
+
+    Raises:
+      Refusal: the configured one is relative.
+    """
+    return ledger_folder("ledger.dir", configured)
