@@ -29,11 +29,12 @@ GROUP: dict[str, Any] = {
 app = typer.Typer(
     help="Federated learning that keeps count of what it reveals.", subcommand_metavar="VERB", **GROUP
 )
-ledger, budget, audit, provision, server, client = groups = [typer.Typer(**GROUP) for _ in range(6)]
+ledger, budget, audit, report, provision, server, client = [typer.Typer(**GROUP) for _ in range(7)]
 for name, group, text in (
     ("ledger", ledger, "Read a ledger, check every entry, hand it to an auditor."),
     ("budget", budget, "Cap what may be spent on your data; see what is spent."),
     ("audit", audit, "Weigh a run, or any claim of privacy, against what was measured."),
+    ("report", report, "Make the page of a run, for those who sign, train, run and repeat it."),
     ("provision", provision, "Make the bundles of a federation on real machines, and change who is in it."),
     ("server", server, "Serve a federation of real clients."),
     ("client", client, "Follow a server from a device, under its owner's policy."),
@@ -436,6 +437,32 @@ def audit_claim(
 
     evidence = guesses, correct, canaries, scores, in_scores, out_scores
     return claim(Claim(epsilon, delta, confidence, *evidence, gaussian, many_runs), as_json=as_json)
+
+
+# --- reports ------------------------------------------------------------------------------------------------------
+
+
+@_verb(report, "RUN", "Make the page of a run, and its JSON.", hidden=True)
+def report_run(
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
+    out: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Where to; the run's folder by default.", file_okay=False)
+    ] = None,
+    assessment: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Answers of the organisation; RUN/assessment.yaml by default."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Make report.html and report.json of a run, from its folder alone: ended, stopped, exhausted or still going on.
+
+    Example:
+      fedveil report runs/2026-01-31/12-00-00
+    """
+    require_extra("server", "fedveil report")
+    from .report import report as body
+
+    return body(run, out, assessment, as_json=as_json)
 
 
 # --- real machines ------------------------------------------------------------------------------------------------

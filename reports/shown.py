@@ -22,8 +22,8 @@ def shown(value: object, form: str = "plain") -> str:
 
     Args:
       value: a string, a number, a bool or None; the string `"infinity"` stands for the number.
-      form: `plain`, `epsilon` (two decimals, rounded up), `percent` (of a share from 0 to 1), `of100` (of a share, in
-        whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its first digits) or `day` (of a time).
+      form: `plain`, `epsilon` (of a promise: two decimals, rounded up), `decimal` (two decimals), `percent` (of a share
+        from 0 to 1), `of100` (of a share, in whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its first digits) or `day` (of a time).
 
     Returns:
       The text; `UNKNOWN` for None.
@@ -50,7 +50,7 @@ def _rounded_up(value: float, decimals: int) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.3g} %"
 
 
 def _bytes(value: float) -> str:
@@ -63,6 +63,7 @@ def _bytes(value: float) -> str:
 _FORMS: Mapping[str, Callable[[Any], str]] = {
     "plain": _plain,
     "epsilon": lambda value: _rounded_up(value, 2),
+    "decimal": lambda value: f"{value:.2f}",
     "percent": _percent,
     "of100": lambda value: _rounded_up(100 * value, 0),
     "exact": str,

@@ -26,6 +26,8 @@ PAGE = (
         ("infinity", "epsilon", "infinite"),
         (None, "epsilon", "not recorded"),
         (0.9649999737, "percent", "96.5 %"),
+        (0.95, "percent", "95 %"),
+        (1.3714, "decimal", "1.37"),
         (0.1859, "of100", "19"),
         (1e-4, "plain", "0.0001"),
         (1e-7, "plain", "1e-07"),

@@ -40,7 +40,8 @@ def tree() -> set[str]:
         for path in (ROOT / room).rglob("*"):
             name = path.relative_to(ROOT).as_posix()
             data = room == "configs" or name.startswith("cli/templates/")
-            wanted = path.suffix == ".py" or (path.suffix in (".yaml", ".toml") and data)
+            page = name.startswith("reports/page/") and path.is_file()
+            wanted = path.suffix == ".py" or (path.suffix in (".yaml", ".toml") and data) or page
             if wanted and not name.startswith(NOT_SHIPPED):
                 files.add(f"fedveil/{name}")
     return files

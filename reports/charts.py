@@ -1,0 +1,237 @@
+"""Charts of a report as inline SVG: axes, lines, points and bands, coloured by the page's own style sheet.
+
+Numbers that are the report's carry their reference, as everywhere on the page; those along the axes are the scale's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Literal
+
+from .shown import shown
+
+WIDTH, HEIGHT = 380.0, 236.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 16.0, 40.0
+MOST_POINTS = 160  # of a line; more would not be seen
+TICKS = 5
+HEADROOM = 1.12
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Line of a chart.
+
+    Attributes:
+      points: (x, y), in the order of x.
+      look: class of the style sheet.
+      step: whether y holds until the next x.
+    """
+
+    points: Points
+    look: str
+    step: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Point of a chart, with a label that refers to the report.
+
+    Attributes:
+      x: on the axis.
+      y: on the axis.
+      look: class of the style sheet.
+      pointer: of its label; None for a point without one.
+      form: of its label.
+      cross: whether it is a cross, as what was refused is.
+      place: of the label: `left` above the point, `right` above it, or `beside` it.
+    """
+
+    x: float
+    y: float
+    look: str
+    pointer: str | None = None
+    form: str = "plain"
+    cross: bool = False
+    place: Literal["left", "right", "beside"] = "left"
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """Interval at one x."""
+
+    x: float
+    low: float
+    high: float
+    look: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Chart of a report.
+
+    Attributes:
+      name: unique on the page.
+      title: what it shows, for whoever does not see it.
+      across: what the horizontal axis is.
+      up: what the vertical axis is.
+      lines: drawn first.
+      intervals: drawn next.
+      marks: drawn last.
+      values: of the report, by the pointers of the marks' labels.
+      logarithmic: whether x is.
+      top: of the vertical axis; by default above all points.
+      bottom: of the vertical axis.
+      shares: whether both axes are percentages.
+      whole: whether x counts.
+    """
+
+    name: str
+    title: str
+    across: str
+    up: str
+    lines: Sequence[Line] = ()
+    intervals: Sequence[Whisker] = ()
+    marks: Sequence[Mark] = ()
+    values: dict[str, object] = field(default_factory=dict[str, object])
+    logarithmic: bool = False
+    top: float | None = None
+    bottom: float = 0.0
+    shares: bool = False
+    whole: bool = False
+
+
+def svg(chart: Chart) -> str:
+    """Return a chart as SVG; the same chart gives the same bytes."""
+    frame = _frame(chart)
+    body = [
+        *_scale(chart, frame),
+        *(_line(line, frame) for line in chart.lines if line.points),
+        *(_interval(each, frame) for each in chart.intervals),
+        *(part for mark in chart.marks for part in _mark(chart, mark, frame)),
+    ]
+    name = escape(chart.name)
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-labelledby="{name}-title">'
+        f'<title id="{name}-title">{escape(chart.title)}</title>' + "".join(body) + "</svg>"
+    )
+
+
+@dataclass(frozen=True)
+class _Frame:
+    left: float
+    right: float
+    bottom: float
+    top: float
+    logarithmic: bool
+
+    def x(self, value: float) -> float:
+        at, low, high = (self._scaled(each) for each in (value, self.left, self.right))
+        share = 0.5 if high == low else (at - low) / (high - low)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (min(value, self.top) - self.bottom) / (self.top - self.bottom)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self.logarithmic else value
+
+
+def _frame(chart: Chart) -> _Frame:
+    xs = [x for line in chart.lines for x, _ in line.points] + [each.x for each in chart.marks]
+    xs += [each.x for each in chart.intervals] or ([] if xs else [0.0, 1.0])
+    ys = [y for line in chart.lines for _, y in line.points if math.isfinite(y)]
+    ys += [mark.y for mark in chart.marks] + [each.high for each in chart.intervals]
+    highest = max([y for y in ys if math.isfinite(y)], default=1.0) or 1.0
+    top = chart.top if chart.top is not None else highest * HEADROOM
+    left = min(xs) if chart.logarithmic else min([0.0, *xs])
+    return _Frame(left, max(xs), chart.bottom, max(top, chart.bottom + 1e-9), chart.logarithmic)
+
+
+def _scale(chart: Chart, frame: _Frame) -> list[str]:
+    right, base = WIDTH - RIGHT, HEIGHT - BOTTOM
+    found = []
+    for value in _ticks(frame.bottom, frame.top):
+        y = frame.y(value)
+        found.append(f'<path class="grid" d="M{LEFT:g} {y:.1f}H{right:g}"/>')
+        found.append(_text(LEFT - 6, y + 4, _number(value, chart.shares), "tick end"))
+    for value in _across(chart, frame):
+        text = f"1e{round(math.log10(value))}" if chart.logarithmic else _number(value, chart.shares)
+        found.append(_text(frame.x(value), base + 15, text, "tick middle"))
+    found.append(f'<path class="axis" d="M{LEFT:g} {base:g}H{right:g}"/>')
+    found.append(_text((LEFT + right) / 2, HEIGHT - 6, chart.across, "label middle"))
+    middle = (TOP + base) / 2
+    turned = f'transform="rotate(-90 11 {middle:g})"'
+    found.append(f'<text class="label middle" x="11" y="{middle:g}" {turned}>{escape(chart.up)}</text>')
+    return found
+
+
+def _across(chart: Chart, frame: _Frame) -> list[float]:
+    if chart.logarithmic:
+        low, high = round(math.log10(frame.left)), round(math.log10(frame.right))
+        return [10.0**power for power in range(low, high + 1)]
+    ticks = _ticks(frame.left, frame.right)
+    return [each for each in ticks if each == int(each)] if chart.whole else ticks
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return at most about `TICKS` round numbers between two."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * each for each in (1, 2, 2.5, 5, 10) if power * each >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [round(step * at, 12) for at in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _number(value: float, share: bool) -> str:
+    return f"{100 * value:g} %" if share else f"{value:g}"
+
+
+def _line(line: Line, frame: _Frame) -> str:
+    points = [(x, y) for x, y in thinned(line.points) if math.isfinite(y)]
+    parts: list[str] = []
+    for at, (x, y) in enumerate(points):
+        if at and line.step:
+            parts.append(f"H{frame.x(x):.1f}V{frame.y(y):.1f}")
+        else:
+            parts.append(f"{'L' if at else 'M'}{frame.x(x):.1f} {frame.y(y):.1f}")
+    return f'<path class="line {line.look}" d="{"".join(parts)}"/>'
+
+
+def thinned(points: Points, most: int = MOST_POINTS) -> Points:
+    """Return at most so many of the points, evenly, the first and the last among them."""
+    if len(points) <= most:
+        return points
+    return [points[round(at * (len(points) - 1) / (most - 1))] for at in range(most)]
+
+
+def _interval(each: Whisker, frame: _Frame) -> str:
+    x, low, high = frame.x(each.x), frame.y(max(each.low, frame.bottom)), frame.y(each.high)
+    ends = "".join(f"M{x - 4:.1f} {y:.1f}h8" for y in (low, high))
+    return f'<path class="interval {each.look}" d="M{x:.1f} {low:.1f}V{high:.1f}{ends}"/>'
+
+
+def _mark(chart: Chart, mark: Mark, frame: _Frame) -> list[str]:
+    x, y = frame.x(mark.x), frame.y(mark.y)
+    if mark.cross:
+        drawn = f'<path class="cross {mark.look}" d="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>'
+    else:
+        drawn = f'<circle class="point {mark.look}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+    if mark.pointer is None:
+        return [drawn]
+    left = mark.place == "left" and x > WIDTH / 3
+    text = escape(shown(chart.values[mark.pointer], mark.form))
+    up = -4.0 if mark.place == "beside" else 8.0
+    at = f'x="{x - 8 if left else x + 9:.1f}" y="{max(y - up, TOP - 2):.1f}"'
+    refers = f'data-ref="{escape(mark.pointer)}" data-form="{mark.form}"'
+    return [drawn, f'<text class="value{" end" if left else ""}" {at} {refers}>{text}</text>']
+
+
+def _text(x: float, y: float, text: str, look: str) -> str:
+    return f'<text class="{look}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'

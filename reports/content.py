@@ -1,0 +1,268 @@
+"""Content of a report: everything that `report.json` says of a run, made from its folder alone.
+
+The same run gives the same bytes: no time of making, no path of this machine and no draw is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+from .cost import cost
+from .coverage import not_covered
+from .forms import counted_items, forms, known_to_the_run, nist_blocks
+from .ledger_history import ledger_history, plan_curve
+from .promise import FALSE_POSITIVE, in_words, main_row, promise_rows
+from .run_files import Fields, RunFiles, flat
+
+FORMAT = "fedveil report 1"
+NOT_ENDED = "not ended"
+NOT_A_METRIC = (
+    "round",
+    "invited",
+    "replies",
+    "clipped_again",
+    "clipping_norm",
+    "noise_multiplier",
+    "exchanges",
+)
+TAIL, LEAST_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
+LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
+
+
+def report_of(run: RunFiles, commands: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the report of a run, as JSON.
+
+    Args:
+      run: its files.
+      commands: that make the run again.
+    """
+    rows, ledger = promise_rows(run), ledger_history(run)
+    rounds = [_round(row) for row in run.rounds]
+    spent = cost(run)
+    report: dict[str, Any] = {
+        "format": FORMAT,
+        "run": {**_about(run, ledger), "parameters": spent["parameters"]},
+        "stamps": _stamps(run, rows),
+        "promise": in_words(rows, bool(run.result)),
+        "false_positive": FALSE_POSITIVE,
+        "privacy": rows,
+        "not_covered": not_covered(run, rows, ledger),
+        "ledger": ledger,
+        "plan": plan_curve(run),
+        "metrics": [{"name": name, "value": value} for name, value in _final(run).items()],
+        "metric": _main_metric(rounds),
+        "tail": _tail(rounds),
+        "rounds": rounds,
+        "looks": _looks(run),
+        "audit": _audit(run),
+        "cost": spent,
+        "config": [{"key": key, "value": value} for key, value in flat(run.config)],
+        "seed": run.result.get("seed"),
+        "noise_multiplier": run.result.get("noise_multiplier"),
+        "versions": dict(run.result.get("versions", {})),
+        "commands": list(commands),
+        "missing": _missing(run, ledger),
+    }
+    report["nist"] = nist_blocks(report)
+    report["forms"] = forms(run.assessment, known_to_the_run(report) if run.result else {})
+    report["forms_counted"] = counted_items(report["forms"])
+    report["bibtex"] = _bibtex(report)
+    return report
+
+
+def to_json(report: Fields) -> str:
+    """Return the text of `report.json`; the same report gives the same bytes."""
+    return json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
+    result = run.result
+    this = next((each for each in ledger["runs"] if each["this"]), None) if ledger else None
+    return {
+        "name": run.name,
+        "task": result.get("task") or run.said("task", "name"),
+        "target": run.said("task", "target"),
+        "data": result.get("data"),
+        "deployed": run.deployed,
+        "mode": run.said("privacy", "name"),
+        "status": result.get("status", NOT_ENDED),
+        "reason": result.get("reason"),
+        "rounds_completed": result.get("rounds_completed", len(run.rounds)),
+        "rounds_planned": run.said("num_rounds"),
+        "clients": result.get("population") or run.said("population") or run.said("task", "num_clients"),
+        "cohort": result.get("cohort") or run.said("cohort", "name"),
+        "strategy": result.get("strategy") or run.said("strategy", "name"),
+        "partition": result.get("partition") or run.said("partition", "name"),
+        "rng": result.get("rng"),
+        "models_averaged": result.get("models_averaged"),
+        "begun": this and this["begun"],
+        "ended": this and this["ended"],
+    }
+
+
+# --- claimed, measured, could have shown --------------------------------------------------------------------------
+
+
+def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
+    place = main_row(rows)
+    row = None if place is None else rows[place]
+    found = run.result.get("audit") or {}
+    of_records = found.get("records") if row is not None and row["unit"] != "client" else None
+    measured = (of_records or found).get("measured")
+    return {
+        "row": place,
+        "unit": row and row["unit"],
+        "whom": row and row["whom"],
+        "claimed": None if row is None else {"epsilon": row["epsilon"], "delta": row["delta"]},
+        "measured": measured and {**measured, "confidence": 0.95},
+        "ceiling": (of_records or found).get("ceiling"),
+        "canaries": found.get("canaries"),
+        "verdict": found.get("verdict"),
+        "said": found.get("said") or _unmeasured(run),
+    }
+
+
+def _unmeasured(run: RunFiles) -> str:
+    if not run.result:
+        return "the run has not ended, and its audit has not spoken"
+    return "this run had no audit, so that what leaks was not measured"
+
+
+def _looks(run: RunFiles) -> list[dict[str, Any]]:
+    return [
+        {"round": row["round"], **{name: row.get(f"audit/{name}") for name in LOOK}}
+        for row in run.rounds
+        if row.get("audit/epsilon") is not None
+    ]
+
+
+def _audit(run: RunFiles) -> dict[str, Any] | None:
+    found = run.result.get("audit")
+    if not found:
+        return None
+    names = ("verdict", "said", "norm_p", "visible_shortfall", "reuse_p", "draw_p", "final_model")
+    bounds = found.get("lower_bounds") or {}
+    return {
+        **{name: found.get(name) for name in names},
+        "lower_bounds": [{"method": method, "epsilon": size} for method, size in bounds.items()],
+        "alarms": [
+            {name: each.get(name) for name in ("round", "level", "test", "p_value", "action")}
+            for each in found.get("alarms", ())
+        ],
+        "commitment": run.audit.get("commitment"),
+        "opened": run.audit.get("opened") is not None,
+    }
+
+
+# --- rounds and metrics -------------------------------------------------------------------------------------------
+
+
+def _round(row: Fields) -> dict[str, Any]:
+    sizes = [row.get("epsilon_client"), row.get("epsilon_record")]
+    known = [size for size in sizes if size is not None]
+    return {
+        "round": row["round"],
+        "epsilon": known[0] if known else None,
+        "epsilon_record": sizes[1] if len(known) > 1 else None,
+        "invited": row.get("invited"),
+        "replies": row.get("replies"),
+        "abandoned": bool(row.get("abandoned")),
+        "clipping_norm": row.get("clipping_norm"),
+        "metrics": {name: value for name, value in row.items() if _is_metric(name, value)},
+    }
+
+
+def _is_metric(name: str, value: object) -> bool:
+    if name in NOT_A_METRIC or name.startswith(("epsilon", "audit/", "train/")):
+        return False
+    return isinstance(value, float)
+
+
+def _final(run: RunFiles) -> Mapping[str, float]:
+    found = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
+    return {name: value for name, value in found.items() if _is_metric(name, value)}
+
+
+def _main_metric(rounds: Sequence[Fields]) -> str | None:
+    names = [name for row in rounds for name in row["metrics"]]
+    return "accuracy" if "accuracy" in names else next(iter(names), None)
+
+
+def _tail(rounds: Sequence[Fields]) -> dict[str, Any] | None:
+    """Return mean and spread of the main metric over the last rounds, which one lucky round does not move."""
+    name = _main_metric(rounds)
+    values = [row["metrics"][name] for row in rounds if name in row["metrics"]]
+    last = values[-max(LEAST_TAIL, round(TAIL * len(values))) :]
+    if len(last) < LEAST_TAIL:
+        return None
+    return {
+        "rounds": len(last),
+        "mean": fmean(last),
+        "deviation": pstdev(last),
+        "low": min(last),
+        "high": max(last),
+    }
+
+
+# --- how to make it again -----------------------------------------------------------------------------------------
+
+
+def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
+    """Return what this folder cannot show, a sentence each."""
+    found: list[str] = []
+    result = run.result
+    if not result:
+        found.append(
+            "The run has not ended: it has no result, and what stands here is what its rounds have told so far."
+        )
+    elif any(row["epsilon"] != "infinity" and "curve" not in row for row in result.get("privacy", ())):
+        found.append(
+            "The release of fedveil that made this run kept one point of its guarantee, and not the curve."
+        )
+    if ledger is None and run.said("privacy", "name") != "none":
+        where = (
+            f"{run.client_ledgers} ledgers of single clients do"
+            if run.client_ledgers
+            else "the owners' ledgers do"
+        )
+        found.append(f"No ledger of all clients together is in this folder; {where} the counting.")
+    elif ledger is not None and ledger["known_head"] is not None and not ledger["known_head"]["held"]:
+        found.append(
+            "The ledger does not hold the entry that the result knows: it was cut, or is another one."
+        )
+    if run.said("audit", "name") in (None, "none") and result:
+        found.append("The run was not audited.")
+    if not run.rounds:
+        found.append("No round has left a line.")
+    if not run.shapes:
+        found.append("No model lies in the folder, so that bytes cannot be computed.")
+    return found
+
+
+def _bibtex(report: Fields) -> str:
+    run, versions = report["run"], report["versions"]
+    version = versions.get("fedveil", "unknown")
+    head = report["ledger"]["head"]["hash"][:16] if report["ledger"] else "none"
+    year = str(run["ended"])[:4] if run["ended"] else ""
+    lines = [
+        "@misc{fedveil-run,",
+        f"  title = {{Federated model for {_plain(run['task'])}, trained with fedveil {version}}},",
+        *([f"  year = {{{year}}},"] if year else []),
+        f"  note = {{run {_plain(run['name'])}, ledger head {head}}},",
+        "}",
+    ]
+    return "\n".join(lines)
+
+
+def _plain(text: object) -> str:
+    """Return a text without the characters that BibTeX reads."""
+    return "".join(each for each in str(text) if each not in '{}\\"@#%' and each.isprintable())
+
+
+def finite(value: object) -> bool:
+    """Return whether a value of a report is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,164 @@
+"""Limits of a run's promise: what it does not cover, filled by what the run did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .run_files import Fields, RunFiles
+
+ACCEPTED, NOT, NO_STAKE, DONE = STATES = "accepted", "not covered", "not at stake", "covered"
+
+
+def not_covered(run: RunFiles, rows: Sequence[Fields], ledger: Fields | None) -> list[dict[str, str]]:
+    """Return the limits of the promise, each with what this run did about it.
+
+    Args:
+      run: its files.
+      rows: as of `promise_rows`.
+      ledger: as of `ledger_history`.
+    """
+    real = run.result.get("data") == "real" or run.deployed
+    found = [
+        _tuning(run, ledger, real),
+        _held_out(run),
+        _two_places(run, rows),
+        _several_records(run, rows),
+        _questions(ledger),
+        _server(run),
+        _draws(run),
+        _names(real),
+        _floats(run),
+        (
+            "Timing and answering",
+            NOT,
+            "Whether and when a client answers is assumed not to depend on its data.",
+        ),
+    ]
+    if run.said("accept_vacuous"):
+        said = "The plan called the promise worthless in practice, and somebody went on all the same (accept_vacuous)."
+        found.insert(0, ("A vacuous promise", ACCEPTED, said))
+    found.sort(key=lambda each: STATES.index(each[1]))
+    return [{"limit": limit, "state": state, "said": said} for limit, state, said in found]
+
+
+Limit = tuple[str, str, str]
+
+
+def _tuning(run: RunFiles, ledger: Fields | None, real: bool) -> Limit:
+    title = "Choices made on the same data"
+    others = 0 if ledger is None else len(ledger["runs"]) - 1
+    asked = run.result.get("budget_runs") or 1
+    if not real:
+        said = "The data are declared simulated or public: each run has a ledger of its own, and tuning is not added up."
+        return title, NO_STAKE, said
+    if ledger is None:
+        said = "The ledgers of the owners are not in this folder. What else they hold is known to the owners alone."
+        return title, NOT, said
+    runs = "No other run is" if others == 0 else f"{others} other run{'s are' if others > 1 else ' is'}"
+    said = (
+        f"{runs} on this ledger, and all of them are added up. Choices made outside of runs are not charged."
+    )
+    if asked > 1:
+        said += f" This run was planned as one of {asked}."
+    return title, DONE if others else NOT, said
+
+
+def _held_out(run: RunFiles) -> Limit:
+    title = "Held-out data"
+    if not run.result.get("metrics") and not any("accuracy" in row or "loss" in row for row in run.rounds):
+        return title, DONE, "No metric was computed on held-out data."
+    declared = run.said("task", "held_out")
+    who = "the run (task.held_out=public)" if declared == "public" else "the task"
+    if run.result.get("data") != "real" and declared is None:
+        who = "the task, whose data are simulated or public"
+    said = f"Metrics on them are exact, everybody sees them and nothing is charged. They were declared public by {who}."
+    return title, NOT, said
+
+
+def _two_places(run: RunFiles, rows: Sequence[Fields]) -> Limit:
+    several = run.said("privacy", "clients_per_person") or 1
+    if any(row["unit"] == "client" and row["epsilon"] != "infinity" for row in rows):
+        said = "A person with two devices is two clients: both epsilons add up."
+        return "One person behind two clients", NOT, said
+    if several > 1:
+        said = f"A person may have examples at {several} clients, which count as one unit."
+        return "One person at two clients", DONE, said
+    said = "A person with records at two clients loses up to the epsilon of both: clients cannot tell that they share one."
+    return "One person at two clients", NOT, said
+
+
+def _several_records(run: RunFiles, rows: Sequence[Fields]) -> Limit:
+    title = "Several records of one person"
+    per_person = run.said("privacy", "per_person") or run.said("privacy", "record", "per_person")
+    if per_person:
+        said = f"Each client trains on at most {per_person} of one person's examples, and the unit is the person."
+        return title, DONE, said + " That the owner names persons rightly is relied on."
+    if not any(row["unit"] == "record" and row["epsilon"] != "infinity" for row in rows):
+        return title, DONE, "The unit is the whole client, so all records of one person there count together."
+    groups = next((row["groups"] for row in rows if row["unit"] == "record" and row["groups"]), [])
+    if not groups:
+        return title, NOT, "A person with several records loses more than one record does."
+    told = ", ".join(f"{records} records {_spelled(size)}" for records, size in groups)
+    return title, NOT, f"A person with several records loses more than one record does: epsilon with {told}."
+
+
+def _spelled(size: float | str) -> str:
+    return "without bound" if isinstance(size, str) else f"{size:.2f}"
+
+
+def _questions(ledger: Fields | None) -> Limit:
+    title = "Questions asked beside the training"
+    if ledger is None:
+        return title, NOT, "The folder holds no ledger of all clients, so questions cannot be listed."
+    asked = [each for each in ledger["releases"] if each["what"] == "question"]
+    if not asked:
+        return title, DONE, "The ledger holds rounds of training and no other question."
+    told = "; ".join(
+        f"{each['mechanism']}, {each['releases']} times, for {each['purpose'] or 'a purpose that was not recorded'}"
+        for each in asked
+    )
+    return title, DONE, f"The ledger holds them, and they are charged: {told}."
+
+
+def _server(run: RunFiles) -> Limit:
+    title, mode = "The server", run.said("privacy", "name")
+    if mode in ("client_central", "record_and_client"):
+        said = "It sees single updates of clients. Nothing hides a client from it but its own word."
+        return title, NOT, said
+    if mode in ("client_distributed", "record_distributed"):
+        return title, DONE, "It sees sums that hold the clients' noise, and no single update."
+    if mode == "record":
+        return (
+            title,
+            DONE,
+            "Each client adds its noise before anything leaves. The server learns who takes part.",
+        )
+    return title, NOT, "Nothing is hidden from it."
+
+
+def _draws(run: RunFiles) -> Limit:
+    title = "Noise that can be repeated"
+    if run.result.get("rng") == "seeded":
+        said = "This is a declared simulation: noise derives from the seed, and whoever knows it can subtract the noise."
+        return title, NOT, said
+    if not run.result:
+        return title, NOT, "The run has not ended, and does not say where its noise came from."
+    return title, DONE, "Noise came from the system's generator and cannot be drawn again."
+
+
+def _names(real: bool) -> Limit:
+    title = "The same people under another name"
+    if not real:
+        return title, NO_STAKE, "Ledgers of simulations know no people."
+    said = "A ledger belongs to the name that its data were given. The same people under two names have two budgets."
+    return title, NOT, said
+
+
+def _floats(run: RunFiles) -> Limit:
+    title = "Floating-point noise"
+    if run.said("privacy", "name") in ("record", "record_and_client"):
+        said = "DP-SGD clips and adds noise in floats. The lowest bits may reveal more than is accounted (Mironov 2012)."
+        return title, NOT, said
+    if run.said("privacy", "name") == "none":
+        return title, DONE, "There is no noise."
+    return title, DONE, "The noise is an exact discrete Gaussian on whole numbers."

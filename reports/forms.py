@@ -1,0 +1,303 @@
+"""Forms that people sign: NIST SP 800-226, GDPR article 35(7), EU AI Act annex IV and article 27(1).
+
+What the run knows is filled in. What only the organisation knows is a field of `assessment.yaml`, empty until somebody
+answers. A form that is filled is no statement that a law is complied with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..privacy.refusal import Refusal
+from .run_files import ASSESSMENT, Fields
+from .shown import shown
+
+MOST_ANSWER = 4000  # characters of one answer, so that the page stays a page
+
+
+@dataclass(frozen=True)
+class Item:
+    """Item of a form.
+
+    Attributes:
+      field: its name in `assessment.yaml`.
+      form: the law that asks.
+      number: of the item there.
+      asks: for what, shortened.
+    """
+
+    field: str
+    form: str
+    number: str
+    asks: str
+
+
+GDPR, ANNEX, RIGHTS = "GDPR, article 35(7)", "EU AI Act, annex IV", "EU AI Act, article 27(1)"
+ITEMS = (
+    Item(
+        "gdpr_35_7_a",
+        GDPR,
+        "(a)",
+        "Description of the processing, its purposes, and the legitimate interest if any",
+    ),
+    Item(
+        "gdpr_35_7_b",
+        GDPR,
+        "(b)",
+        "Necessity and proportionality of the processing in relation to the purposes",
+    ),
+    Item("gdpr_35_7_c", GDPR, "(c)", "Risks to the rights and freedoms of the people whose data these are"),
+    Item("gdpr_35_7_d", GDPR, "(d)", "Measures against the risks, with safeguards and security"),
+    Item("ai_annex_iv_1", ANNEX, "1", "General description: intended purpose, provider, versions, hardware"),
+    Item(
+        "ai_annex_iv_2",
+        ANNEX,
+        "2",
+        "Elements and development: methods, design, data, oversight, validation, security",
+    ),
+    Item(
+        "ai_annex_iv_3",
+        ANNEX,
+        "3",
+        "Monitoring, functioning and control: capabilities, limits, foreseeable harm",
+    ),
+    Item("ai_annex_iv_4", ANNEX, "4", "Appropriateness of the performance metrics"),
+    Item("ai_annex_iv_5", ANNEX, "5", "Risk management system of article 9"),
+    Item("ai_annex_iv_6", ANNEX, "6", "Changes made through the lifecycle"),
+    Item("ai_annex_iv_7", ANNEX, "7", "Harmonised standards applied, or the solutions in their place"),
+    Item("ai_annex_iv_8", ANNEX, "8", "EU declaration of conformity"),
+    Item("ai_annex_iv_9", ANNEX, "9", "Post-market monitoring, with the plan of article 72"),
+    Item("ai_27_1_a", RIGHTS, "(a)", "The deployer's processes in which the system is used"),
+    Item("ai_27_1_b", RIGHTS, "(b)", "Period of time and frequency of use"),
+    Item("ai_27_1_c", RIGHTS, "(c)", "Categories of people and groups likely to be affected"),
+    Item("ai_27_1_d", RIGHTS, "(d)", "Specific risks of harm to them"),
+    Item("ai_27_1_e", RIGHTS, "(e)", "Measures of human oversight"),
+    Item("ai_27_1_f", RIGHTS, "(f)", "Measures if risks materialise: governance and complaints"),
+)
+FIELDS = tuple(each.field for each in ITEMS)
+HEADER = """\
+# What only the organisation knows, for the forms on the page of this run. Answer between the quotes, or with a block
+# (field: |), and make the report again. An empty answer stays an empty field that the page counts.
+"""
+
+
+def empty_assessment() -> str:
+    """Return the text of an `assessment.yaml` without answers."""
+    lines = [f"# {each.form} {each.number}: {each.asks}\n{each.field}: ''\n" for each in ITEMS]
+    return HEADER + "\n" + "\n".join(lines)
+
+
+def read_assessment(path: Path) -> dict[str, str]:
+    """Return the answers of an `assessment.yaml`, without the empty ones.
+
+    Args:
+      path: of the file; where there is none, nothing is answered.
+
+    Raises:
+      Refusal: it cannot be read, names an unknown field, or an answer is no text.
+    """
+    if not path.is_file():
+        return {}
+    import yaml
+
+    from ..configs.yaml_guard import check_file
+
+    check_file(path)
+    found: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    if not isinstance(found, dict):
+        raise Refusal(
+            ASSESSMENT, str(path), "holds no fields; begin with the file that fedveil report writes"
+        )
+    for name, answer in found.items():
+        if name not in FIELDS:
+            raise Refusal(ASSESSMENT, name, f"is no field; use {', '.join(FIELDS)}")
+        if answer is not None and not isinstance(answer, str):
+            raise Refusal(f"{ASSESSMENT} {name}", answer, "give text, in quotes")
+        if answer is not None and len(answer) > MOST_ANSWER:
+            raise Refusal(
+                f"{ASSESSMENT} {name}", f"{answer[:20]}...", f"give at most {MOST_ANSWER} characters"
+            )
+    return {name: answer.strip() for name, answer in found.items() if answer and answer.strip()}
+
+
+def forms(answers: Mapping[str, str], known: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the forms, each with its items: what the run knows, and what the organisation has answered.
+
+    Args:
+      answers: of the organisation, by field.
+      known: to the run, by field.
+    """
+    return [
+        {
+            "form": form,
+            "items": [
+                {
+                    "number": each.number,
+                    "asks": each.asks,
+                    "field": each.field,
+                    "run": known.get(each.field),
+                    "organisation": answers.get(each.field),
+                }
+                for each in ITEMS
+                if each.form == form
+            ],
+        }
+        for form in (GDPR, ANNEX, RIGHTS)
+    ]
+
+
+def counted_items(filled: Sequence[Fields]) -> dict[str, int]:
+    """Return how many items there are, how many the run has filled, how many the organisation has, and how many it has not.
+
+    Args:
+      filled: as of `forms`.
+    """
+    items = [item for form in filled for item in form["items"]]
+    answered = sum(item["organisation"] is not None for item in items)
+    return {
+        "items": len(items),
+        "run": sum(item["run"] is not None for item in items),
+        "organisation": answered,
+        "empty": len(items) - answered,
+    }
+
+
+def known_to_the_run(report: Fields) -> dict[str, str]:
+    """Return what a run knows of the forms' items, a few sentences each, by field.
+
+    Args:
+      report: its sections about the run, its promise and its stamps.
+    """
+    run, stamps, promise = report["run"], report["stamps"], " ".join(report["promise"])
+    software = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    what = (
+        f"A model for the task {run['task']} was trained by federated learning over {run['clients']} clients, whose "
+        "records stayed with them. Whoever trains sees updates as the table of promises says."
+    )
+    measured = _measured(stamps)
+    limits = "; ".join(
+        each["limit"].lower() for each in report["not_covered"] if each["state"] == "not covered"
+    )
+    metrics = ", ".join(f"{each['name']} {each['value']:.4g}" for each in report["metrics"])
+    found = f"On held-out data: {metrics}." if metrics else "No metric was computed on held-out data."
+    return {
+        "gdpr_35_7_a": what,
+        "gdpr_35_7_c": f"{promise} {measured} Not covered: {limits}.",
+        "gdpr_35_7_d": f"{_mechanism(report)} {_bounded(report)}",
+        "ai_annex_iv_1": f"Task {run['task']}, model of {run['parameters'] or 'unknown'} parameters. Software: {software}.",
+        "ai_annex_iv_2": f"{_mechanism(report)} The configuration, the seeds and the commands are in the last part. {found}",
+        "ai_annex_iv_3": f"{found} Groups were not measured; noise tends to cost small groups most (arXiv:1905.12101).",
+        "ai_annex_iv_4": "Metrics that were computed: "
+        + (", ".join(each["name"] for each in report["metrics"]) or "none")
+        + ".",
+        "ai_annex_iv_6": _changes(report),
+        "ai_27_1_d": f"Of leaking what one unit contributed: {promise} {measured}",
+    }
+
+
+def _measured(stamps: Fields) -> str:
+    found: Fields | None = stamps["measured"]
+    if found is None:
+        return f"No leak was measured: {stamps['said']}."
+    size, low, high = (_text(found[name]) for name in ("epsilon", "low", "high"))
+    return f"An attack with canaries measured epsilon {size}, between {low} and {high}: {stamps['verdict']}."
+
+
+def _text(size: float | str) -> str:
+    return size if isinstance(size, str) else f"{size:.2f}"
+
+
+def _mechanism(report: Fields) -> str:
+    kinds = dict.fromkeys(row["mechanism"] for row in report["privacy"] if row["mechanism"] != "none")
+    if not kinds:
+        return "No noise was added."
+    return "Differential privacy: " + "; ".join(kinds) + "."
+
+
+def _bounded(report: Fields) -> str:
+    ledger = report["ledger"]
+    if ledger is None:
+        return "Every release is charged on the ledgers of its owners before it leaves."
+    return f"Every release is charged before it leaves, on a ledger of {ledger['entries']} entries in a chain of hashes."
+
+
+def _changes(report: Fields) -> str:
+    ledger = report["ledger"]
+    if ledger is None:
+        return "Earlier runs on the same data stand on ledgers that are not in this folder."
+    runs = len(ledger["runs"])
+    return f"The ledger holds {runs} run{'' if runs == 1 else 's'} on these data, with their times and their costs."
+
+
+def nist_blocks(report: Fields) -> list[dict[str, Any]]:
+    """Return the blocks of NIST SP 800-226's pyramid, from its top down, and what this run says to each.
+
+    Args:
+      report: its sections about the run, its promise, its stamps and its ledger.
+    """
+    first = next((row for row in report["privacy"] if row["epsilon"] != "infinity"), None)
+    size = (
+        "Nothing is promised."
+        if first is None
+        else f"At most {shown(first['epsilon'], 'epsilon')} at delta {shown(first['delta'])}."
+    )
+    unit = (
+        "None."
+        if first is None
+        else f"One {first['unit']}: {first['hides']}; neighbours by {first['adjacency']}."
+    )
+    ledger, stamps = report["ledger"], report["stamps"]
+    checked = "There is no ledger of all clients in this folder."
+    if ledger is not None:
+        both = ledger["verified"]["ok"]
+        checked = (
+            "Two accountants agree on the ledger."
+            if both
+            else f"The ledger does not add up: {ledger['verified']['problem']}."
+        )
+    relies = dict.fromkeys(row["relies_on"] for row in report["privacy"] if row["relies_on"])
+    trust = (
+        "Relies on " + "; on ".join(relies) + "."
+        if relies
+        else "Nothing is relied on, because nothing is promised."
+    )
+    metrics = (
+        ", ".join(f"{each['name']} {each['value']:.4g}" for each in report["metrics"]) or "none computed"
+    )
+    mine, yours = "this run", "the organisation"
+    return [
+        {"block": block, "says": says, "who": who, "where": where}
+        for block, says, who, where in (
+            ("Epsilon", size, mine, "stamps"),
+            ("Unit of privacy", unit, mine, "promise"),
+            ("Algorithms", f"{_mechanism(report)} {checked}", mine, "ledger"),
+            (
+                "Utility and bias",
+                f"Held-out metrics: {metrics}. Groups were not measured.",
+                mine,
+                "scientist",
+            ),
+            (
+                "Correct implementation",
+                f"{stamps['said'][:1].upper()}{stamps['said'][1:]}.",
+                mine,
+                "scientist",
+            ),
+            ("Trust model", trust, mine, "promise"),
+            (
+                "Security and access control",
+                "Which files everybody may read is known. Who may enter the machines is not fedveil's to say.",
+                yours,
+                "forms",
+            ),
+            (
+                "Data collection exposure",
+                "Records stay with their clients. How they were collected is not fedveil's to say.",
+                yours,
+                "forms",
+            ),
+        )
+    ]

@@ -1,0 +1,208 @@
+"""History of a ledger as a report tells it: its runs, what they cost together, its refusals and its questions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..privacy.accounting.epsilon import GATE_INTERVAL
+from ..privacy.accounting.events import event_from_json
+from ..privacy.accounting.renyi_filter import counted
+from ..privacy.budget import Adjacency, Adversary
+from ..privacy.ledger.book import COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification
+from ..privacy.ledger.book import verify as verify_ledger
+from ..privacy.ledger.hash_chain import Entry
+from .run_files import Fields, RunFiles
+
+TRAINING = "private_sum"
+DECIMALS = 4  # of epsilons that are composed again; rounded up
+MOST_RUNS = 40  # of which it is composed what was spent after each; beyond, the first ones are left out
+MARKS = 12  # points of a plan's curve
+
+
+def ledger_history(run: RunFiles) -> dict[str, Any] | None:
+    """Return what the ledger of all clients tells; None where the folder shows none.
+
+    Args:
+      run: its files.
+    """
+    if run.ledger is None or not run.entries:
+        return None
+    identity = json.loads(run.entries[0].payload)
+    found = verify_ledger(run.ledger)
+    return {
+        "unit": identity.get("unit"),
+        "adjacency": identity.get("adjacency"),
+        "simulated": identity.get("simulated"),
+        "begun": identity.get("time"),
+        "entries": len(run.entries),
+        "head": {"seq": run.entries[-1].seq, "hash": run.entries[-1].hash},
+        "known_head": _known_head(run),
+        "verified": _verified(found),
+        "runs": _runs(run, found.delta),
+        "refusals": _refusals(run),
+        "releases": _releases(run.entries),
+        "acts": _acts(run.entries),
+        "events": _events(run),
+    }
+
+
+def plan_curve(run: RunFiles) -> list[list[Any]]:
+    """Return (round, epsilon) of the plan of this run alone, where all its rounds release the same event.
+
+    Args:
+      run: its files.
+    """
+    charges = [json.loads(each.payload) for each in _reserved(run.entries) if _run_of(each) == run.name]
+    distinct = {json.dumps(each["events"].get(str(Adversary.MODEL))) for each in charges}
+    planned = run.said("num_rounds")
+    if len(distinct) != 1 or not isinstance(planned, int) or "filter_order" in charges[0]:
+        return []
+    if len(charges) < len(run.rounds):  # several rounds are one release
+        return []
+    event, delta = charges[0]["events"].get(str(Adversary.MODEL)), charges[0]["budget"]["target_delta"]
+    if event is None:
+        return []
+    adjacency = Adjacency(json.loads(run.entries[0].payload)["adjacency"])
+    marks = sorted({max(1, round(planned * at / MARKS)) for at in range(MARKS + 1)})
+    one = event_from_json(event)
+    return [
+        [mark, rounded_up(counted([one] * mark, delta, adjacency, None, GATE_INTERVAL))] for mark in marks
+    ]
+
+
+def rounded_up(value: float | None) -> float | str | None:
+    """Return an epsilon to `DECIMALS`, never a smaller one; JSON has no infinity, so it is spelled."""
+    if value is None or math.isinf(value):
+        return None if value is None else "infinity"
+    return math.ceil(round(value * 10**DECIMALS, 3)) / 10**DECIMALS
+
+
+def _known_head(run: RunFiles) -> dict[str, Any] | None:
+    """Return the head that the result keeps, and whether the ledger holds it."""
+    head = run.result.get("ledger_head")
+    if not head:
+        return None
+    holds = any(each.seq == head[0] and each.hash == head[1] for each in run.entries)
+    return {"seq": head[0], "hash": head[1], "held": holds}
+
+
+def _verified(found: Verification) -> dict[str, Any]:
+    return {
+        "ok": found.ok,
+        "problem": found.problem,
+        "delta": found.delta,
+        "epsilon": rounded_up(found.epsilon),
+        "epsilon_pld": rounded_up(found.epsilon_pld),
+        "epsilon_rdp": rounded_up(found.epsilon_rdp),
+    }
+
+
+def _reserved(entries: Sequence[Entry]) -> Iterator[Entry]:
+    return (each for each in entries if each.kind == RESERVE)
+
+
+def _run_of(entry: Entry) -> str | None:
+    return str(json.loads(entry.key)[0]) if entry.key.startswith("[") else None
+
+
+def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
+    """Return the runs in the order of their first releases, and what all of them had cost when each had ended."""
+    last: dict[str | None, int] = {_run_of(each): each.seq for each in _reserved(run.entries)}
+    first: dict[str | None, Fields] = {}
+    releases: dict[str | None, int] = {}
+    book, found = Book(), []
+    composed = set(sorted(last.values())[-MOST_RUNS:])
+    for entry in run.entries:
+        book.apply(entry)
+        if entry.kind != RESERVE:
+            continue
+        name, payload = _run_of(entry), json.loads(entry.payload)
+        first.setdefault(name, payload)
+        releases[name] = releases.get(name, 0) + 1
+        if last[name] != entry.seq:
+            continue
+        adjacency = Adjacency(book.identity["adjacency"])
+        seen = book.events(Adversary.MODEL)
+        at = delta or payload["budget"]["target_delta"]
+        after = (
+            counted(seen, at, adjacency, book.filter_order, GATE_INTERVAL) if entry.seq in composed else None
+        )
+        found.append(
+            {
+                "run": name,
+                "this": name == run.name,
+                "begun": first[name].get("time"),
+                "ended": payload.get("time"),
+                "releases": releases[name],
+                "epsilon_after": rounded_up(after),
+                "target_epsilon": payload["budget"]["target_epsilon"],
+            }
+        )
+    return found
+
+
+def _refusals(run: RunFiles) -> list[dict[str, Any]]:
+    """Return the releases that were refused: entries of the ledger, and the one that ended this run."""
+    found = [
+        {"run": _run_of(each), "round": None, "said": _text(json.loads(each.payload)), "seq": each.seq}
+        for each in run.entries
+        if each.kind.startswith("refus")
+    ]
+    if run.result.get("status") == "exhausted" and not found:
+        after = run.result.get("rounds_completed")
+        number = after + 1 if isinstance(after, int) else None
+        found.append({"run": run.name, "round": number, "said": run.result.get("reason"), "seq": None})
+    return found
+
+
+def _text(payload: Fields) -> str:
+    return str(payload.get("reason") or payload.get("why") or payload.get("said") or "refused")
+
+
+def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return how many releases of each kind the ledger holds, and for what purpose they were asked."""
+    found: dict[tuple[str, str | None], int] = {}
+    for each in _reserved(entries):
+        mechanism, purpose = json.loads(each.key)[2], json.loads(each.payload).get("purpose")
+        found[mechanism, purpose] = found.get((mechanism, purpose), 0) + 1
+    return [
+        {
+            "mechanism": mechanism,
+            "what": "round of training" if mechanism == TRAINING else "question",
+            "purpose": purpose,
+            "releases": count,
+        }
+        for (mechanism, purpose), count in found.items()
+    ]
+
+
+def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return what people did, as the ledger names it: who, when and why."""
+    usual = (OPEN, RESERVE, COMMIT, VOID, NOTE)
+    found: list[dict[str, Any]] = []
+    for each in entries:
+        payload = json.loads(each.payload)
+        if each.kind not in usual and not each.kind.startswith("refus"):
+            who, why = payload.get("who"), payload.get("reason")
+            found.append(
+                {"seq": each.seq, "kind": each.kind, "time": payload.get("time"), "who": who, "why": why}
+            )
+    return found
+
+
+def _events(run: RunFiles) -> list[dict[str, Any]]:
+    """Return the distinct events of this run's releases, as the ledger has them, each with how often it happened."""
+    counts: dict[str, int] = {}
+    for each in _reserved(run.entries):
+        if _run_of(each) == run.name:
+            for adversary, event in json.loads(each.payload)["events"].items():
+                text = json.dumps([adversary, event], sort_keys=True)
+                counts[text] = counts.get(text, 0) + 1
+    return [
+        {"adversary": adversary, "event": event, "text": json.dumps(event, sort_keys=True), "count": count}
+        for text, count in counts.items()
+        for adversary, event in [json.loads(text)]
+    ]

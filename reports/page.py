@@ -1,0 +1,95 @@
+"""Page of a report: one HTML file with its style and its charts in it, for paper and for screens, without a script.
+
+The template shows values of report.json by their pointers alone, through `ref`, so that whatever the page says can be
+held against the JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .charts import thinned
+from .content import finite
+from .pictures import pictures
+from .run_files import Fields
+from .shown import pointed, shown, step
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+PAGE = Path(__file__).parent / "page"
+TEMPLATE, STYLE = "report.html.jinja", "report.css"
+MOST_ROWS = 30  # of the table of rounds; the JSON has all of them
+BEYOND = 1.08  # the strip under the stamps ends a little behind the largest of its numbers
+
+
+def page_of(report: Fields) -> str:
+    """Return the page of a report; the same report gives the same bytes.
+
+    Args:
+      report: as of `report_of`.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    drawn = {name: Markup(each) for name, each in pictures(report).items()}
+    return environment.get_template(TEMPLATE).render(
+        report=report,
+        ref=_references(report),
+        step=step,
+        charts=drawn,
+        strip=_strip(report["stamps"]),
+        rows=_rows(len(report["rounds"])),
+        style=Markup((PAGE / STYLE).read_text(encoding="utf-8")),
+    )
+
+
+def _references(report: Fields) -> Any:
+    """Return the function by which the template shows a value: an element with its pointer, form and text."""
+    from markupsafe import Markup
+
+    whole = Markup('<{tag}{look} data-ref="{pointer}"{form}>{text}</{tag}>')
+
+    def ref(pointer: str, form: str = "plain", look: str = "", tag: str = "span") -> Markup:
+        return whole.format(
+            tag=tag,
+            look=Markup(' class="{}"').format(look) if look else "",
+            pointer=pointer,
+            form="" if form == "plain" else Markup(' data-form="{}"').format(form),
+            text=shown(pointed(report, pointer), form),
+        )
+
+    return ref
+
+
+def _rows(count: int) -> list[int]:
+    """Return the places of the rounds that the page's table has."""
+    return [round(at) for at, _ in thinned([(float(at), 0.0) for at in range(count)], MOST_ROWS)]
+
+
+def _strip(stamps: Fields) -> Mapping[str, float] | None:
+    """Return places on the strip under the stamps, in percent; None where there is nothing to compare."""
+    measured: Fields = stamps["measured"] or {}
+    claimed: Fields = stamps["claimed"] or {}
+    numbers = {
+        "claimed": claimed.get("epsilon"),
+        "epsilon": measured.get("epsilon"),
+        "low": measured.get("low"),
+        "high": measured.get("high"),
+        "ceiling": stamps["ceiling"],
+    }
+    known = {name: float(value) for name, value in numbers.items() if finite(value) and value is not None}
+    if not {"claimed", "epsilon", "low", "high"} <= set(known):
+        return None
+    end = BEYOND * max(known.values()) or 1.0
+    return {name: round(100 * max(value, 0.0) / end, 2) for name, value in known.items()}

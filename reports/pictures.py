@@ -1,0 +1,174 @@
+"""Pictures of a report: which of its numbers stand in which chart."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .charts import Chart, Line, Mark, Whisker, svg
+from .content import finite
+from .run_files import Fields
+from .shown import step
+
+GUESSING = ((0.0, 0.0), (1.0, 1.0))
+
+
+def pictures(report: Fields) -> dict[str, str]:
+    """Return the charts of a report as SVG, by name; a chart that would be empty is left out.
+
+    Args:
+      report: as of `report_of`.
+    """
+    drawn = {
+        "rounds": _rounds(report),
+        "runs": _runs(report),
+        "deltas": _deltas(report),
+        "tests": _tests(report),
+        "accuracy": _accuracy(report),
+        "looks": _looks(report),
+    }
+    return {name: svg(chart) for name, chart in drawn.items() if chart is not None}
+
+
+def _rounds(report: Fields) -> Chart | None:
+    rows = [(row["round"], row["epsilon"]) for row in report["rounds"] if finite(row["epsilon"])]
+    if not rows:
+        return None
+    lines = [Line(rows, "epsilon")]
+    plan = [(mark, size) for mark, size in report["plan"] if finite(size)]
+    if plan:
+        lines.insert(0, Line(plan, "plan"))
+    last = len(report["rounds"]) - 1
+    pointer = f"/rounds/{last}/epsilon"
+    marks = [Mark(*rows[-1], "epsilon", pointer, "epsilon")]
+    refusals = (report["ledger"] or {}).get("refusals", [])
+    marks += [Mark(each["round"], rows[-1][1], "refused", cross=True) for each in refusals if each["round"]]
+    place = report["stamps"]["row"]
+    target = None if place is None else report["privacy"][place]["target_epsilon"]
+    if target is not None and target <= 2 * rows[-1][1]:
+        end = max(rows[-1][0], plan[-1][0] if plan else 0)
+        lines.append(Line([(0, target), (end, target)], "budget"))
+    title = "Epsilon after each round of this run, and its budget"
+    values: dict[str, Any] = {pointer: report["rounds"][last]["epsilon"]}
+    return Chart("chart-rounds", title, "round", "epsilon", lines, (), marks, values, whole=True)
+
+
+def _runs(report: Fields) -> Chart | None:
+    ledger = report["ledger"]
+    rows = [] if ledger is None else ledger["runs"]
+    sizes = [(at + 1, row["epsilon_after"]) for at, row in enumerate(rows) if finite(row["epsilon_after"])]
+    if not sizes or len(rows) == 1:  # of a single run the other chart says it all
+        return None
+    values: dict[str, Any] = {}
+    marks: list[Mark] = []
+    for at, row in enumerate(rows):
+        if finite(row["epsilon_after"]):
+            pointer = f"/ledger/runs/{at}/epsilon_after"
+            values[pointer] = row["epsilon_after"]
+            told = pointer if row["this"] or at == len(rows) - 1 else None
+            marks.append(
+                Mark(at + 1, row["epsilon_after"], "epsilon" if row["this"] else "other", told, "epsilon")
+            )
+    begin = (sizes[0][0] - 1, 0.0) if sizes[0][0] == 1 else sizes[0]
+    lines = [Line([begin, *sizes], "epsilon", step=True)]
+    budgets = [row["target_epsilon"] for row in rows if finite(row["target_epsilon"])]
+    if budgets and budgets[-1] <= 2 * sizes[-1][1]:
+        lines.append(Line([(0, budgets[-1]), (sizes[-1][0], budgets[-1])], "budget"))
+    title = "Epsilon after each run on this ledger, all runs together"
+    return Chart("chart-runs", title, "run on this ledger", "epsilon", lines, (), marks, values, whole=True)
+
+
+def _curve(report: Fields) -> tuple[str, Fields] | None:
+    place = report["stamps"]["row"]
+    if place is None or not report["privacy"][place]["curve"]:
+        return None
+    return f"/privacy/{place}", report["privacy"][place]
+
+
+def _deltas(report: Fields) -> Chart | None:
+    found = _curve(report)
+    if found is None:
+        return None
+    pointer, row = found
+    points = [(delta, size) for delta, size in row["curve"]["epsilon"] if finite(size)]
+    if not points:
+        return None
+    mark = Mark(row["delta"], row["epsilon"], "epsilon", f"{pointer}/epsilon", "epsilon", place="right")
+    values: dict[str, Any] = {f"{pointer}/epsilon": row["epsilon"]}
+    title = "Epsilon of the same guarantee at every delta"
+    lines = [Line(points, "epsilon")]
+    return Chart("chart-deltas", title, "delta", "epsilon", lines, (), [mark], values, logarithmic=True)
+
+
+def _tests(report: Fields) -> Chart | None:
+    found = _curve(report)
+    if found is None:
+        return None
+    pointer, row = found
+    points = [(0.0, 0.0), *((rate, 1 - miss) for rate, miss in row["curve"]["trade_off"]), (1.0, 1.0)]
+    told = f"{pointer}/recognised"
+    mark = Mark(report["false_positive"], row["recognised"], "epsilon", told, "percent", place="beside")
+    values: dict[str, Any] = {told: row["recognised"]}
+    lines = [Line(GUESSING, "plan"), Line(points, "epsilon")]
+    title = "The most that a test finds of those who took part, by how many of the others it wrongly suspects"
+    across, up = "wrongly suspected", "found, at most"
+    return Chart("chart-tests", title, across, up, lines, (), [mark], values, top=1.0, shares=True)
+
+
+def _accuracy(report: Fields) -> Chart | None:
+    name = report["metric"]
+    rows = [
+        (row["epsilon"], row["metrics"][name])
+        for row in report["rounds"]
+        if name in row["metrics"] and finite(row["epsilon"])
+    ]
+    across = "epsilon spent"
+    if not rows:
+        rows = [(row["round"], row["metrics"][name]) for row in report["rounds"] if name in row["metrics"]]
+        across = "round"
+    if not rows:
+        return None
+    place = len(report["rounds"]) - 1
+    values: dict[str, Any] = {}
+    marks = [Mark(*rows[-1], "accuracy")]
+    if name in report["rounds"][place]["metrics"]:
+        pointer = f"/rounds/{place}/metrics/{step(str(name))}"
+        values[pointer] = report["rounds"][place]["metrics"][name]
+        marks = [Mark(*rows[-1], "accuracy", pointer)]
+    lowest, highest = (pick(y for _, y in rows) for pick in (min, max))
+    share = lowest >= 0 and highest <= 1
+    # Shares are shown in the part of 0 to 1 where they lie: an axis from 0 would flatten what differs.
+    return Chart(
+        "chart-accuracy",
+        f"Held-out {name} by {across}",
+        across,
+        f"held-out {name}",
+        [Line(rows, "accuracy")],
+        marks=marks,
+        values=values,
+        top=1.0 if share else None,
+        bottom=math.floor(10 * lowest) / 10 if share and lowest < 1 else 0.0,
+        whole=across == "round",
+    )
+
+
+def _looks(report: Fields) -> Chart | None:
+    looks = [each for each in report["looks"] if finite(each["epsilon"])]
+    if not looks:
+        return None
+    claimed = [(each["round"], each["claimed"]) for each in looks if finite(each["claimed"])]
+    ceiling = [(each["round"], each["ceiling"]) for each in looks if finite(each["ceiling"])]
+    highest = max([y for _, y in claimed] + [each["high"] for each in looks if finite(each["high"])])
+    intervals = [
+        Whisker(each["round"], each["low"], each["high"], "measured")
+        for each in looks
+        if finite(each["low"]) and finite(each["high"])
+    ]
+    marks = [Mark(each["round"], each["epsilon"], "measured") for each in looks]
+    lines = [Line(ceiling, "ceiling"), Line(claimed, "epsilon")]
+    title = (
+        "Claimed epsilon, what canaries measured with its interval, and what they could have shown, by round"
+    )
+    return Chart(
+        "chart-looks", title, "round", "epsilon", lines, intervals, marks, {}, top=1.3 * highest, whole=True
+    )

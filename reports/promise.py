@@ -1,0 +1,155 @@
+"""Promise of a run: its rows under the names of the registry of DP deployments, and two sentences without symbols."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .run_files import Fields, RunFiles
+
+FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
+WEAK = (
+    0.5  # share of those who took part that such a test may find, above which nobody calls it almost the same
+)
+WHOM = {
+    "model": "whoever gets the model",
+    "clients": "the other clients",
+    "server": "whoever runs the server",
+}
+HIDES = {
+    "client": "everything that one client contributes",
+    "record": "one example of one client",
+    "person": "all examples of one person at one client",
+}
+UNITS = ("client", "person", "record")
+OWN_SOFTWARE = "the clients' own software"
+FEW_COLLUDE = "the clients' own software, and that few clients work for the server"
+CENTRAL = "a server that adds the noise and keeps single updates to itself"
+Words = Mapping[str, Mapping[str, str]]
+RELIES_ON: Words = {
+    "client_central": {"client": CENTRAL},
+    "client_distributed": {"client": FEW_COLLUDE},
+    "record": dict.fromkeys(("record", "person"), OWN_SOFTWARE),
+    "record_distributed": dict.fromkeys(("record", "person"), FEW_COLLUDE),
+    "record_and_client": {**dict.fromkeys(("record", "person"), OWN_SOFTWARE), "client": CENTRAL},
+}
+DP_SGD = "DP-SGD: Gaussian noise on the sum of a batch's clipped gradients, added at each client"
+ON_THE_SUM = "exact discrete Gaussian noise on the sum of the clients' clipped updates, added at the server"
+MECHANISMS: Words = {
+    "client_central": {"client": ON_THE_SUM},
+    "client_distributed": {
+        "client": "shares of an exact discrete Gaussian, added by the clients to encrypted updates"
+    },
+    "record": dict.fromkeys(("record", "person"), DP_SGD),
+    "record_distributed": dict.fromkeys(
+        ("record", "person"),
+        "shares of an exact discrete Gaussian on the sum of all clients' clipped gradients, added by the clients to "
+        "encrypted sums",
+    ),
+    "record_and_client": {**dict.fromkeys(("record", "person"), DP_SGD), "client": ON_THE_SUM},
+}
+
+
+def promise_rows(run: RunFiles) -> list[dict[str, Any]]:
+    """Return what every unit has revealed to every adversary, under the registry's names.
+
+    Args:
+      run: its files.
+    """
+    mode = str(run.said("privacy", "name"))
+    return [_row(mode, row) for row in run.result.get("privacy", ())]
+
+
+def _row(mode: str, row: Fields) -> dict[str, Any]:
+    unit, adversary = str(row["unit"]), str(row["adversary"])
+    promised = row["epsilon"] != "infinity"
+    relies = RELIES_ON.get(mode, {}).get(unit)
+    if promised and relies and row.get("sampling") in ("poisson", "cyclic_poisson") and unit == "client":
+        relies += ", and a draw of the clients that stays secret"
+    return {
+        "unit": unit,
+        "adversary": adversary,
+        "adjacency": row["adjacency"],
+        "epsilon": row["epsilon"],
+        "delta": row["delta"],
+        "target_epsilon": row["target_epsilon"],
+        "mechanism": MECHANISMS.get(mode, {}).get(unit, "none") if promised else "none",
+        "accountant": row["accountant"],
+        "sampling": row["sampling"],
+        "hides": HIDES.get(unit, unit),
+        "whom": WHOM.get(adversary, adversary),
+        "relies_on": relies if promised else None,
+        "recognised": recognised(row),
+        "curve": row.get("curve"),
+        "groups": row.get("groups", []),
+    }
+
+
+def recognised(row: Fields) -> float:
+    """Return the largest share of those who took part that any test finds which accuses `FALSE_POSITIVE` of the others.
+
+    Args:
+      row: of the privacy of a result, with the curve that newer releases keep or without it.
+    """
+    curve = row.get("curve")
+    found: Mapping[float, float] = {rate: miss for rate, miss in curve["trade_off"]} if curve else {}
+    if FALSE_POSITIVE in found:
+        return 1 - found[FALSE_POSITIVE]
+    if row["epsilon"] == "infinity":
+        return 1.0
+    # Dong et al. 2019, arXiv:1905.02383, proposition 2.12.
+    size, delta = float(row["epsilon"]), float(row["delta"])
+    steep = math.exp(min(size, 700.0)) * FALSE_POSITIVE + delta
+    flat = 1 - math.exp(-size) * (1 - delta - FALSE_POSITIVE)
+    return min(1.0, steep, flat)
+
+
+def main_row(rows: Sequence[Fields]) -> int | None:
+    """Return the place of the promise that comes first: the largest unit's, to whoever gets the model; None without any.
+
+    Args:
+      rows: as of `promise_rows`.
+    """
+    for unit in UNITS:
+        for adversary in WHOM:
+            for place, row in enumerate(rows):
+                if (row["unit"], row["adversary"]) == (unit, adversary) and row["epsilon"] != "infinity":
+                    return place
+    return None
+
+
+def in_words(rows: Sequence[Fields], ended: bool) -> list[str]:
+    """Return what is promised to whom in two sentences without symbols.
+
+    Args:
+      rows: as of `promise_rows`.
+      ended: whether the run has ended.
+    """
+    if not rows and not ended:
+        return [
+            "This run has not ended, so nothing is promised yet.",
+            "Its ledger tells what it has spent so far.",
+        ]
+    place = main_row(rows)
+    if place is None:
+        return [
+            "This run promises nothing.",
+            "Whoever gets its model may learn what any client contributed.",
+        ]
+    row = rows[place]
+    others = [
+        each["whom"] for each in rows if each["unit"] == row["unit"] and each["epsilon"] == row["epsilon"]
+    ]
+    whom = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
+    percent = math.ceil(round(100 * row["recognised"], 6))
+    subject = f"{whom[0].upper()}{whom[1:]}"
+    first = f"{subject} can learn almost the same whether or not {row['hides']} was in the training."
+    if row["recognised"] > WEAK:
+        first = f"{subject} may well find out whether {row['hides']} was in the training: the limit is wide."
+    units = {"client": "clients", "person": "persons"}.get(row["unit"], "records")
+    second = (
+        f"A test that wrongly suspects {FALSE_POSITIVE * 100:.0f} of 100 {units} that were not in it finds at most "
+        f"{percent} of 100 that were, whatever else the tester knows."
+    )
+    return [first, second]

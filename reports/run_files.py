@@ -1,0 +1,188 @@
+"""Files of a run folder as they lie there, whoever made them: a simulation, a server, an older release.
+
+Only what everybody may read is read: files that their owner alone may read (`operator.jsonl`, `audit.npy`, checkpoints)
+stay unread, but for the ledger, of which the report shows what its entries promise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from ..privacy.ledger.book import read_entries
+from ..privacy.ledger.hash_chain import Entry
+from ..privacy.refusal import Refusal
+
+CONFIG, SAVED, RESULT, METRICS, AUDIT = (
+    "config.yaml",
+    "run.json",
+    "result.json",
+    "metrics.jsonl",
+    "audit.json",
+)
+MODEL, LEDGER, CLIENT_LEDGERS = "model.safetensors", "ledger", "client_ledgers"
+ASSESSMENT = "assessment.yaml"
+MOST_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder holds.
+
+    Attributes:
+      folder: of the run.
+      config: that ran, references resolved.
+      result: of a run that has ended; empty for one that has not.
+      rounds: the finished rounds, as metrics.jsonl has them.
+      audit: terms of the audit; empty without one.
+      name: of the run on its ledgers; None where the folder does not say.
+      ledger: path of the ledger of all clients together; None where there is none, or it lies elsewhere.
+      entries: of that ledger.
+      client_ledgers: how many ledgers of single clients lie in the folder.
+      shapes: of the released model's arrays, by name; empty without one.
+      assessment: what the organisation has answered, by field.
+    """
+
+    folder: Path
+    config: Fields
+    result: Fields
+    rounds: Sequence[Fields]
+    audit: Fields
+    name: str | None
+    ledger: Path | None
+    entries: Sequence[Entry]
+    client_ledgers: int
+    shapes: Mapping[str, Sequence[int]]
+    assessment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def deployed(self) -> bool:
+        """Whether a server ran it for real clients."""
+        return "link" in self.config
+
+    def said(self, *path: str) -> Any:
+        """Return a value of the configuration; None where it has none."""
+        value: Any = self.config
+        for step in path:
+            value = cast("Fields", value).get(step) if isinstance(value, Mapping) else None
+        return value
+
+
+def read_run(folder: Path, assessment: Mapping[str, str] | None = None) -> RunFiles:
+    """Read a run folder.
+
+    Args:
+      folder: of the run.
+      assessment: what the organisation has answered, by field.
+
+    Raises:
+      Refusal: it holds no run, or a file of it cannot be read.
+    """
+    if not (folder / CONFIG).is_file():
+        raise Refusal("RUN", str(folder), "holds no run; a run that was refused wrote and spent nothing")
+    result = _json(folder / RESULT)
+    ledger = _ledger(folder, result)
+    return RunFiles(
+        folder,
+        _config(folder / CONFIG),
+        result,
+        _lines(folder / METRICS),
+        _json(folder / AUDIT),
+        _json(folder / SAVED).get("run"),
+        ledger,
+        () if ledger is None else read_entries(ledger),
+        sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
+        _shapes(folder / MODEL),
+        assessment or {},
+    )
+
+
+def _config(path: Path) -> Fields:
+    from omegaconf import OmegaConf
+
+    from ..configs.yaml_guard import check_file
+
+    check_file(path)
+    found = resolved(OmegaConf.load(path))
+    if not isinstance(found, dict):
+        raise Refusal("file", str(path), "holds no configuration; restore it")
+    return cast("Fields", found)
+
+
+def resolved(loaded: Any) -> Any:
+    """Return a configuration of OmegaConf's as plain data, without references where all of them lead somewhere."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(loaded, resolve=True)
+    except OmegaConfBaseException:  # an older release named other keys
+        return OmegaConf.to_container(loaded, resolve=False)
+
+
+def flat(config: Fields, before: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each key of a configuration with its dots, and its value as an override takes it.
+
+    Args:
+      config: resolved.
+      before: what stands before each key.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(cast("Fields", value), f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _json(path: Path) -> Fields:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise Refusal("file", str(path), f"cannot be read ({problem}); restore it") from None
+    if not isinstance(found, dict):
+        raise Refusal("file", str(path), "holds no JSON object; restore it")
+    return cast("Fields", found)
+
+
+def _lines(path: Path) -> list[Fields]:
+    """Return the lines up to the first that a crash cut."""
+    found: list[Fields] = []
+    if not path.is_file():
+        return found
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or "round" not in row:
+            break
+        found.append(cast("Fields", row))
+    return found
+
+
+def _ledger(folder: Path, result: Fields) -> Path | None:
+    """Return the ledger of all clients together: in the folder, or where the result says that it lies."""
+    named = result.get("ledger")
+    for path in (folder / LEDGER, Path(str(named)) if named else None):
+        if path is not None and path.is_file():
+            return path
+    return None
+
+
+def _shapes(path: Path) -> Mapping[str, Sequence[int]]:
+    """Return the shapes that a safetensors file's header tells; no array is read."""
+    if not path.is_file():
+        return {}
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header: Any = json.loads(file.read(size)) if size <= MOST_HEADER else None
+            return {name: each["shape"] for name, each in header.items() if name != "__metadata__"}
+        except (ValueError, AttributeError, TypeError, KeyError):
+            raise Refusal("file", str(path), "is no safetensors file; restore it") from None

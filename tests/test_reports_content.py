@@ -1,0 +1,263 @@
+"""Reports of runs of all kinds: what they say, what they cannot show, and that nothing given by a user becomes markup."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedveil.privacy.refusal import Refusal
+from fedveil.reports.content import report_of, to_json
+from fedveil.reports.forms import FIELDS, empty_assessment, read_assessment
+from fedveil.reports.page import PAGE, page_of
+from fedveil.reports.promise import in_words, promise_rows, recognised
+from fedveil.reports.run_files import read_run
+from fedveil.reports.shown import differences
+
+FIXTURES = Path(__file__).parent / "fixtures"
+KEPT, OLD = FIXTURES / "reported_run", FIXTURES / "before_the_rooms"
+GOLDEN = KEPT / "golden" / "report.json"
+OLD_RUNS = (OLD / "run", OLD / "run_of_records", OLD / "hearts" / "server" / "runs" / "before")
+
+
+@pytest.fixture
+def golden() -> dict[str, Any]:
+    return json.loads(GOLDEN.read_text())
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(KEPT, tmp_path / "kept"))
+
+
+def edited(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+    fields = json.loads((folder / name).read_text())
+    change(fields)
+    (folder / name).write_text(json.dumps(fields))
+
+
+def validated(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report that its own published schema accepts."""
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((PAGE / "report.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(report)] == []
+    return report
+
+
+# --- runs of all kinds ---
+
+
+def test_the_golden_report_is_of_the_schema(golden: dict[str, Any]) -> None:
+    validated(golden)
+
+
+@pytest.mark.parametrize("folder", OLD_RUNS, ids=lambda path: path.name)
+def test_an_older_run_says_what_it_cannot_show(folder: Path) -> None:
+    report = validated(json.loads(to_json(report_of(read_run(folder)))))
+    assert any("kept one point of its guarantee" in each for each in report["missing"])
+    page = page_of(report)
+    assert differences(page, report) == []
+    assert "What this folder cannot show" in page
+
+
+def test_a_run_that_was_refused_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="wrote and spent nothing"):
+        read_run(tmp_path)
+
+
+def test_a_run_that_was_killed_is_not_called_final(kept: Path) -> None:
+    (kept / "result.json").unlink()
+    lines = (kept / "metrics.jsonl").read_text()
+    (kept / "metrics.jsonl").write_text(lines[: len(lines) * 2 // 3])  # cut within a line
+    report = validated(report_of(read_run(kept)))
+    assert report["run"]["status"] == "not ended"
+    assert 0 < report["run"]["rounds_completed"] < 6
+    assert report["stamps"]["claimed"] is None
+    assert report["promise"][0] == "This run has not ended, so nothing is promised yet."
+    assert report["forms_counted"]["run"] == 0
+    page = page_of(report)
+    assert "nothing here is final" in page
+    assert differences(page, report) == []
+
+
+def test_a_budget_that_ended_a_run_is_a_refusal_on_the_page(kept: Path) -> None:
+    reason = "the client budget is spent"
+    edited(kept, "result.json", lambda fields: fields.update(status="exhausted", reason=reason))
+    report = validated(report_of(read_run(kept)))
+    assert report["ledger"]["refusals"] == [
+        {"run": report["run"]["name"], "round": 7, "said": reason, "seq": None}
+    ]
+    page = page_of(report)
+    assert 'class="cross refused"' in page and reason in page
+
+
+def test_without_privacy_nothing_is_promised(kept: Path) -> None:
+    def unprotected(fields: dict[str, Any]) -> None:
+        for row in fields["privacy"]:
+            row.update(epsilon="infinity", target_epsilon=None, curve=None)
+
+    edited(kept, "result.json", unprotected)
+    report = validated(report_of(read_run(kept)))
+    assert report["stamps"]["claimed"] is None
+    assert report["promise"][0] == "This run promises nothing."
+    assert {row["recognised"] for row in report["privacy"]} == {1.0}
+    assert {row["mechanism"] for row in report["privacy"]} == {"none"}
+    assert differences(page_of(report), report) == []
+
+
+def test_a_ledger_that_lost_its_head_is_named(kept: Path) -> None:
+    edited(kept, "result.json", lambda fields: fields.update(ledger_head=[11, "0" * 64]))
+    assert any("does not hold the entry" in each for each in report_of(read_run(kept))["missing"])
+
+
+def test_what_only_an_operator_may_read_is_not_read(kept: Path, golden: dict[str, Any]) -> None:
+    for name in ("operator.jsonl", "checkpoint.safetensors", "audit.npy", "clients.log"):
+        (kept / name).write_bytes(b'{"round": 1, "invited": 31337}\n')
+    report = report_of(read_run(kept))
+    assert "31337" not in to_json(report)
+    assert report["cost"]["answers"] == golden["cost"]["answers"]
+    assert report["cost"]["answers"]["public"] is False
+
+
+# --- words ---
+
+
+def test_a_promise_is_two_sentences_without_symbols(golden: dict[str, Any]) -> None:
+    assert len(golden["promise"]) == 2
+    for sentence in golden["promise"]:
+        assert sentence.endswith(".") and sentence.count(". ") == 0
+        assert not re.search(r"[=<>εδ^%]|epsilon|delta", sentence)
+
+
+def test_a_weak_promise_is_not_called_almost_nothing(golden: dict[str, Any]) -> None:
+    rows = [{**row, "recognised": 0.97} for row in golden["privacy"]]
+    first, second = in_words(rows, ended=True)
+    assert "almost the same" not in first and "97 of 100" in second
+
+
+def test_one_point_bounds_a_test_no_better_than_the_curve() -> None:
+    for row in json.loads((KEPT / "result.json").read_text())["privacy"]:
+        if row["curve"]:
+            point = recognised({**row, "curve": None})
+            assert recognised(row) <= point <= 1
+    assert recognised({"epsilon": 0.0, "delta": 0.0}) == pytest.approx(0.05)
+    assert recognised({"epsilon": 50.0, "delta": 0.0}) == pytest.approx(1.0)
+
+
+def test_the_rows_have_the_names_of_the_registry(golden: dict[str, Any]) -> None:
+    names = {"unit", "epsilon", "delta", "adjacency", "mechanism", "accountant", "adversary"}
+    assert all(names <= set(row) for row in golden["privacy"])
+    assert promise_rows(read_run(KEPT)) == golden["privacy"]
+
+
+# --- answers of the organisation ---
+
+
+def test_an_empty_assessment_answers_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "assessment.yaml"
+    assert read_assessment(path) == {}
+    path.write_text(empty_assessment())
+    assert read_assessment(path) == {}
+    assert all(f"\n{field}: ''\n" in empty_assessment() for field in FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("gdpr_35_7_z: 'x'", "gdpr_35_7_z"),
+        ("gdpr_35_7_a: 3", "gdpr_35_7_a"),
+        ("gdpr_35_7_a: {a: b}", "gdpr_35_7_a"),
+        ("- a", "holds no fields"),
+        (f"gdpr_35_7_a: '{'x' * 4001}'", "at most 4000"),
+    ],
+)
+def test_an_answer_that_is_none_is_refused(tmp_path: Path, text: str, names: str) -> None:
+    path = tmp_path / "assessment.yaml"
+    path.write_text(text)
+    with pytest.raises(Refusal, match=names):
+        read_assessment(path)
+
+
+# --- strings of users ---
+
+INJECTIONS = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</title><script>alert(1)</script>",
+    "</style><script>alert(1)</script>",
+    "</text></svg><script>alert(1)</script>",
+    "javascript:alert(1)",
+    "&lt;script&gt;&#60;script&#62;",
+    "{{ 7 * 7 }}{% for x in range(9) %}<b>{% endfor %}",
+    "]]><!--<script>--><?php echo 1 ?>",
+    "\u202ereversed\u2066 \x00\x1b[31m",
+    "a/b~c~0~1",
+)
+LAYOUT = (
+    "/status",
+    "/state",
+    "/unit",
+    "/adversary",
+    "/data",
+    "/epsilon",
+    "/format",
+    "/who",
+    "/verdict",
+    "/what",
+)
+
+
+class Structure(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[object] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, [name for name, _ in attrs]))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.found.append(tag)
+
+    def handle_comment(self, data: str) -> None:
+        self.found.append("comment")
+
+    handle_decl = handle_pi = unknown_decl = handle_comment
+
+
+def structure(page: str) -> list[object]:
+    parser = Structure()
+    parser.feed(page)
+    return parser.found
+
+
+def with_strings(value: Any, text: str, at: str = "") -> Any:
+    """Return a report whose strings, and names of metrics and versions, are all this text."""
+    if isinstance(value, dict):
+        named = at.endswith(("/versions", "/metrics"))
+        return {
+            (f"{name}{text}" if named else name): with_strings(each, text, f"{at}/{name}")
+            for name, each in value.items()
+        }
+    if isinstance(value, list):
+        return [with_strings(each, text, f"{at}/{place}") for place, each in enumerate(value)]
+    if at == "/metric" or re.fullmatch(r"/metrics/\d+/name", at):
+        return f"{value}{text}"
+    return text if isinstance(value, str) and not at.endswith(LAYOUT) else value
+
+
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_no_string_becomes_markup(golden: dict[str, Any], text: str) -> None:
+    report = with_strings(golden, text)
+    page = page_of(report)
+    assert structure(page) == structure(page_of(with_strings(golden, "x")))
+    for tag, names in (each for each in structure(page) if isinstance(each, tuple)):
+        assert tag != "script" and not [name for name in names if name.startswith("on")]
+    if text.isprintable():  # a browser's parser reads NUL as another character
+        assert differences(page, report) == []

@@ -1,0 +1,82 @@
+"""Golden report of a run that is kept: the same run gives the same bytes.
+
+Where a report is changed on purpose, `python tests/test_reports_golden.py` writes the golden files anew.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedveil.reports.content import report_of, to_json
+from fedveil.reports.page import page_of
+from fedveil.reports.run_files import read_run
+from fedveil.reports.shown import differences, references
+
+KEPT = Path(__file__).parent / "fixtures" / "reported_run"
+GOLDEN = KEPT / "golden"
+COMMANDS = ("fedveil simulate task=digits audit=full audit.looks=3 num_rounds=6", "fedveil report RUN")
+ANSWERS = {"gdpr_35_7_b": "Digits are read by a <b>machine</b>, because nobody else wants to."}
+
+
+def made() -> dict[str, Any]:
+    return report_of(read_run(KEPT, ANSWERS), COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return made()
+
+
+def test_the_same_run_gives_the_same_bytes(report: dict[str, Any]) -> None:
+    assert to_json(report) == (GOLDEN / "report.json").read_text()
+    assert page_of(report) == (GOLDEN / "report.html").read_text()
+
+
+def test_the_page_can_be_made_from_the_json_alone(report: dict[str, Any]) -> None:
+    assert page_of(json.loads(to_json(report))) == page_of(report)
+
+
+def test_the_page_shows_what_the_json_holds(report: dict[str, Any]) -> None:
+    page = page_of(report)
+    assert differences(page, report) == []
+    assert len(references(page)) > 300
+    assert len(page.encode()) < 300_000
+    for outside in ("<script", "http://", "https://", "<link", "<img", "@import", "url("):
+        assert outside not in page, outside
+
+
+def test_the_page_tells_the_whole_story(report: dict[str, Any]) -> None:
+    shown = {each.pointer for each in references(page_of(report))}
+    for pointer in (
+        "/stamps/claimed/epsilon",
+        "/stamps/measured/low",
+        "/stamps/ceiling",
+        "/promise/0",
+        "/promise/1",
+    ):
+        assert pointer in shown
+    every = [
+        *(f"/not_covered/{place}/said" for place in range(len(report["not_covered"]))),
+        *(f"/nist/{place}/says" for place in range(len(report["nist"]))),
+        *(f"/config/{place}/value" for place in range(len(report["config"]))),
+        *(
+            f"/forms/{place}/items/{item}/asks"
+            for place, form in enumerate(report["forms"])
+            for item in range(len(form["items"]))
+        ),
+    ]
+    assert set(every) <= shown
+    assert report["forms_counted"] == {"items": 19, "run": 9, "organisation": 1, "empty": 18}
+
+
+def rewrite() -> None:
+    report = made()
+    GOLDEN.mkdir(exist_ok=True)
+    (GOLDEN / "report.json").write_text(to_json(report))
+    (GOLDEN / "report.html").write_text(page_of(report))
+
+
+if __name__ == "__main__":
+    rewrite()
