@@ -78,8 +78,9 @@ def _coins(folder: Path, terms: AuditTerms, fields: dict[str, Any]) -> np.ndarra
 def _in_words(
     folder: Path, terms: AuditTerms, summary: Summary, raised: list[Raised], rounds: int
 ) -> list[str]:
-    clients = f", {terms.canaries} canary clients; epsilon at delta {terms.delta:g}" if terms.delta else ""
-    lines = [f"{folder}: {rounds} rounds{clients}"]
+    clients = f", {terms.canaries} canary clients" if terms.canaries else ""
+    claim = f"; epsilon at delta {terms.delta:g}" if terms.delta else ""
+    lines = [f"{folder}: {rounds} rounds{clients}{claim}"]
     found = summary.measured
     if found is not None:
         lines.append(_line("claimed, at most", _number(found.claimed)))

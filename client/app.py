@@ -30,9 +30,9 @@ from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_se
 from ..strategies.record_plan import record_plan
 from ..strategies.wire import (
     BUDGET_SPENT,
+    CANARY_RECORDS,
     NOT_READY,
     WEIGHT,
-    layout_of,
     memory_arrays,
     only_arrays,
     read_attempt,
@@ -47,7 +47,7 @@ from ..tasks.hardware import device_of, on_cpu, placed, precision
 from ..tasks.independence import check_independence
 from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
-from ..tasks.protocol import Task, check_trainable
+from ..tasks.protocol import Objective, Task, check_trainable
 from .dp_sgd import record_canaries
 from .private_update import SUMMED_RECORD, private_update
 from .training.batches import seeds_of
@@ -122,6 +122,29 @@ class Workbench:
             owners = None if most is None else Owners(client, self.task.num_clients, most)
             self._kept[key] = kept(data, level.per_person, owners)
         return self._kept[key]
+
+    def records_of(self, client: int, settings: ClientSettings) -> Data:
+        """Return what a step draws a client's records from: its data and, in an audit, its canary records.
+
+        Args:
+          client: its number in the task.
+          settings: say how many there are.
+        """
+        data, asked = self.data_of(client, settings), settings.canaries_of_step
+        if not asked.count:
+            return data
+        first = client * asked.each
+        return record_canaries.beside(data, asked.coins[first : first + asked.each], first + 1)
+
+    @cached_property
+    def watched(self) -> tuple[nn.Module, Objective]:
+        """The model beside the block of all canary records of a step, and the loss of both."""
+        terms = self.settings.step
+        assert terms is not None
+        every = (self.data_of(client, self.settings) for client in range(self.task.num_clients))
+        some = placed(next(data for data in every if len(data)), self.device)
+        asked, norm = terms.canaries, terms.max_grad_norm
+        return record_canaries.watch(self.model, self.task, some, asked.count, asked.replaced, norm)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs."""
@@ -272,34 +295,27 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
     Raises:
       Refusal: the sum is not for so long a part of a record.
     """
-    from .dp_sgd.together import drawn, step
+    from .dp_sgd.together import drawn, step_of
 
     terms, (_, number) = settings.step, read_round(message.content)
     assert terms is not None
     data = bench.data_of(client, settings)
-    model = received_model(bench, data, message.content)
+    receive_model(bench, data, message.content)
     randomness = Randomness(settings.seed)
     seed_layers(int(randomness.stream("training", number).uint64(1)[0]), client, data, bench.device)
     rate, unit = training_settings(message.content, settings).learning_rate, unit_norm_of(message.content)
     if unit is None or terms.max_grad_norm * rate > unit:
         remedy = f"times the learning rate it is more than the sum hides of a record, {unit}"
         raise Refusal("privacy.max_grad_norm", terms.max_grad_norm, remedy)
+    data = bench.records_of(client, settings)
     rows = drawn(len(data), terms, randomness.stream("batches", number, client))
-    update = step(
-        model,
-        bench.task,
-        placed(data, bench.device),
-        rows,
-        terms,
-        rate,
-        layout_of(only_arrays(message.content)),
-    )
+    update = step_of(bench, settings, message.content, placed(data, bench.device), rows)
     content = RecordDict({SUMMED_RECORD: memory_arrays(dict(update)), "metrics": MetricRecord({})})
     return Message(content, reply_to=message)
 
 
-def received_model(bench: Workbench, data: Data, content: RecordDict) -> nn.Module:
-    """Return the model with the instruction's arrays, once it is known that it keeps examples apart.
+def receive_model(bench: Workbench, data: Data, content: RecordDict) -> None:
+    """Load the instruction's arrays into the model, once it is known that it keeps examples apart.
 
     Args:
       bench: task and model.
@@ -307,9 +323,8 @@ def received_model(bench: Workbench, data: Data, content: RecordDict) -> nn.Modu
       content: the instruction.
     """
     bench.forget()
-    model = bench.private_model(data)
-    load_arrays(model, {name: view(array) for name, array in only_arrays(content).items()})
-    return model
+    own = {name: view(array) for name, array in only_arrays(content).items() if name != CANARY_RECORDS}
+    load_arrays(bench.private_model(data), own)
 
 
 def seed_layers(key: int, client: int, data: Data, device: torch.device) -> None:

@@ -996,18 +996,12 @@ class FederationSettings(Group):
         audit, client = self.audit, sum_level(self.privacy)
         if audit is None:
             return
-        if isinstance(client, RecordDistributed) and audit.full:
-            yield (
-                "audit.name",
-                "its canary clients test what is claimed of whole clients, and nothing is; use light",
-            )
-            return
         if isinstance(self.cohort, CyclicCohort) and audit.full:
             text = (
                 "its canary clients are not weighed for turns that they have in some rounds alone; use light"
             )
             yield "audit.name", text
-        if client is None and audit.canaries:
+        if not isinstance(client, ClientLevel) and audit.canaries:
             text = "test the claim of client-level privacy, and there is none; leave it null"
             yield "audit.canaries", text
         if client and client.clipping == "adaptive" and audit.full and audit.canaries != 0:
@@ -1117,6 +1111,9 @@ class ServerSettings(FederationSettings):
         if client is None:
             text = "its canary clients test what is claimed of whole clients, and nothing is; use light"
             yield "audit.name", text
+        elif isinstance(client, RecordDistributed):
+            text = "the server opens the sum that its canary records are read in, and only their owners may know which were in; use "
+            yield "audit.name", text + "light, and full in a simulation"
         elif isinstance(client, ClientDistributed):
             text = "a canary client needs keys in the roster, and whoever runs it knows its share of the noise; use "
             yield "audit.name", text + "light"

@@ -21,7 +21,7 @@ from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort
 from ..strategies.record_plan import PoissonBatches
-from ..strategies.wire import WEIGHT, Layout
+from ..strategies.wire import CANARY_RECORDS, WEIGHT, Layout
 from .noise_rows import Rows
 from .round_terms import Mean, SumPrivacy
 
@@ -170,13 +170,14 @@ class Protected:
         """
         plan = self.plan
         to_clips = mean.denominator / plan.clipping_norm
-        layers = [value * to_clips for value in mean.seen.values()]
+        layers = [value * to_clips for name, value in mean.seen.items() if name != CANARY_RECORDS]
+        records = mean.seen.get(CANARY_RECORDS, np.zeros(0)) * to_clips
         noise = plan.noise_std / plan.clipping_norm * self.more_noise
         if isinstance(plan.sampling, PoissonBatches):
             rate, charged = plan.sampling.sample_rate, plan.noise_over_clip
         else:
             rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
-        return Released(number, layers, noise, rate, charged, *drawn)
+        return Released(number, layers, noise, rate, charged, *drawn, records)
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
         """Commit what the row costs, and choose. A commit may travel with the next reservation."""

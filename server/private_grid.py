@@ -22,7 +22,15 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Scalar
 from ..privacy.refusal import Refusal
 from ..strategies.grids import AskingGrid
-from ..strategies.wire import BUDGET_SPENT, DROP_REASONS, common_content, layout_of, mean_reply, only_arrays
+from ..strategies.wire import (
+    BUDGET_SPENT,
+    DROP_REASONS,
+    common_content,
+    layout_of,
+    mean_reply,
+    only_arrays,
+    with_canary_records,
+)
 from .accounts import MECHANISM, account_of
 from .masking import Masking
 from .noise_rows import rows_of
@@ -46,6 +54,7 @@ class PrivateGrid(AskingGrid):
       randomness: where draws and noise come from.
       run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
+      canary_records: number of an audit's records, each of which has a coordinate beside the model's in every sum.
     """
 
     def __init__(
@@ -57,7 +66,9 @@ class PrivateGrid(AskingGrid):
         randomness: Randomness | None = None,
         run: str | None = None,
         masking: Masking | None = None,
+        canary_records: int = 0,
     ) -> None:
+        self._canary_records = canary_records
         self.participants = participants
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
@@ -203,7 +214,8 @@ class PrivateGrid(AskingGrid):
     ) -> list[Message]:
         """Return the mean as one reply; nothing where none is released, and what was reserved stays spent."""
         arrays = only_arrays(content)
-        layout = layout_of(arrays)
+        content = with_canary_records(content, self._canary_records)
+        layout = layout_of(only_arrays(content))
         wanted = Sum(
             self._run_name,
             self._row,

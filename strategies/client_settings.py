@@ -13,7 +13,9 @@ from ..privacy.bounded_decoding import read_json
 from ..privacy.budget import Adjacency, Budget, Unit
 
 if TYPE_CHECKING:
+    import numpy as np
     from flwr.app import RecordDict
+    from numpy.typing import NDArray
 
 TRAIN_LOSS = "train_loss"  # the metric that a client reports of its training
 
@@ -80,6 +82,38 @@ class RecordPrivacy:
 
 
 @dataclass(frozen=True)
+class CanaryRecords:
+    """Canary records of an audit, so many at each simulated client; see `client.dp_sgd.record_canaries`.
+
+    Attributes:
+      each: number of them at a client.
+      clients: number of clients.
+      seed: 32 bytes in hexadecimal, from which their coins are drawn.
+      replaced: whether a canary that is out has the opposite gradient instead of none.
+    """
+
+    each: int
+    clients: int
+    seed: str = field(repr=False)
+    replaced: bool
+
+    @property
+    def count(self) -> int:
+        """Number of them at all clients."""
+        return self.each * self.clients
+
+    @property
+    def coins(self) -> NDArray[np.bool_]:
+        """Which are in, shape (count,), in the clients' order."""
+        from ..privacy.audit.canary_clients import coins_of  # plans know these settings too, and no canary
+
+        return coins_of(bytes.fromhex(self.seed), self.count)
+
+
+NO_CANARY_RECORDS = CanaryRecords(0, 0, "", replaced=False)
+
+
+@dataclass(frozen=True)
 class StepTerms:
     """One step of DP-SGD on all clients' records, as a client hears of it.
 
@@ -89,6 +123,7 @@ class StepTerms:
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       per_person: examples of one person that are drawn from at most; None draws from all.
       clients_per_person: clients of a simulation that train on one person at most; None lets all.
+      canaries: of an audit, among the clients' records.
     """
 
     sample_rate: float
@@ -96,6 +131,7 @@ class StepTerms:
     gradients: str = "auto"
     per_person: int | None = None
     clients_per_person: int | None = None
+    canaries: CanaryRecords = NO_CANARY_RECORDS
 
 
 @dataclass(frozen=True)
@@ -187,6 +223,11 @@ class ClientSettings:
         level = self.record or self.step
         return None if level is None else level.per_person
 
+    @property
+    def canaries_of_step(self) -> CanaryRecords:
+        """Canary records in the sum of all clients' records; none where no step is taken, or none is audited."""
+        return NO_CANARY_RECORDS if self.step is None else self.step.canaries
+
     def to_json(self) -> str:
         """Return the settings as JSON."""
         return json.dumps(asdict(self))
@@ -202,7 +243,8 @@ class ClientSettings:
             record["noise_by_ledger"] = tuple((str(name), float(z)) for name, z in record["noise_by_ledger"])
             fields["record"] = RecordPrivacy(**record)
         if fields["step"] is not None:
-            fields["step"] = StepTerms(**fields["step"])
+            canaries = CanaryRecords(**fields["step"].pop("canaries"))
+            fields["step"] = StepTerms(**fields["step"], canaries=canaries)
         if fields["encryption"] is not None:
             fields["encryption"] = Encryption(**fields["encryption"])
         if fields["canaries"] is not None:

@@ -30,6 +30,7 @@ VECTOR_RECORD = "fedveil.vector"
 VECTOR = "vector"
 MAX_HEADER_BYTES = 4096  # a .npy header; NEP 1 asks for at most 64 KiB, ours has under 200
 WEIGHT = "num-examples"  # Flower's key for the weight of a reply
+CANARY_RECORDS = "fedveil.canaries"  # array of a sum beside the model's: a coordinate for each canary record
 
 BUDGET_SPENT = 1001  # Flower error code of a client whose own ledger refuses
 LATE = 1002  # of a client that took longer than its deadline
@@ -125,6 +126,17 @@ def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) ->
     """Return the strategy's record with the sum's public parameters beside it."""
     out = RecordDict(dict(content.items()))
     out[SPEC_RECORD] = ConfigRecord({"spec": json.dumps(written(spec)), "run": run, "round": server_round})
+    return out
+
+
+def with_canary_records(content: RecordDict, count: int) -> RecordDict:
+    """Return an instruction whose sum has a coordinate for each of so many canary records; without any, as it is."""
+    if not count:
+        return content
+    out, arrays = RecordDict(dict(content.items())), ArrayRecord(dict(only_arrays(content).items()))
+    arrays[CANARY_RECORDS] = MemoryArray(np.zeros(count, np.float32))
+    (name,) = records_of(content, ArrayRecord)
+    out[name] = arrays
     return out
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedveil.cli.audit_run import audit_run
 from fedveil.client.dp_sgd import train as dp_sgd
-from fedveil.client.dp_sgd.record_canaries import begin, coins_of, step_ratio
+from fedveil.client.dp_sgd.record_canaries import begin, coins_of
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train
 from fedveil.configs.local_training import LocalTraining
@@ -21,6 +21,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.gaussian import gaussian_delta, gaussian_mu
 from fedveil.privacy.audit.kept_rows import append, gathered
 from fedveil.privacy.audit.normality import estimate, separation
+from fedveil.privacy.audit.step_ratio import step_ratio
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan

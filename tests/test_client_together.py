@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,19 +23,20 @@ from scipy import stats
 from torch import Tensor, nn
 
 import fedveil as fv
+from fedveil.cli.audit_run import audit_run
 from fedveil.client.app import Workbench, train_round
-from fedveil.client.dp_sgd.record_canaries import step_ratio
 from fedveil.client.dp_sgd.together import drawn, step
 from fedveil.client.dp_sgd.union import sum_of_union, union_of
 from fedveil.client.private_update import SUMMED_RECORD
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
-from fedveil.privacy.audit.verdict import by_one_run, judge
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger import data_sets
 from fedveil.privacy.ledger.data_sets import Owed
 from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.mechanisms import private_sum
+from fedveil.privacy.mechanisms.discrete_gaussian import sample
 from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, sum_event, take_back
 from fedveil.privacy.mechanisms.private_sum import CohortSum, add, add_noise, decode, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -45,13 +47,15 @@ from fedveil.server.round_terms import Sum
 from fedveil.server.run.build import build
 from fedveil.server.run.sum_plan import sum_plan
 from fedveil.simulations.simulate import simulate
-from fedveil.strategies.client_settings import ClientSettings, StepTerms
+from fedveil.strategies.client_settings import CanaryRecords, ClientSettings, StepTerms
+from fedveil.strategies.flower_adapter import claim_identity
 from fedveil.strategies.secure_wire import Exchange
 from fedveil.strategies.training_order import Mode, StepOrder, TrainingOrder
-from fedveil.strategies.wire import instruct, memory_arrays
+from fedveil.strategies.wire import instruct, memory_arrays, with_canary_records
 
 MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 TERMS = StepTerms(0.3, 0.5)
+claim_identity(1)
 SEED = b"public".ljust(32)
 
 
@@ -408,42 +412,86 @@ def client_sums(number: int, client: int) -> np.ndarray:
     ).total
 
 
-class Canaries(OneEach):
-    """Records of which half are in by coins; those that are out have no gradient, as zero-out adjacency has it."""
+class Many(Made):
+    """Few clients of many records, so that there is room for a thousand canaries."""
 
-    num_clients, count = 1, 1000
-    coins = np.random.default_rng(5).random(count) < 0.5
-
-    def model(self) -> nn.Module:
-        net = nn.Embedding(self.count + 1, 1, padding_idx=self.count)
-        nn.init.zeros_(net.weight)
-        return net
+    num_clients = 4
 
     def client_data(self, client: int) -> fv.Examples:
-        rows = torch.from_numpy(np.where(self.coins, np.arange(self.count), self.count))
-        return fv.Examples(rows[:, None], torch.zeros(self.count, dtype=torch.int64))
+        inputs = torch.randn(1000, 6, generator=torch.Generator().manual_seed(client))
+        return fv.Examples(inputs, (inputs.sum(1) > 0).long() + (inputs[:, 0] > 1).long())
 
 
-def measured_of_canaries(noise: float, factor: float, rounds: int) -> float:
-    """Return the epsilon that one run shows of canary records, by what became of each in every noised sum."""
-    task, size = Canaries(), Canaries.count + 1
-    bench, unit = bench_of(task), 0.4 * TERMS.max_grad_norm
-    union, spec = union_of(bench), SumSpec(unit * size, cells=1 << 30, unit_norm=unit)
-    content = RecordDict({"arrays": ArrayRecord(task.model().state_dict())})
-    scores = np.zeros(Canaries.count)
-    for number in range(1, rounds + 1):
-        total = sum_of_union(bench, union, instruct(content, spec, "run", number), [0], spec, size).total
-        noised, _ = add_noise(total, noise * factor, spec, Randomness(9).stream("noise", number))
-        scores += step_ratio(-noised[:-1] * spec.step / unit, noise, TERMS.sample_rate)
-    methods = by_one_run(scores[Canaries.coins], scores[~Canaries.coins], 1e-5, gaussian=True)
-    return judge(methods, 1.0, 1e-3).findings[0].lower
+def audited(folder: Path, **more: Any) -> dict[str, Any]:
+    """Return what a run's result says of its audit; the noise is large beside a canary, and most of them take part."""
+    run = fv.simulate(
+        Many(),
+        privacy=fv.RecordDistributed(target_epsilon=6.0, sample_rate=0.3),
+        cohort=fv.All(),
+        audit={"name": "full", "looks": 1, "on_alarm": "note"},
+        num_rounds=30,
+        learning_rate=0.4,
+        seed=0,
+        quiet=True,
+        folder=folder,
+        **more,
+    )
+    assert run.status == "completed"
+    return run.result["audit"]
 
 
-def test_canary_records_show_less_than_is_claimed_and_more_once_the_noise_is_halved() -> None:
-    noise, rounds = 1.5, 30
-    claimed = epsilon({PoissonSampledDpEvent(TERMS.sample_rate, GaussianDpEvent(noise)): rounds}, 1e-5)
-    assert 0.2 * claimed < measured_of_canaries(noise, 1.0, rounds) <= claimed
-    assert measured_of_canaries(noise, 0.5, rounds) > claimed
+def test_canary_records_show_less_than_is_claimed_of_the_union_and_more_once_the_noise_is_halved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = audited(tmp_path / "whole")
+    whole = found["records"]
+    assert found["verdict"] == "consistent" and "not measured" not in found["said"]
+    assert whole["claimed"] == pytest.approx(6.0, abs=0.01)
+    assert 0.2 * whole["claimed"] < max(whole["lower_bounds"].values()) <= whole["claimed"]
+    assert 0.5 * whole["claimed"] < whole["measured"]["low"] <= whole["claimed"]
+    assert min(whole["p_values"].values()) > 0.01
+    monkeypatch.setattr(private_sum, "sample", lambda sigma, *rest: sample(sigma // 2, *rest))
+    found = audited(tmp_path / "half")
+    assert found["verdict"] == "violated" and {a["test"] for a in found["alarms"]} >= {"norm", "records"}
+    assert found["records"]["measured"]["low"] > 1.3 * found["records"]["claimed"]
+    assert max(found["records"]["p_values"].values()) < 1e-9
+    assert audit_run(tmp_path / "half") == 3
+
+
+def test_canary_records_of_masked_sums_stand_in_every_client_s_own_vector(tmp_path: Path) -> None:
+    found = audited(tmp_path / "masked", secagg="masked")["records"]
+    assert 0.5 * found["claimed"] < found["measured"]["low"] <= found["claimed"]
+
+
+def test_canary_records_move_no_model_and_are_clipped_and_drawn_like_all(tmp_path: Path) -> None:
+    task, size = Many(), sum(math.prod(shape) for shape in layout_of_net().values())
+    plain = bench_of(task)
+    told = CanaryRecords(250, 4, "07" * 32, replaced=False)
+    terms = replace(TERMS, canaries=told)
+    watched = Workbench(replace(plain.settings, step=terms), task)
+    content = RecordDict({"arrays": ArrayRecord(Net().state_dict()), "config": ConfigRecord({})})
+    unit = 0.4 * TERMS.max_grad_norm
+    totals: list[np.ndarray] = []
+    for bench, canaries in ((plain, 0), (watched, told.count)):
+        spec = SumSpec(unit * 2000, cells=1 << 28, unit_norm=unit)
+        sent = instruct(with_canary_records(content, canaries), spec, "run", 4)
+        union = union_of(bench)
+        whole = sum_of_union(bench, union, sent, range(4), spec, size + canaries).total * spec.step / unit
+        alone = sum(
+            np.concatenate([np.ravel(a.numpy()) for a in reply.content[SUMMED_RECORD].values()]) / unit
+            for reply in (
+                train_round(Message(sent, 1, "train"), client, bench, bench.settings) for client in range(4)
+            )
+        )
+        np.testing.assert_allclose(whole, alone, atol=1e-4)
+        totals.append(whole)
+    np.testing.assert_allclose(totals[1][:size], totals[0], atol=1e-4)
+    block = -totals[1][size:]
+    drawn_ones = block > 0.5
+    assert np.allclose(block[drawn_ones], 1, atol=1e-4) and np.allclose(block[~drawn_ones], 0, atol=1e-4)
+    assert not drawn_ones[~told.coins].any()
+    assert abs(drawn_ones.sum() - 0.3 * told.coins.sum()) < 6 * math.sqrt(told.coins.sum() * 0.21)
+    assert ClientSettings.from_json(watched.settings.to_json()) == watched.settings
 
 
 def test_a_second_local_step_on_a_share_of_the_noise_would_cost_far_more_than_two_steps() -> None:
@@ -525,7 +573,7 @@ def test_masked_sums_workers_and_lost_clients_end_in_the_same_promise(
         ("cohort=poisson", "cohort.name"),
         ("privacy.adjacency=add-or-remove-one", "privacy.adjacency"),
         ("secagg=none", "secagg.name"),
-        ("audit=full", "audit.name"),
+        ("audit=full audit.canaries=7", "audit.canaries"),
         ("optimizer=adamw", "optimizer"),
         ("schedule=cosine", "schedule.name"),
         ("schedule.warmup=2", "schedule.name"),
@@ -535,8 +583,16 @@ def test_masked_sums_workers_and_lost_clients_end_in_the_same_promise(
 )
 def test_what_one_step_on_all_records_cannot_be_is_refused_by_name(override: str, field: str) -> None:
     with pytest.raises(Refusal) as told:
-        build(settings_from_overrides(settings_of(override)))
+        build(settings_from_overrides(settings_of(*override.split())))
     assert field in str(told.value)
+
+
+def test_no_canary_record_stands_among_real_ones(tmp_path: Path) -> None:
+    class Real(Many):
+        simulated, data_id = False, "many"
+
+    with pytest.raises(Refusal, match="no canary record stands"):
+        fv.simulate(Real(), privacy="record_distributed", cohort=fv.All(), audit="full", folder=tmp_path)
 
 
 def test_a_model_that_mixes_records_is_refused(tmp_path: Path) -> None:

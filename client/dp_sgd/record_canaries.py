@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...privacy.audit.kept_rows import arrays_of
+from ...privacy.audit.kept_rows import begin as begin_file
 from ...privacy.audit.one_run import Scores
+from ...privacy.audit.step_ratio import step_ratio
 from ...privacy.budget import Adjacency
 from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
@@ -29,6 +31,8 @@ from ...tasks.data import Data, Examples, in_tensors
 from ...tasks.optimizers import own_optimizer
 from ...tasks.protocol import Task
 
+# Names in `Watched`: how those of the client's model begin, and that of the canaries' block.
+OWN, BLOCK = "model.", "block.weight"
 TOO_LONG = 10.0  # norm of a canary's gradient over the clipping norm, which tests the clip
 
 
@@ -125,26 +129,6 @@ class CanariedRound:
         )
 
 
-def step_ratio(moved: Scores, noise: float, rate: float, replaced: bool = False) -> Scores:
-    """Return the log likelihood ratio of in to out of one step, for each canary, shape (canaries,).
-
-    In: the sum is N(1, noise^2) with probability `rate`, else N(0, noise^2). Out: it is N(0, noise^2) or, if `replaced`,
-    that of a record opposite to the canary.
-
-    Args:
-      moved: noised sums along the canaries, over the clipping norm, shape (canaries,).
-      noise: noise std over the clipping norm, above 0.
-      rate: sampling rate of a record, in (0, 1].
-      replaced: whether a canary that is out has the opposite gradient instead of none.
-    """
-
-    def drawn(sums: Scores) -> Scores:  # against a record without a gradient
-        there = (sums - 0.5) / noise**2
-        return there if rate == 1 else np.logaddexp(np.log1p(-rate), np.log(rate) + there)
-
-    return drawn(moved) - drawn(-moved) if replaced else drawn(moved)
-
-
 def begin(model: nn.Module, task: Task, data: Data, coins: NDArray[np.bool_], plan: Plan) -> CanariedRound:
     """Return a client's round with canaries among its examples and the block beside its model.
 
@@ -155,19 +139,55 @@ def begin(model: nn.Module, task: Task, data: Data, coins: NDArray[np.bool_], pl
       coins: whether each canary trains, shape (canaries,).
       plan: of the round, with the canaries among the records.
     """
-    examples = in_tensors(data, "audit", "full", "a canary is a row of it; use audit=light")
-    count, inputs = len(coins), examples.inputs
+    count, replaced = len(coins), plan.adjacency is Adjacency.REPLACE_ONE
+    model, loss = watch(model, task, data, count, replaced, plan.clipping_norm)
+    return CanariedRound(model, loss, beside(data, coins), plan, np.zeros(count))
+
+
+def watch(
+    model: nn.Module, task: Task, data: Data, count: int, replaced: bool, norm: float
+) -> tuple[Watched, WatchedLoss]:
+    """Return a model beside the block of its canaries, and the loss of both.
+
+    Args:
+      model: its parameters are shared.
+      task: gives the loss of its own records.
+      data: some of those.
+      count: number of canaries.
+      replaced: whether a canary that is out has the opposite gradient instead of none.
+      norm: to which each example's gradient is clipped.
+    """
+    inputs = _tensors(data).inputs
     with torch.no_grad():
         outputs = model(torch.zeros_like(inputs[:1]))
-    whose = np.concatenate([np.zeros(len(examples)), np.arange(1, count + 1) * np.where(coins, 1, -1)])
-    rows = torch.cat([inputs.flatten(1), inputs.new_zeros(count, inputs[0].numel())])
-    marked = torch.cat([torch.from_numpy(whose).to(rows)[:, None], rows], 1)
-    targets = torch.cat([examples.targets, examples.targets[:1].expand(count, *examples.targets.shape[1:])])
-    shape = outputs.shape[1:] or torch.Size([1])
-    watched = Watched(model, count, inputs.shape[1:], plan.adjacency is Adjacency.REPLACE_ONE)
+    watched = Watched(model, count, inputs.shape[1:], replaced)
     watched.block.to(inputs.device)
-    loss = WatchedLoss(task, shape, TOO_LONG * plan.clipping_norm)
-    return CanariedRound(watched, loss, Examples(marked, targets), plan, np.zeros(count))
+    return watched, WatchedLoss(task, outputs.shape[1:] or torch.Size([1]), TOO_LONG * norm)
+
+
+def beside(data: Data, coins: NDArray[np.bool_], first: int = 1) -> Examples:
+    """Return a client's examples as `Watched` takes them, canaries last; none where it has no example to be like.
+
+    Args:
+      data: the client's own.
+      coins: which of its canaries are in, shape (canaries,).
+      first: number of the first of them, from 1.
+    """
+    examples = _tensors(data)
+    inputs, count = examples.inputs, len(coins) if len(examples) else 0
+    numbers = (first + np.arange(count)) * np.where(coins[:count], 1, -1)
+    whose = torch.from_numpy(np.concatenate([np.zeros(len(examples)), numbers])).to(inputs)
+    rows = (
+        torch.cat([inputs.flatten(1), inputs.new_zeros(count, inputs[0].numel())])
+        if count
+        else inputs.flatten(1)
+    )
+    targets = torch.cat([examples.targets, examples.targets[:1].expand(count, *examples.targets.shape[1:])])
+    return Examples(torch.cat([whose[:, None], rows], 1), targets)
+
+
+def _tensors(data: Data) -> Examples:
+    return in_tensors(data, "audit", "full", "a canary is a row of it; use audit=light")
 
 
 # --- the client's own file --------------------------------------------------------------------------------------
@@ -185,10 +205,8 @@ def coins_of(path: Path, count: int, stream: Stream) -> NDArray[np.bool_]:
       Refusal: the file holds another number of coins.
     """
     if not path.exists():
-        coins = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), np.uint8))[:count].astype(np.bool_)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as file:
-            np.save(file, coins, allow_pickle=False)
+        tossed = np.unpackbits(np.frombuffer(stream.bytes(-(-count // 8)), np.uint8))[:count]
+        begin_file(path, tossed.astype(np.bool_))
     coins = arrays_of(path)[0].astype(np.bool_)
     if len(coins) != count:
         raise Refusal("canaries", count, f"this client began with {len(coins)}; give that number")

@@ -8,6 +8,7 @@ a round would start from a state that holds a client's own share of the noise, w
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,12 +18,18 @@ from opacus.optimizers import DPOptimizer
 from torch import nn
 
 from ...privacy.mechanisms.randomness import Stream
-from ...strategies.client_settings import StepTerms
+from ...strategies.client_settings import ClientSettings, StepTerms, training_settings
 from ...strategies.record_plan import PoissonBatches
-from ...strategies.wire import Layout
+from ...strategies.wire import CANARY_RECORDS, Layout, layout_of, only_arrays
 from ...tasks.data import Batches
 from ...tasks.protocol import Objective
+from .record_canaries import BLOCK, OWN
 from .train import chosen_engine, clipping
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+    from ..app import Workbench
 
 _engines: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 ROWS = 2048  # of a step at a time, so that memory does not grow with the draw
@@ -66,6 +73,30 @@ def step(
         name: sums[name] * -learning_rate if name in sums else np.zeros(shape)
         for name, shape in layout.items()
     }
+
+
+def step_of(
+    bench: Workbench, settings: ClientSettings, content: RecordDict, data: Batches, rows: NDArray[np.intp]
+) -> dict[str, NDArray[np.float64]]:
+    """Return what these rows add to a round's sum: the step, and beside it the block of an audit's canary records.
+
+    Args:
+      bench: task, and the model as the server sent it.
+      settings: how to take the step.
+      content: the instruction.
+      data: that the rows are of, canary records among them.
+      rows: indices of the examples that take part.
+    """
+    terms, layout = settings.step, layout_of(only_arrays(content))
+    assert terms is not None
+    rate = training_settings(content, settings).learning_rate
+    if not terms.canaries.count:
+        return step(bench.model, bench.task, data, rows, terms, rate, layout)
+    model, loss = bench.watched
+    inside = {name: BLOCK if name == CANARY_RECORDS else OWN + name for name in layout}
+    shapes = {inside[name]: shape for name, shape in layout.items()}
+    update = step(model, loss, data, rows, terms, rate, shapes)
+    return {name: update[inside[name]].reshape(shape) for name, shape in layout.items()}
 
 
 def _clipped_sums(

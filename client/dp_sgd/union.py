@@ -11,17 +11,16 @@ from flwr.app import RecordDict
 from ...privacy.mechanisms.private_sum import CohortSum, on_grid
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
-from ...strategies.client_settings import training_settings
-from ...strategies.wire import layout_of, only_arrays, read_round
+from ...strategies.wire import read_round
 from ...tasks.data import Data, Union
 from ...tasks.hardware import placed
-from ..app import Workbench, received_model, seed_layers
-from .together import drawn, step
+from ..app import Workbench, receive_model, seed_layers
+from .together import drawn, step_of
 
 
 def union_of(bench: Workbench) -> Union:
-    """Return the data of all clients of the bench's task."""
-    parts = tuple(bench.data_of(client, bench.settings) for client in range(bench.task.num_clients))
+    """Return the records of all clients of the bench's task."""
+    parts = tuple(bench.records_of(client, bench.settings) for client in range(bench.task.num_clients))
     return Union(parts, tuple(int(n) for n in np.cumsum([0, *(len(each) for each in parts)])))
 
 
@@ -44,7 +43,7 @@ def sum_of_union(
     """
     settings = bench.settings
     assert settings.step is not None
-    model = received_model(bench, union.parts[0], content)
+    receive_model(bench, bench.data_of(0, settings), content)
     _, number = read_round(content)
     randomness = Randomness(settings.seed)
     seed_layers(int(randomness.stream("training", number).uint64(1)[0]), 0, union.parts[0], bench.device)
@@ -53,16 +52,7 @@ def sum_of_union(
         + drawn(len(union.parts[client]), settings.step, randomness.stream("batches", number, client))
         for client in clients
     ]
-    rate = training_settings(content, settings).learning_rate
-    layout = layout_of(only_arrays(content))
-    update = step(
-        model,
-        bench.task,
-        placed(cast(Data, union), bench.device),
-        np.concatenate(rows),
-        settings.step,
-        rate,
-        layout,
-    )
+    near = placed(cast(Data, union), bench.device)
+    update = step_of(bench, settings, content, near, np.concatenate(rows))
     assert sum(value.size for value in update.values()) == size
     return CohortSum(on_grid(update, spec), len(clients))

@@ -14,6 +14,13 @@ SUFFIX = ".canaries"  # of the file of a client's canary records, beside its led
 LOSSES = ".losses"  # of the file of the losses of a client's records, round after round
 
 
+def begin(path: Path, coins: NDArray[np.bool_]) -> None:
+    """Write a new file of canaries, with their coins, shape (n,)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "xb") as file:
+        np.save(file, coins, allow_pickle=False)
+
+
 def append(path: Path, number: int, values: NDArray[np.floating]) -> None:
     """Add the row of a round, values of shape (n,), to the file."""
     with open(path, "ab") as file:

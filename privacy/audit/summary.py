@@ -84,7 +84,8 @@ def _with_records(summary: Summary, records: Measured) -> Summary:
     if records.ceiling <= records.claimed and summary.verdict is not Verdict.VIOLATED:
         said = f"canary records could not have shown more than epsilon {records.ceiling:.3g}"
         return replace(summary, verdict=Verdict.TOO_WEAK, said=said)
-    return summary if summary.verdict else replace(summary, verdict=Verdict.CONSISTENT, said=CONSISTENT)
+    without_clients = summary.measured is None and summary.verdict in (None, Verdict.CONSISTENT)
+    return replace(summary, verdict=Verdict.CONSISTENT, said=CONSISTENT) if without_clients else summary
 
 
 def _of_clients(evidence: Evidence, final: Rows | None) -> Summary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class Released:
       clients: how many real ones were in the cohort.
       canaries: which of those were.
       population: how many real clients the cohort was drawn from.
+      records: the sum along each of an audit's canary records, in clipping norms, (canary records,).
     """
 
     number: int
@@ -42,6 +43,7 @@ class Released:
     clients: int = 0
     canaries: Sequence[int] = ()
     population: int = 0
+    records: Vector = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)

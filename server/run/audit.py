@@ -30,7 +30,7 @@ from .canary_clients import audited, canary_clients, support_of
 from .federation import Federation, Run
 from .files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from .plots import draw_audit
-from .record_audit import Planted, planted
+from .record_audit import Planted, StepScores, planted, step_scores
 
 PLOT = "audit.png"
 CLEAN = "audit_clean"  # folder of the checkpoint that a rollback goes back to
@@ -50,6 +50,7 @@ class RunAudit:
       on_alarm: what an alarm does: ``note``, ``raise_noise``, ``pause``, ``rollback`` or ``stop``.
       seed: secret, of the canaries; None without any.
       first: the first model, where canaries move it.
+      scores: of the canary records of steps; None without any.
     """
 
     run: Run
@@ -57,6 +58,7 @@ class RunAudit:
     on_alarm: str
     seed: bytes | None
     first: Arrays | None
+    scores: StepScores | None = None
 
     @property
     def memory(self) -> dict[str, NDArray[np.float64]]:
@@ -95,7 +97,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
         )
         run = replace(run, client=replace(run.client, canaries=told))
         canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)
-    found = planted(federation, run.client)
+    found, scores = planted(run), step_scores(run)
     terms = _terms(federation, canaries, found)
     if run.privacy is not None:
         terms = replace(terms, filter_order=run.privacy.plan.filter_order)
@@ -110,9 +112,11 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
     arrays = read_arrays(federation.task.model())
     first = {name: value for name, value in arrays.items() if value.dtype.kind == "f"}
     moved = first if federation.deployed is None else None
-    audit = RunAudit(run, auditor, settings.on_alarm, seed, moved)
+    audit = RunAudit(run, auditor, settings.on_alarm, seed, moved, scores)
     if fresh:
         (run.folder / AUDIT_ROWS).unlink(missing_ok=True)
+    if fresh and scores is not None:
+        scores.begin()
     if fresh and seed is not None:
         write_terms(audit)
     _commit(audit)
@@ -222,6 +226,8 @@ def watch_round(audit: RunAudit, grid: PrivateGrid, state: State) -> list[Alarm]
     Returns:
       The alarms on which something is to be done.
     """
+    if audit.scores is not None and grid.released is not None:
+        audit.scores.keep(grid.released)
     alarms, ledger = audit.auditor.take(state.round, grid.released, state.arrays), audit.run.ledger
     for alarm in alarms:
         if ledger is not None:

@@ -7,21 +7,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...configs.schema import FlwrPartition, Record, SimulationSettings
-from ...privacy.budget import Adversary, check_delta
+from ...configs.schema import FlwrPartition, Record, RecordDistributed, SimulationSettings
+from ...privacy.budget import Adjacency, Adversary, check_delta
 from ...privacy.ledger.book import read_events, require_unit, unit_of
 from ...privacy.ledger.caps import capped
 from ...privacy.ledger.data_sets import Owed
 from ...privacy.plan import LEAST_NOISE
 from ...privacy.refusal import Refusal
-from ...strategies.client_settings import ClientSettings, Encryption, RecordPrivacy, StepTerms
+from ...strategies.client_settings import (
+    NO_CANARY_RECORDS,
+    CanaryRecords,
+    ClientSettings,
+    Encryption,
+    RecordPrivacy,
+    StepTerms,
+)
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, StepOrder, TrainingOrder
 from ...tasks import DEALT, PLANTED
 from .display import warn
 from .federation import Federation, Run, ledger_home
-from .record_audit import canaries_of_each, plants_examples
+from .record_audit import plants_examples
 from .sum_plan import require_one_round
 
 if TYPE_CHECKING:
@@ -65,11 +72,20 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
             together.gradients,
             together.per_person,
             together.clients_per_person,
+            _canaries_of_a_step(federation, together),
         )
         return replace(settings, step=terms)
     if federation.record is None or federation.deployed is not None:
         return settings
     return replace(settings, record=_record_privacy(federation, federation.record, settings, folder, rounds))
+
+
+def _canaries_of_a_step(federation: Federation, together: RecordDistributed) -> CanaryRecords:
+    if not federation.canary_records:
+        return NO_CANARY_RECORDS
+    seed = federation.randomness.stream("canary records").bytes(32).hex()
+    replaced = together.adjacency is Adjacency.REPLACE_ONE
+    return CanaryRecords(federation.canary_records, federation.num_clients, seed, replaced)
 
 
 def _record_privacy(
@@ -88,7 +104,7 @@ def _record_privacy(
         str(where),
         record.allow_large_delta,
         record.gradients,
-        canaries_of_each(s, federation.task, sizes[0]),
+        federation.canary_records,
         s.budget.runs,
         ledgers=() if federation.simulated else tuple(federation.client_ledgers),
         per_person=record.per_person,

@@ -44,6 +44,7 @@ from ...tasks.protocol import Task
 from ..masking import Masking
 from ..round_terms import UnitsOfClient
 from .canary_clients import count_canaries
+from .canary_records import canary_records_of_each
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -156,6 +157,11 @@ class Federation:
         """How many canary clients stand behind the real ones."""
         return count_canaries(self.settings, self.task)
 
+    @cached_property
+    def canary_records(self) -> int:
+        """How many canary records each client has among its own."""
+        return canary_records_of_each(self)
+
     @property
     def num_nodes(self) -> int:
         """All who answer in a simulation: the real clients and the canaries."""
@@ -199,7 +205,7 @@ class Federation:
         """How many of the units that are hidden a client's vector holds."""
         if self.together is None:
             return UnitsOfClient()
-        rate, most = self.together.sample_rate, self.most_records
+        rate, most = self.together.sample_rate, self.most_records + self.canary_records
         drawn = rate * most + OFTEN * math.sqrt(rate * (1 - rate) * most + 1)
         return UnitsOfClient(max(1.0, min(float(most), drawn)), rate * self.records / self.num_clients)
 

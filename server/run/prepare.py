@@ -61,7 +61,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     checkpoint = read(folder) if saved else None
     left = federation.settings.num_rounds - (checkpoint.round if checkpoint else 0)
     client = client_settings(federation, folder, max(1, left))
-    _check_every(federation, canaries=client.record is not None and client.record.canaries > 0)
+    _check_every(federation, canaries=federation.canary_records > 0)
     if not federation.held_out_public:
         warn(NOT_MEASURED)
     if federation.record is not None or federation.together is not None:
@@ -152,6 +152,10 @@ def _check_every(federation: Federation, canaries: bool) -> None:
     if not len(held_out):
         raise Refusal("held_out", 0, "there are no examples; give at least one")
     check_data(held_out, "held-out data")
+    audit, together = federation.settings.audit, federation.together is not None
+    if audit is not None and audit.full and together and not federation.simulated:
+        remedy = "no canary record stands among real ones; use audit=light, and audit=full on made-up data"
+        raise Refusal("audit.name", "full", remedy)
     if canaries and not hasattr(run_on(task.model(), placeholder(held_out, 2)), "dim"):
         remedy = "its canaries stand beside outputs that are one tensor; use audit=light"
         raise Refusal("audit", "full", remedy)

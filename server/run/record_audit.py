@@ -11,41 +11,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...configs.schema import Record, RecordAndClient, SimulationSettings, SumLevel
+from ...configs.schema import SimulationSettings, SumLevel
+from ...privacy.audit import kept_rows
 from ...privacy.audit.kept_rows import SUFFIX, gathered
 from ...privacy.audit.membership import auc
 from ...privacy.audit.memorisation import MemorisationProbe, Memorised
 from ...privacy.audit.one_run import Scores
 from ...privacy.audit.record_claim import weighed
 from ...privacy.audit.run_audit import Measured
+from ...privacy.audit.step_ratio import step_ratio
 from ...privacy.audit.verdict import by_one_run, judge
+from ...privacy.audit.watching import Released
 from ...privacy.budget import Budget
-from ...strategies.client_settings import ClientSettings
-from ...tasks.protocol import ProbedTask, Task
-from .federation import Federation
+from ...strategies.client_settings import CanaryRecords
+from ...tasks.protocol import ProbedTask
+from .federation import Run
 
 if TYPE_CHECKING:
     from ...tasks.mislabelled import Mislabelled
 
-MOST = 1000  # canaries of all clients together; more cost time and say little more
-SHARE = 0.25  # of the smallest client's records, at most: what trains beside them is not to drown
 ODD = "odd_examples"
 ALPHA = 0.05  # of the bound and of the interval that are shown
-
-
-def canaries_of_each(settings: SimulationSettings, task: Task, smallest: int) -> int:
-    """Return how many canaries each client has among its records; 0 on real data, where only the client may see what they show.
-
-    Args:
-      settings: of the federation.
-      task: whose clients they stand at.
-      smallest: the fewest records that a client has.
-    """
-    audit = settings.audit
-    at_records = isinstance(settings.privacy, Record | RecordAndClient)
-    if audit is None or not audit.full or not at_records or not task.simulated:
-        return 0
-    return max(1, min(-(-MOST // task.num_clients), int(SHARE * smallest)))
 
 
 def plants_examples(settings: SimulationSettings) -> bool:
@@ -132,23 +118,55 @@ class Planted:
         return [found for probe in (self.own, self.odd) if probe for found in probe.look(arrays, number)]
 
 
-def planted(federation: Federation, client: ClientSettings) -> Planted:
-    """Return whatever looks for what was planted in this run; in real data nothing is.
+@dataclass(frozen=True)
+class StepScores:
+    """Scores of the canary records of a step on all clients' records, which a released sum tells.
 
-    Args:
-      federation: its parts.
-      client: what clients are told.
+    Attributes:
+      path: of their file, as `kept_rows.gathered` reads it.
+      canaries: what clients were told of them.
     """
+
+    path: Path
+    canaries: CanaryRecords
+
+    def begin(self) -> None:
+        """Write the file anew, with the coins."""
+        self.path.unlink(missing_ok=True)
+        kept_rows.begin(self.path, self.canaries.coins)
+
+    def keep(self, released: Released) -> None:
+        """Add to each score the log likelihood ratio of a round; what a client sends is against its gradient."""
+        ratio = step_ratio(-released.records, released.noise, released.rate, self.canaries.replaced)
+        kept_rows.append(self.path, released.number, ratio)
+
+
+def step_scores(run: Run) -> StepScores | None:
+    """Return who scores the canary records of this run's steps; None where there are none."""
+    asked = run.client.canaries_of_step
+    return StepScores(run.folder / f"records{kept_rows.SUFFIX}", asked) if asked.count else None
+
+
+def planted(run: Run) -> Planted:
+    """Return whatever looks for what was planted in this run; in real data nothing is."""
+    federation, client = run.federation, run.client
     audit, task = federation.settings.audit, federation.task
     if audit is None or not audit.full or federation.deployed is not None:
         return Planted()
     from ...tasks.mislabelled import Mislabelled
 
+    own = task.memorisation_probe() if isinstance(task, ProbedTask) else None
+    if client.canaries_of_step.count:
+        return Planted(own, records=RecordProbe(run.folder, _claim(run)))
     record, budget = client.record, federation.record_budget
-    found = Planted(
-        task.memorisation_probe() if isinstance(task, ProbedTask) else None,
-        OddProbe(task, budget) if isinstance(task, Mislabelled) else None,
-    )
+    found = Planted(own, OddProbe(task, budget) if isinstance(task, Mislabelled) else None)
     if record is None or budget is None or not record.canaries:
         return found
     return replace(found, records=RecordProbe(Path(record.ledger_dir), budget))
+
+
+def _claim(run: Run) -> Budget:
+    """Return what the plan claims of the records in all of a run's sums, its target where it has one."""
+    budget, privacy = run.federation.sum_budget, run.privacy
+    assert budget is not None and privacy is not None
+    return replace(budget, target_epsilon=privacy.plan.epsilon(budget.target_delta))

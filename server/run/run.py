@@ -189,6 +189,7 @@ def _run_on(
         randomness=federation.randomness,
         run=run.name,
         masking=federation.masking,
+        canary_records=run.client.canaries_of_step.count,
     )
     if progress.meter is not None and federation.seed is not None:
         private.skip_to(state.round, state.choices)

@@ -22,6 +22,8 @@ SEPARATED = ("cohort=min_separation", "cohort.size=40")
 MASKED = ("task=digits", "task.num_clients=40", "cohort=all", "num_rounds=8", "privacy=client_distributed",
           "privacy.noise_multiplier=2", "privacy.target_epsilon=null", "privacy.target_delta=0.005")  # fmt: skip
 RECORD = ("task=digits", "task.num_clients=20", "privacy=record", "num_rounds=10", "audit.looks=2")
+STEP = ("task=digits", "task.num_clients=20", "privacy=record_distributed", "privacy.target_epsilon=8",
+        "privacy.sample_rate=0.3", "num_rounds=100", "audit.looks=2")  # fmt: skip
 RUNS: dict[str, tuple[str, ...]] = {
     "noise removed": (),
     "the same cohort in every round": (),
@@ -52,6 +54,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "RNG reused across clients": RECORD,
     "an optimizer reads gradients before their noise": (*RECORD, "cohort=all"),
     "a canary record that is out trains": RECORD,
+    "records drawn once for all rounds": STEP,
+    "records drawn more often than is accounted": STEP,
 }
 UNSEEN: dict[str, str] = {
     "noise forgets what its table drew": "wrong in digits of which no sum tells",
@@ -70,6 +74,7 @@ UNSEEN: dict[str, str] = {
     "layers of noise that nobody adds": "what survivors take back is noise as well: the sum is not shorter",
     "Poisson batches drawn with a fixed size": "no size of a batch leaves a client, and canaries tell no such difference",
     "RNG reused across clients": "each client's noise is as claimed; only two side by side would tell",
+    "records drawn once for all rounds": "each round shows what one draw may; canaries are weighed round by round",
     "a canary record that is out trains": "a fault of the audit, which goes blind: it measures next to nothing",
 }
 ADMISSION = "who may take part or ask, and no number that is released"
@@ -86,7 +91,8 @@ WATCHED = "what those who watch are handed, and no number that is released"
 PLANNED = "what a plan leaves for later or advises against; what is spent is counted as it is"
 MEMORY = "of what a strategy remembers, which is released in any case"
 ITSELF = "a fault of the audit, which the suite holds to its level and its power, and not of a run"
-TOGETHER = "of a sum of records, which no canary stands in"
+GRID = "by parts of a grid unit, which is far below the noise"
+CHECKED = "of the check before a release; the noise itself is sized without it"
 SHORTER = "its own ledger charges the noise that it takes, and it sits out sooner"
 GATED = "each round is noised and counted as claimed, and all of them have one noise"
 PERSONS = "a canary is one record, and whoever has several is no canary"
@@ -98,11 +104,11 @@ BEYOND: dict[str, str] = {
     "an adopted ledger does not say which mode charged it": "a second budget for the same people, of which each run spends its own as claimed",
     "no example of a person is left out": PERSONS,
     "a person is charged what one example costs": PERSONS,
-    "a person's examples in the sum of all are charged as one": TOGETHER,
+    "a person's examples in the sum of all are charged as one": PERSONS,
     "every client trains on a person that two may": PERSONS,
     "a ledger of records goes on as one of persons": BOOKS,
     "the same real records pay from two budgets": "a second budget for the same people, of which each run spends its own as claimed",
-    "what a layer writes reaches the next part of a step": TOGETHER,
+    "what a layer writes reaches the next part of a step": PRECONDITION,
     "a client takes the noise of another size": SHORTER,
     "a client takes the noise of another's ledger": SHORTER,
     "the gate's look-ahead covers less noise": GATED,
@@ -124,15 +130,18 @@ BEYOND: dict[str, str] = {
     "a device trains by another schema than the server's": "another model is trained, and noised as claimed",
     "real tables are measured on their clients' rows": "leaves beside the sum, where an audit of sums does not look",
     "a schema is inferred from real tables": "leaves beside the sum, where an audit of sums does not look",
-    "rounding left out of what a record moves": TOGETHER,
-    "a masked sum of records is rounded to the nearest": TOGETHER,
-    "rounding by coins is free": TOGETHER,
-    "a vector of records is pulled back after it is rounded": TOGETHER,
-    "an answer tells how many records were drawn": TOGETHER,
-    "records drawn once for all rounds": TOGETHER,
-    "records drawn more often than is accounted": TOGETHER,
-    "several local steps on a share of the noise": TOGETHER,
-    "noise in norms of a record, whatever rounding adds": TOGETHER,
+    "an answer tells how many records were drawn": "leaves beside the sum, where an audit of sums does not look",
+    "several local steps on a share of the noise": CONFIGURED,
+    "an average holds other models than those released last": "which of the released models a mean holds, and no number more",
+    "rounding left out of what a record moves": GRID,
+    "a masked sum of records is rounded to the nearest": GRID,
+    "rounding by coins is free": GRID,
+    "a vector of records is pulled back after it is rounded": GRID,
+    "noise in norms of a record, whatever rounding adds": GRID,
+    "a client's records drawn once for all rounds": "as records drawn once for all rounds, in masked sums",
+    "a colluder's share of the noise is counted": CHECKED,
+    "noise of absent clients is counted": CHECKED,
+    "a canary record is read beside the sum of another's": ITSELF,
     "an operator's call passes the front": ADMISSION,
     "the front takes whoever signs": ADMISSION,
     "a body in pieces has no bound": ADMISSION,
@@ -270,8 +279,8 @@ if __name__ == "__main__":
         copied = Path(made) / "fedveil"
         for room in MADE["ROOMS"]:
             shutil.copytree(ROOT / room, copied / room, ignore=shutil.ignore_patterns("__pycache__"))
-        for each in ("__init__.py", "__main__.py", "py.typed"):
-            shutil.copy(ROOT / each, copied / each)
+        for each in (*ROOT.glob("*.py"), ROOT / "py.typed"):
+            shutil.copy(each, copied / each.name)
         print("| mutation | exit code | alarms, or the verdict |\n|---|---|---|")
         for each in sys.argv[1:] or (*RUNS, *BEYOND):
             print(row(each, copied), flush=True)
