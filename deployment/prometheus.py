@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from ..links.open_files import Listener
 from ..privacy.refusal import Refusal
 
 LOOPBACK = "127.0.0.1"
@@ -129,6 +130,7 @@ def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Genera
         raise Refusal(
             "metrics_port", port, f"cannot be listened on ({error.strerror}); give another"
         ) from error
+    server.socket = Listener(fileno=server.socket.detach())
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="prometheus", daemon=True).start()
     try:

@@ -25,7 +25,9 @@ from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
 from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.settings import SERVER, differing, server_from_config, server_settings
+from ..links.core_dumps import without_core_dumps
 from ..links.folder_lock import alone
+from ..links.open_files import raise_limit
 from ..links.roster_watch import Nodes, SignedRoster, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..privacy.refusal import Refusal
@@ -76,6 +78,8 @@ def serve(
     """
     if only_shows(given):
         return _show(given)
+    without_core_dumps()
+    raise_limit()
     bundle = read_server_bundle(folder)
     with alone(folder / RUNNING, "server"):
         _refuse_older_roster(bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 CLIENT_UNIT, SERVER_UNIT = "fedveil-client.service", "fedveil-server.service"
 
 # Training a small convolutional network under DP-SGD peaks at 530 MiB; a server keeps a few models.
+OPEN_FILES = 1 << 16  # `links/open_files.py` lets in a quarter as connections
 CLIENT_LIMITS = "MemoryMax=1G\nCPUWeight=20\nNice=10"
 SERVER_LIMITS = "MemoryMax=8G"
 
@@ -29,6 +30,8 @@ StateDirectoryMode=0700
 WorkingDirectory=%S/{folder}
 UMask=0077
 {limits}
+LimitCORE=0
+LimitNOFILE={files}
 CapabilityBoundingSet=
 LockPersonality=yes
 NoNewPrivileges=yes
@@ -69,6 +72,7 @@ def client_unit(federation: str, name: str) -> str:
         more="",
         restart="Restart=always",
         limits=CLIENT_LIMITS,
+        files=OPEN_FILES,
     )
 
 
@@ -85,4 +89,5 @@ def server_unit(federation: str) -> str:
         more=" $RUN",
         restart="EnvironmentFile=-%S/fedveil-server/run.env\nRestart=on-failure\nRestartPreventExitStatus=2 3 4 5",
         limits=SERVER_LIMITS,
+        files=OPEN_FILES,
     )

@@ -167,6 +167,8 @@ def test_a_client_comes_back_for_ever_and_takes_its_children_along() -> None:
         "StateDirectory=fedveil-client",
         "StateDirectoryMode=0700",
         "MemoryMax=1G",
+        "LimitCORE=0",
+        "LimitNOFILE=65536",
     ):
         assert line in lines
 

@@ -487,6 +487,13 @@ MUTATIONS = {
         "test_privacy_bounded_decoding.py",
         "deep_double",
     ),
+    "strangers take a server's last open file": Mutation(
+        "links/open_files.py",
+        "if connection.fileno() >= min(for_connections(), MOST_TLS):",
+        "if False:",
+        "test_server_open_files.py",
+        "flowers_front",
+    ),
     "a door that is open to all of a machine": Mutation(
         "links/flower/loopback_door.py",
         "!= os.geteuid()",

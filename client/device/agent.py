@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
@@ -25,7 +24,9 @@ from types import FrameType
 from flwr.app import Error, Message, RecordDict
 
 from ...links import folder_lock
+from ...links.core_dumps import without_core_dumps
 from ...links.device_answers import Handle, Longest, usual_wait
+from ...links.open_files import raise_limit
 from ...privacy.bounded_decoding import build, read_json
 from ...privacy.ledger.durable_files import replace_file
 from ...strategies.flower_adapter import claim_identity, quiet_flower
@@ -149,6 +150,7 @@ def start(folder: Path, *, once: bool = False) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     quiet_flower()
     without_core_dumps()
+    raise_limit()
     bundle = read_client_bundle(folder)
     claim_identity(RUN_ID)
     with alone(bundle.state), _stopping() as stop:
@@ -158,11 +160,6 @@ def start(folder: Path, *, once: bool = False) -> int:
             _follow(bundle, agent, stop)
         agent.say("stopped")
     return 0
-
-
-def without_core_dumps() -> None:
-    """Keep a crash from writing keys, seeds and data of this process to disk."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _follow(bundle: ClientBundle, agent: Agent, stop: threading.Event) -> None:

@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...privacy.refusal import Refusal
+from ..open_files import listener
 from ..roster_watch import Admitted, Followed
 from .fleet_calls import FLEET_PATHS, PUSH_MESSAGES, PUSH_OBJECT, signed_by
 
@@ -194,7 +195,7 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
     host, _, port = listen.rpartition(":")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host.strip("[]"), int(port)), family=family)
+        door = listener((host.strip("[]"), int(port)), family)
     except OSError as error:
         raise Refusal("listen", listen, f"no link can be opened there: {error.strerror}") from error
     config = uvicorn.Config(
@@ -217,21 +218,21 @@ def open_front(front: Front, listen: str, certificate: Path, key: Path) -> Gener
     try:
         config.load()
     except OSError as error:
-        listener.close()
+        door.close()
         raise Refusal("file", str(certificate), "is no certificate, or not of the key beside it") from error
     assert config.ssl is not None
     config.ssl.sni_callback = _newest(config.ssl, certificate, key)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=_serve, args=(server, listener, front), name="front")
+    thread = threading.Thread(target=_serve, args=(server, door, front), name="front")
     thread.start()
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.01)
-        yield listener.getsockname()[1]
+        yield door.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join()
-        listener.close()
+        door.close()
 
 
 def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[..., None]:
@@ -251,9 +252,9 @@ def _newest(first: ssl.SSLContext, certificate: Path, key: Path) -> Callable[...
     return choose
 
 
-def _serve(server: uvicorn.Server, listener: socket.socket, front: Front) -> None:
+def _serve(server: uvicorn.Server, door: socket.socket, front: Front) -> None:
     async def serve() -> None:
-        await server.serve([listener])
+        await server.serve([door])
         await front.close()
 
     asyncio.run(serve())

@@ -27,6 +27,7 @@ from ...configs.bundle_files import Credentials
 from ...privacy.refusal import Refusal
 from ...strategies.flower_adapter import claim_identity, name_message, name_sender
 from ...strategies.wire import UNREADABLE
+from ..open_files import MOST_CONNECTIONS, for_connections
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
 from .event_loop import stream_loop
@@ -108,7 +109,8 @@ def _refuse_taken(listen: str) -> None:
 
 
 async def _listen(door: Door, board: Switchboard) -> tuple[Any, int]:
-    server = grpc.aio.server(options=OPTIONS)
+    most = ("grpc.max_allowed_incoming_connections", min(for_connections(), MOST_CONNECTIONS))
+    server = grpc.aio.server(options=(*OPTIONS, most))
     service, method = METHOD.strip("/").split("/")
     handlers = {method: grpc.stream_stream_rpc_method_handler(board.follow)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))

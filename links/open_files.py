@@ -1,0 +1,54 @@
+"""Number of files that a process may have open: as many as the system grants, of which connections never take the last.
+
+A stranger's connection is an open file until it has said who it is. A process that has none left can neither write its
+ledger nor read its roster.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+from typing import Any
+
+KEPT = 256  # for ledgers, logs, checkpoints, data and sockets of the process's own; of a server some 100 are open
+MOST_CONNECTIONS = (
+    1 << 14
+)  # of the gRPC link: each takes 21 KiB before it has said anything, 340 MiB all of them
+MOST_TLS = 1024  # where Python speaks TLS, each takes 256 KiB
+
+
+def raise_limit() -> None:
+    """Raise the soft limit of open files to the hard one; systemd starts a service with 1024 of 524 288."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def for_connections() -> int:
+    """Return how many of the files that may be open are there for connections; the others stay the process's own."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft - min(KEPT, soft // 2)
+
+
+class Listener(socket.socket):
+    """Listening socket that closes a connection at once where it takes a file that is not there for connections."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection.
+
+        Raises:
+          ConnectionAbortedError: too many files are open; asyncio and socketserver go on with the next one.
+        """
+        connection, address = super().accept()
+        if connection.fileno() >= min(for_connections(), MOST_TLS):  # the lowest number that was free
+            connection.close()
+            raise ConnectionAbortedError("no file is left for it")
+        return connection, address
+
+
+def listener(address: tuple[str, int], family: socket.AddressFamily = socket.AF_INET) -> Listener:
+    """Return a socket that listens at an address.
+
+    Raises:
+      OSError: it cannot be listened on.
+    """
+    return Listener(fileno=socket.create_server(address, family=family).detach())
