@@ -93,7 +93,7 @@ def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
         "reason": result.get("reason"),
         "rounds_completed": result.get("rounds_completed", len(run.rounds)),
         "rounds_planned": run.said("num_rounds"),
-        "clients": result.get("population") or run.said("population") or run.said("task", "num_clients"),
+        "clients": _clients(run),
         "cohort": result.get("cohort") or run.said("cohort", "name"),
         "strategy": result.get("strategy") or run.said("strategy", "name"),
         "partition": result.get("partition") or run.said("partition", "name"),
@@ -102,6 +102,12 @@ def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
         "begun": this and this["begun"],
         "ended": this and this["ended"],
     }
+
+
+def _clients(run: RunFiles) -> int | None:
+    """Return how many clients there were; a server's configuration does not tell, and older results do not."""
+    configured = None if run.deployed else run.said("population") or run.said("task", "num_clients")
+    return run.result.get("population") or configured
 
 
 # --- claimed, measured, could have shown --------------------------------------------------------------------------
@@ -233,6 +239,13 @@ def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
     elif ledger is not None and ledger["known_head"] is not None and not ledger["known_head"]["held"]:
         found.append(
             "The ledger does not hold the entry that the result knows: it was cut, or is another one."
+        )
+    if ledger is not None and ledger["close"] is None and result:
+        found.append("No entry of the ledger binds the files of this folder: the run was not closed.")
+    elif ledger is not None and ledger["close"] is not None and not ledger["close"]["held"]:
+        names = ", ".join(ledger["close"]["changed"])
+        found.append(
+            f"CHANGED since the run was closed: {names}. What stands here is not what the ledger binds."
         )
     if run.said("audit", "name") in (None, "none") and result:
         found.append("The run was not audited.")

@@ -11,7 +11,7 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adjacency, Adversary
-from ..privacy.ledger.book import COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification
+from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification, run_of
 from ..privacy.ledger.book import verify as verify_ledger
 from ..privacy.ledger.hash_chain import Entry
 from .run_files import Fields, RunFiles
@@ -45,6 +45,7 @@ def ledger_history(run: RunFiles) -> dict[str, Any] | None:
         "refusals": _refusals(run),
         "releases": _releases(run.entries),
         "acts": _acts(run.entries),
+        "close": _close(run),
         "events": _events(run),
     }
 
@@ -55,7 +56,7 @@ def plan_curve(run: RunFiles) -> list[list[Any]]:
     Args:
       run: its files.
     """
-    charges = [json.loads(each.payload) for each in _reserved(run.entries) if _run_of(each) == run.name]
+    charges = [json.loads(each.payload) for each in _reserved(run.entries) if run_of(each) == run.name]
     distinct = {json.dumps(each["events"].get(str(Adversary.MODEL))) for each in charges}
     planned = run.said("num_rounds")
     if len(distinct) != 1 or not isinstance(planned, int) or "filter_order" in charges[0]:
@@ -89,6 +90,22 @@ def _known_head(run: RunFiles) -> dict[str, Any] | None:
     return {"seq": head[0], "hash": head[1], "held": holds}
 
 
+def _close(run: RunFiles) -> dict[str, Any] | None:
+    """Return the entry that closed the run, and whether the folder's files are those that it binds; None without one."""
+    closes = [each for each in run.entries if each.kind == CLOSE and run_of(each) == run.name]
+    if not closes:
+        return None
+    payload = json.loads(closes[-1].payload)
+    held = payload["manifest"] == run.manifest
+    return {
+        "seq": closes[-1].seq,
+        "time": payload.get("time"),
+        "manifest": payload["manifest"],
+        "held": held and not run.changed,
+        "changed": list(run.changed) if held else ["manifest.json"],
+    }
+
+
 def _verified(found: Verification) -> dict[str, Any]:
     return {
         "ok": found.ok,
@@ -104,22 +121,18 @@ def _reserved(entries: Sequence[Entry]) -> Iterator[Entry]:
     return (each for each in entries if each.kind == RESERVE)
 
 
-def _run_of(entry: Entry) -> str | None:
-    return str(json.loads(entry.key)[0]) if entry.key.startswith("[") else None
-
-
 def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
     """Return the runs in the order of their first releases, and what all of them had cost when each had ended."""
-    last: dict[str | None, int] = {_run_of(each): each.seq for each in _reserved(run.entries)}
-    first: dict[str | None, Fields] = {}
-    releases: dict[str | None, int] = {}
+    last: dict[str, int] = {run_of(each): each.seq for each in _reserved(run.entries)}
+    first: dict[str, Fields] = {}
+    releases: dict[str, int] = {}
     book, found = Book(), []
     composed = set(sorted(last.values())[-MOST_RUNS:])
     for entry in run.entries:
         book.apply(entry)
         if entry.kind != RESERVE:
             continue
-        name, payload = _run_of(entry), json.loads(entry.payload)
+        name, payload = run_of(entry), json.loads(entry.payload)
         first.setdefault(name, payload)
         releases[name] = releases.get(name, 0) + 1
         if last[name] != entry.seq:
@@ -147,7 +160,7 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
 def _refusals(run: RunFiles) -> list[dict[str, Any]]:
     """Return the releases that were refused: entries of the ledger, and the one that ended this run."""
     found = [
-        {"run": _run_of(each), "round": None, "said": _text(json.loads(each.payload)), "seq": each.seq}
+        {"run": run_of(each), "round": None, "said": _text(json.loads(each.payload)), "seq": each.seq}
         for each in run.entries
         if each.kind.startswith("refus")
     ]
@@ -181,7 +194,7 @@ def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return what people did, as the ledger names it: who, when and why."""
-    usual = (OPEN, RESERVE, COMMIT, VOID, NOTE)
+    usual = (OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE)
     found: list[dict[str, Any]] = []
     for each in entries:
         payload = json.loads(each.payload)
@@ -197,7 +210,7 @@ def _events(run: RunFiles) -> list[dict[str, Any]]:
     """Return the distinct events of this run's releases, as the ledger has them, each with how often it happened."""
     counts: dict[str, int] = {}
     for each in _reserved(run.entries):
-        if _run_of(each) == run.name:
+        if run_of(each) == run.name:
             for adversary, event in json.loads(each.payload)["events"].items():
                 text = json.dumps([adversary, event], sort_keys=True)
                 counts[text] = counts.get(text, 0) + 1

@@ -6,6 +6,7 @@ stay unread, but for the ledger, of which the report shows what its entries prom
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ CONFIG, SAVED, RESULT, METRICS, AUDIT = (
     "audit.json",
 )
 MODEL, LEDGER, CLIENT_LEDGERS = "model.safetensors", "ledger", "client_ledgers"
+MANIFEST = "manifest.json"
+READ = (CONFIG, SAVED, RESULT, METRICS, AUDIT, MODEL)  # files that a report is made from, beside the ledger
 ASSESSMENT = "assessment.yaml"
 MOST_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one
 Fields = Mapping[str, Any]
@@ -44,6 +47,8 @@ class RunFiles:
       entries: of that ledger.
       client_ledgers: how many ledgers of single clients lie in the folder.
       shapes: of the released model's arrays, by name; empty without one.
+      manifest: SHA-256 of the manifest by which the run was closed; None for one that was not.
+      changed: files of `READ` that are not the ones of that manifest.
       assessment: what the organisation has answered, by field.
     """
 
@@ -57,6 +62,8 @@ class RunFiles:
     entries: Sequence[Entry]
     client_ledgers: int
     shapes: Mapping[str, Sequence[int]]
+    manifest: str | None
+    changed: Sequence[str]
     assessment: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -97,8 +104,20 @@ def read_run(folder: Path, assessment: Mapping[str, str] | None = None) -> RunFi
         () if ledger is None else read_entries(ledger),
         sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
         _shapes(folder / MODEL),
+        _hash(folder / MANIFEST),
+        _changed(folder),
         assessment or {},
     )
+
+
+def _hash(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _changed(folder: Path) -> list[str]:
+    """Return which files are not those that the manifest names; a run without one has none."""
+    named = _json(folder / MANIFEST).get("files", {})
+    return [name for name in READ if name in named and _hash(folder / name) != named[name]]
 
 
 def _config(path: Path) -> Fields:
@@ -168,11 +187,11 @@ def _lines(path: Path) -> list[Fields]:
 
 def _ledger(folder: Path, result: Fields) -> Path | None:
     """Return the ledger of all clients together: in the folder, or where the result says that it lies."""
-    named = result.get("ledger")
-    for path in (folder / LEDGER, Path(str(named)) if named else None):
-        if path is not None and path.is_file():
-            return path
-    return None
+    found = [folder / LEDGER]
+    if result.get("ledger"):
+        named = Path(str(result["ledger"]))
+        found += [named, folder.parent.parent / "ledgers" / named.name]  # of a server's bundle that was moved
+    return next((path for path in found if path.is_file()), None)
 
 
 def _shapes(path: Path) -> Mapping[str, Sequence[int]]:

@@ -63,6 +63,8 @@ def test_an_older_run_says_what_it_cannot_show(folder: Path) -> None:
     page = page_of(report)
     assert differences(page, report) == []
     assert "What this folder cannot show" in page
+    if "hearts" in folder.parts:  # two real clients; 100 is what a simulation of this task would have had
+        assert report["run"]["clients"] is None and ">100<" not in page.split("<main>")[0]
 
 
 def test_a_run_that_was_refused_has_no_report(tmp_path: Path) -> None:
@@ -113,6 +115,21 @@ def test_without_privacy_nothing_is_promised(kept: Path) -> None:
 def test_a_ledger_that_lost_its_head_is_named(kept: Path) -> None:
     edited(kept, "result.json", lambda fields: fields.update(ledger_head=[11, "0" * 64]))
     assert any("does not hold the entry" in each for each in report_of(read_run(kept))["missing"])
+
+
+def test_a_run_is_held_against_its_close(tmp_path: Path, commands: Any) -> None:
+    folder = tmp_path / "run"
+    code, said = commands.run("simulate", "task=digits", "num_rounds=1", f"hydra.run.dir={folder}")
+    assert code == 0, said.err
+    report = validated(report_of(read_run(folder)))
+    assert report["ledger"]["close"]["held"] is True and report["missing"] == []
+    assert report["ledger"]["acts"] == []
+    edited(folder, "result.json", lambda fields: fields["metrics"].update(accuracy=1.0))
+    report = validated(report_of(read_run(folder)))
+    assert report["ledger"]["close"]["changed"] == ["result.json"]
+    assert any(each.startswith("CHANGED since the run was closed: result.json") for each in report["missing"])
+    edited(folder, "manifest.json", lambda fields: fields["files"].pop("result.json"))
+    assert report_of(read_run(folder))["ledger"]["close"]["changed"] == ["manifest.json"]
 
 
 def test_what_only_an_operator_may_read_is_not_read(kept: Path, golden: dict[str, Any]) -> None:
