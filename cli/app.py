@@ -273,21 +273,23 @@ def ledger_show(path: Ledger, as_json: Json = False) -> int:
 
 @_verb(ledger, "verify", "Check every hash; recompute epsilon.")
 def ledger_verify(
-    path: Ledger,
+    paths: Annotated[
+        list[Path], Argument(metavar="PATH ...", help="Ledgers; files beside them are passed over.")
+    ],
     head: Annotated[
         tuple[str, str] | None,
         Option(metavar="SEQ HASH", help="An entry that the ledger must hold, as a result's ledger_head."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Check every entry's hash and recompute epsilon with two accountants. Exit code 1 if the ledger is damaged.
+    """Check every entry's hash and recompute epsilon with two accountants. Exit code 1 if a ledger is damaged.
 
     Example:
       fedveil ledger verify first/ledger
     """
-    from .ledger import verify
+    from .ledger import verify_all
 
-    return verify(str(path), head or (), as_json=as_json)
+    return verify_all(paths, head or (), as_json=as_json)
 
 
 @_verb(ledger, "export", "Write it for an auditor.")

@@ -15,11 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..client.device import agent
-from ..client.device.client_bundle import DEFAULTS, ROSTER, read_settings
+from ..client.device.client_bundle import ROSTER, read_device_file
 from ..client.device.enrolment import write_request
 from ..client.device.own_ledger import epsilon_of
 from ..client.device.run_end import LastRun, read_ended
-from ..configs.bundle_files import read_toml
 from ..privacy.refusal import Refusal
 from ..strategies.training_order import people_call
 
@@ -128,7 +127,7 @@ def uninstall(folder: Path, yes: bool, ledgers: bool) -> int:
 
 def state_of(folder: Path) -> Path:
     """Return the folder of what the device remembers. Refusal if `folder` holds no client's bundle."""
-    return folder / read_toml(folder / "client.toml", read_settings, DEFAULTS).state
+    return folder / read_device_file(folder).state
 
 
 def _of_ledgers(state: Path, ledgers: bool) -> str:

@@ -24,6 +24,7 @@ from ..privacy.refusal import Refusal
 from ..server.run.display import console_for
 
 DAMAGED = 1
+BESIDE = (".lock", ".json", "-wal", "-shm")  # how the names of files end that lie beside ledgers
 EXPORT = "fedveil ledger export 1"
 
 
@@ -71,6 +72,28 @@ def in_words(event: dict[str, Any]) -> str:
     numbers = [f"{v:.5g}" for v in event.values() if isinstance(v, int | float) and not isinstance(v, bool)]
     parts = numbers + ([in_words(inner)] if isinstance(inner, dict) else [])
     return f"{kind.removesuffix('Sampled')}({', '.join(parts)})"
+
+
+def verify_all(paths: Sequence[Path], head: Sequence[str] = (), *, as_json: bool = False) -> int:
+    """Verify each ledger as `verify` does, and pass over the locks and lists that lie beside ledgers.
+
+    Args:
+      paths: of the ledgers; of one alone that is none, the user is told.
+      head: as in `verify`; of one ledger.
+      as_json: print one JSON object a line.
+
+    Returns:
+      The exit code: 0, or 1 if a ledger is damaged.
+
+    Raises:
+      Refusal: none of them is a ledger, or one is not there, or `head` is given with several.
+    """
+    ledgers = [path for path in paths if not path.name.endswith(BESIDE)]
+    if not ledgers:
+        raise Refusal("ledger", str(paths[0]), "lies beside a ledger and is none; give the ledger's own path")
+    if head and len(ledgers) > 1:
+        raise Refusal("head", " ".join(head), "is an entry of one ledger; give that one alone")
+    return max(verify(str(path), head, as_json=as_json) for path in ledgers)
 
 
 def verify(path: str, head: Sequence[str] = (), *, as_json: bool = False) -> int:

@@ -11,6 +11,7 @@ import stat
 import time
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,6 +87,22 @@ def _read(path: Path, forbidden: int) -> bytes:
         raise Refusal(
             "file", str(path), f"cannot be read ({error.strerror}); see whether it is there and whose it is"
         ) from None
+
+
+def refuse_writable(folder: Path, *names: str) -> None:
+    """Refuse a folder, or files in it, that others than their owner may change: what they say is then nobody's word.
+
+    Args:
+      folder: of the bundle.
+      names: of the files; one that is missing is left to its reader.
+
+    Raises:
+      Refusal: the first that others may write.
+    """
+    for path in (folder, *(folder / name for name in names)):
+        with suppress(OSError):
+            if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise Refusal("file", str(path), f"may be written by others; run: chmod go-w {path}")
 
 
 def read_toml(path: Path, read: Callable[[Section], Read], defaults: Mapping[str, Any] | None = None) -> Read:

@@ -5,21 +5,31 @@ Two keys, since gRPC's TLS takes no Ed25519. Whoever has them admits anybody: th
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from getpass import getpass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..client.device.enrolment import new_tls_key, pem_of
-from ..configs.bundle_files import load_certificate, read_file, read_private_key
+from ..configs.bundle_files import load_certificate, read_file, read_secret
 from ..privacy.ledger.durable_files import replace_files
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import public_of
@@ -27,6 +37,9 @@ from ..privacy.secagg.suite import public_of
 CLOCK_MARGIN = timedelta(days=1)  # a device whose clock is late takes a fresh certificate all the same
 AUTHORITY_LIFE = timedelta(days=3650)
 SIGNER, CA_KEY, CA = "signer.key", "ca.key", "ca.pem"
+PASSPHRASE = "FEDVEIL_PASSPHRASE"  # environment variable: of the authority's keys
+SHORTEST = 16  # characters of it; the library derives the key by PBKDF2, which slows a guess down and no more
+ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ def open_authority(folder: Path, federation: str) -> Authority:
     """
     if not (folder / CA).exists():  # written last
         _make(folder, federation)
-    signer, ca_key = read_private_key(folder / SIGNER), read_private_key(folder / CA_KEY)
+    signer, ca_key = _read_keys(folder)
     ca = load_certificate(folder / CA, read_file(folder / CA))
     named = [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
     if named != [federation]:
@@ -106,8 +119,47 @@ def _make(folder: Path, federation: str) -> None:
         .add_extension(_key_usage(signs_certificates=True), critical=True)
     )
     ca = builder.sign(ca_key, SHA256()).public_bytes(Encoding.PEM)
+    keys = {SIGNER: _sealed(signer), CA_KEY: _sealed(ca_key)}
     folder.chmod(0o700)  # whoever made it
-    replace_files(folder, {SIGNER: pem_of(signer), CA_KEY: pem_of(ca_key), CA: ca})
+    replace_files(folder, keys | {CA: ca})
+
+
+def _read_keys(folder: Path) -> tuple[Any, Any]:
+    """Return the keys of the roster's signer and of the authority for TLS, by one passphrase where they have one."""
+    pems = {folder / name: read_secret(folder / name) for name in (SIGNER, CA_KEY)}
+    secret = _passphrase(folder) if any(ENCRYPTED in pem for pem in pems.values()) else None
+    signer, ca_key = (_opened(path, pem, secret if ENCRYPTED in pem else None) for path, pem in pems.items())
+    return signer, ca_key
+
+
+def _opened(path: Path, pem: bytes, secret: bytes | None) -> Any:
+    try:
+        return load_pem_private_key(pem, secret)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        fault = "is not a private key in PEM" if secret is None else "does not open under this passphrase"
+        raise Refusal("file", str(path), fault) from None
+
+
+def _passphrase(folder: Path) -> bytes:
+    """Return the authority's passphrase: of the environment, or of whoever sits at the terminal."""
+    if given := os.environ.get(PASSPHRASE):
+        return given.encode()
+    if not sys.stdin.isatty():
+        remedy = f"its keys are under a passphrase; set {PASSPHRASE}, or give it at a terminal"
+        raise Refusal("folder", str(folder), remedy)
+    return getpass(f"passphrase of {folder}: ").encode()
+
+
+def _sealed(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> bytes:
+    """Return a new key in PEM, under the passphrase of the environment where there is one."""
+    given = os.environ.get(PASSPHRASE)
+    if not given:
+        return pem_of(key)
+    if len(given) < SHORTEST:
+        raise Refusal(
+            PASSPHRASE, f"{len(given)} characters", f"give at least {SHORTEST}: who has the files may try"
+        )
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(given.encode()))
 
 
 def _builder(subject: x509.Name, public: EllipticCurvePublicKey, life: timedelta) -> x509.CertificateBuilder:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from ..client.device.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
 from ..configs.bundle_files import read_file
+from ..links.core_dumps import without_core_dumps
 from ..links.server_bundle import SERVER
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
@@ -211,6 +212,7 @@ def _opened(folder: Path) -> Generator[Desk]:
 @contextmanager
 def _writing(folder: Path) -> Generator[None]:
     """Hold the folder for this process alone; what the system refuses is a refusal."""
+    without_core_dumps()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for each in (folder, folder / AUTHORITY, folder / CLIENTS, folder / SERVER):

@@ -21,6 +21,7 @@ MOST_BYTES = 1 << 30  # of an instruction
 KEPT = 1024  # ids; a server repeats an instruction of its present exchange only
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 MOST_DOUBLINGS = 16
+AWAY = "not connected"  # how a device says that it has lost its connection
 
 Handle = Callable[[Message], Message]
 Longest = Callable[[], float]
@@ -115,4 +116,4 @@ def away(seconds: float, why: str) -> str:
       seconds: until it tries again.
       why: the reason, in a few words.
     """
-    return f"not connected, trying again in {seconds:.0f} s: {why}"
+    return f"{AWAY}, trying again in {seconds:.0f} s: {why}"

@@ -17,6 +17,7 @@ from ..configs.bundle_files import (
     read_hexadecimal,
     read_signed_roster,
     read_toml,
+    refuse_writable,
 )
 from ..configs.strict import Section
 from ..privacy.bounded_decoding import Undecodable, read_json
@@ -63,6 +64,7 @@ def read_server_bundle(folder: Path) -> ServerBundle:
     Raises:
       Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
     """
+    refuse_writable(folder, "server.toml", "authority.pub", "admitted.json")
     federation, listen, link = read_toml(folder / "server.toml", _settings, {"link": "grpc"})
     authority = read_hexadecimal(folder / "authority.pub")
     roster, signed = read_signed_roster(folder / "roster.bin", authority)

@@ -138,6 +138,9 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
         found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Words)
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", str(path), str(error.problem)) from None
+    except Exception as error:  # noqa: BLE001 (PyYAML's constructors document no closed set)
+        said = str(error) or type(error).__name__
+        raise Refusal("file", str(path), f"cannot be read as YAML ({said})") from None
     where = str(path)
     values = _group(where, found, KEYS)
     columns = values.get("columns")

@@ -27,6 +27,7 @@ from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.client.device.run_end import read_ended
 from fedveil.client.private_update import NotTrained
 from fedveil.configs.local_training import LocalTraining
+from fedveil.links.device_answers import away
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
@@ -446,6 +447,38 @@ def test_a_device_keeps_a_run_that_is_over_until_another_begins(clients):
         and read_ended(state) is None
         and (state / "model.safetensors").exists()
     )
+
+
+def test_once_a_run_is_over_a_device_says_once_that_it_looks_for_another(clients, caplog):
+    device = device_of(clients / "c0")
+    keeper = agent.Agent(device.bundle)
+    keeper.device = device
+    keeper.handle(message_to(2, RunOver("spring", "completed", 20, {})))
+    with caplog.at_level("INFO", "fedveil.client"):
+        for number in range(50):
+            keeper.say(away(600.0 + number, "unavailable: connection refused"))
+        assert [record.message for record in caplog.records] == [agent.RESTING]
+        keeper.handle(in_the_clear())
+        keeper.say(away(1.0, "unavailable"))
+        assert "trying again in 1 s" in caplog.records[-1].message
+
+
+def test_a_link_that_fails_for_no_known_reason_is_tried_again(clients, monkeypatch):
+    """RecursionError, for one, from a message of a server that is not what it should be."""
+    bundle, stop, calls = device_of(clients / "c0").bundle, threading.Event(), []
+    monkeypatch.setattr(agent, "WAIT_SECONDS", 0.0)
+
+    def follow(*_):
+        calls.append(1)
+        if len(calls) == 3:
+            stop.set()
+        raise [RecursionError(), AttributeError("no such thing"), OSError(28, "No space left")][
+            len(calls) - 1
+        ]
+
+    monkeypatch.setattr(agent, "_link", lambda _: follow)
+    agent._follow(bundle, agent.Agent(bundle), stop)
+    assert len(calls) == 3
 
 
 def test_a_full_disk_keeps_no_half_of_a_run_that_is_over(clients, monkeypatch):

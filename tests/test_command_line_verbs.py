@@ -248,6 +248,23 @@ def test_no_color_is_honoured(tmp_path: Path) -> None:
     assert "DAMAGED" in plain and "31m" not in plain
 
 
+def test_ledgers_are_verified_by_a_pattern_and_what_lies_beside_them_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.ledger", "b.ledger"):
+        Ledger.open(tmp_path / name, Budget("client", 1.0, 1e-5), owner="0" * 32, simulated=False).close()
+    (tmp_path / "a.ledger.lock").write_text("17")
+    (tmp_path / "caps.json").write_text("{}")
+    assert run(["ledger", "verify", *map(str, sorted(tmp_path.iterdir()))]) == 0
+    said = capsys.readouterr().out
+    assert said.count("every hash holds") == 2 and "DAMAGED" not in said
+    assert run(["ledger", "verify", str(tmp_path / "a.ledger.lock")]) == 2
+    assert "lies beside a ledger" in capsys.readouterr().err
+    (tmp_path / "b.ledger").write_bytes(b"nothing")
+    assert run(["ledger", "verify", "--json", *map(str, sorted(tmp_path.glob("*")))]) == 1
+    assert [json.loads(line)["ok"] for line in capsys.readouterr().out.splitlines()] == [True, False]
+
+
 # --- completion ---------------------------------------------------------------------------------------------------
 
 BASH = """

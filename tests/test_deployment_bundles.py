@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedveil.cli.client import state_of
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.enrolment import read_request, write_request
 from fedveil.deployment import authority
@@ -241,6 +242,29 @@ def test_a_clients_folder_is_no_servers(desk: Path) -> None:
     shutil.copy(desk / "hearts/clients/cleveland/tls.key", desk / "hearts/server/tls.key")
     with pytest.raises(Refusal, match="was not made for 'server'"):
         read_server_bundle(desk / "hearts" / "server")
+
+
+WRITABLE = [
+    *((read_client_bundle, f"clients/cleveland/{name}") for name in ("policy.toml", "client.toml", "")),
+    *(
+        (read_server_bundle, f"server/{name}")
+        for name in ("admitted.json", "authority.pub", "server.toml", "")
+    ),
+    (state_of, "clients/cleveland/policy.toml"),
+]
+
+
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+@pytest.mark.parametrize(("read", "name"), WRITABLE)
+def test_a_file_that_others_may_change_is_nobodys_word(
+    read: Callable[[Path], object], name: str, mode: int, desk: Path
+) -> None:
+    path = desk / "hearts" / name
+    folder = path if path.is_dir() else path.parent
+    read(folder)
+    path.chmod(path.stat().st_mode | mode)
+    with pytest.raises(Refusal, match="may be written by others; run: chmod go-w"):
+        read(folder)
 
 
 # --- requests ---------------------------------------------------------------------------------------------------

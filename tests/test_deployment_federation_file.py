@@ -66,6 +66,14 @@ def test_a_number_in_the_scientific_way_is_a_number(tmp_path: Path) -> None:
     assert read_federation(path).clients[0].policy["target_delta"] == 1e-5
 
 
+@pytest.mark.parametrize("value", ["!!timestamp junk", "!!int ''", "!!bool junk", "!!float x", "2020-13-45"])
+def test_a_value_that_its_tag_does_not_fit_is_a_refusal(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump(SMALLEST).replace("target_epsilon: 8.0", f"target_epsilon: {value}"))
+    with pytest.raises(Refusal, match="cannot be read as YAML"):
+        read_federation(path)
+
+
 WRONG = [
     ("federation", "Hearts", "must be at most 48 of a-z"),
     ("federation", "../hearts", "must be at most 48 of a-z"),

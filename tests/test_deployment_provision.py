@@ -447,6 +447,30 @@ def test_a_rotation_that_was_cut_short_anywhere_is_completed_by_giving_it_again(
         assert sorted(read_admitted(out / "server/admitted.json").values()) == [2, 3]
 
 
+def test_an_authority_under_a_passphrase_opens_with_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "federation.yaml"
+    file.write_text(FEDERATION.replace("    request: device/request.toml\n", ""))
+    monkeypatch.setenv("FEDVEIL_PASSPHRASE", "too short")
+    with pytest.raises(Refusal, match="at least 16"):
+        provision(file, tmp_path / "hearts", None)
+    monkeypatch.setenv("FEDVEIL_PASSPHRASE", "correct horse battery staple")
+    provision(file, tmp_path / "hearts", None)
+    for name in ("signer.key", "ca.key"):
+        assert b"BEGIN ENCRYPTED PRIVATE KEY" in (tmp_path / "hearts" / "authority" / name).read_bytes()
+    for name in ("server/tls.key", "clients/cleveland/identity.key"):
+        assert b"ENCRYPTED" not in (tmp_path / "hearts" / name).read_bytes()  # machines start by themselves
+    assert revoke(tmp_path / "hearts", "cleveland").register.version == 2
+    monkeypatch.setenv("FEDVEIL_PASSPHRASE", "correct horse battery stable")
+    with pytest.raises(Refusal, match="does not open under this passphrase"):
+        revoke(tmp_path / "hearts", "hungary")
+    monkeypatch.delenv("FEDVEIL_PASSPHRASE")
+    with pytest.raises(Refusal, match="set FEDVEIL_PASSPHRASE"):
+        revoke(tmp_path / "hearts", "hungary")
+    assert read_register(tmp_path / "hearts" / "authority" / "register.json").version == 2
+
+
 def test_two_cannot_provision_one_folder_at_once(desk: Path) -> None:
     descriptor = os.open(desk / "hearts" / "authority", os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)

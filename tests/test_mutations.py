@@ -492,7 +492,14 @@ MUTATIONS = {
         "if connection.fileno() >= min(for_connections(), MOST_TLS):",
         "if False:",
         "test_server_open_files.py",
-        "flowers_front",
+        "prometheus_text",
+    ),
+    "a policy that others may change is taken": Mutation(
+        "configs/bundle_files.py",
+        "if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):",
+        "if False:",
+        "test_deployment_bundles.py",
+        "nobodys_word",
     ),
     "a door that is open to all of a machine": Mutation(
         "links/flower/loopback_door.py",

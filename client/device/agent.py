@@ -25,7 +25,7 @@ from flwr.app import Error, Message, RecordDict
 
 from ...links import folder_lock
 from ...links.core_dumps import without_core_dumps
-from ...links.device_answers import Handle, Longest, usual_wait
+from ...links.device_answers import AWAY, Handle, Longest, usual_wait
 from ...links.open_files import raise_limit
 from ...privacy.bounded_decoding import build, read_json
 from ...privacy.ledger.durable_files import replace_file
@@ -43,6 +43,7 @@ RUN_ID = 1  # Flower's number; a run's name is in its instructions
 WAIT_SECONDS = 10.0  # between two looks at a clock that is wrong, or a disk that is full
 
 REST_SECONDS = 900.0  # the longest wait between two attempts to connect once a run is over
+RESTING = "the run is over; looking for another every 15 minutes at most"
 
 Follow = Callable[[Handle, Path, threading.Event, Callable[[str], None], Longest], None]
 
@@ -90,7 +91,11 @@ class Agent:
         self.device: Device | None = None
 
     def say(self, state: str) -> None:
-        """Write what the agent does now to the log and the health file."""
+        """Write what the agent does now to the log and the health file; what it is doing already is said once."""
+        if self._rests and state.startswith(AWAY):
+            state = RESTING
+        if state == self._health.state:
+            return
         logger.info("%s", state)
         self._note(state=state)
 

@@ -23,6 +23,7 @@ from ...configs.bundle_files import (
     read_secret,
     read_signed_roster,
     read_toml,
+    refuse_writable,
 )
 from ...configs.strict import Section
 from ...privacy.ledger.durable_files import replace_file
@@ -33,6 +34,7 @@ from ...privacy.secagg.suite import KEY_BYTES, public_of
 from ...strategies.identity import FIRST_NODE, Identity
 from .owner_policy import OwnerPolicy, read_policy
 
+DEVICE_FILE, POLICY = "client.toml", "policy.toml"
 ROSTER = "roster.bin"  # in the bundle as it was shipped, in the state folder the newest that has come
 KINDS = ("linear",)
 TABLES = "csv"  # the shipped task whose data are the device's own
@@ -164,8 +166,8 @@ def read_client_bundle(folder: Path) -> ClientBundle:
     Raises:
       Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
     """
-    settings = read_toml(folder / "client.toml", read_settings, DEFAULTS)
-    policy = read_toml(folder / "policy.toml", read_policy, {"until": None})
+    settings = read_device_file(folder)
+    policy = read_toml(folder / POLICY, read_policy, {"until": None})
     credentials = read_credentials(folder, settings.federation, settings.name)
     key, state = read_private_key(folder / "identity.key"), folder / settings.state
     if not isinstance(key, Ed25519PrivateKey):
@@ -174,6 +176,16 @@ def read_client_bundle(folder: Path) -> ClientBundle:
     _check_membership(settings.node, settings.name, key, roster)
     identity = Identity(settings.node, key, _node_key(state / "node.key"), policy.floors, roster)
     return ClientBundle(folder, settings, policy, identity, credentials)
+
+
+def read_device_file(folder: Path) -> DeviceFile:
+    """Return the file client.toml of the bundle in `folder`.
+
+    Raises:
+      Refusal: it is missing or holds a mistake, or others may change it, the policy or the folder.
+    """
+    refuse_writable(folder, DEVICE_FILE, POLICY)
+    return read_toml(folder / DEVICE_FILE, read_settings, DEFAULTS)
 
 
 def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:

@@ -152,6 +152,7 @@ BEYOND: dict[str, str] = {
     "a round goes by the roster that the run began with": ADMISSION,
     "a sum is prepared under a roster that is over": ADMISSION,
     "a door that is open to all of a machine": ADMISSION,
+    "a policy that others may change is taken": ADMISSION,
     "strangers take a server's last open file": "a server that ends, and no number that is released",
     "text may be as deep as it likes": ADMISSION,
     "a message may be as deep as it likes": ADMISSION,
