@@ -456,7 +456,7 @@ def report_run(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Make report.html and report.json of a run, from its folder alone: ended, stopped, exhausted or still going on.
+    """Make report.html, report.json, CARD.md and bom.cdx.json of a run, from its folder alone.
 
     Example:
       fedveil report runs/2026-01-31/12-00-00

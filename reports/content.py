@@ -99,6 +99,7 @@ def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
         "partition": result.get("partition") or run.said("partition", "name"),
         "rng": result.get("rng"),
         "models_averaged": result.get("models_averaged"),
+        "model_sha256": run.model,
         "begun": this and this["begun"],
         "ended": this and this["ended"],
     }

@@ -47,6 +47,7 @@ class RunFiles:
       entries: of that ledger.
       client_ledgers: how many ledgers of single clients lie in the folder.
       shapes: of the released model's arrays, by name; empty without one.
+      model: SHA-256 of the released model's file; None without one.
       manifest: SHA-256 of the manifest by which the run was closed; None for one that was not.
       changed: files of `READ` that are not the ones of that manifest.
       assessment: what the organisation has answered, by field.
@@ -62,6 +63,7 @@ class RunFiles:
     entries: Sequence[Entry]
     client_ledgers: int
     shapes: Mapping[str, Sequence[int]]
+    model: str | None
     manifest: str | None
     changed: Sequence[str]
     assessment: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -104,6 +106,7 @@ def read_run(folder: Path, assessment: Mapping[str, str] | None = None) -> RunFi
         () if ledger is None else read_entries(ledger),
         sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
         _shapes(folder / MODEL),
+        _hash(folder / MODEL),
         _hash(folder / MANIFEST),
         _changed(folder),
         assessment or {},

@@ -13,6 +13,7 @@ from fedveil.configs.compose import compose_overrides
 from fedveil.reports.content import report_of
 from fedveil.reports.run_files import flat, read_run, resolved
 
+MADE = ("report.html", "report.json", "CARD.md", "bom.cdx.json")
 KEPT = Path(__file__).parent / "fixtures" / "reported_run"
 
 
@@ -26,12 +27,12 @@ def test_it_writes_the_page_the_json_and_the_empty_form(kept: Path, commands: An
     code, said = commands.run("report", str(kept))
     assert code == 0, said.err
     assert "19 fields of assessment.yaml are empty" in said.out
-    first = {name: (kept / name).read_bytes() for name in ("report.html", "report.json", "assessment.yaml")}
+    first = {name: (kept / name).read_bytes() for name in (*MADE, "assessment.yaml")}
     answered = first["assessment.yaml"].decode().replace("gdpr_35_7_a: ''", "gdpr_35_7_a: 'To read digits.'")
     (kept / "assessment.yaml").write_text(answered)
     code, said = commands.run("report", str(kept), "--out", str(kept / "again"))
     assert code == 0, said.err
-    assert sorted(path.name for path in (kept / "again").iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in (kept / "again").iterdir()) == sorted(MADE)
     assert b"To read digits." in (kept / "again" / "report.html").read_bytes()
     (kept / "assessment.yaml").unlink()
     code, said = commands.run("report", str(kept))

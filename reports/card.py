@@ -1,0 +1,107 @@
+"""Model card of a run, as Hugging Face reads it: front matter in YAML, and the promise in Markdown."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .run_files import Fields
+from .shown import shown
+
+TAGS = ("federated-learning", "differential-privacy", "fedveil")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~&$])")
+ODD = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
+
+
+def card_of(report: Fields) -> str:
+    """Return the text of `CARD.md`; the same report gives the same bytes.
+
+    Args:
+      report: as of `report_of`.
+    """
+    import yaml
+
+    front = yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=False)
+    return f"---\n{front}---\n\n" + "\n".join(_body(report)) + "\n"
+
+
+def _front_matter(report: Fields) -> dict[str, Any]:
+    run, metrics = report["run"], report["metrics"]
+    found: dict[str, Any] = {"library_name": "fedveil", "tags": [*TAGS, str(run["mode"])]}
+    if not metrics:
+        return found
+    task = str(run["task"])
+    result = {
+        "task": {"type": "other", "name": task},
+        "dataset": {"type": task, "name": f"held-out data of {task}"},
+        "metrics": [{"type": each["name"], "name": each["name"], "value": each["value"]} for each in metrics],
+    }
+    return {
+        **found,
+        "metrics": [each["name"] for each in metrics],
+        "model-index": [{"name": f"{task} by fedveil", "results": [result]}],
+    }
+
+
+def _body(report: Fields) -> list[str]:
+    run, stamps = report["run"], report["stamps"]
+    lines = [
+        f"# {plain(run['task'])}",
+        "",
+        f"Trained by federated learning, {run['rounds_completed']} rounds, status {plain(run['status'])}.",
+        "`report.html` beside this card has the whole story, and `report.json` its numbers.",
+        "",
+        "## What is promised to whom",
+        "",
+        " ".join(map(plain, report["promise"])),
+        "",
+        "| against | hidden | epsilon | delta | relies on |",
+        "|---|---|---|---|---|",
+        *(_row(row) for row in report["privacy"]),
+        "",
+        "## Measured",
+        "",
+        _measured(stamps),
+        "",
+        "## What is not covered",
+        "",
+        *(
+            f"- **{plain(each['limit'])}**: {plain(each['said'])}"
+            for each in report["not_covered"]
+            if each["state"] != "covered"
+        ),
+    ]
+    if report["metrics"]:
+        told = ", ".join(f"{plain(each['name'])} {shown(each['value'])}" for each in report["metrics"])
+        lines += ["", "## Held-out metrics", "", f"{told}."]
+    return lines
+
+
+def _row(row: Fields) -> str:
+    if row["epsilon"] == "infinity":
+        cells = (row["whom"], "nothing", "infinite", "none", "nothing is promised")
+    else:
+        cells = (
+            row["whom"],
+            row["hides"],
+            shown(row["epsilon"], "epsilon"),
+            shown(row["delta"]),
+            row["relies_on"],
+        )
+    return "| " + " | ".join(map(plain, cells)) + " |"
+
+
+def _measured(stamps: Fields) -> str:
+    if stamps["measured"] is None:
+        return f"Not measured: {plain(stamps['said'])}."
+    size, low, high = (shown(stamps["measured"][name], "decimal") for name in ("epsilon", "low", "high"))
+    most = shown(stamps["ceiling"], "decimal")
+    return (
+        f"Canaries measured epsilon {size}, between {low} and {high} with 95 % confidence. They could have shown "
+        f"{most} at most. Verdict: {plain(stamps['verdict'])}."
+    )
+
+
+def plain(text: object) -> str:
+    """Return a text as Markdown that shows it as it stands, in one line."""
+    return MARKDOWN.sub(r"\\\1", ODD.sub(" ", shown(text)))
