@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+FORKS = Path(__file__).parent / "faults" / "forked_commands.py"
 SECONDS = 60.0
 # Files that take longest, the longest first: one that begins last would keep one core busy while the others wait.
 LONGEST = (
@@ -147,3 +149,22 @@ def _main(argv: tuple[str, ...], first: Callable[[], None]) -> int:
 def commands(tmp_path: Path) -> Commands:
     """`fedveil`, as a user starts it, in an empty folder."""
     return Commands(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What a shell needs in its environment for `fedveil` to be a fork of a process that has imported already.
+
+    That process has no gRPC and no threads, so that its forks may have both; `fedveil --script PATH` runs a script.
+    """
+    folder = tmp_path_factory.mktemp("forks")
+    (folder / "fedveil").write_text(f'#!/bin/sh\nexec {sys.executable} -SE {FORKS} "$@"\n')
+    (folder / "fedveil").chmod(0o755)
+    starter = subprocess.Popen([sys.executable, str(FORKS), "--serve", str(folder / "socket")])
+    while not (folder / "socket").exists():
+        assert starter.poll() is None
+        time.sleep(0.05)
+    paths = (folder, Path(sys.executable).parent, os.environ["PATH"])
+    yield {"FEDVEIL_FORKS": str(folder / "socket"), "PATH": os.pathsep.join(map(str, paths))}
+    starter.terminate()
+    starter.wait()

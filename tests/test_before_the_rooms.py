@@ -40,10 +40,10 @@ def test_a_ledger_verifies(kept: Path, commands: Any, path: Path) -> None:
     assert code == 0, command.err
 
 
-def test_a_federation_serves_its_next_run(kept: Path) -> None:
+def test_a_federation_serves_its_next_run(kept: Path, forks: dict[str, str]) -> None:
     hearts, log = kept / "hearts", kept / "clients.log"
-    program = [sys.executable, "-m", "fedveil"]
-    environment = {**os.environ, "GRPC_VERBOSITY": "NONE"}
+    environment = {**os.environ, **forks, "GRPC_VERBOSITY": "NONE"}
+    program = str(Path(forks["PATH"].split(os.pathsep)[0]) / "fedveil")
     for path in (hearts / "clients").iterdir():  # keys in a checkout are readable by all
         path.chmod(0o700)
     for path in hearts.rglob("*.key"):
@@ -59,12 +59,21 @@ def test_a_federation_serves_its_next_run(kept: Path) -> None:
     with open(log, "w") as said:
         clients = [
             subprocess.Popen(
-                [*program, "client", "start", str(path)], env=environment, stdout=said, stderr=said
+                [program, "client", "start", str(path)], env=environment, stdout=said, stderr=said
             )
             for path in sorted((hearts / "clients").iterdir())
         ]
         served = subprocess.run(
-            [*program, "server", str(hearts / "server"), *asked, *promise, "run=after"],
+            [
+                sys.executable,
+                "-m",
+                "fedveil",
+                "server",
+                str(hearts / "server"),
+                *asked,
+                *promise,
+                "run=after",
+            ],
             env=environment,
             capture_output=True,
             text=True,

@@ -280,14 +280,13 @@ def test_a_sweep_goes_on_and_exits_with_the_worst(
 
 
 @pytest.mark.parametrize("argv", [(), ("-m", "num_rounds=1,2"), ("hydra.run.dir=old/new/run",)])
-def test_what_is_refused_by_its_data_leaves_nothing(tmp_path: Path, argv: tuple[str, ...]) -> None:
+def test_what_is_refused_by_its_data_leaves_nothing(commands: Any, argv: tuple[str, ...]) -> None:
     """The settings alone do not tell that the folder holds no table; Hydra has made its folders by then."""
-    (tmp_path / "old").mkdir()
-    command = [sys.executable, "-m", "fedveil", "simulate", *argv]
-    command += ["task=csv", "task.folder=no", "task.label=x"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "task.folder='no': holds no table" in done.stderr
-    assert [*tmp_path.rglob("*")] == [tmp_path / "old"]
+    (commands.folder / "old").mkdir()
+    code, command = commands.run("simulate", *argv, "task=csv", "task.folder=no", "task.label=x")
+    assert code == 2 and "task.folder='no': holds no table" in command.err
+    left = {command.out_file, command.err_file, commands.folder / "old"}
+    assert {*commands.folder.rglob("*")} == left
 
 
 def test_a_sweep_keeps_its_refused_jobs_beside_one_that_ran(console: Console) -> None:

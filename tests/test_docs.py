@@ -3,7 +3,8 @@
 Above a block an HTML comment may say what the reader need not see:
 
   <!-- not run: install -->       it installs something; no other reason is accepted
-  <!-- run with: num_rounds=2 --> appended to each `fedveil simulate` and `server` of the block, so that it ends soon
+  <!-- run with: num_rounds=2 --> appended to each `fedveil simulate`, `server` and `plan --accuracy` of the block, so
+                                  that it ends soon
   <!-- file: my_task.py -->       the block is that file; later blocks of the page find it
 
 A page's blocks run in their order in one folder, as a reader would run them.
@@ -20,7 +21,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,6 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 EVIDENCE = ROOT / "docs" / "evidence"  # its commands take minutes: they must exist, and are not run
 REFERENCE = ROOT / "docs" / "reference"  # made by docs/make_reference.py
-FORKS = ROOT / "tests" / "faults" / "forked_commands.py"
 TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").rglob("*.md")])
 RUN_PAGES = [page for page in PAGES if EVIDENCE not in page.parents]
@@ -118,14 +117,14 @@ def test_every_block_of_a_page_runs(
 
 
 def test_the_cells_of_the_notebook_run_in_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: dict[str, str]
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
     notebook = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     script = tmp_path / "cells.py"
     script.write_text("\n\n".join("".join(cell["source"]) for cell in cells))
-    printed = succeed(f"{sys.executable} {script}", tmp_path)
+    printed = succeed(f"fedveil --script {script}", tmp_path, forks)
     assert "model    client  epsilon 3.00 at delta 0.0001" in printed
     shown = [output.get("data", {}) for cell in cells for output in cell["outputs"]]
     assert sum("image/png" in data for data in shown) == 1
@@ -156,7 +155,9 @@ def run_commands(block: Block, folder: Path, number: int, forks: Mapping[str, st
 
 def suffix_of(block: Block, words: Sequence[str], name: str) -> str:
     """What the page does not show: overrides that make a run short, and a folder of its own for each run."""
-    more = block.value if block.note == "run with" and {"simulate", "server"} & set(words) else ""
+    more = (
+        block.value if block.note == "run with" and {"simulate", "server", "--accuracy"} & set(words) else ""
+    )
     foldered = any(word.startswith(("hydra.run.dir=", "resume=")) for word in words)
     if "simulate" in words and not {"-m", "--help"} & set(words) and not foldered:
         more += f" hydra.run.dir={name}"  # two runs of one second would share the default
@@ -170,22 +171,6 @@ def succeed(command: str, folder: Path, forks: Mapping[str, str] | None = None) 
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What a shell needs in its environment for `fedveil` to be a fork of a process that has imported already."""
-    folder = tmp_path_factory.mktemp("forks")
-    (folder / "fedveil").write_text(f'#!/bin/sh\nexec {sys.executable} -SE {FORKS} "$@"\n')
-    (folder / "fedveil").chmod(0o755)
-    starter = subprocess.Popen([sys.executable, str(FORKS), "--serve", str(folder / "socket")])
-    while not (folder / "socket").exists():
-        assert starter.poll() is None
-        time.sleep(0.05)
-    paths = (folder, Path(sys.executable).parent, os.environ["PATH"])
-    yield {"FEDVEIL_FORKS": str(folder / "socket"), "PATH": os.pathsep.join(map(str, paths))}
-    starter.terminate()
-    starter.wait()
 
 
 def test_the_installed_command_runs_the_main_job_as_the_readme_says(tmp_path: Path) -> None:

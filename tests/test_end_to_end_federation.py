@@ -289,6 +289,7 @@ def test_a_running_server_takes_who_is_revoked_who_is_new_and_its_own_new_certif
     assert not any(row["abandoned"] for row in world.rows("changing"))
 
 
+@pytest.mark.campaign
 def test_over_flowers_link_a_client_is_told_of_the_end_as_well(tmp_path: Path) -> None:
     with SERVED["serving"](World, tmp_path, "flower") as world:
         asked = ("privacy.target_epsilon=3", "num_rounds=1", "run=flower", "link.clients=1")

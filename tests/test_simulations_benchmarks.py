@@ -74,7 +74,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
         ("loading", ["--workloads", "tiny"], [1]),
         ("secagg", [], [2, 1, 1, 1]),
-        ("link", [], [2, 1, 2]),
+        pytest.param("link", [], [2, 1, 2], marks=pytest.mark.campaign),
     ],
 )
 def test_a_benchmark_writes_its_tables(

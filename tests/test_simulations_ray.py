@@ -111,6 +111,7 @@ def test_a_strategy_object_on_ray_combines_as_in_one_process() -> None:
     assert ray.metrics["loss"] != plain.metrics["loss"]
 
 
+@pytest.mark.campaign
 def test_canary_clients_on_ray_show_what_they_show_in_one_process(tmp_path: Path) -> None:
     """Noise so small that all leaks: the audit sees it, and the same in both places, bit for bit."""
     canaries = ("audit=full", "audit.canaries=20", "audit.looks=1", "audit.on_alarm=note", "cohort=all")
@@ -127,6 +128,7 @@ def test_canary_clients_on_ray_show_what_they_show_in_one_process(tmp_path: Path
     assert (tmp_path / "ray" / "audit.npy").read_bytes() == (tmp_path / "here" / "audit.npy").read_bytes()
 
 
+@pytest.mark.campaign
 def test_an_interrupted_run_ends_in_order(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
@@ -227,6 +229,7 @@ def test_a_runtime_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
         list(grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=120.0))
 
 
+@pytest.mark.campaign
 def test_the_documented_app_runs_on_ray(
     ray_starts_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
