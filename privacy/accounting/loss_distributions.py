@@ -13,6 +13,7 @@ changed, knows the draw. Such a record is accounted by `OpenlySampledDpEvent`.
 """
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ from dp_accounting.pld.privacy_loss_distribution import (
 )
 from numpy.typing import NDArray
 from scipy import fft
-from scipy.special import logsumexp
 
 from . import gaussian_mixture, sampled_gaussian
 from .events import Counts, Leaf, asked_of, drawn_openly, gaussian_scale, is_mixture
@@ -111,10 +111,19 @@ def _repeated_pmf(pmf: Any, times: int) -> Any:
 
 @lru_cache(maxsize=64)
 def _growth(pmf: Any) -> tuple[Floats, Floats]:
-    """Return orders, and the logarithm of the mean of e^(order * place) at each."""
-    orders = np.concatenate((np.arange(-20, 0), np.arange(1, 21))) / pmf.size
-    places = np.arange(pmf.size)
-    return orders, np.array([logsumexp(places * order, b=pmf._probs) for order in orders])
+    """Return orders, and the logarithm of the mean of e^(order * place) at each; none is above e^20."""
+    powers = np.arange(1, 21)
+    step = np.exp(np.arange(pmf.size) / pmf.size)
+    rising, falling = ([*_weighted(pmf._probs, factor, len(powers))] for factor in (step, 1 / step))
+    return np.concatenate((-powers, powers)) / pmf.size, np.log([*falling, *rising])
+
+
+def _weighted(masses: Floats, factor: Floats, times: int) -> Iterator[float]:
+    """Yield the sum of the masses after each multiplication by the factor."""
+    masses = masses.copy()
+    for _ in range(times):
+        masses *= factor
+        yield float(masses.sum())
 
 
 def epsilon(losses: PrivacyLossDistribution, delta: float) -> float:
