@@ -129,6 +129,19 @@ def test_canary_clients_on_ray_show_what_they_show_in_one_process(tmp_path: Path
 
 
 @pytest.mark.campaign
+@pytest.mark.parametrize("secagg", ["auto", "masked"])
+def test_records_hidden_together_on_ray_are_those_of_one_process(tmp_path: Path, secagg: str) -> None:
+    """Canary records are in the sums as well, and show the same."""
+    together = ("privacy=record_distributed", "audit=full", "audit.looks=1", f"secagg={secagg}")
+    here, expected = model_of(tmp_path / "here", *together)
+    ray, result = model_of(tmp_path / "ray", "engine=ray", "engine.num_cpus=1", *together)
+    assert ray == here and result["status"] == "completed"
+    for key in ("privacy", "metrics", "noise_multiplier", "audit"):
+        assert result[key] == expected[key]
+    assert result["audit"]["records"]["claimed"] == pytest.approx(3.0, abs=0.01)
+
+
+@pytest.mark.campaign
 def test_an_interrupted_run_ends_in_order(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
