@@ -44,10 +44,10 @@ class Mode(StrEnum):
     RECORD_DISTRIBUTED = "record_distributed"
 
 
-RECORD_MODES = (Mode.RECORD, Mode.RECORD_AND_CLIENT)
 CENTRAL_MODES = (Mode.CLIENT_CENTRAL, Mode.RECORD_AND_CLIENT)  # the server sees single updates
 CLIENT_MODES = (*CENTRAL_MODES, Mode.CLIENT_DISTRIBUTED)
 STEP_MODES = (Mode.RECORD_DISTRIBUTED,)
+RECORD_MODES = (Mode.RECORD, Mode.RECORD_AND_CLIENT, *STEP_MODES)
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class RecordOrder:
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       runs: such as this one, that the budget is for.
       per_person: examples of one person that train at most, the promise then being per person; None: per example.
+      sample_rate: probability, in (0, 1], with which each record is drawn for one step on all clients' records, whose
+        noise is what the cohort agreed on; None where each client trains by itself, with noise of its own.
 
     Raises:
       Refusal: a value is out of range.
@@ -92,46 +94,30 @@ class RecordOrder:
     target_delta: float
     max_grad_norm: float
     adjacency: Adjacency
-    participations: int
+    participations: int = 1
     gradients: str = "auto"
     runs: int = 1
     per_person: int | None = None
+    sample_rate: float | None = None
 
     def __post_init__(self) -> None:
-        _set_budget(self)
+        budget = Budget(Unit.RECORD, self.target_epsilon, self.target_delta, self.adjacency)
+        for name in ("target_epsilon", "target_delta", "adjacency"):
+            object.__setattr__(self, name, getattr(budget, name))
+        for name in ("max_grad_norm", "sample_rate"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _above_0(name, value))
+        if self.sample_rate is not None and self.sample_rate > 1:
+            raise Refusal("sample_rate", self.sample_rate, "give a probability of at most 1")
         _whole("participations", self.participations, MAX_PARTICIPATIONS)
         _whole("runs", self.runs, MAX_RUNS)
-
-
-@dataclass(frozen=True)
-class StepOrder:
-    """Order of one step of DP-SGD on all clients' records; the noise is what the cohort agreed on, not a word of it here.
-
-    Attributes:
-      target_epsilon, target_delta: budget of a client's records, as in `Budget`; a client's own cap may lower it.
-      max_grad_norm: clipping norm of each example's gradient, above 0.
-      adjacency: of records.
-      sample_rate: probability with which each record is drawn, in (0, 1].
-      gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
-      per_person: examples of one person that are drawn from at most, the promise then being per person; None: per example.
-
-    Raises:
-      Refusal: a value is out of range.
-    """
-
-    target_epsilon: float
-    target_delta: float
-    max_grad_norm: float
-    adjacency: Adjacency
-    sample_rate: float
-    gradients: str = "auto"
-    per_person: int | None = None
-
-    def __post_init__(self) -> None:
-        _set_budget(self)
-        object.__setattr__(self, "sample_rate", _above_0("sample_rate", self.sample_rate))
-        if self.sample_rate > 1:
-            raise Refusal("sample_rate", self.sample_rate, "give a probability of at most 1")
+        if self.per_person is not None:
+            _whole("per_person", self.per_person, MOST_PER_PERSON)
+            if self.per_person > 1 and self.adjacency is Adjacency.REPLACE_ONE:
+                remedy = "no accountant covers several examples that are exchanged"
+                raise Refusal("per_person", self.per_person, remedy)
+        if self.gradients not in GRADIENTS:
+            raise Refusal("gradients", self.gradients, f"choose one of {', '.join(GRADIENTS)}")
 
     @property
     def budget(self) -> Budget:
@@ -148,8 +134,7 @@ class TrainingOrder:
       privacy: who is protected, and how.
       training: how to train; in JSON its keys stand beside the others, without those that a strategy tells.
       client: given if and only if `privacy` protects clients.
-      record: given if and only if each client protects records by itself.
-      step: given if and only if all clients protect them together.
+      record: given if and only if `privacy` protects records; with a rate of sampling if all clients do so together.
       agreement: of the server's task, as `tasks.arrays.agreement_of` has it; None where the task has no schema.
 
     Raises:
@@ -162,7 +147,6 @@ class TrainingOrder:
     client: ClientClaim | None = None
     record: RecordOrder | None = None
     agreement: str | None = None
-    step: StepOrder | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "privacy", word(Mode, "privacy", self.privacy))
@@ -170,9 +154,14 @@ class TrainingOrder:
             raise Refusal("run", self.run, f"give a name of 1 to {MAX_RUN} printable characters")
         if self.agreement is not None and not DIGEST.fullmatch(str(self.agreement)):
             raise Refusal("agreement", self.agreement, "give 64 hexadecimal digits")
-        for name, modes in (("client", CLIENT_MODES), ("record", RECORD_MODES), ("step", STEP_MODES)):
-            if (getattr(self, name) is not None) != (self.privacy in modes):
-                raise Refusal(name, getattr(self, name), f"does not go with privacy={self.privacy}")
+        rate = None if self.record is None else self.record.sample_rate
+        for name, given, modes in (
+            ("client", self.client, CLIENT_MODES),
+            ("record", self.record, RECORD_MODES),
+            ("sample_rate", rate, STEP_MODES),
+        ):
+            if (given is not None) != (self.privacy in modes):
+                raise Refusal(name, given, f"does not go with privacy={self.privacy}")
 
     def to_json(self) -> str:
         """Return the order as JSON, the same for equal orders."""
@@ -194,14 +183,13 @@ class TrainingOrder:
         except Undecodable as error:
             raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
         plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training"})
-        client, record, step = plain.pop("client"), plain.pop("record"), plain.pop("step")
+        client, record = plain.pop("client"), plain.pop("record")
         try:
             return cls(
                 training=LocalTraining(**{name: plain.pop(name) for name in ORDERED}),
                 **plain,
                 client=None if client is None else ClientClaim(**_exactly(client, _keys(ClientClaim))),
                 record=None if record is None else RecordOrder(**_exactly(record, _keys(RecordOrder))),
-                step=None if step is None else StepOrder(**_exactly(step, _keys(StepOrder))),
             )
         except OverflowError as error:
             raise Refusal(ORDER_KEY, text[:40], "has a number that no float holds") from error
@@ -237,24 +225,8 @@ def unit_of(per_person: int | None) -> Unit:
     return Unit.RECORD if per_person is None else Unit.PERSON
 
 
-def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder | StepOrder]) -> set[str]:
+def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder]) -> set[str]:
     return {field.name for field in fields(kind)}
-
-
-def _set_budget(order: RecordOrder | StepOrder) -> None:
-    """Check what both orders at the record level say, and set it as it is read."""
-    budget = Budget(Unit.RECORD, order.target_epsilon, order.target_delta, order.adjacency)
-    for name in ("target_epsilon", "target_delta", "adjacency"):
-        object.__setattr__(order, name, getattr(budget, name))
-    object.__setattr__(order, "max_grad_norm", _above_0("max_grad_norm", order.max_grad_norm))
-    if order.per_person is not None:
-        _whole("per_person", order.per_person, MOST_PER_PERSON)
-        if order.per_person > 1 and order.adjacency is Adjacency.REPLACE_ONE:
-            raise Refusal(
-                "per_person", order.per_person, "no accountant covers several examples that are exchanged"
-            )
-    if order.gradients not in GRADIENTS:
-        raise Refusal("gradients", order.gradients, f"choose one of {', '.join(GRADIENTS)}")
 
 
 def _exactly(plain: object, wanted: Collection[str]) -> dict[str, Any]:

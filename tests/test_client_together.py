@@ -31,7 +31,7 @@ from fedveil.client.private_update import SUMMED_RECORD
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.epsilon import PUBLISH_INTERVAL, epsilon
-from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
+from fedveil.privacy.budget import Adversary, Budget, Unit
 from fedveil.privacy.ledger import data_sets
 from fedveil.privacy.ledger.data_sets import Owed
 from fedveil.privacy.ledger.ledger import read_entries
@@ -50,7 +50,6 @@ from fedveil.simulations.simulate import simulate
 from fedveil.strategies.client_settings import CanaryRecords, ClientSettings, StepTerms
 from fedveil.strategies.flower_adapter import claim_identity
 from fedveil.strategies.secure_wire import Exchange
-from fedveil.strategies.training_order import Mode, StepOrder, TrainingOrder
 from fedveil.strategies.wire import instruct, memory_arrays, with_canary_records
 
 MASKED = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
@@ -692,18 +691,6 @@ def test_of_two_modes_that_begin_at_once_one_charges_the_records(tmp_path: Path)
     charged = names[said.index(None)]
     assert data_sets.read_data_sets(tmp_path)["made"] == data_sets.DataSet(("a",), (), charged)
     assert f"charged by privacy={charged}" in next(filter(None, said))
-
-
-def test_an_order_tells_the_step() -> None:
-    step_order = StepOrder(3.0, 1e-5, 0.5, Adjacency.ZERO_OUT, 0.1)
-    order = TrainingOrder("run@1", Mode.RECORD_DISTRIBUTED, LocalTraining(), step=step_order)
-    assert TrainingOrder.from_json(order.to_json()) == order
-    plain = TrainingOrder("run@1", Mode.NONE, LocalTraining())
-    assert TrainingOrder.from_json(plain.to_json()) == plain
-    with pytest.raises(Refusal, match="step"):
-        TrainingOrder("run@1", Mode.RECORD_DISTRIBUTED, LocalTraining())
-    with pytest.raises(Refusal, match="sample_rate"):
-        replace(step_order, sample_rate=1.01)
 
 
 @pytest.mark.parametrize(

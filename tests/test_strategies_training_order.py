@@ -31,6 +31,9 @@ ORDERS = (
     TrainingOrder("r", Mode.NONE, LocalTraining(0.1, 1, 10)),
     TrainingOrder("r", Mode.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM),
     TrainingOrder("r", Mode.RECORD, LocalTraining(0.1, 1, 10), record=RECORD),
+    TrainingOrder(
+        "r", Mode.RECORD_DISTRIBUTED, LocalTraining(0.1, 1, 10), record=replace(RECORD, sample_rate=0.1)
+    ),
 )
 
 
@@ -81,6 +84,8 @@ def test_the_words_are_those_of_the_configuration():
         ("record", "participations", 0),
         ("record", "participations", 1.5),
         ("record", "gradients", "fast"),
+        ("record", "sample_rate", 1.01),
+        ("record", "sample_rate", 0.1),  # of a step that all clients take together, which is another mode
     ],
 )
 def test_what_is_out_of_range_is_refused_by_name(part, key, value):
@@ -88,6 +93,11 @@ def test_what_is_out_of_range_is_refused_by_name(part, key, value):
     (plain if part is None else plain[part])[key] = value
     with pytest.raises(Refusal):
         TrainingOrder.from_json(json.dumps(plain))
+
+
+def test_a_step_of_all_clients_has_a_rate():
+    with pytest.raises(Refusal, match="sample_rate"):
+        replace(ORDERS[-1], record=RECORD)
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "[" * 4000, "{}", '"x"', "x" * 5000])

@@ -23,7 +23,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp.typing import ClientAppCallable
 
 from ...configs.local_training import LocalTraining
-from ...privacy.budget import Adversary, Budget
+from ...privacy.budget import Adversary
 from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import CapEnded, lowered
 from ...privacy.ledger.durable_files import replace_file
@@ -33,7 +33,7 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
-from ...strategies.training_order import RecordOrder, TrainingOrder, people_call, read_order, unit_of
+from ...strategies.training_order import RecordOrder, TrainingOrder, people_call, read_order
 from ...strategies.wire import (
     BUDGET_SPENT,
     FAILED,
@@ -182,23 +182,18 @@ class Device:
             ledger cannot be read.
         """
         settings = replace(self.settings, training=order.training)
-        if (step := order.step) is not None:
-            return replace(
-                settings,
-                step=StepTerms(step.sample_rate, step.max_grad_norm, step.gradients, step.per_person),
-            )
-        return (
-            settings
-            if order.record is None
-            else replace(settings, record=self._record(order.record, settings, people_call(order.run)))
-        )
+        asked = order.record
+        if asked is None:
+            return settings
+        if asked.sample_rate is not None:
+            step = StepTerms(asked.sample_rate, asked.max_grad_norm, asked.gradients, asked.per_person)
+            return replace(settings, step=step)
+        return replace(settings, record=self._record(asked, settings, people_call(order.run)))
 
     def _record(self, asked: RecordOrder, settings: ClientSettings, run: str) -> RecordPrivacy:
-
         assert self.count is not None
-        budget = Budget(unit_of(asked.per_person), asked.target_epsilon, asked.target_delta, asked.adjacency)
         try:
-            budget = lowered(budget, [self.bundle.policy.cap])
+            budget = lowered(asked.budget, [self.bundle.policy.cap])
         except CapEnded as ended:
             logger.warning("%s", ended)
             raise NotTrained(BUDGET_SPENT) from ended
@@ -288,7 +283,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         if order.agreement != agreement:
             remedy = "the server has another schema or model; both come from one fedveil provision"
             raise Refusal("schema", str(choice.options.get("schema")), remedy)
-        level = order.record or order.step
+        level = order.record
         if level is not None and level.per_person is not None:
             check_persons(data_of(bench.task, choice.client), f"client {choice.client}")
         check_optimizer(bench.task, order.training, None if order.record is None else 1.0)

@@ -16,7 +16,6 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...strategies.secure_wire import run_number
 from ...strategies.training_order import (
     CENTRAL_MODES,
-    RECORD_MODES,
     STEP_MODES,
     ClientClaim,
     Mode,
@@ -78,12 +77,13 @@ def accepted(
     except (Refusal, ValueError, KeyError, TypeError) as error:
         logger.warning("an order is not followed: %s", error)
         raise NotTrained(OWNERS_POLICY) from error
-    if terms is not None and order.step is not None:
+    record = order.record
+    if terms is not None and record is not None and record.sample_rate is not None:
         from ...strategies.record_plan import PoissonBatches  # dp_accounting, which other modes do without
 
-        sampling = PoissonBatches(order.step.sample_rate, 1, of_unit=order.step.per_person or 1)
+        sampling = PoissonBatches(record.sample_rate, 1, of_unit=record.per_person or 1)
         event = sampling.event(gaussian_event(terms.noise_multiplier))
-        return order, Charged(event, tuple(Adversary), order.step.budget)
+        return order, Charged(event, tuple(Adversary), record.budget)
     if terms is not None and order.privacy is Mode.CLIENT_DISTRIBUTED:
         return order, Charged(Gaussian(terms.noise_multiplier), tuple(Adversary))
     return order, None if order.client is None else Charged(Gaussian(noise_over_clip(order.client)), TRUSTED)
@@ -106,25 +106,20 @@ def _violations(
         "run": run == order.run and (not policy.runs or people_call(run) in policy.runs),
         "local_epochs": order.training.local_epochs <= policy.maximum_local_epochs,
         "privacy": _allowed(order.privacy, terms, policy),
-        "record": order.privacy not in (*RECORD_MODES, *STEP_MODES)
-        or (can_protect_records and _hides_records(order)),
+        # A client's sampling rate tells how many records it has.
+        "record": order.record is None
+        or (can_protect_records and order.record.adjacency is not Adjacency.ADD_OR_REMOVE_ONE),
     }
     if terms is not None:
         place = (run_number(run), number, read_attempt(content))
         demands["terms"] = place == (terms.run, terms.round, terms.attempt)
-        demands["unit_norm"] = (unit_norm_of(content) is not None) == (order.step is not None)
+        demands["unit_norm"] = (unit_norm_of(content) is not None) == (order.privacy in STEP_MODES)
     elif order.client is not None:
         spec = read_spec(content)
         norm = None if spec is None else spec.clipping_norm
         demands["clipping_norm"] = norm is not None and 0 < norm <= policy.maximum_clipping_norm
         demands["noise_multiplier"] = noise_over_clip(order.client) >= policy.minimum_noise_multiplier
     yield from (name for name, met in demands.items() if not met)
-
-
-def _hides_records(order: TrainingOrder) -> bool:
-    """Return whether the order hides records although the client's sampling rate tells how many it has."""
-    told = order.record or order.step
-    return told is not None and told.adjacency is not Adjacency.ADD_OR_REMOVE_ONE
 
 
 def _allowed(mode: Mode, terms: AttemptTerms | None, policy: OwnerPolicy) -> bool:

@@ -24,7 +24,7 @@ from ...strategies.client_settings import (
 )
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
-from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, StepOrder, TrainingOrder
+from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ...tasks import DEALT, PLANTED
 from .display import warn
 from .federation import Federation, Run, ledger_home
@@ -285,7 +285,6 @@ def order_of(run: Run) -> dict[str, str]:
         client=_claim(run),
         record=_record_order(run.federation),
         agreement=agreement_of(run.federation.task),
-        step=_step_order(run.federation),
     )
     return {ORDER_KEY: order.to_json()}
 
@@ -299,23 +298,18 @@ def _claim(run: Run) -> ClientClaim | None:
     return ClientClaim(plan.noise_multiplier * plan.mechanism.sensitivity, plan.adjacency)
 
 
-def _step_order(federation: Federation) -> StepOrder | None:
-    step, budget = federation.together, federation.sum_budget
-    if step is None or budget is None:
-        return None
-    return StepOrder(
-        budget.target_epsilon,
-        budget.target_delta,
-        step.max_grad_norm,
-        step.adjacency,
-        step.sample_rate,
-        step.gradients,
-        step.per_person,
-    )
-
-
 def _record_order(federation: Federation) -> RecordOrder | None:
-    record = federation.record
+    record, together, budget = federation.record, federation.together, federation.sum_budget
+    if together is not None and budget is not None:
+        return RecordOrder(
+            budget.target_epsilon,
+            budget.target_delta,
+            together.max_grad_norm,
+            together.adjacency,
+            gradients=together.gradients,
+            per_person=together.per_person,
+            sample_rate=together.sample_rate,
+        )
     if record is None:
         return None
     assert record.target_epsilon is not None
