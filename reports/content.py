@@ -57,7 +57,7 @@ def report_of(run: RunFiles, commands: Sequence[str] = ()) -> dict[str, Any]:
         "metric": _main_metric(rounds),
         "tail": _tail(rounds),
         "rounds": rounds,
-        "looks": _looks(run),
+        "looks": _looks(run, rows),
         "audit": _audit(run),
         "cost": spent,
         "config": [{"key": key, "value": value} for key, value in flat(run.config)],
@@ -127,7 +127,7 @@ def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
         "claimed": None if row is None else {"epsilon": row["epsilon"], "delta": row["delta"]},
         "measured": measured and {**measured, "confidence": 0.95},
         "ceiling": (of_records or found).get("ceiling"),
-        "canaries": found.get("canaries"),
+        "canaries": None if of_records else found.get("canaries"),
         "verdict": found.get("verdict"),
         "said": found.get("said") or _unmeasured(run),
     }
@@ -139,11 +139,14 @@ def _unmeasured(run: RunFiles) -> str:
     return "this run had no audit, so that what leaks was not measured"
 
 
-def _looks(run: RunFiles) -> list[dict[str, Any]]:
+def _looks(run: RunFiles, rows: Sequence[Fields]) -> list[dict[str, Any]]:
+    """Return the looks of the audit at the unit of the promise that comes first."""
+    place = main_row(rows)
+    before = "audit/" if place is None or rows[place]["unit"] == "client" else "audit/records/"
     return [
-        {"round": row["round"], **{name: row.get(f"audit/{name}") for name in LOOK}}
+        {"round": row["round"], **{name: row.get(f"{before}{name}") for name in LOOK}}
         for row in run.rounds
-        if row.get("audit/epsilon") is not None
+        if row.get(f"{before}epsilon") is not None
     ]
 
 
@@ -151,11 +154,15 @@ def _audit(run: RunFiles) -> dict[str, Any] | None:
     found = run.result.get("audit")
     if not found:
         return None
+    records: Fields = found.get("records") or {}
     names = ("verdict", "said", "norm_p", "visible_shortfall", "reuse_p", "draw_p", "final_model")
-    bounds = found.get("lower_bounds") or {}
+    bounds: Fields = found.get("lower_bounds") or records.get("lower_bounds") or {}
     return {
         **{name: found.get(name) for name in names},
         "lower_bounds": [{"method": method, "epsilon": size} for method, size in bounds.items()],
+        "by_heart": [
+            {"name": each["name"], "p_value": each["p_value"]} for each in found.get("memorisation") or ()
+        ],
         "alarms": [
             {name: each.get(name) for name in ("round", "level", "test", "p_value", "action")}
             for each in found.get("alarms", ())

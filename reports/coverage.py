@@ -54,13 +54,12 @@ def _tuning(run: RunFiles, ledger: Fields | None, real: bool) -> Limit:
     if ledger is None:
         said = "The ledgers of the owners are not in this folder. What else they hold is known to the owners alone."
         return title, NOT, said
-    runs = "No other run is" if others == 0 else f"{others} other run{'s are' if others > 1 else ' is'}"
-    said = (
-        f"{runs} on this ledger, and all of them are added up. Choices made outside of runs are not charged."
-    )
+    said = "It is the only run on its ledger."
+    if others:
+        said = f"Its ledger holds {others + 1} runs, this one among them, and all of them are added up."
     if asked > 1:
-        said += f" This run was planned as one of {asked}."
-    return title, DONE if others else NOT, said
+        said += f" It was planned as one of {asked}."
+    return title, NOT, f"{said} Choices made outside of runs are not charged."
 
 
 def _held_out(run: RunFiles) -> Limit:
@@ -69,7 +68,9 @@ def _held_out(run: RunFiles) -> Limit:
         return title, DONE, "No metric was computed on held-out data."
     declared = run.said("task", "held_out")
     who = "the run (task.held_out=public)" if declared == "public" else "the task"
-    if run.result.get("data") != "real" and declared is None:
+    if run.deployed and declared is None:
+        who = "the operator, whose they are"
+    elif run.result.get("data") != "real" and declared is None:
         who = "the task, whose data are simulated or public"
     said = f"Metrics on them are exact, everybody sees them and nothing is charged. They were declared public by {who}."
     return title, NOT, said

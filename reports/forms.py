@@ -173,9 +173,15 @@ def known_to_the_run(report: Fields) -> dict[str, str]:
     """
     run, stamps, promise = report["run"], report["stamps"], " ".join(report["promise"])
     software = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    clients = "clients" if run["clients"] is None else f"{run['clients']} clients"
+    stayed = (
+        "Their records stayed with them"
+        if run["deployed"]
+        else "This is a simulation: one machine held all records"
+    )
     what = (
-        f"A model for the task {run['task']} was trained by federated learning over {run['clients']} clients, whose "
-        "records stayed with them. Whoever trains sees updates as the table of promises says."
+        f"A model for the task {run['task']} was trained by federated learning over {clients}. {stayed}; what others may "
+        "learn from their updates is in the table of promises."
     )
     measured = _measured(stamps)
     limits = "; ".join(
@@ -254,7 +260,7 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     if ledger is not None:
         both = ledger["verified"]["ok"]
         checked = (
-            "Two accountants agree on the ledger."
+            "The ledger adds up when it is composed again."
             if both
             else f"The ledger does not add up: {ledger['verified']['problem']}."
         )
@@ -295,7 +301,7 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
             ),
             (
                 "Data collection exposure",
-                "Records stay with their clients. How they were collected is not fedveil's to say.",
+                "How records were collected is not fedveil's to say.",
                 yours,
                 "forms",
             ),

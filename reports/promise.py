@@ -58,7 +58,12 @@ def promise_rows(run: RunFiles) -> list[dict[str, Any]]:
       run: its files.
     """
     mode = str(run.said("privacy", "name"))
-    return [_row(mode, row) for row in run.result.get("privacy", ())]
+    rows = [_row(mode, row) for row in run.result.get("privacy", ())]
+    if run.said("privacy", "noise") == "correlated":
+        for row in rows:
+            if row["mechanism"] == ON_THE_SUM:
+                row["mechanism"] += ", correlated over the rounds"
+    return rows
 
 
 def _row(mode: str, row: Fields) -> dict[str, Any]:
@@ -146,7 +151,8 @@ def in_words(rows: Sequence[Fields], ended: bool) -> list[str]:
     subject = f"{whom[0].upper()}{whom[1:]}"
     first = f"{subject} can learn almost the same whether or not {row['hides']} was in the training."
     if row["recognised"] > WEAK:
-        first = f"{subject} may well find out whether {row['hides']} was in the training: the limit is wide."
+        kept = f"{whom} from finding out whether {row['hides']} was in the training"
+        first = f"What is promised does not keep {kept}."
     units = {"client": "clients", "person": "persons"}.get(row["unit"], "records")
     second = (
         f"A test that wrongly suspects {FALSE_POSITIVE * 100:.0f} of 100 {units} that were not in it finds at most "
