@@ -211,6 +211,34 @@ def _own_modules() -> None:
     sys.path.append(os.getcwd())
 
 
+@_verb(app, "verify", "Check a run, a bundle or ledgers.")
+def verify(
+    path: Annotated[
+        Path, Argument(metavar="PATH", help="A bundle, a run folder, a ledger, or a folder of ledgers.")
+    ],
+    keys: Annotated[
+        list[str] | None,
+        Option("--key", metavar="PUB", help="A public key that must have signed: a file, or hexadecimal."),
+    ] = None,
+    head: Annotated[
+        tuple[str, str] | None,
+        Option(metavar="SEQ HASH", help="An entry that the ledger must hold, as you noted it."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Check what others rely on: signatures, hashes, every ledger entry, every epsilon, the audit's verdict, every number of the page.
+
+    Example:
+      fedveil verify bundle --key federation.key.pub
+      fedveil verify runs/2026-01-31/12-00-00
+
+    Exit codes: 0 it holds, 2 something does not, which is named, or it was refused.
+    """
+    from .verify import verify as body
+
+    return body(path, keys or [], head or (), as_json=as_json)
+
+
 # --- this machine -------------------------------------------------------------------------------------------------
 
 
@@ -465,6 +493,72 @@ def report_run(
     from .report import report as body
 
     return body(run, out, assessment, as_json=as_json)
+
+
+Signers = Annotated[
+    list[Path] | None,
+    Option("--key", metavar="F", help="A private key that signs; once for each algorithm."),
+]
+
+
+@_verb(report, "bundle", "Make what others check offline.")
+def report_bundle(
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
+    out: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Where to; RUN/bundle by default.", file_okay=False)
+    ] = None,
+    keys: Signers = None,
+    with_audit_rows: Annotated[
+        bool,
+        Option(
+            "--with-audit-rows", help="With what the audit kept of real rounds: it tells how many took part."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Make the bundle of a run: its files, its ledger, a list of hashes that roles sign, and a check that needs no fedveil.
+
+    Example:
+      fedveil report bundle runs/2026-01-31/12-00-00 --key federation.key
+    """
+    from .report_bundle import bundle
+
+    return bundle(run, out, keys or [], with_audit_rows=with_audit_rows, as_json=as_json)
+
+
+@_verb(report, "sign", "Sign a bundle in a role.")
+def report_sign(
+    folder: Annotated[Path, Argument(metavar="BUNDLE", help="A bundle.", file_okay=False)],
+    role: Annotated[str, Option(metavar="ROLE", help="Who signs, such as 'data protection officer'.")],
+    keys: Annotated[
+        list[Path], Option("--key", metavar="F", help="A private key that signs; once for each algorithm.")
+    ],
+    day: Annotated[str | None, Option("--date", metavar="YYYY-MM-DD", help="Today, UTC, by default.")] = None,
+) -> int:
+    """Check a bundle and sign it in a role, over all who signed before.
+
+    Example:
+      fedveil report sign bundle --role "data protection officer" --key officer.key
+    """
+    from .report_bundle import sign
+
+    return sign(folder, role, keys, day)
+
+
+@_verb(report, "key", "Make a key that signs.")
+def report_key(
+    path: Annotated[Path, Argument(metavar="FILE", help="Of the private key; FILE.pub is the public one.")],
+    ml_dsa: Annotated[bool, Option("--ml-dsa", help="Of ML-DSA-65, to stand beside one of Ed25519.")] = False,
+    unlocked: Annotated[bool, Option("--unlocked", help="Without a passphrase.")] = False,
+) -> int:
+    """Make a key that signs bundles, locked by a passphrase that is asked for, or stands in FEDVEIL_PASSPHRASE.
+
+    Example:
+      fedveil report key officer.key
+    """
+    from .report_bundle import key
+
+    return key(path, ml_dsa=ml_dsa, unlocked=unlocked)
 
 
 # --- real machines ------------------------------------------------------------------------------------------------

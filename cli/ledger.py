@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..privacy.ledger.caps import NAMED
+from ..privacy.ledger.export import export_text
 from ..privacy.ledger.hash_chain import Chain
 from ..privacy.ledger.ledger import Head, Verification, read_entries
 from ..privacy.ledger.ledger import verify as verify_ledger
@@ -25,7 +26,6 @@ from ..server.run.display import console_for
 
 DAMAGED = 1
 BESIDE = (".lock", ".json", "-wal", "-shm")  # how the names of files end that lie beside ledgers
-EXPORT = "fedveil ledger export 1"
 
 
 def show(path: str, *, as_json: bool = False) -> int:
@@ -110,15 +110,8 @@ def verify(path: str, head: Sequence[str] = (), *, as_json: bool = False) -> int
     Raises:
       Refusal: there is no ledger, or `head` is no entry's.
     """
-    found = _verified(path)
+    found = verified(Path(path), known_head(*head) if head else None)
     console = console_for(120)
-    if found.ok and head:
-        known = _head(*head)
-        with closing(Chain.for_reading(Path(path))) as chain:
-            try:
-                chain.require(known)
-            except Refusal as refusal:
-                found = replace(found, ok=False, problem=str(refusal))
     if as_json:
         print(json.dumps(_as_json(found), allow_nan=False))
         return 0 if found.ok else DAMAGED
@@ -143,7 +136,7 @@ def export(path: str, *, as_csv: bool) -> int:
     Keys and payloads stay the text that the ledger holds: `hash` is SHA-256 over the JSON array, without spaces and
     in ASCII, of the five fields before it. In CSV the epsilons follow the entries as rows of kind `epsilon`.
     """
-    found = _verified(path)
+    found = verified(Path(path))
     if found.problem is not None:
         print(f"{path}: DAMAGED: {found.problem}", file=sys.stderr)
     entries = read_entries(Path(path))
@@ -154,8 +147,7 @@ def export(path: str, *, as_csv: bool) -> int:
         rows.writerows(entries)
         rows.writerows(("", "epsilon", row["adversary"], json.dumps(row), "", "") for row in spent)
     else:
-        whole = {"format": EXPORT, **_as_json(found), "entries": [entry._asdict() for entry in entries]}
-        print(json.dumps(whole, indent=1, allow_nan=False))
+        print(export_text(entries, _as_json(found)))
     return 0 if found.ok else DAMAGED
 
 
@@ -169,7 +161,12 @@ def _as_json(found: Verification) -> dict[str, Any]:
     }
 
 
-def _head(seq: str, digest: str) -> Head:
+def known_head(seq: str, digest: str) -> Head:
+    """Return an entry's number and hash from what was typed.
+
+    Raises:
+      Refusal: the number is none.
+    """
     try:
         return Head(int(seq), digest)
     except ValueError:
@@ -187,9 +184,25 @@ def _spent(found: Verification) -> list[dict[str, Any]]:
     ]
 
 
-def _verified(path: str) -> Verification:
-    if not Path(path).exists():
-        raise Refusal("ledger", path, "there is none; give the path of a ledger")
+def verified(path: Path, head: Head | None = None) -> Verification:
+    """Check a ledger.
+
+    Args:
+      path: of the ledger.
+      head: an entry that it must hold.
+
+    Raises:
+      Refusal: there is none.
+    """
+    if not path.exists():
+        raise Refusal("ledger", str(path), "there is none; give the path of a ledger")
     # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return verify_ledger(Path(path))
+    found = verify_ledger(path)
+    if found.ok and head is not None:
+        with closing(Chain.for_reading(path)) as chain:
+            try:
+                chain.require(head)
+            except Refusal as refusal:
+                return replace(found, ok=False, problem=str(refusal))
+    return found

@@ -286,7 +286,8 @@ def test_an_export_of_a_damaged_ledger_says_so(tmp_path: Path, commands: Any) ->
 
 # --- an independent recomputation ---------------------------------------------------------------------------------
 
-RECOMPUTE = runpy.run_path(str(Path(__file__).parent / "oracles" / "recompute_ledger.py"))["main"]
+SCRIPT = Path(__file__).parents[1] / "server" / "binding" / "recompute_ledger.py"
+RECOMPUTE = runpy.run_path(str(SCRIPT))["main"]
 SMALL = ["task=digits", "task.num_clients=12", "num_rounds=3", "batch_size=40"]
 GIVEN = ("privacy.noise_multiplier=2", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")
 LARGE = "privacy.allow_large_delta=true"

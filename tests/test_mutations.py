@@ -44,8 +44,85 @@ GRID_TESTS, SUM_TESTS = "test_server_private_grid.py", "test_privacy_private_sum
 AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
-BINDING_TESTS = "test_server_binding.py"
+BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
 MUTATIONS = {
+    "verify looks at no signature": Mutation(
+        "server/binding/signatures.py",
+        "    for number, each in enumerate(signatures):\n        text = message(",
+        "    for number, each in enumerate(signatures[:0]):\n        text = message(",
+        BUNDLED_TESTS,
+        "both_algorithms",
+    ),
+    "a signature is not over those before it": Mutation(
+        "server/binding/signatures.py",
+        '"before": [each.to_json() for each in before]',
+        '"before": []',
+        BUNDLED_TESTS,
+        "its_bundle_hold",
+    ),
+    "verify looks at no hash of a bundle": Mutation(
+        "server/binding/verify.py",
+        "not path.is_file() or sha256_of(path) != digest:",
+        "not path.is_file():",
+        BUNDLED_TESTS,
+        "does_not_hold",
+    ),
+    "verify takes a file more": Mutation(
+        "server/binding/verify.py",
+        "for name in sorted(there ^ set(listed)):",
+        "for name in sorted(set(listed) - there):",
+        BUNDLED_TESTS,
+        "no_file_more",
+    ),
+    "verify takes a manifest that the ledger does not bind": Mutation(
+        "server/binding/verify.py",
+        'if said["manifest"] != held.manifest.hash:',
+        "if False:",
+        BUNDLED_TESTS,
+        "than_the_close_knows",
+    ),
+    "verify believes the epsilon of a result": Mutation(
+        "server/binding/verify.py",
+        "if book.filter_order is None and not _same(found, claimed):",
+        "if False:",
+        BUNDLED_TESTS,
+        "larger",
+    ),
+    "verify believes the epsilon of a round": Mutation(
+        "server/binding/verify.py",
+        "if not _same(known[key], _number(row[column])):",
+        "if False:",
+        BUNDLED_TESTS,
+        "allows_is_recomputed",
+    ),
+    "verify believes the verdict of an audit": Mutation(
+        "server/binding/verify.py",
+        "        if not _alike(value, told.get(name)):\n",
+        "        if False:\n",
+        BUNDLED_TESTS,
+        "verdict",
+    ),
+    "verify believes the page": Mutation(
+        "server/binding/verify.py",
+        '    if wrong:\n        raise Wrong(f"{len(wrong)} values',
+        '    if False:\n        raise Wrong(f"{len(wrong)} values',
+        BUNDLED_TESTS,
+        "where_every_hash_fits",
+    ),
+    "verify does not look for a known head": Mutation(
+        "server/binding/verify.py",
+        '+ ([("you", head)] if head else [])',
+        "",
+        BUNDLED_TESTS,
+        "known_head",
+    ),
+    "what was overdrawn before the budget grew is not found": Mutation(
+        "privacy/ledger/book.py",
+        "            granted = asked or granted\n",
+        "",
+        BUNDLED_TESTS,
+        "overdrawn_and",
+    ),
     "a run that failed is not closed": Mutation(
         "server/run/close.py",
         "CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED, Status.FAILED)",

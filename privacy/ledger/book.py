@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 VERSION = 1
 OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE = "open", "reserve", "commit", "void", "note", "close"
 # The time is the last key of a canonical payload.
+BUDGETED = re.compile(r'"budget":{[^}]*}')
 TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
 
 # Larger differences between accountants do not come from their grids (PLD's shows most at small epsilon).
@@ -117,11 +118,19 @@ class Book:
           Refusal: an entry makes no sense; the sentence names it.
         """
         for entry in chain.after(self.head):
-            try:
-                self.apply(entry)
-            except (ValueError, LookupError, TypeError, AttributeError, Refusal) as error:
-                remedy = f"entry {entry.seq} makes no sense ({error}); restore a true copy"
-                raise Refusal("ledger", str(chain.path), remedy) from error
+            self.take(entry, str(chain.path))
+
+    def take(self, entry: Entry, source: str) -> None:
+        """Take in the next entry, of which nobody knows whether it makes sense.
+
+        Raises:
+          Refusal: it makes none; the sentence names it.
+        """
+        try:
+            self.apply(entry)
+        except (ValueError, LookupError, TypeError, AttributeError, Refusal) as error:
+            remedy = f"entry {entry.seq} makes no sense ({error}); restore a true copy"
+            raise Refusal("ledger", source, remedy) from error
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry.
@@ -312,15 +321,46 @@ def verify(path: Path | str, delta: float | None = None) -> Verification:
     Returns:
       What was found; a broken chain is a `problem` and raises nothing.
     """
-    book = Book()
     try:
-        with contextlib.closing(Chain.for_reading(Path(path))) as chain:
-            book.replay(chain)
+        chain = Chain.for_reading(Path(path))
+    except Refusal as refusal:
+        return Verification(False, 0, START, str(refusal))
+    with contextlib.closing(chain):
+        return verify_entries(chain.after(START), str(path), delta)
+
+
+def verify_entries(entries: Iterable[Entry], source: str, delta: float | None = None) -> Verification:
+    """Recompute the epsilon of a ledger from its entries, of which each is checked as it comes.
+
+    What was spent is held against what was granted at every entry: it only grows, so that it is weighed before the
+    budget changes, and at the end.
+
+    Args:
+      entries: all of a ledger's; a Refusal that comes from them is a problem of the ledger.
+      source: where they come from, for a problem.
+      delta: in (0, 1); by default that of the latest reservation.
+    """
+    book, granted = Book(), None
+    try:
+        for entry in entries:
+            asked = _budget_in(entry)
+            if granted is not None and asked not in (None, granted) and (problem := _overspent(book)):
+                raise Refusal("ledger", source, f"before entry {entry.seq} {problem}")
+            granted = asked or granted
+            book.take(entry, source)
         if book.head == START:
-            raise Refusal("ledger", str(path), "holds no entry, not even its first; restore a true copy")
+            raise Refusal("ledger", source, "holds no entry, not even its first; restore a true copy")
         return _adds_up(book, delta)
     except Refusal as refusal:
         return Verification(False, book.head.seq, book.head, str(refusal))
+
+
+def _budget_in(entry: Entry) -> str | None:
+    """Return the budget of a reservation as its text has it; None of any other entry."""
+    if entry.kind != RESERVE:
+        return None
+    found = BUDGETED.search(entry.payload)
+    return found[0] if found else ""
 
 
 def _adds_up(book: Book, delta: float | None) -> Verification:

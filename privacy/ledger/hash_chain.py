@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..refusal import Refusal
 from .durable_files import sync_folder
@@ -99,6 +99,27 @@ def _digest(fields: tuple[int, str, str, str, str]) -> str:
     # Same text as `canonical(fields)`, in a third of the time.
     texts = ",".join(map(encode_basestring_ascii, fields[1:]))
     return hashlib.sha256(f"[{fields[0]},{texts}]".encode()).hexdigest()
+
+
+def chained(rows: Iterable[Any], head: Head, source: str) -> Iterator[Entry]:
+    """Yield rows as the entries that follow a head, each checked against the one before.
+
+    Args:
+      rows: (seq, kind, key, payload, prev_hash, hash) each.
+      head: that they follow.
+      source: of the rows, for a refusal.
+
+    Raises:
+      Refusal: a row is not the entry that follows.
+    """
+    seq, last = head
+    for row in rows:
+        seq += 1
+        if row[0] != seq or row[4] != last or not _holds(row):
+            remedy = f"entry {seq} was changed, removed or moved; restore a true copy"
+            raise Refusal("ledger", source, remedy)
+        yield Entry._make(row)
+        last = row[5]
 
 
 def _holds(row: tuple[int, str, str, str, str, str]) -> bool:
@@ -351,17 +372,10 @@ class Chain:
         Raises:
           Refusal: the head is not in the chain, or an entry fails the check.
         """
-        seq, last = head
-        with refusing(self.path, f"cannot be read after entry {seq}"):
+        with refusing(self.path, f"cannot be read after entry {head.seq}"):
             self.require(head)
             query = f"SELECT {COLUMNS} FROM entries WHERE seq > ? ORDER BY seq"
-            for row in self._db.execute(query, (head.seq,)):
-                seq += 1
-                if row[0] != seq or row[4] != last or not _holds(row):
-                    remedy = f"entry {seq} was changed, removed or moved; restore a true copy"
-                    raise Refusal("ledger", str(self.path), remedy)
-                yield Entry._make(row)
-                last = row[5]
+            yield from chained(self._db.execute(query, (head.seq,)), head, str(self.path))
 
     def last(self) -> Head:
         """Return the head as the file has it, unchecked: whoever keeps it has it checked by `require`."""

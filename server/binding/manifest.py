@@ -19,6 +19,7 @@ from ..run.files import (
     CARD,
     CONFIG,
     MANIFEST,
+    MATERIALS,
     METRICS,
     MODEL,
     PAGE,
@@ -31,7 +32,7 @@ FORMAT = "fedveil manifest 1"
 # What a run itself leaves; OPERATOR is none of it: of what is secret and short, a hash tells too much.
 OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, AUDIT_TERMS, AUDIT_ROWS, MODEL)
 # What may be made again after the run was closed: the signature over the bundle binds it.
-MADE_LATER = (REPORT, PAGE, CARD, ASSESSMENT)
+MADE_LATER = (REPORT, PAGE, CARD, MATERIALS, ASSESSMENT)
 BESIDE = "beside"  # key of SAVED: names of the files that the task keeps beside its model
 PUBLIC_MODE = 0o644
 

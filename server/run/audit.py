@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...configs.schema import ClientLevel
-from ...privacy.audit.alarms import CANNOT_UNDO, Alarm
+from ...privacy.audit.alarms import Alarm
 from ...privacy.audit.canary_clients import Canaries, canaries_of, commitment
-from ...privacy.audit.run_audit import AuditTerms, Measured, spread_looks
-from ...privacy.audit.summary import Raised, Summary, visible_in
+from ...privacy.audit.run_audit import AuditTerms, spread_looks
+from ...privacy.audit.summary import visible_in
 from ...privacy.audit.watching import NO_MEMORY, Memory
-from ...privacy.budget import Adjacency
 from ...privacy.mechanisms.randomness import KEY_BYTES
 from ...strategies.cohorts import invited_size, tossed_rate
 from ...tasks.arrays import dimension_of, read_arrays
 from .. import checkpoint, noise_key
+from ..audit_record import as_json
 from ..auditing import ACTING, Auditor
 from ..private_grid import PrivateGrid
 from ..rounds import Ending, State, Status
@@ -175,13 +175,6 @@ def write_terms(audit: RunAudit, opened: bool = False) -> None:
     if seed is not None and opened:
         fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
     checkpoint.write_durably(audit.run.folder / AUDIT_TERMS, (json.dumps(fields, indent=2) + "\n").encode())
-
-
-def read_terms(fields: Mapping[str, Any]) -> AuditTerms:
-    """Return what `write_terms` wrote."""
-    terms: dict[str, Any] = dict(fields)
-    terms |= {"looks": tuple(terms["looks"]), "adjacency": Adjacency(terms["adjacency"])}
-    return AuditTerms(**terms)
 
 
 def _commit(audit: RunAudit) -> None:
@@ -342,64 +335,3 @@ def end(audit: RunAudit, ending: Ending, title: str) -> dict[str, Any]:
     return as_json(audit.auditor.terms, summary, audit.auditor.raised, audit.on_alarm) | {
         "memorisation": [asdict(each) for each in audit.auditor.found],
     }
-
-
-def as_json(
-    terms: AuditTerms, summary: Summary | None, raised: list[Raised], on_alarm: str
-) -> dict[str, Any]:
-    """Return an audit as plain data.
-
-    Args:
-      terms: that were fixed before round 1.
-      summary: what the rounds showed; None where none was released.
-      raised: the alarms, in the order of their rounds.
-      on_alarm: what an alarm did.
-    """
-    alarms = [
-        {
-            "round": each.round,
-            "level": str(each.alarm.level),
-            "test": str(each.alarm.test),
-            "p_value": each.alarm.p_value,
-            "threshold": each.alarm.threshold,
-            "action": on_alarm if each.alarm.level in ACTING else "note",
-            "cannot_undo": CANNOT_UNDO.get(on_alarm) if each.alarm.level in ACTING else None,
-        }
-        for each in raised
-    ]
-    shown: dict[str, Any] = {
-        "alpha": terms.alpha,
-        "canaries": terms.canaries,
-        "alarms": alarms,
-        "on_alarm": on_alarm,
-    }
-    if summary is None:
-        return shown | {"verdict": None, "said": "no round was released"}
-    found, records = summary.measured, summary.records
-    return shown | {
-        "verdict": None if summary.verdict is None else str(summary.verdict),
-        "said": summary.said,
-        "claimed": found and _spelled(found.claimed),
-        "measured": found and _measured(found),
-        "ceiling": found and _spelled(found.ceiling),
-        "lower_bounds": {each.method: _spelled(each.lower) for each in summary.findings},
-        "final_model": summary.final and {k: _spelled(v) for k, v in asdict(summary.final).items()},
-        "norm_p": summary.norm_p if terms.delta else None,
-        "visible_shortfall": summary.visible_shortfall if terms.delta else None,
-        "reuse_p": summary.reuse_p if terms.delta else None,
-        "records": records and _of_records(records),
-    }
-
-
-def _of_records(found: Measured) -> dict[str, Any]:
-    bounds = {name: _spelled(value) for name, value in found.lower.items()}
-    numbers = {"claimed": _spelled(found.claimed), "ceiling": _spelled(found.ceiling), "lower_bounds": bounds}
-    return {**numbers, "measured": _measured(found), "p_values": dict(found.p_values)}
-
-
-def _measured(found: Measured) -> dict[str, Any]:
-    return {"epsilon": _spelled(found.epsilon), "low": _spelled(found.low), "high": _spelled(found.high)}
-
-
-def _spelled(value: float) -> float | str:
-    return "infinity" if math.isinf(value) else value

@@ -13,3 +13,4 @@ AUDIT_KEY = "audit.key"
 MANIFEST = "manifest.json"
 # What is made of a run by `fedveil report`, and what the organisation adds.
 REPORT, PAGE, CARD, ASSESSMENT = "report.json", "report.html", "CARD.md", "assessment.yaml"
+MATERIALS = "bom.cdx.json"

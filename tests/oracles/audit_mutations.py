@@ -100,6 +100,17 @@ REPORTED = "a figure of the report, and no number that is released"
 BOUND = "what a run left, and who may change it afterwards: what was released is as it was"
 BEYOND: dict[str, str] = {
     "a run that failed is not closed": BOUND,
+    "verify looks at no signature": BOUND,
+    "a signature is not over those before it": BOUND,
+    "verify looks at no hash of a bundle": BOUND,
+    "verify takes a file more": BOUND,
+    "verify takes a manifest that the ledger does not bind": BOUND,
+    "verify believes the epsilon of a result": BOUND,
+    "verify believes the epsilon of a round": BOUND,
+    "verify believes the verdict of an audit": BOUND,
+    "verify believes the page": BOUND,
+    "verify does not look for a known head": BOUND,
+    "what was overdrawn before the budget grew is not found": BOUND,
     "a run goes on after its close and counts as closed": BOUND,
     "an adopted ledger does not say which mode charged it": "a second budget for the same people, of which each run spends its own as claimed",
     "no example of a person is left out": PERSONS,

@@ -1,6 +1,6 @@
-"""Budget that a ledger has spent, from its file alone, by sqlite3, hashlib and dp_accounting.
+"""Budget that a ledger has spent, from its file or its export alone, by sqlite3, hashlib and dp_accounting.
 
-usage: python recompute_ledger.py LEDGER   prints {adversary: {"delta", "epsilon"}} as JSON, or raises
+usage: python recompute_ledger.py LEDGER   of a ledger, or of its export as JSON; prints {adversary: {"delta", "epsilon"}} as JSON, or raises
 
 Nothing of fedveil is used. Epsilon is the least of what dp_accounting's two accountants say; where a release
 was chosen adaptively it is RDP at the filter's order. dp_accounting does not compose a sample that is sampled
@@ -32,11 +32,7 @@ RELATIONS = {
 
 def entries_of(path):
     """Return the entries, once every hash is that of the five fields before it and chains to the last entry."""
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
-        rows = database.execute(
-            "SELECT seq, kind, key, payload, prev_hash, hash FROM entries ORDER BY seq"
-        ).fetchall()
-    database.close()
+    rows = rows_of(path)
     before = "0" * 64
     for number, row in enumerate(rows, 1):
         text = json.dumps(row[:5], separators=(",", ":"))
@@ -44,6 +40,18 @@ def entries_of(path):
             raise ValueError(f"entry {number}")
         before = row[5]
     return [(kind, key, json.loads(payload)) for _, kind, key, payload, _, _ in rows]
+
+
+def rows_of(path):
+    """Return (seq, kind, key, payload, prev_hash, hash) of every entry of a ledger, or of its export as JSON."""
+    names = ("seq", "kind", "key", "payload", "prev_hash", "hash")
+    if str(path).endswith(".json"):
+        with open(path, encoding="utf-8") as file:
+            return [tuple(entry[name] for name in names) for entry in json.load(file)["entries"]]
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+        rows = database.execute(f"SELECT {', '.join(names)} FROM entries ORDER BY seq").fetchall()
+    database.close()
+    return rows
 
 
 def event_of(fields):

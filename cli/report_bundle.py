@@ -1,0 +1,101 @@
+"""``fedveil report bundle``, ``sign`` and ``key``: a run's bundle, and the signatures under it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from ..privacy.refusal import Refusal
+from ..server.binding.bundle import add_signature, make_bundle, tells_counts
+from ..server.binding.signatures import FEDERATION, SHOWN, Signature, make_key, passphrase_for, read_key
+from ..server.binding.verify import Asked, contents_of, verify_folder
+
+BUNDLE = "bundle"  # folder in the run's, where no other is named
+
+
+def bundle(
+    run: Path, out: Path | None, keys: Sequence[Path], *, with_audit_rows: bool = False, as_json: bool = False
+) -> int:
+    """Make the bundle of a run that holds, signed where keys are given; return the exit code.
+
+    Args:
+      run: its folder.
+      out: where to; `bundle` in the run's folder by default.
+      keys: private keys that sign as the federation.
+      with_audit_rows: put in what the audit kept of each round, where it is the operator's.
+      as_json: print the bundle's files as JSON.
+
+    Raises:
+      Refusal: something of the run does not hold, or the bundle cannot be written.
+    """
+    signers = [read_key(each) for each in keys]
+    contents, lines = contents_of(run)
+    target = run / BUNDLE if out is None else out
+    names = make_bundle(contents, target, with_audit_rows=with_audit_rows or not tells_counts(run))
+    if signers:
+        add_signature(target, FEDERATION, _today(), signers)
+    if as_json:
+        print(json.dumps({"bundle": str(target), "files": names, "signed": bool(signers)}))
+        return 0
+    for line in lines:
+        if line.ok is None:
+            print(f"not in it: {line.name}: {line.said}")
+    print(f"{target}: {len(names)} files, {'signed' if signers else 'unsigned'}")
+    return 0
+
+
+def sign(folder: Path, role: str, keys: Sequence[Path], day: str | None) -> int:
+    """Sign a bundle that holds; return the exit code.
+
+    Args:
+      folder: of the bundle.
+      role: who signs, in words.
+      keys: private keys of that role, one of each algorithm at most.
+      day: the date of the signature, YYYY-MM-DD; today, UTC, by default.
+
+    Raises:
+      Refusal: something of the bundle does not hold, or a key cannot be read.
+    """
+    dated = _day(day)
+    for line in verify_folder(folder, Asked()):
+        if line.ok is False:
+            raise Refusal(
+                "bundle", str(folder), f"does not hold: {line.name}: {line.said}; sign no such thing"
+            )
+    made = add_signature(folder, role, dated, [read_key(each) for each in keys])
+    print(f"{folder}: {_in_words(made)}")
+    return 0
+
+
+def key(path: Path, *, ml_dsa: bool = False, unlocked: bool = False) -> int:
+    """Make a key that signs, locked by a passphrase; return the exit code.
+
+    Args:
+      path: of the private key; the public one lies beside it.
+      ml_dsa: of ML-DSA-65, and not of Ed25519.
+      unlocked: without a passphrase.
+
+    Raises:
+      Refusal: there is a file, or it cannot be written.
+    """
+    public = make_key(path, ml_dsa, None if unlocked else passphrase_for(path, again=True))
+    print(f"{path}.pub: {public if not ml_dsa else public[:SHOWN] + '...'}")
+    return 0
+
+
+def _in_words(made: Signature) -> str:
+    keys = ", ".join(f"{name} {public[:SHOWN]}" for name, public in made.keys.items())
+    return f"signed by {made.role}, {made.date}, {keys}"
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _day(text: str | None) -> str:
+    try:
+        return _today() if text is None else date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise Refusal("--date", text, "give a day as YYYY-MM-DD") from None

@@ -1,0 +1,82 @@
+"""``fedveil verify``: a bundle, a run folder, a ledger or a folder of ledgers, checked by what it holds alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..privacy.ledger.hash_chain import Head
+from ..privacy.refusal import Refusal
+from ..server.binding.bundle import LIST
+from ..server.binding.signatures import FILE as SIGNATURES
+from ..server.binding.signatures import read_public
+from ..server.binding.verify import Asked, CheckLine, verify_folder
+from ..server.run.files import CONFIG, MANIFEST, RESULT
+from .ledger import known_head
+from .ledger import verified as verified_ledger
+
+WRONG = 2
+OF_A_RUN = (LIST, SIGNATURES, MANIFEST, RESULT, CONFIG)
+MARKS = {True: ("\u2713", "ok"), False: ("\u2717", "FAILED"), None: ("\u2013", "-")}
+
+
+def verify(path: Path, keys: Sequence[str], head: Sequence[str] = (), *, as_json: bool = False) -> int:
+    """Check what a path names, print what was found, and return the exit code: 0, or 2 if something does not hold.
+
+    Args:
+      path: of a bundle, a run folder, a ledger, or a folder of ledgers.
+      keys: public keys that must have signed the bundle.
+      head: (number, hash) of an entry that the ledger must hold, as text.
+      as_json: print one JSON object.
+
+    Raises:
+      Refusal: there is nothing to check, or a key or head is none.
+    """
+    asked = Asked(tuple(map(read_public, keys)), known_head(*head) if head else None)
+    if path.is_dir() and any((path / name).exists() for name in OF_A_RUN):
+        lines = verify_folder(path, asked)
+    else:
+        if keys:
+            raise Refusal("--key", keys[0], "a ledger is not signed; give the folder of a bundle")
+        lines = [_ledger(each, asked.head) for each in _ledgers(path)]
+    ok = all(line.ok is not False for line in lines)
+    if as_json:
+        told = [{"name": line.name, "ok": line.ok, "said": line.said} for line in lines]
+        print(json.dumps({"ok": ok, "checks": told}))
+        return 0 if ok else WRONG
+    for line in lines:
+        print(f"{_mark(line.ok)} {line.name}: {line.said}")
+    wrong = [line.name for line in lines if line.ok is False]
+    print(f"{path}: {'does not hold: ' + ', '.join(wrong) if wrong else 'holds'}")
+    return 0 if ok else WRONG
+
+
+def _mark(ok: bool | None) -> str:
+    tick, word = MARKS[ok]
+    try:
+        tick.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return word
+    return tick
+
+
+def _ledgers(path: Path) -> list[Path]:
+    """Return the ledgers that a path names; locks and journals beside them are none."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
+    if not found:
+        raise Refusal("path", str(path), "holds neither a bundle, nor a run, nor a ledger")
+    return found
+
+
+def _ledger(path: Path, head: Head | None) -> CheckLine:
+    found = verified_ledger(path, head)
+    if found.problem is not None:
+        return CheckLine(path.name, False, found.problem)
+    spent = "nothing was released"
+    if found.delta is not None and found.epsilon is not None:
+        spent = f"epsilon {found.epsilon:.4g} at delta {found.delta:.3g}"
+    return CheckLine(path.name, True, f"{found.entries} entries, every hash holds; {spent}")

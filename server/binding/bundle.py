@@ -1,0 +1,157 @@
+"""Bundle of a run: everything that whoever checks it needs, in one folder, with a list of hashes that roles sign."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.export import export_text
+from ...privacy.ledger.hash_chain import Entry, Head, canonical
+from ...privacy.refusal import Refusal
+from ..run.files import AUDIT_ROWS, MANIFEST, OPERATOR, RESULT
+from .manifest import MADE_LATER, PUBLIC_MODE, Manifest, hashes
+from .signatures import FILE as SIGNATURES
+from .signatures import Signature, SigningKey, check, read_signatures, signatures_text, signed
+
+LIST, FORMAT = "bundle.json", "fedveil bundle 1"
+LEDGER, CLIENT_LEDGERS = "ledger.json", "client_ledgers.json"
+RECOMPUTE = "recompute_ledger.py"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a bundle says that it holds.
+
+    Attributes:
+      run: the run's name.
+      close: the entry that closed it; None where it has no ledger of its own.
+      files: SHA-256 in hexadecimal, by name.
+    """
+
+    run: str
+    close: Head | None
+    files: Mapping[str, str]
+
+    @property
+    def text(self) -> bytes:
+        """The list as canonical JSON."""
+        close = None if self.close is None else list(self.close)
+        whole = {"format": FORMAT, "run": self.run, "close": close, "files": dict(self.files)}
+        return canonical(whole).encode()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is put into a bundle.
+
+    Attributes:
+      run: the run's folder.
+      manifest: of the run.
+      entries: of its ledger, up to the entry that closed it; empty where it has none of its own.
+      client_entries: of the clients' ledgers by name, where a simulation holds them.
+    """
+
+    run: Path
+    manifest: Manifest
+    entries: Sequence[Entry]
+    client_entries: Mapping[str, Sequence[Entry]]
+
+
+def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list[str]:
+    """Write the bundle of a run that was checked, unsigned; return the names of its files.
+
+    Args:
+      contents: what is put into it.
+      out: a folder that is not there, or empty.
+      with_audit_rows: put in what the audit kept of each round, though it tells how many took part.
+
+    Raises:
+      Refusal: the folder holds something, or cannot be written.
+    """
+    run = contents.run
+    held: dict[str, bytes] = {}
+    try:
+        for name in (*contents.manifest.files, MANIFEST, *MADE_LATER):
+            if (run / name).is_file() and not (name == AUDIT_ROWS and not with_audit_rows):
+                held[name] = (run / name).read_bytes()
+        held[RECOMPUTE] = (Path(__file__).parent / RECOMPUTE).read_bytes()
+        if contents.entries:
+            held[LEDGER] = (export_text(contents.entries) + "\n").encode()
+        if contents.client_entries:
+            whole = {
+                name: json.loads(export_text(entries)) for name, entries in contents.client_entries.items()
+            }
+            held[CLIENT_LEDGERS] = (json.dumps(whole) + "\n").encode()
+        _require_empty(out)
+        out.mkdir(parents=True, exist_ok=True)
+        for name, data in held.items():
+            replace_file(out / name, data, PUBLIC_MODE)
+        close = contents.entries[-1].head if contents.entries else None
+        listed = Listed(contents.manifest.run, close, hashes(out, sorted(held)))
+        replace_file(out / LIST, listed.text, PUBLIC_MODE)
+    except OSError as problem:
+        raise Refusal(
+            "--out", str(out), f"cannot be written ({problem.strerror}); choose another"
+        ) from problem
+    return [*held, LIST]
+
+
+def tells_counts(run: Path) -> bool:
+    """Return whether what a run's audit kept of each round is for its operator alone: it tells how many took part."""
+    return (run / OPERATOR).exists() and json.loads((run / RESULT).read_bytes())["data"] == "real"
+
+
+def _require_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refusal("--out", str(out), "holds something; name a new folder")
+
+
+def read_list(folder: Path) -> Listed:
+    """Return what a bundle says that it holds.
+
+    Raises:
+      Refusal: it says nothing that can be read.
+    """
+    path = folder / LIST
+    try:
+        text = path.read_bytes()
+        found: dict[str, Any] = json.loads(text)
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']!r}")
+        close = None if found["close"] is None else Head(int(found["close"][0]), str(found["close"][1]))
+        listed = Listed(
+            str(found["run"]), close, {str(name): str(each) for name, each in found["files"].items()}
+        )
+        if listed.text != text:
+            raise ValueError("it is not in canonical form")
+    except FileNotFoundError:
+        raise Refusal("bundle", str(folder), f"holds no {LIST}; give the folder of a bundle") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+        raise Refusal("bundle", str(path), f"cannot be read ({problem}); ask for a true copy") from problem
+    return listed
+
+
+def add_signature(folder: Path, role: str, date: str, keys: Sequence[SigningKey]) -> Signature:
+    """Sign a bundle, over all signatures that it has; they must hold.
+
+    Args:
+      folder: of the bundle, whose files were checked.
+      role: who signs, in words.
+      date: YYYY-MM-DD.
+      keys: of Ed25519, and one of ML-DSA beside it if wanted.
+
+    Raises:
+      Refusal: an earlier signature does not hold, or the new one cannot be written.
+    """
+    bundle, before = (folder / LIST).read_bytes(), read_signatures(folder)
+    check(bundle, before)
+    made = signed(bundle, before, role, date, keys)
+    try:
+        replace_file(folder / SIGNATURES, signatures_text([*before, made]), PUBLIC_MODE)
+    except OSError as problem:
+        raise Refusal("bundle", str(folder), f"cannot be signed there ({problem.strerror})") from problem
+    return made

@@ -1,0 +1,304 @@
+"""Signatures under a bundle: Ed25519 and, beside it, ML-DSA-65, each of a named role over the bundle and all before it."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+
+from ...configs.bundle_files import read_file, read_secret
+from ...privacy.ledger.durable_files import replace_files
+from ...privacy.ledger.hash_chain import canonical
+from ...privacy.refusal import Refusal
+
+FILE, FORMAT = "signatures.json", "fedveil signatures 1"
+TAG = b"fedveil report 1\0"  # no signature under a bundle is one of anything else
+ED25519, ML_DSA = "ed25519", "ml-dsa-65"
+PASSPHRASE = "FEDVEIL_PASSPHRASE"
+FEDERATION = "federation"  # role of whoever made the bundle
+SHOWN = 16  # hexadecimal digits of a key or a hash, for people
+MOST_ROLE = 100  # characters of a role
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+PublicKey = Ed25519PublicKey | MLDSA65PublicKey
+Raw = dict[str, str]
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """Private key of whoever signs.
+
+    Attributes:
+      name: of the algorithm.
+      key: secret.
+    """
+
+    name: str
+    key: Ed25519PrivateKey | MLDSA65PrivateKey = field(repr=False)
+
+    @property
+    def public(self) -> str:
+        """The public key in hexadecimal."""
+        return self.key.public_key().public_bytes_raw().hex()
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Signature of one role.
+
+    Attributes:
+      role: whose it is, in words.
+      date: on which it was made, as they said, YYYY-MM-DD.
+      keys: public keys in hexadecimal, by algorithm.
+      signatures: in hexadecimal, by algorithm; one for each key.
+    """
+
+    role: str
+    date: str
+    keys: Mapping[str, str]
+    signatures: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON."""
+        return {**self.said(), "signatures": dict(self.signatures)}
+
+    def said(self) -> dict[str, Any]:
+        """Return what is signed of it: all but the signatures themselves."""
+        return {"role": self.role, "date": self.date, "keys": dict(self.keys)}
+
+
+def message(bundle: bytes, before: Sequence[Signature], said: Mapping[str, Any]) -> bytes:
+    """Return the bytes that a role signs.
+
+    Args:
+      bundle: the bundle's list of files.
+      before: the signatures that were there.
+      said: role, date and keys.
+    """
+    digest = hashlib.sha256(bundle).hexdigest()
+    whole = {"bundle": digest, "before": [each.to_json() for each in before], **said}
+    return TAG + canonical(whole).encode()
+
+
+def signed(
+    bundle: bytes, before: Sequence[Signature], role: str, date: str, keys: Sequence[SigningKey]
+) -> Signature:
+    """Return the signature of a role.
+
+    Args:
+      bundle: the bundle's list of files.
+      before: the signatures that are there.
+      role: whose it is.
+      date: YYYY-MM-DD.
+      keys: one of each algorithm at most.
+
+    Raises:
+      Refusal: the role is empty or too long, or two keys are of one algorithm.
+    """
+    if not role.strip() or len(role) > MOST_ROLE or not role.isprintable():
+        raise Refusal("role", role, f"say who signs, in at most {MOST_ROLE} characters")
+    public = {key.name: key.public for key in keys}
+    if len(public) != len(keys):
+        raise Refusal("key", len(keys), "give at most one of each algorithm")
+    said = {"role": role, "date": date, "keys": public}
+    text = message(bundle, before, said)
+    return Signature(role, date, public, {key.name: key.key.sign(text).hex() for key in keys})
+
+
+def check(bundle: bytes, signatures: Sequence[Signature]) -> None:
+    """Return if every signature holds, over the bundle and those before it.
+
+    Raises:
+      Refusal: one does not; the sentence names it.
+    """
+    for number, each in enumerate(signatures):
+        text = message(bundle, signatures[:number], each.said())
+        who = f"signature {number + 1}, {each.role!r},"
+        if ED25519 not in each.keys or set(each.keys) != set(each.signatures):
+            raise Refusal(FILE, who, "lacks a key or a signature; ask for the bundle that was signed")
+        for name, public in each.keys.items():
+            try:
+                key = _public(name, bytes.fromhex(public))
+                key.verify(bytes.fromhex(each.signatures[name]), text)
+            except (InvalidSignature, ValueError) as problem:
+                remedy = f"does not hold by {name}: bundle.json or what stands here was changed"
+                raise Refusal(FILE, who, f"{remedy}; ask for the bundle that was signed") from problem
+
+
+def _public(name: str, raw: bytes) -> PublicKey:
+    if name == ED25519:
+        return Ed25519PublicKey.from_public_bytes(raw)
+    if name == ML_DSA:
+        return MLDSA65PublicKey.from_public_bytes(raw)
+    raise ValueError(f"algorithm {name!r}")
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def signatures_text(signatures: Sequence[Signature]) -> bytes:
+    """Return signatures as the bytes of their file."""
+    whole = {"format": FORMAT, "signatures": [each.to_json() for each in signatures]}
+    return (json.dumps(whole, indent=1) + "\n").encode()
+
+
+def read_signatures(folder: Path) -> list[Signature]:
+    """Return the signatures under a bundle, in their order, unchecked; none where there is no file.
+
+    Raises:
+      Refusal: the file holds none.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    try:
+        text = path.read_bytes()
+        whole = json.loads(text)
+        if whole["format"] != FORMAT:
+            raise ValueError(f"format {whole['format']!r}")
+        found = [_signature(each) for each in whole["signatures"]]
+        if signatures_text(found) != text:
+            raise ValueError("it is not in canonical form")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+        remedy = f"cannot be read ({problem}); ask for the bundle that was signed"
+        raise Refusal("signatures", str(path), remedy) from problem
+    return found
+
+
+def _signature(fields: Any) -> Signature:
+    if not DATE.fullmatch(fields["date"]):
+        raise ValueError(f"date {fields['date']!r}")
+    keys, signatures = (
+        {str(name): str(text) for name, text in fields[part].items()} for part in ("keys", "signatures")
+    )
+    return Signature(str(fields["role"]), str(fields["date"]), keys, signatures)
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+
+def make_key(path: Path, ml_dsa: bool, passphrase: bytes | None) -> str:
+    """Make a key, in a file of its own with the public half beside it; return the public key in hexadecimal.
+
+    Args:
+      path: of the private key, in PEM; `.pub` is added for the public one.
+      ml_dsa: whether it is of ML-DSA-65, and not of Ed25519.
+      passphrase: that locks the file; None leaves it unlocked.
+
+    Raises:
+      Refusal: there is a file, or it cannot be written.
+    """
+    if path.exists():
+        raise Refusal("key", str(path), "is there; name another file")
+    key = MLDSA65PrivateKey.generate() if ml_dsa else Ed25519PrivateKey.generate()
+    locked = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+    public = key.public_key().public_bytes_raw().hex()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)
+    try:
+        replace_files(path.parent, {path.name: pem})
+        replace_files(path.parent, {f"{path.name}.pub": f"{public}\n".encode()}, 0o644)
+    except OSError as problem:
+        raise Refusal("key", str(path), f"cannot be written ({problem.strerror})") from problem
+    return public
+
+
+def passphrase_for(path: Path, again: bool = False) -> bytes:
+    """Return the passphrase of a key: of the environment, or typed.
+
+    Args:
+      path: of the key.
+      again: ask twice.
+
+    Raises:
+      Refusal: there is nobody to ask, or the two differ.
+    """
+    given = os.environ.get(PASSPHRASE)
+    if given is not None:
+        return given.encode()
+    if not sys.stdin.isatty():
+        raise Refusal("key", str(path), f"is locked and nobody can be asked; set {PASSPHRASE}")
+    try:
+        typed = getpass.getpass(f"passphrase of {path}: ")
+        same = not again or getpass.getpass("again: ") == typed
+    except (EOFError, OSError) as problem:
+        remedy = f"is locked and nobody can be asked; set {PASSPHRASE}"
+        raise Refusal("key", str(path), remedy) from problem
+    if not same:
+        raise Refusal("key", str(path), "the two passphrases differ; type it again")
+    return typed.encode()
+
+
+def read_key(path: Path) -> SigningKey:
+    """Return the private key in a file, PEM or OpenSSH, which may be locked by a passphrase.
+
+    Raises:
+      Refusal: there is none that signs, others may read it, or the passphrase is wrong.
+    """
+    text = read_secret(path)
+    load: Any = load_ssh_private_key if b"OPENSSH" in text else load_pem_private_key
+    try:
+        try:
+            key = load(text, None)
+        except TypeError:  # it is locked
+            key = load(text, passphrase_for(path))
+    except (ValueError, UnsupportedAlgorithm) as problem:
+        raise Refusal("key", str(path), f"holds no key that can be read ({problem})") from problem
+    if isinstance(key, Ed25519PrivateKey):
+        return SigningKey(ED25519, key)
+    if isinstance(key, MLDSA65PrivateKey):
+        return SigningKey(ML_DSA, key)
+    raise Refusal("key", str(path), "is of neither Ed25519 nor ML-DSA-65; make one with fedveil report key")
+
+
+def read_public(text: str) -> str:
+    """Return a public key in hexadecimal.
+
+    Args:
+      text: hexadecimal digits, or a file that holds them, PEM, or OpenSSH's form.
+
+    Raises:
+      Refusal: it is none.
+    """
+    found = text.strip().lower()
+    if not re.fullmatch(r"[0-9a-f]+", found):
+        held = read_file(Path(text))
+        try:
+            found = _public_in(held)
+        except (ValueError, UnsupportedAlgorithm) as problem:
+            raise Refusal("key", text, f"holds no public key ({problem})") from problem
+    size = {64: ED25519, 2 * 1952: ML_DSA}.get(len(found))
+    if size is None:
+        raise Refusal("key", text, "is no public key of Ed25519 or ML-DSA-65")
+    return found
+
+
+def _public_in(held: bytes) -> str:
+    if held.startswith(b"-----BEGIN"):
+        key: Any = load_pem_public_key(held)
+    elif held.startswith(b"ssh-"):
+        key = load_ssh_public_key(held)
+    else:
+        return bytes.fromhex(held.decode()).hex()
+    if not isinstance(key, Ed25519PublicKey | MLDSA65PublicKey):
+        raise UnsupportedAlgorithm("another algorithm")
+    return key.public_bytes_raw().hex()

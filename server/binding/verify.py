@@ -1,0 +1,529 @@
+"""Verification of a run folder or of a bundle: every hash, signature, entry, epsilon and number, each as one line of a list.
+
+What a bundle says is computed again from what it holds. Nothing here needs torch, Flower or Hydra, and the bundle holds
+`recompute_ledger.py` for whoever does not trust this program either.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
+from ...privacy.accounting.renyi_filter import counted
+from ...privacy.budget import Adjacency, Adversary, Unit
+from ...privacy.ledger.book import Book, event_of, repeated, run_of, verify_entries
+from ...privacy.ledger.export import entries_from, read_export
+from ...privacy.ledger.hash_chain import Entry, Head
+from ...privacy.ledger.ledger import read_entries
+from ...privacy.refusal import Refusal
+from ...reports.shown import differences, references
+from ..audit_record import audit_fields, weigh
+from ..run.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, REPORT, RESULT
+from .bundle import CLIENT_LEDGERS, LEDGER, LIST, Contents, Listed, read_list
+from .manifest import MADE_LATER, Manifest, read_manifest, sha256_of
+from .signatures import FILE as SIGNATURES
+from .signatures import SHOWN, check, read_signatures
+
+# Two machines add in another order; what is printed has fewer digits.
+SAME = 1e-6
+AUDIT_NOTE = "audit"  # mechanism of the note that commits to an audit's canaries
+TAKEN_PART = "poisson batches, in the rounds taken part in"  # `sampling` of what is on the clients' ledgers
+FAULTS = (
+    Refusal,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    ArithmeticError,
+)
+
+
+class Wrong(Exception):
+    """Something that was looked at and does not hold."""
+
+
+class NotShown(Exception):
+    """Something that these files cannot show, and why."""
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    """One line of the list.
+
+    Attributes:
+      name: what was looked at.
+      ok: whether it holds; None where these files cannot show it.
+      said: what was found, a clause.
+    """
+
+    name: str
+    ok: bool | None
+    said: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What whoever checks knows from elsewhere.
+
+    Attributes:
+      keys: public keys in hexadecimal, each of which must have signed.
+      head: an entry that the ledger must hold.
+    """
+
+    keys: Sequence[str] = ()
+    head: Head | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Folder of a run or of a bundle, read as its checks need it.
+
+    Attributes:
+      folder: of the files.
+      bundled: whether it is a bundle.
+    """
+
+    folder: Path
+    bundled: bool
+
+    @cached_property
+    def listed(self) -> Listed:
+        """What the bundle says that it holds."""
+        return read_list(self.folder)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The run's manifest."""
+        return read_manifest(self.folder)
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The run's result."""
+        return dict(json.loads((self.folder / RESULT).read_bytes()))
+
+    @cached_property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The run's rounds, as its lines have them."""
+        return [json.loads(line) for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def charged(self) -> bool:
+        """Whether the run is charged on a ledger of its own."""
+        return self.result["ledger_head"] is not None
+
+    @property
+    def ledger(self) -> Path:
+        """Where the run's ledger lies."""
+        if self.bundled:
+            return self.folder / LEDGER
+        beside = self.folder / "ledger"
+        return beside if beside.is_file() else Path(self.result["ledger"])
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """The entries of the run's ledger, whose chain holds."""
+        if not self.charged:
+            raise NotShown("the run is charged on no ledger of its own")
+        return _entries(self.ledger)
+
+    @cached_property
+    def book(self) -> Book:
+        """The ledger's content."""
+        return _book(self.entries, str(self.ledger))
+
+    @cached_property
+    def clients(self) -> dict[str, list[Entry]]:
+        """The entries of the clients' ledgers that the manifest names."""
+        if not self.manifest.heads:
+            return {}
+        if not self.bundled:
+            folder = Path(self.result["ledger"]) if not self.charged else self.folder / "client_ledgers"
+            found = folder if folder.is_dir() else self.folder / "client_ledgers"
+            return {name: _entries(found / name) for name in self.manifest.heads}
+        whole = json.loads((self.folder / CLIENT_LEDGERS).read_bytes())
+        return {name: entries_from(whole[name], name) for name in self.manifest.heads}
+
+
+def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
+    """Check a run folder or a bundle; return what was found, a line for each thing that was looked at.
+
+    Args:
+      folder: of a bundle, if it holds a list of one, else of a run.
+      asked: what whoever checks knows from elsewhere.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # a line for every order of RDP that is left out
+    held = Held(folder, (folder / LIST).exists() or (folder / SIGNATURES).exists())
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("manifest", lambda: _manifest(held)),
+        ("ledger", lambda: _ledger(held)),
+        ("close", lambda: _close(held)),
+        ("known head", lambda: _known_heads(held, asked.head)),
+        ("epsilon", lambda: _epsilon(held)),
+        ("epsilon of each round", lambda: _epsilon_of_rounds(held)),
+        ("client ledgers", lambda: _client_ledgers(held)),
+        ("audit", lambda: _audit(held)),
+        ("page", lambda: _page(held)),
+    ]
+    if held.bundled:
+        first = [("files", lambda: _files(held)), ("signatures", lambda: _signatures(held, asked.keys))]
+        checks = [*first, *checks]
+    elif asked.keys:
+        checks.append(("signatures", lambda: _unsigned()))
+    return [_line(name, test) for name, test in checks]
+
+
+def contents_of(run: Path) -> tuple[Contents, list[CheckLine]]:
+    """Return what a bundle of this run holds, and what was found as the run was checked.
+
+    Args:
+      run: its folder.
+
+    Raises:
+      Refusal: something does not hold; the sentence names it.
+    """
+    lines = verify_folder(run, Asked())
+    wrong = next((line for line in lines if line.ok is False), None)
+    if wrong is not None:
+        raise Refusal("run", str(run), f"does not hold: {wrong.name}: {wrong.said}")
+    held = Held(run, bundled=False)
+    entries = held.entries[: held.book.closes[held.manifest.run].seq] if held.charged else []
+    return Contents(run, held.manifest, entries, held.clients), lines
+
+
+def _line(name: str, test: Callable[[], str]) -> CheckLine:
+    try:
+        return CheckLine(name, True, test())
+    except NotShown as why:
+        return CheckLine(name, None, str(why))
+    except Wrong as wrong:
+        return CheckLine(name, False, str(wrong))
+    except FAULTS as problem:
+        return CheckLine(name, False, str(problem) or type(problem).__name__)
+
+
+def _entries(path: Path) -> list[Entry]:
+    return read_export(path.read_bytes(), str(path)) if path.suffix == ".json" else read_entries(path)
+
+
+def _book(entries: Sequence[Entry], source: str) -> Book:
+    book = Book()
+    for entry in entries:
+        book.take(entry, source)
+    return book
+
+
+# --- files and signatures -----------------------------------------------------------------------------------------
+
+
+def _files(held: Held) -> str:
+    """Check that every file is the one that is listed, and that no other lies there."""
+    there = {path.name for path in held.folder.iterdir()} - {LIST, SIGNATURES}
+    listed = held.listed.files
+    for name in sorted(there ^ set(listed)):
+        raise Wrong(f"{name} is {'not listed' if name in there else 'missing'}")
+    for name, digest in sorted(listed.items()):
+        path = held.folder / name
+        if path.is_symlink() or not path.is_file() or sha256_of(path) != digest:
+            raise Wrong(f"{name} is not the file that was bundled")
+    return f"{len(listed)} files are those that were bundled"
+
+
+def _signatures(held: Held, keys: Sequence[str]) -> str:
+    found = read_signatures(held.folder)
+    check((held.folder / LIST).read_bytes(), found)
+    signers = {public for each in found for public in each.keys.values()}
+    for key in keys:
+        if key not in signers:
+            raise Wrong(f"the key {key[:SHOWN]} has not signed")
+    if not found:
+        raise NotShown("nobody has signed: whoever wrote these files may have written others")
+    said = "; ".join(
+        f"{each.role}, {each.date}, key {next(iter(each.keys.values()))[:SHOWN]}" for each in found
+    )
+    known = "" if keys else "; compare the keys with those that you know, or give --key"
+    return f"{said}{known}"
+
+
+def _unsigned() -> str:
+    raise Wrong("a run folder is not signed; make a bundle of it")
+
+
+def _manifest(held: Held) -> str:
+    """Check that every file that the run left is the one that its manifest names."""
+    later: list[str] = []
+    for name, digest in held.manifest.files.items():
+        path = held.folder / name
+        if name == AUDIT_ROWS and held.bundled and not path.exists():
+            continue
+        if path.is_file() and sha256_of(path) == digest:
+            continue
+        if name not in MADE_LATER:
+            raise Wrong(f"{name} is {'not the file that the run left' if path.exists() else 'missing'}")
+        later.append(name)
+    missing = {RESULT, METRICS} - set(held.manifest.files)
+    if missing:
+        raise Wrong(f"does not name {', '.join(sorted(missing))}")
+    if held.manifest.status != held.result["status"]:
+        raise Wrong(f"says {held.manifest.status}, and the result {held.result['status']}")
+    made = f"; made again since: {', '.join(later)}" if later else ""
+    return f"{len(held.manifest.files)} files are those that the run left{made}"
+
+
+# --- the ledger ---------------------------------------------------------------------------------------------------
+
+
+def _ledger(held: Held) -> str:
+    """Check that every entry chains to the one before, and that what was spent was granted."""
+    entries = held.entries
+    found = verify_entries(entries, held.ledger.name)
+    if not found.ok:
+        raise Wrong(str(found.problem))
+    spent = "" if found.epsilon is None or found.delta is None else _spelled(found.epsilon, found.delta)
+    return f"{found.entries} entries, every hash holds, what is spent was granted{spent}"
+
+
+def _spelled(size: float, delta: float) -> str:
+    return f": epsilon {size:.4g} at delta {delta:.3g}"
+
+
+def _close(held: Held) -> str:
+    """Check that the run's last entry binds this manifest."""
+    try:
+        entries = held.entries
+    except NotShown as why:
+        if held.bundled and held.listed.close is not None:
+            raise Wrong("the bundle names an entry that closed the run, and holds no ledger") from None
+        raise NotShown(f"{why}: its files are bound by a signature alone") from None
+    run = held.manifest.run
+    entry = held.book.closes.get(run)
+    if entry is None:
+        went_on = any(each.kind == "close" and run_of(each) == run for each in entries)
+        raise Wrong(
+            "the run went on after it was closed; resume it"
+            if went_on
+            else "the run was never closed: nothing binds its files; resume it"
+        )
+    said = json.loads(entry.payload)
+    if said["manifest"] != held.manifest.hash:
+        raise Wrong(f"entry {entry.seq} closed the run with other files than {MANIFEST} names")
+    if said["status"] != held.manifest.status:
+        raise Wrong(f"entry {entry.seq} says {said['status']}, and {MANIFEST} {held.manifest.status}")
+    if held.bundled and (held.listed.close != entry.head or entries[-1] != entry or held.listed.run != run):
+        raise Wrong(f"the bundle was made of another close than entry {entry.seq}")
+    return f"entry {entry.seq} binds what the run left, {entry.hash[:SHOWN]}"
+
+
+def _known_heads(held: Held, head: Head | None) -> str:
+    """Check that the ledger holds the entries that the result and whoever checks know."""
+    entries = held.entries
+    known = [("the result", Head(*held.result["ledger_head"]))] + ([("you", head)] if head else [])
+    for who, each in known:
+        if each.seq > len(entries) or each.seq < 1 or entries[each.seq - 1].hash != each.hash:
+            raise Wrong(f"the ledger does not hold entry {each.seq} that {who} know{'s' * (who != 'you')}")
+    return " and ".join(f"entry {each.seq}, which {who} know{'s' * (who != 'you')}" for who, each in known)
+
+
+# --- epsilon ------------------------------------------------------------------------------------------------------
+
+
+def _epsilon(held: Held) -> str:
+    """Recompute what the result says of each adversary, and hold it against the budget."""
+    head = Head(*held.result["ledger_head"]) if held.charged else None
+    book = _book([each for each in held.entries if head is None or each.seq <= head.seq], held.ledger.name)
+    rows = {
+        row["adversary"]: row
+        for row in held.result["privacy"]
+        if row["unit"] == book.identity["unit"] and row["sampling"] != "none"
+    }
+    if set(rows) != {str(adversary) for adversary in book.spent}:
+        raise Wrong(
+            f"the result tells of {', '.join(sorted(rows))}, and the ledger of {', '.join(sorted(book.spent))}"
+        )
+    told: list[str] = []
+    for name, row in sorted(rows.items()):
+        adversary, claimed = Adversary(name), _number(row["epsilon"])
+        granted = book.granted[adversary]
+        found = counted(
+            book.events(adversary),
+            row["delta"],
+            Adjacency(row["adjacency"]),
+            book.filter_order,
+            PUBLISH_INTERVAL,
+        )
+        if book.filter_order is None and not _same(found, claimed):
+            raise Wrong(f"against the {name} the result says {claimed:.6g}, and the ledger {found:.6g}")
+        if found > claimed * (1 + SAME):
+            raise Wrong(
+                f"against the {name} {found:.6g} is spent, more than the {claimed:.6g} that is claimed"
+            )
+        if (row["delta"], row["adjacency"]) != (granted.target_delta, str(granted.adjacency)) and (
+            row["delta"] < granted.target_delta or row["adjacency"] != str(granted.adjacency)
+        ):
+            raise Wrong(f"against the {name} the result counts otherwise than the budget")
+        if claimed > granted.target_epsilon * (1 + SAME):
+            raise Wrong(
+                f"against the {name} {claimed:.6g} is more than the budget, {granted.target_epsilon:.6g}"
+            )
+        told.append(f"{claimed:.4g} of {_budget(granted.target_epsilon)} against the {name}")
+    return f"recomputed and within the budget: {'; '.join(told)}" if told else "nothing was released"
+
+
+def _budget(target: float) -> str:
+    return f"{target:.4g}" if target < 1e6 else "an unlimited budget"
+
+
+def _number(value: float | str) -> float:
+    return math.inf if value == "infinity" else float(value)
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or math.isclose(one, other, rel_tol=SAME, abs_tol=SAME)
+
+
+def _epsilon_of_rounds(held: Held) -> str:
+    """Recompute what each round's line says from the entries until then."""
+    column = (
+        "epsilon_client" if held.entries and held.book.identity["unit"] == Unit.CLIENT else "epsilon_record"
+    )
+    snapshots = dict(_after_each_round(held.entries, held.manifest.run))
+    budget = next(iter(held.book.granted.values()), None)
+    checked, known = 0, {}
+    for row in held.rounds:
+        if row["round"] not in snapshots or row[column] is None or budget is None:
+            continue
+        counts, order = snapshots[row["round"]]
+        key = (tuple(sorted(counts.items())), order)
+        if key not in known:
+            events = [repeated(event_of(text), count) for text, count in counts.items()]
+            known[key] = counted(events, budget.target_delta, budget.adjacency, order, GATE_INTERVAL)
+        if not _same(known[key], _number(row[column])):
+            raise Wrong(
+                f"round {row['round']} says {_number(row[column]):.6g}, and the ledger {known[key]:.6g}"
+            )
+        checked += 1
+    if not checked:
+        raise NotShown("no round of this run has entries of its own under the run's last name")
+    return f"{checked} of {len(held.rounds)} rounds recomputed"
+
+
+def _after_each_round(
+    entries: Sequence[Entry], run: str
+) -> Iterator[tuple[int, tuple[Counter[str], float | None]]]:
+    """Yield (round, what the model's adversary had seen and the filter's order) as each round of a run settled."""
+    book = Book()
+    for entry in entries:
+        book.apply(entry)
+        if entry.kind in ("reserve", "commit", "void") and run_of(entry) == run:
+            seen = +book.spent.get(Adversary.MODEL, Counter[str]())
+            yield int(json.loads(entry.key)[1]), (seen, book.filter_order)
+
+
+def _client_ledgers(held: Held) -> str:
+    """Check that the clients' ledgers are those of the run's end, and that no record has lost more than the result says."""
+    if not held.manifest.heads:
+        rows = [row for row in held.result["privacy"] if row["unit"] != "client" and not held.charged]
+        raise NotShown("they lie with the clients" if rows else "the run has none")
+    seen: dict[tuple[str, ...], list[Entry]] = {}
+    for name, entries in held.clients.items():
+        head = held.manifest.heads[name]
+        if head.seq > len(entries) or entries[head.seq - 1].head != head:
+            raise Wrong(f"{name} does not hold entry {head.seq}, which the run knew")
+        until = entries[: head.seq]
+        seen[
+            tuple(sorted(each.payload.partition(',"time"')[0] for each in until if each.kind == "reserve"))
+        ] = until
+    told = [
+        row
+        for row in held.result["privacy"]
+        if row["adversary"] == "server" and row["sampling"] == TAKEN_PART
+    ]
+    found = [verify_entries(entries, "a client's ledger") for entries in seen.values()]
+    problem = next((each.problem for each in found if not each.ok), None)
+    if problem is not None:
+        raise Wrong(problem)
+    most = max((each.epsilon or 0.0 for each in found), default=0.0)
+    for row in told:
+        if not _same(most, _number(row["epsilon"])):
+            raise Wrong(
+                f"the result says {_number(row['epsilon']):.6g} of records, and the ledgers {most:.6g}"
+            )
+    return f"{len(held.clients)} ledgers hold, at most epsilon {most:.4g}"
+
+
+# --- audit and page -----------------------------------------------------------------------------------------------
+
+
+def _audit(held: Held) -> str:
+    """Weigh the audit again; its canaries must be those that the ledger was told of before round 1."""
+    told = held.result["audit"]
+    if told is None:
+        raise NotShown("the run had none")
+    if held.bundled and not (held.folder / AUDIT_ROWS).exists():
+        if AUDIT_ROWS in held.listed.files:
+            raise Wrong(f"{AUDIT_ROWS} is missing")
+        raise NotShown("what it kept of each round tells how many took part, and stays with the operator")
+    fields = audit_fields(held.folder)
+    if "commitment" in fields and held.charged:
+        _require_commitment(held, str(fields["commitment"]))
+    if fields["terms"]["canaries"] and "opened" not in fields:
+        raise NotShown("its canaries are opened when the run is over, and the run may go on")
+    if told.get("verdict") is None and "measured" not in told:
+        raise NotShown(str(told["said"]))
+    found = weigh(held.folder).to_json()
+    for name, value in json.loads(json.dumps(found)).items():
+        if not _alike(value, told.get(name)):
+            raise Wrong(f"its {name} is {value!r} as weighed again, and {told.get(name)!r} in the result")
+    return f"weighed again: {told['verdict'] or 'no verdict'}, {told['said']}"
+
+
+def _require_commitment(held: Held, commitment: str) -> None:
+    notes = [
+        json.loads(payload)["commitment"]
+        for key, payload in held.book.notes.items()
+        if json.loads(key)[::2] == [held.manifest.run, AUDIT_NOTE]
+    ]
+    if notes != [commitment]:
+        raise Wrong("its canaries are not those that the ledger was told of before the first round")
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return set(one) == set(other) and all(_alike(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float) and isinstance(other, int | float):
+        return _same(one, other)
+    return one == other
+
+
+def _page(held: Held) -> str:
+    """Check that every value of the page is the report's, and that the report claims what the result does."""
+    page, report = held.folder / PAGE, held.folder / REPORT
+    if not report.exists() and not page.exists():
+        raise NotShown("there is none; fedveil report makes it")
+    if report.exists() != page.exists():
+        raise Wrong(f"{(page if report.exists() else report).name} is missing beside the other")
+    whole, html = json.loads(report.read_bytes()), page.read_text(encoding="utf-8")
+    wrong = differences(html, whole)
+    if wrong:
+        raise Wrong(f"{len(wrong)} values differ: {wrong[0]}")
+    claims = {(row["unit"], row["adversary"]): row["epsilon"] for row in held.result["privacy"]}
+    for row in whole["privacy"]:
+        if claims.get((row["unit"], row["adversary"])) != row["epsilon"]:
+            raise Wrong(
+                f"the report says {row['epsilon']} against the {row['adversary']}, and the result does not"
+            )
+    count = len(references(html))
+    if not count:
+        raise Wrong("no value of the page refers to the report")
+    return f"{count} values are those of {REPORT}"

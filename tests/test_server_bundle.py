@@ -1,0 +1,584 @@
+"""Bundles of runs: what is in them, who has signed them, and that no edit of one goes unnoticed or unnamed."""
+
+import json
+import random
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from fedveil.cli.report_bundle import bundle, key, sign
+from fedveil.cli.verify import verify
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger import book
+from fedveil.privacy.ledger.book import verify_entries
+from fedveil.privacy.ledger.export import export_text, read_export
+from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
+from fedveil.privacy.ledger.ledger import Ledger, read_entries
+from fedveil.privacy.refusal import Refusal
+from fedveil.server.binding.bundle import LIST, add_signature, read_list
+from fedveil.server.binding.manifest import hashes, read_manifest
+from fedveil.server.binding.signatures import FILE as SIGNATURES
+from fedveil.server.binding.signatures import PASSPHRASE, read_key, read_public, read_signatures
+from fedveil.server.binding.verify import Asked, CheckLine, verify_folder
+from fedveil.simulations.simulate import simulate
+
+OFFICER = "data protection officer"
+KEPT = Path(__file__).parent / "fixtures" / "signed_run"
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A run, its bundle that two have signed, and another run of the same task."""
+
+    run: Path
+    bundle: Path
+    other: Path
+    keys: Path
+    federation: str
+    officer: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signed]:
+    """A run of 26 November 2026, the bundle that two have signed, files of a run by another seed, and everybody's keys.
+
+    What accountants recompute of one ledger is computed once.
+    """
+    folder = Path(shutil.copytree(KEPT, tmp_path_factory.mktemp("made") / "kept"))
+    for path in (folder / "keys").iterdir():  # keys in a checkout are readable by all
+        path.chmod(0o600)
+    (folder / "run" / "ledger").chmod(0o600)
+    public = {name: read_public(str(folder / "keys" / f"{name}.pub")) for name in ("federation", "officer")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(book, "_sizes", once(book._sizes))
+        yield Signed(folder / "run", folder / "bundle", folder / "other", folder / "keys", **public)
+
+
+def once(true: Callable[..., Any]) -> Callable[..., Any]:
+    known: dict[Any, Any] = {}
+
+    def remembered(events: list[Any], *more: Any) -> Any:
+        asked = (tuple(events), *more)
+        if asked not in known:
+            known[asked] = true(events, *more)
+        return known[asked]
+
+    return remembered
+
+
+@pytest.fixture
+def copy(made: Signed, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made.bundle, tmp_path / "copy"))
+
+
+def wrong(lines: list[CheckLine]) -> dict[str, str]:
+    return {line.name: line.said for line in lines if line.ok is False}
+
+
+def asked(made: Signed) -> Asked:
+    return Asked((made.federation, made.officer))
+
+
+# --- what holds ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_and_its_bundle_hold(made: Signed, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (made.run, made.bundle):
+        assert verify(folder, []) == 0, capsys.readouterr().out
+    assert verify(made.bundle, [str(made.keys / "officer.pub"), made.federation]) == 0
+    assert f"{OFFICER}, 2026-11-26" in capsys.readouterr().out
+    names = {path.name for path in made.bundle.iterdir()}
+    assert {"ledger.json", "recompute_ledger.py", "report.html", "assessment.yaml", "audit.npy"} < names
+    assert not names & {"operator.jsonl", "checkpoint.safetensors", "audit.key", "ledger"}
+
+
+def test_json_tells_every_check(made: Signed, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(made.bundle, [], as_json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    unshown = [each["name"] for each in told["checks"] if each["ok"] is None]
+    assert told["ok"] and unshown == ["client ledgers"] and len(told["checks"]) == 11
+
+
+def test_the_same_run_makes_the_same_bundle(made: Signed, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        bundle(made.run, tmp_path / name, [])
+    assert (tmp_path / "one" / LIST).read_bytes() == (tmp_path / "two" / LIST).read_bytes()
+    with pytest.raises(Refusal, match="holds something"):
+        bundle(made.run, tmp_path / "one", [])
+
+
+def test_checking_needs_no_torch_flower_or_hydra(made: Signed) -> None:
+    program = (
+        "import sys\n"
+        "from fedveil.__main__ import run\n"
+        f"code = run(['verify', {str(made.bundle)!r}])\n"
+        "heavy = ('torch', 'flwr', 'hydra', 'omegaconf', 'pydantic', 'yaml', 'opacus', 'safetensors', 'matplotlib')\n"
+        "sys.exit(code or ' '.join(name for name in heavy if name in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_the_bundle_recomputes_its_ledger_without_fedveil(made: Signed) -> None:
+    script = runpy.run_path(str(made.bundle / "recompute_ledger.py"))
+    assert "fedveil" not in re.sub(
+        '""".*?"""', "", (made.bundle / "recompute_ledger.py").read_text(), flags=re.DOTALL
+    )
+    found = script["main"](str(made.bundle / "ledger.json"))
+    result = json.loads((made.bundle / "result.json").read_text())
+    claimed = {row["adversary"]: row["epsilon"] for row in result["privacy"] if row["sampling"] != "none"}
+    assert {who: each["epsilon"] for who, each in found.items()} == pytest.approx(claimed, rel=0.02)
+
+
+def test_a_known_head_is_looked_for(made: Signed) -> None:
+    last = read_entries(made.run / "ledger")[-1]
+    assert verify(made.bundle, [], (str(last.seq), last.hash)) == 0
+    for head in (Head(last.seq, "0" * 64), Head(last.seq + 1, last.hash), Head(0, last.hash)):
+        assert "known head" in wrong(verify_folder(made.bundle, Asked(head=head)))
+
+
+def test_a_run_that_was_never_closed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path(__file__).parent / "fixtures" / "before_the_rooms" / "run"
+    run = Path(shutil.copytree(before, tmp_path / "run"))
+    assert verify(run, []) == 2
+    assert "resume the run, which closes it" in capsys.readouterr().out
+    with pytest.raises(Refusal, match="does not hold"):
+        bundle(run, None, [])
+
+
+def test_ledgers_and_folders_of_ledgers_are_checked_without_their_locks(
+    made: Signed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(made.run / "ledger", tmp_path / "a.ledger")
+    shutil.copy(made.run / "ledger", tmp_path / "b.ledger")
+    (tmp_path / "a.ledger.lock").write_text("1")
+    assert verify(tmp_path, []) == 0
+    assert capsys.readouterr().out.count("every hash holds") == 2
+    (tmp_path / "b.ledger").write_bytes(b"no ledger")
+    assert verify(tmp_path, []) == 2
+    assert "does not hold: b.ledger" in capsys.readouterr().out
+    assert verify(tmp_path / "a.ledger", []) == 0
+    for path in (tmp_path / "none", made.keys):
+        with pytest.raises(Refusal):
+            verify(path, [])
+
+
+@pytest.mark.campaign
+def test_records_of_a_simulation_are_recomputed_from_the_clients_ledgers(tmp_path: Path) -> None:
+    given = (
+        "task=digits",
+        "task.num_clients=4",
+        "num_rounds=2",
+        "batch_size=40",
+        "privacy=record",
+        "audit=off",
+    )
+    run = tmp_path / "run"
+    assert (
+        simulate(
+            settings_from_overrides(
+                [*given, "cohort=all", "privacy.noise_multiplier=1", "privacy.target_epsilon=null"]
+            ),
+            run,
+            quiet=True,
+        ).exit_code
+        == 0
+    )
+    assert bundle(run, None, []) == 0
+    for folder in (run, run / "bundle"):
+        lines = {line.name: line for line in verify_folder(folder, Asked())}
+        assert not wrong(list(lines.values())) and lines["client ledgers"].ok, lines
+    whole = json.loads((run / "bundle" / "client_ledgers.json").read_text())
+    name = next(iter(whole))
+    whole[name]["entries"].pop()
+    (run / "bundle" / "client_ledgers.json").write_text(json.dumps(whole))
+    assert "does not hold entry" in wrong(verify_folder(run / "bundle", Asked()))["client ledgers"]
+
+
+def test_a_run_without_a_ledger_is_bound_by_its_signature_alone(tmp_path: Path, made: Signed) -> None:
+    given = ("task=digits", "task.num_clients=4", "num_rounds=1", "batch_size=40", "privacy=none")
+    simulate(settings_from_overrides([*given]), tmp_path / "run", quiet=True)
+    assert bundle(tmp_path / "run", None, [made.keys / "federation"]) == 0
+    lines = {
+        line.name: line for line in verify_folder(tmp_path / "run" / "bundle", Asked((made.federation,)))
+    }
+    assert not wrong(list(lines.values())) and lines["close"].ok is None
+
+
+def test_what_an_audit_kept_of_real_rounds_stays_with_the_operator(
+    copy: Path, made: Signed, tmp_path: Path
+) -> None:
+    from fedveil.cli import report_bundle
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_bundle, "tells_counts", lambda run: True)
+        bundle(made.run, tmp_path / "without", [])
+        bundle(made.run, tmp_path / "with", [], with_audit_rows=True)
+    assert not (tmp_path / "without" / "audit.npy").exists() and (tmp_path / "with" / "audit.npy").exists()
+    lines = {line.name: line for line in verify_folder(tmp_path / "without", Asked())}
+    assert not wrong(list(lines.values())) and lines["audit"].ok is None
+
+
+# --- keys and signatures ------------------------------------------------------------------------------------------
+
+
+def test_keys_under_a_passphrase_and_of_other_programs_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSPHRASE, "long and quiet")
+    key(tmp_path / "mine")
+    assert (
+        b"ENCRYPTED" in (tmp_path / "mine").read_bytes()
+        and (tmp_path / "mine").stat().st_mode & 0o777 == 0o600
+    )
+    other, locks = Ed25519PrivateKey.generate(), BestAvailableEncryption(b"long and quiet")
+    for name, form in (("pem", PrivateFormat.PKCS8), ("ssh", PrivateFormat.OpenSSH)):
+        for locked, lock in ((name, NoEncryption()), (f"{name}-locked", locks)):
+            if locked == "ssh-locked" and find_spec("bcrypt") is None:
+                continue  # OpenSSH's own way to lock a key
+            (tmp_path / locked).write_bytes(other.private_bytes(Encoding.PEM, form, lock))
+            (tmp_path / locked).chmod(0o600)
+            assert read_key(tmp_path / locked).public == other.public_key().public_bytes_raw().hex()
+    public = other.public_key()
+    (tmp_path / "a.pub").write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    (tmp_path / "b.pub").write_bytes(public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+    assert {read_public(str(tmp_path / name)) for name in ("a.pub", "b.pub")} == {
+        public.public_bytes_raw().hex()
+    }
+    monkeypatch.setenv(PASSPHRASE, "wrong")
+    with pytest.raises(Refusal, match="holds no key that can be read"):
+        read_key(tmp_path / "mine")
+    with pytest.raises(Refusal, match="is there"):
+        key(tmp_path / "mine", unlocked=True)
+    (tmp_path / "pem").chmod(0o644)
+    with pytest.raises(Refusal, match="may be read by others"):
+        read_key(tmp_path / "pem")
+
+
+def test_both_algorithms_sign_and_both_are_checked(copy: Path, made: Signed) -> None:
+    first, second = read_signatures(copy)
+    assert set(first.signatures) == {"ed25519", "ml-dsa-65"} and set(second.signatures) == {"ed25519"}
+    for name in first.signatures:
+        bad = {**first.signatures, name: ("00" * 64 if name == "ed25519" else "00" * 3309)}
+        write_signatures(copy, [replace(first, signatures=bad), second])
+        assert f"does not hold by {name}" in wrong(verify_folder(copy, Asked()))["signatures"]
+    left = {name: first.signatures[name] for name in ("ed25519",)}
+    write_signatures(copy, [replace(first, signatures=left, keys={"ed25519": first.keys["ed25519"]}), second])
+    assert "signature 1" in wrong(verify_folder(copy, Asked()))["signatures"]
+
+
+def write_signatures(folder: Path, signatures: list[Any]) -> None:
+    whole = {"format": "fedveil signatures 1", "signatures": [each.to_json() for each in signatures]}
+    (folder / SIGNATURES).write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def test_nobody_signs_what_does_not_hold(copy: Path, made: Signed) -> None:
+    (copy / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(Refusal, match=r"model\.safetensors is not the file that was bundled"):
+        sign(copy, "auditor", [made.keys / "stranger"], None)
+    for role, day in (("", None), ("a\nb", None), ("auditor", "tomorrow")):
+        with pytest.raises(Refusal):
+            sign(made.bundle, role, [made.keys / "stranger"], day)
+    with pytest.raises(Refusal, match="at most one of each"):
+        sign(made.bundle, "auditor", [made.keys / "stranger", made.keys / "officer"], None)
+
+
+def test_a_key_that_has_not_signed_is_named(made: Signed) -> None:
+    stranger = read_public(str(made.keys / "stranger.pub"))
+    said = wrong(verify_folder(made.bundle, Asked((stranger,))))
+    assert said == {"signatures": f"the key {stranger[:16]} has not signed"}
+
+
+# --- edits --------------------------------------------------------------------------------------------------------
+
+Edit = Callable[[Path, Signed, random.Random], str]
+
+
+def a_byte(copy: Path, made: Signed, draw: random.Random) -> str:
+    path = draw.choice(sorted(copy.iterdir()))
+    data = bytearray(path.read_bytes())
+    at = draw.randrange(len(data))
+    data[at] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+    return path.name
+
+
+def a_number_of_the_page(copy: Path, made: Signed, draw: random.Random) -> str:
+    text = (copy / "report.html").read_text()
+    spans = [m for m in re.finditer(r'data-ref="([^"]+)"[^>]*>([^<]*\d[^<]*)<', text)]
+    found = draw.choice(spans)
+    at = draw.choice([found.start(2) + i for i, letter in enumerate(found[2]) if letter.isdecimal()])
+    digit = draw.choice([each for each in "0123456789" if each != text[at]])
+    (copy / "report.html").write_text(text[:at] + digit + text[at + 1 :])
+    if draw.random() < 0.5:
+        list_anew(copy)
+        return found[1]
+    return "report.html"
+
+
+def a_swapped_signature(copy: Path, made: Signed, draw: random.Random) -> str:
+    first, second = read_signatures(copy)
+    stranger = [read_key(made.keys / "stranger")]
+    forged: list[Callable[[], list[Any]]] = [
+        lambda: [second, first],
+        lambda: [first, replace(second, role="controller")],
+        lambda: [first, replace(second, date="2026-11-25")],
+        lambda: [replace(first, keys=second.keys, signatures=second.signatures), second],
+        lambda: [first, replace(second, signatures={"ed25519": first.signatures["ed25519"]})],
+        lambda: [second],
+        list,
+    ]
+    choice = draw.randrange(len(forged) + 1)
+    if choice == len(forged):
+        (copy / SIGNATURES).unlink()
+        add_signature(copy, OFFICER, "2026-11-26", stranger)
+        return "has not signed"
+    write_signatures(copy, forged[choice]())
+    return "signature 1" if choice in (0, 3, 5) else "has not signed" if choice == 6 else "signature 2"
+
+
+def an_entry(copy: Path, made: Signed, draw: random.Random) -> str:
+    entries = read_export((copy / "ledger.json").read_bytes(), "")
+    at, how = draw.randrange(len(entries)), draw.choice(["drop", "repeat", "swap"])
+    drafts = [Draft(each.kind, each.key, each.payload) for each in entries]
+    if how == "drop":
+        drafts.pop(at)
+    elif how == "repeat":
+        drafts.insert(at, drafts[at])
+    else:
+        at = max(1, at)
+        drafts[at - 1], drafts[at] = drafts[at], drafts[at - 1]
+    if draw.random() < 0.5:  # the chain is made anew
+        chain: list[Entry] = []
+        for draft in drafts:
+            chain.append(linked(draft, chain[-1].head if chain else START))
+    else:
+        by_draft = {(each.kind, each.key): each for each in entries}
+        chain = [by_draft[draft.kind, draft.key] for draft in drafts]
+    (copy / "ledger.json").write_text(export_text(chain) + "\n")
+    if draw.random() < 0.5:
+        list_anew(copy)
+        return "entry|entries|ledger|manifest"
+    return "ledger.json"
+
+
+def a_model_of_another_run(copy: Path, made: Signed, draw: random.Random) -> str:
+    name = draw.choice(["model.safetensors", "result.json", "audit.npy", "metrics.jsonl", "run.json"])
+    shutil.copy(made.other / name, copy / name)
+    if draw.random() < 0.5:
+        list_anew(copy)
+    return name
+
+
+def an_older_manifest(copy: Path, made: Signed, draw: random.Random) -> str:
+    manifest = read_manifest(copy)
+    if draw.random() < 0.5:
+        shutil.copy(made.other / "manifest.json", copy / "manifest.json")
+        list_anew(copy)
+        return "manifest|left"
+    older = replace(manifest, status="failed", files={**manifest.files, "model.safetensors": "0" * 64})
+    (copy / "manifest.json").write_text(older.text)
+    if draw.random() < 0.5:
+        list_anew(copy)
+        return "model.safetensors"
+    return "manifest.json"
+
+
+def list_anew(copy: Path) -> None:
+    """Make the list of hashes fit what lies in a bundle, as whoever edits it would; a signature nobody can make."""
+    listed = read_list(copy)
+    names = sorted(path.name for path in copy.iterdir() if path.name not in (LIST, SIGNATURES))
+    (copy / LIST).write_bytes(replace(listed, files=hashes(copy, names)).text)
+
+
+EDITS: tuple[Edit, ...] = (
+    a_byte,
+    a_byte,
+    a_number_of_the_page,
+    a_swapped_signature,
+    an_entry,
+    a_model_of_another_run,
+    an_older_manifest,
+)
+
+
+def missed(made: Signed, folder: Path, number: int) -> str | None:
+    """Return what an edit was, where it was not seen or not named; None where it was."""
+    draw, copy = random.Random(number), folder / str(number)
+    shutil.copytree(made.bundle, copy)
+    edit = EDITS[number % len(EDITS)]
+    name = edit(copy, made, draw)
+    said = wrong(verify_folder(copy, asked(made)))
+    named = any(
+        re.search(name if "|" in name else re.escape(name), f"{each}: {text}") for each, text in said.items()
+    )
+    shutil.rmtree(copy)
+    return None if named else f"{number} {edit.__name__}: {name!r} in {said}"
+
+
+def test_no_edit_goes_unnoticed_or_unnamed(made: Signed, tmp_path: Path) -> None:
+    assert [each for number in range(63) if (each := missed(made, tmp_path, number))] == []
+
+
+@pytest.mark.campaign
+def test_of_five_hundred_edits_none_goes_unnoticed_or_unnamed(made: Signed, tmp_path: Path) -> None:
+    assert [each for number in range(1000, 1500) if (each := missed(made, tmp_path, number))] == []
+
+
+# --- edits by whoever makes every hash fit, and whom only what is recomputed betrays ---------------------------------
+
+
+def close_anew(copy: Path) -> None:
+    """Make manifest, close and list fit what lies in an unsigned bundle."""
+    (copy / SIGNATURES).unlink(missing_ok=True)
+    manifest = read_manifest(copy)
+    status = json.loads((copy / "result.json").read_text())["status"]
+    fresh = replace(manifest, status=status, files=hashes(copy, manifest.files))
+    (copy / "manifest.json").write_text(fresh.text)
+    *before, last = read_export((copy / "ledger.json").read_bytes(), "")
+    said = {**json.loads(last.payload), "manifest": fresh.hash, "status": status}
+    close = linked(Draft("close", last.key, canonical(said)), before[-1].head)
+    (copy / "ledger.json").write_text(export_text([*before, close]) + "\n")
+    listed = read_list(copy)
+    (copy / LIST).write_bytes(replace(listed, close=close.head).text)
+    list_anew(copy)
+
+
+def of_result(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def edit(copy: Path) -> None:
+        result = json.loads((copy / "result.json").read_text())
+        change(result)
+        (copy / "result.json").write_text(json.dumps(result))
+
+    return edit
+
+
+def claim(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(result: dict[str, Any]) -> None:
+        for row in result["privacy"]:
+            if row["sampling"] != "none":
+                row[name] = value
+
+    return change
+
+
+def of_rounds(copy: Path) -> None:
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    rows[1]["epsilon_client"] *= 0.9
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def other_report(copy: Path) -> None:
+    whole = json.loads((copy / "report.json").read_text())
+    for row in whole["privacy"]:
+        row["epsilon"] = 0.5
+    (copy / "report.json").write_text(json.dumps(whole))
+    text = (copy / "report.html").read_text()
+    form = r'(data-ref="/privacy/\d+/epsilon"[^>]*>)[^<]*<'
+    (copy / "report.html").write_text(re.sub(form, r"\g<1>0.50<", text))
+
+
+RECOMPUTED_EDITS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "epsilon": (of_result(claim("epsilon", 1.0)), "epsilon"),
+    "a larger epsilon": (of_result(claim("epsilon", 29.0)), "epsilon"),
+    "delta": (of_result(claim("delta", 1e-9)), "epsilon"),
+    "adjacency": (of_result(claim("adjacency", "replace-one")), "epsilon"),
+    "no promise at all": (of_result(lambda result: result["privacy"].clear()), "epsilon"),
+    "ledger head": (of_result(lambda result: result.update(ledger_head=[2, "0" * 64])), "known head"),
+    "verdict": (of_result(lambda result: result["audit"].update(verdict="consistent", said="fine")), "audit"),
+    "measured": (of_result(lambda result: result["audit"]["measured"].update(epsilon=0.01)), "audit"),
+    "a round's epsilon": (of_rounds, "epsilon of each round"),
+    "a page of other claims": (other_report, "page"),
+}
+
+
+@pytest.mark.parametrize("name", RECOMPUTED_EDITS)
+def test_what_every_hash_allows_is_recomputed(copy: Path, made: Signed, name: str) -> None:
+    edit, expected = RECOMPUTED_EDITS[name]
+    close_anew(copy)
+    assert wrong(verify_folder(copy, Asked())) == {}  # nothing but the signature tells
+    edit(copy)
+    close_anew(copy)
+    assert expected in wrong(verify_folder(copy, Asked()))
+
+
+def test_another_manifest_than_the_close_knows_is_named(copy: Path, made: Signed) -> None:
+    of_result(lambda result: result.update(seed=5))(copy)
+    manifest = read_manifest(copy)
+    (copy / "manifest.json").write_text(replace(manifest, files=hashes(copy, manifest.files)).text)
+    list_anew(copy)
+    (copy / SIGNATURES).unlink()
+    assert set(wrong(verify_folder(copy, Asked()))) == {"close"}
+
+
+def test_a_number_of_the_page_is_named_where_every_hash_fits(copy: Path, made: Signed) -> None:
+    text = (copy / "report.html").read_text()
+    (copy / "report.html").write_text(
+        text.replace('data-ref="/run/clients">40<', 'data-ref="/run/clients">41<', 1)
+    )
+    list_anew(copy)
+    (copy / SIGNATURES).unlink()
+    assert "/run/clients" in wrong(verify_folder(copy, Asked()))["page"]
+
+
+def test_a_budget_that_was_overdrawn_and_then_raised_is_found() -> None:
+    events = {"model": {"kind": "Gaussian", "noise_multiplier": 1.0}}
+    first = {"version": 1, "unit": "client", "adjacency": "zero-out", "owner": "all", "simulated": False}
+
+    def chain(*targets: float) -> list[Entry]:
+        found = [linked(Draft("open", "", canonical(first)), START)]
+        for number, target in enumerate(targets, 1):
+            said = {
+                "budget": {"target_epsilon": target, "target_delta": 1e-5},
+                "events": events,
+                "rng": "system",
+            }
+            draft = Draft("reserve", canonical(["a", number, "sum"]), canonical(said))
+            found.append(linked(draft, found[-1].head))
+        return found
+
+    assert verify_entries(chain(10.0, 10.0), "it").ok
+    found = verify_entries(chain(1.0, 10.0), "it")
+    assert not found.ok and "before entry 3" in str(found.problem)
+
+
+def test_a_bundle_holds_no_link_and_no_file_more(copy: Path, made: Signed) -> None:
+    (copy / "more.txt").write_text("trust me")
+    assert wrong(verify_folder(copy, Asked())) == {"files": "more.txt is not listed"}
+    (copy / "more.txt").unlink()
+    (copy / "model.safetensors").rename(copy.parent / "model")
+    (copy / "model.safetensors").symlink_to(copy.parent / "model")
+    assert "model.safetensors" in wrong(verify_folder(copy, Asked()))["files"]
+    (copy / "bundle.json").unlink()
+    assert {"files", "signatures"} <= set(wrong(verify_folder(copy, Asked())))
+
+
+def test_a_run_that_went_on_after_its_close_is_named(made: Signed, tmp_path: Path) -> None:
+    from dp_accounting import GaussianDpEvent
+
+    import fedveil as fv
+
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    identity = json.loads(read_entries(run / "ledger")[0].payload)
+    budget = fv.Budget("client", 1e6, 1e-5, identity["adjacency"])
+    name = read_manifest(run).run
+    with Ledger.open(run / "ledger", budget, owner=identity["owner"], simulated=True) as ledger:
+        ledger.reserve(fv.Release("client", name, 9, "sum", {"model": GaussianDpEvent(50.0)}, rng="seeded"))
+    assert "went on after it was closed" in wrong(verify_folder(run, Asked()))["close"]
