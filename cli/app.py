@@ -697,7 +697,7 @@ def client_start(
 
 @_verb(client, "status", "Say how the device is.")
 def client_status(folder: Bundle, as_json: Json = False) -> int:
-    """Say how the device is, in one line. Exit code 1 if its agent does not run.
+    """Say how the device is, and how its roster has changed. Exit code 1 if its agent does not run.
 
     Example:
       fedveil client status hearts/clients/cleveland
@@ -706,6 +706,25 @@ def client_status(folder: Bundle, as_json: Json = False) -> int:
     from .client import status
 
     return status(folder, as_json)
+
+
+@_verb(client, "roster", "Say with whom it is summed.")
+def client_roster(
+    folder: Bundle,
+    approve: Annotated[
+        int | None, Option(metavar="VERSION", help="Approve of the change that waits, by its version.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Say with whom the device may be summed, by fingerprints of keys, and how that has changed.
+
+    Example:
+      fedveil client roster hearts/clients/cleveland
+    """
+    require_extra("client", "fedveil client")
+    from .client import roster
+
+    return roster(folder, approve, as_json=as_json)
 
 
 @_verb(client, "forget", "Remove what the device remembers.")

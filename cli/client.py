@@ -1,4 +1,4 @@
-"""Device commands beside its agent: request, status, forget, uninstall."""
+"""Device commands beside its agent: request, status, roster, forget, uninstall."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from ..client.device import agent
-from ..client.device.client_bundle import ROSTER, read_device_file
+from ..client.device import agent, roster_changes
+from ..client.device.client_bundle import ROSTER, read_client_bundle, read_device_file
 from ..client.device.enrolment import write_request
 from ..client.device.own_ledger import epsilon_of
 from ..client.device.run_end import LastRun, read_ended
@@ -46,18 +46,71 @@ def status(folder: Path, as_json: bool) -> int:
     """Print how the device is; return 1 if its agent does not run."""
     state = state_of(folder)
     pid, health, ended = agent.running(state), agent.read_health(state), read_ended(state)
+    waiting, seen = roster_changes.pending(state), roster_changes.changes(state)
     spent = {path.stem: epsilon_of(path) for path in sorted((state / LEDGERS).glob("*.ledger"))}
     if as_json:
         plain = {} if health is None else asdict(health)
         ledgers = {name: pair and {"epsilon": pair[0], "delta": pair[1]} for name, pair in spent.items()}
+        rosters = {
+            "roster_pending": None if waiting is None else asdict(waiting),
+            "roster_changes": [asdict(each) for each in seen],
+        }
         over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
-        print(json.dumps({**plain, "running": pid is not None, "ended": over, "ledgers": ledgers}))
+        print(json.dumps({**plain, "running": pid is not None, "ended": over, "ledgers": ledgers, **rosters}))
     else:
         print(_line(folder, health, pid is not None, spent))
         if ended is not None:
             model = _model(state, ended)
             print(f"{ended}; {f'its model: {model}' if model else 'it left no model'}")
+        for each in seen[-1:]:
+            print(f"last change, {each.at}: {each}")
+        if waiting is not None:
+            print(f"waits for approval: {waiting}")
     return NOT_RUNNING if pid is None else 0
+
+
+def roster(folder: Path, version: int | None = None, *, as_json: bool = False) -> int:
+    """Print with whom the device may be summed, and how that has changed; or approve of a change that waits.
+
+    Args:
+      folder: the device's bundle.
+      version: of a roster that waits, to approve of it; None shows.
+      as_json: print one JSON object.
+
+    Raises:
+      Refusal: the bundle cannot be used, or no such version waits.
+    """
+    bundle = read_client_bundle(folder)
+    if version is not None:
+        print(f"approved: {roster_changes.approve(bundle.state, version)}")
+        return 0
+    held, vouched = bundle.identity.roster, bundle.identity.policy.peers
+    waiting, seen = roster_changes.pending(bundle.state), roster_changes.changes(bundle.state)
+    if as_json:
+        members = [
+            {
+                "name": m.name,
+                "node": m.node,
+                "fingerprint": m.fingerprint,
+                "vouched": m.fingerprint in vouched,
+            }
+            for m in held.members
+        ]
+        plain = {"version": held.version, "hash": held.hash.hex(), "members": members}
+        pending = None if waiting is None else asdict(waiting)
+        print(json.dumps({**plain, "pending": pending, "changes": [asdict(each) for each in seen]}))
+        return 0
+    print(f"version {held.version}, hash {held.hash.hex()}")
+    width = max(len(member.name) for member in held.members)
+    for member in held.members:
+        word = "this device" if member.node == bundle.settings.node else ""
+        word = "vouched for" if member.fingerprint in vouched else word
+        print(f"  {member.name:{width}}  {member.fingerprint}  {word}".rstrip())
+    for each in seen:
+        print(f"{each.at}  {each}")
+    if waiting is not None:
+        print(f"waits for approval (--approve {waiting.version}): {waiting}")
+    return 0
 
 
 def _model(state: Path, ended: LastRun) -> str | None:
@@ -95,7 +148,8 @@ def forget(folder: Path, ledgers: bool) -> int:
     """Remove what the device remembers, but for its ledgers unless they are named."""
     state = state_of(folder)
     with agent.alone(state):
-        _empty(state, {ROSTER} if ledgers else {ROSTER, LEDGERS})  # who was revoked stays so
+        rosters = {ROSTER, roster_changes.CHANGES, roster_changes.PENDING}  # who was revoked stays so
+        _empty(state, rosters if ledgers else {*rosters, LEDGERS})
     print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
     return 0
 

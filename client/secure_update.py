@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from ..privacy.mechanisms.distributed import encode_share, openings
+from ..privacy.mechanisms.distributed import add_further_noise, encode_share, openings
 from ..privacy.mechanisms.randomness import KEY_BYTES, Randomness
 from ..privacy.mechanisms.sizing import ShareSpec
 from ..privacy.refusal import Refusal
@@ -22,6 +22,7 @@ from ..privacy.secagg.attempt import Openings, Work
 from ..privacy.secagg.client import Participant, declined, read_state, write_state
 from ..privacy.secagg.graph import colluders
 from ..privacy.secagg.masks import Vector
+from ..privacy.secagg.messages import Proposal, read_any
 from ..privacy.secagg.refusal import Reason, Refused
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies.flower_adapter import records_of
@@ -71,8 +72,8 @@ def secure_update(
     try:
         node = _remembered(context, identity)
         try:
-            work = job.work() if records_of(message.content, ArrayRecord) else None
-            replies = [_handled(node, each, work) for each in asked]
+            work = job.work(node) if records_of(message.content, ArrayRecord) else None
+            replies = [_handled(node, identity, each, work) for each in asked]
         finally:
             context.state[STATE_RECORD] = ConfigRecord({STATE: write_state(node, identity.node_key)})
     except Exception:
@@ -96,9 +97,10 @@ def _remembered(context: Context, identity: Identity) -> Participant:
     return node
 
 
-def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | int:
+def _handled(node: Participant, identity: Identity, message: bytes, work: Work | None) -> bytes | int:
     """Return the reply to one message, or the code of why there is none; the messages beside it are still answered."""
     try:
+        _check_peers(identity, message)
         return node.handle(message, int(time.time()), work)
     except Refused as refused:
         logger.warning("node %s stops: %s", node.node, refused)
@@ -109,6 +111,44 @@ def _handled(node: Participant, message: bytes, work: Work | None) -> bytes | in
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
         return FAILED
+
+
+def _check_peers(identity: Identity, message: bytes) -> None:
+    """Refuse a proposal whose cohort has fewer of the owner's peers than the policy asks for."""
+    policy = identity.policy
+    if policy.peers_at_least and isinstance(said := read_any(message), Proposal):
+        others = [node for node in said.candidates if node != identity.node]
+        here = len(others) - identity.roster.outsiders(others, policy.peers)
+        if here < policy.peers_at_least:
+            raise Refused(Reason.POLICY, f"peers_at_least: {here} of the owner's peers are in the cohort")
+
+
+@dataclass(frozen=True)
+class OwnNoise:
+    """Noise of a vector where only peers that the owner vouches for count as honest.
+
+    Attributes:
+      sigma: of what this node adds beside its share, in grid units.
+      multiplier: over the sensitivity, of which the node is sure, and which it is charged for.
+    """
+
+    sigma: int
+    multiplier: float
+
+
+def own_noise(spec: ShareSpec, terms: AttemptTerms, outsiders: int) -> OwnNoise:
+    """Return what a node adds so that it is sure of the promised noise, whatever so many members know.
+
+    Where the grid has no room for it nothing is added, and the node is charged for the noise that there is.
+
+    Args:
+      spec: of the vector.
+      terms: of the attempt; `noise_multiplier` is promised.
+      outsiders: members of the cohort that the owner does not vouch for.
+    """
+    sigma = spec.missing_sigma(outsiders, terms.noise_multiplier)
+    left = spec.own_noise(outsiders) if sigma < 0 else terms.noise_multiplier
+    return OwnNoise(max(sigma, 0), left)
 
 
 @dataclass(frozen=True)
@@ -122,16 +162,34 @@ class TrainingJob:
     call_next: ClientAppCallable
     charge: Charge
 
-    def work(self) -> Work:
-        """Return the node's share of the round."""
-        return Work(model_hash(self.message.content), self._vector)
+    def work(self, node: Participant) -> Work:
+        """Return the node's share of the round.
 
-    def _vector(self, terms: AttemptTerms) -> tuple[Vector, Openings]:
+        Args:
+          node: whose memory says with whom its vector is summed.
+        """
+        return Work(model_hash(self.message.content), lambda terms: self._vector(terms, node))
+
+    def _noise(self, spec: ShareSpec, terms: AttemptTerms, node: Participant) -> OwnNoise:
+        policy = self.identity.policy
+        if not policy.peers:
+            return OwnNoise(0, terms.noise_multiplier)
+        cohort = next(each.candidates for each in node.attempts.values() if each.terms == terms)
+        others = [each for each in cohort if each != self.identity.node]
+        found = own_noise(spec, terms, self.identity.roster.outsiders(others, policy.peers))
+        if found.multiplier < policy.minimum_noise_multiplier:
+            raise Refused(
+                Reason.POLICY, "minimum_noise_multiplier is not met without members that nobody vouches for"
+            )
+        return found
+
+    def _vector(self, terms: AttemptTerms, node: Participant) -> tuple[Vector, Openings]:
         content = self.message.content
         spec = _agreed_spec(content, terms, self.identity.policy.collusion)
+        noise = self._noise(spec, terms, node)
         received = dict(only_arrays(content).items())  # the app may change what it was given
         seed = rotation_seed(model_hash(content), terms.round)
-        with self.charge(content, terms):
+        with self.charge(content, replace(terms, noise_multiplier=noise.multiplier)):
             reply = self.call_next(self.message, self.context)
             if reply.has_error():
                 raise NotTrained(reply.error.code)
@@ -139,6 +197,8 @@ class TrainingJob:
             stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
             layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
             words, _ = encode_share(update, scalars_of(reply), spec, stream, seed, layers)
+            if noise.sigma:
+                add_further_noise(words, noise.sigma, stream)
             return cast(Vector, words), openings(spec, layers)
 
 

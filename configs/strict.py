@@ -145,6 +145,14 @@ class Section:
             key, lambda each: isinstance(each, str) and each.isprintable(), "must be a list of lines of text"
         )
 
+    def whole_numbers(self, key: str) -> tuple[int, ...]:
+        """Return a list of whole numbers."""
+        return self._listed(key, lambda each: type(each) is int, "must be a list of whole numbers")
+
+    def all_keys(self) -> tuple[str, ...]:
+        """Return the keys of the section, for one whose keys are the user's."""
+        return tuple(self._values)
+
     def groups(self, key: str) -> tuple[Mapping[str, Any], ...]:
         """Return a list, not empty, of mappings."""
         remedy = "must be a list of groups of keys"

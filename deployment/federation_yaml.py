@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ..client.device import owner_policy
 from ..client.device.client_bundle import (
     ELIGIBILITY_DEFAULTS,
     TABLES,
@@ -30,7 +31,7 @@ from ..tasks.table_schema import SCHEMA, read_schema
 DAYS = 365
 MOST_DAYS = 397  # TLS libraries accept at most 398 days of validity, and one goes to late clocks
 POLICY_DEFAULTS = {
-    "until": None,
+    **owner_policy.POLICY_DEFAULTS,
     "runs": [],
     "trust_server": False,
     "minimum_cohort": 3,

@@ -22,7 +22,7 @@ from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Member, Roster
 from ..strategies.identity import FIRST_NODE
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,14 @@ class Register:
       clients: in order of their nodes, the revoked ones included.
       server: the server's certificate in PEM; empty before there is one.
       hosts: what that certificate was made for.
+      rosters: hashes of the rosters of earlier versions, in hexadecimal.
     """
 
     version: int = 0
     clients: tuple[Issued, ...] = ()
     server: str = ""
     hosts: tuple[str, ...] = ()
+    rosters: tuple[str, ...] = ()
 
     @property
     def admitted(self) -> tuple[Issued, ...]:
@@ -94,7 +96,7 @@ class Register:
     def roster(self) -> Roster:
         """Return the roster of who may take part."""
         members = (Member(i.node, i.name, bytes.fromhex(i.identity), i.not_after) for i in self.admitted)
-        return Roster(self.version, tuple(members))
+        return Roster(self.version, tuple(members), tuple(map(bytes.fromhex, self.rosters)))
 
     def having(self, issued: Issued) -> Register:
         """Return the register with this client, in the place of the one of its name."""

@@ -82,6 +82,9 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
         if roster.version <= held[0].version:
             remedy = f"is not newer than version {held[0].version}, which the server has; copy the newest"
             raise Refusal("roster", f"version {roster.version}", remedy)
+        if not roster.follows(held[0]):
+            remedy = f"does not follow from version {held[0].version}, which the server has: the authority signed two"
+            raise Refusal("roster", f"version {roster.version}", remedy)
         return roster, signed
 
     return Followed((path,), read, (bundle.roster, bundle.signed_roster))

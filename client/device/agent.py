@@ -32,7 +32,7 @@ from ...privacy.ledger.durable_files import replace_file
 from ...strategies.flower_adapter import claim_identity, quiet_flower
 from ...strategies.run_over import RunOver, read_over
 from ...strategies.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
-from .client_bundle import ClientBundle, read_client_bundle
+from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
 from .run_end import begin_another, keep, read_ended
 
@@ -160,6 +160,8 @@ def start(folder: Path, *, once: bool = False) -> int:
     claim_identity(RUN_ID)
     with alone(bundle.state), _stopping() as stop:
         agent = Agent(bundle, stop if once else None)
+        with suppress(OSError):  # a full disk, of which `_follow` tells
+            take_shipped(bundle)
         if _waited_for_clock(bundle, agent, stop):
             agent.device = read_device(bundle)
             _follow(bundle, agent, stop)

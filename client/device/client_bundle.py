@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from ...configs.bundle_files import (
     NAME_FORM,
     Credentials,
     read_credentials,
+    read_file,
     read_private_key,
     read_secret,
     read_signed_roster,
@@ -32,7 +34,10 @@ from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import Roster, read_roster
 from ...privacy.secagg.suite import KEY_BYTES, public_of
 from ...strategies.identity import FIRST_NODE, Identity
-from .owner_policy import OwnerPolicy, read_policy
+from .owner_policy import POLICY_DEFAULTS, OwnerPolicy, read_policy
+from .roster_changes import change_between, check_change, note
+
+logger = logging.getLogger("fedveil.client")
 
 DEVICE_FILE, POLICY = "client.toml", "policy.toml"
 ROSTER = "roster.bin"  # in the bundle as it was shipped, in the state folder the newest that has come
@@ -167,7 +172,7 @@ def read_client_bundle(folder: Path) -> ClientBundle:
       Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
     """
     settings = read_device_file(folder)
-    policy = read_toml(folder / POLICY, read_policy, {"until": None})
+    policy = read_toml(folder / POLICY, read_policy, POLICY_DEFAULTS)
     credentials = read_credentials(folder, settings.federation, settings.name)
     key, state = read_private_key(folder / "identity.key"), folder / settings.state
     if not isinstance(key, Ed25519PrivateKey):
@@ -176,6 +181,23 @@ def read_client_bundle(folder: Path) -> ClientBundle:
     _check_membership(settings.node, settings.name, key, roster)
     identity = Identity(settings.node, key, _node_key(state / "node.key"), policy.floors, roster)
     return ClientBundle(folder, settings, policy, identity, credentials)
+
+
+def take_shipped(bundle: ClientBundle) -> None:
+    """Write down what changes with a roster that the owner has put into the bundle, and keep it as the newest.
+
+    Raises:
+      OSError: the state folder cannot be written.
+    """
+    kept, newest = bundle.state / ROSTER, bundle.identity.roster
+    if kept.exists():
+        held, _ = read_signed_roster(kept, bundle.identity.policy.authority)
+        if held.version >= newest.version:
+            return
+        if not newest.follows(held):
+            logger.error("roster version %s does not follow from version %s", newest.version, held.version)
+        note(bundle.state, change_between(held, newest))
+    replace_file(kept, read_file(bundle.folder / ROSTER))
 
 
 def read_device_file(folder: Path) -> DeviceFile:
@@ -196,7 +218,8 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
       signed: what the server sent; only the authority's signature and a higher version count.
 
     Raises:
-      Refusal: the authority did not sign it, or it no longer lists this client.
+      Refusal: the authority did not sign it, it does not follow from the one that the device has, it no longer lists
+        this client, or the owner has not approved of it.
     """
     try:
         roster = read_roster(signed, bundle.identity.policy.authority)
@@ -208,6 +231,7 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
         return bundle
     _check_membership(bundle.settings.node, bundle.settings.name, bundle.identity.key, roster)
     bundle.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_change(bundle.state, bundle.identity.roster, roster, approve=bundle.policy.approve_rosters)
     replace_file(bundle.state / ROSTER, signed)
     return replace(bundle, identity=replace(bundle.identity, roster=roster))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 
@@ -9,11 +10,19 @@ from ...configs.strict import Section
 from ...privacy.ledger.caps import ALL, Cap
 from ...privacy.secagg.graph import MAXIMUM_CLIENTS
 from ...privacy.secagg.policy import Policy
-from ...privacy.secagg.suite import KEY_BYTES
-from ...privacy.secagg.transcript import Profile
+from ...privacy.secagg.suite import KEY_BYTES, SUITES
+from ...privacy.secagg.transcript import HASH_BYTES, Profile
 
 MOST_EPOCHS = 10_000
 NEWEST_ROSTER = 2**53
+# Of keys that a policy.toml leaves out.
+POLICY_DEFAULTS = {
+    "until": None,
+    "suites": sorted(SUITES),
+    "peers": {},
+    "peers_at_least": 0,
+    "approve_rosters": False,
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,11 @@ class OwnerPolicy:
       minimum_cohort, collusion, dropout, maximum_clipping_norm, minimum_noise_multiplier, profile,
         minimum_roster_version: as in `privacy.secagg.policy.Policy`.
       maximum_local_epochs: of one round.
+      suites: numbers of the suites of primitives that an attempt may use; [2] asks for post-quantum keys.
+      peers: fingerprints of the peers that the owner vouches for, by a name of the owner's choice; empty takes all
+        members at the authority's word.
+      peers_at_least: how many of `peers` a cohort must have.
+      approve_rosters: whether changed members count only once the owner has approved of them.
       authority: Ed25519 public key that signs rosters, in hexadecimal.
     """
 
@@ -43,6 +57,10 @@ class OwnerPolicy:
     minimum_noise_multiplier: float
     profile: str
     maximum_local_epochs: int
+    suites: tuple[int, ...]
+    peers: Mapping[str, str]
+    peers_at_least: int
+    approve_rosters: bool
     authority: str
     minimum_roster_version: int
 
@@ -58,6 +76,9 @@ class OwnerPolicy:
             self.maximum_clipping_norm,
             self.minimum_noise_multiplier,
             Profile(self.profile),
+            suites=self.suites,
+            peers=frozenset(self.peers.values()),
+            peers_at_least=self.peers_at_least,
         )
 
     @property
@@ -66,8 +87,24 @@ class OwnerPolicy:
         return Cap(ALL, self.target_epsilon, self.target_delta, self.until)
 
 
+def _suites(section: Section) -> tuple[int, ...]:
+    found = section.whole_numbers("suites")
+    if not found or not set(found) <= SUITES.keys():
+        section.refuse("suites", f"must be a list of some of {', '.join(map(str, SUITES))}")
+    return found
+
+
+def _peers(section: Section) -> dict[str, str]:
+    """Return the section [peers]: names to SHA-256 of identities, as `fedveil client roster` shows them."""
+    inner = section.section("peers")
+    found = {name: inner.hexadecimal(name, HASH_BYTES) for name in inner.all_keys()}
+    inner.done()
+    return found
+
+
 def read_policy(section: Section) -> OwnerPolicy:
     """Return the policy of a section that holds every key; after a mistake, noted there, some values are placeholders."""
+    peers = _peers(section)
     return OwnerPolicy(
         target_epsilon=section.real("target_epsilon", above=0),
         target_delta=section.real("target_delta", above=0, below=1),
@@ -81,6 +118,10 @@ def read_policy(section: Section) -> OwnerPolicy:
         minimum_noise_multiplier=section.real("minimum_noise_multiplier", at_least=0),
         profile=section.word("profile", [*Profile]),
         maximum_local_epochs=section.whole("maximum_local_epochs", at_least=1, at_most=MOST_EPOCHS),
+        suites=_suites(section),
+        peers=peers,
+        peers_at_least=section.whole("peers_at_least", at_least=0, at_most=len(peers)),
+        approve_rosters=section.flag("approve_rosters"),
         authority=section.hexadecimal("authority", KEY_BYTES),
         minimum_roster_version=section.whole("minimum_roster_version", at_least=1, at_most=NEWEST_ROSTER),
     )

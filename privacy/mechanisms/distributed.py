@@ -131,6 +131,17 @@ def _add_noise(words: Words, sigma: int, stream: Stream, combine: np.ufunc = np.
         combine(block, sample(sigma, block.size, stream).astype(words.dtype), out=block)
 
 
+def add_further_noise(words: Words, sigma: int, stream: Stream) -> None:
+    """Add noise of the client's own to its vector, in place, that no number of survivors takes back.
+
+    Args:
+      words: as `encode_share` returns them.
+      sigma: as `ShareSpec.missing_sigma` says.
+      stream: the client's own, secret; it serves this vector and no other.
+    """
+    _add_noise(words, sigma, stream)
+
+
 # --- at the server ---------------------------------------------------------------------------------------------
 
 

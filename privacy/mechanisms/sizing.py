@@ -53,6 +53,9 @@ from .sum_spec import MOST_CELLS, SumSpec
 SMOOTHING = 8  # s above
 MIN_SIGMA = 16
 OVERFLOW_BITS = 40  # the security parameter of the protocol's own tails
+FURTHER_BITS = (
+    16  # the same where one client adds noise of its own: that sum is spoilt with probability 2**-16 at most
+)
 WEIGHT = "num-examples"  # the scalar that weighs
 MOST_EXCESS = 1.15  # of the variance over what so many survivors need, after the layers in excess are open
 MOST_INFLATION = 1.05  # what the coarser grid of 16 bits may add to the noise, before 32 bits are taken
@@ -179,8 +182,36 @@ class ShareSpec:
 
     def least_noise(self, colluders: int) -> float:
         """Return the noise over the sensitivity whoever survives, if so many of them work for the server."""
-        levels = (self.attendance.least, *(layer.survivors for layer in self.layers))
-        return min(self.noise_multiplier(level - colluders, level) for level in levels)
+        return min(self.noise_multiplier(level - colluders, level) for level in self._levels)
+
+    def own_noise(self, colluders: int) -> float:
+        """Return the noise over the sensitivity that one survivor is sure of: at least its own share, whoever survives.
+
+        Args:
+          colluders: of the others, however many.
+        """
+        return min(self.noise_multiplier(max(1, level - colluders), level) for level in self._levels)
+
+    def missing_sigma(self, colluders: int, noise_multiplier: float) -> int:
+        """Return what one survivor must add by itself so that it is sure of a noise, in grid units.
+
+        Args:
+          colluders: of the others, however many.
+          noise_multiplier: over the sensitivity.
+
+        Returns:
+          The parameter of its own further noise; 0 where none is needed, and -1 where the grid has no room for it.
+        """
+        if self.own_noise(colluders) >= noise_multiplier:
+            return 0
+        wanted = noise_multiplier**2 * self.sensitivity_squared + SMOOTHING**2
+        there = min(max(1, level - colluders) * self.variance(level) for level in self._levels)
+        sigma = max(math.ceil(math.sqrt(wanted - there)), MIN_SIGMA)
+        return sigma if sigma <= MAX_SIGMA and _has_room(self, sigma) else -1
+
+    @property
+    def _levels(self) -> tuple[int, ...]:
+        return (self.attendance.least, *(layer.survivors for layer in self.layers))
 
 
 def size_shares(
@@ -264,6 +295,20 @@ def _sigmas(wanted: float, honest: Sequence[int]) -> list[int]:
         missing = max(wanted / count - sum(sigma**2 for sigma in sigmas), 0)
         sigmas.append(max(math.ceil(math.sqrt(missing)), MIN_SIGMA) if wanted else 0)
     return sigmas
+
+
+def _has_room(spec: ShareSpec, further: int) -> bool:
+    """Return whether a sum overflows seldom where one client adds noise of parameter `further` beside its share.
+
+    What fits by proof leaves none of it: the finest grid is taken. A sum that overflows hides what it hid before, and is
+    of no use.
+    """
+    proxy = spec.attendance.most * spec.variance(0) + further**2
+    signal, room = spec.attendance.most * math.isqrt(spec.limit), 2 ** (spec.bits - 1) - 1
+    doublings = spec.size.bit_length() + 1 + FURTHER_BITS
+    if spec.rotated:  # which spreads the vectors, too
+        proxy, signal = proxy + math.ceil(signal**2 / block_of(spec.size)), spec.attendance.most
+    return signal + math.sqrt(2 * math.log(2) * doublings * proxy) <= room
 
 
 def _fits(spec: ShareSpec) -> bool:

@@ -28,6 +28,9 @@ class Policy:
       profile: the weakest profile accepted; `MALICIOUS` satisfies both.
       suites: suites accepted, by number.
       bits: widths of a coordinate accepted.
+      peers: fingerprints of the members that the owner vouches for; all others count as colluders in the noise.
+        Empty takes every member at the authority's word.
+      peers_at_least: how many of them a cohort must have.
 
     Raises:
       Refusal: an owner's value that protects nothing or cannot be met.
@@ -43,6 +46,8 @@ class Policy:
     profile: Profile = Profile.MALICIOUS
     suites: tuple[int, ...] = tuple(SUITES)
     bits: tuple[int, ...] = WIDTHS
+    peers: frozenset[str] = frozenset()
+    peers_at_least: int = 0
 
     def __post_init__(self) -> None:
         if len(self.authority) != KEY_BYTES:

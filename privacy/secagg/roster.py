@@ -1,5 +1,10 @@
 """Roster of who may take part: names and public keys, signed by the federation's authority, not the server."""
 
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -11,9 +16,9 @@ from ..bounded_decoding import Undecodable, unpack
 from .messages import BOUNDS
 from .refusal import Reason, Refused
 from .suite import KEY_BYTES, SIGNATURE_BYTES, sign, verify
-from .transcript import Purpose, digest
+from .transcript import HASH_BYTES, Purpose, digest
 
-_FORMAT = 1
+_FORMAT = 2
 _CONTEXT = digest(Purpose.ROSTER)
 
 
@@ -26,17 +31,29 @@ class Member:
     public: bytes
     not_after: int
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the public key, in hexadecimal, by which an owner knows a peer."""
+        return hashlib.sha256(self.public).hexdigest()
+
 
 @dataclass(frozen=True)
 class Roster:
-    """Version of the list of members, in order of their nodes.
+    """Version of the list of members, in order of their nodes, and the chain of versions before it.
+
+    Attributes:
+      version: counts from 1.
+      members: by ascending node.
+      earlier: hashes of the versions before, the first one's first; empty where there is no chain, as in a simulation.
 
     Raises:
-      Refused: MALFORMED when members are unordered, or two of them share a node or a key.
+      Refused: MALFORMED when members are unordered, or two of them share a node or a key, or the chain is of another
+        length.
     """
 
     version: int
     members: tuple[Member, ...]
+    earlier: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         nodes = [member.node for member in self.members]
@@ -46,12 +63,33 @@ class Roster:
             raise Refused(Reason.MALFORMED, "two members hold one key")
         if any(len(member.public) != KEY_BYTES for member in self.members):
             raise Refused(Reason.MALFORMED, f"a public key is not {KEY_BYTES} bytes long")
+        if self.earlier and (
+            len(self.earlier) != self.version - 1 or {len(each) for each in self.earlier} != {HASH_BYTES}
+        ):
+            raise Refused(
+                Reason.MALFORMED, "the chain of earlier versions is not as long as the version says"
+            )
 
     @cached_property
     def hash(self) -> bytes:
         """Hash by which the terms of an attempt name the roster, 32 bytes."""
         entries = ((m.node, m.name, m.public, m.not_after) for m in self.members)
-        return digest(Purpose.ROSTER, self.version, *(part for entry in entries for part in entry))
+        parts = (part for entry in entries for part in entry)
+        return digest(Purpose.ROSTER, self.version, len(self.earlier), *self.earlier, *parts)
+
+    def outsiders(self, nodes: Iterable[int], vouched: AbstractSet[str]) -> int:
+        """Return how many of the nodes hold none of the keys with these fingerprints.
+
+        Args:
+          nodes: of members, or of nobody.
+          vouched: fingerprints as `Member.fingerprint` has them.
+        """
+        known = (self._by_node.get(node) for node in nodes)
+        return sum(member is None or member.fingerprint not in vouched for member in known)
+
+    def follows(self, other: Roster) -> bool:
+        """Return whether this version's chain holds the other one, as it holds every version that it came from."""
+        return 0 < other.version <= len(self.earlier) and self.earlier[other.version - 1] == other.hash
 
     @cached_property
     def _by_node(self) -> dict[int, Member]:
@@ -74,7 +112,7 @@ class Roster:
 def write_roster(roster: Roster, authority: Ed25519PrivateKey) -> bytes:
     """Return the roster as the authority signs it."""
     entries = [(m.node, m.name, m.public, m.not_after) for m in roster.members]
-    body = cast(bytes, msgpack.packb((_FORMAT, roster.version, entries)))
+    body = cast(bytes, msgpack.packb((_FORMAT, roster.version, roster.earlier, entries)))
     return cast(bytes, msgpack.packb((body, sign(authority, _CONTEXT, body))))
 
 
@@ -92,10 +130,11 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
     if len(signature) != SIGNATURE_BYTES:
         raise Refused(Reason.MALFORMED, f"a signature is not {SIGNATURE_BYTES} bytes long")
     verify(authority_public, _CONTEXT, body, signature)
-    number, version, entries = _exactly(_unpack(body), (int, int, tuple))
+    number, version, earlier, entries = _exactly(_unpack(body), (int, int, tuple, tuple))
     if number != _FORMAT:
         raise Refused(Reason.MALFORMED, f"roster format {number} is not known")
-    return Roster(version, tuple(Member(*_exactly(entry, (int, str, bytes, int))) for entry in entries))
+    members = tuple(Member(*_exactly(entry, (int, str, bytes, int))) for entry in entries)
+    return Roster(version, members, _exactly(earlier, (bytes,) * len(earlier)))
 
 
 def _unpack(data: bytes) -> object:

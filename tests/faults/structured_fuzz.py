@@ -31,7 +31,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from fedveil.client.device.agent import read_health
 from fedveil.client.device.client_bundle import DEFAULTS, read_settings
-from fedveil.client.device.owner_policy import read_policy
+from fedveil.client.device.owner_policy import POLICY_DEFAULTS, read_policy
 from fedveil.client.device.run_end import read_ended
 from fedveil.configs.bundle_files import read_toml
 from fedveil.deployment.federation_yaml import read_federation
@@ -366,6 +366,10 @@ POLICY = {
     "minimum_noise_multiplier": 0.0,
     "profile": "malicious",
     "maximum_local_epochs": 10,
+    "suites": [1, 2, 4],
+    "peers": {"north": "a" * 64},
+    "peers_at_least": 1,
+    "approve_rosters": True,
     "authority": "0" * 64,
     "minimum_roster_version": 1,
 }
@@ -644,7 +648,7 @@ def _files(folder: Path) -> Iterator[Surface]:
         return _marked(twisted(draw, FEDERATION, yaml_bomb, (*odd, *HUGE)), lambda each: yaml.safe_dump(each))
 
     yield Surface(
-        "policies", 3, toml(POLICY), reading(lambda p: read_toml(p, read_policy, {"until": None})), (Refusal,)
+        "policies", 3, toml(POLICY), reading(lambda p: read_toml(p, read_policy, POLICY_DEFAULTS)), (Refusal,)
     )
     yield Surface(
         "client files", 3, toml(CLIENT), reading(lambda p: read_toml(p, read_settings, DEFAULTS)), (Refusal,)

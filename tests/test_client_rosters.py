@@ -1,0 +1,305 @@
+"""With whom a device is summed: its owner sees each change, may pin peers, and is never charged for less than it loses."""
+
+import json
+import logging
+import math
+import runpy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedveil.__main__ import run
+from fedveil.client import secure_update
+from fedveil.client.device import roster_changes
+from fedveil.client.device.client_bundle import read_client_bundle, renew_roster, take_shipped
+from fedveil.client.device.owner_policy import POLICY_DEFAULTS, read_policy
+from fedveil.configs.bundle_files import read_toml
+from fedveil.deployment.provision import provision, revoke
+from fedveil.links.roster_watch import followed_roster
+from fedveil.links.server_bundle import read_server_bundle
+from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.mechanisms.sizing import ShareSpec, size_shares
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.secagg.refusal import Refused
+from fedveil.privacy.secagg.roster import Member, Roster, read_roster, write_roster
+from fedveil.privacy.secagg.suite import public_of
+from fedveil.privacy.secagg.transcript import Profile
+from fedveil.server.masking import Masking
+
+MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
+Devices, device_of, make_federation, masked_sum = (
+    MADE[name] for name in ("Devices", "device_of", "make_federation", "masked_sum")
+)
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+PEOPLE = tuple(Member(2 + place, f"m{place}", bytes([place]) * 32, 2_000_000_000) for place in range(4))
+
+
+# --- the chain -----------------------------------------------------------------------------------------------------
+
+
+def grown(old: Roster, *members: Member) -> Roster:
+    return Roster(old.version + 1, members, (*old.earlier, old.hash))
+
+
+def test_a_roster_follows_from_every_version_of_its_chain_and_from_no_other() -> None:
+    first = Roster(1, PEOPLE[:2])
+    second = grown(first, *PEOPLE[:3])
+    third, fork = grown(second, *PEOPLE), grown(first, *PEOPLE[1:])
+    signed = write_roster(third, KEY)
+    assert (
+        read_roster(signed, public_of(KEY)) == third
+        and read_roster(signed, public_of(KEY)).hash == third.hash
+    )
+    assert third.follows(second) and third.follows(first) and second.follows(first)
+    assert not third.follows(fork) and not fork.follows(second) and not first.follows(first)
+    assert not grown(fork, *PEOPLE).follows(second)
+    assert replace(third, earlier=(second.hash, first.hash)).hash != third.hash
+    for wrong in ((first.hash,), (first.hash, second.hash[:-1]), (*third.earlier, first.hash)):
+        with pytest.raises(Refused, match="chain"):
+            replace(third, earlier=wrong)
+
+
+# --- a device ------------------------------------------------------------------------------------------------------
+
+
+def file_of(*names: str) -> str:
+    return MADE["FEDERATION"].format(names=", ".join(f"{{name: {name}}}" for name in names), port=1)
+
+
+def surrounded(desk: Path) -> bytes:
+    """Do what an operator who holds the authority does: replace all peers of c0; return the roster."""
+    for number in range(1, 5):
+        revoke(desk / "made", f"c{number}")
+    (desk / "federation.yaml").write_text(file_of("c0", "eve1", "eve2", "eve3", "eve4"))
+    provision(desk / "federation.yaml", desk / "made", None)
+    return (desk / "made" / "server" / "roster.bin").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("desk")
+    make_federation(folder)
+    return folder
+
+
+@pytest.fixture
+def desk(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "desk"))
+
+
+def test_whoever_surrounds_a_device_is_on_its_log_in_its_status_and_in_its_file(
+    desk: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = desk / "made" / "clients" / "c0"
+    kept = Path(shutil.copytree(bundle, desk / "victim"))
+    signed = surrounded(desk)
+    with caplog.at_level(logging.WARNING, "fedveil.client"):
+        renewed = renew_roster(read_client_bundle(kept), signed)
+    assert renewed.identity.roster.version == 6 and "roster version 6 of 5 members" in caplog.text
+    for name in ("added eve1 (", "eve4 (", "removed c1 (", "c4 ("):
+        assert name in caplog.text
+    assert run(["client", "status", str(kept)]) == 1
+    assert "last change" in (said := capsys.readouterr().out) and "eve3" in said and "removed c1" in said
+    assert run(["client", "roster", "--json", str(kept)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in told["members"]] == ["c0", "eve1", "eve2", "eve3", "eve4"]
+    assert told["version"] == 6 and len(told["changes"]) == 1 and told["pending"] is None
+    assert {line.split()[0] for line in told["changes"][0]["removed"]} == {"c1", "c2", "c3", "c4"}
+    assert run(["client", "forget", str(kept)]) == 0
+    assert len(roster_changes.changes(kept / "state")) == 1
+
+
+def test_a_roster_that_the_owner_copies_is_noted_as_well(desk: Path) -> None:
+    kept = Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim"))
+    take_shipped(read_client_bundle(kept))
+    assert not roster_changes.changes(kept / "state")
+    (kept / "roster.bin").write_bytes(surrounded(desk))
+    for _ in range(2):
+        take_shipped(read_client_bundle(kept))
+        assert [each.version for each in roster_changes.changes(kept / "state")] == [6]
+
+
+def test_two_rosters_of_one_version_are_found_out_by_devices_and_servers(desk: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(desk, tmp_path / "other"))
+    victim = Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim"))
+    server = read_server_bundle(desk / "made" / "server")
+    revoke(desk / "made", "c1")
+    mine = renew_roster(read_client_bundle(victim), (desk / "made" / "server" / "roster.bin").read_bytes())
+    rosters = followed_roster(server)
+    assert rosters()[0].version == 2
+    revoke(other / "made", "c2")
+    revoke(other / "made", "c3")
+    forked = (other / "made" / "server" / "roster.bin").read_bytes()
+    with pytest.raises(Refusal, match="does not follow from version 2"):
+        renew_roster(mine, forked)
+    (desk / "made" / "server" / "roster.bin").write_bytes(forked)
+    assert rosters()[0].version == 2
+    revoke(desk / "made", "c4")
+    sound = (desk / "made" / "server" / "roster.bin").read_bytes()
+    assert renew_roster(mine, sound).identity.roster.version == 3
+
+
+def test_changed_members_wait_for_their_owner_who_asked_for_it(desk: Path) -> None:
+    folder = Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim"))
+    bundle = read_client_bundle(folder)
+    bundle = replace(bundle, policy=replace(bundle.policy, approve_rosters=True))
+    revoke(desk / "made", "c1")
+    first = (desk / "made" / "server" / "roster.bin").read_bytes()
+    for _ in range(2):
+        with pytest.raises(Refusal, match="waits for its owner: fedveil client roster FOLDER --approve 2"):
+            renew_roster(bundle, first)
+    waiting = roster_changes.pending(bundle.state)
+    assert waiting is not None and waiting.version == 2 and not roster_changes.changes(bundle.state)
+    with pytest.raises(Refusal, match="version 2 waits"):
+        roster_changes.approve(bundle.state, 3)
+    assert run(["client", "roster", "--approve", "2", str(folder)]) == 0
+    second = surrounded_by_one(desk)
+    with pytest.raises(Refusal, match="--approve 3"):  # what was approved of is version 2 alone
+        renew_roster(bundle, second)
+    assert renew_roster(bundle, first).identity.roster.version == 2
+    assert [each.version for each in roster_changes.changes(bundle.state)] == [2]
+
+
+def surrounded_by_one(desk: Path) -> bytes:
+    (desk / "federation.yaml").write_text(file_of("c0", "c2", "c3", "c4", "eve1"))
+    provision(desk / "federation.yaml", desk / "made", None)
+    return (desk / "made" / "server" / "roster.bin").read_bytes()
+
+
+# --- the policy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("suites = []", "must be a list of some of 1, 2, 4"),
+        ("suites = [3]", "must be a list of some of 1, 2, 4"),
+        ("suites = [true]", "must be a list of whole numbers"),
+        ("peers_at_least = 1", "must be from 0 to 0"),
+        ("approve_rosters = 1", "must be true or false"),
+        ('[peers]\nnorth = "ab"', "must be 32 bytes in hexadecimal"),
+        ("[peers]\nnorth = 3", "must be 32 bytes in hexadecimal"),
+    ],
+)
+def test_a_policy_that_pins_badly_is_refused(desk: Path, line: str, said: str) -> None:
+    path = desk / "made" / "clients" / "c0" / "policy.toml"
+    words = ("suites", "peers", "approve_rosters", "[peers]")
+    kept = [
+        each
+        for each in path.read_text().splitlines()
+        if not each.startswith(words) and each.strip(" ],0123456789")
+    ]
+    path.write_text("\n".join([*kept, line]))
+    with pytest.raises(Refusal, match=said):
+        read_toml(path, read_policy, POLICY_DEFAULTS)
+
+
+def pinned(device: Any, *numbers: int) -> dict[str, str]:
+    members = {member.name: member.fingerprint for member in device.bundle.identity.roster.members}
+    return {f"c{number}": members[f"c{number}"] for number in numbers} or {"nobody": "0" * 64}
+
+
+def federation(desk: Path, **policy: Any) -> Any:
+    clients = desk / "made" / "clients"
+    return Devices(
+        {
+            2 + number: device_of(clients / f"c{number}", **(policy if number == 0 else {}))
+            for number in range(5)
+        }
+    )
+
+
+def charged(device: Any) -> float:
+    """Return the noise of the one vector on a device's own ledger."""
+    [entry] = [each for each in read_entries(device.own_ledger.path) if each.kind == RESERVE]
+    event = json.loads(entry.payload)["events"]["server"]
+    return float(event["noise_multiplier"])
+
+
+@pytest.mark.parametrize(("peers", "adds"), [((), True), ((1,), True), ((1, 2), True), ((1, 2, 3), False)])
+def test_members_that_nobody_vouches_for_know_their_noise(
+    desk: Path, peers: tuple[int, ...], adds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five, one may collude in any case: from the second outsider on the device adds noise of its own."""
+    added: list[int] = []
+    real = secure_update.add_further_noise
+    monkeypatch.setattr(
+        secure_update, "add_further_noise", lambda *given: added.append(given[1]) or real(*given)
+    )
+    grid = federation(desk)
+    grid = federation(desk, peers=pinned(grid.devices[2], *peers))
+    opened = masked_sum(grid, noise=3.0)
+    assert opened.survivors == 5 and opened.dropped == {}
+    assert len(added) == adds and charged(grid.devices[2]) == 3.0
+
+
+def test_where_the_grid_has_no_room_the_device_is_charged_for_the_noise_that_there_is(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShareSpec, "missing_sigma", lambda *_: -1)
+    grid = federation(desk)
+    grid = federation(desk, peers=pinned(grid.devices[2]))
+    opened = masked_sum(grid, noise=3.0)
+    assert opened.survivors == 5
+    assert charged(grid.devices[2]) == pytest.approx(1.5, rel=0.01) and charged(grid.devices[3]) == 3.0
+
+
+def test_a_floor_of_noise_that_outsiders_leave_unmet_is_refused(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShareSpec, "missing_sigma", lambda *_: -1)
+    grid = federation(desk)
+    grid = federation(desk, peers=pinned(grid.devices[2]), minimum_noise_multiplier=2.0)
+    assert masked_sum(grid, noise=3.0).dropped == {"declined: policy": 1}
+    assert not grid.devices[2].own_ledger.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("policy", "refused"),
+    [
+        ({"peers_at_least": 2}, False),
+        ({"peers_at_least": 3}, True),
+        ({"suites": (2,)}, True),
+        ({"suites": (1, 2)}, False),
+    ],
+)
+def test_too_few_peers_or_another_suite_than_the_owner_demands_are_refused(
+    desk: Path, policy: dict[str, Any], refused: bool
+) -> None:
+    peers = pinned(federation(desk).devices[2], 1, 2)
+    if policy.get("peers_at_least") == 3:
+        peers |= {"away": "0" * 64}
+    grid = federation(desk, peers=peers, **policy)
+    opened = masked_sum(grid)
+    assert opened.dropped == ({"declined: policy": 1} if refused else {})
+    assert grid.devices[2].own_ledger.path.exists() != refused
+
+
+# --- the noise, by known answers -----------------------------------------------------------------------------------
+
+# What a device that is surrounded was sure of, of the noise that it was charged for, before it knew its peers.
+OWN_SHARE = {5: 0.50, 20: 0.24, 100: 0.11}
+
+
+@pytest.mark.parametrize("clients", OWN_SHARE)
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_device_among_strangers_is_sure_of_all_of_the_noise_that_it_is_charged_for(
+    clients: int, bits: int
+) -> None:
+    masking = Masking(Roster(1, ()), 0.4, 0.1, Profile.MALICIOUS)
+    spec = size_shares(SumSpec(1.0), 650, masking.attendance(clients), 1.0, bits, layered=True)
+    assert spec.own_noise(clients - 1) == pytest.approx(OWN_SHARE[clients], abs=0.006)
+    for outsiders in range(clients):
+        sigma = spec.missing_sigma(outsiders, 1.0)
+        assert sigma >= 0
+        levels = (spec.attendance.least, *(layer.survivors for layer in spec.layers))
+        honest = [max(1, level - outsiders) * spec.variance(level) for level in levels]
+        sure = math.sqrt((min(honest) + sigma**2 - 8**2) / spec.sensitivity_squared)
+        assert sure >= 1.0 and (sigma == 0 or sure < 1.002)
+        assert (sigma == 0) == (outsiders <= spec.attendance.colluders)
