@@ -28,7 +28,7 @@ from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 from ..simulations.in_process import keep_memory
 from .engines import Options
 from .secagg_case import Case, Clock, Costs
-from .secagg_made import server_memory, server_times
+from .secagg_made import STAGES, server_memory, server_times
 from .tables import Row, conditions, median, ratio, result_of
 
 CASES = (
@@ -143,7 +143,7 @@ def run_ours(case: Case, update: np.ndarray) -> Costs:
     alive, exchange = set(case.survivors()), 0
     while isinstance(result, dict):
         for place, message in result.items():
-            if exchange >= 2 and place not in alive:
+            if exchange >= STAGES.index("vectors") and place not in alive:
                 continue
             if place in measured:
                 verify.cache_clear()

@@ -2,7 +2,7 @@
 
 A made client has real keys, signatures and tags, and what it sends costs the server what a real reply does; it leaves
 out what the server never sees. The shares it seals are zeros, which nobody opens; its polynomials are constant, so that
-a share it reveals is the seed; and of masks that cancel between two living clients it adds none.
+a share it reveals is the seed; the keys of masks that it reveals are zeros, since its seed gives them; and of masks that cancel between two living clients it adds none.
 """
 
 # pyright: reportPrivateUsage=false
@@ -17,15 +17,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..privacy.secagg.attempt import NodeAttempt, masked, tagged
-from ..privacy.secagg.bindings import confirmation_body, mask_sign, own_mask_key, pair_mask_info
+from ..privacy.secagg.bindings import (
+    confirmation_body,
+    deal_body,
+    mask_sign,
+    own_mask_key,
+    pair_mask_info,
+)
 from ..privacy.secagg.client import Participant
-from ..privacy.secagg.messages import SEALED_BYTES, Confirmation, Revealed, SealedShares, write
+from ..privacy.secagg.deal import challenge_of, digest_of, label_of, mask_commitment, own_commitment
+from ..privacy.secagg.messages import (
+    SEALED_BYTES,
+    SHARE_BYTES,
+    Checked,
+    Confirmation,
+    Revealed,
+    SealedShares,
+    write,
+)
 from ..privacy.secagg.server import OpenedSum, ServerAttempt
-from ..privacy.secagg.suite import agree, key_from_seed, public_of, sign
+from ..privacy.secagg.shamir import PRIME
+from ..privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, agree, key_from_seed, public_of, sign
 from .secagg_case import Case, Clock
 from .tables import Row
 
-STAGES = ("adverts", "shares", "vectors", "confirmations", "opening")
+STAGES = ("adverts", "shares", "checks", "vectors", "confirmations", "opening")
 _MODEL = bytes(32)
 _MEBI = float(1 << 20)
 
@@ -83,10 +99,10 @@ def _play(
 ) -> None:
     alive = set(case.survivors())
     made = _Made(attempt, nodes, alive)
-    replies = (made.advert, made.shares, made.vector, made.confirmation, made.revealed)
+    replies = (made.advert, made.shares, made.check, made.vector, made.confirmation, made.revealed)
     result: object = attempt.proposal()
     for reply_of, (stage, watch) in zip(replies, watches.items(), strict=True):
-        for node in sorted(attempt.waiting if stage in STAGES[:2] else attempt.waiting & alive):
+        for node in sorted(attempt.waiting if stage in STAGES[:3] else attempt.waiting & alive):
             reply = reply_of(nodes[node])
             with watch:
                 attempt.take(node, reply)
@@ -111,8 +127,23 @@ class _Made:
 
     def shares(self, node: Participant) -> bytes:
         agreed = self.attempt._agreed
-        sealed = bytes(SEALED_BYTES * len(agreed.neighbours(node.node)))
-        return tagged(_held(node), write(SealedShares(agreed.cohort, sealed)))
+        held, peers = _held(node), agreed.neighbours(node.node)
+        label, blinding = label_of(agreed.cohort, node.node), bytes(SHARE_BYTES)
+        pairs = [
+            own_commitment(label, agreed.points[peer], held.own_seed, blinding)
+            + mask_commitment(label, agreed.points[peer], held.mask_seed)
+            for peer in peers
+        ]
+        commitments, sealed = b"".join(pairs), bytes(SEALED_BYTES * len(peers))
+        challenge = challenge_of(agreed.cohort, node.node, digest_of(commitments))
+        value = challenge * int.from_bytes(held.own_seed, "big") % PRIME
+        proof = value.to_bytes(SHARE_BYTES, "big") * len(peers)
+        unsigned = SealedShares(agreed.cohort, sealed, commitments, proof, bytes(SIGNATURE_BYTES))
+        signature = sign(node.key, agreed.cohort, deal_body(node.node, unsigned))
+        return tagged(held, write(replace(unsigned, signature=signature)))
+
+    def check(self, node: Participant) -> bytes:
+        return tagged(_held(node), write(Checked(self.attempt._agreed.cohort, ())))
 
     def vector(self, node: Participant) -> bytes:
         held, agreed, context = _held(node), self.attempt._agreed, self.attempt._round
@@ -135,7 +166,9 @@ class _Made:
             _held(self.nodes[peer]).own_seed if peer in self.alive else _held(self.nodes[peer]).mask_seed
             for peer in self.attempt._agreed.neighbours(node.node)
         ]
-        return tagged(_held(node), write(Revealed(self.attempt._view, b"".join(seeds), b"")))
+        dead = sum(peer not in self.alive for peer in self.attempt._agreed.neighbours(node.node))
+        keys = bytes(KEY_BYTES * dead)
+        return tagged(_held(node), write(Revealed(self.attempt._view, b"".join(seeds), keys, b"")))
 
 
 def _held(node: Participant) -> NodeAttempt:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..links.folder_lock import holder
 from ..privacy.refusal import Refusal
+from ..server.round_terms import sentence
 from ..server.run.display import console_for
 
 STATUS = "status.json"
@@ -78,6 +79,8 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
     if status["replies"] is None:
         counts = f"{status['invited']:g} invitations planned; the run's operator.jsonl has the counts"
     console.print(f"{counts}, not added: {dropped}" if dropped else counts, highlight=False)
+    for name, faults in status.get("blamed", {}).items():
+        console.print(sentence(name, faults[-1], len(faults)), highlight=False)
     console.print(
         _table(status["clients"] if runs else [{**each, "since": None} for each in status["clients"]])
     )

@@ -29,6 +29,7 @@ from ..server.run.audit_line import AuditLine, rows_of
 from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
 from ..server.run.display import say
 from ..server.run.federation import Federation
+from ..server.run.run_folder import blamed_in
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
 from .open_link import Presence
 from .prometheus import serving
@@ -173,7 +174,17 @@ class Watch:
         self._here = here
 
 
-LOGGED = ("round", "invited", "replies", "dropped", "abandoned", "epsilon_client", "epsilon_record")
+LOGGED = (
+    "round",
+    "invited",
+    "replies",
+    "dropped",
+    "abandoned",
+    "blamed",
+    "cause",
+    "epsilon_client",
+    "epsilon_record",
+)
 
 
 def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -189,6 +200,7 @@ def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "invited": sum(row["invited"] for row in history),
         "replies": sum(row["replies"] for row in history) if told else None,
         "dropped": dict(dropped),
+        "blamed": blamed_in(history),
         "epsilon_client": last.get("epsilon_client"),
         "budgets_spent": (last.get("dropped") or {}).get(DROP_REASONS[BUDGET_SPENT], 0),
     }

@@ -55,7 +55,8 @@ class Round:
 
     `choices` is what the round went by; None without client-level privacy. `exchanges` counts messages there and back
     of secure aggregation; 0 without it. A round that was `abandoned` released nothing, and what was reserved for it
-    stays spent.
+    stays spent; `cause` says why, where clients may have paid for it. `blamed` says by name what members did that no
+    client does which follows the protocol.
     """
 
     number: int
@@ -67,6 +68,20 @@ class Round:
     choices: Choices | None = None
     exchanges: int = 0
     abandoned: bool = False
+    blamed: dict[str, str] = field(default_factory=dict[str, str])
+    cause: str = ""
+
+
+def sentence(name: str, fault: str, times: int) -> str:
+    """Return what people are told of a member that broke the protocol.
+
+    Args:
+      name: of the member.
+      fault: what it did.
+      times: rounds in which it did such things, this one included.
+    """
+    again = f" ({times} rounds): revoke it with fedveil provision revoke {name}"
+    return f"{name} {fault}{again if times > 1 else ''}"
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,17 @@ so that one reservation pays for the round: an attempt given up before that has 
 after it may have been opened, and is not repeated. Nor is one that too many refused for good: trying costs the others.
 
 The next round's keys and shares travel beside this round's messages. They tell nothing of any data, so they may precede
-its reservation; its vectors are asked for in its own round alone. A steady round takes three exchanges, or two if the
-profile is semi-honest; the first round, or one whose preparation lost too many nodes, takes two more.
+its reservation; its vectors are asked for in its own round alone. A steady round takes three exchanges; the first
+round, or one whose preparation lost too many nodes, takes three more, or two if the profile is semi-honest, which has
+no confirmations. A dispute over shares takes one more.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
@@ -22,8 +24,8 @@ from flwr.serverapp import Grid
 from ..privacy.mechanisms.distributed import Words, decode_sum, sum_event, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.refusal import Refusal
-from ..privacy.secagg.refusal import Reason, Refused
-from ..privacy.secagg.server import Abandoned, OpenedSum, Outgoing, ServerAttempt, together
+from ..privacy.secagg.refusal import Fault, Reason, Refused
+from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
 from ..privacy.secagg.shamir import SECRET_BYTES
 from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 from ..strategies.secure_wire import (
@@ -42,13 +44,15 @@ from ..strategies.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, Layou
 from .accounts import Account
 from .masking import Masking, masked_spec
 from .participants import Participants
-from .round_terms import Answers, Mean, Round, Sum
+from .round_terms import Answers, Mean, Round, Sum, sentence
+
+logger = logging.getLogger("fedveil.server")
 
 ATTEMPTS = 3  # at one round; each asks all of the cohort again
 SPARED = 4  # of the nodes that a sum can spare, one in so many may be lost before its round begins
 
 
-@dataclass
+@dataclass(frozen=True)
 class Opened:
     """How a round of secure aggregation ended: with a sum, or with nothing, and then why.
 
@@ -61,6 +65,8 @@ class Opened:
       attempts: the number of the last one, from 1; one whose keys travelled ahead in vain counts.
       exchanges: from the round's first message to its end.
       nodes: the survivors.
+      blamed: by node, what it did that no node does which follows the protocol, in any attempt at the round.
+      cause: why nothing was opened, where the nodes may have paid for it; empty otherwise.
     """
 
     total: Words | None = None
@@ -71,6 +77,8 @@ class Opened:
     attempts: int = 0
     exchanges: int = 0
     nodes: tuple[int, ...] = ()
+    blamed: dict[int, Fault] = field(default_factory=dict[int, Fault])
+    cause: str = ""
 
 
 class SecureSums:
@@ -87,6 +95,7 @@ class SecureSums:
         self._grid, self.masking, self._enough = grid, masking, enough
         self._next: Attempt | None = None
         self._exchanges = 0
+        self._blamed: dict[int, Fault] = {}
 
     def renew(self, masking: Masking, enough: int | None) -> None:
         """Go on with another roster; what was prepared under the last one is given up.
@@ -109,14 +118,14 @@ class SecureSums:
           coming: the cohort of the next row, if it is known: its keys travel beside this round's messages.
         """
         model = model_hash(wanted.content)
-        self._exchanges = 0
+        self._exchanges, self._blamed = 0, {}
         ended = Opened(dropped={str(Reason.TOO_FEW): len(nodes)}, model=model)
         for attempt in self._attempts(nodes, wanted, model, timeout):
             self._finish(attempt, coming, model, timeout)
             ended = attempt.opened(model, self._exchanges)
             if ended.total is not None or attempt.asked_to_open or attempt.in_vain:
                 break
-        return ended
+        return replace(ended, blamed=self._blamed)
 
     def _attempts(
         self, nodes: Sequence[int], wanted: Sum, model: bytes, timeout: float | None
@@ -142,20 +151,21 @@ class SecureSums:
             if not attempt.sent:
                 self._exchange(timeout, attempt)
             attempt.advance(model)
+        self._blamed |= attempt.blamed
 
     def _finish(self, attempt: Attempt, coming: Sequence[int], model: bytes, timeout: float | None) -> None:
         """Bring an attempt to its end, with the first exchanges of the next one beside its own."""
-        last = Exchange.SURVIVORS if attempt.semi_honest else Exchange.CONFIRMED
         while attempt.asking:
             beside: list[Attempt] = []
             if attempt.step is Exchange.INBOX and self._next is None:
                 beside = self._coming(coming, attempt.wanted)
                 self._next = beside[0] if beside else None
-            elif attempt.step is last and self._next is not None:
+            elif attempt.step >= Exchange.SURVIVORS and self._next is not None and self._next.precedes_checks:
                 self._next.advance()
-                beside = [self._next]
+                beside = [self._next] if self._next.asking else []
             self._exchange(timeout, attempt, *beside)
             attempt.advance(model)
+        self._blamed |= attempt.blamed
 
     def _coming(self, nodes: Sequence[int], wanted: Sum) -> list[Attempt]:
         following = replace(wanted, row=wanted.row + 1, content=RecordDict())
@@ -220,6 +230,7 @@ class MaskedSums:
     def __init__(self, participants: Participants, account: Account, masking: Masking) -> None:
         self._participants, self._account = participants, account
         self._sums = SecureSums(participants.grid, masking, participants.answers.enough)
+        self._faults: Counter[str] = Counter()
 
     def renew(self, answers: Answers, masking: Masking | None) -> None:
         """Go on with another roster.
@@ -250,7 +261,15 @@ class MaskedSums:
         """
         wanted = replace(wanted, spec=masked_spec(wanted.spec, self._sums.masking))
         opened = self._sums.sum(drawn, wanted, timeout, coming())
-        done = Round(wanted.number, len(drawn), opened.survivors, opened.dropped, exchanges=opened.exchanges)
+        done = Round(
+            wanted.number,
+            len(drawn),
+            opened.survivors,
+            opened.dropped,
+            exchanges=opened.exchanges,
+            blamed=self._named(opened.blamed),
+            cause=opened.cause,
+        )
         if opened.total is None or opened.spec is None:
             return replace(done, replies=0, abandoned=True), None
         self._account.check(sum_event(opened.spec, opened.survivors))
@@ -259,8 +278,28 @@ class MaskedSums:
         mean, scalars = decode_sum(opened.total, layout, opened.spec, opened.survivors, real, seed)
         return replace(done, scalars=scalars), Mean(mean, scalars, mean, real)
 
+    def _named(self, blamed: Mapping[int, Fault]) -> dict[str, str]:
+        """Return by name what members did, and tell the log."""
+        names = {member.node: member.name for member in self._sums.masking.roster.members}
+        found = {names[node]: str(fault) for node, fault in blamed.items()}
+        for name, fault in found.items():
+            self._faults[name] += 1
+            logger.warning("%s", sentence(name, fault, self._faults[name]))
+        return found
+
 
 # --- one attempt ------------------------------------------------------------------------------------------------
+
+
+_STEPS = {
+    Due.ADVERTS: Exchange.PROPOSAL,
+    Due.SHARES: Exchange.COHORT,
+    Due.CHECKS: Exchange.PARCELS,
+    Due.COMPLAINTS: Exchange.DISPUTED,
+    Due.VECTORS: Exchange.INBOX,
+    Due.CONFIRMATIONS: Exchange.SURVIVORS,
+    Due.REVEALED: Exchange.CONFIRMED,
+}
 
 
 class Attempt:
@@ -290,10 +329,12 @@ class Attempt:
         self.semi_honest = masking.profile is Profile.SEMI_HONEST
         self.signed_roster, self._roster = masking.signed_roster, masking.roster.hash
         terms = _terms(wanted, self.spec, masking, number)
-        self._server = ServerAttempt(terms, masking.roster, nodes, self.spec.size, int(time.time()))
+        self._server = ServerAttempt(
+            terms, masking.roster, nodes, self.spec.size, int(time.time()), attendance.colluders
+        )
         self.step = Exchange.PROPOSAL
         self.asking: Outgoing = self._server.proposal()
-        self.sent = self.asked_to_open = False
+        self.sent = self.asked_to_open = self._asked_for_vectors = False
         self._ended: OpenedSum | Abandoned | None = None
         self._reasons: dict[int, str] = {}
 
@@ -301,6 +342,21 @@ class Attempt:
         """Return whether it is an attempt at this sum: of these nodes, under this roster."""
         same = self.nodes == tuple(nodes) and self._roster == masking.roster.hash
         return same and self.wanted.asks_as(wanted)
+
+    @property
+    def precedes_checks(self) -> bool:
+        """Whether the next exchange is not yet that in which nodes check what was dealt to them, nor a later one."""
+        return bool(self.asking) and self.step < Exchange.PARCELS
+
+    @property
+    def blamed(self) -> dict[int, Fault]:
+        """By node, what it did that no node does which follows the protocol."""
+        return self._server.blamed
+
+    @property
+    def opening(self) -> bool:
+        """Whether nodes are now asked for what opens the sum."""
+        return self._server.due is Due.REVEALED
 
     @property
     def place(self) -> Place:
@@ -329,8 +385,8 @@ class Attempt:
     def send(self) -> None:
         """Note that what is asked is on its way."""
         self.sent = True
-        opens = Exchange.SURVIVORS if self.semi_honest else Exchange.CONFIRMED
-        self.asked_to_open |= self.step is opens
+        self.asked_to_open |= self.opening
+        self._asked_for_vectors |= self.step is Exchange.INBOX
 
     def hear(self, node: int, reply: bytes, reason: str | None = None) -> None:
         """Take a node's reply; whatever it is, it is dropped and counted, or it counts.
@@ -361,7 +417,9 @@ class Attempt:
         result = self._server.advance(model)
         self.asking = result if isinstance(result, dict) else {}
         self._ended = None if isinstance(result, dict) else result
-        self.step = Exchange(min(self.step + 1, Exchange.CONFIRMED))
+        self._reasons |= {node: str(fault) for node, fault in self.blamed.items()}
+        if self.asking:
+            self.step = Exchange.SURVIVORS if self.semi_honest and self.opening else _STEPS[self._server.due]
         self.sent = False
 
     def opened(self, model: bytes, exchanges: int) -> Opened:
@@ -377,13 +435,29 @@ class Attempt:
         dropped = Counter(
             self._reasons.get(node, reason) for node in self.nodes if node not in set(survivors)
         )
-        total, number = None, self.number + 1
+        total, number, cause = None, self.number + 1, ""
+        if isinstance(ended, Abandoned) and self._asked_for_vectors:
+            cause = self._cause(ended.reason)
         if isinstance(ended, OpenedSum):
             total = ended.total
             take_back(total, len(survivors), self.spec, map(_seeds, ended.seeds.values()))
         return Opened(
-            total, self.spec, len(survivors), dict(dropped), model, number, exchanges, tuple(survivors)
+            total,
+            self.spec,
+            len(survivors),
+            dict(dropped),
+            model,
+            number,
+            exchanges,
+            tuple(survivors),
+            cause=cause,
         )
+
+    def _cause(self, reason: Reason) -> str:
+        """Return why nothing was opened after nodes were asked for vectors, and whether that has a name."""
+        if self.blamed:
+            return f"{reason}: without those who are named too few were left"
+        return f"{reason}: too few answered to the end, and nobody can be named: silence looks alike, whoever causes it"
 
 
 def _seeds(joined: bytes) -> list[bytes]:

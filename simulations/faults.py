@@ -14,7 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..configs.schema import FaultSettings
 from ..privacy.mechanisms.randomness import Randomness
-from ..strategies.secure_wire import Exchange, answer, messages_of, read_place
+from ..strategies.secure_wire import USUAL, answer, messages_of, read_place
 from ..strategies.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, view
 
 
@@ -72,7 +72,7 @@ def _in_exchange(
 ) -> Message:
     place = read_place(message.content)
     generator = randomness.stream("faults", place.round, client, place.attempt).generator()
-    fault, since = picked(faults, generator.random()), Exchange(int(generator.integers(len(Exchange))))
+    fault, since = picked(faults, generator.random()), USUAL[int(generator.integers(len(USUAL)))]
     if fault == "dropout" and place.exchange >= since:
         return Message(Error(1, "dropped out"), reply_to=message)
     if fault is None or place.exchange is not since:

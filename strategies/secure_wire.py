@@ -31,9 +31,15 @@ class Exchange(IntEnum):
 
     PROPOSAL = 0
     COHORT = 1
-    INBOX = 2
-    SURVIVORS = 3
-    CONFIRMED = 4
+    PARCELS = 2
+    DISPUTED = 3
+    INBOX = 4
+    SURVIVORS = 5
+    CONFIRMED = 6
+
+
+# In the order in which a round without a dispute has them.
+USUAL = tuple(each for each in Exchange if each is not Exchange.DISPUTED)
 
 
 @dataclass(frozen=True)

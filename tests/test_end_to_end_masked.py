@@ -171,7 +171,7 @@ def test_keys_precede_a_reservation_and_vectors_do_not(
 
     monkeypatch.setattr(Attempt, "send", noted)
     _, rows = run(tmp_path, *MASKED)
-    assert [row["exchanges"] for row in rows] == [5, 3, 3]
+    assert [row["exchanges"] for row in rows] == [6, 3, 3]
     for number in range(1, ROUNDS + 1):
         assert asked[number, Exchange.INBOX] == number
     assert asked[2, Exchange.PROPOSAL] == asked[2, Exchange.COHORT] == 1

@@ -99,7 +99,7 @@ def secrets_of(attempt):
     names = ("mask_seed", "own_seed", "share_seed", "reply_key")
     many = [
         joined[at : at + 32]
-        for joined in (attempt.held, attempt.pair_keys, attempt.mask_secrets)
+        for joined in (attempt.held, attempt.pair_keys, attempt.mask_secrets, attempt.mask_keys)
         for at in range(0, len(joined), 32)
     ]
     opening = {seed for _, seed in attempt.openings}
@@ -122,8 +122,9 @@ def test_nothing_secret_is_left_after_the_shares_are_revealed(suite):
         return unseal(SUITES[1], NODE_KEY, write_state(node, NODE_KEY), frame(Purpose.STATE, node.node))
 
     assert isinstance(cohort.run(vectors, message_wire=watch), OpenedSum)
-    for place, (number, node) in enumerate(cohort.nodes.items()):
-        assert len(secrets[number]) == 4 + 4 + 2 * 4 + 2 + (4 - place if suite == 2 else 0)
+    for number, node in cohort.nodes.items():
+        # Four of its own, and for each neighbour a key, two shares, a mask key and, in suite 2, a secret of that mask.
+        assert len(secrets[number]) == 4 + 4 * 4 + 2 + (4 if suite == 2 else 0)
         assert sum(secret in before[number] for secret in secrets[number]) >= 4  # the check can fail
         after = opened(node)
         assert not any(secret in after for secret in secrets[number])
@@ -147,6 +148,7 @@ def test_nothing_secret_is_left_of_an_attempt_that_ended_early(end):
             node.handle(messages[node.node], NOW + 100)  # everybody has expired
     else:
         cohort.exchange(attempt, "share", messages, vectors)
+        cohort.exchange(attempt, "check", attempt.advance(), vectors)
 
         def fails(terms):
             raise RuntimeError("out of memory")
@@ -172,24 +174,31 @@ def steady_rounds(cohort, rounds, silent):
     now = cohort.attempt(8)
     cohort.exchange(now, "advertise", now.proposal(), vectors)
     cohort.exchange(now, "share", now.advance(), vectors)
-    ended, counts, last = [], [], 2 if cohort.profile is Profile.MALICIOUS else 1
+    cohort.exchange(now, "check", now.advance(), vectors)
+    ended, counts = [], []
+    early = 3 if cohort.profile is Profile.MALICIOUS else 2
     for number in range(rounds):
         following = cohort.attempt(8, number + 1)
         current, exchanges = now.advance(MODEL), 0
         while isinstance(current, dict):
-            ahead = {0: following.proposal, last: following.advance}.get(exchanges, dict)()
+            ahead = (
+                following.proposal() if exchanges == 0 else following.advance() if exchanges < early else {}
+            )
             for node, parts in together(current, ahead).items():
                 for part in () if node in silent(number) else parts:
                     attempt = now if part is current.get(node) else following
                     attempt.take(node, cohort.answer("", node, part, vectors))
             current, exchanges = now.advance(), exchanges + 1
+        if early == 2:
+            cohort.exchange(following, "check", following.advance(), vectors, silent(number))
+            exchanges += 1
         ended.append(current)
         counts.append(exchanges)
         now = following
     return vectors, ended, counts
 
 
-@pytest.mark.parametrize(("profile", "exchanges"), [(Profile.MALICIOUS, 3), (Profile.SEMI_HONEST, 2)])
+@pytest.mark.parametrize(("profile", "exchanges"), [(Profile.MALICIOUS, 3), (Profile.SEMI_HONEST, 3)])
 def test_a_steady_round_takes_few_exchanges(profile, exchanges):
     cohort = Cohort(6, 3, profile=profile)
     ids = list(cohort.nodes)
@@ -215,6 +224,7 @@ def test_the_server_holds_one_accumulator_and_no_vectors():
     attempt = cohort.attempt(dimension)
     cohort.exchange(attempt, "advertise", attempt.proposal(), vectors)
     cohort.exchange(attempt, "share", attempt.advance(), vectors)
+    cohort.exchange(attempt, "check", attempt.advance(), vectors)
     inboxes = attempt.advance(MODEL)
     replies = {node: cohort.answer("mask", node, message, vectors) for node, message in inboxes.items()}
     tracemalloc.start()
@@ -230,13 +240,13 @@ def test_the_server_holds_one_accumulator_and_no_vectors():
     assert peak < 2 * 4 * dimension
 
 
-def test_an_upload_is_the_vector_and_150_bytes_a_neighbour():
+def test_an_upload_is_the_vector_and_235_bytes_a_neighbour():
     cohort = Cohort(20, 11)
     vectors = cohort.vectors(10_000)
     cohort.run(vectors)
     for node in cohort.nodes:
         sent = sum(len(reply) for _, who, _, reply in cohort.traffic if who == node)
-        assert sent <= 1.02 * 40_000 + 150 * 19
+        assert sent <= 1.02 * 40_000 + 235 * 19
 
 
 def test_a_message_reads_as_it_was_written_and_in_no_other_way():
@@ -247,7 +257,7 @@ def test_a_message_reads_as_it_was_written_and_in_no_other_way():
         with pytest.raises(Refused, match="malformed"):
             read(wrong, Proposal)
     with pytest.raises(Refused, match="out_of_order"):
-        read(write(Revealed(bytes(32), b"", b"")), Proposal)
+        read(write(Revealed(bytes(32), b"", b"", b"")), Proposal)
 
 
 def test_a_vector_of_another_width_is_the_callers_mistake():

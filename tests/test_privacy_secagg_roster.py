@@ -164,7 +164,7 @@ def test_a_type_and_a_boundary_are_part_of_the_hash() -> None:
 
 
 CHANGES = {
-    "protocol_version": 2,
+    "protocol_version": 3,
     "suite": 4,
     "run": 1,
     "round": 5,
@@ -242,7 +242,7 @@ NAN = float("nan")
     ("field", "value"),
     [
         ("protocol_version", 0),
-        ("protocol_version", 2),
+        ("protocol_version", 1),
         ("suite", 3),
         ("profile", Profile.SEMI_HONEST),
         ("roster_version", 4),

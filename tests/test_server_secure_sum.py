@@ -18,7 +18,7 @@ from fedveil.privacy.secagg.roster import Roster
 from fedveil.privacy.secagg.transcript import Profile
 from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
 from fedveil.strategies.identity import FIRST_NODE
-from fedveil.strategies.secure_wire import Exchange, messages_of, read_place
+from fedveil.strategies.secure_wire import USUAL, Exchange, messages_of, read_place
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 ASKED, CLIENTS, Clients, LAYOUT = MADE["ASKED"], MADE["CLIENTS"], MADE["Clients"], MADE["LAYOUT"]
@@ -45,10 +45,10 @@ def test_the_sum_is_the_weighted_mean_of_everybody(profile: Profile) -> None:
     assert scalars["loss"] == pytest.approx(1.0, abs=1e-4)
     assert set(grid.trained.values()) == {1}
     exchanges = {read_place(asked.content).exchange for asked, _ in grid.seen}
-    assert len(exchanges) == (5 if profile is Profile.MALICIOUS else 4)
+    assert len(exchanges) == (6 if profile is Profile.MALICIOUS else 5)
 
 
-@pytest.mark.parametrize("since", list(Exchange))
+@pytest.mark.parametrize("since", USUAL)
 def test_a_client_lost_at_any_exchange_is_left_out_or_already_in(since: Exchange) -> None:
     opened = summed(Clients(gone(since, 2)), wanted())
     left = [c for c in range(CLIENTS) if c != 2 or since > Exchange.INBOX]
@@ -58,7 +58,7 @@ def test_a_client_lost_at_any_exchange_is_left_out_or_already_in(since: Exchange
     assert mean["w"] == pytest.approx(expected, abs=2e-4)
 
 
-@pytest.mark.parametrize("since", [Exchange.PROPOSAL, Exchange.COHORT, Exchange.INBOX])
+@pytest.mark.parametrize("since", [Exchange.PROPOSAL, Exchange.COHORT, Exchange.PARCELS, Exchange.INBOX])
 def test_too_few_release_nothing_and_nobody_is_asked_to_open(since: Exchange) -> None:
     grid = Clients(gone(since, 1, 2, 3))
     opened = summed(grid, wanted(noise=3.0))
@@ -67,6 +67,7 @@ def test_too_few_release_nothing_and_nobody_is_asked_to_open(since: Exchange) ->
     assert {read_place(asked.content).exchange for asked, _ in grid.seen} <= {
         Exchange.PROPOSAL,
         Exchange.COHORT,
+        Exchange.PARCELS,
         Exchange.INBOX,
     }
 
@@ -156,11 +157,11 @@ def exchanges_of(opened: list[Opened]) -> list[int]:
     return [each.exchanges for each in opened]
 
 
-@pytest.mark.parametrize(("profile", "exchanges"), [(Profile.MALICIOUS, 3), (Profile.SEMI_HONEST, 2)])
-def test_a_steady_round_takes_no_exchange_for_keys_and_shares(profile: Profile, exchanges: int) -> None:
+@pytest.mark.parametrize(("profile", "first_takes"), [(Profile.MALICIOUS, 6), (Profile.SEMI_HONEST, 5)])
+def test_a_steady_round_takes_no_exchange_for_keys_and_shares(profile: Profile, first_takes: int) -> None:
     grid = Clients(asked=replace(ASKED, profile=str(profile)))
     rounds = rounds_of(grid, wanted(), 4, profile=profile)
-    assert exchanges_of(rounds) == [exchanges + 2, exchanges, exchanges, exchanges]
+    assert exchanges_of(rounds) == [first_takes, 3, 3, 3]
     first, *others = [mean_of(each) for each in rounds]
     assert [each.survivors for each in rounds] == [CLIENTS] * 4
     for mean, _ in others:
@@ -173,7 +174,7 @@ def test_a_newcomer_gets_its_keys_and_shares_in_the_round_before() -> None:
     cohorts = [[node for node in nodes if node - FIRST_NODE not in absent] for absent in ((7,), (0,), (3,))]
     grid = Clients()
     rounds = rounds_of(grid, wanted(), 3, cohorts)
-    assert exchanges_of(rounds) == [5, 3, 3] and [each.survivors for each in rounds] == [7, 7, 7]
+    assert exchanges_of(rounds) == [6, 3, 3] and [each.survivors for each in rounds] == [7, 7, 7]
     for opened, absent in zip(rounds, (7, 0, 3), strict=True):
         left = [client for client in range(CLIENTS) if client != absent]
         expected = np.average([update_of(c)["w"] for c in left], axis=0, weights=np.array(left) + 1)
@@ -181,7 +182,7 @@ def test_a_newcomer_gets_its_keys_and_shares_in_the_round_before() -> None:
     assert grid.trained == {client: 3 - (client in (0, 3, 7)) for client in range(CLIENTS)}
 
 
-def test_whoever_is_lost_in_a_round_costs_the_next_one_two_exchanges_and_no_client() -> None:
+def test_whoever_is_lost_in_a_round_costs_the_next_one_three_exchanges_and_no_client() -> None:
     def since_the_model(message: Message, client: int) -> Message | None:
         place = read_place(message.content)
         lost = client == 2 and place.round == 3 and place.exchange >= Exchange.INBOX
@@ -189,7 +190,7 @@ def test_whoever_is_lost_in_a_round_costs_the_next_one_two_exchanges_and_no_clie
 
     rounds = rounds_of(Clients(since_the_model), wanted(), 3)
     assert [each.survivors for each in rounds] == [7, 8, 8]
-    assert exchanges_of(rounds) == [5, 5, 3] and [each.attempts for each in rounds] == [1, 2, 1]
+    assert exchanges_of(rounds) == [6, 6, 3] and [each.attempts for each in rounds] == [1, 2, 1]
 
 
 def test_keys_of_a_round_that_comes_to_nothing_serve_the_next_one() -> None:
@@ -217,9 +218,12 @@ def test_vectors_are_asked_for_in_their_own_round_alone() -> None:
         place, sent = read_place(message.content), messages_of(message.content) or []
         kinds = [type(read_any(each)).__name__ for each in sent]
         assert ("Inbox" in kinds) == (place.exchange is Exchange.INBOX) == ("arrays" in message.content)
-        assert kinds[1:] == {Exchange.INBOX: ["Proposal"], Exchange.CONFIRMED: ["CohortAdverts"]}.get(
-            place.exchange, []
-        )
+        ahead = {
+            Exchange.INBOX: "Proposal",
+            Exchange.SURVIVORS: "CohortAdverts",
+            Exchange.CONFIRMED: "Parcels",
+        }
+        assert kinds[1:] == [ahead[place.exchange]] if place.exchange in ahead else not kinds[1:]
 
 
 def test_terms_that_changed_leave_the_prepared_attempt_aside() -> None:
@@ -227,7 +231,7 @@ def test_terms_that_changed_leave_the_prepared_attempt_aside() -> None:
     sums.sum(nodes, wanted(), None, nodes)
     other = replace(wanted(), row=4, spec=replace(wanted().spec, clipping_norm=90.0))
     opened = sums.sum(nodes, other, None, nodes)
-    assert (opened.survivors, opened.exchanges, opened.attempts) == (CLIENTS, 5, 2)
+    assert (opened.survivors, opened.exchanges, opened.attempts) == (CLIENTS, 6, 2)
 
 
 def test_what_was_prepared_under_another_roster_is_given_up() -> None:
@@ -245,7 +249,7 @@ def test_what_was_prepared_under_another_roster_is_given_up() -> None:
 # --- clients in processes of their own, killed
 
 
-@pytest.mark.parametrize("stage", list(Exchange))
+@pytest.mark.parametrize("stage", USUAL)
 def test_a_client_process_killed_at_any_stage_is_left_out_or_already_in(
     stage: Exchange, tmp_path: Path
 ) -> None:

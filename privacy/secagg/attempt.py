@@ -33,8 +33,9 @@ class Stage(IntEnum):
 
     ADVERTISED = 0
     SHARED = 1
-    MASKED = 2
-    CONFIRMED = 3
+    CHECKED = 2
+    MASKED = 3
+    CONFIRMED = 4
 
 
 # Pairs of a number of survivors and a secret seed of 32 bytes. The seed gives noise in the vector that may be removed
@@ -58,7 +59,7 @@ class Work:
 
 @dataclass
 class NodeAttempt:
-    """Memory of a node of one attempt, between messages; seeds, keys, `held` and `openings` are secret.
+    """Memory of a node of one attempt, between messages; seeds, keys, secrets, `held` and `openings` are secret.
 
     Attributes:
       terms: those that the node accepted.
@@ -70,13 +71,16 @@ class NodeAttempt:
       reply_key: shared with the server, 32 bytes.
       adverts: its own, then the cohort's by ascending node.
       stage: the last step done.
-      held: neighbours' pairs of shares, by ascending neighbour.
-      sharers: nodes that shared, ascending.
+      held: pairs of shares of the neighbours among the sharers, by ascending neighbour; zeros of one that is accused.
+      sharers: nodes that shared, ascending; then those whose shares are good.
+      accused: neighbours of whom this node holds no good share.
       model_hash: of the round's model, 32 bytes.
       alive: survivors, ascending.
       openings: see `Openings`.
       pair_keys: keys of 32 bytes under which shares travel, by ascending neighbour.
-      mask_secrets: those of 32 bytes that this node made for higher neighbours, where the suite is hybrid.
+      mask_secrets: hybrid ones of 32 bytes, by ascending neighbour: of the higher ones, which this node made; then of
+        all that shared.
+      mask_keys: of the masks with the neighbours among the sharers, 32 bytes each, by ascending neighbour.
     """
 
     terms: AttemptTerms
@@ -90,11 +94,13 @@ class NodeAttempt:
     stage: Stage = Stage.ADVERTISED
     held: bytes = b""
     sharers: tuple[int, ...] = ()
+    accused: tuple[int, ...] = ()
     model_hash: bytes = b""
     alive: tuple[int, ...] = ()
     openings: Openings = ()
     pair_keys: bytes = b""
     mask_secrets: bytes = b""
+    mask_keys: bytes = b""
 
     @cached_property
     def agreed(self) -> Agreement:
@@ -114,7 +120,7 @@ class NodeAttempt:
         Python cannot overwrite bytes; what it freed may stay in memory for a while.
         """
         self.mask_seed = self.own_seed = self.share_seed = self.reply_key = self.held = b""
-        self.pair_keys, self.mask_secrets, self.openings = b"", b"", ()
+        self.pair_keys, self.mask_secrets, self.mask_keys, self.openings = b"", b"", b"", ()
 
 
 def tagged(attempt: NodeAttempt, body: bytes) -> bytes:

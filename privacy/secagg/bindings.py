@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .graph import Ring, ring
-from .messages import Advert, Confirmation
+from .messages import Advert, Confirmation, SealedShares
 from .refusal import Reason, Refused
 from .suite import Suite, derive, suite_of
 from .transcript import AttemptTerms, Purpose, digest, frame, round_context, setup_context
@@ -24,22 +24,14 @@ def reply_info(context: bytes) -> bytes:
     return frame(Purpose.REPLY, context)
 
 
-def commitment(context: bytes, node: int, own_seed: bytes) -> bytes:
-    """Return what binds a node to its private seed, and tells nothing about 255 random bits.
-
-    Args:
-      context: of the attempt, 32 bytes.
-      node: whose seed it is.
-      own_seed: of 32 bytes, secret.
-    """
-    return digest(Purpose.COMMITMENT, context, node, own_seed)
-
-
 def advert_body(advert: Advert) -> bytes:
     """Return what the signature of an advert is over, beside the attempt's context."""
-    return frame(
-        Purpose.ADVERT, advert.node, advert.mask_key, advert.share_key, advert.commitment, advert.kem_keys
-    )
+    return frame(Purpose.ADVERT, advert.node, advert.mask_key, advert.share_key, advert.kem_keys)
+
+
+def deal_body(node: int, shares: SealedShares) -> bytes:
+    """Return what the signature of a deal is over, beside the cohort."""
+    return frame(Purpose.DEAL, node, shares.sealed, shares.kem, shares.commitments, shares.proof)
 
 
 def confirmation_body(confirmation: Confirmation) -> bytes:

@@ -7,7 +7,7 @@ for the whole cohort: a node opens nothing before more nodes signed the same set
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
@@ -19,24 +19,31 @@ from .bindings import (
     Agreement,
     advert_body,
     attempt_context,
-    commitment,
     confirmation_body,
+    deal_body,
     mask_sign,
     own_mask_key,
     pair_mask_info,
     reply_info,
 )
+from .complaint import PROOF_BYTES, disclosed
+from .deal import deal
 from .hybrid import blocks, mask_secret, mixed, offer, public_keys, share_secret
 from .messages import (
     NODES,
     SEALED_BYTES,
     SHARE_BYTES,
+    TOLD_BYTES,
     Advert,
+    Checked,
     CohortAdverts,
+    Complaints,
     Confirmation,
     Confirmed,
     Declined,
+    Disputed,
     Inbox,
+    Parcels,
     Proposal,
     Revealed,
     SealedShares,
@@ -48,14 +55,15 @@ from .messages import (
     write,
     write_terms,
 )
+from .parcel import Parcel, cut, parcel_of, place_of
 from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
-from .shamir import new_secret, split
-from .suite import KEY_BYTES, SUITES, agree, key_from_seed, public_of, seal, sign, suite_of, unseal
+from .shamir import new_secret
+from .suite import KEY_BYTES, SUITES, agree, key_from_seed, public_of, seal, sign, suite_of, unseal, verify
 from .transcript import AttemptTerms, Profile, Purpose, frame
 
-ToNode = CohortAdverts | Inbox | Survivors | Confirmed
+ToNode = CohortAdverts | Parcels | Disputed | Inbox | Survivors | Confirmed
 LIVE_ATTEMPTS = 2  # the one that is summed, and the one whose keys travel ahead
 OVER = NODES - 1  # at least any attempt's number; marks a round in which this node has opened a sum
 
@@ -101,8 +109,12 @@ class Participant:
                 return self._join(said, now)
             case CohortAdverts():
                 return self._step(said, Stage.ADVERTISED, lambda attempt: self._share(attempt, said, now))
+            case Parcels():
+                return self._step(said, Stage.SHARED, lambda attempt: self._check(attempt, said))
+            case Disputed():
+                return self._step(said, Stage.CHECKED, lambda attempt: self._complain(attempt, said, now))
             case Inbox():
-                return self._step(said, Stage.SHARED, lambda attempt: self._mask(attempt, said, work))
+                return self._step(said, Stage.CHECKED, lambda attempt: self._mask(attempt, said, work))
             case Survivors():
                 return self._step(said, Stage.MASKED, lambda attempt: self._confirm(attempt, said))
             case Confirmed():
@@ -159,11 +171,8 @@ class Participant:
         mask_seed, own_seed, share_seed = new_secret(), new_secret(), new_secret()
         secret = key_from_seed(share_seed, Purpose.SHARE_KEY)
         reply_key = agree(secret, server_key, reply_info(context))
-        bound = commitment(context, self.node, own_seed)
         kem_keys = public_keys(share_seed, mask_seed) if suite_of(terms.suite).hybrid else b""
-        unsigned = Advert(
-            self.node, public_of(key_from_seed(mask_seed)), public_of(secret), bound, b"", kem_keys
-        )
+        unsigned = Advert(self.node, public_of(key_from_seed(mask_seed)), public_of(secret), b"", kem_keys)
         advert = replace(unsigned, signature=sign(self.key, context, advert_body(unsigned)))
         for held, old in list(self.attempts.items()):
             if (old.terms.run, old.terms.round) == (terms.run, terms.round):
@@ -187,12 +196,8 @@ class Participant:
         check_adverts(self.roster, attempt.context, [agreed.by_node[peer] for peer in peers], now)
         _enough(attempt.terms, agreed.nodes, peers)
         points = [agreed.points[peer] for peer in peers]
-        threshold = attempt.terms.threshold
-        pairs = zip(
-            split(attempt.own_seed, threshold, points),
-            split(attempt.mask_seed, threshold, points),
-            strict=True,
-        )
+        seeds = attempt.own_seed, attempt.mask_seed
+        dealt = deal(agreed.cohort, self.node, seeds, attempt.terms.threshold, points)
         secret = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY)
         keys = [agree(secret, agreed.by_node[peer].share_key, agreed.share_info) for peer in peers]
         attempt.pair_keys, made = b"".join(keys), [b""] * len(peers)
@@ -205,73 +210,115 @@ class Participant:
             ]
             made = [each.block for each in offers]
         sealed = bytearray()
-        for peer, key, shares, block in zip(peers, keys, pairs, made, strict=True):
-            sealed += seal(agreed.suite, key, b"".join(shares), agreed.share_label(self.node, peer, block))
+        for peer, key, shares, block in zip(peers, keys, dealt.shares, made, strict=True):
+            sealed += seal(agreed.suite, key, shares, agreed.share_label(self.node, peer, block))
         attempt.stage = Stage.SHARED
-        return tagged(attempt, write(SealedShares(agreed.cohort, bytes(sealed), b"".join(made))))
+        unsigned = SealedShares(
+            agreed.cohort, bytes(sealed), dealt.commitments, dealt.proof, b"", b"".join(made)
+        )
+        signature = sign(self.key, agreed.cohort, deal_body(self.node, unsigned))
+        return tagged(attempt, write(replace(unsigned, signature=signature)))
 
-    def _mask(self, attempt: NodeAttempt, inbox: Inbox, work: Work | None) -> bytes:
-        """2: open the neighbours' shares, compute, and send the vector under all masks."""
-        if work is None or work.model_hash != inbox.model_hash:
-            raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
+    def _check(self, attempt: NodeAttempt, parcels: Parcels) -> bytes:
+        """2: open the neighbours' shares, hold each against its dealer's commitments, and say whose is no good."""
         agreed = attempt.agreed
-        if self.node not in inbox.sharers or not set(inbox.sharers) <= set(agreed.nodes):
+        if self.node not in parcels.sharers or not set(parcels.sharers) <= set(agreed.nodes):
             raise Refused(Reason.WRONG_COHORT, "who shared is not a part of who advertised, with this node")
-        peers = agreed.neighbours(self.node, set(inbox.sharers))
-        _enough(attempt.terms, inbox.sharers, peers)
-        pairs = [(peer, self.node) for peer in peers] if agreed.suite.hybrid else []
-        offered = dict(zip(peers, blocks(inbox.kem, pairs), strict=False))
-        attempt.held = self._open_shares(attempt, agreed, peers, inbox.sealed, offered)
-        attempt.sharers, attempt.model_hash = inbox.sharers, inbox.model_hash
-        attempt.stage = Stage.MASKED
-        context = agreed.round(inbox.sharers, inbox.model_hash)
-        secret, info = key_from_seed(attempt.mask_seed), pair_mask_info(context)
-        masks = [(own_mask_key(attempt.own_seed, context), 1)]
-        for peer in peers:
-            key = agree(secret, agreed.by_node[peer].mask_key, info)
-            if agreed.suite.hybrid:
-                key = mixed(key, self._mask_secret(attempt, agreed, peer, offered), info)
-            masks.append((key, mask_sign(self.node, peer)))
-        attempt.mask_secrets = b""
-        vector, attempt.openings = work.vector(attempt.terms)
-        return masked(attempt, vector, masks, context)
+        peers = agreed.neighbours(self.node, set(parcels.sharers))
+        _enough(attempt.terms, parcels.sharers, peers)
+        found = _parcels(agreed, self.node, peers, parcels)
+        held, accused = bytearray(), list[int]()
+        for parcel in found:
+            try:
+                held += parcel.opened(agreed, self._seal_key(attempt, parcel))
+            except Refused:
+                held += bytes(2 * SHARE_BYTES)
+                accused.append(parcel.dealer)
+        if agreed.suite.hybrid:
+            attempt.mask_secrets = b"".join(self._mask_secret(attempt, parcel) for parcel in found)
+        attempt.held, attempt.sharers, attempt.accused = bytes(held), parcels.sharers, tuple(accused)
+        if not accused:
+            attempt.pair_keys = attempt.share_seed = b""
+        attempt.stage = Stage.CHECKED
+        return tagged(attempt, write(Checked(agreed.cohort, tuple(accused))))
 
-    def _mask_secret(
-        self, attempt: NodeAttempt, agreed: Agreement, peer: int, offered: Mapping[int, bytes]
-    ) -> bytes:
+    def _seal_key(self, attempt: NodeAttempt, parcel: Parcel) -> bytes:
+        agreed, start = attempt.agreed, KEY_BYTES * place_of(attempt.agreed, self.node, parcel.dealer)
+        key = attempt.pair_keys[start : start + KEY_BYTES]
+        if agreed.suite.hybrid:
+            key = mixed(key, share_secret(attempt.share_seed, parcel.block), agreed.share_info)
+        return key
+
+    def _mask_secret(self, attempt: NodeAttempt, parcel: Parcel) -> bytes:
+        agreed, peer = attempt.agreed, parcel.dealer
         if peer < self.node:
-            return mask_secret(agreed, attempt.mask_seed, self.node, peer, {peer: {self.node: offered[peer]}})
+            offered = {peer: {self.node: parcel.block}}
+            return mask_secret(agreed, attempt.mask_seed, self.node, peer, offered)
         higher = [other for other in agreed.neighbours(self.node) if other > self.node]
         start = KEY_BYTES * bisect_left(higher, peer)
         return attempt.mask_secrets[start : start + KEY_BYTES]
 
-    def _open_shares(
-        self,
-        attempt: NodeAttempt,
-        agreed: Agreement,
-        peers: Sequence[int],
-        sealed: bytes,
-        offered: Mapping[int, bytes],
-    ) -> bytes:
-        if len(sealed) != SEALED_BYTES * len(peers):
-            raise Refused(Reason.MALFORMED, "not one sealed pair of shares for each neighbour")
-        sealed_for, held = agreed.neighbours(self.node), bytearray()
-        for place, peer in enumerate(peers):
-            start = KEY_BYTES * bisect_left(sealed_for, peer)
-            key = attempt.pair_keys[start : start + KEY_BYTES]
-            if agreed.suite.hybrid:
-                secret = share_secret(attempt.share_seed, offered[peer])
-                key = mixed(key, secret, agreed.share_info)
-            one = sealed[SEALED_BYTES * place : SEALED_BYTES * (place + 1)]
-            label = agreed.share_label(peer, self.node, offered.get(peer, b""))
-            held += unseal(agreed.suite, key, one, label)
-        if len(held) != 2 * SHARE_BYTES * len(peers):
-            raise Refused(Reason.BAD_SHARE, "a sealed pair of another length")
+    def _complain(self, attempt: NodeAttempt, disputed: Disputed, now: int) -> bytes:
+        """2a: look again at the deals that were no good, and disclose what shows it, if their dealers signed them.
+
+        An honest node signs no deal that is no good. What is disclosed is therefore known to the adversary: it is the
+        secret under which this pair sealed shares for each other, and masks have keys of their own.
+        """
+        agreed, cohort = attempt.agreed, attempt.agreed.cohort
+        if not attempt.share_seed or len(disputed.deals) != len(disputed.accused):
+            raise Refused(Reason.OUT_OF_ORDER, "nothing is disputed here")
+        if not set(disputed.accused) <= set(attempt.accused):
+            raise Refused(Reason.WRONG_COHORT, "a deal that this node did not complain of")
+        secret, proofs = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY), dict[int, bytes]()
+        for peer, signed in zip(disputed.accused, disputed.deals, strict=True):
+            verify(self.roster.member(peer, now).public, cohort, deal_body(peer, signed), signed.signature)
+            parcel = parcel_of(agreed, peer, self.node, signed)
+            try:
+                self._hold(attempt, parcel, parcel.opened(agreed, self._seal_key(attempt, parcel)))
+            except Refused:
+                key = agreed.by_node[peer].share_key
+                # A hybrid secret cannot be shown to be the right one: then the X25519 half shows nothing.
+                proofs[peer] = bytes(PROOF_BYTES) if agreed.suite.hybrid else disclosed(secret, key, cohort)
         attempt.pair_keys = attempt.share_seed = b""
-        return bytes(held)
+        return tagged(attempt, write(Complaints(cohort, tuple(proofs), b"".join(proofs.values()))))
+
+    def _hold(self, attempt: NodeAttempt, parcel: Parcel, pair: bytes) -> None:
+        peers = attempt.agreed.neighbours(self.node, set(attempt.sharers))
+        place = bisect_left(peers, parcel.dealer)
+        attempt.held = _put(attempt.held, place, pair)
+        if attempt.agreed.suite.hybrid and parcel.dealer < self.node:
+            attempt.mask_secrets = _put(attempt.mask_secrets, place, self._mask_secret(attempt, parcel))
+
+    def _mask(self, attempt: NodeAttempt, inbox: Inbox, work: Work | None) -> bytes:
+        """3: compute, and send the vector under all masks."""
+        if work is None or work.model_hash != inbox.model_hash:
+            raise Refused(Reason.WRONG_MODEL, "the model is not the one that the round is about")
+        agreed, dealt = attempt.agreed, set(attempt.sharers)
+        if self.node not in inbox.sharers or not set(inbox.sharers) <= dealt:
+            raise Refused(Reason.WRONG_COHORT, "who stays is not a part of who shared, with this node")
+        peers = agreed.neighbours(self.node, set(inbox.sharers))
+        _enough(attempt.terms, inbox.sharers, peers)
+        pairs = dict(
+            zip(agreed.neighbours(self.node, dealt), cut(attempt.held, 2 * SHARE_BYTES), strict=True)
+        )
+        mixes = dict(zip(pairs, cut(attempt.mask_secrets, KEY_BYTES), strict=False))
+        attempt.held = b"".join(pairs[peer] for peer in peers)
+        attempt.sharers, attempt.model_hash = inbox.sharers, inbox.model_hash
+        attempt.stage = Stage.MASKED
+        context = agreed.round(inbox.sharers, inbox.model_hash)
+        secret, info = key_from_seed(attempt.mask_seed), pair_mask_info(context)
+        keys = [agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers]
+        if agreed.suite.hybrid:
+            keys = [mixed(key, mixes[peer], info) for key, peer in zip(keys, peers, strict=True)]
+        attempt.mask_secrets, attempt.mask_keys = b"", b"".join(keys)
+        attempt.pair_keys = attempt.share_seed = b""
+        masks = [(own_mask_key(attempt.own_seed, context), 1)]
+        masks += [(key, mask_sign(self.node, peer)) for key, peer in zip(keys, peers, strict=True)]
+        vector, attempt.openings = work.vector(attempt.terms)
+        return masked(attempt, vector, masks, context)
 
     def _confirm(self, attempt: NodeAttempt, sets: Survivors) -> bytes:
-        """3a: hold the survivors against what this node knows, and sign them."""
+        """4: hold the survivors against what this node knows, and sign them."""
         alive = set(sets.alive)
         if alive & set(sets.dead):
             raise Refused(
@@ -291,7 +338,7 @@ class Participant:
         return tagged(attempt, write(replace(unsigned, signature=signature)))
 
     def _open(self, attempt: NodeAttempt, proof: Confirmed, now: int) -> bytes:
-        """3b: reveal shares once a quorum has signed what this node signed, and every survivor is who it says."""
+        """5: reveal shares once a quorum has signed what this node signed, and every survivor is who it says."""
         needed = quorum(attempt.terms, self.policy.collusion)
         signed = signers(self.roster, attempt, proof.confirmations, needed, now)
         check_adverts(self.roster, attempt.context, unwitnessed(self.node, attempt, signed), now)
@@ -299,14 +346,15 @@ class Participant:
 
     def _reveal(self, attempt: NodeAttempt) -> bytes:
         _, view = attempt.view
-        alive, shares = set(attempt.alive), bytearray()
+        alive, shares, keys = set(attempt.alive), bytearray(), bytearray()
         for place, peer in enumerate(attempt.agreed.neighbours(self.node, set(attempt.sharers))):
-            start = SHARE_BYTES * (
-                2 * place + (peer not in alive)
-            )  # a pair holds a share of the own seed, then one of the mask seed
+            # A pair holds a share of the private seed, then one of the mask seed.
+            start = SHARE_BYTES * (2 * place + (peer not in alive))
             shares += attempt.held[start : start + SHARE_BYTES]
+            if peer not in alive:
+                keys += attempt.mask_keys[KEY_BYTES * place : KEY_BYTES * (place + 1)]
         seeds = b"".join(seed for least, seed in attempt.openings if len(alive) >= least)
-        reply = tagged(attempt, write(Revealed(view, bytes(shares), seeds)))
+        reply = tagged(attempt, write(Revealed(view, bytes(shares), bytes(keys), seeds)))
         self.seen.setdefault(attempt.terms.run, {})[attempt.terms.round] = OVER
         self._end(attempt.context)
         return reply
@@ -317,6 +365,25 @@ def declined(refused: Refused) -> bytes:
     return write(Declined(refused.reason.value))
 
 
+def _parcels(agreed: Agreement, node: int, peers: Sequence[int], said: Parcels) -> list[Parcel]:
+    """Return the parcels of a node's neighbours from a message.
+
+    Raises:
+      Refused: MALFORMED, where there is not one for each.
+    """
+    sealed, told = cut(said.sealed, SEALED_BYTES), cut(said.told, TOLD_BYTES)
+    if not len(sealed) == len(told) == len(peers):
+        raise Refused(Reason.MALFORMED, "not one parcel for each neighbour")
+    pairs = [(peer, node) for peer in peers] if agreed.suite.hybrid else []
+    found = blocks(said.kem, pairs) or [b""] * len(peers)
+    rows = zip(peers, sealed, told, found, strict=True)
+    return [Parcel(peer, node, *row) for peer, *row in rows]
+
+
+def _put(row: bytes, place: int, piece: bytes) -> bytes:
+    return row[: len(piece) * place] + piece + row[len(piece) * (place + 1) :]
+
+
 def _enough(terms: AttemptTerms, nodes: Sequence[int], peers: Sequence[int]) -> None:
     if len(nodes) < terms.minimum_survivors or len(peers) < terms.threshold:
         raise Refused(Reason.TOO_FEW, "too few nodes are left to hide this one among them")
@@ -324,9 +391,10 @@ def _enough(terms: AttemptTerms, nodes: Sequence[int], peers: Sequence[int]) -> 
 
 # --- what a node remembers between two messages, sealed under a key of its own
 
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
+_OLD_FORMAT = 2  # of the protocol's first version; what was asked is read, and its attempts are over
 _STATE_SUITE = SUITES[1]  # whatever suite an attempt uses
-_NODE_FIELDS = ("candidates", "sharers", "alive")
+_NODE_FIELDS = ("candidates", "sharers", "accused", "alive")
 
 
 def write_state(participant: Participant, node_key: bytes) -> bytes:
@@ -358,10 +426,10 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
     try:
         written, seen, attempts = row
         rounds = [(int(run), int(number), int(attempt)) for run, number, attempt in seen]
-        restored = [_attempt(fields_) for fields_ in attempts]
+        restored = [_attempt(fields_) for fields_ in attempts if written != _OLD_FORMAT]
     except (TypeError, ValueError, KeyError) as error:
         raise Refused(Reason.MALFORMED, "a node's state of another version") from error
-    if written != _STATE_FORMAT:
+    if written not in (_STATE_FORMAT, _OLD_FORMAT):
         raise Refused(Reason.MALFORMED, f"a node's state of format {written}")
     participant.seen = {}
     for run, number, attempt in rounds:

@@ -55,6 +55,19 @@ def public_keys(share_seed: bytes, mask_seed: bytes) -> bytes:
     return b"".join(kem_key(seed).public_key().public_bytes_raw() for seed in (share_seed, mask_seed))
 
 
+def check_keys(keys: bytes) -> None:
+    """Return if a node's ML-KEM public keys can be used.
+
+    Args:
+      keys: of `KEM_KEY_BYTES`.
+
+    Raises:
+      Refused: MALFORMED.
+    """
+    for at in (0, KEM_KEY_BYTES // 2):
+        _public(keys[at : at + KEM_KEY_BYTES // 2])
+
+
 def mixed(key: bytes, secret: bytes, info: bytes) -> bytes:
     """Return the key that takes both an X25519 key and an ML-KEM secret, 32 bytes."""
     return derive(key + secret, frame(Purpose.HYBRID, info))
@@ -134,7 +147,11 @@ def _escrow_key(agreed: Agreement, mask_seed: bytes, peer: int) -> bytes:
 
 
 def _encapsulated(public: bytes) -> tuple[bytes, bytes]:
+    return _public(public).encapsulate()
+
+
+def _public(key: bytes) -> MLKEM768PublicKey:
     try:
-        return MLKEM768PublicKey.from_public_bytes(public).encapsulate()
+        return MLKEM768PublicKey.from_public_bytes(key)
     except ValueError as error:
         raise Refused(Reason.MALFORMED, "not a usable ML-KEM-768 public key") from error

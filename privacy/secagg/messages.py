@@ -17,6 +17,8 @@ import msgpack
 
 from .. import bounded_decoding
 from ..bounded_decoding import Bounds, Undecodable
+from .complaint import PROOF_BYTES
+from .deal import COMMITMENT_BYTES
 from .graph import MAXIMUM_CLIENTS
 from .refusal import Reason, Refused
 from .shamir import SECRET_BYTES
@@ -26,6 +28,7 @@ from .transcript import HASH_BYTES, AttemptTerms
 SHARE_BYTES = 32
 SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # added by sealing; alone, the tag of a reply
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
+TOLD_BYTES = COMMITMENT_BYTES + SHARE_BYTES + HASH_BYTES
 DECLINED_BYTES = 40  # no other reply is as short
 NODES = 1 << 64  # Flower's node numbers are unsigned 64-bit
 # The deepest is a node's memory: attempts, each with its openings, each with a number and a seed. The largest are the
@@ -123,6 +126,7 @@ Hash = Annotated[bytes, _fixed(HASH_BYTES)]
 Key = Annotated[bytes, _fixed(KEY_BYTES)]
 Signature = Annotated[bytes, _fixed(SIGNATURE_BYTES)]
 Sealed = Annotated[bytes, _many(SEALED_BYTES)]
+Shares = Annotated[bytes, _many(SHARE_BYTES)]
 Kem = Annotated[bytes, _many(1)]
 
 
@@ -140,13 +144,12 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Advert:
-    """0, reply: a node's ephemeral keys, a commitment to its private seed, and a signature.
+    """0, reply: a node's ephemeral keys, and a signature.
 
     Attributes:
       node: who advertises.
       mask_key: X25519, for masks.
       share_key: X25519, for shares.
-      commitment: to the private seed, 32 bytes.
       signature: by the node's identity.
       kem_keys: ML-KEM's for shares and for masks, where the suite is hybrid; else empty.
     """
@@ -154,7 +157,6 @@ class Advert:
     node: Node
     mask_key: Key
     share_key: Key
-    commitment: Hash
     signature: Signature
     kem_keys: Annotated[bytes, _many(KEM_KEY_BYTES)] = b""
 
@@ -171,28 +173,81 @@ class CohortAdverts:
 class SealedShares:
     """1, reply: one sealed pair of shares for each neighbour, by ascending node, and the cohort it is for.
 
-    `kem` holds a block for each neighbour, as `hybrid` says; empty without it.
+    Attributes:
+      cohort: hash of all adverts, 32 bytes.
+      sealed: `SEALED_BYTES` for each neighbour.
+      commitments: to these shares, as `deal` says, for each neighbour.
+      proof: coefficients, as `deal` says.
+      signature: by the node's identity, over all of this.
+      kem: a block for each neighbour, as `hybrid` says; empty without it.
     """
 
     cohort: Hash
     sealed: Sealed
+    commitments: Annotated[bytes, _many(COMMITMENT_BYTES)]
+    proof: Shares
+    signature: Signature
     kem: Kem = b""
+
+
+@dataclass(frozen=True)
+class Parcels:
+    """2, to the node: what each neighbour that shared dealt to it, by ascending node.
+
+    Attributes:
+      context: of the attempt, 32 bytes.
+      sharers: nodes that shared at all.
+      sealed: of each neighbour among them, `SEALED_BYTES`.
+      told: of each what it takes to check a share, `TOLD_BYTES`: commitments, value of the proof, hash of all
+        commitments.
+      kem: blocks of the neighbours, as `hybrid` says; empty without it.
+    """
+
+    context: Hash
+    sharers: Nodes
+    sealed: Sealed
+    told: Annotated[bytes, _many(TOLD_BYTES)]
+    kem: Kem = b""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """2, reply: whose share did not open or is not what its dealer committed to; nobody's, as a rule."""
+
+    cohort: Hash
+    accused: Nodes
+
+
+@dataclass(frozen=True)
+class Disputed:
+    """2a, to a node that accused: the whole deals of those it accused, by ascending node, as they signed them."""
+
+    context: Hash
+    accused: Nodes
+    deals: Annotated[tuple[SealedShares, ...], _rows(SealedShares)]
+
+
+@dataclass(frozen=True)
+class Complaints:
+    """2a, reply: those whose signed deal is no good, and the secret shared with each, as `complaint` proves it."""
+
+    cohort: Hash
+    accused: Nodes
+    proofs: Annotated[bytes, _many(PROOF_BYTES)]
 
 
 @dataclass(frozen=True)
 class Inbox:
-    """2, to the node: its neighbours' sealed shares and blocks, who shared at all, and which model to start from."""
+    """3, to the node: whose shares are good, and which model to start from."""
 
     context: Hash
     model_hash: Hash
     sharers: Nodes
-    sealed: Sealed
-    kem: Kem = b""
 
 
 @dataclass(frozen=True)
 class Survivors:
-    """3a, to the node: whose vectors are in the sum, and whose never came."""
+    """4, to the node: whose vectors are in the sum, and whose never came."""
 
     context: Hash
     alive: Nodes
@@ -201,7 +256,7 @@ class Survivors:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """3a, reply: what this node takes the round and its survivors to be, signed."""
+    """4, reply: what this node takes the round and its survivors to be, signed."""
 
     node: Node
     model_hash: Hash
@@ -212,7 +267,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """3b, to the node: the confirmations of the cohort."""
+    """5, to the node: the confirmations of the cohort."""
 
     context: Hash
     confirmations: Annotated[tuple[Confirmation, ...], _rows(Confirmation)]
@@ -220,13 +275,18 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Revealed:
-    """3b, reply: a share for each neighbour that shared: of its private seed if alive, else of its mask key.
+    """5, reply: a share for each neighbour that shared: of its private seed if alive, else of its mask key.
 
-    `seeds` are those of noise in the sender's own vector that this many survivors do not need, 32 bytes each.
+    Attributes:
+      survivors: hash of the round's survivors, 32 bytes.
+      shares: `SHARE_BYTES` for each neighbour.
+      mask_keys: for each neighbour whose vector never came, the key of 32 bytes of the mask that the sender has with it.
+      seeds: of noise in the sender's own vector that this many survivors do not need, 32 bytes each.
     """
 
     survivors: Hash
-    shares: Annotated[bytes, _many(SHARE_BYTES)]
+    shares: Shares
+    mask_keys: Annotated[bytes, _many(KEY_BYTES)]
     seeds: Annotated[bytes, _many(SECRET_BYTES)]
 
 
@@ -248,6 +308,10 @@ Message = (
     | Confirmed
     | Revealed
     | Declined
+    | Parcels
+    | Checked
+    | Disputed
+    | Complaints
 )
 M = TypeVar("M", bound=Message)
 
@@ -305,12 +369,12 @@ def _row(values: Sequence[Any], kind: type[Message]) -> Message:
     return kind(*(check(value) for check, value in zip(checks.values(), values, strict=True)))
 
 
-def _rows(kind: type[Advert | Confirmation]) -> Callable[[Any], tuple[Message, ...]]:
+def _rows(kind: type[Advert | Confirmation | SealedShares]) -> Callable[[Any], tuple[Message, ...]]:
     def check(value: Any) -> tuple[Message, ...]:
         if type(value) is not list or any(type(item) is not list for item in cast(list[Any], value)):
             raise Refused(Reason.MALFORMED, f"not a list of {kind.__name__}")
         rows = tuple(_row(item, kind) for item in cast(list[Any], value))
-        _ascending([cast(Advert | Confirmation, row).node for row in rows])
+        _ascending([row.node for row in rows if isinstance(row, (Advert, Confirmation))])
         return rows
 
     return check

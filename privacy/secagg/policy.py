@@ -77,6 +77,9 @@ def check(policy: Policy, terms: AttemptTerms) -> None:
     Raises:
       Refused: POLICY, naming the first field of the terms that is weaker.
     """
+    if (spoken := terms.protocol_version) != PROTOCOL_VERSION:
+        remedy = f"install one release of fedveil on both: this client speaks {PROTOCOL_VERSION}"
+        raise Refused(Reason.POLICY, f"protocol_version={spoken} is that of another release; {remedy}")
     for name in _shortfalls(policy, terms):
         raise Refused(Reason.POLICY, f"{name}={getattr(terms, name)!r} is not what this policy accepts")
 
@@ -87,7 +90,6 @@ def _shortfalls(policy: Policy, terms: AttemptTerms) -> Iterator[str]:
     fewest = max(policy.minimum_cohort, colluders(terms.cohort_size, policy.collusion) + 2)
     # Written so that a NaN is refused.
     demands = {
-        "protocol_version": terms.protocol_version == PROTOCOL_VERSION,
         "suite": terms.suite in policy.suites,
         "profile": terms.profile in (policy.profile, Profile.MALICIOUS),
         "roster_version": terms.roster_version >= policy.minimum_roster_version,

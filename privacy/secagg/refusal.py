@@ -23,6 +23,16 @@ class Reason(StrEnum):
     ERASED = "erased"
 
 
+class Fault(StrEnum):
+    """What a node is named for: nothing of it happens to a node that follows the protocol, whatever others do."""
+
+    BAD_DEAL = "dealt a share that does not open or does not fit"
+    FALSE_COMPLAINT = "complained of a good share"
+    WRONG_SHARE = "revealed a share that was not dealt to it"
+    WRONG_MASK = "revealed a mask key that is not the pair's"
+    WRONG_SEED = "dealt a mask seed that is not its key's"
+
+
 @final
 class Refused(Exception):
     """Attempt that this side does not go on with.

@@ -5,7 +5,8 @@ It learns the sum of the survivors and who they are. See `client` for the protoc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -15,27 +16,28 @@ from .bindings import (
     Agreement,
     advert_body,
     attempt_context,
-    commitment,
     confirmation_body,
-    mask_sign,
-    own_mask_key,
-    pair_mask_info,
     reply_info,
     survivors_digest,
 )
-from .hybrid import Offered, blocks, mask_secret, mixed
+from .complaint import PROOF_BYTES
+from .dealings import dealings
+from .hybrid import blocks, check_keys
 from .masks import Vector, add_masks
 from .messages import (
     DECLINED_BYTES,
     SEAL_BYTES,
-    SEALED_BYTES,
     SHARE_BYTES,
     Advert,
+    Checked,
     CohortAdverts,
+    Complaints,
     Confirmation,
     Confirmed,
     Declined,
+    Disputed,
     Inbox,
+    Parcels,
     Proposal,
     Revealed,
     SealedShares,
@@ -43,14 +45,23 @@ from .messages import (
     read,
     write,
 )
-from .refusal import Reason, Refused
+from .parcel import check_lengths, cut
+from .refusal import Fault, Reason, Refused
 from .roster import Roster
-from .shamir import combine
-from .suite import agree, key_from_seed, new_key, public_of, suite_of, unseal, verify
+from .suite import (
+    KEY_BYTES,
+    agree,
+    check_public,
+    new_key,
+    public_of,
+    suite_of,
+    unseal,
+    verify,
+)
 from .transcript import HASH_BYTES, AttemptTerms, Profile
+from .unmask import Opening
 
 Outgoing = dict[int, bytes]
-Shares = dict[int, dict[int, bytes]]  # by owner, and by the point of who holds it
 
 
 class Due(IntEnum):
@@ -58,10 +69,12 @@ class Due(IntEnum):
 
     ADVERTS = 0
     SHARES = 1
-    VECTORS = 2
-    CONFIRMATIONS = 3
-    REVEALED = 4
-    NOTHING = 5
+    CHECKS = 2
+    COMPLAINTS = 3
+    VECTORS = 4
+    CONFIRMATIONS = 5
+    REVEALED = 6
+    NOTHING = 7
 
 
 @dataclass(frozen=True)
@@ -93,11 +106,19 @@ class ServerAttempt:
     or patience ends. A next attempt's messages may travel beside these: each is a message of its own.
 
     Attributes:
+      due: the replies that it waits for.
       declined: by node, why it stopped, where it said so.
+      blamed: by node, what it did that no node does which follows the protocol.
     """
 
     def __init__(
-        self, terms: AttemptTerms, roster: Roster, candidates: Sequence[int], dimension: int, now: int
+        self,
+        terms: AttemptTerms,
+        roster: Roster,
+        candidates: Sequence[int],
+        dimension: int,
+        now: int,
+        colluders: int = 0,
     ) -> None:
         """Prepare an attempt.
 
@@ -107,28 +128,36 @@ class ServerAttempt:
           candidates: nodes to ask.
           dimension: coordinates of the vector, d >= 1.
           now: Unix seconds, against which members expire.
+          colluders: how many nodes may lie together; for a hybrid suite, where a complaint cannot be proved.
         """
+        self._colluders = colluders
         self._terms, self._roster, self._now = terms, roster, now
         self._candidates = tuple(sorted(candidates))
         self._suite = suite_of(terms.suite)
         self._key = new_key()
         self.context = attempt_context(terms, self._candidates, public_of(self._key))
         self._total = np.zeros(dimension, f"<u{terms.bits // 8}")
-        self._due, self._asked = Due.ADVERTS, frozenset(self._candidates)
+        self.due, self._asked = Due.ADVERTS, frozenset(self._candidates)
         self._answered: set[int] = set()
         self.declined: dict[int, Reason] = {}
+        self.blamed: dict[int, Fault] = {}
         self._adverts: dict[int, Advert] = {}
         self._reply_keys: dict[int, bytes] = {}
-        self._sealed: dict[int, bytes] = {}
+        self._deals: dict[int, SealedShares] = {}
+        self._accused: dict[int, tuple[int, ...]] = {}
+        self._complaints: dict[int, Complaints] = {}
         self._offered: dict[int, dict[int, bytes]] = {}
         self._confirmations: dict[int, Confirmation] = {}
-        self._revealed: dict[int, bytes] = {}
+        self._shares: dict[int, dict[int, bytes]] = {}
+        self._mask_keys: dict[int, dict[int, bytes]] = {}
         self._seeds: dict[int, bytes] = {}
         self._agreed = Agreement(terms, self.context, self._candidates, ())
+        self._dealings = dealings(self._agreed, {})
         self._sharers: tuple[int, ...] = ()
         self._sharing: frozenset[int] = frozenset()
         self._alive: tuple[int, ...] = ()
         self._dead: tuple[int, ...] = ()
+        self._living: frozenset[int] = frozenset()
         self._round = self._view = b""
 
     @property
@@ -163,20 +192,27 @@ class ServerAttempt:
             return
         if node in self._answered:
             raise Refused(Reason.REPLAY, "this node has answered already")
-        if self._due is Due.ADVERTS:
+        if self.due is Due.ADVERTS:
             self._take_advert(node, read(reply, Advert))
-        elif self._due is Due.VECTORS:
+        elif self.due is Due.VECTORS:
             self._take_vector(node, reply)
         else:
             body = reply[:-SEAL_BYTES]
             self._opened(node, reply[-SEAL_BYTES:], memoryview(body))
-            if self._due is Due.SHARES:
-                self._take_shares(node, read(body, SealedShares))
-            elif self._due is Due.CONFIRMATIONS:
-                self._take_confirmation(node, read(body, Confirmation))
-            else:
-                self._take_revealed(node, read(body, Revealed))
+            self._take_tagged(node, body)
         self._answered.add(node)
+
+    def _take_tagged(self, node: int, body: bytes) -> None:
+        if self.due is Due.SHARES:
+            self._take_shares(node, read(body, SealedShares))
+        elif self.due is Due.CHECKS:
+            self._take_check(node, read(body, Checked))
+        elif self.due is Due.COMPLAINTS:
+            self._take_complaints(node, read(body, Complaints))
+        elif self.due is Due.CONFIRMATIONS:
+            self._take_confirmation(node, read(body, Confirmation))
+        else:
+            self._take_revealed(node, read(body, Revealed))
 
     def _opened(self, node: int, sealed: bytes, body: memoryview) -> bytes:
         """Return what the node sealed behind the body of its reply."""
@@ -190,6 +226,11 @@ class ServerAttempt:
             raise Refused(Reason.UNKNOWN_MEMBER, "an advert of another node")
         if len(advert.kem_keys) != self._suite.kem_key_bytes:
             raise Refused(Reason.MALFORMED, "an advert without the keys of its suite, or with others")
+        # A key that nobody can agree on would stop every honest neighbour.
+        check_public(advert.mask_key)
+        check_public(advert.share_key)
+        if self._suite.hybrid:
+            check_keys(advert.kem_keys)
         public = self._roster.member(node, self._now).public
         verify(public, self.context, advert_body(advert), advert.signature)
         self._reply_keys[node] = agree(self._key, advert.share_key, reply_info(self.context))
@@ -198,12 +239,27 @@ class ServerAttempt:
     def _take_shares(self, node: int, shares: SealedShares) -> None:
         if shares.cohort != self._agreed.cohort:
             raise Refused(Reason.WRONG_COHORT, "shares for other adverts than these")
-        if len(shares.sealed) != SEALED_BYTES * len(self._agreed.neighbours(node)):
-            raise Refused(Reason.MALFORMED, "not one sealed pair of shares for each neighbour")
+        check_lengths(self._agreed, node, shares)
         peers = self._agreed.neighbours(node) if self._suite.hybrid else ()
         made = blocks(shares.kem, [(node, peer) for peer in peers])
         self._offered[node] = dict(zip(peers, made, strict=True))
-        self._sealed[node] = shares.sealed
+        self._deals[node] = shares
+
+    def _take_check(self, node: int, said: Checked) -> None:
+        if said.cohort != self._agreed.cohort or not self._dealt(node, said.accused):
+            raise Refused(Reason.WRONG_COHORT, "a check of other shares than these")
+        if said.accused:
+            self._accused[node] = said.accused
+
+    def _dealt(self, node: int, accused: Sequence[int]) -> bool:
+        return set(accused) <= set(self._agreed.neighbours(node, self._sharing))
+
+    def _take_complaints(self, node: int, said: Complaints) -> None:
+        if said.cohort != self._agreed.cohort or not set(said.accused) <= set(self._accused[node]):
+            raise Refused(Reason.WRONG_COHORT, "a complaint of another deal")
+        if len(said.proofs) != PROOF_BYTES * len(said.accused):
+            raise Refused(Reason.MALFORMED, "not one proof for each complaint")
+        self._complaints[node] = said
 
     def _take_vector(self, node: int, frame: bytes) -> None:
         if len(frame) != self._total.nbytes + HASH_BYTES + SEAL_BYTES:
@@ -227,39 +283,54 @@ class ServerAttempt:
     def _take_revealed(self, node: int, revealed: Revealed) -> None:
         if revealed.survivors != self._view:
             raise Refused(Reason.SPLIT_VIEW, "shares for other survivors")
-        if len(revealed.shares) != SHARE_BYTES * len(self._agreed.neighbours(node, self._sharing)):
-            raise Refused(Reason.MALFORMED, "not one share for each neighbour")
-        self._revealed[node] = revealed.shares
+        peers = self._agreed.neighbours(node, self._sharing)
+        dead = [peer for peer in peers if peer not in self._living]
+        if len(revealed.shares) != SHARE_BYTES * len(peers) or len(revealed.mask_keys) != KEY_BYTES * len(
+            dead
+        ):
+            raise Refused(Reason.MALFORMED, "not one share for each neighbour, and one key for each dead one")
+        shares = dict(zip(peers, cut(revealed.shares, SHARE_BYTES), strict=True))
+        held = {peer: share for peer, share in shares.items() if (peer, node) not in self._dealings.void}
+        if self._dealings.wrong(node, held, self._living):
+            self.blamed[node] = Fault.WRONG_SHARE
+            raise Refused(Reason.BAD_SHARE, "a share that was not dealt to this node")
+        for peer, share in held.items():
+            self._shares[peer][node] = share
+        for peer, key in zip(dead, cut(revealed.mask_keys, KEY_BYTES), strict=True):
+            self._mask_keys[peer][node] = key
         self._seeds[node] = revealed.seeds
 
     def advance(self, model_hash: bytes = b"") -> Outgoing | OpenedSum | Abandoned:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.
 
         Args:
-          model_hash: 32 bytes; needed where shares end and the model goes out, and only there.
+          model_hash: 32 bytes; needed where checks end and the model goes out, and only there.
         """
         steps = {
             Due.ADVERTS: self._send_cohort,
+            Due.SHARES: self._send_parcels,
+            Due.CHECKS: lambda: self._settle(model_hash),
+            Due.COMPLAINTS: lambda: self._judge(model_hash),
             Due.VECTORS: self._send_survivors,
             Due.CONFIRMATIONS: self._send_confirmed,
             Due.REVEALED: self._unmask,
         }
         try:
-            if self._due is Due.SHARES:
-                return self._send_inboxes(model_hash)
-            return steps[self._due]()
+            return steps[self.due]()
         except Refused as refused:
             self._end()
             return Abandoned(refused.reason)
 
     def _ask(self, due: Due, messages: Outgoing) -> Outgoing:
-        self._due, self._asked, self._answered = due, frozenset(messages), set()
+        self.due, self._asked, self._answered = due, frozenset(messages), set()
         return messages
 
     def _end(self) -> None:
         self._ask(Due.NOTHING, {})
-        for kept in (self._reply_keys, self._sealed, self._offered, self._revealed, self._confirmations):
+        for kept in (self._reply_keys, self._deals, self._offered, self._shares, self._mask_keys):
             kept.clear()
+        self._confirmations.clear()
+        self._dealings = dealings(self._agreed, {})
 
     def _send_cohort(self) -> Outgoing:
         adverts = tuple(self._adverts[node] for node in sorted(self._adverts))
@@ -269,40 +340,77 @@ class ServerAttempt:
             Due.SHARES, dict.fromkeys(self._agreed.nodes, write(CohortAdverts(self.context, adverts)))
         )
 
-    def _send_inboxes(self, model_hash: bytes) -> Outgoing:
-        self._sharing = self._connected(frozenset(self._sealed))
-        self._sharers = tuple(sorted(self._sharing))
-        self._enough(len(self._sharers))
-        self._round = self._agreed.round(self._sharers, model_hash)
-        parcels = self._parcels()
-        inboxes = {
-            node: write(Inbox(self.context, model_hash, self._sharers, *map(bytes, parcels.pop(node))))
+    def _send_parcels(self) -> Outgoing:
+        self._dealings = dealings(self._agreed, dict(self._deals))
+        self.blamed.update(dict.fromkeys(self._dealings.unproved(), Fault.BAD_DEAL))
+        self._stay(self._deals.keys() - self.blamed.keys())
+        parts = self._dealings.parts(self._offered, self._sharing)
+        parcels = {
+            node: write(Parcels(self.context, self._sharers, *map(bytes, parts.pop(node))))
             for node in self._sharers
         }
-        return self._ask(Due.VECTORS, inboxes)
+        return self._ask(Due.CHECKS, parcels)
+
+    def _stay(self, sharers: AbstractSet[int]) -> None:
+        """Go on with these nodes, less those of whose seeds too few others hold shares."""
+        self._sharing = self._connected(frozenset(sharers))
+        self._sharers = tuple(sorted(self._sharing))
+        self._enough(len(self._sharers))
 
     def _connected(self, sharers: frozenset[int]) -> frozenset[int]:
-        """Return the sharers, less those of whose seeds too few others hold shares."""
         least = self._terms.threshold
-        kept = frozenset(node for node in sharers if len(self._agreed.neighbours(node, sharers)) >= least)
+        kept = frozenset(node for node in sharers if self._dealings.holders(node, sharers) >= least)
         return kept if kept == sharers else self._connected(kept)
 
-    def _parcels(self) -> dict[int, tuple[bytearray, bytearray]]:
-        """Return by node its neighbours' sealed shares and blocks for it, by ascending neighbour."""
-        parcels = {node: (bytearray(), bytearray()) for node in self._sharers}
-        for peer in self._sharers:
-            sealed, offered = self._sealed.pop(peer), self._offered[peer]
-            for place, node in enumerate(self._agreed.neighbours(peer)):
-                if node in self._sharing:
-                    parcel, kem = parcels[node]
-                    parcel += sealed[SEALED_BYTES * place : SEALED_BYTES * (place + 1)]
-                    kem += offered.get(node, b"")
-        self._sealed.clear()
-        return parcels
+    def _settle(self, model_hash: bytes) -> Outgoing:
+        """Go on without whom nobody accuses falsely or rightly, or ask for what shows which of the two it was."""
+        self._stay(self._answered)
+        for dealer in {dealer for accused in self._accused.values() for dealer in accused}:
+            if self._dealings.unsigned(dealer, self._roster, self._now):
+                self.blamed[dealer] = Fault.BAD_DEAL
+        disputed = {node: self._disputes(node) for node in self._accused if node in self._sharing}
+        messages = {
+            node: write(Disputed(self.context, accused, tuple(self._deals[dealer] for dealer in accused)))
+            for node, accused in disputed.items()
+            if accused
+        }
+        return self._ask(Due.COMPLAINTS, messages) if messages else self._send_inboxes(model_hash)
+
+    def _disputes(self, node: int) -> tuple[int, ...]:
+        return tuple(dealer for dealer in self._accused[node] if dealer not in self.blamed)
+
+    def _count_complaints(self) -> None:
+        """Blame whom more nodes accuse than may lie; of other pairs nobody can say which of the two it was."""
+        pairs = [(dealer, node) for node, said in self._complaints.items() for dealer in said.accused]
+        for dealer, _ in pairs:
+            if sum(each == dealer for each, _ in pairs) > self._colluders:
+                self.blamed[dealer] = Fault.BAD_DEAL
+        self._dealings.void.update(pairs)
+
+    def _judge(self, model_hash: bytes) -> Outgoing:
+        """Leave out who lied in a dispute, and who did not answer in one."""
+        if self._suite.hybrid:
+            self._count_complaints()
+        for node, said in () if self._suite.hybrid else self._complaints.items():
+            for dealer, proof in zip(said.accused, cut(said.proofs, PROOF_BYTES), strict=True):
+                if node not in self.blamed and dealer not in self.blamed:
+                    liar, fault = self._dealings.verdict(node, dealer, proof)
+                    self.blamed[liar] = fault
+        self._sharing -= self._asked - self._answered
+        return self._send_inboxes(model_hash)
+
+    def _send_inboxes(self, model_hash: bytes) -> Outgoing:
+        self._stay(self._sharing - self.blamed.keys())
+        self._round = self._agreed.round(self._sharers, model_hash)
+        message = write(Inbox(self.context, model_hash, self._sharers))
+        return self._ask(Due.VECTORS, dict.fromkeys(self._sharers, message))
 
     def _send_survivors(self) -> Outgoing:
         self._alive = tuple(sorted(self._answered))
         self._dead = tuple(node for node in self._sharers if node not in self._answered)
+        self._living = frozenset(self._alive)
+        self._shares = {node: {} for node in self._sharers}
+        self._mask_keys = {node: {} for node in self._dead}
         self._enough(len(self._alive))
         self._view = survivors_digest(self._round, self._alive, self._dead)
         message = write(Survivors(self.context, self._alive, self._dead))
@@ -315,11 +423,11 @@ class ServerAttempt:
         return self._ask(Due.REVEALED, dict.fromkeys(sorted(self._confirmations), message))
 
     def _unmask(self) -> OpenedSum:
-        shares = _by_owner(self._agreed, self._sharers, self._revealed)
-        masks = list(
-            remaining_masks(self._agreed, self._alive, self._dead, shares, self._round, self._offered)
+        shown = self._shares, self._mask_keys
+        opening = Opening(
+            self._agreed, self._round, self._alive, self._dead, *shown, self._offered, self.blamed
         )
-        add_masks(self._total, masks, self._suite)
+        add_masks(self._total, list(opening.remaining_masks()), self._suite)
         self._end()
         return OpenedSum(self._total, self._alive, self._seeds)
 
@@ -337,88 +445,3 @@ def together(*attempts: Mapping[int, bytes]) -> dict[int, tuple[bytes, ...]]:
     """
     nodes = sorted({node for messages in attempts for node in messages})
     return {node: tuple(messages[node] for messages in attempts if node in messages) for node in nodes}
-
-
-# --- masks that are left on the sum
-
-
-def _by_owner(agreed: Agreement, sharers: Sequence[int], revealed: Mapping[int, bytes]) -> Shares:
-    """Return each sharer's shares by the holder's point, from what every node revealed."""
-    owners: Shares = {node: {} for node in sharers}
-    for node, shares in revealed.items():
-        for place, owner in enumerate(agreed.neighbours(node, owners.keys())):
-            owners[owner][agreed.points[node]] = shares[SHARE_BYTES * place : SHARE_BYTES * (place + 1)]
-    return owners
-
-
-def remaining_masks(
-    agreed: Agreement,
-    alive: Sequence[int],
-    dead: Sequence[int],
-    shares: Shares,
-    context: bytes,
-    offered: Offered,
-) -> Iterator[tuple[bytes, int]]:
-    """Yield key and sign of every mask to add so that the sum of the living is bare.
-
-    Args:
-      agreed: the cohort.
-      alive: survivors, ascending.
-      dead: nodes that shared and are not in the sum, ascending.
-      shares: by owner, and by the holder's point.
-      context: of the round, 32 bytes.
-      offered: hybrid blocks by sender and receiver.
-
-    Raises:
-      Refused: TOO_FEW shares of a seed, or BAD_SHARE where they do not give what its owner committed to.
-    """
-    revealed = {point for holders in shares.values() for point in holders}
-
-    def seed(node: int, fits: Callable[[bytes], bool]) -> bytes:
-        own = agreed.points[node]
-        return _seed(shares[node], own if own in revealed else None, agreed.terms.threshold, fits)
-
-    for node in alive:
-        bound = agreed.by_node[node].commitment
-        own_seed = seed(node, lambda s, n=node, b=bound: commitment(agreed.context, n, s) == b)
-        yield own_mask_key(own_seed, context), -1
-    info, living = pair_mask_info(context), set(alive)
-    for node in dead:
-        public = agreed.by_node[node].mask_key
-        mask_seed = seed(node, lambda s, p=public: public_of(key_from_seed(s)) == p)
-        secret = key_from_seed(mask_seed)
-        for peer in agreed.neighbours(node, living):
-            key = agree(secret, agreed.by_node[peer].mask_key, info)
-            if agreed.suite.hybrid:
-                key = mixed(key, mask_secret(agreed, mask_seed, node, peer, offered), info)
-            yield key, mask_sign(node, peer)
-
-
-def _seed(
-    shares: Mapping[int, bytes], own: int | None, threshold: int, fits: Callable[[bytes], bool]
-) -> bytes:
-    """Return the seed that fits its owner's commitment; `own` is the owner's point, if it revealed shares itself."""
-    if len(shares) < threshold:
-        raise Refused(Reason.TOO_FEW, f"{len(shares)} shares of a seed, of the {threshold} needed")
-    for window in _windows(sorted(shares), own, threshold):
-        try:
-            seed = combine({point: shares[point] for point in window}, threshold)
-        except Refused:  # a share out of range
-            continue
-        if fits(seed):
-            return seed
-    raise Refused(Reason.BAD_SHARE, "the shares do not give what their owner committed to")
-
-
-def _windows(points: Sequence[int], own: int | None, threshold: int) -> Iterator[Sequence[int]]:
-    """Yield choices of `threshold` points, the first such that few choices serve all the owners of a complete graph.
-
-    Nobody holds a share of itself: from the circle of everybody who revealed, its owner's block is left out. Any
-    single wrong share is left out by one of the windows that follow.
-    """
-    circle = points if own is None else sorted([*points, own])
-    spare = len(circle) - threshold
-    first = circle.index(own) // spare * spare if own is not None else 0
-    yield [*circle[:first], *circle[first + spare :]][:threshold]
-    for start in range(0, len(points), max(1, len(points) - threshold)):
-        yield [*points[start:], *points[:start]][:threshold]

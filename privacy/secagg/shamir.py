@@ -24,6 +24,52 @@ def new_secret() -> bytes:
             return number.to_bytes(SECRET_BYTES, "big")
 
 
+def polynomial(secret: bytes, threshold: int) -> list[int]:
+    """Return a random polynomial that is the secret at zero: `threshold` coefficients below p, the constant first.
+
+    Args:
+      secret: 32 bytes, below p, as `new_secret` draws them.
+      threshold: of its values as many give the secret, at least 1.
+
+    Raises:
+      ValueError: for arguments out of these ranges.
+    """
+    number = int.from_bytes(secret, "big")
+    if len(secret) != SECRET_BYTES or number >= PRIME:
+        raise ValueError("a secret is 32 bytes, below 2**255 - 19")
+    if threshold < 1:
+        raise ValueError("a threshold is 1 or more")
+    return [number, *(int.from_bytes(new_secret(), "big") for _ in range(threshold - 1))]
+
+
+def values(polynomials: Sequence[Sequence[int]], points: Sequence[int]) -> list[list[int]]:
+    """Return the value of each polynomial at each point, modulo p.
+
+    All polynomials lie side by side in one integer, so that one step of Horner's rule serves them all; it is reduced
+    once at the end, since points are small.
+
+    Args:
+      polynomials: coefficients below p, the constant first, of one length.
+      points: from 1 to p - 1.
+    """
+    length = len(polynomials[0])
+    # A value before its reduction is below p times the sum of the point's powers.
+    width = (255 + max(points).bit_length() * length) // 8 + 1
+    packed = [
+        int.from_bytes(b"".join(each[power].to_bytes(width, "little") for each in polynomials), "little")
+        for power in reversed(range(length))
+    ]
+    found: list[list[int]] = [[] for _ in polynomials]
+    for point in points:
+        value = 0
+        for coefficient in packed:
+            value = value * point + coefficient
+        row = value.to_bytes(width * len(polynomials), "little")
+        for place, one in enumerate(found):
+            one.append(int.from_bytes(row[width * place : width * (place + 1)], "little") % PRIME)
+    return found
+
+
 def split(secret: bytes, threshold: int, points: Sequence[int]) -> list[bytes]:
     """Return one share for each point, of which any `threshold` give the secret and fewer say nothing of it.
 
@@ -35,15 +81,12 @@ def split(secret: bytes, threshold: int, points: Sequence[int]) -> list[bytes]:
     Raises:
       ValueError: for arguments out of these ranges.
     """
-    number = int.from_bytes(secret, "big")
-    if len(secret) != SECRET_BYTES or number >= PRIME:
-        raise ValueError("a secret is 32 bytes, below 2**255 - 19")
-    if not 1 <= threshold <= len(points) or len(set(points)) != len(points):
+    if threshold > len(points) or len(set(points)) != len(points):
         raise ValueError("points must be distinct, and no fewer than the threshold")
     if not all(0 < point < PRIME for point in points):
         raise ValueError("points lie between 0 and 2**255 - 19, without the ends")
-    coefficients = [int.from_bytes(new_secret(), "big") for _ in range(threshold - 1)]
-    return [_value(number, coefficients, point).to_bytes(SECRET_BYTES, "big") for point in points]
+    (shares,) = values([polynomial(secret, threshold)], points)
+    return [share.to_bytes(SECRET_BYTES, "big") for share in shares]
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
@@ -63,19 +106,41 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
         raise Refused(Reason.TOO_FEW, f"{len(shares)} shares of the {threshold} needed")
     points = tuple(sorted(shares)[:threshold])
     weights = _weights(points)
-    total = sum(weight * _number(shares[point]) for weight, point in zip(weights, points, strict=True))
+    total = sum(weight * number_of(shares[point]) for weight, point in zip(weights, points, strict=True))
     return (total % PRIME).to_bytes(SECRET_BYTES, "big")
 
 
-def _value(secret: int, coefficients: Sequence[int], point: int) -> int:
-    """Return secret + c1 x + c2 x**2 + ... at a point, by Horner."""
-    value = 0
-    for coefficient in reversed(coefficients):
-        value = (value + coefficient) * point % PRIME
-    return (value + secret) % PRIME
+def parity(points: Sequence[int], threshold: int) -> list[int]:
+    """Return a random weight for each point, by which values of a polynomial of too high a degree are told.
+
+    Of a polynomial of degree below `threshold` the sum of weight times (point - x) times value is zero modulo p,
+    whatever x is: x may therefore be a point whose value is not known. Of other values the sum is zero with
+    probability 1 / p (Cascudo and David, SCRAPE, ACNS 2017, section 2.1).
+
+    Args:
+      points: distinct, from 1 to p - 1.
+      threshold: below the number of points by at least 2, without which there is nothing to tell: then all are 0.
+    """
+    free = len(points) - threshold - 1
+    if free < 1:
+        return [0] * len(points)
+    (codeword,) = values([polynomial(new_secret(), free)], points)
+    below = [
+        prod(map(at.__sub__, points[:place])) * prod(map(at.__sub__, points[place + 1 :])) % PRIME
+        for place, at in enumerate(points)
+    ]
+    return [word * each % PRIME for word, each in zip(codeword, _inverses(below), strict=True)]
 
 
-def _number(share: bytes) -> int:
+def number_of(share: bytes) -> int:
+    """Return the number that a share is.
+
+    Args:
+      share: 32 bytes.
+
+    Raises:
+      Refused: BAD_SHARE when it is no 32-byte number below p.
+    """
     number = int.from_bytes(share, "big")
     if len(share) != SECRET_BYTES or number >= PRIME:
         raise Refused(Reason.BAD_SHARE, "a share is 32 bytes, below 2**255 - 19")
@@ -85,13 +150,18 @@ def _number(share: bytes) -> int:
 # On a complete graph the same points serve for many secrets.
 @lru_cache(maxsize=64)
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
-    """Return Lagrange's weights at zero, of one inversion (Montgomery, Math. Comp. 48, 1987, section 10.3.1)."""
+    """Return Lagrange's weights at zero."""
     every = prod(points) % PRIME
     below = [at * prod(other - at for other in points if other != at) % PRIME for at in points]
-    before = list(accumulate(below, lambda left, right: left * right % PRIME, initial=1))
+    return tuple(every * inverse % PRIME for inverse in _inverses(below))
+
+
+def _inverses(numbers: Sequence[int]) -> list[int]:
+    """Return what each times itself is 1 modulo p, of one inversion (Montgomery, Math. Comp. 48, 1987, section 10.3.1)."""
+    before = list(accumulate(numbers, lambda left, right: left * right % PRIME, initial=1))
     inverse = pow(before.pop(), -1, PRIME)
-    weights: list[int] = []
-    for factor, product in zip(reversed(below), reversed(before), strict=True):
-        weights.append(every * inverse * product % PRIME)
+    found: list[int] = []
+    for factor, product in zip(reversed(numbers), reversed(before), strict=True):
+        found.append(inverse * product % PRIME)
         inverse = inverse * factor % PRIME
-    return tuple(reversed(weights))
+    return found[::-1]

@@ -143,7 +143,38 @@ def agree(key: X25519PrivateKey, peer: bytes, info: bytes) -> bytes:
         secret = key.exchange(X25519PublicKey.from_public_bytes(peer))
     except ValueError as error:
         raise Refused(Reason.MALFORMED, "not a usable X25519 public key") from error
-    return derive(secret, frame(Purpose.PAIR, info, *sorted((public_of(key), peer))))
+    return pair_key(secret, (public_of(key), peer), info)
+
+
+def pair_key(secret: bytes, keys: tuple[bytes, bytes], info: bytes) -> bytes:
+    """Return the 32-byte key of a pair from the secret that X25519 gives it; see `agree`."""
+    return derive(secret, frame(Purpose.PAIR, info, *sorted(keys)))
+
+
+# Public keys with which X25519 gives everybody the same secret, RFC 7748, section 7: the points of order 1 to 8 of the
+# curve and of its twist.
+_PRIME = 2**255 - 19
+_SMALL = {
+    0,
+    1,
+    _PRIME - 1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+}
+
+
+def check_public(public: bytes) -> None:
+    """Return if an X25519 public key agrees on a secret, and is written in the one way that has no spare bit.
+
+    Args:
+      public: 32 bytes.
+
+    Raises:
+      Refused: MALFORMED.
+    """
+    number = int.from_bytes(public, "little")
+    if number >= _PRIME or number in _SMALL:
+        raise Refused(Reason.MALFORMED, "not a usable X25519 public key")
 
 
 def seal(suite: Suite, key: bytes, plaintext: bytes, associated: bytes | memoryview) -> bytes:

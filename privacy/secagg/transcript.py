@@ -12,9 +12,12 @@ from functools import cache
 
 from .refusal import Reason, Refused
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2  # 1 had no commitments to shares
 HASH_BYTES = 32
 _DOMAIN = "fedveil secagg"
+_FRAMING = (
+    1  # stays, so that rosters stay signed and memories open; an attempt is bound to its version by its terms
+)
 _INT_BYTES = 16  # Flower's node and run numbers are unsigned 64-bit; the sign needs one more.
 _INT_OPENING = b"i" + _INT_BYTES.to_bytes(8, "big")
 
@@ -45,6 +48,9 @@ class Purpose(StrEnum):
     KEM = "kem"
     HYBRID = "hybrid"
     ESCROW = "escrow"
+    DEAL = "deal"
+    CHALLENGE = "challenge"
+    COMPLAINT = "complaint"
 
 
 class Profile(StrEnum):
@@ -109,7 +115,7 @@ def frame(purpose: Purpose, *parts: Part) -> bytes:
 
 @cache
 def _opening(purpose: Purpose) -> bytes:
-    return b"".join(_framed(part) for part in (_DOMAIN, PROTOCOL_VERSION, purpose))
+    return b"".join(_framed(part) for part in (_DOMAIN, _FRAMING, purpose))
 
 
 def digest(purpose: Purpose, *parts: Part) -> bytes:

@@ -78,8 +78,11 @@ class Display:
         )
         if done.row["abandoned"]:
             shown.append("abandoned: nothing was released")
+        told = [f"{name} {fault}" for name, fault in done.row.get("blamed", {}).items()]
+        told += [done.row["cause"]] if "cause" in done.row else []
         audit = done.audit.words() if done.audit and done.audit.fresh(done.round) else []
-        return "\n".join(["  ".join(shown), *(f"  audit: {each}" for each in audit)])
+        said = ["  ".join(shown), *(f"  {each}" for each in told), *(f"  audit: {each}" for each in audit)]
+        return "\n".join(said)
 
     def _epsilons(self, done: RoundEnd) -> list[tuple[str, str]]:
         rows: list[tuple[str, str]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -262,6 +262,8 @@ def record_round(
         **_counts(progress, done),
         "abandoned": done.abandoned,
         **({"exchanges": done.exchanges} if done.exchanges else {}),
+        **({"blamed": done.blamed} if done.blamed else {}),
+        **({"cause": done.cause} if done.cause else {}),
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.get("client")),
@@ -462,6 +464,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         "reason": ending.reason,
         "rounds_completed": ending.state.round,
         "rounds_abandoned": sum(bool(row.get("abandoned")) for row in history),
+        "blamed": blamed_in(history),
         "data": "simulation" if federation.simulated else "real",
         "rng": federation.randomness.kind,
         **_configured(federation),
@@ -536,6 +539,19 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
 def _finite(result: dict[str, Any]) -> dict[str, Any]:
     metrics = {name: value if math.isfinite(value) else None for name, value in result["metrics"].items()}
     return {**result, "metrics": metrics}
+
+
+def blamed_in(history: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return by name what members did that no client does which follows the protocol, a round each.
+
+    Args:
+      history: rows of rounds.
+    """
+    found: dict[str, list[str]] = {}
+    for row in history:
+        for name, fault in row.get("blamed", {}).items():
+            found.setdefault(name, []).append(fault)
+    return found
 
 
 def _summed_drops(history: list[dict[str, Any]]) -> dict[str, int]:

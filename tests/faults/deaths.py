@@ -25,10 +25,10 @@ from fedveil.privacy.mechanisms.randomness import Randomness, Stream
 from fedveil.server import checkpoint, private_grid, secure_sum
 from fedveil.server.run import run_folder as recording
 from fedveil.server.secure_sum import Attempt, SecureSums
-from fedveil.strategies.secure_wire import Exchange, read_place
+from fedveil.strategies.secure_wire import USUAL, Exchange, read_place
 
 SEED = 5
-EXCHANGES = [each.name.lower() for each in Exchange]
+EXCHANGES = [each.name.lower() for each in USUAL]
 Dies = Callable[..., bool]
 
 

@@ -10,13 +10,23 @@ from fedveil.privacy.secagg.client import Participant, declined
 from fedveil.privacy.secagg.policy import Policy
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.roster import Member, Roster
-from fedveil.privacy.secagg.server import Abandoned, OpenedSum, ServerAttempt
+from fedveil.privacy.secagg.server import Abandoned, Due, OpenedSum, ServerAttempt
 from fedveil.privacy.secagg.suite import public_of
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 
 NOW = 1_800_000_000
 MODEL = b"m" * 32
-STAGES = ("advertise", "share", "mask", "confirm", "reveal")
+STAGES = ("advertise", "share", "check", "mask", "confirm", "reveal")
+DISPUTE = "dispute"  # the exchange that only an attempt with an accused dealer has
+STAGE_OF = {
+    Due.ADVERTS: "advertise",
+    Due.SHARES: "share",
+    Due.CHECKS: "check",
+    Due.COMPLAINTS: DISPUTE,
+    Due.VECTORS: "mask",
+    Due.CONFIRMATIONS: "confirm",
+    Due.REVEALED: "reveal",
+}
 AUTHORITY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 KEYS = [Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "big")) for number in range(1, 301)]
 
@@ -37,6 +47,8 @@ class Cohort:
     Attributes:
       refusals: reasons by node, as the nodes raised them.
       dropped: reasons by node, as the server raised them.
+      blamed: faults by node, as the server found them.
+      charged: how many vectors each node was asked to compute.
       traffic: every message and reply that was sent, by stage.
     """
 
@@ -51,6 +63,8 @@ class Cohort:
     openings: tuple = ()
     refusals: dict = field(default_factory=dict)
     dropped: dict = field(default_factory=dict)
+    blamed: dict = field(default_factory=dict)
+    charged: dict = field(default_factory=dict)
     traffic: list = field(default_factory=list)
 
     def __post_init__(self):
@@ -84,7 +98,8 @@ class Cohort:
 
     def attempt(self, dimension, round_number=0, **changed):
         terms = self.terms(round_number, **changed)
-        return ServerAttempt(terms, self.roster, list(self.nodes), dimension, NOW)
+        colluders = -int(-self.collusion * self.size // 1)
+        return ServerAttempt(terms, self.roster, list(self.nodes), dimension, NOW, colluders)
 
     def vectors(self, dimension, seed=0):
         draw = np.random.default_rng(seed)
@@ -93,7 +108,12 @@ class Cohort:
 
     def answer(self, stage, node, message, vectors, model=MODEL):
         """Return the node's reply to one message, or what leaves when it refuses."""
-        work = Work(model, lambda terms: (vectors[node].copy(), self.openings))
+
+        def vector(terms):
+            self.charged[node] = self.charged.get(node, 0) + 1
+            return vectors[node].copy(), self.openings
+
+        work = Work(model, vector)
         try:
             return self.nodes[node].handle(message, NOW, work)
         except Refused as refused:
@@ -128,13 +148,13 @@ class Cohort:
         silent, gone = silent or {}, set()
         attempt = self.attempt(len(next(iter(vectors.values()))), round_number)
         result = attempt.proposal()
-        for stage in self.stages():
+        self.blamed = attempt.blamed
+        while isinstance(result, dict):
+            stage = STAGE_OF[attempt.due]
             gone |= set(silent.get(stage, ()))
             self.exchange(attempt, stage, result, vectors, gone, message_wire, reply_wire)
             result = attempt.advance(MODEL)
-            if not isinstance(result, dict):
-                return result
-        raise AssertionError("an attempt without an end")
+        return result
 
 
 def total(vectors, nodes, bits):

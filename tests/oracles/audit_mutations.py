@@ -85,6 +85,7 @@ PRECONDITION = (
 )
 CARRIED = "an update made with another client's help is one update, clipped and noised as claimed"
 LINK = "over a link alone, where no canary is there to count twice"
+MEMBER = "shows where a member lies, which an honest run's sums do not"
 SERVER = "shows where a server lies, which an honest run's sums do not"
 OPACUS = "in somebody's own loop of Opacus, which no audit watches"
 WATCHED = "what those who watch are handed, and no number that is released"
@@ -225,6 +226,12 @@ BEYOND: dict[str, str] = {
     "a hybrid key of X25519 alone": SERVER,
     "survivors not counted before a sum is opened": SERVER,
     "opened twice for one reservation": SERVER,
+    "a deal whose degree nobody checks": MEMBER,
+    "a share that its holder does not check": MEMBER,
+    "a complaint that is believed without a check": MEMBER,
+    "a secret disclosed for a deal that nobody signed": MEMBER,
+    "a revealed share that nobody checks": MEMBER,
+    "a charge before the check of shares": MEMBER,
     "a node that opens one round again": SERVER,
     "a vector's spec taken from the server": SERVER,
     "a quorum's draw counts as secret": "when a round ends tells who took part, and an audit of sums does not look there",

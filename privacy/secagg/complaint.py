@@ -1,0 +1,181 @@
+"""Complaint about a sealed share: the secret that its two nodes agree on, with a proof that it is theirs.
+
+Whoever sees it can open what the dealer sealed for the holder, and say who lies. The proof is Chaum and Pedersen's
+of equal logarithms (Wallet databases with observers, CRYPTO 1992), made non-interactive by Fiat and Shamir, on the
+curve of Ed25519 (RFC 8032), which is that of X25519 (RFC 7748) in other coordinates. It works in the subgroup of prime
+order: an X25519 key is a multiple of 8, which takes any other part away.
+
+A holder discloses a secret only against a dealer that has signed what does not open or does not fit: then one of the
+two is the adversary, who knows the secret already. Python's integers take no constant time; the key that they handle
+lives for one attempt.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from .refusal import Reason, Refused
+from .shamir import PRIME
+from .suite import KEY_BYTES, public_of
+from .transcript import Purpose, digest
+
+PROOF_BYTES = 3 * 32  # the secret's point, the challenge and the answer
+ORDER = 2**252 + 27742317777372353535851937790883648493  # of the base point, RFC 8032, section 5.1
+_D = -121665 * pow(121666, -1, PRIME) % PRIME
+_ROOT = pow(2, (PRIME - 1) // 4, PRIME)  # of -1
+_COFACTOR = 8
+_NONCE_BYTES = 64  # uniform modulo the order, but for 2**-259
+
+Point = tuple[int, int, int, int]  # extended coordinates X, Y, Z, T of RFC 8032, section 5.1.4
+_NEUTRAL: Point = (0, 1, 1, 0)
+
+
+def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
+    """Return the secret that a key and its peer's agree on, with the proof, `PROOF_BYTES`.
+
+    Args:
+      key: the holder's own.
+      peer: public key of the dealer, 32 bytes.
+      context: in which the proof counts, 32 bytes.
+
+    Raises:
+      Refused: MALFORMED where the peer's key is no point of the curve.
+    """
+    own, base = _lifted(public_of(key)), _times(_COFACTOR, _BASE)
+    theirs = _times(_COFACTOR, _lifted(peer))
+    scalar = bytearray(key.private_bytes_raw())
+    scalar[0] &= 248  # clamping, RFC 7748, section 5
+    scalar[31] = scalar[31] & 127 | 64
+    exponent = int.from_bytes(scalar, "little") // _COFACTOR % ORDER
+    if _packed(_times(exponent, base)) != _packed(own):  # a key in Montgomery's form stands for two points
+        exponent = ORDER - exponent
+    secret, nonce = _times(exponent, theirs), int.from_bytes(os.urandom(_NONCE_BYTES), "big") % ORDER
+    challenge = _challenge(context, own, theirs, secret, _times(nonce, base), _times(nonce, theirs))
+    answer = (nonce + challenge * exponent) % ORDER
+    return b"".join((_packed(secret), challenge.to_bytes(32, "little"), answer.to_bytes(32, "little")))
+
+
+def proved(proof: bytes, own: bytes, peer: bytes, context: bytes) -> bytes:
+    """Return the secret that a proof discloses, as X25519 gives it, 32 bytes.
+
+    Args:
+      proof: what `prove` returned.
+      own: public key of the holder, 32 bytes.
+      peer: public key of the dealer, 32 bytes.
+      context: the same as then.
+
+    Raises:
+      Refused: BAD_SIGNATURE where the proof does not hold.
+    """
+    packed, told, answer = (proof[at : at + 32] for at in (0, 32, 64))
+    try:
+        holder, secret = _lifted(own), _unpacked(packed)
+        theirs, base = _times(_COFACTOR, _lifted(peer)), _times(_COFACTOR, _BASE)
+    except Refused as refused:
+        raise Refused(Reason.BAD_SIGNATURE, "a proof about what is no point of the curve") from refused
+    challenge, scalar = int.from_bytes(told, "little"), int.from_bytes(answer, "little")
+    first = _plus(_times(scalar, base), _minus(_times(challenge, holder)))
+    second = _plus(_times(scalar, theirs), _minus(_times(challenge, secret)))
+    small = len(proof) != PROOF_BYTES or not max(challenge, scalar) < ORDER
+    outside = _packed(_times(ORDER, secret)) != _packed(_NEUTRAL)
+    if small or outside or _challenge(context, holder, theirs, secret, first, second) != challenge:
+        raise Refused(Reason.BAD_SIGNATURE, "not a proof of these two keys in this context")
+    return _montgomery(secret)
+
+
+def disclosed(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
+    """Return what `prove` does; zeros where the peer's key is no point of the curve, and so proves itself wrong.
+
+    Args:
+      key: the holder's own.
+      peer: public key of the dealer, 32 bytes.
+      context: in which the proof counts, 32 bytes.
+    """
+    return prove(key, peer, context) if on_curve(peer) else bytes(PROOF_BYTES)
+
+
+def on_curve(public: bytes) -> bool:
+    """Return whether an X25519 public key is a point of the curve, as every one that is made from a private key is."""
+    try:
+        _lifted(public)
+    except Refused:
+        return False
+    return True
+
+
+def _challenge(context: bytes, *points: Point) -> int:
+    return int.from_bytes(digest(Purpose.COMPLAINT, context, *map(_packed, points)), "big") % ORDER
+
+
+# --- the curve -x^2 + y^2 = 1 + d x^2 y^2, after RFC 8032, section 5.1.4
+
+
+def _plus(left: Point, right: Point) -> Point:
+    a = (left[1] - left[0]) * (right[1] - right[0])
+    b = (left[1] + left[0]) * (right[1] + right[0])
+    c = 2 * left[3] * right[3] * _D % PRIME
+    d = 2 * left[2] * right[2]
+    e, f, g, h = (b - a) % PRIME, (d - c) % PRIME, (d + c) % PRIME, (b + a) % PRIME
+    return e * f % PRIME, g * h % PRIME, f * g % PRIME, e * h % PRIME
+
+
+def _minus(point: Point) -> Point:
+    return -point[0] % PRIME, point[1], point[2], -point[3] % PRIME
+
+
+def _times(scalar: int, point: Point) -> Point:
+    total = _NEUTRAL
+    for bit in f"{scalar:b}":
+        total = _plus(total, total)
+        if bit == "1":
+            total = _plus(total, point)
+    return total
+
+
+def _packed(point: Point) -> bytes:
+    inverse = pow(point[2], -1, PRIME)
+    x, y = point[0] * inverse % PRIME, point[1] * inverse % PRIME
+    return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+def _unpacked(packed: bytes) -> Point:
+    number = int.from_bytes(packed, "little")
+    point = _with_y(number & (1 << 255) - 1)
+    return point if point[0] & 1 == number >> 255 else _minus(point)
+
+
+def _with_y(y: int) -> Point:
+    """Return the point of this height with an even x."""
+    square = (y * y - 1) * pow(_D * y * y + 1, -1, PRIME) % PRIME
+    x = pow(square, (PRIME + 3) // 8, PRIME)
+    if x * x % PRIME != square:
+        x = x * _ROOT % PRIME
+    if x * x % PRIME != square:
+        raise Refused(Reason.MALFORMED, "no point of the curve")
+    return _even(x, y)
+
+
+def _even(x: int, y: int) -> Point:
+    x = PRIME - x if x & 1 else x
+    return x, y % PRIME, 1, x * y % PRIME
+
+
+def _lifted(public: bytes) -> Point:
+    """Return the point of an X25519 key, of its two the one with an even x: y = (u - 1) / (u + 1)."""
+    u = int.from_bytes(public[:KEY_BYTES], "little") & (1 << 255) - 1
+    if (u + 1) % PRIME == 0:
+        raise Refused(Reason.MALFORMED, "no point of the curve")
+    return _with_y((u - 1) * pow(u + 1, -1, PRIME) % PRIME)
+
+
+def _montgomery(point: Point) -> bytes:
+    """Return the u of a point, u = (1 + y) / (1 - y)."""
+    above, below = point[2] + point[1], point[2] - point[1]
+    return (
+        (above * pow(below, -1, PRIME) % PRIME).to_bytes(KEY_BYTES, "little") if below % PRIME else bytes(32)
+    )
+
+
+_BASE = _with_y(4 * pow(5, -1, PRIME) % PRIME)

@@ -1,0 +1,165 @@
+"""Deal of a node: shares of its two seeds for its neighbours, which can be checked before anything depends on them.
+
+The dealer commits to each holder's two shares by hashes. That the shares of its private seed lie on one polynomial b
+of degree t - 1 it proves by a second, random polynomial r, to whose values it commits in the same hashes: a hash over
+all commitments gives a challenge c, and it tells the values of h = r + c b at the holders' points (Pedersen's blinding,
+CRYPTO 1991, with the challenge of Fiat and Shamir). The server sees whether h is of degree t - 1. A holder of b(x)
+computes r(x) = h(x) - c b(x) and compares the hash; so does the server, for every share that is revealed in the end.
+Of b the polynomial h says nothing, since r is uniform.
+
+The shares of the mask seed are committed to, and not proved: no proof could show at this price that what they give is
+the key of the advert. Where they do not give it, the living reveal the masks of that pair themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .refusal import Reason, Refused
+from .shamir import PRIME, SECRET_BYTES, new_secret, number_of, polynomial, values
+from .transcript import Purpose, digest
+
+_BOUND_BYTES = (
+    24  # of SHA-256: two shares with one commitment are found in 2**96 hashes, by when the attempt is over
+)
+COMMITMENT_BYTES = 2 * _BOUND_BYTES  # to a holder's share of the private seed, and to that of the mask seed
+
+# Where the honest holders' values of r or of b lie on no polynomial of degree t - 1, those of r + c b lie on one for at
+# most one c of the p that there are: what keeps them from it is linear in c, and not zero. The challenge is a hash of
+# all values. Each hash that a dealer tries passes with probability 1 / p, and 2**128 of them with 2**-126: one
+# challenge is enough.
+SOUNDNESS_BITS = 254
+assert 1 << SOUNDNESS_BITS < PRIME
+
+
+@dataclass(frozen=True)
+class Deal:
+    """What a node deals to its holders.
+
+    Attributes:
+      shares: for each holder its share of the private seed, then of the mask seed, 64 bytes; secret.
+      commitments: `COMMITMENT_BYTES` for each holder.
+      proof: value of h at each holder's point, 32 bytes.
+    """
+
+    shares: tuple[bytes, ...]
+    commitments: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a dealer claims of its shares, for whoever checks one.
+
+    Attributes:
+      label: hash of cohort and dealer, 32 bytes.
+      challenge: of the proof, below p.
+    """
+
+    label: bytes
+    challenge: int
+
+
+def deal(
+    cohort: bytes, dealer: int, seeds: tuple[bytes, bytes], threshold: int, points: Sequence[int]
+) -> Deal:
+    """Return shares of a node's seeds, with commitments and proof.
+
+    Args:
+      cohort: hash of the attempt's adverts, 32 bytes.
+      dealer: the node.
+      seeds: its private seed and its mask seed, 32 bytes each, below p.
+      threshold: of shares that give a seed.
+      points: of the holders, ascending.
+    """
+    own, mask = (polynomial(seed, threshold) for seed in seeds)
+    blinding = polynomial(new_secret(), threshold)
+    label = label_of(cohort, dealer)
+    shares: list[bytes] = []
+    hashes: list[bytes] = []
+    ours, theirs, blinds = values([own, mask, blinding], points)
+    for point, *of_holder in zip(points, ours, theirs, blinds, strict=True):
+        our, their, blind = (value.to_bytes(SECRET_BYTES, "big") for value in of_holder)
+        shares.append(our + their)
+        hashes += [own_commitment(label, point, our, blind), mask_commitment(label, point, their)]
+    commitments = b"".join(hashes)
+    challenge = challenge_of(cohort, dealer, digest_of(commitments))
+    proof = b"".join(
+        ((blind + challenge * our) % PRIME).to_bytes(SECRET_BYTES, "big")
+        for blind, our in zip(blinds, ours, strict=True)
+    )
+    return Deal(tuple(shares), commitments, proof)
+
+
+def label_of(cohort: bytes, dealer: int) -> bytes:
+    """Return the hash of cohort and dealer that every commitment begins with, 32 bytes."""
+    return digest(Purpose.COMMITMENT, cohort, dealer)
+
+
+def digest_of(commitments: bytes) -> bytes:
+    """Return the hash of all commitments of a dealer, 32 bytes."""
+    return hashlib.sha256(commitments).digest()
+
+
+def challenge_of(cohort: bytes, dealer: int, commitments: bytes) -> int:
+    """Return the challenge of a dealer's proof, below p.
+
+    Args:
+      cohort: hash of the attempt's adverts, 32 bytes.
+      dealer: the node.
+      commitments: hash of all of them, 32 bytes.
+    """
+    return int.from_bytes(digest(Purpose.CHALLENGE, cohort, dealer, commitments), "big") % PRIME
+
+
+# Fields of fixed length behind a hash: unlike `frame` these cost a microsecond, and a server makes n k of them.
+
+
+def own_commitment(label: bytes, point: int, share: bytes, blinding: bytes) -> bytes:
+    """Return the commitment to a holder's share of the private seed, and to the blinding polynomial there."""
+    return hashlib.sha256(label + b"\0" + point.to_bytes(8, "big") + share + blinding).digest()[:_BOUND_BYTES]
+
+
+def mask_commitment(label: bytes, point: int, share: bytes) -> bytes:
+    """Return the commitment to a holder's share of the mask seed."""
+    return hashlib.sha256(label + b"\1" + point.to_bytes(8, "big") + share).digest()[:_BOUND_BYTES]
+
+
+def fits(claim: Claim, point: int, share: bytes, value: int | None, commitments: bytes) -> bool:
+    """Return whether a share is what its dealer committed to, and one of a private seed on the dealer's polynomial.
+
+    Args:
+      claim: of the dealer.
+      point: of the holder.
+      share: 32 bytes.
+      value: of the dealer's proof at this point; None for a share of a mask seed.
+      commitments: of the dealer to this holder's shares, `COMMITMENT_BYTES`.
+    """
+    if value is None:
+        return mask_commitment(claim.label, point, share) == commitments[_BOUND_BYTES:]
+    blinding = (value - claim.challenge * int.from_bytes(share, "big")) % PRIME
+    made = own_commitment(claim.label, point, share, blinding.to_bytes(SECRET_BYTES, "big"))
+    return made == commitments[:_BOUND_BYTES]
+
+
+def check_share(claim: Claim, point: int, pair: bytes, value: int, commitments: bytes) -> None:
+    """Return if a holder's two shares are those that their dealer committed to.
+
+    Args:
+      claim: of the dealer.
+      point: of the holder.
+      pair: share of the private seed, then of the mask seed, 64 bytes.
+      value: of the dealer's proof at this point.
+      commitments: of the dealer to this holder's shares, `COMMITMENT_BYTES`.
+
+    Raises:
+      Refused: BAD_SHARE.
+    """
+    ours, theirs = pair[:SECRET_BYTES], pair[SECRET_BYTES:]
+    for share in (ours, theirs):
+        number_of(share)
+    good = fits(claim, point, ours, value, commitments) and fits(claim, point, theirs, None, commitments)
+    if not good:
+        raise Refused(Reason.BAD_SHARE, "a share that its dealer did not commit to, or on no polynomial")

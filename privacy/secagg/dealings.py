@@ -1,0 +1,170 @@
+"""Deals of a cohort as the server holds them: what each holder is told, who lies in a dispute, which reveals are right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .bindings import Agreement, deal_body
+from .complaint import on_curve, proved
+from .deal import (
+    COMMITMENT_BYTES,
+    Claim,
+    challenge_of,
+    digest_of,
+    fits,
+    label_of,
+)
+from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
+from .parcel import cut, parcel_of
+from .refusal import Fault, Refused
+from .roster import Roster
+from .shamir import PRIME, parity
+from .suite import pair_key, verify
+
+Parts = tuple[bytearray, bytearray, bytearray]  # sealed shares, what is told beside them, hybrid blocks
+
+
+@dataclass(frozen=True)
+class Dealings:
+    """Deals of a cohort, checked against nobody's shares yet.
+
+    Attributes:
+      agreed: the cohort.
+      deals: by dealer, of the lengths that the cohort asks for.
+      claims: by dealer.
+      commitments: by dealer and holder, of `COMMITMENT_BYTES`.
+      proofs: by dealer and holder, the value of the dealer's proof at the holder's point.
+      void: pairs of dealer and holder between whom no good share was passed on, and nobody can say by whose fault.
+    """
+
+    agreed: Agreement
+    deals: Mapping[int, SealedShares]
+    claims: Mapping[int, Claim]
+    commitments: Mapping[int, Mapping[int, bytes]]
+    proofs: Mapping[int, Mapping[int, bytes]]
+    void: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+
+    def parts(self, offered: Mapping[int, Mapping[int, bytes]], sharers: frozenset[int]) -> dict[int, Parts]:
+        """Return by sharer what its neighbours dealt to it, by ascending neighbour.
+
+        Args:
+          offered: hybrid blocks by dealer and holder.
+          sharers: nodes that shared and stay.
+        """
+        parts: dict[int, Parts] = {node: (bytearray(), bytearray(), bytearray()) for node in sorted(sharers)}
+        for dealer in parts:
+            said, proof, blocks = self.deals[dealer], self.proofs[dealer], offered[dealer]
+            digest = digest_of(said.commitments)
+            sealed = cut(said.sealed, SEALED_BYTES)
+            for (holder, commitments), pair in zip(self.commitments[dealer].items(), sealed, strict=True):
+                if holder in parts:
+                    shares, beside, kem = parts[holder]
+                    shares += pair
+                    beside += commitments + proof[holder] + digest
+                    if blocks:
+                        kem += blocks[holder]
+        return parts
+
+    def unsigned(self, dealer: int, roster: Roster, now: int) -> bool:
+        """Return whether a dealer did not sign what it dealt.
+
+        Args:
+          dealer: the node.
+          roster: of the attempt's terms.
+          now: Unix seconds, against which members expire.
+        """
+        said = self.deals[dealer]
+        try:
+            verify(
+                roster.member(dealer, now).public,
+                self.agreed.cohort,
+                deal_body(dealer, said),
+                said.signature,
+            )
+        except Refused:
+            return True
+        return False
+
+    def verdict(self, holder: int, dealer: int, proof: bytes) -> tuple[int, Fault]:
+        """Return who of the two in a dispute lies, and how.
+
+        Args:
+          holder: who complains.
+          dealer: of whom.
+          proof: of the secret that the two share, as `complaint.disclosed` returns it.
+        """
+        keys = self.agreed.by_node[holder].share_key, self.agreed.by_node[dealer].share_key
+        if not on_curve(keys[1]):
+            return dealer, Fault.BAD_DEAL
+        try:
+            secret = proved(proof, *keys, self.agreed.cohort)
+        except Refused:
+            return holder, Fault.FALSE_COMPLAINT
+        parcel = parcel_of(self.agreed, dealer, holder, self.deals[dealer])
+        try:
+            parcel.opened(self.agreed, pair_key(secret, keys, self.agreed.share_info))
+        except Refused:
+            return dealer, Fault.BAD_DEAL
+        return holder, Fault.FALSE_COMPLAINT
+
+    def holders(self, dealer: int, among: frozenset[int]) -> int:
+        """Return how many of these nodes hold a share of the dealer's."""
+        peers = self.agreed.neighbours(dealer, among)
+        return sum((dealer, peer) not in self.void for peer in peers) if self.void else len(peers)
+
+    def wrong(self, holder: int, shares: Mapping[int, bytes], living: frozenset[int]) -> bool:
+        """Return whether any of the shares that a holder reveals is not the one that was dealt to it.
+
+        Args:
+          holder: who reveals them.
+          shares: by owner, 32 bytes: of the private seed of the living, of the mask seed of others.
+          living: nodes whose vectors are in the sum.
+        """
+        point = self.agreed.points[holder]
+        for owner, share in shares.items():
+            value = int.from_bytes(self.proofs[owner][holder], "big") if owner in living else None
+            if not fits(self.claims[owner], point, share, value, self.commitments[owner][holder]):
+                return True
+        return False
+
+    def unproved(self) -> Iterator[int]:
+        """Yield the dealers whose proof is not of the degree that the threshold asks for."""
+        agreed = self.agreed
+        complete = agreed.terms.neighbours == len(agreed.candidates) - 1
+        every = self._parity(agreed.nodes) if complete else {}
+        for dealer, proof in self.proofs.items():
+            weights = every or self._parity((*proof, dealer))
+            own = agreed.points[dealer]
+            total = sum(
+                weights[holder] * (agreed.points[holder] - own) * int.from_bytes(value, "big")
+                for holder, value in proof.items()
+            )
+            if total % PRIME:
+                yield dealer
+
+    def _parity(self, nodes: Sequence[int]) -> dict[int, int]:
+        points = [self.agreed.points[node] for node in nodes]
+        return dict(zip(nodes, parity(points, self.agreed.terms.threshold), strict=True))
+
+
+def dealings(agreed: Agreement, deals: Mapping[int, SealedShares]) -> Dealings:
+    """Return the deals of a cohort with what follows from each.
+
+    Args:
+      agreed: the cohort.
+      deals: by dealer, of the lengths that the cohort asks for.
+    """
+    claims = {
+        node: Claim(
+            label_of(agreed.cohort, node),
+            challenge_of(agreed.cohort, node, digest_of(said.commitments)),
+        )
+        for node, said in deals.items()
+    }
+    commitments, proofs = dict[int, dict[int, bytes]](), dict[int, dict[int, bytes]]()
+    for node, said in deals.items():
+        peers = agreed.neighbours(node)
+        commitments[node] = dict(zip(peers, cut(said.commitments, COMMITMENT_BYTES), strict=True))
+        proofs[node] = dict(zip(peers, cut(said.proof, SHARE_BYTES), strict=True))
+    return Dealings(agreed, deals, claims, commitments, proofs)

@@ -1,0 +1,97 @@
+"""Parcel: what one dealer made for one holder, as the holder checks it and as a judge does."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from .bindings import Agreement
+from .deal import COMMITMENT_BYTES, Claim, challenge_of, check_share, digest_of, label_of
+from .hybrid import blocks
+from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
+from .refusal import Reason, Refused
+from .suite import unseal
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Sealed shares of a dealer for a holder, and what it takes to check them.
+
+    Attributes:
+      dealer: who made the shares.
+      holder: who may open them.
+      sealed: of `SEALED_BYTES`.
+      told: of `TOLD_BYTES`, as `Parcels` says.
+      block: hybrid block that travels beside them; empty for none.
+    """
+
+    dealer: int
+    holder: int
+    sealed: bytes
+    told: bytes
+    block: bytes = b""
+
+    def opened(self, agreed: Agreement, key: bytes) -> bytes:
+        """Return the holder's shares of the private seed and of the mask seed, 64 bytes.
+
+        Args:
+          agreed: the cohort.
+          key: that the two share, 32 bytes.
+
+        Raises:
+          Refused: BAD_SHARE where they do not open, or are not what the dealer committed to.
+        """
+        pair = unseal(
+            agreed.suite, key, self.sealed, agreed.share_label(self.dealer, self.holder, self.block)
+        )
+        if len(pair) != 2 * SHARE_BYTES:
+            raise Refused(Reason.BAD_SHARE, "a sealed pair of another length")
+        commitments, value = self.told[:COMMITMENT_BYTES], self.told[COMMITMENT_BYTES:][:SHARE_BYTES]
+        digest = self.told[COMMITMENT_BYTES + SHARE_BYTES :]
+        claim = Claim(label_of(agreed.cohort, self.dealer), challenge_of(agreed.cohort, self.dealer, digest))
+        point = agreed.points[self.holder]
+        check_share(claim, point, pair, int.from_bytes(value, "big"), commitments)
+        return pair
+
+
+def parcel_of(agreed: Agreement, dealer: int, holder: int, signed: SealedShares) -> Parcel:
+    """Return a holder's parcel from the whole deal.
+
+    Args:
+      agreed: the cohort.
+      dealer: whose deal it is.
+      holder: one of its neighbours.
+      signed: the deal.
+
+    Raises:
+      Refused: MALFORMED, where the deal is not of one share for each neighbour.
+    """
+    check_lengths(agreed, dealer, signed)
+    place, peers = place_of(agreed, dealer, holder), agreed.neighbours(dealer)
+    pairs = [(dealer, peer) for peer in peers] if agreed.suite.hybrid else []
+    block = blocks(signed.kem, pairs)[place] if pairs else b""
+    commitments = cut(signed.commitments, COMMITMENT_BYTES)[place]
+    row = b"".join((commitments, cut(signed.proof, SHARE_BYTES)[place], digest_of(signed.commitments)))
+    return Parcel(dealer, holder, cut(signed.sealed, SEALED_BYTES)[place], row, block)
+
+
+def check_lengths(agreed: Agreement, dealer: int, signed: SealedShares) -> None:
+    """Return if a deal has a share, its commitments and a value of the proof for each neighbour.
+
+    Raises:
+      Refused: MALFORMED.
+    """
+    count, lengths = len(agreed.neighbours(dealer)), (SEALED_BYTES, COMMITMENT_BYTES, SHARE_BYTES)
+    found = len(signed.sealed), len(signed.commitments), len(signed.proof)
+    if found != tuple(count * length for length in lengths):
+        raise Refused(Reason.MALFORMED, "not one sealed pair of shares for each neighbour, with its proof")
+
+
+def place_of(agreed: Agreement, dealer: int, holder: int) -> int:
+    """Return the place of a holder among a dealer's neighbours."""
+    return bisect_left(agreed.neighbours(dealer), holder)
+
+
+def cut(data: bytes, size: int) -> list[bytes]:
+    """Return the pieces of equal size that bytes consist of."""
+    return [data[at : at + size] for at in range(0, len(data), size)]

@@ -1,0 +1,204 @@
+"""Nodes that cheat in secure aggregation, each in one way: everything else they do as the protocol says."""
+
+import os
+import random
+from dataclasses import replace
+
+from fedveil.privacy.secagg import client
+from fedveil.privacy.secagg.attempt import tagged
+from fedveil.privacy.secagg.bindings import advert_body, deal_body
+from fedveil.privacy.secagg.client import Participant
+from fedveil.privacy.secagg.complaint import PROOF_BYTES, disclosed, on_curve
+from fedveil.privacy.secagg.deal import Deal, deal
+from fedveil.privacy.secagg.messages import (
+    SEAL_BYTES,
+    SEALED_BYTES,
+    Advert,
+    Checked,
+    Complaints,
+    Revealed,
+    SealedShares,
+    read,
+    write,
+)
+from fedveil.privacy.secagg.shamir import PRIME, new_secret, polynomial, values
+from fedveil.privacy.secagg.suite import key_from_seed, sign
+from fedveil.privacy.secagg.transcript import Purpose
+
+
+class Cheat(Participant):
+    """A node with one `way` to cheat, the name of a method below, and `hands` that choose at random where it matters."""
+
+    way: str
+    hands: random.Random
+    friends: frozenset[int]  # who cheats with it, itself included
+
+    def handle(self, message, now, work=None):
+        reply = super().handle(message, now, work)
+        return self.hands.randbytes(300) if self.way == "nonsense" and self.hands.random() < 0.4 else reply
+
+    # --- adverts
+
+    def _advertise(self, *args):
+        advert = read(super()._advertise(*args), Advert)
+        (attempt, *_) = [held for held in self.attempts.values() if held.adverts == (advert,)]
+        changed = {
+            "small share key": {"share_key": bytes(32)},
+            "small mask key": {"mask_key": (1).to_bytes(32, "little")},
+            "share key of the twist": {"share_key": _of_the_twist()},
+            "mask key of the twist": {"mask_key": _of_the_twist()},
+            "another mask key": {"mask_key": key_from_seed(new_secret()).public_key().public_bytes_raw()},
+        }.get(self.way)
+        if changed is None:
+            return write(advert)
+        advert = replace(advert, **changed)
+        advert = replace(advert, signature=sign(self.key, attempt.context, advert_body(advert)))
+        attempt.adverts = (advert,)
+        return write(advert)
+
+    # --- deals
+
+    def _share(self, attempt, cohort, now):
+        dealt, honest = {}, client.deal
+
+        def deals(hash_, node, seeds, threshold, points):
+            dealt["shares"] = self._dealt(hash_, node, seeds, threshold, points)
+            return dealt["shares"]
+
+        client.deal = deals
+        try:
+            reply = super()._share(attempt, cohort, now)
+        finally:
+            client.deal = honest
+        said = read(reply[:-SEAL_BYTES], SealedShares)
+        changed = self._resealed(attempt, said)
+        if changed is said:
+            return reply
+        if self.way != "unsigned deal":
+            body = deal_body(self.node, changed)
+            changed = replace(changed, signature=sign(self.key, attempt.agreed.cohort, body))
+        return tagged(attempt, write(changed))
+
+    def _dealt(self, cohort, node, seeds, threshold, points):
+        if self.way == "degree too high":
+            return deal(cohort, node, seeds, min(threshold + 1, len(points)), points)
+        if self.way == "degree hidden":  # the proof is of some low degree, and not of these shares
+            high = deal(cohort, node, seeds, len(points), points)
+            (claimed,) = values([polynomial(new_secret(), threshold)], points)
+            return Deal(high.shares, high.commitments, b"".join(v.to_bytes(32, "big") for v in claimed))
+        if self.way in ("another mask seed", "another mask seed, then silence"):
+            return deal(cohort, node, (seeds[0], new_secret()), threshold, points)
+        made = deal(cohort, node, seeds, threshold, points)
+        if self.way in ("wrong shares", "a wrong share to some"):
+            few = set(points) if self.way == "wrong shares" else set(self.hands.sample(points, 2))
+            shares = [
+                new_secret() + pair[32:] if point in few else pair
+                for point, pair in zip(points, made.shares, strict=True)
+            ]
+            return replace(made, shares=tuple(shares))
+        if self.way == "wrong shares of the mask":
+            return replace(made, shares=tuple(pair[:32] + new_secret() for pair in made.shares))
+        if self.way == "shares too large":
+            large = PRIME.to_bytes(32, "big")
+            return replace(made, shares=tuple(large + pair[32:] for pair in made.shares))
+        return made
+
+    def _resealed(self, attempt, said):
+        peers = attempt.agreed.neighbours(self.node)
+        honest = [place for place, peer in enumerate(peers) if peer not in self.friends]
+        if self.way == "garbage seals":
+            return replace(said, sealed=os.urandom(len(said.sealed)))
+        if self.way in ("garbage to one", "unsigned deal"):
+            at = SEALED_BYTES * self.hands.choice(honest)
+            sealed = said.sealed[:at] + os.urandom(SEALED_BYTES) + said.sealed[at + SEALED_BYTES :]
+            return replace(said, sealed=sealed, signature=os.urandom(64))
+        if self.way == "garbage commitments":
+            return replace(said, commitments=os.urandom(len(said.commitments)))
+        if self.way == "garbage proof":
+            return replace(said, proof=bytes(len(said.proof)))
+        if self.way == "proof cut":
+            return replace(said, proof=said.proof[:-32])
+        return said
+
+    # --- complaints
+
+    def _check(self, attempt, parcels):
+        seed, keys = attempt.share_seed, attempt.pair_keys
+        super()._check(attempt, parcels)
+        if not self.way.startswith("false complaint"):  # friends do not accuse each other
+            said = tuple(peer for peer in attempt.accused if peer not in self.friends)
+            return tagged(attempt, write(Checked(attempt.agreed.cohort, said)))
+        attempt.share_seed, attempt.pair_keys = seed, keys
+        peers = attempt.agreed.neighbours(self.node, set(parcels.sharers))
+        honest = [peer for peer in peers if peer not in self.friends]
+        few = sorted(self.hands.sample(honest, min(3, len(honest))))
+        attempt.accused = tuple(honest if self.way.endswith("all") else few)
+        return tagged(attempt, write(Checked(attempt.agreed.cohort, attempt.accused)))
+
+    def _complain(self, attempt, disputed, now):
+        if not self.way.startswith("false complaint"):
+            return super()._complain(attempt, disputed, now)
+        agreed, accused = attempt.agreed, disputed.accused
+        secret = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY)
+        other = key_from_seed(new_secret(), Purpose.SHARE_KEY)
+        made = {
+            "false complaint with a proof": lambda peer: disclosed(
+                secret, agreed.by_node[peer].share_key, agreed.cohort
+            ),
+            "false complaint with another's proof": lambda peer: disclosed(
+                other, agreed.by_node[peer].share_key, agreed.cohort
+            ),
+        }.get(self.way, lambda peer: os.urandom(PROOF_BYTES))
+        return tagged(attempt, write(Complaints(agreed.cohort, accused, b"".join(map(made, accused)))))
+
+    # --- reveals
+
+    def _reveal(self, attempt):
+        reply_key = attempt.reply_key
+        reply = super()._reveal(attempt)
+        said = read(reply[:-SEAL_BYTES], Revealed)
+        changed = {
+            "wrong reveal": {"shares": b"".join(new_secret() for _ in range(len(said.shares) // 32))},
+            "wrong reveal of one": {"shares": new_secret() + said.shares[32:]},
+            "wrong mask keys": {"mask_keys": os.urandom(len(said.mask_keys))},
+        }.get(self.way)
+        if changed is None:
+            return reply
+        attempt.reply_key = reply_key
+        return tagged(attempt, write(replace(said, **changed)))
+
+
+def _of_the_twist():
+    while on_curve(key := bytes([*os.urandom(31), 0])):
+        pass
+    return key
+
+
+WAYS = (
+    "small share key",
+    "small mask key",
+    "share key of the twist",
+    "mask key of the twist",
+    "another mask key",
+    "degree too high",
+    "degree hidden",
+    "another mask seed",
+    "another mask seed, then silence",
+    "wrong shares",
+    "a wrong share to some",
+    "wrong shares of the mask",
+    "shares too large",
+    "garbage seals",
+    "garbage to one",
+    "unsigned deal",
+    "garbage commitments",
+    "garbage proof",
+    "proof cut",
+    "false complaint of all",
+    "false complaint with a proof",
+    "false complaint with another's proof",
+    "wrong reveal",
+    "wrong reveal of one",
+    "wrong mask keys",
+    "nonsense",
+)

@@ -1,0 +1,318 @@
+"""Members that cheat in an encrypted sum, alone and together: they are named, and nobody else pays or is left out.
+
+The campaign: `python -m pytest tests/test_privacy_secagg_cheats.py -m campaign`.
+"""
+
+import random
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedveil.privacy.secagg import complaint, messages
+from fedveil.privacy.secagg.attempt import Work
+from fedveil.privacy.secagg.complaint import ORDER, PROOF_BYTES, on_curve, prove, proved
+from fedveil.privacy.secagg.deal import (
+    COMMITMENT_BYTES,
+    SOUNDNESS_BITS,
+    Claim,
+    challenge_of,
+    check_share,
+    deal,
+    digest_of,
+    label_of,
+)
+from fedveil.privacy.secagg.graph import colluders, parameters
+from fedveil.privacy.secagg.messages import read, write
+from fedveil.privacy.secagg.parcel import cut
+from fedveil.privacy.secagg.refusal import Fault, Reason, Refused
+from fedveil.privacy.secagg.server import Abandoned, OpenedSum
+from fedveil.privacy.secagg.shamir import PRIME, combine, new_secret, parity, polynomial, values
+from fedveil.privacy.secagg.suite import new_key, public_of
+from fedveil.privacy.secagg.transcript import Profile
+
+FAULTS = Path(__file__).parent / "faults"
+COHORT = runpy.run_path(str(FAULTS / "secagg_cohort.py"))
+CHEATS = runpy.run_path(str(FAULTS / "secagg_cheats.py"))
+Cohort, total, NOW, MODEL = COHORT["Cohort"], COHORT["total"], COHORT["NOW"], COHORT["MODEL"]
+STAGES, STAGE_OF = COHORT["STAGES"], COHORT["STAGE_OF"]
+Cheat, WAYS = CHEATS["Cheat"], CHEATS["WAYS"]
+DIMENSION = 20
+COLLUSION = 0.1  # of the cohort, as by default
+CAMPAIGN_RUNS = 2000
+SAMPLE_RUNS = 40
+# A mask key that is not its seed's makes its owner's own vector another one, which everybody may choose; in a sum that
+# it leaves it must do no harm.
+SILENT_FROM = dict.fromkeys(
+    ("another mask seed, then silence", "another mask key", "mask key of the twist"), "mask"
+)
+
+
+def cohort_of(size, suite=1):
+    """A cohort of the smallest graph that stands the assumed collusion, all of which may be silent."""
+    bad = colluders(size, COLLUSION)
+    neighbours, threshold = parameters(size, bad / size, COLLUSION, Profile.MALICIOUS)
+    return Cohort(size, threshold, neighbours, minimum=bad + 2, suite=suite, collusion=COLLUSION)
+
+
+def corrupt(cohort, ways, seed=0):
+    """Let the first nodes that the seed picks cheat in these ways, together; return them."""
+    hands = random.Random(seed)
+    friends = hands.sample(list(cohort.nodes), len(ways))
+    for node, way in zip(friends, ways, strict=True):
+        honest = cohort.nodes[node]
+        cheat = Cheat(node, honest.key, honest.policy, honest.roster)
+        cheat.way, cheat.hands, cheat.friends = way, random.Random(hands.random()), frozenset(friends)
+        cohort.nodes[node] = cheat
+    return friends
+
+
+def play(cohort, ways, seed=0, silent=None):
+    """Run an attempt with cheats, and hold it against what an honest node is promised; return outcome and cheats."""
+    cheats = corrupt(cohort, ways, seed)
+    silent = dict(silent or {})
+    for node, way in zip(cheats, ways, strict=True):
+        if way in SILENT_FROM:
+            silent.setdefault(SILENT_FROM[way], []).append(node)
+    vectors = cohort.vectors(DIMENSION, seed)
+    outcome = cohort.run(vectors, silent)
+    honest = set(cohort.nodes) - set(cheats)
+    assert isinstance(outcome, OpenedSum), (ways, outcome, cohort.refusals, cohort.dropped)
+    # A mask between two cheats about which they disagree is the vector of one of them, which it may choose anyway.
+    if "wrong mask keys" not in ways or not SILENT_FROM.keys() & set(ways):
+        assert np.array_equal(outcome.total, total(vectors, outcome.survivors, 32))
+    assert honest <= set(outcome.survivors)
+    assert not honest & cohort.blamed.keys() and not honest & cohort.refusals.keys()
+    assert all(cohort.charged[node] == 1 for node in honest)
+    return outcome, cheats
+
+
+NAMED = {
+    "degree too high": Fault.BAD_DEAL,
+    "degree hidden": Fault.BAD_DEAL,
+    "another mask seed, then silence": Fault.WRONG_SEED,
+    "another mask key": Fault.WRONG_SEED,
+    "mask key of the twist": Fault.WRONG_SEED,
+    "wrong shares": Fault.BAD_DEAL,
+    "a wrong share to some": Fault.BAD_DEAL,
+    "wrong shares of the mask": Fault.BAD_DEAL,
+    "shares too large": Fault.BAD_DEAL,
+    "garbage seals": Fault.BAD_DEAL,
+    "garbage to one": Fault.BAD_DEAL,
+    "unsigned deal": Fault.BAD_DEAL,
+    "garbage commitments": Fault.BAD_DEAL,
+    "garbage proof": Fault.BAD_DEAL,
+    "false complaint of all": Fault.FALSE_COMPLAINT,
+    "false complaint with a proof": Fault.FALSE_COMPLAINT,
+    "false complaint with another's proof": Fault.FALSE_COMPLAINT,
+    "wrong reveal": Fault.WRONG_SHARE,
+    "wrong reveal of one": Fault.WRONG_SHARE,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", [5, 20])
+def test_one_cheat_costs_nobody_else_anything(size, way):
+    cohort = cohort_of(size)
+    outcome, (cheat,) = play(cohort, [way])
+    assert cohort.blamed.get(cheat) == NAMED.get(way)
+    if cohort.blamed.get(cheat) in (Fault.BAD_DEAL, Fault.FALSE_COMPLAINT):
+        assert cheat not in outcome.survivors and cheat not in cohort.charged
+
+
+def test_a_wrong_mask_key_of_a_dead_node_is_seen_and_gone_around():
+    cohort = cohort_of(20)
+    (liar,) = corrupt(cohort, ["wrong mask keys"])
+    vectors, dead = cohort.vectors(DIMENSION), next(node for node in cohort.nodes if node != liar)
+    outcome = cohort.run(vectors, {"mask": [dead]})
+    assert np.array_equal(outcome.total, total(vectors, outcome.survivors, 32))
+    assert cohort.blamed == {liar: Fault.WRONG_MASK} and len(outcome.survivors) == 19
+
+
+def test_two_who_reveal_wrong_shares_cost_nothing():
+    """Windows went around one of them; commitments say which share is wrong, whatever their number."""
+    cohort = cohort_of(20)
+    _, cheats = play(cohort, ["wrong reveal", "wrong reveal of one"])
+    assert cohort.blamed == dict.fromkeys(cheats, Fault.WRONG_SHARE)
+
+
+def test_nobody_is_charged_before_shares_are_checked():
+    """A model for a node that has not held its shares against their commitments computes nothing."""
+    cohort = Cohort(5, 3)
+    vectors, victim = cohort.vectors(DIMENSION), next(iter(cohort.nodes))
+    attempt = cohort.attempt(DIMENSION)
+    cohort.exchange(attempt, "advertise", attempt.proposal(), vectors)
+    cohort.exchange(attempt, "share", attempt.advance(), vectors)
+    early = write(messages.Inbox(attempt.context, MODEL, tuple(cohort.nodes)))
+    with pytest.raises(Refused, match="out_of_order"):
+        cohort.nodes[victim].handle(early, NOW, Work(MODEL, lambda terms: pytest.fail("charged")))
+
+
+def test_a_secret_is_not_disclosed_for_a_deal_that_its_dealer_did_not_sign():
+    """A server that spoils seals, to have a holder complain of an honest dealer, learns no secret of the two."""
+    cohort = Cohort(5, 3)
+    attempt, vectors = cohort.attempt(DIMENSION), cohort.vectors(DIMENSION)
+    cohort.exchange(attempt, "advertise", attempt.proposal(), vectors)
+    cohort.exchange(attempt, "share", attempt.advance(), vectors)
+    victim, dealer, *_ = cohort.nodes
+    parcels = read(attempt.advance()[victim], messages.Parcels)
+    spoiled = replace(parcels, sealed=bytes(len(parcels.sealed)))
+    checked = read(cohort.nodes[victim].handle(write(spoiled), NOW)[:-28], messages.Checked)
+    assert dealer in checked.accused
+    deal_of = replace(attempt._deals[dealer], sealed=bytes(len(attempt._deals[dealer].sealed)))
+    with pytest.raises(Refused, match="bad_signature"):
+        cohort.nodes[victim].handle(write(messages.Disputed(attempt.context, (dealer,), (deal_of,))), NOW)
+
+
+def behaviours(size, seed):
+    """Return ways for as many cheats as the cohort stands, and who of them falls silent when."""
+    draw = random.Random(seed)
+    bad = colluders(size, COLLUSION)
+    ways = [draw.choice(WAYS) for _ in range(draw.randint(1, bad))]
+    quiet = [draw.choice(STAGES) if draw.random() < 0.3 else None for _ in ways]
+    return ways, quiet
+
+
+def holds(size, seed):
+    ways, quiet = behaviours(size, seed)
+    cohort = cohort_of(size)
+    hands = random.Random(seed)
+    silent = {}
+    for node, stage in zip(hands.sample(list(cohort.nodes), len(ways)), quiet, strict=True):
+        if stage is not None:
+            silent.setdefault(stage, []).append(node)
+    play(cohort, ways, seed, silent)
+
+
+def test_a_round_without_the_cheats_is_given_up_before_anybody_pays():
+    cohort = Cohort(5, 3, minimum=5, collusion=COLLUSION)
+    (cheat,) = corrupt(cohort, ["garbage seals"])
+    assert cohort.run(cohort.vectors(DIMENSION)) == Abandoned(Reason.TOO_FEW)
+    assert cohort.blamed == {cheat: Fault.BAD_DEAL} and not cohort.charged
+
+
+@pytest.mark.parametrize("way", ["garbage seals", "garbage to one", "false complaint with a proof"])
+def test_hybrid_shares_go_around_who_cheats(way):
+    """Nobody else can tell whose hybrid secret is the right one: more complaints than may be lies are believed."""
+    cohort = cohort_of(20, suite=2)
+    outcome, (cheat,) = play(cohort, [way])
+    assert cohort.blamed == ({cheat: Fault.BAD_DEAL} if way == "garbage seals" else {})
+    assert (cheat in outcome.survivors) == (way != "garbage seals")
+
+
+@pytest.mark.parametrize("seed", range(SAMPLE_RUNS))
+def test_sample_of_random_cheats(seed):
+    holds((5, 12, 20)[seed % 3], seed)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("size", [5, 20])
+def test_campaign_of_random_cheats(size):
+    for seed in range(CAMPAIGN_RUNS // 2):
+        holds(size, 10**6 + seed)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("size", [50, 100])
+def test_campaign_of_random_cheats_in_large_cohorts(size):
+    for seed in range(10):
+        holds(size, 10**7 + seed)
+
+
+# What a deal commits to, and what a complaint shows.
+
+
+def dealt(threshold=4, points=(1, 2, 3, 5, 8, 9)):
+    seeds = new_secret(), new_secret()
+    made = deal(b"c" * 32, 7, seeds, threshold, points)
+    claim = Claim(label_of(b"c" * 32, 7), challenge_of(b"c" * 32, 7, digest_of(made.commitments)))
+    rows = zip(made.shares, cut(made.proof, 32), cut(made.commitments, COMMITMENT_BYTES), strict=True)
+    return seeds, points, claim, list(rows)
+
+
+def judged(claim, point, pair, value, commitments):
+    check_share(claim, point, pair, int.from_bytes(value, "big"), commitments)
+
+
+def test_shares_fit_their_commitments_and_give_the_seeds():
+    seeds, points, claim, rows = dealt()
+    for point, row in zip(points, rows, strict=True):
+        judged(claim, point, *row)
+    for place, seed in enumerate(seeds):
+        shares = {p: row[0][32 * place :][:32] for p, row in zip(points, rows, strict=True)}
+        assert combine(dict(list(shares.items())[-4:]), 4) == seed
+    assert 1 << SOUNDNESS_BITS < PRIME and SOUNDNESS_BITS >= 64
+
+
+@pytest.mark.parametrize("field", [0, 1, 2])
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 5), st.integers(0, 255))
+def test_nothing_of_a_share_can_be_changed(field, place, bit):
+    _, points, claim, rows = dealt()
+    row = list(rows[place])
+    changed = bytearray(row[field])
+    changed[bit // 8 % len(changed)] ^= 1 << bit % 8
+    row[field] = bytes(changed)
+    with pytest.raises(Refused, match="bad_share"):
+        judged(claim, points[place], *row)
+    for other in (points[place - 1], 100):
+        with pytest.raises(Refused, match="bad_share"):
+            judged(claim, other, *rows[place])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.integers(1, 1000), min_size=4, max_size=30), st.data())
+def test_the_parity_of_values_tells_their_degree_whichever_point_is_left_out(points, data):
+    points = sorted(points)
+    threshold = data.draw(st.integers(1, len(points) - 2))
+    missing = data.draw(st.sampled_from(points))
+
+    def told(degree):
+        (row,) = values([polynomial(new_secret(), degree)], points)
+        weights = parity(points, threshold)
+        rows = zip(points, weights, row, strict=True)
+        return sum(w * (p - missing) * v for p, w, v in rows if p != missing) % PRIME == 0
+
+    assert told(threshold) and not told(threshold + 1)
+    assert parity(points[: threshold + 1], threshold) == [0] * (threshold + 1)
+
+
+def test_a_complaint_discloses_the_secret_of_the_pair_and_no_other_can_be_shown():
+    for _ in range(8):
+        own, peer = new_key(), new_key()
+        keys = public_of(own), public_of(peer)
+        secret = own.exchange(X25519PublicKey.from_public_bytes(keys[1]))
+        proof = prove(own, keys[1], b"c" * 32)
+        assert proved(proof, *keys, b"c" * 32) == secret
+    wrong = [(proof, *keys, b"d" * 32), (proof, *reversed(keys), b"c" * 32)]
+    wrong += [(proof, keys[0], public_of(new_key()), b"c" * 32), (bytes(PROOF_BYTES), *keys, b"c" * 32)]
+    for at in (0, 31, 32, 63, 64, 95):
+        wrong.append((proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 :], *keys, b"c" * 32))
+    for arguments in wrong:
+        with pytest.raises(Refused, match="bad_signature"):
+            proved(*arguments)
+
+
+def test_a_secret_off_by_a_point_of_small_order_is_refused():
+    """Its proof can hold for one challenge in eight: the order of the secret's point is checked, too."""
+    own, peer = new_key(), new_key()
+    keys = public_of(own), public_of(peer)
+    small = complaint._with_y(0)  # of order 4
+    assert complaint._packed(complaint._times(4, small)) == complaint._packed(complaint._NEUTRAL)
+    honest = prove(own, keys[1], b"c" * 32)
+    moved = complaint._plus(complaint._unpacked(honest[:32]), small)
+    with pytest.raises(Refused, match="bad_signature"):
+        proved(complaint._packed(moved) + honest[32:], *keys, b"c" * 32)
+
+
+def test_the_curve_is_that_of_rfc_8032():
+    assert complaint._packed(complaint._BASE) == bytes([0x58]) + bytes([0x66]) * 31
+    assert complaint._packed(complaint._times(ORDER, complaint._BASE)) == complaint._packed(
+        complaint._NEUTRAL
+    )
+    assert on_curve(public_of(new_key())) and not on_curve((PRIME - 1).to_bytes(32, "little"))
