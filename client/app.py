@@ -31,6 +31,7 @@ from ..strategies.record_plan import record_plan
 from ..strategies.wire import (
     BUDGET_SPENT,
     CANARY_RECORDS,
+    NO_EXAMPLES,
     NOT_READY,
     WEIGHT,
     memory_arrays,
@@ -238,6 +239,8 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     if settings.step is not None:
         return step_round(message, client, bench, settings)
     data = bench.data_of(client, settings)
+    if not len(data):
+        return Message(Error(NO_EXAMPLES, "this client has no examples"), reply_to=message)
     training = training_settings(message.content, settings)
     bench.forget()
     model = bench.model if settings.record is None else bench.private_model(data)

@@ -137,8 +137,8 @@ class InProcessGrid(AskingGrid):
             except PastDeadline:
                 cohort_sum.drop("late")
                 continue
-            if scalars is None:
-                cohort_sum.drop("failed")
+            if isinstance(scalars, str):
+                cohort_sum.drop(scalars)
             else:
                 begun.add(cohort_sum, scalars, order.spec)
 

@@ -41,6 +41,7 @@ HANDLED_BEFORE = (
     1006  # of a client that began this before it lost its memory: it is neither done nor charged twice
 )
 UNREADABLE = 1007  # of a reply that is no message
+NO_EXAMPLES = 1008  # of a client that has none, and sits out
 FAILED = 1  # Flower's error code of a client that raised; the text stays there, since it may hold data
 DROP_REASONS = {
     BUDGET_SPENT: "budget spent",
@@ -50,6 +51,7 @@ DROP_REASONS = {
     NOT_READY: "not ready",
     HANDLED_BEFORE: "handled before",
     UNREADABLE: "unreadable",
+    NO_EXAMPLES: "no examples",
 }
 # Reasons that a client gives again whenever it is asked the same.
 LASTING = frozenset({DROP_REASONS[BUDGET_SPENT], DROP_REASONS[OWNERS_POLICY]})

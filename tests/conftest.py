@@ -2,11 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -168,3 +169,52 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     yield {"FEDVEIL_FORKS": str(folder / "socket"), "PATH": os.pathsep.join(map(str, paths))}
     starter.terminate()
     starter.wait()
+
+
+@dataclass(frozen=True)
+class Processes:
+    """`fedveil` as processes that run beside each other, in one folder; a port that is free."""
+
+    folder: Path
+    port: int
+    begun: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(self.folder), "HOME": str(self.folder / "home")}
+        command = [sys.executable, "-m", "fedveil", *words]
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self.begun.append(process)
+        return process
+
+    def ended(self, *words: str) -> tuple[int, str]:
+        """Return the exit code of a command and what it said."""
+        said, _ = (process := self.start(*words)).communicate(timeout=300)
+        return process.returncode, said
+
+    def ran(self, *words: str) -> str:
+        """Return what a command said that did what it was asked for."""
+        code, said = self.ended(*words)
+        assert code == 0, said
+        return said
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Processes that are ended with their test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    made = Processes(tmp_path, port)
+    try:
+        yield made
+    finally:
+        for process in made.begun:
+            process.kill()
+            process.communicate()

@@ -164,7 +164,7 @@ def on_path(path: str, task: Made, settings: ClientSettings, **config: float) ->
         begun = begin(bench, content)
         for client in clients:
             scalars = begun.train(client)
-            assert scalars is not None
+            assert isinstance(scalars, dict)
             begun.add(total, scalars, PLAIN)
     else:
         app = make_client_app(lambda context: "", bench=bench)

@@ -276,8 +276,8 @@ def in_place(
     begun, total = begin(bench, content), CohortSum(np.zeros(size))
     for client in clients:
         scalars = begun.train(client)
-        if scalars is None:
-            total.drop("failed")
+        if isinstance(scalars, str):
+            total.drop(scalars)
         else:
             begun.add(total, scalars, spec)
     return total

@@ -1,11 +1,8 @@
 """Other libraries' models in federations of real processes: a server, and three clients that each start by a command."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,54 +23,28 @@ CLIENT = ["privacy=client_distributed", "cohort=all", "--accept-vacuous"]
     ],
 )
 def test_three_real_clients_train_an_adapters_task_and_keep_its_model(
-    tmp_path: Path, kind: str, package: str, how: list[str]
+    tmp_path: Path, processes: Any, kind: str, package: str, how: list[str]
 ) -> None:
     pytest.importorskip(package)
     shutil.copy(SHOPS, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     federation = {
         "federation": kind,
-        "server": {"address": f"localhost:{port}", "listen": f"127.0.0.1:{port}"},
+        "server": {"address": f"localhost:{processes.port}", "listen": f"127.0.0.1:{processes.port}"},
         "task": {"target": f"shops:{kind}", "allow_modules": ["shops"]},
         "policy": {"target_epsilon": 8.0, "target_delta": 1e-2, "minimum_cohort": 3},
         "clients": [{"name": "east"}, {"name": "west"}, {"name": "north"}],
     }
     (tmp_path / "f.yaml").write_text(yaml.safe_dump(federation))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HOME": str(tmp_path / "home")}
-
-    def start(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "fedveil", *words]
-        return subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def ran(*words: str) -> str:
-        said, _ = (process := start(*words)).communicate(timeout=300)
-        assert process.returncode == 0, said
-        return said
-
-    ran("provision", "f.yaml")
-    clients = [
-        start("client", "start", f"{kind}/clients/{name}", "--once") for name in ("east", "west", "north")
-    ]
-    try:
-        own = ["task=custom", f"task.target=shops:{kind}", "allow_modules=[shops]", "num_rounds=2"]
-        bounds = ["privacy.target_epsilon=8", "privacy.target_delta=1e-2"]
-        said = ran("server", f"{kind}/server", *own, *bounds, *how)
-        assert "completed: 2 rounds" in said and "dropped" not in said
-        assert [client.wait(timeout=60) for client in clients] == [0, 0, 0]
-    finally:
-        for client in clients:
-            client.kill()
-            client.communicate()
+    processes.ran("provision", "f.yaml")
+    names = ("east", "west", "north")
+    clients = [processes.start("client", "start", f"{kind}/clients/{name}", "--once") for name in names]
+    own = ["task=custom", f"task.target=shops:{kind}", "allow_modules=[shops]", "num_rounds=2"]
+    bounds = ["privacy.target_epsilon=8", "privacy.target_delta=1e-2"]
+    said = processes.ran("server", f"{kind}/server", *own, *bounds, *how)
+    assert "completed: 2 rounds" in said and "dropped" not in said
+    assert [client.wait(timeout=60) for client in clients] == [0, 0, 0]
     assert (tmp_path / kind / "clients" / "west" / "state" / "model.safetensors").exists()
     if kind != "lora":
         np.save(tmp_path / "new.npy", np.ones((2, 4), np.float32))
-        assert ran("predict", f"{kind}/clients/east", "new.npy").startswith("class,probability\n1,0.")
+        said = processes.ran("predict", f"{kind}/clients/east", "new.npy")
+        assert said.startswith("class,probability\n1,0.")

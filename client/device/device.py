@@ -37,6 +37,7 @@ from ...strategies.training_order import RecordOrder, TrainingOrder, people_call
 from ...strategies.wire import (
     BUDGET_SPENT,
     FAILED,
+    NO_EXAMPLES,
     NOT_ELIGIBLE,
     NOT_READY,
     SPEC_RECORD,
@@ -179,7 +180,7 @@ class Device:
 
         Raises:
           NotTrained: BUDGET_SPENT where the owner's cap has ended, or too little of the budget is left; NOT_READY where the
-            ledger cannot be read.
+            ledger cannot be read; NO_EXAMPLES where the owner has none.
         """
         settings = replace(self.settings, training=order.training)
         asked = order.record
@@ -208,7 +209,8 @@ class Device:
             runs=asked.runs,
             per_person=asked.per_person,
         )
-        records = self.count(asked.per_person)
+        if not (records := self.count(asked.per_person)):
+            raise NotTrained(NO_EXAMPLES)
         plan = (record, records, settings.training, asked.participations, run)
         if plan not in self._noise:
             self._noise[plan] = self._planned(record, records, settings, asked.participations, run)

@@ -25,7 +25,15 @@ from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.canaries import canary_updates
 from ...strategies.client_settings import TRAIN_LOSS, CanaryClients, training_settings
-from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
+from ...strategies.wire import (
+    DROP_REASONS,
+    NO_EXAMPLES,
+    WEIGHT,
+    layout_of,
+    only_arrays,
+    read_round,
+    view,
+)
 from ...tasks.data import Examples, data_of, in_tensors
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
@@ -135,7 +143,7 @@ def _add_canaries(
 
 
 def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> list[Group]:
-    """Return the clients in groups with equally many examples; one whose data cannot be loaded is dropped."""
+    """Return the clients in groups with equally many examples; one without any, or whose data cannot be loaded, is dropped."""
     by_records: dict[int, Group] = defaultdict(list)
     for client in clients:
         try:
@@ -144,7 +152,10 @@ def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum
             logger.exception("round failed at this client")
             cohort_sum.drop("failed")
         else:
-            by_records[len(examples)].append((client, examples))
+            if len(examples):
+                by_records[len(examples)].append((client, examples))
+            else:
+                cohort_sum.drop(DROP_REASONS[NO_EXAMPLES])
     return [group for _, group in sorted(by_records.items())]
 
 

@@ -27,7 +27,7 @@ from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.refusal import Refusal
 from ...strategies.canaries import add_canary
-from ...strategies.wire import WEIGHT, layout_of, only_arrays, read_round, view
+from ...strategies.wire import DROP_REASONS, NO_EXAMPLES, WEIGHT, layout_of, only_arrays, read_round, view
 from ...tasks.arrays import load_arrays, read_arrays
 from ...tasks.data import Data, Examples, data_of
 from ...tasks.hardware import moved, placed
@@ -63,10 +63,12 @@ class InPlaceRound:
     update: NDArray[np.floating]
     moves: list[Move]
 
-    def train(self, client: int) -> dict[str, float] | None:
-        """Train the model on one client's data and return its scalars; None if it failed, which the log explains."""
+    def train(self, client: int) -> dict[str, float] | str:
+        """Train the model on one client's data and return its scalars, or why there are none; the log explains a failure."""
         try:
             data = data_of(self.bench.task, client)
+            if not len(data):
+                return DROP_REASONS[NO_EXAMPLES]
             self.bench.forget()
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
@@ -76,7 +78,7 @@ class InPlaceRound:
             loss = train(bench.model, bench.task, near, self.training, client, self.key, bench.precision)
         except Exception:
             logger.exception("round failed at this client")
-            return None
+            return "failed"
         return {WEIGHT: float(len(data))} | ({} if loss is None else {TRAIN_LOSS: loss})
 
     def add_canary(self, client: int, cohort_sum: CohortSum, spec: SumSpec) -> bool:
