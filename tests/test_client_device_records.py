@@ -2,11 +2,13 @@
 
 import json
 import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
+from torch import nn
 
 from fedveil.client.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.client.device.device import Device, read_device
@@ -19,7 +21,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.record_plan import calibrated_noise
 from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
-from fedveil.strategies.wire import BUDGET_SPENT, FAILED, NOT_READY, instruct, memory_arrays
+from fedveil.strategies.wire import BUDGET_SPENT, FAILED, NO_EXAMPLES, NOT_READY, instruct, memory_arrays
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.heart import FEATURES, NUM_CLASSES
@@ -44,8 +46,14 @@ def device(bundle: Path, tmp_path: Path) -> Device:
     return read_device(replace(read, settings=settings, policy=replace(read.policy, target_epsilon=2.0)))
 
 
-def asked(device: Device, order: TrainingOrder, number: int = 1, spec: SumSpec | None = None) -> Message:
-    arrays = memory_arrays(read_arrays(softmax_regression(FEATURES, NUM_CLASSES)))
+def asked(
+    device: Device,
+    order: TrainingOrder,
+    number: int = 1,
+    spec: SumSpec | None = None,
+    model: nn.Module | None = None,
+) -> Message:
+    arrays = memory_arrays(read_arrays(model or softmax_regression(FEATURES, NUM_CLASSES)))
     content = RecordDict({"arrays": arrays, "config": ConfigRecord({ORDER_KEY: order.to_json()})})
     message = Message(instruct(content, spec or SumSpec(None), order.run, number), 2, "train")
     name_message(message, f"m{number}")
@@ -141,3 +149,101 @@ def test_an_order_per_person_is_refused_where_nobody_says_whose_the_examples_are
     assert "do not say whose they are" in caplog.text and not list(device.ledgers.glob("*.ledger"))
     with pytest.raises(Refusal, match="several examples that are exchanged"):
         replace(RECORD, per_person=2, adjacency=Adjacency.REPLACE_ONE)
+
+
+FAULTY = """
+import torch
+from torch import nn
+import fedveil as fv
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, row):
+        if self.kind == "length" and row > 5:
+            raise IndexError(row)
+        return torch.ones(3), row % 2
+
+
+class Wards:
+    simulated, num_clients = False, 1
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def model(self):
+        return nn.Linear(3, 2)
+
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs, targets):
+        return {}
+
+    def client_data(self, client):
+        inputs, targets = torch.ones(8, 3), torch.arange(8) % 2
+        match self.kind:
+            case "nan":
+                inputs[3, 1] = float("nan")
+            case "label":
+                targets[3] = 7
+            case "width":
+                inputs = inputs[:, :2]
+            case "ragged":
+                return inputs[:7], targets
+            case "length" | "read":
+                return Rows(self.kind)
+            case "empty":
+                return inputs[:0], targets[:0]
+        return inputs, targets
+
+    def held_out(self):
+        return torch.ones(2, 3), torch.arange(2)
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "faulty", raising=False)
+
+
+def faulty(bundle: Path, kind: str, state: Path) -> Device:
+    read = read_client_bundle(bundle)
+    task = TaskChoice(None, "faulty:Wards", None, None, 0, ("faulty",), {}, {"kind": kind})
+    return read_device(replace(read, settings=replace(read.settings, task=task, state=str(state))))
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("nan", "client 0: inputs='1 NaN or infinite'"),
+        ("label", "client 0: targets='its labels'"),
+        ("width", "client 0: inputs='the first example and the last'"),
+        ("ragged", "equally many"),
+        ("length", "reading the first and the last failed"),
+    ],
+)
+def test_a_device_does_not_start_with_data_that_cannot_be_trained_on(
+    bundle: Path, tmp_path: Path, kind: str, said: str
+) -> None:
+    with pytest.raises(Refusal) as refused:
+        faulty(bundle, kind, tmp_path / "state")
+    assert said in str(refused.value) and not (tmp_path / "state").exists()
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(("kind", "code"), [("empty", NO_EXAMPLES), ("read", 0), ("well", 0)])
+def test_a_device_without_examples_pays_nothing(bundle: Path, tmp_path: Path, kind: str, code: int) -> None:
+    claim_identity(1)
+    device = faulty(bundle, kind, tmp_path / "state")
+    reply = device.answer(asked(device, ORDER, model=nn.Linear(3, 2)))
+    assert (reply.error.code if reply.has_error() else 0) == code
+    assert bool(list(device.ledgers.glob("*.ledger"))) == (code == 0)

@@ -41,7 +41,11 @@ def test_three_real_clients_charge_their_ledgers_by_person(mode: str, tmp_path: 
     write_visits(tmp_path / "public.csv", 100)
     own = ["task=csv", "task.held_out_file=public.csv", "num_rounds=2", "secagg=masked", f"privacy={mode}"]
     own += ["privacy.per_person=2", "privacy.target_epsilon=8", "privacy.target_delta=1e-3"]
-    own += ["batch_size=20"] if mode == "record" else ["privacy.sample_rate=0.3", "privacy.records=360"]
+    own += (
+        ["batch_size=20"]
+        if mode == "record"
+        else ["privacy.sample_rate=0.3", "privacy.records=360", "privacy.most_records=120"]
+    )
     code, said = processes.ended("server", "visits/server", *own, "privacy.clients_per_person=2")
     assert code == 2 and "have no common key by which they agree whose a person is" in said
     clients = [processes.start("client", "start", f"visits/clients/{name}", "--once") for name in NAMES]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -50,6 +51,9 @@ from .client_bundle import TABLES, ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
 from .order_policy import accepted
 from .own_ledger import OwnLedger
+
+if TYPE_CHECKING:  # a linear model does without torch
+    from ...tasks.protocol import Task
 
 logger = logging.getLogger("fedveil.client")
 
@@ -261,7 +265,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
 
         return Device(bundle, settings, train_table, None, root, linear.check_order)
     from ...tasks.arrays import agreement_of
-    from ...tasks.data import check_data, data_of
+    from ...tasks.data import data_of
     from ...tasks.hardware import check_device
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import check_persons, kept
@@ -279,7 +283,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     def train(message: Message, told: ClientSettings) -> Message:
         return train_round(message, choice.client, bench, told)
 
-    check_data(data_of(bench.task, choice.client), f"client {choice.client}")
+    _check_own(bench.task, choice.client)
 
     def prepare(order: TrainingOrder) -> None:
         if order.agreement != agreement:
@@ -298,6 +302,17 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         root,
         prepare,
     )
+
+
+def _check_own(task: Task, client: int) -> None:
+    """Refuse the owner's data that cannot be trained on, when the client starts and before anything is charged."""
+    from ...tasks.data import check_data, check_taken, data_of
+    from ...tasks.protocol import own_training
+
+    data, whose = data_of(task, client), f"client {client}"
+    check_data(data, whose)
+    if own_training(task) is None:
+        check_taken(data, whose, task.model().eval(), task.loss)
 
 
 def _of_tables(bundle: ClientBundle) -> dict[str, object]:
