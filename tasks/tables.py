@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..privacy.refusal import Refusal
-from .classification import cross_entropies, softmax_regression
+from .classification import class_metrics, cross_entropies, softmax_regression
 from .data import Examples
 from .flwr_partition import FLWR, flwr_shares
 from .partition import Partition
@@ -29,7 +29,7 @@ SPLIT_KEY = 920  # of the hash that holds rows out; public, and the same everywh
 
 @dataclass(frozen=True)
 class Tables:
-    """`Task` over tables: cross-entropy and accuracy where the label has categories, else squared and absolute error.
+    """`Task` over tables: cross-entropy where the label has categories, else squared error.
 
     Attributes:
       schema: of every table.
@@ -81,10 +81,13 @@ class Tables:
         return torch.tensor(self.schema.target.weights, device=targets.device)[targets]
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        outputs, targets = outputs.cpu(), targets.cpu()  # not every device has double precision
         if self.classes:
-            return {"accuracy": (outputs.argmax(dim=-1) == targets).float().mean().item()}
-        half = (self.schema.target.high - self.schema.target.low) / 2
-        return {"mean_absolute_error": half * (outputs.squeeze(-1) - targets).abs().mean().item()}
+            return class_metrics(outputs, targets)
+        half, errors = (self.schema.target.high - self.schema.target.low) / 2, outputs.squeeze(-1) - targets
+        found = {"mean_absolute_error": half * errors.abs().mean().item()}
+        around = (targets.double() - targets.double().mean()).square().sum().item()
+        return found | ({"r2": 1 - errors.double().square().sum().item() / around} if around else {})
 
     def client_data(self, client: int) -> Examples:
         if not 0 <= client < self.num_clients:

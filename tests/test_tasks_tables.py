@@ -249,7 +249,7 @@ def test_a_number_is_predicted_in_its_own_unit(hospitals: Path) -> None:
     assert examples.targets.dtype == torch.float32 and examples.targets.tolist() == [-1, 0.5]
     (hospitals / "north.csv").write_text(NORTH)
     assert "column 'age', row 4=None: is the label and missing" in refused(hospitals, label="age")
-    assert task.metrics(torch.zeros(2, 1), examples.targets) == {"mean_absolute_error": 30.0}
+    assert task.metrics(torch.zeros(2, 1), examples.targets)["mean_absolute_error"] == 30.0
     assert task.decode(torch.tensor([[-1.0], [0.0], [7.0]]))["age"].tolist() == [20, 60, 100]
 
 
@@ -447,3 +447,50 @@ def test_a_column_that_does_not_say_whose_a_row_is_is_refused(tmp_path, person, 
     folder = visits_of(tmp_path / "visits", rows=rows)
     with pytest.raises(Refusal, match=said):
         load(folder, person=person)
+
+
+# --- what is measured
+
+
+def of_classes(tmp_path, words):
+    columns = f"  x: {{low: 0, high: 9}}\n  y: {{categories: [{', '.join(words)}]}}\n"
+    (tmp_path / "s.yaml").write_text(f"label: y\ncolumns:\n{columns}")
+    return load(schema=str(tmp_path / "s.yaml"))
+
+
+@pytest.mark.parametrize("words", [("no", "yes"), ("low", "middle", "high")])
+def test_skewed_classes_are_measured_as_scikit_learn_does(tmp_path, words):
+    learn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(3)
+    targets = rng.choice(len(words), 400, p=[0.9, *[0.1 / (len(words) - 1)] * (len(words) - 1)])
+    outputs = (rng.normal(size=(400, len(words))) + 2 * np.eye(len(words))[targets]).round(1)  # with ties
+    found = of_classes(tmp_path, words).metrics(torch.tensor(outputs), torch.tensor(targets))
+    likeliest = outputs.argmax(1)
+    assert found["accuracy"] == pytest.approx(learn.accuracy_score(targets, likeliest))
+    assert found["balanced_accuracy"] == pytest.approx(learn.balanced_accuracy_score(targets, likeliest))
+    assert ("auc" in found) == (len(words) == 2)
+    if "auc" in found:
+        assert found["auc"] == pytest.approx(learn.roc_auc_score(targets, outputs[:, 1] - outputs[:, 0]))
+        assert found["auc"] < 1
+
+
+def test_who_predicts_the_frequent_class_alone_is_seen(tmp_path):
+    outputs, targets = torch.tensor([[1.0, 0.0]] * 20), torch.tensor([0] * 19 + [1])
+    found = of_classes(tmp_path, ("no", "yes")).metrics(outputs, targets)
+    assert found == pytest.approx({"accuracy": 0.95, "balanced_accuracy": 0.5, "auc": 0.5})
+    alone = of_classes(tmp_path, ("no", "yes")).metrics(outputs[:19], targets[:19])
+    assert alone == {"accuracy": 1.0, "balanced_accuracy": 1.0}
+
+
+def test_numbers_are_measured_as_scikit_learn_does(tmp_path):
+    learn = pytest.importorskip("sklearn.metrics")
+    (tmp_path / "s.yaml").write_text("label: y\ncolumns:\n  x: {low: 0, high: 9}\n  y: {low: 10, high: 30}\n")
+    rng = np.random.default_rng(4)
+    targets = rng.uniform(-1, 1, 300)
+    outputs = targets + rng.normal(size=300) / 3
+    found = load(schema=str(tmp_path / "s.yaml")).metrics(
+        torch.tensor(outputs)[:, None], torch.tensor(targets)
+    )
+    numbers, predicted = 20 + 10 * targets, 20 + 10 * outputs
+    assert found["mean_absolute_error"] == pytest.approx(learn.mean_absolute_error(numbers, predicted))
+    assert found["r2"] == pytest.approx(learn.r2_score(numbers, predicted))
