@@ -6,11 +6,14 @@ own parser, sweeper and loader from ``hydra._internal``; the version is pinned b
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import hydra._internal.utils
 import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -44,6 +47,17 @@ ARGUMENTS = ("task.args.", "strategy.parameters.", "partition.args.")
 VERSION_BASE = "1.3"
 # What Hydra, OmegaConf and the YAML parser raise for a file or a key that cannot be composed.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, *lint.READING_ERRORS)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser that takes a help text which is no string, as Hydra gives one; Python 3.14 looks at each as it is added."""
+
+    def _check_help(self, action: argparse.Action) -> None:
+        pass
+
+
+if sys.version_info >= (3, 14):
+    vars(hydra._internal.utils)["argparse"] = SimpleNamespace(ArgumentParser=_Parser)
 
 
 class OwnConfigs(SearchPathPlugin):
