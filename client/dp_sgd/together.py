@@ -29,8 +29,6 @@ from .train import chosen_engine, clipping
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-    from ..app import Workbench
-
 _engines: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 ROWS = 2048  # of a step at a time, so that memory does not grow with the draw
 
@@ -76,12 +74,18 @@ def step(
 
 
 def step_of(
-    bench: Workbench, settings: ClientSettings, content: RecordDict, data: Batches, rows: NDArray[np.intp]
+    model: nn.Module,
+    loss: Objective,
+    settings: ClientSettings,
+    content: RecordDict,
+    data: Batches,
+    rows: NDArray[np.intp],
 ) -> dict[str, NDArray[np.float64]]:
     """Return what these rows add to a round's sum: the step, and beside it the block of an audit's canary records.
 
     Args:
-      bench: task, and the model as the server sent it.
+      model: as the server sent it, beside the block where there are canary records.
+      loss: of both.
       settings: how to take the step.
       content: the instruction.
       data: that the rows are of, canary records among them.
@@ -91,8 +95,7 @@ def step_of(
     assert terms is not None
     rate = training_settings(content, settings).learning_rate
     if not terms.canaries.count:
-        return step(bench.model, bench.task, data, rows, terms, rate, layout)
-    model, loss = bench.watched
+        return step(model, loss, data, rows, terms, rate, layout)
     inside = {name: BLOCK if name == CANARY_RECORDS else OWN + name for name in layout}
     shapes = {inside[name]: shape for name, shape in layout.items()}
     update = step(model, loss, data, rows, terms, rate, shapes)
