@@ -463,10 +463,10 @@ def audit_claim(
 
     Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
     """
-    from .audit import Claim, claim
+    from .audit import AuditClaim, claim
 
     evidence = guesses, correct, canaries, scores, in_scores, out_scores
-    return claim(Claim(epsilon, delta, confidence, *evidence, gaussian, many_runs), as_json=as_json)
+    return claim(AuditClaim(epsilon, delta, confidence, *evidence, gaussian, many_runs), as_json=as_json)
 
 
 # --- reports ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ EXIT_CODES = {Verdict.CONSISTENT: 0, Verdict.VIOLATED: 3, Verdict.TOO_WEAK: 4}
 
 
 @dataclass(frozen=True)
-class Claim:
+class AuditClaim:
     """A claim of differential privacy and the evidence against it, as they were typed.
 
     Attributes:
@@ -49,7 +49,7 @@ class Claim:
     many_runs: bool = False
 
 
-def claim(asked: Claim, *, as_json: bool = False) -> int:
+def claim(asked: AuditClaim, *, as_json: bool = False) -> int:
     """Weigh a claim and print the verdict; return the exit code.
 
     Raises:
@@ -76,9 +76,9 @@ def _within(field: str, text: str, low: float, high: float, or_at: float | None 
     return value
 
 
-def _methods(asked: Claim, delta: float) -> list[Method]:
+def _methods(asked: AuditClaim, delta: float) -> list[Method]:
     match asked:
-        case Claim(
+        case AuditClaim(
             guesses=str(guesses),
             correct=str(correct),
             scores=None,
@@ -89,11 +89,11 @@ def _methods(asked: Claim, delta: float) -> list[Method]:
             made = _whole("guesses", guesses)
             canaries = _whole("canaries", asked.canaries or guesses)
             return by_guesses(Guesses(canaries, made, _whole("correct", correct)), delta, asked.gaussian)
-        case Claim(
+        case AuditClaim(
             scores=Path() as file, guesses=None, correct=None, canaries=None, in_scores=None, out_scores=None
         ):
             members, others = _both(file)
-        case Claim(
+        case AuditClaim(
             in_scores=Path() as inside,
             out_scores=Path() as outside,
             guesses=None,

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs, opened
-from ..configs.preflight import SWEEP, Checked, preflight
+from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
 from ..privacy.refusal import Refusal
 from .compare import JOB, rows_of, table_of, write_csv, write_json
@@ -99,7 +99,7 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, a
     return max(codes)
 
 
-def _shows(checked: Checked) -> bool:
+def _shows(checked: CheckedJobs) -> bool:
     """Print what Hydra's flags ask for and Hydra itself does not know: keys and their meaning, a sweep's jobs."""
     args = checked.arguments
     if args.help:
@@ -178,7 +178,7 @@ def _run(job: Job, folder: Path, quiet: bool) -> Ended:
 # --- Hydra --------------------------------------------------------------------------------------------------------
 
 
-def _hydra(checked: Checked, argv: Sequence[str], job: Callable[[DictConfig], Any]) -> int:
+def _hydra(checked: CheckedJobs, argv: Sequence[str], job: Callable[[DictConfig], Any]) -> int:
     """Hand the command line to Hydra, which makes the folder of each job and calls it.
 
     Returns:
@@ -222,7 +222,7 @@ def _quoted(path: Path) -> str:
 # --- a sweep ------------------------------------------------------------------------------------------------------
 
 
-def _sweep(checked: Checked, new: Sequence[Path], argv: Sequence[str], as_json: bool) -> int:
+def _sweep(checked: CheckedJobs, new: Sequence[Path], argv: Sequence[str], as_json: bool) -> int:
     assert checked.folder is not None
     sweep = checked.folder
     code = _hydra(checked, argv, _quiet_job if as_json else _job)

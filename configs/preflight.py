@@ -19,7 +19,7 @@ SHOW_ONLY = ("help", "hydra_help", "shell_completion", "info")
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedJobs:
     """A command line that may run."""
 
     arguments: Namespace
@@ -41,7 +41,7 @@ class Checked:
         return all(job.hydra.sweeper.get("_target_") == BASIC_SWEEPER for job, _ in self.jobs)
 
 
-def preflight(argv: Sequence[str], *, writes: bool) -> Checked:
+def preflight(argv: Sequence[str], *, writes: bool) -> CheckedJobs:
     """Compose and validate every job of this command line.
 
     Args:
@@ -53,11 +53,11 @@ def preflight(argv: Sequence[str], *, writes: bool) -> Checked:
     """
     args = arguments(argv)
     if any(getattr(args, flag) for flag in SHOW_ONLY):
-        return Checked(args)
+        return CheckedJobs(args)
     jobs = compose_jobs(args, from_config)
     folder: Path | None = None
     if args.cfg is not None:
-        return Checked(args, shown=tuple(jobs))
+        return CheckedJobs(args, shown=tuple(jobs))
     checked: list[tuple[Job, SimulationSettings]] = []
     mistakes: list[Refusal] = []
     for job in jobs:
@@ -73,7 +73,7 @@ def preflight(argv: Sequence[str], *, writes: bool) -> Checked:
             mistakes.append(mistake)
     if mistakes:
         raise Mistakes(unique(mistakes))
-    return Checked(args, tuple(checked), folder)
+    return CheckedJobs(args, tuple(checked), folder)
 
 
 def check_folder(job: Job, settings: SimulationSettings, *, sweep: bool) -> Path:
