@@ -114,7 +114,8 @@ def read_federation(path: Path) -> FederationFile:
     made = read_section(values, _top, "")
     shared = {group: filled(defaults, values[group]) for group, defaults in GROUPS.items()}
     for group in ("eligibility", "policy", *(["task"] if values["task"] else [])):
-        _check(group, shared[group], group)
+        own = _of_each(values["clients"]) if group == "task" else {}
+        _check(group, {**shared[group], **own}, group)
     entries = [
         _client(entry, shared, f"clients[{place}]", path.parent)
         for place, entry in enumerate(values["clients"])
@@ -123,6 +124,12 @@ def read_federation(path: Path) -> FederationFile:
         if name == SERVER or times > 1:
             raise Refusal("name", name, "is the server's" if name == SERVER else "names two clients")
     return FederationFile(*made, clients=tuple(entries), schema=_schema(entries, path.parent))
+
+
+def _of_each(clients: Sequence[Values]) -> Values:
+    """Return the data of one client where each names its own, in the place of the federation's, which may name none."""
+    own = [task.get("data") for each in clients if isinstance(task := each.get("task"), dict)]
+    return {"data": own[0]} if len(own) == len(clients) and all(own) else {}
 
 
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:

@@ -16,6 +16,7 @@ from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import read_device
 from fedveil.client.device.run_end import keep
 from fedveil.configs.local_training import LocalTraining
+from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.provision import provision, rotate
 from fedveil.deployment.serve import settings_for
 from fedveil.links.server_bundle import read_server_bundle
@@ -61,6 +62,17 @@ def test_every_bundle_has_the_one_schema_and_a_device_reads_its_own_tables(desk:
     counts = [read_device(read_client_bundle(desk / "clients" / name)).count for name in "ab"]
     assert [count(None) for count in counts if count is not None] == [40, 80]
     assert "pyarrow==" in (desk / "clients" / "a" / "requirements.txt").read_text()
+
+
+def test_each_client_may_name_its_own_tables_and_the_federation_none(desk: Path) -> None:
+    task = {key: value for key, value in FEDERATION["task"].items() if key != "data"}
+    clients = [{"name": name, "task": {"data": f"/srv/{name}"}} for name in "abc"]
+    file = desk.parent / "own.yaml"
+    file.write_text(yaml.safe_dump({**FEDERATION, "task": task, "clients": clients}))
+    assert [entry.task["data"] for entry in read_federation(file).clients] == ["/srv/a", "/srv/b", "/srv/c"]
+    file.write_text(yaml.safe_dump({**FEDERATION, "task": task, "clients": [*clients[:2], {"name": "c"}]}))
+    with pytest.raises(Refusal, match=r"task.data=None: .* each of these needs it"):
+        read_federation(file)
 
 
 def test_new_keys_need_no_schema_but_the_desks_own(desk: Path) -> None:
