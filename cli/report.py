@@ -11,12 +11,12 @@ from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
 from ..reports.card import card_of
 from ..reports.content import report_of, to_json
+from ..reports.files import ASSESSMENT, CARD, MATERIALS, PAGE, REPORT
 from ..reports.forms import empty_assessment, read_assessment
 from ..reports.materials import materials_of
 from ..reports.page import page_of
-from ..reports.run_files import ASSESSMENT, RunFiles, flat, read_run, resolved
+from ..reports.run_files import RunFiles, flat, read_run, resolved
 
-JSON, PAGE, CARD, MATERIALS = "report.json", "report.html", "CARD.md", "bom.cdx.json"
 READABLE = 0o644  # whoever may see the run may see its report
 NOT_REPEATED = ("resume", "optimize", "run")  # keys that name a run, and change nothing in it
 
@@ -48,7 +48,7 @@ def report(
         print(text, end="")
         return 0
     target = folder if out is None else out
-    files = {JSON: text, PAGE: page_of(made), CARD: card_of(made), MATERIALS: materials_of(made)}
+    files = {REPORT: text, PAGE: page_of(made), CARD: card_of(made), MATERIALS: materials_of(made)}
     if assessment is None and not answers.is_file():
         files[ASSESSMENT] = empty_assessment()
     _write(target, files)

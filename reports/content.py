@@ -68,7 +68,7 @@ def report_of(run: RunFiles, commands: Sequence[str] = ()) -> dict[str, Any]:
         "missing": _missing(run, ledger),
     }
     report["nist"] = nist_blocks(report)
-    report["forms"] = forms(run.assessment, known_to_the_run(report) if run.result else {})
+    report["forms"] = forms(run.assessment.answers, known_to_the_run(report) if run.result else {})
     report["forms_counted"] = counted_items(report["forms"])
     report["bibtex"] = _bibtex(report)
     return report

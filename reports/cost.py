@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+from .files import ASSESSMENT
+from .forms import CARBON, GIGABYTE, KWH, WATTS
 from .run_files import RunFiles
 
 COORDINATE = 4  # bytes of a model's value (float32), and of a lattice value (int32) in a sum in the open
 FLOPS = 6  # of a training step, for each parameter and example: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
 ESTIMATED = "estimate: values of the model, times planned clients, times rounds"
+ONE_FLOAT = "estimate: one float of 4 bytes for each parameter"
+SIX = "estimate: 6 a parameter"
+JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
 OPEN_SUM = "estimate: one lattice value of 4 bytes for each parameter"
 MASKED = "not estimated: encrypted sums add keys and shares, which depend on the cohort"
 NOT_TOLD = "not public: with a trusted server it would tell how many took part"
@@ -32,29 +38,56 @@ def cost(run: RunFiles) -> dict[str, Any]:
     masked = run.result.get("secagg") is not None
     down = COORDINATE * parameters or None
     up = None if masked else down
-    seconds = run.result.get("seconds")
-    told = seconds is not None
+    sizes = [
+        _figure("model to one client, one round", down, ONE_FLOAT),
+        _figure("update from one client, one round", up, MASKED if masked else OPEN_SUM),
+        _figure("all models down", down and planned and down * planned, ESTIMATED),
+        _figure("all updates up", up and planned and up * planned, MASKED if masked else ESTIMATED),
+    ]
     return {
         "parameters": parameters or None,
-        "bytes": [
-            _figure("model to one client, one round", down, OPEN_SUM.replace("lattice value", "float")),
-            _figure("update from one client, one round", up, MASKED if masked else OPEN_SUM),
-            _figure("all models down", down and planned and down * planned, ESTIMATED),
-            _figure("all updates up", up and planned and up * planned, MASKED if masked else ESTIMATED),
-        ],
-        "seconds": _figure("wall clock of the run", seconds, "clock of the process" if told else NOT_TOLD),
-        "client_flops": _figure(
-            "training, for each example", FLOPS * parameters or None, "estimate: 6 a parameter"
-        ),
-        "energy": _figure("energy", None, "not measured by this version"),
+        "bytes": sizes,
+        "work": _work(run, parameters, [each["value"] for each in sizes[2:]]),
         "rounds": rounds,
         "answers": _answers(run),
         "drops": _drops(run),
     }
 
 
-def _figure(what: str, value: float | None, source: str) -> dict[str, Any]:
-    return {"what": what, "value": value, "source": source}
+def _work(run: RunFiles, parameters: int, sent: Sequence[float | None]) -> list[dict[str, Any]]:
+    """Return time, energy, carbon and money; what no price is known for is not known."""
+    prices, public = run.assessment.prices, run.result.get("seconds") is not None
+    cpu = run.result.get("cpu_seconds")
+    whose = "the server" if run.deployed else "the server and all simulated clients"
+    energy = _product(cpu, prices.get(WATTS), 1 / JOULES)
+    told = (
+        "counted by the system" if cpu is not None else "not recorded by this release" if public else NOT_TOLD
+    )
+    gigabytes = None if None in sent else sum(each for each in sent if each is not None) / BYTES
+    parts = [_product(energy, prices.get(KWH), 1 / 1000), _product(gigabytes, prices.get(GIGABYTE), 1.0)]
+    money = None if None in parts else sum(each for each in parts if each is not None)
+    return [
+        _figure("clock", run.result.get("seconds"), "clock of the process" if public else NOT_TOLD, "s"),
+        _figure(f"CPU of {whose}", cpu, told, "s"),
+        _figure("a client's training, for each example", FLOPS * parameters or None, SIX, "FLOP"),
+        _figure("energy of that CPU", energy, f"estimate: CPU seconds times {WATTS} of {ASSESSMENT}", "Wh"),
+        _figure(
+            "carbon dioxide of that energy",
+            _product(energy, prices.get(CARBON), 1 / 1000),
+            f"estimate: energy times {CARBON} of {ASSESSMENT}",
+            "g",
+        ),
+        _figure("money", money, f"estimate: energy times {KWH}, and bytes times {GIGABYTE}, of {ASSESSMENT}"),
+    ]
+
+
+def _product(*factors: float | None) -> float | None:
+    known = [each for each in factors if each is not None]
+    return math.prod(known) if len(known) == len(factors) else None
+
+
+def _figure(what: str, value: float | None, source: str, unit: str = "") -> dict[str, Any]:
+    return {"what": what, "value": value, "unit": unit, "source": source}
 
 
 def _answers(run: RunFiles) -> dict[str, Any]:

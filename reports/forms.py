@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..privacy.refusal import Refusal
-from .run_files import ASSESSMENT, Fields
+from ..privacy.refusal import Refusal, real
+from .files import ASSESSMENT
+from .run_files import Assessment, Fields
 from .shown import shown
 
 MOST_ANSWER = 4000  # characters of one answer, so that the page stays a page
@@ -78,6 +79,18 @@ ITEMS = (
     Item("ai_27_1_f", RIGHTS, "(f)", "Measures if risks materialise: governance and complaints"),
 )
 FIELDS = tuple(each.field for each in ITEMS)
+WATTS, CARBON, KWH, GIGABYTE = PRICES = (
+    "watts_of_core",
+    "grams_co2_of_kwh",
+    "price_of_kwh",
+    "price_of_gigabyte",
+)
+OF_PRICES = {
+    WATTS: "Power of one busy core of the machine, in watts",
+    CARBON: "Carbon dioxide of its electricity, in grams for a kilowatt hour",
+    KWH: "Price of a kilowatt hour",
+    GIGABYTE: "Price of a gigabyte that is sent or received, in the same currency",
+}
 HEADER = """\
 # What only the organisation knows, for the forms on the page of this run. Answer between the quotes, or with a block
 # (field: |), and make the report again. An empty answer stays an empty field that the page counts.
@@ -87,20 +100,21 @@ HEADER = """\
 def empty_assessment() -> str:
     """Return the text of an `assessment.yaml` without answers."""
     lines = [f"# {each.form} {each.number}: {each.asks}\n{each.field}: ''\n" for each in ITEMS]
+    lines += [f"# {asks}; a number\n{name}:\n" for name, asks in OF_PRICES.items()]
     return HEADER + "\n" + "\n".join(lines)
 
 
-def read_assessment(path: Path) -> dict[str, str]:
+def read_assessment(path: Path) -> Assessment:
     """Return the answers of an `assessment.yaml`, without the empty ones.
 
     Args:
       path: of the file; where there is none, nothing is answered.
 
     Raises:
-      Refusal: it cannot be read, names an unknown field, or an answer is no text.
+      Refusal: it cannot be read, names an unknown field, an answer is no text, or a price no number of at least 0.
     """
     if not path.is_file():
-        return {}
+        return Assessment()
     import yaml
 
     from ..configs.yaml_guard import check_file
@@ -111,16 +125,27 @@ def read_assessment(path: Path) -> dict[str, str]:
         raise Refusal(
             ASSESSMENT, str(path), "holds no fields; begin with the file that fedveil report writes"
         )
-    for name, answer in found.items():
-        if name not in FIELDS:
-            raise Refusal(ASSESSMENT, name, f"is no field; use {', '.join(FIELDS)}")
-        if answer is not None and not isinstance(answer, str):
-            raise Refusal(f"{ASSESSMENT} {name}", answer, "give text, in quotes")
-        if answer is not None and len(answer) > MOST_ANSWER:
-            raise Refusal(
-                f"{ASSESSMENT} {name}", f"{answer[:20]}...", f"give at most {MOST_ANSWER} characters"
-            )
-    return {name: answer.strip() for name, answer in found.items() if answer and answer.strip()}
+    given = {name: value for name, value in found.items() if value is not None}
+    answers = {name: _answer(name, value) for name, value in given.items() if name not in PRICES}
+    prices = {name: _price(name, given[name]) for name in PRICES if name in given}
+    return Assessment({name: answer for name, answer in answers.items() if answer}, prices)
+
+
+def _answer(name: str, value: object) -> str:
+    if name not in FIELDS:
+        raise Refusal(ASSESSMENT, name, f"is no field; use {', '.join((*FIELDS, *PRICES))}")
+    if not isinstance(value, str):
+        raise Refusal(f"{ASSESSMENT} {name}", value, "give text, in quotes")
+    if len(value) > MOST_ANSWER:
+        raise Refusal(f"{ASSESSMENT} {name}", f"{value[:20]}...", f"give at most {MOST_ANSWER} characters")
+    return value.strip()
+
+
+def _price(name: str, value: object) -> float:
+    price = real(f"{ASSESSMENT} {name}", value)
+    if price < 0:
+        raise Refusal(f"{ASSESSMENT} {name}", value, "give a number of at least 0")
+    return price
 
 
 def forms(answers: Mapping[str, str], known: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -16,20 +16,32 @@ from typing import Any, cast
 from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
 from ..privacy.refusal import Refusal
+from .files import AUDIT_TERMS, CONFIG, MANIFEST, METRICS, MODEL, RESULT, SAVED
 
-CONFIG, SAVED, RESULT, METRICS, AUDIT = (
-    "config.yaml",
-    "run.json",
-    "result.json",
-    "metrics.jsonl",
-    "audit.json",
-)
-MODEL, LEDGER, CLIENT_LEDGERS = "model.safetensors", "ledger", "client_ledgers"
-MANIFEST = "manifest.json"
-READ = (CONFIG, SAVED, RESULT, METRICS, AUDIT, MODEL)  # files that a report is made from, beside the ledger
-ASSESSMENT = "assessment.yaml"
+LEDGER, CLIENT_LEDGERS = "ledger", "client_ledgers"
+READ = (
+    CONFIG,
+    SAVED,
+    RESULT,
+    METRICS,
+    AUDIT_TERMS,
+    MODEL,
+)  # files that a report is made from, beside the ledger
 MOST_HEADER = 1 << 24  # bytes of a safetensors file's header; its readers take no longer one
 Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What only the organisation knows.
+
+    Attributes:
+      answers: to the items of forms, by field.
+      prices: of energy and bytes, by field.
+    """
+
+    answers: Mapping[str, str] = field(default_factory=dict[str, str])
+    prices: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class RunFiles:
       model: SHA-256 of the released model's file; None without one.
       manifest: SHA-256 of the manifest by which the run was closed; None for one that was not.
       changed: files of `READ` that are not the ones of that manifest.
-      assessment: what the organisation has answered, by field.
+      assessment: what the organisation has answered.
     """
 
     folder: Path
@@ -66,7 +78,7 @@ class RunFiles:
     model: str | None
     manifest: str | None
     changed: Sequence[str]
-    assessment: Mapping[str, str] = field(default_factory=dict[str, str])
+    assessment: Assessment
 
     @property
     def deployed(self) -> bool:
@@ -81,12 +93,12 @@ class RunFiles:
         return value
 
 
-def read_run(folder: Path, assessment: Mapping[str, str] | None = None) -> RunFiles:
+def read_run(folder: Path, assessment: Assessment | None = None) -> RunFiles:
     """Read a run folder.
 
     Args:
       folder: of the run.
-      assessment: what the organisation has answered, by field.
+      assessment: what the organisation has answered.
 
     Raises:
       Refusal: it holds no run, or a file of it cannot be read.
@@ -100,7 +112,7 @@ def read_run(folder: Path, assessment: Mapping[str, str] | None = None) -> RunFi
         _config(folder / CONFIG),
         result,
         _lines(folder / METRICS),
-        _json(folder / AUDIT),
+        _json(folder / AUDIT_TERMS),
         _json(folder / SAVED).get("run"),
         ledger,
         () if ledger is None else read_entries(ledger),
@@ -109,7 +121,7 @@ def read_run(folder: Path, assessment: Mapping[str, str] | None = None) -> RunFi
         _hash(folder / MODEL),
         _hash(folder / MANIFEST),
         _changed(folder),
-        assessment or {},
+        assessment or Assessment(),
     )
 
 

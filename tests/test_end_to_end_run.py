@@ -57,6 +57,7 @@ RESULT_KEYS = {
     "folder",
     "versions",
     "seconds",
+    "cpu_seconds",
     "budget_runs",
 }
 PRIVACY_KEYS = {
@@ -114,7 +115,12 @@ def test_a_process_of_its_own_leaves_a_run_folder(tmp_path: Path) -> None:
     assert written["rounds_completed"] == ROUNDS
     assert (written["data"], written["rng"], written["seed"]) == ("simulation", "seeded", 0)
     assert written["metrics"]["accuracy"] >= 0
-    assert {key for key, value in written.items() if value is None} >= {"seconds", "dropped", "records"}
+    assert {key for key, value in written.items() if value is None} >= {
+        "seconds",
+        "cpu_seconds",
+        "dropped",
+        "records",
+    }
     assert [row["round"] for row in told_of(out)] == [1, 2, 3] and (
         out / "operator.jsonl"
     ).stat().st_mode & 0o077 == 0

@@ -498,7 +498,7 @@ def test_the_operator_alone_reads_who_was_drawn_and_what_failed(
     assert [line["invited"] for line in lines[:4]] == [
         n + k for n, k in zip(others, (1, 0, 1, 0), strict=True)
     ]
-    assert lines[4]["seconds"] > 0 and failed.stat().st_mode & 0o077 == 0
+    assert lines[4]["seconds"] > 0 and lines[4]["cpu_seconds"] > 0 and failed.stat().st_mode & 0o077 == 0
     log = tmp_path / "fails" / "run" / "clients.log"
     assert "Erika" in log.read_text() and log.stat().st_mode & 0o077 == 0
 

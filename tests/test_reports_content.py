@@ -18,7 +18,7 @@ from fedveil.reports.content import report_of, to_json
 from fedveil.reports.forms import FIELDS, empty_assessment, read_assessment
 from fedveil.reports.page import PAGE, page_of
 from fedveil.reports.promise import in_words, promise_rows, recognised
-from fedveil.reports.run_files import read_run
+from fedveil.reports.run_files import Assessment, read_run
 from fedveil.reports.shown import differences
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -112,6 +112,7 @@ def test_without_privacy_nothing_is_promised(kept: Path) -> None:
     assert report["promise"][0] == "This run promises nothing."
     assert {row["recognised"] for row in report["privacy"]} == {1.0}
     assert {row["mechanism"] for row in report["privacy"]} == {"none"}
+    assert [each["limit"] for each in report["not_covered"]] == ["Everything"]
     assert differences(page_of(report), report) == []
 
 
@@ -223,9 +224,9 @@ def test_the_rows_have_the_names_of_the_registry(golden: dict[str, Any]) -> None
 
 def test_an_empty_assessment_answers_nothing(tmp_path: Path) -> None:
     path = tmp_path / "assessment.yaml"
-    assert read_assessment(path) == {}
+    assert read_assessment(path) == Assessment()
     path.write_text(empty_assessment())
-    assert read_assessment(path) == {}
+    assert read_assessment(path) == Assessment()
     assert all(f"\n{field}: ''\n" in empty_assessment() for field in FIELDS)
 
 
@@ -235,6 +236,9 @@ def test_an_empty_assessment_answers_nothing(tmp_path: Path) -> None:
         ("gdpr_35_7_z: 'x'", "gdpr_35_7_z"),
         ("gdpr_35_7_a: 3", "gdpr_35_7_a"),
         ("gdpr_35_7_a: {a: b}", "gdpr_35_7_a"),
+        ("price_of_kwh: dear", "price_of_kwh"),
+        ("price_of_kwh: -1", "at least 0"),
+        ("watts_of_core: true", "watts_of_core"),
         ("- a", "holds no fields"),
         (f"gdpr_35_7_a: '{'x' * 4001}'", "at most 4000"),
     ],
@@ -244,6 +248,29 @@ def test_an_answer_that_is_none_is_refused(tmp_path: Path, text: str, names: str
     path.write_text(text)
     with pytest.raises(Refusal, match=names):
         read_assessment(path)
+
+
+def test_energy_carbon_and_money_come_from_prices(kept: Path, tmp_path: Path) -> None:
+    path = tmp_path / "assessment.yaml"
+    path.write_text("watts_of_core: 5\ngrams_co2_of_kwh: 400\nprice_of_kwh: 0.3\nprice_of_gigabyte: 2\n")
+    edited(kept, "result.json", lambda fields: fields.update(seconds=900.0, cpu_seconds=720.0))
+    report = validated(report_of(read_run(kept, read_assessment(path))))
+    found = {each["what"].split(" of ")[0]: each for each in report["cost"]["work"]}
+    assert found["energy"]["value"] == pytest.approx(1.0)  # 720 s times 5 W are 3 600 J
+    assert found["carbon dioxide"]["value"] == pytest.approx(0.4)
+    sent = sum(each["value"] for each in report["cost"]["bytes"][2:])
+    assert found["money"]["value"] == pytest.approx(0.3 / 1000 + 2 * sent / 1e9)
+    assert all(found[name]["source"].startswith("estimate") for name in ("energy", "carbon dioxide", "money"))
+    unpriced = {each["what"]: each["value"] for each in report_of(read_run(kept))["cost"]["work"]}
+    assert [value for what, value in unpriced.items() if what.startswith(("energy", "carbon", "money"))] == [
+        None
+    ] * 3
+
+
+def test_with_a_trusted_server_no_time_is_told(golden: dict[str, Any]) -> None:
+    told = {each["what"]: each for each in golden["cost"]["work"]}
+    for what in ("clock", "CPU of the server and all simulated clients"):
+        assert told[what]["value"] is None and told[what]["source"].startswith("not public")
 
 
 # --- strings of users ---

@@ -11,13 +11,13 @@ import pytest
 
 from fedveil.reports.content import report_of, to_json
 from fedveil.reports.page import page_of
-from fedveil.reports.run_files import read_run
+from fedveil.reports.run_files import Assessment, read_run
 from fedveil.reports.shown import differences, references
 
 KEPT = Path(__file__).parent / "fixtures" / "reported_run"
 GOLDEN = KEPT / "golden"
 COMMANDS = ("fedveil simulate task=digits audit=full audit.looks=3 num_rounds=6", "fedveil report RUN")
-ANSWERS = {"gdpr_35_7_b": "Digits are read by a <b>machine</b>, because nobody else wants to."}
+ANSWERS = Assessment({"gdpr_35_7_b": "Digits are read by a <b>machine</b>, because nobody else wants to."})
 
 
 def made() -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -40,6 +39,7 @@ from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .display import Display
 from .federation import Federation, Run
+from .machine_time import machine_time, since
 from .prepare import make_strategy_of, opened, prepare
 from .record_ledgers import record_meter
 from .run_folder import Progress
@@ -118,7 +118,7 @@ def run_federation(
       Refusal: before anything is spent.
     """
     quiet_flower()
-    begin = time.monotonic()
+    begin = machine_time()
     resumed = federation.settings.resume
     folder = Path(resumed) if resumed else folder
     saved = run_folder.read_saved(folder) if resumed else None
@@ -139,7 +139,7 @@ def run_federation(
         state = ending.state
         averaged = {} if state.average is None else evaluator(federation)(state.model, state.round)
         result = run_folder.finish(
-            progress, ending, time.monotonic() - begin, title_of(progress.run.federation), averaged
+            progress, ending, since(begin), title_of(progress.run.federation), averaged
         )
         model = shown_model(state.model)
         told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)

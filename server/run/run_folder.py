@@ -38,6 +38,7 @@ from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .close import CLOSED, close, head_before_close
 from .federation import Federation, Run
 from .files import AUDIT_KEY, CONFIG, CURVE, METRICS, MODEL, OPERATOR, RESULT, SAVED
+from .machine_time import MachineTime
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
 
@@ -387,18 +388,18 @@ def _rows_until(path: Path, last: int) -> list[dict[str, Any]]:
 
 
 def finish(
-    progress: Progress, ending: Ending, seconds: float, title: str, metrics: Mapping[str, float]
+    progress: Progress, ending: Ending, used: MachineTime, title: str, metrics: Mapping[str, float]
 ) -> dict[str, Any]:
     """Write model, result and curve, and return the result; a disk that is full makes it a failed run.
 
     Args:
       progress: after the last round.
       ending: how the run ended, and with which state.
-      seconds: that this process of the run has taken.
+      used: what this process of the run has taken.
       title: one line above the pictures.
       metrics: of the released model where it is an average; empty where it is that of the last round.
     """
-    told, folder, ledger = _measured(progress, seconds), progress.run.folder, progress.run.ledger
+    told, folder, ledger = _measured(progress, used), progress.run.folder, progress.run.ledger
     if ledger is not None:
         with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
             ledger.settle()
@@ -406,7 +407,7 @@ def finish(
     result["metrics"] |= metrics
     try:
         if progress.run.federation.keeps_counts:
-            _tell_operator(folder, {key: told[key] for key in ("records", "seconds")})
+            _tell_operator(folder, {key: told[key] for key in ("records", "seconds", "cpu_seconds")})
         save(progress, ending.state)
         result["audit"] = None if progress.audit is None else end_audit(progress.audit, ending, title)
         _write_results(progress, ending.state, result, title)
@@ -445,12 +446,13 @@ def again(run: Run) -> str:
     return f"resume={run.folder}" if run.federation.deployed is None else "the same command"
 
 
-def _measured(progress: Progress, seconds: float) -> dict[str, Any]:
+def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
     """Return what of a result depends on who took part."""
     return {
         "records": spending(progress.run.federation, progress.run.client),
         "dropped": _summed_drops(progress.history),
-        "seconds": round(seconds, 3),
+        "seconds": round(used.wall, 3),
+        "cpu_seconds": round(used.cpu, 3),
     }
 
 

@@ -1,0 +1,16 @@
+"""Files of a run folder, by name; nothing is imported, so that who only checks a run need not have what made it."""
+
+CONFIG = "config.yaml"  # written last, so that where it lies there is a run to continue
+SAVED = "run.json"
+METRICS = "metrics.jsonl"
+OPERATOR = "operator.jsonl"  # what a trusted server alone may know of its rounds
+RESULT = "result.json"
+MODEL = "model.safetensors"
+CURVE = "curve.png"
+AUDIT_ROWS = "audit.npy"
+AUDIT_TERMS = "audit.json"
+AUDIT_KEY = "audit.key"
+MANIFEST = "manifest.json"
+# What is made of a run by `fedveil report`, and what the organisation adds.
+REPORT, PAGE, CARD, ASSESSMENT = "report.json", "report.html", "CARD.md", "assessment.yaml"
+MATERIALS = "bom.cdx.json"
