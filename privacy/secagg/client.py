@@ -427,14 +427,15 @@ def read_state(participant: Participant, data: bytes, node_key: bytes) -> None:
         written, seen, attempts = row
         rounds = [(int(run), int(number), int(attempt)) for run, number, attempt in seen]
         restored = [_attempt(fields_) for fields_ in attempts if written != _OLD_FORMAT]
-    except (TypeError, ValueError, KeyError) as error:
+        held = {attempt.context: attempt for attempt in restored}
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise Refused(Reason.MALFORMED, "a node's state of another version") from error
     if written not in (_STATE_FORMAT, _OLD_FORMAT):
         raise Refused(Reason.MALFORMED, f"a node's state of format {written}")
     participant.seen = {}
     for run, number, attempt in rounds:
         participant.seen.setdefault(run, {})[number] = attempt
-    participant.attempts = {attempt.context: attempt for attempt in restored}
+    participant.attempts = held
 
 
 def _plain(attempt: NodeAttempt) -> dict[str, Any]:

@@ -9,6 +9,7 @@ As a script: `structured_fuzz.py COUNT SEED` reads COUNT inputs and prints how m
 
 import io
 import json
+import math
 import random
 import resource
 import runpy
@@ -692,7 +693,7 @@ def fuzzed(folder: Path, count: int, seed: int) -> tuple[Counter[str], list[str]
     seen, wrong = Counter[str](), list[str]()
     for surface in every:
         draw = random.Random(f"{seed} {surface.name}")
-        for number in range(max(20, round(count * surface.share / whole))):
+        for number in range(max(20, math.ceil(count * surface.share / whole))):
             made, began = surface.made(draw), time.process_time()
             try:
                 surface.read(made)
@@ -718,6 +719,12 @@ if __name__ == "__main__":
     figures = {"inputs": found.total(), "seconds": round(time.process_time() - began), "peak_mebibytes": peak}
     print(
         json.dumps(
-            {**figures, **dict(sorted(found.items())), "wrong": len(faults), "first": faults[:20]}, indent=1
+            {
+                **figures,
+                **dict(sorted(found.items())),
+                "wrong": len(faults),
+                "first": faults[:20] + faults[-20:],
+            },
+            indent=1,
         )
     )
