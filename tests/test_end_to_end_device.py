@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 from fedveil.__main__ import run
 from fedveil.client.device.own_ledger import epsilon_of
@@ -25,6 +26,7 @@ from fedveil.links.roster_watch import admitted_in, followed_roster, nodes_of
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.secagg.refusal import Fault
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import Opened, SecureSums
@@ -33,6 +35,7 @@ MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 CLASSES, CLIENTS, FEATURES, ORDER, SPEC, content = (
     MADE[name] for name in ("CLASSES", "CLIENTS", "FEATURES", "ORDER", "SPEC", "content")
 )
+CHEATING = Path(__file__).parent / "faults" / "cheating_device.py"
 SLOW_RECORDS = 40_000  # one at a time: seconds of training
 PATIENCE = 60.0
 
@@ -66,9 +69,13 @@ class Agents:
         self.sums = SecureSums(server, masking)
         self.processes: dict[int, subprocess.Popen[str]] = {}
 
-    def start(self, *numbers: int) -> None:
+    def start(self, *numbers: int, cheats: str = "") -> None:
         for number in numbers:
-            command = [sys.executable, "-m", "fedveil", "client", "start", str(self.clients / f"c{number}")]
+            bundle = str(self.clients / f"c{number}")
+            script = (
+                [str(CHEATING), bundle, cheats] if cheats else ["-m", "fedveil", "client", "start", bundle]
+            )
+            command = [sys.executable, *script]
             self.processes[number] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         until(lambda: {number + 2 for number in numbers} <= set(self.server.connected))
 
@@ -172,6 +179,29 @@ def test_devices_that_are_killed_restarted_stopped_and_removed(tmp_path):
         assert "starts at zero" in gone.stdout and not (other / "state" / "ledgers").exists()
         removed = fedveil("uninstall", other, "--yes", "--ledgers")
         assert removed.returncode == 0 and not other.exists()
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(
+    ("way", "fault"),
+    [
+        ("degree hidden", Fault.BAD_DEAL),
+        ("garbage seals", Fault.BAD_DEAL),
+        ("false complaint with a proof", Fault.FALSE_COMPLAINT),
+        ("wrong reveal", Fault.WRONG_SHARE),
+    ],
+)
+def test_a_device_that_cheats_is_named_and_no_other_pays_for_it(tmp_path, way, fault):
+    with federation(tmp_path) as agents:
+        agents.start(0, cheats=way)
+        agents.start(*range(1, CLIENTS))
+        late = fault is Fault.WRONG_SHARE  # its vector is in the sum by then
+        for row in (1, 2):
+            opened = agents.round(row)
+            assert opened.blamed == {2: fault} and opened.survivors == CLIENTS - 1 + late
+            paid = [["spring", number, "private_sum 0"] for number in range(1, row + 1)]
+            assert [agents.reservations(number) for number in range(1, CLIENTS)] == [paid] * (CLIENTS - 1)
+            assert late or not agents.ledger(0).exists()
 
 
 def test_a_bundle_that_is_not_whole_is_refused_in_a_sentence(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ import fedveil.server.run.run  # noqa: F401 (before any fork, so that children n
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.secagg.client import Participant
+from fedveil.privacy.secagg.refusal import Fault
 from fedveil.privacy.secagg.server import ServerAttempt
 from fedveil.server.secure_sum import Attempt
 from fedveil.simulations.simulate import simulate
+from fedveil.strategies.identity import FIRST_NODE, Identity
 from fedveil.strategies.secure_wire import Exchange
 
+CHEATING = runpy.run_path(str(Path(__file__).parent / "faults" / "cheating_device.py"))["cheating"]
 ROUNDS = 3
 COMMON = ("task=digits", "task.num_clients=12", "cohort=all", f"num_rounds={ROUNDS}", "local_epochs=1")
 MASKED = (*COMMON, "privacy=client_distributed", "privacy.allow_large_delta=true")
@@ -83,6 +88,44 @@ def test_a_round_with_too_few_releases_nothing_and_stays_charged(tmp_path: Path)
 def test_workers_that_keep_their_nodes_state_train_the_same_model(calm: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", *MASKED, "engine.workers=2")
     assert model(tmp_path / "run") == model(calm)
+
+
+def test_who_cheats_is_named_wherever_a_run_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: Any
+) -> None:
+    true = Identity.participant
+
+    def participant(identity: Identity) -> Participant:
+        return CHEATING(identity, "garbage seals") if identity.node == FIRST_NODE + 3 else true(identity)
+
+    monkeypatch.setattr(Identity, "participant", participant)
+    settings = settings_from_overrides([*MASKED, "num_rounds=2"])
+    result = simulate(settings, tmp_path).result
+    fault = str(Fault.BAD_DEAL)
+    assert result["blamed"] == {"simulated client 3": [fault, fault]}
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["blamed"] for row in rows] == [{"simulated client 3": fault}] * 2
+    assert [row["replies"] for row in rows] == [11, 11]
+    said = [record.getMessage() for record in caplog.records if record.name == "fedveil.server"]
+    assert said == [
+        f"simulated client 3 {fault}",
+        f"simulated client 3 {fault} (2 rounds): revoke it with fedveil provision revoke simulated client 3",
+    ]
+    assert f"simulated client 3 {fault}" in capsys.readouterr().out
+
+
+def test_a_round_abandoned_after_charges_says_whether_somebody_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, lost = Attempt.hear, range(FIRST_NODE, FIRST_NODE + 6)
+
+    def hear(attempt: Attempt, node: int, reply: bytes, reason: str | None = None) -> None:
+        gone = node in lost and attempt.place.exchange is Exchange.CONFIRMED
+        true(attempt, node, reply, "no reply" if gone else reason)
+
+    monkeypatch.setattr(Attempt, "hear", hear)
+    _, rows = run(tmp_path, *MASKED, "num_rounds=1")
+    assert rows[0]["abandoned"] and "nobody can be named" in rows[0]["cause"]
 
 
 @pytest.mark.parametrize("call", [2, 8, 13])
