@@ -80,8 +80,15 @@ def play(cohort, ways, seed=0, silent=None):
         if way in SILENT_FROM:
             silent.setdefault(SILENT_FROM[way], []).append(node)
     vectors = cohort.vectors(DIMENSION, seed)
-    outcome = cohort.run(vectors, silent)
     honest = set(cohort.nodes) - set(cheats)
+    outcome = cohort.run(vectors, silent)
+    # What two can still do: one deals another mask seed and vanishes, and the other is in the sum and does not reveal the
+    # mask of the two. Nobody else knows it: the round is lost, and the first is named.
+    mute = {node for stage in ("confirm", "reveal") for node in silent.get(stage, ())}
+    mute |= {node for node, way in zip(cheats, ways, strict=True) if way == "nonsense"}
+    if isinstance(outcome, Abandoned) and mute and SILENT_FROM.keys() & set(ways):
+        assert Fault.WRONG_SEED in cohort.blamed.values() and not honest & cohort.blamed.keys()
+        return outcome, cheats
     assert isinstance(outcome, OpenedSum), (ways, outcome, cohort.refusals, cohort.dropped)
     # A mask between two cheats about which they disagree is the vector of one of them, which it may choose anyway.
     if "wrong mask keys" not in ways or not SILENT_FROM.keys() & set(ways):

@@ -291,13 +291,14 @@ class ServerAttempt:
             raise Refused(Reason.MALFORMED, "not one share for each neighbour, and one key for each dead one")
         shares = dict(zip(peers, cut(revealed.shares, SHARE_BYTES), strict=True))
         held = {peer: share for peer, share in shares.items() if (peer, node) not in self._dealings.void}
+        # Kept even of one that reveals wrong shares: of a mask with a dead node whose seed is another one nobody else knows.
+        for peer, key in zip(dead, cut(revealed.mask_keys, KEY_BYTES), strict=True):
+            self._mask_keys[peer][node] = key
         if self._dealings.wrong(node, held, self._living):
             self.blamed[node] = Fault.WRONG_SHARE
             raise Refused(Reason.BAD_SHARE, "a share that was not dealt to this node")
         for peer, share in held.items():
             self._shares[peer][node] = share
-        for peer, key in zip(dead, cut(revealed.mask_keys, KEY_BYTES), strict=True):
-            self._mask_keys[peer][node] = key
         self._seeds[node] = revealed.seeds
 
     def advance(self, model_hash: bytes = b"") -> Outgoing | OpenedSum | Abandoned:
