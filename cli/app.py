@@ -51,6 +51,14 @@ def _verb(of: typer.Typer, name: str, short: str, cls: type[Verb] = Verb, *, hid
 AcceptVacuous = Annotated[
     bool, Option("--accept-vacuous", help="Train on real data although the plan calls the promise vacuous.")
 ]
+Reason = Annotated[
+    str | None,
+    Option(
+        "--reason",
+        metavar="TEXT",
+        help="Why a promise is accepted or an alarm overridden; kept on the ledger.",
+    ),
+]
 Plot = Annotated[Path | None, Option("--plot", metavar="PNG", help="Draw the guarantees into this file.")]
 Accuracy = Annotated[
     bool,
@@ -119,7 +127,9 @@ def root(
 
 
 @_verb(app, "simulate", "Train, under a privacy budget.", HydraVerb)
-def simulate(ctx: typer.Context, as_json: Json = False, accept_vacuous: AcceptVacuous = False) -> int:
+def simulate(
+    ctx: typer.Context, as_json: Json = False, accept_vacuous: AcceptVacuous = False, reason: Reason = None
+) -> int:
     """Train a federation on this machine, under a privacy budget.
 
     Example:
@@ -135,8 +145,7 @@ def simulate(ctx: typer.Context, as_json: Json = False, accept_vacuous: AcceptVa
     from .simulate import simulate as body
 
     _own_modules()
-    accepted = ["accept_vacuous=true"] if accept_vacuous else []
-    return body([*ctx.args, *accepted], as_json)
+    return body([*ctx.args, *_acts(accept_vacuous, reason)], as_json)
 
 
 @_verb(app, "plan", "Show what a budget affords.", HydraVerb)
@@ -204,6 +213,15 @@ def predict(
 
     _own_modules()
     return body(run, data, out, tuple(allow_module or ()))
+
+
+def _acts(accept_vacuous: bool, reason: str | None) -> list[str]:
+    """Return as overrides what a person decides with this command, and why."""
+    accepted = ["accept_vacuous=true"] if accept_vacuous else []
+    if reason is None:
+        return accepted
+    text = reason.replace("\\", "\\\\").replace("'", "\\'")
+    return [*accepted, f"reason='{text}'"]
 
 
 def _own_modules() -> None:
@@ -287,16 +305,26 @@ def doctor(
 # --- ledgers and budgets ------------------------------------------------------------------------------------------
 
 
-@_verb(ledger, "show", "Print every entry.")
-def ledger_show(path: Ledger, as_json: Json = False) -> int:
-    """Print every entry of a ledger.
+@_verb(ledger, "show", "Tell what stands on it.")
+def ledger_show(
+    path: Annotated[Path, Argument(metavar="PATH", help="A ledger, or a folder of ledgers.")],
+    run: Annotated[str | None, Option(metavar="NAME", help="Only runs whose name begins so.")] = None,
+    unit: Annotated[
+        str | None, Option(metavar="UNIT", help="Only ledgers of client, record or person.")
+    ] = None,
+    purpose: Annotated[
+        str | None, Option(metavar="TEXT", help="Only releases whose purpose holds this.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Tell what stands on a ledger, in sentences, the newest run first: releases, refusals, what people decided, closes.
 
     Example:
       fedveil ledger show first/ledger
     """
     from .ledger import show
 
-    return show(str(path), as_json=as_json)
+    return show(path, (run, unit, purpose), as_json=as_json)
 
 
 @_verb(ledger, "verify", "Check every hash; recompute epsilon.")
@@ -348,6 +376,7 @@ def budget_set(
     until: Annotated[
         str | None, Option(metavar="YYYY-MM-DD", help="The last day, UTC, on which anything may be released.")
     ] = None,
+    reason: Annotated[str | None, Option(metavar="TEXT", help="Why; kept with the decision.")] = None,
     ledger_dir: LedgerDir = None,
     as_json: Json = False,
 ) -> int:
@@ -358,7 +387,7 @@ def budget_set(
     """
     from .budget import set_budget
 
-    return set_budget(ledger_dir, (data, epsilon, delta, until), as_json=as_json)
+    return set_budget(ledger_dir, (data, epsilon, delta, until), reason=reason, as_json=as_json)
 
 
 @_verb(budget, "show", "Show the caps, and what is spent.")
@@ -632,6 +661,7 @@ def serve(
     despite_alarm: Annotated[
         bool, Option("--despite-alarm", help="Go on with a run that an alarm of its audit has paused.")
     ] = False,
+    reason: Reason = None,
 ) -> int:
     """Serve the federation of this folder until the run is over.
 
@@ -645,7 +675,7 @@ def serve(
     from ..deployment.serve import serve as body
 
     _own_modules()
-    given = [*ctx.args, *(["accept_vacuous=true"] if accept_vacuous else [])]
+    given = [*ctx.args, *_acts(accept_vacuous, reason)]
     return body(folder, given, as_json=as_json, despite_alarm=despite_alarm)
 
 

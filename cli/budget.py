@@ -26,19 +26,20 @@ Asked = tuple[str, str, str, str | None]
 """Data, epsilon, delta and the last day, as they were typed."""
 
 
-def set_budget(folder: Path | None, asked: Asked, *, as_json: bool = False) -> int:
+def set_budget(folder: Path | None, asked: Asked, *, reason: str | None = None, as_json: bool = False) -> int:
     """Set a cap; return the exit code.
 
     Args:
       folder: of the ledgers; None is the folder of real data.
       asked: what may be spent on which data.
+      reason: of the decision, in words.
       as_json: print the cap as JSON.
 
     Raises:
       Refusal: a value is out of range, or the cap cannot be written.
     """
     data, epsilon, delta, until = asked
-    cap = Cap(data, _number("epsilon", epsilon), _number("delta", delta), _day(until))
+    cap = Cap(data, _number("epsilon", epsilon), _number("delta", delta), _day(until), reason=reason)
     set_cap(folder or default_folder(), cap)
     print(json.dumps(_plain(cap)) if as_json else f"{cap.data}: {_in_words(cap)}")
     return 0

@@ -7,63 +7,139 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
+from ..privacy.ledger.acts import ACTS, REFUSAL
+from ..privacy.ledger.book import CLOSE, COMMIT, OPEN, RESERVE, VOID, run_of
 from ..privacy.ledger.caps import NAMED
 from ..privacy.ledger.export import export_text
 from ..privacy.ledger.hash_chain import Chain
-from ..privacy.ledger.ledger import Head, Verification, read_entries
+from ..privacy.ledger.ledger import Entry, Head, Verification, read_entries
 from ..privacy.ledger.ledger import verify as verify_ledger
 from ..privacy.refusal import Refusal
 from ..server.run.display import console_for
 
 DAMAGED = 1
+Wanted = tuple[str | None, str | None, str | None]
+ALL: Wanted = (None, None, None)
+CAPS = "caps"  # in the place of a run's name, where the owner of the data decided
 BESIDE = (".lock", ".json", "-wal", "-shm")  # how the names of files end that lie beside ledgers
 
 
-def show(path: str, *, as_json: bool = False) -> int:
-    """Print every entry of a ledger; return the exit code."""
+def show(path: Path, wanted: Wanted = ALL, *, as_json: bool = False) -> int:
+    """Tell what stands on a ledger, or on all of a folder, the newest run first; return the exit code.
+
+    Args:
+      path: of a ledger, or of a folder of ledgers.
+      wanted: what is told: runs whose name begins so, ledgers of this unit, releases whose purpose holds this.
+      as_json: print the entries as they stand.
+
+    Raises:
+      Refusal: there is no ledger, or its chain is broken.
+    """
+    run, unit, purpose = wanted
+    console, found = console_for(120), []
+    for ledger in ledgers_in(path):
+        entries = read_entries(ledger)
+        identity = json.loads(entries[0].payload)
+        if unit not in (None, identity["unit"]):
+            continue
+        told = [entry for entry in entries if _is_wanted(entry, run, purpose)]
+        found += [entry._asdict() for entry in told]
+        if as_json:
+            continue
+        said = f"{ledger}: {identity['unit']} level, {identity['adjacency']}, owner {str(identity['owner'])[:NAMED]}"
+        head = f"head {entries[-1].seq} {entries[-1].hash[:16]}"
+        console.print(f"{said}; {head}", markup=False, highlight=False, soft_wrap=True)
+        for line in _by_run(told):
+            console.print(
+                line, markup=False, highlight=False, soft_wrap=True
+            )  # a ledger's text is nobody's markup
     if as_json:
-        print(json.dumps([entry._asdict() for entry in read_entries(Path(path))], indent=1))
-        return 0
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("seq", "kind", "run", "round", "what", "hash"):
-        table.add_column(
-            column, no_wrap=column != "what", justify="right" if column in ("seq", "round") else "left"
-        )
-    for entry in read_entries(Path(path)):
-        run, number, mechanism = json.loads(entry.key) if entry.key else ("", "", "")
-        what = _what(entry.kind, mechanism, json.loads(entry.payload))
-        cells = (str(entry.seq), entry.kind, str(run)[:8], str(number), what, entry.hash[:12])
-        table.add_row(*map(Text, cells))  # as it stands: a ledger's text is nobody's markup
-    console_for(120).print(table)
+        print(json.dumps(found, indent=1))
     return 0
 
 
-def _what(kind: str, mechanism: str, payload: dict[str, Any]) -> str:
-    if kind == "open":
-        return f"{payload['unit']} level, {payload['adjacency']}, owner {str(payload['owner'])[:NAMED]}"
-    if kind == "reserve":
-        seen_by: dict[str, list[str]] = {}
-        for adversary, event in payload["events"].items():
-            seen_by.setdefault(in_words(event), []).append(adversary)
-        costs = "; ".join(f"{event} to {', '.join(who)}" for event, who in seen_by.items())
-        chosen = (
-            f"; chosen adaptively, filter at order {order:g}"
-            if (order := payload.get("filter_order"))
-            else ""
-        )
-        return f"{mechanism}: {costs}; rng {payload['rng']}{chosen}"
-    if kind == "note":
-        return f"{mechanism}: " + ", ".join(f"{k} {v}" for k, v in payload.items() if k != "time")
-    return str(payload.get("proof", ""))
+def ledgers_in(path: Path) -> list[Path]:
+    """Return the ledgers that a path names; locks and journals beside them are none.
+
+    Raises:
+      Refusal: it is a folder without one.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
+    if not found:
+        raise Refusal("path", str(path), "holds neither a bundle, nor a run, nor a ledger")
+    return found
+
+
+def _is_wanted(entry: Entry, run: str | None, purpose: str | None) -> bool:
+    if run is not None and not run_of(entry).startswith(run):
+        return False
+    return purpose is None or purpose in str(json.loads(entry.payload).get("purpose", ""))
+
+
+def _by_run(entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield a line for each run, the newest first, and one for each of its entries; a commit is told with its release."""
+    runs: dict[str, list[Entry]] = {}
+    for entry in entries:
+        runs.setdefault(run_of(entry), []).append(entry)
+    settled = {entry.key: entry for entry in entries if entry.kind in (COMMIT, VOID)}
+    for run, own in sorted(runs.items(), key=lambda item: -item[1][-1].seq):
+        payloads = [json.loads(entry.payload) for entry in own]
+        purposes = sorted({str(each["purpose"]) for each in payloads if "purpose" in each})
+        if run:
+            what = f"run {run}" if run != CAPS else "decisions of the data's owner"
+            yield what + (f", for {', '.join(purposes)}" if purposes else "")
+        for entry, payload in zip(own, payloads, strict=True):
+            if entry.kind not in (COMMIT, VOID):
+                yield f"  {entry.seq:>5}  {payload.get('time', '')[:19]}  {_sentence(entry, payload, settled)}"
+
+
+def _sentence(entry: Entry, payload: dict[str, Any], settled: Mapping[str, Entry]) -> str:
+    _, number, mechanism = json.loads(entry.key) if entry.key else ("", 0, "")
+    if entry.kind == OPEN:
+        return "The ledger was begun."
+    if entry.kind == RESERVE:
+        return f"Round {number}, {mechanism}: {_charged(payload)}; {_outcome(settled.get(entry.key))}."
+    if entry.kind == CLOSE:
+        return f"The run was closed, {payload['status']}, with manifest {payload['manifest'][:16]}."
+    if entry.kind == REFUSAL:
+        return f"Round {number} was refused at no cost: {payload['reason']}."
+    if entry.kind in ACTS:
+        return f"{entry.kind.capitalize()} by {payload['who'] or 'somebody'}{_detail(payload)}: {payload['reason'] or 'no reason given'}."
+    told = ", ".join(f"{name} {value}" for name, value in payload.items() if name != "time")
+    return f"Noted in round {number}, {mechanism}: {told}."
+
+
+def _charged(payload: dict[str, Any]) -> str:
+    """Return what a reservation charges, against whom, and how it was chosen."""
+    seen_by: dict[str, list[str]] = {}
+    for adversary, event in payload["events"].items():
+        seen_by.setdefault(in_words(event), []).append(adversary)
+    costs = "; ".join(f"{event} against the {' and the '.join(who)}" for event, who in seen_by.items())
+    order = payload.get("filter_order")
+    return f"{costs}; rng {payload['rng']}" + (
+        f"; chosen adaptively, filter at order {order:g}" if order else ""
+    )
+
+
+def _outcome(settled: Entry | None) -> str:
+    if settled is None:
+        return "reserved, and spent whatever became of it"
+    return "left" if settled.kind == COMMIT else f"given back: {json.loads(settled.payload)['proof']}"
+
+
+def _detail(payload: dict[str, Any]) -> str:
+    if "target_epsilon" not in payload:
+        return ""
+    until = f" until {payload['until']}" if payload["until"] else ""
+    return f" to epsilon {payload['target_epsilon']:g} at delta {payload['target_delta']:g}{until}, {payload['decided']}"
 
 
 def in_words(event: dict[str, Any]) -> str:

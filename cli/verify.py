@@ -14,7 +14,7 @@ from ..server.binding.signatures import FILE as SIGNATURES
 from ..server.binding.signatures import read_public
 from ..server.binding.verify import Asked, CheckLine, verify_folder
 from ..server.run.files import CONFIG, MANIFEST, RESULT
-from .ledger import known_head
+from .ledger import known_head, ledgers_in
 from .ledger import verified as verified_ledger
 
 WRONG = 2
@@ -40,7 +40,7 @@ def verify(path: Path, keys: Sequence[str], head: Sequence[str] = (), *, as_json
     else:
         if keys:
             raise Refusal("--key", keys[0], "a ledger is not signed; give the folder of a bundle")
-        lines = [_ledger(each, asked.head) for each in _ledgers(path)]
+        lines = [_ledger(each, asked.head) for each in ledgers_in(path)]
     ok = all(line.ok is not False for line in lines)
     if as_json:
         told = [{"name": line.name, "ok": line.ok, "said": line.said} for line in lines]
@@ -60,16 +60,6 @@ def _mark(ok: bool | None) -> str:
     except UnicodeEncodeError:
         return word
     return tick
-
-
-def _ledgers(path: Path) -> list[Path]:
-    """Return the ledgers that a path names; locks and journals beside them are none."""
-    if not path.is_dir():
-        return [path]
-    found = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
-    if not found:
-        raise Refusal("path", str(path), "holds neither a bundle, nor a run, nor a ledger")
-    return found
 
 
 def _ledger(path: Path, head: Head | None) -> CheckLine:

@@ -879,6 +879,10 @@ class FederationSettings(Group):
     budget: BudgetSettings = BudgetSettings()
     accept_vacuous: bool = False
     """Train on real data although the plan calls the promise vacuous, or most cohorts would be empty."""
+    purpose: Text | None = None
+    """What the run is for, in words; kept with each of its releases on the ledger."""
+    reason: Text | None = None
+    """Why a vacuous promise is accepted, or a run goes on despite an alarm; kept on the ledger with who did so."""
     callbacks: Annotated[
         tuple[CallbackName, ...],
         Field(

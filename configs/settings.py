@@ -43,7 +43,7 @@ def settings_of(job: Job) -> SimulationSettings:
     settings = read_job(job, from_config)
     if settings.resume is None:
         return settings
-    others = [each for each in job.overrides if not each.startswith(("resume=", "hydra."))]
+    others = [each for each in job.overrides if not each.startswith(("resume=", "reason=", "hydra."))]
     if others:
         raise Refusal(
             "resume", settings.resume, f"continues a run as it was configured; drop {' '.join(others)}"
@@ -55,7 +55,7 @@ def settings_of(job: Job) -> SimulationSettings:
     earlier = OmegaConf.load(saved)
     if not isinstance(earlier, DictConfig):
         raise Refusal("resume", settings.resume, "its config.yaml is not a group of keys")
-    return from_config(earlier).model_copy(update={"resume": settings.resume})
+    return from_config(earlier).model_copy(update={"resume": settings.resume, "reason": settings.reason})
 
 
 def from_config(cfg: DictConfig) -> SimulationSettings:

@@ -155,7 +155,8 @@ def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
     if not (where / CONFIG).exists():
         return settings
     now: dict[str, Any] = yaml.safe_load(settings.source)
-    changed = differing(yaml.safe_load((where / CONFIG).read_text()), now)
+    begun: dict[str, Any] = yaml.safe_load((where / CONFIG).read_text())
+    changed = differing({**begun, "reason": None}, {**now, "reason": None})  # of this act, and not of the run
     if changed is not None:
         remedy = f"was begun with another {changed}; repeat its command, or name a new run with run="
         raise Refusal("run", settings.run, remedy)

@@ -45,6 +45,7 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
+ACTS_TESTS = "test_server_acts.py"
 MUTATIONS = {
     "verify looks at no signature": Mutation(
         "server/binding/signatures.py",
@@ -122,6 +123,27 @@ MUTATIONS = {
         "",
         BUNDLED_TESTS,
         "overdrawn_and",
+    ),
+    "a refusal leaves no entry": Mutation(
+        "server/run/acts.py",
+        "if ending.status is Status.EXHAUSTED and run.ledger is not None and run.ledger.is_open:",
+        "if False:",
+        ACTS_TESTS,
+        "refusal_is_an_entry",
+    ),
+    "an alarm is overridden by nobody": Mutation(
+        "server/run/acts.py",
+        'if any(each.get("action") == PAUSE for each in ledger.noted(earlier, number)):',
+        "if False:",
+        ACTS_TESTS,
+        "despite_an_alarm",
+    ),
+    "what a release is for is forgotten": Mutation(
+        "privacy/ledger/ledger.py",
+        'asked = {} if purpose is None else {"purpose": purpose}',
+        "asked = {}",
+        ACTS_TESTS,
+        "newest_run_first",
     ),
     "a run that failed is not closed": Mutation(
         "server/run/close.py",

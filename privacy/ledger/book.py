@@ -31,6 +31,7 @@ from ..accounting.renyi import quiet_orders
 from ..accounting.renyi_filter import admits, counted, filter_order
 from ..budget import Adjacency, Adversary, Budget, Unit
 from ..refusal import Refusal
+from .acts import ACTS
 from .hash_chain import START, Chain, Entry, Head, canonical
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Book:
       granted: the budget of the latest reservation against each adversary.
       filter_order: order of the RDP filter; None before the first adaptive release.
       notes: by key, as JSON.
+      acts: what people or the budget decided, by kind and key, as JSON.
       closes: by the run's name, the entry that closed it, as long as the run reserved nothing after it.
       head: the last entry that was replayed.
     """
@@ -107,6 +109,7 @@ class Book:
     granted: dict[Adversary, Budget] = field(default_factory=dict[Adversary, Budget])
     filter_order: float | None = None
     notes: dict[str, str] = field(default_factory=dict[str, str])
+    acts: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     closes: dict[str, Entry] = field(default_factory=dict[str, Entry])
     head: Head = START
     _charges: dict[str, _Charge] = field(default_factory=dict[str, _Charge])
@@ -150,6 +153,8 @@ class Book:
             self.notes[entry.key] = entry.payload
         elif entry.kind == CLOSE:
             self.closes[run_of(entry)] = entry
+        elif entry.kind in ACTS:
+            self.acts[entry.kind, entry.key] = entry.payload
         else:
             raise ValueError(f"unknown kind {entry.kind}")
         self.head = entry.head

@@ -15,6 +15,7 @@ from typing import Any
 from ..bounded_decoding import read_json
 from ..budget import Budget, Unit
 from ..refusal import Refusal
+from .acts import acting_user
 from .durable_files import replace_file
 from .hash_chain import Lock, regular
 
@@ -68,6 +69,8 @@ class Cap:
       target_delta: the delta at which it counts, as a `Budget`'s.
       until: the last day, UTC, on which anything may be released; None sets no end.
       decided: the time of the decision, UTC.
+      who: who decided, as the operating system says.
+      reason: why, in words.
 
     Raises:
       Refusal: a value is out of range.
@@ -78,6 +81,8 @@ class Cap:
     target_delta: float
     until: date | None = None
     decided: str = ""
+    who: str = ""
+    reason: str | None = None
 
     def __post_init__(self) -> None:
         Budget(Unit.RECORD, self.target_epsilon, self.target_delta)  # refuses what is out of range
@@ -95,13 +100,14 @@ def set_cap(folder: Path, cap: Cap) -> None:
 
     Args:
       folder: where the ledgers lie; it is made if missing.
-      cap: the decision; its time is set here.
+      cap: the decision; its time, and who decided, are set here.
 
     Raises:
       Refusal: it cannot be written, or the earlier ones cannot be read.
     """
     path = folder / FILE
-    decided = replace(cap, decided=datetime.now(UTC).isoformat(timespec="seconds"))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    decided = replace(cap, decided=now, who=acting_user())
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = Lock(path, WAIT_SECONDS)

@@ -118,6 +118,7 @@ class Ledger:
         self._book = book
         self._budget = budget
         self._resources = resources
+        self._purpose: str | None = None
         self._gate = Gate()
         self._threads = threading.RLock()
         self._pending: dict[str, None] = {}
@@ -133,6 +134,7 @@ class Ledger:
         durable: bool = True,
         expect: Head | None = None,
         wait: float = 0.0,
+        purpose: str | None = None,
     ) -> Self:
         """Open a ledger, or start it where there is none.
 
@@ -145,6 +147,7 @@ class Ledger:
           durable: whether a reservation survives a power cut, not just the end of the process.
           expect: the head that a checkpoint knows; the ledger must hold it.
           wait: seconds to wait for a process that has the ledger open.
+          purpose: what the releases of this process are for, in words; kept with each reservation.
 
         Raises:
           Refusal: not a ledger, damaged, cut short, rolled back, another's, in use, or not writable.
@@ -172,7 +175,9 @@ class Ledger:
             _require_identity(path, identity, book.identity)
             if expect is not None:
                 chain.require(expect)
-            return cls(chain, lock, book, budget, stack.pop_all())
+            ledger = cls(chain, lock, book, budget, stack.pop_all())
+            ledger._purpose = purpose
+            return ledger
 
     @property
     def path(self) -> Path:
@@ -230,7 +235,7 @@ class Ledger:
             if earlier is None:
                 budget = self._budget_for(release)
                 _require_affordable(release, budget, self._book, self._gate)
-                drafts.append(Draft(RESERVE, key, _payload(release, events, budget)))
+                drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self._purpose)))
             else:
                 _require_same(release, earlier, events)
         return self._book.releases[key].entry
@@ -317,6 +322,30 @@ class Ledger:
         with self._writing() as drafts:
             if _text(key) not in self._book.notes:
                 drafts.append(Draft(NOTE, _text(key), canonical({**what, "time": _now()})))
+
+    def act(self, kind: str, key: Key, what: Mapping[str, Any]) -> None:
+        """Write down what people or the budget decided; it costs nothing.
+
+        Args:
+          kind: one of `acts.ACTS`.
+          key: of the act, in the form of a release's; the first act of a kind under a key stays.
+          what: JSON values by name: `who`, `reason` and what belongs to it.
+
+        Raises:
+          LedgerUnavailable: it could not be written.
+        """
+        with self._writing() as drafts:
+            if (kind, _text(key)) not in self._book.acts:
+                drafts.append(Draft(kind, _text(key), canonical({**what, "time": _now()})))
+
+    def noted(self, run: str, number: int) -> list[dict[str, Any]]:
+        """Return the notes under one round of a run."""
+        with self._threads:
+            return [
+                json.loads(text)
+                for key, text in self._book.notes.items()
+                if json.loads(key)[:2] == [run, number]
+            ]
 
     def close_run(self, run: str, manifest: str, status: str) -> Entry:
         """Bind what a run has left: its last entry, which costs nothing, holds the hash of its manifest.
@@ -518,12 +547,13 @@ def _order_with(release: Release, book: Book) -> float | None:
     return fixed
 
 
-def _payload(release: Release, events: dict[str, Any], budget: Budget) -> str:
+def _payload(release: Release, events: dict[str, Any], budget: Budget, purpose: str | None) -> str:
     granted = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
     chosen = {} if release.filter_order is None else {"filter_order": float(release.filter_order)}
     drawn = {} if release.cohort is None else {"cohort": list(release.cohort)}
+    asked = {} if purpose is None else {"purpose": purpose}
     return canonical(
-        {"events": events, "budget": granted, "rng": release.rng, "time": _now(), **chosen, **drawn}
+        {"events": events, "budget": granted, "rng": release.rng, "time": _now(), **chosen, **drawn, **asked}
     )
 
 

@@ -26,6 +26,7 @@ from .. import noise_key
 from ..checkpoint import read
 from ..round_terms import SumPrivacy
 from . import run_folder
+from .acts import write_acts
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .display import warn
@@ -236,7 +237,14 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
         prefix = path.stem.removesuffix(federation.owner[:NAMED])
         owed = data_sets.owed_by_population(path.parent, data_id, prefix)
         data_sets.settle(path.parent, data_id, owed, budget, prefix)
-    ledger = Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
+    ledger = Ledger.open(
+        path,
+        budget,
+        owner=federation.owner,
+        simulated=simulated,
+        expect=expect,
+        purpose=federation.settings.purpose,
+    )
     try:
         plan = plan or _planned(run, saved, ledger)
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))
@@ -247,6 +255,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
         privacy = SumPrivacy(
             plan, ledger, metrics_share_of(federation, plan), adaptation, key, federation.units
         )
+        write_acts(run, saved.name if saved else None, ledger)
         yield _started(replace(run, client=asking_for(run.client, plan), privacy=privacy), saved)
     finally:
         with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent

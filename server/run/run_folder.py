@@ -32,6 +32,7 @@ from ..binding.manifest import BESIDE
 from ..checkpoint import Checkpoint, restore_strategy, write, write_durably
 from ..round_terms import Round
 from ..rounds import Average, Ending, State, Status
+from .acts import write_refusal
 from .audit import RunAudit, shown
 from .audit import end as end_audit
 from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
@@ -402,6 +403,7 @@ def finish(
     told, folder, ledger = _measured(progress, used), progress.run.folder, progress.run.ledger
     if ledger is not None:
         with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
+            write_refusal(progress.run, ending)
             ledger.settle()
     result = _result(progress, ending, told)
     result["metrics"] |= metrics

@@ -99,8 +99,12 @@ GATED = "each round is noised and counted as claimed, and all of them have one n
 PERSONS = "a canary is one record, and whoever has several is no canary"
 REPORTED = "a figure of the report, and no number that is released"
 BOUND = "what a run left, and who may change it afterwards: what was released is as it was"
+TRAIL = "who decided what, and no number that is released"
 BEYOND: dict[str, str] = {
     "a run that failed is not closed": BOUND,
+    "a refusal leaves no entry": TRAIL,
+    "an alarm is overridden by nobody": TRAIL,
+    "what a release is for is forgotten": TRAIL,
     "verify looks at no signature": BOUND,
     "a signature is not over those before it": BOUND,
     "verify looks at no hash of a bundle": BOUND,

@@ -1,0 +1,52 @@
+"""Acts of people before a run goes on, written to its ledger: who accepted what, when and why, and which caps hold."""
+
+from __future__ import annotations
+
+from ...privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
+from ...privacy.ledger.caps import caps_on
+from ...privacy.ledger.ledger import Ledger
+from ..rounds import Ending, Status
+from .federation import Run
+
+PAUSE = "pause"  # action of an alarm after which only a person lets a run go on
+CAPS = "caps"  # in the place of a run's name
+
+
+def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
+    """Write down what people decided before the rounds that come; what is there already stays.
+
+    Args:
+      run: that is about to begin or to go on.
+      earlier: the run's name on the ledger when an earlier process left it; None where it begins.
+      ledger: that the run is charged on.
+
+    Raises:
+      LedgerUnavailable: it could not be written.
+    """
+    settings = run.federation.settings
+    act = {"who": acting_user(), "reason": settings.reason}
+    for cap in caps_on(ledger.path):
+        limits = {"target_epsilon": cap.target_epsilon, "target_delta": cap.target_delta}
+        until = None if cap.until is None else cap.until.isoformat()
+        said = {**limits, "until": until, "decided": cap.decided, "who": cap.who, "reason": cap.reason}
+        ledger.act(CAP, (CAPS, 0, f"{cap.data} {cap.decided}"), said)
+    if settings.accept_vacuous and not run.federation.simulated:
+        ledger.act(VACUOUS, (run.name, 0, VACUOUS), act)
+    if earlier is not None and run.checkpoint is not None:
+        number = run.checkpoint.round
+        if any(each.get("action") == PAUSE for each in ledger.noted(earlier, number)):
+            ledger.act(ALARM, (earlier, number, ALARM), act)
+
+
+def write_refusal(run: Run, ending: Ending) -> None:
+    """Write down, at no cost, that the budget has refused the round which ended a run.
+
+    Args:
+      run: that has ended.
+      ending: how.
+
+    Raises:
+      LedgerUnavailable: it could not be written.
+    """
+    if ending.status is Status.EXHAUSTED and run.ledger is not None and run.ledger.is_open:
+        run.ledger.act(REFUSAL, (run.name, ending.state.round + 1, REFUSAL), {"reason": ending.reason})
