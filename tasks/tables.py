@@ -62,23 +62,15 @@ class Tables:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.schema.target.weights:
-            each = nn.functional.cross_entropy(outputs, targets, reduction="none")
-            return (self._weights(targets) * each).mean()
+            return self.losses(outputs[None], targets[None])[0]
         if self.classes:
             return nn.functional.cross_entropy(outputs, targets)
         return ((outputs.squeeze(-1) - targets) ** 2).mean()
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.schema.target.weights:
-            each = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
-            return (self._weights(targets) * each.view(targets.shape)).mean(1)
         if self.classes:
-            return cross_entropies(outputs, targets)
+            return cross_entropies(outputs, targets, self.schema.target.weights)
         return ((outputs.squeeze(-1) - targets) ** 2).mean(1)
-
-    def _weights(self, targets: Tensor) -> Tensor:
-        """Return each example's weight, at most 1: what it adds is clipped after its weight, and a mean over the batch."""
-        return torch.tensor(self.schema.target.weights, device=targets.device)[targets]
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         outputs, targets = outputs.cpu(), targets.cpu()  # not every device has double precision

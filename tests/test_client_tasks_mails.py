@@ -1,11 +1,13 @@
 """The task of mails: word pieces, MiniLM against its published similarities, adapters, and who is whose client."""
 
 import tarfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from fedveil.client.dp_sgd.train import PrivateSteps, chosen_engine, train_privately
 from fedveil.client.training.sgd import train
@@ -18,6 +20,7 @@ from fedveil.strategies.record_plan import PoissonBatches
 from fedveil.tasks import Examples, minilm, sentences
 from fedveil.tasks.arrays import load_arrays, read_arrays
 from fedveil.tasks.classification import Classification, classification
+from fedveil.tasks.independence import check_independence
 from fedveil.tasks.minilm import (
     WIDTH,
     AdaptedSentence,
@@ -68,6 +71,17 @@ def made_up(clients: int = 2, each: int = 6) -> Classification:
     targets = torch.arange(clients * each) % 2
     examples = Examples(inputs + targets[:, None, None], targets)
     return classification(examples, examples, 2, Partition("iid", clients), network)
+
+
+def test_weights_of_classes_scale_each_example_s_loss_and_no_other_s() -> None:
+    task = replace(made_up(), weights=(0.25, 1.0))
+    outputs = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0]])
+    each = cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view(2, 6)
+    expected = torch.where(targets == 0, 0.25 * each, each).mean(1)
+    torch.testing.assert_close(task.losses(outputs, targets), expected)
+    torch.testing.assert_close(task.loss(outputs[0], targets[0]), expected[0])
+    check_independence(task.model(), task, task.client_data(0))
 
 
 @pytest.mark.parametrize(
