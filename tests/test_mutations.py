@@ -47,6 +47,27 @@ BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_p
 BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
 ACTS_TESTS = "test_server_acts.py"
 MUTATIONS = {
+    "a report takes a string for markup": Mutation(
+        "reports/page.py",
+        "        autoescape=True,",
+        "        autoescape=False,",
+        "test_reports_content.py",
+        "no_string_becomes_markup",
+    ),
+    "a promised epsilon is rounded down": Mutation(
+        "reports/shown.py",
+        "math.ceil(round(float(value) * scale, 6))",
+        "math.floor(round(float(value) * scale, 6))",
+        "test_reports_shown.py",
+        "never_shown_smaller",
+    ),
+    "a report of files that were changed does not say so": Mutation(
+        "reports/run_files.py",
+        "    return [name for name in READ if name in named and _hash(folder / name) != named[name]]",
+        "    return []",
+        "test_reports_content.py",
+        "held_against_its_close",
+    ),
     "verify looks at no signature": Mutation(
         "server/binding/signatures.py",
         "    for number, each in enumerate(signatures):\n        text = message(",

@@ -100,7 +100,11 @@ PERSONS = "a canary is one record, and whoever has several is no canary"
 REPORTED = "a figure of the report, and no number that is released"
 BOUND = "what a run left, and who may change it afterwards: what was released is as it was"
 TRAIL = "who decided what, and no number that is released"
+TOLD = "what a page says of a run, and not what the run has released"
 BEYOND: dict[str, str] = {
+    "a report takes a string for markup": TOLD,
+    "a promised epsilon is rounded down": TOLD,
+    "a report of files that were changed does not say so": TOLD,
     "a run that failed is not closed": BOUND,
     "a refusal leaves no entry": TRAIL,
     "an alarm is overridden by nobody": TRAIL,
