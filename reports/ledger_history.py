@@ -11,6 +11,7 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adjacency, Adversary
+from ..privacy.ledger.acts import REFUSAL
 from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification, run_of
 from ..privacy.ledger.book import verify as verify_ledger
 from ..privacy.ledger.hash_chain import Entry
@@ -160,9 +161,14 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
 def _refusals(run: RunFiles) -> list[dict[str, Any]]:
     """Return the releases that were refused: entries of the ledger, and the one that ended this run."""
     found = [
-        {"run": run_of(each), "round": None, "said": _text(json.loads(each.payload)), "seq": each.seq}
+        {
+            "run": run_of(each),
+            "round": json.loads(each.key)[1] if run_of(each) == run.name else None,
+            "said": _text(json.loads(each.payload)),
+            "seq": each.seq,
+        }
         for each in run.entries
-        if each.kind.startswith("refus")
+        if each.kind == REFUSAL
     ]
     if run.result.get("status") == "exhausted" and not found:
         after = run.result.get("rounds_completed")
@@ -198,7 +204,7 @@ def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for each in entries:
         payload = json.loads(each.payload)
-        if each.kind not in usual and not each.kind.startswith("refus"):
+        if each.kind not in usual and each.kind != REFUSAL:
             who, why = payload.get("who"), payload.get("reason")
             found.append(
                 {"seq": each.seq, "kind": each.kind, "time": payload.get("time"), "who": who, "why": why}

@@ -101,6 +101,18 @@ def test_a_budget_that_ended_a_run_is_a_refusal_on_the_page(kept: Path) -> None:
     assert 'class="cross refused"' in page and reason in page
 
 
+def test_a_refusal_on_the_ledger_has_its_round(tmp_path: Path, commands: Any) -> None:
+    folder = tmp_path / "run"
+    overdrawn = ("privacy.noise_multiplier=2.5", "privacy.target_epsilon=0.6")
+    code, _ = commands.run("simulate", "task=digits", "num_rounds=9", *overdrawn, f"hydra.run.dir={folder}")
+    assert code == 3
+    report = validated(report_of(read_run(folder)))
+    (refusal,) = report["ledger"]["refusals"]
+    assert refusal["round"] == report["run"]["rounds_completed"] + 1 and refusal["seq"]
+    assert "is spent" in refusal["said"]
+    assert 'class="cross refused"' in page_of(report)
+
+
 def test_without_privacy_nothing_is_promised(kept: Path) -> None:
     def unprotected(fields: dict[str, Any]) -> None:
         for row in fields["privacy"]:
