@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..privacy.ledger.acts import ACTS, REFUSAL
+from ..privacy.ledger.acts import ACTS, CAPS, REFUSAL
 from ..privacy.ledger.book import CLOSE, COMMIT, OPEN, RESERVE, VOID, run_of
 from ..privacy.ledger.caps import NAMED
 from ..privacy.ledger.export import export_text
@@ -26,7 +26,6 @@ from ..server.run.display import console_for
 DAMAGED = 1
 Wanted = tuple[str | None, str | None, str | None]
 ALL: Wanted = (None, None, None)
-CAPS = "caps"  # in the place of a run's name, where the owner of the data decided
 BESIDE = (".lock", ".json", "-wal", "-shm")  # how the names of files end that lie beside ledgers
 
 

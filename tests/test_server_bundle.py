@@ -32,7 +32,7 @@ from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
-from fedveil.server.binding.bundle import LIST, add_signature, read_list
+from fedveil.server.binding.bundle import LIST, add_signature, read_list, tells_counts
 from fedveil.server.binding.manifest import hashes, read_manifest
 from fedveil.server.binding.signatures import FILE as SIGNATURES
 from fedveil.server.binding.signatures import PASSPHRASE, read_key, read_public, read_signatures
@@ -220,6 +220,16 @@ def test_a_run_without_a_ledger_is_bound_by_its_signature_alone(tmp_path: Path, 
         line.name: line for line in verify_folder(tmp_path / "run" / "bundle", Asked((made.federation,)))
     }
     assert not wrong(list(lines.values())) and lines["close"].ok is None
+
+
+@pytest.mark.parametrize(
+    ("data", "seconds", "tells"), [("real", None, True), ("real", 3.0, False), ("simulation", None, False)]
+)
+def test_rows_of_real_clients_under_a_trusted_server_tell_counts(
+    tmp_path: Path, data: str, seconds: float | None, tells: bool
+) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({"data": data, "seconds": seconds}))
+    assert tells_counts(tmp_path) is tells  # whether or not the operator's file still lies there
 
 
 def test_what_an_audit_kept_of_real_rounds_stays_with_the_operator(

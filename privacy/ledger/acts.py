@@ -5,6 +5,7 @@ import os
 
 CAP, ALARM, VACUOUS = "cap changed", "alarm overridden", "vacuous promise accepted"
 REFUSAL = "refusal"
+CAPS = "caps"  # in the place of a run's name, where the owner of the data decided
 ACTS = (CAP, ALARM, VACUOUS, REFUSAL)
 
 

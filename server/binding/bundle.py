@@ -12,7 +12,7 @@ from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
 from ...privacy.refusal import Refusal
-from ..run.files import AUDIT_ROWS, MANIFEST, OPERATOR, RESULT
+from ..run.files import AUDIT_ROWS, MANIFEST, RESULT
 from .manifest import MADE_LATER, PUBLIC_MODE, Manifest, hashes
 from .signatures import FILE as SIGNATURES
 from .signatures import Signature, SigningKey, check, read_signatures, signatures_text, signed
@@ -102,7 +102,8 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
 
 def tells_counts(run: Path) -> bool:
     """Return whether what a run's audit kept of each round is for its operator alone: it tells how many took part."""
-    return (run / OPERATOR).exists() and json.loads((run / RESULT).read_bytes())["data"] == "real"
+    result = json.loads((run / RESULT).read_bytes())
+    return result["data"] == "real" and result["seconds"] is None  # as of everything that tells who took part
 
 
 def _require_empty(out: Path) -> None:

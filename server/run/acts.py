@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ...privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
+from ...privacy.ledger.acts import ALARM, CAP, CAPS, REFUSAL, VACUOUS, acting_user
 from ...privacy.ledger.caps import caps_on
 from ...privacy.ledger.ledger import Ledger
 from ..rounds import Ending, Status
 from .federation import Run
 
 PAUSE = "pause"  # action of an alarm after which only a person lets a run go on
-CAPS = "caps"  # in the place of a run's name
 
 
 def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
