@@ -38,7 +38,7 @@ from ..strategies.wire import (
     only_arrays,
     read_attempt,
     read_round,
-    unit_norm_of,
+    sum_spec_of,
     view,
 )
 from ..tasks import load_task
@@ -242,7 +242,7 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         return step_round(message, client, bench, settings)
     data = bench.data_of(client, settings)
     if not len(data):
-        return Message(Error(NO_EXAMPLES, "this client has no examples"), reply_to=message)
+        return _blank(message)
     training = training_settings(message.content, settings)
     bench.forget()
     model = bench.model if settings.record is None else bench.private_model(data)
@@ -288,6 +288,15 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
     return Message(content, reply_to=message)
 
 
+def _blank(message: Message) -> Message:
+    """Return the reply of a client without examples: no change where it is hidden, since whether it answers would tell."""
+    if sum_spec_of(message.content).clipping_norm is None:
+        return Message(Error(NO_EXAMPLES, "this client has no examples"), reply_to=message)
+    arrays = {name: view(array) for name, array in only_arrays(message.content).items()}
+    metrics = MetricRecord({WEIGHT: 0, TRAIN_LOSS: 0.0})
+    return Message(RecordDict({"arrays": memory_arrays(arrays), "metrics": metrics}), reply_to=message)
+
+
 def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
     """Return the reply with what one client adds to the sum of a step on all clients' records.
 
@@ -308,7 +317,10 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
     receive_model(bench, data, message.content)
     randomness = Randomness(settings.seed)
     seed_layers(int(randomness.stream("training", number).uint64(1)[0]), client, data, bench.device)
-    rate, unit = training_settings(message.content, settings).learning_rate, unit_norm_of(message.content)
+    rate, unit = (
+        training_settings(message.content, settings).learning_rate,
+        sum_spec_of(message.content).unit_norm,
+    )
     if unit is None or terms.max_grad_norm * rate > unit:
         remedy = f"times the learning rate it is more than the sum hides of a record, {unit}"
         raise Refusal("privacy.max_grad_norm", terms.max_grad_norm, remedy)

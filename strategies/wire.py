@@ -161,12 +161,12 @@ def read_spec(content: RecordDict) -> SumSpec | None:
     return build(SumSpec, read_json(str(record["spec"])))
 
 
-def unit_norm_of(content: RecordDict) -> float | None:
-    """Return the norm of one record's part of the sum, in the clear or masked; None where no records are summed."""
+def sum_spec_of(content: RecordDict) -> SumSpec:
+    """Return the parameters of the sum, in the clear or masked, that an instruction is for."""
     fields = read_json(str(records_of(content, ConfigRecord)[SPEC_RECORD]["spec"]))
     if not isinstance(fields, dict):
         raise Undecodable("no spec of a sum")
-    return build(SumSpec, fields.get("sum", fields)).unit_norm
+    return build(SumSpec, fields.get("sum", fields))
 
 
 def only_arrays(content: RecordDict) -> ArrayRecord:

@@ -240,6 +240,17 @@ def test_a_device_does_not_start_with_data_that_cannot_be_trained_on(
 
 
 @pytest.mark.usefixtures("module")
+def test_a_hidden_device_without_examples_plans_no_noise_and_answers(bundle: Path, tmp_path: Path) -> None:
+    device = faulty(bundle, "empty", tmp_path / "state")
+    claim = ClientClaim(30.0, Adjacency.ZERO_OUT)
+    both = replace(ORDER, privacy=Mode.RECORD_AND_CLIENT, client=claim)
+    told = device.merged(both)
+    assert told.record is None
+    reply = device.train(asked(device, both, spec=SumSpec(1.0), model=nn.Linear(3, 2)), told)
+    assert not reply.has_error()
+
+
+@pytest.mark.usefixtures("module")
 @pytest.mark.parametrize(("kind", "code"), [("empty", NO_EXAMPLES), ("read", 0), ("well", 0)])
 def test_a_device_without_examples_pays_nothing(bundle: Path, tmp_path: Path, kind: str, code: int) -> None:
     claim_identity(1)

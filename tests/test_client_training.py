@@ -311,7 +311,8 @@ def test_training_in_place_is_the_message_path_bit_for_bit(
     single = one_by_one(bench_of(task), content, list(range(6)), spec, monkeypatch, size)
     direct = in_place(bench_of(task), content, list(range(6)), spec, size)
     assert (direct.replies, direct.dropped) == (single.replies, single.dropped)
-    assert (single.replies, sum(single.dropped.values())) == (3, 3)
+    hidden = spec.clipping_norm is not None  # then one without examples answers that nothing changed
+    assert (single.replies, single.dropped.get("no examples", 0)) == ((4, 0) if hidden else (3, 1))
     assert np.array_equal(direct.total, single.total)
 
 

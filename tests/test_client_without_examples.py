@@ -1,4 +1,4 @@
-"""A client without examples sits out of a round, whichever way a cohort is trained, and has not failed."""
+"""A client without examples sits out of a round, and has not failed; where clients are hidden it answers as all others."""
 
 import json
 from pathlib import Path
@@ -59,3 +59,29 @@ def test_a_client_without_examples_sits_out(task: Uneven, how: dict[str, Any], t
     together = isinstance(how["privacy"], fv.RecordDistributed)
     assert (line["replies"], line["dropped"]) == ((4, {}) if together else (3, {"no examples": 1}))
     assert not (tmp_path / "run" / "clients.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "how"),
+    [
+        (Uneven(), {}),
+        (Uneven(), {"optimizer": {"name": "adafactor"}}),
+        (Alone(), {}),
+        (Uneven(), {"privacy": "client_distributed"}),
+        (Uneven(), {"privacy": "record_and_client"}),
+    ],
+    ids=["at once", "in place", "own training", "messages", "both"],
+)
+def test_a_hidden_client_without_examples_answers_as_a_blanked_one(
+    task: Uneven, how: dict[str, Any], tmp_path: Path
+) -> None:
+    """Under zero-out a client's neighbour is itself without examples: whether it answers must not tell."""
+    privacy: dict[str, Any] = {"name": how.get("privacy", "client_central")}
+    level = {"target_delta": 1e-2, "target_epsilon": 8.0, "allow_large_delta": True}
+    privacy |= {"client": level} if privacy["name"] == "record_and_client" else level
+    own = {"accept_vacuous": True, "num_rounds": 1, "folder": tmp_path / "run", "quiet": True}
+    fv.simulate(task, cohort=fv.All(), **own, **{**how, "privacy": privacy})
+    kept = tmp_path / "run" / "operator.jsonl"
+    file = kept if kept.exists() else tmp_path / "run" / "metrics.jsonl"
+    line = json.loads(file.read_text().splitlines()[0])
+    assert (line["replies"], line["dropped"]) == (4, {})

@@ -236,6 +236,13 @@ MUTATIONS = {
         "test_client_optimizers.py",
         "cannot_train",
     ),
+    "a hidden client tells that it has no examples": Mutation(
+        "client/app.py",
+        "    if sum_spec_of(message.content).clipping_norm is None:\n",
+        "    if True:\n",
+        "test_client_without_examples.py",
+        "as_a_blanked_one",
+    ),
     "a loss is measured on the classes of a few examples": Mutation(
         "tasks/independence.py",
         "for targets in _of_every_class(calm, probe.targets):",

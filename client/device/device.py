@@ -34,7 +34,7 @@ from ...privacy.secagg.transcript import AttemptTerms
 from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
-from ...strategies.training_order import RecordOrder, TrainingOrder, people_call, read_order
+from ...strategies.training_order import Mode, RecordOrder, TrainingOrder, people_call, read_order
 from ...strategies.wire import (
     BUDGET_SPENT,
     FAILED,
@@ -193,6 +193,10 @@ class Device:
         if asked.sample_rate is not None:
             step = StepTerms(asked.sample_rate, asked.max_grad_norm, asked.gradients, asked.per_person)
             return replace(settings, step=step)
+        if self.count is not None and not self.count(asked.per_person):
+            if order.privacy is Mode.RECORD:
+                raise NotTrained(NO_EXAMPLES)
+            return settings  # it answers with no change
         return replace(settings, record=self._record(asked, settings, people_call(order.run)))
 
     def _record(self, asked: RecordOrder, settings: ClientSettings, run: str) -> RecordPrivacy:
@@ -213,8 +217,7 @@ class Device:
             runs=asked.runs,
             per_person=asked.per_person,
         )
-        if not (records := self.count(asked.per_person)):
-            raise NotTrained(NO_EXAMPLES)
+        records = self.count(asked.per_person)
         plan = (record, records, settings.training, asked.participations, run)
         if plan not in self._noise:
             self._noise[plan] = self._planned(record, records, settings, asked.participations, run)

@@ -23,7 +23,7 @@ from ...strategies.training_order import (
     people_call,
     read_order,
 )
-from ...strategies.wire import OWNERS_POLICY, read_attempt, read_round, read_spec, unit_norm_of
+from ...strategies.wire import OWNERS_POLICY, read_attempt, read_round, read_spec, sum_spec_of
 from ..private_update import NotTrained
 from .owner_policy import OwnerPolicy
 
@@ -113,7 +113,7 @@ def _violations(
     if terms is not None:
         place = (run_number(run), number, read_attempt(content))
         demands["terms"] = place == (terms.run, terms.round, terms.attempt)
-        demands["unit_norm"] = (unit_norm_of(content) is not None) == (order.privacy in STEP_MODES)
+        demands["unit_norm"] = (sum_spec_of(content).unit_norm is not None) == (order.privacy in STEP_MODES)
     elif order.client is not None:
         spec = read_spec(content)
         norm = None if spec is None else spec.clipping_norm

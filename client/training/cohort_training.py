@@ -126,7 +126,10 @@ def sum_cohort(
     real = [client for client in clients if dummies is None or client not in dummies]
     for first in range(0, len(real), MAX_STACK):
         for group in _of_one_size(bench, real[first : first + MAX_STACK], cohort_sum):
-            add(group)
+            if len(group[0][1]):
+                add(group)
+            else:
+                _add_blanks(len(group), spec, cohort_sum)
     if dummies is not None:
         _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum)
     return cohort_sum
@@ -143,7 +146,7 @@ def _add_canaries(
 
 
 def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> list[Group]:
-    """Return the clients in groups with equally many examples; one without any, or whose data cannot be loaded, is dropped."""
+    """Return the clients in groups with equally many examples; one whose data cannot be loaded is dropped."""
     by_records: dict[int, Group] = defaultdict(list)
     for client in clients:
         try:
@@ -152,11 +155,18 @@ def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum
             logger.exception("round failed at this client")
             cohort_sum.drop("failed")
         else:
-            if len(examples):
-                by_records[len(examples)].append((client, examples))
-            else:
-                cohort_sum.drop(DROP_REASONS[NO_EXAMPLES])
+            by_records[len(examples)].append((client, examples))
     return [group for _, group in sorted(by_records.items())]
+
+
+def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
+    """Count clients without examples; where clients are hidden each adds no change, and nobody can tell."""
+    if spec.clipping_norm is None:
+        for _ in range(count):
+            cohort_sum.drop(DROP_REASONS[NO_EXAMPLES])
+        return
+    nothing = np.zeros((count, cohort_sum.total.size - len(spec.scalars)), np.float32)
+    _add_rows(cohort_sum, nothing, {each.name: np.zeros(count) for each in spec.scalars}, spec)
 
 
 def _stackable(bench: Workbench, client: int) -> Examples:

@@ -27,7 +27,16 @@ from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.refusal import Refusal
 from ...strategies.canaries import add_canary
-from ...strategies.wire import DROP_REASONS, NO_EXAMPLES, WEIGHT, layout_of, only_arrays, read_round, view
+from ...strategies.wire import (
+    DROP_REASONS,
+    NO_EXAMPLES,
+    WEIGHT,
+    layout_of,
+    only_arrays,
+    read_round,
+    sum_spec_of,
+    view,
+)
 from ...tasks.arrays import load_arrays, read_arrays
 from ...tasks.data import Data, Examples, data_of
 from ...tasks.hardware import moved, placed
@@ -53,6 +62,7 @@ class InPlaceRound:
       state: the model's parameters and buffers.
       update: room for trained minus received of all averaged arrays, flat, in the layout's order.
       moves: for each of those, its part of `update`, the model's tensor and the received array.
+      hides: whether whole clients are hidden, so that none may show that it has no examples.
     """
 
     bench: Workbench
@@ -62,16 +72,19 @@ class InPlaceRound:
     state: list[Tensor]
     update: NDArray[np.floating]
     moves: list[Move]
+    hides: bool = False
 
     def train(self, client: int) -> dict[str, float] | str:
         """Train the model on one client's data and return its scalars, or why there are none; the log explains a failure."""
         try:
             data = data_of(self.bench.task, client)
-            if not len(data):
+            if not len(data) and not self.hides:
                 return DROP_REASONS[NO_EXAMPLES]
             self.bench.forget()
             with torch.no_grad():
                 torch._foreach_copy_(self.state, self.received)
+            if not len(data):  # it answers like a client whose examples changed nothing
+                return {WEIGHT: 0.0, TRAIN_LOSS: 0.0}
             bench = self.bench
             seed_layers(self.key, client, data, bench.device)
             near = placed(data, bench.device)
@@ -186,4 +199,5 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
         [own[name] for name in received],
         update,
         moves,
+        sum_spec_of(content).clipping_norm is not None,
     )

@@ -143,6 +143,7 @@ BEYOND: dict[str, str] = {
     "records of the first client alone are measured": "what a layer does to other data; no noise is missing",
     "clients of one process are not held apart": "one client's part in another's update is within its clip",
     "a task keeps one optimizer for all clients": "one client's part in another's update is within its clip",
+    "a hidden client tells that it has no examples": "whether a client answers, and no number that is released",
     "a loss is measured on the classes of a few examples": "a loss of examples that nobody has yet; no noise is missing",
     "two modes charge the same records at once": "two budgets are spent; each sum has its noise",
     "a protected app measures private held-out data": "leaves beside the sum, where an audit of sums does not look",
