@@ -755,7 +755,7 @@ MUTATIONS = {
         "what_the_command_line_refuses",
     ),
     "a ledger of protect lies where the process works": Mutation(
-        "server/protect.py",
+        "privacy/ledger/caps.py",
         "    if not folder.is_absolute():",
         "    if False:",
         "test_server_protect.py",
