@@ -1127,7 +1127,7 @@ class ServerSettings(FederationSettings):
         both = isinstance(self.privacy, RecordAndClient)
         level = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
         if isinstance(level, _RecordLevel) and level.clients_per_person is not None:
-            text = "real clients have no common key by which they agree whose a person is; leave it null"
+            text = "a roster may change, and with it the clients that may train on a person; leave it null"
             yield f"privacy{'.record' if both else ''}.clients_per_person", text
         record = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
         if isinstance(record, Record) and record.noise_multiplier is not None:
