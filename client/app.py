@@ -139,15 +139,18 @@ class Workbench:
 
     @cached_property
     def watched(self) -> tuple[nn.Module, Objective]:
-        """Model and loss of a step on all clients' records, beside the block of its canary records where it has some."""
+        """The model beside the block of all canary records of a step, and the loss of both."""
         terms = self.settings.step
         assert terms is not None
-        if not terms.canaries.count:
-            return self.model, self.task
         every = (self.data_of(client, self.settings) for client in range(self.task.num_clients))
         some = placed(next(data for data in every if len(data)), self.device)
         asked, norm = terms.canaries, terms.max_grad_norm
         return record_canaries.watch(self.model, self.task, some, asked.count, asked.replaced, norm)
+
+    def stepped(self, settings: ClientSettings) -> tuple[nn.Module, Objective]:
+        """Return model and loss of a step on all clients' records, the block of its canaries beside them if it has some."""
+        terms = settings.step
+        return self.watched if terms is not None and terms.canaries.count else (self.model, self.task)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs."""
@@ -326,7 +329,7 @@ def step_round(message: Message, client: int, bench: Workbench, settings: Client
         raise Refusal("privacy.max_grad_norm", terms.max_grad_norm, remedy)
     data = bench.records_of(client, settings)
     rows = drawn(len(data), terms, randomness.stream("batches", number, client))
-    update = step_of(*bench.watched, settings, message.content, placed(data, bench.device), rows)
+    update = step_of(*bench.stepped(settings), settings, message.content, placed(data, bench.device), rows)
     content = RecordDict({SUMMED_RECORD: memory_arrays(dict(update)), "metrics": MetricRecord({})})
     return Message(content, reply_to=message)
 

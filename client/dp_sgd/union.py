@@ -53,6 +53,6 @@ def sum_of_union(
         for client in clients
     ]
     near = placed(cast(Data, union), bench.device)
-    update = step_of(*bench.watched, settings, content, near, np.concatenate(rows))
+    update = step_of(*bench.stepped(settings), settings, content, near, np.concatenate(rows))
     assert sum(value.size for value in update.values()) == size
     return CohortSum(on_grid(update, spec), len(clients))
