@@ -8,7 +8,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from ..privacy.refusal import Refusal
-from ..server.binding.bundle import add_signature, make_bundle, tells_counts
+from ..server.binding.bundle import add_signature, make_bundle
+from ..server.binding.manifest import tells_counts
 from ..server.binding.signatures import FEDERATION, SHOWN, Signature, make_key, passphrase_for, read_key
 from ..server.binding.verify import Asked, contents_of, verify_folder
 

@@ -14,7 +14,7 @@ import pytest
 import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
-from fedveil.server.binding.manifest import Manifest, manifest_of, read_manifest
+from fedveil.server.binding.manifest import Manifest, manifest_of, read_manifest, write_manifest
 from fedveil.server.run import run_folder
 from fedveil.server.run.close import close_again
 from fedveil.server.run.run import RunResult
@@ -191,3 +191,17 @@ def test_a_ledger_tells_who_went_on_after_the_close(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "ledger", budget, owner="all", simulated=False) as ledger:
         assert ledger.closed("a") == again and ledger.epsilon() > 0
     assert verify(tmp_path / "ledger").ok
+
+
+def test_a_manifest_tells_others_nothing_of_who_took_part(finished: Path, tmp_path: Path) -> None:
+    """The rows of a trusted server's audit are hashed behind a salt, and manifest and salt are the operator's alone."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "data": "real", "seconds": None}))
+    manifest = manifest_of(run)
+    write_manifest(run, manifest)
+    rows = (run / "audit.npy").read_bytes()
+    assert manifest.files["audit.npy"] != hashlib.sha256(rows).hexdigest()
+    assert manifest.files == manifest_of(run).files
+    assert manifest.files["audit.npy"] == hashlib.sha256((run / "audit.salt").read_bytes() + rows).hexdigest()
+    assert not any((run / name).stat().st_mode & 0o077 for name in ("manifest.json", "audit.salt"))

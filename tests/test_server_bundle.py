@@ -32,8 +32,8 @@ from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
-from fedveil.server.binding.bundle import LIST, add_signature, read_list, tells_counts
-from fedveil.server.binding.manifest import hashes, read_manifest
+from fedveil.server.binding.bundle import LIST, add_signature, read_list
+from fedveil.server.binding.manifest import hashes, read_manifest, tells_counts
 from fedveil.server.binding.signatures import FILE as SIGNATURES
 from fedveil.server.binding.signatures import PASSPHRASE, read_key, read_public, read_signatures
 from fedveil.server.binding.verify import Asked, CheckLine, verify_folder

@@ -12,8 +12,8 @@ from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
 from ...privacy.refusal import Refusal
-from ..run.files import AUDIT_ROWS, MANIFEST, RESULT
-from .manifest import MADE_LATER, PUBLIC_MODE, Manifest, hashes
+from ..run.files import AUDIT_ROWS, MANIFEST
+from .manifest import MADE_LATER, PUBLIC_MODE, SALT, Manifest, hashes
 from .signatures import FILE as SIGNATURES
 from .signatures import Signature, SigningKey, check, read_signatures, signatures_text, signed
 
@@ -75,8 +75,8 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
     run = contents.run
     held: dict[str, bytes] = {}
     try:
-        for name in (*contents.manifest.files, MANIFEST, *MADE_LATER):
-            if (run / name).is_file() and not (name == AUDIT_ROWS and not with_audit_rows):
+        for name in (*contents.manifest.files, SALT, MANIFEST, *MADE_LATER):
+            if (run / name).is_file() and (with_audit_rows or name not in (AUDIT_ROWS, SALT)):
                 held[name] = (run / name).read_bytes()
         held[RECOMPUTE] = (Path(__file__).parent / RECOMPUTE).read_bytes()
         if contents.entries:
@@ -98,12 +98,6 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
             "--out", str(out), f"cannot be written ({problem.strerror}); choose another"
         ) from problem
     return [*held, LIST]
-
-
-def tells_counts(run: Path) -> bool:
-    """Return whether what a run's audit kept of each round is for its operator alone: it tells how many took part."""
-    result = json.loads((run / RESULT).read_bytes())
-    return result["data"] == "real" and result["seconds"] is None  # as of everything that tells who took part
 
 
 def _require_empty(out: Path) -> None:

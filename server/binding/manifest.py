@@ -12,6 +12,7 @@ from typing import Any
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.hash_chain import Head, canonical
 from ...privacy.refusal import Refusal
+from .. import noise_key
 from ..run.files import (
     ASSESSMENT,
     AUDIT_ROWS,
@@ -34,7 +35,10 @@ OF_THE_RUN = (CONFIG, SAVED, METRICS, RESULT, AUDIT_TERMS, AUDIT_ROWS, MODEL)
 # What may be made again after the run was closed: the signature over the bundle binds it.
 MADE_LATER = (REPORT, PAGE, CARD, MATERIALS, ASSESSMENT)
 BESIDE = "beside"  # key of SAVED: names of the files that the task keeps beside its model
-PUBLIC_MODE = 0o644
+PUBLIC_MODE, PRIVATE_MODE = 0o644, 0o600
+# Key under which the audit's rows are hashed where they tell how many took part: others read the manifest, and would
+# find the few numbers that fit a bare hash. It lies beside the rows, for the operator alone.
+SALT = "audit.salt"
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,29 @@ def manifest_of(folder: Path, heads: Mapping[str, Head] | None = None) -> Manife
     saved = json.loads((folder / SAVED).read_bytes())
     status = json.loads((folder / RESULT).read_bytes())["status"]
     names = (*OF_THE_RUN, *saved.get(BESIDE, ()), *MADE_LATER)
-    return Manifest(saved["run"], status, hashes(folder, names), heads or {})
+    files = hashes(folder, names)
+    if AUDIT_ROWS in files and tells_counts(folder):
+        if not (folder / SALT).exists():
+            noise_key.make(folder, SALT)
+        files[AUDIT_ROWS] = audit_hash(folder)
+    return Manifest(saved["run"], status, files, heads or {})
+
+
+def tells_counts(run: Path) -> bool:
+    """Return whether what a run's audit kept of each round is for its operator alone: it tells how many took part."""
+    result = json.loads((run / RESULT).read_bytes())
+    return result["data"] == "real" and _secret_draw(result)
+
+
+def _secret_draw(result: Mapping[str, Any]) -> bool:
+    return result["seconds"] is None  # as is everything that tells who took part
+
+
+def audit_hash(folder: Path) -> str:
+    """Return the SHA-256 of an audit's rows, behind their salt where one lies beside them, in hexadecimal."""
+    salt = folder / SALT
+    rows = (folder / AUDIT_ROWS).read_bytes()
+    return hashlib.sha256((salt.read_bytes() if salt.exists() else b"") + rows).hexdigest()
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -103,10 +129,14 @@ def sha256_of(path: Path) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a manifest beside the files that it names; it is on disk when this returns.
 
+    Where the audit's rows are the operator's alone, so is the manifest, which differs by them.
+
     Raises:
       OSError: it cannot be written.
     """
-    replace_file(folder / MANIFEST, manifest.text.encode(), PUBLIC_MODE)
+    secret = _secret_draw(json.loads((folder / RESULT).read_bytes()))
+    mode = PRIVATE_MODE if secret else PUBLIC_MODE
+    replace_file(folder / MANIFEST, manifest.text.encode(), mode)
 
 
 def read_manifest(folder: Path) -> Manifest:

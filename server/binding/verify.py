@@ -28,7 +28,7 @@ from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
 from ..run.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, REPORT, RESULT
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, Contents, Listed, read_list
-from .manifest import MADE_LATER, Manifest, read_manifest, sha256_of
+from .manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
 from .signatures import FILE as SIGNATURES
 from .signatures import SHOWN, check, read_signatures
 
@@ -265,7 +265,7 @@ def _manifest(held: Held) -> str:
         path = held.folder / name
         if name == AUDIT_ROWS and held.bundled and not path.exists():
             continue
-        if path.is_file() and sha256_of(path) == digest:
+        if path.is_file() and digest == (audit_hash(held.folder) if name == AUDIT_ROWS else sha256_of(path)):
             continue
         if name not in MADE_LATER:
             raise Wrong(f"{name} is {'not the file that the run left' if path.exists() else 'missing'}")
