@@ -55,7 +55,8 @@ class Round:
 
     `choices` is what the round went by; None without client-level privacy. `exchanges` counts messages there and back
     of secure aggregation; 0 without it. A round that was `abandoned` released nothing, and what was reserved for it
-    stays spent; `cause` says why, where clients may have paid for it. `blamed` says by name what members did that no
+    stays spent; `cause` says why, where clients may have paid for it. It was `untrue` if its encrypted sum was opened and
+    cannot be one of vectors that follow the protocol. `blamed` says by name what members did that no
     client does which follows the protocol.
     """
 
@@ -70,6 +71,7 @@ class Round:
     abandoned: bool = False
     blamed: dict[str, str] = field(default_factory=dict[str, str])
     cause: str = ""
+    untrue: bool = False
 
 
 def sentence(name: str, fault: str, times: int) -> str:

@@ -184,7 +184,8 @@ def _ending(grid: PrivateGrid, state: State) -> Ending:
         return Ending(Status.COMPLETED, f"{state.round} rounds", state)
     if reasons == {BUDGET_REASON}:
         return Ending(Status.EXHAUSTED, SPENT, state)
-    return Ending(Status.FAILED, f"no client ever replied ({', '.join(sorted(reasons))})", state)
+    what = "no sum could be true" if any(done.untrue for done in grid.rounds) else "no client ever replied"
+    return Ending(Status.FAILED, f"{what} ({', '.join(sorted(reasons))})", state)
 
 
 def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Ending | None]:

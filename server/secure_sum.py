@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 
 from ..privacy.mechanisms.distributed import Words, decode_sum, sum_event, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
+from ..privacy.mechanisms.sum_bound import is_mean_too_long, longest_sum, norm_of
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Fault, Reason, Refused
 from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
@@ -49,6 +50,7 @@ from .round_terms import Answers, Mean, Round, Sum, sentence
 logger = logging.getLogger("fedveil.server")
 
 ATTEMPTS = 3  # at one round; each asks all of the cohort again
+UNTRUE = "untrue_sum"  # why members were dropped, all of them, whose sum cannot be true
 SPARED = 4  # of the nodes that a sum can spare, one in so many may be lost before its round begins
 
 
@@ -67,6 +69,7 @@ class Opened:
       nodes: the survivors.
       blamed: by node, what it did that no node does which follows the protocol, in any attempt at the round.
       cause: why nothing was opened, where the nodes may have paid for it; empty otherwise.
+      unopened: of the survivors, those whose layers of noise all stay in the sum.
     """
 
     total: Words | None = None
@@ -79,6 +82,7 @@ class Opened:
     nodes: tuple[int, ...] = ()
     blamed: dict[int, Fault] = field(default_factory=dict[int, Fault])
     cause: str = ""
+    unopened: int = 0
 
 
 class SecureSums:
@@ -250,7 +254,7 @@ class MaskedSums:
         timeout: float | None,
         coming: Callable[[], Sequence[int]],
     ) -> tuple[Round, Mean | None]:
-        """Return what the round did, and the opened mean; None where no sum was opened.
+        """Return what the round did, and the opened mean; None where no sum was opened, or one that cannot be true.
 
         Args:
           drawn: the round's cohort, canaries last.
@@ -276,6 +280,11 @@ class MaskedSums:
         seed = rotation_seed(opened.model, wanted.row)
         real = self._account.units(max(1.0, float(len(self._participants.real(opened.nodes)))))
         mean, scalars = decode_sum(opened.total, layout, opened.spec, opened.survivors, real, seed)
+        too_long = is_mean_too_long(mean, scalars, opened.spec, opened.survivors)
+        if cause := _why_untrue(opened, wanted.noise_multiplier, too_long):
+            logger.warning("round %d: %s", wanted.number, cause)
+            dropped = {**done.dropped, UNTRUE: opened.survivors}
+            return replace(done, replies=0, dropped=dropped, abandoned=True, untrue=True, cause=cause), None
         return replace(done, scalars=scalars), Mean(mean, scalars, mean, real)
 
     def _named(self, blamed: Mapping[int, Fault]) -> dict[str, str]:
@@ -286,6 +295,21 @@ class MaskedSums:
             self._faults[name] += 1
             logger.warning("%s", sentence(name, fault, self._faults[name]))
         return found
+
+
+def _why_untrue(opened: Opened, noise_multiplier: float, too_long: bool) -> str:
+    """Return in a sentence why a sum is none of vectors that follow the protocol; empty where it may be one."""
+    assert opened.total is not None and opened.spec is not None
+    found = norm_of(opened.total, opened.spec)
+    most = longest_sum(opened.spec, opened.survivors, opened.unopened, noise_multiplier)
+    if found > most:
+        cells = opened.spec.sum.cells
+        what = f"has a norm of {found / cells:.4g} clipping norms, and a true one at most {most / cells:.4g}"
+    elif too_long:
+        what = "has a mean that is longer than any update may be"
+    else:
+        return ""
+    return f"{UNTRUE}: the sum of {opened.survivors} members {what}; nothing is released, and who spoilt it cannot be told"
 
 
 # --- one attempt ------------------------------------------------------------------------------------------------
@@ -435,12 +459,13 @@ class Attempt:
         dropped = Counter(
             self._reasons.get(node, reason) for node in self.nodes if node not in set(survivors)
         )
-        total, number, cause = None, self.number + 1, ""
+        total, number, cause, unopened = None, self.number + 1, "", 0
         if isinstance(ended, Abandoned) and self._asked_for_vectors:
             cause = self._cause(ended.reason)
         if isinstance(ended, OpenedSum):
             total = ended.total
-            take_back(total, len(survivors), self.spec, map(_seeds, ended.seeds.values()))
+            taken = take_back(total, len(survivors), self.spec, map(_seeds, ended.seeds.values()))
+            unopened = len(survivors) - taken
         return Opened(
             total,
             self.spec,
@@ -451,6 +476,7 @@ class Attempt:
             exchanges,
             tuple(survivors),
             cause=cause,
+            unopened=unopened,
         )
 
     def _cause(self, reason: Reason) -> str:

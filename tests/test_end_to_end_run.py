@@ -36,6 +36,7 @@ RESULT_KEYS = {
     "reason",
     "rounds_completed",
     "rounds_abandoned",
+    "rounds_untrue",
     "models_averaged",
     "task",
     "population",

@@ -1105,6 +1105,13 @@ MUTATIONS = {
         "test_server_secure_sum.py",
         "too_few_release_nothing",
     ),
+    "an opened sum that nobody weighs": Mutation(
+        "server/secure_sum.py",
+        "if found > most:",
+        "if False:",
+        "test_server_secure_sum.py",
+        "random_words or cannot_be_true",
+    ),
     "a deal whose degree nobody checks": Mutation(
         "privacy/secagg/server.py",
         "self.blamed.update(dict.fromkeys(self._dealings.unproved(), Fault.BAD_DEAL))",

@@ -1,24 +1,41 @@
 """Secure aggregation over a grid: exact sums, retries that cost nothing, and rounds that release nothing."""
 
+import itertools
 import os
 import runpy
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedveil.client import secure_update
+from fedveil.client.private_update import SUMMED_RECORD
+from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
+from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.distributed import decode_sum
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.messages import read_any
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.privacy.secagg.roster import Roster
 from fedveil.privacy.secagg.transcript import Profile
-from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
+from fedveil.server.accounts import Unprotected
+from fedveil.server.participants import Participants
+from fedveil.server.private_grid import PrivateGrid
+from fedveil.server.round_terms import Mean, Round, Sum, SumPrivacy
+from fedveil.server.rounds import Loop, State, Status, run_rounds
+from fedveil.server.secure_sum import ATTEMPTS, UNTRUE, MaskedSums, Opened, SecureSums
+from fedveil.strategies.cohorts import All
 from fedveil.strategies.identity import FIRST_NODE
+from fedveil.strategies.registry import make_strategy
 from fedveil.strategies.secure_wire import USUAL, Exchange, messages_of, read_place
+from fedveil.strategies.wire import WEIGHT, memory_arrays
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
 ASKED, CLIENTS, Clients, LAYOUT = MADE["ASKED"], MADE["CLIENTS"], MADE["Clients"], MADE["LAYOUT"]
@@ -273,3 +290,95 @@ def test_a_client_process_killed_at_any_stage_is_left_out_or_already_in(
     assert first.dropped == ({} if kept == CLIENTS else {"failed": 1})
     assert first.spec is not None and first.spec.noise_multiplier(kept - 1, kept) >= 3.0
     assert second.survivors == CLIENTS
+
+
+# --- sums that cannot be true
+
+
+def random_words(words: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, np.iinfo(words.dtype).max + 1, words.size, dtype=words.dtype)
+
+
+def no_examples(words: np.ndarray) -> np.ndarray:
+    """Return a vector of a false count, which takes everybody's examples out of the sum."""
+    return np.array([0] * (words.size - 1) + [-(2**27)]).astype(words.dtype)
+
+
+def spoilt(monkeypatch: pytest.MonkeyPatch, lie: Callable[[np.ndarray], np.ndarray] = random_words) -> None:
+    """Let one client in every round send another vector under its masks."""
+    calls, honest = itertools.count(), secure_update.encode_share
+
+    def encode(*asked, **options):
+        words, clipped = honest(*asked, **options)
+        words = lie(words) if next(calls) % CLIENTS == 2 else words
+        return words, clipped
+
+    monkeypatch.setattr(secure_update, "encode_share", encode)
+
+
+def sums_of_records(message: Message, client: int) -> Message:
+    summed = RecordDict({SUMMED_RECORD: memory_arrays(update_of(client)), "m": MetricRecord({WEIGHT: 1})})
+    return Message(summed, reply_to=message)
+
+
+def masked_sum(asked: Sum) -> tuple[Round, Mean | None]:
+    """Return what a round did: of records with noise of their own, of whole clients, or of records in the sum."""
+    grid = Clients(training=sums_of_records if asked.spec.unit_norm else None)
+    participants = Participants(grid, All(), CLIENTS)
+    sums = MaskedSums(participants, Unprotected(()), masking())
+    nodes = list(range(FIRST_NODE, FIRST_NODE + CLIENTS))
+    return sums.sum(nodes, asked, LAYOUT, None, lambda: nodes)
+
+
+RECORDS = replace(wanted(noise=3.0), spec=SumSpec(10.0, unit_norm=1.0))
+LEVELS = pytest.mark.parametrize(
+    "asked", [wanted(), wanted(noise=1.0), RECORDS], ids=["masked", "clients", "records"]
+)
+
+
+@LEVELS
+def test_a_sum_of_random_words_is_not_released(
+    asked: Sum, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoilt(monkeypatch)
+    done, mean = masked_sum(asked)
+    assert mean is None and done.abandoned and done.untrue
+    assert (done.replies, done.dropped) == (0, {UNTRUE: CLIENTS})
+    assert done.cause.startswith(UNTRUE) and "clipping norms" in done.cause and done.cause in caplog.text
+
+
+def test_a_sum_with_a_false_count_of_examples_is_not_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt(monkeypatch, no_examples)
+    done, mean = masked_sum(wanted())
+    assert mean is None and done.untrue and "longer than any update" in done.cause
+
+
+@LEVELS
+def test_a_true_sum_is_released(asked: Sum) -> None:
+    done, mean = masked_sum(asked)
+    assert mean is not None and not done.untrue and done.replies == CLIENTS
+
+
+def test_a_sum_that_cannot_be_true_stays_charged_and_leaves_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoilt(monkeypatch)
+    plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 10.0, 10, 1.0)
+    with Ledger.open(tmp_path / "l", Budget(Unit.CLIENT, 1e9, 1e-5), owner="test", simulated=True) as ledger:
+        grid = PrivateGrid(
+            Participants(Clients(), All(), CLIENTS),
+            privacy=SumPrivacy(plan, ledger),
+            randomness=Randomness(4),
+            masking=masking(),
+        )
+        strategy = make_strategy("fedavg", {})
+        start = {name: np.full(shape, 0.5, np.float32) for name, shape in LAYOUT.items()}
+        ending = run_rounds(
+            grid,
+            Loop(strategy, 2, lambda arrays, number: {}, lambda state, done, metrics: None, {}),
+            State(0, start, {}),
+        )
+        assert [done.untrue for done in grid.rounds] == [True, True]
+        assert all(np.array_equal(ending.state.arrays[name], start[name]) for name in LAYOUT)
+        assert [event.count for event in ledger.events(Adversary.MODEL)] == [2]
+        assert (ending.status, ending.reason) == (Status.FAILED, f"no sum could be true ({UNTRUE})")

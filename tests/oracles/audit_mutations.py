@@ -235,6 +235,7 @@ BEYOND: dict[str, str] = {
     "a hybrid key of X25519 alone": SERVER,
     "survivors not counted before a sum is opened": SERVER,
     "opened twice for one reservation": SERVER,
+    "an opened sum that nobody weighs": MEMBER,
     "a deal whose degree nobody checks": MEMBER,
     "a share that its holder does not check": MEMBER,
     "a complaint that is believed without a check": MEMBER,

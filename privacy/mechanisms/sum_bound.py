@@ -1,0 +1,102 @@
+"""Bound on the norm of an encrypted sum, beyond which it cannot be the sum of vectors that follow the protocol.
+
+A sum of n vectors is s + N, both weighed as they are on the lattice. Rounding included, s is no longer than n L. N is the
+sum of independent discrete Gaussians, so it is sub-Gaussian with V, the sum of their sigma^2, in every direction (module
+`sizing`). With t = log(2 / FALSE_ALARM), each of these fails with a probability of at most exp(-t):
+
+- |N|^2 <= V (d + 2 sqrt(d t) + 2 t): Hsu, Kakade and Zhang 2012, "A tail inequality for quadratic forms of subgaussian
+  random vectors", theorem 2.1 (arXiv:1110.2842). It is no more than V (sqrt(d) + sqrt(2 t))^2, what the concentration of a
+  Lipschitz function gives for Gaussians.
+- <s, N> <= |s| sqrt(2 V t), as N is sub-Gaussian in the direction of s.
+
+So |s + N|^2 <= (n L)^2 + 2 n L sqrt(2 V t) + V (d + 2 sqrt(d t) + 2 t), but in one round of 10^6.
+
+V holds the noise that is known to be there: the shares, the layers that stay closed, and those that their owners did not
+open. It also holds the most that owners who pin peers may add unseen: each survivor counts as one who vouches for
+nobody but itself. That sum is cut where one coordinate in fifty overflows, as such a sum is of no use anyhow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .private_sum import squared_norm
+from .rounding import moved_squared
+from .sizing import WEIGHT, ShareSpec
+
+FALSE_ALARM = 1e-6  # of a round whose members all follow the protocol
+OVERFLOWS = 2.3263  # standard deviations that a normal number exceeds, on either side, once in fifty
+_FLOAT_SLACK = 1e-9  # relative, of norms in float64
+
+
+def longest_sum(spec: ShareSpec, survivors: int, unopened: int, noise_multiplier: float) -> float:
+    """Return the L2 norm, in grid units, that a true sum exceeds with a probability of at most `FALSE_ALARM`.
+
+    Args:
+      spec: the round's public parameters.
+      survivors: how many vectors were added.
+      unopened: of them, those whose layers of noise all stay in the sum.
+      noise_multiplier: that members are promised, which those who pin peers make up for.
+    """
+    t, size = math.log(2 / FALSE_ALARM), spec.size
+    signal = survivors * _longest_vector(spec)
+    variance = _known_variance(spec, survivors, unopened)
+    variance += _unseen_variance(spec, survivors, variance, noise_multiplier)
+    noise = variance * (size + 2 * math.sqrt(size * t) + 2 * t)
+    return math.sqrt(signal**2 + 2 * signal * math.sqrt(2 * variance * t) + noise) * (1 + _FLOAT_SLACK)
+
+
+def _longest_vector(spec: ShareSpec) -> float:
+    if spec.sum.unit_norm is None:
+        return math.sqrt(spec.limit)
+    return math.sqrt(moved_squared(spec.sum.cells, spec.size))  # rounded once, whatever its length becomes
+
+
+def _known_variance(spec: ShareSpec, survivors: int, unopened: int) -> float:
+    return float((survivors - unopened) * spec.variance(survivors) + unopened * spec.variance(0))
+
+
+def _unseen_variance(spec: ShareSpec, survivors: int, known: float, noise_multiplier: float) -> float:
+    most = max(spec.missing_sigma(others, noise_multiplier) for others in range(spec.attendance.most))
+    useful = ((2 ** (spec.bits - 1) - 1) / OVERFLOWS) ** 2
+    return max(min(survivors * max(most, 0) ** 2, useful - known), 0.0)
+
+
+def norm_of(total: NDArray[np.uint16 | np.uint32], spec: ShareSpec) -> float:
+    """Return the L2 norm of a sum on the lattice, in grid units; a rotation does not change it.
+
+    Args:
+      total: the sum of the survivors' vectors modulo 2^bits, unmasked.
+      spec: the round's public parameters.
+    """
+    signed = np.int16 if spec.bits == 16 else np.int32
+    return math.sqrt(squared_norm(total.astype(spec.dtype, copy=False).view(signed).astype(np.float64)))
+
+
+def is_mean_too_long(
+    arrays: Mapping[str, NDArray[np.float64]], scalars: Mapping[str, float], spec: ShareSpec, survivors: int
+) -> bool:
+    """Return whether a mean by examples is longer than each of its updates may be, which no mean is.
+
+    A sum within its bound can have such a mean: a false count of examples makes what divides it small.
+
+    Args:
+      arrays: the mean update by name.
+      scalars: the mean of every scalar.
+      spec: the round's public parameters; where it does not weigh, the answer is False.
+      survivors: how many vectors were added.
+    """
+    if not spec.weighted:
+        return False
+    count = next(each for each in spec.sum.scalars if each.name == WEIGHT)
+    weights = scalars[WEIGHT] * survivors / count.bound
+    length = math.sqrt(sum(squared_norm(np.ravel(each)) for each in arrays.values()))
+    # Rounding moves each coordinate of each vector by less than one grid unit, that of the count included.
+    moved = survivors * spec.sum.step
+    most = (max(weights, 0.0) + moved / (2 * spec.sum.reach(count))) * spec.sum.update_norm
+    most += moved * math.sqrt(spec.coordinates)
+    return length * max(weights, 1 / count.bound) > most * (1 + _FLOAT_SLACK)
