@@ -1123,7 +1123,12 @@ class ServerSettings(FederationSettings):
             yield "audit.name", text + "light"
 
     def _rules_of_clients(self) -> Iterator[tuple[str, str]]:
-        """Noise that a client's own ledger cannot count before it answers."""
+        """Tell what nobody can count, and noise that a client's own ledger cannot count before it answers."""
+        if isinstance(self.privacy, RecordDistributed):
+            if self.privacy.records is None:
+                yield "privacy.records", "say how many records all clients have together, about"
+            if self.privacy.most_records is None:
+                yield "privacy.most_records", "say how many records no client has more of"
         both = isinstance(self.privacy, RecordAndClient)
         level = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
         if isinstance(level, _RecordLevel) and level.clients_per_person is not None:

@@ -53,6 +53,8 @@ def test_a_quorum_is_the_default_where_it_gives_no_claim_away(given: list[str], 
     ("given", "sentence"),
     [
         ([], "task=None: say what is to be learned"),
+        (["task=heart", "privacy=record_distributed"], "privacy.records=None: say how many records all"),
+        (["task=heart", "privacy=record_distributed"], "privacy.most_records=None: say how many records no"),
         (["task=heart", "engine=ray"], "engine='ray': is a simulation's"),
         (["task=heart", "seed=1"], "seed='1': is a simulation's"),
         (["task=heart", "resume=runs/x"], "resume='runs/x': is a simulation's"),
