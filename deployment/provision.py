@@ -190,8 +190,7 @@ def _publish(desk: Desk) -> Desk:
     """Keep what was issued, with a new number for a roster that has changed, and write all that is public."""
     register = desk.register
     if register.admitted != desk.before.admitted:
-        earlier = (*register.rosters, *([desk.before.roster().hash.hex()] if register.version else []))
-        register = replace(register, version=register.version + 1, rosters=earlier)
+        register = replace(register, version=register.version + 1, rosters=desk.before.chain)
     write_register(desk.folder / AUTHORITY / REGISTER, register)
     requirements = read_file(desk.folder / AUTHORITY / REQUIREMENTS).decode()
     write_server(desk.folder / SERVER, desk.federation, desk.authority, register)

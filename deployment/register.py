@@ -19,10 +19,11 @@ from ..configs.bundle_files import read_file
 from ..privacy.bounded_decoding import build, read_json
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
-from ..privacy.secagg.roster import Member, Roster
+from ..privacy.secagg.roster import UNKNOWN, Member, Roster
 from ..strategies.identity import FIRST_NODE
 
 FORMAT = 2
+UNCHAINED = 1  # format of before a register knew the rosters of earlier versions
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,14 @@ class Register:
         members = (Member(i.node, i.name, bytes.fromhex(i.identity), i.not_after) for i in self.admitted)
         return Roster(self.version, tuple(members), tuple(map(bytes.fromhex, self.rosters)))
 
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """Hashes of the rosters up to this version, in hexadecimal, for the next one to hold."""
+        if not self.version:
+            return ()
+        before = self.version - 1 - len(self.rosters)
+        return (*self.rosters, *[UNKNOWN.hex()] * before, self.roster().hash.hex())
+
     def having(self, issued: Issued) -> Register:
         """Return the register with this client, in the place of the one of its name."""
         others = [each for each in self.clients if each.name != issued.name]
@@ -123,7 +132,8 @@ def read_register(path: Path) -> Register:
         return Register()
     try:
         found = read_json(read_file(path))
-        if not isinstance(found, dict) or cast(dict[str, object], found).pop("format", None) != FORMAT:
+        written = cast(dict[str, object], found).pop("format", None) if isinstance(found, dict) else None
+        if written not in (UNCHAINED, FORMAT):
             raise ValueError("another version of fedveil wrote it")
         return build(Register, found)
     except ValueError as error:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -19,6 +20,7 @@ from fedveil.client.device.client_bundle import read_client_bundle, renew_roster
 from fedveil.client.device.owner_policy import POLICY_DEFAULTS, read_policy
 from fedveil.configs.bundle_files import read_toml
 from fedveil.deployment.provision import provision, revoke
+from fedveil.deployment.register import read_register
 from fedveil.links.roster_watch import followed_roster
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.ledger.book import RESERVE
@@ -27,9 +29,9 @@ from fedveil.privacy.mechanisms.sizing import ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.refusal import Refused
-from fedveil.privacy.secagg.roster import Member, Roster, read_roster, write_roster
-from fedveil.privacy.secagg.suite import public_of
-from fedveil.privacy.secagg.transcript import Profile
+from fedveil.privacy.secagg.roster import UNKNOWN, Member, Roster, read_roster, write_roster
+from fedveil.privacy.secagg.suite import public_of, sign
+from fedveil.privacy.secagg.transcript import Profile, Purpose, digest
 from fedveil.server.masking import Masking
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
@@ -63,6 +65,19 @@ def test_a_roster_follows_from_every_version_of_its_chain_and_from_no_other() ->
     for wrong in ((first.hash,), (first.hash, second.hash[:-1]), (*third.earlier, first.hash)):
         with pytest.raises(Refused, match="chain"):
             replace(third, earlier=wrong)
+
+
+def test_what_was_signed_before_there_were_chains_is_followed_by_the_next_version(tmp_path: Path) -> None:
+    """The register of version 3 did not know the rosters before, and neither did its roster."""
+    body = msgpack.packb((1, 3, [(m.node, m.name, m.public, m.not_after) for m in PEOPLE]))
+    old = read_roster(msgpack.packb((body, sign(KEY, digest(Purpose.ROSTER), body))), public_of(KEY))
+    assert (old.version, old.members, old.earlier) == (3, PEOPLE, ())
+    kept = {"format": 1, "version": 3, "clients": [], "server": "", "hosts": []}
+    (tmp_path / "register.json").write_text(json.dumps(kept))
+    register = read_register(tmp_path / "register.json")
+    assert register.chain == (UNKNOWN.hex(), UNKNOWN.hex(), Roster(3, ()).hash.hex())
+    following = Roster(4, PEOPLE[:2], (UNKNOWN, UNKNOWN, old.hash))
+    assert following.follows(old) and not following.follows(Roster(2, PEOPLE))
 
 
 # --- a device ------------------------------------------------------------------------------------------------------

@@ -70,7 +70,10 @@ def test_the_first_command_makes_the_same_configuration() -> None:
     words = shlex.split(commands_of(run)[0])
     assert words[:2] == ["fedveil", "simulate"] and len(words) < 20
     again = dict(flat(resolved(compose_overrides(words[2:]).config)))
-    assert again == dict(flat(run.config))
+    kept = dict(flat(run.config))  # keys have been added since
+    assert {key: again[key] for key in kept} == kept and {again[key] for key in again.keys() - kept} <= {
+        "null"
+    }
 
 
 def test_a_server_is_named_where_it_served(tmp_path: Path) -> None:

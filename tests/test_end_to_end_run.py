@@ -33,6 +33,7 @@ PRIVATE = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null")
 
 RESULT_KEYS = {
     "status",
+    "blamed",
     "reason",
     "rounds_completed",
     "rounds_abandoned",

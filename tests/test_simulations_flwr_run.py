@@ -98,6 +98,7 @@ def test_flwr_run_trains_the_model_that_fedveil_simulate_trains(
 
 @needs_ray
 @finds_superlink
+@pytest.mark.campaign
 def test_an_app_of_ones_own_finds_its_budget_from_any_folder(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

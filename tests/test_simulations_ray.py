@@ -99,6 +99,7 @@ def test_ray_and_the_in_process_engine_train_the_same_model_bit_for_bit(tmp_path
     assert told == also and any(json.loads(line)["dropped"] for line in told)
 
 
+@pytest.mark.campaign
 def test_a_strategy_object_on_ray_combines_as_in_one_process() -> None:
     """The strategy stays in the process that called; only the clients' app goes to Ray's workers."""
     strategy = Halving(fraction_evaluate=0.0)
@@ -194,6 +195,7 @@ def answered(grid: FlowerGrid, node: int, seconds: float) -> bool:
     return False
 
 
+@pytest.mark.campaign
 def test_a_worker_that_is_killed_costs_a_message_and_is_replaced(tmp_path: Path) -> None:
     app, note = ClientApp(), tmp_path / "killed"
 

@@ -19,6 +19,8 @@ from .suite import KEY_BYTES, SIGNATURE_BYTES, sign, verify
 from .transcript import HASH_BYTES, Purpose, digest
 
 _FORMAT = 2
+_UNCHAINED = 1  # format of rosters that were signed before they held a chain
+UNKNOWN = bytes(HASH_BYTES)  # in the place of the hash of a version that was signed so long ago
 _CONTEXT = digest(Purpose.ROSTER)
 
 
@@ -44,7 +46,8 @@ class Roster:
     Attributes:
       version: counts from 1.
       members: by ascending node.
-      earlier: hashes of the versions before, the first one's first; empty where there is no chain, as in a simulation.
+      earlier: hashes of the versions before, the first one's first, `UNKNOWN` for those of before there were chains;
+        empty where there is no chain, as in a simulation.
 
     Raises:
       Refused: MALFORMED when members are unordered, or two of them share a node or a key, or the chain is of another
@@ -130,7 +133,10 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
     if len(signature) != SIGNATURE_BYTES:
         raise Refused(Reason.MALFORMED, f"a signature is not {SIGNATURE_BYTES} bytes long")
     verify(authority_public, _CONTEXT, body, signature)
-    number, version, earlier, entries = _exactly(_unpack(body), (int, int, tuple, tuple))
+    fields = _unpack(body)
+    if isinstance(fields, tuple) and fields[:1] == (_UNCHAINED,):
+        fields = (_FORMAT, *cast(tuple[object, ...], fields)[1:2], (), *cast(tuple[object, ...], fields)[2:])
+    number, version, earlier, entries = _exactly(fields, (int, int, tuple, tuple))
     if number != _FORMAT:
         raise Refused(Reason.MALFORMED, f"roster format {number} is not known")
     members = tuple(Member(*_exactly(entry, (int, str, bytes, int))) for entry in entries)
