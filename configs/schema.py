@@ -67,6 +67,8 @@ class _Task(Group):
     """With plain SGD."""
     clipping_norm: Positive = 1.0
     """Of one client's update."""
+    longest_update: Positive = 100.0
+    """Norm that its honest updates do not reach without client-level privacy, by which encryption alone clips them."""
     data_id: (
         Annotated[
             str,
@@ -753,7 +755,8 @@ class SecaggSettings(Group):
     collusion: Share = 0.1
     """Share of a cohort that may work for the server."""
     clipping_norm: Positive = 100.0
-    """Of an update where no client-level privacy clips it: the range of what a sum holds."""
+    """Of an update where no client-level privacy clips it: the range of what a sum holds. The configuration takes the
+    task's longest_update."""
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Not all numbers name a suite."""

@@ -36,6 +36,7 @@ OF_TASK = {
     "step_learning_rate",
     "local_epochs",
     "clipping_norm",
+    "longest_update",
 }
 TARGET = {
     "task/custom": {"target": "mine:Task"},
@@ -160,6 +161,18 @@ def test_rules_between_keys_are_told_all_at_once_when_the_fields_are_good() -> N
     with pytest.raises(Refusal) as refused:
         settings_from_overrides([*wrong, "num_rounds=0"])
     assert "num_rounds=0" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "norm"), [(["task=heart"], 5.0), (["task=digits"], 50.0), (["task.longest_update=7"], 7.0)]
+)
+@pytest.mark.parametrize("secagg", ["masked", "auto"])
+def test_encryption_alone_clips_to_what_the_task_plans(asked: list[str], norm: float, secagg: str) -> None:
+    masked = settings_from_overrides(["privacy=none", f"secagg={secagg}", *asked]).secagg
+    assert isinstance(masked, schema.SecaggSettings) or masked is None
+    dumped = compose_overrides(["privacy=none", f"secagg={secagg}", *asked]).config
+    assert dumped.secagg.clipping_norm == norm
+    assert masked is None or masked.clipping_norm == norm
 
 
 def test_a_dump_is_the_group_of_the_file() -> None:
