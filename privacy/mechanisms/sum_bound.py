@@ -95,8 +95,7 @@ def is_mean_too_long(
     count = next(each for each in spec.sum.scalars if each.name == WEIGHT)
     weights = scalars[WEIGHT] * survivors / count.bound
     length = math.sqrt(sum(squared_norm(np.ravel(each)) for each in arrays.values()))
-    # Rounding moves each coordinate of each vector by less than one grid unit, that of the count included.
-    moved = survivors * spec.sum.step
-    most = (max(weights, 0.0) + moved / (2 * spec.sum.reach(count))) * spec.sum.update_norm
-    most += moved * math.sqrt(spec.coordinates)
+    # Rounding moves each vector by at most sqrt(d) grid units, which a rotation may bring into any coordinate.
+    moved = survivors * math.sqrt(spec.size) * spec.sum.step
+    most = (max(weights, 0.0) + moved / (2 * spec.sum.reach(count))) * spec.sum.update_norm + moved
     return length * max(weights, 1 / count.bound) > most * (1 + _FLOAT_SLACK)
