@@ -184,8 +184,10 @@ def _ending(grid: PrivateGrid, state: State) -> Ending:
         return Ending(Status.COMPLETED, f"{state.round} rounds", state)
     if reasons == {BUDGET_REASON}:
         return Ending(Status.EXHAUSTED, SPENT, state)
-    what = "no sum could be true" if any(done.untrue for done in grid.rounds) else "no client ever replied"
-    return Ending(Status.FAILED, f"{what} ({', '.join(sorted(reasons))})", state)
+    told = ", ".join(sorted(reasons))
+    if any(done.untrue for done in grid.rounds):
+        return Ending(Status.FAILED, f"no sum could be true ({told})", state)
+    return Ending(Status.FAILED, f"no client ever replied ({told})", state)
 
 
 def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Ending | None]:

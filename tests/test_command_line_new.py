@@ -17,7 +17,14 @@ def test_every_template_has_a_command_and_a_test() -> None:
     assert all((TEMPLATES / kind / "test_project.py").exists() for kind in COMMANDS)
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
+# Tables and scikit-learn take the longest.
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.campaign if kind in ("csv", "sklearn") else ())
+        for kind in COMMANDS
+    ],
+)
 def test_a_project_runs_and_its_test_passes(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -300,7 +300,7 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
     counts = {
         "invited": done.invited,
         "replies": done.replies,
-        "dropped": done.dropped,
+        "dropped": dict(sorted(done.dropped.items())),  # whoever's reply came first
         "clipped_again": done.clipped_again,
     }
     if not federation.keeps_counts:
@@ -564,4 +564,4 @@ def _summed_drops(history: list[dict[str, Any]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for row in history:
         total.update(row["dropped"] or {})
-    return dict(total)
+    return dict(sorted(total.items()))
