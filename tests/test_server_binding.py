@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import fedveil.server.run.run  # noqa: F401 (before any fork, so that children need not import it)
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
+from fedveil.privacy.refusal import Refusal
 from fedveil.server.binding.manifest import Manifest, manifest_of, read_manifest, write_manifest
 from fedveil.server.run import run_folder
 from fedveil.server.run.close import close_again
@@ -205,3 +207,12 @@ def test_a_manifest_tells_others_nothing_of_who_took_part(finished: Path, tmp_pa
     assert manifest.files == manifest_of(run).files
     assert manifest.files["audit.npy"] == hashlib.sha256((run / "audit.salt").read_bytes() + rows).hexdigest()
     assert not any((run / name).stat().st_mode & 0o077 for name in ("manifest.json", "audit.salt"))
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../ledger", "sub/model.safetensors", ".."])
+def test_a_manifest_names_nothing_outside_its_folder(finished: Path, tmp_path: Path, name: str) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    manifest = read_manifest(run)
+    write_manifest(run, replace(manifest, files={**manifest.files, name: "0" * 64}))
+    with pytest.raises(Refusal, match="no name of a file in the folder"):
+        read_manifest(run)

@@ -12,8 +12,8 @@ from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
 from ...privacy.refusal import Refusal
-from ..run.files import AUDIT_ROWS, MANIFEST
-from .manifest import MADE_LATER, PUBLIC_MODE, SALT, Manifest, hashes
+from ...reports.files import AUDIT_ROWS, MANIFEST
+from .manifest import MADE_LATER, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
 from .signatures import FILE as SIGNATURES
 from .signatures import Signature, SigningKey, check, read_signatures, signatures_text, signed
 
@@ -118,9 +118,8 @@ def read_list(folder: Path) -> Listed:
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}")
         close = None if found["close"] is None else Head(int(found["close"][0]), str(found["close"][1]))
-        listed = Listed(
-            str(found["run"]), close, {str(name): str(each) for name, each in found["files"].items()}
-        )
+        files = in_the_folder({str(name): str(each) for name, each in found["files"].items()})
+        listed = Listed(str(found["run"]), close, files)
         if listed.text != text:
             raise ValueError("it is not in canonical form")
     except FileNotFoundError:

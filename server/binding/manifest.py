@@ -12,8 +12,7 @@ from typing import Any
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.hash_chain import Head, canonical
 from ...privacy.refusal import Refusal
-from .. import noise_key
-from ..run.files import (
+from ...reports.files import (
     ASSESSMENT,
     AUDIT_ROWS,
     AUDIT_TERMS,
@@ -28,6 +27,7 @@ from ..run.files import (
     RESULT,
     SAVED,
 )
+from .. import noise_key
 
 FORMAT = "fedveil manifest 1"
 # What a run itself leaves; OPERATOR is none of it: of what is secret and short, a hash tells too much.
@@ -120,6 +120,18 @@ def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
 
 
+def in_the_folder(files: Mapping[str, str]) -> Mapping[str, str]:
+    """Return these hashes by name.
+
+    Raises:
+      ValueError: a name leads out of the folder that holds the list.
+    """
+    for name in files:
+        if name in ("", "..") or Path(name).name != name:
+            raise ValueError(f"{name!r} is no name of a file in the folder")
+    return files
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -152,7 +164,7 @@ def read_manifest(folder: Path) -> Manifest:
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}")
         heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in found["heads"].items()}
-        files = {str(name): str(digest) for name, digest in found["files"].items()}
+        files = in_the_folder({str(name): str(digest) for name, digest in found["files"].items()})
         manifest = Manifest(str(found["run"]), str(found["status"]), files, heads)
         if manifest.text.encode() != text:
             raise ValueError("it is not in canonical form")
