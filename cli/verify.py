@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.refusal import Refusal
+from ..reports.files import CONFIG, MANIFEST, RESULT
 from ..server.binding.bundle import LIST
 from ..server.binding.signatures import FILE as SIGNATURES
 from ..server.binding.signatures import read_public
 from ..server.binding.verify import Asked, CheckLine, verify_folder
-from ..server.run.files import CONFIG, MANIFEST, RESULT
 from .ledger import known_head, ledgers_in
 from .ledger import verified as verified_ledger
 

@@ -31,13 +31,13 @@ from ..links.open_files import raise_limit
 from ..links.roster_watch import Nodes, SignedRoster, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..privacy.refusal import Refusal
+from ..reports.files import CONFIG, RESULT
 from ..server.rounds import Pace, Status
 from ..server.run.build import build, with_members
 from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
 from ..server.run.client_instructions import order_of
 from ..server.run.close import close_again
 from ..server.run.federation import Deployed, Federation
-from ..server.run.files import CONFIG, RESULT
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
 from ..strategies.run_over import RunOver, message_to
 from ..tasks.arrays import agreement_of

@@ -263,6 +263,14 @@ def _changes(report: Fields) -> str:
     return f"The ledger holds {runs} run{'' if runs == 1 else 's'} on these data, with their times and their costs."
 
 
+def _checked(ledger: Fields | None) -> str:
+    if ledger is None:
+        return "There is no ledger of all clients in this folder."
+    if ledger["verified"]["ok"]:
+        return "The ledger adds up when it is composed again."
+    return f"The ledger does not add up: {ledger['verified']['problem']}."
+
+
 def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     """Return the blocks of NIST SP 800-226's pyramid, from its top down, and what this run says to each.
 
@@ -280,15 +288,7 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
         if first is None
         else f"One {first['unit']}: {first['hides']}; neighbours by {first['adjacency']}."
     )
-    ledger, stamps = report["ledger"], report["stamps"]
-    checked = "There is no ledger of all clients in this folder."
-    if ledger is not None:
-        both = ledger["verified"]["ok"]
-        checked = (
-            "The ledger adds up when it is composed again."
-            if both
-            else f"The ledger does not add up: {ledger['verified']['problem']}."
-        )
+    stamps, checked = report["stamps"], _checked(report["ledger"])
     relies = dict.fromkeys(row["relies_on"] for row in report["privacy"] if row["relies_on"])
     trust = (
         "Relies on " + "; on ".join(relies) + "."

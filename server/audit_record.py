@@ -19,8 +19,8 @@ from ..privacy.audit.run_audit import AuditTerms, Evidence, Measured
 from ..privacy.audit.summary import Raised, Summary, summarise
 from ..privacy.budget import Adjacency
 from ..privacy.refusal import Refusal
+from ..reports.files import AUDIT_ROWS, AUDIT_TERMS
 from .auditing import ACTING, Auditor
-from .run.files import AUDIT_ROWS, AUDIT_TERMS
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from ..configs.settings import settings_from_overrides
 from ..privacy.audit.membership import Interval, auc, lira, logit, rmia, tpr_at
 from ..privacy.audit.one_run import Scores
 from ..privacy.refusal import Refusal
+from ..reports.files import MODEL
 from ..server.run.build import build
-from ..server.run.files import MODEL
 from ..tasks.arrays import load_arrays
 from ..tasks.data import Examples, data_of, held_out_of, in_tensors
 from ..tasks.mislabelled import losses_of

@@ -119,9 +119,8 @@ def test_show_tells_the_newest_run_first_and_only_what_is_wanted(
 
     budget = fv.Budget("record", 5.0, 1e-6)
     for run, purpose in (("first", "counting"), ("second", None), ("third", "billing")):
-        with Ledger.open(
-            tmp_path / "a.ledger", budget, owner="clinic", simulated=False, purpose=purpose
-        ) as ledger:
+        with Ledger.open(tmp_path / "a.ledger", budget, owner="clinic", simulated=False) as ledger:
+            ledger.purpose = purpose
             release = fv.Release("record", run, 1, "mean age", {"model": GaussianDpEvent(9.0)}, rng="system")
             ledger.reserve_new(release)
             ledger.commit(release.key)

@@ -97,6 +97,9 @@ class Ledger:
     One process at a time holds a ledger; its threads may share it. After a failed write it is closed, since
     what then is on disk is known only by reading it again.
 
+    Attributes:
+      purpose: what the releases of this process are for, in words, kept with each reservation; None says nothing.
+
     Example:
       >>> import tempfile
       >>> import fedveil as fv
@@ -118,7 +121,7 @@ class Ledger:
         self._book = book
         self._budget = budget
         self._resources = resources
-        self._purpose: str | None = None
+        self.purpose: str | None = None
         self._gate = Gate()
         self._threads = threading.RLock()
         self._pending: dict[str, None] = {}
@@ -134,7 +137,6 @@ class Ledger:
         durable: bool = True,
         expect: Head | None = None,
         wait: float = 0.0,
-        purpose: str | None = None,
     ) -> Self:
         """Open a ledger, or start it where there is none.
 
@@ -147,7 +149,6 @@ class Ledger:
           durable: whether a reservation survives a power cut, not just the end of the process.
           expect: the head that a checkpoint knows; the ledger must hold it.
           wait: seconds to wait for a process that has the ledger open.
-          purpose: what the releases of this process are for, in words; kept with each reservation.
 
         Raises:
           Refusal: not a ledger, damaged, cut short, rolled back, another's, in use, or not writable.
@@ -175,9 +176,7 @@ class Ledger:
             _require_identity(path, identity, book.identity)
             if expect is not None:
                 chain.require(expect)
-            ledger = cls(chain, lock, book, budget, stack.pop_all())
-            ledger._purpose = purpose
-            return ledger
+            return cls(chain, lock, book, budget, stack.pop_all())
 
     @property
     def path(self) -> Path:
@@ -235,7 +234,7 @@ class Ledger:
             if earlier is None:
                 budget = self._budget_for(release)
                 _require_affordable(release, budget, self._book, self._gate)
-                drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self._purpose)))
+                drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self.purpose)))
             else:
                 _require_same(release, earlier, events)
         return self._book.releases[key].entry

@@ -24,9 +24,9 @@ from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
 from ...privacy.refusal import Refusal
+from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, REPORT, RESULT
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
-from ..run.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, REPORT, RESULT
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, Contents, Listed, read_list
 from .manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
 from .signatures import FILE as SIGNATURES

@@ -18,6 +18,7 @@ from ...privacy.audit.run_audit import AuditTerms, spread_looks
 from ...privacy.audit.summary import visible_in
 from ...privacy.audit.watching import NO_MEMORY, Memory
 from ...privacy.mechanisms.randomness import KEY_BYTES
+from ...reports.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from ...strategies.cohorts import invited_size, tossed_rate
 from ...tasks.arrays import dimension_of, read_arrays
 from .. import checkpoint, noise_key
@@ -28,7 +29,6 @@ from ..rounds import Ending, State, Status
 from .audit_line import AuditLine
 from .canary_clients import audited, canary_clients, support_of
 from .federation import Federation, Run
-from .files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from .plots import draw_audit
 from .record_audit import Planted, StepScores, planted, step_scores
 

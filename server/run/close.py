@@ -9,10 +9,10 @@ from typing import Any
 
 from ...privacy.budget import Budget
 from ...privacy.ledger.ledger import Head, Ledger, read_entries
+from ...reports.files import AUDIT_KEY, RESULT, SAVED
 from .. import noise_key
 from ..binding.manifest import BESIDE, manifest_of, write_manifest
 from ..rounds import Status
-from .files import AUDIT_KEY, RESULT, SAVED
 
 # A run that is interrupted or paused goes on. One that failed may, and is then closed again.
 CLOSED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED, Status.FAILED)

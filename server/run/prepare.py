@@ -243,8 +243,8 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
         owner=federation.owner,
         simulated=simulated,
         expect=expect,
-        purpose=federation.settings.purpose,
     )
+    ledger.purpose = federation.settings.purpose
     try:
         plan = plan or _planned(run, saved, ledger)
         prior = () if simulated else tuple(ledger.events(Adversary.MODEL))

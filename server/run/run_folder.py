@@ -23,6 +23,7 @@ from ...privacy.budget import Adversary
 from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
+from ...reports.files import AUDIT_KEY, CONFIG, CURVE, METRICS, MODEL, OPERATOR, RESULT, SAVED
 from ...strategies.cohorts import invited_size
 from ...tasks.arrays import read_arrays
 from ...tasks.mislabelled import Mislabelled
@@ -38,7 +39,6 @@ from .audit import end as end_audit
 from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .close import CLOSED, close, head_before_close
 from .federation import Federation, Run
-from .files import AUDIT_KEY, CONFIG, CURVE, METRICS, MODEL, OPERATOR, RESULT, SAVED
 from .machine_time import MachineTime
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
