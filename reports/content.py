@@ -53,6 +53,7 @@ def report_of(run: RunFiles, commands: Sequence[str] = ()) -> dict[str, Any]:
         "not_covered": not_covered(run, rows, ledger),
         "ledger": ledger,
         "plan": plan_curve(run),
+        "rosters": _rosters(run.result),
         "metrics": [{"name": name, "value": value} for name, value in _final(run).items()],
         "metric": _main_metric(rounds),
         "tail": _tail(rounds),
@@ -109,6 +110,14 @@ def _clients(run: RunFiles) -> int | None:
     """Return how many clients there were; a server's configuration does not tell, and older results do not."""
     configured = None if run.deployed else run.said("population") or run.said("task", "num_clients")
     return run.result.get("population") or configured
+
+
+def _rosters(result: Fields) -> list[dict[str, Any]]:
+    """Return who could take part, a row for each roster that was in force; none in a simulation."""
+    return [
+        {name: each.get(name) for name in ("version", "hash", "round", "at", "members", "added", "removed")}
+        for each in result.get("rosters", ())
+    ]
 
 
 # --- claimed, measured, could have shown --------------------------------------------------------------------------

@@ -4,6 +4,7 @@ CONFIG = "config.yaml"  # written last, so that where it lies there is a run to 
 SAVED = "run.json"
 METRICS = "metrics.jsonl"
 OPERATOR = "operator.jsonl"  # what a trusted server alone may know of its rounds
+ROSTERS = "rosters.jsonl"  # of real clients: who could take part, from which round on
 RESULT = "result.json"
 MODEL = "model.safetensors"
 CURVE = "curve.png"

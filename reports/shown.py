@@ -23,7 +23,8 @@ def shown(value: object, form: str = "plain") -> str:
     Args:
       value: a string, a number, a bool or None; the string `"infinity"` stands for the number.
       form: `plain`, `epsilon` (of a promise: two decimals, rounded up), `decimal` (two decimals), `percent` (of a share
-        from 0 to 1), `of100` (of a share, in whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its first digits) or `day` (of a time).
+        from 0 to 1), `of100` (of a share, in whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its first digits), `day` (of a time) or `members`
+        (of a roster, each as "name fingerprint").
 
     Returns:
       The text; `UNKNOWN` for None.
@@ -53,6 +54,12 @@ def _percent(value: float) -> str:
     return f"{100 * value:.3g} %"
 
 
+def _members(value: Sequence[str]) -> str:
+    """Return members by name and the first digits of their fingerprints."""
+    parts = (each.partition(" ") for each in value)
+    return ", ".join(f"{name} ({digits[:PREFIX]})" for name, _, digits in parts) or "nobody"
+
+
 def _bytes(value: float) -> str:
     step = 0
     while value >= 1000 and step < len(_UNITS) - 1:
@@ -70,6 +77,7 @@ _FORMS: Mapping[str, Callable[[Any], str]] = {
     "bytes": _bytes,
     "hash": lambda value: str(value)[:PREFIX],
     "day": lambda value: str(value)[:10],
+    "members": _members,
 }
 
 

@@ -38,6 +38,10 @@ from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports.content import report_of
+from fedveil.reports.files import ROSTERS
+from fedveil.reports.page import page_of
+from fedveil.reports.run_files import read_run
 from fedveil.server.binding.manifest import read_manifest
 from fedveil.server.run import audit as auditing
 from fedveil.server.run import run_folder as recording
@@ -474,6 +478,18 @@ def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
     events = [json.loads(line) for line in (hearts / "server" / "server.log").read_text().splitlines()]
     told = [event for event in events if event["event"] == "roster"]
     assert told and (told[-1]["version"], told[-1]["clients"]) == (3, 6)
+    private, rosters = mode is CENTRAL, result_of(hearts)["rosters"]
+    assert [(each["version"], each["before"], each["round"]) for each in rosters] == [(1, 0, 1), (3, 1, 2)]
+    assert rosters[-1]["hash"] == read_server_bundle(hearts / "server").roster.hash.hex()
+    names = {
+        key: rosters[1][key] and [each.split()[0] for each in rosters[1][key]] for key in ("added", "removed")
+    }
+    wanted = {"added": ["basel", "utrecht"], "removed": ["boston"]}
+    assert names == ({"added": None, "removed": None} if private else wanted)
+    assert rosters[0]["members"] == (None if private else 5)
+    page = page_of(report_of(read_run(hearts / "server" / "runs" / "run-1")))
+    assert ("utrecht (" in page) != private and "boston" not in page.split("Who could take part")[0]
+    assert (hearts / "server" / "runs" / "run-1" / ROSTERS).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_roster_of_too_few_ends_the_run_in_order_and_it_goes_on_with_more(

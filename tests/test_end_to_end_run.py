@@ -54,6 +54,7 @@ RESULT_KEYS = {
     "ledger",
     "ledger_head",
     "secagg",
+    "rosters",
     "records",
     "audit",
     "folder",

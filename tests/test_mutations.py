@@ -628,6 +628,13 @@ MUTATIONS = {
         "test_deployment_bundles.py",
         "nobodys_word",
     ),
+    "a run does not tell that its members changed": Mutation(
+        "server/run/run.py",
+        "        note_roster(progress.run.folder, federation.deployed.roster, progress.state.round + 1)\n",
+        "",
+        "test_deployment_serve.py",
+        "is_new_is_so",
+    ),
     "a device takes a roster that forks": Mutation(
         "client/device/roster_changes.py",
         "if not new.follows(old):",

@@ -32,10 +32,11 @@ from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.roster import Roster, read_roster
+from ...privacy.secagg.roster_change import change_between
 from ...privacy.secagg.suite import KEY_BYTES, public_of
 from ...strategies.identity import FIRST_NODE, Identity
 from .owner_policy import POLICY_DEFAULTS, OwnerPolicy, read_policy
-from .roster_changes import change_between, check_change, note
+from .roster_changes import check_change, note
 
 logger = logging.getLogger("fedveil.client")
 

@@ -9,67 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 
 from ...privacy.bounded_decoding import Undecodable, build, read_json
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster
+from ...privacy.secagg.roster_change import RosterChange, change_between
 
 logger = logging.getLogger("fedveil.client")
 
 CHANGES, PENDING, APPROVED = "rosters.jsonl", "roster.pending.json", "roster.approved"
-SHOWN = 12  # hexadecimal digits of a fingerprint that a line of text shows
-
-
-@dataclass(frozen=True)
-class RosterChange:
-    """Change from one version of the roster to another.
-
-    Attributes:
-      version, hash: of the newer one, the hash in hexadecimal.
-      before: version of the older one.
-      members: how many the newer one has.
-      added, removed: names and fingerprints of keys, as "name fingerprint"; a member with new keys is in both.
-      at: when the device saw it (UTC).
-    """
-
-    version: int
-    hash: str
-    before: int
-    members: int
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    at: str
-
-    def __str__(self) -> str:
-        parts = [f"roster version {self.version} of {self.members} members"]
-        for word, who in (("added", self.added), ("removed", self.removed)):
-            if who:
-                parts.append(f"{word} " + ", ".join(_short(each) for each in who))
-        return "; ".join(parts) if len(parts) > 1 else f"{parts[0]}; the same members"
-
-
-def _short(member: str) -> str:
-    name, _, fingerprint = member.partition(" ")
-    return f"{name} ({fingerprint[:SHOWN]})"
-
-
-def change_between(old: Roster, new: Roster) -> RosterChange:
-    """Return what differs between two rosters."""
-    before, after = ({f"{m.name} {m.fingerprint}" for m in each.members} for each in (old, new))
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return RosterChange(
-        new.version,
-        new.hash.hex(),
-        old.version,
-        len(new.members),
-        tuple(sorted(after - before)),
-        tuple(sorted(before - after)),
-        now,
-    )
 
 
 def check_change(state: Path, old: Roster, new: Roster, *, approve: bool) -> None:

@@ -42,6 +42,7 @@ from .federation import Federation, Run
 from .machine_time import machine_time, since
 from .prepare import make_strategy_of, opened, prepare
 from .record_ledgers import record_meter
+from .rosters_in_force import note_roster
 from .run_folder import Progress
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -264,6 +265,7 @@ def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str 
     except Refusal as refusal:
         return str(refusal)
     if federation is not before and federation.deployed is not None:
+        note_roster(progress.run.folder, federation.deployed.roster, progress.state.round + 1)
         progress.run = replace(progress.run, federation=federation)
         nodes = [member.node for member in federation.deployed.roster.members]
         grid.renew(nodes, federation.masking, answers_of(federation))

@@ -42,6 +42,7 @@ from .federation import Federation, Run
 from .machine_time import MachineTime
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
+from .rosters_in_force import note_roster, told_rosters
 
 NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", "audit/")  # of the numbers in a round's line
 
@@ -151,6 +152,9 @@ def write_start(run: Run) -> None:
     try:
         write_durably(run.folder / SAVED, json.dumps(saved).encode())
         _write_beside(run, beside)
+        if run.federation.deployed is not None:
+            begun = 0 if run.checkpoint is None else run.checkpoint.round
+            note_roster(run.folder, run.federation.deployed.roster, begun + 1)
         if not (run.folder / CONFIG).exists():
             write_durably(run.folder / CONFIG, run.federation.settings.source.encode())
     except OSError as problem:
@@ -485,6 +489,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
             )
         ],
         "secagg": encryption(federation),
+        "rosters": told_rosters(run.folder, names=not federation.keeps_counts),
         "audit": None,
         "models_averaged": ending.state.average.models if ending.state.average else 1,
         "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},

@@ -177,6 +177,7 @@ BEYOND: dict[str, str] = {
     "a cohort without the owner's peers is joined": ADMISSION,
     "a changed roster does not wait for its owner": ADMISSION,
     "a server takes a roster that forks": ADMISSION,
+    "a run does not tell that its members changed": TRAIL,
     "a device takes a roster that forks": ADMISSION,
     "a policy that others may change is taken": ADMISSION,
     "strangers take a server's last open file": "a server that ends, and no number that is released",
