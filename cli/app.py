@@ -310,7 +310,8 @@ def ledger_show(
     path: Annotated[Path, Argument(metavar="PATH", help="A ledger, or a folder of ledgers.")],
     run: Annotated[str | None, Option(metavar="NAME", help="Only runs whose name begins so.")] = None,
     unit: Annotated[
-        str | None, Option(metavar="UNIT", help="Only ledgers of client, record or person.")
+        str | None,
+        Option(metavar="UNIT", help="Only ledgers of client, record, person or person_everywhere."),
     ] = None,
     purpose: Annotated[
         str | None, Option(metavar="TEXT", help="Only releases whose purpose holds this.")

@@ -63,7 +63,7 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
     unlimited = budget.target_epsilon >= UNLIMITED_EPSILON
     target = "no target" if unlimited else f"epsilon {budget.target_epsilon:g}"
     console.print(
-        f"[bold]Unit: one {plan.unit}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
+        f"[bold]Unit: one {plan.unit.replace('_', ' ')}[/bold]   {target} at delta {budget.target_delta:g}, {plan.adjacency}"
     )
     console.print(
         f"noise_multiplier {plan.noise_multiplier:.4f} (noise / {_over(federation)}), clip {plan.clipping_norm:g}, "

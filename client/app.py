@@ -75,8 +75,8 @@ class Workbench:
     given: Task | None = None
     measured: list[bool] = field(default_factory=list[bool])
     _names: dict[int, str] = field(default_factory=dict[int, str])
-    _kept: dict[tuple[int, int, int | None], Data] = field(
-        default_factory=dict[tuple[int, int, "int | None"], Data]
+    _kept: dict[tuple[int, int, Owners | None], Data] = field(
+        default_factory=dict[tuple[int, int, "Owners | None"], Data]
     )
 
     @cached_property
@@ -117,10 +117,12 @@ class Workbench:
         data, level = data_of(self.task, client), settings.record or settings.step
         if level is None or level.per_person is None:
             return data
-        key = client, level.per_person, level.clients_per_person
+        most = level.clients_per_person
+        owners = None if most is None else Owners(client, range(self.task.num_clients), most)
+        if most is not None and settings.step is not None and settings.step.node is not None:
+            owners = Owners(settings.step.node, settings.step.nodes, most)
+        key = client, level.per_person, owners
         if key not in self._kept:
-            most = level.clients_per_person
-            owners = None if most is None else Owners(client, self.task.num_clients, most)
             self._kept[key] = kept(data, level.per_person, owners)
         return self._kept[key]
 

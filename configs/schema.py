@@ -622,7 +622,7 @@ class _RecordLevel(PrivacyLevel):
     per_person: Annotated[int, Field(ge=1, le=100)] | None = None
     """Examples of one person that a client trains on at most; the promise is then per person. Null: per example."""
     clients_per_person: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Clients that train on one person at most, in a simulation; the person is then one unit. Null: one at each client."""
+    """Clients that train on one person at most; the person is then one unit. Null: one at each client."""
 
     @property
     def unit(self) -> Unit:
@@ -680,6 +680,11 @@ class RecordDistributed(_RecordLevel):
     clipping: ClassVar[Literal["fixed"]] = "fixed"
     noise_schedule: ClassVar[Literal["fixed"]] = "fixed"
     metrics_share: ClassVar[float] = 0.0
+
+    @property
+    def unit(self) -> Unit:
+        """Whose contribution is hidden: what a person contributes at all clients, at one client, or one example."""
+        return super().unit if self.clients_per_person is None else Unit.PERSON_EVERYWHERE
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Refuse what the divisor of the sum tells."""
@@ -1134,8 +1139,9 @@ class ServerSettings(FederationSettings):
                 yield "privacy.most_records", "say how many records no client has more of"
         both = isinstance(self.privacy, RecordAndClient)
         level = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
-        if isinstance(level, _RecordLevel) and level.clients_per_person is not None:
-            text = "a roster may change, and with it the clients that may train on a person; leave it null"
+        if isinstance(level, Record) and level.clients_per_person is not None:
+            text = "each client charges a ledger of its own, and nobody could add those of one person's clients; leave it "
+            text += "null, or use privacy=record_distributed"
             yield f"privacy{'.record' if both else ''}.clients_per_person", text
         record = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
         if isinstance(record, Record) and record.noise_multiplier is not None:

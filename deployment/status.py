@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..links.folder_lock import holder
+from ..privacy.budget import Unit
 from ..privacy.refusal import Refusal
 from ..server.round_terms import sentence
 from ..server.run.display import console_for
@@ -88,7 +89,7 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
 
 def _budget(row: Mapping[str, Any], refused: int) -> str:
     target = "no target" if row["target"] is None else f"{row['target']:g}"
-    if row["unit"] in ("record", "person"):
+    if row["unit"] != Unit.CLIENT:
         told = f"; in the last round {refused} said theirs is spent" if refused else ""
         return f"{row['unit']}s: each client spends at most epsilon {target} by its own ledger{told}"
     spent = row["spent"] if isinstance(row["spent"], str) else f"{row['spent']:.3f}"

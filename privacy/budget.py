@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class Unit(StrEnum):
     """Contribution that is hidden: one example of one client, all of one person's there, or all that a client contributes.
 
+    `PERSON_EVERYWHERE` is all of a person's examples at all clients together; the clients agree which of them may train on
+    the person.
+
     Example:
       >>> import fedveil as fv
       >>> fv.Unit("record") is fv.Unit.RECORD
@@ -24,6 +27,7 @@ class Unit(StrEnum):
 
     RECORD = "record"
     PERSON = "person"
+    PERSON_EVERYWHERE = "person_everywhere"
     CLIENT = "client"
 
 

@@ -21,8 +21,10 @@ HIDES = {
     "client": "everything that one client contributes",
     "record": "one example of one client",
     "person": "all examples of one person at one client",
+    "person_everywhere": "all examples of one person at all clients",
 }
-UNITS = ("client", "person", "record")
+OF_RECORDS = ("record", "person", "person_everywhere")
+UNITS = ("client", *reversed(OF_RECORDS))
 OWN_SOFTWARE = "the clients' own software"
 FEW_COLLUDE = "the clients' own software, and that few clients work for the server"
 CENTRAL = "a server that adds the noise and keeps single updates to itself"
@@ -30,9 +32,9 @@ Words = Mapping[str, Mapping[str, str]]
 RELIES_ON: Words = {
     "client_central": {"client": CENTRAL},
     "client_distributed": {"client": FEW_COLLUDE},
-    "record": dict.fromkeys(("record", "person"), OWN_SOFTWARE),
-    "record_distributed": dict.fromkeys(("record", "person"), FEW_COLLUDE),
-    "record_and_client": {**dict.fromkeys(("record", "person"), OWN_SOFTWARE), "client": CENTRAL},
+    "record": dict.fromkeys(OF_RECORDS, OWN_SOFTWARE),
+    "record_distributed": dict.fromkeys(OF_RECORDS, FEW_COLLUDE),
+    "record_and_client": {**dict.fromkeys(OF_RECORDS, OWN_SOFTWARE), "client": CENTRAL},
 }
 DP_SGD = "DP-SGD: Gaussian noise on the sum of a batch's clipped gradients, added at each client"
 ON_THE_SUM = "exact discrete Gaussian noise on the sum of the clients' clipped updates, added at the server"
@@ -41,13 +43,13 @@ MECHANISMS: Words = {
     "client_distributed": {
         "client": "shares of an exact discrete Gaussian, added by the clients to encrypted updates"
     },
-    "record": dict.fromkeys(("record", "person"), DP_SGD),
+    "record": dict.fromkeys(OF_RECORDS, DP_SGD),
     "record_distributed": dict.fromkeys(
-        ("record", "person"),
+        OF_RECORDS,
         "shares of an exact discrete Gaussian on the sum of all clients' clipped gradients, added by the clients to "
         "encrypted sums",
     ),
-    "record_and_client": {**dict.fromkeys(("record", "person"), DP_SGD), "client": ON_THE_SUM},
+    "record_and_client": {**dict.fromkeys(OF_RECORDS, DP_SGD), "client": ON_THE_SUM},
 }
 
 
@@ -153,7 +155,7 @@ def in_words(rows: Sequence[Fields], ended: bool) -> list[str]:
     if row["recognised"] > WEAK:
         kept = f"{whom} from finding out whether {row['hides']} was in the training"
         first = f"What is promised does not keep {kept}."
-    units = {"client": "clients", "person": "persons"}.get(row["unit"], "records")
+    units = {"client": "clients", "record": "records"}.get(row["unit"], "persons")
     second = (
         f"A test that wrongly suspects {FALSE_POSITIVE * 100:.0f} of 100 {units} that were not in it finds at most "
         f"{percent} of 100 that were, whatever else the tester knows."

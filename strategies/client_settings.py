@@ -122,7 +122,9 @@ class StepTerms:
       max_grad_norm: clipping norm of each example's gradient, above 0.
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       per_person: examples of one person that are drawn from at most; None draws from all.
-      clients_per_person: clients of a simulation that train on one person at most; None lets all.
+      clients_per_person: clients that train on one person at most; None lets all.
+      node, nodes: of this client and of all clients in the roster of the attempt, of which some may train on a person; None
+        and empty in a simulation, which knows clients by their numbers in the task.
       canaries: of an audit, among the clients' records.
     """
 
@@ -131,6 +133,8 @@ class StepTerms:
     gradients: str = "auto"
     per_person: int | None = None
     clients_per_person: int | None = None
+    node: int | None = None
+    nodes: tuple[int, ...] = ()
     canaries: CanaryRecords = NO_CANARY_RECORDS
 
 
@@ -244,7 +248,8 @@ class ClientSettings:
             fields["record"] = RecordPrivacy(**record)
         if fields["step"] is not None:
             canaries = CanaryRecords(**fields["step"].pop("canaries"))
-            fields["step"] = StepTerms(**fields["step"], canaries=canaries)
+            nodes = tuple(fields["step"].pop("nodes"))
+            fields["step"] = StepTerms(**fields["step"], nodes=nodes, canaries=canaries)
         if fields["encryption"] is not None:
             fields["encryption"] = Encryption(**fields["encryption"])
         if fields["canaries"] is not None:

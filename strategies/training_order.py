@@ -83,6 +83,8 @@ class RecordOrder:
       gradients: `auto`, or a name of `client.dp_sgd.train.ENGINES`; only speed differs.
       runs: such as this one, that the budget is for.
       per_person: examples of one person that train at most, the promise then being per person; None: per example.
+      clients_per_person: clients whose examples of one person are in one sum at most, of those in the attempt's roster;
+        None lets all, and promises each client's alone. Only with a rate of sampling, where the noise is all clients'.
       sample_rate: probability, in (0, 1], with which each record is drawn for one step on all clients' records, whose
         noise is what the cohort agreed on; None where each client trains by itself, with noise of its own.
 
@@ -98,6 +100,7 @@ class RecordOrder:
     gradients: str = "auto"
     runs: int = 1
     per_person: int | None = None
+    clients_per_person: int | None = None
     sample_rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -116,13 +119,24 @@ class RecordOrder:
             if self.per_person > 1 and self.adjacency is Adjacency.REPLACE_ONE:
                 remedy = "no accountant covers several examples that are exchanged"
                 raise Refusal("per_person", self.per_person, remedy)
+        if self.clients_per_person is not None:
+            _whole("clients_per_person", self.clients_per_person, MOST_PER_PERSON)
+            if self.per_person is None or self.sample_rate is None:
+                remedy = "goes with per_person and with a rate of sampling"
+                raise Refusal("clients_per_person", self.clients_per_person, remedy)
         if self.gradients not in GRADIENTS:
             raise Refusal("gradients", self.gradients, f"choose one of {', '.join(GRADIENTS)}")
 
     @property
     def budget(self) -> Budget:
         """Budget of the records."""
-        return Budget(unit_of(self.per_person), self.target_epsilon, self.target_delta, self.adjacency)
+        unit = unit_of(self.per_person, self.clients_per_person)
+        return Budget(unit, self.target_epsilon, self.target_delta, self.adjacency)
+
+    @property
+    def records_of_unit(self) -> int:
+        """How many records of one unit one sum has at most, each drawn by a coin of its own."""
+        return (self.per_person or 1) * (self.clients_per_person or 1)
 
 
 @dataclass(frozen=True)
@@ -220,9 +234,16 @@ def people_call(run: str) -> str:
     return run.partition(NEW)[0]
 
 
-def unit_of(per_person: int | None) -> Unit:
-    """Return whose contribution is hidden where so many examples of a person train at most; None: one example's."""
-    return Unit.RECORD if per_person is None else Unit.PERSON
+def unit_of(per_person: int | None, clients_per_person: int | None = None) -> Unit:
+    """Return whose contribution is hidden where so many examples of a person train at most; None: one example's.
+
+    Args:
+      per_person: at one client.
+      clients_per_person: clients that train on a person in one sum; None where each is a unit of its own.
+    """
+    if per_person is None:
+        return Unit.RECORD
+    return Unit.PERSON if clients_per_person is None else Unit.PERSON_EVERYWHERE
 
 
 def _keys(kind: type[TrainingOrder | ClientClaim | RecordOrder]) -> set[str]:

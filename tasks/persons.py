@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -63,18 +63,18 @@ class Owners:
 
     Attributes:
       client: number of the client that asks.
-      clients: number of all clients.
+      clients: numbers of all clients, the same at each of them.
       most: of them that train on one person, at least 1.
     """
 
     client: int
-    clients: int
+    clients: Collection[int]
     most: int
 
     def include(self, name: str) -> bool:
         """Return whether the client is one of those that may train on a person."""
         own = self._weight(name, self.client)
-        return sum(self._weight(name, each) > own for each in range(self.clients)) < self.most
+        return sum(self._weight(name, each) > own for each in self.clients) < self.most
 
     def _weight(self, name: str, client: int) -> bytes:
         return hashlib.blake2b(f"{client} {name}".encode(), key=KEY, digest_size=16).digest()

@@ -93,6 +93,14 @@ def test_a_device_that_is_not_there_is_refused_when_the_client_starts(bundle, mo
         read_device(replace(read, settings=replace(read.settings, task=task)))
 
 
+def test_a_person_is_trained_on_by_clients_of_the_roster_that_the_attempt_names(device):
+    together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
+    step = device.merged(replace(ORDER, privacy=Mode.RECORD_DISTRIBUTED, record=together)).step
+    roster = device.bundle.identity.roster
+    assert step is not None and step.nodes == tuple(member.node for member in roster.members)
+    assert step.node == device.bundle.identity.node and len(step.nodes) > 2
+
+
 def test_so_many_rounds_as_were_planned_are_paid_from_one_ledger_of_real_data(device):
     replies = [device.answer(asked(device, ORDER, number)) for number in (1, 2, 3, 4)]
     codes = [reply.error.code if reply.has_error() else 0 for reply in replies]

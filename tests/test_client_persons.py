@@ -1,6 +1,7 @@
 """Persons of a client's examples: who is kept, what a person's examples do to a sum, and what a run refuses and says."""
 
 import json
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -161,12 +162,12 @@ class Everywhere(Visits):
 
 def test_as_many_clients_train_on_a_person_as_the_clients_that_may():
     for name in map(str, range(50)):
-        allowed = {client for client in range(7) if Owners(client, 7, 2).include(name)}
+        allowed = {client for client in range(7) if Owners(client, range(7), 2).include(name)}
         assert len(allowed) == 2
         # A client more takes somebody's place, and changes nothing else.
-        more = {client for client in range(8) if Owners(client, 8, 2).include(name)}
+        more = {client for client in range(8) if Owners(client, range(8), 2).include(name)}
         assert more == allowed or (7 in more and len(more & allowed) == 1)
-    chosen = [sum(Owners(client, 7, 2).include(str(n)) for n in range(2000)) for client in range(7)]
+    chosen = [sum(Owners(client, range(7), 2).include(str(n)) for n in range(2000)) for client in range(7)]
     assert min(chosen) > 450 and max(chosen) < 700
 
 
@@ -260,7 +261,7 @@ def test_exchanged_persons_with_several_examples_are_refused(tmp_path):
 
 
 def test_what_was_counted_by_record_is_not_counted_by_person_and_the_other_way_round(tmp_path):
-    for number, units in enumerate((("record", "person"), ("person", "record"))):
+    for number, units in enumerate(permutations(("record", "person", "person_everywhere"), 2)):
         first, other = (fv.Budget(unit, 1.0, 1e-6) for unit in units)
         path = tmp_path / f"{number}.ledger"
         fv.Ledger.open(path, first, owner="clinic", simulated=False).close()
@@ -290,6 +291,28 @@ def test_what_a_person_loses_at_two_clients_is_what_both_ledgers_hold_together(t
     events = [event for path in ledgers for event in read_events(path, fv.Adversary.MODEL)]
     assert found["person"] >= epsilon(events, found["delta"], interval=GATE_INTERVAL) > max(found["epsilon"])
     assert found["outside"].startswith("nobody: at most 2 clients")
+
+
+class RosteredVisits(Everywhere):
+    """The same four clients, whose data nobody declares simulated."""
+
+    simulated, data_id, held_out_public = False, "visits", True
+
+
+def test_real_data_on_one_machine_go_on_with_the_bound_on_clients_that_their_ledger_began_with(tmp_path):
+    """A ledger that counted a person at one client says nothing of one who is at several."""
+    asked = {"name": "record_distributed", "target_epsilon": 4.0, "per_person": 2, "records": 52}
+    given = {"cohort": "all", "num_rounds": 1, "quiet": True, "ledger": {"dir": str(tmp_path / "ledgers")}}
+
+    def run(name, **more):
+        task = RosteredVisits()
+        privacy = {**asked, "most_records": 13, **more}
+        return fv.simulate(task, privacy=privacy, folder=tmp_path / name, **given)
+
+    first = run("one", clients_per_person=2)
+    assert {row["unit"] for row in result_of(first)["privacy"]} == {"person_everywhere"}
+    with pytest.raises(Refusal, match="counts what one person_everywhere has lost"):
+        run("two")
 
 
 def test_a_bound_on_clients_without_one_on_examples_is_refused(tmp_path):

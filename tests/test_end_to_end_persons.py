@@ -46,18 +46,23 @@ def test_three_real_clients_charge_their_ledgers_by_person(mode: str, tmp_path: 
         if mode == "record"
         else ["privacy.sample_rate=0.3", "privacy.records=360", "privacy.most_records=120"]
     )
-    code, said = processes.ended("server", "visits/server", *own, "privacy.clients_per_person=2")
-    assert code == 2 and "a roster may change, and with it the clients that may train on a person" in said
+    everywhere = "privacy.clients_per_person=2"
+    if mode == "record":
+        code, said = processes.ended("server", "visits/server", *own, everywhere)
+        assert code == 2 and "nobody could add those of one person's clients" in said
+    else:
+        own.append(everywhere)
+    unit = "person" if mode == "record" else "person_everywhere"
     clients = [processes.start("client", "start", f"visits/clients/{name}", "--once") for name in NAMES]
     assert "completed: 2 rounds" in processes.ran("server", "visits/server", *own)
     assert [client.wait(timeout=60) for client in clients] == [0, 0, 0]
     (result,) = (tmp_path / "visits" / "server" / "runs").glob("*/result.json")
-    assert {row["unit"] for row in json.loads(result.read_text())["privacy"]} == {"person"}
+    assert {row["unit"] for row in json.loads(result.read_text())["privacy"]} == {unit}
     for name in NAMES:
         (ledger,) = (tmp_path / "visits" / "clients" / name).rglob("*.ledger")
         opened, *entries = read_entries(ledger)
         found = verify(ledger)
         assert found.ok and 0.5 < (found.epsilon or 0) <= 8
-        assert json.loads(opened.payload)["unit"] == "person"
+        assert json.loads(opened.payload)["unit"] == unit
         # Two of a patient's rows, each drawn by its own coin, count together.
         assert any("Mixture" in entry.payload for entry in entries if entry.kind == "reserve")

@@ -201,6 +201,13 @@ MUTATIONS = {
         "test_client_persons.py",
         "counts_a_persons",
     ),
+    "a device charges a person at two clients as at one": Mutation(
+        "strategies/training_order.py",
+        "return (self.per_person or 1) * (self.clients_per_person or 1)",
+        "return self.per_person or 1",
+        "test_strategies_training_order.py",
+        "several_clients",
+    ),
     "every client trains on a person that two may": Mutation(
         "tasks/persons.py",
         "    if owners is not None:\n",
@@ -210,7 +217,7 @@ MUTATIONS = {
     ),
     "a ledger of records goes on as one of persons": Mutation(
         "privacy/ledger/book.py",
-        "if {found, wanted} == {Unit.RECORD.value, Unit.PERSON.value}:",
+        "if found in BOUNDS and wanted in BOUNDS and found != wanted:",
         "if False:",
         "test_client_persons.py",
         "counted_by_record",

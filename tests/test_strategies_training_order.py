@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedveil.configs.group import schema_of
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.schema import SimulationSettings
-from fedveil.privacy.budget import Adjacency
+from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies import training_order
 from fedveil.strategies.training_order import (
@@ -34,6 +34,12 @@ ORDERS = (
     TrainingOrder(
         "r", Mode.RECORD_DISTRIBUTED, LocalTraining(0.1, 1, 10), record=replace(RECORD, sample_rate=0.1)
     ),
+    TrainingOrder(
+        "r",
+        Mode.RECORD_DISTRIBUTED,
+        LocalTraining(0.1, 1, 10),
+        record=replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2),
+    ),
 )
 
 
@@ -43,6 +49,14 @@ def test_an_order_is_read_back_as_it_was_written(order):
     again = TrainingOrder.from_json(text)
     assert again == order and again.to_json() == text
     assert read_order(RecordDict({"config": ConfigRecord({ORDER_KEY: text, "lr": 1.0})})) == order
+
+
+def test_a_person_at_several_clients_is_one_unit_of_their_sum_alone():
+    wide = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
+    assert (wide.budget.unit, wide.records_of_unit) == (Unit.PERSON_EVERYWHERE, 6)
+    for change in ({"sample_rate": None}, {"per_person": None}):
+        with pytest.raises(Refusal, match="clients_per_person=2: goes with per_person and with a rate"):
+            replace(wide, **change)
 
 
 def test_the_words_are_those_of_the_configuration():

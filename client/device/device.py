@@ -191,7 +191,15 @@ class Device:
         if asked is None:
             return settings
         if asked.sample_rate is not None:
-            step = StepTerms(asked.sample_rate, asked.max_grad_norm, asked.gradients, asked.per_person)
+            step = StepTerms(
+                asked.sample_rate,
+                asked.max_grad_norm,
+                asked.gradients,
+                asked.per_person,
+                asked.clients_per_person,
+                self.bundle.identity.node,
+                tuple(member.node for member in self.bundle.identity.roster.members),
+            )
             return replace(settings, step=step)
         if self.count is not None and not self.count(asked.per_person):
             if order.privacy is Mode.RECORD:

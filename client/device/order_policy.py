@@ -81,7 +81,7 @@ def accepted(
     if terms is not None and record is not None and record.sample_rate is not None:
         from ...strategies.record_plan import PoissonBatches  # dp_accounting, which other modes do without
 
-        sampling = PoissonBatches(record.sample_rate, 1, of_unit=record.per_person or 1)
+        sampling = PoissonBatches(record.sample_rate, 1, of_unit=record.records_of_unit)
         event = sampling.event(gaussian_event(terms.noise_multiplier))
         return order, Charged(event, tuple(Adversary), record.budget)
     if terms is not None and order.privacy is Mode.CLIENT_DISTRIBUTED:

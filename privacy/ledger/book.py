@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 VERSION = 1
 OPEN, RESERVE, COMMIT, VOID, NOTE, CLOSE = "open", "reserve", "commit", "void", "note", "close"
 # The time is the last key of a canonical payload.
+BOUNDS = {  # what a ledger was counted with, so that another may go on with it
+    Unit.RECORD.value: "leave out privacy.per_person",
+    Unit.PERSON.value: "set privacy.per_person, without clients_per_person,",
+    Unit.PERSON_EVERYWHERE.value: "set privacy.clients_per_person",
+}
 BUDGETED = re.compile(r'"budget":{[^}]*}')
 TIMED = re.compile(r'(.*),"time":"[0-9T:+-]*"}')
 
@@ -288,7 +293,7 @@ def unit_of(path: Path) -> str | None:
 
 
 def require_unit(path: Path, found: str | None, wanted: str) -> None:
-    """Refuse to count by person what was counted by record, or the other way round.
+    """Refuse to count by person what was counted by record, by person everywhere what was counted at one client, and back.
 
     What a record lost says nothing of a person who has several; and a record more would break what a person was promised.
 
@@ -300,9 +305,8 @@ def require_unit(path: Path, found: str | None, wanted: str) -> None:
     Raises:
       Refusal: both hide records, and differ.
     """
-    if {found, wanted} == {Unit.RECORD.value, Unit.PERSON.value}:
-        change = "set privacy.per_person" if found == Unit.PERSON.value else "leave out privacy.per_person"
-        remedy = f"counts what one {found} has lost, from which nobody knows what one {wanted} has; {change} as before"
+    if found in BOUNDS and wanted in BOUNDS and found != wanted:
+        remedy = f"counts what one {found} has lost, from which nobody knows what one {wanted} has; {BOUNDS[found]} as before"
         raise Refusal("ledger", str(path), remedy)
 
 

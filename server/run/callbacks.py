@@ -40,7 +40,7 @@ class RunStart:
       title: one line that says what runs.
       folder: of its files.
       num_rounds: the last round's number.
-      budgets: target epsilon by unit ("client", "record", "person"); None where there is no target.
+      budgets: target epsilon by unit ("client", "record", "person", "person_everywhere"); None where there is no target.
       config: the keys of its configuration, as groups of keys.
       rows: the rounds that are finished already, each a line of metrics.jsonl.
       audit: so far; None where there is none.
@@ -68,7 +68,7 @@ class RoundEnd:
     Attributes:
       round: its number, from 1.
       metrics: of the released model on the held-out examples.
-      epsilon: spent so far by unit ("client", "record", "person"); `math.inf` where nothing is hidden.
+      epsilon: spent so far by unit ("client", "record", "person", "person_everywhere"); `math.inf` where nothing is hidden.
       row: the line of metrics.jsonl.
       model: the released model's arrays by name; they cannot be written.
       audit: so far; None where there is none.

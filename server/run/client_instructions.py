@@ -72,7 +72,7 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
             together.gradients,
             together.per_person,
             together.clients_per_person,
-            _canaries_of_a_step(federation, together),
+            canaries=_canaries_of_a_step(federation, together),
         )
         return replace(settings, step=terms)
     if federation.record is None or federation.deployed is not None:
@@ -308,6 +308,7 @@ def _record_order(federation: Federation) -> RecordOrder | None:
             together.adjacency,
             gradients=together.gradients,
             per_person=together.per_person,
+            clients_per_person=together.clients_per_person,
             sample_rate=together.sample_rate,
         )
     if record is None:

@@ -308,14 +308,15 @@ class Federation:
         """How many clients train on one person at most; None where that is not bounded."""
         level = self.record or self.together
         most = None if level is None else level.clients_per_person
-        return None if most is None else min(most, self.num_clients)
+        # A roster may grow while a run goes on, and what one sum may hold of a person is charged before it does.
+        return most if most is None or self.deployed is not None else min(most, self.num_clients)
 
     def data_of(self, client: int) -> Data:
         """Return what a client trains on: its data, without the examples that a person has too many of."""
         owners = (
             None
             if self.clients_per_person is None
-            else Owners(client, self.num_clients, self.clients_per_person)
+            else Owners(client, range(self.num_clients), self.clients_per_person)
         )
         return kept(data_of(self.task, client), self.per_person, owners)
 

@@ -119,11 +119,6 @@ def _check_other_mode(federation: Federation) -> None:
     """
     if not _charges_records(federation):
         return
-    if federation.together is not None and federation.clients_per_person is not None:
-        remedy = (
-            "a ledger of real records does not tell for how many clients it counted a person; leave it null"
-        )
-        raise Refusal("privacy.clients_per_person", federation.clients_per_person, remedy)
     known = data_sets.read_data_sets(ledger_home(federation.settings.ledger_dir))
     told = known.get(federation.data_id, data_sets.DataSet())
     data_sets.require_records(told, _charging(federation))

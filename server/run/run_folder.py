@@ -19,7 +19,7 @@ from ...configs.schema import CustomTask
 from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.adaptation import Choices
-from ...privacy.budget import Adversary
+from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
@@ -274,7 +274,9 @@ def record_round(
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.get("client")),
-        "epsilon_record": _spelled(epsilons.get("record", epsilons.get("person"))),
+        "epsilon_record": _spelled(
+            next((spent for unit, spent in epsilons.items() if unit != Unit.CLIENT), None)
+        ),
         **(audit.auditor.columns(done.number) if audit else {}),
     }
     progress.history.append(row)

@@ -130,7 +130,7 @@ def warnings_for(federation: Federation, plan: Plan, budget: Budget) -> list[str
         sentences.append(simulated if federation.masking is None else _trust(federation, clients))
     else:
         sentences.append("Client sampling hides no record: it shows in messages and models who took part.")
-    if plan.unit == "person":
+    if plan.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
         most = federation.per_person
         of_each = "one example" if most == 1 else f"{most} examples"
         sentences.append(f"A client trains on at most {of_each} of one person. {_at_clients(federation)}")
