@@ -23,7 +23,7 @@ from ..configs.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.sum_spec import Scalar
+from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.plan import Plan
 from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
@@ -142,7 +142,7 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
         private = PrivateGrid(
             Participants(grid, cohort, size.clients),
             privacy=None if workload in IDLE else SumPrivacy(plan, ledger, _METRICS_SHARE),
-            scalars=(Scalar(TRAIN_LOSS, _LOSS_BOUND),),
+            segments=(Segment(TRAIN_LOSS, _LOSS_BOUND),),
             randomness=Randomness(_SEED),
         )
         loop = Loop(strategy, size.rounds + 1, _unmeasured, after_round, {})

@@ -19,6 +19,7 @@ from ..strategies.flower_adapter import records_of
 from ..strategies.wire import DROP_REASONS, FAILED, layout_of, only_arrays, read_spec, reply_with, view
 
 SUMMED_RECORD = "fedveil.summed"  # of an app's reply: what it adds to a sum of records
+SEGMENTS_RECORD = "fedveil.segments"  # of an app's reply: its part of the segments with a shape, by name
 
 logger = logging.getLogger("fedveil.client")
 
@@ -79,7 +80,7 @@ def private_update(
             if reply.has_error():
                 raise NotTrained(reply.error.code)
             update = update_of(reply, received, spec)
-            vector, _ = encode(update, scalars_of(reply), spec)
+            vector, _ = encode(update, values_of(reply), spec)
     except NotTrained as said:
         return Message(Error(said.code, "the client did not train"), reply_to=message)
     except Exception:
@@ -103,8 +104,11 @@ def update_of(
       KeyError: an array is missing, or records are summed and the app is not made for it.
       ValueError: an array has another shape.
     """
+    if not layout_of(received):  # a question, which has no update
+        return {}
     if spec.unit_norm is None:
-        return difference(only_arrays(reply.content), received)
+        arrays = RecordDict({k: v for k, v in reply.content.items() if k != SEGMENTS_RECORD})
+        return difference(only_arrays(arrays), received)
     summed = cast(ArrayRecord, reply.content[SUMMED_RECORD])
     return {name: cast(NDArray[np.floating], view(summed[name])) for name in layout_of(received)}
 
@@ -130,9 +134,10 @@ def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str,
     return update
 
 
-def scalars_of(reply: Message) -> dict[str, float]:
-    """Return every metric of a reply that is a number."""
-    values: dict[str, float] = {}
+def values_of(reply: Message) -> dict[str, float | NDArray[np.floating]]:
+    """Return what a reply says of the segments beside the update: every metric that is a number, and shaped parts."""
+    values: dict[str, float | NDArray[np.floating]] = {}
     for record in records_of(reply.content, MetricRecord).values():
         values |= {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
-    return values
+    parts = records_of(reply.content, ArrayRecord).get(SEGMENTS_RECORD, ArrayRecord())
+    return values | {name: cast(NDArray[np.floating], view(part)) for name, part in parts.items()}

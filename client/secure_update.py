@@ -36,7 +36,7 @@ from ..strategies.secure_wire import (
     task_hash,
 )
 from ..strategies.wire import FAILED, only_arrays
-from .private_update import Charge, NotTrained, scalars_of, uncharged, update_of
+from .private_update import Charge, NotTrained, uncharged, update_of, values_of
 
 logger = logging.getLogger("fedveil.client")
 
@@ -196,7 +196,7 @@ class TrainingJob:
             update = update_of(reply, received, spec.sum)
             stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
             layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
-            words, _ = encode_share(update, scalars_of(reply), spec, stream, seed, layers)
+            words, _ = encode_share(update, values_of(reply), spec, stream, seed, layers)
             if noise.sigma:
                 add_further_noise(words, noise.sigma, stream)
             return cast(Vector, words), openings(spec, layers)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from .budget import Budget
 from .mechanisms.adaptive_clipping import AdaptiveClipping
 from .mechanisms.private_sum import UNCLIPPED
-from .mechanisms.sum_spec import Scalar
+from .mechanisms.sum_spec import Segment
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class Adaptation:
         assert plan.noise_multiplier is not None
         return Choices(plan.clipping_norm, self.noise.first if self.noise else plan.noise_multiplier)
 
-    def scalars(self, plan: Plan, expected_size: float) -> tuple[Scalar, ...]:
-        """Return the scalars that the choices need beside the metrics, in a round that goes by `plan`.
+    def segments(self, plan: Plan, expected_size: float) -> tuple[Segment, ...]:
+        """Return the segments that the choices need beside the metrics, in a round that goes by `plan`.
 
         Args:
           plan: of the round.

@@ -141,6 +141,8 @@ class Release:
         releases said.
       cohort: the clients that were drawn, where later draws must know; public, and kept with the
         reservation.
+      segments: names of the parts of the vector that leaves, each with its purpose; kept with the reservation.
+      kind: None for a round of training; `question` for a sum that has no update.
 
     Raises:
       Refusal: a word is unknown, or no adversary is named.
@@ -160,6 +162,8 @@ class Release:
     rng: str
     filter_order: float | None = None
     cohort: tuple[int, ...] | None = None
+    segments: Mapping[str, str] | None = None
+    kind: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", word(Unit, "unit", self.unit))

@@ -16,7 +16,7 @@ from ..privacy.adaptation import Choices
 from ..privacy.audit.watching import Released
 from ..privacy.budget import Release, Unit
 from ..privacy.mechanisms.private_sum import Vector
-from ..privacy.mechanisms.sum_spec import Scalar, SumSpec, cells_for
+from ..privacy.mechanisms.sum_spec import TRAINING, UPDATE, Segment, SumSpec, cells_for
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..strategies.cohorts import Cohort
@@ -35,8 +35,8 @@ class Unprotected:
     choices: Choices | None = None
     noise = 0.0
 
-    def __init__(self, scalars: tuple[Scalar, ...]) -> None:
-        self._spec = SumSpec(None, (*scalars, Scalar(WEIGHT, MAX_EXAMPLES)))
+    def __init__(self, segments: tuple[Segment, ...]) -> None:
+        self._spec = SumSpec(None, (*segments, Segment(WEIGHT, MAX_EXAMPLES)))
 
     def raise_noise(self, factor: float) -> None:
         """Leave it: there is no noise."""
@@ -74,7 +74,7 @@ class Protected:
 
     Attributes:
       privacy: plan, ledger, and what adapts.
-      scalars: metrics that may travel in the sum.
+      segments: metrics that may travel in the sum.
       rows: of the run.
       run: its name on the ledger.
       rng: where its noise comes from, as the ledger records it.
@@ -82,7 +82,7 @@ class Protected:
     """
 
     privacy: SumPrivacy
-    scalars: tuple[Scalar, ...]
+    segments: tuple[Segment, ...]
     rows: Rows
     run: str
     rng: str
@@ -111,7 +111,7 @@ class Protected:
         self.more_noise = factor
 
     def spec(self, layout: Layout, expected: float) -> SumSpec:
-        """Return the plan's norm, and the scalars: metrics, and what the next choice needs.
+        """Return the plan's norm, and the segments: metrics, and what the next choice needs.
 
         Args:
           layout: shapes of the update's arrays by name.
@@ -121,8 +121,15 @@ class Protected:
         cells, plan = cells_for(coordinates, units), self.plan
         if plan.unit is not Unit.CLIENT:
             return SumSpec(plan.clipping_norm * units, cells=cells, unit_norm=plan.clipping_norm)
-        scalars = (*self.scalars, *self.privacy.adaptation.scalars(plan, expected))
-        return SumSpec(plan.clipping_norm, scalars, self.privacy.metrics_share, cells)
+        segments = (*self.segments, *self.privacy.adaptation.segments(plan, expected))
+        return SumSpec(plan.clipping_norm, segments, self.privacy.metrics_share, cells)
+
+    def _segments(self, plan: Plan) -> dict[str, str]:
+        """Return the names of what a round's vectors hold, with their purposes."""
+        beside: tuple[Segment, ...] = ()
+        if plan.unit is Unit.CLIENT:
+            beside = (*self.segments, *self.privacy.adaptation.segments(plan, 1.0))  # their names alone
+        return {UPDATE: TRAINING} | {each.name: each.purpose for each in beside}
 
     def reserve(self, row: int, cohort: Sequence[int]) -> None:
         """Reserve the row's release.
@@ -137,7 +144,7 @@ class Protected:
         """Return a sum in the clear with the row's noise.
 
         Args:
-          total: the cohort's sum on the lattice, whole numbers, shape (coordinates + scalars,).
+          total: the cohort's sum on the lattice, whole numbers, shape (coordinates + segments',).
           row: of the run.
           spec: what clients did to their vectors.
         """
@@ -198,6 +205,7 @@ class Protected:
             self.rng,
             cohort=self.rows.told(cohort),
             filter_order=order,
+            segments=self._segments(plan),
         )
 
 
@@ -207,7 +215,7 @@ Account = Protected | Unprotected
 def account_of(
     privacy: SumPrivacy | None,
     cohort: Cohort,
-    scalars: tuple[Scalar, ...],
+    segments: tuple[Segment, ...],
     rows: Rows,
     run: str,
     rng: str,
@@ -217,7 +225,7 @@ def account_of(
     Args:
       privacy: None promises no client anything.
       cohort: draws the clients.
-      scalars: metrics that may travel in the sum; without a share of the norm none does.
+      segments: metrics that may travel in the sum; without a share of the norm none does.
       rows: of the run.
       run: its name on the ledger.
       rng: where its noise comes from, as the ledger records it.
@@ -226,11 +234,11 @@ def account_of(
       Refusal: the plan is not calibrated, or was calibrated for another draw.
     """
     if privacy is None:
-        return Unprotected(scalars)
+        return Unprotected(segments)
     if privacy.plan.unit is Unit.CLIENT and privacy.plan.sampling != cohort:
         raise Refusal(
             "cohort", cohort.name, "the plan was calibrated for another draw; calibrate it for this one"
         )
     if privacy.plan.noise_multiplier is None:
         raise Refusal("noise_multiplier", None, "calibrate the plan before it is used")
-    return Protected(privacy, scalars if privacy.metrics_share > 0 else (), rows, run, rng)
+    return Protected(privacy, segments if privacy.metrics_share > 0 else (), rows, run, rng)

@@ -94,7 +94,7 @@ def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:
     """
     if spec.clipping_norm is not None:
         return spec
-    scalars = tuple(
-        replace(each, bound=masking.most_examples) if each.name == WEIGHT else each for each in spec.scalars
+    segments = tuple(
+        replace(each, bound=masking.most_examples) if each.name == WEIGHT else each for each in spec.segments
     )
-    return SumSpec(masking.clipping_norm, scalars, COUNTED_SHARE)
+    return SumSpec(masking.clipping_norm, segments, COUNTED_SHARE)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from flwr.app import Message
 
-from ..privacy.mechanisms.private_sum import CohortSum, Vector, decode
+from ..privacy.mechanisms.private_sum import CohortSum, Vector, decode, decode_counts
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.wire import Layout, instruct
 from .accounts import Account
@@ -46,7 +46,7 @@ class OpenSums:
         spec, participants = wanted.spec, self._participants
         outgoing = instruct(wanted.content, spec, wanted.run, wanted.row)
         order = Message(outgoing, 0, wanted.message_type, group_id=str(wanted.number))
-        size = wanted.coordinates + len(spec.scalars)
+        size = wanted.coordinates + spec.beside
         cohort_sum, dummies = participants.sum(order, drawn, spec, size, timeout)
         total = self._noised(cohort_sum, wanted.row, spec)
         asked, replies = participants.asked(drawn), cohort_sum.replies
@@ -55,10 +55,12 @@ class OpenSums:
         expected = self._account.units(participants.expected)
         mean, scalars = seen, _ = _decoded(total, layout, spec, expected, replies)
         if dummies is not None:  # whole numbers: nothing of them is left
-            mean, scalars = _decoded(total - dummies, layout, spec, expected, replies)
+            total = total - dummies
+            mean, scalars = _decoded(total, layout, spec, expected, replies)
         again = cohort_sum.clipped_again
         done = Round(wanted.number, len(asked), replies, cohort_sum.dropped, again, scalars)
-        return done, Mean(mean, scalars, seen, expected)
+        counts = decode_counts(total, wanted.coordinates, spec)
+        return done, Mean(mean, scalars, seen, expected, counts)
 
     def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> Vector:
         return self._account.noised(cohort_sum.total, row, spec)

@@ -120,7 +120,7 @@ class Participants:
           order: what everybody is told.
           drawn: from `draw`.
           spec: the sum's public parameters.
-          size: coordinates of the sum, scalars included.
+          size: coordinates of the sum, all segments included.
           timeout: seconds to wait for answers; None waits for all.
         """
         cohort_sum = self._exchange(order, self.asked(drawn), spec, size, timeout)

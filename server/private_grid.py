@@ -19,7 +19,7 @@ from ..privacy.adaptation import Choices
 from ..privacy.audit.watching import Released
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.sum_spec import Scalar
+from ..privacy.mechanisms.sum_spec import Segment
 from ..privacy.refusal import Refusal
 from ..strategies.grids import AskingGrid
 from ..strategies.wire import (
@@ -50,7 +50,7 @@ class PrivateGrid(AskingGrid):
     Args:
       participants: who takes part, and the grid that reaches them.
       privacy: None sums without client-level privacy, weighted by examples.
-      scalars: metrics that may travel in the sum, with their bounds.
+      segments: metrics that may travel in the sum, with their bounds.
       randomness: where draws and noise come from.
       run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
@@ -62,7 +62,7 @@ class PrivateGrid(AskingGrid):
         participants: Participants,
         *,
         privacy: SumPrivacy | None = None,
-        scalars: tuple[Scalar, ...] = (),
+        segments: tuple[Segment, ...] = (),
         randomness: Randomness | None = None,
         run: str | None = None,
         masking: Masking | None = None,
@@ -74,7 +74,7 @@ class PrivateGrid(AskingGrid):
         self._run_name = run or uuid.uuid4().hex
         cohort, source = participants.cohort, self._randomness
         self._rows = rows_of((self._run_name, MECHANISM), cohort, privacy, source)
-        self._account = account_of(privacy, cohort, scalars, self._rows, self._run_name, source.kind)
+        self._account = account_of(privacy, cohort, segments, self._rows, self._run_name, source.kind)
         self._sums = (
             OpenSums(participants, self._account)
             if masking is None

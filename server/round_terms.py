@@ -35,7 +35,7 @@ class SumPrivacy:
     Attributes:
       plan: frozen; its sampling is the cohort's own draw or, where records are hidden, theirs.
       ledger: the population's ledger, open for writing.
-      metrics_share: share of the squared clipping norm that the scalars may use, in [0, 1).
+      metrics_share: share of the squared clipping norm that the metrics may use, in [0, 1).
       adaptation: what rounds choose from what earlier ones released.
       noise_key: of noise that later rounds take back, on real data; the same whenever the run goes on.
       units: that one client's vector holds.
@@ -110,8 +110,8 @@ class Sum:
       run, row: of the release.
       content: the strategy's records.
       message_type: a kind of `train`.
-      spec: clipping norm and scalars.
-      coordinates: of the update.
+      spec: clipping norm and segments.
+      coordinates: of the update; 0 for a question.
       noise_multiplier: of the sum over its clipping norm; 0 without noise.
       number: of the round, which is the row unless a crash lost rows.
     """
@@ -137,6 +137,7 @@ class Mean:
     Attributes:
       arrays: the mean update by name.
       scalars: the mean of every scalar.
+      counts: the sum of every segment with a shape, in its own units.
       seen: the mean as an audit sees it, before its canaries are taken out.
       denominator: what divided the sum.
     """
@@ -145,3 +146,4 @@ class Mean:
     scalars: dict[str, float]
     seen: dict[str, Vector]
     denominator: float
+    counts: dict[str, Vector] = field(default_factory=dict[str, Vector])

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ..privacy.mechanisms.distributed import Words, decode_sum, sum_event, take_back
+from ..privacy.mechanisms.distributed import Words, decode_counts_of, decode_sum, sum_event, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
 from ..privacy.mechanisms.sum_bound import is_mean_too_long, longest_sum, norm_of
 from ..privacy.refusal import Refusal
@@ -285,7 +285,8 @@ class MaskedSums:
             logger.warning("round %d: %s", wanted.number, cause)
             dropped = {**done.dropped, UNTRUE: opened.survivors}
             return replace(done, replies=0, dropped=dropped, abandoned=True, untrue=True, cause=cause), None
-        return replace(done, scalars=scalars), Mean(mean, scalars, mean, real)
+        counts = decode_counts_of(opened.total, opened.spec, seed)
+        return replace(done, scalars=scalars), Mean(mean, scalars, mean, real, counts)
 
     def _named(self, blamed: Mapping[int, Fault]) -> dict[str, str]:
         """Return by name what members did, and tell the log."""

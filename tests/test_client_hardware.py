@@ -49,7 +49,7 @@ def copies() -> Iterator[Any]:
 def summed(path: str, settings: ClientSettings, task: Any = None) -> np.ndarray:
     task = task or Made()
     bench, content = Workbench(settings, task), instruction(task)
-    size = sum(p.numel() for p in task.model().parameters()) + len(PLAIN.scalars)
+    size = sum(p.numel() for p in task.model().parameters()) + len(PLAIN.segments)
     total = CohortSum(np.zeros(size))
     if path == "vectorised":
         total = sum_cohort(bench, content, CLIENTS, PLAIN, size)

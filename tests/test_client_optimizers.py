@@ -27,7 +27,7 @@ from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
@@ -42,7 +42,7 @@ from fedveil.tasks.optimizers import CLASSES, ELEMENTWISE, AdamBC, check_optimiz
 
 FEATURES, LABELS = 6, 3
 SIZES = (4, 7, 7, 12, 4, 1)
-PLAIN = SumSpec(None, (Scalar(TRAIN_LOSS, 5.0), Scalar(WEIGHT, 1e9)))
+PLAIN = SumSpec(None, (Segment(TRAIN_LOSS, 5.0), Segment(WEIGHT, 1e9)))
 MADE_BY_TORCH = {"foreach", "maximize", "capturable", "differentiable", "fused", "params", "lr"}
 LEFT_OUT = {"muon": {"ns_coefficients", "adjust_lr_fn"}, "adafactor": {"eps"}}
 
@@ -155,7 +155,7 @@ def by_hand(task: Made, settings: ClientSettings, make: Any, mu: float = 0.0) ->
 def on_path(path: str, task: Made, settings: ClientSettings, **config: float) -> np.ndarray:
     bench = Workbench(settings, task)
     content, clients = instruction(task, **config), list(range(task.num_clients))
-    size = sum(p.numel() for p in task.model().parameters()) + len(PLAIN.scalars)
+    size = sum(p.numel() for p in task.model().parameters()) + len(PLAIN.segments)
     total = CohortSum(np.zeros(size))
     if path == "vectorised":
         assert can_vectorise(bench)
@@ -175,7 +175,7 @@ def on_path(path: str, task: Made, settings: ClientSettings, **config: float) ->
             add_reply(total, app(message, context), PLAIN)
     assert total.replies == len(clients)
     assert all(p.grad is None for p in bench.model.parameters())
-    return total.total[: -len(PLAIN.scalars)]
+    return total.total[: -len(PLAIN.segments)]
 
 
 CASES: dict[str, dict[str, Any]] = {

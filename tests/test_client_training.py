@@ -26,7 +26,7 @@ from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import (
@@ -110,7 +110,7 @@ def instruction(spec: SumSpec, number: int = 1, run: str = "run", **config: floa
 
 
 def size_for(spec: SumSpec) -> int:
-    return sum(p.numel() for p in perceptron().parameters()) + len(spec.scalars)
+    return sum(p.numel() for p in perceptron().parameters()) + len(spec.segments)
 
 
 # --- the vectorised cohort ---------------------------------------------------------------------------------------
@@ -134,8 +134,8 @@ def one_by_one(
     return total
 
 
-PRIVATE = SumSpec(1.0, (Scalar(TRAIN_LOSS, 5.0), Scalar(WEIGHT, 50.0)), 0.1, 1 << 24)
-PLAIN = SumSpec(None, (Scalar(TRAIN_LOSS, 5.0), Scalar(WEIGHT, 1e9)))
+PRIVATE = SumSpec(1.0, (Segment(TRAIN_LOSS, 5.0), Segment(WEIGHT, 50.0)), 0.1, 1 << 24)
+PLAIN = SumSpec(None, (Segment(TRAIN_LOSS, 5.0), Segment(WEIGHT, 1e9)))
 
 
 @pytest.mark.parametrize("spec", [PRIVATE, PLAIN], ids=["private", "plain"])
@@ -201,7 +201,7 @@ def test_models_of_every_shape_are_stacked_as_single_clients_train(
     task = kind(build=lambda: copy.deepcopy(start))
     bench, stacked_by_layers = bench_of(task), spied(monkeypatch)
     content = instruct(RecordDict({"arrays": memory_arrays(read_arrays(start))}), PLAIN, "run", 1)
-    size = sum(p.numel() for p in start.parameters()) + len(PLAIN.scalars)
+    size = sum(p.numel() for p in start.parameters()) + len(PLAIN.segments)
     together = sum_cohort(bench, content, range(6), PLAIN, size)
     assert bool(stacked_by_layers) is by_layers
     monkeypatch.setattr("fedveil.client.app.workbench", lambda text: bench)
@@ -307,7 +307,7 @@ def test_training_in_place_is_the_message_path_bit_for_bit(
     start = read_arrays(build())
     config = ConfigRecord({"proximal-mu": 0.3})
     content = instruct(RecordDict({"arrays": memory_arrays(start), "config": config}), spec, "run", 1)
-    size = sum(v.size for v in start.values() if v.dtype.kind == "f") + len(spec.scalars)
+    size = sum(v.size for v in start.values() if v.dtype.kind == "f") + len(spec.segments)
     single = one_by_one(bench_of(task), content, list(range(6)), spec, monkeypatch, size)
     direct = in_place(bench_of(task), content, list(range(6)), spec, size)
     assert (direct.replies, direct.dropped) == (single.replies, single.dropped)

@@ -45,7 +45,7 @@ AUDIT_TESTS = "test_privacy_audit_bounds.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
-ACTS_TESTS = "test_server_acts.py"
+ACTS_TESTS, SEGMENT_TESTS = "test_server_acts.py", "test_privacy_segments.py"
 MUTATIONS = {
     "a report takes a string for markup": Mutation(
         "reports/page.py",
@@ -161,10 +161,24 @@ MUTATIONS = {
     ),
     "what a release is for is forgotten": Mutation(
         "privacy/ledger/ledger.py",
-        'asked = {} if purpose is None else {"purpose": purpose}',
-        "asked = {}",
+        'told = {"purpose": purpose, "segments"',
+        'told = {"purpose": None, "segments"',
         ACTS_TESTS,
         "newest_run_first",
+    ),
+    "the ledger does not say what a vector holds": Mutation(
+        "privacy/ledger/ledger.py",
+        '"segments": release.segments, "kind"',
+        '"segments": None, "kind"',
+        SEGMENT_TESTS,
+        "lists_the_segments",
+    ),
+    "a segment is not clipped": Mutation(
+        "privacy/mechanisms/private_sum.py",
+        "(spec.clip(segment) / max(norm, segment.bound))",
+        "(spec.clip(segment) / segment.bound)",
+        SEGMENT_TESTS,
+        "shortened",
     ),
     "a run that failed is not closed": Mutation(
         "server/run/close.py",

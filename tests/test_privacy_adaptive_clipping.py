@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from fedveil.privacy.mechanisms.adaptive_clipping import LEAST_NORM, MOST_NORM, MOST_SHARE, AdaptiveClipping
 from fedveil.privacy.mechanisms.private_sum import UNCLIPPED, add_noise, decode, encode, encode_rows
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 
 COORDINATES, CLIENTS = 4, 100
-LOSS = Scalar("loss", 5.0)
+LOSS = Segment("loss", 5.0)
 
 
 def spec_of(norm: float, noise: float, clipping: AdaptiveClipping, expected: float = CLIENTS) -> SumSpec:
@@ -58,7 +58,7 @@ def test_the_step_is_that_of_the_paper() -> None:
 def test_bit_and_update_together_cost_one_gaussian(noise: float, expected: float) -> None:
     """z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2) with sigma_b = qN / 20, both read off the spec."""
     spec = SumSpec(1.7, (AdaptiveClipping().bit(noise, expected),))
-    sigma = noise * 1.7 / (2 * spec.reach(spec.scalars[0]))
+    sigma = noise * 1.7 / (2 * spec.clip(spec.segments[0]))
     assert sigma == pytest.approx(expected / 20)
     z_delta = noise * 1.7 / spec.update_norm
     assert z_delta == pytest.approx((noise**-2 - (2 * sigma) ** -2) ** -0.5)
@@ -100,7 +100,7 @@ def test_who_drops_out_counts_as_neither() -> None:
     """With half the cohort gone, all of it unclipped, the fraction is 1/2 + 1/4; with nobody left it is noise on 1/2."""
     clipping = AdaptiveClipping()
     spec = spec_of(1.0, 0.001, clipping, 1.0)
-    close = 5 * 0.001 / (2 * CLIENTS * np.sqrt(spec.scalars[-1].share))  # five standard deviations
+    close = 5 * 0.001 / (2 * CLIENTS * np.sqrt(spec.segments[-1].share))  # five standard deviations
     half = one_round(updates(np.full(CLIENTS // 2, 0.5)), spec, 0.001, 0)
     assert half == pytest.approx(0.75, abs=close)
     assert one_round(np.zeros((0, COORDINATES)), spec, 0.001, 0) == pytest.approx(0.5, abs=close)

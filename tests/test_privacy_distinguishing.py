@@ -27,7 +27,7 @@ from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, sum
 from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.plan import Plan
 from fedveil.strategies.client_settings import StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
@@ -53,7 +53,7 @@ def far(coordinate: int = 0) -> dict[str, np.ndarray]:
 
 def central_sum() -> Attacked:
     """The member's update and its loss both leave; the statistic weighs all that it moves."""
-    spec = SumSpec(CLIP, (Scalar("loss", 1.0),), 0.1, 1 << 16)
+    spec = SumSpec(CLIP, (Segment("loss", 1.0),), 0.1, 1 << 16)
     vector = encode(far(), {"loss": 1.0}, spec)[0].astype(np.float64)
     _, event = add_noise(np.zeros(SIZE + 1), 1.5, spec, stream("event"))
 

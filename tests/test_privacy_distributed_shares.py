@@ -17,11 +17,11 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.rotation import rotate, unrotate
 from fedveil.privacy.mechanisms.rounding import limit_for, round_within
 from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, Layer, ShareSpec, size_shares
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 
 SEED = bytes(range(32))
-LOSS, BIT = Scalar("loss", 5.0), Scalar(UNCLIPPED, 1.0, 0.02)
-COUNT = Scalar(WEIGHT, 100.0)
+LOSS, BIT = Segment("loss", 5.0), Segment(UNCLIPPED, 1.0, 0.02)
+COUNT = Segment(WEIGHT, 100.0)
 SUM = SumSpec(2.0, (LOSS, COUNT, BIT), 0.05)
 
 
@@ -211,7 +211,7 @@ def test_the_opened_sum_is_a_discrete_gaussian_of_what_stays_closed(
 @settings(max_examples=15, deadline=None)
 def test_whoever_drops_the_sum_keeps_the_planned_noise_and_little_more(dropped: int, key: int) -> None:
     """100 clients of whom 40 may drop: the variance over what the plan needs, with 10 colluders not counted."""
-    spec = size_shares(replace(SUM, scalars=()), 4000, Attendance(100, 60, 10), 1.0, layered=True)
+    spec = size_shares(replace(SUM, segments=()), 4000, Attendance(100, 60, 10), 1.0, layered=True)
     survivors = 100 - dropped
     words, _ = layered_total(spec, survivors, survivors, key)
     honest = (survivors - 10) / survivors
@@ -248,9 +248,9 @@ def test_what_is_decoded_is_the_mean_of_the_clipped_updates(n: int, d: int, key:
     noise = math.sqrt(n * (spec.sigma**2 + 1)) * spec.sum.step / n
     error = arrays["w"] - clipped.mean(axis=0)
     assert np.abs(error).max() < 7 * noise
-    reach = SUM.reach(LOSS)
+    reach = SUM.clip(LOSS)
     assert abs(scalars["loss"] - 1.0) < 7 * noise / reach * 2.5
-    assert abs(scalars[UNCLIPPED] - (norms <= SUM.update_norm).mean()) < 7 * noise / SUM.reach(BIT) / 2
+    assert abs(scalars[UNCLIPPED] - (norms <= SUM.update_norm).mean()) < 7 * noise / SUM.clip(BIT) / 2
 
 
 def test_a_rotated_sum_at_full_size_does_not_overflow_when_all_clients_agree() -> None:

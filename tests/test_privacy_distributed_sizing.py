@@ -17,7 +17,7 @@ from fedveil.privacy.mechanisms.distributed import sum_event
 from fedveil.privacy.mechanisms.rotation import block_of
 from fedveil.privacy.mechanisms.rounding import limit_for
 from fedveil.privacy.mechanisms.sizing import MOST_EXCESS, WEIGHT, Attendance, Layer, ShareSpec, size_shares
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.refusal import Refusal
 
 PLAIN = SumSpec(1.0)
@@ -217,7 +217,7 @@ def test_without_noise_nothing_is_promised() -> None:
     assert epsilon([sum_event(spec, 10)], 1e-5) == math.inf
 
 
-COUNTED = SumSpec(1.0, (Scalar(WEIGHT, 100.0, share=0.01),))
+COUNTED = SumSpec(1.0, (Segment(WEIGHT, 100.0, share=0.01),))
 
 
 @pytest.mark.parametrize(

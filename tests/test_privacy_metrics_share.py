@@ -5,9 +5,9 @@ import pytest
 
 from fedveil.privacy.mechanisms.private_sum import CohortSum, add_noise, decode
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import ERROR, MOST_SHARE, ROUNDS, Scalar, SumSpec, least_share
+from fedveil.privacy.mechanisms.sum_spec import ERROR, MOST_SHARE, ROUNDS, Segment, SumSpec, least_share
 
-METRICS = (Scalar("loss", 5.0), Scalar("num-examples", 100.0))
+METRICS = (Segment("loss", 5.0), Segment("num-examples", 100.0))
 
 
 def test_a_mean_over_the_rounds_is_known_to_the_promised_part_of_its_range() -> None:

@@ -16,10 +16,10 @@ from fedveil.privacy.mechanisms.private_sum import (
     encode_rows,
 )
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec, cells_for
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec, cells_for
 
-LOSS = Scalar("loss", 5.0)
-COUNT = Scalar("num-examples", 100.0)
+LOSS = Segment("loss", 5.0)
+COUNT = Segment("num-examples", 100.0)
 SPEC = SumSpec(2.0, (LOSS, COUNT), 0.02)
 LAYOUT = {"w": (2, 3), "b": ()}
 
@@ -96,7 +96,11 @@ def test_rows_equal_single_clients() -> None:
     update = rng.normal(size=(20, 7)).astype(np.float32) * rng.uniform(0.01, 10, (20, 1)).astype(np.float32)
     update[0] = 0  # must not divide any clipping norm
     losses, counts = rng.uniform(0, 6, 20), rng.integers(1, 200, 20).astype(float)
-    for spec in (SPEC, replace(SPEC, clipping_norm=10.0), SumSpec(None, (LOSS, Scalar("num-examples", 1e9)))):
+    for spec in (
+        SPEC,
+        replace(SPEC, clipping_norm=10.0),
+        SumSpec(None, (LOSS, Segment("num-examples", 1e9))),
+    ):
         rows = encode_rows(update, {"loss": losses, "num-examples": counts}, spec)
         for k in range(20):
             one, _ = encode(update_of(list(update[k])), {"loss": losses[k], "num-examples": counts[k]}, spec)
@@ -108,7 +112,7 @@ def test_rows_equal_single_clients() -> None:
 @settings(max_examples=100, deadline=None)
 def test_an_update_added_at_once_is_the_contribution_of_a_client(numbers: list[float]) -> None:
     """Whole, or as the window outside of which it is zero."""
-    spec, scalars = SumSpec(1.5, (Scalar("loss", 5.0),), 0.1, cells=64), {"loss": 2.0}
+    spec, scalars = SumSpec(1.5, (Segment("loss", 5.0),), 0.1, cells=64), {"loss": 2.0}
     window = np.array(numbers, np.float32)
     for update in (window, np.concatenate([np.zeros(3, np.float32), window, np.zeros(4, np.float32)])):
         start = 0 if update is window else 3
@@ -139,7 +143,7 @@ def test_what_does_not_fit_is_dropped_and_counted() -> None:
 
 @pytest.mark.parametrize("count", [0.0, -10.0, 1e18])
 def test_absurd_counts_are_dropped_where_they_weigh(count: float) -> None:
-    spec = SumSpec(None, (Scalar("num-examples", 1e9),))
+    spec = SumSpec(None, (Segment("num-examples", 1e9),))
     cohort_sum = CohortSum(np.zeros(2))
     add(cohort_sum, np.array([1.0, count]), spec)
     assert cohort_sum.dropped == {"num-examples": 1}
@@ -158,9 +162,9 @@ def test_without_a_clipping_norm_there_is_no_noise_to_claim() -> None:
 
 
 def test_the_denominator_is_fixed_under_privacy_and_the_examples_otherwise() -> None:
-    one, _ = encode({"w": np.ones(1)}, {"num-examples": 30}, SumSpec(None, (Scalar("num-examples", 1e9),)))
-    two, _ = encode({"w": np.zeros(1)}, {"num-examples": 10}, SumSpec(None, (Scalar("num-examples", 1e9),)))
-    arrays, _ = decode(one + two, {"w": (1,)}, SumSpec(None, (Scalar("num-examples", 1e9),)), 7.0)
+    one, _ = encode({"w": np.ones(1)}, {"num-examples": 30}, SumSpec(None, (Segment("num-examples", 1e9),)))
+    two, _ = encode({"w": np.zeros(1)}, {"num-examples": 10}, SumSpec(None, (Segment("num-examples", 1e9),)))
+    arrays, _ = decode(one + two, {"w": (1,)}, SumSpec(None, (Segment("num-examples", 1e9),)), 7.0)
     assert arrays["w"][0] == 0.75
     private, _ = encode({"w": np.ones(1)}, {}, SumSpec(1.0))
     arrays, _ = decode(private, {"w": (1,)}, SumSpec(1.0), 7.0)

@@ -13,7 +13,7 @@ from fedveil.privacy.mechanisms.distributed import add_further_noise, decode_sum
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_bound import FALSE_ALARM, is_mean_too_long, longest_sum, norm_of
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 
 SEED, DRAWS = bytes(32), 2000
 CLIENTS = SumSpec(2.0)
@@ -116,7 +116,7 @@ def test_layers_that_stay_in_the_sum_are_known_noise() -> None:
 
 def weighed(counts: list[float], words: np.ndarray | None = None, bits: int = 32) -> bool:
     """Return whether the mean by these examples is found too long, with the first vector replaced where one is given."""
-    summed = SumSpec(2.0, (Scalar(WEIGHT, 100.0),), 0.02)
+    summed = SumSpec(2.0, (Segment(WEIGHT, 100.0),), 0.02)
     spec = size_shares(summed, 30, Attendance(len(counts), 2), 0.0, bits)
     spec = ShareSpec(spec.sum, 30, spec.attendance, 0, spec.bits, spec.rotated, weighted=True)
     update = np.full(30, 1.0)

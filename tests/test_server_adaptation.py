@@ -18,7 +18,7 @@ from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Scalar
+from fedveil.privacy.mechanisms.sum_spec import Segment
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import SumPrivacy
@@ -29,7 +29,7 @@ from fedveil.strategies.wire import memory_arrays, view
 
 CLIENTS, COORDINATES, NOISE = 20, 20_000, 1.0
 FAST = AdaptiveClipping(learning_rate=1.0)  # a norm that moves by up to e^0.5 in a round
-LOSS = Scalar("loss", 5.0)
+LOSS = Segment("loss", 5.0)
 
 
 def app_of(length: Callable[[int], float]) -> ClientApp:
@@ -57,7 +57,7 @@ def ledger(tmp_path: Path) -> Iterable[Ledger]:
 def grid_of(privacy: SumPrivacy, length: Callable[[int], float]) -> PrivateGrid:
     inner = InProcessGrid(app_of(length), CLIENTS, {})
     everybody = Participants(inner, All(), CLIENTS)
-    return PrivateGrid(everybody, privacy=privacy, scalars=(LOSS,), randomness=Randomness(4), run="run")
+    return PrivateGrid(everybody, privacy=privacy, segments=(LOSS,), randomness=Randomness(4), run="run")
 
 
 def released(grid: PrivateGrid, number: int) -> np.ndarray:

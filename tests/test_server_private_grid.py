@@ -16,7 +16,7 @@ from fedveil.client.private_update import private_update
 from fedveil.privacy import Adjacency, Budget, BudgetExhausted, Ledger, Plan, Unit
 from fedveil.privacy.budget import Adversary
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Scalar
+from fedveil.privacy.mechanisms.sum_spec import Segment
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
@@ -209,7 +209,7 @@ def test_no_noise_repeats_between_rounds_and_it_has_the_planned_scale(ledger: Le
 
 
 def test_only_bounded_metrics_leave_and_as_part_of_the_sum(ledger: Ledger) -> None:
-    grid = grid_of(All(), ledger, scalars=(Scalar("loss", 5.0),), metrics_share=0.02)
+    grid = grid_of(All(), ledger, segments=(Segment("loss", 5.0),), metrics_share=0.02)
     _, metrics = one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
     assert math.isclose(metrics["loss"], 1.0, abs_tol=0.1)
     assert "secret" not in metrics

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedveil.privacy.mechanisms.private_sum import CohortSum
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import (
     VECTOR,
@@ -28,7 +28,7 @@ from fedveil.strategies.wire import (
     view,
 )
 
-SPEC = SumSpec(1.0, (Scalar("loss", 5.0),), 0.02)
+SPEC = SumSpec(1.0, (Segment("loss", 5.0),), 0.02)
 SIZE = 6
 
 claim_identity(1)
@@ -122,7 +122,7 @@ def test_an_all_zero_update_is_a_contribution() -> None:
 
 
 def test_not_finite_is_dropped_where_floats_travel() -> None:
-    spec = SumSpec(None, (Scalar("num-examples", 1e9),))
+    spec = SumSpec(None, (Segment("num-examples", 1e9),))
     cohort_sum = CohortSum(np.zeros(2))
     for values in ([np.nan, 1], [np.inf, 1], [1.0, np.nan], [1.0, -3.0], [1.0, 0.0], [1.0, 1e18]):
         add_reply(cohort_sum, vector_reply(np.array(values)), spec)

@@ -138,7 +138,7 @@ def sum_cohort(
 def _add_canaries(
     dummies: CanaryClients, clients: Sequence[int], spec: SumSpec, cohort_sum: CohortSum
 ) -> None:
-    dimension = cohort_sum.total.size - len(spec.scalars)
+    dimension = cohort_sum.total.size - spec.beside
     for first in range(0, len(clients), MAX_STACK):
         update = canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
         metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
@@ -165,8 +165,10 @@ def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
         for _ in range(count):
             cohort_sum.drop(DROP_REASONS[NO_EXAMPLES])
         return
-    nothing = np.zeros((count, cohort_sum.total.size - len(spec.scalars)), np.float32)
-    _add_rows(cohort_sum, nothing, {each.name: np.zeros(count) for each in spec.scalars}, spec)
+    nothing = np.zeros((count, cohort_sum.total.size - spec.beside), np.float32)
+    _add_rows(
+        cohort_sum, nothing, {each.name: np.zeros((count, *each.shape)) for each in spec.segments}, spec
+    )
 
 
 def _stackable(bench: Workbench, client: int) -> Examples:

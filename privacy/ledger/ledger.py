@@ -550,7 +550,8 @@ def _payload(release: Release, events: dict[str, Any], budget: Budget, purpose: 
     granted = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
     chosen = {} if release.filter_order is None else {"filter_order": float(release.filter_order)}
     drawn = {} if release.cohort is None else {"cohort": list(release.cohort)}
-    asked = {} if purpose is None else {"purpose": purpose}
+    told = {"purpose": purpose, "segments": release.segments, "kind": release.kind}
+    asked = {name: value for name, value in told.items() if value is not None}
     return canonical(
         {"events": events, "budget": granted, "rng": release.rng, "time": _now(), **chosen, **drawn, **asked}
     )

@@ -26,7 +26,7 @@ import math
 from dataclasses import dataclass
 
 from .private_sum import UNCLIPPED
-from .sum_spec import Scalar
+from .sum_spec import Segment
 
 SIGMA_SHARE = 1 / 20  # sigma_b over the expected cohort, as the paper sets it
 # Of the squared norm: where the cohort is too small for sigma_b, the bit gets more noise and the update keeps its norm.
@@ -47,7 +47,7 @@ class AdaptiveClipping:
     quantile: float = 0.5
     learning_rate: float = 0.2
 
-    def bit(self, noise: float, expected_size: float) -> Scalar:
+    def bit(self, noise: float, expected_size: float) -> Segment:
         """Return the bit's place in the sum.
 
         Args:
@@ -55,7 +55,7 @@ class AdaptiveClipping:
           expected_size: of the cohort, the fixed denominator.
         """
         sigma = SIGMA_SHARE * expected_size
-        return Scalar(UNCLIPPED, 1.0, min((noise / (2 * sigma)) ** 2, MOST_SHARE))
+        return Segment(UNCLIPPED, 1.0, min((noise / (2 * sigma)) ** 2, MOST_SHARE))
 
     def next_norm(self, norm: float, fraction: float) -> float:
         """Return the norm of the next round.

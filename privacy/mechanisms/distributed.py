@@ -4,7 +4,7 @@
     server: (unmask) -> take layers back -> centre -> rotate back -> decode
 
 Between the two lies one vector of unsigned words: update, loss, count and clipping bit, as in module `private_sum`,
-whose scalars and decoding these are. What fits, and what the noise is worth, is proved in module `sizing`.
+whose segments and decoding these are. What fits, and what the noise is worth, is proved in module `sizing`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from ..accounting.events import gaussian_event
 from ..refusal import Refusal
 from .discrete_gaussian import sample
-from .private_sum import UNCLIPPED, Arrays, Vector, centre, decode, squared_norm
+from .private_sum import (
+    UNCLIPPED,
+    Arrays,
+    Values,
+    Vector,
+    decode,
+    decode_counts,
+    segments_in_grid_units,
+    squared_norm,
+)
 from .randomness import Stream, keyed_stream
 from .rotation import rotate, unrotate
 from .rounding import round_once, round_within
@@ -39,7 +48,7 @@ _NOISE_BLOCK = 1 << 16  # coordinates whose noise is drawn at a time, as in the 
 
 def encode_share(
     update: Arrays,
-    scalars: Mapping[str, float],
+    values: Values,
     spec: ShareSpec,
     stream: Stream,
     seed: bytes,
@@ -49,7 +58,7 @@ def encode_share(
 
     Args:
       update: float arrays by name, in the layout's order; any shapes, all finite.
-      scalars: a value for each of the spec's scalars.
+      values: a value for each of the spec's segments.
       spec: the round's public parameters.
       stream: the client's own, secret; it serves this vector and no other, not even the same vector sent again.
       seed: of the round's rotation, public, 32 bytes.
@@ -60,7 +69,7 @@ def encode_share(
     """
     if len(layers) != len(spec.layers):
         raise ValueError(f"{len(layers)} seeds for {len(spec.layers)} layers of noise")
-    vector, clipped = _clip(update, scalars, spec)
+    vector, clipped = _clip(update, values, spec)
     if spec.rotated:
         rotate(vector, seed)
     whole = (
@@ -76,20 +85,20 @@ def encode_share(
     return words, clipped
 
 
-def _clip(update: Arrays, scalars: Mapping[str, float], spec: ShareSpec) -> tuple[Vector, bool]:
+def _clip(update: Arrays, values: Values, spec: ShareSpec) -> tuple[Vector, bool]:
     """Clip, and return everything in grid units, in one vector of norm at most `cells`."""
     parts = [np.ravel(value) for value in update.values()]
     norm = math.sqrt(sum(squared_norm(part) for part in parts))
     if not math.isfinite(norm):
         raise ValueError("the update has a value that is not finite")
-    weight = _weight(scalars, spec)
+    weight = _weight(values, spec)
     factor = min(1.0, spec.sum.update_norm / norm) if norm > 0 else 1.0
     vector = np.empty(spec.size)
     _scale_into(vector[: spec.coordinates], parts, factor * weight / spec.sum.step)
-    scalars = {**scalars, UNCLIPPED: float(factor == 1.0)}
-    for position, scalar in enumerate(spec.sum.scalars, spec.coordinates):
-        value = float(centre(np.float64(scalars.get(scalar.name, math.nan)), scalar, spec.sum))
-        vector[position] = value * (1.0 if scalar.name == WEIGHT else weight) / spec.sum.step
+    tail = vector[spec.coordinates :]
+    tail[:] = segments_in_grid_units({**values, UNCLIPPED: float(factor == 1.0)}, spec.sum)
+    if spec.weighted:  # all segments are scalars
+        tail *= [1.0 if each.name == WEIGHT else weight for each in spec.sum.segments]
     return vector, factor < 1.0
 
 
@@ -106,13 +115,14 @@ def _scale_into(out: Vector, parts: Sequence[NDArray[np.generic]], factor: float
         raise ValueError(f"an update of {place} coordinates, not {out.size}")
 
 
-def _weight(scalars: Mapping[str, float], spec: ShareSpec) -> float:
+def _weight(values: Values, spec: ShareSpec) -> float:
     if not spec.weighted:
         return 1.0
-    bound = next(scalar.bound for scalar in spec.sum.scalars if scalar.name == WEIGHT)
-    if not scalars[WEIGHT] >= 0:
-        raise ValueError(f"{WEIGHT}={scalars[WEIGHT]} must be a number of at least 0")
-    return min(scalars[WEIGHT] / bound, 1.0)
+    bound = next(each.bound for each in spec.sum.segments if each.name == WEIGHT)
+    count = float(values[WEIGHT])
+    if not count >= 0:
+        raise ValueError(f"{WEIGHT}={count} must be a number of at least 0")
+    return min(count / bound, 1.0)
 
 
 def openings(spec: ShareSpec, layers: Sequence[bytes]) -> tuple[tuple[int, bytes], ...]:
@@ -207,16 +217,26 @@ def decode_sum(
         is divided by the summed examples instead.
       seed: of the round's rotation.
     """
+    vector = _opened(total, spec, seed)
+    if not spec.weighted:
+        return decode(vector, layout, spec.sum, denominator)
+    index, scalar = next(
+        (i, each) for i, each in enumerate(spec.sum.segments, spec.coordinates) if each.name == WEIGHT
+    )
+    # Each client's count is centred: clip (2 examples / bound - 1).
+    weights = (float(vector[index]) * spec.sum.step / spec.sum.clip(scalar) + survivors) / 2
+    arrays, scalars = decode(vector, layout, spec.sum, max(weights, 1 / scalar.bound))
+    return arrays, {**scalars, WEIGHT: weights * scalar.bound / survivors}
+
+
+def decode_counts_of(total: Words, spec: ShareSpec, seed: bytes) -> dict[str, Vector]:
+    """Return the sum of every segment with a shape, by name, in the segment's own units; arguments as of `decode_sum`."""
+    return decode_counts(_opened(total, spec, seed), spec.coordinates, spec.sum)
+
+
+def _opened(total: Words, spec: ShareSpec, seed: bytes) -> Vector:
     signed = np.int16 if spec.bits == 16 else np.int32
     vector = total.astype(spec.dtype, copy=False).view(signed).astype(np.float64)
     if spec.rotated:
         unrotate(vector, seed)
-    if not spec.weighted:
-        return decode(vector, layout, spec.sum, denominator)
-    index, scalar = next(
-        (i, each) for i, each in enumerate(spec.sum.scalars, spec.coordinates) if each.name == WEIGHT
-    )
-    # Each client's count is centred: reach (2 examples / bound - 1).
-    weights = (float(vector[index]) * spec.sum.step / spec.sum.reach(scalar) + survivors) / 2
-    arrays, scalars = decode(vector, layout, spec.sum, max(weights, 1 / scalar.bound))
-    return arrays, {**scalars, WEIGHT: weights * scalar.bound / survivors}
+    return vector

@@ -44,7 +44,7 @@ class Noise(Protocol):
         """Return the sum with the noise of one row, and the event that accounts for it.
 
         Args:
-          total: the cohort's sum on the lattice, whole numbers, shape (coordinates + scalars,).
+          total: the cohort's sum on the lattice, whole numbers, shape (coordinates + segments',).
           row: of the release, from 1; no row may meet two different sums that both leave.
           noise_multiplier: noise standard deviation over the clipping norm; the noise is never below it.
           spec: public parameters, private.

@@ -11,8 +11,9 @@ the sum's sensitivity is exactly `cells` grid units and the noise on it is an ex
 Gaussian with a variance lower by under 1e-7 (Peikert 2010, Theorem 3.1, with smoothing width 16), so the accountant
 of the Gaussian mechanism applies by post-processing.
 
-Loss, example count and metrics are named scalars of the same vector: each is mapped from [0, bound] to a centred
-interval, and together they may use `metrics_share` of the squared norm. There is no second channel.
+The vector is a list of named segments (module `sum_spec`). The update is the first. Loss, example count and metrics are
+scalars, each mapped from [0, bound] to a centred interval; what a question counts has a shape, and is clipped to a norm of
+its own. The clips add up in squares to the norm. There is no second channel.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from ..accounting.events import gaussian_event
 from .discrete_gaussian import sample
 from .randomness import Stream
-from .sum_spec import Scalar, SumSpec
+from .sum_spec import Segment, SumSpec
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import GaussianDpEvent
@@ -45,6 +46,7 @@ _NOISE_BLOCK = 1 << 16
 UNCLIPPED = "unclipped"
 
 Arrays = Mapping[str, NDArray[np.floating]]
+Values = Mapping[str, float | NDArray[np.floating]]  # of the segments beside the update, in their own units
 Vector = NDArray[np.float64]  # whole numbers below 2^53 where the sum is private
 Contribution = NDArray[np.float64] | NDArray[np.int32]  # int32 on the lattice: `cells` stays below 2^31
 
@@ -52,22 +54,22 @@ Contribution = NDArray[np.float64] | NDArray[np.int32]  # int32 on the lattice: 
 # --- clip and lattice, at the client ---------------------------------------------------------------------------
 
 
-def encode(update: Arrays, scalars: Mapping[str, float], spec: SumSpec) -> tuple[Contribution, bool]:
+def encode(update: Arrays, values: Values, spec: SumSpec) -> tuple[Contribution, bool]:
     """Return the client's contribution and whether its update was longer than the norm.
 
     Args:
-      update: float arrays by name, in the layout's order; any shapes, all finite.
-      scalars: a value for each of the spec's scalars; "num-examples" is the weight where nothing is clipped.
+      update: float arrays by name, in the layout's order; any shapes, all finite; none for a question.
+      values: a value for each of the spec's segments; "num-examples" is the weight where nothing is clipped.
       spec: the round's public parameters.
 
     Returns:
-      shape (coordinates + scalars,); if the sum is private, int32 with a norm of at most `cells`.
+      shape (coordinates + segments',); if the sum is private, int32 with a norm of at most `cells`.
     """
-    flat = np.concatenate([np.ravel(value) for value in update.values()])
+    flat = np.concatenate([np.zeros(0, np.float32), *(np.ravel(value) for value in update.values())])
     if spec.clipping_norm is None:
-        return _weigh(flat, scalars, spec), False
+        return _weigh(flat, values, spec), False
     factor = _factor(flat, spec, flat.size)
-    tail = _scalars_on_grid(scalars, factor, spec)
+    tail = _segments_on_grid(values, factor, spec)
     out = np.empty(flat.size + tail.size, np.int32)
     out[flat.size :] = tail
     squared = float(np.dot(tail, tail))
@@ -90,14 +92,39 @@ def _factor(update: NDArray[np.floating], spec: SumSpec, coordinates: int) -> fl
     return min(1.0, spec.aim(coordinates) / norm) if norm > 0 else 1.0
 
 
-def _scalars_on_grid(scalars: Mapping[str, float], factor: float, spec: SumSpec) -> Vector:
-    """Return a client's scalars in grid units, shape (scalars,); one that it does not report says nothing."""
-    known = {**scalars, UNCLIPPED: float(factor == 1.0)}
-    values = [
-        centre(np.float64(known.get(scalar.name, math.nan)), scalar, spec) / spec.step
-        for scalar in spec.scalars
-    ]
-    return np.rint(np.array(values, np.float64))
+def _segments_on_grid(values: Values, factor: float, spec: SumSpec) -> Vector:
+    known = {**values, UNCLIPPED: float(factor == 1.0)}
+    return np.rint(segments_in_grid_units(known, spec))
+
+
+def segments_in_grid_units(values: Values, spec: SumSpec) -> Vector:
+    """Return a client's segments beside the update, clipped, in grid units and not rounded, shape (spec.beside,).
+
+    Args:
+      values: by name; a scalar that is missing says nothing, and a missing segment with a shape is zero.
+      spec: the round's public parameters, with a norm.
+
+    Raises:
+      ValueError: a segment has another shape, or a value that is not finite.
+    """
+    out, place = np.empty(spec.beside), 0
+    for each in spec.segments:
+        part = out[place : place + each.size]
+        if each.shape:
+            part[:] = _clipped(values.get(each.name, np.zeros(each.shape)), each, spec) / spec.step
+        else:
+            part[:] = centre(np.float64(values.get(each.name, math.nan)), each, spec) / spec.step
+        place += each.size
+    return out
+
+
+def _clipped(values: float | NDArray[np.floating], segment: Segment, spec: SumSpec) -> Vector:
+    """Return a client's part of a segment with a shape, scaled from its bound to its clip; what is longer is shortened."""
+    part = np.asarray(values, np.float64)
+    norm = math.sqrt(squared_norm(np.ravel(part)))
+    if part.shape != segment.shape or not math.isfinite(norm):
+        raise ValueError(f"segment {segment.name} has another shape, or a value that is not finite")
+    return np.ravel(part) * (spec.clip(segment) / max(norm, segment.bound))
 
 
 def on_grid(update: Arrays, spec: SumSpec) -> Vector:
@@ -117,33 +144,37 @@ def on_grid(update: Arrays, spec: SumSpec) -> Vector:
     return np.rint(flat.astype(np.float64) / spec.step)
 
 
-def encode_rows(update: NDArray[np.floating], scalars: Arrays, spec: SumSpec) -> Vector:
+def encode_rows(update: NDArray[np.floating], values: Arrays, spec: SumSpec) -> Vector:
     """Return `encode` of many clients at once.
 
     Args:
       update: shape (clients, coordinates), all finite.
-      scalars: shape (clients,) for each of the spec's scalars.
+      values: shape (clients, *shape) for each of the spec's segments.
       spec: the round's public parameters.
 
     Returns:
-      shape (clients, coordinates + scalars).
+      shape (clients, coordinates + segments').
     """
     clients, coordinates = update.shape
-    rows = np.empty((clients, coordinates + len(spec.scalars)))
+    rows = np.empty((clients, coordinates + spec.beside))
     wide, tail = rows[:, :coordinates], rows[:, coordinates:]
     np.copyto(wide, update)
     if spec.clipping_norm is None:
-        weight = scalars["num-examples"]
+        weight = values["num-examples"]
         wide *= weight[:, None]
-        for column, scalar in enumerate(spec.scalars):
-            tail[:, column] = weight if scalar.name == "num-examples" else weight * scalars[scalar.name]
+        for column, each in enumerate(spec.segments):
+            tail[:, column] = weight if each.name == "num-examples" else weight * values[each.name]
         return rows
     norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     aim = spec.aim(coordinates)
     wide *= (aim / np.maximum(norms, aim) / spec.step)[:, None]
-    scalars = {**scalars, UNCLIPPED: (norms <= aim).astype(np.float64)}
-    for column, scalar in enumerate(spec.scalars):
-        tail[:, column] = centre(scalars[scalar.name], scalar, spec) / spec.step
+    values = {**values, UNCLIPPED: (norms <= aim).astype(np.float64)}
+    if any(each.shape for each in spec.segments):
+        for number, row in enumerate(tail):
+            row[:] = segments_in_grid_units({name: of[number] for name, of in values.items()}, spec)
+    else:
+        for column, each in enumerate(spec.segments):
+            tail[:, column] = centre(values[each.name], each, spec) / spec.step
     np.rint(rows, out=rows)
     for index in np.flatnonzero(np.einsum("ij,ij->i", rows, rows) > float(spec.cells) ** 2):
         shrink(rows[index], spec)
@@ -175,15 +206,15 @@ def _rounded(update: NDArray[np.floating], factor: float) -> Iterator[tuple[int,
         yield start, np.rint(block, out=block)
 
 
-def centre(values: NDArray[np.floating] | np.float64, scalar: Scalar, spec: SumSpec) -> NDArray[np.float64]:
-    """Map [0, bound] to [-reach, reach]; a value that is no number says nothing and becomes the centre.
+def centre(values: NDArray[np.floating] | np.float64, scalar: Segment, spec: SumSpec) -> NDArray[np.float64]:
+    """Map [0, bound] to [-clip, clip]; a value that is no number says nothing and becomes the centre.
 
     Args:
       values: in the units of the scalar, any shape.
-      scalar: its bound, and its share of the norm.
+      scalar: a segment without a shape: its bound, and its share of the norm.
       spec: the round's public parameters.
     """
-    centred = (2 * np.clip(values / scalar.bound, 0.0, 1.0) - 1) * spec.reach(scalar)
+    centred = (2 * np.clip(values / scalar.bound, 0.0, 1.0) - 1) * spec.clip(scalar)
     return np.where(np.isnan(values), 0.0, centred)
 
 
@@ -200,12 +231,12 @@ def shrink(vector: Contribution, spec: SumSpec) -> None:
         np.copyto(block, np.trunc(block * factor), casting="unsafe")
 
 
-def _weigh(update: NDArray[np.floating], scalars: Mapping[str, float], spec: SumSpec) -> Vector:
-    weight = scalars["num-examples"]
-    out = np.empty(update.size + len(spec.scalars))
+def _weigh(update: NDArray[np.floating], values: Values, spec: SumSpec) -> Vector:
+    weight = values["num-examples"]
+    out = np.empty(update.size + spec.beside)
     np.multiply(update, weight, out=out[: update.size])
-    for place, scalar in enumerate(spec.scalars, update.size):
-        out[place] = weight if scalar.name == "num-examples" else weight * scalars.get(scalar.name, 0.0)
+    for place, each in enumerate(spec.segments, update.size):
+        out[place] = weight if each.name == "num-examples" else weight * values.get(each.name, 0.0)
     return out
 
 
@@ -241,7 +272,7 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
 
     Args:
       cohort_sum: changed in place.
-      vector: one client's, as it came, shape (coordinates + scalars,).
+      vector: one client's, as it came, shape (coordinates + segments',).
       spec: the round's public parameters.
     """
     if vector.shape != cohort_sum.total.shape:
@@ -262,7 +293,7 @@ def add(cohort_sum: CohortSum, vector: Contribution, spec: SumSpec) -> None:
 def add_update(
     cohort_sum: CohortSum,
     update: NDArray[np.floating],
-    scalars: Mapping[str, float],
+    values: Values,
     spec: SumSpec,
     start: int = 0,
 ) -> None:
@@ -272,24 +303,24 @@ def add_update(
       cohort_sum: changed in place.
       update: all arrays in the layout's order, flat, shape (coordinates,); or a window of them from `start`, outside of
         which the update is zero.
-      scalars: a value for each of the spec's scalars.
+      values: a value for each of the spec's segments.
       spec: the round's public parameters.
       start: of the window.
 
     Raises:
       ValueError: the update has a value that is not finite; nothing was added.
     """
-    coordinates = cohort_sum.total.size - len(spec.scalars)
+    coordinates = cohort_sum.total.size - spec.beside
     if spec.clipping_norm is None:
-        return add(cohort_sum, _weigh(_whole(update, start, coordinates), scalars, spec), spec)
+        return add(cohort_sum, _weigh(_whole(update, start, coordinates), values, spec), spec)
     factor = _factor(update, spec, coordinates)
-    tail = _scalars_on_grid(scalars, factor, spec)
+    tail = _segments_on_grid(values, factor, spec)
     wide = cohort_sum.total[start : start + update.size]
     squared = float(np.dot(tail, tail)) + _add_rounded(wide, update, factor / spec.step, np.add)
     if squared > float(spec.cells) ** 2:
         _add_rounded(wide, update, factor / spec.step, np.subtract)  # whole numbers: nothing of it is left
         whole = {"": _whole(update, start, coordinates)}
-        return add(cohort_sum, encode(whole, scalars, spec)[0], spec)
+        return add(cohort_sum, encode(whole, values, spec)[0], spec)
     cohort_sum.total[coordinates:] += tail
     cohort_sum.replies += 1
 
@@ -313,9 +344,9 @@ def _add_rounded(total: Vector, update: NDArray[np.floating], factor: float, com
 
 
 def _plausible_count(vector: Contribution, spec: SumSpec) -> bool:
-    names = [scalar.name for scalar in spec.scalars]
+    names = [each.name for each in spec.segments]
     index = names.index("num-examples") - len(names)
-    return bool(0 < vector[index] <= spec.scalars[index].bound)
+    return bool(0 < vector[index] <= spec.segments[index].bound)
 
 
 def add_noise(
@@ -342,25 +373,26 @@ def add_noise(
 def decode(
     total: Vector, layout: Mapping[str, Sequence[int]], spec: SumSpec, denominator: float
 ) -> tuple[dict[str, Vector], dict[str, float]]:
-    """Return the mean update by name, shaped by `layout`, and the mean of every scalar.
+    """Return the mean update by name, shaped by `layout`, and the mean of every scalar; `decode_counts` has the rest.
 
     A private sum is divided by a fixed, public `denominator`: the expected cohort, whoever replied. Without
     client-level privacy the sum is divided by the summed examples, as federated averaging does.
 
     Args:
-      total: the sum, with its noise, shape (coordinates + scalars,).
+      total: the sum, with its noise, shape (coordinates + segments',).
       layout: shapes by name, in the order of the update.
       spec: the round's public parameters.
       denominator: the expected cohort, above 0.
     """
     sizes = [math.prod(shape) for shape in layout.values()]
-    tail = total[sum(sizes) :]
-    counts = {s.name: float(v) for s, v in zip(spec.scalars, tail, strict=True)}
+    summed = {each: float(part[0]) for each, part in _parts(total, sum(sizes), spec) if not each.shape}
     if spec.clipping_norm is None:
-        denominator = counts["num-examples"]
-        scalars = {name: value / denominator for name, value in counts.items() if name != "num-examples"}
+        denominator = next(value for each, value in summed.items() if each.name == "num-examples")
+        scalars = {
+            each.name: value / denominator for each, value in summed.items() if each.name != "num-examples"
+        }
     else:
-        scalars = {s.name: _uncentre(counts[s.name], s, spec, denominator) for s in spec.scalars}
+        scalars = {each.name: _uncentre(value, each, spec, denominator) for each, value in summed.items()}
     bounds = np.cumsum([0, *sizes])
     mean = total[: bounds[-1]] * (spec.step / denominator)
     arrays = {
@@ -370,8 +402,31 @@ def decode(
     return arrays, scalars
 
 
-def _uncentre(value: float, scalar: Scalar, spec: SumSpec, denominator: float) -> float:
-    if spec.reach(scalar) == 0:
+def decode_counts(total: Vector, coordinates: int, spec: SumSpec) -> dict[str, Vector]:
+    """Return the sum over the clients of every segment with a shape, by name, in the segment's own units.
+
+    Args:
+      total: the sum, with its noise, shape (coordinates + segments',).
+      coordinates: of the update; 0 for a question.
+      spec: the round's public parameters.
+    """
+    return {
+        each.name: (part * spec.scale(each)).reshape(each.shape)
+        for each, part in _parts(total, coordinates, spec)
+        if each.shape
+    }
+
+
+def _parts(total: Vector, coordinates: int, spec: SumSpec) -> Iterator[tuple[Segment, Vector]]:
+    if total.size != coordinates + spec.beside:
+        raise ValueError(f"a sum of {total.size} coordinates, not {coordinates + spec.beside}")
+    for each in spec.segments:
+        yield each, total[coordinates : coordinates + each.size]
+        coordinates += each.size
+
+
+def _uncentre(value: float, scalar: Segment, spec: SumSpec, denominator: float) -> float:
+    if spec.clip(scalar) == 0:
         return math.nan
-    mean = value * spec.step / denominator / spec.reach(scalar)
+    mean = value * spec.step / denominator / spec.clip(scalar)
     return scalar.bound * min(max((mean + 1) / 2, 0.0), 1.0)

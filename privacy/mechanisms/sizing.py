@@ -96,8 +96,8 @@ class ShareSpec:
     """What every client must do to its vector before it is masked, proved to fit. All of it is public.
 
     Attributes:
-      sum: clipping norm, scalars and grid; an update is clipped to it before rounding.
-      coordinates: of the update, without the scalars.
+      sum: clipping norm, segments and grid; an update is clipped to it before rounding.
+      coordinates: of the update, without the segments beside it; 0 for a question.
       attendance: of the sum.
       sigma: of each share of noise, in grid units; 0 for encryption alone.
       bits: of a coordinate, 16 or 32.
@@ -132,8 +132,8 @@ class ShareSpec:
         levels = [self.attendance.most + 1, *(each.survivors for each in self.layers), self.attendance.least]
         if any(after >= before for before, after in pairwise(levels)):
             raise Refusal("layers", self.layers, "open them by falling numbers above the least attendance")
-        counted = any(each.name == WEIGHT and self.sum.reach(each) > 0 for each in self.sum.scalars)
-        if self.weighted and (self.sigma or not counted):
+        counted = any(each.name == WEIGHT and self.sum.clip(each) > 0 for each in self.sum.segments)
+        if self.weighted and (self.sigma or not counted or any(each.shape for each in self.sum.segments)):
             raise Refusal("weighted", True, f"weight only without noise, by a scalar {WEIGHT} with a share")
         if not _fits(self):
             remedy = "a sum of so many vectors and so much noise may overflow; give more bits or fewer cells"
@@ -141,8 +141,8 @@ class ShareSpec:
 
     @property
     def size(self) -> int:
-        """Coordinates of a share, the scalars included."""
-        return self.coordinates + len(self.sum.scalars)
+        """Coordinates of a share, the segments beside the update included."""
+        return self.coordinates + self.sum.beside
 
     @property
     def dtype(self) -> type[np.uint16 | np.uint32]:
@@ -225,8 +225,8 @@ def size_shares(
     """Return the finest grid that fits, with the noise that the least attendance needs.
 
     Args:
-      spec: clipping norm and scalars; its cells are replaced.
-      coordinates: of the update, at least 1.
+      spec: clipping norm and segments; its cells are replaced.
+      coordinates: of the update; 0 for a question.
       attendance: of the sum.
       noise_multiplier: of the whole sum over its sensitivity, for the fewest survivors without colluders; 0 for none.
       bits: 16, rotated, or 32; None takes 16 where it adds at most 5 % to the noise, and 32 without noise.
@@ -263,7 +263,7 @@ def _finest(
     while above - below > 1:
         cells = (below + above) // 2
         summed = replace(spec, cells=cells)
-        moved = _sensitivity_squared(summed, coordinates + len(spec.scalars))
+        moved = _sensitivity_squared(summed, coordinates + spec.beside)
         wanted = noise**2 * moved + SMOOTHING**2 if noise else 0.0
         sigma, *others = _sigmas(wanted, [level - attendance.colluders for level in levels])
         layers = tuple(Layer(*layer) for layer in zip(levels, others, strict=False))

@@ -92,10 +92,10 @@ def is_mean_too_long(
     """
     if not spec.weighted:
         return False
-    count = next(each for each in spec.sum.scalars if each.name == WEIGHT)
+    count = next(each for each in spec.sum.segments if each.name == WEIGHT)
     weights = scalars[WEIGHT] * survivors / count.bound
     length = math.sqrt(sum(squared_norm(np.ravel(each)) for each in arrays.values()))
     # Rounding moves each vector by at most sqrt(d) grid units, which a rotation may bring into any coordinate.
     moved = survivors * math.sqrt(spec.size) * spec.sum.step
-    most = (max(weights, 0.0) + moved / (2 * spec.sum.reach(count))) * spec.sum.update_norm + moved
+    most = (max(weights, 0.0) + moved / (2 * spec.sum.clip(count))) * spec.sum.update_norm + moved
     return length * max(weights, 1 / count.bound) > most * (1 + _FLOAT_SLACK)

@@ -1,4 +1,7 @@
-"""Public parameters of a private sum: the norm, the grid, and the scalars that travel beside the update.
+"""Public parameters of a private sum: the norm, the grid, and the segments that travel beside the update.
+
+The one vector is a list of named segments. Each is clipped to a norm of its own, and the squares of these norms add up
+to the square of the sum's: one noise on all coordinates hides a client in all of them together.
 
 A metric in [0, bound] has a coordinate of +-sqrt(s) C in a vector of norm C, s its share of the squared norm. Noise of
 standard deviation z C on the sum of n clients moves its mean by z / (2 sqrt(s) n) of its range, and the update, clipped
@@ -20,16 +23,36 @@ ERROR, ROUNDS = 0.05, 10
 MOST_SHARE = 0.1  # where the cohort is too small, metrics get more noise and the update keeps its norm
 
 
-@dataclass(frozen=True)
-class Scalar:
-    """A value each client reports in [0, bound], such as its loss: a segment of one coordinate.
+UPDATE, TRAINING = "update", "training"  # name and purpose of the segment that every training round has
 
-    `share` of the squared norm is its own; None takes an equal part of the spec's `metrics_share`.
+
+@dataclass(frozen=True)
+class Segment:
+    """Named part of the vector that a client adds to a sum.
+
+    Attributes:
+      name: within the sum.
+      bound: of a scalar, the largest value that counts, in [0, bound]; of a segment with a shape, the largest L2 norm of
+        one client's part. Both are in the segment's own units.
+      share: of the squared clipping norm, its own; None takes an equal part of the spec's `metrics_share`.
+      shape: of the part; a scalar has none. A scalar is centred, so that nothing reported is the middle of its range.
+      purpose: what it is for, as the ledger keeps it.
     """
 
     name: str
     bound: float
     share: float | None = None
+    shape: tuple[int, ...] = ()
+    purpose: str = TRAINING
+
+    def __post_init__(self) -> None:
+        if not self.bound > 0 or any(side < 1 for side in self.shape):
+            raise ValueError(f"segment {self.name!r} needs a bound above 0 and sides of at least 1")
+
+    @property
+    def size(self) -> int:
+        """Coordinates."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -39,15 +62,15 @@ class SumSpec:
     Attributes:
       clipping_norm: L2 norm of the largest contribution, all segments together; None sums without client-level
         privacy, weighted by each client's examples.
-      scalars: the values that travel beside the update, in order.
-      metrics_share: share of the squared norm that the scalars without a share of their own use, in [0, 1).
+      segments: what travels beside the update, in order.
+      metrics_share: share of the squared norm that the segments without a share of their own use, in [0, 1).
       cells: grid units per clipping norm.
       unit_norm: L2 norm of one record's part of a vector, where records are what is hidden and a vector is the sum of
         several; the clipping norm is then no more than the range of what fits. None where a vector is one unit's.
     """
 
     clipping_norm: float | None
-    scalars: tuple[Scalar, ...] = ()
+    segments: tuple[Segment, ...] = ()
     metrics_share: float = 0.0
     cells: int = MIN_CELLS
     unit_norm: float | None = None
@@ -55,15 +78,18 @@ class SumSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.cells < 2**31:
             raise ValueError(f"cells={self.cells} must lie in [1, 2**31)")
-        if not 0 <= self._scalars_share < 1:
+        # A question has no update, and leaves nothing for one.
+        if not 0 <= self._beside_share <= 1 + _FLOAT_SLACK:
             raise ValueError(
-                f"the scalars' share {self._scalars_share:g} of the squared norm must lie in [0, 1)"
+                f"the segments' share {self._beside_share:g} of the squared norm must lie in [0, 1]"
             )
+        if self.clipping_norm is None and any(each.shape for each in self.segments):
+            raise ValueError("a segment with a shape needs a clipping norm")
         if self.unit_norm is not None and (
-            self.scalars or self.clipping_norm is None or not 0 < self.unit_norm <= self.clipping_norm
+            self.segments or self.clipping_norm is None or not 0 < self.unit_norm <= self.clipping_norm
         ):
             raise ValueError(
-                f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no scalars"
+                f"unit_norm={self.unit_norm} needs a clipping norm of at least itself, and no segments"
             )
 
     @property
@@ -73,19 +99,24 @@ class SumSpec:
 
     @property
     def update_norm(self) -> float:
-        """What the clipping norm leaves for the update, beside the scalars' share."""
+        """What the clipping norm leaves for the update: its clip, beside the segments'."""
         if self.clipping_norm is None:
             return math.inf
-        return self.clipping_norm * math.sqrt(1 - self._scalars_share)
+        return self.clipping_norm * math.sqrt(max(1 - self._beside_share, 0.0))
 
     @property
-    def _scalars_share(self) -> float:
-        return math.fsum(self._share(scalar) for scalar in self.scalars)
+    def beside(self) -> int:
+        """Coordinates of the segments that travel beside the update."""
+        return sum(each.size for each in self.segments)
 
-    def _share(self, scalar: Scalar) -> float:
-        if scalar.share is not None:
-            return scalar.share
-        return self.metrics_share / sum(each.share is None for each in self.scalars)
+    @property
+    def _beside_share(self) -> float:
+        return math.fsum(self._share(each) for each in self.segments)
+
+    def _share(self, segment: Segment) -> float:
+        if segment.share is not None:
+            return segment.share
+        return self.metrics_share / sum(each.share is None for each in self.segments)
 
     def aim(self, coordinates: int) -> float:
         """Return the norm to which a long update is scaled, so that rounding seldom carries it over `update_norm`.
@@ -112,9 +143,13 @@ class SumSpec:
             else self.unit_norm / self.step + math.sqrt(coordinates)
         )
 
-    def reach(self, scalar: Scalar) -> float:
-        """Return the largest absolute coordinate of one of the scalars, in the units of the clipping norm."""
-        return 0.0 if self.clipping_norm is None else self.clipping_norm * math.sqrt(self._share(scalar))
+    def clip(self, segment: Segment) -> float:
+        """Return the norm of one of the segments, in the units of the clipping norm."""
+        return 0.0 if self.clipping_norm is None else self.clipping_norm * math.sqrt(self._share(segment))
+
+    def scale(self, segment: Segment) -> float:
+        """Return what one grid unit is in a shaped segment's own units."""
+        return self.step * segment.bound / self.clip(segment)
 
 
 def cells_for(coordinates: int, units: float = 1.0) -> int:

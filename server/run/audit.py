@@ -93,7 +93,7 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
         assert isinstance(federation.summed, ClientLevel)
         seed = _seed(run, fresh)
         told = canary_clients(
-            asked, federation.summed, federation.task, federation.num_canaries, seed, federation.scalars
+            asked, federation.summed, federation.task, federation.num_canaries, seed, federation.metrics
         )
         run = replace(run, client=replace(run.client, canaries=told))
         canaries = canaries_of(seed, told.count, dimension_of(federation.task), told.support)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...configs.schema import AuditSettings, ClientLevel, FullAudit, SimulationSettings, sum_level
 from ...privacy.budget import Adjacency
-from ...privacy.mechanisms.sum_spec import Scalar
+from ...privacy.mechanisms.sum_spec import Segment
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import CanaryClients
 from ...tasks.protocol import Task
@@ -61,9 +61,9 @@ def canary_clients(
     task: Task,
     count: int,
     seed: bytes,
-    scalars: tuple[Scalar, ...],
+    segments: tuple[Segment, ...],
 ) -> CanaryClients:
-    """Return what canaries are told. Their scalars are the middle of each range, which adds nothing to the sum.
+    """Return what canaries are told. Their metrics are the middle of each range, which adds nothing to the sum.
 
     Args:
       audit: its settings.
@@ -71,7 +71,7 @@ def canary_clients(
       task: whose model they change.
       count: of canaries.
       seed: secret, that their coins and directions are made from.
-      scalars: that travel with an update.
+      segments: scalars that travel with an update.
     """
     from ...tasks.arrays import dimension_of
 
@@ -82,5 +82,5 @@ def canary_clients(
         support=support_of(audit, dimension_of(task)),
         norm=TOO_LONG * client.clipping_norm,
         replaced=client.adjacency is Adjacency.REPLACE_ONE,
-        metrics={scalar.name: scalar.bound / 2 for scalar in scalars},
+        metrics={each.name: each.bound / 2 for each in segments},
     )

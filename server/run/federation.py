@@ -30,7 +30,7 @@ from ...privacy.ledger.ledger import Ledger
 from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sizing import WEIGHT
-from ...privacy.mechanisms.sum_spec import Scalar
+from ...privacy.mechanisms.sum_spec import Segment
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster
 from ...privacy.secagg.transcript import Profile
@@ -340,7 +340,7 @@ class Federation:
         return None if self.record is None else _budget(self.record.unit, self.record)
 
     @property
-    def scalars(self) -> tuple[Scalar, ...]:
+    def metrics(self) -> tuple[Segment, ...]:
         """Which metrics may leave a client.
 
         With record-level privacy the loss stays at home, since nobody accounted for it; the number of examples is
@@ -348,10 +348,10 @@ class Federation:
         """
         if self.together is not None or (self.record is not None and self.summed is None):
             return ()
-        loss = () if self.record is not None else (Scalar(TRAIN_LOSS, LOSS_BOUND),)
+        loss = () if self.record is not None else (Segment(TRAIN_LOSS, LOSS_BOUND),)
         if self.summed is None:
             return loss
-        return (*loss, Scalar(WEIGHT, float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)))
+        return (*loss, Segment(WEIGHT, float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)))
 
     @cached_property
     def mechanism(self) -> Mechanism:

@@ -186,7 +186,7 @@ def _run_on(
     private = PrivateGrid(
         _participants(run, grid),
         privacy=run.privacy,
-        scalars=federation.scalars,
+        segments=federation.metrics,
         randomness=federation.randomness,
         run=run.name,
         masking=federation.masking,

@@ -155,7 +155,7 @@ def metrics_share_of(federation: Federation, plan: Plan) -> float:
     if given is not None:
         return given
     expected = federation.cohort.expected_size(federation.population)
-    return least_share(plan.noise_std / plan.clipping_norm, expected, len(federation.scalars))
+    return least_share(plan.noise_std / plan.clipping_norm, expected, len(federation.metrics))
 
 
 def require_one_round(plan: Plan, budget: Budget, prior: Sequence[DpEvent] = ()) -> None:

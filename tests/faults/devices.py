@@ -23,7 +23,7 @@ from fedveil.configs.local_training import LocalTraining
 from fedveil.deployment.provision import provision
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.budget import Adjacency
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import SecureSums
@@ -43,7 +43,7 @@ clients: [{names}]
 CLAIM = ClientClaim(3.0, Adjacency.ZERO_OUT)
 ORDER = TrainingOrder("spring", Mode.CLIENT_DISTRIBUTED, LocalTraining(0.1, 1, 10), client=CLAIM)
 CENTRAL = replace(ORDER, privacy=Mode.CLIENT_CENTRAL)
-SCALARS = (Scalar("train_loss", 5.0), Scalar(WEIGHT, 100.0))
+SCALARS = (Segment("train_loss", 5.0), Segment(WEIGHT, 100.0))
 SPEC = SumSpec(1.0, SCALARS, 0.05)
 
 

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from fedveil.client.secure_update import secure_update
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.server.masking import Masking, masked_spec
 from fedveil.server.round_terms import Sum
 from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
@@ -23,7 +23,7 @@ KEY = bytes(range(32)).hex()
 CLIENTS = 8
 LAYOUT = {"w": (3, 5), "b": (4,)}
 ASKED = Encryption(KEY, CLIENTS, 2, 0.125, 0.25, 100.0, 0.0, "malicious")
-LOSS = Scalar("loss", 5.0)
+LOSS = Segment("loss", 5.0)
 
 Fault = Callable[[Message, int], Message | None]
 
@@ -88,8 +88,8 @@ def content() -> RecordDict:
 
 
 def wanted(noise: float = 0.0) -> Sum:
-    private = SumSpec(10.0, (LOSS, Scalar(WEIGHT, 20.0)), 0.02)
-    plain = masked_spec(SumSpec(None, (LOSS, Scalar(WEIGHT, 1e9))), masking())
+    private = SumSpec(10.0, (LOSS, Segment(WEIGHT, 20.0)), 0.02)
+    plain = masked_spec(SumSpec(None, (LOSS, Segment(WEIGHT, 1e9))), masking())
     return Sum("run", 3, content(), "train", private if noise else plain, 19, noise)
 
 

@@ -44,7 +44,7 @@ from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.data_sets import read_data_sets
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sizing import Attendance, Layer, ShareSpec
-from fedveil.privacy.mechanisms.sum_spec import Scalar, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.client import Participant, read_state, write_state
 from fedveil.privacy.secagg.messages import read_any
@@ -353,7 +353,7 @@ RECORDS = [
 ]
 BLOBS = bytes(24) + bytes(8) + b"abc".ljust(8, b"\0")
 ORDER = json.loads(runpy.run_path(str(HERE / "devices.py"))["ORDER"].to_json())
-SPEC = SumSpec(1.0, (Scalar("train_loss", 5.0), Scalar("num-examples", 100.0)), 0.05)
+SPEC = SumSpec(1.0, (Segment("train_loss", 5.0), Segment("num-examples", 100.0)), 0.05)
 SHARES = ShareSpec(SPEC, 10, Attendance(5, 3, 1), 40, 32, True, False, (Layer(4, 40),))
 POLICY = {
     "target_epsilon": 8.0,

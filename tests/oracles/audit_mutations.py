@@ -99,6 +99,7 @@ GATED = "each round is noised and counted as claimed, and all of them have one n
 PERSONS = "a canary is one record, and whoever has several is no canary"
 REPORTED = "a figure of the report, and no number that is released"
 BOUND = "what a run left, and who may change it afterwards: what was released is as it was"
+ASKED = "what a question counts is in no training round, and canaries answer none"
 TRAIL = "who decided what, and no number that is released"
 TOLD = "what a page says of a run, and not what the run has released"
 BEYOND: dict[str, str] = {
@@ -109,6 +110,8 @@ BEYOND: dict[str, str] = {
     "a refusal leaves no entry": TRAIL,
     "an alarm is overridden by nobody": TRAIL,
     "what a release is for is forgotten": TRAIL,
+    "the ledger does not say what a vector holds": TRAIL,
+    "a segment is not clipped": ASKED,
     "verify looks at no signature": BOUND,
     "a signature is not over those before it": BOUND,
     "verify looks at no hash of a bundle": BOUND,
