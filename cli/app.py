@@ -603,6 +603,9 @@ def provision_file(
     wheels: Annotated[
         Path | None, Option(metavar="FOLDER", help="What a device installs, for requirements with hashes.")
     ] = None,
+    lock: Annotated[
+        Path | None, Option(metavar="FILE", help="Hashes of what a device installs and --wheels lacks.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Make the bundles of a federation from one file, or complete them.
@@ -613,7 +616,7 @@ def provision_file(
     require_extra("server", "fedveil provision")
     from .provision import make
 
-    return make(file, out, wheels, as_json=as_json)
+    return make(file, out, wheels, lock, as_json=as_json)
 
 
 @_verb(provision, "rotate", "Give a client new keys.")

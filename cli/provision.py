@@ -15,19 +15,22 @@ from ..links.server_bundle import SERVER
 SOON_SECONDS = 30 * 86400
 
 
-def make(file: Path, out: Path | None, wheels: Path | None, *, as_json: bool = False) -> int:
+def make(
+    file: Path, out: Path | None, wheels: Path | None, lock: Path | None = None, *, as_json: bool = False
+) -> int:
     """Make or complete the bundles that a federation.yaml describes; return the exit code.
 
     Args:
       file: federation.yaml.
       out: where to; None is a folder of the federation's name.
-      wheels: what a device installs; None pins what is installed here.
+      wheels: what a device installs.
+      lock: hashes of what is not among them.
       as_json: print one JSON object.
 
     Raises:
       Refusal: of a mistake, before anything is written.
     """
-    return _show(provision(file, out, wheels), as_json)
+    return _show(provision(file, out, wheels, lock), as_json)
 
 
 def new_keys(folder: Path, name: str, request: Path | None, *, as_json: bool = False) -> int:

@@ -49,10 +49,12 @@ GROUPS: Mapping[str, Mapping[str, Any]] = {
     "eligibility": ELIGIBILITY_DEFAULTS,
     "policy": POLICY_DEFAULTS,
 }
+HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")
 CHOICES = ("name", "target", "kind")
 DEFAULTS = {
     "link": "grpc",
     "certificate_days": DAYS,
+    "requirements": "hashed",
     "server": {"listen": None, "also": []},
     "task": {},
     "eligibility": {},
@@ -90,6 +92,7 @@ class FederationFile:
       hosts: DNS names and IP addresses in the server's certificate; the first is the host of `address`.
       link: `grpc` or `flower`.
       certificate_days: how long a certificate is valid.
+      requirements: `hashed`, or `unverified_code`: devices then run what a package index serves under a name.
       clients: in the order of the file.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
     """
@@ -100,6 +103,7 @@ class FederationFile:
     hosts: tuple[str, ...]
     link: str
     certificate_days: int
+    requirements: str
     clients: tuple[ClientEntry, ...]
     schema: str | None = None
 
@@ -148,7 +152,7 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     return None
 
 
-def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int]:
+def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, str]:
     for group in GROUPS:
         section.section(group)
     section.groups("clients")
@@ -170,6 +174,7 @@ def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int]:
         (host.strip("[]"), *also),
         section.word("link", LINKS),
         section.whole("certificate_days", at_least=1, at_most=MOST_DAYS),
+        section.word("requirements", REQUIREMENTS),
     )
 
 

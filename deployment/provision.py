@@ -25,13 +25,13 @@ from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
 from ..tasks.table_schema import SCHEMA
 from .authority import Authority, issue, open_authority
-from .federation_yaml import FederationFile, read_federation
+from .federation_yaml import HASHED, UNVERIFIED, FederationFile, read_federation
 from .register import Issued, Register, read_register, write_register
-from .requirements import installed_requirements, wheel_requirements
-from .write_bundles import write_clients, write_server
+from .requirements import installed_requirements, unverified, wheel_requirements
+from .write_bundles import REQUIREMENTS, write_clients, write_server
 
 AUTHORITY, CLIENTS = "authority", "clients"
-FILE, REGISTER, REQUIREMENTS = "federation.yaml", "register.json", "requirements.txt"
+FILE, REGISTER = "federation.yaml", "register.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Desk:
     register: Register
 
 
-def provision(file: Path, out: Path | None, wheels: Path | None) -> Desk:
+def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Path | None = None) -> Desk:
     """Make or complete the federation that a file describes.
 
     Clients that are new are admitted; the others keep their keys and certificates.
@@ -53,16 +53,16 @@ def provision(file: Path, out: Path | None, wheels: Path | None) -> Desk:
     Args:
       file: federation.yaml.
       out: the folder to make it in; None stands for one of the federation's name.
-      wheels: a folder of what a device installs; None pins what is installed here.
+      wheels: a folder of what a device installs; None leaves the requirements as they are, or has none.
+      lock: hashes of what is not in `wheels`; see `wheel_requirements`.
 
     Raises:
       Refusal: of a mistake, before anything is written.
     """
     federation = read_federation(file)
     requests = {each.name: read_request(each.request) for each in federation.clients if each.request}
-    extras = ("client",) if federation.schema is None else ("client", "tables")
-    requirements = installed_requirements(extras) if wheels is None else wheel_requirements(wheels)
     folder = Path(federation.name) if out is None else out
+    requirements = _wanted_requirements(folder / AUTHORITY / REQUIREMENTS, federation, wheels, lock)
     _check(federation, read_register(folder / AUTHORITY / REGISTER), requests)
     with _writing(folder):
         before = read_register(folder / AUTHORITY / REGISTER)
@@ -72,7 +72,8 @@ def provision(file: Path, out: Path | None, wheels: Path | None) -> Desk:
         for entry in federation.clients:
             if before.find(entry.name) is None:
                 desk = _admit(desk, entry.name, requests.get(entry.name))
-        replace_file(folder / AUTHORITY / REQUIREMENTS, requirements.encode())
+        if requirements:
+            replace_file(folder / AUTHORITY / REQUIREMENTS, requirements.encode())
         if federation.schema is not None:
             replace_file(folder / AUTHORITY / SCHEMA, federation.schema.encode())
         replace_file(folder / AUTHORITY / FILE, file.read_bytes())
@@ -117,6 +118,30 @@ def revoke(folder: Path, name: str) -> Desk:
             raise Refusal("name", name, "the server can be rotated only")
         issued = _find(desk.register, name)
         return _publish(replace(desk, register=desk.register.having(replace(issued, revoked=True))))
+
+
+def _wanted_requirements(
+    path: Path, federation: FederationFile, wheels: Path | None, lock: Path | None
+) -> str:
+    """Return what the bundles' requirements shall hold; empty: they have none. Refuse names without a hash."""
+    if wheels is not None:
+        return wheel_requirements(wheels, lock)
+    if lock is not None:
+        raise Refusal("lock", str(lock), "comes beside --wheels, a folder with fedveil's own wheel")
+    if federation.requirements == UNVERIFIED:
+        return installed_requirements(("client",) if federation.schema is None else ("client", "tables"))
+    kept = _kept_requirements(path)
+    if (line := unverified(kept)) is not None:
+        remedy = (
+            f"{line!r} has no hash, so that whoever serves that name runs code on every device; give --wheels, "
+            f"remove the file, or say requirements: {UNVERIFIED} in federation.yaml"
+        )
+        raise Refusal("requirements", str(path), remedy)
+    return kept
+
+
+def _kept_requirements(path: Path) -> str:
+    return read_file(path).decode() if path.exists() else ""
 
 
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
@@ -192,7 +217,9 @@ def _publish(desk: Desk) -> Desk:
     if register.admitted != desk.before.admitted:
         register = replace(register, version=register.version + 1, rosters=desk.before.chain)
     write_register(desk.folder / AUTHORITY / REGISTER, register)
-    requirements = read_file(desk.folder / AUTHORITY / REQUIREMENTS).decode()
+    requirements = _kept_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
+    if desk.federation.requirements == HASHED and unverified(requirements) is not None:
+        requirements = ""  # an older desk's; a bundle without any names nothing that a stranger could own
     write_server(desk.folder / SERVER, desk.federation, desk.authority, register)
     write_clients(desk.folder / CLIENTS, desk.federation, desk.authority, register, requirements)
     return replace(desk, register=register)

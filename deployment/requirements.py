@@ -1,4 +1,7 @@
-"""Requirements of a device: the versions that run here, or the wheels of a folder with their hashes.
+"""Requirements of a device: what a folder of wheels and a lock name, each with its hash; or, unverified, the versions here.
+
+Whoever owns a name on a package index runs code wherever it is installed by that name. A hash binds the name to bytes. The
+project owns no name on an index: fedveil itself is always a file that the operator built.
 
 On aarch64 torch must be 2.10: later wheels for Linux on aarch64 require NVIDIA's CUDA packages, gigabytes that no small
 device can use.
@@ -18,8 +21,12 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion
 
+from ..configs.bundle_files import read_file
 from ..privacy.refusal import Refusal
 
+OWN = "fedveil"
+WHEELS = "wheels"  # folder of a device's wheels, beside which it installs
+HASHES = re.compile(r"\s--hash=sha256:[0-9a-f]{64}(?=\s|$)")
 CPU_TORCH = ">=2.10,<2.11"
 CUDA = re.compile(r"(nvidia|cuda|triton)\b")
 DEVICE = {"platform_machine": "aarch64", "platform_system": "Linux", "sys_platform": "linux", "extra": ""}
@@ -30,36 +37,80 @@ TORCH = (
 
 
 def installed_requirements(extras: Sequence[str] = ("client",)) -> str:
-    """Pins of fedveil and of all that these extras need, as installed here; without hashes, which only wheels have."""
+    """Pins of all that these extras of fedveil need, as installed here, without hashes; fedveil itself is not named."""
     pins: dict[str, str] = {}
-    _pin("fedveil", pins, extras)
+    _pin(OWN, pins, extras)
     torch = pins.pop("torch")
-    lines = ["# Pins only: fedveil provision --wheels FOLDER adds hashes."]
+    del pins[OWN]
+    lines = [
+        "# Unverified: these names are bound to no bytes. Install fedveil from the wheel that you built, never by its name."
+    ]
     lines += [f"{name}=={version}" for name, version in sorted(pins.items())]
     lines += [line.format(version=torch) for line in TORCH]
     return "\n".join([*lines, ""])
 
 
-def wheel_requirements(folder: Path) -> str:
-    """Pins, each with its hash, of all wheels in `folder`, which hold what a device installs offline.
+def wheel_requirements(folder: Path, lock: Path | None = None) -> str:
+    """Return requirements with hashes: all wheels in `folder`, fedveil's by its file, and what else a lock names.
+
+    Args:
+      folder: of wheels. Without a lock it holds all that a device installs, offline.
+      lock: requirements with hashes, as `.ci/lock` makes them; a wheel of the folder takes the place of a name in it.
 
     Raises:
-      Refusal: there are none, fedveil's is missing, or one is of CUDA or, on aarch64, requires it.
+      Refusal: fedveil's wheel is missing, a wheel is of CUDA or, on aarch64, requires it, or a name has no hash.
     """
     hashes: dict[str, dict[str, list[str]]] = {}
     for path in sorted(folder.glob("*.whl")):
         name, version = _device_wheel(path)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        hashes.setdefault(name, {}).setdefault(version, []).append(f"--hash=sha256:{digest}")
-    lines: list[str] = []
-    for name, versions in sorted(hashes.items()):
-        if len(versions) > 1:
-            raise Refusal("wheels", str(folder), f"holds {name} {' and '.join(versions)}; keep one of them")
-        lines += [" ".join([f"{name}=={version}", *each]) for version, each in versions.items()]
-    if "fedveil" not in hashes:
-        raise Refusal("wheels", str(folder), "holds no wheel of fedveil; collect all that a device needs")
+        hashes.setdefault(name, {}).setdefault(
+            f"./{WHEELS}/{path.name}" if name == OWN else version, []
+        ).append(f"--hash=sha256:{_digest(path)}")
+    lines = [] if lock is None else [line for line in _locked(lock) if _named(line) not in hashes]
+    for name, found in sorted(hashes.items()):
+        if len(found) > 1:
+            raise Refusal("wheels", str(folder), f"holds {name} {' and '.join(found)}; keep one of them")
+        lines += [
+            " ".join([what if name == OWN else f"{name}=={what}", *each]) for what, each in found.items()
+        ]
+    if OWN not in hashes:
+        missing = "all that a device needs" if lock is None else "the one that you built"
+        raise Refusal("wheels", str(folder), f"holds no wheel of fedveil; collect {missing}")
     return "\n".join([*lines, ""])
+
+
+def unverified(requirements: str) -> str | None:
+    """Return the first line that is bound to no bytes, so that whoever owns its name decides what is installed; or None."""
+    return next((line for line in _logical(requirements) if not HASHES.search(line)), None)
+
+
+def _locked(lock: Path) -> list[str]:
+    """Return the lines of a lock; refuse a name without a hash, and fedveil's own, which is on no index."""
+    try:
+        text = read_file(lock).decode()
+        names = {line: _named(line) for line in _logical(text)}
+    except (UnicodeDecodeError, InvalidRequirement):
+        raise Refusal("lock", str(lock), "is no list of requirements; make it with: bash .ci/lock") from None
+    if (line := unverified(text)) is not None:
+        raise Refusal("lock", str(lock), f"has no hash for {line[:60]!r}; make it with: bash .ci/lock")
+    if OWN in names.values():
+        raise Refusal("lock", str(lock), "names fedveil, which is on no index; give its wheel in --wheels")
+    return list(names)
+
+
+def _logical(text: str) -> list[str]:
+    """Return the requirements of a text, each in one line."""
+    joined = (line.partition(" #")[0].strip() for line in text.replace("\\\n", " ").splitlines())
+    return [" ".join(line.split()) for line in joined if line and not line.startswith("#")]
+
+
+def _named(line: str) -> str:
+    return canonicalize_name(Requirement(HASHES.sub("", line)).name)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _device_wheel(path: Path) -> tuple[str, str]:

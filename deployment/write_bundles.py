@@ -20,6 +20,7 @@ from .federation_yaml import ClientEntry, FederationFile
 from .register import Issued, Register
 from .systemd_units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
 
+REQUIREMENTS = "requirements.txt"
 PUBLIC = 0o644
 
 
@@ -50,12 +51,20 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
 def write_clients(
     folder: Path, federation: FederationFile, authority: Authority, register: Register, requirements: str
 ) -> None:
-    """Write the bundles of all clients that are admitted, but for their private keys."""
+    """Write the bundles of all clients that are admitted, but for their private keys.
+
+    Args:
+      folder: of all bundles.
+      federation: that they are of.
+      authority: signs the roster.
+      register: of who is admitted.
+      requirements: of every device; empty gives none, and takes away those of earlier.
+    """
     entries = {entry.name: entry for entry in federation.clients}
     shared = {
         "ca.pem": authority.ca_pem,
         "roster.bin": write_roster(register.roster(), authority.signer),
-        "requirements.txt": requirements.encode(),
+        **({REQUIREMENTS: requirements.encode()} if requirements else {}),
     }
     trust = {"authority": authority.public.hex(), "minimum_roster_version": register.version}
     for issued in register.admitted:
@@ -68,6 +77,8 @@ def write_clients(
             **(_tables(federation) if entry.task["name"] == TABLES else {}),
         }
         _write(folder / issued.name, {**shared, **own})
+        if not requirements:
+            (folder / issued.name / REQUIREMENTS).unlink(missing_ok=True)
         for key in PRIVATE if issued.on_device else ():  # once the device has made its own
             (folder / issued.name / key).unlink(missing_ok=True)
 

@@ -55,7 +55,6 @@ SHARED = {
     "ca.pem",
     "tls.pem",
     "roster.bin",
-    "requirements.txt",
     "fedveil-client.service",
 }
 
@@ -410,7 +409,6 @@ def test_a_command_that_was_cut_short_anywhere_is_completed_by_giving_it_again(
     (tmp_path / "f.yaml").write_text(SMALL)
     # What costs time and changes nothing here.
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr("fedveil.deployment.provision.installed_requirements", lambda _: "fedveil\n")
     completed = False
     for step in range(100):
         out = tmp_path / str(step)
@@ -469,6 +467,49 @@ def test_an_authority_under_a_passphrase_opens_with_it_alone(
     with pytest.raises(Refusal, match="set FEDVEIL_PASSPHRASE"):
         revoke(tmp_path / "hearts", "hungary")
     assert read_register(tmp_path / "hearts" / "authority" / "register.json").version == 2
+
+
+# --- what devices install ---------------------------------------------------------------------------------------
+
+
+def requirements(out: Path) -> str | None:
+    path = out / "clients" / "cleveland" / "requirements.txt"
+    return path.read_text() if path.exists() else None
+
+
+def test_no_bundle_names_a_package_that_is_bound_to_no_bytes(tmp_path: Path) -> None:
+    file, out, wheels = tmp_path / "f.yaml", tmp_path / "desk", tmp_path / "wheels"
+    file.write_text(SMALL)
+    provision(file, out)
+    assert requirements(out) is None
+    wheels.mkdir()
+    (wheels / "fedveil-0.1.0-py3-none-any.whl").write_bytes(b"whatever the operator built")
+    provision(file, out, wheels)
+    named = requirements(out)
+    assert named is not None and named.startswith("./wheels/fedveil-0.1.0-py3-none-any.whl --hash=sha256:")
+    provision(file, out)
+    assert requirements(out) == named  # a desk keeps what it has
+    with pytest.raises(Refusal, match="comes beside --wheels"):
+        provision(file, out, None, tmp_path / "any.lock")
+
+
+def test_unverified_code_needs_a_word_that_says_so(tmp_path: Path) -> None:
+    file, out = tmp_path / "f.yaml", tmp_path / "desk"
+    file.write_text("requirements: unverified_code\n" + SMALL)
+    provision(file, out)
+    named = requirements(out) or ""
+    assert "cryptography==" in named and "\nfedveil" not in named
+    rotate(out, "cleveland", None)
+    assert requirements(out) == named
+    # The word is taken back: what stands there without hashes is not handed out again.
+    file.write_text(SMALL)
+    with pytest.raises(
+        Refusal, match=r"has no hash, so that whoever serves that name runs code .* give --wheels"
+    ):
+        provision(file, out)
+    (out / "authority" / "federation.yaml").write_text(SMALL)
+    revoke(out, "hungary")
+    assert requirements(out) is None
 
 
 def test_two_cannot_provision_one_folder_at_once(desk: Path) -> None:

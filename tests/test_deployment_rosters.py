@@ -21,8 +21,7 @@ from devices import CLASSES, FEATURES, SPEC, Devices, content, device_of, make_f
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr("fedveil.deployment.provision.installed_requirements", lambda _: "fedveil\n")
+def made(tmp_path: Path) -> Iterator[Path]:
     yield make_federation(tmp_path)
 
 

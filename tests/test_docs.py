@@ -37,7 +37,8 @@ TOP_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PAGES = sorted([*(ROOT / name for name in TOP_PAGES), *(ROOT / "docs").rglob("*.md")])
 RUN_PAGES = [page for page in PAGES if EVIDENCE not in page.parents]
 INSTALLS = re.compile(
-    r"\b(pip install|apt(-get)? install|pre-commit install)\b|^bash \.ci/run$", re.MULTILINE
+    r"\b(pip (install|download)|apt(-get)? install|pre-commit install)\b|^bash \.ci/run$|\.ci/release\.py|^openssl pkeyutl",
+    re.MULTILINE,
 )
 FENCE = re.compile(
     r"(?:<!-- ([a-z ]+): ([^\n]*) -->\n)?^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE

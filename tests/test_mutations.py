@@ -663,6 +663,20 @@ MUTATIONS = {
         "test_client_rosters.py",
         "two_rosters_of_one_version",
     ),
+    "a device installs names that are bound to no bytes": Mutation(
+        "deployment/requirements.py",
+        "if not HASHES.search(line)), None)",
+        "if not line), None)",
+        PROVISION_TESTS,
+        "unverified_code_needs_a_word",
+    ),
+    "a lock may name what is bound to no bytes": Mutation(
+        "deployment/requirements.py",
+        "    if (line := unverified(text)) is not None:",
+        "    if (line := unverified(text)) is None:",
+        "test_deployment_device_files.py",
+        "binds_no_bytes",
+    ),
     "a server takes a roster that forks": Mutation(
         "links/roster_watch.py",
         "if not roster.follows(held[0]):",

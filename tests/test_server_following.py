@@ -21,8 +21,7 @@ ROSTER = "roster.bin"
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("fedveil.deployment.provision.installed_requirements", lambda _: "fedveil\n")
+def made(tmp_path: Path) -> Path:
     (tmp_path / "federation.yaml").write_text(FEDERATION)
     provision(tmp_path / "federation.yaml", tmp_path / "hearts", None)
     return tmp_path / "hearts"

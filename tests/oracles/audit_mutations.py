@@ -101,6 +101,7 @@ REPORTED = "a figure of the report, and no number that is released"
 BOUND = "what a run left, and who may change it afterwards: what was released is as it was"
 ASKED = "what a question counts is in no training round, and canaries answer none"
 TRAIL = "who decided what, and no number that is released"
+SUPPLIED = "what a device installs, before any run"
 TOLD = "what a page says of a run, and not what the run has released"
 BEYOND: dict[str, str] = {
     "a report takes a string for markup": TOLD,
@@ -183,6 +184,8 @@ BEYOND: dict[str, str] = {
     "a server takes a roster that forks": ADMISSION,
     "a run does not tell that its members changed": TRAIL,
     "a device takes a roster that forks": ADMISSION,
+    "a device installs names that are bound to no bytes": SUPPLIED,
+    "a lock may name what is bound to no bytes": SUPPLIED,
     "a policy that others may change is taken": ADMISSION,
     "strangers take a server's last open file": "a server that ends, and no number that is released",
     "text may be as deep as it likes": ADMISSION,

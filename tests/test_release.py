@@ -1,0 +1,156 @@
+"""What a release rests on: locks that name bytes, a bill of materials, and a signed statement that a stranger can check."""
+
+import base64
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = {"client": ("client", "tables"), "server": ("simulation",)}
+
+
+def load() -> Any:
+    spec = importlib.util.spec_from_file_location("release", ROOT / ".ci" / "release.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+release = load()
+
+
+def asked_by(extras: tuple[str, ...]) -> list[Requirement]:
+    """What these extras ask for by name, those that they are made of included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found, left = [Requirement(each) for each in project["dependencies"]], list(extras)
+    while left:
+        for each in map(Requirement, project["optional-dependencies"][left.pop()]):
+            left += each.extras if each.name == "fedveil" else []
+            found += [] if each.name == "fedveil" else [each]
+    return found
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_lock_holds_all_that_its_extras_ask_for_and_a_hash_for_each(name: str) -> None:
+    text = (ROOT / "containers" / f"{name}.lock").read_text()
+    blocks = [each for each in re.split(r"\n(?=[a-z0-9])", text) if not each.startswith("#")]
+    locked: dict[str, list[str]] = {}
+    for block in blocks:
+        found = re.match(r"([a-z0-9._-]+)==(\S+)", block)
+        assert found is not None and "--hash=sha256:" in block, block[:60]
+        locked.setdefault(canonicalize_name(found[1]), []).append(found[2])
+    assert "fedveil" not in locked
+    for each in asked_by(EXTRAS[name]):
+        versions = locked[canonicalize_name(each.name)]
+        assert any(each.specifier.contains(version) for version in versions), f"{each}; run: bash .ci/lock"
+
+
+@pytest.fixture(scope="module")
+def key() -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.generate()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, key: Ed25519PrivateKey) -> Path:
+    made = tmp_path / "release"
+    made.mkdir()
+    (made / "fedveil-0.1.0-py3-none-any.whl").write_bytes(b"a wheel")
+    (made / "fedveil-0.1.0.tar.gz").write_bytes(b"a source")
+    told = release.statement(made, "0" * 40, "2026-01-01T00:00:00Z")
+    (made / "provenance.json").write_text(json.dumps(release.signed(told, key)))
+    return made
+
+
+def change(folder: Path, **fields: object) -> None:
+    """Change the statement and leave its signature."""
+    path = folder / "provenance.json"
+    envelope = json.loads(path.read_text())
+    told = json.loads(base64.b64decode(envelope["payload"])) | fields
+    path.write_text(json.dumps({**envelope, "payload": base64.b64encode(json.dumps(told).encode()).decode()}))
+
+
+def test_a_release_is_whole_and_signed_or_says_what_is_wrong(folder: Path, key: Ed25519PrivateKey) -> None:
+    public = key.public_key()
+    assert release.faults(folder, public) == []
+    (folder / "more.whl").write_bytes(b"")
+    assert release.faults(folder, public) == ["more.whl: is not of this release"]
+    (folder / "more.whl").unlink()
+    (folder / "fedveil-0.1.0.tar.gz").write_bytes(b"another source")
+    assert release.faults(folder, public) == ["fedveil-0.1.0.tar.gz: has other bytes than were signed"]
+    (folder / "fedveil-0.1.0.tar.gz").unlink()
+    assert release.faults(folder, public) == ["fedveil-0.1.0.tar.gz: is missing"]
+    other = Ed25519PrivateKey.generate().public_key()
+    assert release.faults(folder, other) == ["provenance.json: another key signed it, or it was changed"]
+    change(folder, subject=[])
+    assert release.faults(folder, public) == ["provenance.json: another key signed it, or it was changed"]
+    (folder / "provenance.json").write_text("{}")
+    assert release.faults(folder, public)[0].startswith("provenance.json: cannot be read")
+
+
+def commands() -> str:
+    """The commands by which SECURITY.md checks a release without fedveil."""
+    found = re.search(r"```bash\n(python3 - .*?)```", (ROOT / "SECURITY.md").read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_the_commands_of_security_md_check_a_release_without_our_code(
+    folder: Path, key: Ed25519PrivateKey, tmp_path: Path
+) -> None:
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "release.pub").write_bytes(public)
+
+    def check() -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-ec", commands()]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = check()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Signature Verified Successfully" in done.stdout and done.stdout.count(": OK") == 2
+    (folder / "fedveil-0.1.0.tar.gz").write_bytes(b"another source")
+    assert check().returncode != 0
+
+
+@pytest.mark.campaign
+def test_the_release_command_makes_what_its_verification_accepts(
+    tmp_path: Path, key: Ed25519PrivateKey
+) -> None:
+    pytest.importorskip("cyclonedx_py")
+    tree = tmp_path / "tree"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "release.key").write_bytes(private)
+    wheels: list[bytes] = []
+    for place in ("one", "two"):
+        command = [sys.executable, str(tree / ".ci" / "release.py"), "make", str(tmp_path / place)]
+        done = subprocess.run(
+            [*command, "--key", str(tmp_path / "release.key")], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        wheels += [path.read_bytes() for path in (tmp_path / place).glob("*.whl")]
+    assert wheels[0] == wheels[1]  # anyone can build it again and compare
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {"requirements-client.txt", "requirements-server.txt", "provenance.json"} < names
+    bill = json.loads((tmp_path / "one" / "sbom-client.cdx.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX" and bill["metadata"]["component"]["name"] == "fedveil"
+    locked = re.findall(r"^([a-z0-9._-]+)==", (ROOT / "containers/client.lock").read_text(), re.MULTILINE)
+    assert sorted(each["name"] for each in bill["components"]) == sorted(locked)
+    (tree / "more.txt").write_text("not in a commit")
+    done = subprocess.run(
+        [*command, "--key", str(tmp_path / "release.key")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "the checkout has changes that no commit holds" in done.stderr
