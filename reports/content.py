@@ -42,12 +42,12 @@ def report_of(run: RunFiles, commands: Sequence[str] = ()) -> dict[str, Any]:
     """
     rows, ledger = promise_rows(run), ledger_history(run)
     rounds = [_round(row) for row in run.rounds]
-    spent = cost(run)
+    spent, stamps = cost(run), _stamps(run, rows)
     report: dict[str, Any] = {
         "format": FORMAT,
         "run": {**_about(run, ledger), "parameters": spent["parameters"]},
-        "stamps": _stamps(run, rows),
-        "promise": in_words(rows, bool(run.result)),
+        "stamps": stamps,
+        "promise": in_words(rows, bool(run.result), violated=stamps["verdict"] == "violated"),
         "false_positive": FALSE_POSITIVE,
         "privacy": rows,
         "not_covered": not_covered(run, rows, ledger),
@@ -109,7 +109,7 @@ def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
 def _clients(run: RunFiles) -> int | None:
     """Return how many clients there were; a server's configuration does not tell, and older results do not."""
     configured = None if run.deployed else run.said("population") or run.said("task", "num_clients")
-    return run.result.get("population") or configured
+    return run.result.get("population") or run.saved.get("population") or configured
 
 
 def _rosters(result: Fields) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ def _rosters(result: Fields) -> list[dict[str, Any]]:
 def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
     place = main_row(rows)
     row = None if place is None else rows[place]
-    found = run.result.get("audit") or {}
+    found = run.result.get("audit") or _last_look(run, rows)
     of_records = found.get("records") if row is not None and row["unit"] != "client" else None
     measured = (of_records or found).get("measured")
     return {
@@ -140,6 +140,20 @@ def _stamps(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
         "verdict": found.get("verdict"),
         "said": found.get("said") or _unmeasured(run),
     }
+
+
+def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
+    """Return what the audit of a run that goes on has measured by its last look; empty where it has not looked."""
+    looks = [] if run.result else _looks(run, rows)
+    if not looks:
+        return {}
+    last = looks[-1]
+    measured = {name: last[name] for name in ("epsilon", "low", "high")}
+    terms: Fields = run.audit.get("terms", {})
+    place = main_row(rows)
+    of_clients = place is None or rows[place]["unit"] == "client"
+    canaries = terms.get("canaries") if of_clients else None
+    return {"measured": measured, "ceiling": last["ceiling"], "canaries": canaries}
 
 
 def _unmeasured(run: RunFiles) -> str:
@@ -252,7 +266,7 @@ def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
             if run.client_ledgers
             else "the owners' ledgers do"
         )
-        found.append(f"No ledger of all clients together is in this folder; {where} the counting.")
+        found.append(f"No ledger of all clients together belongs to this run; {where} the counting.")
     elif ledger is not None and ledger["known_head"] is not None and not ledger["known_head"]["held"]:
         found.append(
             "The ledger does not hold the entry that the result knows: it was cut, or is another one."
@@ -268,7 +282,7 @@ def _missing(run: RunFiles, ledger: Fields | None) -> list[str]:
         found.append("The run was not audited.")
     if not run.rounds:
         found.append("No round has left a line.")
-    if not run.shapes:
+    if not run.shapes and not run.saved.get("parameters"):
         found.append("No model lies in the folder, so that bytes cannot be computed.")
     return found
 

@@ -20,9 +20,11 @@ FLOPS = 6  # of a training step, for each parameter and example: 2 forward, 4 ba
 ESTIMATED = "estimate: values of the model, times planned clients, times rounds"
 ONE_FLOAT = "estimate: one float of 4 bytes for each parameter"
 SIX = "estimate: 6 a parameter"
+DISTRIBUTED = ("client_distributed", "record_distributed")  # modes whose sums are always encrypted
 JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
 OPEN_SUM = "estimate: one lattice value of 4 bytes for each parameter"
 MASKED = "not estimated: encrypted sums add keys and shares, which depend on the cohort"
+NOT_YET = "not known before the run has ended"
 NOT_TOLD = "not public: with a trusted server it would tell how many took part"
 
 
@@ -32,10 +34,10 @@ def cost(run: RunFiles) -> dict[str, Any]:
     Args:
       run: its files.
     """
-    parameters = sum(math.prod(shape) for shape in run.shapes.values())
+    parameters = sum(math.prod(shape) for shape in run.shapes.values()) or run.saved.get("parameters") or 0
     rounds, invited = len(run.rounds), [row.get("invited") for row in run.rounds]
     planned = sum(each for each in invited if isinstance(each, int | float))
-    masked = run.result.get("secagg") is not None
+    masked = _masked(run)
     down = COORDINATE * parameters or None
     up = None if masked else down
     sizes = [
@@ -54,20 +56,28 @@ def cost(run: RunFiles) -> dict[str, Any]:
     }
 
 
+def _masked(run: RunFiles) -> bool:
+    """Return whether sums are encrypted: as the result says, or for a run that goes on its configuration."""
+    if run.result:
+        return run.result.get("secagg") is not None
+    return run.said("privacy", "name") in DISTRIBUTED or run.said("secagg", "name") == "masked"
+
+
 def _work(run: RunFiles, parameters: int, sent: Sequence[float | None]) -> list[dict[str, Any]]:
     """Return time, energy, carbon and money; what no price is known for is not known."""
     prices, public = run.assessment.prices, run.result.get("seconds") is not None
     cpu = run.result.get("cpu_seconds")
     whose = "the server" if run.deployed else "the server and all simulated clients"
     energy = _product(cpu, prices.get(WATTS), 1 / JOULES)
+    unknown = NOT_TOLD if run.result else NOT_YET
     told = (
-        "counted by the system" if cpu is not None else "not recorded by this release" if public else NOT_TOLD
+        "counted by the system" if cpu is not None else "not recorded by this release" if public else unknown
     )
     gigabytes = None if None in sent else sum(each for each in sent if each is not None) / BYTES
     parts = [_product(energy, prices.get(KWH), 1 / 1000), _product(gigabytes, prices.get(GIGABYTE), 1.0)]
     money = None if None in parts else sum(each for each in parts if each is not None)
     return [
-        _figure("clock", run.result.get("seconds"), "clock of the process" if public else NOT_TOLD, "s"),
+        _figure("clock", run.result.get("seconds"), "clock of the process" if public else unknown, "s"),
         _figure(f"CPU of {whose}", cpu, told, "s"),
         _figure("a client's training, for each example", FLOPS * parameters or None, SIX, "FLOP"),
         _figure("energy of that CPU", energy, f"estimate: CPU seconds times {WATTS} of {ASSESSMENT}", "Wh"),

@@ -145,7 +145,7 @@ def _draws(run: RunFiles) -> Limit:
     if run.result.get("rng") == "seeded":
         said = "This is a declared simulation: noise derives from the seed, and whoever knows it can subtract the noise."
         return title, NOT, said
-    if not run.result:
+    if not run.result and not run.deployed:
         return title, NOT, "The run has not ended, and does not say where its noise came from."
     return title, DONE, "Noise came from the system's generator and cannot be drawn again."
 

@@ -243,6 +243,8 @@ def _text(size: float | str) -> str:
 
 def _mechanism(report: Fields) -> str:
     kinds = dict.fromkeys(row["mechanism"] for row in report["privacy"] if row["mechanism"] != "none")
+    if not report["privacy"]:
+        return "No release has left yet."
     if not kinds:
         return "No noise was added."
     return "Differential privacy: " + "; ".join(kinds) + "."
@@ -278,13 +280,14 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
       report: its sections about the run, its promise, its stamps and its ledger.
     """
     first = next((row for row in report["privacy"] if row["epsilon"] != "infinity"), None)
+    nothing = "Nothing is promised." if report["privacy"] else "Known after the first round."
     size = (
-        "Nothing is promised."
+        nothing
         if first is None
         else f"At most {shown(first['epsilon'], 'epsilon')} at delta {shown(first['delta'])}."
     )
     unit = (
-        "None."
+        nothing
         if first is None
         else f"One {first['unit']}: {first['hides']}; neighbours by {first['adjacency']}."
     )
@@ -293,6 +296,8 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
     trust = (
         "Relies on " + "; on ".join(relies) + "."
         if relies
+        else f"Nothing is relied on yet. {nothing}"
+        if not report["privacy"]
         else "Nothing is relied on, because nothing is promised."
     )
     metrics = (

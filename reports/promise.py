@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .run_files import Fields, RunFiles
+from .so_far import privacy_so_far
 
 FALSE_POSITIVE = 0.05  # of the test that the sentences tell of
 WEAK = (
@@ -23,6 +24,8 @@ HIDES = {
     "person": "all examples of one person at one client",
     "person_everywhere": "all examples of one person at all clients",
 }
+GOES_ON = "The run has not ended: each further round adds to this, up to its budget."
+VIOLATED = "The audit of this run found that this does not hold."
 OF_RECORDS = ("record", "person", "person_everywhere")
 UNITS = ("client", *reversed(OF_RECORDS))
 OWN_SOFTWARE = "the clients' own software"
@@ -54,13 +57,13 @@ MECHANISMS: Words = {
 
 
 def promise_rows(run: RunFiles) -> list[dict[str, Any]]:
-    """Return what every unit has revealed to every adversary, under the registry's names.
+    """Return what every unit has revealed to every adversary, so far where the run goes on, under the registry's names.
 
     Args:
       run: its files.
     """
     mode = str(run.said("privacy", "name"))
-    rows = [_row(mode, row) for row in run.result.get("privacy", ())]
+    rows = [_row(mode, row) for row in run.result.get("privacy", None) or privacy_so_far(run)]
     if run.said("privacy", "noise") == "correlated":
         for row in rows:
             if row["mechanism"] == ON_THE_SUM:
@@ -126,17 +129,18 @@ def main_row(rows: Sequence[Fields]) -> int | None:
     return None
 
 
-def in_words(rows: Sequence[Fields], ended: bool) -> list[str]:
-    """Return what is promised to whom in two sentences without symbols.
+def in_words(rows: Sequence[Fields], ended: bool, *, violated: bool = False) -> list[str]:
+    """Return what is promised to whom in two sentences without symbols, and what stands against it.
 
     Args:
       rows: as of `promise_rows`.
       ended: whether the run has ended.
+      violated: whether its audit has found that the promise does not hold.
     """
     if not rows and not ended:
         return [
-            "This run has not ended, so nothing is promised yet.",
-            "Its ledger tells what it has spent so far.",
+            "This run has not ended and has released nothing yet.",
+            "What it promises stands here after its first round.",
         ]
     place = main_row(rows)
     if place is None:
@@ -145,6 +149,8 @@ def in_words(rows: Sequence[Fields], ended: bool) -> list[str]:
             "Whoever gets its model may learn what any client contributed.",
         ]
     row = rows[place]
+    more = [] if ended else [GOES_ON]
+    more += [VIOLATED] if violated else []
     others = [
         each["whom"] for each in rows if each["unit"] == row["unit"] and each["epsilon"] == row["epsilon"]
     ]
@@ -160,4 +166,4 @@ def in_words(rows: Sequence[Fields], ended: bool) -> list[str]:
         f"A test that wrongly suspects {FALSE_POSITIVE * 100:.0f} of 100 {units} that were not in it finds at most "
         f"{percent} of 100 that were, whatever else the tester knows."
     )
-    return [first, second]
+    return [first, second, *more]

@@ -54,7 +54,7 @@ class RunFiles:
       result: of a run that has ended; empty for one that has not.
       rounds: the finished rounds, as metrics.jsonl has them.
       audit: terms of the audit; empty without one.
-      name: of the run on its ledgers; None where the folder does not say.
+      saved: what the run wrote down before its first round; empty where the folder does not say.
       ledger: path of the ledger of all clients together; None where there is none, or it lies elsewhere.
       entries: of that ledger.
       client_ledgers: how many ledgers of single clients lie in the folder.
@@ -70,7 +70,7 @@ class RunFiles:
     result: Fields
     rounds: Sequence[Fields]
     audit: Fields
-    name: str | None
+    saved: Fields
     ledger: Path | None
     entries: Sequence[Entry]
     client_ledgers: int
@@ -79,6 +79,11 @@ class RunFiles:
     manifest: str | None
     changed: Sequence[str]
     assessment: Assessment
+
+    @property
+    def name(self) -> str | None:
+        """Name of the run on its ledgers; None where the folder does not say."""
+        return self.saved.get("run")
 
     @property
     def deployed(self) -> bool:
@@ -106,14 +111,15 @@ def read_run(folder: Path, assessment: Assessment | None = None) -> RunFiles:
     if not (folder / CONFIG).is_file():
         raise Refusal("RUN", str(folder), "holds no run; a run that was refused wrote and spent nothing")
     result = _json(folder / RESULT)
-    ledger = _ledger(folder, result)
+    saved = _json(folder / SAVED)
+    ledger = _ledger(folder, result.get("ledger") or saved.get("ledger"))
     return RunFiles(
         folder,
         _config(folder / CONFIG),
         result,
         _lines(folder / METRICS),
         _json(folder / AUDIT_TERMS),
-        _json(folder / SAVED).get("run"),
+        saved,
         ledger,
         () if ledger is None else read_entries(ledger),
         sum(1 for path in (folder / CLIENT_LEDGERS).glob("*") if path.suffix == ".ledger"),
@@ -200,11 +206,11 @@ def _lines(path: Path) -> list[Fields]:
     return found
 
 
-def _ledger(folder: Path, result: Fields) -> Path | None:
-    """Return the ledger of all clients together: in the folder, or where the result says that it lies."""
+def _ledger(folder: Path, said: str | None) -> Path | None:
+    """Return the ledger of all clients together: in the folder, or where the run says that it lies."""
     found = [folder / LEDGER]
-    if result.get("ledger"):
-        named = Path(str(result["ledger"]))
+    if said:
+        named = Path(said)
         found += [named, folder.parent.parent / "ledgers" / named.name]  # of a server's bundle that was moved
     return next((path for path in found if path.is_file()), None)
 

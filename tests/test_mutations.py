@@ -96,6 +96,20 @@ MUTATIONS = {
         BUNDLED_TESTS,
         "no_file_more",
     ),
+    "a manifest names what lies outside its folder": Mutation(
+        "server/binding/manifest.py",
+        'if name in ("", "..") or Path(name).name != name:',
+        'if name in ("", ".."):',
+        BINDING_TESTS,
+        "names_nothing_outside",
+    ),
+    "a run that goes on claims of a trusted server what others have seen": Mutation(
+        "reports/so_far.py",
+        "        if who not in seen:",
+        "        if who not in book.spent:",
+        "test_reports_content.py",
+        "trusted_server_sees_all",
+    ),
     "verify takes a manifest that the ledger does not bind": Mutation(
         "server/binding/verify.py",
         'if said["manifest"] != held.manifest.hash:',

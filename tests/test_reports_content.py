@@ -1,6 +1,7 @@
 """Reports of runs of all kinds: what they say, what they cannot show, and that nothing given by a user becomes markup."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 
 from fedveil.privacy.budget import Adversary, Budget, Release
@@ -82,12 +84,74 @@ def test_a_run_that_was_killed_is_not_called_final(kept: Path) -> None:
     report = validated(report_of(read_run(kept)))
     assert report["run"]["status"] == "not ended"
     assert 0 < report["run"]["rounds_completed"] < 6
-    assert report["stamps"]["claimed"] is None
-    assert report["promise"][0] == "This run has not ended, so nothing is promised yet."
     assert report["forms_counted"]["run"] == 0
     page = page_of(report)
     assert "nothing here is final" in page
     assert differences(page, report) == []
+
+
+def test_a_run_that_goes_on_tells_what_its_ledger_holds(kept: Path, golden: dict[str, Any]) -> None:
+    (kept / "result.json").unlink()
+    report = validated(report_of(read_run(kept)))
+    told = [(row["adversary"], row["epsilon"], row["relies_on"]) for row in golden["privacy"]]
+    so_far = [(row["adversary"], row["epsilon"], row["relies_on"]) for row in report["privacy"]]
+    for (who, ended, relies), (other, size, also) in zip(told, so_far, strict=True):
+        assert (who, relies) == (other, also)
+        assert size == ended if isinstance(ended, str) else math.isclose(size, ended, rel_tol=1e-2)
+    assert report["promise"][2] == "The run has not ended: each further round adds to this, up to its budget."
+    assert report["stamps"]["measured"]["epsilon"] == golden["looks"][-1]["epsilon"]
+    assert ", so far: at most" in page_of(report)
+
+
+def test_a_trusted_server_sees_all_whatever_another_run_hid_from_it(kept: Path) -> None:
+    (kept / "result.json").unlink()
+    identity = json.loads(read_entries(kept / "ledger")[0].payload)
+    budget = Budget(identity["unit"], 9.0, 1e-4, adjacency=identity["adjacency"])
+    with Ledger.open(kept / "ledger", budget, owner=identity["owner"], simulated=True) as ledger:
+        events = dict.fromkeys(Adversary, GaussianDpEvent(50.0))
+        ledger.reserve(Release(identity["unit"], "masked", 1, "private_sum", events, rng="system"))
+    rows = {row["adversary"]: row["epsilon"] for row in report_of(read_run(kept))["privacy"]}
+    assert rows["server"] == "infinity" and rows["model"] > 0
+
+
+def test_a_run_that_has_released_nothing_promises_nothing_yet(kept: Path) -> None:
+    for name in ("result.json", "metrics.jsonl", "ledger"):
+        (kept / name).unlink()
+    report = validated(report_of(read_run(kept)))
+    assert report["privacy"] == [] and report["stamps"]["claimed"] is None
+    assert report["promise"][0] == "This run has not ended and has released nothing yet."
+    page = page_of(report)
+    assert "No noise was added" not in page and "no release has left" in page
+    assert differences(page, report) == []
+
+
+def test_a_violated_promise_is_called_so(kept: Path, golden: dict[str, Any]) -> None:
+    edited(kept, "result.json", lambda fields: fields["audit"].update(verdict="violated"))
+    promise = validated(report_of(read_run(kept)))["promise"]
+    assert promise == [*golden["promise"], "The audit of this run found that this does not hold."]
+
+
+OF_RECORDS = {"target_epsilon": 2.0, "target_delta": 1e-5, "adjacency": "zero-out", "per_person": None}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "unit", "epsilon"),
+    [
+        ({"name": "none"}, "client", "infinity"),
+        ({"name": "record", **OF_RECORDS}, "record", 2.0),
+        ({"name": "record", **OF_RECORDS, "per_person": 3}, "person", 2.0),
+        ({"name": "record_and_client", "record": OF_RECORDS, "client": {}}, "record", 2.0),
+    ],
+)
+def test_what_clients_ledgers_keep_holds_while_a_run_goes_on(
+    kept: Path, privacy: dict[str, Any], unit: str, epsilon: float | str
+) -> None:
+    for name in ("result.json", "ledger"):
+        (kept / name).unlink()
+    config = yaml.safe_load((kept / "config.yaml").read_text()) | {"privacy": privacy}
+    (kept / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = validated(report_of(read_run(kept)))["privacy"]
+    assert [(row["unit"], row["epsilon"]) for row in rows] == [(unit, epsilon)] * 3
 
 
 def test_a_budget_that_ended_a_run_is_a_refusal_on_the_page(kept: Path) -> None:
@@ -212,7 +276,7 @@ def test_a_promise_is_two_sentences_without_symbols(golden: dict[str, Any]) -> N
 
 def test_a_weak_promise_is_not_called_almost_nothing(golden: dict[str, Any]) -> None:
     rows = [{**row, "recognised": 0.97} for row in golden["privacy"]]
-    first, second = in_words(rows, ended=True)
+    first, second = in_words(rows, True)
     assert "does not keep" in first and "97 of 100" in second
 
 

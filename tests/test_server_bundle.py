@@ -22,16 +22,19 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from dp_accounting.dp_event import GaussianDpEvent
 
 from fedveil.cli.report_bundle import bundle, key, sign
 from fedveil.cli.verify import verify
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.budget import Budget, Release
 from fedveil.privacy.ledger import book
 from fedveil.privacy.ledger.book import verify_entries
 from fedveil.privacy.ledger.export import export_text, read_export
 from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonical, linked
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports.files import MANIFEST, RESULT
 from fedveil.server.binding.bundle import LIST, add_signature, read_list
 from fedveil.server.binding.manifest import hashes, read_manifest, tells_counts
 from fedveil.server.binding.signatures import FILE as SIGNATURES
@@ -161,6 +164,28 @@ def test_a_run_that_was_never_closed_says_so(tmp_path: Path, capsys: pytest.Capt
     assert "resume the run, which closes it" in capsys.readouterr().out
     with pytest.raises(Refusal, match="does not hold"):
         bundle(run, None, [])
+
+
+def test_a_run_that_goes_on_cannot_be_verified_yet(tmp_path: Path, made: Signed) -> None:
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    for name in (RESULT, MANIFEST):
+        (run / name).unlink()
+    with pytest.raises(Refusal, match="has not ended"):
+        verify(run, [])
+
+
+def test_another_run_on_the_ledger_may_have_had_another_adversary(made: Signed, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    identity = json.loads(read_entries(run / "ledger")[0].payload)
+    budget = Budget(identity["unit"], 9.0, 1e-4, adjacency=identity["adjacency"])
+    with Ledger.open(run / "ledger", budget, owner=identity["owner"], simulated=True) as ledger:
+        events = {"server": GaussianDpEvent(50.0)}
+        ledger.reserve(Release(identity["unit"], "masked", 1, "private_sum", events, rng="system"))
+        head = list(ledger.head)
+    result = json.loads((run / RESULT).read_text())
+    (run / RESULT).write_text(json.dumps({**result, "ledger_head": head}))
+    line = next(each for each in verify_folder(run, Asked()) if each.name == "epsilon")
+    assert line.ok, line.said
 
 
 def test_ledgers_and_folders_of_ledgers_are_checked_without_their_locks(

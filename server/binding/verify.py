@@ -19,12 +19,12 @@ from typing import Any
 from ...privacy.accounting.epsilon import GATE_INTERVAL, PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import Adjacency, Adversary, Unit
-from ...privacy.ledger.book import Book, event_of, repeated, run_of, verify_entries
+from ...privacy.ledger.book import RESERVE, Book, event_of, repeated, run_of, verify_entries
 from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
 from ...privacy.refusal import Refusal
-from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, REPORT, RESULT
+from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, REPORT, RESULT, SAVED
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, Contents, Listed, read_list
@@ -35,6 +35,7 @@ from .signatures import SHOWN, check, read_signatures
 # Two machines add in another order; what is printed has fewer digits.
 SAME = 1e-6
 AUDIT_NOTE = "audit"  # mechanism of the note that commits to an audit's canaries
+GO_ON = ("interrupted", "paused")  # a run that ended so is not closed
 TAKEN_PART = "poisson batches, in the rounds taken part in"  # `sampling` of what is on the clients' ledgers
 FAULTS = (
     Refusal,
@@ -107,6 +108,13 @@ class Held:
         return read_manifest(self.folder)
 
     @cached_property
+    def run(self) -> str:
+        """The run's name on its ledger; of a run that may go on, which has no manifest, what it wrote down itself."""
+        return (
+            str(json.loads((self.folder / SAVED).read_bytes())["run"]) if _open(self) else self.manifest.run
+        )
+
+    @cached_property
     def result(self) -> dict[str, Any]:
         """The run's result."""
         return dict(json.loads((self.folder / RESULT).read_bytes()))
@@ -160,17 +168,23 @@ def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
     Args:
       folder: of a bundle, if it holds a list of one, else of a run.
       asked: what whoever checks knows from elsewhere.
+
+    Raises:
+      Refusal: the run has not ended.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # a line for every order of RDP that is left out
     held = Held(folder, (folder / LIST).exists() or (folder / SIGNATURES).exists())
+    if not held.bundled and not (folder / RESULT).exists() and not (folder / MANIFEST).exists():
+        remedy = "has not ended, so that nothing binds it yet; fedveil verify LEDGER checks what it has spent"
+        raise Refusal("run", str(folder), remedy)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("manifest", lambda: _manifest(held)),
         ("ledger", lambda: _ledger(held)),
         ("close", lambda: _close(held)),
         ("known head", lambda: _known_heads(held, asked.head)),
         ("epsilon", lambda: _epsilon(held)),
-        ("epsilon of each round", lambda: _epsilon_of_rounds(held)),
-        ("client ledgers", lambda: _client_ledgers(held)),
+        ("epsilon of each round", lambda: _once_bound(held, _epsilon_of_rounds)),
+        ("client ledgers", lambda: _once_bound(held, _client_ledgers)),
         ("audit", lambda: _audit(held)),
         ("page", lambda: _page(held)),
     ]
@@ -254,12 +268,26 @@ def _signatures(held: Held, keys: Sequence[str]) -> str:
     return f"{said}{known}"
 
 
+def _once_bound(held: Held, test: Callable[[Held], str]) -> str:
+    """Return what a check of a run says that has a manifest; one that may go on has none, of which another line tells."""
+    if _open(held):
+        raise NotShown("the run may go on")
+    return test(held)
+
+
+def _open(held: Held) -> bool:
+    unbound = not held.bundled and not (held.folder / MANIFEST).exists()
+    return unbound and held.result["status"] in GO_ON
+
+
 def _unsigned() -> str:
     raise Wrong("a run folder is not signed; make a bundle of it")
 
 
 def _manifest(held: Held) -> str:
     """Check that every file that the run left is the one that its manifest names."""
+    if _open(held):
+        raise Wrong(f"the run was {held.result['status']} and is not bound: resume the run, which closes it")
     later: list[str] = []
     for name, digest in held.manifest.files.items():
         path = held.folder / name
@@ -298,6 +326,8 @@ def _spelled(size: float, delta: float) -> str:
 
 def _close(held: Held) -> str:
     """Check that the run's last entry binds this manifest."""
+    if _open(held):
+        raise NotShown("the run may go on")
     try:
         entries = held.entries
     except NotShown as why:
@@ -345,9 +375,10 @@ def _epsilon(held: Held) -> str:
         for row in held.result["privacy"]
         if row["unit"] == book.identity["unit"] and row["sampling"] != "none"
     }
-    if set(rows) != {str(adversary) for adversary in book.spent}:
+    seen = _told_by(held) or set(rows) & {str(who) for who in book.spent}
+    if set(rows) != seen:
         raise Wrong(
-            f"the result tells of {', '.join(sorted(rows))}, and the ledger of {', '.join(sorted(book.spent))}"
+            f"the result tells of {', '.join(sorted(rows))}, and the ledger of {', '.join(sorted(seen))}"
         )
     told: list[str] = []
     for name, row in sorted(rows.items()):
@@ -376,6 +407,12 @@ def _epsilon(held: Held) -> str:
             )
         told.append(f"{claimed:.4g} of {_budget(granted.target_epsilon)} against the {name}")
     return f"recomputed and within the budget: {'; '.join(told)}" if told else "nothing was released"
+
+
+def _told_by(held: Held) -> set[str]:
+    """Return the adversaries of a run's releases; runs on one ledger may differ. Empty for a run that released nothing."""
+    mine = (each for each in held.entries if each.kind == RESERVE and run_of(each) == held.run)
+    return {who for each in mine for who in json.loads(each.payload)["events"]}
 
 
 def _budget(target: float) -> str:
@@ -490,7 +527,7 @@ def _require_commitment(held: Held, commitment: str) -> None:
     notes = [
         json.loads(payload)["commitment"]
         for key, payload in held.book.notes.items()
-        if json.loads(key)[::2] == [held.manifest.run, AUDIT_NOTE]
+        if json.loads(key)[::2] == [held.run, AUDIT_NOTE]
     ]
     if notes != [commitment]:
         raise Wrong("its canaries are not those that the ledger was told of before the first round")

@@ -148,7 +148,14 @@ def write_start(run: Run) -> None:
     cohort = run.federation.cohort
     turns = None if cohort.turns is None else cohort.name
     beside = _beside(run)
-    saved = {"run": run.name, "noise": noise, "filter_order": order, "turns": turns, BESIDE: sorted(beside)}
+    saved = {
+        "run": run.name,
+        "noise": noise,
+        "filter_order": order,
+        "turns": turns,
+        BESIDE: sorted(beside),
+        **_told_while_it_goes_on(run),
+    }
     try:
         write_durably(run.folder / SAVED, json.dumps(saved).encode())
         _write_beside(run, beside)
@@ -160,6 +167,16 @@ def write_start(run: Run) -> None:
     except OSError as problem:
         remedy = f"it cannot be written ({problem.strerror}); choose another"
         raise Refusal(folder_setting(run.federation), str(run.folder), remedy) from problem
+
+
+def _told_while_it_goes_on(run: Run) -> dict[str, Any]:
+    """Return what a report says of a run that has no result yet."""
+    arrays = read_arrays(run.federation.task.model())
+    return {
+        "ledger": None if run.ledger is None else str(run.ledger.path),
+        "population": run.federation.population,
+        "parameters": sum(array.size for array in arrays.values()),
+    }
 
 
 def _beside(run: Run) -> Mapping[str, bytes]:

@@ -117,6 +117,8 @@ BEYOND: dict[str, str] = {
     "a signature is not over those before it": BOUND,
     "verify looks at no hash of a bundle": BOUND,
     "verify takes a file more": BOUND,
+    "a manifest names what lies outside its folder": BOUND,
+    "a run that goes on claims of a trusted server what others have seen": TOLD,
     "verify takes a manifest that the ledger does not bind": BOUND,
     "verify believes the epsilon of a result": BOUND,
     "verify believes the epsilon of a round": BOUND,

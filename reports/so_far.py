@@ -1,0 +1,90 @@
+"""Privacy of a run that has not ended, as its ledger and its configuration tell it: the rows that its result will have."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..privacy.accounting.epsilon import GATE_INTERVAL
+from ..privacy.accounting.renyi_filter import accountant, counted
+from ..privacy.budget import Adjacency, Adversary
+from ..privacy.ledger.book import RESERVE, Book, run_of
+from .run_files import Fields, RunFiles
+
+OF_RECORDS = ("record", "record_and_client")
+OWN_LEDGERS = "each client's own ledger, which lets it spend no more than this"
+TRUSTED = "trusted: it sees single updates"
+
+
+def privacy_so_far(run: RunFiles) -> list[dict[str, Any]]:
+    """Return what every unit has revealed to every adversary until now; empty where nothing was released.
+
+    Args:
+      run: its files, without a result.
+    """
+    mode = run.said("privacy", "name")
+    if mode == "none":
+        return [_row("client", who, Adjacency.ZERO_OUT, 0.0, None) for who in Adversary]
+    records = _of_records(run) if mode in OF_RECORDS and run.rounds else []
+    return [*records, *_of_sums(run)]
+
+
+def _of_records(run: RunFiles) -> list[dict[str, Any]]:
+    """Return the bound that clients' ledgers keep, whatever the run has done so far."""
+    level: Fields = run.said("privacy", "record") or run.said("privacy") or {}
+    unit = "person" if level.get("per_person") else "record"
+    target = level.get("target_epsilon")
+    row = _row(unit, Adversary.SERVER, Adjacency(level["adjacency"]), float(level["target_delta"]), target)
+    bound = {"epsilon": target or "infinity", "accountant": OWN_LEDGERS, "sampling": "poisson batches"}
+    return [{**row, **bound, "adversary": str(who)} for who in Adversary]
+
+
+def _of_sums(run: RunFiles) -> list[dict[str, Any]]:
+    """Return what the ledger holds, of all its runs, once this one has released something."""
+    reserved = [each for each in run.entries if each.kind == RESERVE]
+    mine = [each for each in reserved if run_of(each) == run.name]
+    if not mine and run.rounds:  # resumed, under a name that the ledger does not know yet
+        mine = reserved
+    if not mine:
+        return []
+    seen = json.loads(mine[-1].payload)[
+        "events"
+    ]  # of a run whose server is trusted, the server is not among them
+    level: Fields = run.said("privacy", "client") or run.said("privacy") or {}
+    target = level.get("target_epsilon")
+    book = Book()
+    for each in run.entries:
+        book.apply(each)
+    unit, adjacency = str(book.identity["unit"]), Adjacency(book.identity["adjacency"])
+    found: list[dict[str, Any]] = []
+    for who in Adversary:
+        if who not in seen:
+            delta = next(iter(book.granted.values())).target_delta
+            found.append({**_row(unit, who, adjacency, delta, None), "accountant": TRUSTED})
+            continue
+        budget, order = book.granted[who], book.filter_order
+        # What a filter has counted promises nothing by itself: its budget does.
+        size = (
+            counted(book.events(who), budget.target_delta, adjacency, None, GATE_INTERVAL)
+            if order is None
+            else target or "infinity"
+        )
+        row = _row(unit, who, adjacency, budget.target_delta, target)
+        name = accountant(budget.target_delta, adjacency, order)
+        found.append({**row, "epsilon": size, "accountant": name, "sampling": run.said("cohort", "name")})
+    return found
+
+
+def _row(
+    unit: str, who: Adversary, adjacency: Adjacency, delta: float, target: float | None
+) -> dict[str, Any]:
+    return {
+        "unit": unit,
+        "adversary": str(who),
+        "adjacency": str(adjacency),
+        "epsilon": "infinity",
+        "delta": delta,
+        "target_epsilon": target,
+        "accountant": "not accounted",
+        "sampling": "none",
+    }
