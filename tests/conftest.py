@@ -10,11 +10,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 FORKS = Path(__file__).parent / "faults" / "forked_commands.py"
 SECONDS = 60.0
+PICTURES: list[bytes] = []
+PICTURED = (
+    "test_end_to_end_run",
+    "test_face",
+    "test_preconditions",
+    "test_preconditions_campaign",
+    "test_reports_golden",
+)
 # Files that take longest, the longest first: one that begins last would keep one core busy while the others wait.
 LONGEST = (
     "test_mutations",
@@ -61,6 +70,24 @@ def distributions_are_made_once() -> Iterator[None]:
             module, "from_gaussian_mechanism", lru_cache(maxsize=64)(module.from_gaussian_mechanism)
         )
         yield
+
+
+@pytest.fixture(autouse=True)
+def pictures_are_drawn_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw one run's picture and keep it for the others, but where pictures are tested: each takes a third of a second."""
+    if request.path.stem not in PICTURED:
+        from fedveil.server.run import plots
+
+        monkeypatch.setattr(plots, "draw_run", _draw_once)
+
+
+def _draw_once(history: Any, privacy: Any, path: Path, title: str) -> None:
+    if not PICTURES:
+        from fedveil.server.run.plots import curve
+
+        curve(history, privacy, title).savefig(path)
+        PICTURES.append(path.read_bytes())
+    path.write_bytes(PICTURES[0])
 
 
 def _nothing() -> None:

@@ -98,6 +98,7 @@ class Federation:
       seed: of a declared simulation; None on real data.
       deployed: what stands for the clients' data where the clients are real; None where this machine has them all.
       strategy: that was given as an object; None makes one of the settings.
+      pictured: whether a run leaves a picture of its rounds.
     """
 
     settings: SimulationSettings
@@ -106,6 +107,7 @@ class Federation:
     seed: int | None
     deployed: Deployed | None = None
     strategy: Strategy | None = None
+    pictured: bool = True
 
     @property
     def simulated(self) -> bool:

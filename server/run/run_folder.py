@@ -560,7 +560,7 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
     model = {name: np.ascontiguousarray(value) for name, value in state.model.items()}
     write_durably(folder / MODEL, to_safetensors(model))
     write_durably(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode())
-    if progress.history:
+    if progress.history and progress.run.federation.pictured:
         from .plots import draw_run
 
         draw_run(progress.history, result["privacy"], folder / CURVE, title)
