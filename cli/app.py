@@ -656,6 +656,25 @@ def provision_revoke(
     return leave_out(folder, name, as_json=as_json)
 
 
+@_verb(provision, "cosign", "Collect members' signatures.")
+def provision_cosign(
+    folder: Desk,
+    files: Annotated[
+        list[Path], Argument(metavar="FILE", help="Of members: what fedveil client roster --sign wrote.")
+    ],
+    as_json: Json = False,
+) -> int:
+    """Collect signatures of members under the newest roster, for owners who ask for them.
+
+    Example:
+      fedveil provision cosign hearts cosignature-2.toml
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import collect
+
+    return collect(folder, files, as_json=as_json)
+
+
 @_verb(server, "FOLDER", "Serve a federation of real clients.", ServerVerb, hidden=True)
 def serve(
     ctx: typer.Context,
@@ -748,17 +767,24 @@ def client_roster(
     approve: Annotated[
         int | None, Option(metavar="VERSION", help="Approve of the change that waits, by its version.")
     ] = None,
+    sign: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE", help="Sign the roster in this file, for owners who ask for others' signatures."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Say with whom the device may be summed, by fingerprints of keys, and how that has changed.
 
     Example:
       fedveil client roster hearts/clients/cleveland
+      fedveil client roster hearts/clients/cleveland --sign roster.bin
     """
     require_extra("client", "fedveil client")
     from .client import roster
 
-    return roster(folder, approve, as_json=as_json)
+    return roster(folder, approve, sign, as_json=as_json)
 
 
 @_verb(client, "forget", "Remove what the device remembers.")

@@ -16,10 +16,13 @@ from pathlib import Path
 
 from ..client.device import agent, roster_changes
 from ..client.device.client_bundle import ROSTER, read_client_bundle, read_device_file
+from ..client.device.cosignature import write_cosignature
 from ..client.device.enrolment import write_request
 from ..client.device.own_ledger import epsilon_of
 from ..client.device.run_end import LastRun, read_ended
+from ..configs.bundle_files import read_signed_roster
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.roster_change import change_between
 from ..strategies.training_order import people_call
 
 NOT_RUNNING, REFUSED = 1, 2
@@ -65,22 +68,31 @@ def status(folder: Path, as_json: bool) -> int:
         for each in seen[-1:]:
             print(f"last change, {each.at}: {each}")
         if waiting is not None:
-            print(f"waits for approval: {waiting}")
+            print(f"waits: {waiting}")
     return NOT_RUNNING if pid is None else 0
 
 
-def roster(folder: Path, version: int | None = None, *, as_json: bool = False) -> int:
-    """Print with whom the device may be summed, and how that has changed; or approve of a change that waits.
+def roster(
+    folder: Path, version: int | None = None, sign: Path | None = None, *, as_json: bool = False
+) -> int:
+    """Print with whom the device may be summed, and how that has changed; or approve of a change, or sign it.
 
     Args:
       folder: the device's bundle.
       version: of a roster that waits, to approve of it; None shows.
+      sign: file of a roster, to sign it for other owners; None shows.
       as_json: print one JSON object.
 
     Raises:
-      Refusal: the bundle cannot be used, or no such version waits.
+      Refusal: the bundle cannot be used, no such version waits, or the roster in the file is not to be signed.
     """
     bundle = read_client_bundle(folder)
+    if sign is not None:
+        asked, _ = read_signed_roster(sign, bundle.identity.policy.authority)
+        written = write_cosignature(bundle, asked)
+        print(change_between(bundle.identity.roster, asked))
+        print(f"signed: send {written} to whoever holds the authority")
+        return 0
     if version is not None:
         print(f"approved: {roster_changes.approve(bundle.state, version)}")
         return 0
@@ -109,7 +121,10 @@ def roster(folder: Path, version: int | None = None, *, as_json: bool = False) -
     for each in seen:
         print(f"{each.at}  {each}")
     if waiting is not None:
-        print(f"waits for approval (--approve {waiting.version}): {waiting}")
+        demands = [f"--approve {waiting.version}"] * bundle.policy.approve_rosters
+        if least := bundle.policy.cosigned_by_at_least:
+            demands.append(f"{least} signatures of others")
+        print(f"waits ({', '.join(demands)}): {waiting}")
     return 0
 
 
@@ -148,7 +163,8 @@ def forget(folder: Path, ledgers: bool) -> int:
     """Remove what the device remembers, but for its ledgers unless they are named."""
     state = state_of(folder)
     with agent.alone(state):
-        rosters = {ROSTER, roster_changes.CHANGES, roster_changes.PENDING}  # who was revoked stays so
+        rosters = {ROSTER, roster_changes.CHANGES}  # who was revoked stays so
+        rosters |= {roster_changes.PENDING, roster_changes.PENDING_ROSTER}
         _empty(state, rosters if ledgers else {*rosters, LEDGERS})
     print(f"{state}: forgotten{_of_ledgers(state, ledgers)}")
     return 0

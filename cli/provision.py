@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..deployment.provision import AUTHORITY, CLIENTS, Desk, provision, revoke, rotate
+from ..deployment.provision import AUTHORITY, CLIENTS, Desk, cosign, provision, revoke, rotate
 from ..deployment.register import Issued, Register
 from ..links.server_bundle import SERVER
 
@@ -57,6 +57,20 @@ def leave_out(folder: Path, name: str, *, as_json: bool = False) -> int:
     return _show(revoke(folder, name), as_json)
 
 
+def collect(folder: Path, files: Sequence[Path], *, as_json: bool = False) -> int:
+    """Put members' signatures under the newest roster; return the exit code.
+
+    Args:
+      folder: that provisioning made.
+      files: of the members.
+      as_json: print one JSON object.
+
+    Raises:
+      Refusal: a file is none, is of another roster, or of nobody in the federation.
+    """
+    return _show(cosign(folder, files), as_json)
+
+
 def _show(desk: Desk, as_json: bool) -> int:
     print(json.dumps(_as_json(desk)) if as_json else "\n".join(_in_words(desk)))
     return 0
@@ -71,6 +85,7 @@ def _as_json(desk: Desk) -> dict[str, object]:
         "federation": desk.federation.name,
         "folder": str(desk.folder),
         "roster": desk.register.version,
+        "cosigned": list(desk.register.cosigners),
         "clients": clients,
     }
 
@@ -78,6 +93,8 @@ def _as_json(desk: Desk) -> dict[str, object]:
 def _in_words(desk: Desk) -> Iterator[str]:
     register = desk.register
     yield f"{desk.federation.name}: {len(register.admitted)} clients, roster version {register.version}"
+    if register.cosigners:
+        yield f"  signed by {', '.join(register.cosigners)}"
     outcomes = {each: _outcome(each, desk.before) for each in register.clients}
     width = max(len(each.name) for each in outcomes)
     for each, outcome in outcomes.items():

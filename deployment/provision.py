@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import fcntl
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
+from ..client.device.cosignature import read_cosignature
 from ..client.device.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
 from ..configs.bundle_files import read_file
 from ..links.core_dumps import without_core_dumps
@@ -120,6 +121,30 @@ def revoke(folder: Path, name: str) -> Desk:
         return _publish(replace(desk, register=desk.register.having(replace(issued, revoked=True))))
 
 
+def cosign(folder: Path, files: Sequence[Path]) -> Desk:
+    """Put signatures of members under the newest roster, and publish it with them.
+
+    Args:
+      folder: that `provision` made.
+      files: that devices wrote.
+
+    Raises:
+      Refusal: a file is none, is of another roster, or of a key that was never admitted.
+    """
+    with _opened(folder) as desk:
+        register, keys = desk.register, {each.identity: each.name for each in desk.register.clients}
+        given = {each.name: each for each in register.cosignatures}
+        for path in files:
+            found = read_cosignature(path, register.roster())
+            if keys.get(found.public) != found.name:
+                raise Refusal(
+                    "cosignature", str(path), f"is not by the key that was admitted as {found.name}"
+                )
+            given[found.name] = found
+        collected = tuple(given[name] for name in sorted(given))
+        return _publish(replace(desk, register=replace(register, cosignatures=collected)))
+
+
 def _wanted_requirements(
     path: Path, federation: FederationFile, wheels: Path | None, lock: Path | None
 ) -> str:
@@ -215,7 +240,8 @@ def _publish(desk: Desk) -> Desk:
     """Keep what was issued, with a new number for a roster that has changed, and write all that is public."""
     register = desk.register
     if register.admitted != desk.before.admitted:
-        register = replace(register, version=register.version + 1, rosters=desk.before.chain)
+        numbered = replace(register, version=register.version + 1, rosters=desk.before.chain)
+        register = replace(numbered, cosignatures=())
     write_register(desk.folder / AUTHORITY / REGISTER, register)
     requirements = _kept_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
     if desk.federation.requirements == HASHED and unverified(requirements) is not None:

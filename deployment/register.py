@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import cast
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..client.device.cosignature import Cosignature
 from ..client.device.enrolment import Enrolment
 from ..configs.bundle_files import read_file
 from ..privacy.bounded_decoding import build, read_json
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
-from ..privacy.secagg.roster import UNKNOWN, Member, Roster
+from ..privacy.secagg.roster import UNKNOWN, Member, Roster, write_roster
 from ..strategies.identity import FIRST_NODE
 
 FORMAT = 2
@@ -72,6 +74,7 @@ class Register:
       server: the server's certificate in PEM; empty before there is one.
       hosts: what that certificate was made for.
       rosters: hashes of the rosters of earlier versions, in hexadecimal.
+      cosignatures: of members under the roster of this version.
     """
 
     version: int = 0
@@ -79,6 +82,7 @@ class Register:
     server: str = ""
     hosts: tuple[str, ...] = ()
     rosters: tuple[str, ...] = ()
+    cosignatures: tuple[Cosignature, ...] = ()
 
     @property
     def admitted(self) -> tuple[Issued, ...]:
@@ -98,6 +102,16 @@ class Register:
         """Return the roster of who may take part."""
         members = (Member(i.node, i.name, bytes.fromhex(i.identity), i.not_after) for i in self.admitted)
         return Roster(self.version, tuple(members), tuple(map(bytes.fromhex, self.rosters)))
+
+    @property
+    def cosigners(self) -> tuple[str, ...]:
+        """Names of the members that have signed the roster, in order."""
+        return tuple(each.name for each in self.cosignatures)
+
+    def signed_roster(self, authority: Ed25519PrivateKey) -> bytes:
+        """Return the roster as the authority and its members have signed it."""
+        given = {bytes.fromhex(each.public): bytes.fromhex(each.signature) for each in self.cosignatures}
+        return write_roster(self.roster(), authority, given)
 
     @property
     def chain(self) -> tuple[str, ...]:

@@ -269,7 +269,7 @@ def renewed(rosters: Rosters, federation: Federation) -> Federation:
     """
     (roster, signed), deployed = rosters(), federation.deployed
     assert deployed is not None
-    if roster.hash == deployed.roster.hash:
+    if (roster.hash, signed) == (deployed.roster.hash, deployed.signed_roster):
         return federation
     return with_members(federation, replace(deployed, roster=roster, signed_roster=signed))
 

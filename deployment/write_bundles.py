@@ -12,7 +12,6 @@ import tomli_w
 from ..client.device.client_bundle import TABLES
 from ..client.device.enrolment import PRIVATE
 from ..privacy.ledger.durable_files import replace_files
-from ..privacy.secagg.roster import write_roster
 from ..strategies.identity import FIRST_NODE
 from ..tasks.table_schema import SCHEMA
 from .authority import Authority
@@ -32,7 +31,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
         {
             "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
             "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
-            "roster.bin": write_roster(register.roster(), authority.signer),
+            "roster.bin": register.signed_roster(authority.signer),
             "server.toml": tomli_w.dumps(settings).encode(),
             "authority.pub": f"{authority.public.hex()}\n".encode(),
             "ca.pem": authority.ca_pem,
@@ -63,7 +62,7 @@ def write_clients(
     entries = {entry.name: entry for entry in federation.clients}
     shared = {
         "ca.pem": authority.ca_pem,
-        "roster.bin": write_roster(register.roster(), authority.signer),
+        "roster.bin": register.signed_roster(authority.signer),
         **({REQUIREMENTS: requirements.encode()} if requirements else {}),
     }
     trust = {"authority": authority.public.hex(), "minimum_roster_version": register.version}

@@ -78,7 +78,7 @@ def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
     def read(held: SignedRoster) -> SignedRoster:
         roster, signed = read_signed_roster(path, bundle.authority)
         if (roster.version, roster.hash) == (held[0].version, held[0].hash):
-            return held
+            return held[0], signed  # members may have signed it since
         if roster.version <= held[0].version:
             remedy = f"is not newer than version {held[0].version}, which the server has; copy the newest"
             raise Refusal("roster", f"version {roster.version}", remedy)

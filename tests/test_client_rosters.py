@@ -19,6 +19,7 @@ from fedveil.client.device import roster_changes
 from fedveil.client.device.client_bundle import read_client_bundle, renew_roster, take_shipped
 from fedveil.client.device.owner_policy import POLICY_DEFAULTS, read_policy
 from fedveil.configs.bundle_files import read_toml
+from fedveil.deployment.provision import cosign as cosign_at_desk
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.register import read_register
 from fedveil.links.roster_watch import followed_roster
@@ -29,7 +30,15 @@ from fedveil.privacy.mechanisms.sizing import ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.refusal import Refused
-from fedveil.privacy.secagg.roster import UNKNOWN, Member, Roster, read_roster, write_roster
+from fedveil.privacy.secagg.roster import (
+    UNKNOWN,
+    Member,
+    Roster,
+    cosignatures_in,
+    cosigned_by,
+    read_roster,
+    write_roster,
+)
 from fedveil.privacy.secagg.suite import public_of, sign
 from fedveil.privacy.secagg.transcript import Profile, Purpose, digest
 from fedveil.server.masking import Masking
@@ -181,6 +190,100 @@ def test_changed_members_wait_for_their_owner_who_asked_for_it(desk: Path) -> No
     assert [each.version for each in roster_changes.changes(bundle.state)] == [2]
 
 
+def cosigned(desk: Path, *names: str) -> bytes:
+    """Let members sign the newest roster, and the desk collect their signatures; return the roster."""
+    server = desk / "made" / "server" / "roster.bin"
+    asked = Path(shutil.copy(server, desk / "asked.bin"))
+    files: list[str] = []
+    for name in names:
+        folder = desk / "devices" / name
+        assert run(["client", "roster", "--sign", str(asked), str(folder)]) == 0
+        files += map(str, folder.glob("cosignature-*.toml"))
+    assert run(["provision", "cosign", str(desk / "made"), *files]) == 0
+    return server.read_bytes()
+
+
+def test_a_roster_that_too_few_members_signed_is_refused_by_name(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(desk / "made" / "clients", desk / "devices")  # as they were before the change
+    folder = desk / "devices" / "c0"
+    policy = folder / "policy.toml"
+    policy.write_text(policy.read_text().replace("cosigned_by_at_least = 0", "cosigned_by_at_least = 2"))
+    bundle, server = read_client_bundle(folder), read_server_bundle(desk / "made" / "server")
+    rosters = followed_roster(server)
+    revoke(desk / "made", "c4")
+    bare = (desk / "made" / "server" / "roster.bin").read_bytes()
+    with pytest.raises(
+        Refusal, match="is signed by nobody of the members of version 1, and cosigned_by_at_least=2"
+    ):
+        renew_roster(bundle, bare)
+    assert (bundle.state / roster_changes.PENDING_ROSTER).read_bytes() == bare
+    assert (
+        run(["client", "status", str(folder)]) == 1 and "waits: roster version 2" in capsys.readouterr().out
+    )
+    assert rosters()[1] == bare
+    with pytest.raises(Refusal, match="is signed by c1 of the members"):
+        renew_roster(bundle, cosigned(desk, "c0", "c1"))  # its own signature is not asked for
+    enough = cosigned(desk, "c2")
+    assert "signed by c0, c1, c2" in capsys.readouterr().out
+    assert rosters()[1] == enough and rosters()[0].version == 2  # a running server sends it on
+    pinned_to = replace(
+        bundle,
+        identity=replace(
+            bundle.identity, policy=replace(bundle.identity.policy, peers=frozenset(("0" * 64,)))
+        ),
+    )
+    with pytest.raises(Refusal, match="is signed by nobody of the owner's peers"):
+        renew_roster(pinned_to, enough)
+    renewed = renew_roster(bundle, enough)
+    assert renewed.identity.roster.version == 2 and renew_roster(renewed, bare) is renewed
+    assert roster_changes.pending(bundle.state) is None
+    assert not (bundle.state / roster_changes.PENDING_ROSTER).exists()
+
+
+def test_signatures_of_who_came_with_the_roster_or_of_another_one_do_not_count(desk: Path) -> None:
+    shutil.copytree(desk / "made" / "clients", desk / "devices")
+    victim = read_client_bundle(desk / "devices" / "c0")
+    victim = replace(victim, policy=replace(victim.policy, cosigned_by_at_least=1))
+    surrounded(desk)
+    for name in ("eve1", "eve2", "eve3", "eve4"):
+        shutil.copytree(desk / "made" / "clients" / name, desk / "devices" / name)
+    signed = cosigned(desk, "eve1", "eve2", "eve3", "eve4")
+    with pytest.raises(Refusal, match="is signed by nobody"):
+        renew_roster(victim, signed)
+    roster = read_roster(signed, victim.identity.policy.authority)
+    assert len(cosigned_by(roster, cosignatures_in(signed))) == 4
+    assert not cosigned_by(
+        replace(roster, version=7, earlier=(*roster.earlier, roster.hash)), cosignatures_in(signed)
+    )
+
+
+def test_a_desk_takes_no_signature_of_a_stranger_or_under_another_roster(desk: Path) -> None:
+    shutil.copytree(desk / "made" / "clients", desk / "devices")
+    first = Path(shutil.copy(desk / "made" / "server" / "roster.bin", desk / "first.bin"))
+    assert run(["client", "roster", "--sign", str(first), str(desk / "devices" / "c1")]) == 0
+    file = desk / "devices" / "c1" / "cosignature-1.toml"
+    text = file.read_text()
+    for wrong, said in (
+        (text.replace('name = "c1"', 'name = "c2"'), "is not by the key that was admitted as c2"),
+        (
+            text.replace('signature = "', 'signature = "00')[:-4] + '"\n',
+            "was not made by the key that it names",
+        ),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(Refusal, match=said):
+            cosign_at_desk(desk / "made", [file])
+    file.write_text(text)
+    revoke(desk / "made", "c4")
+    with pytest.raises(Refusal, match="is of another roster than version 2"):
+        cosign_at_desk(desk / "made", [file])
+    other = Ed25519PrivateKey.generate()
+    with pytest.raises(Refused, match="not made as it should be"):
+        cosignatures_in(msgpack.packb((b"", b"", ((public_of(other), 1),))))
+
+
 def surrounded_by_one(desk: Path) -> bytes:
     (desk / "federation.yaml").write_text(file_of("c0", "c2", "c3", "c4", "eve1"))
     provision(desk / "federation.yaml", desk / "made", None)
@@ -198,13 +301,14 @@ def surrounded_by_one(desk: Path) -> bytes:
         ("suites = [true]", "must be a list of whole numbers"),
         ("peers_at_least = 1", "must be from 0 to 0"),
         ("approve_rosters = 1", "must be true or false"),
+        ("cosigned_by_at_least = -1", "must be from 0 to"),
         ('[peers]\nnorth = "ab"', "must be 32 bytes in hexadecimal"),
         ("[peers]\nnorth = 3", "must be 32 bytes in hexadecimal"),
     ],
 )
 def test_a_policy_that_pins_badly_is_refused(desk: Path, line: str, said: str) -> None:
     path = desk / "made" / "clients" / "c0" / "policy.toml"
-    words = ("suites", "peers", "approve_rosters", "[peers]")
+    words = ("suites", "peers", "approve_rosters", "cosigned_by_at_least", "[peers]")
     kept = [
         each
         for each in path.read_text().splitlines()

@@ -670,6 +670,20 @@ MUTATIONS = {
         "test_deployment_serve.py",
         "is_new_is_so",
     ),
+    "a roster counts that too few members have signed": Mutation(
+        "client/device/roster_changes.py",
+        "    if len(names) >= demands.cosigned:\n",
+        "    if True:\n",
+        "test_client_rosters.py",
+        "too_few_members_signed",
+    ),
+    "whoever signs a roster has vouched for it": Mutation(
+        "privacy/secagg/roster.py",
+        "        verify(public, _COSIGNED, roster.hash, signature)\n",
+        "        pass\n",
+        "test_client_rosters.py",
+        "another_one_do_not_count",
+    ),
     "a device takes a roster that forks": Mutation(
         "client/device/roster_changes.py",
         "if not new.follows(old):",

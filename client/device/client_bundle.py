@@ -36,7 +36,7 @@ from ...privacy.secagg.roster_change import change_between
 from ...privacy.secagg.suite import KEY_BYTES, public_of
 from ...strategies.identity import FIRST_NODE, Identity
 from .owner_policy import POLICY_DEFAULTS, OwnerPolicy, read_policy
-from .roster_changes import check_change, note
+from .roster_changes import Demands, check_change, note
 
 logger = logging.getLogger("fedveil.client")
 
@@ -220,7 +220,7 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
 
     Raises:
       Refusal: the authority did not sign it, it does not follow from the one that the device has, it no longer lists
-        this client, or the owner has not approved of it.
+        this client, or it lacks signatures or an approval that the owner asks for.
     """
     try:
         roster = read_roster(signed, bundle.identity.policy.authority)
@@ -232,7 +232,9 @@ def renew_roster(bundle: ClientBundle, signed: bytes) -> ClientBundle:
         return bundle
     _check_membership(bundle.settings.node, bundle.settings.name, bundle.identity.key, roster)
     bundle.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    check_change(bundle.state, bundle.identity.roster, roster, approve=bundle.policy.approve_rosters)
+    own, policy = bundle.identity, bundle.policy
+    demands = Demands(policy.approve_rosters, policy.cosigned_by_at_least, own.policy.peers)
+    check_change(bundle.state, own.roster, roster, signed, public_of(own.key), demands)
     replace_file(bundle.state / ROSTER, signed)
     return replace(bundle, identity=replace(bundle.identity, roster=roster))
 

@@ -22,6 +22,7 @@ POLICY_DEFAULTS = {
     "peers": {},
     "peers_at_least": 0,
     "approve_rosters": False,
+    "cosigned_by_at_least": 0,
 }
 
 
@@ -42,6 +43,8 @@ class OwnerPolicy:
         members at the authority's word.
       peers_at_least: how many of `peers` a cohort must have.
       approve_rosters: whether changed members count only once the owner has approved of them.
+      cosigned_by_at_least: how many other members of the roster that the device has must have signed a newer one with
+        changed members; of `peers`, where there are any.
       authority: Ed25519 public key that signs rosters, in hexadecimal.
     """
 
@@ -61,6 +64,7 @@ class OwnerPolicy:
     peers: Mapping[str, str]
     peers_at_least: int
     approve_rosters: bool
+    cosigned_by_at_least: int
     authority: str
     minimum_roster_version: int
 
@@ -122,6 +126,7 @@ def read_policy(section: Section) -> OwnerPolicy:
         peers=peers,
         peers_at_least=section.whole("peers_at_least", at_least=0, at_most=len(peers)),
         approve_rosters=section.flag("approve_rosters"),
+        cosigned_by_at_least=section.whole("cosigned_by_at_least", at_least=0, at_most=MAXIMUM_CLIENTS),
         authority=section.hexadecimal("authority", KEY_BYTES),
         minimum_roster_version=section.whole("minimum_roster_version", at_least=1, at_most=NEWEST_ROSTER),
     )

@@ -9,42 +9,82 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...privacy.bounded_decoding import Undecodable, build, read_json
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
-from ...privacy.secagg.roster import Roster
+from ...privacy.secagg.roster import Roster, cosignatures_in, cosigned_by
 from ...privacy.secagg.roster_change import RosterChange, change_between
 
 logger = logging.getLogger("fedveil.client")
 
 CHANGES, PENDING, APPROVED = "rosters.jsonl", "roster.pending.json", "roster.approved"
+PENDING_ROSTER = "roster.pending.bin"  # as it came, for its owner to sign
 
 
-def check_change(state: Path, old: Roster, new: Roster, *, approve: bool) -> None:
+@dataclass(frozen=True)
+class Demands:
+    """What an owner asks of a roster with changed members.
+
+    Attributes:
+      approval: the owner's own.
+      cosigned: signatures of others, at least.
+      peers: fingerprints of those whose signatures count; empty for all members of the roster before.
+    """
+
+    approval: bool
+    cosigned: int
+    peers: frozenset[str]
+
+
+def check_change(state: Path, old: Roster, new: Roster, signed: bytes, own: bytes, demands: Demands) -> None:
     """Let a newer roster take the place of an older one, and write down what it changes.
 
     Args:
       state: folder of what the device remembers.
       old: that the device has.
       new: of a higher version, signed by the authority.
-      approve: whether the owner must have approved of changed members.
+      signed: its bytes, with the signatures of members.
+      own: public key of this device, whose signature is not asked for.
+      demands: of the owner.
 
     Raises:
-      Refusal: it does not follow from the older one, or waits for the owner's approval.
+      Refusal: it does not follow from the older one, too few members of that have signed it, or it waits for the owner's
+        approval.
     """
     if not new.follows(old):
         remedy = f"does not follow from version {old.version}, which this device has: the authority signed two; ask it"
         logger.error("roster version %s %s", new.version, remedy)
         raise Refusal("roster", f"version {new.version}", remedy)
     change = change_between(old, new)
-    if approve and (change.added or change.removed) and _approved(state) != change.hash:
-        _wait(state, change)
-        remedy = f"waits for its owner: fedveil client roster FOLDER --approve {new.version}"
-        raise Refusal("roster", f"version {new.version}", remedy)
+    if change.added or change.removed:
+        short = _too_few_signed(old, new, signed, own, demands)
+        if not short and demands.approval and _approved(state) != change.hash:
+            short = f"waits for its owner: fedveil client roster FOLDER --approve {new.version}"
+        if short:
+            _wait(state, change, signed)
+            raise Refusal("roster", f"version {new.version}", short)
     note(state, change)
+
+
+def _too_few_signed(old: Roster, new: Roster, signed: bytes, own: bytes, demands: Demands) -> str:
+    """Return in words that too few members of the older roster have signed the newer one; empty if enough have."""
+    others = {
+        member.public: member.name
+        for member in old.members
+        if member.public != own and (not demands.peers or member.fingerprint in demands.peers)
+    }
+    given = {public: each for public, each in cosignatures_in(signed).items() if public in others}
+    names = sorted(others[public] for public in cosigned_by(new, given))
+    if len(names) >= demands.cosigned:
+        return ""
+    whose = "the owner's peers" if demands.peers else f"the members of version {old.version}"
+    return (
+        f"is signed by {', '.join(names) or 'nobody'} of {whose}, and cosigned_by_at_least={demands.cosigned}; "
+        f"ask them for fedveil client roster FOLDER --sign FOLDER/state/{PENDING_ROSTER}"
+    )
 
 
 def note(state: Path, change: RosterChange) -> None:
@@ -54,7 +94,7 @@ def note(state: Path, change: RosterChange) -> None:
         file.write(json.dumps(asdict(change)) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    for name in (PENDING, APPROVED):
+    for name in (PENDING, PENDING_ROSTER, APPROVED):
         (state / name).unlink(missing_ok=True)
 
 
@@ -71,7 +111,7 @@ def changes(state: Path) -> list[RosterChange]:
 
 
 def pending(state: Path) -> RosterChange | None:
-    """Return the change that waits for the owner's approval, or None."""
+    """Return the change that waits for the owner's approval or for signatures, or None."""
     try:
         return build(RosterChange, read_json((state / PENDING).read_bytes()))
     except (OSError, Undecodable):
@@ -103,9 +143,10 @@ def _approved(state: Path) -> str:
         return ""
 
 
-def _wait(state: Path, change: RosterChange) -> None:
+def _wait(state: Path, change: RosterChange, signed: bytes) -> None:
     before = pending(state)
     if before is not None and before.hash == change.hash:
         return
-    logger.warning("not taken before its owner approves: %s", change)
+    logger.warning("not taken yet: %s", change)
+    replace_file(state / PENDING_ROSTER, signed)
     replace_file(state / PENDING, (json.dumps(asdict(change)) + "\n").encode())

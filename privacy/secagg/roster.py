@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from .transcript import HASH_BYTES, Purpose, digest
 _FORMAT = 2
 _UNCHAINED = 1  # format of rosters that were signed before they held a chain
 UNKNOWN = bytes(HASH_BYTES)  # in the place of the hash of a version that was signed so long ago
-_CONTEXT = digest(Purpose.ROSTER)
+_CONTEXT, _COSIGNED = digest(Purpose.ROSTER), digest(Purpose.COSIGNATURE)
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,20 @@ class Roster:
         return member
 
 
-def write_roster(roster: Roster, authority: Ed25519PrivateKey) -> bytes:
-    """Return the roster as the authority signs it."""
+def write_roster(
+    roster: Roster, authority: Ed25519PrivateKey, cosignatures: Mapping[bytes, bytes] | None = None
+) -> bytes:
+    """Return the roster as the authority signs it.
+
+    Args:
+      roster: what is signed.
+      authority: its key.
+      cosignatures: of members of the version before, by public key, as `cosign` makes them.
+    """
     entries = [(m.node, m.name, m.public, m.not_after) for m in roster.members]
     body = cast(bytes, msgpack.packb((_FORMAT, roster.version, roster.earlier, entries)))
-    return cast(bytes, msgpack.packb((body, sign(authority, _CONTEXT, body))))
+    signed = (body, sign(authority, _CONTEXT, body))
+    return cast(bytes, msgpack.packb((*signed, sorted(cosignatures.items())) if cosignatures else signed))
 
 
 def read_roster(data: bytes, authority_public: bytes) -> Roster:
@@ -129,7 +138,7 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
     Raises:
       Refused: MALFORMED, or BAD_SIGNATURE.
     """
-    body, signature = _exactly(_unpack(data), (bytes, bytes))
+    body, signature, _ = _parts(data)
     if len(signature) != SIGNATURE_BYTES:
         raise Refused(Reason.MALFORMED, f"a signature is not {SIGNATURE_BYTES} bytes long")
     verify(authority_public, _CONTEXT, body, signature)
@@ -141,6 +150,52 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
         raise Refused(Reason.MALFORMED, f"roster format {number} is not known")
     members = tuple(Member(*_exactly(entry, (int, str, bytes, int))) for entry in entries)
     return Roster(version, members, _exactly(earlier, (bytes,) * len(earlier)))
+
+
+def cosign(roster: Roster, member: Ed25519PrivateKey) -> bytes:
+    """Return a member's signature under a roster, and under every version that it follows from."""
+    return sign(member, _COSIGNED, roster.hash)
+
+
+def cosignatures_in(data: bytes) -> dict[bytes, bytes]:
+    """Return the members' signatures that came with a roster, unchecked, by public key.
+
+    Args:
+      data: what `write_roster` returned.
+
+    Raises:
+      Refused: MALFORMED.
+    """
+    _, _, pairs = _parts(data)
+    return dict(_exactly(pair, (bytes, bytes)) for pair in pairs)
+
+
+def cosigned_by(roster: Roster, cosignatures: Mapping[bytes, bytes]) -> frozenset[bytes]:
+    """Return the public keys whose signature under the roster holds.
+
+    Args:
+      roster: what was signed.
+      cosignatures: by public key.
+    """
+    return frozenset(
+        public for public, signature in cosignatures.items() if _holds(roster, public, signature)
+    )
+
+
+def _holds(roster: Roster, public: bytes, signature: bytes) -> bool:
+    try:
+        verify(public, _COSIGNED, roster.hash, signature)
+    except Refused:
+        return False
+    return True
+
+
+def _parts(data: bytes) -> tuple[bytes, bytes, tuple[object, ...]]:
+    found = _unpack(data)
+    if isinstance(found, tuple) and len(cast(tuple[object, ...], found)) == 2:
+        found = (*cast(tuple[object, ...], found), ())
+    body, signature, pairs = _exactly(found, (bytes, bytes, tuple))
+    return body, signature, pairs
 
 
 def _unpack(data: bytes) -> object:

@@ -30,6 +30,7 @@ class Purpose(StrEnum):
     SETUP = "setup"
     ROUND = "round"
     ROSTER = "roster"
+    COSIGNATURE = "cosignature"
     ENROLMENT = "enrolment"
     ADVERT = "advert"
     GRAPH = "graph"

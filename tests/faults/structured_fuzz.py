@@ -371,6 +371,7 @@ POLICY = {
     "peers": {"north": "a" * 64},
     "peers_at_least": 1,
     "approve_rosters": True,
+    "cosigned_by_at_least": 1,
     "authority": "0" * 64,
     "minimum_roster_version": 1,
 }

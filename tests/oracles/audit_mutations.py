@@ -185,6 +185,8 @@ BEYOND: dict[str, str] = {
     "a changed roster does not wait for its owner": ADMISSION,
     "a server takes a roster that forks": ADMISSION,
     "a run does not tell that its members changed": TRAIL,
+    "a roster counts that too few members have signed": ADMISSION,
+    "whoever signs a roster has vouched for it": ADMISSION,
     "a device takes a roster that forks": ADMISSION,
     "a device installs names that are bound to no bytes": SUPPLIED,
     "a lock may name what is bound to no bytes": SUPPLIED,

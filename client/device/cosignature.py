@@ -1,0 +1,95 @@
+"""Co-signature of a roster by a member, a file that leaves the device: the authority collects them, other owners ask for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from ...configs.bundle_files import NAME, NAME_FORM, read_toml
+from ...configs.strict import Section
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.roster import Roster, cosign, cosigned_by
+from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of
+from ...privacy.secagg.transcript import HASH_BYTES
+from .client_bundle import ClientBundle
+from .owner_policy import NEWEST_ROSTER
+
+PUBLIC = 0o644
+
+
+@dataclass(frozen=True)
+class Cosignature:
+    """Signature of a member under a roster.
+
+    Attributes:
+      name: of the member.
+      version, hash: of the roster, the hash in hexadecimal.
+      public: the member's Ed25519 public key, in hexadecimal.
+      signature: in hexadecimal.
+    """
+
+    name: str
+    version: int
+    hash: str
+    public: str
+    signature: str
+
+
+def write_cosignature(bundle: ClientBundle, roster: Roster) -> Path:
+    """Sign a roster with the device's identity; return the file, which lies in its bundle.
+
+    Args:
+      bundle: the device's.
+      roster: of the authority, the one that the device has or one that follows from it.
+
+    Raises:
+      Refusal: it does not follow, or the file cannot be written.
+    """
+    held, key = bundle.identity.roster, bundle.identity.key
+    if roster.hash != held.hash and not roster.follows(held):
+        remedy = f"does not follow from version {held.version}, which this device has: ask the authority"
+        raise Refusal("roster", f"version {roster.version}", remedy)
+    signed = {
+        "name": bundle.settings.name,
+        "version": roster.version,
+        "hash": roster.hash.hex(),
+        "public": public_of(key).hex(),
+        "signature": cosign(roster, key).hex(),
+    }
+    path = bundle.folder / f"cosignature-{roster.version}.toml"
+    try:
+        replace_file(path, tomli_w.dumps(signed).encode(), PUBLIC)
+    except OSError as error:
+        raise Refusal("folder", str(bundle.folder), f"cannot be written ({error.strerror})") from None
+    return path
+
+
+def read_cosignature(path: Path, roster: Roster) -> Cosignature:
+    """Return a co-signature of this roster.
+
+    Raises:
+      Refusal: the file is none, is of another roster, or its key did not make it.
+    """
+    found = read_toml(path, _fields)
+    if (found.version, found.hash) != (roster.version, roster.hash.hex()):
+        remedy = (
+            f"is of another roster than version {roster.version} of this desk; ask {found.name} to sign that"
+        )
+        raise Refusal("cosignature", str(path), remedy)
+    given = {bytes.fromhex(found.public): bytes.fromhex(found.signature)}
+    if not cosigned_by(roster, given):
+        raise Refusal("cosignature", str(path), f"was not made by the key that it names; ask {found.name}")
+    return found
+
+
+def _fields(section: Section) -> Cosignature:
+    return Cosignature(
+        section.matching("name", NAME, NAME_FORM),
+        section.whole("version", at_least=1, at_most=NEWEST_ROSTER),
+        section.hexadecimal("hash", HASH_BYTES),
+        section.hexadecimal("public", KEY_BYTES),
+        section.hexadecimal("signature", SIGNATURE_BYTES),
+    )
