@@ -16,7 +16,7 @@ LOOPBACK = "127.0.0.1"
 PATH = "/metrics"
 CONTENT = "text/plain; version=0.0.4; charset=utf-8"
 ANSWER_SECONDS = 5.0
-PLAIN = ("round", "num_rounds", "invited", "replies", "abandoned")
+PLAIN = ("round", "num_rounds", "invited", "replies", "abandoned", "untrue")
 COUNTED = (
     ("dropped", "Invited clients that were not added.", "reason"),
     ("turned_away", "Connections and replies refused.", "reason"),
@@ -45,6 +45,7 @@ def _families(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequen
     yield "fedveil_round", "gauge", "The last finished round.", plain["round"]
     yield "fedveil_rounds_planned", "gauge", "Rounds of the run.", plain["num_rounds"]
     yield "fedveil_rounds_abandoned_total", "counter", "Rounds that released nothing.", plain["abandoned"]
+    yield "fedveil_rounds_untrue_total", "counter", "Rounds with a sum that cannot be true.", plain["untrue"]
     yield "fedveil_invited_total", "counter", "Clients that rounds invited, or planned to.", plain["invited"]
     if "replies" in plain:  # a trusted server keeps who takes part to its operator
         yield "fedveil_replies_total", "counter", "Replies that were added.", plain["replies"]

@@ -69,8 +69,9 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
     console.print(
         f"[bold]{status['federation']}[/bold], run {status['run']}: {state}{reason}", highlight=False
     )
-    abandoned = f", {status['abandoned']} abandoned" if status["abandoned"] else ""
-    console.print(f"round {status['round']} of {status['num_rounds']}{abandoned}", highlight=False)
+    lost = [("abandoned", status["abandoned"]), ("with a sum that cannot be true", status.get("untrue", 0))]
+    told = "".join(f", {count} {what}" for what, count in lost if count)
+    console.print(f"round {status['round']} of {status['num_rounds']}{told}", highlight=False)
     for row in status["privacy"]:
         console.print(_budget(row, status["budgets_spent"]), highlight=False)
     for said in (status.get("audit") or {}).get("said", ()):
@@ -82,6 +83,8 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
     console.print(f"{counts}, not added: {dropped}" if dropped else counts, highlight=False)
     for name, faults in status.get("blamed", {}).items():
         console.print(sentence(name, faults[-1], len(faults)), highlight=False)
+    for name, said in status.get("suspected", {}).items():
+        console.print(f"{name} {said[-1]}", highlight=False)
     console.print(
         _table(status["clients"] if runs else [{**each, "since": None} for each in status["clients"]])
     )

@@ -29,7 +29,7 @@ from ..server.run.audit_line import AuditLine, rows_of
 from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
 from ..server.run.display import say
 from ..server.run.federation import Federation
-from ..server.run.run_folder import blamed_in
+from ..server.run.run_folder import named_in
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
 from .open_link import Presence
 from .prometheus import serving
@@ -182,6 +182,9 @@ LOGGED = (
     "abandoned",
     "blamed",
     "cause",
+    "untrue",
+    "suspected",
+    "weighed",
     "epsilon_client",
     "epsilon_record",
 )
@@ -200,7 +203,9 @@ def rounds_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "invited": sum(row["invited"] for row in history),
         "replies": sum(row["replies"] for row in history) if told else None,
         "dropped": dict(dropped),
-        "blamed": blamed_in(history),
+        "untrue": sum(bool(row.get("untrue")) for row in history),
+        "blamed": named_in(history, "blamed"),
+        "suspected": named_in(history, "suspected"),
         "epsilon_client": last.get("epsilon_client"),
         "budgets_spent": (last.get("dropped") or {}).get(DROP_REASONS[BUDGET_SPENT], 0),
     }

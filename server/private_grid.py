@@ -32,12 +32,12 @@ from ..strategies.wire import (
     with_canary_records,
 )
 from .accounts import MECHANISM, account_of
+from .masked_sums import MaskedSums
 from .masking import Masking
 from .noise_rows import rows_of
 from .open_sum import OpenSums
 from .participants import Participants
 from .round_terms import Answers, Round, Sum, SumPrivacy
-from .secure_sum import MaskedSums
 
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
 BUDGET_REASON = DROP_REASONS[BUDGET_SPENT]
@@ -78,7 +78,7 @@ class PrivateGrid(AskingGrid):
         self._sums = (
             OpenSums(participants, self._account)
             if masking is None
-            else MaskedSums(participants, self._account, masking)
+            else MaskedSums(participants, self._account, masking, source)
         )
         self._early: dict[int, list[int]] = {}
         self._asked = 0
@@ -235,7 +235,8 @@ class PrivateGrid(AskingGrid):
             return []
         dummies = self.participants.dummies(self.drawn)
         drawn = (len(self.drawn) - len(dummies), dummies, self.participants.clients)
-        self.released = self._account.seen(number, self._row, mean, drawn)
+        if not mean.part:  # the noise of a sum in parts, and who is in it, are not what an audit was told
+            self.released = self._account.seen(number, self._row, mean, drawn)
         reply = mean_reply(arrays, mean.arrays, mean.scalars, request)
         self._account.settle(number, self._row, self.drawn, mean)
         return [reply]

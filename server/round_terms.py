@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.private_sum import Vector
+from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.plan import Plan
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
+
+Average = TypeVar("Average", Vector, float)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Round:
     `choices` is what the round went by; None without client-level privacy. `exchanges` counts messages there and back
     of secure aggregation; 0 without it. A round that was `abandoned` released nothing, and what was reserved for it
     stays spent; `cause` says why, where clients may have paid for it. It was `untrue` if its encrypted sum was opened and
-    cannot be one of vectors that follow the protocol. `blamed` says by name what members did that no
+    cannot be one of vectors that follow the protocol; `weighed` then lists its sums, and `suspected` says by name who is
+    newly suspected of spoiling them. `blamed` says by name what members did that no
     client does which follows the protocol.
     """
 
@@ -72,6 +77,8 @@ class Round:
     blamed: dict[str, str] = field(default_factory=dict[str, str])
     cause: str = ""
     untrue: bool = False
+    suspected: dict[str, str] = field(default_factory=dict[str, str])
+    weighed: tuple[dict[str, object], ...] = ()
 
 
 def sentence(name: str, fault: str, times: int) -> str:
@@ -140,6 +147,9 @@ class Mean:
       counts: the sum of every segment with a shape, in its own units.
       seen: the mean as an audit sees it, before its canaries are taken out.
       denominator: what divided the sum.
+      clients: whose vectors are in it, where that is known.
+      weight: of it beside the mean of another part of the cohort.
+      part: whether it is of a part of the cohort, or of several, each with its own noise.
     """
 
     arrays: dict[str, Vector]
@@ -147,3 +157,32 @@ class Mean:
     seen: dict[str, Vector]
     denominator: float
     counts: dict[str, Vector] = field(default_factory=dict[str, Vector])
+    clients: int = 0
+    weight: float = 1.0
+    part: bool = False
+
+
+def joined(parts: Sequence[Mean]) -> Mean:
+    """Return the mean over several parts of a cohort.
+
+    Args:
+      parts: their means, at least one, with the same names.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    weight, clients = (sum(getattr(each, name) for each in parts) for name in ("weight", "clients"))
+    shares = [each.weight / weight if weight else 1 / len(parts) for each in parts]
+    arrays = {name: _average([each.arrays[name] for each in parts], shares) for name in parts[0].arrays}
+    scalars = {name: _average([each.scalars[name] for each in parts], shares) for name in parts[0].scalars}
+    if WEIGHT in scalars:  # a mean over clients, where the others go by it
+        by_clients = [each.clients / clients for each in parts]
+        scalars[WEIGHT] = _average([each.scalars[WEIGHT] for each in parts], by_clients)
+    counts = {
+        name: _average([each.counts[name] for each in parts], [1.0] * len(parts)) for name in parts[0].counts
+    }
+    return Mean(arrays, scalars, arrays, sum(each.denominator for each in parts), counts, clients, weight)
+
+
+def _average(values: Sequence[Average], shares: Sequence[float]) -> Average:
+    first, *others = (value * share for value, share in zip(values, shares, strict=True))
+    return sum(others, start=first)

@@ -15,15 +15,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ..privacy.mechanisms.distributed import Words, decode_counts_of, decode_sum, sum_event, take_back
+from ..privacy.mechanisms.distributed import Words, take_back
 from ..privacy.mechanisms.sizing import ShareSpec, size_shares
-from ..privacy.mechanisms.sum_bound import is_mean_too_long, longest_sum, norm_of
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Fault, Reason, Refused
 from ..privacy.secagg.server import Abandoned, Due, OpenedSum, Outgoing, ServerAttempt, together
@@ -36,21 +35,17 @@ from ..strategies.secure_wire import (
     failure_of,
     messages_of,
     model_hash,
-    rotation_seed,
     run_number,
     task_hash,
     with_roster,
 )
-from ..strategies.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, Layout
-from .accounts import Account
-from .masking import Masking, masked_spec
-from .participants import Participants
-from .round_terms import Answers, Mean, Round, Sum, sentence
+from ..strategies.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED
+from .masking import Masking
+from .round_terms import Sum
 
 logger = logging.getLogger("fedveil.server")
 
 ATTEMPTS = 3  # at one round; each asks all of the cohort again
-UNTRUE = "untrue_sum"  # why members were dropped, all of them, whose sum cannot be true
 SPARED = 4  # of the nodes that a sum can spare, one in so many may be lost before its round begins
 
 
@@ -98,6 +93,7 @@ class SecureSums:
         """
         self._grid, self.masking, self._enough = grid, masking, enough
         self._next: Attempt | None = None
+        self._ahead: int | None = None  # row for which keys have travelled ahead
         self._exchanges = 0
         self._blamed: dict[int, Fault] = {}
 
@@ -136,7 +132,7 @@ class SecureSums:
     ) -> Iterator[Attempt]:
         """Yield attempts up to where vectors are asked for: the prepared one, if it is for this, then fresh ones."""
         early, self._next = self._next, None
-        known = early is not None and early.wanted.row == wanted.row  # nodes join no attempt twice
+        known = wanted.row == self._ahead  # nodes join no attempt twice
         if early is not None and early.prepares(nodes, wanted, self.masking):
             early.wanted = wanted
             self._ready(early, model, timeout)
@@ -174,9 +170,11 @@ class SecureSums:
     def _coming(self, nodes: Sequence[int], wanted: Sum) -> list[Attempt]:
         following = replace(wanted, row=wanted.row + 1, content=RecordDict())
         try:
-            return [Attempt(tuple(nodes), following, self.masking, 0)]
+            begun = [Attempt(tuple(nodes), following, self.masking, 0)]
         except Refusal:
             return []
+        self._ahead = following.row
+        return begun
 
     def _exchange(self, timeout: float | None, *attempts: Attempt) -> None:
         """Send each node what these attempts ask of it, in one message, and hand them its replies."""
@@ -219,100 +217,6 @@ def _replies(reply: Message, count: int) -> list[tuple[bytes, str | None]]:
     return [(each, None if each else reason) for each in said]
 
 
-# --- the sums of a grid -----------------------------------------------------------------------------------------
-
-
-class MaskedSums:
-    """Encrypted sums of one run's rounds, which the clients themselves have noised if there is to be any noise.
-
-    Args:
-      participants: who takes part, and the grid that reaches them.
-      account: what they are promised.
-      masking: how sums are encrypted.
-    """
-
-    def __init__(self, participants: Participants, account: Account, masking: Masking) -> None:
-        self._participants, self._account = participants, account
-        self._sums = SecureSums(participants.grid, masking, participants.answers.enough)
-        self._faults: Counter[str] = Counter()
-
-    def renew(self, answers: Answers, masking: Masking | None) -> None:
-        """Go on with another roster.
-
-        Args:
-          answers: by how many a round goes.
-          masking: how sums are encrypted from the next round on; None leaves it.
-        """
-        if masking is not None:
-            self._sums.renew(masking, answers.enough)
-
-    def sum(
-        self,
-        drawn: Sequence[int],
-        wanted: Sum,
-        layout: Layout,
-        timeout: float | None,
-        coming: Callable[[], Sequence[int]],
-    ) -> tuple[Round, Mean | None]:
-        """Return what the round did, and the opened mean; None where no sum was opened, or one that cannot be true.
-
-        Args:
-          drawn: the round's cohort, canaries last.
-          wanted: what they sum.
-          layout: shapes of the update's arrays by name, in its order.
-          timeout: seconds for the replies of one exchange; None waits for all.
-          coming: draws the cohort of the next row, whose keys go out a round ahead.
-        """
-        wanted = replace(wanted, spec=masked_spec(wanted.spec, self._sums.masking))
-        opened = self._sums.sum(drawn, wanted, timeout, coming())
-        done = Round(
-            wanted.number,
-            len(drawn),
-            opened.survivors,
-            opened.dropped,
-            exchanges=opened.exchanges,
-            blamed=self._named(opened.blamed),
-            cause=opened.cause,
-        )
-        if opened.total is None or opened.spec is None:
-            return replace(done, replies=0, abandoned=True), None
-        self._account.check(sum_event(opened.spec, opened.survivors))
-        seed = rotation_seed(opened.model, wanted.row)
-        real = self._account.units(max(1.0, float(len(self._participants.real(opened.nodes)))))
-        mean, scalars = decode_sum(opened.total, layout, opened.spec, opened.survivors, real, seed)
-        too_long = is_mean_too_long(mean, scalars, opened.spec, opened.survivors)
-        if cause := _why_untrue(opened, wanted.noise_multiplier, too_long):
-            logger.warning("round %d: %s", wanted.number, cause)
-            dropped = {**done.dropped, UNTRUE: opened.survivors}
-            return replace(done, replies=0, dropped=dropped, abandoned=True, untrue=True, cause=cause), None
-        counts = decode_counts_of(opened.total, opened.spec, seed)
-        return replace(done, scalars=scalars), Mean(mean, scalars, mean, real, counts)
-
-    def _named(self, blamed: Mapping[int, Fault]) -> dict[str, str]:
-        """Return by name what members did, and tell the log."""
-        names = {member.node: member.name for member in self._sums.masking.roster.members}
-        found = {names[node]: str(fault) for node, fault in blamed.items()}
-        for name, fault in found.items():
-            self._faults[name] += 1
-            logger.warning("%s", sentence(name, fault, self._faults[name]))
-        return found
-
-
-def _why_untrue(opened: Opened, noise_multiplier: float, too_long: bool) -> str:
-    """Return in a sentence why a sum is none of vectors that follow the protocol; empty where it may be one."""
-    assert opened.total is not None and opened.spec is not None
-    found = norm_of(opened.total, opened.spec)
-    most = longest_sum(opened.spec, opened.survivors, opened.unopened, noise_multiplier)
-    if found > most:
-        cells = opened.spec.sum.cells
-        what = f"has a norm of {found / cells:.4g} clipping norms, and a true one at most {most / cells:.4g}"
-    elif too_long:
-        what = "has a mean that is longer than any update may be"
-    else:
-        return ""
-    return f"{UNTRUE}: the sum of {opened.survivors} members {what}; nothing is released, and who spoilt it cannot be told"
-
-
 # --- one attempt ------------------------------------------------------------------------------------------------
 
 
@@ -346,16 +250,12 @@ class Attempt:
 
     def __init__(self, nodes: tuple[int, ...], wanted: Sum, masking: Masking, number: int) -> None:
         self.nodes, self.wanted, self.number = nodes, wanted, number
-        attendance = masking.attendance(len(nodes))
-        spec = size_shares(
-            wanted.spec, wanted.coordinates, attendance, wanted.noise_multiplier, masking.bits, layered=True
-        )
-        self.spec = spec if wanted.noise_multiplier else replace(spec, weighted=True)
+        self.spec = share_spec(wanted, masking, len(nodes))
         self.semi_honest = masking.profile is Profile.SEMI_HONEST
         self.signed_roster, self._roster = masking.signed_roster, masking.roster.hash
         terms = _terms(wanted, self.spec, masking, number)
         self._server = ServerAttempt(
-            terms, masking.roster, nodes, self.spec.size, int(time.time()), attendance.colluders
+            terms, masking.roster, nodes, self.spec.size, int(time.time()), self.spec.attendance.colluders
         )
         self.step = Exchange.PROPOSAL
         self.asking: Outgoing = self._server.proposal()
@@ -489,6 +389,24 @@ class Attempt:
 
 def _seeds(joined: bytes) -> list[bytes]:
     return [joined[start : start + SECRET_BYTES] for start in range(0, len(joined), SECRET_BYTES)]
+
+
+def share_spec(wanted: Sum, masking: Masking, clients: int) -> ShareSpec:
+    """Return what the vectors of so many clients are.
+
+    Args:
+      wanted: what they sum.
+      masking: how sums are encrypted.
+      clients: of the cohort.
+
+    Raises:
+      Refusal: no graph, or no grid, for so few.
+    """
+    attendance = masking.attendance(clients)
+    spec = size_shares(
+        wanted.spec, wanted.coordinates, attendance, wanted.noise_multiplier, masking.bits, layered=True
+    )
+    return spec if wanted.noise_multiplier else replace(spec, weighted=True)
 
 
 def _terms(wanted: Sum, spec: ShareSpec, masking: Masking, attempt: int) -> AttemptTerms:

@@ -591,7 +591,7 @@ def test_numbers_for_prometheus(spring: Spring) -> None:
 
 def test_what_a_label_may_hold_is_escaped_and_infinity_has_its_word() -> None:
     status = {
-        **dict.fromkeys(("round", "num_rounds", "invited", "replies", "abandoned"), 0),
+        **dict.fromkeys(("round", "num_rounds", "invited", "replies", "abandoned", "untrue"), 0),
         "clients": [],
         "dropped": {'a "b"\\\n': 1},
         "turned_away": {},

@@ -38,6 +38,7 @@ RESULT_KEYS = {
     "rounds_completed",
     "rounds_abandoned",
     "rounds_untrue",
+    "suspected",
     "models_averaged",
     "task",
     "population",

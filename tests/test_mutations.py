@@ -1176,11 +1176,25 @@ MUTATIONS = {
         "too_few_release_nothing",
     ),
     "an opened sum that nobody weighs": Mutation(
-        "server/secure_sum.py",
-        "if found > most:",
+        "server/masked_sums.py",
+        "if norm > most:",
         "if False:",
         "test_server_secure_sum.py",
         "random_words or cannot_be_true",
+    ),
+    "a search that never halves": Mutation(
+        "server/culprit_search.py",
+        "return frozenset.intersection(*sums)",
+        "return sums[-1]",
+        "test_server_culprit_search.py",
+        "alone_after_log_n",
+    ),
+    "a part whose sum nobody weighs": Mutation(
+        "server/masked_sums.py",
+        "            if found.why:\n",
+        "            if found.why and len(parts) == 1:\n",
+        "test_server_culprit_search.py",
+        "others_go_on",
     ),
     "a deal whose degree nobody checks": Mutation(
         "privacy/secagg/server.py",

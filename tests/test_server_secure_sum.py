@@ -26,11 +26,12 @@ from fedveil.privacy.secagg.refusal import Reason
 from fedveil.privacy.secagg.roster import Roster
 from fedveil.privacy.secagg.transcript import Profile
 from fedveil.server.accounts import Unprotected
+from fedveil.server.masked_sums import UNTRUE, MaskedSums
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import Mean, Round, Sum, SumPrivacy
 from fedveil.server.rounds import Loop, State, Status, run_rounds
-from fedveil.server.secure_sum import ATTEMPTS, UNTRUE, MaskedSums, Opened, SecureSums
+from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.strategies.registry import make_strategy
@@ -325,7 +326,7 @@ def masked_sum(asked: Sum) -> tuple[Round, Mean | None]:
     """Return what a round did: of records with noise of their own, of whole clients, or of records in the sum."""
     grid = Clients(training=sums_of_records if asked.spec.unit_norm else None)
     participants = Participants(grid, All(), CLIENTS)
-    sums = MaskedSums(participants, Unprotected(()), masking())
+    sums = MaskedSums(participants, Unprotected(()), masking(), Randomness(1))
     nodes = list(range(FIRST_NODE, FIRST_NODE + CLIENTS))
     return sums.sum(nodes, asked, LAYOUT, None, lambda: nodes)
 

@@ -98,6 +98,10 @@ class Roster:
     def _by_node(self) -> dict[int, Member]:
         return {member.node: member for member in self.members}
 
+    def name_of(self, node: int) -> str:
+        """Return the name of the member at `node`, whether its key is still valid or not."""
+        return self._by_node[node].name
+
     def member(self, node: int, now: int) -> Member:
         """Return the member at `node`, valid at the Unix second `now`.
 

@@ -78,7 +78,8 @@ class Display:
         )
         if done.row["abandoned"]:
             shown.append("abandoned: nothing was released")
-        told = [f"{name} {fault}" for name, fault in done.row.get("blamed", {}).items()]
+        named = [*done.row.get("blamed", {}).items(), *done.row.get("suspected", {}).items()]
+        told = [f"{name} {said}" for name, said in named]
         told += [done.row["cause"]] if "cause" in done.row else []
         audit = done.audit.words() if done.audit and done.audit.fresh(done.round) else []
         said = ["  ".join(shown), *(f"  {each}" for each in told), *(f"  audit: {each}" for each in audit)]

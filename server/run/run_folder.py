@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from dp_accounting.dp_event import DpEvent
@@ -288,6 +288,8 @@ def record_round(
         **({"blamed": done.blamed} if done.blamed else {}),
         **({"cause": done.cause} if done.cause else {}),
         **({"untrue": True} if done.untrue else {}),
+        **({"suspected": done.suspected} if done.suspected else {}),
+        **({"weighed": list(done.weighed)} if done.weighed else {}),
         "clipping_norm": done.choices.clipping_norm if done.choices else None,
         "noise_multiplier": done.choices.noise_multiplier if done.choices else None,
         "epsilon_client": _spelled(epsilons.get("client")),
@@ -493,7 +495,8 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         "rounds_completed": ending.state.round,
         "rounds_abandoned": sum(bool(row.get("abandoned")) for row in history),
         "rounds_untrue": sum(bool(row.get("untrue")) for row in history),
-        "blamed": blamed_in(history),
+        "blamed": named_in(history, "blamed"),
+        "suspected": named_in(history, "suspected"),
         "data": "simulation" if federation.simulated else "real",
         "rng": federation.randomness.kind,
         **_configured(federation),
@@ -571,16 +574,19 @@ def _finite(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "metrics": metrics}
 
 
-def blamed_in(history: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return by name what members did that no client does which follows the protocol, a round each.
+def named_in(
+    history: Sequence[Mapping[str, Any]], column: Literal["blamed", "suspected"]
+) -> dict[str, list[str]]:
+    """Return by name what is said of members, a round each.
 
     Args:
       history: rows of rounds.
+      column: what no client does which follows the protocol, or why somebody is suspected of spoiling sums.
     """
     found: dict[str, list[str]] = {}
     for row in history:
-        for name, fault in row.get("blamed", {}).items():
-            found.setdefault(name, []).append(fault)
+        for name, said in row.get(column, {}).items():
+            found.setdefault(name, []).append(said)
     return found
 
 

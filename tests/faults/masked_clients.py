@@ -28,8 +28,8 @@ LOSS = Segment("loss", 5.0)
 Fault = Callable[[Message, int], Message | None]
 
 
-def masking(**changed) -> Masking:
-    roster, _ = simulated_roster(KEY, CLIENTS)
+def masking(clients: int = CLIENTS, **changed) -> Masking:
+    roster, _ = simulated_roster(KEY, clients)
     return replace(Masking(roster, dropout=0.25, collusion=0.125, most_examples=20), **changed)
 
 
@@ -71,15 +71,20 @@ def app_of(
 
 
 class Clients(InProcessGrid):
-    """Eight such nodes; `trained` counts by node how often the app was called, `seen` keeps all that travelled."""
+    """Such nodes; `trained` counts by node how often the app was called, `seen` keeps all that travelled."""
 
     def __init__(
-        self, fault: Fault | None = None, asked: Encryption = ASKED, training=None, workers: int = 1
+        self,
+        fault: Fault | None = None,
+        asked: Encryption = ASKED,
+        training=None,
+        workers: int = 1,
+        clients: int = CLIENTS,
     ) -> None:
         self.trained: dict[int, int] = {}
         self.seen: list[tuple[Message, Message]] = []
-        app = app_of(fault, asked, training, self.trained, self.seen)
-        super().__init__(app, CLIENTS, {}, workers)
+        app = app_of(fault, replace(asked, clients=clients), training, self.trained, self.seen)
+        super().__init__(app, clients, {}, workers)
 
 
 def content() -> RecordDict:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +27,16 @@ federation: hearts
 server: {{address: "localhost:{port}", listen: "127.0.0.1:{port}"}}
 task: {{name: digits}}
 policy: {{target_epsilon: 20.0, target_delta: 1e-5, trust_server: true}}
-clients: [{{name: cleveland}}, {{name: hungary}}, {{name: switzerland}}, {{name: longbeach}}, {{name: boston}}]
+clients: [{clients}]
 """
+NAMES = ("cleveland", "hungary", "switzerland", "longbeach", "boston")
 
 Fault = Callable[[Message, int], Message | None]
 
 
-def make_federation(folder: Path, port: int = 8443, link: str = "grpc") -> Path:
-    (folder / "federation.yaml").write_text(FEDERATION.format(port=port) + f"link: {link}\n")
+def make_federation(folder: Path, port: int = 8443, link: str = "grpc", names: Sequence[str] = NAMES) -> Path:
+    clients = ", ".join(f"{{name: {name}}}" for name in names)
+    (folder / "federation.yaml").write_text(FEDERATION.format(port=port, clients=clients) + f"link: {link}\n")
     provision(folder / "federation.yaml", folder / "hearts", None)
     return folder / "hearts"
 

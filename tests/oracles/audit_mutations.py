@@ -248,6 +248,8 @@ BEYOND: dict[str, str] = {
     "survivors not counted before a sum is opened": SERVER,
     "opened twice for one reservation": SERVER,
     "an opened sum that nobody weighs": MEMBER,
+    "a search that never halves": MEMBER,
+    "a part whose sum nobody weighs": MEMBER,
     "a deal whose degree nobody checks": MEMBER,
     "a share that its holder does not check": MEMBER,
     "a complaint that is believed without a check": MEMBER,

@@ -1,0 +1,194 @@
+"""Encrypted sums of a run's rounds: each is weighed before it becomes a mean, and who spoils them is searched for."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from ..privacy.mechanisms.distributed import decode_counts_of, decode_sum, sum_event
+from ..privacy.mechanisms.randomness import Randomness
+from ..privacy.mechanisms.sizing import WEIGHT
+from ..privacy.mechanisms.sum_bound import is_mean_too_long, longest_sum, norm_of
+from ..privacy.refusal import Refusal
+from ..privacy.secagg.refusal import Fault, Reason
+from ..strategies.secure_wire import rotation_seed
+from ..strategies.wire import Layout
+from .accounts import Account
+from .culprit_search import Search, WeighedSum
+from .masking import Masking, masked_spec
+from .participants import Participants
+from .round_terms import Answers, Mean, Round, Sum, joined, sentence
+from .secure_sum import Opened, SecureSums, share_spec
+
+logger = logging.getLogger("fedveil.server")
+
+UNTRUE = "untrue_sum"  # why members were dropped, all of them, whose sum cannot be true
+DECLINED = f"declined: {Reason.POLICY}"
+
+
+class MaskedSums:
+    """Encrypted sums of one run's rounds, which the clients themselves have noised if there is to be any noise.
+
+    Args:
+      participants: who takes part, and the grid that reaches them.
+      account: what they are promised.
+      masking: how sums are encrypted.
+      randomness: where the parts are drawn from, in which a search sums a cohort.
+    """
+
+    def __init__(
+        self, participants: Participants, account: Account, masking: Masking, randomness: Randomness
+    ) -> None:
+        self._participants, self._account, self._randomness = participants, account, randomness
+        self._sums = SecureSums(participants.grid, masking, participants.answers.enough)
+        self._faults: Counter[str] = Counter()
+        self._search = Search()
+
+    def renew(self, answers: Answers, masking: Masking | None) -> None:
+        """Go on with another roster.
+
+        Args:
+          answers: by how many a round goes.
+          masking: how sums are encrypted from the next round on; None leaves it.
+        """
+        if masking is not None:
+            self._sums.renew(masking, answers.enough)
+            self._search = self._search.of(frozenset(each.node for each in masking.roster.members))
+
+    def sum(
+        self,
+        drawn: Sequence[int],
+        wanted: Sum,
+        layout: Layout,
+        timeout: float | None,
+        coming: Callable[[], Sequence[int]],
+    ) -> tuple[Round, Mean | None]:
+        """Return what the round did, and the mean of what was opened and can be true; None where there is none.
+
+        Args:
+          drawn: the round's cohort, canaries last.
+          wanted: what they sum.
+          layout: shapes of the update's arrays by name, in its order.
+          timeout: seconds for the replies of one exchange; None waits for all.
+          coming: draws the cohort of the next row, whose keys go out a round ahead.
+        """
+        wanted = replace(wanted, spec=masked_spec(wanted.spec, self._sums.masking))
+        parts, why_whole = self._parts(drawn, wanted)
+        ahead = coming() if len(parts) == 1 else ()
+        done = Round(wanted.number, len(drawn), 0, {})
+        weighed: list[WeighedSum] = []
+        means: list[Mean] = []
+        for part in parts:
+            opened = self._sums.sum(part, wanted, timeout, ahead)
+            done = _with(done, opened, self._named(opened.blamed))
+            if opened.total is None:
+                if len(parts) > 1 and opened.dropped.get(DECLINED):
+                    declined = max(self._search.declined, len(part))
+                    self._search = replace(self._search, declined=declined)
+                continue
+            mean, found = self._weigh(opened, wanted, layout)
+            weighed.append(found)
+            if found.why:
+                done = _turned_away(done, found)
+            else:
+                done = replace(done, replies=done.replies + opened.survivors)
+                means.append(mean)
+        done = self._searched(done, wanted.row, weighed, len(parts) > 1, why_whole)
+        if not means:
+            return replace(done, abandoned=True), None
+        mean = replace(joined(means), part=len(parts) > 1)
+        return replace(done, scalars=mean.scalars), mean
+
+    # --- the search for who spoils sums -------------------------------------------------------------------------
+
+    def _parts(self, drawn: Sequence[int], wanted: Sum) -> tuple[list[list[int]], str]:
+        def possible(size: int) -> bool:
+            try:
+                share_spec(wanted, self._sums.masking, size)
+            except Refusal:
+                return False
+            return True
+
+        draw = self._randomness.stream("parts", wanted.row).generator()
+        return self._search.parts(drawn, possible, draw)
+
+    def _searched(
+        self, done: Round, row: int, weighed: Sequence[WeighedSum], in_parts: bool, why_whole: str
+    ) -> Round:
+        """Return the round with what its sums tell of who spoils them, and tell the log."""
+        before = self._search.suspected
+        self._search = self._search.after(row, weighed, in_parts)
+        now = self._search.suspected
+        suspected = {self._name(node): why for node, why in now.items() if node not in before}
+        for name, why in suspected.items():
+            logger.warning("%s %s", name, why)
+        for node in before.keys() - now.keys():
+            logger.warning("%s is suspected no more: a sum with it can be true", self._name(node))
+        if why_whole and done.untrue:
+            done = replace(done, cause=f"{done.cause}; {why_whole}")
+        if done.cause and done.untrue:
+            logger.warning("round %d: %s", done.number, done.cause)
+        evidence = tuple(self._evidence(each) for each in weighed) if in_parts or done.untrue else ()
+        return replace(done, suspected=suspected, weighed=evidence)
+
+    def _evidence(self, found: WeighedSum) -> dict[str, object]:
+        return {
+            "members": [self._name(node) for node in found.nodes],
+            "norm": round(found.norm, 4),
+            "most": round(found.most, 4),
+            "untrue": bool(found.why),
+        }
+
+    # --- one sum ------------------------------------------------------------------------------------------------
+
+    def _weigh(self, opened: Opened, wanted: Sum, layout: Layout) -> tuple[Mean, WeighedSum]:
+        assert opened.total is not None and opened.spec is not None
+        spec, survivors, cells = opened.spec, opened.survivors, opened.spec.sum.cells
+        self._account.check(sum_event(spec, survivors))
+        seed = rotation_seed(opened.model, wanted.row)
+        real = self._participants.real(opened.nodes)
+        units = self._account.units(max(1.0, float(len(real))))
+        arrays, scalars = decode_sum(opened.total, layout, spec, survivors, units, seed)
+        norm = norm_of(opened.total, spec) / cells
+        most = longest_sum(spec, survivors, opened.unopened, wanted.noise_multiplier) / cells
+        why = ""
+        if norm > most:
+            why = f"has a norm of {norm:.4g} clipping norms, and a true one at most {most:.4g}"
+        elif is_mean_too_long(arrays, scalars, spec, survivors):
+            why = "has a mean that is longer than any update may be"
+        weight = scalars[WEIGHT] * survivors if spec.weighted else units
+        counts = decode_counts_of(opened.total, spec, seed)
+        mean = Mean(arrays, scalars, arrays, units, counts, survivors, weight)
+        return mean, WeighedSum(tuple(opened.nodes), norm, most, why)
+
+    def _name(self, node: int) -> str:
+        return self._sums.masking.roster.name_of(node)
+
+    def _named(self, blamed: Mapping[int, Fault]) -> dict[str, str]:
+        """Return by name what members did, and tell the log."""
+        found = {self._name(node): str(fault) for node, fault in blamed.items()}
+        for name, fault in found.items():
+            self._faults[name] += 1
+            logger.warning("%s", sentence(name, fault, self._faults[name]))
+        return found
+
+
+def _with(done: Round, opened: Opened, blamed: Mapping[str, str]) -> Round:
+    """Return the round with one more sum that was asked for."""
+    return replace(
+        done,
+        dropped=dict(Counter(done.dropped) + Counter(opened.dropped)),
+        exchanges=done.exchanges + opened.exchanges,
+        blamed={**done.blamed, **blamed},
+        cause="; ".join(each for each in (done.cause, opened.cause) if each),
+    )
+
+
+def _turned_away(done: Round, found: WeighedSum) -> Round:
+    said = f"{UNTRUE}: the sum of {len(found.nodes)} members {found.why}; nothing of it is released"
+    dropped = Counter(done.dropped) + Counter({UNTRUE: len(found.nodes)})
+    return replace(
+        done, dropped=dict(dropped), untrue=True, cause="; ".join(each for each in (done.cause, said) if each)
+    )
