@@ -12,11 +12,21 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, 
 from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
+from ..privacy.mechanisms.compression import compress
 from ..privacy.mechanisms.private_sum import encode
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.secagg.transcript import AttemptTerms
 from ..strategies.flower_adapter import records_of
-from ..strategies.wire import DROP_REASONS, FAILED, layout_of, only_arrays, read_spec, reply_with, view
+from ..strategies.wire import (
+    DROP_REASONS,
+    FAILED,
+    layout_of,
+    only_arrays,
+    read_spec,
+    reply_with,
+    sketch_for,
+    view,
+)
 
 SUMMED_RECORD = "fedveil.summed"  # of an app's reply: what it adds to a sum of records
 SEGMENTS_RECORD = "fedveil.segments"  # of an app's reply: its part of the segments with a shape, by name
@@ -79,7 +89,7 @@ def private_update(
             reply = call_next(message, context)
             if reply.has_error():
                 raise NotTrained(reply.error.code)
-            update = update_of(reply, received, spec)
+            update = compressed(update_of(reply, received, spec), message.content, spec)
             vector, _ = encode(update, values_of(reply), spec)
     except NotTrained as said:
         return Message(Error(said.code, "the client did not train"), reply_to=message)
@@ -111,6 +121,20 @@ def update_of(
         return difference(only_arrays(arrays), received)
     summed = cast(ArrayRecord, reply.content[SUMMED_RECORD])
     return {name: cast(NDArray[np.floating], view(summed[name])) for name in layout_of(received)}
+
+
+def compressed(
+    update: Mapping[str, NDArray[np.floating]], content: RecordDict, spec: SumSpec
+) -> Mapping[str, NDArray[np.floating]]:
+    """Return what of an update is clipped and leaves: compressed as the sum's spec says, or as it is.
+
+    Args:
+      update: arrays by name, in the received order.
+      content: the instruction.
+      spec: of the sum.
+    """
+    sketch = sketch_for(content, spec)
+    return update if sketch is None else compress(update, sketch)
 
 
 def difference(trained: ArrayRecord, received: Mapping[str, Array]) -> dict[str, NDArray[np.floating]]:

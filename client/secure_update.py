@@ -36,7 +36,7 @@ from ..strategies.secure_wire import (
     task_hash,
 )
 from ..strategies.wire import FAILED, only_arrays
-from .private_update import Charge, NotTrained, uncharged, update_of, values_of
+from .private_update import Charge, NotTrained, compressed, uncharged, update_of, values_of
 
 logger = logging.getLogger("fedveil.client")
 
@@ -193,7 +193,7 @@ class TrainingJob:
             reply = self.call_next(self.message, self.context)
             if reply.has_error():
                 raise NotTrained(reply.error.code)
-            update = update_of(reply, received, spec.sum)
+            update = compressed(update_of(reply, received, spec.sum), content, spec.sum)
             stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
             layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
             words, _ = encode_share(update, values_of(reply), spec, stream, seed, layers)

@@ -16,6 +16,13 @@ from .strict import Mistakes, nearest
 
 # Beside its own errors, what reading a file of the wrong kind comes to.
 READING_ERRORS = (OSError, ValueError, TypeError, LookupError, RecursionError)
+# Compressions that others have, and why a private sum has none of them.
+UNSAFE = {
+    "top_k": "which coordinates are largest is computed from data, so that their numbers are a release; use mask",
+    "client_mask": "vectors with a mask of each client's own have no sum in fewer coordinates; use mask, which all share",
+    "mask_after_clip": "all of a clipped vector may lie in what is kept: the noise stays and the signal falls; use mask",
+    "fixed_projection": "what one projection for all rounds leaves out is never learned; use project",
+}
 TARGETS = re.compile(r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*")
 
 
@@ -82,6 +89,8 @@ def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | Non
     key = override.key_or_group
     if override.is_delete() or not isinstance(value, str) or value in options:
         return None
+    if key == "compress" and value in UNSAFE:
+        return Refusal(key, value, UNSAFE[value])
     return Refusal(key, value, f"there is no such option; {nearest(value, options)}")
 
 

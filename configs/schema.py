@@ -769,6 +769,23 @@ class SecaggSettings(Group):
             yield "suite", f"choose from {', '.join(map(str, SUITES))}"
 
 
+class NoCompression(Group):
+    """Each client sends its whole update."""
+
+    name: Literal["none"] = "none"
+
+
+class CompressionSettings(Group):
+    """What a client sends of its update: coordinates that are drawn anew in each round, the same at all clients.
+
+    `mask` takes them of the update, `project` of a random rotation of it.
+    """
+
+    name: Literal["mask", "project"]
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the coordinates that a client sends."""
+
+
 class NoAudit(Group):
     """Nothing is measured beside what is claimed."""
 
@@ -876,6 +893,7 @@ class FederationSettings(Group):
     schedule: Annotated[ScheduleSettings, By] = ConstantSchedule()
     secagg_group: Annotated[SecaggSettings | NoSecagg, By] = Field(alias="secagg")
     audit_group: Annotated[AuditSettings | NoAudit, By] = Field(alias="audit")
+    compress: Annotated[CompressionSettings | NoCompression, By] = NoCompression()
     training: Annotated[LocalTraining, OfKeys()] = LocalTraining()
     num_rounds: Rounds = 100
     """Of the run."""
@@ -932,6 +950,12 @@ class FederationSettings(Group):
         return asked if asked.name == "masked" or isinstance(self.privacy, ClientDistributed) else None
 
     @property
+    def compression(self) -> tuple[Literal["mask", "project"], float] | None:
+        """Kind of compression, and the share of the coordinates that leaves; None: whole updates do."""
+        asked = self.compress
+        return None if isinstance(asked, NoCompression) else (asked.name, asked.ratio)
+
+    @property
     def audit(self) -> AuditSettings | None:
         """What is measured; None: nothing."""
         return None if isinstance(self.audit_group, NoAudit) else self.audit_group
@@ -956,7 +980,19 @@ class FederationSettings(Group):
             yield "secagg.name", text + "hides that, too"
         if isinstance(self.privacy, RecordDistributed):
             yield from self._rules_of_one_step()
+        if isinstance(self.compress, CompressionSettings):
+            yield from self._rules_of_compression()
         yield from self._rules_of_audit()
+
+    def _rules_of_compression(self) -> Iterator[tuple[str, str]]:
+        """Refuse what needs the same coordinates in every round, or norms of whole gradients."""
+        level = sum_level(self.privacy)
+        if level and level.noise == "correlated":
+            text = "later rounds take back noise in the same coordinates, and these are drawn anew; use none, or privacy.noise=independent"
+            yield "compress.name", text
+        if isinstance(level, RecordDistributed) and level.gradients in ("ghost", "book_keeping"):
+            text = "measures the norm of a whole gradient, and it is compressed before it is clipped; use auto, hooks or one_by_one"
+            yield "privacy.gradients", text
 
     def _rules_of_training(self) -> Iterator[tuple[str, str]]:
         if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:

@@ -97,4 +97,4 @@ def masked_spec(spec: SumSpec, masking: Masking) -> SumSpec:
     segments = tuple(
         replace(each, bound=masking.most_examples) if each.name == WEIGHT else each for each in spec.segments
     )
-    return SumSpec(masking.clipping_norm, segments, COUNTED_SHARE)
+    return replace(spec, clipping_norm=masking.clipping_norm, segments=segments, metrics_share=COUNTED_SHARE)

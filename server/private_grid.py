@@ -18,13 +18,16 @@ from flwr.supercore.run import Run
 from ..privacy.adaptation import Choices
 from ..privacy.audit.watching import Released
 from ..privacy.ledger.ledger import BudgetExhausted
+from ..privacy.mechanisms.compression import Compression, CompressionKind, compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.sum_spec import Segment
+from ..privacy.mechanisms.sum_spec import Segment, SumSpec, compressed_spec
 from ..privacy.refusal import Refusal
 from ..strategies.grids import AskingGrid
 from ..strategies.wire import (
     BUDGET_SPENT,
+    CANARY_RECORDS,
     DROP_REASONS,
+    Layout,
     common_content,
     layout_of,
     mean_reply,
@@ -37,7 +40,7 @@ from .masking import Masking
 from .noise_rows import rows_of
 from .open_sum import OpenSums
 from .participants import Participants
-from .round_terms import Answers, Round, Sum, SumPrivacy
+from .round_terms import Answers, Round, Sum, SumPrivacy, expanded
 
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
 BUDGET_REASON = DROP_REASONS[BUDGET_SPENT]
@@ -55,6 +58,7 @@ class PrivateGrid(AskingGrid):
       run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
       canary_records: number of an audit's records, each of which has a coordinate beside the model's in every sum.
+      compress: kind of compression, and the share of the coordinates that leaves; None sums whole updates.
     """
 
     def __init__(
@@ -67,8 +71,9 @@ class PrivateGrid(AskingGrid):
         run: str | None = None,
         masking: Masking | None = None,
         canary_records: int = 0,
+        compress: tuple[CompressionKind, float] | None = None,
     ) -> None:
-        self._canary_records = canary_records
+        self._canary_records, self._compress = canary_records, compress
         self.participants = participants
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
@@ -215,24 +220,26 @@ class PrivateGrid(AskingGrid):
         """Return the mean as one reply; nothing where none is released, and what was reserved stays spent."""
         arrays = only_arrays(content)
         content = with_canary_records(content, self._canary_records)
-        layout = layout_of(only_arrays(content))
+        layout, sent, spec = self._spec(content)
         wanted = Sum(
             self._run_name,
             self._row,
             content,
             request.metadata.message_type,
-            self._account.spec(layout, self.participants.expected),
-            sum(int(np.prod(shape)) for shape in layout.values()),
+            spec,
+            sum(int(np.prod(shape)) for shape in sent.values()),
             self._account.noise,
             number,
         )
-        done, mean = self._sums.sum(self.drawn, wanted, layout, timeout, self._draw_ahead)
+        done, mean = self._sums.sum(self.drawn, wanted, sent, timeout, self._draw_ahead)
         self.rounds.append(replace(done, choices=self.choices))
         if set(done.dropped) == {BUDGET_REASON} and not done.replies:
             self._spent.update(self.drawn)
         self._finished = number
         if mean is None:
             return []
+        if spec.compression is not None:
+            mean = expanded(mean, layout, sketch_of(spec.compression, self._run_name, self._row))
         dummies = self.participants.dummies(self.drawn)
         drawn = (len(self.drawn) - len(dummies), dummies, self.participants.clients)
         if not mean.part:  # the noise of a sum in parts, and who is in it, are not what an audit was told
@@ -240,6 +247,17 @@ class PrivateGrid(AskingGrid):
         reply = mean_reply(arrays, mean.arrays, mean.scalars, request)
         self._account.settle(number, self._row, self.drawn, mean)
         return [reply]
+
+    def _spec(self, content: RecordDict) -> tuple[Layout, Layout, SumSpec]:
+        """Return the shapes of an update's arrays and of what is sent of it, and the spec of the sum."""
+        layout, expected = layout_of(only_arrays(content)), self.participants.expected
+        if self._compress is None:
+            return layout, layout, self._account.spec(layout, expected)
+        kind, ratio = self._compress
+        coordinates = sum(int(np.prod(shape)) for name, shape in layout.items() if name != CANARY_RECORDS)
+        compression = Compression(kind, coordinates, max(1, round(ratio * coordinates)))
+        sent = compressed_layout(layout, compression)
+        return layout, sent, compressed_spec(self._account.spec(sent, expected), compression)
 
     def _draw_ahead(self) -> list[int]:
         """Return the cohort of the next row, which is drawn once."""

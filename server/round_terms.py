@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..privacy.adaptation import NOTHING_ADAPTS, Adaptation, Choices
 from ..privacy.ledger.ledger import Ledger
+from ..privacy.mechanisms.compression import Sketch, expand
 from ..privacy.mechanisms.private_sum import Vector
 from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_spec import SumSpec
@@ -15,6 +16,8 @@ from ..privacy.plan import Plan
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
+
+    from ..strategies.wire import Layout
 
 Average = TypeVar("Average", Vector, float)
 
@@ -150,6 +153,7 @@ class Mean:
       clients: whose vectors are in it, where that is known.
       weight: of it beside the mean of another part of the cohort.
       part: whether it is of a part of the cohort, or of several, each with its own noise.
+      sketch: compressed the updates, and `seen`; None left them whole.
     """
 
     arrays: dict[str, Vector]
@@ -160,6 +164,20 @@ class Mean:
     clients: int = 0
     weight: float = 1.0
     part: bool = False
+    sketch: Sketch | None = None
+
+
+def expanded(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:
+    """Return a mean of compressed updates as one of whole updates; what an audit sees stays compressed.
+
+    Args:
+      mean: as it was decoded.
+      layout: shapes of the update's arrays by name, in its order.
+      sketch: of the round.
+    """
+    scale = 1 / sketch.compression.clip_factor  # in the units of the whole norm
+    seen = {name: value * scale for name, value in mean.seen.items()}
+    return replace(mean, arrays=expand(mean.arrays, layout, sketch), seen=seen, sketch=sketch)
 
 
 def joined(parts: Sequence[Mean]) -> Mean:

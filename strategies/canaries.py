@@ -15,10 +15,11 @@ from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from ..privacy.audit.canary_clients import Canaries, canaries_of
+from ..privacy.mechanisms.compression import Sketch
 from ..privacy.mechanisms.private_sum import CohortSum, add_update
 from ..privacy.mechanisms.sum_spec import SumSpec
 from .client_settings import CanaryClients
-from .wire import layout_of, memory_arrays, only_arrays, view
+from .wire import layout_of, memory_arrays, only_arrays, sketch_for, view
 
 
 def canaries_for(settings: CanaryClients, dimension: int) -> Canaries:
@@ -33,7 +34,12 @@ def canary_updates(settings: CanaryClients, clients: Sequence[int], dimension: i
 
 
 def add_canary(
-    cohort_sum: CohortSum, received: NDArray[np.floating], spec: SumSpec, settings: CanaryClients, client: int
+    cohort_sum: CohortSum,
+    received: NDArray[np.floating],
+    spec: SumSpec,
+    settings: CanaryClients,
+    client: int,
+    sketch: Sketch | None = None,
 ) -> None:
     """Add one canary's update, which lies within its window, to the sum of its cohort.
 
@@ -43,11 +49,17 @@ def add_canary(
       spec: public parameters of the sum.
       settings: of the canaries.
       client: the canary's number as a client.
+      sketch: compresses updates, and canaries like everybody's; None leaves them whole.
     """
     canaries = canaries_for(settings, received.size)
     start, moved = canaries.window(client - settings.first, settings.norm, settings.replaced)
     before = received[start : start + moved.size]
-    add_update(cohort_sum, before + moved - before, settings.metrics, spec, start)
+    update = before + moved - before
+    if sketch is None:
+        return add_update(cohort_sum, update, settings.metrics, spec, start)
+    whole = np.zeros(received.size, update.dtype)
+    whole[start : start + update.size] = update
+    add_update(cohort_sum, sketch.of(whole), settings.metrics, spec)
 
 
 def add_canaries(
@@ -64,8 +76,9 @@ def add_canaries(
     """
     arrays = only_arrays(content)
     received: NDArray[Any] = np.concatenate([np.ravel(view(arrays[name])) for name in layout_of(arrays)])
+    sketch = sketch_for(content, spec)
     for number in numbers:
-        add_canary(cohort_sum, received, spec, settings, settings.first + number)
+        add_canary(cohort_sum, received, spec, settings, settings.first + number, sketch)
 
 
 def canary_answer(message: Message, settings: CanaryClients, client: int) -> Message:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from flwr.app import RecordDict
     from numpy.typing import NDArray
 
+    from ..privacy.mechanisms.compression import Sketch
+
 TRAIN_LOSS = "train_loss"  # the metric that a client reports of its training
 
 
@@ -126,6 +128,7 @@ class StepTerms:
       node, nodes: of this client and of all clients in the roster of the attempt, of which some may train on a person; None
         and empty in a simulation, which knows clients by their numbers in the task.
       canaries: of an audit, among the clients' records.
+      sketch: compresses each gradient before it is clipped; of one round, so that nobody is told it here.
     """
 
     sample_rate: float
@@ -136,6 +139,7 @@ class StepTerms:
     node: int | None = None
     nodes: tuple[int, ...] = ()
     canaries: CanaryRecords = NO_CANARY_RECORDS
+    sketch: Sketch | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from ..privacy.bounded_decoding import Undecodable, build, read_json
+from ..privacy.mechanisms.compression import Sketch, sketch_of
 from ..privacy.mechanisms.private_sum import CohortSum, Contribution, add
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
@@ -119,9 +120,9 @@ def layout_of(arrays: Mapping[str, Array]) -> Layout:
 
 
 def written(spec: SumSpec) -> dict[str, Any]:
-    """Return the fields of a spec as they travel: `unit_norm` only where records are hidden."""
-    fields = asdict(spec)
-    return fields if spec.unit_norm is not None else {k: v for k, v in fields.items() if k != "unit_norm"}
+    """Return the fields of a spec as they travel: `unit_norm` only where records are hidden, `compression` if there is any."""
+    rare = ("unit_norm", "compression")
+    return {name: value for name, value in asdict(spec).items() if name not in rare or value is not None}
 
 
 def instruct(content: RecordDict, spec: SumSpec, run: str, server_round: int) -> RecordDict:
@@ -146,6 +147,16 @@ def read_round(content: RecordDict) -> tuple[str, int]:
     """Return the run and the round of an instruction, as ledgers name them."""
     record = records_of(content, ConfigRecord)[SPEC_RECORD]
     return str(record["run"]), int(str(record["round"]))
+
+
+def sketch_for(content: RecordDict, spec: SumSpec) -> Sketch | None:
+    """Return the matrix that compresses the updates of an instruction's round; None where they are sent whole.
+
+    Args:
+      content: the instruction.
+      spec: of its sum.
+    """
+    return None if spec.compression is None else sketch_of(spec.compression, *read_round(content))
 
 
 def read_attempt(content: RecordDict) -> int:

@@ -24,9 +24,10 @@ from fedveil.client.training.sgd import train
 from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
+from fedveil.privacy.mechanisms.compression import Compression
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec, compressed_spec
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.strategies.client_settings import (
@@ -110,7 +111,8 @@ def instruction(spec: SumSpec, number: int = 1, run: str = "run", **config: floa
 
 
 def size_for(spec: SumSpec) -> int:
-    return sum(p.numel() for p in perceptron().parameters()) + len(spec.segments)
+    whole = sum(p.numel() for p in perceptron().parameters())
+    return (spec.compression.kept if spec.compression else whole) + len(spec.segments)
 
 
 # --- the vectorised cohort ---------------------------------------------------------------------------------------
@@ -136,6 +138,28 @@ def one_by_one(
 
 PRIVATE = SumSpec(1.0, (Segment(TRAIN_LOSS, 5.0), Segment(WEIGHT, 50.0)), 0.1, 1 << 24)
 PLAIN = SumSpec(None, (Segment(TRAIN_LOSS, 5.0), Segment(WEIGHT, 1e9)))
+
+
+def compressing(kind: str, build: Any = perceptron, spec: SumSpec = PRIVATE) -> SumSpec:
+    """Return the spec of a sum of a quarter of the coordinates of a model."""
+    size = sum(v.size for v in read_arrays(build()).values() if v.dtype.kind == "f")
+    return compressed_spec(spec, Compression(kind, size, size // 4))
+
+
+@pytest.mark.parametrize("kind", ["mask", "project"])
+@pytest.mark.parametrize("spec", [PRIVATE, PLAIN], ids=["private", "plain"])
+def test_the_vectorised_cohort_compresses_as_single_clients_do(
+    monkeypatch: pytest.MonkeyPatch, kind: str, spec: SumSpec
+) -> None:
+    spec = compressing(kind, spec=spec)
+    said = {TRAIN_LOSS: 2.5, WEIGHT: 25.0}
+    dummies = CanaryClients(4, 2, "07" * 32, support=40, norm=10.0, replaced=True, metrics=said)
+    settings = replace(SETTINGS, canaries=dummies)
+    content = instruction(spec, 3)
+    together = sum_cohort(bench_of(Made(), settings), content, range(6), spec, size_for(spec))
+    single = one_by_one(bench_of(Made(), settings), content, list(range(6)), spec, monkeypatch)
+    assert together.replies == single.replies == 6
+    np.testing.assert_allclose(together.total * spec.step, single.total * spec.step, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("spec", [PRIVATE, PLAIN], ids=["private", "plain"])
@@ -296,18 +320,25 @@ def small_cnn() -> nn.Module:
         )
 
 
+@pytest.mark.parametrize("compress", [None, "mask", "project"])
 @pytest.mark.parametrize("spec", [PRIVATE, PLAIN, replace(PRIVATE, cells=1 << 16)], ids=str)
 @pytest.mark.parametrize("build", [perceptron, small_cnn])
 def test_training_in_place_is_the_message_path_bit_for_bit(
-    build: Any, spec: SumSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    build: Any,
+    spec: SumSpec,
+    compress: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL, "fedveil.client")
+    spec = spec if compress is None else compressing(compress, build, spec)
     task = Made((4, 7, 0, 12, 4, 3), build=build, broken=(1,))
     task.client_data(5).inputs[0, 0] = math.nan
     start = read_arrays(build())
     config = ConfigRecord({"proximal-mu": 0.3})
     content = instruct(RecordDict({"arrays": memory_arrays(start), "config": config}), spec, "run", 1)
-    size = sum(v.size for v in start.values() if v.dtype.kind == "f") + len(spec.segments)
+    whole = sum(v.size for v in start.values() if v.dtype.kind == "f")
+    size = (spec.compression.kept if spec.compression else whole) + len(spec.segments)
     single = one_by_one(bench_of(task), content, list(range(6)), spec, monkeypatch, size)
     direct = in_place(bench_of(task), content, list(range(6)), spec, size)
     assert (direct.replies, direct.dropped) == (single.replies, single.dropped)
@@ -316,17 +347,18 @@ def test_training_in_place_is_the_message_path_bit_for_bit(
     assert np.array_equal(direct.total, single.total)
 
 
+@pytest.mark.parametrize("spec", [PRIVATE, compressing("mask"), compressing("project")], ids=str)
 @pytest.mark.parametrize("replaced", [True, False])
 def test_a_canary_within_its_window_is_the_message_path_bit_for_bit(
-    replaced: bool, monkeypatch: pytest.MonkeyPatch
+    replaced: bool, spec: SumSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = {TRAIN_LOSS: 2.5, WEIGHT: 25.0}
     dummies = CanaryClients(1, 5, "07" * 32, support=5, norm=10.0, replaced=replaced, metrics=said)
-    settings, content = replace(SETTINGS, canaries=dummies), instruction(PRIVATE)
-    single = one_by_one(bench_of(Made(), settings), content, list(range(1, 6)), PRIVATE, monkeypatch)
-    begun, direct = begin(bench_of(Made(), settings), content), CohortSum(np.zeros(size_for(PRIVATE)))
-    assert all(begun.add_canary(client, direct, PRIVATE) for client in range(1, 6))
-    assert not begun.add_canary(0, direct, PRIVATE)
+    settings, content = replace(SETTINGS, canaries=dummies), instruction(spec)
+    single = one_by_one(bench_of(Made(), settings), content, list(range(1, 6)), spec, monkeypatch)
+    begun, direct = begin(bench_of(Made(), settings), content), CohortSum(np.zeros(size_for(spec)))
+    assert all(begun.add_canary(client, direct, spec) for client in range(1, 6))
+    assert not begun.add_canary(0, direct, spec)
     assert np.array_equal(direct.total, single.total) and single.total.any()
     assert (direct.replies, single.replies) == (5, 5)
 

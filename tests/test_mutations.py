@@ -42,6 +42,7 @@ class Mutation:
 
 GRID_TESTS, SUM_TESTS = "test_server_private_grid.py", "test_privacy_private_sum.py"
 AUDIT_TESTS = "test_privacy_audit_bounds.py"
+COMPRESSION_TESTS = "test_privacy_compression.py"
 ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
@@ -1005,6 +1006,41 @@ MUTATIONS = {
         "if False:",
         SUM_TESTS,
         "clips_again",
+    ),
+    "clip before the mask": Mutation(
+        "privacy/mechanisms/sum_spec.py",
+        "(None if norm is None else norm * factor for norm",
+        "(None if norm is None else norm for norm",
+        COMPRESSION_TESTS,
+        "norm_of_what_is_kept or signal_over_noise",
+    ),
+    "a record is clipped before the mask": Mutation(
+        "client/dp_sgd/sketched.py",
+        "                left = self.sketch.of(whole)",
+        "                left = whole",
+        "test_server_compression.py",
+        "before_it_is_clipped and hooks",
+    ),
+    "a compressed record is clipped as a whole one": Mutation(
+        "client/dp_sgd/together.py",
+        "max_grad_norm=terms.max_grad_norm * factor, sketch=sketch",
+        "sketch=sketch",
+        "test_server_compression.py",
+        "what_is_kept_of_its_norm",
+    ),
+    "gain forgotten": Mutation(
+        "privacy/mechanisms/compression.py",
+        "    whole *= sketch.compression.gain\n",
+        "",
+        COMPRESSION_TESTS,
+        "what_comes_back",
+    ),
+    "one mask for two rounds' sums": Mutation(
+        "privacy/mechanisms/compression.py",
+        'row.to_bytes(8, "big") + run.encode()',
+        "run.encode()",
+        COMPRESSION_TESTS,
+        "its_own_matrix",
     ),
     "sampling fixed while accounted as Poisson": Mutation(
         "strategies/cohorts.py",

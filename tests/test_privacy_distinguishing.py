@@ -22,12 +22,13 @@ from fedveil.privacy.accounting.gaussian import last_true
 from fedveil.privacy.audit.normality import separation, separation_refutes
 from fedveil.privacy.budget import Adjacency, Adversary, Unit
 from fedveil.privacy.mechanisms.adaptive_clipping import AdaptiveClipping
+from fedveil.privacy.mechanisms.compression import Compression, compress, sketch_of
 from fedveil.privacy.mechanisms.correlated_noise import Correlation, NoiseRows
 from fedveil.privacy.mechanisms.distributed import decode_sum, encode_share, sum_event
 from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import Attendance, size_shares
-from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec, compressed_spec
 from fedveil.privacy.plan import Plan
 from fedveil.strategies.client_settings import StepTerms
 from fedveil.strategies.record_plan import PoissonBatches
@@ -59,6 +60,22 @@ def central_sum() -> Attacked:
 
     def run(member: bool, factor: float, number: int) -> float:
         noised, _ = add_noise(vector * member, 1.5 * factor, spec, stream("central", member, number))
+        return float(noised @ vector)
+
+    return run, event
+
+
+def compressed_sum(kind: str) -> Attacked:
+    """The member's whole update lies where the round's matrix keeps it, and all of it is in the statistic."""
+    compression = Compression(kind, SIZE, SIZE // 4)
+    spec = compressed_spec(SumSpec(CLIP, (), 0.0, 1 << 16), compression)
+    sketch = sketch_of(compression, "run", 1)
+    seen = {"w": 100 * CLIP * sketch.back(np.ones(SIZE // 4)).astype(np.float32)}
+    vector = encode(compress(seen, sketch), {}, spec)[0].astype(np.float64)
+    _, event = add_noise(np.zeros(SIZE // 4), 1.5, spec, stream("event"))
+
+    def run(member: bool, factor: float, number: int) -> float:
+        noised, _ = add_noise(vector * member, 1.5 * factor, spec, stream(kind, member, number))
         return float(noised @ vector)
 
     return run, event
@@ -175,6 +192,8 @@ def adaptive_clipping() -> Attacked:
 MECHANISMS: dict[str, Callable[[], Attacked]] = {
     "the central sum": central_sum,
     "adaptive clipping": adaptive_clipping,
+    "mask": lambda: compressed_sum("mask"),
+    "projection": lambda: compressed_sum("project"),
     "correlated noise": correlated_noise,
     "shares of noise": distributed_shares,
     "records of all clients": records_together,

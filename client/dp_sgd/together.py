@@ -8,7 +8,8 @@ a round would start from a state that holds a client's own share of the noise, w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,16 +21,17 @@ from torch import nn
 from ...privacy.mechanisms.randomness import Stream
 from ...strategies.client_settings import ClientSettings, StepTerms, training_settings
 from ...strategies.record_plan import PoissonBatches
-from ...strategies.wire import CANARY_RECORDS, Layout, layout_of, only_arrays
+from ...strategies.wire import CANARY_RECORDS, Layout, layout_of, only_arrays, sketch_for, sum_spec_of
 from ...tasks.data import Batches
 from ...tasks.protocol import Objective
 from .record_canaries import BLOCK, OWN
-from .train import chosen_engine, clipping
+from .sketched import SketchedOptimizer, places_of
+from .train import chosen_engine, clipping, sketched_engine
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
 
-_engines: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+_engines: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], str]] = WeakKeyDictionary()
 ROWS = 2048  # of a step at a time, so that memory does not grow with the draw
 
 
@@ -66,7 +68,7 @@ def step(
       learning_rate: of the step, above 0.
       layout: shapes by name, in the order of the update.
     """
-    sums = _clipped_sums(model, task, data, rows, terms)
+    sums = _clipped_sums(model, task, data, rows, terms, layout)
     return {
         name: sums[name] * -learning_rate if name in sums else np.zeros(shape)
         for name, shape in layout.items()
@@ -93,6 +95,10 @@ def step_of(
     """
     terms, layout = settings.step, layout_of(only_arrays(content))
     assert terms is not None
+    sketch = sketch_for(content, sum_spec_of(content))
+    if sketch is not None:
+        factor = sketch.compression.clip_factor
+        terms = replace(terms, max_grad_norm=terms.max_grad_norm * factor, sketch=sketch)
     rate = training_settings(content, settings).learning_rate
     if not terms.canaries.count:
         return step(model, loss, data, rows, terms, rate, layout)
@@ -102,22 +108,36 @@ def step_of(
     return {name: update[inside[name]].reshape(shape) for name, shape in layout.items()}
 
 
+def _optimizer_of(named: dict[str, nn.Parameter], terms: StepTerms, layout: Layout) -> DPOptimizer:
+    inner = torch.optim.SGD(list(named.values()), lr=1.0)
+    options: dict[str, Any] = {
+        "noise_multiplier": 0.0,
+        "max_grad_norm": terms.max_grad_norm,
+        "expected_batch_size": 1,
+    }
+    if terms.sketch is None:
+        return DPOptimizer(inner, **options)
+    return SketchedOptimizer(inner, places_of(list(named), layout, terms.sketch), terms.sketch, **options)
+
+
 def _clipped_sums(
-    model: nn.Module, task: Objective, data: Batches, rows: NDArray[np.intp], terms: StepTerms
+    model: nn.Module,
+    task: Objective,
+    data: Batches,
+    rows: NDArray[np.intp],
+    terms: StepTerms,
+    layout: Layout,
 ) -> dict[str, NDArray[np.float64]]:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     totals = {name: np.zeros(tuple(p.shape)) for name, p in named.items()}
     if not len(rows):
         return totals
     engines = _engines.setdefault(model, {})  # a round takes one step, and to choose takes as long as that
-    engine = engines.get(terms.gradients) or chosen_engine(terms.gradients, model, data)
-    engines[terms.gradients] = engine
-    optimizer = DPOptimizer(
-        torch.optim.SGD(list(named.values()), lr=1.0),
-        noise_multiplier=0.0,
-        max_grad_norm=terms.max_grad_norm,
-        expected_batch_size=1,
-    )
+    asked = terms.gradients, terms.sketch is not None
+    choose = chosen_engine if terms.sketch is None else sketched_engine
+    engine = engines.get(asked) or choose(terms.gradients, model, data)
+    engines[asked] = engine
+    optimizer = _optimizer_of(named, terms, layout)
     with clipping(model, task, data, optimizer, engine) as clip:
         for start in range(0, len(rows), ROWS):
             clip(rows[start : start + ROWS])

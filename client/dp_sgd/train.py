@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,9 @@ from ...tasks.data import Batches, Data, laid_out, leaves, placeholder, run_on
 from ...tasks.optimizers import follow_epochs, optimizer_of
 from ...tasks.protocol import Objective
 from ..training.sgd import gradients_of, with_fast_kernels
+from . import sketched
 from .book_keeping import ClippedSums, Forward, book_keeping, obstacle, uses
+from .sketched import SketchedOptimizer
 
 if TYPE_CHECKING:
     from ...tasks.data import Inputs
@@ -312,8 +314,7 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
         sums = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
         for row in rows.split(1):
             gradients = gradients_of(forward(row)[1], parameters)
-            norms = torch.stack([torch.linalg.vector_norm(each).double() for each in gradients])
-            norm = float(torch.linalg.vector_norm(norms))
+            norm = _norm_of(optimizer, gradients)
             if math.isfinite(norm):
                 for total, gradient in zip(sums, gradients, strict=True):
                     total.add_(gradient, alpha=min(1.0, optimizer.max_grad_norm / (norm + 1e-6)))
@@ -324,12 +325,43 @@ def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Ge
     yield clipped_sums
 
 
+def _norm_of(optimizer: DPOptimizer, gradients: Sequence[Tensor]) -> float:
+    """Return the norm of one example's gradient, or of what compression leaves of it."""
+    if isinstance(optimizer, SketchedOptimizer):
+        return float(optimizer.norms([each.unsqueeze(0) for each in gradients]))
+    norms = torch.stack([torch.linalg.vector_norm(each).double() for each in gradients])
+    return float(torch.linalg.vector_norm(norms))
+
+
 ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContextManager[ClippedSums]]] = {
     "hooks": hooks,
     "ghost": ghost,
     "book_keeping": book_keeping,
     "one_by_one": one_by_one,
 }
+
+
+def sketched_engine(gradients: str, model: nn.Module, data: Batches) -> str:
+    """Return the engine to train with where a gradient is compressed before it is clipped: it holds each whole gradient.
+
+    Args:
+      gradients: `auto`, or a name of `ENGINES`.
+      model: to be trained.
+      data: give the shape of an input.
+
+    Raises:
+      Refusal: an engine was asked for by name that holds no gradient, or cannot train the model.
+    """
+    if gradients not in ("auto", *sketched.ENGINES):
+        raise Refusal(
+            "privacy.gradients", gradients, "holds no whole gradient, and it is compressed; use auto"
+        )
+    try:
+        return chosen_engine("hooks" if gradients == "auto" else gradients, model, data)
+    except Refusal:
+        if gradients != "auto":
+            raise
+        return "one_by_one"
 
 
 def chosen_engine(gradients: str, model: nn.Module, data: Batches) -> str:

@@ -15,6 +15,7 @@ from ...strategies.wire import read_round
 from ...tasks.data import Data, Union
 from ...tasks.hardware import placed
 from ..app import Workbench, receive_model, seed_layers
+from ..private_update import compressed
 from .together import drawn, step_of
 
 
@@ -54,5 +55,6 @@ def sum_of_union(
     ]
     near = placed(cast(Data, union), bench.device)
     update = step_of(*bench.stepped(settings), settings, content, near, np.concatenate(rows))
-    assert sum(value.size for value in update.values()) == size
-    return CohortSum(on_grid(update, spec), len(clients))
+    sent = compressed(update, content, spec)
+    assert sum(value.size for value in sent.values()) == size
+    return CohortSum(on_grid(sent, spec), len(clients))

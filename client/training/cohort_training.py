@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...configs.local_training import LocalTraining
+from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, encode_rows
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
@@ -32,6 +33,7 @@ from ...strategies.wire import (
     layout_of,
     only_arrays,
     read_round,
+    sketch_for,
     view,
 )
 from ...tasks.data import Examples, data_of, in_tensors
@@ -107,7 +109,7 @@ def sum_cohort(
         for name in layout_of(arrays)
     }
     cohort_sum = CohortSum(np.zeros(size))
-
+    sketch = sketch_for(content, spec)
     key = int(Randomness(bench.settings.seed).stream("training", number).uint64(1)[0])
 
     def add(group: Group) -> None:
@@ -120,7 +122,7 @@ def sum_cohort(
                 return
             logger.exception("round failed at this client")
             return cohort_sum.drop("failed")
-        _add_rows(cohort_sum, update, scalars, spec)
+        _add_rows(cohort_sum, update if sketch is None else sketch.of(update), scalars, spec)
 
     dummies = bench.settings.canaries
     real = [client for client in clients if dummies is None or client not in dummies]
@@ -131,18 +133,22 @@ def sum_cohort(
             else:
                 _add_blanks(len(group), spec, cohort_sum)
     if dummies is not None:
-        _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum)
+        _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum, sketch)
     return cohort_sum
 
 
 def _add_canaries(
-    dummies: CanaryClients, clients: Sequence[int], spec: SumSpec, cohort_sum: CohortSum
+    dummies: CanaryClients,
+    clients: Sequence[int],
+    spec: SumSpec,
+    cohort_sum: CohortSum,
+    sketch: Sketch | None,
 ) -> None:
-    dimension = cohort_sum.total.size - spec.beside
+    dimension = cohort_sum.total.size - spec.beside if sketch is None else sketch.compression.coordinates
     for first in range(0, len(clients), MAX_STACK):
         update = canary_updates(dummies, clients[first : first + MAX_STACK], dimension)
         metrics = {name: np.full(len(update), value) for name, value in dummies.metrics.items()}
-        _add_rows(cohort_sum, update, metrics, spec)
+        _add_rows(cohort_sum, update if sketch is None else sketch.of(update), metrics, spec)
 
 
 def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> list[Group]:
@@ -276,7 +282,10 @@ def _gradients(
 
 
 def _add_rows(
-    cohort_sum: CohortSum, update: NDArray[np.float32], scalars: dict[str, NDArray[np.float64]], spec: SumSpec
+    cohort_sum: CohortSum,
+    update: NDArray[np.floating],
+    scalars: dict[str, NDArray[np.float64]],
+    spec: SumSpec,
 ) -> None:
     finite = np.isfinite(update).all(axis=1)
     for _ in range(int((~finite).sum())):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...configs.local_training import LocalTraining
+from ...privacy.mechanisms.compression import Sketch
 from ...privacy.mechanisms.private_sum import CohortSum, add_update
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sum_spec import SumSpec
@@ -34,6 +35,7 @@ from ...strategies.wire import (
     layout_of,
     only_arrays,
     read_round,
+    sketch_for,
     sum_spec_of,
     view,
 )
@@ -63,6 +65,7 @@ class InPlaceRound:
       update: room for trained minus received of all averaged arrays, flat, in the layout's order.
       moves: for each of those, its part of `update`, the model's tensor and the received array.
       hides: whether whole clients are hidden, so that none may show that it has no examples.
+      sketch: compresses updates; None leaves them whole.
     """
 
     bench: Workbench
@@ -73,6 +76,7 @@ class InPlaceRound:
     update: NDArray[np.floating]
     moves: list[Move]
     hides: bool = False
+    sketch: Sketch | None = None
 
     def train(self, client: int) -> dict[str, float] | str:
         """Train the model on one client's data and return its scalars, or why there are none; the log explains a failure."""
@@ -105,7 +109,7 @@ class InPlaceRound:
         dummies = self.bench.settings.canaries
         if dummies is None or client not in dummies:
             return False
-        add_canary(cohort_sum, self._start, spec, dummies, client)
+        add_canary(cohort_sum, self._start, spec, dummies, client, self.sketch)
         return True
 
     @cached_property
@@ -123,8 +127,9 @@ class InPlaceRound:
         """
         for part, trained, received in self.moves:
             np.subtract(trained.cpu().numpy(), received, out=part)
+        update = self.update if self.sketch is None else self.sketch.of(self.update)
         try:
-            add_update(cohort_sum, self.update, scalars, spec)
+            add_update(cohort_sum, update, scalars, spec)
         except ValueError:
             logger.exception("round failed at this client")
             cohort_sum.drop("failed")
@@ -181,7 +186,7 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
       content: the instruction.
     """
     _, number = read_round(content)
-    arrays = only_arrays(content)
+    arrays, spec = only_arrays(content), sum_spec_of(content)
     own = {name: tensor.detach() for name, tensor in bench.model.state_dict(keep_vars=True).items()}
     received = {name: np.require(view(array), requirements=["C", "W"]) for name, array in arrays.items()}
     layout = layout_of(arrays)
@@ -199,5 +204,6 @@ def begin(bench: Workbench, content: RecordDict) -> InPlaceRound:
         [own[name] for name in received],
         update,
         moves,
-        sum_spec_of(content).clipping_norm is not None,
+        spec.clipping_norm is not None,
+        sketch_for(content, spec),
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..mechanisms.compression import Sketch
 from .canary_clients import Directions
 from .free_checks import cosine, norm_p, outside, reuse_p, run_p
 from .round_rows import BLOCKS, LAYERS, Rows, row_type
@@ -17,6 +18,7 @@ Vector = NDArray[np.float64]
 
 # Coordinates kept from round to round, evenly spread; noise that is used twice would show in far fewer.
 WATCHED = 1 << 17
+CANARIES_AT_A_TIME = 64  # that are compressed together, so that memory does not grow with them
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Released:
       canaries: which of those were.
       population: how many real clients the cohort was drawn from.
       records: the sum along each of an audit's canary records, in clipping norms, (canary records,).
+      sketch: compressed the updates, the canaries' too; the layers are then of the compressed sum.
     """
 
     number: int
@@ -44,6 +47,7 @@ class Released:
     canaries: Sequence[int] = ()
     population: int = 0
     records: Vector = field(default_factory=lambda: np.zeros(0))
+    sketch: Sketch | None = None
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,35 @@ def watch(
         row["cosine"] = cosine(watched, memory.before)
     if directions is None:
         return row, Memory(watched, total, memory.blocks)
-    blocks = memory.blocks if memory.blocks.size else np.zeros((BLOCKS, watched.size))
-    blocks = blocks.copy()
-    blocks[block] += watched
+    spread = whole if released.sketch is None else _spread(whole, released.sketch)
+    coordinates = spread[:: -(-spread.size // WATCHED)]
+    blocks = memory.blocks.copy() if memory.blocks.size else np.zeros((BLOCKS, coordinates.size))
+    blocks[block] += coordinates
     row["gram"] = blocks @ blocks[block]
-    row["along"] = directions.along(whole)
+    row["norm"], row["along"] = np.linalg.norm(spread), directions.along(spread)
+    if released.sketch is not None:
+        row["along"] /= _lengths(directions, released.sketch)
     row["taken"][list(released.canaries)] = True
     return row, Memory(watched, total, blocks)
+
+
+def _spread(compressed: Vector, sketch: Sketch) -> Vector:
+    """Return a compressed sum in the coordinates of an update, with as much noise in each on average."""
+    return sketch.back(compressed) / sketch.compression.clip_factor
+
+
+def _lengths(directions: Directions, sketch: Sketch) -> Vector:
+    """Return how long compression leaves each canary's direction, over what it does on average, (canaries,).
+
+    A canary is clipped after it is compressed, so that its part of the sum has the length of the norm again.
+    """
+    every, lengths = range(len(directions.starts)), np.empty(len(directions.starts))
+    for start in range(0, len(every), CANARIES_AT_A_TIME):
+        some = every[start : start + CANARIES_AT_A_TIME]
+        rows = sketch.of(directions.updates(some, np.ones(len(some))))
+        lengths[start : start + len(some)] = np.linalg.norm(rows, axis=1)
+    lengths[lengths == 0] = 1.0  # nothing of it is left, and nothing lies along it
+    return lengths / sketch.compression.clip_factor
 
 
 def _add_layers(row: Rows, released: Released, total: Vector) -> None:

@@ -11,7 +11,9 @@ to sqrt(1 - k s) C beside k such metrics, pays for it: so `least_share` is no la
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .compression import Compression
 
 MIN_CELLS = 2**16  # grid units per clipping norm; see the first paragraph of `private_sum`
 MOST_CELLS = 2**30  # squared norms then stay below 2^62, in int64
@@ -67,6 +69,7 @@ class SumSpec:
       cells: grid units per clipping norm.
       unit_norm: L2 norm of one record's part of a vector, where records are what is hidden and a vector is the sum of
         several; the clipping norm is then no more than the range of what fits. None where a vector is one unit's.
+      compression: of the update, before it is clipped; None sums whole updates.
     """
 
     clipping_norm: float | None
@@ -74,6 +77,7 @@ class SumSpec:
     metrics_share: float = 0.0
     cells: int = MIN_CELLS
     unit_norm: float | None = None
+    compression: Compression | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.cells < 2**31:
@@ -150,6 +154,18 @@ class SumSpec:
     def scale(self, segment: Segment) -> float:
         """Return what one grid unit is in a shaped segment's own units."""
         return self.step * segment.bound / self.clip(segment)
+
+
+def compressed_spec(spec: SumSpec, compression: Compression) -> SumSpec:
+    """Return the spec of compressed updates: their norms are what compression leaves of a norm on average.
+
+    Args:
+      spec: of whole updates.
+      compression: of the updates; module `compression` proves that the event stays.
+    """
+    factor = compression.clip_factor
+    clip, unit = (None if norm is None else norm * factor for norm in (spec.clipping_norm, spec.unit_norm))
+    return replace(spec, clipping_norm=clip, unit_norm=unit, compression=compression)
 
 
 def cells_for(coordinates: int, units: float = 1.0) -> int:

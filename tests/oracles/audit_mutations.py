@@ -56,6 +56,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "a canary record that is out trains": RECORD,
     "records drawn once for all rounds": STEP,
     "records drawn more often than is accounted": STEP,
+    "a compressed record is clipped as a whole one": (*STEP, "compress=mask"),
 }
 UNSEEN: dict[str, str] = {
     "noise forgets what its table drew": "wrong in digits of which no sum tells",
@@ -103,7 +104,12 @@ ASKED = "what a question counts is in no training round, and canaries answer non
 TRAIL = "who decided what, and no number that is released"
 SUPPLIED = "what a device installs, before any run"
 TOLD = "what a page says of a run, and not what the run has released"
+WORSE = "the sum has the noise that is claimed, and the model is worse"
 BEYOND: dict[str, str] = {
+    "clip before the mask": WORSE,
+    "a record is clipped before the mask": WORSE,
+    "gain forgotten": WORSE,
+    "one mask for two rounds' sums": WORSE,
     "a report takes a string for markup": TOLD,
     "a promised epsilon is rounded down": TOLD,
     "a report of files that were changed does not say so": TOLD,

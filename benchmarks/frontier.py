@@ -1,0 +1,108 @@
+"""Frontier of accuracy against bytes: a shipped task under the same epsilon, with updates whole and compressed.
+
+``python -m fedveil.benchmarks.frontier --task mnist5k --epsilons 1 3 8 --json FILE`` prints a row for each epsilon and way of
+compressing. Each run is written to FILE as it ends; the same command again goes on where it stopped, and prints the table
+of what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..configs.settings import settings_from_overrides
+from ..privacy.mechanisms.compression import Compression
+from ..server.run.build import build
+from ..simulations.simulate import run_simulation
+from ..tasks.arrays import dimension_of
+from .tables import Row, as_table, conditions
+
+KINDS, RATIOS = ("mask", "project"), (0.5, 0.25, 0.1)
+Run = dict[str, Any]  # of one seed: kind, ratio, epsilon, seed, accuracy
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what FILE lacks, seed by seed, and print the table."""
+    parser = argparse.ArgumentParser("python -m fedveil.benchmarks.frontier", description=__doc__)
+    parser.add_argument("--task", default="mnist5k")
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[1.0, 3.0, 8.0])
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--ratios", type=float, nargs="*", default=list(RATIOS))
+    parser.add_argument("--seeds", type=int, default=5, help="from 0 on")
+    parser.add_argument("--json", type=Path, metavar="FILE", required=True)
+    parser.add_argument(
+        "keys", nargs="*", metavar="KEY=VALUE", help="of fedveil simulate, beside task and epsilon"
+    )
+    given = parser.parse_args(argv)
+    ways = [("none", 1.0), *((kind, ratio) for ratio in given.ratios for kind in given.kinds)]
+    fixed = [f"task={given.task}", *given.keys]
+    found: Row = json.loads(given.json.read_text()) if given.json.is_file() else {"conditions": conditions()}
+    runs: list[Run] = found.get("runs", [])
+    found |= {"task": given.task, "keys": given.keys, "runs": runs}
+    known = {_key(run) for run in runs}
+    for seed in range(given.seeds):
+        for epsilon in given.epsilons:
+            for kind, ratio in ways:
+                run: Run = {"kind": kind, "ratio": ratio, "epsilon": epsilon, "seed": seed}
+                if _key(run) not in known:
+                    runs.append(run | {"accuracy": _accuracy(fixed, run)})
+                    given.json.write_text(json.dumps(found, indent=1) + "\n")
+                    print(runs[-1], file=sys.stderr, flush=True)
+    print(as_table(rows_of(runs, _dimension(fixed))))
+    return 0
+
+
+def _key(run: Run) -> tuple[Any, ...]:
+    return tuple(run[name] for name in ("kind", "ratio", "epsilon", "seed"))
+
+
+def _accuracy(fixed: Sequence[str], run: Run) -> float:
+    way = [] if run["kind"] == "none" else [f"compress={run['kind']}", f"compress.ratio={run['ratio']}"]
+    settings = [*fixed, *way, f"privacy.target_epsilon={run['epsilon']}", f"seed={run['seed']}"]
+    federation = build(settings_from_overrides([*settings, "audit=off"]))
+    with tempfile.TemporaryDirectory() as folder:
+        return float(
+            run_simulation(federation, Path(folder) / "run", quiet=True).result["metrics"]["accuracy"]
+        )
+
+
+def rows_of(runs: Sequence[Run], dimension: int) -> list[Row]:
+    """Return a row for each epsilon and way of compressing: mean, lowest and highest accuracy, and what is lost.
+
+    Args:
+      runs: of all seeds.
+      dimension: of the model.
+    """
+    accuracies: dict[tuple[float, float, str], list[float]] = {}
+    for run in runs:
+        accuracies.setdefault((run["epsilon"], -run["ratio"], run["kind"]), []).append(100 * run["accuracy"])
+    rows: list[Row] = []
+    for (epsilon, ratio, kind), found in sorted(accuracies.items()):
+        whole = accuracies.get((epsilon, -1.0, "none"), [])
+        same = whole[: len(found)]
+        rows.append(
+            {
+                "epsilon": f"{epsilon:g}",
+                "compress": kind if kind == "none" else f"{kind} {-ratio:g}",
+                "coordinates up": Compression("mask", dimension, max(1, round(-ratio * dimension))).kept,
+                "accuracy": f"{statistics.mean(found):.2f}",
+                "lowest to highest": f"{min(found):.1f} to {max(found):.1f}",
+                "lost": f"{statistics.mean(same) - statistics.mean(found):.2f}" if same else None,
+                "seeds": str(len(found)),
+            }
+        )
+    return rows
+
+
+def _dimension(fixed: Sequence[str]) -> int:
+    return dimension_of(build(settings_from_overrides(list(fixed))).task)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

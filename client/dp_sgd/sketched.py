@@ -1,0 +1,90 @@
+"""Clipping of examples' gradients by the norms of what compression leaves of them; see `privacy/mechanisms/compression.py`.
+
+The matrix P of a round is linear: sum_i c_i P g_i = P sum_i c_i g_i. So an engine adds up whole gradients, with weights c_i
+that make each P g_i no longer than the norm, and the sum is compressed once, like any update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from opacus.optimizers import DPOptimizer
+from torch import Tensor
+
+from ...privacy.mechanisms.compression import Sketch
+from ...strategies.wire import Layout
+
+ENGINES = ("hooks", "one_by_one")  # that hold an example's whole gradient
+_NUMBERS = 1 << 24  # of gradients that are compressed at a time: 64 MiB
+
+
+class SketchedOptimizer(DPOptimizer):
+    """Opacus' optimiser whose clipped sums go by the norms of compressed gradients.
+
+    Args:
+      optimizer: of the parameters.
+      places: first coordinate in an update for each of them, in its order; None for one that is not compressed.
+      sketch: of the round.
+      options: as of `DPOptimizer`.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        places: Sequence[int | None],
+        sketch: Sketch,
+        **options: Any,
+    ) -> None:
+        super().__init__(optimizer, **options)
+        self.places, self.sketch = places, sketch
+
+    def clip_and_accumulate(self) -> None:
+        """Leave the clipped sum on the parameters."""
+        samples = self.grad_samples
+        weights = (self.max_grad_norm / (self.norms(samples) + 1e-6)).clamp(max=1.0)
+        parameters: list[Any] = self.params
+        for parameter, sample in zip(parameters, samples, strict=True):
+            parameter.summed_grad = torch.einsum("i,i...", weights.to(sample), sample)
+
+    def norms(self, samples: Sequence[Tensor]) -> Tensor:
+        """Return the norm of each example's compressed gradient, (examples,), float64; of one that is not finite, no number.
+
+        Args:
+          samples: gradients by parameter, (examples, ...).
+        """
+        coordinates, count = self.sketch.compression.coordinates, len(samples[0])
+        squares, at_a_time = np.empty(count), max(1, _NUMBERS // coordinates)
+        for start in range(0, count, at_a_time):
+            some = slice(start, min(start + at_a_time, count))
+            whole = np.zeros((some.stop - start, coordinates), np.float32)
+            behind = np.zeros(len(whole))
+            for place, sample in zip(self.places, samples, strict=True):
+                values = sample[some].detach().flatten(1).cpu().numpy()
+                if place is None:
+                    behind += np.einsum("ij,ij->i", values, values, dtype=np.float64)
+                else:
+                    whole[:, place : place + values.shape[1]] = values
+            with np.errstate(invalid="ignore", over="ignore"):
+                left = self.sketch.of(whole)
+                squares[some] = np.einsum("ij,ij->i", left, left, dtype=np.float64) + behind
+        return torch.from_numpy(np.sqrt(squares)).to(samples[0].device)
+
+
+def places_of(names: Sequence[str], layout: Layout, sketch: Sketch) -> list[int | None]:
+    """Return the first coordinate in an update of each of these parameters; None where it is not compressed.
+
+    Args:
+      names: of parameters.
+      layout: shapes of the update's arrays by name, in its order.
+      sketch: compresses the first of them.
+    """
+    starts: dict[str, int] = {}
+    place = 0
+    for name, shape in layout.items():
+        starts[name] = place
+        place += math.prod(shape)
+    return [starts[name] if starts[name] < sketch.compression.coordinates else None for name in names]

@@ -1,0 +1,193 @@
+"""Compression of an update before it is clipped: a public random mask or projection, and the way back at the server.
+
+    client: compress -> clip -> lattice -> (mask, noise)        server: (noise) -> decode -> expand
+
+In round t all clients use one k x d matrix P_t with orthonormal rows: k rows of the identity (`mask`) or k rows of a random
+rotation, signs and Walsh-Hadamard transforms (`project`, module `rotation`). Run and round give its seed, and nothing
+else does. A client sends P_t u clipped to C_k = C sqrt(k / d). The server takes (d / k) P_t^T of the noisy mean.
+
+The event is that of the sum without compression. For every fixed matrix, whatever it is, the vectors that are added have
+a norm of at most C_k, as they are clipped after it. So one client moves the sum by at most C_k, and noise of standard
+deviation z C_k makes it the Gaussian mechanism of noise multiplier z, sampled by the same coins. The way back is
+post-processing. P_t is fixed before the round and the same whoever takes part: it depends on no data. Not even one that an
+adversary chose from all earlier releases would change the event, by adaptive composition. Where records are hidden the
+same holds of a record: its gradient is compressed before it is clipped (`client/dp_sgd/sketched.py`).
+
+Accuracy. Rows are drawn uniformly, so (d / k) P_t^T P_t is the identity on average, and |P_t u|^2 is k / d of |u|^2. On the
+k coordinates that leave, the noise is sqrt(k / d) of what it was; each direction is seen in k / d of the rounds with a gain
+of d / k. Over many rounds the ratio of signal to noise is therefore that of the whole update.
+
+What would break the one or the other is refused by name (`configs/overrides.py`): the largest coordinates (which ones
+they are is computed from data, and a release), a mask for each client (its coordinates are no sum), a mask after the clip
+(the sensitivity stays C, as all of a vector may lie where it is kept, while the signal falls), and one matrix for all
+rounds (what it leaves out is never learned).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .randomness import keyed_stream
+from .rotation import rotate, unrotate
+
+CompressionKind = Literal["mask", "project"]
+COMPRESSED = "compressed"  # the name of what leaves in the place of an update's arrays
+
+Arrays = Mapping[str, NDArray[np.floating]]
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How a sum's updates are compressed; public, and a part of its spec.
+
+    Attributes:
+      kind: mask or project.
+      coordinates: d of the module's text, at least 1; arrays behind these travel as they are.
+      kept: k, from 1 to `coordinates`.
+    """
+
+    kind: str
+    coordinates: int
+    kept: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(CompressionKind):
+            raise ValueError(f"compression kind={self.kind} must be mask or project")
+        if not 1 <= self.kept <= self.coordinates:
+            raise ValueError(f"kept={self.kept} must lie in [1, {self.coordinates}]")
+
+    @property
+    def clip_factor(self) -> float:
+        """What the clipping norm is scaled by."""
+        return math.sqrt(self.kept / self.coordinates)
+
+    @property
+    def gain(self) -> float:
+        """What the mean is scaled by on its way back."""
+        return self.coordinates / self.kept
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """The matrix P_t of one round; public.
+
+    Attributes:
+      compression: its size and kind.
+      seed: 32 bytes.
+    """
+
+    compression: Compression
+    seed: bytes
+
+    def of(self, vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return P v of each vector: shape (..., coordinates) becomes (..., kept)."""
+        rows = self._rows
+        if self.compression.kind == "mask":
+            return vectors[..., rows]
+        rotated = vectors.astype(np.float64)
+        for vector in rotated.reshape(-1, self.compression.coordinates):
+            rotate(vector, self.seed)
+        return rotated[..., rows]
+
+    def back(self, values: NDArray[np.floating]) -> Vector:
+        """Return P^T y: shape (kept,) becomes (coordinates,)."""
+        whole = np.zeros(self.compression.coordinates)
+        whole[self._rows] = values
+        if self.compression.kind == "project":
+            unrotate(whole, self.seed)
+        return whole
+
+    @property
+    def _rows(self) -> NDArray[np.intp]:
+        return _drawn(self.seed, self.compression.coordinates, self.compression.kept)
+
+
+def sketch_of(compression: Compression, run: str, row: int) -> Sketch:
+    """Return the matrix of one round: another one in every round of every run, and the same for all who take part.
+
+    Args:
+      compression: of the sum.
+      run: its name on the ledger.
+      row: of the release.
+    """
+    return Sketch(
+        compression, hashlib.sha256(b"fedveil compression" + row.to_bytes(8, "big") + run.encode()).digest()
+    )
+
+
+@lru_cache(maxsize=2)  # all clients of a round use the same
+def _drawn(seed: bytes, coordinates: int, kept: int) -> NDArray[np.intp]:
+    """Return `kept` of so many coordinates, ascending: those of the smallest words, whatever numpy's release is."""
+    words = keyed_stream(seed, "rows").uint64(coordinates)
+    rows = np.sort(np.argpartition(words, kept - 1)[:kept])
+    rows.flags.writeable = False
+    return rows
+
+
+# --- at the client ---------------------------------------------------------------------------------------------
+
+
+def compress(update: Arrays, sketch: Sketch) -> dict[str, NDArray[np.floating]]:
+    """Return what is clipped and leaves in the place of an update.
+
+    Args:
+      update: float arrays by name, in the layout's order; the first ones have the sketch's coordinates together.
+      sketch: of the round.
+
+    Returns:
+      one array of shape (kept,), and those behind as they are.
+
+    Raises:
+      ValueError: no arrays have so many coordinates together.
+    """
+    inside, behind = _parts({name: value.shape for name, value in update.items()}, sketch.compression)
+    whole = np.concatenate([np.ravel(update[name]) for name in inside])
+    return {COMPRESSED: sketch.of(whole), **{name: update[name] for name in behind}}
+
+
+# --- at the server ---------------------------------------------------------------------------------------------
+
+
+def compressed_layout(
+    layout: Mapping[str, tuple[int, ...]], compression: Compression
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what leaves in the place of an update of these shapes."""
+    _, behind = _parts(layout, compression)
+    return {COMPRESSED: (compression.kept,), **{name: layout[name] for name in behind}}
+
+
+def expand(mean: Arrays, layout: Mapping[str, tuple[int, ...]], sketch: Sketch) -> dict[str, Vector]:
+    """Return the mean update by name, shaped by `layout`, of a mean that was decoded.
+
+    Args:
+      mean: of what `compress` returned.
+      layout: shapes of the update's arrays by name, in its order.
+      sketch: of the round.
+    """
+    inside, behind = _parts(layout, sketch.compression)
+    whole = sketch.back(mean[COMPRESSED])
+    whole *= sketch.compression.gain
+    bounds = np.cumsum([math.prod(layout[name]) for name in inside])[:-1]
+    arrays = {
+        name: part.reshape(layout[name]) for name, part in zip(inside, np.split(whole, bounds), strict=True)
+    }
+    return arrays | {name: mean[name].astype(np.float64) for name in behind}
+
+
+def _parts(layout: Mapping[str, Sequence[int]], compression: Compression) -> tuple[list[str], list[str]]:
+    """Return the names of the arrays that are compressed, and of those behind them."""
+    names, count = list(layout), 0
+    for place, name in enumerate(names, 1):
+        count += math.prod(layout[name])
+        if count == compression.coordinates:
+            return names[:place], names[place:]
+    raise ValueError(f"no arrays have {compression.coordinates} coordinates together, these have {count}")
