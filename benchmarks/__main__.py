@@ -16,24 +16,26 @@ from .memory import run_memory
 from .noise import run_noise
 from .privacy_share import run_privacy
 from .secagg import run_secagg
+from .stacks import KINDS, run_stacks
 from .steps import run_steps
 from .supernodes import run_supernodes
 from .tables import Row, publish
-from .workload import MODELS, TRAINED, Size
+from .workload import TRAINED, WORKLOADS, Size
 
 _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
-    "engines": (run_engines, TRAINED),
+    "engines": (run_engines, (*TRAINED, "tiny-power")),
     "overhead": (run_overhead, ()),
-    "privacy": (run_privacy, TRAINED[1:]),
+    "privacy": (run_privacy, ("cnn-100k", "cnn-1m")),
     "memory": (run_memory, ("tiny", "cnn-100k")),
     "link": (run_link, ()),
     "supernodes": (run_supernodes, ()),
     "steps": (run_steps, ()),
     "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
-    "loading": (run_loading, TRAINED[:2]),
+    "loading": (run_loading, ("tiny-equal", "cnn-100k-equal")),
     "secagg": (run_secagg, ()),
     "noise": (run_noise, ()),
     "audit": (run_audit, ()),
+    "stacks": (run_stacks, tuple(f"tiny{kind}" for kind in KINDS)),
 }
 
 
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("benchmark", choices=sorted(_BENCHMARKS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--pfl-python", metavar="PATH", help="a Python with pfl 0.6 and torch")
-    parser.add_argument("--workloads", nargs="+", choices=sorted({*MODELS, *PRIVATE}), help="which models")
+    parser.add_argument("--workloads", nargs="+", choices=sorted({*WORKLOADS, *PRIVATE}), help="which models")
     parser.add_argument("--clients", type=int, default=size.clients, help="the population")
     parser.add_argument("--cohort", type=int, default=size.cohort, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=size.rounds, help="measured rounds of a process")

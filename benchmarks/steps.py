@@ -25,7 +25,7 @@ from .tables import Row, conditions, median, result_of
 from .workload import EXAMPLES
 
 CLIENTS, WARM = 5, 20  # steps that are not counted
-WORKLOAD = "cnn-100k"
+WORKLOAD = "cnn-100k-equal"
 TASK = "fedveil.benchmarks.made_task:Made"
 FEDERATION = """\
 federation: steps

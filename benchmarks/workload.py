@@ -1,4 +1,7 @@
-"""Workloads that every contender trains: models and made data; torch alone is needed, so that any engine's Python reads it."""
+"""Workloads that every contender trains: models and made data; torch alone is needed, so that any engine's Python reads it.
+
+A workload is a model and how many examples clients have: `tiny` 20 to 50, `tiny-equal` 40 each, `tiny-power` by a power law.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-EXAMPLES = 40  # of each client: four steps of a batch
+EXAMPLES = 40  # of each client where all have equally many: four steps of a batch
+FEWEST, MOST = 20, 50  # of a client otherwise
+# By a power law: at least 10, most of them under 16, a mean of about 28, the largest capped.
+POWER, POWER_FEWEST, POWER_MOST = 1.5, 10, 1000
 BATCH_SIZE = 10
 LEARNING_RATE = 0.05
 CLASSES = 10
@@ -68,16 +74,22 @@ MODELS = {
     "cnn-100k": lambda: cnn(8, 16, 124),  # 99 838 parameters
     "cnn-1m": lambda: cnn(32, 64, 320),  # 1 025 866 parameters
 }
-TRAINED = tuple(MODELS)
+EQUAL, BY_POWER = "-equal", "-power"
+TRAINED = tuple(f"{name}{kind}" for name in MODELS for kind in ("", EQUAL))
 MODELS["idle-100k"] = lambda: nn.Linear(316, 316)  # 100 172 parameters; its clients do nothing
 IDLE = ("idle-100k",)
+WORKLOADS = tuple(f"{name}{kind}" for name in MODELS for kind in ("", EQUAL, BY_POWER))
 
 
 def build(name: str) -> nn.Module:
     """Return the model of that name, the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        return MODELS[name]()
+        return MODELS[_model(name)]()
+
+
+def _model(name: str) -> str:
+    return name.removesuffix(EQUAL).removesuffix(BY_POWER)
 
 
 @cache
@@ -89,8 +101,19 @@ def _pool(side: int) -> tuple[Tensor, Tensor]:
     )
 
 
+def count_of(name: str, client: int) -> int:
+    """Return how many examples a client has."""
+    if name.endswith(EQUAL):
+        return EXAMPLES
+    spread = (client + 1) * 0x9E3779B1 % 2**32 / 2**32  # Knuth's multiplicative hash: even over [0, 1)
+    if name.endswith(BY_POWER):
+        return min(POWER_MOST, int(POWER_FEWEST * (1 - spread) ** (-1 / POWER)))
+    return FEWEST + int(spread * (MOST + 1 - FEWEST))
+
+
 def examples_of(name: str, client: int) -> tuple[Tensor, Tensor]:
-    """Return a client's inputs, shape (EXAMPLES, 1, side, side), and targets, made when asked for."""
-    inputs, targets = _pool(8 if name == "tiny" else 28)
-    first = client * EXAMPLES % _POOL
-    return inputs[first : first + EXAMPLES], targets[first : first + EXAMPLES]
+    """Return a client's inputs, shape (n, 1, side, side), and targets, made when asked for."""
+    inputs, targets = _pool(8 if _model(name) == "tiny" else 28)
+    first = client * EXAMPLES % (_POOL - POWER_MOST)
+    last = first + count_of(name, client)
+    return inputs[first:last], targets[first:last]

@@ -68,7 +68,7 @@ class Workbench:
     Attributes:
       settings: of the clients.
       given: the task, where it is there already; None loads it as the settings say.
-      measured: holds something once the model's independence has been measured.
+      measured: once the model's independence has been measured, what was found.
     """
 
     settings: ClientSettings
@@ -167,11 +167,24 @@ class Workbench:
         Raises:
           Refusal: names the layer, the loss or the attribute.
         """
-        if len(data) and not self.measured:
+        if len(data) and not any(self.measured):
             check_trainable(self.model)
             check_independence(on_cpu(self.model), self.task, data)
             self.measured.append(True)
         return self.model
+
+    def keeps_apart(self, data: Data) -> bool:
+        """Return whether the model and the loss keep examples apart, which is measured once in this process.
+
+        Args:
+          data: of the first client that asks; at least one example.
+        """
+        if not self.measured:
+            try:
+                self.private_model(data)
+            except Exception:  # noqa: BLE001 (a refusal, or whatever else the task's own code raises)
+                self.measured.append(False)
+        return any(self.measured)
 
 
 def check_engine(gradients: str, task: Task, examples: Callable[[], Data]) -> None:

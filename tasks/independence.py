@@ -594,7 +594,15 @@ _ONE = ("bernoulli", "bernoulli_")
 _ZERO = ("randn", "randn_like", "normal", "normal_")
 
 
-class _ConstantRandomness(TorchDispatchMode):
+class _Mode(TorchDispatchMode):
+    """Mode in which nothing is compiled: torch would load its compiler, most of a second, to leave the mode out of it."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class _ConstantRandomness(_Mode):
     """Gives layers the middle of what they might draw, whatever the shape of the draw."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -610,7 +618,7 @@ class _ConstantRandomness(TorchDispatchMode):
         return drawn
 
 
-class _Precision(TorchDispatchMode):
+class _Precision(_Mode):
     """Notes the least precise type that a model computes in."""
 
     def __init__(self) -> None:

@@ -140,8 +140,8 @@ def by_hand(task: Made, settings: ClientSettings, make: Any, mu: float = 0.0) ->
         model, examples, training = task.model(), task.client_data(client), settings.training
         start = [p.detach().clone() for p in model.parameters()]
         optimizer = make(list(model.parameters()))
-        for batch in shuffled_batches(len(examples), 5, 2, clients=[client], key=key):
-            rows = torch.from_numpy(batch[0])
+        for batch in shuffled_batches(len(examples), 5, 2, client=client, key=key):
+            rows = torch.from_numpy(batch)
             optimizer.zero_grad()
             task.loss(model(examples.inputs[rows]), examples.targets[rows]).backward()
             for p, origin in zip(model.parameters(), start, strict=True):

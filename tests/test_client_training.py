@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from hypothesis import strategies as st
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from fedveil.client.training import cohort_training
 from fedveil.client.training.cohort_training import can_vectorise, sum_cohort
 from fedveil.client.training.in_place import begin
 from fedveil.client.training.sgd import train
-from fedveil.configs.local_training import LocalTraining
+from fedveil.configs.local_training import LocalTraining, Optimizer
 from fedveil.privacy.budget import Adjacency, Unit
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
 from fedveil.privacy.mechanisms.compression import Compression
@@ -190,6 +192,11 @@ class Own(nn.Module):
         return self.outer(torch.tanh(self.inner(torch.tanh(self.inner(inputs)))))
 
 
+with torch.random.fork_rng():
+    torch.manual_seed(4)
+    _OWN = Own()
+
+
 def twice() -> nn.Module:
     bend = nn.Tanh()
     return nn.Sequential(nn.Linear(FEATURES, 5), bend, nn.Linear(5, 5), bend, nn.Linear(5, CLASSES))
@@ -232,6 +239,99 @@ def test_models_of_every_shape_are_stacked_as_single_clients_train(
     single = one_by_one(bench, content, list(range(6)), PLAIN, monkeypatch, size)
     assert together.replies == single.replies == 6
     np.testing.assert_allclose(together.total, single.total, rtol=1e-5, atol=1e-5)
+
+
+LOSSES = {
+    "cross entropy": nn.functional.cross_entropy,
+    "smoothed": lambda outputs, targets: nn.functional.cross_entropy(outputs, targets, label_smoothing=0.2),
+    "squared": lambda outputs, targets: (outputs[:, 0] - targets.float()).square().mean(),
+    "weights that are normalised": lambda outputs, targets: nn.functional.cross_entropy(
+        outputs, targets, weight=torch.tensor([1.0, 2.0, 4.0])
+    ),
+    "compared with the mean": lambda outputs, targets: nn.functional.cross_entropy(
+        outputs - outputs.mean(0), targets
+    ),
+}
+APART = ("cross entropy", "smoothed", "squared")
+MODELS = {"by layers": perceptron, "by vmap": lambda: copy.deepcopy(_OWN)}
+
+
+class Lossy(Made):
+    """Trained by one of `LOSSES`."""
+
+    said = "cross entropy"
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return LOSSES[self.said](outputs, targets)
+
+
+class Grouped:
+    """Records the sizes of the stacks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[list[int]] = []
+        train_group = cohort_training._train_group
+
+        def spy(bench: Workbench, group: Any, *rest: Any) -> Any:
+            self.sizes.append([len(examples) for _, examples in group])
+            return train_group(bench, group, *rest)
+
+        monkeypatch.setattr(cohort_training, "_train_group", spy)
+
+
+def unlike(bench: Workbench, content: RecordDict, clients: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums of stacks and of clients that are trained in place."""
+    size = sum(p.numel() for p in bench.model.parameters()) + PLAIN.beside
+    together = sum_cohort(bench, content, range(clients), PLAIN, size)
+    single = in_place(bench, content, list(range(clients)), PLAIN, size)
+    assert together.replies == single.replies
+    return together.total, single.total
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(
+    st.lists(st.integers(0, 23), min_size=2, max_size=9),
+    st.sampled_from(list(LOSSES)),
+    st.sampled_from(list(MODELS)),
+    st.integers(1, 3),
+    st.sampled_from([1, 4, 9, 100]),
+    st.sampled_from([0.0, 0.6]),
+    st.sampled_from(["sgd", "adam", "rprop", "asgd", "momentum"]),
+)
+def test_uneven_clients_are_stacked_as_single_clients_train(
+    sizes: list[int], loss: str, model: str, epochs: int, batch_size: int, mu: float, optimizer: str
+) -> None:
+    taken = Optimizer("sgd", {"momentum": 0.9}) if optimizer == "momentum" else Optimizer(optimizer)
+    task = Lossy(tuple(sizes), build=MODELS[model])
+    task.said = loss
+    training = LocalTraining(0.02, epochs, batch_size, proximal_mu=mu, optimizer=taken)
+    bench = bench_of(task, replace(SETTINGS, training=training))
+    arrays = memory_arrays(read_arrays(task.model()))
+    content = instruct(RecordDict({"arrays": arrays, "config": ConfigRecord({})}), PLAIN, "run", 1)
+    together, single = unlike(bench, content, len(sizes))
+    np.testing.assert_allclose(together, single, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_only_a_loss_of_examples_one_by_one_is_filled_up(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, stacks = Lossy((7, 4, 7, 9)), Grouped(monkeypatch)
+    task.said = loss
+    unlike(bench_of(task), instruction(PLAIN), 4)
+    assert stacks.sizes == ([[9, 7, 7, 4]] if loss in APART else [[9], [7, 7], [4]])
+
+
+def test_a_stack_ends_where_most_of_a_step_would_be_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks = Grouped(monkeypatch)
+    monkeypatch.setattr(cohort_training, "FREE_ROWS", 8)
+    bench = bench_of(
+        Made((40, 36, 30, 2, 2, 1)), replace(SETTINGS, training=LocalTraining(0.1, batch_size=100))
+    )
+    unlike(bench, instruction(PLAIN), 6)
+    assert stacks.sizes == [[40, 36, 30, 2, 2], [1]]
+    monkeypatch.setattr(cohort_training, "MAX_VISITS", 100)
+    stacks.sizes.clear()
+    unlike(bench, instruction(PLAIN), 6)
+    assert stacks.sizes == [[40, 36], [30, 2], [2, 1]]
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:

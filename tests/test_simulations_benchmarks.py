@@ -20,7 +20,19 @@ from fedveil.benchmarks.ours import run_ours
 from fedveil.benchmarks.stopwatch import Stopwatch, cpu_seconds
 from fedveil.benchmarks.stopwatch import memory as memory_of
 from fedveil.benchmarks.tables import as_table, ratio
-from fedveil.benchmarks.workload import EXAMPLES, MODELS, TRAINED, Size, build, examples_of
+from fedveil.benchmarks.workload import (
+    EXAMPLES,
+    FEWEST,
+    MODELS,
+    MOST,
+    POWER_FEWEST,
+    POWER_MOST,
+    TRAINED,
+    WORKLOADS,
+    Size,
+    build,
+    examples_of,
+)
 from fedveil.client.training.batches import shuffled_batches
 from fedveil.client.training.sgd import train, with_fast_kernels
 from fedveil.configs.local_training import LocalTraining
@@ -73,6 +85,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
         ("memory", ["--workloads", "tiny"], [2, 2]),
         ("dp_sgd", ["--workloads", "cnn"], [1, 1, 1]),
         ("loading", ["--workloads", "tiny"], [1]),
+        ("stacks", [], [3]),
         ("secagg", [], [2, 1, 1, 1]),
         pytest.param("link", [], [2, 1, 2], marks=pytest.mark.campaign),
     ],
@@ -121,10 +134,18 @@ def test_the_models_are_as_large_as_they_are_called(name: str, wanted: float) ->
 
 
 def test_every_client_has_its_window_of_the_made_data() -> None:
-    assert set(TRAINED) <= set(MODELS)
-    inputs, targets = examples_of("tiny", 3)
+    assert set(TRAINED) | set(MODELS) <= set(WORKLOADS)
+    inputs, targets = examples_of("tiny-equal", 3)
     assert inputs.shape == (EXAMPLES, 1, 8, 8) and targets.shape == (EXAMPLES,)
-    assert not torch.equal(inputs, examples_of("tiny", 4)[0])
+    assert not torch.equal(inputs, examples_of("tiny-equal", 4)[0])
+
+
+def test_clients_have_unequally_many_examples_where_nothing_else_is_said() -> None:
+    counts = np.array([len(examples_of("tiny", client)[1]) for client in range(1000)])
+    assert counts.min() == FEWEST and counts.max() == MOST and len(set(counts.tolist())) == MOST - FEWEST + 1
+    counts = np.array([len(examples_of("cnn-1m-power", client)[1]) for client in range(1000)])
+    assert counts.min() == POWER_FEWEST and 500 < counts.max() <= POWER_MOST
+    assert np.median(counts) < 17 and 25 < counts.mean() < 31
 
 
 def test_channels_last_changes_nothing_but_rounding() -> None:
@@ -132,7 +153,7 @@ def test_channels_last_changes_nothing_but_rounding() -> None:
     examples, sgd = task.client_data(1), LocalTraining(0.05, 1, 10)
     trained, plain = with_fast_kernels(task.model()), task.model()
     loss = train(trained, task, examples, sgd, client=1, key=2)
-    for (rows,) in shuffled_batches(len(examples), sgd.batch_size, sgd.local_epochs, clients=[1], key=2):
+    for rows in shuffled_batches(len(examples), sgd.batch_size, sgd.local_epochs, client=1, key=2):
         batch = torch.from_numpy(rows)
         gradients = torch.autograd.grad(
             task.loss(plain(examples.inputs[batch]), examples.targets[batch]), list(plain.parameters())

@@ -9,29 +9,61 @@ from numpy.typing import NDArray
 
 
 def shuffled_batches(
-    records: int, batch_size: int, epochs: int, *, clients: Sequence[int], key: int
+    records: int, batch_size: int, epochs: int, *, client: int, key: int
 ) -> Iterator[NDArray[np.intp]]:
-    """Yield the batches of every local epoch for clients with equally many records, shape (clients, batch).
+    """Yield the positions of the records in every batch of every local epoch, shape (batch,).
 
-    In each epoch a client's records are sorted by hashes of their positions, which depend on `key` and its number. A
+    In each epoch the records are sorted by hashes of their positions, which depend on `key` and the client's number. A
     batch that holds all records is not shuffled.
 
     Args:
-      records: of each client, at least 1.
+      records: of the client, at least 1.
       batch_size: at least 1; the last batch of an epoch takes the remainder.
       epochs: passes over the data, at least 1.
-      clients: numbers of the clients.
+      client: its number.
       key: of the round.
     """
-    own = seeds_of(key, clients)[:, None]
+    own = seeds_of(key, [client])
+    order = np.arange(records)
     for epoch in range(epochs):
-        places = np.arange(epoch * records, (epoch + 1) * records, dtype=np.uint64)
         if batch_size < records:
-            order = np.argsort(_mixed(own + _GOLDEN * places), axis=1, kind="stable")
-        else:
-            order = np.tile(np.arange(records), (len(clients), 1))
+            places = np.arange(epoch * records, (epoch + 1) * records, dtype=np.uint64)
+            order = np.argsort(_mixed(own + _GOLDEN * places), kind="stable")
         for start in range(0, records, batch_size):
-            yield order[:, start : start + batch_size]
+            yield order[start : start + batch_size]
+
+
+def stacked_batches(
+    records: NDArray[np.intp], batch_size: int, epochs: int, *, clients: Sequence[int], key: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Yield the batches of several clients step by step: positions, shape (active, width), and the size of each batch.
+
+    A client's batches are those of `shuffled_batches`. One that is smaller than the widest of its step is filled up with
+    its own last record. A client that has taken all its steps is left out of those that follow.
+
+    Args:
+      records: of each client, at least 1 and none more than of the client before.
+      batch_size: at least 1.
+      epochs: passes over the data, at least 1.
+      clients: their numbers.
+      key: of the round.
+    """
+    visits = records * epochs
+    first = np.cumsum(visits) - visits
+    owner = np.repeat(np.arange(len(records)), visits)
+    places = np.arange(len(owner)) - first[owner]
+    hashes = _mixed(seeds_of(key, clients)[owner] + _GOLDEN * places.astype(np.uint64))
+    hashes = np.where((batch_size < records)[owner], hashes, places.astype(np.uint64))
+    order = np.lexsort((hashes, places // records[owner], owner))
+    rows = places[order] % records[owner]
+    batches = -(-records // batch_size)
+    for step in range(int(batches[0]) * epochs):
+        active = np.count_nonzero(batches * epochs > step)
+        epoch, batch = np.divmod(step, batches[:active])
+        start = batch * batch_size
+        counts = np.minimum(batch_size, records[:active] - start)
+        start += first[:active] + epoch * records[:active]
+        yield rows[start[:, None] + np.minimum(np.arange(counts.max()), counts[:, None] - 1)], counts
 
 
 def seeds_of(key: int, clients: Sequence[int]) -> NDArray[np.uint64]:

@@ -1,16 +1,20 @@
 """Training of a whole cohort of a small model at once, with the same mathematics as one client after the other.
 
-On a small model nearly all the time of a client is Python. Clients with equally many examples are stacked, and one
-vectorised step (`torch.func.vmap`) trains them all: with the same batches, order and seeds, equal to single clients up to
-float rounding, which a test holds. It is chosen when the model has few parameters; a model that cannot be vectorised is
-trained client by client.
+On a small model nearly all the time of a client is Python. Clients are stacked, and one vectorised step
+(`torch.func.vmap`) trains them all: with the same batches, order and seeds, equal to single clients up to float rounding,
+which a test holds. It is chosen when the model has few parameters; a model that cannot be vectorised is trained client by
+client.
+
+Clients with unequally many examples share a stack where the loss of a batch is the mean of its examples' own, which
+`tasks/independence.py` measures: smaller batches are filled up with examples of weight 0, and who has taken all steps leaves
+the stack. Any other loss stacks clients with equally many examples alone.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -36,21 +40,23 @@ from ...strategies.wire import (
     sketch_for,
     view,
 )
-from ...tasks.data import Examples, data_of, in_tensors
+from ...tasks.data import Examples, data_of, in_tensors, mapped
 from ...tasks.hardware import moved
 from ...tasks.optimizers import ELEMENTWISE, own_optimizer
 from ...tasks.protocol import StackedTask, own_training
 from ..app import Workbench
-from .batches import shuffled_batches
+from .batches import stacked_batches
 from .sgd import steps_of
 
 logger = logging.getLogger("fedveil.client")
 
 MAX_PARAMETERS = 50_000  # above it, one client's matrix products fill a core and stacking gains nothing
 MAX_STACK = 128  # clients at a time, so that memory does not grow with the cohort
+MAX_VISITS = 1 << 20  # of examples in a stack's epochs, whose order takes 8 bytes each
+FREE_ROWS = 256  # of a step, below which it is nearly all Python and padding costs nothing
 
-Group = list[tuple[int, Examples]]  # clients with their examples, equally many each
-Losses = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
+Group = list[tuple[int, Examples]]  # clients with their examples, none with more than the one before
+Losses = Callable[[dict[str, Tensor], Tensor, Tensor, "Tensor | None"], Tensor]
 Layers = list[tuple[str, nn.Module]]
 
 
@@ -82,7 +88,7 @@ def _traces(bench: Workbench) -> bool:
         inputs, targets = (
             moved(each[:1].unsqueeze(0), bench.device) for each in (examples.inputs, examples.targets)
         )
-        _gradients(_losses(bench), _stacked(start, 1), inputs, targets)
+        _gradients(_losses(bench), _stacked(start, 1), inputs, targets, None)
     except Exception:  # noqa: BLE001 (whatever the task's own code raises, single clients are told apart)
         return False
     return True
@@ -127,11 +133,12 @@ def sum_cohort(
     dummies = bench.settings.canaries
     real = [client for client in clients if dummies is None or client not in dummies]
     for first in range(0, len(real), MAX_STACK):
-        for group in _of_one_size(bench, real[first : first + MAX_STACK], cohort_sum):
-            if len(group[0][1]):
-                add(group)
-            else:
-                _add_blanks(len(group), spec, cohort_sum)
+        loaded = _loaded(bench, real[first : first + MAX_STACK], cohort_sum)
+        filled = [one for one in loaded if len(one[1])]
+        if len(filled) < len(loaded):
+            _add_blanks(len(loaded) - len(filled), spec, cohort_sum)
+        for group in _stacks(bench, filled, training):
+            add(group)
     if dummies is not None:
         _add_canaries(dummies, [client for client in clients if client in dummies], spec, cohort_sum, sketch)
     return cohort_sum
@@ -151,18 +158,40 @@ def _add_canaries(
         _add_rows(cohort_sum, update if sketch is None else sketch.of(update), metrics, spec)
 
 
-def _of_one_size(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> list[Group]:
-    """Return the clients in groups with equally many examples; one whose data cannot be loaded is dropped."""
-    by_records: dict[int, Group] = defaultdict(list)
+def _loaded(bench: Workbench, clients: Sequence[int], cohort_sum: CohortSum) -> Group:
+    """Return the clients with their examples, the most first; one whose data cannot be loaded is dropped."""
+    loaded: Group = []
     for client in clients:
         try:
-            examples = _stackable(bench, client)
+            loaded.append((client, _stackable(bench, client)))
         except Exception:
             logger.exception("round failed at this client")
             cohort_sum.drop("failed")
-        else:
-            by_records[len(examples)].append((client, examples))
-    return [group for _, group in sorted(by_records.items())]
+    return sorted(loaded, key=_records, reverse=True)
+
+
+def _records(one: tuple[int, Examples]) -> int:
+    return len(one[1])
+
+
+def _stacks(bench: Workbench, clients: Group, training: LocalTraining) -> list[Group]:
+    """Return the clients in groups that are trained at once."""
+    by_size = [list(group) for _, group in groupby(clients, _records)]
+    if len(by_size) < 2 or not bench.keeps_apart(clients[0][1]):
+        return by_size
+    stacks: list[Group] = []
+    rows = visits = 0  # of the last stack
+    for one in clients:
+        own = min(_records(one), training.batch_size)
+        rows, visits = rows + own, visits + _records(one) * training.local_epochs
+        if stacks and visits <= MAX_VISITS:
+            widest = min(_records(stacks[-1][0]), training.batch_size)
+            if widest * (len(stacks[-1]) + 1) <= max(2 * rows, FREE_ROWS):
+                stacks[-1].append(one)
+                continue
+        stacks.append([one])
+        rows, visits = own, _records(one) * training.local_epochs
+    return stacks
 
 
 def _add_blanks(count: int, spec: SumSpec, cohort_sum: CohortSum) -> None:
@@ -185,60 +214,77 @@ def _stackable(bench: Workbench, client: int) -> Examples:
 def _train_group(
     bench: Workbench, group: Group, start: Mapping[str, Tensor], training: LocalTraining, key: int
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
-    records = len(group[0][1])
+    records = np.array([_records(one) for one in group])
+    first = np.cumsum(records) - records
     inputs = moved(torch.cat([examples.inputs for _, examples in group]), bench.device)
     targets = moved(torch.cat([examples.targets for _, examples in group]), bench.device)
-    batches = shuffled_batches(
+    batches = stacked_batches(
         records, training.batch_size, training.local_epochs, clients=[client for client, _ in group], key=key
     )
-    losses_of, weights = _losses(bench), _stacked(start, len(group))
-    values = list(weights.values())
+    losses_of, trained = _losses(bench), list(_stacked(start, len(group)).values())
     origins = [value.unsqueeze(0) for value in start.values()]
-    first = np.arange(len(group))[:, None] * records
-    step = steps_of(bench.task, values, origins, training)
-    losses: list[Tensor] = []
-    for batch in batches:
-        index = moved(torch.from_numpy((first + batch).ravel()), bench.device)
-        shape = batch.shape
+    steps = steps_of(bench.task, [value.detach() for value in trained], origins, training)
+    losses, taken = torch.zeros(len(group), device=bench.device), np.zeros(len(group))
+    for positions, counts in batches:
+        active = len(counts)
+        steps.keep_first(active)
+        index = moved(torch.from_numpy((first[:active, None] + positions).ravel()), bench.device)
         gradients, loss = _gradients(
             losses_of,
-            weights,
-            inputs.index_select(0, index).unflatten(0, shape),
-            targets.index_select(0, index).unflatten(0, shape),
+            dict(zip(start, steps.values, strict=True)),
+            inputs.index_select(0, index).unflatten(0, positions.shape),
+            targets.index_select(0, index).unflatten(0, positions.shape),
+            _shares(counts, bench.device),
         )
         with torch.no_grad():
-            step(gradients)
-        losses.append(loss)
+            steps.take(gradients)
+            losses[:active] += loss
+        taken[:active] += 1
     with torch.no_grad():
-        steps = [(w - origin).flatten(1) for w, origin in zip(values, origins, strict=True)]
-        update = torch.cat(steps, dim=1).cpu().numpy()
-    mean_losses = torch.stack(losses).mean(0).cpu().double().numpy()
-    return update, {WEIGHT: np.full(len(group), float(records)), TRAIN_LOSS: mean_losses}
+        moves = [(value - origin).flatten(1) for value, origin in zip(trained, origins, strict=True)]
+        update = torch.cat(moves, dim=1).cpu().numpy()
+    return update, {
+        WEIGHT: records.astype(np.float64),
+        TRAIN_LOSS: losses.cpu().double().numpy() / taken,
+    }
+
+
+def _shares(counts: NDArray[np.intp], device: torch.device) -> Tensor | None:
+    """Return what each example weighs in its client's mean, shape (clients, width); None where no batch is filled up."""
+    if counts.min() == counts.max():
+        return None
+    shares = (np.arange(counts.max()) < counts[:, None]) / counts[:, None]
+    return moved(torch.from_numpy(shares.astype(np.float32)), device)
 
 
 def _stacked(start: Mapping[str, Tensor], clients: int) -> dict[str, Tensor]:
     """Return a copy of the parameters for each client, shape (clients, ...)."""
-    return {
-        name: value.unsqueeze(0).repeat(clients, *([1] * value.dim())).requires_grad_()
-        for name, value in start.items()
-    }
+    return {name: value.unsqueeze(0).repeat(clients, *([1] * value.dim())) for name, value in start.items()}
 
 
 def _losses(bench: Workbench) -> Losses:
-    """Return the function from stacked parameters, inputs and targets to each client's loss, shape (clients,)."""
+    """Return the function from stacked parameters, inputs, targets and shares to each client's loss, shape (clients,)."""
     model, task = bench.model, bench.task
     loss_of = task.losses if isinstance(task, StackedTask) else vmap(task.loss)
 
     def outputs_of(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
         return functional_call(model, weights, (inputs,))
 
-    def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor, shares: Tensor | None) -> Tensor:
         layers = _perceptron(model, flat=inputs.dim() == 3)
         with bench.precision():
             outputs = _forward(layers, weights, inputs) if layers else vmap(outputs_of)(weights, inputs)
-            return loss_of(outputs, targets)
+            if shares is None:
+                return loss_of(outputs, targets)
+            each = loss_of(mapped(_alone, outputs), _alone(targets))
+            return (each.unflatten(0, shares.shape) * shares).sum(1)
 
     return losses
+
+
+def _alone(examples: Tensor) -> Tensor:
+    """Return each example as a client's only one, shape (clients * n, 1, ...), from shape (clients, n, ...)."""
+    return examples.flatten(0, 1).unsqueeze(1)
 
 
 def _perceptron(model: nn.Module, flat: bool) -> Layers:
@@ -274,10 +320,11 @@ def _forward(layers: Layers, weights: dict[str, Tensor], inputs: Tensor) -> Tens
 
 
 def _gradients(
-    losses_of: Losses, weights: dict[str, Tensor], inputs: Tensor, targets: Tensor
+    losses_of: Losses, values: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, shares: Tensor | None
 ) -> tuple[Sequence[Tensor], Tensor]:
     """Return each client's gradients and loss; its parameters enter no other's loss, so that the sum gives them all."""
-    losses = losses_of(weights, inputs, targets)
+    weights = {name: value.detach().requires_grad_() for name, value in values.items()}
+    losses = losses_of(weights, inputs, targets, shares)
     return torch.autograd.grad(losses.sum(), list(weights.values()), materialize_grads=True), losses.detach()
 
 

@@ -113,9 +113,9 @@ def train(
     rate, pull = np.float32(training.learning_rate), np.float32(training.proximal_mu)
     losses: list[np.float32] = []
     for batch in shuffled_batches(
-        len(table), training.batch_size, training.local_epochs, clients=[client], key=key
+        len(table), training.batch_size, training.local_epochs, client=client, key=key
     ):
-        inputs, targets = table.inputs[batch[0]], table.targets[batch[0]]
+        inputs, targets = table.inputs[batch], table.targets[batch]
         rows = np.arange(len(targets))
         logs = _log_softmax(inputs @ weight.T + bias)
         losses.append(-logs[rows, targets].mean())

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -55,17 +55,17 @@ def train(
     kernels = any(p.dim() == 4 for p in parameters)
     layout = torch.channels_last if kernels else torch.contiguous_format
     start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
-    step = steps_of(task, parameters, start, training, -(-len(data) // training.batch_size))
+    steps = steps_of(task, parameters, start, training, -(-len(data) // training.batch_size))
     losses: list[Tensor] = []
     for batch in shuffled_batches(
-        len(data), training.batch_size, training.local_epochs, clients=[client], key=key
+        len(data), training.batch_size, training.local_epochs, client=client, key=key
     ):
-        inputs, targets = data.batch(torch.from_numpy(batch[0]))
+        inputs, targets = data.batch(torch.from_numpy(batch))
         with precision():
             loss = task.loss(run_on(model, laid_out(inputs, layout)), targets)
         gradients = gradients_of(loss, parameters)
         with torch.no_grad():
-            step(gradients)
+            steps.take(gradients)
         losses.append(loss.detach())
     # Read at the end, so that a GPU waits for no single step.
     return math.fsum(torch.stack(losses).cpu().tolist()) / len(losses)
@@ -95,52 +95,65 @@ def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
 
 
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Steps of one client, or of several at once, each taken in place.
+
+    Attributes:
+      values: the parameters, each with a leading dimension for clients where several are trained at once.
+      start: the parameters as the server sent them, towards which FedProx pulls; otherwise unused.
+      training: learning rate and weight of that pull.
+      optimizer: of the values; None stands for plain SGD.
+    """
+
+    values: list[Tensor]
+    start: Sequence[Tensor]
+    training: LocalTraining
+    optimizer: Any = None
+
+    def take(self, gradients: Sequence[Tensor]) -> None:
+        """Take one step, given gradients of the values' shapes."""
+        if self.training.proximal_mu:
+            pulls = zip(gradients, self.values, self.start, strict=True)
+            gradients = [g.add(p - origin, alpha=self.training.proximal_mu) for g, p, origin in pulls]
+        if self.optimizer is None:
+            torch._foreach_add_(self.values, list(gradients), alpha=-self.training.learning_rate)
+            return
+        for value, gradient in zip(self.values, gradients, strict=True):
+            value.grad = gradient
+        self.optimizer.step()
+        for value in self.values:
+            value.grad = None
+
+    def keep_first(self, clients: int) -> None:
+        """Leave all but the first clients as they are; what the optimiser remembers of the others is dropped."""
+        for value in self.values:
+            whole = value.shape
+            if whole[0] == clients:
+                continue
+            value.data = value.data[:clients]
+            state: dict[str, Any] = {} if self.optimizer is None else self.optimizer.state[value]
+            state |= {k: v[:clients] for k, v in state.items() if getattr(v, "shape", None) == whole}
+
+
 def steps_of(
     task: object, values: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining, epoch: int = 1
-) -> Callable[[Sequence[Tensor]], None]:
-    """Return the function that takes one step in place, given gradients of the values' shapes.
+) -> Steps:
+    """Return the steps that train these values.
 
-    Its optimiser is new: what it remembers of one client reaches no other, nor the next round.
+    Their optimiser is new: what it remembers of one client reaches no other, nor the next round.
 
     Args:
       task: may offer an optimiser of its own.
-      values: the parameters, each with a leading dimension for clients where several are trained at once.
-      start: the parameters as the server sent them, towards which FedProx pulls; otherwise unused.
-      training: optimiser, learning rate and weight of that pull.
-      epoch: number of its steps.
+      values: as in `Steps`.
+      start: as in `Steps`.
+      training: optimiser, learning rate and weight of FedProx's pull.
+      epoch: number of the steps of an epoch.
     """
     optimizer = optimizer_of(task, values, training)
-    if optimizer is None:
-        return partial(_descend, values, start, training)
-    follow_epochs(optimizer, epoch)
-    kept: Any = optimizer  # its step alone, once a schedule has wrapped it, does not keep it
-
-    def step(gradients: Sequence[Tensor]) -> None:
-        for value, gradient in zip(values, _pulled(values, gradients, start, training), strict=True):
-            value.grad = gradient
-        kept.step()
-        for value in values:
-            value.grad = None
-
-    return step
-
-
-def _descend(
-    values: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining, gradients: Sequence[Tensor]
-) -> None:
-    """Take one step of plain SGD in place."""
-    gradients = _pulled(values, gradients, start, training)
-    torch._foreach_add_(list(values), list(gradients), alpha=-training.learning_rate)
-
-
-def _pulled(
-    values: Sequence[Tensor], gradients: Sequence[Tensor], start: Sequence[Tensor], training: LocalTraining
-) -> Sequence[Tensor]:
-    """Return the gradients with FedProx's pull towards the start."""
-    if not training.proximal_mu:
-        return gradients
-    pulls = zip(gradients, values, start, strict=True)
-    return [g.add(p - origin, alpha=training.proximal_mu) for g, p, origin in pulls]
+    if optimizer is not None:
+        follow_epochs(optimizer, epoch)
+    return Steps(list(values), start, training, optimizer)
 
 
 def with_fast_kernels(model: nn.Module) -> nn.Module:

@@ -1,0 +1,73 @@
+"""Cost of a cohort of small models, stacked and client by client, in CPU time and in turns in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, RecordDict
+
+from ..client.app import Workbench, workbench
+from ..client.training.cohort_training import sum_cohort
+from ..client.training.in_place import begin
+from ..privacy.mechanisms.private_sum import CohortSum
+from ..privacy.mechanisms.sum_spec import SumSpec
+from ..simulations.in_process import keep_memory
+from ..strategies.flower_adapter import claim_identity, quiet_flower
+from ..strategies.wire import instruct, memory_arrays
+from ..tasks.arrays import read_arrays
+from .engines import Options
+from .ours import settings_of
+from .tables import Row, conditions, ratio, result_of
+from .workload import BY_POWER, CLIPPING_NORM, EQUAL
+
+KINDS = ("", BY_POWER, EQUAL)
+_SPEC = SumSpec(CLIPPING_NORM)
+
+
+def run_stacks(options: Options) -> Row:
+    """Measure one cohort of each workload both ways."""
+    before, threads = conditions(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    quiet_flower()
+    claim_identity(run_id=1)
+    keep_memory()
+    turns = options.size.rounds * options.repeats
+    try:
+        rows = [_measured(name, options, turns) for name in options.workloads]
+    finally:
+        torch.set_num_threads(threads)
+    notes = [f"medians of {turns} turns; one process; training, clipping, lattice and sum"]
+    return result_of("stacks", before, {f"A cohort of {options.size.cohort}, ms of CPU": rows}, notes)
+
+
+def _measured(name: str, options: Options, turns: int) -> Row:
+    bench, clients = workbench(settings_of(name, options.size)), list(range(options.size.cohort))
+    arrays = read_arrays(bench.model)
+    size = sum(value.size for value in arrays.values())
+    content = RecordDict({"arrays": memory_arrays(arrays), "config": ConfigRecord({})})
+    content = instruct(content, _SPEC, "run", 1)
+    ways: dict[str, Callable[[], object]] = {
+        "stacked": lambda: sum_cohort(bench, content, clients, _SPEC, size),
+        "client by client": lambda: _one_by_one(bench, content, clients, size),
+    }
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(turns + 1):
+        for way, run in ways.items():
+            started = time.process_time()
+            run()
+            taken[way].append(1000 * (time.process_time() - started))
+    stacked, single = (statistics.median(each[1:]) for each in taken.values())
+    row = {"workload": name, "stacked": stacked, "client by client": single}
+    return {**row, "ratio": ratio(single, stacked)}
+
+
+def _one_by_one(bench: Workbench, content: RecordDict, clients: list[int], size: int) -> None:
+    begun, total = begin(bench, content), CohortSum(np.zeros(size))
+    for client in clients:
+        scalars = begun.train(client)
+        assert isinstance(scalars, dict)
+        begun.add(total, scalars, _SPEC)
