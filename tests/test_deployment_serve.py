@@ -105,8 +105,9 @@ def spring(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Spring:
             seen.shown = out.getvalue()
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                 seen.metrics = answer.read().decode()
-            with pytest.raises(urllib.error.HTTPError):
+            with pytest.raises(urllib.error.HTTPError) as missing:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+            missing.value.close()
 
     code, _ = served(hearts, *NOTED, "run=spring", f"metrics_port={port}", fault=looking, here=4)
     assert code == 0
