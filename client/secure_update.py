@@ -35,7 +35,7 @@ from ..strategies.secure_wire import (
     rotation_seed,
     task_hash,
 )
-from ..strategies.wire import FAILED, only_arrays
+from ..strategies.wire import FAILED, only_arrays, sum_spec_of
 from .private_update import Charge, NotTrained, compressed, uncharged, update_of, values_of
 
 logger = logging.getLogger("fedveil.client")
@@ -70,7 +70,7 @@ def secure_update(
         return Message(Error(FAILED, "this client answers secure aggregation only"), reply_to=message)
     job = TrainingJob(identity, randomness, message, context, call_next, charge)
     try:
-        node = _remembered(context, identity)
+        node = _remembered(context, _for_vectors(identity, message.content))
         try:
             work = job.work(node) if records_of(message.content, ArrayRecord) else None
             replies = [_handled(node, identity, each, work) for each in asked]
@@ -85,6 +85,22 @@ def secure_update(
         return Message(Error(codes[0], "the client did not train"), reply_to=message)
     sent = [b"" if isinstance(reply, int) else reply for reply in replies]
     return Message(answer(sent, *codes[:1]), reply_to=message)
+
+
+def _for_vectors(identity: Identity, content: RecordDict) -> Identity:
+    """Return the identity, whose policy bounds the norm of one record's part where a vector is the sum of several.
+
+    The norm that the terms name is then only the range of what a vector holds. That a vector is made for the spec that was
+    looked at here is checked before it is charged.
+    """
+    try:
+        spec = sum_spec_of(content)
+    except (ValueError, KeyError):  # refused by name, once a vector is asked for
+        return identity
+    if spec.unit_norm is None or spec.clipping_norm is None:
+        return identity
+    most = identity.policy.maximum_clipping_norm * spec.clipping_norm / spec.unit_norm
+    return replace(identity, policy=replace(identity.policy, maximum_clipping_norm=most))
 
 
 def _remembered(context: Context, identity: Identity) -> Participant:

@@ -12,7 +12,7 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_bound import is_mean_too_long, longest_sum, norm_of
 from ..privacy.refusal import Refusal
-from ..privacy.secagg.refusal import Fault, Reason
+from ..privacy.secagg.refusal import Fault
 from ..strategies.secure_wire import rotation_seed
 from ..strategies.wire import Layout
 from .accounts import Account
@@ -20,12 +20,11 @@ from .culprit_search import Search, WeighedSum
 from .masking import Masking, masked_spec
 from .participants import Participants
 from .round_terms import Answers, Mean, Round, Sum, joined, sentence
-from .secure_sum import Opened, SecureSums, share_spec
+from .secure_sum import DECLINED, Opened, SecureSums, share_spec
 
 logger = logging.getLogger("fedveil.server")
 
 UNTRUE = "untrue_sum"  # why members were dropped, all of them, whose sum cannot be true
-DECLINED = f"declined: {Reason.POLICY}"
 
 
 class MaskedSums:

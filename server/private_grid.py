@@ -41,6 +41,7 @@ from .noise_rows import rows_of
 from .open_sum import OpenSums
 from .participants import Participants
 from .round_terms import Answers, Round, Sum, SumPrivacy, expanded
+from .secure_sum import POLICY_REASONS
 
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
 BUDGET_REASON = DROP_REASONS[BUDGET_SPENT]
@@ -91,6 +92,7 @@ class PrivateGrid(AskingGrid):
         self._row = 0
         self._finished = 0
         self._spent: set[int] = set()
+        self._declined: set[int] = set()
         self._tells = privacy is None or masking is not None
         self.drawn: list[int] = []
         self.rounds: list[Round] = []
@@ -169,6 +171,11 @@ class PrivateGrid(AskingGrid):
         """Whether every client was asked and its own ledger refused; never told where who was drawn is secret."""
         return self._tells and self.participants.all_among(self._spent)
 
+    @property
+    def all_declined(self) -> bool:
+        """Whether every client was asked and its owner's policy refused; told where `all_spent` is."""
+        return self._tells and self.participants.all_among(self._declined)
+
     def raise_noise(self, factor: float) -> None:
         """Let the rounds from now on have so many times the noise that is planned, and charged."""
         self._account.raise_noise(factor)
@@ -235,6 +242,10 @@ class PrivateGrid(AskingGrid):
         self.rounds.append(replace(done, choices=self.choices))
         if set(done.dropped) == {BUDGET_REASON} and not done.replies:
             self._spent.update(self.drawn)
+        # Members decline parts of a cohort that are too small for their policies; a search then takes larger ones.
+        searches = any(each.untrue for each in self.rounds)
+        if done.dropped and done.dropped.keys() <= POLICY_REASONS and not done.replies and not searches:
+            self._declined.update(self.drawn)
         self._finished = number
         if mean is None:
             return []

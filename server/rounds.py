@@ -29,6 +29,7 @@ from .round_terms import Round
 
 Arrays = dict[str, NDArray[np.generic]]
 
+DECLINED = "the policy of every owner refuses what the server asks for; the log of each client names it"
 SPENT = "the budget of every client that was invited is spent"
 
 
@@ -163,6 +164,8 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
             state, ending = _run_round(grid, loop, state)
             if ending is None and grid.all_spent:
                 ending = Ending(Status.EXHAUSTED, SPENT, state)
+            if ending is None and grid.all_declined:
+                ending = Ending(Status.FAILED, DECLINED, state)
             if ending is not None:
                 return ending
     return _ending(grid, state)

@@ -39,13 +39,15 @@ from ..strategies.secure_wire import (
     task_hash,
     with_roster,
 )
-from ..strategies.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED
+from ..strategies.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, OWNERS_POLICY
 from .masking import Masking
 from .round_terms import Sum
 
 logger = logging.getLogger("fedveil.server")
 
 ATTEMPTS = 3  # at one round; each asks all of the cohort again
+DECLINED = f"declined: {Reason.POLICY}"
+POLICY_REASONS = frozenset({DROP_REASONS[OWNERS_POLICY], DECLINED})
 SPARED = 4  # of the nodes that a sum can spare, one in so many may be lost before its round begins
 
 
@@ -301,7 +303,7 @@ class Attempt:
     @property
     def in_vain(self) -> bool:
         """Whether the next attempt would end like this one: more than can be spared do not take part, now or then."""
-        return sum(reason in LASTING for reason in self._reasons.values()) > self.spare
+        return sum(reason in LASTING | POLICY_REASONS for reason in self._reasons.values()) > self.spare
 
     def has_enough(self, enough: int) -> bool:
         """Return whether so many of the cohort have answered well, and no fewer than a sum takes."""

@@ -34,8 +34,9 @@ from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import ReleaseState, read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 from fedveil.strategies.run_over import RunOver, message_to
-from fedveil.strategies.secure_wire import Exchange, read_place
+from fedveil.strategies.secure_wire import Exchange, read_place, run_number
 from fedveil.strategies.training_order import Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import (
     BUDGET_SPENT,
@@ -219,6 +220,23 @@ def test_an_order_against_the_policy_is_refused_by_name_and_costs_nothing(client
     reply = device.answer(in_the_clear(order, spec=spec))
     assert (reply.error.code, reply.error.reason) == (OWNERS_POLICY, "the client did not train")
     assert not trained and not device.own_ledger.path.exists()
+
+
+def test_of_a_sum_of_records_the_policy_bounds_the_norm_of_one(clients):
+    """What all that a client's coins draw may add up to is the range of its vector, and grows with its records."""
+    policy = device_of(clients / "c0").bundle.policy
+    record = replace(RECORD, sample_rate=0.1)
+    order = replace(ORDER, privacy=Mode.RECORD_DISTRIBUTED, client=None, record=record)
+    place = (PROTOCOL_VERSION, 1, run_number("spring"), 1, 0, 1, bytes(32))
+    terms = AttemptTerms(*place, 5, 3, 4, 32, 1e-3, 1000.0, 3.0, 3, Profile.MALICIOUS, bytes(32))
+    for unit, fits in ((2.0, True), (2.5, False)):
+        spec = SumSpec(1000.0, unit_norm=unit)
+        asked = in_the_clear(order, spec=spec).content
+        if fits:
+            assert accepted(asked, terms, policy, True)[0] == order
+        else:
+            with pytest.raises(NotTrained):
+                accepted(asked, terms, policy, True)
 
 
 def test_how_many_records_there_are_is_public_and_cannot_be_what_is_hidden(clients):

@@ -208,7 +208,12 @@ def test_records_are_protected_by_noise_that_each_client_plans(world: World) -> 
 
 
 def test_records_of_all_clients_are_hidden_in_one_masked_sum(world: World) -> None:
-    asked = ("privacy=record_distributed", "privacy.records=1437", "privacy.most_records=400", "run=together")
+    asked = (
+        "privacy=record_distributed",
+        "privacy.records=1437",
+        "privacy.most_records=4000",
+        "run=together",
+    )
     asked = (
         *asked,
         "privacy.noise_multiplier=2",

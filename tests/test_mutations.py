@@ -230,6 +230,13 @@ MUTATIONS = {
         "test_client_persons.py",
         "counts_a_persons",
     ),
+    "a policy bounds no norm of a record in a masked sum": Mutation(
+        "client/device/order_policy.py",
+        "norm = spec.unit_norm or spec.clipping_norm",
+        "norm = policy.maximum_clipping_norm",
+        "test_client_device.py",
+        "policy_bounds",
+    ),
     "a device charges a person at two clients as at one": Mutation(
         "strategies/training_order.py",
         "return (self.per_person or 1) * (self.clients_per_person or 1)",

@@ -9,7 +9,7 @@ from typing import Any
 import flwr.serverapp.strategy as flower
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedveil.client.private_update import private_update
@@ -30,7 +30,7 @@ from fedveil.strategies.registry import (
     check_averages,
     make_strategy,
 )
-from fedveil.strategies.wire import memory_arrays, view
+from fedveil.strategies.wire import FAILED, OWNERS_POLICY, memory_arrays, view
 
 CLIENTS = 20
 SHAPES = {"w": (4, 3), "b": (3,)}
@@ -304,3 +304,22 @@ def test_fresh_noise_is_never_released_under_an_old_key(tmp_path: Path, seed: in
         for number in (3, 4):
             grid(None).reserve(1)
             assert shared.head.seq == number
+
+
+def test_a_run_is_in_vain_once_every_owners_policy_has_refused(ledger: Ledger) -> None:
+    """The next round would ask for the same; whether all of a secret cohort refused, nobody may tell."""
+    refused = {1, 2}
+    app = ClientApp()
+
+    @app.train(mods=[private_update])
+    def train(message: Message, context: Context) -> Message:
+        code = OWNERS_POLICY if int(str(context.node_config["partition-id"])) in refused else FAILED
+        return Message(Error(code, "no"), reply_to=message)
+
+    for own in (None, ledger):
+        for all_refuse in (False, True):
+            refused = set(range(CLIENTS)) if all_refuse else {1, 2}
+            grid = grid_of(All(), own)
+            grid.participants.grid = InProcessGrid(app, CLIENTS, {})
+            one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
+            assert grid.all_declined == (all_refuse and own is None)

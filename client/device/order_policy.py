@@ -113,7 +113,10 @@ def _violations(
     if terms is not None:
         place = (run_number(run), number, read_attempt(content))
         demands["terms"] = place == (terms.run, terms.round, terms.attempt)
-        demands["unit_norm"] = (sum_spec_of(content).unit_norm is not None) == (order.privacy in STEP_MODES)
+        spec = sum_spec_of(content)
+        demands["unit_norm"] = (spec.unit_norm is not None) == (order.privacy in STEP_MODES)
+        norm = spec.unit_norm or spec.clipping_norm
+        demands["clipping_norm"] = norm is not None and 0 < norm <= policy.maximum_clipping_norm
     elif order.client is not None:
         spec = read_spec(content)
         norm = None if spec is None else spec.clipping_norm

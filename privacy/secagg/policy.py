@@ -23,7 +23,7 @@ class Policy:
       minimum_cohort: fewest clients whose sum may be opened with this client's vector in it.
       collusion: share of the other clients that may work for the server, in [0, 1).
       dropout: share of the cohort that may fail to answer, in [0, 1).
-      maximum_clipping_norm: largest L2 norm that an update may keep.
+      maximum_clipping_norm: largest L2 norm that a vector may keep; where it sums several records, see `secure_update`.
       minimum_noise_multiplier: smallest noise of the sum over the clipping norm; 0 asks for none.
       profile: the weakest profile accepted; `MALICIOUS` satisfies both.
       suites: suites accepted, by number.

@@ -231,9 +231,7 @@ def _encryption(federation: Federation) -> Encryption | None:
         minimum_cohort=2,
         collusion=asked.collusion,
         dropout=asked.dropout,
-        maximum_clipping_norm=federation.unit_norm * federation.units.most
-        if federation.summed
-        else asked.clipping_norm,
+        maximum_clipping_norm=federation.unit_norm if federation.summed else asked.clipping_norm,
         minimum_noise_multiplier=LEAST_NOISE if federation.distributed else 0.0,
         profile=asked.profile,
     )
