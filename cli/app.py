@@ -715,6 +715,30 @@ def server_status(folder: Bundle, as_json: Json = False) -> int:
     return show(folder, as_json=as_json)
 
 
+@_verb(server, "log", "Say what it has told.")
+def server_log(
+    folder: Bundle,
+    inclusion: Annotated[
+        int | None, Option(metavar="ENTRY", help="Prove that this entry stands in the log; print JSON.")
+    ] = None,
+    consistency: Annotated[
+        int | None,
+        Option(metavar="SIZE", help="Prove that the log begins with its first SIZE entries; print JSON."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Say what the server has told its clients: rosters, each round's model, final models. --json exports all of it.
+
+    Example:
+      fedveil server log hearts/server
+      fedveil server log hearts/server --json > log.json
+    """
+    require_extra("server", "fedveil server")
+    from .log import of_server
+
+    return of_server(folder, inclusion, consistency, as_json=as_json)
+
+
 @_verb(client, "request", "Make a device's keys.")
 def client_request(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="Where the keys shall be.", file_okay=False)],
@@ -785,6 +809,31 @@ def client_roster(
     from .client import roster
 
     return roster(folder, approve, sign, as_json=as_json)
+
+
+@_verb(client, "log", "Say what the server has told.")
+def client_log(
+    folder: Bundle,
+    against: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE", help="Compare with this export of another client or of the server, or a proof."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Say what the device has seen of its server's log, or compare it with another's, offline. --json exports it.
+
+    Exit code 1 if the server has told two stories.
+
+    Example:
+      fedveil client log hearts/clients/cleveland --json > cleveland.json
+      fedveil client log hearts/clients/hungary --against cleveland.json
+    """
+    require_extra("client", "fedveil client")
+    from .log import of_client
+
+    return of_client(folder, against, as_json=as_json)
 
 
 @_verb(client, "forget", "Remove what the device remembers.")

@@ -27,9 +27,11 @@ from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.settings import SERVER, differing, server_from_config, server_settings
 from ..links.core_dumps import without_core_dumps
 from ..links.folder_lock import alone
+from ..links.logged_grid import LoggedGrid
 from ..links.open_files import raise_limit
-from ..links.roster_watch import Nodes, SignedRoster, followed_roster, nodes_of
+from ..links.roster_watch import Nodes, SignedRoster, followed_credentials, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
+from ..links.server_log import LOG, ServerLog
 from ..privacy.refusal import Refusal
 from ..reports.files import CONFIG, RESULT
 from ..server.rounds import Pace, Status
@@ -201,9 +203,10 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
     check_engine(federation.gradients, federation.task, partial(held_out_of, federation.task))
     with (
-        reach(settings.link, bundle, nodes_of(rosters)) as link,
-        watching(bundle, settings, federation, link.presence, rosters, quiet) as watch,
+        reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
+        watching(bundle, settings, federation, unlogged.presence, rosters, quiet) as watch,
     ):
+        link = _logged(unlogged, bundle, rosters)
         if not quiet:
             print(f"{bundle.federation}: listening on {bundle.listen}", flush=True)
         around = Environment(
@@ -215,6 +218,16 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
             renew=partial(renewed, rosters),
         )
         return run_federation(federation, where, around, quiet)
+
+
+def _logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
+    """Return the link with a log of all that is told over it."""
+    try:
+        log = ServerLog(bundle.folder / LOG)
+    except OSError as error:
+        remedy = f"the log cannot be read ({error.strerror})"
+        raise Refusal("file", str(bundle.folder / LOG), remedy) from error
+    return replace(link, grid=LoggedGrid(link.grid, log, bundle, followed_credentials(bundle), rosters))
 
 
 @dataclass

@@ -23,7 +23,8 @@ from .flower_adapter import records_of
 from .wire import SPEC_RECORD, only_arrays, view, written
 
 SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
-_OURS = (SPEC_RECORD, SECURE_RECORD)
+LOG_RECORD = "fedveil.log"
+OURS = (SPEC_RECORD, SECURE_RECORD, LOG_RECORD)  # beside what a client starts from
 
 
 class Exchange(IntEnum):
@@ -154,7 +155,7 @@ def model_hash(content: RecordDict) -> bytes:
         digest.update(json.dumps([name, str(value.dtype), value.shape]).encode())
         digest.update(value.data if value.size else b"")
     for name, record in sorted(records_of(content, ConfigRecord).items()):
-        if name not in _OURS:
+        if name not in OURS:
             digest.update(json.dumps([name, sorted(record.items())], default=repr).encode())
     return digest.digest()
 

@@ -31,6 +31,8 @@ from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running
 from fedveil.deployment.watch import LOOK_SECONDS
 from fedveil.links.folder_lock import alone
 from fedveil.links.server_bundle import read_server_bundle
+from fedveil.links.server_log import LOG
+from fedveil.links.server_log import read_entries as read_log
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.budget import Adversary
@@ -479,6 +481,9 @@ def test_who_is_revoked_and_who_is_new_is_so_from_the_next_round_on(
     events = [json.loads(line) for line in (hearts / "server" / "server.log").read_text().splitlines()]
     told = [event for event in events if event["event"] == "roster"]
     assert told and (told[-1]["version"], told[-1]["clients"]) == (3, 6)
+    entries = [json.loads(entry) for entry in read_log(hearts / "server" / LOG)]
+    assert [each["kind"] for each in entries if each["kind"] != "roster"] == [*["model"] * 3, "final"]
+    assert [each["version"] for each in entries if each["kind"] == "roster"] == [1, 3]
     private, rosters = mode is CENTRAL, result_of(hearts)["rosters"]
     assert [(each["version"], each["before"], each["round"]) for each in rosters] == [(1, 0, 1), (3, 1, 2)]
     assert rosters[-1]["hash"] == read_server_bundle(hearts / "server").roster.hash.hex()

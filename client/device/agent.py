@@ -32,6 +32,7 @@ from ...privacy.ledger.durable_files import replace_file
 from ...strategies.flower_adapter import claim_identity, quiet_flower
 from ...strategies.run_over import RunOver, read_over
 from ...strategies.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
+from ..private_update import NotTrained
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
 from .run_end import begin_another, keep, read_ended
@@ -124,7 +125,11 @@ class Agent:
 
     def _ended(self, message: Message, over: RunOver) -> Message:
         try:
+            if self.device is not None:
+                self.device.check_log(message.content)
             self.say(str(keep(self._state, over)))
+        except NotTrained as said:
+            return Message(Error(said.code, "the client does not take it"), reply_to=message)
         except OSError:
             logger.exception("the final model cannot be kept")
             return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)

@@ -24,6 +24,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp.typing import ClientAppCallable
 
 from ...configs.local_training import LocalTraining
+from ...links.log_wire import log_of
 from ...privacy.budget import Adversary
 from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import CapEnded, lowered
@@ -51,6 +52,7 @@ from .client_bundle import TABLES, ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
 from .order_policy import accepted
 from .own_ledger import OwnLedger
+from .seen_log import SeenLog, told_in
 
 if TYPE_CHECKING:  # a linear model does without torch
     from ...tasks.protocol import Task
@@ -83,6 +85,7 @@ class Device:
     root: Path = ROOT
     prepare: Callable[[TrainingOrder], None] | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    _log: SeenLog | None = None
     _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
     @property
@@ -126,6 +129,7 @@ class Device:
             raise NotTrained(NOT_READY)
         if _begins(message.content) and self.why_not():
             raise NotTrained(NOT_ELIGIBLE)
+        self.check_log(message.content)
         self._renew_roster(message.content)
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""
@@ -137,6 +141,26 @@ class Device:
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
         return reply
+
+    def check_log(self, content: RecordDict) -> None:
+        """Hold the server's log that an instruction brings against what this device has seen of it, and keep it.
+
+        Raises:
+          NotTrained: it is another log, it does not hold what the instruction brings, or there is none.
+        """
+        own = self.bundle
+        try:
+            if self._log is None:
+                self._log = SeenLog(own.state, own.settings.federation, own.credentials.ca)
+            told = log_of(content)
+            if told is not None:
+                self._log.check(told, *told_in(content, own.identity.policy.authority))
+            elif own.policy.require_log or self._log.head is not None:
+                remedy = "the server sent none; update it, or find out why it hides what it tells others"
+                raise Refusal("require_log", own.policy.require_log, remedy)
+        except Refusal as refusal:
+            logger.error("%s", refusal)
+            raise NotTrained(FAILED) from refusal
 
     def _renew_roster(self, content: RecordDict) -> None:
         """Adopt the roster that a proposal brings, if it is the authority's and newer than the device's."""

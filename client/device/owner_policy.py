@@ -23,6 +23,7 @@ POLICY_DEFAULTS = {
     "peers_at_least": 0,
     "approve_rosters": False,
     "cosigned_by_at_least": 0,
+    "require_log": True,
 }
 
 
@@ -45,6 +46,7 @@ class OwnerPolicy:
       approve_rosters: whether changed members count only once the owner has approved of them.
       cosigned_by_at_least: how many other members of the roster that the device has must have signed a newer one with
         changed members; of `peers`, where there are any.
+      require_log: whether an instruction without the server's log is declined; once the device has seen a log, every one is.
       authority: Ed25519 public key that signs rosters, in hexadecimal.
     """
 
@@ -65,6 +67,7 @@ class OwnerPolicy:
     peers_at_least: int
     approve_rosters: bool
     cosigned_by_at_least: int
+    require_log: bool
     authority: str
     minimum_roster_version: int
 
@@ -127,6 +130,7 @@ def read_policy(section: Section) -> OwnerPolicy:
         peers_at_least=section.whole("peers_at_least", at_least=0, at_most=len(peers)),
         approve_rosters=section.flag("approve_rosters"),
         cosigned_by_at_least=section.whole("cosigned_by_at_least", at_least=0, at_most=MAXIMUM_CLIENTS),
+        require_log=section.flag("require_log"),
         authority=section.hexadecimal("authority", KEY_BYTES),
         minimum_roster_version=section.whole("minimum_roster_version", at_least=1, at_most=NEWEST_ROSTER),
     )

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from ...privacy import bounded_decoding
 from ...privacy.bounded_decoding import Bounds
 from ...strategies.flower_adapter import arrived, records_of
+from ...strategies.secure_wire import LOG_RECORD
 from ...strategies.wire import SPEC_RECORD, memory_arrays, view
 
 Buffer = bytes | bytearray | memoryview
@@ -65,10 +66,13 @@ class Body:
     Attributes:
       header: msgpack of the records' names, values and shapes, or of the error's code.
       blobs: arrays and byte strings in the header's order, shared with the message.
+      asked: the same without the server's log, which is another one when a question is asked again; None where there is no
+        log.
     """
 
     header: bytes
     blobs: tuple[Buffer, ...]
+    asked: Body | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -94,9 +98,17 @@ def pack_body(message: Message) -> Body:
     Raises:
       MalformedMessage: an array's dtype is not in `DTYPES`.
     """
+    if message.has_error():
+        return Body(_packed(message.error.code), ())
+    if LOG_RECORD not in message.content:
+        return _body(message.content)
+    bare = RecordDict({name: each for name, each in message.content.items() if name != LOG_RECORD})
+    return replace(_body(message.content), asked=_body(bare))
+
+
+def _body(content: RecordDict) -> Body:
     blobs: list[Buffer] = []
-    said = message.error.code if message.has_error() else _packed_records(message.content, blobs)
-    return Body(_packed(said), tuple(blobs))
+    return Body(_packed(_packed_records(content, blobs)), tuple(blobs))
 
 
 def segments(head: Metadata, body: Body) -> list[Buffer]:
@@ -160,7 +172,7 @@ def _packed_value(value: Any, blobs: list[Buffer]) -> Any:
 
 
 def question_id(message: Message, body: Body, node: int) -> str | None:
-    """Return the id of a question to a node: run, round, attempt, exchange, node and a digest of the content.
+    """Return the id of a question to a node: run, round, attempt, exchange, node and a digest of the content but the log.
 
     Two messages have the same id if and only if they ask the same of the same node, over whichever link.
 
@@ -171,7 +183,8 @@ def question_id(message: Message, body: Body, node: int) -> str | None:
     if record is None:
         return None
     run, *place = (str(record.get(name, 0)) for name in ("run", "round", "attempt", "exchange"))
-    digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{body.digest}".encode())
+    asked = (body.asked or body).digest
+    digest = hashlib.sha256(f"{run}|{node}|{message.metadata.message_type}|{asked}".encode())
     shown = run[:SHOWN_RUN] if run.isprintable() else "run"
     return "/".join([shown, *place, str(node), digest.hexdigest()[:32]])
 

@@ -37,7 +37,7 @@ FEDERATION = """\
 federation: made
 server: {{address: "localhost:{port}", listen: "127.0.0.1:{port}", also: [localhost, 127.0.0.1]}}
 task: {{kind: linear, data: device.npz}}
-policy: {{target_epsilon: 8.0, target_delta: 1e-5, trust_server: true, maximum_clipping_norm: 2.0, minimum_noise_multiplier: 1.0}}
+policy: {{target_epsilon: 8.0, target_delta: 1e-5, trust_server: true, maximum_clipping_norm: 2.0, minimum_noise_multiplier: 1.0, require_log: false}}
 clients: [{names}]
 """
 CLAIM = ClientClaim(3.0, Adjacency.ZERO_OUT)

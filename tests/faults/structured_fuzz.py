@@ -372,6 +372,7 @@ POLICY = {
     "peers_at_least": 1,
     "approve_rosters": True,
     "cosigned_by_at_least": 1,
+    "require_log": True,
     "authority": "0" * 64,
     "minimum_roster_version": 1,
 }

@@ -103,6 +103,7 @@ BOUND = "what a run left, and who may change it afterwards: what was released is
 ASKED = "what a question counts is in no training round, and canaries answer none"
 TRAIL = "who decided what, and no number that is released"
 SUPPLIED = "what a device installs, before any run"
+STORY = "what members are told of, and no number that is released"
 TOLD = "what a page says of a run, and not what the run has released"
 WORSE = "the sum has the noise that is claimed, and the model is worse"
 BEYOND: dict[str, str] = {
@@ -194,6 +195,14 @@ BEYOND: dict[str, str] = {
     "a run does not tell that its members changed": TRAIL,
     "a roster counts that too few members have signed": ADMISSION,
     "whoever signs a roster has vouched for it": ADMISSION,
+    "a device follows a log that forks": STORY,
+    "a device forgets which leaves it has seen": STORY,
+    "a model that the log does not hold is trained on": STORY,
+    "anybody signs the head of a log": STORY,
+    "a client's certificate signs the head of a log": STORY,
+    "a server that stops telling its log is followed": STORY,
+    "a proof of consistency shows the newer tree alone": STORY,
+    "a question of another head is another question": STORY,
     "a device takes a roster that forks": ADMISSION,
     "a device installs names that are bound to no bytes": SUPPLIED,
     "a lock may name what is bound to no bytes": SUPPLIED,

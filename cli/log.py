@@ -1,0 +1,133 @@
+"""Log of what a server has told, at both ends: shown, exported, proved, and held against another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..client.device.client_bundle import read_client_bundle
+from ..client.device.seen_log import FORK, SeenLog
+from ..links.log_export import ConsistencyProof, InclusionProof, LogExport, fork_between, read_told, to_text
+from ..links.server_bundle import read_server_bundle
+from ..links.server_log import LOG, read_entries
+from ..links.tree_head import TreeHead, sign_head
+from ..privacy.bounded_decoding import Undecodable, read_json
+from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
+from ..privacy.refusal import Refusal
+
+FORKED = 1
+SHOWN = 16  # hexadecimal digits of a hash
+
+
+def of_server(folder: Path, inclusion: int | None, consistency: int | None, *, as_json: bool = False) -> int:
+    """Print what a server has told, or a proof of it; return the exit code.
+
+    Args:
+      folder: the server's bundle.
+      inclusion: entry to prove; None proves none.
+      consistency: number of entries of a shorter log, to prove that this one begins with it; None proves none.
+      as_json: print the whole log as JSON.
+
+    Raises:
+      Refusal: the bundle cannot be used, or there is no such entry.
+    """
+    bundle, entries = read_server_bundle(folder), read_entries(folder / LOG)
+    leaves = [leaf_hash(entry) for entry in entries]
+    head = sign_head(bundle.federation, len(leaves), root_of(leaves), bundle.credentials)
+    texts = [entry.decode() for entry in entries]
+    try:
+        if inclusion is not None:
+            proof = tuple(each.hex() for each in inclusion_proof(leaves, inclusion))
+            print(to_text(InclusionProof(head, texts[inclusion], inclusion, proof)))
+            return 0
+        if consistency is not None:
+            proof = tuple(each.hex() for each in consistency_proof(leaves, consistency))
+            root = root_of(leaves[:consistency]).hex()
+            print(to_text(ConsistencyProof(head, consistency, root, proof)))
+            return 0
+    except ValueError:
+        asked = inclusion if inclusion is not None else consistency
+        raise Refusal("log", asked, f"the log has {len(leaves)} entries, counted from 0") from None
+    if as_json:
+        print(to_text(LogExport(head, tuple(each.hex() for each in leaves), tuple(texts))))
+    else:
+        print("\n".join([_in_words(head), *_listed(texts)]))
+    return 0
+
+
+def of_client(folder: Path, against: Path | None, *, as_json: bool = False) -> int:
+    """Print what a device has seen of its server's log, or hold another's against it; return 1 where they contradict.
+
+    Args:
+      folder: the device's bundle.
+      against: export or proof of the server or of another client; None compares nothing.
+      as_json: print what it has seen as JSON.
+
+    Raises:
+      Refusal: the bundle or the file cannot be used, or the device has seen no log.
+    """
+    bundle = read_client_bundle(folder)
+    federation, ca = bundle.settings.federation, bundle.credentials.ca
+    seen = SeenLog(bundle.state, federation, ca)
+    if seen.head is None:
+        raise Refusal(
+            "log", str(folder), "this device has seen none yet; it comes with the first instruction"
+        )
+    mine = LogExport(seen.head, tuple(each.hex() for each in seen.leaves))
+    fork = bundle.state / FORK
+    if against is not None:
+        return _compared(mine, against, ca, federation)
+    if as_json:
+        print(to_text(mine))
+    else:
+        print(_in_words(seen.head))
+        if fork.exists():
+            print(f"FORKED: the server has told another story since; it signed both heads: {fork}")
+    return FORKED if fork.exists() else 0
+
+
+def _compared(mine: LogExport, against: Path, ca: bytes, federation: str) -> int:
+    other = read_told(against, ca, federation)
+    if fork := fork_between(mine, other):
+        print(f"FORKED: {fork}; the server signed both, and told two stories. Keep both files")
+        return FORKED
+    if isinstance(other, LogExport) and other.entries:
+        print("\n".join(_listed(other.entries)))
+    known = min(mine.head.size, other.head.size)
+    print(f"the same, as far as both go: {known} entries")
+    return 0
+
+
+def _in_words(head: TreeHead) -> str:
+    at = datetime.fromtimestamp(head.at, UTC).isoformat(timespec="seconds")
+    return f"{head.federation}: {head.size} entries, root {head.root}, signed by the server at {at}"
+
+
+def _listed(texts: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each entry; a second model of one round is said to be one."""
+    models = dict[tuple[str, str], str]()
+    for place, text in enumerate(texts):
+        entry = _fields(text)
+        what, run, number = entry.get("kind"), entry.get("run", ""), entry.get("round", "")
+        digits = entry.get("model", entry.get("hash", ""))[:SHOWN]
+        match what:
+            case "roster":
+                said = f"roster version {entry.get('version')}  {digits}"
+            case "model":
+                again = models.setdefault((run, number), digits) != digits
+                said = f"model of round {number} of {run}  {digits}{'  ANOTHER MODEL' if again else ''}"
+            case "final":
+                said = f"final model of {run}  {digits}"
+            case _:
+                said = "an entry that is not known here"
+        yield f"{place:6}  {said}"
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Return an entry's fields as text; of what the server made up, none."""
+    try:
+        found = read_json(text)
+    except Undecodable:
+        return {}
+    return {name: str(each) for name, each in found.items()} if isinstance(found, dict) else {}

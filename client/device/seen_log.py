@@ -1,0 +1,163 @@
+"""Log of the server as one device has seen it: the hashes of its leaves and its newest head, held against each instruction.
+
+A server that tells one device another story than the others must give it another log, and can then never join the two.
+What a device has seen is compared with what others have, without the server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from ...links.log_wire import NOWHERE, ToldLog
+from ...links.server_log import final_entry, model_entry, roster_entry
+from ...links.tree_head import TreeHead, check_head, read_head
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.merkle import HASH_BYTES, Frontier, leaf_hash, root_of
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.refusal import Refused
+from ...privacy.secagg.roster import read_roster
+from ...strategies.flower_adapter import records_of
+from ...strategies.run_over import OVER
+from ...strategies.secure_wire import model_hash, roster_of
+from ...strategies.wire import SPEC_RECORD, read_round
+
+logger = logging.getLogger("fedveil.client")
+
+HEAD, LEAVES, FORK = "log.head.json", "log.leaves", "log.fork.json"
+FORKED = "forks from what this device has seen"
+
+
+def told_in(content: RecordDict, authority: bytes) -> tuple[bytes | None, bytes | None]:
+    """Return the entries that the log must hold of what an instruction brings: of its model, and of its roster.
+
+    Args:
+      content: of the instruction.
+      authority: public key of the rosters' signer.
+    """
+    records = records_of(content, ConfigRecord)
+    model = roster = None
+    if records_of(content, ArrayRecord):
+        found = model_hash(content)
+        if SPEC_RECORD in records:
+            run, number = read_round(content)
+            model = model_entry(run, number, found)
+        else:
+            model = final_entry(str(records[OVER]["run"]), found)
+    if (signed := roster_of(content)) is not None:
+        try:
+            roster = roster_entry(read_roster(signed, authority))
+        except Refused as refused:
+            raise Refusal("roster", "of the server", f"is not one of the authority's ({refused})") from None
+    return model, roster
+
+
+class SeenLog:
+    """Log of one federation's server.
+
+    Args:
+      state: folder of what the device remembers.
+      federation: its name.
+      ca: certificate of its authority, in PEM.
+
+    Raises:
+      Refusal: what is on disk is damaged.
+      OSError: it cannot be read.
+    """
+
+    def __init__(self, state: Path, federation: str, ca: bytes) -> None:
+        self._state, self._federation, self._ca = state, federation, ca
+        self.head: TreeHead | None = None
+        self.leaves: list[bytes] = []
+        self._frontier = Frontier()
+        if (state / HEAD).exists():
+            self._read()
+
+    def _read(self) -> None:
+        head = read_head((self._state / HEAD).read_text("utf-8", "replace"))
+        data = (self._state / LEAVES).read_bytes() if (self._state / LEAVES).exists() else b""
+        self.leaves = [data[at : at + HASH_BYTES] for at in range(0, head.size * HASH_BYTES, HASH_BYTES)]
+        self._frontier.add(self.leaves)
+        if len(data) < head.size * HASH_BYTES or self._frontier.root.hex() != head.root:
+            remedy = (
+                "does not hold what its head says; compare with other clients, then fedveil client forget"
+            )
+            raise Refusal("log", str(self._state / LEAVES), remedy)
+        self.head = head
+
+    def check(self, told: ToldLog, model: bytes | None, roster: bytes | None) -> None:
+        """Return if an instruction's log is a continuation of what the device has seen, and holds what it brings; keep it.
+
+        Args:
+          told: what the instruction says of the log.
+          model: entry of the model that it brings; None where it brings none.
+          roster: of the roster that it brings.
+
+        Raises:
+          Refusal: it is not, or does not; nothing is kept but the evidence of a fork.
+          OSError: it cannot be kept.
+        """
+        head = read_head(told.head)
+        check_head(head, self._ca, self._federation)
+        grown = self._continued(told, head)
+        leaves = [*self.leaves, *grown] if grown else self.leaves
+        for entry, place, what in ((model, told.model, "model"), (roster, told.roster, "roster")):
+            held = entry is None or (NOWHERE < place < head.size and leaves[place] == leaf_hash(entry))
+            if not held:
+                remedy = f"does not hold the {what} that the server sent: others were told of another"
+                raise Refusal("log", f"entry {place}", remedy)
+        if self.head is None or head.size > len(self.leaves):
+            self._keep(head, grown)
+
+    def _continued(self, told: ToldLog, head: TreeHead) -> tuple[bytes, ...]:
+        """Return the leaves that are new. Refusal of a log that is not the one which the device knows, longer or not."""
+        known, end = len(self.leaves), told.start + len(told.leaves)
+        if not 0 <= told.start <= min(known, head.size) or end != head.size:
+            remedy = f"leaves out entries; this device has {known} of {head.size}"
+            raise Refusal("log", f"entries {told.start} to {end}", remedy)
+        shared = min(known, end)
+        if list(told.leaves[: shared - told.start]) != self.leaves[told.start : shared]:
+            self._forked(told, head)
+        if head.size <= known:  # an instruction that was on its way while a newer one overtook it
+            if root_of(self.leaves[: head.size]).hex() != head.root:
+                self._forked(told, head)
+            return ()
+        frontier, grown = self._frontier.copy(), told.leaves[known - told.start :]
+        frontier.add(grown)
+        if frontier.root.hex() != head.root:
+            self._forked(told, head)
+        return grown
+
+    def _forked(self, told: ToldLog, head: TreeHead) -> NoReturn:
+        evidence = {
+            "seen": None if self.head is None else asdict(self.head),
+            "told": asdict(head),
+            "start": told.start,
+            "leaves": [each.hex() for each in told.leaves],
+        }
+        path = self._state / FORK
+        if not path.exists():  # the first is what the server cannot take back
+            replace_file(path, (json.dumps(evidence) + "\n").encode())
+        logger.error("the server's log %s: %s holds both heads, as the server signed them", FORKED, path)
+        remedy = f"{FORKED}, {len(self.leaves)} entries; compare with other clients: fedveil client log"
+        raise Refusal("log", f"{head.size} entries", remedy)
+
+    def _keep(self, head: TreeHead, grown: tuple[bytes, ...]) -> None:
+        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._state / LEAVES, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.seek(len(self.leaves) * HASH_BYTES)
+            file.truncate()
+            file.write(b"".join(grown))
+            file.flush()
+            os.fsync(descriptor)
+        replace_file(self._state / HEAD, head.to_json().encode())
+        self.leaves += grown
+        self._frontier.add(grown)
+        self.head = head

@@ -1,0 +1,152 @@
+"""Log as a file, for whoever compares: a server's or a client's, and proofs that stand for it where only a head is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ..configs.bundle_files import read_file
+from ..privacy.bounded_decoding import Undecodable, build, read_json
+from ..privacy.merkle import extends, includes, leaf_hash, root_of
+from ..privacy.refusal import Refusal
+from .tree_head import TreeHead, check_head
+
+FORMAT = "fedveil log 1"
+
+
+@dataclass(frozen=True)
+class LogExport:
+    """Log as somebody has it.
+
+    Attributes:
+      head: the newest that they have.
+      leaves: hashes of its entries, in hexadecimal.
+      entries: as text, in the same order; empty where only hashes are known, as on a device.
+      format: `FORMAT`.
+    """
+
+    head: TreeHead
+    leaves: tuple[str, ...]
+    entries: tuple[str, ...] = ()
+    format: str = FORMAT
+
+
+@dataclass(frozen=True)
+class InclusionProof:
+    """Proof that an entry stands in the log, for who knows its head (RFC 9162, section 2.1.3).
+
+    Attributes:
+      head: of the log.
+      entry: as text.
+      place: of it, from 0.
+      inclusion: the proof's hashes, in hexadecimal.
+      format: `FORMAT`.
+    """
+
+    head: TreeHead
+    entry: str
+    place: int
+    inclusion: tuple[str, ...]
+    format: str = FORMAT
+
+
+@dataclass(frozen=True)
+class ConsistencyProof:
+    """Proof that the log begins with a shorter one, for who knows both heads (RFC 9162, section 2.1.4).
+
+    Attributes:
+      head: of the log.
+      size: of the shorter one.
+      root: of the shorter one, in hexadecimal.
+      consistency: the proof's hashes, in hexadecimal.
+      format: `FORMAT`.
+    """
+
+    head: TreeHead
+    size: int
+    root: str
+    consistency: tuple[str, ...]
+    format: str = FORMAT
+
+
+Told = LogExport | InclusionProof | ConsistencyProof
+
+
+def to_text(told: Told) -> str:
+    """Return a file's content."""
+    return json.dumps(asdict(told), indent=1)
+
+
+def read_told(path: Path, ca: bytes, federation: str) -> Told:
+    """Return what a file tells of the log of a federation's server, checked by itself.
+
+    Args:
+      path: of the file.
+      ca: certificate of the federation's authority, in PEM.
+      federation: its name.
+
+    Raises:
+      Refusal: it tells nothing, its head is not the server's, or it does not hold what its head says.
+    """
+    try:
+        found = read_json(read_file(path))
+        keys = cast(dict[str, Any], found).keys() if isinstance(found, dict) else ()
+        kind = next(
+            (
+                k
+                for key, k in (("inclusion", InclusionProof), ("consistency", ConsistencyProof))
+                if key in keys
+            ),
+            LogExport,
+        )
+        told = build(kind, found)
+        if told.format != FORMAT:
+            raise Undecodable(f"format {told.format!r}")
+        check_head(told.head, ca, federation)
+        if not _holds(told):
+            raise Refusal("log", str(path), "does not hold what its head says")
+    except ValueError as error:
+        if isinstance(error, Refusal):
+            raise
+        raise Refusal("log", str(path), f"is no export or proof of a log ({error})") from None
+    return told
+
+
+def _holds(told: Told) -> bool:
+    root, size = bytes.fromhex(told.head.root), told.head.size
+    match told:
+        case InclusionProof():
+            proof = [bytes.fromhex(each) for each in told.inclusion]
+            return includes(root, size, leaf_hash(told.entry.encode()), told.place, proof)
+        case ConsistencyProof():
+            proof = [bytes.fromhex(each) for each in told.consistency]
+            return extends(bytes.fromhex(told.root), told.size, root, size, proof)
+        case _:
+            leaves = [bytes.fromhex(each) for each in told.leaves]
+            hashed = tuple(leaf_hash(each.encode()).hex() for each in told.entries)
+            return len(leaves) == size and root_of(leaves) == root and hashed in ((), told.leaves)
+
+
+def fork_between(mine: LogExport, other: Told) -> str:
+    """Return in words how another's log contradicts mine; empty where it does not, as far as both go.
+
+    Args:
+      mine: as I have it.
+      other: checked by itself.
+    """
+    known = min(mine.head.size, other.head.size)
+    if isinstance(other, LogExport):
+        differ = (place for place in range(known) if mine.leaves[place] != other.leaves[place])
+        place = next(differ, None)
+        return "" if place is None else f"entry {place} is another one there"
+    if other.head.size == mine.head.size and other.head.root != mine.head.root:
+        return f"the root of {known} entries is another one there"
+    if isinstance(other, InclusionProof):
+        leaf = leaf_hash(other.entry.encode()).hex()
+        here = other.place >= mine.head.size or mine.leaves[other.place] == leaf
+        return "" if here else f"entry {other.place} is another one there"
+    leaves = [bytes.fromhex(each) for each in mine.leaves]
+    same = other.size > len(leaves) or root_of(leaves[: other.size]).hex() == other.root
+    return "" if same else f"the root of {other.size} entries is another one there"

@@ -1,0 +1,69 @@
+"""Log as instructions carry it: a signed head, the leaves that the node may lack, and where that stands which it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, RecordDict
+
+from ..privacy.merkle import HASH_BYTES
+from ..privacy.refusal import Refusal
+from ..strategies.flower_adapter import records_of
+from ..strategies.secure_wire import LOG_RECORD
+
+MALFORMED = "is not made as it should be; the server may be of another release"
+NOWHERE = -1  # place of what an instruction does not bring
+
+
+@dataclass(frozen=True)
+class ToldLog:
+    """What an instruction says of the log.
+
+    Attributes:
+      head: a `TreeHead` as text.
+      start: place of the first leaf that it brings.
+      leaves: hashes from there up to the head's size.
+      model, roster: places of what the instruction brings; `NOWHERE` where it brings none.
+    """
+
+    head: str
+    start: int
+    leaves: tuple[bytes, ...]
+    model: int = NOWHERE
+    roster: int = NOWHERE
+
+
+def log_record(told: ToldLog) -> ConfigRecord:
+    """Return the record that lies beside an instruction."""
+    return ConfigRecord(
+        {
+            "head": told.head,
+            "start": told.start,
+            "leaves": b"".join(told.leaves),
+            "model": told.model,
+            "roster": told.roster,
+        }
+    )
+
+
+def log_of(content: RecordDict) -> ToldLog | None:
+    """Return what an instruction says of the log, None where it says nothing.
+
+    Raises:
+      Refusal: what stands there is nothing of a log.
+    """
+    record = records_of(content, ConfigRecord).get(LOG_RECORD)
+    if record is None:
+        return None
+    head, leaves = record.get("head"), record.get("leaves")
+    start, model, roster = (_whole(record.get(name)) for name in ("start", "model", "roster"))
+    if not isinstance(head, str) or not isinstance(leaves, bytes) or len(leaves) % HASH_BYTES:
+        raise Refusal("log", "record", MALFORMED)
+    hashes = tuple(leaves[at : at + HASH_BYTES] for at in range(0, len(leaves), HASH_BYTES))
+    return ToldLog(head, start, hashes, model, roster)
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise Refusal("log", "record", MALFORMED)
+    return value

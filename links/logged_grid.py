@@ -1,0 +1,126 @@
+"""Grid that logs what it tells: beside each instruction stands the signed head of the log, whichever link carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from ..configs.bundle_files import Credentials
+from ..privacy.secagg.roster import Roster, read_roster
+from ..strategies.flower_adapter import records_of
+from ..strategies.grids import AskingGrid
+from ..strategies.run_over import OVER
+from ..strategies.secure_wire import LOG_RECORD, OURS, model_hash, roster_of
+from ..strategies.wire import SPEC_RECORD
+from .log_wire import NOWHERE, ToldLog, log_record
+from .roster_watch import SignedRoster
+from .server_bundle import ServerBundle
+from .server_log import ServerLog, final_entry, model_entry, roster_entry
+from .tree_head import TreeHead, sign_head
+
+
+class LoggedGrid(AskingGrid):
+    """Grid whose instructions are logged before they leave.
+
+    Args:
+      grid: reaches the nodes.
+      log: of the server.
+      bundle: the server's.
+      credentials: returns the server's newest certificate and key.
+      rosters: returns the newest roster.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        log: ServerLog,
+        bundle: ServerBundle,
+        credentials: Callable[[], Credentials],
+        rosters: Callable[[], SignedRoster],
+    ) -> None:
+        self._grid, self._log, self._run = grid, log, grid.run
+        self._bundle, self._credentials, self._rosters = bundle, credentials, rosters
+        self._held = dict[int, int]()  # by node, how many leaves it has shown to know
+        self._head: TreeHead | None = None
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes of the grid below."""
+        return self._grid.get_node_ids()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Log what the messages tell, send them with the log's head, and yield the replies.
+
+        Args:
+          messages: at most one to each node.
+          timeout: seconds after which it ends in any case; None waits without limit.
+
+        Raises:
+          OSError: the log cannot be written; nothing is sent.
+        """
+        asked = list(messages)
+        hashes = dict[tuple[int, ...], bytes]()
+        places = [self._places(message, hashes) for message in asked]
+        size = len(self._log.leaves)
+        written = dict[tuple[int, int], RecordDict]()
+        sent = [
+            message if place is None else self._with_log(message, place, written)
+            for message, place in zip(asked, places, strict=True)
+        ]
+        for reply in self._grid.send_and_receive(sent, timeout=timeout):
+            if not reply.has_error():
+                self._held[reply.metadata.src_node_id] = size
+            yield reply
+
+    def _places(self, message: Message, hashes: dict[tuple[int, ...], bytes]) -> tuple[int, int] | None:
+        """Return where the model and the roster of a message stand; None for one that belongs to no run."""
+        content = message.content
+        records = records_of(content, ConfigRecord)
+        named = records.get(SPEC_RECORD) or records.get(OVER)
+        if named is None:
+            return None
+        self._log.place_of(roster_entry(self._rosters()[0]))
+        model = roster = NOWHERE
+        if records_of(content, ArrayRecord):
+            key = tuple(id(record) for name, record in content.items() if name not in OURS)
+            if key not in hashes:  # one for all nodes of a round
+                hashes[key] = model_hash(content)
+            run, found = str(named["run"]), hashes[key]
+            entry = (
+                model_entry(run, int(str(named["round"])), found)
+                if SPEC_RECORD in records
+                else final_entry(run, found)
+            )
+            model = self._log.place_of(entry)
+        if (signed := roster_of(content)) is not None:
+            roster = self._log.place_of(roster_entry(_read(signed, self._bundle.authority)))
+        return model, roster
+
+    def _with_log(
+        self, message: Message, place: tuple[int, int], written: dict[tuple[int, int], RecordDict]
+    ) -> Message:
+        """Return the message with the log beside it; what several messages share stays shared."""
+        node, head = message.metadata.dst_node_id, self._signed()
+        start = min(self._held.get(node, 0), head.size)
+        key = (id(message.content), start)
+        if key not in written:
+            told = ToldLog(head.to_json(), start, tuple(self._log.leaves[start:]), *place)
+            written[key] = RecordDict({**dict(message.content.items()), LOG_RECORD: log_record(told)})
+        meta = message.metadata
+        return Message(written[key], node, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
+
+    def _signed(self) -> TreeHead:
+        own, size = self._credentials(), len(self._log.leaves)
+        head = self._head
+        if head is None or head.size != size or head.certificate != own.certificate.decode():
+            head = self._head = sign_head(self._bundle.federation, size, self._log.root, own)
+        return head
+
+
+@lru_cache(maxsize=2)  # each node of a round is sent the same
+def _read(signed: bytes, authority: bytes) -> Roster:
+    return read_roster(signed, authority)

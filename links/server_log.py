@@ -1,0 +1,96 @@
+"""Log of what a server has told its federation: each roster, each round's model and each final one, in the order of telling.
+
+An entry is one line of canonical JSON, made of nothing but what a device sees itself, so that each device can look for what
+it was told. Entries are the leaves of a Merkle tree.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..privacy.ledger.durable_files import sync_folder
+from ..privacy.ledger.hash_chain import canonical
+from ..privacy.merkle import Frontier, leaf_hash
+from ..privacy.secagg.roster import Roster
+
+LOG = "log.jsonl"  # in the server's bundle
+PUBLIC = 0o644
+
+
+def roster_entry(roster: Roster) -> bytes:
+    """Return the entry of a roster."""
+    return canonical({"kind": "roster", "version": roster.version, "hash": roster.hash.hex()}).encode()
+
+
+def model_entry(run: str, number: int, model: bytes) -> bytes:
+    """Return the entry of what a round starts from.
+
+    Args:
+      run: its name.
+      number: of the round.
+      model: hash of the model and of what is sent with it, as `strategies.secure_wire.model_hash` makes it.
+    """
+    return canonical({"kind": "model", "run": run, "round": number, "model": model.hex()}).encode()
+
+
+def final_entry(run: str, model: bytes) -> bytes:
+    """Return the entry of a run's final model, told with its hash as in `model_entry`."""
+    return canonical({"kind": "final", "run": run, "model": model.hex()}).encode()
+
+
+def read_entries(path: Path) -> list[bytes]:
+    """Return the entries in a file, none where there is none; a last line that was cut short is left out."""
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+class ServerLog:
+    """Log in a file that only grows; an entry is on disk before anybody is told of it.
+
+    Args:
+      path: of the file; made where there is none.
+
+    Raises:
+      OSError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.leaves: list[bytes] = []
+        self._frontier, self._places = Frontier(), dict[bytes, int]()
+        self._path, self._size = path, 0  # of its whole entries, in bytes
+        for entry in read_entries(path):
+            self._note(entry)
+
+    @property
+    def root(self) -> bytes:
+        """Root of the tree, 32 bytes."""
+        return self._frontier.root
+
+    def place_of(self, entry: bytes) -> int:
+        """Return where an entry stands, from 0; one that is new is written first.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        if entry not in self._places:
+            self._write(entry + b"\n")
+            self._note(entry)
+        return self._places[entry]
+
+    def _write(self, line: bytes) -> None:
+        """Write a line behind the last whole entry; whatever a crash or a full disk has left there goes."""
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PUBLIC)
+        with open(descriptor, "wb") as file:
+            file.seek(self._size)
+            file.truncate()
+            file.write(line)
+            file.flush()
+            os.fsync(descriptor)
+        sync_folder(self._path.parent)
+
+    def _note(self, entry: bytes) -> None:
+        leaf = leaf_hash(entry)
+        self._size += len(entry) + 1
+        self._places.setdefault(entry, len(self.leaves))
+        self.leaves.append(leaf)
+        self._frontier.add([leaf])

@@ -1,0 +1,128 @@
+"""Head of a server's log: its length and its root, signed with the server's key for TLS, for which the authority vouches.
+
+Two heads of one federation that contradict each other are proof, to anybody, that its server told two stories.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+)
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import NameOID
+
+from ..configs.bundle_files import Credentials
+from ..privacy.bounded_decoding import Undecodable, build, read_json
+from ..privacy.ledger.hash_chain import canonical
+from ..privacy.refusal import Refusal
+from .server_bundle import SERVER
+
+TAG = b"fedveil log head 1\0"  # no signature under a head is one of anything else, TLS's handshakes included
+MOST_BYTES = 1 << 14  # of a head in JSON; a certificate has about 900
+_ROOT = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class TreeHead:
+    """Head of the log.
+
+    Attributes:
+      federation: whose log it is.
+      size: number of entries.
+      root: of their Merkle tree, in hexadecimal.
+      at: Unix second in which it was signed.
+      certificate: of the server, in PEM.
+      signature: in hexadecimal.
+    """
+
+    federation: str
+    size: int
+    root: str
+    at: int
+    certificate: str
+    signature: str
+
+    @property
+    def told(self) -> bytes:
+        """What is signed."""
+        said = {"federation": self.federation, "size": self.size, "root": self.root, "at": self.at}
+        return TAG + canonical(said).encode()
+
+    def to_json(self) -> str:
+        """Return the head as text."""
+        return json.dumps(asdict(self))
+
+
+def sign_head(federation: str, size: int, root: bytes, own: Credentials) -> TreeHead:
+    """Return a head that the server signs now.
+
+    Args:
+      federation: whose log it is.
+      size: number of entries.
+      root: of their Merkle tree.
+      own: the server's certificate and key.
+    """
+    key = load_pem_private_key(own.key, None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    head = TreeHead(federation, size, root.hex(), int(time.time()), own.certificate.decode(), "")
+    signature = key.sign(head.told, ECDSA(SHA256()))
+    return TreeHead(federation, size, head.root, head.at, head.certificate, signature.hex())
+
+
+def read_head(text: str) -> TreeHead:
+    """Return the head in a text, its signature unchecked.
+
+    Raises:
+      Refusal: it is none.
+    """
+    try:
+        if len(text) > MOST_BYTES:
+            raise Undecodable("it is too long")
+        head = build(TreeHead, read_json(text))
+        if head.size < 0 or not _ROOT.fullmatch(head.root):
+            raise Undecodable("no size or no root")
+    except Undecodable as error:
+        raise Refusal("log", "head", f"is no head of a log ({error})") from None
+    return head
+
+
+@lru_cache(maxsize=64)  # the messages of a round carry one
+def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
+    """Return if the federation's server signed a head, with a key that the authority had certified for that time.
+
+    Args:
+      head: as it came.
+      ca: certificate of the federation's authority, in PEM.
+      federation: its name.
+
+    Raises:
+      Refusal: another signed it, or nobody.
+    """
+    try:
+        own = x509.load_pem_x509_certificate(head.certificate.encode())
+        own.verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
+        named = [
+            [each.value for each in own.subject.get_attributes_for_oid(kind)]
+            for kind in (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME)
+        ]
+        if named != [[federation], [SERVER]] or head.federation != federation:
+            raise ValueError("it is another's")
+        if not own.not_valid_before_utc.timestamp() <= head.at <= own.not_valid_after_utc.timestamp():
+            raise ValueError("its certificate was not valid then")
+        key = own.public_key()
+        assert isinstance(key, EllipticCurvePublicKey)
+        key.verify(bytes.fromhex(head.signature), head.told, ECDSA(SHA256()))
+    except (ValueError, TypeError, AssertionError, InvalidSignature, UnsupportedAlgorithm) as error:
+        why = str(error) or type(error).__name__
+        raise Refusal("log", "head", f"was not signed by the server of {federation!r} ({why})") from None

@@ -1,0 +1,190 @@
+"""Merkle tree over a growing list, in the form of RFC 9162, section 2.1: roots, and proofs that an auditor checks.
+
+Leaves and inner nodes are hashed with prefixes of their own, so that no entry passes for a node. A proof of inclusion says
+that an entry stands in a tree, a proof of consistency that a tree is a later one's beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+HASH_BYTES = 32
+EMPTY_ROOT = hashlib.sha256().digest()
+
+
+def leaf_hash(entry: bytes) -> bytes:
+    """Return the hash of one entry, 32 bytes."""
+    return hashlib.sha256(b"\x00" + entry).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return the hash of an inner node, 32 bytes, from those of its children."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+@dataclass
+class Frontier:
+    """Right edge of a tree, from which its root and every larger tree's root follow.
+
+    Attributes:
+      size: number of leaves.
+      peaks: hashes of its perfect subtrees, the largest first; one for each bit of the size.
+    """
+
+    size: int = 0
+    peaks: list[bytes] = field(default_factory=list[bytes])
+
+    def add(self, leaves: Iterable[bytes]) -> None:
+        """Append leaves by their hashes."""
+        for leaf in leaves:
+            self.size += 1
+            self.peaks.append(leaf)
+            ends = self.size
+            while ends % 2 == 0:  # two perfect subtrees of one height become one
+                right = self.peaks.pop()
+                self.peaks[-1] = node_hash(self.peaks[-1], right)
+                ends //= 2
+
+    def copy(self) -> Frontier:
+        """Return another frontier of the same tree."""
+        return Frontier(self.size, list(self.peaks))
+
+    @property
+    def root(self) -> bytes:
+        """The hash of the whole tree, 32 bytes."""
+        if not self.peaks:
+            return EMPTY_ROOT
+        found = self.peaks[-1]
+        for peak in reversed(self.peaks[:-1]):
+            found = node_hash(peak, found)
+        return found
+
+
+def root_of(leaves: Sequence[bytes]) -> bytes:
+    """Return the root of a tree, 32 bytes, from the hashes of its leaves."""
+    frontier = Frontier()
+    frontier.add(leaves)
+    return frontier.root
+
+
+# --- proofs -------------------------------------------------------------------------------------------------------
+
+
+def inclusion_proof(leaves: Sequence[bytes], place: int) -> list[bytes]:
+    """Return PATH(place, leaves) of RFC 9162, section 2.1.3.1: the hashes beside the way from a leaf to the root.
+
+    Args:
+      leaves: hashes of all leaves.
+      place: of the leaf, from 0.
+
+    Raises:
+      ValueError: there is no such leaf.
+    """
+    if not 0 <= place < len(leaves):
+        raise ValueError(f"place {place} of {len(leaves)} leaves")
+    found: list[bytes] = []
+    while len(leaves) > 1:
+        split = _split(len(leaves))
+        left, right = leaves[:split], leaves[split:]
+        if place < split:
+            found.append(root_of(right))
+            leaves = left
+        else:
+            found.append(root_of(left))
+            leaves, place = right, place - split
+    return found[::-1]
+
+
+def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
+    """Return PROOF(size, leaves) of RFC 9162, section 2.1.4.1.
+
+    Args:
+      leaves: hashes of all leaves of the larger tree.
+      size: of the smaller one, from 1.
+
+    Raises:
+      ValueError: there is no such smaller tree.
+    """
+    if not 0 < size <= len(leaves):
+        raise ValueError(f"size {size} of {len(leaves)} leaves")
+    found: list[bytes] = []
+    whole = True  # whether what is left of the smaller tree is all of it, whose root the auditor has
+    while size < len(leaves):
+        split = _split(len(leaves))
+        left, right = leaves[:split], leaves[split:]
+        if size <= split:
+            found.append(root_of(right))
+            leaves = left
+        else:
+            found.append(root_of(left))
+            leaves, size, whole = right, size - split, False
+    return [*([] if whole else [root_of(leaves)]), *found[::-1]]
+
+
+def includes(root: bytes, size: int, leaf: bytes, place: int, proof: Sequence[bytes]) -> bool:
+    """Return whether a proof shows a leaf in a tree: RFC 9162, section 2.1.3.2.
+
+    Args:
+      root: of the tree.
+      size: of the tree.
+      leaf: hash of the leaf.
+      place: of the leaf, from 0.
+      proof: as `inclusion_proof` returns it.
+    """
+    if not 0 <= place < size:
+        return False
+    number, last, found = place, size - 1, leaf
+    for each in proof:
+        if last == 0:
+            return False
+        if number & 1 or number == last:
+            found = node_hash(each, found)
+            while not number & 1 and number:
+                number, last = number >> 1, last >> 1
+        else:
+            found = node_hash(found, each)
+        number, last = number >> 1, last >> 1
+    return last == 0 and found == root
+
+
+def extends(first: bytes, first_size: int, second: bytes, second_size: int, proof: Sequence[bytes]) -> bool:
+    """Return whether a proof shows that a tree begins with a smaller one: RFC 9162, section 2.1.4.2.
+
+    Args:
+      first: root of the smaller tree.
+      first_size: of it, from 1.
+      second: root of the larger tree.
+      second_size: of it.
+      proof: as `consistency_proof` returns it.
+    """
+    if not 0 < first_size <= second_size:
+        return False
+    if first_size == second_size:
+        return not proof and first == second
+    path = list(proof)
+    if first_size & (first_size - 1) == 0:
+        path.insert(0, first)
+    if not path:
+        return False
+    number, last = first_size - 1, second_size - 1
+    while number & 1:
+        number, last = number >> 1, last >> 1
+    old = new = path[0]
+    for each in path[1:]:
+        if last == 0:
+            return False
+        if number & 1 or number == last:
+            old, new = node_hash(each, old), node_hash(each, new)
+            while not number & 1 and number:
+                number, last = number >> 1, last >> 1
+        else:
+            new = node_hash(new, each)
+        number, last = number >> 1, last >> 1
+    return last == 0 and old == first and new == second
+
+
+def _split(size: int) -> int:
+    """Return the largest power of two below a size of at least 2."""
+    return 1 << (size - 1).bit_length() - 1
