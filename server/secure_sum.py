@@ -39,7 +39,7 @@ from ..strategies.secure_wire import (
     task_hash,
     with_roster,
 )
-from ..strategies.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, OWNERS_POLICY
+from ..strategies.wire import DROP_REASONS, LASTING, NO_REPLY, NOT_NEEDED, OWNERS_POLICY, UNREADABLE
 from .masking import Masking
 from .round_terms import Sum
 
@@ -213,8 +213,12 @@ def _replies(reply: Message, count: int) -> list[tuple[bytes, str | None]]:
     """Return what a node answers to so many messages: bytes, and the reason if there are none."""
     if reply.has_error():
         return [(b"", DROP_REASONS.get(reply.error.code, "failed"))] * count
-    said = [*(messages_of(reply.content) or []), *[b""] * count][:count]
-    code = failure_of(reply.content)
+    try:
+        said = [*(messages_of(reply.content) or []), *[b""] * count][:count]
+        code = failure_of(reply.content)
+    except Exception:
+        logger.exception("a reply of node %s failed here", reply.metadata.src_node_id)
+        return [(b"", DROP_REASONS[UNREADABLE])] * count
     reason = None if code is None else DROP_REASONS.get(code, "failed")
     return [(each, None if each else reason) for each in said]
 
@@ -328,6 +332,9 @@ class Attempt:
                 self._server.take(node, reply)
             except Refused as refused:
                 reason = str(refused.reason)
+            except Exception:  # what nobody thought of costs this reply, and not the round of all
+                logger.exception("a reply of node %s failed here", node)
+                reason = DROP_REASONS[UNREADABLE]
         if node in self._server.declined:
             reason = f"declined: {self._server.declined[node]}"
         if reason is not None:

@@ -24,7 +24,9 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.messages import read_any
 from fedveil.privacy.secagg.refusal import Reason
 from fedveil.privacy.secagg.roster import Roster
+from fedveil.privacy.secagg.server import Due, ServerAttempt
 from fedveil.privacy.secagg.transcript import Profile
+from fedveil.server import secure_sum
 from fedveil.server.accounts import Unprotected
 from fedveil.server.masked_sums import UNTRUE, MaskedSums
 from fedveil.server.participants import Participants
@@ -291,6 +293,32 @@ def test_a_client_process_killed_at_any_stage_is_left_out_or_already_in(
     assert first.dropped == ({} if kept == CLIENTS else {"failed": 1})
     assert first.spec is not None and first.spec.noise_multiplier(kept - 1, kept) >= 3.0
     assert second.survivors == CLIENTS
+
+
+@pytest.mark.parametrize("due", ["take", "messages_of"])
+def test_an_error_that_nobody_thought_of_costs_one_reply(
+    due: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, true_take = FIRST_NODE + 2, ServerAttempt.take
+
+    def take(attempt: ServerAttempt, node: int, reply: bytes) -> None:
+        if due == "take" and node == bad and attempt.due is Due.VECTORS:
+            raise AttributeError("nobody thought of this")
+        true_take(attempt, node, reply)
+
+    def read(content: RecordDict) -> list[bytes] | None:
+        said = messages_of(content)
+        if due == "messages_of" and said and len(said[0]) > 1000 and not raised:
+            raised.append(True)
+            raise RecursionError("nor of this")
+        return said
+
+    raised: list[bool] = []
+    monkeypatch.setattr(ServerAttempt, "take", take)
+    monkeypatch.setattr(secure_sum, "messages_of", read)
+    opened = summed(Clients(), wanted())
+    assert (opened.survivors, opened.dropped, opened.attempts) == (CLIENTS - 1, {"unreadable": 1}, 1)
+    assert "failed here" in caplog.text
 
 
 # --- sums that cannot be true

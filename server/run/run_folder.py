@@ -7,13 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from ...configs.schema import CustomTask
 from ...privacy.accounting.epsilon import GATE_INTERVAL
@@ -75,6 +76,7 @@ class Progress:
       meter: counts who took part, where records are protected.
       history: the finished rounds, as in the file METRICS.
       heads: of the clients' own ledgers.
+      remembered: by the audit of the rounds up to `state`; its own memory may be a round ahead.
     """
 
     run: Run
@@ -83,6 +85,7 @@ class Progress:
     meter: RecordMeter | None
     history: list[dict[str, Any]]
     heads: KnownHeads
+    remembered: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
 
 
 def read_saved(folder: Path) -> Saved:
@@ -211,7 +214,8 @@ def begun(run: Run, strategy: Strategy, audit: RunAudit | None, meter: RecordMet
     """
     state = _first_state(run, strategy)
     heads = KnownHeads(run.federation, run.client)
-    return Progress(run, state, audit, meter, read_history(run.folder, state.round), heads)
+    remembered = run.checkpoint.audit if run.checkpoint is not None else {}
+    return Progress(run, state, audit, meter, read_history(run.folder, state.round), heads, remembered)
 
 
 def _first_state(run: Run, strategy: Strategy) -> State:
@@ -314,9 +318,10 @@ def keep(progress: Progress, state: State) -> None:
       OSError: the folder cannot be written.
     """
     settings = progress.run.federation.settings
+    remembered = progress.audit.memory if progress.audit is not None else {}
     if state.round % settings.checkpoint_every == 0 or state.round == settings.num_rounds:
-        save(progress, state)
-    progress.state = state
+        save(progress, state, remembered)
+    progress.state, progress.remembered = state, remembered
 
 
 def _counts(progress: Progress, done: Round) -> dict[str, Any]:
@@ -340,20 +345,22 @@ def _tell_operator(folder: Path, row: dict[str, Any]) -> None:
         file.write(_line(row).encode())
 
 
-def save(progress: Progress, state: State) -> None:
+def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.float64]]) -> None:
     """Write a checkpoint.
 
     Args:
       progress: of the run.
       state: after the last finished round.
+      remembered: by the audit of the rounds up to that one.
 
     Raises:
       OSError: the folder cannot be written.
     """
     run, heads = progress.run, progress.heads.now()
     head = run.ledger.head if run.ledger is not None else None
-    audit = progress.audit.memory if progress.audit is not None else {}
-    kept = Checkpoint(run.name, state.round, state.arrays, state.strategy, head, state.choices, heads, audit)
+    kept = Checkpoint(
+        run.name, state.round, state.arrays, state.strategy, head, state.choices, heads, remembered
+    )
     if (average := state.average) is not None:
         kept = replace(kept, average=average.total, models=average.models)
     write(run.folder, kept)
@@ -436,7 +443,7 @@ def finish(
     try:
         if progress.run.federation.keeps_counts:
             _tell_operator(folder, {key: told[key] for key in ("records", "seconds", "cpu_seconds")})
-        save(progress, ending.state)
+        save(progress, ending.state, progress.remembered)
         result["audit"] = None if progress.audit is None else end_audit(progress.audit, ending, title)
         _write_results(progress, ending.state, result, title)
         if ending.status in CLOSED:

@@ -1,0 +1,89 @@
+"""A disk that is full at any write of a run, a server or a device: nothing is lost, one sentence says so, and it goes on."""
+
+import json
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.refusal import Refusal
+from fedveil.simulations.simulate import simulate
+
+failing = runpy.run_path(str(Path(__file__).parent / "faults" / "failing_files.py"))["failing"]
+ROUNDS = 3
+ASKED = (
+    "task=digits",
+    "task.num_clients=20",
+    f"num_rounds={ROUNDS}",
+    "batch_size=40",
+    "cohort.rate=0.4",
+    "privacy.noise_multiplier=1",
+    "privacy.target_epsilon=null",
+    "privacy.allow_large_delta=true",
+    "audit.on_alarm=stop",
+)
+
+
+def begin(folder: Path) -> int:
+    return simulate(settings_from_overrides(ASKED), folder, quiet=True).exit_code
+
+
+def resume(folder: Path) -> int:
+    return simulate(settings_from_overrides([f"resume={folder}"]), folder, quiet=True).exit_code
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
+    """Return the folder of a run that nothing happens to, and the names of the files that it wrote, in their order."""
+    folder = tmp_path_factory.mktemp("calm") / "run"
+    folder.mkdir()
+    with failing(folder) as disk:
+        assert begin(folder) == 0
+    yield folder, disk.names
+
+
+def goes_on(folder: Path, full: range, calm: Path) -> None:
+    """Let the disk be full for these writes, make room, and go on; the run is to be the same as without."""
+    folder.mkdir()
+    with failing(folder, full):
+        try:
+            code = begin(folder)
+        except (Refusal, OSError):  # before the first round
+            code = None
+    ledger = folder / "ledger"
+    before = [entry.key for entry in read_entries(ledger)] if ledger.exists() else []
+    if code is None:
+        assert not before or not (folder / "checkpoint.safetensors").exists()
+        return
+    assert code == 0 or resume(folder) == 0
+    assert (folder / "model.safetensors").read_bytes() == (calm / "model.safetensors").read_bytes()
+    assert (folder / "metrics.jsonl").read_text() == (calm / "metrics.jsonl").read_text()
+    assert not json.loads((folder / "result.json").read_text())["audit"]["alarms"]
+    assert verify(ledger).ok and [entry.key for entry in read_entries(ledger)][: len(before)] == before
+
+
+SECOND = {"metrics.jsonl": 2, ".checkpoint.safetensors.tmp": 4}  # of a file's writes, the first of round 2
+
+
+@pytest.mark.parametrize("name", SECOND)
+@pytest.mark.parametrize("lasts", [1, 1000])
+def test_a_run_whose_disk_is_full_in_a_round_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, calm: tuple[Path, list[str]], name: str, lasts: int
+) -> None:
+    """What an audit remembers of a round that is not kept is not kept either: else it would see the round twice."""
+    folder, names = calm
+    first = [number for number, each in enumerate(names, 1) if each == name][SECOND[name] - 1]
+    goes_on(tmp_path / "run", range(first, first + lasts), folder)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("lasts", [1, 1000])
+def test_a_run_whose_disk_is_full_at_any_write_goes_on(
+    tmp_path: Path, calm: tuple[Path, list[str]], lasts: int
+) -> None:
+    folder, names = calm
+    for first in range(1, len(names) + 1):
+        goes_on(tmp_path / str(first), range(first, first + lasts), folder)
