@@ -184,7 +184,14 @@ class TrainingJob:
         Args:
           node: whose memory says with whom its vector is summed.
         """
-        return Work(model_hash(self.message.content), lambda terms: self._vector(terms, node))
+        return Work(
+            model_hash(self.message.content),
+            lambda terms: self._vector(terms, node),
+            lambda terms: self._noise(self._spec(terms), terms, node).sigma,
+        )
+
+    def _spec(self, terms: AttemptTerms) -> ShareSpec:
+        return _agreed_spec(self.message.content, terms, self.identity.policy.collusion)
 
     def _noise(self, spec: ShareSpec, terms: AttemptTerms, node: Participant) -> OwnNoise:
         policy = self.identity.policy
@@ -201,7 +208,7 @@ class TrainingJob:
 
     def _vector(self, terms: AttemptTerms, node: Participant) -> tuple[Vector, Openings]:
         content = self.message.content
-        spec = _agreed_spec(content, terms, self.identity.policy.collusion)
+        spec = self._spec(terms)
         noise = self._noise(spec, terms, node)
         received = dict(only_arrays(content).items())  # the app may change what it was given
         seed = rotation_seed(model_hash(content), terms.round)

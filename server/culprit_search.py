@@ -31,13 +31,15 @@ class WeighedSum:
       nodes: whose vectors are in it, ascending.
       norm: in clipping norms.
       most: that a true one has, in clipping norms.
-      why: it cannot be true, in words; empty if it may be.
+      why: it cannot be true, or is lost, in words; empty if it may be true.
+      lost: in the noise that its members added of their own, of which no norm tells anything.
     """
 
     nodes: tuple[int, ...]
     norm: float
     most: float
     why: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..privacy.mechanisms.distributed import decode_counts_of, decode_sum, sum_event
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import WEIGHT
-from ..privacy.mechanisms.sum_bound import is_mean_too_long, longest_sum, norm_of
+from ..privacy.mechanisms.sum_bound import SummedNoise, is_mean_too_long, is_too_noisy, longest_sum, norm_of
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Fault
 from ..strategies.secure_wire import rotation_seed
@@ -25,6 +25,7 @@ from .secure_sum import DECLINED, Opened, SecureSums, share_spec
 logger = logging.getLogger("fedveil.server")
 
 UNTRUE = "untrue_sum"  # why members were dropped, all of them, whose sum cannot be true
+LOST = "own_noise"  # why members were dropped whose sum is lost in the noise that some of them added
 
 
 class MaskedSums:
@@ -118,7 +119,7 @@ class MaskedSums:
     ) -> Round:
         """Return the round with what its sums tell of who spoils them, and tell the log."""
         before = self._search.suspected
-        self._search = self._search.after(row, weighed, in_parts)
+        self._search = self._search.after(row, [each for each in weighed if not each.lost], in_parts)
         now = self._search.suspected
         suspected = {self._name(node): why for node, why in now.items() if node not in before}
         for name, why in suspected.items():
@@ -127,7 +128,7 @@ class MaskedSums:
             logger.warning("%s is suspected no more: a sum with it can be true", self._name(node))
         if why_whole and done.untrue:
             done = replace(done, cause=f"{done.cause}; {why_whole}")
-        if done.cause and done.untrue:
+        if any(each.why for each in weighed):
             logger.warning("round %d: %s", done.number, done.cause)
         evidence = tuple(self._evidence(each) for each in weighed) if in_parts or done.untrue else ()
         return replace(done, suspected=suspected, weighed=evidence)
@@ -137,7 +138,7 @@ class MaskedSums:
             "members": [self._name(node) for node in found.nodes],
             "norm": round(found.norm, 4),
             "most": round(found.most, 4),
-            "untrue": bool(found.why),
+            "untrue": bool(found.why) and not found.lost,
         }
 
     # --- one sum ------------------------------------------------------------------------------------------------
@@ -151,16 +152,21 @@ class MaskedSums:
         units = self._account.units(max(1.0, float(len(real))))
         arrays, scalars = decode_sum(opened.total, layout, spec, survivors, units, seed)
         norm = norm_of(opened.total, spec) / cells
-        most = longest_sum(spec, survivors, opened.unopened, wanted.noise_multiplier) / cells
-        why = ""
-        if norm > most:
+        further = tuple(opened.further.values())
+        noise = SummedNoise(survivors, opened.unopened, further, wanted.noise_multiplier)
+        most = longest_sum(spec, noise) / cells
+        why, noisy = "", is_too_noisy(spec, noise)
+        if noisy:
+            told = ", ".join(self._name(node) for node in sorted(opened.further))
+            why = f"is lost in the noise that {told} added of their own; widen it with secagg.bits=32, or pin more peers"
+        elif norm > most:
             why = f"has a norm of {norm:.4g} clipping norms, and a true one at most {most:.4g}"
         elif is_mean_too_long(arrays, scalars, spec, survivors):
             why = "has a mean that is longer than any update may be"
         weight = scalars[WEIGHT] * survivors if spec.weighted else units
         counts = decode_counts_of(opened.total, spec, seed)
         mean = Mean(arrays, scalars, arrays, units, counts, survivors, weight)
-        return mean, WeighedSum(tuple(opened.nodes), norm, most, why)
+        return mean, WeighedSum(tuple(opened.nodes), norm, most, why, noisy)
 
     def _name(self, node: int) -> str:
         return self._sums.masking.roster.name_of(node)
@@ -186,8 +192,11 @@ def _with(done: Round, opened: Opened, blamed: Mapping[str, str]) -> Round:
 
 
 def _turned_away(done: Round, found: WeighedSum) -> Round:
-    said = f"{UNTRUE}: the sum of {len(found.nodes)} members {found.why}; nothing of it is released"
-    dropped = Counter(done.dropped) + Counter({UNTRUE: len(found.nodes)})
+    reason = LOST if found.lost else UNTRUE
+    said = f"{reason}: the sum of {len(found.nodes)} members {found.why}; nothing of it is released"
     return replace(
-        done, dropped=dict(dropped), untrue=True, cause="; ".join(each for each in (done.cause, said) if each)
+        done,
+        dropped=dict(Counter(done.dropped) + Counter({reason: len(found.nodes)})),
+        untrue=done.untrue or not found.lost,
+        cause="; ".join(each for each in (done.cause, said) if each),
     )

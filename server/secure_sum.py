@@ -67,6 +67,7 @@ class Opened:
       blamed: by node, what it did that no node does which follows the protocol, in any attempt at the round.
       cause: why nothing was opened, where the nodes may have paid for it; empty otherwise.
       unopened: of the survivors, those whose layers of noise all stay in the sum.
+      further: by survivor, the parameter of the noise that it says to have added of its own; none that added none.
     """
 
     total: Words | None = None
@@ -80,6 +81,7 @@ class Opened:
     blamed: dict[int, Fault] = field(default_factory=dict[int, Fault])
     cause: str = ""
     unopened: int = 0
+    further: dict[int, int] = field(default_factory=dict[int, int])
 
 
 class SecureSums:
@@ -369,13 +371,14 @@ class Attempt:
         dropped = Counter(
             self._reasons.get(node, reason) for node in self.nodes if node not in set(survivors)
         )
-        total, number, cause, unopened = None, self.number + 1, "", 0
+        total, number, cause, unopened, further = None, self.number + 1, "", 0, dict[int, int]()
         if isinstance(ended, Abandoned) and self._asked_for_vectors:
             cause = self._cause(ended.reason)
         if isinstance(ended, OpenedSum):
             total = ended.total
             taken = take_back(total, len(survivors), self.spec, map(_seeds, ended.seeds.values()))
             unopened = len(survivors) - taken
+            further = {node: ended.further[node] for node in survivors if ended.further[node]}
         return Opened(
             total,
             self.spec,
@@ -387,6 +390,7 @@ class Attempt:
             tuple(survivors),
             cause=cause,
             unopened=unopened,
+            further=further,
         )
 
     def _cause(self, reason: Reason) -> str:

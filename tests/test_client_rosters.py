@@ -356,6 +356,7 @@ def test_members_that_nobody_vouches_for_know_their_noise(
     opened = masked_sum(grid, noise=3.0)
     assert opened.survivors == 5 and opened.dropped == {}
     assert len(added) == adds and charged(grid.devices[2]) == 3.0
+    assert opened.further == (dict.fromkeys([2], added[0]) if adds else {})  # the server is told how much
 
 
 def test_where_the_grid_has_no_room_the_device_is_charged_for_the_noise_that_there_is(

@@ -1281,6 +1281,13 @@ MUTATIONS = {
         "test_server_secure_sum.py",
         "random_words or cannot_be_true",
     ),
+    "what a member says of its noise counts without limit": Mutation(
+        "privacy/mechanisms/sum_bound.py",
+        "float(min(sigma, max(most, 0)) ** 2)",
+        "float(sigma**2)",
+        "test_privacy_sum_bound.py",
+        "lie_is_counted_once",
+    ),
     "a search that never halves": Mutation(
         "server/culprit_search.py",
         "return frozenset.intersection(*sums)",

@@ -12,7 +12,14 @@ from fedveil.privacy.mechanisms.discrete_gaussian import sample
 from fedveil.privacy.mechanisms.distributed import add_further_noise, decode_sum, encode_share
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sizing import WEIGHT, Attendance, ShareSpec, size_shares
-from fedveil.privacy.mechanisms.sum_bound import FALSE_ALARM, is_mean_too_long, longest_sum, norm_of
+from fedveil.privacy.mechanisms.sum_bound import (
+    FALSE_ALARM,
+    SummedNoise,
+    is_mean_too_long,
+    is_too_noisy,
+    longest_sum,
+    norm_of,
+)
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 
 SEED, DRAWS = bytes(32), 2000
@@ -63,7 +70,7 @@ def test_vectors_at_full_norm_and_exact_noise_stay_within_the_bound(
     sums = np.tile(np.trunc(signal), (DRAWS, 1))
     for _ in range(clients):
         sums += sample(spec.sigma, DRAWS * size, stream).reshape(DRAWS, size)
-    assert np.linalg.norm(sums, axis=1).max() <= longest_sum(spec, clients, 0, 0.0)
+    assert np.linalg.norm(sums, axis=1).max() <= longest_sum(spec, SummedNoise(clients))
 
 
 @given(
@@ -79,7 +86,7 @@ def test_real_vectors_stay_within_and_random_words_never_do(
 ) -> None:
     spec = spec_of(summed, 300, clients, noise, bits)
     vectors = at_full_norm(spec, clients)
-    most = longest_sum(spec, clients, clients, noise)
+    most = longest_sum(spec, SummedNoise(clients, clients))
     assert norm_of(total(vectors), spec) <= most
     vectors[0] = np.random.default_rng(key).integers(0, 2**bits, spec.size, dtype=spec.dtype)
     assert norm_of(total(vectors), spec) > most
@@ -92,7 +99,7 @@ def test_the_noise_alone_is_bounded_a_little_above_its_quantile(size: int) -> No
     deviation = math.sqrt(2 * spec.variance(2))
     exact = deviation * math.sqrt(chi2.isf(FALSE_ALARM, size))
     signal = 2 * math.sqrt(spec.limit)
-    noise = math.sqrt(longest_sum(spec, 2, 0, 0.0) ** 2 - signal**2)
+    noise = math.sqrt(longest_sum(spec, SummedNoise(2)) ** 2 - signal**2)
     assert exact <= noise <= 1.25 * exact
 
 
@@ -103,15 +110,39 @@ def test_owners_who_vouch_for_nobody_raise_no_alarm(clients: int, bits: int) -> 
     further = max(spec.missing_sigma(others, noise) for others in range(clients))
     assert further > 0
     vectors = at_full_norm(spec, clients)
+    told = [further if client % 3 == 0 else 0 for client in range(clients)]
     for client, vector in enumerate(vectors):
-        add_further_noise(vector, further, Randomness(9).stream("further", client))
-    assert norm_of(total(vectors), spec) <= longest_sum(spec, clients, clients, noise)
+        if told[client]:
+            add_further_noise(vector, told[client], Randomness(9).stream("further", client))
+    found = norm_of(total(vectors), spec)
+    assert found <= longest_sum(spec, SummedNoise(clients, clients, tuple(told), noise))
+    assert not is_too_noisy(spec, SummedNoise(clients, clients, tuple(told), noise))
+
+
+def test_what_owners_do_not_say_is_not_allowed_for_and_a_lie_is_counted_once() -> None:
+    spec, noise = spec_of(CLIENTS, 400, 20, 1.0), 1.0
+    most = max(spec.missing_sigma(others, noise) for others in range(20))
+    without, one, lie, all_ = (
+        longest_sum(spec, SummedNoise(20, 0, told, noise)) for told in ((), (most,), (2**63, 0), (most,) * 20)
+    )
+    assert without < one == lie < all_
+    assert without < all_ / 2
+
+
+def test_a_sum_that_is_lost_in_noise_that_owners_told_of_is_known_as_one() -> None:
+    spec, noise = spec_of(CLIENTS, 100_000, 100, 1.0, 16), 1.0
+    most = max(spec.missing_sigma(others, noise) for others in range(100))
+    assert most > 0
+    assert not is_too_noisy(spec, SummedNoise(100, 100, (), noise))
+    assert not is_too_noisy(spec, SummedNoise(100, 100, (most,), noise))
+    assert is_too_noisy(spec, SummedNoise(100, 100, (most,) * 100, noise))
 
 
 def test_layers_that_stay_in_the_sum_are_known_noise() -> None:
     spec = spec_of(CLIENTS, 400, 20, 2.0)
     assert spec.layers
-    assert longest_sum(spec, 20, 20, 0.0) > longest_sum(spec, 20, 5, 0.0) > longest_sum(spec, 20, 0, 0.0)
+    bounds = [longest_sum(spec, SummedNoise(20, unopened)) for unopened in (20, 5, 0)]
+    assert bounds[0] > bounds[1] > bounds[2]
 
 
 def weighed(counts: list[float], words: np.ndarray | None = None, bits: int = 32) -> bool:
@@ -127,7 +158,7 @@ def weighed(counts: list[float], words: np.ndarray | None = None, bits: int = 32
     if words is not None:
         vectors[0] = words.astype(spec.dtype)
     opened = total(vectors)
-    assert norm_of(opened, spec) <= longest_sum(spec, len(counts), 0, 0.0)
+    assert norm_of(opened, spec) <= longest_sum(spec, SummedNoise(len(counts)))
     mean, scalars = decode_sum(opened, {"w": (30,)}, spec, len(counts), 1.0, SEED)
     return is_mean_too_long(mean, scalars, spec, len(counts))
 

@@ -16,9 +16,10 @@ from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
+from fedveil.server import masked_sums
 from fedveil.server.accounts import Unprotected
 from fedveil.server.culprit_search import CALM, FIRST, Search, WeighedSum
-from fedveil.server.masked_sums import UNTRUE, MaskedSums
+from fedveil.server.masked_sums import LOST, UNTRUE, MaskedSums
 from fedveil.server.participants import Participants
 from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import Mean, Round, SumPrivacy, joined
@@ -179,6 +180,15 @@ def test_a_part_that_its_members_decline_ends_the_search_in_words(monkeypatch: p
     declined, whole = told[-2][0], told[-1][0]
     assert declined.abandoned and declined.dropped == {"declined: policy": 8}
     assert whole.dropped == {UNTRUE: 8} and "members decline sums of 4" in whole.cause
+
+
+def test_a_sum_that_is_lost_in_its_owners_noise_draws_suspicion_on_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(masked_sums, "is_too_noisy", lambda *_: True)
+    for done, mean in rounds_of(sums_of(8), 8, FIRST + 1):
+        assert mean is None and done.abandoned and not done.untrue and not done.weighed
+        assert done.dropped == {LOST: 8} and done.cause.startswith(f"{LOST}: the sum of 8 members is lost")
 
 
 def test_a_round_in_parts_is_charged_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,15 +11,17 @@ sum of independent discrete Gaussians, so it is sub-Gaussian with V, the sum of 
 
 So |s + N|^2 <= (n L)^2 + 2 n L sqrt(2 V t) + V (d + 2 sqrt(d t) + 2 t), but in one round of 10^6.
 
-V holds the noise that is known to be there: the shares, the layers that stay closed, and those that their owners did not
-open. It also holds the most that owners who pin peers may add unseen: each survivor counts as one who vouches for
-nobody but itself. That sum is cut where one coordinate in fifty overflows, as such a sum is of no use anyhow.
+V holds the noise that is known to be there: the shares, the layers that stay closed, those that their owners did not open,
+and what owners who pin peers say that they added (`add_further_noise`). What a member says counts up to what one needs who
+vouches for nobody but itself: a lie makes room for that much, once. Where V is so large that one coordinate in fifty
+overflows, no norm says anything, and the sum is of no use: `is_too_noisy`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,37 +35,58 @@ OVERFLOWS = 2.3263  # standard deviations that a normal number exceeds, on eithe
 _FLOAT_SLACK = 1e-9  # relative, of norms in float64
 
 
-def longest_sum(spec: ShareSpec, survivors: int, unopened: int, noise_multiplier: float) -> float:
+@dataclass(frozen=True)
+class SummedNoise:
+    """Noise of an opened sum, as far as the server is told of it.
+
+    Attributes:
+      survivors: how many vectors were added.
+      unopened: of them, those whose layers of noise all stay in the sum.
+      further: parameters of the noise that owners say to have added of their own, in grid units.
+      noise_multiplier: that members are promised, which those who pin peers make up for.
+    """
+
+    survivors: int
+    unopened: int = 0
+    further: tuple[int, ...] = ()
+    noise_multiplier: float = 0.0
+
+    def variance(self, spec: ShareSpec) -> float:
+        """Return the variance of one coordinate of the sum, in grid units."""
+        known = (self.survivors - self.unopened) * spec.variance(self.survivors)
+        return float(known + self.unopened * spec.variance(0)) + sum(self.counted(spec))
+
+    def counted(self, spec: ShareSpec) -> list[float]:
+        """Return how much variance counts of what each owner said to have added."""
+        if not any(self.further):
+            return []
+        others = range(spec.attendance.most)
+        most = max(spec.missing_sigma(each, self.noise_multiplier) for each in others)
+        return [float(min(sigma, max(most, 0)) ** 2) for sigma in self.further]
+
+
+def is_too_noisy(spec: ShareSpec, noise: SummedNoise) -> bool:
+    """Return whether the noise alone exceeds a coordinate's range in one of fifty coordinates, so that the sum is lost."""
+    return noise.variance(spec) > ((2 ** (spec.bits - 1) - 1) / OVERFLOWS) ** 2
+
+
+def longest_sum(spec: ShareSpec, noise: SummedNoise) -> float:
     """Return the L2 norm, in grid units, that a true sum exceeds with a probability of at most `FALSE_ALARM`.
 
     Args:
       spec: the round's public parameters.
-      survivors: how many vectors were added.
-      unopened: of them, those whose layers of noise all stay in the sum.
-      noise_multiplier: that members are promised, which those who pin peers make up for.
+      noise: of the sum.
     """
-    t, size = math.log(2 / FALSE_ALARM), spec.size
-    signal = survivors * _longest_vector(spec)
-    variance = _known_variance(spec, survivors, unopened)
-    variance += _unseen_variance(spec, survivors, variance, noise_multiplier)
-    noise = variance * (size + 2 * math.sqrt(size * t) + 2 * t)
-    return math.sqrt(signal**2 + 2 * signal * math.sqrt(2 * variance * t) + noise) * (1 + _FLOAT_SLACK)
+    t, size, variance = math.log(2 / FALSE_ALARM), spec.size, noise.variance(spec)
+    signal = noise.survivors * _longest_vector(spec)
+    tail = variance * (size + 2 * math.sqrt(size * t) + 2 * t)
+    return math.sqrt(signal**2 + 2 * signal * math.sqrt(2 * variance * t) + tail) * (1 + _FLOAT_SLACK)
 
 
 def _longest_vector(spec: ShareSpec) -> float:
     if spec.sum.unit_norm is None:
         return math.sqrt(spec.limit)
     return math.sqrt(moved_squared(spec.sum.cells, spec.size))  # rounded once, whatever its length becomes
-
-
-def _known_variance(spec: ShareSpec, survivors: int, unopened: int) -> float:
-    return float((survivors - unopened) * spec.variance(survivors) + unopened * spec.variance(0))
-
-
-def _unseen_variance(spec: ShareSpec, survivors: int, known: float, noise_multiplier: float) -> float:
-    most = max(spec.missing_sigma(others, noise_multiplier) for others in range(spec.attendance.most))
-    useful = ((2 ** (spec.bits - 1) - 1) / OVERFLOWS) ** 2
-    return max(min(survivors * max(most, 0) ** 2, useful - known), 0.0)
 
 
 def norm_of(total: NDArray[np.uint16 | np.uint32], spec: ShareSpec) -> float:

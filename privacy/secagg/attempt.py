@@ -21,7 +21,7 @@ import numpy as np
 from .bindings import Agreement, advert_body, confirmation_body, survivors_digest
 from .graph import colluders
 from .masks import Vector, add_masks
-from .messages import Advert, Confirmation
+from .messages import FURTHER_BYTES, Advert, Confirmation
 from .refusal import Reason, Refused
 from .roster import Roster
 from .suite import seal, suite_of, verify
@@ -51,10 +51,13 @@ class Work:
       model_hash: of the model that this node received, computed here.
       vector: called once, when the masks are ready; hands over words of the terms' width, shape (d,), to be
         overwritten, and what the node is to open beside its shares.
+      further: parameter of the noise in that vector which no other node has, whole grid units; a public number, told to
+        the server under the vector's seal.
     """
 
     model_hash: bytes
     vector: Callable[[AttemptTerms], tuple[Vector, Openings]]
+    further: Callable[[AttemptTerms], int] = lambda _: 0
 
 
 @dataclass
@@ -128,14 +131,17 @@ def tagged(attempt: NodeAttempt, body: bytes) -> bytes:
     return body + seal(suite_of(attempt.terms.suite), attempt.reply_key, b"", body)
 
 
-def masked(attempt: NodeAttempt, vector: Vector, masks: Sequence[tuple[bytes, int]], context: bytes) -> bytes:
-    """Return the vector, masked in place, and behind it the round's context, sealed with the vector.
+def masked(
+    attempt: NodeAttempt, vector: Vector, masks: Sequence[tuple[bytes, int]], context: bytes, further: int = 0
+) -> bytes:
+    """Return the vector, masked in place, and behind it the round's context and a number, sealed with the vector.
 
     Args:
       attempt: whose reply key seals.
       vector: words of the terms' width, (d,); overwritten.
       masks: key of 32 bytes and sign of each.
       context: of the round, 32 bytes.
+      further: as of `Work`.
 
     Raises:
       ValueError: the vector is not what `Work` promises.
@@ -147,7 +153,8 @@ def masked(attempt: NodeAttempt, vector: Vector, masks: Sequence[tuple[bytes, in
     suite = suite_of(attempt.terms.suite)
     add_masks(words, masks, suite)
     body = words.data.cast("B")
-    return b"".join((body, seal(suite, attempt.reply_key, context, body)))
+    told = context + further.to_bytes(FURTHER_BYTES, "big")
+    return b"".join((body, seal(suite, attempt.reply_key, told, body)))
 
 
 # --- signatures that a node checks

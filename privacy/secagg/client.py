@@ -315,7 +315,7 @@ class Participant:
         masks = [(own_mask_key(attempt.own_seed, context), 1)]
         masks += [(key, mask_sign(self.node, peer)) for key, peer in zip(keys, peers, strict=True)]
         vector, attempt.openings = work.vector(attempt.terms)
-        return masked(attempt, vector, masks, context)
+        return masked(attempt, vector, masks, context, work.further(attempt.terms))
 
     def _confirm(self, attempt: NodeAttempt, sets: Survivors) -> bytes:
         """4: hold the survivors against what this node knows, and sign them."""

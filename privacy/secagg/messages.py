@@ -29,6 +29,7 @@ SHARE_BYTES = 32
 SEAL_BYTES = NONCE_BYTES + TAG_BYTES  # added by sealing; alone, the tag of a reply
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
 TOLD_BYTES = COMMITMENT_BYTES + SHARE_BYTES + HASH_BYTES
+FURTHER_BYTES = 8  # of the number that is sealed behind a masked vector
 DECLINED_BYTES = 40  # no other reply is as short
 NODES = 1 << 64  # Flower's node numbers are unsigned 64-bit
 # The deepest is a node's memory: attempts, each with its openings, each with a number and a seed. The largest are the

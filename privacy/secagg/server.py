@@ -26,6 +26,7 @@ from .hybrid import blocks, check_keys
 from .masks import Vector, add_masks
 from .messages import (
     DECLINED_BYTES,
+    FURTHER_BYTES,
     SEAL_BYTES,
     SHARE_BYTES,
     Advert,
@@ -85,11 +86,13 @@ class OpenedSum:
       total: modulo 2**bits, (d,).
       survivors: nodes in the sum, ascending.
       seeds: by survivor, what it opened of its vector's noise; none of those who did not answer in the end.
+      further: by survivor, the parameter of the noise that it says to have added of its own.
     """
 
     total: Vector
     survivors: tuple[int, ...]
     seeds: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    further: dict[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class ServerAttempt:
         self._shares: dict[int, dict[int, bytes]] = {}
         self._mask_keys: dict[int, dict[int, bytes]] = {}
         self._seeds: dict[int, bytes] = {}
+        self._further: dict[int, int] = {}
         self._agreed = Agreement(terms, self.context, self._candidates, ())
         self._dealings = dealings(self._agreed, {})
         self._sharers: tuple[int, ...] = ()
@@ -262,13 +266,14 @@ class ServerAttempt:
         self._complaints[node] = said
 
     def _take_vector(self, node: int, frame: bytes) -> None:
-        if len(frame) != self._total.nbytes + HASH_BYTES + SEAL_BYTES:
+        if len(frame) != self._total.nbytes + HASH_BYTES + FURTHER_BYTES + SEAL_BYTES:
             raise Refused(Reason.MALFORMED, "a masked vector of another length")
-        context = self._opened(node, frame[self._total.nbytes :], memoryview(frame)[: self._total.nbytes])
-        if context != self._round:
+        told = self._opened(node, frame[self._total.nbytes :], memoryview(frame)[: self._total.nbytes])
+        if told[:HASH_BYTES] != self._round:
             raise Refused(Reason.WRONG_COHORT, "masked for another round: other nodes, or another model")
         words = np.frombuffer(frame, self._total.dtype, self._total.size)
         np.add(self._total, words, out=self._total)
+        self._further[node] = int.from_bytes(told[HASH_BYTES:], "big")
 
     def _take_confirmation(self, node: int, said: Confirmation) -> None:
         if said.node != node:
@@ -430,7 +435,7 @@ class ServerAttempt:
         )
         add_masks(self._total, list(opening.remaining_masks()), self._suite)
         self._end()
-        return OpenedSum(self._total, self._alive, self._seeds)
+        return OpenedSum(self._total, self._alive, self._seeds, self._further)
 
     def _enough(self, count: int) -> None:
         if count < self._terms.minimum_survivors:

@@ -265,6 +265,7 @@ BEYOND: dict[str, str] = {
     "opened twice for one reservation": SERVER,
     "an opened sum that nobody weighs": MEMBER,
     "a search that never halves": MEMBER,
+    "what a member says of its noise counts without limit": MEMBER,
     "a part whose sum nobody weighs": MEMBER,
     "a deal whose degree nobody checks": MEMBER,
     "a share that its holder does not check": MEMBER,
