@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from dataclasses import replace
+from pathlib import Path
 
 from .contenders import measure
 from .engines import OURS, Options
@@ -10,7 +16,11 @@ from .tables import Row, conditions, median, result_of
 from .workload import Size
 
 COHORTS = (10, 100, 1000)
-POPULATIONS = (100, 1000, 10_000, 100_000)
+POPULATIONS = (1000, 10_000, 100_000, 1_000_000)
+MORE_ROUNDS = 40  # of the longer of two runs, whose difference is rounds alone
+DELTA = 1e-7  # below one over each population
+_MODULE = "fedveil.benchmarks.made_task"
+_MEBI = 1024.0  # Linux counts a process's peak in KiB
 
 
 def run_memory(options: Options) -> Row:
@@ -22,16 +32,54 @@ def run_memory(options: Options) -> Row:
         for cohort in COHORTS
         if cohort <= options.size.clients
     ]
-    populations = [
-        _row(workload, replace(options.size, clients=clients))
-        for workload in options.workloads
-        for clients in POPULATIONS
-        if clients >= options.size.cohort
+    populations = [_by_command(clients, options.size) for clients in POPULATIONS]
+    tables = {
+        "Against the cohort": cohorts,
+        "Against the population, `fedveil simulate`, tiny": populations,
+    }
+    notes = [
+        "MiB: proportional set size of the whole program, PyTorch included; of a command its peak",
+        f"privacy=client_central, delta {DELTA:g}, a cohort of {options.size.cohort} by coins",
+        f"a round: the difference of runs of {options.size.rounds} and {options.size.rounds + MORE_ROUNDS} rounds",
     ]
-    tables = {"Against the cohort": cohorts, "Against the population": populations}
-    return result_of(
-        "memory", before, tables, ["MiB: proportional set size of the whole program, PyTorch included"]
+    return result_of("memory", before, tables, notes)
+
+
+def _by_command(clients: int, size: Size) -> Row:
+    few, many = (
+        _run(clients, size.cohort / clients, rounds) for rounds in (size.rounds, size.rounds + MORE_ROUNDS)
     )
+    return {
+        "clients": clients,
+        "cpu s, few rounds": round(few[1], 2),
+        "wall ms a round": round(1000 * (many[0] - few[0]) / MORE_ROUNDS, 1),
+        "cpu ms a round": round(1000 * (many[1] - few[1]) / MORE_ROUNDS, 1),
+        "MiB": round(many[2]),
+    }
+
+
+def _run(clients: int, rate: float, rounds: int) -> tuple[float, float, float]:
+    """Return wall and CPU seconds of one run from the command line, and its peak of memory in MiB."""
+    said = [f"task.target={_MODULE}:Made", f"allow_modules=[{_MODULE}]", f"task.args.num_clients={clients}"]
+    asked = [f"cohort.rate={rate}", f"privacy.target_delta={DELTA}", f"num_rounds={rounds}", "seed=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "fedveil",
+            "simulate",
+            "task=custom",
+            "task.args.workload=tiny",
+            *said,
+        ]
+        command += ["privacy=client_central", *asked, f"hydra.run.dir={Path(folder) / 'run'}"]
+        started = time.monotonic()
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(child.pid, 0)
+        taken = time.monotonic() - started
+    if status:
+        raise RuntimeError(f"a run of {clients} clients failed")
+    return taken, used.ru_utime + used.ru_stime, used.ru_maxrss / _MEBI
 
 
 def _row(workload: str, size: Size) -> Row:

@@ -54,7 +54,7 @@ class Participants:
     add_canaries: AddCanaries | None = None
     population: int | None = None
     declared: bool = False
-    _real: list[int] = field(default_factory=list[int], init=False)
+    _real: Sequence[int] = field(default=(), init=False)
     _dummies: list[int] = field(default_factory=list[int], init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class Participants:
 
     def all_among(self, nodes: Collection[int]) -> bool:
         """Return whether every real client is among these nodes."""
-        return bool(self._real) and set(self._real) <= set(nodes)
+        return 0 < len(self._real) <= len(nodes) and set(self._real) <= set(nodes)
 
     def dummies(self, drawn: Sequence[int]) -> list[int]:
         """Return the numbers, from 0, of the canaries among those drawn."""
@@ -155,12 +155,17 @@ class Participants:
                 "population", self.clients, f"{len(nodes) - last} clients are connected; say so many"
             )
         if self.add_canaries is None:
-            self._real, self._dummies = nodes[: self.clients], nodes[self.clients :]
+            self._real, self._dummies = nodes[: self.clients], list(nodes[self.clients :])
         else:
             self._real = nodes
 
-    def _connected(self, wanted: int) -> list[int]:
+    def _connected(self, wanted: int) -> Sequence[int]:
         deadline = time.monotonic() + NODE_WAIT_SECONDS
-        while len(nodes := sorted(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+        while len(nodes := self._nodes()) < wanted and time.monotonic() < deadline:
             time.sleep(0.1)
         return nodes
+
+    def _nodes(self) -> Sequence[int]:
+        """Return the grid's nodes in order: a simulation's are a range, which takes no room however many they are."""
+        nodes = self.grid.get_node_ids()
+        return nodes if isinstance(nodes, range) else sorted(nodes)

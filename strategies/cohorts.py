@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
-import numpy as np
 from dp_accounting.dp_event import DpEvent, PoissonSampledDpEvent
 
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.refusal import Refusal
 from ..privacy.sampling import Turns, least_participations
+from .draws import SPARSE, coins, subset
 
 Earlier = Sequence[Sequence[int]]  # the cohorts of all rounds before, in their order
 
@@ -111,8 +111,7 @@ class Poisson:
         del earlier
         if self.rate == 1:
             return list(population)
-        chosen = stream.uint64(len(population)) < np.uint64(int(self.rate * 2**64))
-        return [population[int(index)] for index in np.flatnonzero(chosen)]
+        return [population[place] for place in coins(len(population), self.rate, stream).tolist()]
 
     def expected_size(self, population: int) -> float:
         """Return rate * population."""
@@ -157,14 +156,13 @@ class Fixed:
             raise Refusal("cohort.size", self.size, "give at least 1 client a round")
 
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
-        """Return `size` clients: those with the smallest of independent uniform keys."""
+        """Return `size` clients, each choice of them as likely as any other."""
         del earlier
         if self.size > len(population):
             raise Refusal(
                 "cohort.size", self.size, f"only {len(population)} clients are there; ask for fewer"
             )
-        order = np.argsort(stream.uint64(len(population)), kind="stable")[: self.size]
-        return [population[int(index)] for index in np.sort(order)]
+        return [population[place] for place in subset(len(population), self.size, stream).tolist()]
 
     def expected_size(self, population: int) -> float:
         """Return `size`."""
@@ -257,6 +255,9 @@ class MinSeparation:
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return `size` of those who may, the ones with fewest participations first; fewer where fewer may."""
         counts = Counter(client for cohort in earlier for client in cohort)
+        if isinstance(population, range) and len(counts) + self.size <= len(population) // SPARSE:
+            seen = [population.index(client) for client in counts if client in population]
+            return [population[place] for place in subset(len(population), self.size, stream, seen).tolist()]
         recent = {
             client for cohort in earlier[max(0, len(earlier) - self.separation + 1) :] for client in cohort
         }
@@ -331,7 +332,7 @@ class CyclicPoisson:
     def draw(self, population: Sequence[int], stream: Stream, earlier: Earlier = ()) -> list[int]:
         """Return each client of the group whose turn it is, by its coin; the result may be empty."""
         turn = len(earlier) % self.groups
-        return self._coins.draw([each for each in population if self._group(each) == turn], stream)
+        return [each for each in self._coins.draw(population, stream) if self._group(each) == turn]
 
     def _group(self, client: int) -> int:
         hashed = hashlib.blake2b(str(client).encode(), digest_size=8, person=b"cohort group")

@@ -1589,6 +1589,13 @@ MUTATIONS = {
         "test_privacy_audit_memorisation.py",
         "next_looks_confirms",
     ),
+    "coins of a large population come up at another rate": Mutation(
+        "strategies/draws.py",
+        "for _ in range(BLOCK.bit_length() - 1):",
+        "for _ in range(BLOCK.bit_length() - 2):",
+        "test_strategies_draws.py",
+        "coins_of_many",
+    ),
     "audit of known rounds under amplification": Mutation(
         "privacy/audit/canary_clients.py",
         'if any(hasattr(leaf, "sampling_probability")',

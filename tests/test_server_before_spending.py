@@ -195,3 +195,18 @@ def test_an_order_says_how_many_runs_there_are() -> None:
     assert RecordOrder(3.0, 1e-5, 1.0, "zero-out", 20, runs=12).runs == 12
     with pytest.raises(fv.Refusal, match="runs"):
         RecordOrder(3.0, 1e-5, 1.0, "zero-out", 20, runs=0)
+
+
+def test_of_a_large_made_up_population_clients_spread_evenly_are_looked_at(tmp_path: Path) -> None:
+    asked = set[int]()
+
+    class Watched(Clinics):
+        def client_data(self, client: int) -> fv.Examples:
+            asked.add(client)
+            return super().client_data(client % 7)
+
+    task = Watched(20_000, simulated=True)
+    keys = {"privacy": fv.ClientCentral(target_delta=1e-6), "cohort": fv.Poisson(0.001), "quiet": True}
+    run = fv.simulate(task, num_rounds=1, seed=1, folder=tmp_path / "run", **keys)
+    assert run.status == "completed"
+    assert set(range(0, 20_000, 20)) < asked and len(asked) < 1100

@@ -64,6 +64,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "SIZES", (100,))
     monkeypatch.setattr(dp_sgd, "BATCHES", {2: 2})
     monkeypatch.setattr(memory, "POPULATIONS", (3, 6))
+    monkeypatch.setattr(memory, "_run", lambda clients, rate, rounds: (2.0 + rounds, 1.0 + rounds, 300.0))
     monkeypatch.setattr(secagg, "CASES", (Case(6, 5, 4, 2000, 0.2), Case(6, 5, 4, 2000, 0.2, bits=16)))
     monkeypatch.setattr(secagg, "MADE", (Case(12, 6, 4, 2000, 0.2),))
     monkeypatch.setattr(secagg, "HELD", (Case(6, 5, 4, 2000, 0.2),))

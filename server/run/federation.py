@@ -44,7 +44,7 @@ from ...tasks.protocol import Task
 from ..masking import Masking
 from ..round_terms import UnitsOfClient
 from .canary_clients import count_canaries
-from .canary_records import canary_records_of_each
+from .canary_records import canary_records_of_each, records_are_audited
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -162,9 +162,9 @@ class Federation:
     @cached_property
     def canary_records(self) -> int:
         """How many canary records each client has among its own; on real data none: the client alone may look."""
-        if not self.simulated:
+        if not self.simulated or not records_are_audited(self.settings):
             return 0
-        return canary_records_of_each(self.settings, self.task.num_clients, self.sizes[0])
+        return canary_records_of_each(self.task.num_clients, self.sizes[0])
 
     @property
     def num_nodes(self) -> int:

@@ -106,6 +106,7 @@ SUPPLIED = "what a device installs, before any run"
 STORY = "what members are told of, and no number that is released"
 TOLD = "what a page says of a run, and not what the run has released"
 WORSE = "the sum has the noise that is claimed, and the model is worse"
+LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have"
 BEYOND: dict[str, str] = {
     "clip before the mask": WORSE,
     "a record is clipped before the mask": WORSE,
@@ -241,6 +242,7 @@ BEYOND: dict[str, str] = {
     "rules between keys of a configuration are not looked at": CONFIGURED,
     "what is frozen travels": "more numbers leave, all of them clipped and noised as claimed",
     "metrics leave beside the sum": "leaves beside the sum, where an audit of sums does not look",
+    "coins of a large population come up at another rate": LARGE,
     "a cycle's rounds are paid once a run": "an event that is wrong in plan and ledger alike; audit=full is refused for this cohort",
     "the coin of a turn is accounted at the rate of all rounds": "an event that is wrong in plan and ledger alike; audit=full is refused for this cohort",
     "bands reach from one turn into the next": "a precondition: no plan asks for it",

@@ -1,0 +1,78 @@
+"""Draws of few among many, in time that follows how many are drawn and not how many there are.
+
+Positions are drawn and not clients, so that a population can be a range. Where many of them are drawn, or there are few,
+each has a coin or a key of its own. The law is the same: every probability is exact to within 2^-64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..privacy.mechanisms.randomness import Stream
+
+BLOCK = 1 << 16  # positions whose heads are counted at once; 16 bits name one of them
+SPARSE = 64  # positions for each that is drawn, above which counting heads is cheaper than a coin for each
+# A block without heads has probability 2^-1490 at one in `SPARSE`: it must stay exact for 64 bits and more.
+_BITS = 2048
+
+Positions = NDArray[np.int64]
+
+
+def coins(count: int, rate: float, stream: Stream) -> Positions:
+    """Return the positions whose coins came up, each independently of the others, ascending.
+
+    Args:
+      count: how many positions there are.
+      rate: probability of each, in (0, 1).
+      stream: of the draw.
+    """
+    if count <= BLOCK or rate * SPARSE > 1:
+        return np.flatnonzero(stream.uint64(count) < np.uint64(int(rate * 2**64)))
+    blocks = -(-count // BLOCK)
+    heads = np.searchsorted(_heads(rate), stream.uint64(blocks), side="right")
+    found = np.empty(0, np.int64)
+    while (missing := heads - np.bincount(found // BLOCK, minlength=blocks)).any():
+        words = stream.uint32(int(missing.sum())).astype(np.int64) % BLOCK
+        found = np.union1d(found, np.repeat(np.arange(blocks), missing) * BLOCK + words)
+    return found[found < count]
+
+
+def subset(count: int, size: int, stream: Stream, taken: Collection[int] = ()) -> Positions:
+    """Return `size` different positions that are not taken, each subset as likely as any other, ascending.
+
+    Args:
+      count: how many positions there are.
+      size: how many are drawn, at most those that are not taken.
+      stream: of the draw.
+      taken: positions that are left out.
+    """
+    if (size + len(taken)) * SPARSE > count:
+        free = np.setdiff1d(np.arange(count), np.fromiter(taken, np.int64, len(taken)))
+        return np.sort(free[np.argsort(stream.uint64(len(free)), kind="stable")[:size]])
+    least_biased = np.uint64(2**64 - 2**64 % count - 1)
+    found, out = np.empty(0, np.int64), np.fromiter(taken, np.int64, len(taken))
+    while len(found) < size:
+        words = stream.uint64(size - len(found))
+        drawn = (words[words <= least_biased] % np.uint64(count)).astype(np.int64)
+        found = np.setdiff1d(np.union1d(found, drawn), out)
+    return found
+
+
+@lru_cache(maxsize=16)
+def _heads(rate: float) -> NDArray[np.uint64]:
+    """Return the probabilities of at most 0, 1, ... heads among `BLOCK` coins, in units of 2^-64, rounded down."""
+    shown, hidden = Fraction(rate).numerator, Fraction(1 - Fraction(rate)).numerator
+    term = (hidden << _BITS) // Fraction(rate).denominator
+    for _ in range(BLOCK.bit_length() - 1):
+        term = term * term >> _BITS  # no heads at all, by squaring
+    below, table = 0, list[int]()
+    while not table or table[-1] < 2**64 - 1:
+        below += term
+        table.append(below >> (_BITS - 64))
+        term = term * (BLOCK - len(table) + 1) * shown // (len(table) * hidden)
+    return np.array(table, np.uint64)
