@@ -17,6 +17,7 @@ MODULES = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "tables": ("pyarrow",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
 }
 
 

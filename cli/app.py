@@ -193,7 +193,7 @@ def predict(
         Path,
         Argument(
             metavar="RUN",
-            help="The folder of a run that has ended, or of a client's bundle.",
+            help="The folder of a run that has ended, of an export, or of a client's bundle.",
             file_okay=False,
         ),
     ],
@@ -208,11 +208,45 @@ def predict(
     Example:
       fedveil predict runs/first patients.csv --out predictions.csv
     """
-    require_extra("client", "fedveil predict")
     from .predict import predict as body
 
     _own_modules()
     return body(run, data, out, tuple(allow_module or ()))
+
+
+@_verb(app, "export", "Make a run's model fit a device.")
+def export(
+    run: Annotated[
+        Path, Argument(metavar="RUN", help="The folder of a run that has ended.", file_okay=False)
+    ],
+    to: Annotated[str, Option(metavar="FORMAT", help="safetensors, onnx, torchscript or int8.")],
+    student: Annotated[
+        str | None,
+        Option(metavar="MODULE:CLASS", help="A smaller model that learns to say the same; see --public."),
+    ] = None,
+    public: Annotated[
+        Path | None,
+        Option(metavar="DATA", help="Inputs that are nobody's, for a student: a table, tables, or .npy."),
+    ] = None,
+    out: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Where to; RUN/export/FORMAT by default.", file_okay=False)
+    ] = None,
+    allow_module: Annotated[
+        list[str] | None, Option(metavar="MODULE", help="That the run's own task stands in.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Write a run's released model in the format of a runtime, or a smaller one that says the same. Epsilon does not change.
+
+    Example:
+      fedveil export runs/first --to int8
+      fedveil export runs/first --to onnx --student small:Net --public pictures.npy
+    """
+    require_extra("client", "fedveil export")
+    from .export import export as body
+
+    _own_modules()
+    return body(run, (to, student, public, out, tuple(allow_module or ())), as_json=as_json)
 
 
 def _acts(accept_vacuous: bool, reason: str | None) -> list[str]:

@@ -1,36 +1,27 @@
-"""Predictions of a run's released model, as CSV."""
+"""Predictions of a run's released model, or of an exported one, as CSV."""
 
 from __future__ import annotations
 
 import csv
-import json
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.numpy import load_file
-from torch import nn
+from numpy.typing import NDArray
 
-from ..client.device.client_bundle import DEFAULTS, TABLES, DeviceFile, read_settings
-from ..configs.bundle_files import read_toml
+from ..extras import require_extra
 from ..privacy.refusal import Refusal
-from ..server.run.released import MODEL, RESULT, model_of, predictions, require_ended, task_of
-from ..tasks import load_task
-from ..tasks.arrays import agreement_of, load_arrays
-from ..tasks.data import data_of
-from ..tasks.table_schema import SCHEMA
-
-SETTINGS = "client.toml"  # of a client's bundle
+from ..tasks.exported import read_export
 
 
 def predict(run: Path, data: Path, out: Path | None, allow_modules: tuple[str, ...]) -> int:
     """Write what the model of a run says of each row of the data, in their order.
 
     Args:
-      run: folder of the run; or a client's bundle, or the state folder in it, which keeps the final model of a run.
+      run: folder of the run, or of an export; or a client's bundle, or the state folder in it, which keeps the final
+        model of a run.
       data: table or folder of tables, or .npy for a run without a schema.
       out: file to write; None prints.
       allow_modules: modules that may be imported for the run's task.
@@ -44,11 +35,29 @@ def predict(run: Path, data: Path, out: Path | None, allow_modules: tuple[str, .
     """
     if not data.exists():
         raise Refusal("DATA", str(data), "is not there; name a table, a folder of tables or a file .npy")
-    bundle = _bundle_of(run)
-    model, task, classifies = (
-        _of_run(run, allow_modules) if bundle is None else _of_device(bundle, allow_modules)
-    )
-    columns = predictions(model, task, data, classifies)
+    exported = read_export(run)
+    columns = _released(run, data, allow_modules) if exported is None else exported.predict(data)
+    write(columns, out)
+    if out:
+        print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
+    return 0
+
+
+def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    require_extra("client", "fedveil predict, of what is no export,")
+    from ..server.run.released import predictions
+    from .run_model import model_and_task
+
+    model, task, classifies = model_and_task(run, allow_modules)
+    return predictions(model, task, data, classifies)
+
+
+def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:
+    """Write columns of shape (n,) as CSV; None prints.
+
+    Raises:
+      Refusal: the file cannot be written.
+    """
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     shown = ([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
     try:
@@ -60,55 +69,3 @@ def predict(run: Path, data: Path, out: Path | None, allow_modules: tuple[str, .
         if out is None:
             raise
         raise Refusal("--out", str(out), f"cannot be written ({error.strerror})") from None
-    if out:
-        print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
-    return 0
-
-
-def _of_run(run: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:
-    """Return a run's model and task, and whether it classifies."""
-    require_ended(run)
-    task = task_of(run, allow_modules)
-    classifies = "accuracy" in json.loads((run / RESULT).read_text(encoding="utf-8"))["metrics"]
-    return model_of(run, task), task, classifies
-
-
-def _bundle_of(folder: Path) -> Path | None:
-    """Return the client's bundle that a folder is, or whose state folder it is."""
-    for bundle in (folder, folder.resolve().parent):
-        if (bundle / SETTINGS).is_file() and (
-            bundle == folder or (bundle / _settings(bundle).state).resolve() == folder.resolve()
-        ):
-            return bundle
-    return None
-
-
-def _settings(bundle: Path) -> DeviceFile:
-    return read_toml(bundle / SETTINGS, read_settings, DEFAULTS)
-
-
-def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:
-    """Return the model that a device keeps, its task, and whether it classifies."""
-    settings = _settings(bundle)
-    state, choice = bundle / settings.state, settings.task
-    if not (state / MODEL).is_file():
-        raise Refusal("folder", str(bundle), "keeps no model; a run that is completed leaves one")
-    with safe_open(state / MODEL, "numpy") as file:
-        told: dict[str, str] = file.metadata() or {}
-        if choice.kind is not None:
-            kept = load_file(state / MODEL)
-            model = nn.Linear(*kept["weight"].shape[::-1])
-            load_arrays(model, kept)
-            return model.eval(), None, True
-    options = {**choice.options, **choice.args}
-    if choice.name == TABLES:
-        options["schema"] = str(bundle / str(choice.options.get("schema", SCHEMA)))
-    task = load_task(choice.target or choice.name or "", options, (*choice.allow_modules, *allow_modules))
-    if told.get("agreement") and told["agreement"] != agreement_of(task):
-        remedy = f"is not the schema or model of run {told.get('run')}, whose model is kept; put that back"
-        raise Refusal("schema", str(options.get("schema")), remedy)
-    classifies = (
-        choice.name != TABLES
-        and not data_of(task, choice.client).batch(torch.arange(1))[1].is_floating_point()
-    )
-    return model_of(state, task), task, classifies

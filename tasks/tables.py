@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ..privacy.refusal import Refusal
 from .classification import class_metrics, cross_entropies, softmax_regression
 from .data import Examples
+from .exported import schema_inputs, told_by_schema
 from .flwr_partition import FLWR, flwr_shares
 from .partition import Partition
 from .persons import only
-from .table_files import DRAFT_COMMAND, clients_of, draft_schema, frame_inputs, read_persons, read_rows
+from .table_files import DRAFT_COMMAND, clients_of, draft_schema, read_persons, read_rows
 from .table_schema import SCHEMA, Schema, plain, read_schema
 
 MODELS = ("linear", "mlp")
@@ -100,21 +101,11 @@ class Tables:
 
     def encode(self, data: object) -> Tensor:
         """Return the model's inputs for a table, a folder of tables or a data frame; a label in it is not looked at."""
-        if isinstance(data, str | Path):
-            return torch.from_numpy(read_rows(Path(data), self.schema, labelled=False).inputs)
-        return torch.from_numpy(frame_inputs(data, self.schema))
+        return torch.from_numpy(schema_inputs(self.schema, data))
 
     def decode(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return predictions by column name: the likeliest word and its probability, or a number."""
-        target = self.schema.target
-        if not self.classes:
-            middle, half = (target.low + target.high) / 2, (target.high - target.low) / 2
-            return {target.name: (middle + half * outputs.squeeze(-1).clamp(-1, 1)).double().numpy()}
-        probability, code = outputs.softmax(-1).max(-1)
-        return {
-            target.name: np.array(target.words)[code.numpy()],
-            "probability": probability.double().numpy(),
-        }
+        return told_by_schema(self.schema, outputs.detach().numpy())
 
 
 def perceptron(sizes: Sequence[int]) -> nn.Module:

@@ -48,6 +48,13 @@ BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_p
 BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
 ACTS_TESTS, SEGMENT_TESTS = "test_server_acts.py", "test_privacy_segments.py"
 MUTATIONS = {
+    "a student learns of clients' data": Mutation(
+        "server/run/distil.py",
+        "and own <= known for client in clients",
+        "and own < set() for client in clients",
+        "test_server_export.py",
+        "none_of_the_clients",
+    ),
     "a report takes a string for markup": Mutation(
         "reports/page.py",
         "        autoescape=True,",

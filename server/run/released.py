@@ -97,34 +97,15 @@ def predictions(
     """
     import torch
 
+    from ...tasks.exported import read_array
+    from ...tasks.numpy_model import columns
     from ...tasks.protocol import PredictingTask
 
-    inputs = task.encode(data) if isinstance(task, PredictingTask) else _tensor(data)
+    inputs = task.encode(data) if isinstance(task, PredictingTask) else torch.from_numpy(read_array(data))
     try:
         with torch.no_grad():
             outputs = model(inputs)
     except (RuntimeError, IndexError) as error:
         shape = f"shape {tuple(inputs.shape)}"
         raise Refusal("data", shape, f"does not suit the model: {str(error).splitlines()[0]}") from None
-    if isinstance(task, PredictingTask):
-        return task.decode(outputs)
-    if classifies and outputs.dim() == 2:
-        probability, code = outputs.softmax(-1).max(-1)
-        return {"class": code.numpy(), "probability": probability.double().numpy()}
-    columns = outputs.flatten(1).T if outputs.dim() > 1 else outputs[None]
-    return {f"output_{place}": column.double().numpy() for place, column in enumerate(columns)}
-
-
-def _tensor(data: object) -> Tensor:
-    """Return an array, or a file .npy, as a model takes it."""
-    import numpy as np
-    import torch
-
-    try:
-        array = np.load(data, allow_pickle=False) if isinstance(data, str | Path) else np.asarray(data)
-        kind = {"f": np.float32, "i": np.int64, "u": np.int64}[array.dtype.kind]
-    except (OSError, ValueError, KeyError, EOFError):
-        shown = str(data) if isinstance(data, str | Path) else type(data).__name__
-        remedy = "this run has no schema; give an array of numbers, or a file .npy"
-        raise Refusal("data", shown, remedy) from None
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
+    return task.decode(outputs) if isinstance(task, PredictingTask) else columns(outputs.numpy(), classifies)

@@ -112,6 +112,7 @@ BEYOND: dict[str, str] = {
     "a record is clipped before the mask": WORSE,
     "gain forgotten": WORSE,
     "one mask for two rounds' sums": WORSE,
+    "a student learns of clients' data": "what is made of a model after the run, which an audit of the run does not see",
     "a report takes a string for markup": TOLD,
     "a promised epsilon is rounded down": TOLD,
     "a report of files that were changed does not say so": TOLD,

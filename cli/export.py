@@ -1,0 +1,50 @@
+"""Export of a run's model: the folder is made, and its card is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..server.run.export import Order
+from ..server.run.export import export as made
+
+
+def export(
+    run: Path, asked: tuple[str, str | None, Path | None, Path | None, tuple[str, ...]], *, as_json: bool
+) -> int:
+    """Export a run's model and print its card.
+
+    Args:
+      run: folder of the run.
+      asked: the fields of an `Order`.
+      as_json: whether the card is printed as JSON.
+
+    Returns:
+      The exit code.
+    """
+    folder, card = made(run, Order(*asked))
+    print(json.dumps(card, indent=1) if as_json else "\n".join([f"{folder}/{card['file']}", *told(card)]))
+    return 0
+
+
+def told(card: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a card."""
+    share = card["bytes"] / card["released_bytes"]
+    yield f"  size       {card['bytes']} bytes, {share:.3g} of the released model's"
+    yield f"  latency    {card['milliseconds_a_row']:.3g} ms a row, on one thread here"
+    if card["measured_on"] is None:
+        yield "  agreement  not measured: no public data are here; name some with --public"
+    else:
+        same = "" if card["agreement"] is None else f"{card['agreement']:.2%} of {card['rows']} rows, "
+        yield f"  agreement  {same}outputs differ by {card['largest_difference']:.2g} at most, {card['measured_on']}"
+    for name, now in (card["metrics"] or {}).get("exported", {}).items():
+        yield f"  {name:10} {now:.4g}, and {card['metrics']['released'][name]:.4g} of the released model"
+    for row in card["privacy"]:
+        if row["adversary"] == "model":
+            yield f"  epsilon    {_number(row['epsilon'])} of a {row['unit']} at delta {row['delta']:g}, unchanged: {card['privacy_said']}"
+
+
+def _number(epsilon: Any) -> str:
+    return f"{epsilon:.4g}" if isinstance(epsilon, float | int) else str(epsilon)

@@ -1,0 +1,200 @@
+"""Exported model: a folder with the model in one format, its card and its preprocessing; applied without torch where the format allows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..configs.strict import nearest
+from ..extras import require_extra
+from ..privacy.refusal import Refusal
+from . import numpy_model
+from .table_schema import SCHEMA, Schema, read_schema
+
+CARD, FORMAT = "card.json", "fedveil export 1"
+# What --to may be, and the file that it makes.
+FILES: Mapping[str, str] = {
+    "safetensors": numpy_model.MODEL,
+    "onnx": "model.onnx",
+    "torchscript": "model.pt",
+    "int8": numpy_model.MODEL,
+}
+Model = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Exported model.
+
+    Attributes:
+      folder: that it stands in.
+      card: what is known of it, as card.json holds it.
+    """
+
+    folder: Path
+    card: Mapping[str, Any]
+
+    def predict(self, data: object) -> dict[str, NDArray[Any]]:
+        """Return what the model says of each row, by column name, shape (n,) each.
+
+        Args:
+          data: a table, a folder of tables or a data frame, where the export has a schema; else a file .npy, or an
+            array, of the model's inputs, shape (n, ...).
+
+        Raises:
+          Refusal: the data do not suit the model, the model is not the one of the card, or a package is missing.
+        """
+        schema = self.schema
+        inputs = read_array(data) if schema is None else schema_inputs(schema, data)
+        model = read_model(self.folder, str(self.card["to"]), str(self.card["sha256"]))
+        try:
+            outputs = model(inputs.astype(self.card["inputs"]["dtype"]))
+        except Exception as error:  # noqa: BLE001 (each runtime raises its own)
+            said = f"does not suit the model: {str(error).splitlines()[0]}"
+            raise Refusal("data", f"shape {tuple(inputs.shape)}", said) from None
+        if schema is not None:
+            return told_by_schema(schema, outputs)
+        return numpy_model.columns(outputs, bool(self.card["classifies"]))
+
+    @property
+    def schema(self) -> Schema | None:
+        """The schema of its tables; None where its inputs are arrays."""
+        return read_schema(self.folder / SCHEMA) if (self.folder / SCHEMA).is_file() else None
+
+
+def read_export(folder: Path) -> Exported | None:
+    """Return the exported model of a folder; None where there is none.
+
+    Raises:
+      Refusal: its card cannot be read.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        found = (
+            card["format"] == FORMAT
+            and card["to"] in FILES
+            and bool(card["sha256"] and card["inputs"]["dtype"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        found, card = False, {}
+    if not found:
+        raise Refusal("card", str(path), f"is no card of {FORMAT!r}; make the export again")
+    return Exported(folder, card)
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a format that there is not."""
+    if kind not in FILES:
+        raise Refusal("--to", kind, f"choose one of {', '.join(FILES)}; {nearest(kind, FILES)}")
+
+
+def read_model(folder: Path, kind: str, digest: str) -> Model:
+    """Return a function from inputs to outputs, shape (n, ...) each.
+
+    Args:
+      folder: of the export.
+      kind: one of `FILES`.
+      digest: SHA-256 of the file, in hexadecimal, as its card has it.
+
+    Raises:
+      Refusal: the file is not there, is another one, or needs a package that is not installed.
+    """
+    path = folder / FILES[kind]
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise Refusal("model", str(path), "is not the model of its card; copy the whole folder again")
+    return _READERS[kind](path)
+
+
+def _of_numpy(path: Path) -> Model:
+    try:
+        program, arrays = numpy_model.read_model(path)
+    except ValueError as error:
+        raise Refusal("model", str(path), str(error)) from None
+    return lambda inputs: numpy_model.run(program, arrays, inputs)
+
+
+def _of_onnx(path: Path) -> Model:
+    require_extra("export", "a model in the format onnx")
+    runtime: Any = import_module("onnxruntime")
+    session: Any = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def outputs(inputs: NDArray[Any]) -> NDArray[Any]:
+        return session.run(None, {name: inputs})[0]
+
+    return outputs
+
+
+def _of_torchscript(path: Path) -> Model:
+    require_extra("opacus", "a model in the format torchscript")
+    import torch
+
+    module: Any = torch.jit.load(path, map_location="cpu")
+
+    def outputs(inputs: NDArray[Any]) -> NDArray[Any]:
+        with torch.no_grad():
+            return module(torch.from_numpy(inputs)).numpy()
+
+    return outputs
+
+
+_READERS: Mapping[str, Callable[[Path], Model]] = {
+    "safetensors": _of_numpy,
+    "int8": _of_numpy,
+    "onnx": _of_onnx,
+    "torchscript": _of_torchscript,
+}
+
+
+# --- data as people have them -------------------------------------------------------------------------------------
+
+
+def read_array(data: object) -> NDArray[Any]:
+    """Return an array, or that of a file .npy, in float32 or int64.
+
+    Raises:
+      Refusal: it is neither.
+    """
+    try:
+        array = np.load(data, allow_pickle=False) if isinstance(data, str | Path) else np.asarray(data)
+        kind = {"f": np.float32, "i": np.int64, "u": np.int64}[array.dtype.kind]
+    except (OSError, ValueError, KeyError, EOFError):
+        shown = str(data) if isinstance(data, str | Path) else type(data).__name__
+        remedy = "this run has no schema; give an array of numbers, or a file .npy"
+        raise Refusal("data", shown, remedy) from None
+    return np.ascontiguousarray(array, dtype=kind)
+
+
+def schema_inputs(schema: Schema, data: object) -> NDArray[np.float32]:
+    """Return the model's inputs, shape (n, schema.width), for a table, a folder of tables or a data frame."""
+    from .table_files import frame_inputs, read_rows
+
+    if isinstance(data, str | Path):
+        return read_rows(Path(data), schema, labelled=False).inputs
+    return frame_inputs(data, schema)
+
+
+def told_by_schema(schema: Schema, outputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return predictions by column name: the label's likeliest word and its probability, or a number.
+
+    Args:
+      schema: of the tables.
+      outputs: of the model, shape (n, classes), or (n, 1) where the label is a number.
+    """
+    target = schema.target
+    if not target.categories:
+        middle, half = (target.low + target.high) / 2, (target.high - target.low) / 2
+        return {target.name: middle + half * np.clip(outputs.astype(np.float64)[:, 0], -1, 1)}
+    found = numpy_model.columns(outputs, classifies=True)
+    return {target.name: np.array(target.words)[found["class"]], "probability": found["probability"]}

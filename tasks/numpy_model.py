@@ -1,0 +1,408 @@
+"""Interpreter of an exported model, with NumPy alone: an export carries this file as `predict.py`.
+
+    python predict.py inputs.npy > predictions.csv
+
+The model is a file in the safetensors format: arrays, and a program that says which operation takes which. A program is
+data: each of its operations is one of `OPERATIONS`, so a file from elsewhere can compute nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+MODEL = "model.safetensors"
+SCALE = ".scale"  # of the int8 array NAME, for each of its first dimension: NAME.scale
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "<i1", "BOOL": "|b1"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """Operations in their order.
+
+    Attributes:
+      inputs: name of the model's inputs.
+      arrays: for each name that a parameter has in the program, the one that it has in the file.
+      nodes: for each operation (name of its result, its own name, positional arguments, keyword arguments). An argument
+        `{"node": NAME}` is what stands under that name.
+      outputs: name of the model's outputs.
+    """
+
+    inputs: str
+    arrays: Mapping[str, str]
+    nodes: Sequence[tuple[str, str, list[Any], dict[str, Any]]]
+    outputs: str
+
+
+def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
+    """Return the program and the arrays of a file, those of int8 multiplied by their scales.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      ValueError: the file is damaged, or holds no program.
+    """
+    content = path.read_bytes()
+    try:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        told = json.loads(header.pop("__metadata__")["program"])
+        program = Program(
+            told["inputs"], told["arrays"], [tuple(each) for each in told["nodes"]], told["outputs"]
+        )
+        arrays = {name: _array(content[8 + length :], each) for name, each in header.items()}
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds no exported model ({type(error).__name__}: {error})") from None
+    scales = {name: arrays.pop(name + SCALE) for name in [*arrays] if name + SCALE in arrays}
+    for name, scale in scales.items():
+        arrays[name] = arrays[name] * scale.reshape(-1, *[1] * (arrays[name].ndim - 1))
+    return program, arrays
+
+
+def _array(data: bytes, told: Mapping[str, Any]) -> Array:
+    begin, end = told["data_offsets"]
+    return np.frombuffer(data[begin:end], DTYPES[told["dtype"]]).reshape(told["shape"])
+
+
+def run(program: Program, arrays: Mapping[str, Array], inputs: Array) -> Array:
+    """Return the model's outputs, shape (n, ...).
+
+    Args:
+      program: of the model.
+      arrays: its parameters and buffers.
+      inputs: shape (n, ...).
+
+    Raises:
+      ValueError: the program has an operation that is none of `OPERATIONS`, or the inputs do not suit it.
+    """
+    known: dict[str, Any] = {name: arrays[file] for name, file in program.arrays.items()}
+    known[program.inputs] = inputs
+    for name, operation, given, named in program.nodes:
+        if operation not in OPERATIONS:
+            raise ValueError(f"the operation {operation} is not known here")
+        try:
+            known[name] = OPERATIONS[operation](
+                *[_value(each, known) for each in given],
+                **{key: _value(each, known) for key, each in named.items()},
+            )
+        except (TypeError, IndexError, np.exceptions.AxisError) as error:
+            raise ValueError(f"{operation}: {error}") from None
+    return np.asarray(known[program.outputs])
+
+
+def _value(given: Any, known: Mapping[str, Any]) -> Any:
+    if isinstance(given, dict):
+        return known[given["node"]]
+    return [_value(each, known) for each in given] if isinstance(given, list) else given
+
+
+def columns(outputs: Array, classifies: bool) -> dict[str, Array]:
+    """Return predictions by column name, shape (n,) each: the class and its probability, or every output.
+
+    Args:
+      outputs: of a model, shape (n, ...).
+      classifies: whether they are logits of classes, where there are two dimensions.
+    """
+    if classifies and outputs.ndim == 2:
+        shares = softmax(outputs.astype(np.float64))
+        return {"class": shares.argmax(-1), "probability": shares.max(-1)}
+    flat = outputs.reshape(len(outputs), -1).T if outputs.ndim > 1 else outputs[None]
+    return {f"output_{place}": column.astype(np.float64) for place, column in enumerate(flat)}
+
+
+# --- operations, by the names that they have in torch's ATen ------------------------------------------------------
+
+
+def softmax(x: Array, dim: int = -1, dtype: object = None) -> Array:
+    """Return exponentials that sum to one along a dimension."""
+    raised = np.exp(x - x.max(dim, keepdims=True))
+    return raised / raised.sum(dim, keepdims=True)
+
+
+def _linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    return x @ weight.T if bias is None else x @ weight.T + bias
+
+
+def _pair(given: int | Sequence[int]) -> tuple[int, int]:
+    first, last = (given, given) if isinstance(given, int) else (given[0], given[-1])
+    return first, last
+
+
+def _windows(
+    x: Array, size: tuple[int, int], stride: Any, padding: Any, dilation: Any = 1, fill: float = 0.0
+) -> Array:
+    """Return the windows of images, shape (n, c, h, w, *size)."""
+    (down, across), (rows, columns), (apart, aside) = _pair(stride), _pair(padding), _pair(dilation)
+    around = ((0, 0), (0, 0), (rows, rows), (columns, columns))
+    padded = np.pad(x, around, constant_values=fill) if rows or columns else x
+    reach = (apart * (size[0] - 1) + 1, aside * (size[1] - 1) + 1)
+    return sliding_window_view(padded, reach, (2, 3))[:, :, ::down, ::across, ::apart, ::aside]
+
+
+def _conv2d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Array:
+    windows = _windows(x, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
+    pairs = zip(np.split(windows, groups, 1), np.split(weight, groups, 0), strict=True)
+    parts = [np.tensordot(seen, kernels, ((1, 4, 5), (1, 2, 3))) for seen, kernels in pairs]
+    found = np.moveaxis(np.concatenate(parts, -1), -1, 1)
+    return found if bias is None else found + bias[:, None, None]
+
+
+def _max_pool2d(
+    x: Array, size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
+) -> Array:
+    if ceil:
+        raise TypeError("windows that reach over the edge are not known here")
+    return _windows(x, _pair(size), stride or size, padding, dilation, -np.inf).max((-2, -1))
+
+
+def _avg_pool2d(
+    x: Array,
+    size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil: bool = False,
+    padded: bool = True,
+    by: object = None,
+) -> Array:
+    if ceil or by is not None or (not padded and any(_pair(padding))):
+        raise TypeError("windows that reach over the edge are not known here")
+    return _windows(x, _pair(size), stride or size, padding).mean((-2, -1))
+
+
+def _adaptive_avg_pool2d(x: Array, size: Any) -> Array:
+    if _pair(size) != (1, 1):
+        raise TypeError("only one window an image is known here")
+    return x.mean((-2, -1), keepdims=True)
+
+
+def _normal(x: Array, axes: tuple[int, ...], small: float) -> Array:
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + small)
+
+
+def _group_norm(
+    x: Array,
+    groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    small: float = 1e-5,
+    fast: bool = True,
+) -> Array:
+    parted = x.reshape(len(x), groups, -1)
+    found, around = _normal(parted, (-1,), small).reshape(x.shape), (-1, *[1] * (x.ndim - 2))
+    found = found if weight is None else found * weight.reshape(around)
+    return found if bias is None else found + bias.reshape(around)
+
+
+def _layer_norm(
+    x: Array,
+    shape: Sequence[int],
+    weight: Array | None = None,
+    bias: Array | None = None,
+    small: float = 1e-5,
+    fast: bool = True,
+) -> Array:
+    found = _normal(x, tuple(range(-len(shape), 0)), small)
+    found = found if weight is None else found * weight
+    return found if bias is None else found + bias
+
+
+def _batch_norm(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    mean: Array,
+    variance: Array,
+    training: bool,
+    momentum: float,
+    small: float,
+    fast: bool = True,
+) -> Array:
+    if training:
+        raise TypeError("it mixes the examples of a batch")
+    around = (-1, *[1] * (x.ndim - 2))
+    found = (x - mean.reshape(around)) / np.sqrt(variance.reshape(around) + small)
+    found = found if weight is None else found * weight.reshape(around)
+    return found if bias is None else found + bias.reshape(around)
+
+
+def _gelu(x: Array, approximate: str = "none") -> Array:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return (0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))).astype(x.dtype)
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _flatten(x: Array, start: int = 0, end: int = -1) -> Array:
+    end = end % x.ndim
+    return x.reshape(*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :])
+
+
+def _transpose(x: Array, first: int, second: int) -> Array:
+    return np.swapaxes(x, first, second)
+
+
+def _slice(x: Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Array:
+    return x[(*[slice(None)] * (dim % x.ndim), slice(start, end, step))]
+
+
+def _mean(x: Array, dim: Any = None, keepdim: bool = False, dtype: object = None) -> Array:
+    return x.mean(None if dim is None else tuple(np.atleast_1d(dim)), keepdims=keepdim)
+
+
+def _sum(x: Array, dim: Any = None, keepdim: bool = False, dtype: object = None) -> Array:
+    return x.sum(None if dim is None else tuple(np.atleast_1d(dim)), keepdims=keepdim)
+
+
+def _added(x: Any, y: Any, alpha: float = 1) -> Any:
+    return x + alpha * y if alpha != 1 else x + y
+
+
+def _taken(x: Any, y: Any, alpha: float = 1) -> Any:
+    return x - alpha * y
+
+
+def _same(x: Array, *_: object, **__: object) -> Array:
+    return x
+
+
+def _embedding(weight: Array, index: Array, *_: object) -> Array:
+    return weight[index]
+
+
+def _elu(x: Array, alpha: float = 1) -> Array:
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def _leaky_relu(x: Array, slope: float = 0.01) -> Array:
+    return np.where(x > 0, x, slope * x)
+
+
+def _clamp(x: Array, low: float | None = None, high: float | None = None) -> Array:
+    return np.clip(x, low, high)
+
+
+def _hardtanh(x: Array, low: float = -1, high: float = 1) -> Array:
+    return np.clip(x, low, high)
+
+
+def _relu(x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
+def _reshape(x: Array, shape: Sequence[int]) -> Array:
+    return x.reshape(shape)
+
+
+def _cat(parts: Sequence[Array], dim: int = 0) -> Array:
+    return np.concatenate(parts, dim)
+
+
+def _size(x: Array, dim: int) -> int:
+    return x.shape[dim]
+
+
+def _squeeze(x: Array, dim: Any) -> Array:
+    return x.squeeze(tuple(each for each in np.atleast_1d(dim) if x.shape[each] == 1))
+
+
+def _select(x: Array, dim: int, index: int) -> Array:
+    return np.take(x, index, dim)
+
+
+def _silu(x: Array) -> Array:
+    return x * _sigmoid(x)
+
+
+OPERATIONS: Mapping[str, Callable[..., Any]] = {
+    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "add": _added,
+    "alias": _same,
+    "avg_pool2d": _avg_pool2d,
+    "batch_norm": _batch_norm,
+    "cat": _cat,
+    "clamp": _clamp,
+    "clone": _same,
+    "contiguous": _same,
+    "conv2d": _conv2d,
+    "detach": _same,
+    "div": np.true_divide,
+    "dropout": _same,
+    "elu": _elu,
+    "embedding": _embedding,
+    "exp": np.exp,
+    "feature_dropout": _same,
+    "flatten": _flatten,
+    "gelu": _gelu,
+    "group_norm": _group_norm,
+    "hardtanh": _hardtanh,
+    "layer_norm": _layer_norm,
+    "leaky_relu": _leaky_relu,
+    "linear": _linear,
+    "matmul": np.matmul,
+    "max_pool2d": _max_pool2d,
+    "mean": _mean,
+    "mul": np.multiply,
+    "neg": np.negative,
+    "permute": np.transpose,
+    "relu": _relu,
+    "reshape": _reshape,
+    "select": _select,
+    "sigmoid": _sigmoid,
+    "silu": _silu,
+    "slice": _slice,
+    "softmax": softmax,
+    "squeeze": _squeeze,
+    "sub": _taken,
+    "sum": _sum,
+    "sym_size": _size,
+    "tanh": np.tanh,
+    "transpose": _transpose,
+    "unsqueeze": np.expand_dims,
+    "view": _reshape,
+}
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the predictions for the inputs of a file as CSV; return the exit code.
+
+    Args:
+      words: of the command line: the file .npy of inputs, shape (n, ...).
+    """
+    if len(words) != 1:
+        print("usage: python predict.py inputs.npy", file=sys.stderr)
+        return 2
+    folder = Path(__file__).parent
+    program, arrays = read_model(folder / MODEL)
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    kind = card["inputs"]["dtype"]
+    found = columns(run(program, arrays, np.load(words[0]).astype(kind)), card["classifies"])
+    print(",".join(found))
+    for row in zip(*(column.tolist() for column in found.values()), strict=True):
+        print(",".join(f"{cell:.6g}" for cell in row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
