@@ -141,6 +141,7 @@ BEYOND: dict[str, str] = {
     "a person is charged what one example costs": PERSONS,
     "a person's examples in the sum of all are charged as one": PERSONS,
     "every client trains on a person that two may": PERSONS,
+    "a person at two clients is released in two sums and charged for one": PERSONS,
     "a policy bounds no norm of a record in a masked sum": "the norm is a bound of the owner's own, and noise is a multiple of it",
     "a device charges a person at two clients as at one": PERSONS,
     "a ledger of records goes on as one of persons": BOOKS,
