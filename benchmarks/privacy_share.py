@@ -52,7 +52,7 @@ def run_privacy(options: Options) -> Row:
         vector, _ = encode(update, {}, spec)
         request = Message(instruct(RecordDict({"arrays": received}), spec, "run", 1), 2, "train")
         name_message(request, "1")
-        reply = reply_with(vector, request)
+        reply = reply_with(vector, spec, request)
         total = CohortSum(np.zeros(vector.size))
         noise = Randomness(1).stream("noise")
         flat = np.concatenate([value.ravel() for value in update.values()])
@@ -64,7 +64,7 @@ def run_privacy(options: Options) -> Row:
                 "workload": workload,
                 "difference": milliseconds(lambda t=trained, r=received: difference(t, r)),
                 "clip and lattice": milliseconds(lambda u=update, s=spec: encode(u, {}, s)),
-                "reply": milliseconds(lambda v=vector, q=request: reply_with(v, q)),
+                "reply": milliseconds(lambda v=vector, s=spec, q=request: reply_with(v, s, q)),
                 "check and add": milliseconds(lambda t=total, r=reply, s=spec: add_reply(t, r, s)),
             }
         )

@@ -97,7 +97,7 @@ def private_update(
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
         return Message(Error(FAILED, "the client failed"), reply_to=message)
-    return reply_with(vector, message)
+    return reply_with(vector, spec, message)
 
 
 def update_of(

@@ -784,6 +784,16 @@ class CompressionSettings(Group):
     name: Literal["mask", "project"]
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the coordinates that a client sends."""
+    cells: Annotated[int, Field(ge=256, le=65536)] | None = None
+    """Grid units per clipping norm, for project in the clear: 256 are 10 bits a coordinate; null: 65536 or more, 18 bits."""
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Refuse a coarse grid for coordinates that may be small."""
+        if self.cells is not None and self.name == "mask":
+            yield (
+                "cells",
+                "a coordinate that is small beside a grid unit is rounded to nothing; project spreads them",
+            )
 
 
 class NoAudit(Group):
@@ -950,12 +960,6 @@ class FederationSettings(Group):
         return asked if asked.name == "masked" or isinstance(self.privacy, ClientDistributed) else None
 
     @property
-    def compression(self) -> tuple[Literal["mask", "project"], float] | None:
-        """Kind of compression, and the share of the coordinates that leaves; None: whole updates do."""
-        asked = self.compress
-        return None if isinstance(asked, NoCompression) else (asked.name, asked.ratio)
-
-    @property
     def audit(self) -> AuditSettings | None:
         """What is measured; None: nothing."""
         return None if isinstance(self.audit_group, NoAudit) else self.audit_group
@@ -981,11 +985,11 @@ class FederationSettings(Group):
         if isinstance(self.privacy, RecordDistributed):
             yield from self._rules_of_one_step()
         if isinstance(self.compress, CompressionSettings):
-            yield from self._rules_of_compression()
+            yield from self._rules_of_compression(self.compress)
         yield from self._rules_of_audit()
 
-    def _rules_of_compression(self) -> Iterator[tuple[str, str]]:
-        """Refuse what needs the same coordinates in every round, or norms of whole gradients."""
+    def _rules_of_compression(self, asked: CompressionSettings) -> Iterator[tuple[str, str]]:
+        """Refuse what needs the same coordinates in every round, norms of whole gradients, or another grid."""
         level = sum_level(self.privacy)
         if level and level.noise == "correlated":
             text = "later rounds take back noise in the same coordinates, and these are drawn anew; use none, or privacy.noise=independent"
@@ -993,6 +997,12 @@ class FederationSettings(Group):
         if isinstance(level, RecordDistributed) and level.gradients in ("ghost", "book_keeping"):
             text = "measures the norm of a whole gradient, and it is compressed before it is clipped; use auto, hooks or one_by_one"
             yield "privacy.gradients", text
+        if asked.cells is None:
+            return
+        if self.secagg is not None or isinstance(level, RecordDistributed):
+            yield "compress.cells", "the grid of such a sum follows from secagg.bits; leave it null"
+        elif level is None:
+            yield "compress.cells", "without client-level privacy vectors are on no grid; leave it null"
 
     def _rules_of_training(self) -> Iterator[tuple[str, str]]:
         if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:

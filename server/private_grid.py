@@ -18,7 +18,7 @@ from flwr.supercore.run import Run
 from ..privacy.adaptation import Choices
 from ..privacy.audit.watching import Released
 from ..privacy.ledger.ledger import BudgetExhausted
-from ..privacy.mechanisms.compression import Compression, CompressionKind, compressed_layout, sketch_of
+from ..privacy.mechanisms.compression import CompressionPlan, compressed_layout, sketch_of
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec, compressed_spec
 from ..privacy.refusal import Refusal
@@ -59,7 +59,7 @@ class PrivateGrid(AskingGrid):
       run: the run's name on the ledger, new for every run; a resumed simulation keeps its own. None makes one up.
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
       canary_records: number of an audit's records, each of which has a coordinate beside the model's in every sum.
-      compress: kind of compression, and the share of the coordinates that leaves; None sums whole updates.
+      compress: how updates are compressed; None sums whole ones.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PrivateGrid(AskingGrid):
         run: str | None = None,
         masking: Masking | None = None,
         canary_records: int = 0,
-        compress: tuple[CompressionKind, float] | None = None,
+        compress: CompressionPlan | None = None,
     ) -> None:
         self._canary_records, self._compress = canary_records, compress
         self.participants = participants
@@ -264,11 +264,11 @@ class PrivateGrid(AskingGrid):
         layout, expected = layout_of(only_arrays(content)), self.participants.expected
         if self._compress is None:
             return layout, layout, self._account.spec(layout, expected)
-        kind, ratio = self._compress
         coordinates = sum(int(np.prod(shape)) for name, shape in layout.items() if name != CANARY_RECORDS)
-        compression = Compression(kind, coordinates, max(1, round(ratio * coordinates)))
+        compression = self._compress.of(coordinates)
         sent = compressed_layout(layout, compression)
-        return layout, sent, compressed_spec(self._account.spec(sent, expected), compression)
+        spec = compressed_spec(self._account.spec(sent, expected), compression, self._compress.cells)
+        return layout, sent, spec
 
     def _draw_ahead(self) -> list[int]:
         """Return the cohort of the next row, which is drawn once."""

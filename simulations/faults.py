@@ -13,9 +13,10 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from ..configs.schema import FaultSettings
+from ..privacy.mechanisms.packing import unpack, width_of
 from ..privacy.mechanisms.randomness import Randomness
 from ..strategies.secure_wire import USUAL, answer, messages_of, read_place
-from ..strategies.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, view
+from ..strategies.wire import VECTOR, VECTOR_RECORD, only_arrays, read_round, sum_spec_of, view
 
 
 def inject(faults: FaultSettings, randomness: Randomness, deadline: float) -> Mod:
@@ -92,7 +93,9 @@ def _in_exchange(
 def _corrupted(reply: Message, message: Message, kind: int) -> Message:
     if reply.has_error():
         return reply
-    vector = view(only_arrays(reply.content)[VECTOR])
+    vector, width = view(only_arrays(reply.content)[VECTOR]), width_of(sum_spec_of(message.content))
+    if width is not None:  # what is packed has fewer spare bits than one coordinate
+        vector = unpack(vector.astype(np.uint8, copy=False), 8 * vector.size // width, width)
     wide = vector.astype(np.int64 if vector.dtype.kind == "i" else np.float64)
     broken = (np.full(wide.shape, np.nan), wide[:-1], wide.astype("complex64"), wide * 1000)[kind]
     record = ArrayRecord({VECTOR: Array(broken)})

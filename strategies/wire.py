@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..privacy.bounded_decoding import Undecodable, build, read_json
 from ..privacy.mechanisms.compression import Sketch, sketch_of
+from ..privacy.mechanisms.packing import pack, packed_size, unpack, width_of
 from ..privacy.mechanisms.private_sum import CohortSum, Contribution, add
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
@@ -195,14 +196,17 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
 # --- back: reply of a client -----------------------------------------------------------------------------------
 
 
-def reply_with(vector: Contribution, message: Message) -> Message:
-    """Return the reply that carries the client's vector.
+def reply_with(vector: Contribution, spec: SumSpec, message: Message) -> Message:
+    """Return the reply that carries the client's vector; on the lattice as bytes, in as many bits as the grid needs.
 
     Args:
-      vector: shape (size,); on the lattice int32, 4 bytes a coordinate.
+      vector: shape (size,).
+      spec: of the sum.
       message: the instruction that it answers.
     """
-    return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: vector})}), reply_to=message)
+    width = width_of(spec)
+    sent = vector if width is None else pack(cast(NDArray[np.int32], vector), width)
+    return Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent})}), reply_to=message)
 
 
 def add_reply(cohort_sum: CohortSum, reply: Message, spec: SumSpec) -> None:
@@ -231,17 +235,22 @@ def _vector(content: RecordDict, size: int, spec: SumSpec) -> Contribution | str
     if record is None or len(content) != 1 or list(record.keys()) != [VECTOR]:
         return "layout"
     array = record[VECTOR]
-    if tuple(array.shape) != (size,):
+    # An older device sends whole words.
+    width = width_of(spec) if np.dtype(array.dtype) == np.uint8 else None
+    count = size if width is None else packed_size(size, width)
+    if tuple(array.shape) != (count,):
         return "shape"
-    if np.dtype(array.dtype).kind not in ("if" if spec.clipping_norm is None else "i"):
+    if width is None and np.dtype(array.dtype).kind not in ("if" if spec.clipping_norm is None else "i"):
         return "dtype"
     if not isinstance(array, MemoryArray):
-        excess = len(array.data) - size * np.dtype(array.dtype).itemsize
+        excess = len(array.data) - count * np.dtype(array.dtype).itemsize
         if not 0 < excess <= MAX_HEADER_BYTES:
             return "size"
     values = view(array)
-    if values.shape != (size,) or values.dtype.kind not in "if":
+    if values.shape != (count,) or values.dtype.kind not in ("if" if width is None else "u"):
         return "shape"
+    if width is not None:
+        return unpack(values.astype(np.uint8, copy=False), size, width)
     if values.dtype == np.int32:
         return values.astype(np.int32, copy=False)
     return values.astype(np.float64, copy=False)

@@ -33,6 +33,7 @@ from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import ReleaseState, read_entries, verify
+from fedveil.privacy.mechanisms import packing
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 from fedveil.strategies.run_over import RunOver, message_to
@@ -122,8 +123,9 @@ def test_a_second_attempt_at_a_round_is_charged_again(clients):
 def test_a_sum_in_the_clear_is_charged_by_the_claim_and_not_against_the_server(clients):
     device = device_of(clients / "c0")
     reply = device.answer(in_the_clear())
-    vector = reply.content[VECTOR_RECORD][VECTOR].numpy()
-    assert vector.dtype == np.int32 and 0 < np.linalg.norm(vector.astype(float)) <= SPEC.cells
+    packed, width = reply.content[VECTOR_RECORD][VECTOR].numpy(), packing.width_of(SPEC)
+    vector = packing.unpack(packed, packed.size * 8 // width, width)
+    assert 0 < np.linalg.norm(vector.astype(float)) <= SPEC.cells
     (entry,) = [e for e in read_entries(device.own_ledger.path) if e.kind == RESERVE]
     assert json.loads(entry.payload)["events"] == {
         who: {"kind": "Gaussian", "noise_multiplier": 3.0} for who in ("clients", "model")

@@ -1084,6 +1084,13 @@ MUTATIONS = {
         SUM_TESTS,
         "clips_again",
     ),
+    "a coarse grid forgets what its rounding takes": Mutation(
+        "privacy/mechanisms/private_sum.py",
+        "math.sqrt(wanted**2 + SMOOTHING**2)",
+        "wanted",
+        SUM_TESTS,
+        "rounding_takes",
+    ),
     "clip before the mask": Mutation(
         "privacy/mechanisms/sum_spec.py",
         "(None if norm is None else norm * factor for norm",
@@ -1219,8 +1226,8 @@ MUTATIONS = {
     ),
     "metrics leave beside the sum": Mutation(
         "strategies/wire.py",
-        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: vector})}), reply_to=message)",
-        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: vector}), 'c': ConfigRecord({'x': 1})}), "
+        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent})}), reply_to=message)",
+        "Message(RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: sent}), 'c': ConfigRecord({'x': 1})}), "
         "reply_to=message)",
         GRID_TESTS,
         "weighs_the_same",

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fedveil.privacy.mechanisms import private_sum
 from fedveil.privacy.mechanisms.private_sum import (
     CohortSum,
     add,
@@ -16,7 +17,7 @@ from fedveil.privacy.mechanisms.private_sum import (
     encode_rows,
 )
 from fedveil.privacy.mechanisms.randomness import Randomness
-from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec, cells_for
+from fedveil.privacy.mechanisms.sum_spec import MIN_CELLS, SMOOTHING, Segment, SumSpec, cells_for
 
 LOSS = Segment("loss", 5.0)
 COUNT = Segment("num-examples", 100.0)
@@ -177,3 +178,18 @@ def test_the_grid_is_fine_enough(coordinates: int) -> None:
     assert cells & (cells - 1) == 0
     assert coordinates / 12 <= 1e-5 * cells**2  # rounding's share of the squared norm
     assert cells < 2**31 or coordinates > 10**12
+
+
+@pytest.mark.parametrize("cells", [256, 1 << 12, MIN_CELLS])
+@pytest.mark.parametrize("multiplier", [0.02, 1.0, 3.2])
+def test_a_coarse_grid_has_the_variance_that_rounding_takes_from_its_noise(
+    cells: int, multiplier: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a continuous Gaussian rounded to whole numbers, the noise is worth `SMOOTHING` squared less than its variance."""
+    drawn: list[int] = []
+    monkeypatch.setattr(
+        private_sum, "sample", lambda sigma, count, stream: drawn.append(sigma) or np.zeros(count, int)
+    )
+    _, event = add_noise(np.zeros(9), multiplier, replace(SPEC, cells=cells), Randomness(1).stream("noise"))
+    worth = drawn[0] ** 2 - SMOOTHING**2 * (cells < MIN_CELLS)
+    assert event.noise_multiplier == multiplier and worth >= (multiplier * cells) ** 2

@@ -17,10 +17,18 @@ from torch import Tensor, nn
 from fedveil.client.dp_sgd.together import step, step_of
 from fedveil.client.private_update import compressed, private_update
 from fedveil.configs.local_training import LocalTraining
+from fedveil.configs.schema import CompressionSettings, NoCompression
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
-from fedveil.privacy.mechanisms.compression import Compression, CompressionKind, compress, expand, sketch_of
+from fedveil.privacy.mechanisms.compression import (
+    Compression,
+    CompressionKind,
+    CompressionPlan,
+    compress,
+    expand,
+    sketch_of,
+)
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import SumSpec, compressed_spec
 from fedveil.privacy.plan import Plan
@@ -60,9 +68,7 @@ def open_clients(absent: Iterable[int] = ()) -> InProcessGrid:
     return InProcessGrid(app, CLIENTS, {})
 
 
-def grid_of(
-    inner: InProcessGrid, compress: tuple[CompressionKind, float] | None, **options: Any
-) -> PrivateGrid:
+def grid_of(inner: InProcessGrid, compress: CompressionPlan | None, **options: Any) -> PrivateGrid:
     everybody = Participants(inner, All(), CLIENTS)
     return PrivateGrid(everybody, randomness=Randomness(4), run="run", compress=compress, **options)
 
@@ -96,7 +102,7 @@ def test_the_mean_of_what_was_kept_comes_back_with_its_gain(
     kind: CompressionKind, masked: bool, row: int
 ) -> None:
     links = {"masking": masking()} if masked else {}
-    grid = grid_of(Clients() if masked else open_clients(), (kind, RATIO), **links)
+    grid = grid_of(Clients() if masked else open_clients(), CompressionPlan(kind, RATIO), **links)
     grid.skip_to(row - 1)
     sketch = sketch_of(Compression(kind, SIZE, KEPT), "run", row)
     expected = expand(compress(mean_update(range(1, CLIENTS + 1)), sketch), LAYOUT, sketch)
@@ -116,7 +122,7 @@ def test_clients_are_clipped_and_charged_as_without_compression(
     links = {"masking": masking()} if masked else {}
     grid = grid_of(
         Clients() if masked else open_clients(),
-        (kind, RATIO),
+        CompressionPlan(kind, RATIO),
         privacy=SumPrivacy(plan, ledger),
         **links,
     )
@@ -134,7 +140,9 @@ def test_clients_are_clipped_and_charged_as_without_compression(
 @KINDS
 def test_who_drops_out_is_a_zero_in_what_is_kept(kind: CompressionKind, ledger: Ledger) -> None:
     plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), 20.0, 10, 2e-3)
-    grid = grid_of(open_clients(absent=(0, 5)), (kind, RATIO), privacy=SumPrivacy(plan, ledger))
+    grid = grid_of(
+        open_clients(absent=(0, 5)), CompressionPlan(kind, RATIO), privacy=SumPrivacy(plan, ledger)
+    )
     here = [float(client not in (0, 5)) for client in range(CLIENTS)]
     sketch = sketch_of(Compression(kind, SIZE, KEPT), "run", 1)
     share = {name: value * sum(here) / CLIENTS for name, value in mean_update(here).items()}
@@ -145,15 +153,33 @@ def test_who_drops_out_is_a_zero_in_what_is_kept(kind: CompressionKind, ledger: 
         np.testing.assert_allclose(found[name], expected[name], atol=0.05)
 
 
+def test_a_grid_of_256_cells_gives_the_same_mean_up_to_its_rounding(ledger: Ledger) -> None:
+    clip = 20.0
+    plan = Plan(Unit.CLIENT, Adjacency.ZERO_OUT, All(), clip, 10, 2e-3)
+    found, fine = (
+        moved(
+            grid_of(open_clients(), CompressionPlan("project", 1.0, cells), privacy=SumPrivacy(plan, ledger))
+        )
+        if cells
+        else moved(grid_of(open_clients(), None))
+        for cells in (256, None)
+    )
+    expected = mean_update([1.0] * CLIENTS)
+    # Noise of 8 grid units of smoothing, and half a unit of rounding a client: in the mean about one of 256 / 20.
+    for name in LAYOUT:
+        np.testing.assert_allclose(found[name], expected[name], atol=6 * clip / 256)
+    assert fine.keys() == found.keys()
+
+
 def test_a_mask_leaves_what_it_does_not_keep_and_masks_differ_from_round_to_round() -> None:
     kept: list[frozenset[int]] = []
-    grid = grid_of(open_clients(), ("mask", RATIO))
+    grid = grid_of(open_clients(), CompressionPlan("mask", RATIO))
     for number in (1, 2, 3):
         flat = np.concatenate([each.ravel() for each in moved(grid, number).values()])
         kept.append(frozenset(np.flatnonzero(flat).tolist()))
     assert [len(each) for each in kept] == [KEPT] * 3
     assert len(set(kept)) == 3
-    resumed = grid_of(open_clients(), ("mask", RATIO))
+    resumed = grid_of(open_clients(), CompressionPlan("mask", RATIO))
     resumed.skip_to(2)
     again = np.concatenate([each.ravel() for each in moved(resumed, 3).values()])
     assert frozenset(np.flatnonzero(again).tolist()) == kept[2]
@@ -251,6 +277,14 @@ def test_an_engine_that_holds_no_gradient_cannot_compress_one() -> None:
             "privacy.gradients",
             "before it is clipped",
         ),
+        (["compress=mask", "compress.cells=256"], "compress.cells", "rounded to nothing"),
+        (["compress=project", "compress.cells=255"], "compress.cells", "256"),
+        (
+            ["compress=project", "compress.cells=256", "privacy=client_distributed"],
+            "compress.cells",
+            "secagg.bits",
+        ),
+        (["compress=project", "compress.cells=256", "privacy=none"], "compress.cells", "on no grid"),
     ],
     ids=lambda each: each[-1] if isinstance(each, list) else None,
 )
@@ -263,7 +297,7 @@ def test_what_would_break_the_guarantee_is_refused_by_name(
 
 
 def test_settings_of_compression() -> None:
-    assert settings_from_overrides([]).compression is None
-    assert settings_from_overrides(["compress=mask"]).compression == ("mask", 0.25)
-    found = settings_from_overrides(["compress=project", "compress.ratio=0.1"]).compression
-    assert found == ("project", 0.1)
+    assert settings_from_overrides([]).compress == NoCompression()
+    assert settings_from_overrides(["compress=mask"]).compress == CompressionSettings(name="mask")
+    found = settings_from_overrides(["compress=project", "compress.ratio=0.1", "compress.cells=256"]).compress
+    assert found == CompressionSettings(name="project", ratio=0.1, cells=256)

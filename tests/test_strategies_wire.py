@@ -4,12 +4,16 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fedveil.privacy.mechanisms.private_sum import CohortSum
+from fedveil.privacy.mechanisms.packing import pack, packed_size, unpack
+from fedveil.privacy.mechanisms.private_sum import CohortSum, add, encode
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.wire import (
@@ -167,9 +171,51 @@ def test_a_memory_array_is_an_array_to_flower() -> None:
     assert again.numpy().tolist() == values.tolist()
 
 
-def test_four_bytes_a_coordinate() -> None:
-    sent = reply_with(np.arange(SIZE, dtype=np.int32), request())
-    assert sent.content.array_records[VECTOR_RECORD][VECTOR].dtype == "int32"
+@pytest.mark.parametrize(("cells", "width"), [(256, 10), (1 << 16, 18), (1 << 29, 31), (1 << 30, 32)])
+def test_a_coordinate_has_the_bits_that_its_grid_needs(cells: int, width: int) -> None:
+    """However it travels, the sum is bit for bit that of the vectors as they were encoded."""
+    spec = replace(SPEC, cells=cells)
+    rng, whole = np.random.default_rng(1), CohortSum(np.zeros(SIZE))
+    sums = [CohortSum(np.zeros(SIZE)) for _ in range(3)]
+    for number, scale in enumerate((1e-3, 0.3, 100.0, 0.0)):
+        vector, _ = encode({"w": scale * rng.normal(size=SIZE - 1)}, {"loss": 1.0}, spec)
+        add(whole, vector, spec)
+        sent = reply_with(vector, spec, request(number))
+        array = sent.content.array_records[VECTOR_RECORD][VECTOR]
+        assert view(array).nbytes == -(-SIZE * width // 8)
+        serialised = ArrayRecord({VECTOR: Array(view(array))})
+        read = Message(RecordDict({VECTOR_RECORD: serialised}), reply_to=request(number))
+        for total, reply in zip(sums, (sent, read, vector_reply(vector, number)), strict=True):
+            add_reply(total, reply, spec)
+    for total in sums:
+        assert np.array_equal(total.total, whole.total) and total.replies == 4 and not total.dropped
+
+
+@given(st.integers(1, 31), st.data())
+@settings(max_examples=100, deadline=None)
+def test_what_is_packed_is_unpacked_bit_for_bit(width: int, data: st.DataObject) -> None:
+    bound = 1 << (width - 1)
+    numbers = np.array(data.draw(st.lists(st.integers(-bound, bound - 1), max_size=40)), np.int32)
+    packed = pack(numbers, width)
+    assert packed.shape == (packed_size(len(numbers), width),) and packed.dtype == np.uint8
+    assert np.array_equal(unpack(packed, len(numbers), width), numbers)
+    if width < 31:
+        with pytest.raises(ValueError, match=f"more than {width} bits"):
+            pack(np.array([bound], np.int32), width)
+    with pytest.raises(ValueError, match="are not"):
+        unpack(packed, len(numbers) + 8, width)
+
+
+def test_packed_bytes_that_are_too_few_or_too_long_are_no_contribution() -> None:
+    total = CohortSum(np.zeros(SIZE))
+    size = packed_size(SIZE, 18)
+    for number, values in enumerate((np.zeros(size - 1, np.uint8), np.zeros(size + 1, np.uint8))):
+        add_reply(total, vector_reply(values, number), SPEC)
+    add_reply(total, forged("uint8", (size,), Array(np.zeros(size, np.int8)).data), SPEC)
+    assert total.dropped == {"shape": 3} and not total.replies
+    add_reply(total, vector_reply(np.full(size, 255, np.uint8)), SPEC)
+    assert total.clipped_again == 1
+    assert np.linalg.norm(total.total) <= SPEC.cells
 
 
 def test_what_was_read_is_let_go_at_once() -> None:
@@ -183,7 +229,7 @@ def test_what_was_read_is_let_go_at_once() -> None:
         name_message(instruction, "1")
         assert read_spec(instruction.content) is not None and read_round(instruction.content) == ("run", 1)
         only_arrays(instruction.content)
-        answer = reply_with(GOOD, instruction)
+        answer = reply_with(GOOD, SPEC, instruction)
         add_reply(CohortSum(np.zeros(SIZE)), answer, SPEC)
         contents = [weakref.ref(each.content) for each in (instruction, answer)]
         del instruction, answer

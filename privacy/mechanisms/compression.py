@@ -77,6 +77,25 @@ class Compression:
 
 
 @dataclass(frozen=True)
+class CompressionPlan:
+    """What a run asks for; public.
+
+    Attributes:
+      kind: mask or project.
+      ratio: share of the coordinates that leaves, in (0, 1].
+      cells: grid units per clipping norm; None takes as many as cost nothing.
+    """
+
+    kind: CompressionKind
+    ratio: float
+    cells: int | None = None
+
+    def of(self, coordinates: int) -> Compression:
+        """Return how updates of so many coordinates, at least 1, are compressed."""
+        return Compression(self.kind, coordinates, max(1, round(self.ratio * coordinates)))
+
+
+@dataclass(frozen=True)
 class Sketch:
     """The matrix P_t of one round; public.
 

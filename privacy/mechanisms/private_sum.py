@@ -9,7 +9,7 @@ is the integer multiples of clipping_norm / cells; a vector that rounding pushed
 the sum's sensitivity is exactly `cells` grid units and the noise on it is an exact discrete Gaussian. At
 `cells` >= 2^16 the discrete law is, up to a distance far below 2^-1000, a randomised rounding of the continuous
 Gaussian with a variance lower by under 1e-7 (Peikert 2010, Theorem 3.1, with smoothing width 16), so the accountant
-of the Gaussian mechanism applies by post-processing.
+of the Gaussian mechanism applies by post-processing. A coarser grid has noise of so much more variance, as `sizing` has it.
 
 The vector is a list of named segments (module `sum_spec`). The update is the first. Loss, example count and metrics are
 scalars, each mapped from [0, bound] to a centred interval; what a question counts has a shape, and is clipped to a norm of
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from ..accounting.events import gaussian_event
 from .discrete_gaussian import sample
 from .randomness import Stream
-from .sum_spec import Segment, SumSpec
+from .sum_spec import MIN_CELLS, SMOOTHING, Segment, SumSpec
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import GaussianDpEvent
@@ -362,7 +362,10 @@ def add_noise(
     """
     if spec.clipping_norm is None:
         raise ValueError("noise needs a clipping norm: without one the sum has no sensitivity")
-    sigma = math.ceil(noise_multiplier * spec.sensitivity(total.size))
+    wanted = noise_multiplier * spec.sensitivity(total.size)
+    if spec.cells < MIN_CELLS:
+        wanted = math.sqrt(wanted**2 + SMOOTHING**2)
+    sigma = math.ceil(wanted)
     noised = total.copy()
     for start in range(0, total.size, _NOISE_BLOCK):
         block = noised[start : start + _NOISE_BLOCK]

@@ -48,9 +48,8 @@ from ..refusal import Refusal
 from .discrete_gaussian import MAX_SIGMA, largest
 from .rotation import block_of
 from .rounding import limit_for, moved_squared
-from .sum_spec import MOST_CELLS, SumSpec
+from .sum_spec import MOST_CELLS, SMOOTHING, SumSpec
 
-SMOOTHING = 8  # s above
 MIN_SIGMA = 16
 OVERFLOW_BITS = 40  # the security parameter of the protocol's own tails
 FURTHER_BITS = (

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from .compression import Compression
 
 MIN_CELLS = 2**16  # grid units per clipping norm; see the first paragraph of `private_sum`
+SMOOTHING = 8  # grid units, s of the proofs in `sizing` and `private_sum`
 MOST_CELLS = 2**30  # squared norms then stay below 2^62, in int64
 _FLOAT_SLACK = 1e-9  # relative: what float64 may err by where two norms are compared
 CELLS_PER_ROOT_COORDINATE = 256  # rounding then adds under 1e-5 to the squared norm of any vector
@@ -156,16 +157,18 @@ class SumSpec:
         return self.step * segment.bound / self.clip(segment)
 
 
-def compressed_spec(spec: SumSpec, compression: Compression) -> SumSpec:
+def compressed_spec(spec: SumSpec, compression: Compression, cells: int | None = None) -> SumSpec:
     """Return the spec of compressed updates: their norms are what compression leaves of a norm on average.
 
     Args:
       spec: of whole updates.
       compression: of the updates; module `compression` proves that the event stays.
+      cells: of a coarser grid; None leaves the spec's.
     """
     factor = compression.clip_factor
     clip, unit = (None if norm is None else norm * factor for norm in (spec.clipping_norm, spec.unit_norm))
-    return replace(spec, clipping_norm=clip, unit_norm=unit, compression=compression)
+    grid = spec.cells if cells is None else cells
+    return replace(spec, clipping_norm=clip, unit_norm=unit, cells=grid, compression=compression)
 
 
 def cells_for(coordinates: int, units: float = 1.0) -> int:

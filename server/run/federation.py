@@ -15,6 +15,7 @@ from ...configs.schema import (
     ClientLevel,
     CustomTask,
     LinkSettings,
+    NoCompression,
     Record,
     RecordAndClient,
     RecordDistributed,
@@ -27,6 +28,7 @@ from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, RECORDS, capped, ledger_folder
 from ...privacy.ledger.data_sets import Owed
 from ...privacy.ledger.ledger import Ledger
+from ...privacy.mechanisms.compression import CompressionPlan
 from ...privacy.mechanisms.mechanism import CENTRAL, Mechanism, mechanism_of
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.mechanisms.sizing import WEIGHT
@@ -287,6 +289,14 @@ class Federation:
         if self.deployed is not None:
             return float(COUNT_BOUND_BATCHES * self.settings.training.batch_size)
         return float(self.sizes[-1])
+
+    @property
+    def compression(self) -> CompressionPlan | None:
+        """How updates are compressed before they are clipped, if they are."""
+        asked = self.settings.compress
+        if isinstance(asked, NoCompression):
+            return None
+        return CompressionPlan(asked.name, asked.ratio, asked.cells)
 
     @property
     def record(self) -> Record | None:

@@ -191,7 +191,7 @@ def _run_on(
         run=run.name,
         masking=federation.masking,
         canary_records=run.client.canaries_of_step.count,
-        compress=federation.settings.compression,
+        compress=federation.compression,
     )
     if progress.meter is not None and federation.seed is not None:
         private.skip_to(state.round, state.choices)

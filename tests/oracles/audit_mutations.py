@@ -108,6 +108,7 @@ TOLD = "what a page says of a run, and not what the run has released"
 WORSE = "the sum has the noise that is claimed, and the model is worse"
 LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have"
 BEYOND: dict[str, str] = {
+    "a coarse grid forgets what its rounding takes": GRID,
     "clip before the mask": WORSE,
     "a record is clipped before the mask": WORSE,
     "gain forgotten": WORSE,
