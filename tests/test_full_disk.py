@@ -2,8 +2,10 @@
 
 import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,10 @@ from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
 from fedveil.simulations.simulate import simulate
 
-failing = runpy.run_path(str(Path(__file__).parent / "faults" / "failing_files.py"))["failing"]
+FAULTS = Path(__file__).parent / "faults"
+failing = runpy.run_path(str(FAULTS / "failing_files.py"))["failing"]
+MADE = runpy.run_path(str(FAULTS / "devices.py"))
+Devices, device_of, masked_sum = MADE["Devices"], MADE["device_of"], MADE["masked_sum"]
 ROUNDS = 3
 ASKED = (
     "task=digits",
@@ -87,3 +92,65 @@ def test_a_run_whose_disk_is_full_at_any_write_goes_on(
     folder, names = calm
     for first in range(1, len(names) + 1):
         goes_on(tmp_path / str(first), range(first, first + lasts), folder)
+
+
+# --- a device in an encrypted sum
+
+
+@pytest.fixture(scope="module")
+def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MADE["make_federation"](tmp_path_factory.mktemp("devices")) / "clients"
+
+
+def spent_on(bundle: Path) -> list[str]:
+    """Return the rounds that stand on a device's own ledger, which is to be whole."""
+    found: list[str] = []
+    for ledger in (bundle / "state" / "ledgers").glob("*.ledger"):
+        assert verify(ledger).ok
+        found += [entry.key for entry in read_entries(ledger) if entry.kind == "reserve"]
+    return found
+
+
+def devices_in(clients: Path) -> Any:
+    return Devices({number + 2: device_of(clients / f"c{number}") for number in range(5)})
+
+
+def writes_of_a_round(clients: Path, bundle: Path, full: range = range(0)) -> tuple[int, int]:
+    """Let five devices sum one round while the disk of one is full at these writes; return survivors, and its writes."""
+    grid = devices_in(clients)
+    with failing(bundle, full) as disk:
+        opened = masked_sum(grid)
+    return opened.survivors, disk.writes
+
+
+def a_device_goes_on(clients: Path, folder: Path, full: range) -> None:
+    made = Path(shutil.copytree(clients, folder))
+    bundle = made / "c0"
+    survivors, _ = writes_of_a_round(made, bundle, full)
+    paid = spent_on(bundle)
+    assert survivors >= 4 and len(paid) <= 1
+    assert survivors == 4 or len(paid) == 1  # nothing is added that was not paid for
+    assert masked_sum(devices_in(made), 2).survivors == 5
+    assert len(spent_on(bundle)) == len(paid) + 1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_device_whose_disk_is_full_loses_a_round_at_most(
+    tmp_path: Path, provisioned: Path, share: float
+) -> None:
+    made = Path(shutil.copytree(provisioned, tmp_path / "counted"))
+    survivors, writes = writes_of_a_round(made, made / "c0")
+    assert survivors == 5
+    first = 1 + int(share * writes)
+    a_device_goes_on(provisioned, tmp_path / "full", range(first, first + 1))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("lasts", [1, 1000])
+def test_a_device_whose_disk_is_full_at_any_write_loses_a_round_at_most(
+    tmp_path: Path, provisioned: Path, lasts: int
+) -> None:
+    made = Path(shutil.copytree(provisioned, tmp_path / "counted"))
+    _, writes = writes_of_a_round(made, made / "c0")
+    for first in range(1, writes + 1):
+        a_device_goes_on(provisioned, tmp_path / str(first), range(first, first + lasts))

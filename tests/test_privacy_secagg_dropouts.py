@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedveil.privacy.secagg.messages import FURTHER_BYTES, SEAL_BYTES
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum
-from fedveil.privacy.secagg.transcript import Profile
+from fedveil.privacy.secagg.transcript import HASH_BYTES, Profile
 
 COHORT = runpy.run_path(str(Path(__file__).parent / "faults" / "secagg_cohort.py"))
 Cohort, total, MODEL, STAGES = COHORT["Cohort"], COHORT["total"], COHORT["MODEL"], COHORT["STAGES"]
@@ -135,7 +136,7 @@ def without_pairwise_masks(cohort, attempt, victim, mask_seed, frame, own_seed=N
     held = cohort.nodes[victim].attempts[attempt.context]
     context = held.agreed.round(held.sharers, MODEL)
     secret, info = key_from_seed(mask_seed), pair_mask_info(context)
-    bare = np.frombuffer(frame[:-60], np.uint32).copy()
+    bare = np.frombuffer(frame[: -HASH_BYTES - FURTHER_BYTES - SEAL_BYTES], np.uint32).copy()
     masks = [
         (agree(secret, held.agreed.by_node[peer].mask_key, info), -mask_sign(victim, peer))
         for peer in held.agreed.neighbours(victim)

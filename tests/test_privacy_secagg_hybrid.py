@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from fedveil.privacy.secagg import hybrid, messages
 from fedveil.privacy.secagg.bindings import own_mask_key, pair_mask_info
 from fedveil.privacy.secagg.masks import add_masks
-from fedveil.privacy.secagg.messages import read, write
+from fedveil.privacy.secagg.messages import FURTHER_BYTES, SEAL_BYTES, read, write
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.server import OpenedSum
 from fedveil.privacy.secagg.suite import KEM_KEY_BYTES, SUITES, agree, key_from_seed
-from fedveil.privacy.secagg.transcript import Profile, Purpose
+from fedveil.privacy.secagg.transcript import HASH_BYTES, Profile, Purpose
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "secagg_cohort.py"))
 Cohort, MODEL, NOW, total = MADE["Cohort"], MADE["MODEL"], MADE["NOW"], MADE["total"]
@@ -100,7 +100,7 @@ def test_who_has_every_x25519_secret_has_no_mask() -> None:
     bare_keys = {peer: agree(secret, agreed.by_node[peer].mask_key, info) for peer in peers}
 
     def bared(keys: dict[int, bytes]) -> np.ndarray:
-        words = np.frombuffer(frame[:-60], np.uint32).copy()
+        words = np.frombuffer(frame[: -HASH_BYTES - FURTHER_BYTES - SEAL_BYTES], np.uint32).copy()
         masks = [(keys[peer], 1 if peer < victim else -1) for peer in peers]
         add_masks(words, [*masks, (own_mask_key(held["seeds"][1], context), -1)], SUITES[2])
         return words
