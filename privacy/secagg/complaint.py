@@ -6,8 +6,15 @@ curve of Ed25519 (RFC 8032), which is that of X25519 (RFC 7748) in other coordin
 order: an X25519 key is a multiple of 8, which takes any other part away.
 
 A holder discloses a secret only against a dealer that has signed what does not open or does not fit: then one of the
-two is the adversary, who knows the secret already. Python's integers take no constant time; the key that they handle
-lives for one attempt.
+two is the adversary, who knows the secret already.
+
+The library has no arithmetic of points, so it stands here, in Python's integers, and takes no constant time: `_times`
+adds once for each bit of its scalar that is set, and a product or an inverse takes the longer the larger its numbers are.
+That is harmless for these reasons. Two of all numbers here are secret: the holder's key for shares and the nonce of a
+proof, and only `prove` handles them. Both are blinded by a fresh random multiple of the order before a point is
+multiplied, so that how long it takes depends on nothing that comes again. The key lives for one attempt, signs at
+most one proof for each dealer that it complains of, and is erased with the last one; under it nothing is sealed but shares
+of this attempt. All other numbers, those of `proved`, `on_curve` and every point, are public.
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ _D = -121665 * pow(121666, -1, PRIME) % PRIME
 _ROOT = pow(2, (PRIME - 1) // 4, PRIME)  # of -1
 _COFACTOR = 8
 _NONCE_BYTES = 64  # uniform modulo the order, but for 2**-259
+_BLINDING_BITS = 128
 
 Point = tuple[int, int, int, int]  # extended coordinates X, Y, Z, T of RFC 8032, section 5.1.4
 _NEUTRAL: Point = (0, 1, 1, 0)
@@ -49,10 +57,16 @@ def prove(key: X25519PrivateKey, peer: bytes, context: bytes) -> bytes:
     scalar[0] &= 248  # clamping, RFC 7748, section 5
     scalar[31] = scalar[31] & 127 | 64
     exponent = int.from_bytes(scalar, "little") // _COFACTOR % ORDER
-    if _packed(_times(exponent, base)) != _packed(own):  # a key in Montgomery's form stands for two points
+    if _packed(_times(_blinded(exponent), base)) != _packed(
+        own
+    ):  # a key in Montgomery's form stands for two points
         exponent = ORDER - exponent
-    secret, nonce = _times(exponent, theirs), int.from_bytes(os.urandom(_NONCE_BYTES), "big") % ORDER
-    challenge = _challenge(context, own, theirs, secret, _times(nonce, base), _times(nonce, theirs))
+    secret, nonce = (
+        _times(_blinded(exponent), theirs),
+        int.from_bytes(os.urandom(_NONCE_BYTES), "big") % ORDER,
+    )
+    first, second = (_times(_blinded(nonce), point) for point in (base, theirs))
+    challenge = _challenge(context, own, theirs, secret, first, second)
     answer = (nonce + challenge * exponent) % ORDER
     return b"".join((_packed(secret), challenge.to_bytes(32, "little"), answer.to_bytes(32, "little")))
 
@@ -103,6 +117,12 @@ def on_curve(public: bytes) -> bool:
     except Refused:
         return False
     return True
+
+
+def _blinded(scalar: int) -> int:
+    """Return a scalar of one length in bits that gives the same multiple of a point in the subgroup of prime order."""
+    factor = int.from_bytes(os.urandom(_BLINDING_BITS // 8), "big") | 3 << _BLINDING_BITS
+    return scalar % ORDER + factor * ORDER
 
 
 def _challenge(context: bytes, *points: Point) -> int:
