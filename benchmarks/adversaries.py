@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import numpy as np
 from ..client import secure_update
 from ..client.secure_update import TrainingJob
 from ..configs.settings import settings_from_overrides
+from ..privacy.secagg.attempt import Work
+from ..privacy.secagg.client import Participant
 from ..simulations.simulate import simulate
 from ..strategies.identity import FIRST_NODE
 
@@ -28,6 +30,12 @@ CLIENTS = 20
 SHARED = ("task=digits", f"task.num_clients={CLIENTS}", "cohort=all", "num_rounds=20", "audit=off")
 MODES = {
     "encryption alone": ("privacy=record", "secagg=masked", "privacy.target_epsilon=8"),
+    "encryption alone, norm of 10": (
+        "privacy=record",
+        "secagg=masked",
+        "privacy.target_epsilon=8",
+        "task.longest_update=10",
+    ),
     "noise of the clients": (
         "privacy=client_distributed",
         "privacy.target_epsilon=8",
@@ -38,24 +46,27 @@ LONG = 1e6  # times an update, which is then clipped to the norm
 
 
 @contextmanager
-def adversaries(count: int) -> Iterator[None]:
+def adversaries(count: int) -> Generator[None]:
     """Let the first so many clients turn their updates around, as long as the block lasts."""
-    vector, honest, node = TrainingJob._vector, secure_update.encode_share, [0]
+    work, honest, node = TrainingJob.work, secure_update.encode_share, [0]
 
-    def asked(job: TrainingJob, *given: Any) -> Any:
+    def asked(job: TrainingJob, participant: Participant) -> Work:
         node[0] = job.identity.node
-        return vector(job, *given)
+        return work(job, participant)
 
     def encode(update: dict[str, np.ndarray], *given: Any, **options: Any) -> Any:
         turned = node[0] < FIRST_NODE + count
         sent = {name: value * -LONG for name, value in update.items()} if turned else update
         return honest(sent, *given, **options)
 
-    TrainingJob._vector, secure_update.encode_share = asked, encode
+    patched = ((TrainingJob, "work", asked, work), (secure_update, "encode_share", encode, honest))
+    for owner, name, replaced, _ in patched:
+        setattr(owner, name, replaced)
     try:
         yield
     finally:
-        TrainingJob._vector, secure_update.encode_share = vector, honest
+        for owner, name, _, true in patched:
+            setattr(owner, name, true)
 
 
 def accuracy(overrides: Sequence[str], share: float, seed: int) -> tuple[float, int]:
