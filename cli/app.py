@@ -276,6 +276,10 @@ def verify(
         tuple[str, str] | None,
         Option(metavar="SEQ HASH", help="An entry that the ledger must hold, as you noted it."),
     ] = None,
+    device: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", help="A device's state folder, whose ledgers are held against its receipt."),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Check what others rely on: signatures, hashes, every ledger entry, every epsilon, the audit's verdict, every number of the page.
@@ -288,7 +292,7 @@ def verify(
     """
     from .verify import verify as body
 
-    return body(path, keys or [], head or (), as_json=as_json)
+    return body(path, keys or [], head or (), device, as_json=as_json)
 
 
 # --- this machine -------------------------------------------------------------------------------------------------
@@ -831,6 +835,7 @@ def client_roster(
             metavar="FILE", help="Sign the roster in this file, for owners who ask for others' signatures."
         ),
     ] = None,
+    reason: Reason = None,
     as_json: Json = False,
 ) -> int:
     """Say with whom the device may be summed, by fingerprints of keys, and how that has changed.
@@ -842,7 +847,7 @@ def client_roster(
     require_extra("client", "fedveil client")
     from .client import roster
 
-    return roster(folder, approve, sign, as_json=as_json)
+    return roster(folder, approve, sign, reason, as_json=as_json)
 
 
 @_verb(client, "log", "Say what the server has told.")

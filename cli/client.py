@@ -17,8 +17,9 @@ from pathlib import Path
 from ..client.device import agent, roster_changes
 from ..client.device.client_bundle import ROSTER, read_client_bundle, read_device_file
 from ..client.device.cosignature import write_cosignature
+from ..client.device.device import device_name
 from ..client.device.enrolment import write_request
-from ..client.device.own_ledger import epsilon_of
+from ..client.device.own_ledger import OwnLedger, epsilon_of
 from ..client.device.run_end import LastRun, read_ended
 from ..configs.bundle_files import read_signed_roster
 from ..privacy.refusal import Refusal
@@ -73,7 +74,12 @@ def status(folder: Path, as_json: bool) -> int:
 
 
 def roster(
-    folder: Path, version: int | None = None, sign: Path | None = None, *, as_json: bool = False
+    folder: Path,
+    version: int | None = None,
+    sign: Path | None = None,
+    reason: str | None = None,
+    *,
+    as_json: bool = False,
 ) -> int:
     """Print with whom the device may be summed, and how that has changed; or approve of a change, or sign it.
 
@@ -81,6 +87,7 @@ def roster(
       folder: the device's bundle.
       version: of a roster that waits, to approve of it; None shows.
       sign: file of a roster, to sign it for other owners; None shows.
+      reason: why it is approved of; kept on the device's ledger.
       as_json: print one JSON object.
 
     Raises:
@@ -94,6 +101,9 @@ def roster(
         print(f"signed: send {written} to whoever holds the authority")
         return 0
     if version is not None:
+        waiting = roster_changes.waiting_for(bundle.state, version)
+        own = OwnLedger(bundle.state / LEDGERS, device_name(bundle), bundle.policy.cap)
+        own.approved(waiting.version, waiting.hash, reason)
         print(f"approved: {roster_changes.approve(bundle.state, version)}")
         return 0
     held, vouched = bundle.identity.roster, bundle.identity.policy.peers

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..privacy.ledger.acts import ACTS, CAPS, REFUSAL
+from ..privacy.ledger.acts import ACTS, CAPS, REFUSAL, ROSTERS
 from ..privacy.ledger.book import CLOSE, COMMIT, OPEN, RESERVE, VOID, run_of
 from ..privacy.ledger.caps import NAMED
 from ..privacy.ledger.export import export_text
@@ -93,7 +93,7 @@ def _by_run(entries: Sequence[Entry]) -> Iterator[str]:
         payloads = [json.loads(entry.payload) for entry in own]
         purposes = sorted({str(each["purpose"]) for each in payloads if "purpose" in each})
         if run:
-            what = f"run {run}" if run != CAPS else "decisions of the data's owner"
+            what = f"run {run}" if run not in (CAPS, ROSTERS) else "decisions of the data's owner"
             yield what + (f", for {', '.join(purposes)}" if purposes else "")
         for entry, payload in zip(own, payloads, strict=True):
             if entry.kind not in (COMMIT, VOID):
@@ -135,6 +135,8 @@ def _outcome(settled: Entry | None) -> str:
 
 
 def _detail(payload: dict[str, Any]) -> str:
+    if "version" in payload:
+        return f", version {payload['version']}"
     if "target_epsilon" not in payload:
         return ""
     until = f" until {payload['until']}" if payload["until"] else ""

@@ -22,24 +22,34 @@ OF_A_RUN = (LIST, SIGNATURES, MANIFEST, RESULT, CONFIG)
 MARKS = {True: ("\u2713", "ok"), False: ("\u2717", "FAILED"), None: ("\u2013", "-")}
 
 
-def verify(path: Path, keys: Sequence[str], head: Sequence[str] = (), *, as_json: bool = False) -> int:
+def verify(
+    path: Path,
+    keys: Sequence[str],
+    head: Sequence[str] = (),
+    device: Path | None = None,
+    *,
+    as_json: bool = False,
+) -> int:
     """Check what a path names, print what was found, and return the exit code: 0, or 2 if something does not hold.
 
     Args:
       path: of a bundle, a run folder, a ledger, or a folder of ledgers.
       keys: public keys that must have signed the bundle.
       head: (number, hash) of an entry that the ledger must hold, as text.
+      device: state folder of a device, or a copy of its receipts and ledgers.
       as_json: print one JSON object.
 
     Raises:
       Refusal: there is nothing to check, or a key or head is none.
     """
-    asked = Asked(tuple(map(read_public, keys)), known_head(*head) if head else None)
+    asked = Asked(tuple(map(read_public, keys)), known_head(*head) if head else None, device)
     if path.is_dir() and any((path / name).exists() for name in OF_A_RUN):
         lines = verify_folder(path, asked)
     else:
         if keys:
             raise Refusal("--key", keys[0], "a ledger is not signed; give the folder of a bundle")
+        if device is not None:
+            raise Refusal("--device", str(device), "a ledger holds no receipts; give the folder of a run")
         lines = [_ledger(each, asked.head) for each in ledgers_in(path)]
     ok = all(line.ok is not False for line in lines)
     if as_json:

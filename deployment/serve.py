@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,8 +33,11 @@ from ..links.open_files import raise_limit
 from ..links.roster_watch import Nodes, SignedRoster, followed_credentials, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG, ServerLog
+from ..privacy.ledger.receipt import Receipt, Told, holds
 from ..privacy.refusal import Refusal
-from ..reports.files import CONFIG, RESULT
+from ..reports.files import CONFIG, MANIFEST, RESULT
+from ..server.binding.manifest import read_manifest
+from ..server.binding.receipts import Receipts, write_receipts
 from ..server.rounds import Pace, Status
 from ..server.run.build import build, with_members
 from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
@@ -41,13 +45,15 @@ from ..server.run.client_instructions import order_of
 from ..server.run.close import close_again
 from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
-from ..strategies.run_over import RunOver, message_to
+from ..strategies.run_over import RunOver, message_to, read_receipt
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from ..tasks.table_schema import SCHEMA
 from .open_link import Link, open_link
 from .status import RUNNING, served_roster
 from .watch import Watch, watching
+
+logger = logging.getLogger("fedveil.server")
 
 RUNS, LEDGERS = "runs", "ledgers"
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
@@ -85,6 +91,8 @@ def serve(
     bundle = read_server_bundle(folder)
     with alone(folder / RUNNING, "server"):
         _refuse_older_roster(bundle)
+        if not given:
+            _close_finished(folder)
         settings = settings_for(bundle, given)
         where = folder / RUNS / settings.run
         result = _result(where)
@@ -165,6 +173,14 @@ def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
     return settings.model_copy(update={"resume": str(where)})
 
 
+def _close_finished(folder: Path) -> None:
+    """Close the runs whose server was killed between result and close."""
+    for config in sorted((folder / RUNS).glob(f"*/{CONFIG}")):
+        result = _result(config.parent)
+        if result is not None and result["status"] in FINISHED:
+            close_again(config.parent)
+
+
 def _unfinished(folder: Path) -> Path | None:
     """Return the folder of the run that was begun last and has not finished."""
     configs = sorted((folder / RUNS).glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime)
@@ -214,7 +230,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
             order=order_of,
             pace=pace_of(rosters, settings.link, link, watch),
             callbacks=(watch,),
-            objects=(Farewell(link, agreement_of(federation.task) or ""),),
+            objects=(Farewell(link, agreement_of(federation.task) or "", bundle, rosters),),
             renew=partial(renewed, rosters),
         )
         return run_federation(federation, where, around, quiet)
@@ -232,10 +248,12 @@ def _logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
 
 @dataclass
 class Farewell:
-    """Callback that tells the connected clients that the run is over, and gives them its final model."""
+    """Callback that tells the connected clients that the run is over, gives them its final model, and takes their receipts."""
 
     link: Link
     agreement: str
+    bundle: ServerBundle
+    rosters: Rosters
     run: str = ""
 
     def start(self, run: RunStart) -> None:
@@ -251,10 +269,25 @@ class Farewell:
             return
         model = {} if ending.status == Status.ALARMED else ending.model
         rounds = ending.result["rounds_completed"]
-        over = RunOver(self.run, ending.status, rounds, model, self.agreement)
+        closed = (ending.folder / MANIFEST).exists()
+        manifest = read_manifest(ending.folder).hash if closed else ""
+        over = RunOver(self.run, ending.status, rounds, model, self.agreement, manifest)
         messages = [message_to(node, over) for node in self.link.presence().since]
-        for _ in self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS):
-            """Wait until each has it."""
+        replies = self.link.grid.send_and_receive(messages, timeout=FAREWELL_SECONDS)
+        given = {each.node: each for each in map(read_receipt, replies) if each is not None}
+        if closed and given:
+            self._keep(ending.folder, Told(self.bundle.federation, self.run, manifest), given)
+
+    def _keep(self, folder: Path, told: Told, given: Mapping[int, Receipt]) -> None:
+        """Write down the receipts that hold; one that does not is worth nothing."""
+        roster, signed = self.rosters()
+        keys = {member.node: member.public for member in roster.members}
+        true = [
+            given[node] for node in sorted(given) if node in keys and holds(given[node], told, keys[node])
+        ]
+        for node in sorted(set(given) - {each.node for each in true}):
+            logger.warning("node %s gave a receipt that does not hold", node)
+        write_receipts(folder, Receipts(told, self.bundle.authority, signed, true))
 
 
 def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:

@@ -12,6 +12,7 @@ AUDIT_ROWS = "audit.npy"
 AUDIT_TERMS = "audit.json"
 AUDIT_KEY = "audit.key"
 MANIFEST = "manifest.json"
+RECEIPTS = "receipts.json"  # of the devices, given when the run was over
 # What is made of a run by `fedveil report`, and what the organisation adds.
 REPORT, PAGE, CARD, ASSESSMENT = "report.json", "report.html", "CARD.md", "assessment.yaml"
 MATERIALS = "bom.cdx.json"

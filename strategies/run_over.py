@@ -1,7 +1,11 @@
-"""Last message of a run, which says to each client that it is over, how it ended, and what its final model is."""
+"""Last message of a run, which says to each client that it is over, how it ended, and what its final model is.
+
+The reply to it is the device's receipt.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,11 +13,14 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
+from ..privacy.ledger.receipt import COMMITMENT_BYTES, SIGNATURE_BYTES, Receipt
 from .flower_adapter import records_of
 from .wire import memory_arrays, view
 
 OVER, MODEL, MESSAGE_TYPE = "run over", "model", "query"
+RECEIPT = "receipt"
 LONGEST = 64  # characters of a text
+HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class RunOver:
       rounds: that it completed.
       model: the released model's arrays by name; empty where the run left none to be used.
       agreement: hash of the schema and model that the run had, as its orders bear it; empty where it has no schema.
+      manifest: SHA-256 of the manifest by which the run was closed, in hexadecimal; empty where it was not.
     """
 
     run: str
@@ -33,6 +41,7 @@ class RunOver:
     rounds: int
     model: Mapping[str, NDArray[np.generic]]
     agreement: str = ""
+    manifest: str = ""
 
 
 def message_to(node: int, over: RunOver) -> Message:
@@ -40,6 +49,8 @@ def message_to(node: int, over: RunOver) -> Message:
     said = ConfigRecord({"run": over.run, "status": over.status, "rounds": over.rounds})
     if over.agreement:
         said["agreement"] = over.agreement
+    if over.manifest:
+        said["manifest"] = over.manifest
     return Message(RecordDict({OVER: said, MODEL: memory_arrays(dict(over.model))}), node, MESSAGE_TYPE)
 
 
@@ -52,13 +63,43 @@ def read_over(message: Message) -> RunOver | None:
     if said is None or arrays is None:
         return None
     run, status, rounds = said.get("run"), said.get("status"), said.get("rounds")
-    agreement = said.get("agreement", "")
+    agreement, manifest = said.get("agreement", ""), said.get("manifest", "")
     if not (_is_word(run) and _is_word(status) and type(rounds) is int):
         return None
     if agreement != "" and not _is_word(agreement):
         return None
+    if manifest != "" and not (isinstance(manifest, str) and HASH.fullmatch(manifest)):
+        return None
     model = {name: view(each) for name, each in arrays.items()}
-    return RunOver(str(run), str(status), rounds, model, str(agreement))
+    return RunOver(str(run), str(status), rounds, model, str(agreement), str(manifest))
+
+
+def reply_with(receipt: Receipt | None, message: Message) -> Message:
+    """Return a device's reply to the message: its receipt, where it gives one.
+
+    Args:
+      receipt: of the device.
+      message: that said the run is over.
+    """
+    if receipt is None:
+        return Message(RecordDict(), reply_to=message)
+    fields = ConfigRecord({"commitment": receipt.commitment, "signature": receipt.signature})
+    return Message(RecordDict({RECEIPT: fields}), reply_to=message)
+
+
+def read_receipt(reply: Message) -> Receipt | None:
+    """Return the receipt that a reply holds, unchecked; None where it holds none that can be read."""
+    if reply.has_error():
+        return None
+    fields = records_of(reply.content, ConfigRecord).get(RECEIPT)
+    if fields is None:
+        return None
+    commitment, signature = fields.get("commitment"), fields.get("signature")
+    if not (isinstance(commitment, bytes) and isinstance(signature, bytes)):
+        return None
+    if (len(commitment), len(signature)) != (COMMITMENT_BYTES, SIGNATURE_BYTES):
+        return None
+    return Receipt(reply.metadata.src_node_id, commitment, signature)
 
 
 def _is_word(value: object) -> bool:

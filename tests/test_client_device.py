@@ -31,7 +31,9 @@ from fedveil.links.device_answers import away
 from fedveil.links.grpc.message_codec import pack, unpack
 from fedveil.privacy.accounting.gaussian import gaussian_epsilon
 from fedveil.privacy.budget import Adjacency, Adversary
+from fedveil.privacy.ledger.acts import acting_user
 from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import ReleaseState, read_entries, verify
 from fedveil.privacy.mechanisms import packing
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
@@ -104,6 +106,17 @@ def test_a_masked_sum_is_charged_by_the_signed_terms_and_against_everybody(clien
         assert {event["noise_multiplier"] for event in payload["events"].values()} == {3.0}
         assert verify(path).ok
         assert epsilon_of(path) == (gaussian_epsilon(1 / 3, 1e-5), 1e-5)
+
+
+def test_what_its_owner_decided_stands_on_the_devices_ledger(clients):
+    device = device_of(clients / "c0")
+    set_cap(device.ledgers, Cap("all", 9.0, 1e-5, reason="the ward's board"))
+    for number in (1, 2):
+        assert not device.answer(in_the_clear(number=number)).has_error()
+    (act,) = [each for each in read_entries(device.own_ledger.path) if each.kind == "cap changed"]
+    told = json.loads(act.payload)
+    assert (told["target_epsilon"], told["who"], told["reason"]) == (9.0, acting_user(), "the ward's board")
+    assert verify(device.own_ledger.path).ok
 
 
 def test_a_second_attempt_at_a_round_is_charged_again(clients):

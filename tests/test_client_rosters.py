@@ -24,8 +24,9 @@ from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.register import read_register
 from fedveil.links.roster_watch import followed_roster
 from fedveil.links.server_bundle import read_server_bundle
+from fedveil.privacy.ledger.acts import acting_user
 from fedveil.privacy.ledger.book import RESERVE
-from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.sizing import ShareSpec, size_shares
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
@@ -169,7 +170,9 @@ def test_two_rosters_of_one_version_are_found_out_by_devices_and_servers(desk: P
     assert renew_roster(mine, sound).identity.roster.version == 3
 
 
-def test_changed_members_wait_for_their_owner_who_asked_for_it(desk: Path) -> None:
+def test_changed_members_wait_for_their_owner_who_asked_for_it(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim"))
     bundle = read_client_bundle(folder)
     bundle = replace(bundle, policy=replace(bundle.policy, approve_rosters=True))
@@ -182,7 +185,15 @@ def test_changed_members_wait_for_their_owner_who_asked_for_it(desk: Path) -> No
     assert waiting is not None and waiting.version == 2 and not roster_changes.changes(bundle.state)
     with pytest.raises(Refusal, match="version 2 waits"):
         roster_changes.approve(bundle.state, 3)
-    assert run(["client", "roster", "--approve", "2", str(folder)]) == 0
+    why = ("--reason", "c1 has left the ward")
+    assert run(["client", "roster", "--approve", "2", *why, str(folder)]) == 0
+    (path,) = (bundle.state / "ledgers").glob("client-*.ledger")
+    (act,) = (each for each in read_entries(path) if each.kind == "roster approved")
+    told = json.loads(act.payload)
+    assert (told["version"], told["hash"], told["who"]) == (2, waiting.hash, acting_user())
+    assert told["reason"] == "c1 has left the ward" and verify(path).ok
+    assert run(["ledger", "show", str(path)]) == 0
+    assert f"Roster approved by {acting_user()}, version 2: c1 has left the ward." in capsys.readouterr().out
     second = surrounded_by_one(desk)
     with pytest.raises(Refusal, match="--approve 3"):  # what was approved of is version 2 alone
         renew_roster(bundle, second)

@@ -416,6 +416,25 @@ def test_a_server_that_was_killed_goes_on_with_the_same_coins(hearts: Path) -> N
     assert commitments(hearts) == [commitment(seed, coins)] * 3
 
 
+def test_a_run_whose_server_was_killed_before_it_was_closed_is_closed_by_the_folder_alone(
+    hearts: Path,
+) -> None:
+    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+        served(hearts, *CENTRAL)
+    run = hearts / "server" / "runs" / "run-1"
+    with pytest.raises(Refusal, match="say what is to be learned"):
+        served(hearts)
+    assert json.loads(read_entries(ledger_of(hearts))[-1].payload)["manifest"] == read_manifest(run).hash
+
+
+def test_a_run_that_only_owners_charge_has_its_manifest_after_a_kill(hearts: Path) -> None:
+    with patch.object(recording, "_close", side_effect=Killed), pytest.raises(Killed):
+        served(hearts, *RECORD)
+    with pytest.raises(Refusal, match="say what is to be learned"):
+        served(hearts)
+    assert read_manifest(hearts / "server" / "runs" / "run-1").status == "completed"
+
+
 def test_a_run_whose_server_was_killed_before_it_was_closed_is_closed_by_the_same_command(
     hearts: Path,
 ) -> None:

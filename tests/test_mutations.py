@@ -104,6 +104,27 @@ MUTATIONS = {
         BUNDLED_TESTS,
         "no_file_more",
     ),
+    "a device's receipt has no salt": Mutation(
+        "client/device/receipts.py",
+        "opening = ReceiptOpening(secrets.token_hex(SALT_BYTES), heads)",
+        'opening = ReceiptOpening("", heads)',
+        "test_server_receipts.py",
+        "tells_nothing_of_a_ledger",
+    ),
+    "receipts of a trusted server's clients are everybody's": Mutation(
+        "server/binding/bundle.py",
+        "OPERATORS = (AUDIT_ROWS, SALT, RECEIPTS)",
+        "OPERATORS = (AUDIT_ROWS, SALT)",
+        "test_server_receipts.py",
+        "stay_with_the_operator",
+    ),
+    "a receipt of another run is taken": Mutation(
+        "server/binding/verify.py",
+        "    if receipts.told.manifest != held.manifest.hash:",
+        "    if False:",
+        "test_server_receipts.py",
+        "do_not_hold_are_named",
+    ),
     "a manifest names what lies outside its folder": Mutation(
         "server/binding/manifest.py",
         'if name in ("", "..") or Path(name).name != name:',

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 
 from ...links import folder_lock
 from ...links.core_dumps import without_core_dumps
@@ -30,11 +30,12 @@ from ...links.open_files import raise_limit
 from ...privacy.bounded_decoding import build, read_json
 from ...privacy.ledger.durable_files import replace_file
 from ...strategies.flower_adapter import claim_identity, quiet_flower
-from ...strategies.run_over import RunOver, read_over
+from ...strategies.run_over import RunOver, read_over, reply_with
 from ...strategies.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ..private_update import NotTrained
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
+from .receipts import receipt_for
 from .run_end import begin_another, keep, read_ended
 
 logger = logging.getLogger("fedveil.client")
@@ -83,7 +84,7 @@ class Agent:
     """
 
     def __init__(self, bundle: ClientBundle, over: threading.Event | None = None) -> None:
-        own = bundle.settings
+        own, self._bundle = bundle.settings, bundle
         self._path = bundle.state / HEALTH
         self._health = Health(own.name, own.federation, own.node, os.getpid(), "starting")
         self._lock = threading.Lock()
@@ -128,6 +129,7 @@ class Agent:
             if self.device is not None:
                 self.device.check_log(message.content)
             self.say(str(keep(self._state, over)))
+            receipt = receipt_for(self._bundle, over)
         except NotTrained as said:
             return Message(Error(said.code, "the client does not take it"), reply_to=message)
         except OSError:
@@ -135,7 +137,7 @@ class Agent:
             return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)
         self._rests = True
         self._over.set()
-        return Message(RecordDict(), reply_to=message)
+        return reply_with(receipt, message)
 
     def _note(self, **changed: str | int) -> None:
         with self._lock:

@@ -16,8 +16,9 @@ from pathlib import Path
 from ...privacy.accounting.gaussian import exact_epsilon
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import Adjacency, Adversary, Budget, Release, Unit
+from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
 from ...privacy.ledger.book import Book
-from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, lowered
+from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, cap_acts, lowered
 from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ...privacy.refusal import Refusal
@@ -82,6 +83,23 @@ class OwnLedger:
                 raise
             _commit(ledger, key)
 
+    def approved(self, version: int, digest: str, reason: str | None) -> None:
+        """Write down that the owner has approved of a roster: who, when and why.
+
+        Args:
+          version: of the roster.
+          digest: its hash, in hexadecimal.
+          reason: in words.
+
+        Raises:
+          Refusal: the ledger cannot be written.
+        """
+        budget = Budget(Unit.CLIENT, self.cap.target_epsilon, self.cap.target_delta)
+        said = {"version": version, "hash": digest, "who": acting_user(), "reason": reason}
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
+            ledger.act(ROSTER, (ROSTERS, version, digest), said)
+
     def _reserved(self, release: Release, of_records: Budget | None) -> Ledger:
         path = self.path if of_records is None else self.records
         try:
@@ -96,6 +114,8 @@ class OwnLedger:
             logger.error("%s", refusal)
             raise NotTrained(NOT_READY) from refusal
         try:
+            for key, said in cap_acts(path):
+                ledger.act(CAP, key, said)
             ledger.reserve_new(release)
         except BaseException as error:
             ledger.close()

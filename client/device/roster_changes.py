@@ -118,8 +118,8 @@ def pending(state: Path) -> RosterChange | None:
         return None
 
 
-def approve(state: Path, version: int) -> RosterChange:
-    """Approve of the change that waits; a running agent takes it with the next round that asks.
+def waiting_for(state: Path, version: int) -> RosterChange:
+    """Return the change that waits for the owner's approval.
 
     Args:
       state: folder of what the device remembers.
@@ -132,6 +132,20 @@ def approve(state: Path, version: int) -> RosterChange:
     if waiting is None or waiting.version != version:
         shown = "none waits" if waiting is None else f"version {waiting.version} waits"
         raise Refusal("approve", version, f"{shown}; look again and name what you have seen")
+    return waiting
+
+
+def approve(state: Path, version: int) -> RosterChange:
+    """Approve of the change that waits; a running agent takes it with the next round that asks.
+
+    Args:
+      state: folder of what the device remembers.
+      version: of the roster, as the owner read it.
+
+    Raises:
+      Refusal: no such version waits.
+    """
+    waiting = waiting_for(state, version)
     replace_file(state / APPROVED, waiting.hash.encode())
     return waiting
 

@@ -4,9 +4,10 @@ import getpass
 import os
 
 CAP, ALARM, VACUOUS = "cap changed", "alarm overridden", "vacuous promise accepted"
+ROSTER = "roster approved"
 REFUSAL = "refusal"
-CAPS = "caps"  # in the place of a run's name, where the owner of the data decided
-ACTS = (CAP, ALARM, VACUOUS, REFUSAL)
+CAPS, ROSTERS = "caps", "rosters"  # in the place of a run's name, where the owner of the data decided
+ACTS = (CAP, ALARM, VACUOUS, ROSTER, REFUSAL)
 
 
 def acting_user() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from ..bounded_decoding import read_json
 from ..budget import Budget, Unit
 from ..refusal import Refusal
-from .acts import acting_user
+from .acts import CAPS, acting_user
 from .durable_files import replace_file
 from .hash_chain import Lock, regular
 
@@ -147,6 +147,16 @@ def caps_on(ledger: Path) -> list[Cap]:
     own = ledger.stem.removeprefix(POPULATION).removeprefix(RECORDS).removeprefix(CLIENT)[:NAMED]
     latest = {cap.data: cap for cap in read_caps(ledger.parent)}
     return [latest[data] for data in (ALL, own) if data in latest]
+
+
+def cap_acts(ledger: Path) -> list[tuple[tuple[str, int, str], dict[str, Any]]]:
+    """Return the decisions that hold for a ledger as acts on it: keys, and who decided what, when and why."""
+    return [((CAPS, 0, f"{cap.data} {cap.decided}"), _said(cap)) for cap in caps_on(ledger)]
+
+
+def _said(cap: Cap) -> dict[str, Any]:
+    fields = _plain(cap)
+    return {name: value for name, value in fields.items() if name != "data"}
 
 
 def capped(ledger: Path, budget: Budget) -> Budget:

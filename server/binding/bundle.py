@@ -12,7 +12,7 @@ from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.export import export_text
 from ...privacy.ledger.hash_chain import Entry, Head, canonical
 from ...privacy.refusal import Refusal
-from ...reports.files import AUDIT_ROWS, MANIFEST
+from ...reports.files import AUDIT_ROWS, MANIFEST, RECEIPTS
 from .manifest import MADE_LATER, PUBLIC_MODE, SALT, Manifest, hashes, in_the_folder
 from .signatures import FILE as SIGNATURES
 from .signatures import Signature, SigningKey, check, read_signatures, signatures_text, signed
@@ -20,6 +20,11 @@ from .signatures import Signature, SigningKey, check, read_signatures, signature
 LIST, FORMAT = "bundle.json", "fedveil bundle 1"
 LEDGER, CLIENT_LEDGERS = "ledger.json", "client_ledgers.json"
 RECOMPUTE = "recompute_ledger.py"
+OPERATORS = (
+    AUDIT_ROWS,
+    SALT,
+    RECEIPTS,
+)  # the operator's alone where a trusted server draws clients in secret
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
     Args:
       contents: what is put into it.
       out: a folder that is not there, or empty.
-      with_audit_rows: put in what the audit kept of each round, though it tells how many took part.
+      with_audit_rows: put in what the audit kept of each round, though it tells how many took part, and the receipts,
+        though they tell who is a member.
 
     Raises:
       Refusal: the folder holds something, or cannot be written.
@@ -75,8 +81,8 @@ def make_bundle(contents: Contents, out: Path, *, with_audit_rows: bool) -> list
     run = contents.run
     held: dict[str, bytes] = {}
     try:
-        for name in (*contents.manifest.files, SALT, MANIFEST, *MADE_LATER):
-            if (run / name).is_file() and (with_audit_rows or name not in (AUDIT_ROWS, SALT)):
+        for name in (*contents.manifest.files, SALT, MANIFEST, RECEIPTS, *MADE_LATER):
+            if (run / name).is_file() and (with_audit_rows or name not in OPERATORS):
                 held[name] = (run / name).read_bytes()
         held[RECOMPUTE] = (Path(__file__).parent / RECOMPUTE).read_bytes()
         if contents.entries:

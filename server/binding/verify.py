@@ -24,11 +24,12 @@ from ...privacy.ledger.export import entries_from, read_export
 from ...privacy.ledger.hash_chain import Entry, Head
 from ...privacy.ledger.ledger import read_entries
 from ...privacy.refusal import Refusal
-from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, REPORT, RESULT, SAVED
+from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, RECEIPTS, REPORT, RESULT, SAVED
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, Contents, Listed, read_list
 from .manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
+from .receipts import checked_roster, read_receipts, require_opened
 from .signatures import FILE as SIGNATURES
 from .signatures import SHOWN, check, read_signatures
 
@@ -79,10 +80,12 @@ class Asked:
     Attributes:
       keys: public keys in hexadecimal, each of which must have signed.
       head: an entry that the ledger must hold.
+      device: folder of a device's ledgers, and of what opens its receipts.
     """
 
     keys: Sequence[str] = ()
     head: Head | None = None
+    device: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ def verify_folder(folder: Path, asked: Asked) -> list[CheckLine]:
         ("epsilon", lambda: _epsilon(held)),
         ("epsilon of each round", lambda: _once_bound(held, _epsilon_of_rounds)),
         ("client ledgers", lambda: _once_bound(held, _client_ledgers)),
+        ("receipts", lambda: _receipts(held, asked)),
         ("audit", lambda: _audit(held)),
         ("page", lambda: _page(held)),
     ]
@@ -333,7 +337,8 @@ def _close(held: Held) -> str:
     except NotShown as why:
         if held.bundled and held.listed.close is not None:
             raise Wrong("the bundle names an entry that closed the run, and holds no ledger") from None
-        raise NotShown(f"{why}: its files are bound by a signature alone") from None
+        also = ", and by the receipts of devices" if (held.folder / RECEIPTS).exists() else " alone"
+        raise NotShown(f"{why}: its files are bound by a signature{also}") from None
     run = held.manifest.run
     entry = held.book.closes.get(run)
     if entry is None:
@@ -495,6 +500,34 @@ def _client_ledgers(held: Held) -> str:
                 f"the result says {_number(row['epsilon']):.6g} of records, and the ledgers {most:.6g}"
             )
     return f"{len(held.clients)} ledgers hold, at most epsilon {most:.4g}"
+
+
+def _receipts(held: Held, asked: Asked) -> str:
+    """Check that devices have signed what they were told of this run, and hold a device's ledgers against what it signed."""
+    if not (held.folder / RECEIPTS).exists():
+        if asked.device is not None or (held.bundled and RECEIPTS in held.listed.files):
+            raise Wrong(f"{RECEIPTS} is missing")
+        raise NotShown(
+            "the run has none, or they stay with its operator" if _deployed(held) else "no device took part"
+        )
+    receipts = read_receipts(held.folder)
+    if receipts.told.manifest != held.manifest.hash:
+        raise Wrong(f"they are of another run than {MANIFEST} tells of")
+    roster = checked_roster(receipts)
+    known = {each["hash"] for each in held.result.get("rosters", ())}
+    if known and roster.hash.hex() not in known:
+        raise Wrong(f"they go by roster version {roster.version}, which was not in force in the run")
+    authority = receipts.authority.hex()
+    said = f"{len(receipts.given)} of {len(roster.members)} members have signed what this run left"
+    vouched = "" if authority in asked.keys else f"; compare the authority's key, {authority[:SHOWN]}"
+    opened = ""
+    if asked.device is not None:
+        opened = f"; the ledgers of node {require_opened(receipts, asked.device)} hold what it signed"
+    return f"{said}{opened}{vouched}"
+
+
+def _deployed(held: Held) -> bool:
+    return bool(held.result.get("rosters"))
 
 
 # --- audit and page -----------------------------------------------------------------------------------------------

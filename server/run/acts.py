@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...privacy.ledger.acts import ALARM, CAP, CAPS, REFUSAL, VACUOUS, acting_user
-from ...privacy.ledger.caps import caps_on
+from ...privacy.ledger.acts import ALARM, CAP, REFUSAL, VACUOUS, acting_user
+from ...privacy.ledger.caps import cap_acts
 from ...privacy.ledger.ledger import Ledger
 from ..rounds import Ending, Status
 from .federation import Run
@@ -24,11 +24,8 @@ def write_acts(run: Run, earlier: str | None, ledger: Ledger) -> None:
     """
     settings = run.federation.settings
     act = {"who": acting_user(), "reason": settings.reason}
-    for cap in caps_on(ledger.path):
-        limits = {"target_epsilon": cap.target_epsilon, "target_delta": cap.target_delta}
-        until = None if cap.until is None else cap.until.isoformat()
-        said = {**limits, "until": until, "decided": cap.decided, "who": cap.who, "reason": cap.reason}
-        ledger.act(CAP, (CAPS, 0, f"{cap.data} {cap.decided}"), said)
+    for key, said in cap_acts(ledger.path):
+        ledger.act(CAP, key, said)
     if settings.accept_vacuous and not run.federation.simulated:
         ledger.act(VACUOUS, (run.name, 0, VACUOUS), act)
     if earlier is not None and run.checkpoint is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...privacy.budget import Budget
 from ...privacy.ledger.ledger import Head, Ledger, read_entries
-from ...reports.files import AUDIT_KEY, RESULT, SAVED
+from ...reports.files import AUDIT_KEY, MANIFEST, RESULT, SAVED
 from .. import noise_key
 from ..binding.manifest import BESIDE, manifest_of, write_manifest
 from ..rounds import Status
@@ -60,8 +60,10 @@ def close_again(folder: Path) -> None:
         return  # made before runs were closed, or paused
     noise_key.erase(folder)
     noise_key.erase(folder, AUDIT_KEY)
-    if path is None or not Path(path).is_file():
-        return  # charged on no ledger of its own
+    if path is None or not Path(path).is_file():  # charged on no ledger of its own
+        if not (folder / MANIFEST).exists():
+            close(folder, None, {})
+        return
     identity: dict[str, Any] = json.loads(read_entries(path)[0].payload)
     budget = Budget(identity["unit"], ANY, ANY / 2, adjacency=identity["adjacency"])
     with Ledger.open(path, budget, owner=identity["owner"], simulated=identity["simulated"]) as ledger:

@@ -16,11 +16,12 @@ from flwr.app import Message
 
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import Device, read_device
+from fedveil.client.device.receipts import receipt_for
 from fedveil.deployment.open_link import Link, Presence
 from fedveil.deployment.provision import provision
 from fedveil.strategies.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.strategies.grids import AskingGrid
-from fedveil.strategies.run_over import RunOver, read_over
+from fedveil.strategies.run_over import RunOver, read_over, reply_with
 
 FEDERATION = """\
 federation: hearts
@@ -67,6 +68,9 @@ class Devices(AskingGrid):
         for message in messages:
             if (over := read_over(message)) is not None:  # the agent's matter
                 self.told.append(over)
+                node = message.metadata.dst_node_id
+                receipt = receipt_for(self.devices[node].bundle, over)
+                yield name_sender(reply_with(receipt, message), node)
                 continue
             name_message(message, str(self.count))
             node = message.metadata.dst_node_id

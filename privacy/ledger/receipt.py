@@ -1,0 +1,136 @@
+"""Receipt of a device for a run: its signature over what it was told of the run and over a commitment to its own ledgers.
+
+What the commitment holds is the head of each of the device's ledgers, behind a salt that stays on the device. A bare head
+would tell how often the device took part, in this federation and in others; and the same head after two runs, that it took
+no part in the second. The device's owner may open the commitment to whom they like: the ledgers are then those of that day.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ..bounded_decoding import read_json
+from ..refusal import Refusal
+from .hash_chain import Head, canonical
+
+SIGNED = b"fedveil receipt 1\0"  # no signature of a receipt is one of anything else
+COMMITTED = b"fedveil ledgers of a device 1\0"
+SALT_BYTES = COMMITMENT_BYTES = 32
+SIGNATURE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a device was told of a run, and signs.
+
+    Attributes:
+      federation: its name.
+      run: what people call it.
+      manifest: SHA-256 of the run's manifest, in hexadecimal.
+    """
+
+    federation: str
+    run: str
+    manifest: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Receipt as the server gets it.
+
+    Attributes:
+      node: of the device.
+      commitment: to the heads of its ledgers.
+      signature: Ed25519, by the key that the roster has of it.
+    """
+
+    node: int
+    commitment: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class ReceiptOpening:
+    """What opens a commitment; it stays on the device.
+
+    Attributes:
+      salt: drawn for this receipt alone, in hexadecimal.
+      heads: of the device's ledgers, by the file's name.
+    """
+
+    salt: str
+    heads: Mapping[str, Head]
+
+
+def commitment_of(opening: ReceiptOpening) -> bytes:
+    """Return the commitment that an opening opens."""
+    heads = {name: list(head) for name, head in opening.heads.items()}
+    text = canonical({"salt": opening.salt, "heads": heads})
+    return hashlib.sha256(COMMITTED + text.encode()).digest()
+
+
+def sign_receipt(key: Ed25519PrivateKey, told: Told, node: int, commitment: bytes) -> Receipt:
+    """Return a device's receipt.
+
+    Args:
+      key: of the device.
+      told: what it was told of the run.
+      node: its number.
+      commitment: to the heads of its ledgers.
+    """
+    return Receipt(node, commitment, key.sign(_text(told, node, commitment)))
+
+
+def holds(receipt: Receipt, told: Told, public: bytes) -> bool:
+    """Return whether a receipt is the signature of this key under what the device was told.
+
+    Args:
+      receipt: as it came.
+      told: what the device must have been told.
+      public: Ed25519 key of the device, by the roster.
+    """
+    try:
+        key = Ed25519PublicKey.from_public_bytes(public)
+        key.verify(receipt.signature, _text(told, receipt.node, receipt.commitment))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _text(told: Told, node: int, commitment: bytes) -> bytes:
+    said = {"federation": told.federation, "run": told.run, "manifest": told.manifest}
+    return SIGNED + canonical({**said, "node": node, "commitment": commitment.hex()}).encode()
+
+
+def read_opening(path: Path) -> ReceiptOpening:
+    """Return what opens a commitment.
+
+    Raises:
+      Refusal: the file cannot be read.
+    """
+    try:
+        found = read_json(path.read_bytes())
+        heads = {str(name): Head(int(seq), str(digest)) for name, (seq, digest) in found["heads"].items()}
+        return ReceiptOpening(str(found["salt"]), heads)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
+        raise Refusal("receipt", str(path), f"cannot be read ({problem}); ask the device's owner") from None
+
+
+def opening_text(opening: ReceiptOpening, told: Told, node: int) -> bytes:
+    """Return an opening as the bytes of its file, with whose and of which run it is.
+
+    Args:
+      opening: what is kept.
+      told: what the device was told of the run.
+      node: the device's number.
+    """
+    heads = {name: list(head) for name, head in opening.heads.items()}
+    whole = {"run": told.run, "manifest": told.manifest, "node": node, "salt": opening.salt, "heads": heads}
+    return (json.dumps(whole, indent=1) + "\n").encode()

@@ -1,0 +1,132 @@
+"""Receipts of the devices of a run, as the file RECEIPTS of its folder holds them: with the roster that knows their keys.
+
+They come when the run is over and closed, so that the close binds them no more; the signature over the bundle does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...privacy.ledger.book import read_entries
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.hash_chain import canonical
+from ...privacy.ledger.receipt import Receipt, Told, commitment_of, holds, read_opening
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.refusal import Refused
+from ...privacy.secagg.roster import Roster, read_roster
+from ...reports.files import RECEIPTS
+from .manifest import PRIVATE_MODE, PUBLIC_MODE, tells_counts
+
+FORMAT = "fedveil receipts 1"
+
+
+@dataclass(frozen=True)
+class Receipts:
+    """Receipts of one run.
+
+    Attributes:
+      told: what every device was told of the run.
+      authority: Ed25519 public key that signed the roster.
+      roster: the bytes that it signed.
+      given: the receipts, by ascending node.
+    """
+
+    told: Told
+    authority: bytes
+    roster: bytes
+    given: Sequence[Receipt]
+
+    @property
+    def text(self) -> bytes:
+        """The receipts as canonical JSON."""
+        told = {"federation": self.told.federation, "run": self.told.run, "manifest": self.told.manifest}
+        given = [
+            {"node": each.node, "commitment": each.commitment.hex(), "signature": each.signature.hex()}
+            for each in self.given
+        ]
+        keys = {"authority": self.authority.hex(), "roster": self.roster.hex()}
+        return canonical({"format": FORMAT, **told, **keys, "receipts": given}).encode()
+
+
+def write_receipts(folder: Path, receipts: Receipts) -> None:
+    """Write receipts into a run folder; with a trusted server, who is a member is its operator's.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    replace_file(folder / RECEIPTS, receipts.text, PRIVATE_MODE if tells_counts(folder) else PUBLIC_MODE)
+
+
+def read_receipts(folder: Path) -> Receipts:
+    """Return the receipts in a folder, unchecked.
+
+    Raises:
+      Refusal: they cannot be read.
+    """
+    path = folder / RECEIPTS
+    try:
+        text = path.read_bytes()
+        found: dict[str, Any] = json.loads(text)
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']!r}")
+        told = Told(*(str(found[name]) for name in ("federation", "run", "manifest")))
+        given = [
+            Receipt(int(each["node"]), bytes.fromhex(each["commitment"]), bytes.fromhex(each["signature"]))
+            for each in found["receipts"]
+        ]
+        authority, roster = (bytes.fromhex(found[name]) for name in ("authority", "roster"))
+        receipts = Receipts(told, authority, roster, given)
+        if receipts.text != text:
+            raise ValueError("it is not in canonical form")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+        raise Refusal("receipts", str(path), f"cannot be read ({problem}); ask for a true copy") from problem
+    return receipts
+
+
+def checked_roster(receipts: Receipts) -> Roster:
+    """Return the roster of receipts, each of which is its member's.
+
+    Raises:
+      Refusal: the authority did not sign the roster, or a receipt is not of the member whose it says to be.
+    """
+    try:
+        roster = read_roster(receipts.roster, receipts.authority)
+    except Refused as refused:
+        raise Refusal("receipts", "roster", f"is not one of the authority's ({refused})") from None
+    keys = {member.node: member.public for member in roster.members}
+    nodes = [each.node for each in receipts.given]
+    if nodes != sorted(set(nodes)):
+        raise Refusal("receipts", nodes, "are not one a node, in their order")
+    for each in receipts.given:
+        if each.node not in keys or not holds(each, receipts.told, keys[each.node]):
+            raise Refusal("receipts", f"node {each.node}", "has not signed what stands here")
+    return roster
+
+
+def require_opened(receipts: Receipts, device: Path) -> int:
+    """Hold the ledgers of a device against its receipt, and return its node.
+
+    Args:
+      receipts: of the run, checked.
+      device: the device's state folder, or a copy of its receipts and ledgers.
+
+    Raises:
+      Refusal: the device opens no receipt of these, or a ledger does not hold what it signed.
+    """
+    opening = read_opening(device / "receipts" / f"{receipts.told.manifest}.json")
+    commitment = commitment_of(opening)
+    node = next((each.node for each in receipts.given if each.commitment == commitment), None)
+    if node is None:
+        raise Refusal("--device", str(device), "opens no receipt of this run")
+    for name, head in opening.heads.items():
+        if Path(name).name != name:
+            raise Refusal("--device", name, "is no name of a file")
+        entries = read_entries(device / "ledgers" / name)
+        if head.seq < 1 or head.seq > len(entries) or entries[head.seq - 1].head != head:
+            remedy = f"does not hold entry {head.seq}, whose hash node {node} signed: it was changed since"
+            raise Refusal("--device", name, remedy)
+    return node

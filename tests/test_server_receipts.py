@@ -1,0 +1,203 @@
+"""Receipts of devices: what they bind, what they tell nobody, and what of them is checked."""
+
+import json
+import runpy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import ConfigRecord
+
+from fedveil.cli.report_bundle import bundle
+from fedveil.client.device.client_bundle import ClientBundle, read_client_bundle
+from fedveil.client.device.receipts import MOST, give_receipt, receipt_for
+from fedveil.deployment.serve import serve
+from fedveil.privacy.budget import Budget, Unit
+from fedveil.privacy.ledger.hash_chain import canonical
+from fedveil.privacy.ledger.ledger import Ledger, read_entries
+from fedveil.privacy.ledger.receipt import Told, commitment_of, holds, read_opening
+from fedveil.server.binding.verify import Asked, CheckLine, verify_folder
+from fedveil.strategies.flower_adapter import records_of
+from fedveil.strategies.run_over import RunOver, message_to, read_over, read_receipt, reply_with
+
+SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
+COMMON = ("task=digits", "num_rounds=1", "batch_size=40", "privacy.allow_large_delta=true", "link.wait=0.3")
+ASKED = (*COMMON, "accept_vacuous=true", "privacy.target_epsilon=8")
+MANIFEST = "5f" * 32
+OVER = RunOver("spring", "completed", 3, {}, manifest=MANIFEST)
+
+
+@dataclass(frozen=True)
+class World:
+    """A federation whose runs `masked` and `central` are over."""
+
+    hearts: Path
+
+    def run(self, name: str) -> Path:
+        return self.hearts / "server" / "runs" / name
+
+    def device(self, name: str) -> ClientBundle:
+        return read_client_bundle(self.hearts / "clients" / name)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    hearts = SERVED["make_federation"](tmp_path_factory.mktemp("desk"))
+    for mode, run in (("client_distributed", "masked"), ("client_central", "central")):
+        grid = SERVED["Devices"](hearts / "clients")
+        asked = [*ASKED, f"privacy={mode}", f"run={run}"]
+        if mode == "client_central":
+            asked += ["privacy.target_epsilon=16", "cohort=poisson", "cohort.rate=0.6"]
+        reach = SERVED["reaching"](grid, 4 if mode == "client_central" else 5)
+        assert serve(hearts / "server", asked, reach=reach) == 0
+    return World(hearts)
+
+
+def line(folder: Path, device: Path | None = None) -> CheckLine:
+    return next(each for each in verify_folder(folder, Asked(device=device)) if each.name == "receipts")
+
+
+def test_every_device_that_is_there_signs_what_the_run_left(world: World, tmp_path: Path) -> None:
+    assert line(world.run("masked")).said.startswith("5 of 5 members have signed what this run left")
+    bundle(world.run("masked"), tmp_path / "bundle", [])
+    found = line(tmp_path / "bundle", world.hearts / "clients" / "boston" / "state")
+    assert found.ok and f"the ledgers of node {world.device('boston').identity.node} hold" in found.said
+
+
+def test_with_a_trusted_server_receipts_stay_with_the_operator(world: World, tmp_path: Path) -> None:
+    run = world.run("central")
+    assert (run / "receipts.json").stat().st_mode & 0o777 == 0o600
+    assert line(run).said.startswith("4 of 5 members")  # who was connected, not who was drawn
+    bundle(run, tmp_path / "bundle", [])
+    assert not (tmp_path / "bundle" / "receipts.json").exists() and line(tmp_path / "bundle").ok is None
+    bundle(run, tmp_path / "with", [], with_audit_rows=True)
+    assert line(tmp_path / "with").ok
+
+
+def test_a_receipt_tells_nothing_of_a_ledger(world: World, tmp_path: Path) -> None:
+    boston = world.device("boston")
+    state = Path(shutil.copytree(boston.state, tmp_path / "state"))
+    told = [Told("hearts", run, digit * 64) for run, digit in (("a", "a"), ("b", "b"))]
+    one, other = (give_receipt(state, each, boston.identity.node, boston.identity.key) for each in told)
+    assert (
+        one.commitment != other.commitment
+    )  # of the same heads: a run in which nobody was drawn shows nothing
+    openings = [read_opening(state / "receipts" / f"{each.manifest}.json") for each in told]
+    assert openings[0].heads == openings[1].heads and openings[0].salt != openings[1].salt
+    for name, head in openings[0].heads.items():
+        assert read_entries(state / "ledgers" / name)[-1].head == head
+    again = give_receipt(state, told[0], boston.identity.node, boston.identity.key)
+    assert again == one  # asked twice, and the server may hold either
+
+
+def test_nothing_else_leaves_with_a_receipt(world: World) -> None:
+    message = message_to(2, OVER)
+    over = read_over(message)
+    assert over is not None and over.manifest == MANIFEST
+    reply = reply_with(receipt_for(world.device("boston"), over), message)
+    (fields,) = records_of(reply.content, ConfigRecord).values()
+    assert {name: len(value) for name, value in fields.items()} == {"commitment": 32, "signature": 64}
+
+
+def test_a_device_that_has_no_ledger_gives_a_receipt_like_any_other(tmp_path: Path) -> None:
+    tmp_path.joinpath("state").mkdir()
+    key = Ed25519PrivateKey.generate()
+    told = Told("hearts", "spring", MANIFEST)
+    receipt = give_receipt(tmp_path / "state", told, 4, key)
+    assert len(receipt.commitment) == 32 and holds(receipt, told, key.public_key().public_bytes_raw())
+    assert not holds(receipt, Told("hearts", "spring", "0" * 64), key.public_key().public_bytes_raw())
+    assert not holds(receipt, told, Ed25519PrivateKey.generate().public_key().public_bytes_raw())
+
+
+def test_openings_do_not_fill_a_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "receipts"
+    folder.mkdir()
+    for number in range(MOST + 3):
+        (folder / f"{number}.json").touch()
+    give_receipt(tmp_path, Told("hearts", "spring", MANIFEST), 4, Ed25519PrivateKey.generate())
+    assert len(list(folder.iterdir())) == MOST and (folder / f"{MANIFEST}.json").exists()
+
+
+def test_no_receipt_of_a_run_that_was_not_closed_and_none_from_a_bomb(world: World) -> None:
+    assert receipt_for(world.device("boston"), RunOver("spring", "completed", 3, {})) is None
+    for wrong in ("../../etc/passwd", "5F" * 32, "5f" * 31):
+        assert read_over(message_to(2, RunOver("spring", "completed", 3, {}, manifest=wrong))) is None
+    reply = reply_with(None, message_to(2, OVER))
+    assert read_receipt(reply) is None
+    for fields in ({"commitment": b"1" * 31, "signature": b"2" * 64}, {"commitment": "1", "signature": 2}):
+        reply.content["receipt"] = ConfigRecord(fields)
+        assert read_receipt(reply) is None
+
+
+def test_a_ledger_that_was_changed_since_is_named(world: World, tmp_path: Path) -> None:
+    state = Path(shutil.copytree(world.device("boston").state, tmp_path / "state"))
+    (path,) = (state / "ledgers").glob("client-*.ledger")
+    owner = json.loads(read_entries(path)[0].payload)["owner"]
+    path.unlink()
+    with Ledger.open(path, Budget(Unit.CLIENT, 20.0, 1e-5), owner=owner, simulated=False):
+        pass
+    found = line(world.run("masked"), state)
+    assert found.ok is False and "whose hash node" in found.said
+    (tmp_path / "other" / "receipts").mkdir(parents=True)
+    assert line(world.run("masked"), tmp_path / "other").ok is False
+
+
+def drop_signature(whole: dict) -> None:
+    whole["receipts"][0]["signature"] = whole["receipts"][1]["signature"]
+
+
+def repeat(whole: dict) -> None:
+    whole["receipts"].append(whole["receipts"][-1])
+
+
+def other_run(whole: dict) -> None:
+    whole["manifest"] = "0" * 64
+
+
+def other_name(whole: dict) -> None:
+    whole["run"] = "other"
+
+
+def other_authority(whole: dict) -> None:
+    whole["authority"] = "00" * 32
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (drop_signature, "has not signed what stands here"),
+        (repeat, "are not one a node"),
+        (other_run, "are of another run"),
+        (other_name, "has not signed what stands here"),
+        (other_authority, "is not one of the authority's"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_receipts_that_do_not_hold_are_named(
+    world: World, tmp_path: Path, edit: Callable[[dict], None], says: str
+) -> None:
+    run = Path(shutil.copytree(world.run("masked"), tmp_path / "run"))
+    whole = json.loads((run / "receipts.json").read_text())
+    edit(whole)
+    (run / "receipts.json").write_text(canonical(whole))
+    found = line(run)
+    assert found.ok is False and says in found.said
+
+
+def test_a_roster_that_was_not_in_force_is_named(world: World, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(world.run("masked"), tmp_path / "run"))
+    result = json.loads((run / "result.json").read_text())
+    result["rosters"][0]["hash"] = "0" * 64
+    (run / "result.json").write_text(json.dumps(result))
+    assert "was not in force" in line(run).said
+
+
+def test_a_commitment_binds_its_heads(world: World) -> None:
+    path = next((world.device("boston").state / "receipts").glob("*.json"))
+    opening = read_opening(path)
+    name, head = next(iter(opening.heads.items()))
+    moved = type(opening)(opening.salt, {**opening.heads, name: head._replace(seq=head.seq + 1)})
+    assert commitment_of(moved) != commitment_of(opening)
