@@ -34,7 +34,6 @@ class Unprotected:
 
     choices: Choices | None = None
     noise = 0.0
-    splits = True
 
     def __init__(self, segments: tuple[Segment, ...]) -> None:
         self._spec = SumSpec(None, (*segments, Segment(WEIGHT, MAX_EXAMPLES)))
@@ -92,11 +91,6 @@ class Protected:
     def __post_init__(self) -> None:
         self.choices: Choices | None = self.privacy.adaptation.first(self.privacy.plan)
         self._noise = self.privacy.plan.mechanism.noise(self.rows.stream_of)
-
-    @property
-    def splits(self) -> bool:
-        """Whether a cohort may be summed in parts: not where a unit has several clients, whom one sum's event counts."""
-        return self.privacy.plan.unit is not Unit.PERSON_EVERYWHERE
 
     @property
     def plan(self) -> Plan:

@@ -65,11 +65,6 @@ class Search:
     declined: int = 0
 
     @property
-    def searches(self) -> bool:
-        """Whether so many sums were untrue that cohorts are to be split."""
-        return self.untrue >= FIRST
-
-    @property
     def sought(self) -> frozenset[int]:
         """Nodes that may have spoilt what no suspect explains."""
         sums = [nodes for _, nodes in self.spoilt]
@@ -89,7 +84,7 @@ class Search:
           possible: whether so many nodes make a sum.
           draw: nobody may guess it.
         """
-        if not self.searches:
+        if self.untrue < FIRST:
             return [list(cohort)], ""
         least = next((size for size in range(2, len(cohort)) if size > self.declined and possible(size)), 0)
         known = [node for node in cohort if node in self.suspected]

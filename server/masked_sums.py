@@ -24,7 +24,6 @@ from .secure_sum import DECLINED, Opened, SecureSums, share_spec
 
 logger = logging.getLogger("fedveil.server")
 
-ONE_SUM = "who spoils sums cannot be searched for: one sum must hold what all clients have of a person"
 UNTRUE = "untrue_sum"  # why members were dropped, all of them, whose sum cannot be true
 LOST = "own_noise"  # why members were dropped whose sum is lost in the noise that some of them added
 
@@ -105,9 +104,6 @@ class MaskedSums:
     # --- the search for who spoils sums -------------------------------------------------------------------------
 
     def _parts(self, drawn: Sequence[int], wanted: Sum) -> tuple[list[list[int]], str]:
-        if not self._account.splits:
-            return [list(drawn)], ONE_SUM if self._search.searches else ""
-
         def possible(size: int) -> bool:
             try:
                 share_spec(wanted, self._sums.masking, size)

@@ -258,13 +258,6 @@ MUTATIONS = {
         "test_client_persons.py",
         "counts_a_persons",
     ),
-    "a person at two clients is released in two sums and charged for one": Mutation(
-        "server/masked_sums.py",
-        "if not self._account.splits:",
-        "if False:",
-        "test_server_culprit_search.py",
-        "in_one_sum",
-    ),
     "a policy bounds no norm of a record in a masked sum": Mutation(
         "client/device/order_policy.py",
         "norm = spec.unit_norm or spec.clipping_norm",
@@ -1630,6 +1623,13 @@ MUTATIONS = {
         "certain",
         "test_privacy_audit_memorisation.py",
         "next_looks_confirms",
+    ),
+    "what fits one budget fits every other": Mutation(
+        "privacy/accounting/gate.py",
+        "known = self._fitting.setdefault(budget, [])",
+        "known = [each for some in self._fitting.values() for each in some]",
+        "test_privacy_accounting.py",
+        "needs_no_composition",
     ),
     "coins of a large population come up at another rate": Mutation(
         "strategies/draws.py",

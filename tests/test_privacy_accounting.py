@@ -33,9 +33,11 @@ from hypothesis import strategies as st
 from fedveil.privacy.accounting import epsilon as accounting
 from fedveil.privacy.accounting import loss_distributions
 from fedveil.privacy.accounting.epsilon import (
+    FINEST_INTERVAL,
     GATE_INTERVAL,
     PUBLISH_INTERVAL,
     accountant_name,
+    by_distribution,
     epsilon,
     within,
 )
@@ -184,6 +186,31 @@ def test_small_epsilons_are_refined_until_the_grid_no_longer_matters() -> None:
     finer = PLDAccountant(relation_of(Adjacency.ZERO_OUT), 5e-6).compose(event, 1500).get_epsilon(1e-6)
     assert ours == pytest.approx(finer, rel=0.01)
     assert epsilon({event: 1500}, 1e-6, interval=GATE_INTERVAL) == pytest.approx(ours, rel=0.01)
+
+
+def grids_of(
+    event: DpEvent, rounds: int, delta: float, monkeypatch: pytest.MonkeyPatch
+) -> dict[float, float]:
+    """Return the grids on which rounds are composed to be published, each with its bound."""
+    found: dict[float, float] = {}
+
+    def spy(counts: Any, delta: float, adjacency: Adjacency, interval: float) -> float:
+        return found.setdefault(interval, by_distribution(counts, delta, adjacency, interval))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedveil.privacy.accounting.epsilon.by_distribution", spy)
+        assert epsilon({event: rounds}, delta) == min(found.values())
+    return found
+
+
+def test_small_rates_are_refined_until_a_finer_grid_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rate, noise, rounds, delta in ((1e-4, 0.47, 1000, 1e-7), (1e-6, 0.45, 10**5, 1e-8)):
+        found = grids_of(sampled(rate, noise), rounds, delta, monkeypatch)
+        assert set(found) == {1e-3, 1e-4}
+        finest = by_distribution(grouped(rate, noise, rounds), delta, Adjacency.ZERO_OUT, FINEST_INTERVAL)
+        assert finest <= found[1e-4] * (1 + 1e-9) and found[1e-4] == pytest.approx(finest, rel=2e-3)
+    found = grids_of(sampled(1e-4, 1.5), 10**5, 1e-6, monkeypatch)  # many quiet rounds
+    assert found[1e-3] > found[1e-4] > 1.1 * found[FINEST_INTERVAL]
 
 
 @settings(max_examples=5, deadline=None)
@@ -363,6 +390,24 @@ def test_the_gate_decides_as_epsilon_does(target: float, adjacency: Adjacency) -
     assert not gate.fits([event] * admitted, event, budget)
     assert epsilon({event: admitted + 1}, 1e-5, adjacency, GATE_INTERVAL) > target
     assert not admitted or epsilon({event: admitted}, 1e-5, adjacency, GATE_INTERVAL) <= target
+
+
+def test_what_fits_one_ledger_needs_no_composition_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget, event, gate = Budget(Unit.RECORD, 2.0, 1e-5), sampled(0.05, 1.1), Gate()
+    admitted = [next(n for n in range(1000) if not gate.fits({event: n}, event, budget))]
+    compose = loss_distributions.distribution
+    composed: list[int] = []
+
+    def counting(*arguments: Any) -> Any:
+        composed.append(1)
+        return compose(*arguments)
+
+    monkeypatch.setattr(loss_distributions, "distribution", counting)
+    for _ in range(5):
+        admitted.append(next(n for n in range(1000) if not gate.fits({event: n}, event, budget)))
+    assert len(set(admitted)) == 1 and admitted[0] > 3 and not composed
+    less = Budget(Unit.RECORD, 1.0, 1e-5)
+    assert next(n for n in range(1000) if not gate.fits({event: n}, event, less)) < admitted[0]
 
 
 def test_the_gate_decides_as_epsilon_does_on_mixed_events() -> None:

@@ -10,6 +10,7 @@ from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution,
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 
 from fedveil.privacy.accounting import sampled_gaussian
 from fedveil.privacy.accounting.renyi import orders, quiet_orders
@@ -45,6 +46,17 @@ def test_the_distribution_is_that_of_dp_accounting(rate: float, noise: float) ->
     for delta in (1e-3, 1e-6):
         mine, other = (each.self_compose(20).get_epsilon_for_delta(delta) for each in (ours, theirs))
         assert mine == pytest.approx(other, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("rate", "noise"), [*SCALES[:2], (1e-4, 0.47), (0.01, 0.6), (0.5, 0.3)])
+def test_small_masses_of_an_added_unit_are_not_rounding_errors(rate: float, noise: float) -> None:
+    added = sampled_gaussian.distribution(rate, noise, 1e-4)._pmf_add.to_dense_pmf()  # type: ignore[attr-defined]
+    masses, losses = added._probs, (np.arange(added.size) + added._lower_loss) * 1e-4
+    assert math.fsum(masses) + added._infinity_mass == pytest.approx(1, abs=1e-14)
+    assert math.fsum(masses * np.exp(-losses)) == pytest.approx(1, abs=1e-12)
+    far = losses < losses[0] / 3
+    output = sampled_gaussian._outputs(-1.0, rate, noise, losses[far][-1:])
+    assert math.fsum(masses[far]) == pytest.approx(float(ndtr(-output[0])), rel=1e-2)
 
 
 @settings(max_examples=30, deadline=None)

@@ -191,15 +191,6 @@ def test_a_sum_that_is_lost_in_its_owners_noise_draws_suspicion_on_nobody(
         assert done.dropped == {LOST: 8} and done.cause.startswith(f"{LOST}: the sum of 8 members is lost")
 
 
-def test_persons_at_several_clients_are_in_one_sum_whoever_spoils_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two parts would release such a person twice, and one sum was charged."""
-    spoilt_by(monkeypatch, FIRST_NODE)
-    monkeypatch.setattr(Unprotected, "splits", False)
-    told = rounds_of(sums_of(8), 8, FIRST + 2)
-    assert all(done.abandoned and done.dropped == {UNTRUE: 8} for done, _ in told)
-    assert "what all clients have of a person" in told[-1][0].cause
-
-
 def test_a_round_in_parts_is_charged_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each part has the noise that one release was charged for, and each client is in one part."""
     spoilt_by(monkeypatch, FIRST_NODE + 2)

@@ -28,6 +28,9 @@ MIN_PLD_DELTA = 1e-12
 # multiplier), has fewer steps than these. The grid is then refined, down to the finest.
 MIN_STEPS, MIN_STEPS_PER_ROUND = 1000, 5
 FINEST_INTERVAL = 1e-5
+# Where single rounds tell so little, finer grids are taken from the coarsest on until one changes the bound by less than
+# this share: the next would change it by less again. A round that is rarely heard, but loud, needs no fine grid.
+SETTLED = 1e-3
 # A grid has at most this many steps, which bounds the memory that a vacuous epsilon takes.
 MAX_STEPS = 1_000_000
 # An epsilon beyond this is reported as infinite.
@@ -163,24 +166,27 @@ def bounds(counts: Counts, delta: float, adjacency: Adjacency, interval: float) 
     if size is not None and renyi:
         yield size
     if distribution:
-        yield from _refined(counts, delta, adjacency, _first_grid(counts, interval, size))
+        yield from (bound for _, bound in _refined(counts, delta, adjacency, interval, size))
 
 
-def _first_grid(counts: Counts, interval: float, size: float | None) -> float:
-    """Return the first grid on which counted leaves are composed; `size` is epsilon as RDP has it."""
-    loss = min(typical_loss(leaf) for leaf, _ in counts)
-    least = GATE_INTERVAL if len(counts) > MANY_KINDS else interval
-    return first_interval(loss, max(interval, least), size)
+def _refined(
+    counts: Counts, delta: float, adjacency: Adjacency, interval: float, size: float | None
+) -> Iterator[tuple[float, float]]:
+    """Yield finer and finer grids with their PLD bounds, until the grid no longer matters or is the finest.
 
-
-def _refined(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> Iterator[float]:
-    """Yield PLD bounds on finer and finer grids, until the grid no longer matters or is the finest."""
+    `size` is epsilon as RDP has it; None where unknown.
+    """
+    interval = max(interval, GATE_INTERVAL) if len(counts) > MANY_KINDS else interval
+    enough = first_interval(min(typical_loss(leaf) for leaf, _ in counts), interval, size)
+    grid, before = GATE_INTERVAL if enough < interval else enough, math.inf
     while True:
-        bound = by_distribution(counts, delta, adjacency, interval)
-        yield bound
-        if bound >= MIN_STEPS * interval or interval <= FINEST_INTERVAL:
+        bound = by_distribution(counts, delta, adjacency, grid)
+        yield grid, bound
+        resolved = grid <= enough and bound >= MIN_STEPS * grid
+        settled = enough < interval and grid <= interval and before - bound <= SETTLED * bound
+        if resolved or settled or grid <= FINEST_INTERVAL:
             return
-        interval = finer(interval)
+        before, grid = bound, finer(grid)
 
 
 def finer(interval: float) -> float:
@@ -260,7 +266,7 @@ def by_distribution(counts: Counts, delta: float, adjacency: Adjacency, interval
 
 
 def losses_of(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> Any:
-    """Return the PLD of counted leaves, on the grid with which `bounds` begins; None where PLD does not cover one.
+    """Return the PLD of counted leaves, on the grid with which `bounds` ends; None where PLD does not cover one.
 
     Args:
       counts: leaves, each with how often it happened.
@@ -270,7 +276,8 @@ def losses_of(counts: Counts, delta: float, adjacency: Adjacency, interval: floa
     """
     if not all(has_distribution(leaf, adjacency) for leaf, _ in counts):
         return None
-    return _composed(counts, adjacency, _first_grid(counts, interval, by_renyi(counts, delta, adjacency)))
+    *_, (grid, _) = _refined(counts, delta, adjacency, interval, by_renyi(counts, delta, adjacency))
+    return _composed(counts, adjacency, grid)
 
 
 @lru_cache(maxsize=4)  # the grids of one composition, of which several deltas are asked

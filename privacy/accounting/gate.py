@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from .epsilon import (
     GATE_INTERVAL,
     MIN_PLD_DELTA,
     MIN_STEPS,
+    SETTLED,
     VACUOUS_EPSILON,
     bounds,
     coarsened,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 # Histories that are followed: one for each adversary and one to spare.
 MOST_LINES = 4
+# Histories that are known to fit, of each budget.
+MOST_FITTING = 16
 # Events whose leaves are remembered.
 MOST_REMEMBERED = 1 << 14
 
@@ -67,7 +71,8 @@ class Gate:
     RDP comes first, because it adds up. Where it is too loose, the composed PLD of what is spent is kept and
     only what is new is composed with it. Each time the gate also looks further ahead: as many releases as
     were then found to fit need no computation, as long as none of them tells more than the one that was used
-    to look ahead.
+    to look ahead. What fits one ledger fits every other with that budget, so all ledgers of a process share
+    `GATE`: clients with the same plan compose their rounds once and not each for itself.
     """
 
     def __init__(self) -> None:
@@ -78,6 +83,8 @@ class Gate:
         self._rounded: dict[tuple[int, float], int] = {}
         self._lines: list[_Line] = []
         self._failing: dict[tuple[Budget, float], list[Counted]] = {}
+        self._fitting: dict[Budget, list[Counted]] = {}
+        self._lock = Lock()
 
     def fits(
         self, spent: "Iterable[DpEvent] | Mapping[DpEvent, int]", proposed: "DpEvent", budget: Budget
@@ -87,11 +94,24 @@ class Gate:
         Raises:
           Refusal: an event that cannot be accounted.
         """
-        step = self._count([proposed])
-        wanted = _sum(self._count(spent), step)
-        line = self._line(wanted, budget)
-        if self._has_room(line, wanted):
-            return True
+        with self._lock:
+            step = self._count([proposed])
+            wanted = _sum(self._count(spent), step)
+            known = self._fitting.setdefault(budget, [])
+            if any(_covers(each, wanted) for each in known):
+                return True
+            line = self._line(wanted, budget)
+            fits = self._has_room(line, wanted) or self._fits(line, wanted, step)
+            if fits:
+                ahead = {} if line.worst is None else {line.worst: line.times}
+                more = _sum(line.base, ahead)
+                most = more if _covers(more, wanted) else wanted
+                kept = [each for each in known if not _covers(most, each)]
+                self._fitting[budget] = [most, *kept[: MOST_FITTING - 1]]
+            return fits
+
+    def _fits(self, line: _Line, wanted: Counted, step: Counted) -> bool:
+        budget = line.budget
         facts = [self._facts_of(number, budget.adjacency) for number in wanted]
         size = _by_renyi(wanted, facts, budget.target_delta)
         if size is not None and size <= budget.target_epsilon and all(each.renyi_holds for each in facts):
@@ -177,19 +197,22 @@ class Gate:
         """Return whether `wanted` and `further` fit, by PLD on grids as fine as it takes."""
         from . import loss_distributions
 
-        relation, budget = relation_of(line.budget.adjacency), line.budget
+        relation, budget, before = relation_of(line.budget.adjacency), line.budget, math.inf
+        grid = max(interval, GATE_INTERVAL)
         gaussian = {number: n for number, n in wanted.items() if self._is_gaussian(number)}
         others = {number: n for number, n in wanted.items() if number not in gaussian}
         rest = with_one_gaussian({self._leaves[number]: n for number, n in _sum(gaussian, further).items()})
         while True:
-            losses: Any = self._compose(line, others, interval)
-            losses = loss_distributions.distribution(in_order(rest), relation, interval, losses)
-            if losses.get_delta_for_epsilon(budget.target_epsilon) <= budget.target_delta:
+            losses: Any = self._compose(line, others, grid)
+            losses = loss_distributions.distribution(in_order(rest), relation, grid, losses)
+            delta = losses.get_delta_for_epsilon(budget.target_epsilon)
+            if delta <= budget.target_delta:
                 return True
-            small = losses.get_delta_for_epsilon(MIN_STEPS * interval) <= budget.target_delta
-            if not small or interval <= FINEST_INTERVAL:
+            small = losses.get_delta_for_epsilon(MIN_STEPS * grid) <= budget.target_delta
+            settled = interval < GATE_INTERVAL and before - delta <= SETTLED * delta
+            if (grid <= interval and not small) or settled or grid <= FINEST_INTERVAL:
                 return False
-            interval = finer(interval)
+            before, grid = delta, finer(grid)
 
     def _is_gaussian(self, number: int) -> bool:
         return type(self._leaves[number]).__name__ == "GaussianDpEvent"
@@ -239,6 +262,10 @@ class Gate:
         rate, noise = max(rate for rate, _ in scales), min(noise for _, noise in scales)
         query = GaussianDpEvent(noise)
         return self._number(query if rate == 1 else PoissonSampledDpEvent(rate, query))
+
+
+GATE = Gate()
+"""The gate of all ledgers of this process."""
 
 
 def _by_renyi(counts: Counted, facts: list[_Facts], delta: float) -> float | None:

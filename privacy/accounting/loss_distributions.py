@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dp_accounting.privacy_accountant import NeighboringRelation
 
 Floats = NDArray[np.float64]
+MOST_GROWTH = 256  # nats by which the largest loss of a round is weighed for a tail's bound: where rounds are rarely heard
 DROPPED = 1e-15  # of the mass, by a composition with itself; as much is counted as an infinite loss
 # Queries of one secret sample that answer alike for a blank unit and an absent one.
 SAMPLED_ALIKE = (GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent)
@@ -97,8 +98,7 @@ def _repeated_pmf(pmf: Any, times: int) -> Any:
     most = (dense.size - 1) * times
     last = min(most, math.ceil(np.min(ends, where=np.isfinite(ends) & (orders > 0), initial=most)))
     length = fft.next_fast_len(max(last - first + 1, dense.size), real=True)
-    spectrum: Any = fft.rfft(dense._probs, length)
-    masses: Any = fft.irfft(spectrum**times, length)
+    masses: Any = fft.irfft(_power(fft.rfft(dense._probs, length), times), length)
     infinite = DROPPED - math.expm1(times * math.log1p(-dense._infinity_mass))
     return DensePLDPmf(
         dense._discretization,
@@ -109,21 +109,34 @@ def _repeated_pmf(pmf: Any, times: int) -> Any:
     )
 
 
+def _power(values: Any, times: int) -> Any:
+    """Return values to a whole power of at least 1, by squaring: numpy takes a logarithm of every one."""
+    power = values if times & 1 else None
+    while times := times >> 1:
+        values = values * values
+        if times & 1:
+            power = values if power is None else power * values
+    return power
+
+
 @lru_cache(maxsize=64)
 def _growth(pmf: Any) -> tuple[Floats, Floats]:
-    """Return orders, and the logarithm of the mean of e^(order * place) at each; none is above e^20."""
-    powers = np.arange(1, 21)
+    """Return orders, and the logarithm of the mean of e^(order * place) at each; none is above e^`MOST_GROWTH`."""
     step = np.exp(np.arange(pmf.size) / pmf.size)
-    rising, falling = ([*_weighted(pmf._probs, factor, len(powers))] for factor in (step, 1 / step))
-    return np.concatenate((-powers, powers)) / pmf.size, np.log([*falling, *rising])
+    falling, rising = ([*_weighted(pmf._probs, factor)] for factor in (1 / step, step))
+    powers, means = (np.array(part) for part in zip(*rising, strict=True))
+    return np.concatenate((-powers, powers)) / pmf.size, np.log([*(mean for _, mean in falling), *means])
 
 
-def _weighted(masses: Floats, factor: Floats, times: int) -> Iterator[float]:
-    """Yield the sum of the masses after each multiplication by the factor."""
-    masses = masses.copy()
-    for _ in range(times):
+def _weighted(masses: Floats, factor: Floats) -> Iterator[tuple[int, float]]:
+    """Yield powers of the factor, closely spaced at first, and the sum of the masses times each."""
+    masses, power, stride = np.abs(masses), 0, 1  # rounding below zero bounds nothing
+    while power < MOST_GROWTH:
+        if power == 16 * stride:
+            factor, stride = factor * factor, 2 * stride
         masses *= factor
-        yield float(masses.sum())
+        power += stride
+        yield power, float(masses.sum())
 
 
 def epsilon(losses: PrivacyLossDistribution, delta: float) -> float:
@@ -136,7 +149,8 @@ def _epsilon(pmf: Any, delta: float) -> float:
     dense = pmf.to_dense_pmf()
     if dense._infinity_mass > delta:
         return math.inf
-    losses, masses = _losses(dense)[::-1], dense._probs[::-1]
+    first = min(max(0, -dense._lower_loss), dense.size - 1)  # losses below zero ask for no epsilon
+    losses, masses = _losses(dense)[first:][::-1], dense._probs[first:][::-1]
     with np.errstate(all="ignore"):
         upper, lower = dense._infinity_mass + np.cumsum(masses), np.cumsum(np.exp(-losses) * masses)
         found = np.log((upper - delta) / lower)

@@ -90,8 +90,32 @@ def _pmf(sign: float, rate: float, noise: float, interval: float) -> PLDPmf:
         sign * float(np.logaddexp(math.log1p(-rate), math.log(rate) + end)) for end in (-reach, reach)
     )
     first, last = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
-    deltas = _deltas(sign, rate, noise, interval * np.arange(first, last + 1, dtype=np.float64))
-    return connected(interval, first, deltas)
+    epsilons = interval * np.arange(first, last + 1, dtype=np.float64)
+    if sign < 0 and len(epsilons) > MOST_SPARSE:
+        return _added(rate, noise, interval, first, epsilons)
+    return connected(interval, first, _deltas(sign, rate, noise, epsilons))
+
+
+def _added(rate: float, noise: float, interval: float, first: int, epsilons: Vector) -> PLDPmf:
+    """Return the losses for a unit added, as `connected` does, with small masses as exact as large ones.
+
+    At a negative epsilon the divergence is 1 - e^epsilon and a small rest. Dots of the first alone have a mass of 1 at 0 and
+    none elsewhere, but their rounding errors have: a composition would hold a far end that is nothing else.
+    """
+    negative = epsilons[: 1 - first]  # and zero
+    outputs = -_outputs(-1.0, rate, noise, negative)
+    below = np.logaddexp(
+        math.log1p(-rate) + log_ndtr(outputs), math.log(rate) + log_ndtr(outputs + 1 / noise)
+    )
+    rest = np.exp(negative + below) - ndtr(outputs)
+    parts = np.concatenate((rest, _deltas(-1.0, rate, noise, epsilons[1 - first :])))
+    falls, growth = np.diff(parts), math.expm1(interval)
+    masses = np.empty_like(parts)
+    masses[0] = falls[0] / growth - parts[0]
+    masses[1:-1] = (falls[1:] - falls[:-1] * math.exp(interval)) / growth
+    masses[-1] = falls[-1] / math.expm1(-interval)
+    masses[-first] += 1
+    return DensePLDPmf(interval, first, np.maximum(masses, 0.0), float(parts[-1]), True)
 
 
 def _deltas(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
@@ -99,11 +123,7 @@ def _deltas(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
     removed = sign > 0
     reached = sign * epsilons > math.log1p(-rate)  # elsewhere one side is above the other at every output
     deltas = np.where(reached, 0.0, -np.expm1(np.minimum(epsilons, 0.0)) if removed else 0.0)
-    # The loss of the sample itself, log(1 + (e^epsilon - 1) / rate), and the output at which it is reached.
-    scaled = sign * epsilons[reached] - math.log(rate)
-    with np.errstate(divide="ignore"):
-        inside = sign * (scaled + np.log1p(-np.exp(np.minimum(math.log(1 / rate - 1) - scaled, 0.0))))
-    outputs = (-0.5 * sign - inside * noise**2) / noise
+    outputs = _outputs(sign, rate, noise, epsilons[reached])
     other, log_rate, log_rest = outputs + sign / noise, math.log(rate), math.log1p(-rate)
     if removed:
         above, below = (1 - rate) * ndtr(outputs) + rate * ndtr(other), log_ndtr(outputs)
@@ -112,6 +132,15 @@ def _deltas(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
         below = np.logaddexp(log_rest + log_ndtr(outputs), log_rate + log_ndtr(other))
     deltas[reached] = above - np.exp(epsilons[reached] + below)
     return np.clip(deltas, 0.0, 1.0)
+
+
+def _outputs(sign: float, rate: float, noise: float, epsilons: Vector) -> Vector:
+    """Return the output at which the loss is each epsilon, beyond it the loss is larger, (epsilons,)."""
+    # The loss of the sample itself, log(1 + (e^epsilon - 1) / rate).
+    scaled = sign * epsilons - math.log(rate)
+    with np.errstate(divide="ignore"):
+        inside = sign * (scaled + np.log1p(-np.exp(np.minimum(math.log(1 / rate - 1) - scaled, 0.0))))
+    return (-0.5 * sign - inside * noise**2) / noise
 
 
 def renyi(rate: float, noise: float, orders: Vector) -> Vector:

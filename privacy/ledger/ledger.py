@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..accounting.epsilon import GATE_INTERVAL
 from ..accounting.events import Gaussian, event_from_json, event_to_json
-from ..accounting.gate import Gate
+from ..accounting.gate import GATE
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi_filter import admits, counted, filter_order
 from ..budget import Adversary, Budget, Release
@@ -122,7 +122,6 @@ class Ledger:
         self._budget = budget
         self._resources = resources
         self.purpose: str | None = None
-        self._gate = Gate()
         self._threads = threading.RLock()
         self._pending: dict[str, None] = {}
 
@@ -233,7 +232,7 @@ class Ledger:
             earlier = self._book.releases.get(key)
             if earlier is None:
                 budget = self._budget_for(release)
-                _require_affordable(release, budget, self._book, self._gate)
+                _require_affordable(release, budget, self._book)
                 drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self.purpose)))
             else:
                 _require_same(release, earlier, events)
@@ -507,7 +506,7 @@ def _require_same(release: Release, earlier: BookedRelease, events: dict[str, An
         raise Refusal("key", release.key, "was reserved with other events; reserve a new key")
 
 
-def _require_affordable(release: Release, budget: Budget, book: Book, gate: Gate) -> None:
+def _require_affordable(release: Release, budget: Budget, book: Book) -> None:
     """Return if a release fits beside what a book holds.
 
     Raises:
@@ -522,7 +521,7 @@ def _require_affordable(release: Release, budget: Budget, book: Book, gate: Gate
         if exact is not None and exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
             raise BudgetExhausted(budget, adversary, exact)
         seen, event = book.events(adversary), event_from_json(event_to_json(event))
-        fits = gate.fits(seen, event, budget) if order is None else admits([*seen, event], budget, order)
+        fits = GATE.fits(seen, event, budget) if order is None else admits([*seen, event], budget, order)
         if not fits:
             delta, adjacency = budget.target_delta, budget.adjacency
             would_be = counted([*seen, event], delta, adjacency, order, GATE_INTERVAL)
