@@ -22,9 +22,9 @@ from ..configs.local_training import LocalTraining
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
-from ..simulations.in_process import keep_memory
 from ..strategies.record_plan import PoissonBatches
 from ..tasks.data import Examples
+from ..tasks.memory import keep_memory
 from .engines import Options
 from .made_task import Made
 from .tables import Row, conditions, ratio, result_of

@@ -12,7 +12,7 @@ from ..privacy.mechanisms.distributed import encode_share, take_back
 from ..privacy.mechanisms.private_sum import SumSpec
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import Attendance, ShareSpec, size_shares
-from ..simulations.in_process import keep_memory
+from ..tasks.memory import keep_memory
 from .engines import Options
 from .tables import Row, conditions, result_of
 

@@ -17,11 +17,11 @@ from ..privacy.mechanisms.private_sum import CohortSum, add_noise, add_update, d
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from ..privacy.plan import Plan
-from ..simulations.in_process import keep_memory
 from ..strategies.cohorts import Fixed
 from ..strategies.flower_adapter import claim_identity, name_message
 from ..strategies.wire import add_reply, instruct, layout_of, memory_arrays, reply_with
 from ..tasks.arrays import read_arrays
+from ..tasks.memory import keep_memory
 from .contenders import measure
 from .engines import OURS, Options
 from .tables import Row, conditions, median, result_of

@@ -25,7 +25,7 @@ from ..privacy.secagg.roster import Member, Roster
 from ..privacy.secagg.server import OpenedSum, Outgoing, ServerAttempt
 from ..privacy.secagg.suite import SUITES, public_of, verify
 from ..privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
-from ..simulations.in_process import keep_memory
+from ..tasks.memory import keep_memory
 from .engines import Options
 from .secagg_case import Case, Clock, Costs
 from .secagg_made import STAGES, server_memory, server_times

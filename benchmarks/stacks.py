@@ -15,10 +15,10 @@ from ..client.training.cohort_training import sum_cohort
 from ..client.training.in_place import begin
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..simulations.in_process import keep_memory
 from ..strategies.flower_adapter import claim_identity, quiet_flower
 from ..strategies.wire import instruct, memory_arrays
 from ..tasks.arrays import read_arrays
+from ..tasks.memory import keep_memory
 from .engines import Options
 from .ours import settings_of
 from .tables import Row, conditions, ratio, result_of

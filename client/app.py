@@ -46,6 +46,7 @@ from ..tasks.arrays import load_arrays, memory_of, read_arrays
 from ..tasks.data import Data, Examples, data_of, fingerprint
 from ..tasks.hardware import device_of, on_cpu, placed, precision
 from ..tasks.independence import check_independence
+from ..tasks.memory import keep_freed
 from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
@@ -94,6 +95,7 @@ class Workbench:
     @cached_property
     def model(self) -> nn.Module:
         """Model, the only one of this process."""
+        keep_freed()
         return with_fast_kernels(self.task.model()).to(self.device)
 
     @cached_property

@@ -470,8 +470,8 @@ class InProcess(Group):
     """Engine of this machine: clients run in this process or, with more workers, in as many processes."""
 
     name: Literal["inprocess"] = "inprocess"
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Processes."""
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = 1
+    """Processes; null: one for each core or GPU where a client's training fills it, else one."""
     device: Annotated[
         str,
         Field(

@@ -13,6 +13,8 @@ from flwr.serverapp import Grid
 from ..client.app import SETTINGS_KEY, Workbench, make_client_app
 from ..configs.schema import InProcess, Ray
 from ..server.run.federation import Federation, Run
+from ..strategies.cohorts import invited_size
+from ..tasks.hardware import units
 from .deadline import within
 from .faults import inject
 from .in_process import InProcessGrid
@@ -58,11 +60,19 @@ def _in_process(run: Run, engine: InProcess) -> InProcessGrid:
         client_app=make_client_app(partial(_settings_text, text), _faults(federation), bench),
         num_clients=federation.num_nodes,
         run_config={SETTINGS_KEY: text},
-        workers=engine.workers,
+        workers=engine.workers or _workers(federation, stacked=at_once is not None),
         deadline=engine.deadline,
         cohort_function=at_once,
         in_place=partial(begin, bench) if plain else None,
     )
+
+
+def _workers(federation: Federation, stacked: bool) -> int:
+    """Return how many processes train a cohort: one for each core or GPU, and one in all where clients are stacked."""
+    if stacked:  # small steps, of which one process's are mostly Python's
+        return 1
+    invited = invited_size(federation.cohort, federation.num_clients)
+    return max(1, min(units(federation.settings.engine.device), round(invited)))
 
 
 def _settings_text(text: str, context: Context) -> str:

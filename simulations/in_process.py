@@ -7,8 +7,6 @@ holds its share of the sum in shared memory; only that share comes back. Models 
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import mmap
 import multiprocessing
 import os
@@ -28,6 +26,7 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.flower_adapter import claim_identity, client_context, name_message
 from ..strategies.grids import AskingGrid
 from ..strategies.wire import LATE, add_reply
+from ..tasks.memory import keep_memory
 from .deadline import PastDeadline, limited_to
 
 if TYPE_CHECKING:
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
 
 FIRST_NODE = 2  # node 1 is Flower's server
 GRACE_SECONDS = 30.0  # beyond its clients' deadlines, before a worker that hangs in C code is killed
-
-# glibc's mallopt: parameters of malloc.h, and values that let a process reuse its memory for the next client instead
-# of giving it back and taking it page by page again. 32 MiB is the largest threshold that glibc accepts.
-MALLOC_KEEPS = {-1: 1 << 30, -3: 32 << 20}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 
 CohortFunction = Callable[[RecordDict, Sequence[int], SumSpec, int], CohortSum]
 
@@ -297,18 +292,6 @@ class _Worker:
             os.kill(self.process, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(self.process, 0)
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory it frees, and spare its modules the garbage collector's walks.
-
-    Where the C library is not glibc, malloc stays as it is.
-    """
-    gc.freeze()
-    with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in MALLOC_KEEPS.items():
-            mallopt(parameter, value)
 
 
 def _isolated(content: RecordDict) -> RecordDict:

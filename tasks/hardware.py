@@ -7,6 +7,7 @@ the processor runs the same code, and moves nothing.
 from __future__ import annotations
 
 import copy
+import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -46,6 +47,21 @@ def check_device(name: str, field: str = "engine.device") -> None:
         raise Refusal(field, name, f"of the GPUs that torch can use {there}")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise Refusal(field, name, "torch sees no Apple GPU here; use cpu")
+
+
+def units(name: str) -> int:
+    """Return how many cores or GPUs this process may train on at once; no GPU is touched.
+
+    Args:
+      name: as in `check_device`.
+    """
+    kind, _, number = name.partition(":")
+    gpus = torch.cuda.device_count() if kind in ("auto", "cuda") else 0
+    if kind == "mps" or number:
+        return 1
+    return gpus or len(
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
 
 
 def device_of(name: str) -> torch.device:

@@ -80,12 +80,16 @@ def test_a_cohort_on_another_device_gives_the_processors_sum(path: str, name: st
     np.testing.assert_allclose(there, summed(path, settings), rtol=1e-5, atol=1e-6)
 
 
-def test_a_stack_is_moved_once_and_comes_back_once(copies: Any) -> None:
+@pytest.mark.parametrize(("apart", "groups", "steps"), [(True, 1, 2 * 3), (False, 4, 2 * (1 + 1 + 2 + 3))])
+def test_a_stack_is_moved_once_and_comes_back_once(
+    apart: bool, groups: int, steps: int, copies: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = replace(settings_with("sgd"), accelerator="meta")
+    monkeypatch.setattr(Workbench, "keeps_apart", lambda bench, data: apart)
     summed("vectorised", settings)
-    groups, steps = 4, 2 * (1 + 1 + 2 + 3)
-    # Inputs and targets of each group of equal clients, its batches' positions, and four parameters with the instruction.
-    assert copies.there <= 2 * groups + steps + 8
+    # Inputs and targets of each stack, its batches' positions and what their examples weigh, and four parameters with the
+    # instruction.
+    assert copies.there <= 2 * groups + (2 if apart else 1) * steps + 8
     assert copies.back == 2 * groups  # updates and losses
 
 

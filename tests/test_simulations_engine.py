@@ -9,9 +9,15 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedveil.client.app import Workbench
 from fedveil.client.private_update import private_update
+from fedveil.configs.local_training import LocalTraining
+from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.server.run.build import build
+from fedveil.simulations import engines
 from fedveil.simulations.in_process import FIRST_NODE, InProcessGrid
+from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.wire import instruct, memory_arrays, view
 
 SPEC = SumSpec(100.0)
@@ -131,3 +137,29 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
     finally:
         grid.close()
     np.testing.assert_allclose(sums, [8 * 1, 7 * 2, 6 * 3], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("said", "stacked", "wanted"),
+    [
+        ("cohort=fixed cohort.size=3", False, 3),
+        ("cohort=fixed cohort.size=9", False, 6),
+        ("cohort.rate=0.01", False, 1),
+        ("cohort=fixed cohort.size=9", True, 1),
+        ("cohort=fixed cohort.size=9 engine.workers=2", True, 2),
+    ],
+)
+def test_as_many_workers_are_taken_as_pay(
+    said: str, stacked: bool, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "units", lambda device: 6)
+    overrides = ["task=digits", "task.num_clients=10", "engine.workers=null", *said.split()]
+    federation = build(settings_from_overrides(overrides))
+    assert (federation.settings.engine.workers or engines._workers(federation, stacked)) == wanted
+
+
+def test_whatever_trains_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr("fedveil.client.app.keep_freed", lambda: kept.append(1))
+    settings = ClientSettings("digits", LocalTraining(), {"num_clients": 10})
+    assert Workbench(settings).model is not None and kept == [1]

@@ -127,13 +127,16 @@ class Steps:
 
     def keep_first(self, clients: int) -> None:
         """Leave all but the first clients as they are; what the optimiser remembers of the others is dropped."""
-        for value in self.values:
-            whole = value.shape
-            if whole[0] == clients:
-                continue
-            value.data = value.data[:clients]
-            state: dict[str, Any] = {} if self.optimizer is None else self.optimizer.state[value]
-            state |= {k: v[:clients] for k, v in state.items() if getattr(v, "shape", None) == whole}
+        if len(self.values[0]) == clients:
+            return
+        for number, value in enumerate(self.values):
+            kept = self.values[number] = value[:clients]
+            if self.optimizer is not None:
+                state = self.optimizer.state.pop(value, {})
+                parts = {k: v[:clients] for k, v in state.items() if getattr(v, "shape", None) == value.shape}
+                self.optimizer.state[kept] = {**state, **parts}
+        if self.optimizer is not None:
+            self.optimizer.param_groups[0]["params"] = list(self.values)
 
 
 def steps_of(
