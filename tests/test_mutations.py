@@ -1142,8 +1142,8 @@ MUTATIONS = {
     ),
     "sampling fixed while accounted as Poisson": Mutation(
         "strategies/cohorts.py",
-        "chosen = stream.uint64(len(population)) < np.uint64(int(self.rate * 2**64))",
-        "chosen = np.argsort(np.argsort(stream.uint64(len(population)))) < self.rate * len(population)",
+        "for place in coins(len(population), self.rate, stream).tolist()",
+        "for place in subset(len(population), int(self.rate * len(population)), stream).tolist()",
         "test_strategies_cohorts.py",
         "binomial",
     ),
