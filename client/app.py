@@ -43,7 +43,7 @@ from ..strategies.wire import (
 )
 from ..tasks import load_task
 from ..tasks.arrays import load_arrays, memory_of, read_arrays
-from ..tasks.data import Data, Examples, data_of, fingerprint
+from ..tasks.data import Data, Examples, data_of, fingerprint, leaves, placeholder
 from ..tasks.hardware import device_of, on_cpu, placed, precision
 from ..tasks.independence import check_independence
 from ..tasks.memory import keep_freed
@@ -75,6 +75,7 @@ class Workbench:
     settings: ClientSettings
     given: Task | None = None
     measured: list[bool] = field(default_factory=list[bool])
+    _engines: dict[tuple[Any, ...], str] = field(default_factory=dict[tuple[Any, ...], str])
     _names: dict[int, str] = field(default_factory=dict[int, str])
     _kept: dict[tuple[int, int, Owners | None], Data] = field(
         default_factory=dict[tuple[int, int, "Owners | None"], Data]
@@ -174,6 +175,21 @@ class Workbench:
             check_independence(on_cpu(self.model), self.task, data)
             self.measured.append(True)
         return self.model
+
+    def engine_of(self, gradients: str, data: Data) -> str:
+        """Return the engine that DP-SGD takes; looked for once for each shape of an input.
+
+        Args:
+          gradients: as of `chosen_engine`.
+          data: of a client.
+        """
+        from .dp_sgd.train import chosen_engine
+
+        parts = leaves(placeholder(data, 1))
+        shape = (gradients, bool(len(data)), *((tuple(each.shape), each.dtype) for each in parts))
+        if shape not in self._engines:
+            self._engines[shape] = chosen_engine(gradients, self.model, data)
+        return self._engines[shape]
 
     def keeps_apart(self, data: Data) -> bool:
         """Return whether the model and the loss keep examples apart, which is measured once in this process.
@@ -413,7 +429,11 @@ def _train_on_ledger(
         if canaried is None
         else (canaried.model, canaried.loss, canaried.examples)
     )
-    engine = chosen_engine(record.gradients, model, records)
+    engine = (
+        bench.engine_of(record.gradients, near)
+        if canaried is None
+        else chosen_engine(record.gradients, model, records)
+    )
     rng = "system" if settings.seed is None else "seeded"
     release = Release(record.unit, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
     simulated = bench.task.simulated and settings.device is None

@@ -160,12 +160,11 @@ class Evidence:
     @cached_property
     def claimed(self) -> float:
         """Epsilon of these rounds, as the accountant has it for whoever sees their sums."""
+        from dp_accounting.dp_event import SelfComposedDpEvent
+
         charged = Counter(zip(self.rows["rate"].tolist(), self.rows["charged"].tolist(), strict=True))
-        events = {self._event(*pair): times for pair, times in charged.items()}
-        repeated = [event for event, times in events.items() for _ in range(times)]
-        return counted(
-            repeated, self.terms.delta, self.terms.adjacency, self.terms.filter_order, GATE_INTERVAL
-        )
+        events = [SelfComposedDpEvent(self._event(*pair), times) for pair, times in charged.items()]
+        return counted(events, self.terms.delta, self.terms.adjacency, self.terms.filter_order, GATE_INTERVAL)
 
     @property
     def amplified(self) -> bool:

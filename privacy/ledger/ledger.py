@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..accounting.epsilon import GATE_INTERVAL
-from ..accounting.events import Gaussian, event_from_json, event_to_json
+from ..accounting.events import event_from_json, event_to_json
 from ..accounting.gate import GATE
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi_filter import admits, counted, filter_order
@@ -227,12 +227,12 @@ class Ledger:
         """
         self._require_admissible(release)
         key = _text(release.key)
-        events = {adversary.value: event_to_json(event) for adversary, event in release.events.items()}
+        events = _written(release)
         with self._writing() as drafts:
             earlier = self._book.releases.get(key)
             if earlier is None:
                 budget = self._budget_for(release)
-                _require_affordable(release, budget, self._book)
+                _require_affordable(release, events, budget, self._book)
                 drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self.purpose)))
             else:
                 _require_same(release, earlier, events)
@@ -506,21 +506,34 @@ def _require_same(release: Release, earlier: BookedRelease, events: dict[str, An
         raise Refusal("key", release.key, "was reserved with other events; reserve a new key")
 
 
-def _require_affordable(release: Release, budget: Budget, book: Book) -> None:
+def _written(release: Release) -> dict[str, Any]:
+    """Return a release's events as JSON, by adversary; one that all of them see is written once."""
+    once = {id(event): event_to_json(event) for event in release.events.values()}
+    return {adversary.value: once[id(event)] for adversary, event in release.events.items()}
+
+
+def _require_affordable(release: Release, events: dict[str, Any], budget: Budget, book: Book) -> None:
     """Return if a release fits beside what a book holds.
+
+    Adversaries who have seen the same, and see the same now, are asked for once.
 
     Raises:
       BudgetExhausted: it does not.
       Refusal: the ledger's filter has another order.
     """
     order = _order_with(release, book)
-    for adversary, event in release.events.items():
-        exact = _exactly(book, adversary, event, budget) if order is None else None
+    asked: list[tuple[Any, Counter[str]]] = []
+    for adversary in release.events:
+        written, spent = events[adversary.value], book.spent.get(adversary, Counter[str]())
+        if any(written is event and spent == counts for event, counts in asked):
+            continue
+        asked.append((written, spent))
+        exact = _exactly(spent, written, budget) if order is None else None
         if exact is not None and exact <= budget.target_epsilon:
             continue
         if exact is not None and exact > budget.target_epsilon * (1 + ACCOUNTANTS_DIFFER):
             raise BudgetExhausted(budget, adversary, exact)
-        seen, event = book.events(adversary), event_from_json(event_to_json(event))
+        seen, event = book.events(adversary), event_from_json(written)
         fits = GATE.fits(seen, event, budget) if order is None else admits([*seen, event], budget, order)
         if not fits:
             delta, adjacency = budget.target_delta, budget.adjacency
@@ -528,10 +541,9 @@ def _require_affordable(release: Release, budget: Budget, book: Book) -> None:
             raise BudgetExhausted(budget, adversary, would_be)
 
 
-def _exactly(book: Book, adversary: Adversary, event: "DpEvent | Gaussian", budget: Budget) -> float | None:
-    """Return epsilon after `event`, where all is plain Gaussian noise and takes no accountant; else None."""
-    counts = book.spent.get(adversary, Counter[str]()) + Counter([canonical(event_to_json(event))])
-    return exact_epsilon(counts, budget.target_delta, budget.adjacency)
+def _exactly(spent: Counter[str], written: dict[str, Any], budget: Budget) -> float | None:
+    """Return epsilon after an event as JSON, where all is plain Gaussian noise and takes no accountant; else None."""
+    return exact_epsilon(spent + Counter([canonical(written)]), budget.target_delta, budget.adjacency)
 
 
 def _order_with(release: Release, book: Book) -> float | None:
