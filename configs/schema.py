@@ -1040,10 +1040,10 @@ class FederationSettings(Group):
         if self.training.batch_size != LocalTraining().batch_size:
             yield "batch_size", "privacy.sample_rate says how many records a step takes; leave it out"
         if not self.local_training.optimizer.plain:
-            yield (
-                "optimizer",
-                "the strategy takes the step: strategy=fedavgm has momentum, fedadam is Adam; use sgd",
+            text = (
+                "the strategy takes the step: strategy=fedavgm has momentum, fedadam is Adam; use sgd alone"
             )
+            yield "optimizer.name", text
         if self.schedule.name != "constant" or self.schedule.warmup:
             yield (
                 "schedule.name",

@@ -173,8 +173,12 @@ class PrivateGrid(AskingGrid):
 
     @property
     def all_declined(self) -> bool:
-        """Whether every client was asked and its owner's policy refused; told where `all_spent` is."""
-        return self._tells and self.participants.all_among(self._declined)
+        """Whether every client was asked and its owner's policy refused.
+
+        Where who was drawn is secret it is told only if nobody ever answered: no round then holds anybody's data.
+        """
+        told = self._tells or not any(done.replies for done in self.rounds)
+        return told and self.participants.all_among(self._declined)
 
     def raise_noise(self, factor: float) -> None:
         """Let the rounds from now on have so many times the noise that is planned, and charged."""

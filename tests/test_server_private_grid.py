@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +308,7 @@ def test_fresh_noise_is_never_released_under_an_old_key(tmp_path: Path, seed: in
 
 
 def test_a_run_is_in_vain_once_every_owners_policy_has_refused(ledger: Ledger) -> None:
-    """The next round would ask for the same; whether all of a secret cohort refused, nobody may tell."""
+    """The next round would ask for the same; of a secret draw it is told only if nobody has ever answered."""
     refused = {1, 2}
     app = ClientApp()
 
@@ -322,4 +323,6 @@ def test_a_run_is_in_vain_once_every_owners_policy_has_refused(ledger: Ledger) -
             grid = grid_of(All(), own)
             grid.participants.grid = InProcessGrid(app, CLIENTS, {})
             one_round(grid, make_strategy("fedavg", {}), memory_arrays(START))
+            assert grid.all_declined == all_refuse
+            grid.rounds[0] = replace(grid.rounds[0], replies=1)  # with data of somebody, of a secret draw
             assert grid.all_declined == (all_refuse and own is None)

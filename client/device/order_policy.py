@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 
 from ...privacy.accounting.events import Gaussian, gaussian_event
 from ...privacy.budget import Adjacency, Adversary, Budget
+from ...privacy.mechanisms.sum_spec import SumSpec
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
 from ...strategies.secure_wire import run_number
@@ -72,8 +73,8 @@ def accepted(
         order = read_order(content)
         if order is None:
             raise Refusal("order", None, "this server does not say how to train")
-        for field in _violations(order, content, terms, policy, can_protect_records):
-            raise Refusal(field, order.to_json(), "the owner's policy does not allow it")
+        for field, value, why in _violations(order, content, terms, policy, can_protect_records):
+            raise Refusal(field, value, f"the owner's policy does not allow it: {why}")
     except (Refusal, ValueError, KeyError, TypeError) as error:
         logger.warning("an order is not followed: %s", error)
         raise NotTrained(OWNERS_POLICY) from error
@@ -100,29 +101,42 @@ def _violations(
     terms: AttemptTerms | None,
     policy: OwnerPolicy,
     can_protect_records: bool,
-) -> Iterator[str]:
+) -> Iterator[tuple[str, object, str]]:
+    """Yield the field, its value and what the policy says, of each demand that an order does not meet."""
     run, number = read_round(content)
-    demands = {
-        "run": run == order.run and (not policy.runs or people_call(run) in policy.runs),
-        "local_epochs": order.training.local_epochs <= policy.maximum_local_epochs,
-        "privacy": _allowed(order.privacy, terms, policy),
+    epochs = order.training.local_epochs
+    if run != order.run or (policy.runs and people_call(run) not in policy.runs):
+        yield "run", run, f"runs = {list(policy.runs)}"
+    if epochs > policy.maximum_local_epochs:
+        yield "local_epochs", epochs, f"maximum_local_epochs = {policy.maximum_local_epochs}"
+    if not _allowed(order.privacy, terms, policy):
+        trusted = str(policy.trust_server).lower()
+        why = (
+            f"trust_server = {trusted}" if terms is None else "masks are for shares of noise and for records"
+        )
+        yield "privacy", str(order.privacy), why
+    if order.record is not None and not can_protect_records:
+        yield "record", None, "this client's task cannot protect single records"
+    if order.record is not None and order.record.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
         # A client's sampling rate tells how many records it has.
-        "record": order.record is None
-        or (can_protect_records and order.record.adjacency is not Adjacency.ADD_OR_REMOVE_ONE),
-    }
+        yield "record.adjacency", str(order.record.adjacency), "how many records there are is public"
     if terms is not None:
         place = (run_number(run), number, read_attempt(content))
-        demands["terms"] = place == (terms.run, terms.round, terms.attempt)
-        spec = sum_spec_of(content)
-        demands["unit_norm"] = (spec.unit_norm is not None) == (order.privacy in STEP_MODES)
-        norm = spec.unit_norm or spec.clipping_norm
-        demands["clipping_norm"] = norm is not None and 0 < norm <= policy.maximum_clipping_norm
+        if place != (terms.run, terms.round, terms.attempt):
+            yield "terms", place, "the cohort has signed others"
+        if (sum_spec_of(content).unit_norm is not None) != (order.privacy in STEP_MODES):
+            yield "unit_norm", sum_spec_of(content).unit_norm, f"is not of privacy={order.privacy}"
+        yield from _too_long(sum_spec_of(content), policy)
     elif order.client is not None:
-        spec = read_spec(content)
-        norm = None if spec is None else spec.clipping_norm
-        demands["clipping_norm"] = norm is not None and 0 < norm <= policy.maximum_clipping_norm
-        demands["noise_multiplier"] = noise_over_clip(order.client) >= policy.minimum_noise_multiplier
-    yield from (name for name, met in demands.items() if not met)
+        yield from _too_long(read_spec(content) or SumSpec(None), policy)
+        if not (noise := noise_over_clip(order.client)) >= policy.minimum_noise_multiplier:
+            yield "noise_multiplier", noise, f"minimum_noise_multiplier = {policy.minimum_noise_multiplier:g}"
+
+
+def _too_long(spec: SumSpec, policy: OwnerPolicy) -> Iterator[tuple[str, object, str]]:
+    norm = spec.unit_norm or spec.clipping_norm
+    if norm is None or not 0 < norm <= policy.maximum_clipping_norm:
+        yield "clipping_norm", norm, f"maximum_clipping_norm = {policy.maximum_clipping_norm:g}"
 
 
 def _allowed(mode: Mode, terms: AttemptTerms | None, policy: OwnerPolicy) -> bool:
