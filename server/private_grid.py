@@ -7,6 +7,7 @@ train, add, noise, hand over, commit. Nothing is handed over that was not reserv
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -254,7 +255,7 @@ class PrivateGrid(AskingGrid):
         if mean is None:
             return []
         if spec.compression is not None:
-            mean = expanded(mean, layout, sketch_of(spec.compression, self._run_name, self._row))
+            mean = expanded(mean, layout, sketch_of(spec.compression, self._row))
         dummies = self.participants.dummies(self.drawn)
         drawn = (len(self.drawn) - len(dummies), dummies, self.participants.clients)
         if not mean.part:  # the noise of a sum in parts, and who is in it, are not what an audit was told
@@ -269,10 +270,17 @@ class PrivateGrid(AskingGrid):
         if self._compress is None:
             return layout, layout, self._account.spec(layout, expected)
         coordinates = sum(int(np.prod(shape)) for name, shape in layout.items() if name != CANARY_RECORDS)
-        compression = self._compress.of(coordinates)
+        compression = self._compress.of(coordinates, self._public_seed)
         sent = compressed_layout(layout, compression)
         spec = compressed_spec(self._account.spec(sent, expected), compression, self._compress.cells)
         return layout, sent, spec
+
+    @property
+    def _public_seed(self) -> str:
+        """What the run's matrices are made from: a simulation's repeat with its seed, a server's while the run has its name."""
+        if self._randomness.seed is None:
+            return hashlib.sha256(self._run_name.encode()).hexdigest()
+        return self._randomness.stream("compression").bytes(32).hex()
 
     def _draw_ahead(self) -> list[int]:
         """Return the cohort of the next row, which is drawn once."""

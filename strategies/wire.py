@@ -157,7 +157,7 @@ def sketch_for(content: RecordDict, spec: SumSpec) -> Sketch | None:
       content: the instruction.
       spec: of its sum.
     """
-    return None if spec.compression is None else sketch_of(spec.compression, *read_round(content))
+    return None if spec.compression is None else sketch_of(spec.compression, read_round(content)[1])
 
 
 def read_attempt(content: RecordDict) -> int:

@@ -54,7 +54,11 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkGrid]:
         yield opened
 
 
-@pytest.mark.parametrize("overrides", [CENTRAL, MASKED], ids=["private sum", "secure aggregation"])
+@pytest.mark.parametrize(
+    "overrides",
+    [CENTRAL, MASKED, (*CENTRAL, "compress=project", "compress.cells=256"), (*MASKED, "compress=mask")],
+    ids=["private sum", "secure aggregation", "projected", "masked and compressed"],
+)
 def test_a_run_over_the_link_trains_the_model_of_the_engine(
     grid: LinkGrid, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:

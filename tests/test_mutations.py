@@ -1135,8 +1135,8 @@ MUTATIONS = {
     ),
     "one mask for two rounds' sums": Mutation(
         "privacy/mechanisms/compression.py",
-        'row.to_bytes(8, "big") + run.encode()',
-        "run.encode()",
+        'row.to_bytes(8, "big") + compression.seed.encode()',
+        "compression.seed.encode()",
         COMPRESSION_TESTS,
         "its_own_matrix",
     ),

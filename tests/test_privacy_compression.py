@@ -28,7 +28,7 @@ SIZE, KEPT = 41, 11
 
 
 def drawn(kind: str, row: int = 1, run: str = "run") -> Any:
-    return sketch_of(Compression(kind, SIZE, KEPT), run, row)
+    return sketch_of(Compression(kind, SIZE, KEPT, run), row)
 
 
 def update(seed: int = 0, scale: float = 1.0) -> dict[str, np.ndarray]:
@@ -45,7 +45,7 @@ def flat(arrays: dict[str, Any]) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 def test_the_rows_of_a_round_are_orthonormal(kind: str, size: int, data: Any) -> None:
     kept = data.draw(st.integers(1, size))
-    sketch = sketch_of(Compression(kind, size, kept), "run", data.draw(st.integers(1, 1 << 40)))
+    sketch = sketch_of(Compression(kind, size, kept), data.draw(st.integers(1, 1 << 40)))
     matrix = sketch.of(np.eye(size)).T
     assert matrix.shape == (kept, size)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(kept), atol=1e-12)
@@ -64,7 +64,7 @@ def test_each_round_of_each_run_has_its_own_matrix_and_all_clients_the_same(kind
 
 def test_the_coordinates_of_a_round_are_the_same_with_every_release_of_numpy() -> None:
     """A device draws them by itself: they follow from AES and SHA-256 alone."""
-    sketch = sketch_of(Compression("mask", 20, 5), "run-1", 3)
+    sketch = sketch_of(Compression("mask", 20, 5, "run-1"), 3)
     assert sketch.of(np.arange(20)).tolist() == [0, 4, 8, 12, 15]
 
 
@@ -87,7 +87,7 @@ def test_arrays_behind_the_update_travel_as_they_are(kind: str) -> None:
     assert compressed_layout(LAYOUT, sketch.compression) == {name: a.shape for name, a in sent.items()}
     assert np.array_equal(expand(sent, LAYOUT, sketch)["beside"], given_["beside"])
     with pytest.raises(ValueError, match="40 coordinates"):
-        compress(given_, sketch_of(Compression(kind, 40, 4), "run", 1))
+        compress(given_, sketch_of(Compression(kind, 40, 4), 1))
 
 
 @KINDS

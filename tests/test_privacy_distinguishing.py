@@ -69,7 +69,7 @@ def compressed_sum(kind: str) -> Attacked:
     """The member's whole update lies where the round's matrix keeps it, and all of it is in the statistic."""
     compression = Compression(kind, SIZE, SIZE // 4)
     spec = compressed_spec(SumSpec(CLIP, (), 0.0, 1 << 16), compression)
-    sketch = sketch_of(compression, "run", 1)
+    sketch = sketch_of(compression, 1)
     seen = {"w": 100 * CLIP * sketch.back(np.ones(SIZE // 4)).astype(np.float32)}
     vector = encode(compress(seen, sketch), {}, spec)[0].astype(np.float64)
     _, event = add_noise(np.zeros(SIZE // 4), 1.5, spec, stream("event"))

@@ -51,6 +51,7 @@ KINDS = pytest.mark.parametrize("kind", ["mask", "project"])
 START = {name: np.full(shape, 0.5, np.float32) for name, shape in LAYOUT.items()}
 SIZE = sum(math.prod(shape) for shape in LAYOUT.values())
 RATIO, KEPT = 0.25, 5
+SEED = Randomness(4).stream("compression").bytes(32).hex()
 
 
 def open_clients(absent: Iterable[int] = ()) -> InProcessGrid:
@@ -104,7 +105,7 @@ def test_the_mean_of_what_was_kept_comes_back_with_its_gain(
     links = {"masking": masking()} if masked else {}
     grid = grid_of(Clients() if masked else open_clients(), CompressionPlan(kind, RATIO), **links)
     grid.skip_to(row - 1)
-    sketch = sketch_of(Compression(kind, SIZE, KEPT), "run", row)
+    sketch = sketch_of(Compression(kind, SIZE, KEPT, SEED), row)
     expected = expand(compress(mean_update(range(1, CLIENTS + 1)), sketch), LAYOUT, sketch)
     found = moved(grid, row)
     for name in LAYOUT:
@@ -144,7 +145,7 @@ def test_who_drops_out_is_a_zero_in_what_is_kept(kind: CompressionKind, ledger: 
         open_clients(absent=(0, 5)), CompressionPlan(kind, RATIO), privacy=SumPrivacy(plan, ledger)
     )
     here = [float(client not in (0, 5)) for client in range(CLIENTS)]
-    sketch = sketch_of(Compression(kind, SIZE, KEPT), "run", 1)
+    sketch = sketch_of(Compression(kind, SIZE, KEPT, SEED), 1)
     share = {name: value * sum(here) / CLIENTS for name, value in mean_update(here).items()}
     expected = expand(compress(share, sketch), LAYOUT, sketch)
     found = moved(grid)
@@ -185,6 +186,17 @@ def test_a_mask_leaves_what_it_does_not_keep_and_masks_differ_from_round_to_roun
     assert frozenset(np.flatnonzero(again).tolist()) == kept[2]
 
 
+def test_a_servers_masks_follow_from_its_runs_name_and_a_simulations_from_its_seed() -> None:
+    def kept(run: str, seed: int | None) -> bytes:
+        everybody = Participants(open_clients(), All(), CLIENTS)
+        plan = CompressionPlan("mask", RATIO)
+        grid = PrivateGrid(everybody, randomness=Randomness(seed), run=run, compress=plan)
+        return np.concatenate([each.ravel() for each in moved(grid).values()]).astype(np.float32).tobytes()
+
+    assert kept("a", 4) == kept("b", 4) != kept("a", 5)
+    assert kept("a", None) == kept("a", None) != kept("b", None)
+
+
 # --- records ------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +218,7 @@ def test_a_records_gradient_is_compressed_before_it_is_clipped(kind: str, engine
     examples.inputs[4, 2] = math.nan
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}
     size = sum(p.numel() for p in model.parameters())
-    sketch = sketch_of(Compression(kind, size, size // 4), "run", 7)
+    sketch = sketch_of(Compression(kind, size, size // 4), 7)
     norm = 0.3 * sketch.compression.clip_factor
     expected = np.zeros(sketch.compression.kept)
     cut = 0
@@ -246,7 +258,7 @@ def test_a_record_is_clipped_to_what_is_kept_of_its_norm(kind: str) -> None:
 
 def test_an_engine_that_holds_no_gradient_cannot_compress_one() -> None:
     model = nn.Linear(5, 3)
-    sketch = sketch_of(Compression("mask", 18, 5), "run", 1)
+    sketch = sketch_of(Compression("mask", 18, 5), 1)
     terms = StepTerms(1.0, 0.3, "book_keeping", sketch=sketch)
     examples = Examples(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64))
     layout = {name: tuple(p.shape) for name, p in model.named_parameters()}

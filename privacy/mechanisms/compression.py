@@ -3,8 +3,8 @@
     client: compress -> clip -> lattice -> (mask, noise)        server: (noise) -> decode -> expand
 
 In round t all clients use one k x d matrix P_t with orthonormal rows: k rows of the identity (`mask`) or k rows of a random
-rotation, signs and Walsh-Hadamard transforms (`project`, module `rotation`). Run and round give its seed, and nothing
-else does. A client sends P_t u clipped to C_k = C sqrt(k / d). The server takes (d / k) P_t^T of the noisy mean.
+rotation, signs and Walsh-Hadamard transforms (`project`, module `rotation`). The run's public seed and the round give it,
+and nothing else does. A client sends P_t u clipped to C_k = C sqrt(k / d). The server takes (d / k) P_t^T of the noisy mean.
 
 The event is that of the sum without compression. For every fixed matrix, whatever it is, the vectors that are added have
 a norm of at most C_k, as they are clipped after it. So one client moves the sum by at most C_k, and noise of standard
@@ -53,11 +53,13 @@ class Compression:
       kind: mask or project.
       coordinates: d of the module's text, at least 1; arrays behind these travel as they are.
       kept: k, from 1 to `coordinates`.
+      seed: of the run.
     """
 
     kind: str
     coordinates: int
     kept: int
+    seed: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(CompressionKind):
@@ -90,9 +92,9 @@ class CompressionPlan:
     ratio: float
     cells: int | None = None
 
-    def of(self, coordinates: int) -> Compression:
-        """Return how updates of so many coordinates, at least 1, are compressed."""
-        return Compression(self.kind, coordinates, max(1, round(self.ratio * coordinates)))
+    def of(self, coordinates: int, seed: str = "") -> Compression:
+        """Return how updates of so many coordinates, at least 1, are compressed in a run of this public seed."""
+        return Compression(self.kind, coordinates, max(1, round(self.ratio * coordinates)), seed)
 
 
 @dataclass(frozen=True)
@@ -130,17 +132,15 @@ class Sketch:
         return _drawn(self.seed, self.compression.coordinates, self.compression.kept)
 
 
-def sketch_of(compression: Compression, run: str, row: int) -> Sketch:
+def sketch_of(compression: Compression, row: int) -> Sketch:
     """Return the matrix of one round: another one in every round of every run, and the same for all who take part.
 
     Args:
       compression: of the sum.
-      run: its name on the ledger.
       row: of the release.
     """
-    return Sketch(
-        compression, hashlib.sha256(b"fedveil compression" + row.to_bytes(8, "big") + run.encode()).digest()
-    )
+    seed = b"fedveil compression" + row.to_bytes(8, "big") + compression.seed.encode()
+    return Sketch(compression, hashlib.sha256(seed).digest())
 
 
 @lru_cache(maxsize=2)  # all clients of a round use the same
