@@ -11,18 +11,21 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ..privacy.mechanisms.compression import CompressionPlan
+from ..privacy.mechanisms.packing import width_of
+from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from .files import ASSESSMENT
 from .forms import CARBON, GIGABYTE, KWH, WATTS
 from .run_files import RunFiles
 
-COORDINATE = 4  # bytes of a model's value (float32), and of a lattice value (int32) in a sum in the open
+COORDINATE = 4  # bytes of a model's value (float32)
+WEIGHED = 64  # bits of a coordinate that is weighed by examples and on no grid (float64)
 FLOPS = 6  # of a training step, for each parameter and example: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
 ESTIMATED = "estimate: values of the model, times planned clients, times rounds"
 ONE_FLOAT = "estimate: one float of 4 bytes for each parameter"
 SIX = "estimate: 6 a parameter"
 DISTRIBUTED = ("client_distributed", "record_distributed")  # modes whose sums are always encrypted
 JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
-OPEN_SUM = "estimate: one lattice value of 4 bytes for each parameter"
 MASKED = "not estimated: encrypted sums add keys and shares, which depend on the cohort"
 NOT_YET = "not known before the run has ended"
 NOT_TOLD = "not public: with a trusted server it would tell how many took part"
@@ -39,10 +42,10 @@ def cost(run: RunFiles) -> dict[str, Any]:
     planned = sum(each for each in invited if isinstance(each, int | float))
     masked = _masked(run)
     down = COORDINATE * parameters or None
-    up = None if masked else down
+    up, how = (None, MASKED) if masked or not parameters else _update(run, parameters)
     sizes = [
         _figure("model to one client, one round", down, ONE_FLOAT),
-        _figure("update from one client, one round", up, MASKED if masked else OPEN_SUM),
+        _figure("update from one client, one round", up, how),
         _figure("all models down", down and planned and down * planned, ESTIMATED),
         _figure("all updates up", up and planned and up * planned, MASKED if masked else ESTIMATED),
     ]
@@ -54,6 +57,17 @@ def cost(run: RunFiles) -> dict[str, Any]:
         "answers": _answers(run),
         "drops": _drops(run),
     }
+
+
+def _update(run: RunFiles, parameters: int) -> tuple[int, str]:
+    """Return the bytes of an update in the clear, as it is compressed and packed, and how they are estimated."""
+    kind, ratio, cells = (run.said("compress", key) for key in ("name", "ratio", "cells"))
+    sent = parameters
+    if kind is not None and kind != "none":
+        sent = CompressionPlan(kind, float(ratio)).of(parameters).kept
+    hides = run.said("privacy", "name") not in ("none", "record")
+    width = width_of(SumSpec(1.0, cells=cells or cells_for(sent))) if hides else WEIGHED
+    return -(-sent * (width or 32) // 8), f"estimate: {width or 32} bits for each of {sent} coordinates"
 
 
 def _masked(run: RunFiles) -> bool:

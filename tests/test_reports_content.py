@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,28 @@ def test_energy_carbon_and_money_come_from_prices(kept: Path, tmp_path: Path) ->
     assert [value for what, value in unpriced.items() if what.startswith(("energy", "carbon", "money"))] == [
         None
     ] * 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "bits", "sent"),
+    [
+        ({}, 18, 650),
+        ({"compress": {"name": "mask", "ratio": 0.25, "cells": None}}, 18, 162),
+        ({"compress": {"name": "project", "ratio": 0.1, "cells": 256}}, 10, 65),
+        ({"privacy": {"name": "none"}}, 64, 650),
+    ],
+)
+def test_bytes_of_an_update_are_those_of_its_compression_and_grid(
+    kept: Path, changed: dict[str, Any], bits: int, sent: int
+) -> None:
+    run = read_run(kept)
+    found = report_of(replace(run, config={**run.config, **changed}))["cost"]["bytes"]
+    down, up = found[:2]
+    assert down["value"] == 4 * 650
+    assert (up["value"], up["source"]) == (
+        -(-sent * bits // 8),
+        f"estimate: {bits} bits for each of {sent} coordinates",
+    )
 
 
 def test_with_a_trusted_server_no_time_is_told(golden: dict[str, Any]) -> None:
