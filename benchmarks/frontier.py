@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.settings import settings_from_overrides
-from ..privacy.mechanisms.compression import Compression
+from ..privacy.mechanisms.packing import packed_size, width_of
+from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from ..server.run.build import build
 from ..simulations.simulate import run_simulation
 from ..tasks.arrays import dimension_of
 from .tables import Row, as_table, conditions
 
 KINDS, RATIOS = ("mask", "project"), (0.5, 0.25, 0.1)
-Run = dict[str, Any]  # of one seed: kind, ratio, epsilon, seed, accuracy
+Run = dict[str, Any]  # of one seed: kind, ratio, cells, epsilon, seed, accuracy
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,13 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1.0, 3.0, 8.0])
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--ratios", type=float, nargs="*", default=list(RATIOS))
+    parser.add_argument("--cells", type=int, nargs="*", default=[], help="of a coarser grid, with project")
     parser.add_argument("--seeds", type=int, default=5, help="from 0 on")
     parser.add_argument("--json", type=Path, metavar="FILE", required=True)
     parser.add_argument(
         "keys", nargs="*", metavar="KEY=VALUE", help="of fedveil simulate, beside task and epsilon"
     )
     given = parser.parse_args(argv)
-    ways = [("none", 1.0), *((kind, ratio) for ratio in given.ratios for kind in given.kinds)]
+    ways = [("none", 1.0, None)]
+    for ratio in given.ratios:
+        ways += [(kind, ratio, None) for kind in given.kinds] + [("project", ratio, c) for c in given.cells]
     fixed = [f"task={given.task}", *given.keys]
     found: Row = json.loads(given.json.read_text()) if given.json.is_file() else {"conditions": conditions()}
     runs: list[Run] = found.get("runs", [])
@@ -48,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = {_key(run) for run in runs}
     for seed in range(given.seeds):
         for epsilon in given.epsilons:
-            for kind, ratio in ways:
-                run: Run = {"kind": kind, "ratio": ratio, "epsilon": epsilon, "seed": seed}
+            for kind, ratio, cells in ways:
+                run: Run = {"kind": kind, "ratio": ratio, "cells": cells, "epsilon": epsilon, "seed": seed}
                 if _key(run) not in known:
                     runs.append(run | {"accuracy": _accuracy(fixed, run)})
                     given.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -59,17 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _key(run: Run) -> tuple[Any, ...]:
-    return tuple(run[name] for name in ("kind", "ratio", "epsilon", "seed"))
+    return tuple(run[name] for name in ("kind", "ratio", "cells", "epsilon", "seed"))
 
 
 def _accuracy(fixed: Sequence[str], run: Run) -> float:
     way = [] if run["kind"] == "none" else [f"compress={run['kind']}", f"compress.ratio={run['ratio']}"]
+    way += [] if run["cells"] is None else [f"compress.cells={run['cells']}"]
     settings = [*fixed, *way, f"privacy.target_epsilon={run['epsilon']}", f"seed={run['seed']}"]
     federation = build(settings_from_overrides([*settings, "audit=off"]))
     with tempfile.TemporaryDirectory() as folder:
-        return float(
-            run_simulation(federation, Path(folder) / "run", quiet=True).result["metrics"]["accuracy"]
-        )
+        result = run_simulation(federation, Path(folder) / "run", quiet=True).result
+    if result["status"] != "completed":
+        raise SystemExit(f"a run has not completed: {result['reason']}")
+    return float(result["metrics"]["accuracy"])
 
 
 def rows_of(runs: Sequence[Run], dimension: int) -> list[Row]:
@@ -79,21 +85,25 @@ def rows_of(runs: Sequence[Run], dimension: int) -> list[Row]:
       runs: of all seeds.
       dimension: of the model.
     """
-    accuracies: dict[tuple[float, float, str], list[float]] = {}
+    accuracies: dict[tuple[float, float, str, int], list[float]] = {}
     for run in runs:
-        accuracies.setdefault((run["epsilon"], -run["ratio"], run["kind"]), []).append(100 * run["accuracy"])
+        way = (run["epsilon"], -run["ratio"], run["kind"], run["cells"] or 0)
+        accuracies.setdefault(way, []).append(100 * run["accuracy"])
     rows: list[Row] = []
-    for (epsilon, ratio, kind), found in sorted(accuracies.items()):
-        whole = accuracies.get((epsilon, -1.0, "none"), [])
-        same = whole[: len(found)]
+    for (epsilon, ratio, kind, cells), found in sorted(accuracies.items()):
+        whole = accuracies.get((epsilon, -1.0, "none", 0), [])[: len(found)]
+        kept = max(1, round(-ratio * dimension))
+        width = width_of(SumSpec(1.0, cells=cells or cells_for(kept)))
         rows.append(
             {
                 "epsilon": f"{epsilon:g}",
-                "compress": kind if kind == "none" else f"{kind} {-ratio:g}",
-                "coordinates up": Compression("mask", dimension, max(1, round(-ratio * dimension))).kept,
+                "compress": kind
+                + ("" if kind == "none" else f" {-ratio:g}")
+                + (f", {cells} cells" if cells else ""),
+                "bytes up": packed_size(kept, width) if width else 4 * kept,
                 "accuracy": f"{statistics.mean(found):.2f}",
                 "lowest to highest": f"{min(found):.1f} to {max(found):.1f}",
-                "lost": f"{statistics.mean(same) - statistics.mean(found):.2f}" if same else None,
+                "lost": f"{statistics.mean(whole) - statistics.mean(found):.2f}" if whole else None,
                 "seeds": str(len(found)),
             }
         )
