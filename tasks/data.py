@@ -127,6 +127,7 @@ class Examples:
       inputs: shape (n, ...), float32 or int64; or a dictionary or a tuple of such tensors.
       targets: shape (n, ...): int64 for classes, float32 for numbers.
       persons: whose each example is, n numbers or words; the model never sees them. None where nobody says.
+      groups: by attribute, the number of each example's group, shape (n,), -1 where it is unknown. None where nobody says.
 
     Example:
       >>> import torch
@@ -138,6 +139,7 @@ class Examples:
     inputs: Any
     targets: Any
     persons: Sequence[Any] | None = None
+    groups: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):

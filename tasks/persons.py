@@ -117,7 +117,8 @@ def only(data: Data, rows: Sequence[int]) -> Data:
         import torch
 
         index = torch.tensor(rows, dtype=torch.int64)
-        return Examples(rows_of(data.inputs, index), data.targets[index], persons)
+        groups = None if data.groups is None else {name: each[index] for name, each in data.groups.items()}
+        return Examples(rows_of(data.inputs, index), data.targets[index], persons, groups)
     whole: Any = data.dataset
     if hasattr(whole, "select"):
         return replace(data, dataset=whole.select(list(rows)), persons=persons)

@@ -190,6 +190,27 @@ class ProbedTask(Task, Protocol):
 
 
 @runtime_checkable
+class GroupedTask(Task, Protocol):
+    """Task that knows the groups of its clients' examples, by which fairness is measured; they never leave a client.
+
+    Groups of one attribute do not overlap: an example is in one of them, or in none.
+    """
+
+    @property
+    def group_words(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the groups of each attribute, declared and not read from data."""
+        ...
+
+    def groups(self, client: int) -> Mapping[str, Tensor]:
+        """Return by attribute the number of each example's group, shape (n,), int64, -1 where it is unknown.
+
+        Args:
+          client: 0 <= client < num_clients; the examples are those of `client_data`, in their order.
+        """
+        ...
+
+
+@runtime_checkable
 class PredictingTask(Task, Protocol):
     """Task that knows how its inputs are made of data as people have them, and what its outputs mean."""
 

@@ -144,6 +144,32 @@ def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
     return persons
 
 
+def read_groups(path: Path, columns: Sequence[Column], schema: Schema) -> dict[str, NDArray[np.int64]]:
+    """Return the group of each row of a client's file, or of all files of its folder, in the order of `read_rows`.
+
+    Args:
+      path: of the file or the folder.
+      columns: whose categories are the groups.
+      schema: says how a missing value is written.
+
+    Returns:
+      By column, the number of each row's category, shape (n,), -1 where it is missing.
+
+    Raises:
+      Refusal: there is no such column, or a word of it is none of its categories.
+    """
+    found: dict[str, list[NDArray[np.int64]]] = {column.name: [] for column in columns}
+    for file in table_files(path):
+        with _unchanged(file), _table(file) as table:
+            first = table.first_row
+            for block in table.blocks(table.find(columns)):
+                cells = CellReader(file, schema.missing, table.comma, first)
+                for column in columns:
+                    found[column.name].append(cells.codes(block[column.name], column))
+                first += len(next(iter(block.values())))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
 def frame_inputs(frame: object, schema: Schema) -> NDArray[np.float32]:
     """Return the inputs of a data frame's rows, as of `Rows`.
 
@@ -201,6 +227,9 @@ def _fill(inputs: NDArray[np.float32], cells: CellReader, block: Columns, column
         if column.categories:
             codes = cells.codes(block[column.name], column)
             inputs[:, start : start + column.width] = codes[:, None] == np.arange(column.width)
+        elif column.edges:
+            bins = cells.bins(block[column.name], column)
+            inputs[:, start : start + column.width] = bins[:, None] == np.arange(column.width)
         else:
             inputs[:, start] = cells.scaled(block[column.name], column)
         start += column.width
@@ -260,6 +289,23 @@ class CellReader:
         middle, half = (column.low + column.high) / 2, (column.high - column.low) / 2
         numbers[absent] = middle if column.missing is None else column.missing
         return np.clip((numbers - middle) / half, -1, 1, out=numbers)
+
+    def bins(self, values: Any, column: Column) -> NDArray[np.int64]:
+        """Return the bin of each number, shape (n,), -1 where it is missing and nothing stands in for it.
+
+        Args:
+          values: the cells, an Arrow array.
+          column: with the edges; a number on an edge is in the bin above it.
+
+        Raises:
+          Refusal: as `scaled` does.
+        """
+        numbers = self.numbers(values, column)
+        absent = np.isnan(numbers)
+        self._present_all(absent, column, is_label=False)
+        if column.missing is not None:
+            numbers[absent], absent = column.missing, np.zeros_like(absent)
+        return np.where(absent, -1, np.searchsorted(column.edges, numbers, side="right"))
 
     def _present_all(self, absent: NDArray[np.bool_], column: Column, is_label: bool) -> None:
         if (is_label or column.required) and absent.any():

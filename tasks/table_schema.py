@@ -27,8 +27,8 @@ MISSING = (
     "null",
     "none",
 )  # what an unknown value is written as, unless declared
-KEYS = ("label", "missing", "columns")
-COLUMN_KEYS = ("low", "high", "missing", "required", "categories", "weights")
+KEYS = ("label", "missing", "columns", "groups")
+COLUMN_KEYS = ("low", "high", "edges", "missing", "required", "categories", "weights")
 MISSING_KEYS = ("words", "value")
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
 
@@ -44,6 +44,8 @@ class Column:
       absent: words that stand for a missing value in this column, beside the schema's, as `plain` has them.
       required: whether a missing value is refused.
       categories: for each word its spellings, the word itself first; empty for a number.
+      edges: of a number's bins, ascending, between its bounds; each bin is then an input, and a missing number is in none.
+        Empty where the number itself is the input.
       weights: of an example of each category in the loss of a label, the largest 1; empty where all are 1.
     """
 
@@ -55,11 +57,12 @@ class Column:
     categories: tuple[tuple[str, ...], ...] = ()
     absent: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
 
     @property
     def width(self) -> int:
         """Number of inputs of the model that the column becomes."""
-        return len(self.categories) or 1
+        return len(self.categories) or (len(self.edges) + 1 if self.edges else 1)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -80,11 +83,13 @@ class Schema:
       columns: inputs of the model in their order, and the label.
       label: name of the column that is predicted.
       missing: words that stand for a missing value, as `plain` has them.
+      groups: columns with categories that are no inputs of the model, and may name groups.
     """
 
     columns: tuple[Column, ...]
     label: str
     missing: tuple[str, ...] = field(default=MISSING)
+    groups: tuple[Column, ...] = ()
 
     @cached_property
     def target(self) -> Column:
@@ -114,7 +119,43 @@ class Schema:
         for column in self.columns:
             note = (notes or {}).get(column.name)
             lines.append(f"  {_word(column.name)}: {_column_text(column)}" + (f"  # {note}" if note else ""))
+        if self.groups:
+            lines += ["groups:", *(f"  {_word(each.name)}: {_column_text(each)}" for each in self.groups)]
         return "\n".join([*lines, ""])
+
+    def group(self, name: str) -> Column:
+        """Return the column of that name whose categories are groups: one of `groups`, or an input of the model.
+
+        Raises:
+          Refusal: there is none, or it holds numbers.
+        """
+        found = {plain(each.name): each for each in (*self.inputs, *self.groups)}
+        if plain(name) not in found:
+            raise Refusal(
+                "task.groups", name, f"is no column; {nearest(name, (each.name for each in found.values()))}"
+            )
+        column = found[plain(name)]
+        if not column.categories:
+            raise Refusal(
+                "task.groups",
+                name,
+                "holds numbers; name a column with categories, whose words are the groups",
+            )
+        return column
+
+    def binned(self, bins: int) -> Schema:
+        """Return the schema in which every number that the model sees has bins, of equal width unless it declares edges.
+
+        Args:
+          bins: number of bins of a column without edges, at least 2.
+        """
+        return replace(self, columns=tuple(self._binned(each, bins) for each in self.columns))
+
+    def _binned(self, column: Column, bins: int) -> Column:
+        if column.categories or column.edges or column is self.target:
+            return column
+        step = (column.high - column.low) / bins
+        return replace(column, edges=tuple(column.low + step * place for place in range(1, bins)))
 
 
 def plain(text: str) -> str:
@@ -151,10 +192,26 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
         if times > 1:
             raise Refusal(where, name, "names two columns; case and spaces do not tell them apart")
     missing = values.get("missing")
+    named = {plain(each.name) for each in read}
     words = MISSING if missing is None else tuple(plain(each) for each in _list(where, "missing", missing))
-    return with_label(
-        Schema(read, "", ("", *(each for each in words if each))), label or values.get("label"), where
-    )
+    groups = _groups(where, values.get("groups", {}), named)
+    schema = Schema(read, "", ("", *(each for each in words if each)), groups)
+    return with_label(schema, label or values.get("label"), where)
+
+
+def _groups(where: str, found: object, named: set[str]) -> tuple[Column, ...]:
+    """Return the columns that name groups and are no inputs."""
+    if not isinstance(found, dict):
+        raise Refusal(where, found, "groups must be a group: the name of each column, and its categories")
+    read = tuple(_column(f"{where}: {name}", str(name), each) for name, each in found.items())
+    for each in read:
+        if not each.categories:
+            raise Refusal(
+                f"{where}: {each.name}", "groups", "must have categories: their words are the groups"
+            )
+        if plain(each.name) in named:
+            raise Refusal(f"{where}: {each.name}", "groups", "stands in columns too; take it out of one")
+    return read
 
 
 def with_label(schema: Schema, label: object, where: str) -> Schema:
@@ -174,6 +231,10 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
     if len(named) == 1:
         raise Refusal("task.label", label, f"{where} has no other column to predict it from")
     for column in schema.columns:
+        if column.edges and plain(column.name) == plain(label):
+            raise Refusal(
+                f"{where}: {column.name}", "edges", "are of inputs, and this is the label; take them out"
+            )
         if column.weights and plain(column.name) != plain(label):
             raise Refusal(
                 f"{where}: {column.name}", "weights", f"are of the label's classes, and that is {label}"
@@ -196,7 +257,7 @@ def _column(where: str, name: str, found: object) -> Column:
     required = _switch(where, values.get("required", "false"))
     absent, missing = _missing(where, values.get("missing"))
     if "categories" in values:
-        for key in ("low", "high"):
+        for key in ("low", "high", "edges"):
             if key in values:
                 raise Refusal(where, values[key], f"{key} belongs to a number; words have none")
         if missing is not None:
@@ -218,7 +279,18 @@ def _column(where: str, name: str, found: object) -> Column:
         raise Refusal(where, f"{low:g} .. {high:g}", "low must be below high")
     if missing is not None and not low <= missing <= high:
         raise Refusal(where, f"{missing:g}", f"missing must lie between {low:g} and {high:g}")
-    return Column(name, low, high, missing, required, absent=absent)
+    edges = _edges(where, values["edges"], low, high) if "edges" in values else ()
+    return Column(name, low, high, missing, required, absent=absent, edges=edges)
+
+
+def _edges(where: str, found: object, low: float, high: float) -> tuple[float, ...]:
+    """Return the edges of a number's bins."""
+    if not isinstance(found, list) or not found:
+        raise Refusal(where, found, "edges must be a list of numbers: where one bin ends and the next begins")
+    edges = tuple(_number(where, "edges", each) for each in found)
+    if list(edges) != sorted({low, *edges, high})[1:-1]:
+        raise Refusal(where, list(edges), f"edges must ascend, between {low:g} and {high:g}")
+    return edges
 
 
 def _missing(where: str, found: object) -> tuple[tuple[str, ...], float | None]:
@@ -314,6 +386,8 @@ def _parts(column: Column) -> Iterator[str]:
         yield f"categories: {{{', '.join(pairs)}}}"
     else:
         yield f"low: {_digits(column.low)}, high: {_digits(column.high)}"
+    if column.edges:
+        yield f"edges: [{', '.join(map(_digits, column.edges))}]"
     if column.weights:
         pairs = zip(column.words, column.weights, strict=True)
         yield f"weights: {{{', '.join(f'{_word(word)}: {_digits(weight)}' for word, weight in pairs)}}}"

@@ -21,10 +21,10 @@ from .exported import schema_inputs, told_by_schema
 from .flwr_partition import FLWR, flwr_shares
 from .partition import Partition
 from .persons import only
-from .table_files import DRAFT_COMMAND, clients_of, draft_schema, read_persons, read_rows
+from .table_files import DRAFT_COMMAND, clients_of, draft_schema, read_groups, read_persons, read_rows
 from .table_schema import SCHEMA, Schema, plain, read_schema
 
-MODELS = ("linear", "mlp")
+MODELS = ("linear", "mlp", "gam")
 SPLIT_KEY = 920  # of the hash that holds rows out; public, and the same everywhere
 
 
@@ -38,6 +38,7 @@ class Tables:
       test: held-out examples; none of real clients are, since what is measured on them would be a release.
       hidden: sizes of the hidden layers; empty for a linear model.
       simulated: whether the tables are public or made up.
+      grouped: names of the columns whose categories are groups.
     """
 
     schema: Schema
@@ -45,6 +46,7 @@ class Tables:
     test: Examples
     hidden: tuple[int, ...] = ()
     simulated: bool = False
+    grouped: tuple[str, ...] = ()
 
     @property
     def num_clients(self) -> int:
@@ -90,6 +92,15 @@ class Tables:
     def held_out(self) -> Examples:
         return self.test
 
+    def groups(self, client: int) -> Mapping[str, Tensor]:
+        """Return by attribute the number of each example's group, as `GroupedTask` does."""
+        return self.client_data(client).groups or {}
+
+    @property
+    def group_words(self) -> Mapping[str, tuple[str, ...]]:
+        """The groups of each attribute by their words, as the schema declares them."""
+        return {name: self.schema.group(name).words for name in self.grouped}
+
     @property
     def held_out_public(self) -> bool:
         """True: rows of clients are held out where they are simulated alone, and a file is declared public by its key."""
@@ -106,6 +117,14 @@ class Tables:
     def decode(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return predictions by column name: the likeliest word and its probability, or a number."""
         return told_by_schema(self.schema, outputs.detach().numpy())
+
+
+def additive(task: object) -> Schema | None:
+    """Return the schema of a task whose model is a sum of one shape a column; None of any other."""
+    if not isinstance(task, Tables) or task.hidden:
+        return None
+    binned = all(each.categories or each.edges for each in task.schema.inputs)
+    return task.schema if binned else None
 
 
 def perceptron(sizes: Sequence[int]) -> nn.Module:
@@ -131,6 +150,8 @@ def load(
     held_out_share: float = 0.2,
     held_out_file: str | None = None,
     person: str | None = None,
+    groups: Sequence[str] | str = (),
+    bins: int = 16,
     num_clients: int | None = None,
     partition: str = "natural",
     alpha: float = 0.5,
@@ -144,13 +165,16 @@ def load(
       folder: of the tables, each file or folder in it one client's; None on a server, which has none.
       label: column that is predicted; None: as the schema says.
       schema: YAML file; None: schema.yaml in the folder, or inferred where the tables are simulated.
-      model: linear, or mlp with hidden layers.
+      model: linear; mlp with hidden layers; or gam, which is linear over the bins of each number and the words of each
+        category, so that what it says is a sum of one shape a column.
       hidden: sizes of the hidden layers of an mlp.
       simulated: whether the tables are public or made up.
       held_out_share: of each client's rows, where they are simulated, in 0 .. 1; split by a keyed hash of the row, or of
         the person whose row it is.
       held_out_file: public table, on which the model is measured in the place of clients' rows.
       person: column that says whose a row is, which the model never sees; None where nobody says.
+      groups: columns whose categories are groups, by which fairness is measured.
+      bins: of a number that declares no edges, for gam; at least 2.
       num_clients: None for the natural partition.
       partition: natural (a file or folder a client); iid, dirichlet, shards and flwr deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
@@ -167,7 +191,9 @@ def load(
     paths = [] if folder is None else clients_of(Path(folder), [] if public is None else [public])
     paths = paths if data is None else [Path(data)]
     agreed = _without(person, _schema(folder, paths, label, schema, simulated), simulated)
-    clients = tuple(_examples(path, agreed, person) for path in paths)
+    agreed = agreed.binned(bins) if model == "gam" else agreed
+    grouped = tuple(agreed.group(each).name for each in ([groups] if isinstance(groups, str) else groups))
+    clients = tuple(_examples(path, agreed, person, grouped) for path in paths)
     if partition != "natural":
         how = {"num_clients": num_clients, "seed": seed, **(dealer or {})}
         clients = _dealt(clients, agreed, simulated, {"name": partition, "alpha": alpha, **how})
@@ -177,9 +203,9 @@ def load(
     sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     layers = sizes if model == "mlp" else ()
     if public is not None:
-        return Tables(agreed, clients, _examples(public, agreed), layers, simulated)
+        return Tables(agreed, clients, _examples(public, agreed), layers, simulated, grouped)
     if not simulated:
-        return Tables(agreed, clients, _no_examples(agreed), layers)
+        return Tables(agreed, clients, _no_examples(agreed), layers, grouped=grouped)
     if not 0 < held_out_share < 1:
         raise Refusal("task.held_out_share", held_out_share, "give a number above 0 and below 1")
     splits = [_split(each, held_out_share) for each in clients]
@@ -188,7 +214,7 @@ def load(
         raise Refusal(
             "task.held_out_share", held_out_share, "holds out no row; give more, or task.held_out_file"
         )
-    return Tables(agreed, tuple(kept for kept, _ in splits), test, layers, True)
+    return Tables(agreed, tuple(kept for kept, _ in splits), test, layers, True, grouped)
 
 
 def _schema(
@@ -226,11 +252,15 @@ def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
     return replace(schema, columns=others)
 
 
-def _examples(path: Path, schema: Schema, person: str | None = None) -> Examples:
+def _examples(path: Path, schema: Schema, person: str | None = None, grouped: Sequence[str] = ()) -> Examples:
     rows = read_rows(path, schema)
     assert rows.targets is not None
     persons = None if person is None else read_persons(path, person, schema)
-    return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), persons)
+    groups = None
+    if grouped:
+        found = read_groups(path, [schema.group(each) for each in grouped], schema)
+        groups = {name: torch.from_numpy(codes) for name, codes in found.items()}
+    return Examples(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), persons, groups)
 
 
 def _no_examples(schema: Schema) -> Examples:
@@ -243,7 +273,11 @@ def joined(parts: Sequence[Examples]) -> Examples:
     named = [each.persons for each in parts if each.persons is not None]
     persons = [name for each in named for name in each] if len(named) == len(parts) else None
     inputs, targets = ([getattr(each, name) for each in parts] for name in ("inputs", "targets"))
-    return Examples(torch.cat(inputs), torch.cat(targets), persons)
+    grouped = [each.groups for each in parts if each.groups is not None]
+    groups = None
+    if grouped and len(grouped) == len(parts):
+        groups = {name: torch.cat([each[name] for each in grouped]) for name in grouped[0]}
+    return Examples(torch.cat(inputs), torch.cat(targets), persons, groups)
 
 
 def _dealt(

@@ -27,6 +27,8 @@ from ...tasks import Task, load_task, numpy_model
 from ...tasks.data import as_data, placeholder
 from ...tasks.exported import CARD, FILES, FORMAT, Model, check_kind, read_array, read_model
 from ...tasks.protocol import PredictingTask
+from ...tasks.shapes import SHAPES, shapes
+from ...tasks.tables import additive
 from .distil import check_public, distil, student_of
 from .released import MODEL, RESULT, config_of, model_of, require_ended, task_of
 
@@ -143,6 +145,10 @@ def _filled(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict
     if isinstance(parts.task, PredictingTask):
         for name, content in parts.task.beside_the_model().items():
             (folder / name).write_bytes(content)
+    if (schema := additive(parts.task)) is not None and order.student is None:
+        kept = {name: each.detach().numpy() for name, each in model.named_parameters()}
+        told = json.dumps(shapes(schema, kept["weight"], kept["bias"]), indent=1)
+        (folder / SHAPES).write_text(told + "\n", encoding="utf-8")
     if file.name == numpy_model.MODEL:
         shutil.copyfile(numpy_model.__file__, folder / "predict.py")
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
@@ -155,9 +161,18 @@ def _filled(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict
 def _with_data(run: Path, config: Mapping[str, Any], allow_modules: tuple[str, ...]) -> Task:
     """Return the run's task; of tables with their rows, where they are on this machine."""
     asked = config["task"]
-    if asked["name"] != "csv":
+    if asked["name"] == "custom":
         return task_of(run, allow_modules)
-    names = ("folder", "model", "hidden", "simulated", "held_out_share", "held_out_file", "person")
+    if asked["name"] != "csv":
+        dealt = {
+            "num_clients": asked["num_clients"],
+            "seed": config.get("seed"),
+            **(config.get("partition") or {}),
+        }
+        options = {"partition": dealt.pop("name", None), **dealt}
+        options |= {name: asked.get(name) for name in ("folder", "model", "hidden", "secrets")}
+        return load_task(asked["name"], {name: each for name, each in options.items() if each is not None})
+    names = ("folder", "model", "hidden", "bins", "simulated", "held_out_share", "held_out_file", "person")
     options = {name: asked[name] for name in names if asked.get(name) is not None}
     for name in ("folder", "held_out_file"):
         if name in options and not Path(options[name]).exists():

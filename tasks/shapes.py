@@ -1,0 +1,62 @@
+"""Shapes of an additive model: what each bin of a number, and each word of a category, adds to the score. They are the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..privacy.refusal import Refusal
+from .table_schema import Column, Schema
+
+SHAPES = "shapes.json"
+
+
+def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str, Any]:
+    """Return the shapes of a linear model over bins and words, as JSON.
+
+    A score is `intercept` plus one value for each column: that of the bin in which the row's number lies, or of its word. A
+    missing value adds `missing`. Each shape is shifted to sum to zero over its declared bins; counts of rows, by which
+    other tools shift, are private. Of two classes there is one score, the log-odds of the second.
+
+    Args:
+      schema: in which every number that the model sees has edges.
+      weight: shape (outputs, schema.width).
+      bias: shape (outputs,).
+
+    Raises:
+      Refusal: a number has no bins, so that its shape is a line and the model is not the sum of these.
+    """
+    lines = [each.name for each in schema.inputs if not each.categories and not each.edges]
+    if lines:
+        raise Refusal("task.model", ", ".join(lines), "have no bins; train with task.model=gam")
+    if len(bias) == 2:
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    scores = list(schema.target.words[-len(bias) :]) if schema.target.categories else [schema.target.name]
+    intercept, found, start = bias.astype(np.float64), list[dict[str, Any]](), 0
+    for column in schema.inputs:
+        values = weight[:, start : start + column.width].astype(np.float64)
+        middle = values.mean(1)
+        intercept = intercept + middle
+        found.append(_shape(column, values - middle[:, None], -middle))
+        start += column.width
+    found.sort(key=lambda each: -each["range"])
+    return {"scores": scores, "intercept": intercept.tolist(), "shapes": found}
+
+
+def _shape(column: Column, values: NDArray[np.float64], missing: NDArray[np.float64]) -> dict[str, Any]:
+    """Return one column's shape; `values` have shape (scores, bins or words)."""
+    where = (
+        {"words": list(column.words)}
+        if column.categories
+        else {"edges": [column.low, *column.edges, column.high]}
+    )
+    rests = column.categories or column.missing is None  # else its number stands in
+    return {
+        "column": column.name,
+        "range": float(np.ptp(values, 1).max()),
+        **where,
+        "values": values.tolist(),
+        **({"missing": missing.tolist()} if rests else {}),
+    }
