@@ -202,16 +202,21 @@ def predict(
     allow_module: Annotated[
         list[str] | None, Option(metavar="MODULE", help="That the run's own task stands in.")
     ] = None,
+    explain: Annotated[
+        str | None,
+        Option(metavar="METHOD", help="With what each input adds to the score: integrated_gradients."),
+    ] = None,
 ) -> int:
     """Write what the released model of a run says of each row: the likeliest word and its probability, or a number.
 
     Example:
       fedveil predict runs/first patients.csv --out predictions.csv
+      fedveil predict runs/first patients.csv --explain integrated_gradients
     """
     from .predict import predict as body
 
     _own_modules()
-    return body(run, data, out, tuple(allow_module or ()))
+    return body(run, data, out, tuple(allow_module or ()), explain)
 
 
 @_verb(app, "export", "Make a run's model fit a device.")
@@ -873,6 +878,28 @@ def client_log(
     from .log import of_client
 
     return of_client(folder, against, as_json=as_json)
+
+
+@_verb(client, "explain", "Say why the model says it.")
+def client_explain(
+    folder: Bundle,
+    data: Annotated[Path, Argument(metavar="DATA", help="A table, or .npy of inputs, of the owner.")],
+    row: Annotated[int, Option(metavar="N", help="Which row is explained, from 1.")] = 1,
+    explain: Annotated[
+        str, Option("--method", metavar="METHOD", help="How: integrated_gradients.")
+    ] = "integrated_gradients",
+    as_json: Json = False,
+) -> int:
+    """Say on the device what each column adds to one prediction of the model that it keeps. Nothing leaves; it costs nothing.
+
+    Example:
+      fedveil client explain hearts/clients/cleveland patients.csv --row 2
+    """
+    require_extra("client", "fedveil client")
+    from .explain import explain_row
+
+    _own_modules()
+    return explain_row(folder, data, row, explain, as_json=as_json)
 
 
 @_verb(client, "forget", "Remove what the device remembers.")

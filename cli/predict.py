@@ -16,7 +16,9 @@ from ..privacy.refusal import Refusal
 from ..tasks.exported import read_export
 
 
-def predict(run: Path, data: Path, out: Path | None, allow_modules: tuple[str, ...]) -> int:
+def predict(
+    run: Path, data: Path, out: Path | None, allow_modules: tuple[str, ...], explain: str | None = None
+) -> int:
     """Write what the model of a run says of each row of the data, in their order.
 
     Args:
@@ -25,6 +27,7 @@ def predict(run: Path, data: Path, out: Path | None, allow_modules: tuple[str, .
       data: table or folder of tables, or .npy for a run without a schema.
       out: file to write; None prints.
       allow_modules: modules that may be imported for the run's task.
+      explain: how each prediction is explained; None writes predictions alone.
 
     Returns:
       The exit code.
@@ -36,7 +39,10 @@ def predict(run: Path, data: Path, out: Path | None, allow_modules: tuple[str, .
     if not data.exists():
         raise Refusal("DATA", str(data), "is not there; name a table, a folder of tables or a file .npy")
     exported = read_export(run)
-    columns = _released(run, data, allow_modules) if exported is None else exported.predict(data)
+    if explain is not None:
+        columns = explanation(run, data, allow_modules, explain)
+    else:
+        columns = _released(run, data, allow_modules) if exported is None else exported.predict(data)
     write(columns, out)
     if out:
         print(f"{out}: {len(next(iter(columns.values())))} predictions ({', '.join(columns)})")
@@ -50,6 +56,41 @@ def _released(run: Path, data: Path, allow_modules: tuple[str, ...]) -> dict[str
 
     model, task, classifies = model_and_task(run, allow_modules)
     return predictions(model, task, data, classifies)
+
+
+def explanation(
+    run: Path, data: Path, allow_modules: tuple[str, ...], method: str
+) -> dict[str, NDArray[Any]]:
+    """Return predictions by column name, shape (n,) each, and what each input adds to the score of what is said.
+
+    Args:
+      run: folder of a run or of a client's bundle; an export is refused.
+      data: as of `predict`.
+      allow_modules: as of `predict`.
+      method: how it is explained.
+
+    Raises:
+      Refusal: the method carries others' rows, or there is no such model.
+    """
+    require_extra("client", "an explanation")
+    from torch import from_numpy
+
+    from ..server.run.released import predictions
+    from ..tasks.attribution import check_method, explained
+    from ..tasks.exported import read_array, schema_inputs
+    from .run_model import model_and_task
+
+    check_method(method)
+    if read_export(run) is not None:
+        raise Refusal(
+            "--explain", str(run), "is an export, which has no gradients; name the run that it is of"
+        )
+    model, task, classifies = model_and_task(run, allow_modules)
+    schema = getattr(task, "schema", None)
+    said = predictions(model, task, data, classifies)
+    inputs = from_numpy(read_array(data) if schema is None else schema_inputs(schema, data))
+    classifies = bool(task.classes) if schema is not None else classifies
+    return said | explained(model, inputs, schema, classifies)
 
 
 def write(columns: Mapping[str, NDArray[Any]], out: Path | None) -> None:

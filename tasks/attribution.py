@@ -1,0 +1,132 @@
+"""Attribution of one prediction to its inputs, for its owner: integrated gradients (Sundararajan, Taly and Yan 2017, arXiv:1703.01365).
+
+It needs the model, the row and a declared baseline, and nothing of anybody else: on the owner's device it costs no epsilon.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..configs.strict import nearest
+from ..privacy.refusal import Refusal
+
+if TYPE_CHECKING:
+    from .table_schema import Schema
+
+METHOD = "integrated_gradients"
+# What an explainer of that name keeps or needs beside the model and the row.
+CARRIES: Mapping[str, str] = {
+    "kernel_shap": "background rows of the training data, which travel with it",
+    "deep_shap": "background rows of the training data, which travel with it",
+    "gradient_shap": "background rows of the training data, which it averages over",
+    "expected_gradients": "rows of the training data, which it averages over",
+    "tree_shap": "background rows of the training data, or counts of them in every leaf",
+    "lime": "means and frequencies of the training data, which nobody has charged",
+    "anchors": "rows of the training data, from which it draws",
+    "counterfactuals": "rows of the training data, among which it searches",
+}
+STEPS = 50  # nodes of Gauss and Legendre, exact for polynomials of degree 99; captum's own default
+
+
+def check_method(name: str) -> None:
+    """Refuse an explainer that carries others' rows, or that there is not.
+
+    Args:
+      name: as `--explain` gives it.
+
+    Raises:
+      Refusal: with the reason.
+    """
+    asked = name.lower().replace("-", "_")
+    if asked in CARRIES:
+        remedy = f"needs {CARRIES[asked]}: that is a release that no ledger has; use {METHOD}"
+        raise Refusal("--explain", name, remedy)
+    if asked != METHOD:
+        raise Refusal(
+            "--explain", name, nearest(asked, [METHOD, *CARRIES]).replace("known", f"use {METHOD}; known")
+        )
+
+
+def integrated_gradients(
+    model: nn.Module, inputs: Tensor, baseline: Tensor, outputs: Tensor | None, steps: int = STEPS
+) -> Tensor:
+    """Return what each input adds to an output on the way from a baseline, shape (n, ...), float64.
+
+    The attributions of a row sum to its output less the baseline's, up to the error of the integral, which is none for
+    a linear model: there they are w(x - b).
+
+    Args:
+      model: in evaluation mode; it is not changed.
+      inputs: shape (n, ...), floating point.
+      baseline: one row, shape (...).
+      outputs: of each row the number of the output that is explained, shape (n,), int64; None for a model of one.
+      steps: nodes of the integral, at least 1.
+
+    Raises:
+      Refusal: inputs are whole numbers, along which there is no way.
+    """
+    if not inputs.is_floating_point():
+        raise Refusal(
+            "data",
+            str(inputs.dtype),
+            "are whole numbers, such as words; a gradient needs inputs that can vary",
+        )
+    exact = copy.deepcopy(model).double().eval()
+    start, away = baseline.double(), inputs.double() - baseline.double()
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    total = torch.zeros_like(away)
+    for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
+        here = (start + (node + 1) / 2 * away).requires_grad_()
+        chosen = picked(exact(here), outputs)
+        (slope,) = torch.autograd.grad(chosen.sum(), here)
+        total += weight / 2 * slope
+    return away * total
+
+
+def picked(outputs: Tensor, which: Tensor | None) -> Tensor:
+    """Return one output of each row, shape (n,).
+
+    Args:
+      outputs: of a model, shape (n,), (n, 1) or (n, outputs).
+      which: shape (n,), int64; None where there is one output.
+    """
+    if which is None:
+        return outputs.reshape(len(outputs), -1)[:, 0]
+    return outputs.gather(1, which[:, None])[:, 0]
+
+
+def explained(
+    model: nn.Module, inputs: Tensor, schema: Schema | None, classifies: bool
+) -> dict[str, NDArray[Any]]:
+    """Return, by column name, what each input adds to the score that the model gives to what it says, shape (n,) each.
+
+    `at_baseline` is the score of the baseline: with a schema the middle of each number and none of a category's words,
+    else zeros. It and the others sum to the score, `score`: the logit of the likeliest class, or the number.
+
+    Args:
+      model: in evaluation mode.
+      inputs: shape (n, ...).
+      schema: of tables, whose columns' inputs are added up; None for arrays, whose inputs are `input_0` and so on.
+      classifies: whether outputs are logits of classes.
+    """
+    baseline = torch.zeros_like(inputs[0])
+    with torch.no_grad():
+        said = model(inputs)
+        which = said.argmax(1) if classifies and said.dim() == 2 and said.shape[1] > 1 else None
+        exact = copy.deepcopy(model).double().eval()
+        score = picked(exact(inputs.double()), which)
+        start = picked(exact(baseline.double()[None]).expand(len(inputs), *said.shape[1:]), which)
+    parts = integrated_gradients(model, inputs, baseline, which).flatten(1)
+    found = {"score": score.numpy(), "at_baseline": start.numpy()}
+    if schema is None:
+        return found | {f"input_{place}": column.numpy() for place, column in enumerate(parts.T)}
+    widths = [column.width for column in schema.inputs]
+    sums = [part.sum(1).numpy() for part in parts.split(widths, 1)]
+    return found | {column.name: each for column, each in zip(schema.inputs, sums, strict=True)}
