@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from getpass import getpass
@@ -33,13 +33,28 @@ from ..configs.bundle_files import load_certificate, read_file, read_secret
 from ..privacy.ledger.durable_files import replace_files
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.suite import public_of
+from .token_keys import TokenChoice, token_keys
 
 CLOCK_MARGIN = timedelta(days=1)  # a device whose clock is late takes a fresh certificate all the same
 AUTHORITY_LIFE = timedelta(days=3650)
 SIGNER, CA_KEY, CA = "signer.key", "ca.key", "ca.pem"
 PASSPHRASE = "FEDVEIL_PASSPHRASE"  # environment variable: of the authority's keys
+PASSPHRASE_FILE = "FEDVEIL_PASSPHRASE_FILE"  # environment variable: a file that holds it, for its owner alone
 SHORTEST = 16  # characters of it; the library derives the key by PBKDF2, which slows a guess down and no more
 ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
+
+
+@dataclass(frozen=True)
+class KeyCare:
+    """Care that is taken of an authority's keys.
+
+    Attributes:
+      passphrase: whether they must lie under one.
+      token: on which they are; None where they lie in files.
+    """
+
+    passphrase: bool = False
+    token: TokenChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -61,22 +76,34 @@ class Authority:
         return self.ca.public_bytes(Encoding.PEM)
 
 
-def open_authority(folder: Path, federation: str) -> Authority:
+def open_authority(folder: Path, federation: str, care: KeyCare) -> Authority:
     """Return the authority in a folder, made there if the folder holds none.
 
+    Args:
+      folder: of the authority.
+      federation: its name.
+      care: how its keys are kept.
+
     Raises:
-      Refusal: it is another federation's, or not whole.
+      Refusal: it is another federation's, not whole, or its keys are not kept so.
     """
-    if not (folder / CA).exists():  # written last
-        _make(folder, federation)
-    signer, ca_key = _read_keys(folder)
+    fresh = not (folder / CA).exists()  # written last
+    if care.token is not None:
+        signer, ca_key = token_keys(care.token, federation, make=fresh)
+        if fresh:
+            _keep(folder, {CA: _certificate(ca_key, federation)})
+    else:
+        if fresh:
+            _make(folder, federation, care)
+        signer, ca_key = _read_keys(folder, care)
     ca = load_certificate(folder / CA, read_file(folder / CA))
     named = [each.value for each in ca.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
     if named != [federation]:
         raise Refusal(
             "federation", federation, f"{folder} is the authority of {named[0]}; give another --out"
         )
-    if not isinstance(signer, Ed25519PrivateKey) or not isinstance(ca_key, EllipticCurvePrivateKey):
+    sound = isinstance(signer, Ed25519PrivateKey) and isinstance(ca_key, EllipticCurvePrivateKey)
+    if not sound or ca_key.public_key() != ca.public_key():
         raise Refusal("file", str(folder), "its keys are not an authority's; restore them from a backup")
     return Authority(signer, ca_key, ca)
 
@@ -109,8 +136,19 @@ def issue(
     return builder.sign(authority.ca_key, SHA256()).public_bytes(Encoding.PEM)
 
 
-def _make(folder: Path, federation: str) -> None:
+def _make(folder: Path, federation: str, care: KeyCare) -> None:
     signer, ca_key = Ed25519PrivateKey.generate(), new_tls_key()
+    secret = _given() or (_asked_twice(folder) if care.passphrase else None)
+    keys = {SIGNER: _sealed(signer, secret), CA_KEY: _sealed(ca_key, secret)}
+    _keep(folder, keys | {CA: _certificate(ca_key, federation)})
+
+
+def _keep(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.chmod(0o700)  # whoever made it
+    replace_files(folder, files)
+
+
+def _certificate(ca_key: EllipticCurvePrivateKey, federation: str) -> bytes:
     subject = _name(federation, f"{federation} authority")
     builder = (
         _builder(subject, ca_key.public_key(), AUTHORITY_LIFE)
@@ -118,15 +156,16 @@ def _make(folder: Path, federation: str) -> None:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
     )
-    ca = builder.sign(ca_key, SHA256()).public_bytes(Encoding.PEM)
-    keys = {SIGNER: _sealed(signer), CA_KEY: _sealed(ca_key)}
-    folder.chmod(0o700)  # whoever made it
-    replace_files(folder, keys | {CA: ca})
+    return builder.sign(ca_key, SHA256()).public_bytes(Encoding.PEM)
 
 
-def _read_keys(folder: Path) -> tuple[Any, Any]:
+def _read_keys(folder: Path, care: KeyCare) -> tuple[Any, Any]:
     """Return the keys of the roster's signer and of the authority for TLS, by one passphrase where they have one."""
     pems = {folder / name: read_secret(folder / name) for name in (SIGNER, CA_KEY)}
+    for path, pem in pems.items():
+        if care.passphrase and ENCRYPTED not in pem:
+            remedy = "is under no passphrase, and federation.yaml asks for one; openssl pkcs8 -topk8 -v2 aes256 puts it under one"
+            raise Refusal("authority.passphrase", str(path), remedy)
     secret = _passphrase(folder) if any(ENCRYPTED in pem for pem in pems.values()) else None
     signer, ca_key = (_opened(path, pem, secret if ENCRYPTED in pem else None) for path, pem in pems.items())
     return signer, ca_key
@@ -140,26 +179,43 @@ def _opened(path: Path, pem: bytes, secret: bytes | None) -> Any:
         raise Refusal("file", str(path), fault) from None
 
 
-def _passphrase(folder: Path) -> bytes:
-    """Return the authority's passphrase: of the environment, or of whoever sits at the terminal."""
+def _given() -> bytes | None:
+    """Return the passphrase of the environment, or of the file that it names; None where there is neither."""
     if given := os.environ.get(PASSPHRASE):
         return given.encode()
+    if named := os.environ.get(PASSPHRASE_FILE):
+        return read_secret(Path(named)).rstrip(b"\r\n")
+    return None
+
+
+def _passphrase(folder: Path) -> bytes:
+    """Return the authority's passphrase: of the environment, or of whoever sits at the terminal."""
+    return _given() or _asked(folder, f"passphrase of {folder}: ")
+
+
+def _asked_twice(folder: Path) -> bytes:
+    first = _asked(folder, f"new passphrase of {folder}: ")
+    if _asked(folder, "again: ") != first:
+        raise Refusal("passphrase", str(folder), "the two differ; give the command again")
+    return first
+
+
+def _asked(folder: Path, prompt: str) -> bytes:
     if not sys.stdin.isatty():
-        remedy = f"its keys are under a passphrase; set {PASSPHRASE}, or give it at a terminal"
+        remedy = f"its keys are under a passphrase; set {PASSPHRASE} or {PASSPHRASE_FILE}, or give it at a terminal"
         raise Refusal("folder", str(folder), remedy)
-    return getpass(f"passphrase of {folder}: ").encode()
+    return getpass(prompt).encode()
 
 
-def _sealed(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> bytes:
-    """Return a new key in PEM, under the passphrase of the environment where there is one."""
-    given = os.environ.get(PASSPHRASE)
-    if not given:
+def _sealed(key: Ed25519PrivateKey | EllipticCurvePrivateKey, secret: bytes | None) -> bytes:
+    """Return a new key in PEM, under a passphrase where there is one."""
+    if secret is None:
         return pem_of(key)
-    if len(given) < SHORTEST:
+    if len(secret) < SHORTEST:
         raise Refusal(
-            PASSPHRASE, f"{len(given)} characters", f"give at least {SHORTEST}: who has the files may try"
+            "passphrase", f"{len(secret)} characters", f"give at least {SHORTEST}: who has the files may try"
         )
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(given.encode()))
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(secret))
 
 
 def _builder(subject: x509.Name, public: EllipticCurvePublicKey, life: timedelta) -> x509.CertificateBuilder:

@@ -27,6 +27,8 @@ from ..configs.yaml_guard import check_file, yaml_sentence
 from ..links.server_bundle import SERVER
 from ..privacy.refusal import Refusal
 from ..tasks.table_schema import SCHEMA, read_schema
+from .authority import KeyCare
+from .token_keys import TokenChoice
 
 DAYS = 365
 MOST_DAYS = 397  # TLS libraries accept at most 398 days of validity, and one goes to late clocks
@@ -56,6 +58,7 @@ DEFAULTS = {
     "certificate_days": DAYS,
     "requirements": "hashed",
     "server": {"listen": None, "also": []},
+    "authority": {"passphrase": False, "pkcs11": None, "token": None},
     "task": {},
     "eligibility": {},
     "policy": {},
@@ -93,6 +96,7 @@ class FederationFile:
       link: `grpc` or `flower`.
       certificate_days: how long a certificate is valid.
       requirements: `hashed`, or `unverified_code`: devices then run what a package index serves under a name.
+      care: how the authority's keys are kept.
       clients: in the order of the file.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
     """
@@ -104,6 +108,7 @@ class FederationFile:
     link: str
     certificate_days: int
     requirements: str
+    care: KeyCare
     clients: tuple[ClientEntry, ...]
     schema: str | None = None
 
@@ -152,7 +157,7 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     return None
 
 
-def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, str]:
+def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, str, KeyCare]:
     for group in GROUPS:
         section.section(group)
     section.groups("clients")
@@ -175,7 +180,19 @@ def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, st
         section.word("link", LINKS),
         section.whole("certificate_days", at_least=1, at_most=MOST_DAYS),
         section.word("requirements", REQUIREMENTS),
+        _care(section.section("authority")),
     )
+
+
+def _care(section: Section) -> KeyCare:
+    passphrase = section.flag("passphrase")
+    module, label = section.optional_text("pkcs11"), section.optional_text("token")
+    if (module is None) != (label is None):
+        section.refuse("token", "goes with pkcs11: the token's label, and the path of its PKCS#11 library")
+    if module is not None and passphrase:
+        section.refuse("passphrase", "is of keys in files; a token has a PIN")
+    section.done()
+    return KeyCare(passphrase, TokenChoice(module, label) if module and label else None)
 
 
 def _is_host(text: str) -> bool:

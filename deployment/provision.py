@@ -68,7 +68,7 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
     with _writing(folder):
         before = read_register(folder / AUTHORITY / REGISTER)
         _check(federation, before, requests)  # again: another process may have been here in between
-        authority = open_authority(folder / AUTHORITY, federation.name)
+        authority = open_authority(folder / AUTHORITY, federation.name, federation.care)
         desk = _with_server(Desk(folder, federation, authority, before, before))
         for entry in federation.clients:
             if before.find(entry.name) is None:
@@ -258,7 +258,7 @@ def _opened(folder: Path) -> Generator[Desk]:
     with _writing(folder):
         federation = read_federation(folder / AUTHORITY / FILE)
         register = read_register(folder / AUTHORITY / REGISTER)
-        authority = open_authority(folder / AUTHORITY, federation.name)
+        authority = open_authority(folder / AUTHORITY, federation.name, federation.care)
         yield Desk(folder, federation, authority, register, register)
 
 

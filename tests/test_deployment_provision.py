@@ -467,6 +467,60 @@ def test_an_authority_under_a_passphrase_opens_with_it_alone(
     with pytest.raises(Refusal, match="set FEDVEIL_PASSPHRASE"):
         revoke(tmp_path / "hearts", "hungary")
     assert read_register(tmp_path / "hearts" / "authority" / "register.json").version == 2
+    (tmp_path / "secret").write_text("correct horse battery staple\n")
+    monkeypatch.setenv("FEDVEIL_PASSPHRASE_FILE", str(tmp_path / "secret"))
+    with pytest.raises(Refusal, match="chmod 600"):
+        revoke(tmp_path / "hearts", "hungary")
+    (tmp_path / "secret").chmod(0o600)
+    assert revoke(tmp_path / "hearts", "hungary").register.version == 3
+
+
+def test_an_authority_that_must_have_a_passphrase_asks_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, typed = tmp_path / "federation.yaml", iter(("correct horse battery", "correct horse batteri"))
+    text = FEDERATION.replace("    request: device/request.toml\n", "")
+    file.write_text(text)
+    provision(file, tmp_path / "plain", None)
+    file.write_text(f"{text}authority: {{passphrase: true}}\n")
+    with pytest.raises(Refusal, match=r"is under no passphrase, and federation\.yaml asks for one"):
+        provision(file, tmp_path / "plain", None)
+    with pytest.raises(Refusal, match="set FEDVEIL_PASSPHRASE or FEDVEIL_PASSPHRASE_FILE"):
+        provision(file, tmp_path / "hearts", None)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("fedveil.deployment.authority.getpass", lambda _: next(typed))
+    with pytest.raises(Refusal, match="the two differ"):
+        provision(file, tmp_path / "hearts", None)
+    monkeypatch.setattr("fedveil.deployment.authority.getpass", lambda _: "correct horse battery")
+    assert provision(file, tmp_path / "hearts", None).register.version == 1
+    assert b"ENCRYPTED" in (tmp_path / "hearts" / "authority" / "signer.key").read_bytes()
+
+
+def test_the_keys_of_another_authority_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "federation.yaml"
+    file.write_text(FEDERATION.replace("    request: device/request.toml\n", ""))
+    for name in ("one", "other"):
+        provision(file, tmp_path / name, None)
+    shutil.copy(tmp_path / "other" / "authority" / "ca.key", tmp_path / "one" / "authority" / "ca.key")
+    with pytest.raises(Refusal, match="are not an authority's"):
+        revoke(tmp_path / "one", "hungary")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("authority: {token: hearts}", "goes with pkcs11"),
+        ("authority: {pkcs11: /usr/lib/a.so}", "goes with pkcs11"),
+        ("authority: {pkcs11: /usr/lib/a.so, token: hearts, passphrase: true}", "a token has a PIN"),
+        ("authority: {password: abc}", "authority"),
+    ],
+)
+def test_care_of_keys_that_contradicts_itself_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "federation.yaml"
+    file.write_text(f"{FEDERATION}{line}\n")
+    with pytest.raises(Refusal, match=said):
+        provision(file, tmp_path / "hearts", None)
+    assert not (tmp_path / "hearts").exists()
 
 
 # --- what devices install ---------------------------------------------------------------------------------------

@@ -776,6 +776,13 @@ MUTATIONS = {
         "test_links_server_log.py",
         "no_part_of_what",
     ),
+    "keys without a passphrase pass where one is asked for": Mutation(
+        "deployment/authority.py",
+        "        if care.passphrase and ENCRYPTED not in pem:\n",
+        "        if False:\n",
+        "test_deployment_provision.py",
+        "must_have_a_passphrase",
+    ),
     "a device takes a roster that forks": Mutation(
         "client/device/roster_changes.py",
         "if not new.follows(old):",

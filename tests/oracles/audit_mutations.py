@@ -209,6 +209,7 @@ BEYOND: dict[str, str] = {
     "a server that stops telling its log is followed": STORY,
     "a proof of consistency shows the newer tree alone": STORY,
     "a question of another head is another question": STORY,
+    "keys without a passphrase pass where one is asked for": ADMISSION,
     "a device takes a roster that forks": ADMISSION,
     "a device installs names that are bound to no bytes": SUPPLIED,
     "a lock may name what is bound to no bytes": SUPPLIED,

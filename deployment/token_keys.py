@@ -1,0 +1,202 @@
+"""Keys of an authority on a token (PKCS#11): they are made there, sign there and never leave it.
+
+The package is `python-pkcs11`. A key stands for cryptography's own, so that whatever signs with the one signs with the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from getpass import getpass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurve,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from ..privacy.refusal import Refusal
+
+PIN = "FEDVEIL_PIN"  # environment variable: the token's
+ED25519, P256 = "1.3.101.112", "1.2.840.10045.3.1.7"  # curves, RFC 8410 and RFC 5480
+POINT_BYTES = {ED25519: 32, P256: 65}
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """Token on which an authority's keys are.
+
+    Attributes:
+      module: path of the token's PKCS#11 library.
+      label: of the token.
+    """
+
+    module: str
+    label: str
+
+
+class TokenEd25519(Ed25519PrivateKey):
+    """Ed25519 key on a token."""
+
+    def __init__(self, public: Ed25519PublicKey, sign: Callable[[bytes], bytes]) -> None:
+        self._public, self._sign = public, sign
+
+    def public_key(self) -> Ed25519PublicKey:
+        """Return the public half."""
+        return self._public
+
+    def sign(self, data: Any) -> bytes:
+        """Return the signature of the data, 64 bytes."""
+        return self._sign(bytes(data))
+
+    def private_bytes_raw(self) -> bytes:
+        """Refuse."""
+        _stays()
+
+    def private_bytes(self, encoding: Any, format: Any, encryption_algorithm: Any) -> bytes:
+        """Refuse."""
+        _stays()
+
+    def __copy__(self) -> TokenEd25519:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> TokenEd25519:
+        return self
+
+
+class TokenP256(EllipticCurvePrivateKey):
+    """ECDSA key on P-256 on a token."""
+
+    def __init__(self, public: EllipticCurvePublicKey, sign: Callable[[bytes], bytes]) -> None:
+        self._public, self._sign = public, sign
+
+    def public_key(self) -> EllipticCurvePublicKey:
+        """Return the public half."""
+        return self._public
+
+    def sign(self, data: Any, signature_algorithm: Any) -> bytes:
+        """Return the signature of the data's SHA-256, in DER."""
+        assert signature_algorithm.algorithm.name == "sha256"
+        raw = self._sign(hashlib.sha256(bytes(data)).digest())
+        half = len(raw) // 2
+        return encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big"))
+
+    @property
+    def curve(self) -> EllipticCurve:
+        """The curve."""
+        return SECP256R1()
+
+    @property
+    def key_size(self) -> int:
+        """Bits of the key."""
+        return 256
+
+    def exchange(self, algorithm: Any, peer_public_key: Any) -> bytes:
+        """Refuse."""
+        _stays()
+
+    def private_numbers(self) -> Any:
+        """Refuse."""
+        _stays()
+
+    def private_bytes(self, encoding: Any, format: Any, encryption_algorithm: Any) -> bytes:
+        """Refuse."""
+        _stays()
+
+    def __copy__(self) -> TokenP256:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> TokenP256:
+        return self
+
+
+def _stays() -> NoReturn:
+    raise NotImplementedError("the key never leaves its token")
+
+
+def token_keys(choice: TokenChoice, federation: str, *, make: bool) -> tuple[TokenEd25519, TokenP256]:
+    """Return the authority's keys on a token: the one that signs rosters, and the one that signs certificates.
+
+    Args:
+      choice: of the token.
+      federation: whose authority it is; the keys' labels name it.
+      make: whether they are made if the token has none.
+
+    Raises:
+      Refusal: python-pkcs11 is missing, or the token does not have the keys or does not let them be used.
+    """
+    if find_spec("pkcs11") is None:
+        raise Refusal("authority.pkcs11", choice.module, "needs the package python-pkcs11; install it")
+    pkcs11 = import_module("pkcs11")
+    try:
+        session = _session(choice)
+        found = [
+            _pair(session, f"fedveil {federation} {name}", curve, make)
+            for name, curve in (("signer", ED25519), ("ca", P256))
+        ]
+    except pkcs11.PKCS11Error as error:
+        why = str(error) or type(error).__name__
+        raise Refusal(
+            "authority.token", choice.label, f"cannot be used ({why}); see token, PIN and module"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise Refusal("authority.pkcs11", choice.module, f"cannot be loaded ({error})") from None
+    (signer, signs), (ca, certifies) = found
+    mechanism = pkcs11.Mechanism
+    return (
+        TokenEd25519(
+            Ed25519PublicKey.from_public_bytes(signer),
+            lambda data: signs.sign(data, mechanism=mechanism.EDDSA),
+        ),
+        TokenP256(
+            EllipticCurvePublicKey.from_encoded_point(SECP256R1(), ca),
+            lambda digest: certifies.sign(digest, mechanism=mechanism.ECDSA),
+        ),
+    )
+
+
+@cache  # a process logs in to a token once
+def _session(choice: TokenChoice) -> Any:
+    return (
+        import_module("pkcs11")
+        .lib(choice.module)
+        .get_token(token_label=choice.label)
+        .open(rw=True, user_pin=_pin(choice))
+    )
+
+
+def _pair(session: Any, label: str, curve: str, make: bool) -> tuple[bytes, Any]:
+    """Return the point of a public key, and the private key that stays on the token."""
+    pkcs11, curves = import_module("pkcs11"), import_module("pkcs11.util.ec")
+    edwards, kinds = curve == ED25519, pkcs11.ObjectClass
+    try:
+        public = session.get_key(label=label, object_class=kinds.PUBLIC_KEY)
+        private = session.get_key(label=label, object_class=kinds.PRIVATE_KEY)
+    except pkcs11.exceptions.NoSuchKey:
+        if not make:
+            raise
+        kind = pkcs11.KeyType.EC_EDWARDS if edwards else pkcs11.KeyType.EC
+        ways = pkcs11.Mechanism
+        how = ways.EC_EDWARDS_KEY_PAIR_GEN if edwards else ways.EC_KEY_PAIR_GEN
+        parameters = {pkcs11.Attribute.EC_PARAMS: curves.encode_named_curve_parameters(curve)}
+        domain = session.create_domain_parameters(kind, parameters, local=True)
+        public, private = domain.generate_keypair(mechanism=how, store=True, label=label)
+    return bytes(public[pkcs11.Attribute.EC_POINT][-POINT_BYTES[curve] :]), private
+
+
+def _pin(choice: TokenChoice) -> str:
+    if given := os.environ.get(PIN):
+        return given
+    if not sys.stdin.isatty():
+        raise Refusal("authority.token", choice.label, f"asks for a PIN; set {PIN}, or give it at a terminal")
+    return getpass(f"PIN of the token {choice.label}: ")
