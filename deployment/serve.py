@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
 from ..configs.schema import LinkSettings, ServerSettings
 from ..configs.settings import SERVER, differing, server_from_config, server_settings
+from ..links.attestation import QUOTE, AttestedGrid
 from ..links.core_dumps import without_core_dumps
 from ..links.folder_lock import alone
 from ..links.logged_grid import LoggedGrid
@@ -237,13 +239,16 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
 
 
 def _logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
-    """Return the link with a log of all that is told over it."""
+    """Return the link with a log of all that is told over it, and with quotes where the server has a command for them."""
     try:
         log = ServerLog(bundle.folder / LOG)
     except OSError as error:
         remedy = f"the log cannot be read ({error.strerror})"
         raise Refusal("file", str(bundle.folder / LOG), remedy) from error
-    return replace(link, grid=LoggedGrid(link.grid, log, bundle, followed_credentials(bundle), rosters))
+    own = followed_credentials(bundle)
+    grid = LoggedGrid(link.grid, log, bundle, own, rosters)
+    command = os.environ.get(QUOTE)
+    return replace(link, grid=AttestedGrid(grid, command, own) if command else grid)
 
 
 @dataclass

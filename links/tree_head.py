@@ -11,8 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
     EllipticCurvePrivateKey,
@@ -20,13 +19,12 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509.oid import NameOID
 
 from ..configs.bundle_files import Credentials
 from ..privacy.bounded_decoding import Undecodable, build, read_json
 from ..privacy.ledger.hash_chain import canonical
 from ..privacy.refusal import Refusal
-from .server_bundle import SERVER
+from .server_certificate import server_certificate
 
 TAG = b"fedveil log head 1\0"  # no signature under a head is one of anything else, TLS's handshakes included
 MOST_BYTES = 1 << 14  # of a head in JSON; a certificate has about 900
@@ -110,19 +108,14 @@ def check_head(head: TreeHead, ca: bytes, federation: str) -> None:
       Refusal: another signed it, or nobody.
     """
     try:
-        own = x509.load_pem_x509_certificate(head.certificate.encode())
-        own.verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
-        named = [
-            [each.value for each in own.subject.get_attributes_for_oid(kind)]
-            for kind in (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME)
-        ]
-        if named != [[federation], [SERVER]] or head.federation != federation:
-            raise ValueError("it is another's")
+        own = server_certificate(head.certificate.encode(), ca, federation)
+        if head.federation != federation:
+            raise ValueError("it is of another's log")
         if not own.not_valid_before_utc.timestamp() <= head.at <= own.not_valid_after_utc.timestamp():
             raise ValueError("its certificate was not valid then")
         key = own.public_key()
         assert isinstance(key, EllipticCurvePublicKey)
         key.verify(bytes.fromhex(head.signature), head.told, ECDSA(SHA256()))
-    except (ValueError, TypeError, AssertionError, InvalidSignature, UnsupportedAlgorithm) as error:
+    except (ValueError, AssertionError, InvalidSignature) as error:
         why = str(error) or type(error).__name__
         raise Refusal("log", "head", f"was not signed by the server of {federation!r} ({why})") from None

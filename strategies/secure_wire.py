@@ -23,8 +23,9 @@ from .flower_adapter import records_of
 from .wire import SPEC_RECORD, only_arrays, view, written
 
 SECURE_RECORD, ROSTER_RECORD = "fedveil.secagg", "fedveil.roster"
-LOG_RECORD = "fedveil.log"
-OURS = (SPEC_RECORD, SECURE_RECORD, LOG_RECORD)  # beside what a client starts from
+LOG_RECORD, QUOTE_RECORD = "fedveil.log", "fedveil.quote"
+VOUCHING = (LOG_RECORD, QUOTE_RECORD)  # what the server says of itself, and not to a question
+OURS = (SPEC_RECORD, SECURE_RECORD, *VOUCHING)  # beside what a client starts from
 
 
 class Exchange(IntEnum):

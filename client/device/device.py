@@ -24,6 +24,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp.typing import ClientAppCallable
 
 from ...configs.local_training import LocalTraining
+from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
 from ...privacy.budget import Adversary
 from ...privacy.ledger.book import read_events
@@ -42,6 +43,7 @@ from ...strategies.wire import (
     NO_EXAMPLES,
     NOT_ELIGIBLE,
     NOT_READY,
+    OWNERS_POLICY,
     SPEC_RECORD,
     read_attempt,
     read_round,
@@ -53,6 +55,7 @@ from .eligibility import ROOT, obstacle
 from .order_policy import accepted
 from .own_ledger import OwnLedger
 from .seen_log import SeenLog, told_in
+from .server_quotes import ServerQuotes
 
 if TYPE_CHECKING:  # a linear model does without torch
     from ...tasks.protocol import Task
@@ -86,6 +89,7 @@ class Device:
     prepare: Callable[[TrainingOrder], None] | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _log: SeenLog | None = None
+    _quotes: ServerQuotes | None = None
     _noise: dict[tuple[object, ...], float] = field(default_factory=dict[tuple[object, ...], float])
 
     @property
@@ -130,6 +134,7 @@ class Device:
         if _begins(message.content) and self.why_not():
             raise NotTrained(NOT_ELIGIBLE)
         self.check_log(message.content)
+        self._check_quote(message.content)
         self._renew_roster(message.content)
         self.ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = self.memory.read_bytes() if self.memory.exists() else b""
@@ -140,7 +145,7 @@ class Device:
         after = b"" if record is None else record[STATE]
         if isinstance(after, bytes) and after != before:
             replace_file(self.memory, after)
-        return reply
+        return self._asking_for_quote(message, reply)
 
     def check_log(self, content: RecordDict) -> None:
         """Hold the server's log that an instruction brings against what this device has seen of it, and keep it.
@@ -161,6 +166,28 @@ class Device:
         except Refusal as refusal:
             logger.error("%s", refusal)
             raise NotTrained(FAILED) from refusal
+
+    @property
+    def server_quotes(self) -> ServerQuotes | None:
+        """What the owner asks of the server's quotes; None for nothing."""
+        own = self.bundle
+        if self._quotes is None and own.policy.attest:
+            self._quotes = ServerQuotes(own.policy.attest, own.credentials.ca, own.settings.federation)
+        return self._quotes
+
+    def _check_quote(self, content: RecordDict) -> None:
+        if (quotes := self.server_quotes) is not None:
+            try:
+                quotes.check(content)
+            except Refusal as refusal:
+                logger.error("%s", refusal)
+                raise NotTrained(OWNERS_POLICY) from refusal
+
+    def _asking_for_quote(self, message: Message, reply: Message) -> Message:
+        """Return the reply, with a nonce where the owner asks for a quote and none was accepted lately."""
+        quotes = self.server_quotes
+        nonce = None if quotes is None or reply.has_error() else quotes.nonce(message.content)
+        return reply if nonce is None else Message(with_nonce(reply.content, nonce), reply_to=message)
 
     def _renew_roster(self, content: RecordDict) -> None:
         """Adopt the roster that a proposal brings, if it is the authority's and newer than the device's."""

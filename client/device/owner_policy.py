@@ -24,6 +24,7 @@ POLICY_DEFAULTS = {
     "approve_rosters": False,
     "cosigned_by_at_least": 0,
     "require_log": True,
+    "attest": [],
 }
 
 
@@ -46,6 +47,7 @@ class OwnerPolicy:
       approve_rosters: whether changed members count only once the owner has approved of them.
       cosigned_by_at_least: how many other members of the roster that the device has must have signed a newer one with
         changed members; of `peers`, where there are any.
+      attest: command that must accept the server's quote before shares leave; empty asks for none.
       require_log: whether an instruction without the server's log is declined; once the device has seen a log, every one is.
       authority: Ed25519 public key that signs rosters, in hexadecimal.
     """
@@ -68,6 +70,7 @@ class OwnerPolicy:
     approve_rosters: bool
     cosigned_by_at_least: int
     require_log: bool
+    attest: tuple[str, ...]
     authority: str
     minimum_roster_version: int
 
@@ -131,6 +134,7 @@ def read_policy(section: Section) -> OwnerPolicy:
         approve_rosters=section.flag("approve_rosters"),
         cosigned_by_at_least=section.whole("cosigned_by_at_least", at_least=0, at_most=MAXIMUM_CLIENTS),
         require_log=section.flag("require_log"),
+        attest=section.texts("attest"),
         authority=section.hexadecimal("authority", KEY_BYTES),
         minimum_roster_version=section.whole("minimum_roster_version", at_least=1, at_most=NEWEST_ROSTER),
     )

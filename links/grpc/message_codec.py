@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from ...privacy import bounded_decoding
 from ...privacy.bounded_decoding import Bounds
 from ...strategies.flower_adapter import arrived, records_of
-from ...strategies.secure_wire import LOG_RECORD
+from ...strategies.secure_wire import VOUCHING
 from ...strategies.wire import SPEC_RECORD, memory_arrays, view
 
 Buffer = bytes | bytearray | memoryview
@@ -66,8 +66,8 @@ class Body:
     Attributes:
       header: msgpack of the records' names, values and shapes, or of the error's code.
       blobs: arrays and byte strings in the header's order, shared with the message.
-      asked: the same without the server's log, which is another one when a question is asked again; None where there is no
-        log.
+      asked: the same without what the server says of itself, which is something else when a question is asked again; None
+        where it says nothing.
     """
 
     header: bytes
@@ -100,9 +100,9 @@ def pack_body(message: Message) -> Body:
     """
     if message.has_error():
         return Body(_packed(message.error.code), ())
-    if LOG_RECORD not in message.content:
+    bare = RecordDict({name: each for name, each in message.content.items() if name not in VOUCHING})
+    if len(bare) == len(message.content):
         return _body(message.content)
-    bare = RecordDict({name: each for name, each in message.content.items() if name != LOG_RECORD})
     return replace(_body(message.content), asked=_body(bare))
 
 
@@ -172,7 +172,7 @@ def _packed_value(value: Any, blobs: list[Buffer]) -> Any:
 
 
 def question_id(message: Message, body: Body, node: int) -> str | None:
-    """Return the id of a question to a node: run, round, attempt, exchange, node and a digest of the content but the log.
+    """Return the id of a question to a node: run, round, attempt, exchange, node and a digest of what is asked.
 
     Two messages have the same id if and only if they ask the same of the same node, over whichever link.
 

@@ -373,6 +373,7 @@ POLICY = {
     "approve_rosters": True,
     "cosigned_by_at_least": 1,
     "require_log": True,
+    "attest": ["true"],
     "authority": "0" * 64,
     "minimum_roster_version": 1,
 }

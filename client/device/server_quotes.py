@@ -1,0 +1,104 @@
+"""Quotes of the server as a device's owner asks for them: a command of the owner must accept one before shares leave."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import RecordDict
+
+from ...links.attestation import NONCE_BYTES, Quote, quote_of, vouched_for
+from ...links.server_certificate import server_certificate
+from ...privacy.refusal import Refusal
+from ...privacy.secagg.messages import Proposal, read_any
+from ...privacy.secagg.refusal import Refused
+from ...strategies.secure_wire import messages_of
+
+logger = logging.getLogger("fedveil.client")
+
+VALID_SECONDS = 6 * 3600.0  # for which an accepted quote counts
+RENEW_SECONDS = 3600.0  # after which another one is asked for
+COMMAND_SECONDS = 60.0
+SHOWN = 200  # characters of what the command said
+
+
+@dataclass
+class ServerQuotes:
+    """Quotes that one process of a device has asked for and accepted.
+
+    Attributes:
+      command: of the owner: it gets the quote on its standard input and what the quote must vouch for as its last argument,
+        and accepts by exit code 0.
+      ca: certificate of the federation's authority, in PEM.
+      federation: its name.
+    """
+
+    command: Sequence[str]
+    ca: bytes
+    federation: str
+    _nonce: bytes | None = None
+    _accepted: float = field(default=float("-inf"))  # by the monotonic clock
+
+    def check(self, content: RecordDict) -> None:
+        """Return if the instruction may be answered: a quote was accepted, or nothing but keys leaves for it.
+
+        Args:
+          content: of the instruction; a quote that it brings is held against the nonce that was sent.
+
+        Raises:
+          Refusal: neither, or the quote is not accepted.
+        """
+        quote = quote_of(content)
+        if quote is not None and self._nonce is not None:
+            nonce, self._nonce = self._nonce, None  # each is good for one try
+            self._run(quote, nonce)
+            self._accepted = time.monotonic()
+        if time.monotonic() - self._accepted > VALID_SECONDS and not all(_proposals(content)):
+            remedy = "the server has given no quote; shares leave after one that the command accepts"
+            raise Refusal("attest", " ".join(self.command), remedy)
+
+    def nonce(self, content: RecordDict) -> bytes | None:
+        """Return a fresh nonce to go out with the reply to a proposal, where a quote is due; else None."""
+        if not any(_proposals(content)) or time.monotonic() - self._accepted <= RENEW_SECONDS:
+            return None
+        self._nonce = os.urandom(NONCE_BYTES)
+        return self._nonce
+
+    def _run(self, quote: Quote, nonce: bytes) -> None:
+        try:
+            server_certificate(quote.certificate, self.ca, self.federation)
+        except ValueError as error:
+            raise Refusal("attest", "certificate", f"is not the server's ({error})") from None
+        expected = vouched_for(nonce, quote.certificate)
+        shown = " ".join(self.command)
+        try:
+            done = subprocess.run(
+                [*self.command, expected],
+                input=quote.quote,
+                capture_output=True,
+                timeout=COMMAND_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Refusal("attest", shown, f"cannot be run ({error}); nothing leaves") from None
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()[-SHOWN:]
+            remedy = f"does not accept the server's quote (exit code {done.returncode}: {said or 'it says nothing'})"
+            raise Refusal("attest", shown, remedy)
+        logger.info("the server's quote is accepted by %s", shown)
+
+
+def _proposals(content: RecordDict) -> list[bool]:
+    """Return of each of the protocol's messages in an instruction whether it asks for keys alone; a sum in the clear does not."""
+    return [_is_proposal(each) for each in messages_of(content) or []] or [False]
+
+
+def _is_proposal(message: bytes) -> bool:
+    try:
+        return isinstance(read_any(message), Proposal)
+    except Refused:
+        return False

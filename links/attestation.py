@@ -1,0 +1,155 @@
+"""Attestation of a server as its messages carry it: a device's nonce on the way in, a quote over it on the way out.
+
+A quote is whatever bytes the server's own command makes of what it is to vouch for, a hash of the nonce and of the server's
+TLS key. fedveil does not read it: a command of the device's owner does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shlex
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from ..configs.bundle_files import Credentials
+from ..privacy.refusal import Refusal
+from ..strategies.flower_adapter import records_of
+from ..strategies.grids import AskingGrid
+from ..strategies.secure_wire import QUOTE_RECORD
+from ..strategies.wire import SPEC_RECORD
+
+logger = logging.getLogger("fedveil.server")
+
+QUOTE = "FEDVEIL_QUOTE"  # environment variable: the server's command
+NONCE_BYTES = 32
+MOST_QUOTE = 1 << 20  # bytes; quotes of TDX and SEV-SNP with their certificates take about 10 kB
+MOST_CERTIFICATE = 1 << 13
+QUOTE_SECONDS = 30.0
+_TAG = b"fedveil attestation 1\0"
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Quote of a server.
+
+    Attributes:
+      quote: what its command has made.
+      certificate: of its TLS key, in PEM.
+    """
+
+    quote: bytes
+    certificate: bytes
+
+
+def vouched_for(nonce: bytes, certificate: bytes) -> str:
+    """Return what a quote must vouch for, SHA-256 in hexadecimal, of a nonce and of the key in a certificate in PEM.
+
+    Raises:
+      ValueError: it is no certificate.
+    """
+    public = x509.load_pem_x509_certificate(certificate).public_key()
+    spki = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(_TAG + nonce + spki).hexdigest()
+
+
+def with_nonce(content: RecordDict, nonce: bytes) -> RecordDict:
+    """Return a reply's content with a nonce, by which the device asks for a quote."""
+    return RecordDict({**dict(content.items()), QUOTE_RECORD: ConfigRecord({"nonce": nonce})})
+
+
+def nonce_of(content: RecordDict) -> bytes | None:
+    """Return the nonce in a reply, or None."""
+    found = records_of(content, ConfigRecord).get(QUOTE_RECORD, ConfigRecord()).get("nonce")
+    return found if isinstance(found, bytes) and len(found) == NONCE_BYTES else None
+
+
+def quote_of(content: RecordDict) -> Quote | None:
+    """Return the quote in an instruction, None where there is none.
+
+    Raises:
+      Refusal: what stands there is none.
+    """
+    record = records_of(content, ConfigRecord).get(QUOTE_RECORD)
+    if record is None:
+        return None
+    quote, certificate = record.get("quote"), record.get("certificate")
+    if not isinstance(quote, bytes) or not isinstance(certificate, bytes):
+        raise Refusal("attest", "record", "is no quote of a server")
+    if len(quote) > MOST_QUOTE or len(certificate) > MOST_CERTIFICATE:
+        raise Refusal("attest", f"{len(quote)} bytes", f"is longer than any quote, {MOST_QUOTE}")
+    return Quote(quote, certificate)
+
+
+def made_quote(command: Sequence[str], nonce: bytes, certificate: bytes) -> bytes:
+    """Return what the server's command prints for a nonce; empty, and a line of the log, where it fails.
+
+    Args:
+      command: of the server; what it shall vouch for is its last argument.
+      nonce: of a device.
+      certificate: of the server, in PEM.
+    """
+    try:
+        asked = [*command, vouched_for(nonce, certificate)]
+        done = subprocess.run(
+            asked, capture_output=True, timeout=QUOTE_SECONDS, check=True, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.error("no quote for a device that asks for one: %s", error)
+        return b""
+    return done.stdout
+
+
+class AttestedGrid(AskingGrid):
+    """Grid that answers devices' nonces with quotes, beside the next instruction to them.
+
+    Args:
+      grid: reaches the nodes.
+      command: that makes quotes.
+      credentials: returns the server's newest certificate and key.
+    """
+
+    def __init__(self, grid: Grid, command: str, credentials: Callable[[], Credentials]) -> None:
+        self._grid, self._run = grid, grid.run
+        self._command, self._credentials = shlex.split(command), credentials
+        self._asked = dict[int, bytes]()  # by node, its nonce
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes of the grid below."""
+        return self._grid.get_node_ids()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send the messages, with quotes for those who have asked, and yield the replies.
+
+        Args:
+          messages: at most one to each node.
+          timeout: seconds after which it ends in any case; None waits without limit.
+        """
+        sent = [self._with_quote(message) for message in messages]
+        for reply in self._grid.send_and_receive(sent, timeout=timeout):
+            if not reply.has_error():
+                node, nonce = reply.metadata.src_node_id, nonce_of(reply.content)
+                if nonce is not None:
+                    self._asked[node] = nonce
+                else:
+                    self._asked.pop(node, None)
+            yield reply
+
+    def _with_quote(self, message: Message) -> Message:
+        head = message.metadata
+        nonce = self._asked.get(head.dst_node_id)
+        if nonce is None or SPEC_RECORD not in message.content:
+            return message
+        certificate = self._credentials().certificate
+        quote = made_quote(self._command, nonce, certificate)
+        record = ConfigRecord({"quote": quote, "certificate": certificate})
+        content = RecordDict({**dict(message.content.items()), QUOTE_RECORD: record})
+        return Message(content, head.dst_node_id, head.message_type, ttl=head.ttl, group_id=head.group_id)

@@ -1,0 +1,32 @@
+"""Certificate of a federation's server, told from those of its clients, which the same authority has signed."""
+
+from __future__ import annotations
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.x509.oid import NameOID
+
+from .server_bundle import SERVER
+
+
+def server_certificate(pem: bytes, ca: bytes, federation: str) -> x509.Certificate:
+    """Return the certificate if it is that of the federation's server; whether it is valid now is not looked at.
+
+    Args:
+      pem: the certificate.
+      ca: certificate of the federation's authority, in PEM.
+      federation: its name.
+
+    Raises:
+      ValueError: it is none, or another's.
+    """
+    try:
+        own = x509.load_pem_x509_certificate(pem)
+        own.verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
+    except (TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise ValueError("the federation's authority did not sign it") from error
+    kinds = (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME)
+    named = [[each.value for each in own.subject.get_attributes_for_oid(kind)] for kind in kinds]
+    if named != [[federation], [SERVER]]:
+        raise ValueError("it is another's")
+    return own
