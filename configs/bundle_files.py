@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509.oid import NameOID
 
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.double_signature import BOTH_BYTES
 from ..privacy.secagg.refusal import Refused
 from ..privacy.secagg.roster import Roster, read_roster
 from ..privacy.secagg.suite import KEY_BYTES
@@ -176,13 +177,13 @@ def read_credentials(folder: Path, federation: str, name: str) -> Credentials:
 
 
 def read_hexadecimal(path: Path) -> bytes:
-    """Return a public key of 32 bytes, which the file holds in hexadecimal."""
+    """Return an authority's public key, which the file holds in hexadecimal; see `privacy.secagg.roster.read_roster`."""
     try:
         key = bytes.fromhex(read_file(path).decode("ascii"))
     except ValueError:
         key = b""
-    if len(key) != KEY_BYTES:
-        raise Refusal("file", str(path), f"must hold {KEY_BYTES} bytes in hexadecimal")
+    if len(key) not in (KEY_BYTES, BOTH_BYTES):
+        raise Refusal("file", str(path), f"must hold {KEY_BYTES} or {BOTH_BYTES} bytes in hexadecimal")
     return key
 
 

@@ -32,6 +32,7 @@ from ..client.device.enrolment import new_tls_key, pem_of
 from ..configs.bundle_files import load_certificate, read_file, read_secret
 from ..privacy.ledger.durable_files import replace_files
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.double_signature import both_of
 from ..privacy.secagg.suite import public_of
 from .token_keys import TokenChoice, token_keys
 
@@ -65,10 +66,9 @@ class Authority:
     ca_key: EllipticCurvePrivateKey = field(repr=False)
     ca: x509.Certificate
 
-    @property
-    def public(self) -> bytes:
-        """The public key of the roster's signer, 32 bytes."""
-        return public_of(self.signer)
+    def public(self, doubly: bool) -> bytes:
+        """Return what names the roster's signer: its Ed25519 key, and behind it the hash of its ML-DSA key where both sign."""
+        return both_of(self.signer) if doubly else public_of(self.signer)
 
     @property
     def ca_pem(self) -> bytes:

@@ -56,6 +56,7 @@ CHOICES = ("name", "target", "kind")
 DEFAULTS = {
     "link": "grpc",
     "certificate_days": DAYS,
+    "post_quantum": False,
     "requirements": "hashed",
     "server": {"listen": None, "also": []},
     "authority": {"passphrase": False, "pkcs11": None, "token": None},
@@ -97,6 +98,7 @@ class FederationFile:
       certificate_days: how long a certificate is valid.
       requirements: `hashed`, or `unverified_code`: devices then run what a package index serves under a name.
       care: how the authority's keys are kept.
+      post_quantum: whether authority and members sign with ML-DSA-65 beside Ed25519.
       clients: in the order of the file.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
     """
@@ -109,6 +111,7 @@ class FederationFile:
     certificate_days: int
     requirements: str
     care: KeyCare
+    post_quantum: bool
     clients: tuple[ClientEntry, ...]
     schema: str | None = None
 
@@ -157,7 +160,7 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     return None
 
 
-def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, str, KeyCare]:
+def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, str, KeyCare, bool]:
     for group in GROUPS:
         section.section(group)
     section.groups("clients")
@@ -168,6 +171,12 @@ def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, st
         server.refuse("also", "must be a list of DNS names and IP addresses")
     if address and not _is_host(host.strip("[]")):
         server.refuse("address", f"must be {ADDRESS_FORM}")
+    care, post_quantum = _care(section.section("authority")), section.flag("post_quantum")
+    if care.token is not None and post_quantum:
+        section.refuse(
+            "post_quantum",
+            "needs an authority whose keys are in files: no token that is known here has ML-DSA",
+        )
     listen = f"0.0.0.0:{port}"
     if server.given("listen"):
         listen = server.matching("listen", ADDRESS, ADDRESS_FORM)
@@ -180,7 +189,8 @@ def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, st
         section.word("link", LINKS),
         section.whole("certificate_days", at_least=1, at_most=MOST_DAYS),
         section.word("requirements", REQUIREMENTS),
-        _care(section.section("authority")),
+        care,
+        post_quantum,
     )
 
 

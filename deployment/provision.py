@@ -232,14 +232,20 @@ def _admit(desk: Desk, name: str, enrolment: Enrolment | None) -> Desk:
         enrolment.supernode,
         enrolment.supernode_fingerprint,
         on_device,
+        post_quantum=enrolment.post_quantum.hex(),
     )
     return replace(desk, register=desk.register.having(issued))
 
 
 def _publish(desk: Desk) -> Desk:
     """Keep what was issued, with a new number for a roster that has changed, and write all that is public."""
-    register = desk.register
-    if register.admitted != desk.before.admitted:
+    register = replace(desk.register, post_quantum=desk.federation.post_quantum)
+    if register.post_quantum:
+        for each in register.admitted:
+            if not each.post_quantum:
+                remedy = f"has no ML-DSA key, which post_quantum asks of all; without it rotate {each.name}, then give it again"
+                raise Refusal("post_quantum", each.name, remedy)
+    if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
         numbered = replace(register, version=register.version + 1, rosters=desk.before.chain)
         register = replace(numbered, cosignatures=())
     write_register(desk.folder / AUTHORITY / REGISTER, register)

@@ -40,6 +40,7 @@ class Issued:
       supernode, supernode_fingerprint: of its public key for Flower; see `Enrolment`.
       on_device: its private keys were made there and are not known here.
       revoked: it is admitted no longer.
+      post_quantum: its ML-DSA-65 public key in hexadecimal; empty of who was admitted before there were any.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Issued:
     supernode_fingerprint: str
     on_device: bool
     revoked: bool = False
+    post_quantum: str = ""
 
     @cached_property
     def not_after(self) -> int:
@@ -75,6 +77,7 @@ class Register:
       hosts: what that certificate was made for.
       rosters: hashes of the rosters of earlier versions, in hexadecimal.
       cosignatures: of members under the roster of this version.
+      post_quantum: whether the roster holds ML-DSA keys, and one signs it.
     """
 
     version: int = 0
@@ -83,6 +86,7 @@ class Register:
     hosts: tuple[str, ...] = ()
     rosters: tuple[str, ...] = ()
     cosignatures: tuple[Cosignature, ...] = ()
+    post_quantum: bool = False
 
     @property
     def admitted(self) -> tuple[Issued, ...]:
@@ -100,8 +104,14 @@ class Register:
 
     def roster(self) -> Roster:
         """Return the roster of who may take part."""
-        members = (Member(i.node, i.name, bytes.fromhex(i.identity), i.not_after) for i in self.admitted)
-        return Roster(self.version, tuple(members), tuple(map(bytes.fromhex, self.rosters)))
+        members = tuple(
+            Member(i.node, i.name, bytes.fromhex(i.identity), i.not_after, self._second_of(i))
+            for i in self.admitted
+        )
+        return Roster(self.version, members, tuple(map(bytes.fromhex, self.rosters)))
+
+    def _second_of(self, issued: Issued) -> bytes:
+        return bytes.fromhex(issued.post_quantum) if self.post_quantum else b""
 
     @property
     def cosigners(self) -> tuple[str, ...]:
@@ -111,7 +121,7 @@ class Register:
     def signed_roster(self, authority: Ed25519PrivateKey) -> bytes:
         """Return the roster as the authority and its members have signed it."""
         given = {bytes.fromhex(each.public): bytes.fromhex(each.signature) for each in self.cosignatures}
-        return write_roster(self.roster(), authority, given)
+        return write_roster(self.roster(), authority, given, doubly=self.post_quantum)
 
     @property
     def chain(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG, ServerLog
 from ..privacy.ledger.receipt import Receipt, Told, holds
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.suite import KEY_BYTES
 from ..reports.files import CONFIG, MANIFEST, RESULT
 from ..server.binding.manifest import read_manifest
 from ..server.binding.receipts import Receipts, write_receipts
@@ -300,7 +301,7 @@ def deployed_in(bundle: ServerBundle, settings: ServerSettings) -> Deployed:
     ledgers = settings.ledger_dir
     return Deployed(
         run=settings.run,
-        owner=hashlib.sha256(bundle.authority + bundle.federation.encode()).hexdigest(),
+        owner=hashlib.sha256(bundle.authority[:KEY_BYTES] + bundle.federation.encode()).hexdigest(),
         roster=bundle.roster,
         signed_roster=bundle.signed_roster,
         ledgers=bundle.folder / LEDGERS if ledgers is None else Path(ledgers),

@@ -33,7 +33,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
             "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
             "roster.bin": register.signed_roster(authority.signer),
             "server.toml": tomli_w.dumps(settings).encode(),
-            "authority.pub": f"{authority.public.hex()}\n".encode(),
+            "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
             "ca.pem": authority.ca_pem,
             "tls.pem": register.server.encode(),
             SERVER_UNIT: server_unit(federation.name).encode(),
@@ -65,7 +65,10 @@ def write_clients(
         "roster.bin": register.signed_roster(authority.signer),
         **({REQUIREMENTS: requirements.encode()} if requirements else {}),
     }
-    trust = {"authority": authority.public.hex(), "minimum_roster_version": register.version}
+    trust = {
+        "authority": authority.public(register.post_quantum).hex(),
+        "minimum_roster_version": register.version,
+    }
     for issued in register.admitted:
         entry = entries[issued.name]
         own = {

@@ -38,7 +38,7 @@ class ServerBundle:
       listen: address and port, for instance "0.0.0.0:8443".
       link: one of `LINKS`.
       credentials: of the server's end of mutual TLS.
-      authority: Ed25519 public key, 32 bytes, that signs the roster.
+      authority: that signs the roster, as `privacy.secagg.roster.read_roster` takes it.
       roster: members of the federation; its nodes are the link's node numbers.
       signed_roster: the roster's bytes as they were signed, for clients that hold an older one.
     """

@@ -151,6 +151,7 @@ class Encryption:
       clients: number of identities.
       minimum_cohort, collusion, dropout, maximum_clipping_norm, minimum_noise_multiplier, profile: as in
         `privacy.secagg.policy.Policy`.
+      doubly: whether identities sign doubly, as in suite 3.
     """
 
     identities: str = field(repr=False)
@@ -161,6 +162,7 @@ class Encryption:
     maximum_clipping_norm: float
     minimum_noise_multiplier: float
     profile: str
+    doubly: bool = False
 
 
 @dataclass(frozen=True)

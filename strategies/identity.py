@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..privacy.mechanisms.randomness import keyed_stream
 from ..privacy.secagg.client import Participant
+from ..privacy.secagg.double_signature import both_of, post_quantum_public
 from ..privacy.secagg.policy import Policy
 from ..privacy.secagg.roster import Member, Roster, read_roster, write_roster
 from ..privacy.secagg.suite import public_of
@@ -54,7 +55,7 @@ def simulated_identity(settings: Encryption, client: int) -> Identity:
       client: number of the client, from 0.
     """
     node, secret = FIRST_NODE + client, bytes.fromhex(settings.identities)
-    roster, authority = simulated_roster(settings.identities, settings.clients)
+    roster, authority = simulated_roster(settings.identities, settings.clients, settings.doubly)
     policy = Policy(
         authority,
         roster.version,
@@ -70,21 +71,26 @@ def simulated_identity(settings: Encryption, client: int) -> Identity:
 
 
 @lru_cache(maxsize=4)
-def simulated_roster(identities: str, clients: int) -> tuple[Roster, bytes]:
+def simulated_roster(identities: str, clients: int, doubly: bool = False) -> tuple[Roster, bytes]:
     """Return a simulation's roster, as its authority signed it, and the authority's public key.
 
     Args:
       identities: 32 bytes in hexadecimal, from which every key derives.
       clients: number of clients.
+      doubly: whether all sign with ML-DSA as well.
     """
     secret = bytes.fromhex(identities)
     authority = _key(secret, 0)
-    members = [
-        Member(node, f"simulated client {node - FIRST_NODE}", public_of(_key(secret, node)), NEVER)
-        for node in range(FIRST_NODE, FIRST_NODE + clients)
-    ]
-    public = public_of(authority)
-    return read_roster(write_roster(Roster(1, tuple(members)), authority), public), public
+    members = [_member(secret, node, doubly) for node in range(FIRST_NODE, FIRST_NODE + clients)]
+    public = both_of(authority) if doubly else public_of(authority)
+    signed = write_roster(Roster(1, tuple(members)), authority, doubly=doubly)
+    return read_roster(signed, public), public
+
+
+def _member(secret: bytes, node: int, doubly: bool) -> Member:
+    key = _key(secret, node)
+    second = post_quantum_public(key) if doubly else b""
+    return Member(node, f"simulated client {node - FIRST_NODE}", public_of(key), NEVER, second)
 
 
 def _key(secret: bytes, node: int) -> Ed25519PrivateKey:

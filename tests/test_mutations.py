@@ -804,6 +804,27 @@ MUTATIONS = {
         "test_links_attestation.py",
         "one_nonce",
     ),
+    "one half of a double signature is enough": Mutation(
+        "privacy/secagg/double_signature.py",
+        "    if suite.doubly_signed:\n        verify_second(",
+        "    if False:\n        verify_second(",
+        "test_privacy_secagg_double.py",
+        "both_must_hold",
+    ),
+    "a roster counts without its second signature": Mutation(
+        "privacy/secagg/roster.py",
+        "    if len(public) == BOTH_BYTES:\n",
+        "    if False:\n",
+        "test_privacy_secagg_double.py",
+        "knows_both_keys",
+    ),
+    "a post-quantum suite rests on a roster that is signed once": Mutation(
+        "privacy/secagg/policy.py",
+        "        and (not SUITES[terms.suite].doubly_signed or len(policy.authority) == BOTH_BYTES),\n",
+        "        and True,\n",
+        "test_privacy_secagg_double.py",
+        "signs_once",
+    ),
     "a device takes a roster that forks": Mutation(
         "client/device/roster_changes.py",
         "if not new.follows(old):",
@@ -1388,7 +1409,7 @@ MUTATIONS = {
     ),
     "a secret disclosed for a deal that nobody signed": Mutation(
         "privacy/secagg/client.py",
-        "verify(self.roster.member(peer, now).public, cohort, deal_body(peer, signed), signed.signature)",
+        "member.check(agreed.suite, cohort, deal_body(peer, signed), signed.signature)",
         "pass",
         "test_privacy_secagg_cheats.py",
         "disclosed_for",

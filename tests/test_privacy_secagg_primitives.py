@@ -296,5 +296,5 @@ def test_a_seed_is_one_key_and_an_unknown_suite_is_refused() -> None:
     assert public_of(key_from_seed(bytes(32))) == public_of(key_from_seed(bytes(32)))
     assert public_of(key_from_seed(bytes(32))) != public_of(key_from_seed(number(1)))
     assert suite_of(4) is CHACHA
-    with pytest.raises(Refused, match="suite 3 is not known"):
-        suite_of(3)
+    with pytest.raises(Refused, match="suite 5 is not known"):
+        suite_of(5)

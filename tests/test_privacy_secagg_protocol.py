@@ -34,7 +34,7 @@ def cohorts(draw):
     profile = draw(st.sampled_from(Profile))
     least = neighbours // 2 + 1 if profile is Profile.MALICIOUS else 1
     threshold = draw(st.integers(least, neighbours))
-    bits, suite = draw(st.sampled_from((16, 32))), draw(st.sampled_from((1, 2, 4)))
+    bits, suite = draw(st.sampled_from((16, 32))), draw(st.sampled_from((1, 2, 3, 4)))
     return Cohort(size, threshold, neighbours, bits, profile, suite=suite)
 
 

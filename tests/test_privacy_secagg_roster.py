@@ -243,7 +243,7 @@ NAN = float("nan")
     [
         ("protocol_version", 0),
         ("protocol_version", 1),
-        ("suite", 3),
+        ("suite", 5),
         ("profile", Profile.SEMI_HONEST),
         ("roster_version", 4),
         ("bits", 8),
@@ -287,7 +287,7 @@ def test_terms_below_a_floor_are_refused_by_name(field: str, value: object) -> N
         ("maximum_clipping_norm", 0.0),
         ("minimum_noise_multiplier", -1.0),
         ("minimum_noise_multiplier", NAN),
-        ("suites", (1, 3)),
+        ("suites", (1, 5)),
         ("bits", (8, 16)),
     ],
 )

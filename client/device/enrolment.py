@@ -33,6 +33,7 @@ from ...configs.bundle_files import NAME, NAME_FORM, read_toml
 from ...configs.strict import Section
 from ...privacy.ledger.durable_files import replace_file, replace_files
 from ...privacy.refusal import Refusal
+from ...privacy.secagg.double_signature import ML_DSA_KEY_BYTES, post_quantum_public
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of, sign, verify
 from ...privacy.secagg.transcript import Purpose, digest, frame
@@ -54,12 +55,14 @@ class Enrolment:
       identity: Ed25519, 32 bytes, for secure aggregation.
       tls: P-256, for the gRPC link.
       supernode: P-384 in OpenSSH's form, for Flower's link.
+      post_quantum: ML-DSA-65, for secure aggregation by suite 3; empty in requests of before there was one.
     """
 
     name: str
     identity: bytes
     tls: EllipticCurvePublicKey
     supernode: str
+    post_quantum: bytes = field(default=b"", repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -87,7 +90,8 @@ class Keys:
     def enrolment(self, name: str) -> Enrolment:
         """Return their public halves."""
         supernode = self.supernode.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-        return Enrolment(name, public_of(self.identity), self.tls.public_key(), supernode.decode())
+        second = post_quantum_public(self.identity)
+        return Enrolment(name, public_of(self.identity), self.tls.public_key(), supernode.decode(), second)
 
 
 def make_keys(folder: Path) -> Keys:
@@ -133,11 +137,12 @@ def read_request(path: Path) -> Enrolment:
     Raises:
       Refusal: the file is no request, or one of its signatures is not by the key that it names.
     """
-    name, identity, tls, supernode, signature = read_toml(path, _fields)
+    name, identity, tls, supernode, second, signature = read_toml(path, _fields, {"post_quantum": None})
     try:
-        verify(
-            bytes.fromhex(identity), _CONTEXT, _body(name, identity, tls, supernode), bytes.fromhex(signature)
-        )
+        asks = (name, identity, tls, supernode, *([second] if second else []))
+        verify(bytes.fromhex(identity), _CONTEXT, _body(*asks), bytes.fromhex(signature))
+        if len(bytes.fromhex(second)) not in (0, ML_DSA_KEY_BYTES):
+            raise ValueError("its ML-DSA key has another length")
         asked = x509.load_pem_x509_csr(tls.encode())
         node = load_ssh_public_key(supernode.encode())
     except (Refused, ValueError, UnsupportedAlgorithm) as error:
@@ -148,7 +153,9 @@ def read_request(path: Path) -> Enrolment:
         raise Refusal(
             "request", str(path), "holds keys of other kinds, or that are not its own; make another"
         )
-    return Enrolment(name, bytes.fromhex(identity), cast(EllipticCurvePublicKey, public), supernode)
+    public_key, keys = cast(EllipticCurvePublicKey, public), (identity, second)
+    own, other = map(bytes.fromhex, keys)
+    return Enrolment(name, own, public_key, supernode, other)
 
 
 def _request(keys: Keys, name: str) -> dict[str, str]:
@@ -162,18 +169,21 @@ def _request(keys: Keys, name: str) -> dict[str, str]:
         "tls": tls,
         "supernode": enrolment.supernode,
     }
+    if enrolment.post_quantum:
+        asked["post_quantum"] = enrolment.post_quantum.hex()
     return {**asked, "signature": sign(keys.identity, _CONTEXT, _body(*asked.values())).hex()}
 
 
-def _body(name: str, identity: str, tls: str, supernode: str) -> bytes:
-    return frame(Purpose.ENROLMENT, name, identity, tls, supernode)
+def _body(*asked: str) -> bytes:
+    return frame(Purpose.ENROLMENT, *asked)
 
 
-def _fields(section: Section) -> tuple[str, str, str, str, str]:
+def _fields(section: Section) -> tuple[str, str, str, str, str, str]:
     return (
         section.matching("name", NAME, NAME_FORM),
         section.hexadecimal("identity", KEY_BYTES),
         section.matching("tls", PEM, "a certificate request in PEM"),
         section.text("supernode"),
+        section.optional_text("post_quantum") or "",
         section.hexadecimal("signature", SIGNATURE_BYTES),
     )

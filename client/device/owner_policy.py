@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 
 from ...configs.strict import Section
 from ...privacy.ledger.caps import ALL, Cap
+from ...privacy.secagg.double_signature import BOTH_BYTES
 from ...privacy.secagg.graph import MAXIMUM_CLIENTS
 from ...privacy.secagg.policy import Policy
 from ...privacy.secagg.suite import KEY_BYTES, SUITES
@@ -15,6 +17,7 @@ from ...privacy.secagg.transcript import HASH_BYTES, Profile
 
 MOST_EPOCHS = 10_000
 NEWEST_ROSTER = 2**53
+AUTHORITY = re.compile(f"([0-9a-fA-F]{{{2 * KEY_BYTES}}}){{1,2}}")
 # Of keys that a policy.toml leaves out.
 POLICY_DEFAULTS = {
     "until": None,
@@ -40,7 +43,8 @@ class OwnerPolicy:
       minimum_cohort, collusion, dropout, maximum_clipping_norm, minimum_noise_multiplier, profile,
         minimum_roster_version: as in `privacy.secagg.policy.Policy`.
       maximum_local_epochs: of one round.
-      suites: numbers of the suites of primitives that an attempt may use; [2] asks for post-quantum keys.
+      suites: numbers of the suites of primitives that an attempt may use; [2, 3] asks for post-quantum keys, [3] for
+        post-quantum signatures as well.
       peers: fingerprints of the peers that the owner vouches for, by a name of the owner's choice; empty takes all
         members at the authority's word.
       peers_at_least: how many of `peers` a cohort must have.
@@ -49,7 +53,8 @@ class OwnerPolicy:
         changed members; of `peers`, where there are any.
       attest: command that must accept the server's quote before shares leave; empty asks for none.
       require_log: whether an instruction without the server's log is declined; once the device has seen a log, every one is.
-      authority: Ed25519 public key that signs rosters, in hexadecimal.
+      authority: Ed25519 public key that signs rosters, in hexadecimal, and behind it SHA-256 of the ML-DSA key that must sign
+        as well, where one must.
     """
 
     target_epsilon: float
@@ -104,6 +109,15 @@ def _suites(section: Section) -> tuple[int, ...]:
     return found
 
 
+def _authority(section: Section) -> str:
+    """Return the authority's key, with the hash of its ML-DSA key behind it where both sign."""
+    given = section.text("authority")
+    if not AUTHORITY.fullmatch(given):
+        section.refuse("authority", f"must be {KEY_BYTES} or {BOTH_BYTES} bytes in hexadecimal")
+        return "0" * 2 * KEY_BYTES
+    return given.lower()
+
+
 def _peers(section: Section) -> dict[str, str]:
     """Return the section [peers]: names to SHA-256 of identities, as `fedveil client roster` shows them."""
     inner = section.section("peers")
@@ -135,6 +149,6 @@ def read_policy(section: Section) -> OwnerPolicy:
         cosigned_by_at_least=section.whole("cosigned_by_at_least", at_least=0, at_most=MAXIMUM_CLIENTS),
         require_log=section.flag("require_log"),
         attest=section.texts("attest"),
-        authority=section.hexadecimal("authority", KEY_BYTES),
+        authority=_authority(section),
         minimum_roster_version=section.whole("minimum_roster_version", at_least=1, at_most=NEWEST_ROSTER),
     )

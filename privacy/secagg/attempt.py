@@ -24,7 +24,7 @@ from .masks import Vector, add_masks
 from .messages import FURTHER_BYTES, Advert, Confirmation
 from .refusal import Reason, Refused
 from .roster import Roster
-from .suite import seal, suite_of, verify
+from .suite import seal, suite_of
 from .transcript import AttemptTerms
 
 
@@ -160,21 +160,22 @@ def masked(
 # --- signatures that a node checks
 
 
-def check_adverts(roster: Roster, context: bytes, adverts: Iterable[Advert], now: int) -> None:
+def check_adverts(roster: Roster, attempt: NodeAttempt, adverts: Iterable[Advert], now: int) -> None:
     """Return if members of the roster signed these adverts in this attempt.
 
     Args:
       roster: of the attempt's terms.
-      context: of adverts, 32 bytes.
+      attempt: in which they were signed.
       adverts: those to check.
       now: Unix seconds, against which members expire.
 
     Raises:
       Refused: BAD_SIGNATURE, UNKNOWN_MEMBER or EXPIRED.
     """
+    suite = suite_of(attempt.terms.suite)
     for advert in adverts:
-        public = roster.member(advert.node, now).public
-        verify(public, context, advert_body(advert), advert.signature)
+        member = roster.member(advert.node, now)
+        member.check(suite, attempt.context, advert_body(advert), advert.signature)
 
 
 def quorum(terms: AttemptTerms, collusion: float) -> int:
@@ -208,8 +209,8 @@ def signers(
     found: set[int] = set()
     for said in confirmations:
         _same(attempt, said)
-        public = roster.member(said.node, now).public
-        verify(public, attempt.context, confirmation_body(said), said.signature)
+        member, suite = roster.member(said.node, now), suite_of(attempt.terms.suite)
+        member.check(suite, attempt.context, confirmation_body(said), said.signature)
         found.add(said.node)
         if len(found) == needed:
             return found

@@ -28,6 +28,7 @@ from .bindings import (
 )
 from .complaint import PROOF_BYTES, disclosed
 from .deal import deal
+from .double_signature import sign_by
 from .hybrid import blocks, mask_secret, mixed, offer, public_keys, share_secret
 from .messages import (
     NODES,
@@ -60,7 +61,7 @@ from .policy import Policy, check
 from .refusal import Reason, Refused
 from .roster import Roster
 from .shamir import new_secret
-from .suite import KEY_BYTES, SUITES, agree, key_from_seed, public_of, seal, sign, suite_of, unseal, verify
+from .suite import KEY_BYTES, SUITES, agree, key_from_seed, public_of, seal, suite_of, unseal
 from .transcript import AttemptTerms, Profile, Purpose, frame
 
 ToNode = CohortAdverts | Parcels | Disputed | Inbox | Survivors | Confirmed
@@ -173,7 +174,9 @@ class Participant:
         reply_key = agree(secret, server_key, reply_info(context))
         kem_keys = public_keys(share_seed, mask_seed) if suite_of(terms.suite).hybrid else b""
         unsigned = Advert(self.node, public_of(key_from_seed(mask_seed)), public_of(secret), b"", kem_keys)
-        advert = replace(unsigned, signature=sign(self.key, context, advert_body(unsigned)))
+        advert = replace(
+            unsigned, signature=sign_by(suite_of(terms.suite), self.key, context, advert_body(unsigned))
+        )
         for held, old in list(self.attempts.items()):
             if (old.terms.run, old.terms.round) == (terms.run, terms.round):
                 self._end(held)
@@ -193,7 +196,7 @@ class Participant:
         agreed = attempt.agreed
         agreed.check_keys()
         peers = agreed.neighbours(self.node)
-        check_adverts(self.roster, attempt.context, [agreed.by_node[peer] for peer in peers], now)
+        check_adverts(self.roster, attempt, [agreed.by_node[peer] for peer in peers], now)
         _enough(attempt.terms, agreed.nodes, peers)
         points = [agreed.points[peer] for peer in peers]
         seeds = attempt.own_seed, attempt.mask_seed
@@ -216,7 +219,7 @@ class Participant:
         unsigned = SealedShares(
             agreed.cohort, bytes(sealed), dealt.commitments, dealt.proof, b"", b"".join(made)
         )
-        signature = sign(self.key, agreed.cohort, deal_body(self.node, unsigned))
+        signature = sign_by(agreed.suite, self.key, agreed.cohort, deal_body(self.node, unsigned))
         return tagged(attempt, write(replace(unsigned, signature=signature)))
 
     def _check(self, attempt: NodeAttempt, parcels: Parcels) -> bytes:
@@ -271,7 +274,8 @@ class Participant:
             raise Refused(Reason.WRONG_COHORT, "a deal that this node did not complain of")
         secret, proofs = key_from_seed(attempt.share_seed, Purpose.SHARE_KEY), dict[int, bytes]()
         for peer, signed in zip(disputed.accused, disputed.deals, strict=True):
-            verify(self.roster.member(peer, now).public, cohort, deal_body(peer, signed), signed.signature)
+            member = self.roster.member(peer, now)
+            member.check(agreed.suite, cohort, deal_body(peer, signed), signed.signature)
             parcel = parcel_of(agreed, peer, self.node, signed)
             try:
                 self._hold(attempt, parcel, parcel.opened(agreed, self._seal_key(attempt, parcel)))
@@ -334,14 +338,14 @@ class Participant:
         attempt.stage = Stage.CONFIRMED
         context, seen = attempt.view
         unsigned = Confirmation(self.node, attempt.model_hash, context, seen, b"")
-        signature = sign(self.key, attempt.context, confirmation_body(unsigned))
+        signature = sign_by(agreed.suite, self.key, attempt.context, confirmation_body(unsigned))
         return tagged(attempt, write(replace(unsigned, signature=signature)))
 
     def _open(self, attempt: NodeAttempt, proof: Confirmed, now: int) -> bytes:
         """5: reveal shares once a quorum has signed what this node signed, and every survivor is who it says."""
         needed = quorum(attempt.terms, self.policy.collusion)
         signed = signers(self.roster, attempt, proof.confirmations, needed, now)
-        check_adverts(self.roster, attempt.context, unwitnessed(self.node, attempt, signed), now)
+        check_adverts(self.roster, attempt, unwitnessed(self.node, attempt, signed), now)
         return self._reveal(attempt)
 
     def _reveal(self, attempt: NodeAttempt) -> bytes:

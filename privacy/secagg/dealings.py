@@ -20,7 +20,7 @@ from .parcel import cut, parcel_of
 from .refusal import Fault, Refused
 from .roster import Roster
 from .shamir import PRIME, parity
-from .suite import pair_key, verify
+from .suite import pair_key
 
 Parts = tuple[bytearray, bytearray, bytearray]  # sealed shares, what is told beside them, hybrid blocks
 
@@ -76,12 +76,8 @@ class Dealings:
         """
         said = self.deals[dealer]
         try:
-            verify(
-                roster.member(dealer, now).public,
-                self.agreed.cohort,
-                deal_body(dealer, said),
-                said.signature,
-            )
+            member = roster.member(dealer, now)
+            member.check(self.agreed.suite, self.agreed.cohort, deal_body(dealer, said), said.signature)
         except Refused:
             return True
         return False

@@ -22,7 +22,7 @@ from .deal import COMMITMENT_BYTES
 from .graph import MAXIMUM_CLIENTS
 from .refusal import Reason, Refused
 from .shamir import SECRET_BYTES
-from .suite import KEM_KEY_BYTES, KEY_BYTES, NONCE_BYTES, SIGNATURE_BYTES, TAG_BYTES
+from .suite import KEM_KEY_BYTES, KEY_BYTES, NONCE_BYTES, SUITES, TAG_BYTES
 from .transcript import HASH_BYTES, AttemptTerms
 
 SHARE_BYTES = 32
@@ -59,6 +59,15 @@ def _fixed(length: int) -> Callable[[Any], bytes]:
         return value
 
     return check
+
+
+SIGNATURES = frozenset(suite.signature_bytes for suite in SUITES.values())
+
+
+def _signature(value: Any) -> bytes:
+    if type(value) is not bytes or len(value) not in SIGNATURES:
+        raise Refused(Reason.MALFORMED, "no signature")
+    return value
 
 
 def _many(length: int) -> Callable[[Any], bytes]:
@@ -125,7 +134,7 @@ Node = Annotated[int, _node]
 Nodes = Annotated[tuple[int, ...], _nodes]
 Hash = Annotated[bytes, _fixed(HASH_BYTES)]
 Key = Annotated[bytes, _fixed(KEY_BYTES)]
-Signature = Annotated[bytes, _fixed(SIGNATURE_BYTES)]
+Signature = Annotated[bytes, _signature]
 Sealed = Annotated[bytes, _many(SEALED_BYTES)]
 Shares = Annotated[bytes, _many(SHARE_BYTES)]
 Kem = Annotated[bytes, _many(1)]

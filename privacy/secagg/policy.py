@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..refusal import Refusal
+from .double_signature import BOTH_BYTES
 from .graph import MAXIMUM_CLIENTS, Shape, colluders, opens_nothing
 from .refusal import Reason, Refused
 from .suite import KEY_BYTES, SUITES
@@ -18,7 +19,8 @@ class Policy:
     """Floors of one client, from its own file.
 
     Attributes:
-      authority: Ed25519 public key, 32 bytes, that signs the roster.
+      authority: Ed25519 public key, 32 bytes, that signs the roster; behind it the hash of the ML-DSA key that signs beside it,
+        where both must.
       minimum_roster_version: older rosters are refused, so that a revoked key stays revoked.
       minimum_cohort: fewest clients whose sum may be opened with this client's vector in it.
       collusion: share of the other clients that may work for the server, in [0, 1).
@@ -50,7 +52,7 @@ class Policy:
     peers_at_least: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.authority) != KEY_BYTES:
+        if len(self.authority) not in (KEY_BYTES, BOTH_BYTES):
             raise Refusal(
                 "authority", self.authority.hex(), "give the 32-byte public key of the roster's signer"
             )
@@ -90,7 +92,9 @@ def _shortfalls(policy: Policy, terms: AttemptTerms) -> Iterator[str]:
     fewest = max(policy.minimum_cohort, colluders(terms.cohort_size, policy.collusion) + 2)
     # Written so that a NaN is refused.
     demands = {
-        "suite": terms.suite in policy.suites,
+        # Members that sign doubly are worth what the signature under their roster is.
+        "suite": terms.suite in policy.suites
+        and (not SUITES[terms.suite].doubly_signed or len(policy.authority) == BOTH_BYTES),
         "profile": terms.profile in (policy.profile, Profile.MALICIOUS),
         "roster_version": terms.roster_version >= policy.minimum_roster_version,
         "bits": terms.bits in policy.bits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -13,9 +13,17 @@ import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..bounded_decoding import Undecodable, unpack
+from .double_signature import (
+    BOTH_BYTES,
+    ML_DSA_KEY_BYTES,
+    post_quantum_public,
+    sign_second,
+    verify_by,
+    verify_second,
+)
 from .messages import BOUNDS
 from .refusal import Reason, Refused
-from .suite import KEY_BYTES, SIGNATURE_BYTES, sign, verify
+from .suite import KEY_BYTES, ML_DSA_SIGNATURE_BYTES, SIGNATURE_BYTES, Suite, sign, verify
 from .transcript import HASH_BYTES, Purpose, digest
 
 _FORMAT = 2
@@ -26,17 +34,35 @@ _CONTEXT, _COSIGNED = digest(Purpose.ROSTER), digest(Purpose.COSIGNATURE)
 
 @dataclass(frozen=True)
 class Member:
-    """One client: its node number, its name, its Ed25519 public key and the Unix second it is valid until."""
+    """One client: its node number, its name, its Ed25519 public key and the Unix second it is valid until.
+
+    `post_quantum` is its ML-DSA-65 public key; empty where the federation does not sign with it.
+    """
 
     node: int
     name: str
     public: bytes
     not_after: int
+    post_quantum: bytes = field(default=b"", repr=False)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the public key, in hexadecimal, by which an owner knows a peer."""
         return hashlib.sha256(self.public).hexdigest()
+
+    def check(self, suite: Suite, context: bytes, body: bytes, signature: bytes) -> None:
+        """Return if the member signed a body, as the suite has it; arguments as of `double_signature.verify_by`.
+
+        Raises:
+          Refused: BAD_SIGNATURE.
+        """
+        verify_by(suite, (self.public, self.post_quantum), context, body, signature)
+
+    @property
+    def parts(self) -> tuple[int | str | bytes, ...]:
+        """The member as a roster holds it."""
+        held = (self.node, self.name, self.public, self.not_after)
+        return (*held, self.post_quantum) if self.post_quantum else held
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,8 @@ class Roster:
             raise Refused(Reason.MALFORMED, "two members hold one key")
         if any(len(member.public) != KEY_BYTES for member in self.members):
             raise Refused(Reason.MALFORMED, f"a public key is not {KEY_BYTES} bytes long")
+        if any(len(member.post_quantum) not in (0, ML_DSA_KEY_BYTES) for member in self.members):
+            raise Refused(Reason.MALFORMED, f"an ML-DSA key is not {ML_DSA_KEY_BYTES} bytes long")
         if self.earlier and (
             len(self.earlier) != self.version - 1 or {len(each) for each in self.earlier} != {HASH_BYTES}
         ):
@@ -76,8 +104,7 @@ class Roster:
     @cached_property
     def hash(self) -> bytes:
         """Hash by which the terms of an attempt name the roster, 32 bytes."""
-        entries = ((m.node, m.name, m.public, m.not_after) for m in self.members)
-        parts = (part for entry in entries for part in entry)
+        parts = (part for member in self.members for part in member.parts)
         return digest(Purpose.ROSTER, self.version, len(self.earlier), *self.earlier, *parts)
 
     def outsiders(self, nodes: Iterable[int], vouched: AbstractSet[str]) -> int:
@@ -117,7 +144,11 @@ class Roster:
 
 
 def write_roster(
-    roster: Roster, authority: Ed25519PrivateKey, cosignatures: Mapping[bytes, bytes] | None = None
+    roster: Roster,
+    authority: Ed25519PrivateKey,
+    cosignatures: Mapping[bytes, bytes] | None = None,
+    *,
+    doubly: bool = False,
 ) -> bytes:
     """Return the roster as the authority signs it.
 
@@ -125,10 +156,14 @@ def write_roster(
       roster: what is signed.
       authority: its key.
       cosignatures: of members of the version before, by public key, as `cosign` makes them.
+      doubly: whether its ML-DSA key signs as well, and travels along.
     """
-    entries = [(m.node, m.name, m.public, m.not_after) for m in roster.members]
+    entries = [member.parts for member in roster.members]
     body = cast(bytes, msgpack.packb((_FORMAT, roster.version, roster.earlier, entries)))
-    signed = (body, sign(authority, _CONTEXT, body))
+    signature = sign(authority, _CONTEXT, body)
+    if doubly:
+        signature += sign_second(authority, _CONTEXT, body) + post_quantum_public(authority)
+    signed = (body, signature)
     return cast(bytes, msgpack.packb((*signed, sorted(cosignatures.items())) if cosignatures else signed))
 
 
@@ -137,23 +172,38 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
 
     Args:
       data: what `write_roster` returned.
-      authority_public: Ed25519 public key, 32 bytes.
+      authority_public: Ed25519 public key, 32 bytes; with the hash of its ML-DSA key behind it both must have signed.
 
     Raises:
       Refused: MALFORMED, or BAD_SIGNATURE.
     """
     body, signature, _ = _parts(data)
-    if len(signature) != SIGNATURE_BYTES:
-        raise Refused(Reason.MALFORMED, f"a signature is not {SIGNATURE_BYTES} bytes long")
-    verify(authority_public, _CONTEXT, body, signature)
+    _check_authority(authority_public, body, signature)
     fields = _unpack(body)
     if isinstance(fields, tuple) and fields[:1] == (_UNCHAINED,):
         fields = (_FORMAT, *cast(tuple[object, ...], fields)[1:2], (), *cast(tuple[object, ...], fields)[2:])
     number, version, earlier, entries = _exactly(fields, (int, int, tuple, tuple))
     if number != _FORMAT:
         raise Refused(Reason.MALFORMED, f"roster format {number} is not known")
-    members = tuple(Member(*_exactly(entry, (int, str, bytes, int))) for entry in entries)
+    members = tuple(map(_member, entries))
     return Roster(version, members, _exactly(earlier, (bytes,) * len(earlier)))
+
+
+def _check_authority(public: bytes, body: bytes, signature: bytes) -> None:
+    ends = SIGNATURE_BYTES, SIGNATURE_BYTES + ML_DSA_SIGNATURE_BYTES
+    if len(signature) not in (ends[0], ends[1] + ML_DSA_KEY_BYTES):
+        raise Refused(Reason.MALFORMED, f"a signature of {len(signature)} bytes")
+    verify(public[:KEY_BYTES], _CONTEXT, body, signature[: ends[0]])
+    if len(public) == BOTH_BYTES:
+        second = signature[ends[1] :]
+        if hashlib.sha256(second).digest() != public[KEY_BYTES:]:
+            raise Refused(Reason.BAD_SIGNATURE, "the authority's ML-DSA key did not sign")
+        verify_second(second, _CONTEXT, body, signature[ends[0] : ends[1]])
+
+
+def _member(entry: object) -> Member:
+    doubly = isinstance(entry, tuple) and len(cast(tuple[object, ...], entry)) == 5
+    return Member(*_exactly(entry, (int, str, bytes, int, *[bytes] * doubly)))
 
 
 def cosign(roster: Roster, member: Ed25519PrivateKey) -> bytes:

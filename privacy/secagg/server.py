@@ -57,7 +57,6 @@ from .suite import (
     public_of,
     suite_of,
     unseal,
-    verify,
 )
 from .transcript import HASH_BYTES, AttemptTerms, Profile
 from .unmask import Opening
@@ -235,8 +234,8 @@ class ServerAttempt:
         check_public(advert.share_key)
         if self._suite.hybrid:
             check_keys(advert.kem_keys)
-        public = self._roster.member(node, self._now).public
-        verify(public, self.context, advert_body(advert), advert.signature)
+        member = self._roster.member(node, self._now)
+        member.check(self._suite, self.context, advert_body(advert), advert.signature)
         self._reply_keys[node] = agree(self._key, advert.share_key, reply_info(self.context))
         self._adverts[node] = advert
 
@@ -278,9 +277,8 @@ class ServerAttempt:
     def _take_confirmation(self, node: int, said: Confirmation) -> None:
         if said.node != node:
             raise Refused(Reason.UNKNOWN_MEMBER, "a confirmation of another node")
-        verify(
-            self._roster.member(node, self._now).public, self.context, confirmation_body(said), said.signature
-        )
+        member = self._roster.member(node, self._now)
+        member.check(self._suite, self.context, confirmation_body(said), said.signature)
         if (said.round_context, said.survivors) != (self._round, self._view):
             raise Refused(Reason.SPLIT_VIEW, "a confirmation of another round or other survivors")
         self._confirmations[node] = said

@@ -2,7 +2,8 @@
 
 X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), Ed25519 (RFC 8032), AES-256-GCM (NIST SP 800-38D) and
 ChaCha20-Poly1305 (RFC 8439), all from `cryptography`. Suites differ in the cipher that seals shares and whose
-key stream makes the masks, and in whether ML-KEM-768 (FIPS 203) has a part in their keys: see `hybrid`.
+key stream makes the masks, in whether ML-KEM-768 (FIPS 203) has a part in their keys (see `hybrid`), and in whether ML-DSA-65
+(FIPS 204) signs as well (see `double_signature`).
 """
 
 import os
@@ -27,6 +28,7 @@ KEM_KEY_BYTES = 2 * 1184  # one of ML-KEM-768 for shares, one for masks
 NONCE_BYTES = 12
 TAG_BYTES = 16
 SIGNATURE_BYTES = 64
+ML_DSA_SIGNATURE_BYTES = 3309  # FIPS 204, table 2
 
 # Takes a 12-byte nonce, n zeros and n + TAG_BYTES of room, of which the first n receive the key stream.
 KeyStream = Callable[[bytes, memoryview, memoryview], object]
@@ -59,6 +61,7 @@ class Suite:
       aead: cipher that seals, from a key of 32 bytes.
       stream: key stream of masks, from a key of 32 bytes.
       hybrid: whether ML-KEM-768 has a part in the keys.
+      doubly_signed: whether ML-DSA-65 signs beside Ed25519: see `double_signature`.
     """
 
     number: int
@@ -66,11 +69,17 @@ class Suite:
     aead: Callable[[bytes], AESGCM | ChaCha20Poly1305] = field(repr=False)
     stream: Callable[[bytes], KeyStream] = field(repr=False)
     hybrid: bool = False
+    doubly_signed: bool = False
 
     @property
     def kem_key_bytes(self) -> int:
         """Length of a node's ML-KEM keys."""
         return KEM_KEY_BYTES if self.hybrid else 0
+
+    @property
+    def signature_bytes(self) -> int:
+        """Length of a node's signature."""
+        return SIGNATURE_BYTES + (ML_DSA_SIGNATURE_BYTES if self.doubly_signed else 0)
 
 
 SUITES = {
@@ -80,6 +89,15 @@ SUITES = {
         # For protection against whoever records messages today and has a quantum computer later.
         Suite(
             2, "X25519 and ML-KEM-768, HKDF-SHA256, AES-256-GCM, Ed25519", AESGCM, _aes_stream, hybrid=True
+        ),
+        # And against whoever has it while a federation runs.
+        Suite(
+            3,
+            "X25519 and ML-KEM-768, HKDF-SHA256, AES-256-GCM, Ed25519 and ML-DSA-65",
+            AESGCM,
+            _aes_stream,
+            hybrid=True,
+            doubly_signed=True,
         ),
         # For processors without AES instructions.
         Suite(4, "X25519, HKDF-SHA256, ChaCha20-Poly1305, Ed25519", ChaCha20Poly1305, _chacha_stream),

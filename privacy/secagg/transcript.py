@@ -31,6 +31,7 @@ class Purpose(StrEnum):
     ROUND = "round"
     ROSTER = "roster"
     COSIGNATURE = "cosignature"
+    ML_DSA = "ml-dsa"
     ENROLMENT = "enrolment"
     ADVERT = "advert"
     GRAPH = "graph"

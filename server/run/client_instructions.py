@@ -234,6 +234,7 @@ def _encryption(federation: Federation) -> Encryption | None:
         maximum_clipping_norm=federation.unit_norm if federation.summed else asked.clipping_norm,
         minimum_noise_multiplier=LEAST_NOISE if federation.distributed else 0.0,
         profile=asked.profile,
+        doubly=federation.doubly_signed,
     )
 
 

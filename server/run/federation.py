@@ -35,6 +35,7 @@ from ...privacy.mechanisms.sizing import WEIGHT
 from ...privacy.mechanisms.sum_spec import Segment
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster
+from ...privacy.secagg.suite import SUITES
 from ...privacy.secagg.transcript import Profile
 from ...strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ...strategies.cohorts import Cohort, invited_size
@@ -278,10 +279,20 @@ class Federation:
         return masking
 
     @property
+    def doubly_signed(self) -> bool:
+        """Whether the suite of the encrypted sums has ML-DSA beside Ed25519."""
+        asked = self.settings.secagg
+        return asked is not None and SUITES[asked.suite].doubly_signed
+
+    @property
     def _roster(self) -> Roster:
         if self.deployed is not None:
+            lacking = [member.name for member in self.deployed.roster.members if not member.post_quantum]
+            if self.doubly_signed and lacking:
+                remedy = f"{lacking[0]} has no ML-DSA key in the roster; provision with post_quantum: true"
+                raise Refusal("secagg.suite", 3, remedy)
             return self.deployed.roster
-        return simulated_roster(self.identities, self.num_nodes)[0]
+        return simulated_roster(self.identities, self.num_nodes, self.doubly_signed)[0]
 
     @property
     def _most_examples(self) -> float:

@@ -7,11 +7,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.privacy.secagg.attempt import Work
 from fedveil.privacy.secagg.client import Participant, declined
+from fedveil.privacy.secagg.double_signature import both_of, post_quantum_public
 from fedveil.privacy.secagg.policy import Policy
 from fedveil.privacy.secagg.refusal import Refused
 from fedveil.privacy.secagg.roster import Member, Roster
 from fedveil.privacy.secagg.server import Abandoned, Due, OpenedSum, ServerAttempt
-from fedveil.privacy.secagg.suite import public_of
+from fedveil.privacy.secagg.suite import SUITES, public_of
 from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 
 NOW = 1_800_000_000
@@ -69,9 +70,16 @@ class Cohort:
 
     def __post_init__(self):
         numbers = sorted(node_number(place) for place in range(self.size))
-        members = [Member(n, f"clinic {p}", public_of(KEYS[p]), NOW + 9) for p, n in enumerate(numbers)]
+        doubly = SUITES.get(self.suite) is not None and SUITES[self.suite].doubly_signed
+        members = [
+            Member(
+                n, f"clinic {p}", public_of(KEYS[p]), NOW + 9, post_quantum_public(KEYS[p]) if doubly else b""
+            )
+            for p, n in enumerate(numbers)
+        ]
+        authority = both_of(AUTHORITY) if doubly else public_of(AUTHORITY)
         self.roster = Roster(3, tuple(members))
-        policy = Policy(public_of(AUTHORITY), 3, self.minimum, self.collusion, 0.0, 2.0, 0.0, self.profile)
+        policy = Policy(authority, 3, self.minimum, self.collusion, 0.0, 2.0, 0.0, self.profile)
         self.nodes = {n: Participant(n, KEYS[p], policy, self.roster) for p, n in enumerate(numbers)}
 
     def terms(self, round_number=0, **changed):

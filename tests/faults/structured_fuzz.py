@@ -367,7 +367,7 @@ POLICY = {
     "minimum_noise_multiplier": 0.0,
     "profile": "malicious",
     "maximum_local_epochs": 10,
-    "suites": [1, 2, 4],
+    "suites": [1, 2, 3, 4],
     "peers": {"north": "a" * 64},
     "peers_at_least": 1,
     "approve_rosters": True,

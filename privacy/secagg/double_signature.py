@@ -1,0 +1,86 @@
+"""Double signatures of suite 3: Ed25519 and, beside it, ML-DSA-65 (FIPS 204) over the same bytes; both must hold.
+
+The ML-DSA key follows by HKDF from the seed of the Ed25519 key, so that an identity stays one secret file. Whoever breaks
+Ed25519 learns the scalar, a half of SHA-512 of the seed, and no seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
+
+from .refusal import Reason, Refused
+from .suite import KEY_BYTES, SIGNATURE_BYTES, Suite, derive, public_of, sign, verify
+from .transcript import HASH_BYTES, Purpose, frame
+
+ML_DSA_KEY_BYTES = 1952  # a public key, FIPS 204, table 2
+BOTH_BYTES = KEY_BYTES + HASH_BYTES  # an Ed25519 public key and the hash of its ML-DSA key
+
+
+def post_quantum_public(identity: Ed25519PrivateKey) -> bytes:
+    """Return the public half of an identity's ML-DSA-65 key, `ML_DSA_KEY_BYTES`."""
+    return _key(identity.private_bytes_raw()).public_key().public_bytes_raw()
+
+
+def both_of(identity: Ed25519PrivateKey) -> bytes:
+    """Return what names both keys of an identity, `BOTH_BYTES`."""
+    return public_of(identity) + hashlib.sha256(post_quantum_public(identity)).digest()
+
+
+def sign_by(suite: Suite, identity: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
+    """Return the signature of a body as the suite has it; arguments as of `suite.sign`."""
+    first = sign(identity, context, body)
+    return first + sign_second(identity, context, body) if suite.doubly_signed else first
+
+
+def sign_second(identity: Ed25519PrivateKey, context: bytes, body: bytes) -> bytes:
+    """Return the ML-DSA-65 signature of a body, `ML_DSA_SIGNATURE_BYTES`; arguments as of `suite.sign`."""
+    return _key(identity.private_bytes_raw()).sign(frame(Purpose.SIGNATURE, context, body))
+
+
+def verify_second(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
+    """Return if an ML-DSA-65 signature holds.
+
+    Args:
+      public: ML-DSA-65 key, `ML_DSA_KEY_BYTES`.
+      context: in which it counts, 32 bytes.
+      body: what was signed.
+      signature: what it returned.
+
+    Raises:
+      Refused: BAD_SIGNATURE.
+    """
+    try:
+        key = MLDSA65PublicKey.from_public_bytes(public)
+        key.verify(signature, frame(Purpose.SIGNATURE, context, body))
+    except (InvalidSignature, ValueError) as error:
+        raise Refused(Reason.BAD_SIGNATURE, "not signed by this ML-DSA key in this context") from error
+
+
+def verify_by(suite: Suite, keys: tuple[bytes, bytes], context: bytes, body: bytes, signature: bytes) -> None:
+    """Return if a signature is what `sign_by` made: of suite 3 both halves must hold, of others there is one.
+
+    Args:
+      suite: of the attempt.
+      keys: the signer's Ed25519 key, and its ML-DSA key, which may be empty.
+      context: in which it counts, 32 bytes.
+      body: what was signed.
+      signature: what it returned.
+
+    Raises:
+      Refused: BAD_SIGNATURE.
+    """
+    if len(signature) != suite.signature_bytes:
+        raise Refused(Reason.BAD_SIGNATURE, "not as many signatures as the suite has")
+    verify(keys[0], context, body, signature[:SIGNATURE_BYTES])
+    if suite.doubly_signed:
+        verify_second(keys[1], context, body, signature[SIGNATURE_BYTES:])
+
+
+@lru_cache(maxsize=1 << 10)  # simulated nodes in one process sign again and again
+def _key(seed: bytes) -> MLDSA65PrivateKey:
+    return MLDSA65PrivateKey.from_seed_bytes(derive(seed, frame(Purpose.ML_DSA)))
