@@ -16,11 +16,12 @@ from fedveil.client.device.seen_log import FORK, LEAVES, SeenLog
 from fedveil.configs.bundle_files import read_credentials
 from fedveil.links.grpc.message_codec import pack_body, question_id
 from fedveil.links.log_export import LogExport, read_told
-from fedveil.links.log_wire import log_of, log_record
+from fedveil.links.log_wire import ToldLog, log_of, log_record
 from fedveil.links.logged_grid import LoggedGrid
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.links.server_log import LOG, ServerLog, model_entry, read_entries, roster_entry
 from fedveil.links.tree_head import check_head, sign_head
+from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
@@ -177,6 +178,27 @@ def test_what_an_instruction_brings_is_held_against_the_log(made: Path, how: str
     assert all(len(seen(made, number).leaves) < 4 for number in range(5))
     devices.fault = None
     assert masked(made, logged(made, devices), 3).survivors == 5
+
+
+def test_a_log_with_another_past_is_a_fork_even_where_it_holds_what_was_sent(made: Path) -> None:
+    bundle, own = client(made).bundle, read_server_bundle(made / "server").credentials
+    log = SeenLog(bundle.state, "made", own.ca)
+
+    def told(*entries: bytes, signed: bytes | None = None, start: int = 0) -> ToldLog:
+        leaves = tuple(map(leaf_hash, entries))
+        head = sign_head("made", len(leaves), signed or root_of(leaves), own)
+        return ToldLog(head.to_json(), start, leaves[start:], model=len(leaves) - 1)
+
+    log.check(told(b"a", b"b"), b"b", None)
+    for start in (0, 1, 2):
+        with pytest.raises(Refusal, match="forks from what this device has seen"):
+            log.check(told(b"a", b"x", b"c", start=start), b"c", None)
+    with pytest.raises(Refusal, match="forks"):  # leaves that the head does not stand for
+        log.check(told(b"a", b"b", b"c", signed=bytes(31) + b"1"), b"c", None)
+    with pytest.raises(Refusal, match="forks"):  # a shorter one
+        log.check(replace(told(b"x"), model=-1), None, None)
+    assert len(log.leaves) == 2
+    log.check(told(b"a", b"b", b"c", start=1), b"c", None)
 
 
 def changed(devices: Any, message: Message, how: str) -> Message:

@@ -725,14 +725,7 @@ MUTATIONS = {
         "        if frontier.root.hex() != head.root:\n            self._forked(told, head)\n        return grown",
         "        return grown",
         "test_links_server_log.py",
-        "held_against_the_log",
-    ),
-    "a device forgets which leaves it has seen": Mutation(
-        "client/device/seen_log.py",
-        "        if list(told.leaves[: shared - told.start]) != self.leaves[told.start : shared]:\n",
-        "        if False:\n",
-        "test_links_server_log.py",
-        "two_stories",
+        "another_past",
     ),
     "a model that the log does not hold is trained on": Mutation(
         "client/device/seen_log.py",

@@ -121,9 +121,6 @@ class SeenLog:
         if not 0 <= told.start <= min(known, head.size) or end != head.size:
             remedy = f"leaves out entries; this device has {known} of {head.size}"
             raise Refusal("log", f"entries {told.start} to {end}", remedy)
-        shared = min(known, end)
-        if list(told.leaves[: shared - told.start]) != self.leaves[told.start : shared]:
-            self._forked(told, head)
         if head.size <= known:  # an instruction that was on its way while a newer one overtook it
             if root_of(self.leaves[: head.size]).hex() != head.root:
                 self._forked(told, head)

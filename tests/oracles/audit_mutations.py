@@ -202,7 +202,6 @@ BEYOND: dict[str, str] = {
     "a roster counts that too few members have signed": ADMISSION,
     "whoever signs a roster has vouched for it": ADMISSION,
     "a device follows a log that forks": STORY,
-    "a device forgets which leaves it has seen": STORY,
     "a model that the log does not hold is trained on": STORY,
     "anybody signs the head of a log": STORY,
     "a client's certificate signs the head of a log": STORY,
