@@ -182,6 +182,17 @@ def _check(federation: FederationFile, before: Register, requests: Mapping[str, 
             remedy = "asks for other keys than were admitted; use fedveil provision rotate"
             raise Refusal("request", name, remedy)
     before.refuse_shared(requests.values())
+    known = {each.name: each.post_quantum for each in before.admitted}
+    asked = {name: each.post_quantum.hex() for name, each in requests.items() if name not in known}
+    _require_second_keys(federation.post_quantum, known | asked)
+
+
+def _require_second_keys(post_quantum: bool, keys: Mapping[str, str]) -> None:
+    """Refuse members without an ML-DSA key where all must have one."""
+    for name, key in keys.items() if post_quantum else ():
+        if not key:
+            remedy = f"has no ML-DSA key, which post_quantum asks of all; without it rotate {name}, then give it again"
+            raise Refusal("post_quantum", name, remedy)
 
 
 def _check_request(name: str, enrolment: Enrolment) -> None:
@@ -240,11 +251,7 @@ def _admit(desk: Desk, name: str, enrolment: Enrolment | None) -> Desk:
 def _publish(desk: Desk) -> Desk:
     """Keep what was issued, with a new number for a roster that has changed, and write all that is public."""
     register = replace(desk.register, post_quantum=desk.federation.post_quantum)
-    if register.post_quantum:
-        for each in register.admitted:
-            if not each.post_quantum:
-                remedy = f"has no ML-DSA key, which post_quantum asks of all; without it rotate {each.name}, then give it again"
-                raise Refusal("post_quantum", each.name, remedy)
+    _require_second_keys(register.post_quantum, {each.name: each.post_quantum for each in register.admitted})
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
         numbered = replace(register, version=register.version + 1, rosters=desk.before.chain)
         register = replace(numbered, cosignatures=())

@@ -180,5 +180,7 @@ def test_a_member_of_before_there_were_such_keys_is_named(
     assert len(read_request(write_request(tmp_path / "new", "new")).post_quantum) == ML_DSA_KEY_BYTES
     file = tmp_path / "federation.yaml"
     file.write_text(f"{file.read_text()}post_quantum: true\n")
+    kept = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
     with pytest.raises(Refusal, match="post_quantum='c0': has no ML-DSA key"):
         provision(file, made, None)
+    assert kept == {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
