@@ -577,6 +577,19 @@ def test_a_server_that_was_killed_is_said_to_be(
     )
 
 
+def test_the_status_tells_of_sums_that_cannot_be_true_and_of_who_is_suspected(
+    spring: Spring, hearts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"untrue": 2, "suspected": {"boston": ["is suspected of spoiling sums: no other member is"]}}
+    told["blamed"] = {"basel": ["dealt a share that does not open or does not fit"]}
+    (hearts / "server" / "status.json").write_text(json.dumps({**spring.status, **told}))
+    show(hearts / "server", as_json=False)
+    said = capsys.readouterr().out
+    assert "2 with a sum that cannot be true" in said and "boston is suspected of spoiling sums" in said
+    assert "basel dealt a share that does not open" in said
+    assert "fedveil_rounds_untrue_total 2" in text_of({**spring.status, **told})
+
+
 def test_the_log_has_a_line_of_json_for_each_event_and_no_value_of_a_client(spring: Spring) -> None:
     text = (spring.hearts / "server" / "server.log").read_text()
     lines = [json.loads(line) for line in text.splitlines()]

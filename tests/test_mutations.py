@@ -1365,6 +1365,20 @@ MUTATIONS = {
         "test_privacy_sum_bound.py",
         "lie_is_counted_once",
     ),
+    "one member that declines ends a search": Mutation(
+        "server/masked_sums.py",
+        "opened.dropped.get(DECLINED, 0) > self._colluders(len(part))",
+        "opened.dropped.get(DECLINED, 0) > 0",
+        "test_server_culprit_search.py",
+        "one_member_that_declines",
+    ),
+    "an audit remembers a round that is not kept": Mutation(
+        "server/run/run_folder.py",
+        "save(progress, ending.state, progress.remembered)",
+        "save(progress, ending.state, progress.audit.memory if progress.audit else {})",
+        "test_full_disk.py",
+        "in_a_round",
+    ),
     "a search that never halves": Mutation(
         "server/culprit_search.py",
         "return frozenset.intersection(*sums)",
@@ -1699,6 +1713,7 @@ MUTATIONS = {
 
 # Their tests run whole commands: `pytest -m campaign tests/test_mutations.py`.
 SLOW = {
+    "an audit remembers a round that is not kept",
     "Opacus' noise may come from a seed",
     "RNG reused across clients",
     "a body in pieces has no bound",

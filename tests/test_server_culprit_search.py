@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,9 @@ from fedveil.privacy.budget import Adjacency, Adversary, Budget, Unit
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
+from fedveil.privacy.secagg.client import declined
+from fedveil.privacy.secagg.messages import Proposal, read_any
+from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.server import masked_sums
 from fedveil.server.accounts import Unprotected
 from fedveil.server.culprit_search import CALM, FIRST, Search, WeighedSum
@@ -27,6 +31,7 @@ from fedveil.server.rounds import Loop, State, run_rounds
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.strategies.registry import make_strategy
+from fedveil.strategies.secure_wire import answer, messages_of
 from fedveil.strategies.wire import WEIGHT
 
 MADE = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
@@ -180,6 +185,23 @@ def test_a_part_that_its_members_decline_ends_the_search_in_words(monkeypatch: p
     declined, whole = told[-2][0], told[-1][0]
     assert declined.abandoned and declined.dropped == {"declined: policy": 8}
     assert whole.dropped == {UNTRUE: 8} and "members decline sums of 4" in whole.cause
+
+
+def test_one_member_that_declines_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def declining(message: Message, client: int) -> Message | None:
+        said = read_any((messages_of(message.content) or [b""])[0])
+        small = isinstance(said, Proposal) and said.terms.cohort_size < 8
+        if client != 5 or not small:
+            return None
+        return Message(answer([declined(Refused(Reason.POLICY, ""))]), reply_to=message)
+
+    spoilt_by(monkeypatch, FIRST_NODE + 5)
+    sums = sums_of(
+        8, Clients(declining, asked=replace(ASKED, dropout=0.0)), dropout=0.0
+    )  # none can be spared
+    told = rounds_of(sums, 8, FIRST + 2)
+    assert sums._search.declined == 0
+    assert all(mean is not None for _, mean in told[FIRST:])
 
 
 def test_a_sum_that_is_lost_in_its_owners_noise_draws_suspicion_on_nobody(
