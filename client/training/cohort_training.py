@@ -223,7 +223,7 @@ def _train_group(
     )
     losses_of, trained = _losses(bench), list(_stacked(start, len(group)).values())
     origins = [value.unsqueeze(0) for value in start.values()]
-    steps = steps_of(bench.task, [value.detach() for value in trained], origins, training)
+    steps = steps_of(bench.task, trained, origins, training)
     losses, taken = torch.zeros(len(group), device=bench.device), np.zeros(len(group))
     for positions, counts in batches:
         active = len(counts)
