@@ -17,7 +17,7 @@ from .workload import Size
 
 COHORTS = (10, 100, 1000)
 POPULATIONS = (1000, 10_000, 100_000, 1_000_000)
-MORE_ROUNDS = 40  # of the longer of two runs, whose difference is rounds alone
+MORE_ROUNDS = 200  # of the longer of two runs, whose difference is rounds alone
 DELTA = 1e-7  # below one over each population
 _MODULE = "fedveil.benchmarks.made_task"
 _MEBI = 1024.0  # Linux counts a process's peak in KiB
