@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import runpy
 from collections import Counter
 from pathlib import Path
@@ -42,7 +43,7 @@ from fedveil.privacy.accounting.epsilon import (
     within,
 )
 from fedveil.privacy.accounting.events import Counts, event_from_json, event_to_json
-from fedveil.privacy.accounting.gate import Gate
+from fedveil.privacy.accounting.gate import GATE, Gate
 from fedveil.privacy.accounting.renyi import by_renyi, relation_of, renyi_vector
 from fedveil.privacy.budget import Adjacency, Budget, Unit
 from fedveil.privacy.refusal import Refusal
@@ -408,6 +409,15 @@ def test_what_fits_one_ledger_needs_no_composition_for_the_next(monkeypatch: pyt
     assert len(set(admitted)) == 1 and admitted[0] > 3 and not composed
     less = Budget(Unit.RECORD, 1.0, 1e-5)
     assert next(n for n in range(1000) if not gate.fits({event: n}, event, less)) < admitted[0]
+
+
+def test_a_forked_process_waits_for_no_thread_of_its_parent() -> None:
+    with GATE._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if GATE._lock.acquire(timeout=5) else 1)
+        _, status = os.waitpid(child, 0)
+    assert status == 0
 
 
 def test_the_gate_decides_as_epsilon_does_on_mixed_events() -> None:

@@ -1,6 +1,7 @@
 """Gate that admits a next release, within milliseconds after thousands of releases of any noise."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
@@ -266,6 +267,8 @@ class Gate:
 
 GATE = Gate()
 """The gate of all ledgers of this process."""
+# A forked worker begins anew: another thread of its parent may have held the lock.
+os.register_at_fork(after_in_child=GATE.__init__)
 
 
 def _by_renyi(counts: Counted, facts: list[_Facts], delta: float) -> float | None:
