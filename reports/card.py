@@ -28,6 +28,9 @@ def card_of(report: Fields) -> str:
 def _front_matter(report: Fields) -> dict[str, Any]:
     run, metrics = report["run"], report["metrics"]
     found: dict[str, Any] = {"library_name": "fedveil", "tags": [*TAGS, str(run["mode"])]}
+    carbon = next(each for each in report["cost"]["work"] if each["unit"] == "g")
+    if carbon["value"] is not None:
+        found["co2_eq_emissions"] = {"emissions": carbon["value"], "source": carbon["source"]}
     if not metrics:
         return found
     task = str(run["task"])

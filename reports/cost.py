@@ -25,6 +25,11 @@ ESTIMATED = "estimate: values of the model, times planned clients, times rounds"
 ONE_FLOAT = "estimate: one float of 4 bytes for each parameter"
 SIX = "estimate: 6 a parameter"
 DISTRIBUTED = ("client_distributed", "record_distributed")  # modes whose sums are always encrypted
+USUAL_WATTS = (
+    4.0  # of a thread of a processor that CodeCarbon 3.3 does not know (core/cpu.py, DEFAULT_POWER_PER_CORE)
+)
+USUAL = "4 W, what CodeCarbon takes for a thread of a processor that it does not know"
+COUNTED = "counted by the processors (RAPL), with all else that ran on the machine"
 JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
 MASKED = "not estimated: encrypted sums add keys and shares, which depend on the cohort"
 NOT_YET = "not known before the run has ended"
@@ -82,7 +87,7 @@ def _work(run: RunFiles, parameters: int, sent: Sequence[float | None]) -> list[
     prices, public = run.assessment.prices, run.result.get("seconds") is not None
     cpu = run.result.get("cpu_seconds")
     whose = "the server" if run.deployed else "the server and all simulated clients"
-    energy = _product(cpu, prices.get(WATTS), 1 / JOULES)
+    energy, which, how = _energy(run)
     unknown = NOT_TOLD if run.result else NOT_YET
     told = (
         "counted by the system" if cpu is not None else "not recorded by this release" if public else unknown
@@ -94,7 +99,7 @@ def _work(run: RunFiles, parameters: int, sent: Sequence[float | None]) -> list[
         _figure("clock", run.result.get("seconds"), "clock of the process" if public else unknown, "s"),
         _figure(f"CPU of {whose}", cpu, told, "s"),
         _figure("a client's training, for each example", FLOPS * parameters or None, SIX, "FLOP"),
-        _figure("energy of that CPU", energy, f"estimate: CPU seconds times {WATTS} of {ASSESSMENT}", "Wh"),
+        _figure(which, energy, how, "Wh"),
         _figure(
             "carbon dioxide of that energy",
             _product(energy, prices.get(CARBON), 1 / 1000),
@@ -103,6 +108,16 @@ def _work(run: RunFiles, parameters: int, sent: Sequence[float | None]) -> list[
         ),
         _figure("money", money, f"estimate: energy times {KWH}, and bytes times {GIGABYTE}, of {ASSESSMENT}"),
     ]
+
+
+def _energy(run: RunFiles) -> tuple[float | None, str, str]:
+    """Return energy in watt hours, whose it is, and its source: the machine's counters, else CPU seconds times watts."""
+    joules, watts = run.result.get("joules"), run.assessment.prices.get(WATTS)
+    if joules is not None:
+        return joules / JOULES, "energy of the machine's processors", COUNTED
+    said = f"{WATTS} of {ASSESSMENT}" if watts is not None else USUAL
+    estimated = _product(run.result.get("cpu_seconds"), USUAL_WATTS if watts is None else watts, 1 / JOULES)
+    return estimated, "energy of that CPU", f"estimate: CPU seconds times {said}"
 
 
 def _product(*factors: float | None) -> float | None:

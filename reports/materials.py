@@ -90,6 +90,14 @@ def _properties(report: Fields) -> list[dict[str, str]]:
         for name in ("epsilon", "low", "high")
         if name in measured
     ]
+    found += [
+        {
+            "name": f"fedveil:cost:{each['what']}",
+            "value": f"{each['value']} {each['unit']} ({each['source']})",
+        }
+        for each in report["cost"]["work"]
+        if each["value"] is not None
+    ]
     if report["ledger"]:
         found.append({"name": "fedveil:ledger:head", "value": report["ledger"]["head"]["hash"]})
     return found

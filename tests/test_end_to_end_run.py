@@ -62,6 +62,7 @@ RESULT_KEYS = {
     "versions",
     "seconds",
     "cpu_seconds",
+    "joules",
     "budget_runs",
 }
 PRIVACY_KEYS = {

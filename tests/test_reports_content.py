@@ -17,8 +17,10 @@ from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from fedveil.privacy.budget import Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports.card import card_of
 from fedveil.reports.content import report_of, to_json
 from fedveil.reports.forms import FIELDS, empty_assessment, read_assessment
+from fedveil.reports.materials import materials_of
 from fedveil.reports.page import PAGE, page_of
 from fedveil.reports.promise import in_words, promise_rows, recognised
 from fedveil.reports.run_files import Assessment, read_run
@@ -338,10 +340,23 @@ def test_energy_carbon_and_money_come_from_prices(kept: Path, tmp_path: Path) ->
     sent = sum(each["value"] for each in report["cost"]["bytes"][2:])
     assert found["money"]["value"] == pytest.approx(0.3 / 1000 + 2 * sent / 1e9)
     assert all(found[name]["source"].startswith("estimate") for name in ("energy", "carbon dioxide", "money"))
-    unpriced = {each["what"]: each["value"] for each in report_of(read_run(kept))["cost"]["work"]}
-    assert [value for what, value in unpriced.items() if what.startswith(("energy", "carbon", "money"))] == [
-        None
-    ] * 3
+    unpriced = {each["what"].split(" of ")[0]: each for each in report_of(read_run(kept))["cost"]["work"]}
+    assert unpriced["energy"]["value"] == pytest.approx(0.8) and "CodeCarbon" in unpriced["energy"]["source"]
+    assert unpriced["carbon dioxide"]["value"] is None and unpriced["money"]["value"] is None
+
+
+def test_energy_that_the_processors_count_is_no_estimate(kept: Path, tmp_path: Path) -> None:
+    path = tmp_path / "assessment.yaml"
+    path.write_text("watts_of_core: 5\ngrams_co2_of_kwh: 400\n")
+    edited(kept, "result.json", lambda fields: fields.update(seconds=90.0, cpu_seconds=72.0, joules=7200.0))
+    report = validated(report_of(read_run(kept, read_assessment(path))))
+    found = {each["what"]: each for each in report["cost"]["work"]}
+    energy = found["energy of the machine's processors"]
+    assert energy["value"] == pytest.approx(2.0) and energy["source"].startswith("counted by the processors")
+    assert found["carbon dioxide of that energy"]["value"] == pytest.approx(0.8)
+    front = next(yaml.safe_load_all(card_of(report)))
+    assert front["co2_eq_emissions"]["emissions"] == pytest.approx(0.8)
+    assert "fedveil:cost:energy of the machine's processors" in materials_of(report)
 
 
 @pytest.mark.parametrize(

@@ -1,36 +1,94 @@
-"""Time that a process of a run has taken of its machine."""
+"""Time and energy that a process of a run has taken of its machine."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+POWERCAP = Path(
+    "/sys/class/powercap"
+)  # Linux's counters of energy (RAPL): one of each processor, and parts of it
+PACKAGE = re.compile(r"intel-rapl:\d+")  # AMD's processors have it under the same name
+MOST_WATTS = 1000.0  # of one processor: a counter that such a one might have turned over is not believed
+MICRO = 1e-6
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Counter of a processor's energy, in joules: what it shows, and at what it begins again."""
+
+    shown: float
+    turns: float
 
 
 @dataclass(frozen=True)
 class MachineTime:
-    """Time since an earlier moment, in seconds.
+    """Time since an earlier moment, in seconds, and energy.
 
     Attributes:
       wall: by the clock.
       cpu: of all cores together, in the process and in the workers that it has waited for.
+      joules: of the machine's processors, with all else that ran on them; None where it cannot be read.
     """
 
     wall: float
     cpu: float
+    joules: float | None = None
 
 
-def machine_time() -> MachineTime:
-    """Return the time since a moment that is the same in one process."""
+@dataclass(frozen=True)
+class Moment:
+    """What clocks and counters of the machine show."""
+
+    wall: float
+    cpu: float
+    counters: Mapping[str, Counter] = field(default_factory=dict[str, Counter])
+
+
+def machine_time(powercap: Path = POWERCAP) -> Moment:
+    """Return what the machine's clocks and counters show now.
+
+    Args:
+      powercap: where the system shows its counters of energy.
+    """
     now = os.times()
     cpu = now.user + now.system + now.children_user + now.children_system
-    return MachineTime(now.elapsed, cpu)
+    return Moment(now.elapsed, cpu, _counters(powercap))
 
 
-def since(begin: MachineTime) -> MachineTime:
-    """Return the time since an earlier moment of this process.
+def since(begin: Moment, powercap: Path = POWERCAP) -> MachineTime:
+    """Return the time and the energy since an earlier moment of this process.
 
     Args:
       begin: what `machine_time` returned then.
+      powercap: where the system shows its counters of energy.
     """
-    now = machine_time()
-    return MachineTime(now.wall - begin.wall, now.cpu - begin.cpu)
+    now = machine_time(powercap)
+    wall = now.wall - begin.wall
+    return MachineTime(wall, now.cpu - begin.cpu, _joules(begin.counters, now.counters, wall))
+
+
+def _counters(powercap: Path) -> dict[str, Counter]:
+    """Return the counters of all processors; none where one cannot be read, as is usual for whoever is not root."""
+    found: dict[str, Counter] = {}
+    try:
+        for each in sorted(powercap.iterdir()):
+            if PACKAGE.fullmatch(each.name):
+                shown, turns = (
+                    int((each / name).read_text()) * MICRO for name in ("energy_uj", "max_energy_range_uj")
+                )
+                found[each.name] = Counter(shown, turns)
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _joules(before: Mapping[str, Counter], now: Mapping[str, Counter], seconds: float) -> float | None:
+    if not now or set(before) != set(now):
+        return None
+    if any(seconds * MOST_WATTS >= each.turns for each in now.values()):
+        return None
+    return sum((each.shown - before[name].shown) % each.turns for name, each in now.items())

@@ -442,7 +442,9 @@ def finish(
     result["metrics"] |= metrics
     try:
         if progress.run.federation.keeps_counts:
-            _tell_operator(folder, {key: told[key] for key in ("records", "seconds", "cpu_seconds")})
+            _tell_operator(
+                folder, {key: told[key] for key in ("records", "seconds", "cpu_seconds", "joules")}
+            )
         save(progress, ending.state, progress.remembered)
         result["audit"] = None if progress.audit is None else end_audit(progress.audit, ending, title)
         _write_results(progress, ending.state, result, title)
@@ -488,6 +490,7 @@ def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
         "dropped": _summed_drops(progress.history),
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
+        "joules": None if used.joules is None else round(used.joules, 1),
     }
 
 
