@@ -568,6 +568,24 @@ def report_run(
     return body(run, out, assessment, as_json=as_json)
 
 
+@_verb(report, "compare", "Say in what two runs differ.")
+def report_compare(
+    first: Annotated[Path, Argument(metavar="A", help="A run folder.", file_okay=False)],
+    second: Annotated[Path, Argument(metavar="B", help="Another.", file_okay=False)],
+    everything: Annotated[bool, Option("--all", help="What is the same in both, too.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Say in what the reports of two runs differ: what was asked for, promised, measured, reached and paid.
+
+    Example:
+      fedveil report compare runs/2026-01-31/12-00-00 runs/2026-01-31/12-05-00
+    """
+    require_extra("server", "fedveil report")
+    from .report_compare import compare as body
+
+    return body(first, second, everything=everything, as_json=as_json)
+
+
 Signers = Annotated[
     list[Path] | None,
     Option("--key", metavar="F", help="A private key that signs; once for each algorithm."),

@@ -1,0 +1,60 @@
+"""``fedveil report compare A B``: what two runs were asked for otherwise, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from ..reports.comparison import ComparedValue, compared
+from ..reports.content import report_of
+from ..reports.files import ASSESSMENT
+from ..reports.forms import read_assessment
+from ..reports.run_files import Fields, read_run
+from ..server.run.display import console_for
+
+WIDTH = 110
+
+
+def compare(first: Path, second: Path, *, everything: bool = False, as_json: bool = False) -> int:
+    """Print the values in which the reports of two runs differ, and return the exit code.
+
+    Args:
+      first: folder of a run.
+      second: of the other.
+      everything: print those that are the same, too.
+      as_json: print one JSON object.
+
+    Raises:
+      Refusal: one holds no run, or a file of it cannot be read.
+    """
+    rows = compared(_report(first), _report(second), everything=everything)
+    if as_json:
+        told = {"first": str(first), "second": str(second), "values": [asdict(each) for each in rows]}
+        print(json.dumps(told))
+        return 0
+    if not rows:
+        print("the reports of both runs are the same")
+        return 0
+    console_for(WIDTH).print(_table(rows, first, second))
+    return 0
+
+
+def _report(folder: Path) -> Fields:
+    return report_of(read_run(folder, read_assessment(folder / ASSESSMENT)))
+
+
+def _table(rows: list[ComparedValue], first: Path, second: Path) -> Table:
+    from rich.text import Text
+
+    table = Table(box=None)
+    for name in ("", "", str(first), str(second)):
+        table.add_column(Text(name, overflow="fold"))
+    before = ""
+    for row in rows:
+        cells = (row.part if row.part != before else "", row.name, row.first, row.second)
+        table.add_row(*(Text(each, overflow="fold") for each in cells))
+        before = row.part
+    return table
