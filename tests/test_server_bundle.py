@@ -62,9 +62,13 @@ class Signed:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signed]:
     """A run of 26 November 2026, the bundle that two have signed, files of a run by another seed, and everybody's keys.
 
-    What accountants recompute of one ledger is computed once.
+    Of the bundle the fixture keeps what the run's folder does not hold. What accountants recompute of one ledger is
+    computed once.
     """
     folder = Path(shutil.copytree(KEPT, tmp_path_factory.mktemp("made") / "kept"))
+    for name in read_list(folder / "bundle").files:
+        if not (folder / "bundle" / name).exists():
+            shutil.copy(folder / "run" / name, folder / "bundle" / name)
     for path in (folder / "keys").iterdir():  # keys in a checkout are readable by all
         path.chmod(0o600)
     (folder / "run" / "ledger").chmod(0o600)
