@@ -20,11 +20,8 @@ from .signatures import Signature, SigningKey, check, read_signatures, signature
 LIST, FORMAT = "bundle.json", "fedveil bundle 1"
 LEDGER, CLIENT_LEDGERS = "ledger.json", "client_ledgers.json"
 RECOMPUTE = "recompute_ledger.py"
-OPERATORS = (
-    AUDIT_ROWS,
-    SALT,
-    RECEIPTS,
-)  # the operator's alone where a trusted server draws clients in secret
+# The operator's alone where a trusted server draws clients in secret.
+OPERATORS = (AUDIT_ROWS, SALT, RECEIPTS)
 
 
 @dataclass(frozen=True)
