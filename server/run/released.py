@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...tasks import Task
 
 CONFIG, RESULT, MODEL = "config.yaml", "result.json", "model.safetensors"
-TABLES = ("csv", "census")  # tasks whose runs keep the schema that makes their inputs
+TABLES = ("csv", "census", "star")  # tasks whose runs keep the schema that makes their inputs
 
 
 def require_ended(folder: Path) -> None:

