@@ -18,6 +18,7 @@ MODULES = {
     "wandb": ("wandb",),
     "tables": ("pyarrow",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "qr": ("segno",),
 }
 
 

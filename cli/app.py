@@ -683,7 +683,9 @@ def provision_file(
 @_verb(provision, "rotate", "Give a client new keys.")
 def provision_rotate(
     folder: Desk,
-    name: Annotated[str, Argument(metavar="NAME", help="Of a client, or server.")],
+    names: Annotated[
+        list[str], Argument(metavar="NAME...", help="Of clients, 'hospital-*' for many, or server.")
+    ],
     request: Annotated[
         Path | None, Option(metavar="FILE", help="Of the device, which made its new keys itself.")
     ] = None,
@@ -693,20 +695,83 @@ def provision_rotate(
 
     Example:
       fedveil provision rotate hearts cleveland
+      fedveil provision rotate hearts 'hospital-*' server
     """
     require_extra("server", "fedveil provision")
     from .provision import new_keys
 
-    return new_keys(folder, name, request, as_json=as_json)
+    return new_keys(folder, names, request, as_json=as_json)
+
+
+@_verb(provision, "renew", "Give clients later certificates.")
+def provision_renew(
+    folder: Desk,
+    names: Annotated[
+        list[str] | None,
+        Argument(metavar="[NAME...]", help="Of clients, 'hospital-*' for many; all by default."),
+    ] = None,
+    within: Annotated[
+        float, Option(metavar="DAYS", help="Leave alone what ends later than in so many days.")
+    ] = 30.0,
+    as_json: Json = False,
+) -> int:
+    """Give clients later certificates for the keys that they have. The server hands them over.
+
+    Example:
+      fedveil provision renew hearts
+      fedveil provision renew hearts 'hospital-*' --within 60
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import new_certificates
+
+    return new_certificates(folder, names or [], within, as_json=as_json)
+
+
+@_verb(provision, "token", "Let a device enrol once.")
+def provision_token(
+    folder: Desk,
+    names: Annotated[list[str], Argument(metavar="NAME...", help="Of clients, each of one device.")],
+    hours: Annotated[float, Option(metavar="N", help="Until they end.")] = 24.0,
+    qr: Annotated[bool, Option("--qr", help="As QR codes too.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Print a token for each name, by which one device enrols once: fedveil client enrol TOKEN FOLDER.
+
+    Example:
+      fedveil provision token hearts cleveland hungary --hours 2
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import tokens
+
+    return tokens(folder, names, hours, qr=qr, as_json=as_json)
+
+
+@_verb(provision, "approve", "Admit who asked by a token.")
+def provision_approve(
+    folder: Desk,
+    names: Annotated[
+        list[str] | None, Argument(metavar="[NAME...]", help="Of clients; all who have asked by default.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Admit the devices that have asked by a token, and sign what they get. Exit code 1 if one was refused.
+
+    Example:
+      fedveil provision approve hearts
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import admit_asked
+
+    return admit_asked(folder, names or [], as_json=as_json)
 
 
 @_verb(provision, "revoke", "Leave a client out.")
 def provision_revoke(
     folder: Desk,
-    name: Annotated[str, Argument(metavar="NAME", help="Of a client.")],
+    names: Annotated[list[str], Argument(metavar="NAME...", help="Of clients, 'hospital-*' for many.")],
     as_json: Json = False,
 ) -> int:
-    """Leave a client out, from the next roster on.
+    """Leave clients out, from the next roster on.
 
     Example:
       fedveil provision revoke hearts cleveland
@@ -714,7 +779,7 @@ def provision_revoke(
     require_extra("server", "fedveil provision")
     from .provision import leave_out
 
-    return leave_out(folder, name, as_json=as_json)
+    return leave_out(folder, names, as_json=as_json)
 
 
 @_verb(provision, "cosign", "Collect members' signatures.")
@@ -798,6 +863,38 @@ def server_log(
     from .log import of_server
 
     return of_server(folder, inclusion, consistency, as_json=as_json)
+
+
+@_verb(server, "enrol", "Let devices enrol by tokens.")
+def server_enrol(folder: Bundle) -> int:
+    """Open the port for enrolments as long as tokens are open. It may run beside the server, and needs no run.
+
+    Example:
+      fedveil server enrol hearts/server
+    """
+    require_extra("client", "fedveil server enrol")
+    from .enrolment import serve_enrolments
+
+    return serve_enrolments(folder)
+
+
+@_verb(client, "enrol", "Enrol this device by a token.")
+def client_enrol(
+    token: Annotated[str, Argument(metavar="TOKEN", help="Of the operator; - reads it from the terminal.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Of the bundle.", file_okay=False)],
+    wait: Annotated[
+        float | None, Option(metavar="SECONDS", help="For the authority's answer; without end by default.")
+    ] = None,
+) -> int:
+    """Make this device's keys, have them admitted, and complete its bundle. Exit code 1 if nobody has answered yet.
+
+    Example:
+      fedveil client enrol TOKEN hearts-cleveland
+    """
+    require_extra("client", "fedveil client")
+    from .enrolment import enrol_device
+
+    return enrol_device(token, folder, wait)
 
 
 @_verb(client, "request", "Make a device's keys.")

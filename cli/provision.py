@@ -6,10 +6,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 
-from ..deployment.provision import AUTHORITY, CLIENTS, Desk, cosign, provision, revoke, rotate
+from ..deployment.enrolment import approve, give_tokens
+from ..deployment.provision import AUTHORITY, CLIENTS, Desk, cosign, provision, renew, revoke, rotate
 from ..deployment.register import Issued, Register
+from ..extras import require_extra
 from ..links.server_bundle import SERVER
 
 SOON_SECONDS = 30 * 86400
@@ -33,28 +36,97 @@ def make(
     return _show(provision(file, out, wheels, lock), as_json)
 
 
-def new_keys(folder: Path, name: str, request: Path | None, *, as_json: bool = False) -> int:
-    """Give a client, or the server, new keys; return the exit code.
+def new_keys(folder: Path, names: list[str], request: Path | None, *, as_json: bool = False) -> int:
+    """Give clients, or the server, new keys; return the exit code.
 
     Args:
       folder: that provisioning made.
-      name: of a client, or "server".
+      names: of clients, with * and ? for many, or "server".
       request: of a device that made its new keys itself.
       as_json: print one JSON object.
 
     Raises:
       Refusal: nobody has the name, or the request is not the client's.
     """
-    return _show(rotate(folder, name, request), as_json)
+    return _show(rotate(folder, names, request), as_json)
 
 
-def leave_out(folder: Path, name: str, *, as_json: bool = False) -> int:
-    """Leave a client out from the next roster on; return the exit code.
+def new_certificates(folder: Path, names: list[str], within: float, *, as_json: bool = False) -> int:
+    """Give clients later certificates for the keys that they have; return the exit code.
+
+    Args:
+      folder: that provisioning made.
+      names: of clients, with * and ? for many; none stands for all.
+      within: days; certificates that end later are left alone.
+      as_json: print one JSON object.
 
     Raises:
       Refusal: nobody has the name.
     """
-    return _show(revoke(folder, name), as_json)
+    return _show(renew(folder, names, within), as_json)
+
+
+def tokens(folder: Path, names: list[str], hours: float, *, qr: bool = False, as_json: bool = False) -> int:
+    """Print a token for each name; return the exit code.
+
+    Args:
+      folder: that provisioning made.
+      names: of the clients.
+      hours: until the tokens end.
+      qr: print each as a QR code too.
+      as_json: print one JSON object of tokens by name.
+
+    Raises:
+      Refusal: a name has no place in the federation.
+    """
+    if qr:
+        require_extra("qr", "fedveil provision token --qr")
+    given = give_tokens(folder, names, hours)
+    if as_json:
+        print(json.dumps({each.name: each.text() for each in given}))
+        return 0
+    for each in given:
+        print(each.text())
+        if qr:
+            print(import_module("segno").make(each.text()).terminal(compact=True) or "")
+    return 0
+
+
+def admit_asked(folder: Path, names: list[str], *, as_json: bool = False) -> int:
+    """Admit the devices that have asked by a token; return 1 if a request was refused.
+
+    Args:
+      folder: that provisioning made.
+      names: of clients; none stands for all.
+      as_json: print one JSON object.
+
+    Raises:
+      Refusal: a name has no token.
+    """
+    done = approve(folder, names)
+    if as_json:
+        told = {"admitted": done.admitted, "refused": dict(done.refused), "waiting": done.silent}
+        print(json.dumps({"roster": done.desk.register.version, **told}))
+        return 1 if done.refused else 0
+    for name in done.admitted:
+        issued = done.desk.register.find(name)
+        assert issued is not None
+        print(f"  node {issued.node}  {name}  admitted by its token; key {issued.fingerprint}")
+    for name, why in done.refused.items():
+        print(f"  {name}  refused: {why}")
+    if done.silent:
+        print(f"  not asked yet: {', '.join(done.silent)}")
+    print(f"roster version {done.desk.register.version}: copy {done.desk.folder / SERVER} to the server")
+    return 1 if done.refused else 0
+
+
+def leave_out(folder: Path, names: list[str], *, as_json: bool = False) -> int:
+    """Leave clients out from the next roster on; return the exit code.
+
+    Raises:
+      Refusal: nobody has the name.
+    """
+    return _show(revoke(folder, names), as_json)
 
 
 def collect(folder: Path, files: Sequence[Path], *, as_json: bool = False) -> int:
@@ -96,13 +168,13 @@ def _in_words(desk: Desk) -> Iterator[str]:
     if register.cosigners:
         yield f"  signed by {', '.join(register.cosigners)}"
     outcomes = {each: _outcome(each, desk.before) for each in register.clients}
-    width = max(len(each.name) for each in outcomes)
+    width = max((len(each.name) for each in outcomes), default=0)
     for each, outcome in outcomes.items():
         remark = _remark(each, outcome)
         if outcome == "revoked":
             yield f"  node {each.node}  {each.name:{width}}  revoked"
         elif outcome != "kept" or remark:
-            where = desk.folder / CLIENTS / each.name
+            where = "by its token" if each.enrolled else desk.folder / CLIENTS / each.name
             yield f"  node {each.node}  {each.name:{width}}  {outcome:8}  {where}{remark}"
     if kept := list(outcomes.values()).count("kept"):
         yield f"  kept as they were: {kept}"
@@ -122,12 +194,14 @@ def _outcome(issued: Issued, before: Register) -> str:
         return "revoked"
     if known is None:
         return "admitted"
-    return "kept" if known == issued else "rotated"
+    if known == issued:
+        return "kept"
+    return "renewed" if known.keys == issued.keys else "rotated"
 
 
 def _remark(issued: Issued, outcome: str) -> str:
     remarks = ["its private keys are on the device"] if issued.on_device and outcome != "kept" else []
     if issued.not_after < time.time() + SOON_SECONDS:
         end = datetime.fromtimestamp(issued.not_after, UTC)
-        remarks.append(f"its certificate ends on {end:%Y-%m-%d}: rotate it")
+        remarks.append(f"its certificate ends on {end:%Y-%m-%d}: fedveil provision renew")
     return f" ({'; '.join(remarks)})" if remarks else ""

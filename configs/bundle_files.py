@@ -117,16 +117,23 @@ def read_toml(path: Path, read: Callable[[Section], Read], defaults: Mapping[str
     Raises:
       Refusal: the file cannot be read, is no TOML, or holds mistakes, all of which are named.
     """
+    return read_toml_text(read_file(path), str(path), read, defaults)
+
+
+def read_toml_text(
+    data: bytes, where: str, read: Callable[[Section], Read], defaults: Mapping[str, Any] | None = None
+) -> Read:
+    """Return what `read` makes of TOML that came from `where`; see `read_toml`."""
     try:
-        found = tomllib.loads(read_file(path).decode())
+        found = tomllib.loads(data.decode())
     except UnicodeDecodeError as error:
-        raise Refusal("file", str(path), f"is not UTF-8 (byte {error.start})") from None
+        raise Refusal("file", where, f"is not UTF-8 (byte {error.start})") from None
     except (
         ValueError,
         RecursionError,
     ) as error:  # a date that is none, or a number of thousands of digits, too
-        raise Refusal("file", str(path), f"is not TOML: {error}") from None
-    return read_section(filled(defaults or {}, found), read, str(path))
+        raise Refusal("file", where, f"is not TOML: {error}") from None
+    return read_section(filled(defaults or {}, found), read, where)
 
 
 def filled(defaults: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

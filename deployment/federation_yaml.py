@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,15 @@ DEFAULTS = {
     "certificate_days": DAYS,
     "post_quantum": False,
     "requirements": "hashed",
-    "server": {"listen": None, "also": []},
+    "server": {"listen": None, "also": [], "enrolment": None},
     "authority": {"passphrase": False, "pkcs11": None, "token": None},
     "task": {},
     "eligibility": {},
     "policy": {},
 }
+
+PATTERN = re.compile("[a-z0-9*?][a-z0-9_*?-]{0,47}")
+PATTERN_FORM = f"{NAME_FORM}; * and ? stand for any of them in a name of many"
 
 Values = Mapping[str, Any]
 
@@ -73,7 +77,7 @@ class ClientEntry:
     """One client as the operator wants it.
 
     Attributes:
-      name: unique, and never "server".
+      name: unique, and never "server"; with * or ? in it, of all clients that enrol under such a name.
       request: the file by which the device asks for admission; None has its keys made here.
       task, eligibility, policy: what the files of its bundle hold; None stands for what they leave out.
     """
@@ -100,6 +104,8 @@ class FederationFile:
       care: how the authority's keys are kept.
       post_quantum: whether authority and members sign with ML-DSA-65 beside Ed25519.
       clients: in the order of the file.
+      many: entries whose names are patterns, in the order of the file; the first that fits counts.
+      enrolment: where the server listens for devices that enrol, and what they dial, each host:port; None has no such port.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
     """
 
@@ -112,8 +118,18 @@ class FederationFile:
     requirements: str
     care: KeyCare
     post_quantum: bool
+    enrolment: tuple[str, str] | None
     clients: tuple[ClientEntry, ...]
+    many: tuple[ClientEntry, ...] = ()
     schema: str | None = None
+
+    def entry(self, name: str) -> ClientEntry | None:
+        """Return what is wanted of the client of this name; None where the file has no place for it."""
+        for each in self.clients:
+            if each.name == name:
+                return each
+        found = next((each for each in self.many if fnmatch.fnmatchcase(name, each.name)), None)
+        return None if found is None else replace(found, name=name)
 
 
 def read_federation(path: Path) -> FederationFile:
@@ -135,7 +151,14 @@ def read_federation(path: Path) -> FederationFile:
     for name, times in Counter(entry.name for entry in entries).items():
         if name == SERVER or times > 1:
             raise Refusal("name", name, "is the server's" if name == SERVER else "names two clients")
-    return FederationFile(*made, clients=tuple(entries), schema=_schema(entries, path.parent))
+    many = tuple(entry for entry in entries if is_pattern(entry.name))
+    clients = tuple(entry for entry in entries if entry not in many)
+    return FederationFile(*made, clients=clients, many=many, schema=_schema(entries, path.parent))
+
+
+def is_pattern(name: str) -> bool:
+    """Whether it stands for many names."""
+    return "*" in name or "?" in name
 
 
 def _of_each(clients: Sequence[Values]) -> Values:
@@ -160,7 +183,9 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     return None
 
 
-def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, str, KeyCare, bool]:
+def _top(
+    section: Section,
+) -> tuple[str, str, str, tuple[str, ...], str, int, str, KeyCare, bool, tuple[str, str] | None]:
     for group in GROUPS:
         section.section(group)
     section.groups("clients")
@@ -180,17 +205,20 @@ def _top(section: Section) -> tuple[str, str, str, tuple[str, ...], str, int, st
     listen = f"0.0.0.0:{port}"
     if server.given("listen"):
         listen = server.matching("listen", ADDRESS, ADDRESS_FORM)
+    hosts = (host.strip("[]"), *also)
+    enrolment = _enrolment(server, listen, hosts) if server.given("enrolment") else None
     server.done()
     return (
         section.matching("federation", NAME, NAME_FORM),
         address,
         listen,
-        (host.strip("[]"), *also),
+        hosts,
         section.word("link", LINKS),
         section.whole("certificate_days", at_least=1, at_most=MOST_DAYS),
         section.word("requirements", REQUIREMENTS),
         care,
         post_quantum,
+        enrolment,
     )
 
 
@@ -203,6 +231,19 @@ def _care(section: Section) -> KeyCare:
         section.refuse("passphrase", "is of keys in files; a token has a PIN")
     section.done()
     return KeyCare(passphrase, TokenChoice(module, label) if module and label else None)
+
+
+def _enrolment(server: Section, listen: str, hosts: Sequence[str]) -> tuple[str, str]:
+    """Return where to listen for devices that enrol, and what they dial."""
+    address = server.matching("enrolment", ADDRESS, ADDRESS_FORM)
+    host, _, port = address.rpartition(":")
+    if address and host.strip("[]") not in hosts:
+        server.refuse(
+            "enrolment", "must have a host of the server's certificate: that of address, or one of also"
+        )
+    if address and port == listen.rpartition(":")[2]:
+        server.refuse("enrolment", "must be another port than the link's, which admits only who is enrolled")
+    return f"{listen.rpartition(':')[0]}:{port}", address
 
 
 def _is_host(text: str) -> bool:
@@ -233,7 +274,10 @@ def _client(found: Values, shared: Mapping[str, Values], path: str, folder: Path
 def _entry(section: Section) -> tuple[str, str | None]:
     for group in GROUPS:
         section.section(group)
-    return section.matching("name", NAME, NAME_FORM), section.optional_text("request")
+    name, request = section.matching("name", PATTERN, PATTERN_FORM), section.optional_text("request")
+    if request and is_pattern(name):
+        section.refuse("request", "is of one device; give it a name without * and ?")
+    return name, request
 
 
 def _check(group: str, values: Values, path: str) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import fcntl
+import fnmatch
 import os
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,12 +28,13 @@ from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
 from ..tasks.table_schema import SCHEMA
 from .authority import Authority, issue, open_authority
-from .federation_yaml import HASHED, UNVERIFIED, FederationFile, read_federation
+from .federation_yaml import HASHED, UNVERIFIED, FederationFile, is_pattern, read_federation
 from .register import Issued, Register, read_register, write_register
 from .requirements import installed_requirements, unverified, wheel_requirements
 from .write_bundles import REQUIREMENTS, write_clients, write_server
 
 AUTHORITY, CLIENTS = "authority", "clients"
+DAY_SECONDS = 86400
 FILE, REGISTER = "federation.yaml", "register.json"
 
 
@@ -72,53 +75,110 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
         desk = _with_server(Desk(folder, federation, authority, before, before))
         for entry in federation.clients:
             if before.find(entry.name) is None:
-                desk = _admit(desk, entry.name, requests.get(entry.name))
+                desk = admit(desk, entry.name, requests.get(entry.name))
         if requirements:
             replace_file(folder / AUTHORITY / REQUIREMENTS, requirements.encode())
         if federation.schema is not None:
             replace_file(folder / AUTHORITY / SCHEMA, federation.schema.encode())
         replace_file(folder / AUTHORITY / FILE, file.read_bytes())
-        return _publish(desk)
+        return publish(desk)
 
 
-def rotate(folder: Path, name: str, request: Path | None) -> Desk:
-    """Give a client, or the server, new keys and a new certificate; its old ones are admitted no longer.
+def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> Desk:
+    """Give clients, or the server, new keys and new certificates; the old ones are admitted no longer.
 
     Args:
       folder: that `provision` made.
-      name: of a client, or "server".
-      request: by which a device asks for keys that it made itself; None makes them here.
+      names: of clients, with * and ? for many, or "server".
+      request: by which one device asks for keys that it made itself; None makes them here.
 
     Raises:
-      Refusal: there is no such client, or its keys are on the device and no request is given.
+      Refusal: there is no such client, or its keys are on the device and no request is given; nobody is rotated then.
     """
-    with _opened(folder) as desk:
-        if name == SERVER:
-            return _publish(_with_server(replace(desk, register=replace(desk.register, server=""))))
-        issued = _find(desk.register, name)
-        if request is None and issued.on_device:
-            remedy = f"has its keys on the device; run fedveil client request NEW --name {name} there, give --request"
-            raise Refusal("name", name, remedy)
-        enrolment = None if request is None else read_request(request)
-        if enrolment is not None:
-            _check_request(name, enrolment)
-            if enrolment.identity.hex() == issued.identity:
-                raise Refusal("request", str(request), "asks for the keys that are to be replaced")
-            desk.register.refuse_shared([enrolment])
-        return _publish(_admit(desk, name, enrolment))
+    with opened(folder) as desk:
+        asked = [names] if isinstance(names, str) else names
+        if request is not None and (len(asked) > 1 or is_pattern(asked[0]) or SERVER in asked):
+            raise Refusal("request", str(request), "is of one device; give its name alone")
+        if SERVER in asked:
+            desk = _with_server(replace(desk, register=replace(desk.register, server="")))
+        found = chosen(desk.register, [name for name in asked if name != SERVER])
+        for issued in found if request is None else ():
+            if issued.on_device:
+                remedy = (
+                    f"has its keys on the device; give it a token (fedveil provision token FOLDER {issued.name}), "
+                    f"or run fedveil client request NEW --name {issued.name} there, and give --request"
+                )
+                raise Refusal("name", issued.name, remedy)
+        for issued in found:
+            desk = admit(desk, issued.name, None if request is None else _asked_anew(desk, issued, request))
+        return publish(desk)
 
 
-def revoke(folder: Path, name: str) -> Desk:
-    """Admit a client no longer: it is in no roster from now on, and its certificate opens no connection.
+def _asked_anew(desk: Desk, issued: Issued, request: Path) -> Enrolment:
+    """Return the new keys that the request of an admitted client asks for."""
+    enrolment = read_request(request)
+    check_request(issued.name, enrolment)
+    if enrolment.identity.hex() == issued.identity:
+        raise Refusal("request", str(request), "asks for the keys that are to be replaced")
+    desk.register.refuse_shared([enrolment])
+    return enrolment
+
+
+def renew(folder: Path, names: Sequence[str], within: float) -> Desk:
+    """Give clients certificates of another `certificate_days` for the keys that they have; the server hands them over.
+
+    Args:
+      folder: that `provision` made.
+      names: of clients, with * and ? for many; none stands for all.
+      within: days; a certificate that ends later is left alone.
 
     Raises:
-      Refusal: there is no such client, or it is the server.
+      Refusal: there is no such client.
     """
-    with _opened(folder) as desk:
-        if name == SERVER:
-            raise Refusal("name", name, "the server can be rotated only")
-        issued = _find(desk.register, name)
-        return _publish(replace(desk, register=desk.register.having(replace(issued, revoked=True))))
+    with opened(folder) as desk:
+        latest = time.time() + within * DAY_SECONDS
+        for issued in chosen(desk.register, names or ["*"]):
+            if issued.not_after <= latest:
+                public = x509.load_pem_x509_certificate(issued.certificate.encode()).public_key()
+                assert isinstance(public, EllipticCurvePublicKey)
+                pem = _certificate(desk, issued.name, public)
+                desk = replace(desk, register=desk.register.having(replace(issued, certificate=pem)))
+        return publish(desk)
+
+
+def revoke(folder: Path, names: str | Sequence[str]) -> Desk:
+    """Admit clients no longer: they are in no roster from now on, and their certificates open no connection.
+
+    Args:
+      folder: that `provision` made.
+      names: of clients, with * and ? for many.
+
+    Raises:
+      Refusal: there is no such client, or it is the server; nobody is revoked then.
+    """
+    asked = [names] if isinstance(names, str) else names
+    with opened(folder) as desk:
+        if SERVER in asked:
+            raise Refusal("name", SERVER, "the server can be rotated only")
+        register = desk.register
+        for issued in chosen(register, asked):
+            register = register.having(replace(issued, revoked=True))
+        return publish(replace(desk, register=register))
+
+
+def chosen(register: Register, names: Sequence[str]) -> list[Issued]:
+    """Return the admitted clients that these names and patterns stand for, each once, by node.
+
+    Raises:
+      Refusal: a name is nobody's, or a pattern fits nobody.
+    """
+    found: dict[int, Issued] = {}
+    for name in names:
+        fitting = [each for each in register.admitted if fnmatch.fnmatchcase(each.name, name)]
+        if is_pattern(name) and not fitting:
+            raise Refusal("name", name, "fits no client that is admitted")
+        found |= {each.node: each for each in (fitting if is_pattern(name) else [_find(register, name)])}
+    return [found[node] for node in sorted(found)]
 
 
 def cosign(folder: Path, files: Sequence[Path]) -> Desk:
@@ -131,7 +191,7 @@ def cosign(folder: Path, files: Sequence[Path]) -> Desk:
     Raises:
       Refusal: a file is none, is of another roster, or of a key that was never admitted.
     """
-    with _opened(folder) as desk:
+    with opened(folder) as desk:
         register, keys = desk.register, {each.identity: each.name for each in desk.register.clients}
         given = {each.name: each for each in register.cosignatures}
         for path in files:
@@ -142,7 +202,7 @@ def cosign(folder: Path, files: Sequence[Path]) -> Desk:
                 )
             given[found.name] = found
         collected = tuple(given[name] for name in sorted(given))
-        return _publish(replace(desk, register=replace(register, cosignatures=collected)))
+        return publish(replace(desk, register=replace(register, cosignatures=collected)))
 
 
 def _wanted_requirements(
@@ -165,18 +225,25 @@ def _wanted_requirements(
     return kept
 
 
+def requirements_of(desk: Desk) -> str:
+    """Return what the bundles' requirements hold now; empty: they have none."""
+    kept = _kept_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
+    if desk.federation.requirements == HASHED and unverified(kept) is not None:
+        return ""  # an older desk's; a bundle without any names nothing that a stranger could own
+    return kept
+
+
 def _kept_requirements(path: Path) -> str:
     return read_file(path).decode() if path.exists() else ""
 
 
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
     """Refuse what contradicts what was issued."""
-    wanted = {entry.name for entry in federation.clients}
     for issued in before.admitted:
-        if issued.name not in wanted:
+        if federation.entry(issued.name) is None:
             raise Refusal("clients", issued.name, "was admitted and is not in the file; revoke it first")
     for name, enrolment in requests.items():
-        _check_request(name, enrolment)
+        check_request(name, enrolment)
         issued = before.find(name)
         if issued is not None and issued.identity != enrolment.identity.hex():
             remedy = "asks for other keys than were admitted; use fedveil provision rotate"
@@ -195,7 +262,7 @@ def _require_second_keys(post_quantum: bool, keys: Mapping[str, str]) -> None:
             raise Refusal("post_quantum", name, remedy)
 
 
-def _check_request(name: str, enrolment: Enrolment) -> None:
+def check_request(name: str, enrolment: Enrolment) -> None:
     if enrolment.name != name:
         raise Refusal("request", enrolment.name, f"was made for another client than {name}")
 
@@ -228,27 +295,39 @@ def _with_server(desk: Desk) -> Desk:
     return replace(desk, register=replace(register, server=certificate, hosts=hosts))
 
 
-def _admit(desk: Desk, name: str, enrolment: Enrolment | None) -> Desk:
-    """Issue a certificate for the keys of the request, or for new ones in the client's folder."""
+def admit(desk: Desk, name: str, enrolment: Enrolment | None, *, by_token: bool = False) -> Desk:
+    """Issue a certificate for the keys of the request, or for new ones in the client's folder.
+
+    Args:
+      desk: the operator's.
+      name: of the client.
+      enrolment: what its device asks for; None makes its keys here.
+      by_token: the device gets its bundle over the enrolment port, and the desk keeps no folder of it.
+    """
     known, on_device = desk.register.find(name), enrolment is not None
     if enrolment is None:
         enrolment = make_keys(desk.folder / CLIENTS / name).enrolment(name)
-    days = desk.federation.certificate_days
     issued = Issued(
         name,
         desk.register.next_node if known is None else known.node,
         enrolment.identity.hex(),
-        issue(desk.authority, name, enrolment.tls, addresses=(), days=days).decode(),
+        _certificate(desk, name, enrolment.tls),
         enrolment.fingerprint,
         enrolment.supernode,
         enrolment.supernode_fingerprint,
         on_device,
         post_quantum=enrolment.post_quantum.hex(),
+        enrolled=by_token,
     )
     return replace(desk, register=desk.register.having(issued))
 
 
-def _publish(desk: Desk) -> Desk:
+def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
+    days = desk.federation.certificate_days
+    return issue(desk.authority, name, public, addresses=(), days=days).decode()
+
+
+def publish(desk: Desk) -> Desk:
     """Keep what was issued, with a new number for a roster that has changed, and write all that is public."""
     register = replace(desk.register, post_quantum=desk.federation.post_quantum)
     _require_second_keys(register.post_quantum, {each.name: each.post_quantum for each in register.admitted})
@@ -256,16 +335,13 @@ def _publish(desk: Desk) -> Desk:
         numbered = replace(register, version=register.version + 1, rosters=desk.before.chain)
         register = replace(numbered, cosignatures=())
     write_register(desk.folder / AUTHORITY / REGISTER, register)
-    requirements = _kept_requirements(desk.folder / AUTHORITY / REQUIREMENTS)
-    if desk.federation.requirements == HASHED and unverified(requirements) is not None:
-        requirements = ""  # an older desk's; a bundle without any names nothing that a stranger could own
     write_server(desk.folder / SERVER, desk.federation, desk.authority, register)
-    write_clients(desk.folder / CLIENTS, desk.federation, desk.authority, register, requirements)
+    write_clients(desk.folder / CLIENTS, desk.federation, desk.authority, register, requirements_of(desk))
     return replace(desk, register=register)
 
 
 @contextmanager
-def _opened(folder: Path) -> Generator[Desk]:
+def opened(folder: Path) -> Generator[Desk]:
     if not (folder / AUTHORITY / REGISTER).exists():
         raise Refusal("folder", str(folder), "holds no federation; fedveil provision FILE makes one")
     with _writing(folder):

@@ -41,6 +41,7 @@ class Issued:
       on_device: its private keys were made there and are not known here.
       revoked: it is admitted no longer.
       post_quantum: its ML-DSA-65 public key in hexadecimal; empty of who was admitted before there were any.
+      enrolled: it got its bundle by a token, so that the desk has no folder of it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Issued:
     on_device: bool
     revoked: bool = False
     post_quantum: str = ""
+    enrolled: bool = False
 
     @cached_property
     def not_after(self) -> int:

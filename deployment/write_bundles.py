@@ -26,12 +26,15 @@ PUBLIC = 0o644
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
     """Write all of the server's bundle but its private key; the list of who is admitted comes first."""
     settings = {"federation": federation.name, "listen": federation.listen, "link": federation.link}
+    if federation.enrolment is not None:
+        settings["enrolment"] = federation.enrolment[0]
     _write(
         folder,
         {
             "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
             "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
             "roster.bin": register.signed_roster(authority.signer),
+            "certificates.json": _json({str(each.node): each.certificate for each in register.admitted}),
             "server.toml": tomli_w.dumps(settings).encode(),
             "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
             "ca.pem": authority.ca_pem,
@@ -59,30 +62,35 @@ def write_clients(
       register: of who is admitted.
       requirements: of every device; empty gives none, and takes away those of earlier.
     """
-    entries = {entry.name: entry for entry in federation.clients}
-    shared = {
-        "ca.pem": authority.ca_pem,
-        "roster.bin": register.signed_roster(authority.signer),
-        **({REQUIREMENTS: requirements.encode()} if requirements else {}),
-    }
-    trust = {
-        "authority": authority.public(register.post_quantum).hex(),
-        "minimum_roster_version": register.version,
-    }
+    roster = {"roster.bin": register.signed_roster(authority.signer)}
     for issued in register.admitted:
-        entry = entries[issued.name]
-        own = {
-            "client.toml": tomli_w.dumps(_settings(federation, entry, issued)).encode(),
-            "policy.toml": tomli_w.dumps(_given({**entry.policy, **trust})).encode(),
-            "tls.pem": issued.certificate.encode(),
-            CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
-            **(_tables(federation) if entry.task["name"] == TABLES else {}),
-        }
-        _write(folder / issued.name, {**shared, **own})
+        if issued.enrolled:
+            continue
+        files = client_files(federation, authority, register, issued, requirements)
+        _write(folder / issued.name, {**files, **roster})
         if not requirements:
             (folder / issued.name / REQUIREMENTS).unlink(missing_ok=True)
         for key in PRIVATE if issued.on_device else ():  # once the device has made its own
             (folder / issued.name / key).unlink(missing_ok=True)
+
+
+def client_files(
+    federation: FederationFile, authority: Authority, register: Register, issued: Issued, requirements: str
+) -> dict[str, bytes]:
+    """Return the files of one client's bundle by name, but for its private keys and the roster."""
+    entry = federation.entry(issued.name)
+    assert entry is not None  # whoever is admitted and not in the file is refused before
+    named = authority.public(register.post_quantum).hex()
+    trust = {"authority": named, "minimum_roster_version": register.version}
+    return {
+        "ca.pem": authority.ca_pem,
+        **({REQUIREMENTS: requirements.encode()} if requirements else {}),
+        "client.toml": tomli_w.dumps(_settings(federation, entry, issued)).encode(),
+        "policy.toml": tomli_w.dumps(_given({**entry.policy, **trust})).encode(),
+        "tls.pem": issued.certificate.encode(),
+        CLIENT_UNIT: client_unit(federation.name, issued.name).encode(),
+        **(_tables(federation) if entry.task["name"] == TABLES else {}),
+    }
 
 
 def _tables(federation: FederationFile) -> dict[str, bytes]:
@@ -110,7 +118,7 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _json(values: Mapping[str, int]) -> bytes:
+def _json(values: Mapping[str, int | str]) -> bytes:
     return (json.dumps(values, indent=1) + "\n").encode()
 
 

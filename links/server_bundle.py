@@ -41,6 +41,7 @@ class ServerBundle:
       authority: that signs the roster, as `privacy.secagg.roster.read_roster` takes it.
       roster: members of the federation; its nodes are the link's node numbers.
       signed_roster: the roster's bytes as they were signed, for clients that hold an older one.
+      enrolment: address and port for devices that enrol; None has none.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class ServerBundle:
     authority: bytes
     roster: Roster
     signed_roster: bytes
+    enrolment: str | None = None
 
     @property
     def admitted(self) -> Path:
@@ -65,7 +67,8 @@ def read_server_bundle(folder: Path) -> ServerBundle:
       Refusal: a file is missing, holds a mistake or does not belong to the others, or others may read a secret.
     """
     refuse_writable(folder, "server.toml", "authority.pub", "admitted.json")
-    federation, listen, link = read_toml(folder / "server.toml", _settings, {"link": "grpc"})
+    defaults = {"link": "grpc", "enrolment": None}
+    federation, listen, link, enrolment = read_toml(folder / "server.toml", _settings, defaults)
     authority = read_hexadecimal(folder / "authority.pub")
     roster, signed = read_signed_roster(folder / "roster.bin", authority)
     bundle = ServerBundle(
@@ -77,6 +80,7 @@ def read_server_bundle(folder: Path) -> ServerBundle:
         authority,
         roster,
         signed,
+        enrolment,
     )
     read_admitted(bundle.admitted)
     return bundle
@@ -103,9 +107,10 @@ def read_admitted(path: Path) -> dict[str, int]:
     return cast(dict[str, int], admitted)
 
 
-def _settings(section: Section) -> tuple[str, str, str]:
+def _settings(section: Section) -> tuple[str, str, str, str | None]:
     return (
         section.text("federation"),
         section.matching("listen", ADDRESS, ADDRESS_FORM),
         section.word("link", LINKS),
+        section.matching("enrolment", ADDRESS, ADDRESS_FORM) if section.given("enrolment") else None,
     )

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from ...configs.bundle_files import NAME, NAME_FORM, read_toml
+from ...configs.bundle_files import NAME, NAME_FORM, read_file, read_toml_text
 from ...configs.strict import Section
 from ...privacy.ledger.durable_files import replace_file, replace_files
 from ...privacy.refusal import Refusal
@@ -137,7 +137,14 @@ def read_request(path: Path) -> Enrolment:
     Raises:
       Refusal: the file is no request, or one of its signatures is not by the key that it names.
     """
-    name, identity, tls, supernode, second, signature = read_toml(path, _fields, {"post_quantum": None})
+    return parse_request(read_file(path), str(path))
+
+
+def parse_request(data: bytes, where: str) -> Enrolment:
+    """Return the public keys that a request asks to admit, which came from `where`; see `read_request`."""
+    name, identity, tls, supernode, second, signature = read_toml_text(
+        data, where, _fields, {"post_quantum": None}
+    )
     try:
         asks = (name, identity, tls, supernode, *([second] if second else []))
         verify(bytes.fromhex(identity), _CONTEXT, _body(*asks), bytes.fromhex(signature))
@@ -146,13 +153,11 @@ def read_request(path: Path) -> Enrolment:
         asked = x509.load_pem_x509_csr(tls.encode())
         node = load_ssh_public_key(supernode.encode())
     except (Refused, ValueError, UnsupportedAlgorithm) as error:
-        raise Refusal("request", str(path), f"is damaged ({error}); make another on the device") from None
+        raise Refusal("request", where, f"is damaged ({error}); make another on the device") from None
     public = asked.public_key()
     curves = [key.curve for key in (public, node) if isinstance(key, EllipticCurvePublicKey)]
     if [type(curve) for curve in curves] != [SECP256R1, SECP384R1] or not asked.is_signature_valid:
-        raise Refusal(
-            "request", str(path), "holds keys of other kinds, or that are not its own; make another"
-        )
+        raise Refusal("request", where, "holds keys of other kinds, or that are not its own; make another")
     public_key, keys = cast(EllipticCurvePublicKey, public), (identity, second)
     own, other = map(bytes.fromhex, keys)
     return Enrolment(name, own, public_key, supernode, other)

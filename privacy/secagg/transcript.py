@@ -33,6 +33,8 @@ class Purpose(StrEnum):
     COSIGNATURE = "cosignature"
     ML_DSA = "ml-dsa"
     ENROLMENT = "enrolment"
+    TOKEN = "token"
+    ADMISSION = "admission"
     ADVERT = "advert"
     GRAPH = "graph"
     RING = "ring"

@@ -1,0 +1,58 @@
+"""Enrolment as a server's operator and a device's owner see it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from ..client.device.enrol import enrol
+from ..links.core_dumps import without_core_dumps
+from ..links.enrolment.server_end import EnrolmentPort
+from ..links.enrolment.token import read_token
+from ..links.server_bundle import read_server_bundle
+from ..privacy.refusal import Refusal
+
+NOT_YET = 1
+
+
+def serve_enrolments(folder: Path) -> int:
+    """Open the port of a server's bundle while tokens are open; return the exit code.
+
+    Raises:
+      Refusal: the bundle has no such port, or it is taken.
+    """
+    without_core_dumps()
+    bundle = read_server_bundle(folder)
+    if bundle.enrolment is None:
+        remedy = "has no port for enrolments; give server.enrolment in federation.yaml, and provision again"
+        raise Refusal("folder", str(folder), remedy)
+    try:
+        EnrolmentPort(bundle).serve(threading.Event(), _say)
+    except KeyboardInterrupt:
+        _say("stopped")
+    return 0
+
+
+def enrol_device(text: str, folder: Path, wait: float | None) -> int:
+    """Enrol this device by a token; return 1 if nobody has answered in time.
+
+    Args:
+      text: the token; "-" reads a line of it, so that it stands in no list of processes.
+      folder: of the bundle.
+      wait: seconds; None waits without end.
+
+    Raises:
+      Refusal: the token opens nothing, or somebody stands in between.
+    """
+    without_core_dumps()
+    token = read_token(sys.stdin.readline() if text == "-" else text)
+    if enrol(token, folder, wait=float("inf") if wait is None else wait, said=_say):
+        print(f"enrolled; start it with: fedveil client start {folder}")
+        return 0
+    _say("not admitted yet; the same command goes on")
+    return NOT_YET
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,138 @@
+"""Enrolment of a device by a token: its keys are made here and stay, and what comes back is checked and put beside them.
+
+A device that is cut off goes on with the same keys. One that has a bundle already gets new keys for it, and keeps its
+policy, its settings and its ledgers.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ...configs.bundle_files import read_file
+from ...links.enrolment.device_end import ask, authority_of
+from ...links.enrolment.token import Token, lock_of, seal_of
+from ...privacy.ledger.durable_files import replace_file, replace_files
+from ...privacy.refusal import Refusal
+from .admission import read_admission
+from .client_bundle import DEVICE_FILE, POLICY, ROSTER, read_client_bundle, read_device_file
+from .enrolment import PRIVATE, REQUEST, Enrolment, parse_request, write_request
+
+logger = logging.getLogger("fedveil.client")
+
+MAKING = "enrolling"  # folder of the keys until they are admitted
+ENROLLED = "enrolled"  # file that names the token by its lock
+ASK_SECONDS = 5.0  # between two questions whether the authority has answered
+OWNERS = (DEVICE_FILE, POLICY)  # the owner's: an enrolment of the same device leaves them
+PUBLIC = 0o644
+WHY = {
+    "unknown": "is not known there: it was withdrawn, or another took its place; ask for a new one",
+    "ended": "has ended; ask for a new one",
+    "used": "was used already by another device: tell the operator, and ask for a new one",
+}
+
+
+def enrol(
+    token: Token,
+    folder: Path,
+    *,
+    wait: float = float("inf"),
+    said: Callable[[str], None] = logger.info,
+    every: float = ASK_SECONDS,
+) -> bool:
+    """Make this device's keys, ask for their admission, and complete the bundle once it is given.
+
+    Args:
+      token: of the operator.
+      folder: of the bundle, which may not exist yet.
+      wait: seconds for the authority's answer; the same call goes on later.
+      said: called with a line of text when something changes.
+      every: seconds between two questions.
+
+    Returns:
+      Whether the device was admitted.
+
+    Raises:
+      Refusal: the token opens nothing, somebody stands in between, or the folder is another device's.
+    """
+    if _done_before(token, folder):
+        return True
+    _check_folder(token, folder)
+    request, enrolment = _request_in(token, folder)
+    end, before = time.monotonic() + wait, ""
+    while True:
+        state = _asked(token, folder, request, enrolment)
+        if state is None:
+            return True
+        if state != before:
+            said(state)
+            before = state
+        if time.monotonic() + every > end:
+            return False
+        time.sleep(every)
+
+
+def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
+    """Return the device's request, which is made, with its keys, where there is none."""
+    making = folder / MAKING
+    if not (making / REQUEST).exists():
+        shutil.rmtree(making, ignore_errors=True)  # keys that were cut off before their request
+        write_request(making, token.name)
+    request = read_file(making / REQUEST)
+    enrolment = parse_request(request, str(making / REQUEST))
+    if enrolment.name != token.name:
+        remedy = f"holds keys of {enrolment.name!r}, whose enrolment was not completed; name another folder"
+        raise Refusal("folder", str(folder), remedy)
+    return request, enrolment
+
+
+def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> str | None:
+    """Ask once; return None once the device is admitted, and otherwise what it waits for, in words."""
+    try:
+        ca, authority = authority_of(token)
+        reply = ask(token, ca, request, seal_of(token.sealing, request))
+    except ssl.SSLCertVerificationError as error:
+        remedy = f"has no certificate of the authority for that name ({error.verify_message})"
+        raise Refusal("server", token.address, remedy) from None
+    except OSError as error:
+        return f"nobody answers at {token.address} ({error.strerror or error})"
+    if reply.state in WHY:
+        raise Refusal("token", token.name, WHY[reply.state])
+    if reply.state != "admitted":
+        return "asked; the authority has not answered yet"
+    files = read_admission(reply.answer, authority, token.name, enrolment.identity)
+    _complete(token, folder, files, reply.roster)
+    return None
+
+
+def _done_before(token: Token, folder: Path) -> bool:
+    """Return whether the folder was completed by this very token."""
+    path = folder / ENROLLED
+    return path.exists() and path.read_bytes() == lock_of(token.door).encode()
+
+
+def _check_folder(token: Token, folder: Path) -> None:
+    if (folder / DEVICE_FILE).exists():
+        if (name := read_device_file(folder).name) != token.name:
+            raise Refusal("token", token.name, f"is of another client than {folder}, which is {name}")
+    elif any((folder / each).exists() for each in PRIVATE):
+        raise Refusal("folder", str(folder), "holds keys already; name another folder for new ones")
+
+
+def _complete(token: Token, folder: Path, files: dict[str, bytes], roster: bytes) -> None:
+    """Put what the authority gave beside the device's keys; a call that is cut off here is completed by the next."""
+    making = folder / MAKING
+    try:
+        kept = {name for name in OWNERS if (folder / name).exists()}
+        public = {name: data for name, data in files.items() if name not in kept}
+        replace_files(folder, {name: read_file(making / name) for name in PRIVATE})
+        replace_files(folder, {**public, ROSTER: roster}, PUBLIC)
+        read_client_bundle(folder)
+        replace_file(folder / ENROLLED, lock_of(token.door).encode())
+        shutil.rmtree(making)
+    except OSError as error:
+        raise Refusal("folder", str(folder), f"cannot be written ({error.strerror})") from None

@@ -1,0 +1,207 @@
+"""Enrolments at the authority's desk: tokens that it gives out, and requests under them that it admits.
+
+The server carries both and can do neither. A request is sealed under a key of its token that the server never sees, and
+what the desk answers is signed by the authority for the keys of that device.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ..client.device.admission import write_admission
+from ..client.device.enrolment import Enrolment, parse_request
+from ..configs.bundle_files import NAME, NAME_FORM, read_file
+from ..links.enrolment.server_end import QUEUE, TOKENS, OpenToken, place_of
+from ..links.enrolment.token import SECRET_BYTES, Token, fingerprint_of, lock_of, seal_of
+from ..links.server_bundle import SERVER
+from ..privacy.bounded_decoding import Undecodable, build, read_json
+from ..privacy.ledger.durable_files import replace_file
+from ..privacy.refusal import Refusal
+from .provision import AUTHORITY, Desk, admit, check_request, opened, publish, requirements_of
+from .write_bundles import client_files
+
+HOURS, MOST_HOURS = 24, 24 * 30
+SEAL_BYTES = 32
+GIVEN = "tokens.json"  # of the authority, with the keys that seal
+
+
+@dataclass(frozen=True)
+class GivenToken:
+    """Token as the desk knows it once it is given out.
+
+    Attributes:
+      lock: what the server holds of it.
+      seal: the key that seals the request, in hexadecimal, secret.
+      end: Unix second.
+      answered: whether a device was admitted by it.
+    """
+
+    lock: str
+    seal: str
+    end: int
+    answered: bool = False
+
+
+@dataclass(frozen=True)
+class Approved:
+    """What became of the requests under open tokens.
+
+    Attributes:
+      desk: afterwards.
+      admitted: names.
+      refused: why, by name.
+      silent: names under whose tokens nobody has asked.
+    """
+
+    desk: Desk
+    admitted: tuple[str, ...]
+    refused: Mapping[str, str]
+    silent: tuple[str, ...]
+
+
+def give_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> list[Token]:
+    """Return one token for each name, in the place of an earlier one of that name.
+
+    Args:
+      folder: that `provision` made.
+      names: of clients that `federation.yaml` names or fits; one that is admitted gets new keys.
+      hours: until they end.
+
+    Raises:
+      Refusal: a name has no place in the federation, or the federation no port for enrolments.
+    """
+    if not 0 < hours <= MOST_HOURS:
+        raise Refusal("hours", hours, f"must be above 0 and at most {MOST_HOURS}")
+    with opened(folder) as desk:
+        port = desk.federation.enrolment
+        if port is None:
+            remedy = "has no port for enrolments; give server.enrolment: HOST:PORT, and provision again"
+            raise Refusal("federation", desk.federation.name, remedy)
+        for name in names:
+            _check_name(desk, name)
+        fingerprint = fingerprint_of(
+            desk.authority.ca_pem, desk.authority.public(desk.federation.post_quantum)
+        )
+        end = int(time.time() + hours * 3600)
+        tokens = [Token(port[1], name, end, fingerprint, os.urandom(SECRET_BYTES)) for name in names]
+        given = {name: each for name, each in _read_given(folder).items() if each.end >= time.time()}
+        given |= {each.name: GivenToken(lock_of(each.door), each.sealing.hex(), end) for each in tokens}
+        _keep(folder, given)
+        return tokens
+
+
+def approve(folder: Path, names: Sequence[str] = ()) -> Approved:
+    """Admit the devices that have asked under open tokens, and write what their server hands to them.
+
+    Args:
+      folder: that `provision` made; the server's part of it holds the queue.
+      names: of clients; none stands for all.
+
+    Raises:
+      Refusal: a name has no open token.
+    """
+    with opened(folder) as desk:
+        given = _read_given(folder)
+        for name in names:
+            if name not in given:
+                raise Refusal("name", name, "has no token; give one: fedveil provision token")
+        asked: dict[str, Enrolment] = {}
+        refused: dict[str, str] = {}
+        silent: list[str] = []
+        for name, token in given.items():
+            if token.answered or (names and name not in names):
+                continue
+            try:
+                found = _request_under(desk, name, token)
+            except Refusal as refusal:
+                refused[name] = str(refusal)
+                continue
+            if found is None:
+                silent.append(name)
+                continue
+            asked[name] = found
+            known = desk.register.find(name)
+            if (
+                known is None or known.identity != found.identity.hex()
+            ):  # else this was cut short after the register
+                desk = admit(desk, name, found, by_token=True)
+        desk = publish(desk)
+        for name, enrolment in asked.items():
+            _answer(desk, name, given[name], enrolment)
+        _keep(folder, given | {name: replace(given[name], answered=True) for name in asked})
+        return Approved(desk, tuple(asked), refused, tuple(silent))
+
+
+def _check_name(desk: Desk, name: str) -> None:
+    if not NAME.fullmatch(name) or name == SERVER:
+        raise Refusal("name", name, f"must be that of one client, {NAME_FORM}")
+    if desk.federation.entry(name) is None:
+        remedy = "has no place in federation.yaml; give it an entry, or one for many such as name: 'sensor-*'"
+        raise Refusal("name", name, f"{remedy}, and provision again")
+    known = desk.register.find(name)
+    if known is not None and known.revoked:
+        raise Refusal("name", name, "was revoked; admit the device under another name")
+
+
+def _request_under(desk: Desk, name: str, token: GivenToken) -> Enrolment | None:
+    """Return the keys that were asked for under a token; None where nobody has asked.
+
+    Raises:
+      Refusal: the token has ended, or it was not its holder who asked for these keys.
+    """
+    place = place_of(desk.folder / SERVER, name, token.lock)
+    path = place.with_name(f"{place.name}.request")
+    if not path.exists():
+        return None
+    if time.time() > token.end:
+        raise Refusal("token", name, "has ended; give another")
+    _check_name(desk, name)
+    found = read_file(path)
+    seal, request = found[:SEAL_BYTES], found[SEAL_BYTES:]
+    if not hmac.compare_digest(seal, seal_of(bytes.fromhex(token.seal), request)):
+        raise Refusal(
+            "request", name, "was not sealed by the holder of the token; give another and find out why"
+        )
+    enrolment = parse_request(request, str(path))
+    check_request(name, enrolment)
+    desk.register.refuse_shared([enrolment])
+    return enrolment
+
+
+def _answer(desk: Desk, name: str, token: GivenToken, enrolment: Enrolment) -> None:
+    issued = desk.register.find(name)
+    assert issued is not None
+    files = client_files(desk.federation, desk.authority, desk.register, issued, requirements_of(desk))
+    place = place_of(desk.folder / SERVER, name, token.lock)
+    answer = write_admission(desk.authority.signer, name, enrolment.identity, files)
+    replace_file(place.with_name(f"{place.name}.answer"), answer)
+
+
+def _keep(folder: Path, given: Mapping[str, GivenToken]) -> None:
+    """Write which tokens there are, for the desk and for the server, and remove what was asked under others."""
+    plain = {name: asdict(each) for name, each in given.items()}
+    replace_file(folder / AUTHORITY / GIVEN, (json.dumps(plain, indent=1) + "\n").encode())
+    shown = {name: asdict(OpenToken(each.lock, each.end)) for name, each in given.items()}
+    replace_file(folder / SERVER / TOKENS, (json.dumps(shown, indent=1) + "\n").encode())
+    kept = {place_of(folder / SERVER, name, each.lock).name for name, each in given.items()}
+    queue = folder / SERVER / QUEUE
+    queue.mkdir(mode=0o700, exist_ok=True)
+    for path in queue.iterdir():
+        if path.stem not in kept:
+            path.unlink()
+
+
+def _read_given(folder: Path) -> dict[str, GivenToken]:
+    path = folder / AUTHORITY / GIVEN
+    if not path.exists():
+        return {}
+    try:
+        return {name: build(GivenToken, each) for name, each in read_json(read_file(path)).items()}
+    except (Undecodable, AttributeError) as error:
+        raise Refusal("file", str(path), f"cannot be read ({error}); restore it from a backup") from None

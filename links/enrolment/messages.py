@@ -1,0 +1,108 @@
+"""Messages of an enrolment, each with its length before it: one question, and one answer to it."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from dataclasses import astuple, dataclass
+from typing import Any, TypeVar, cast, get_type_hints
+
+import msgpack
+
+from ...configs.bundle_files import LARGEST_FILE
+from ...privacy.bounded_decoding import Bounds, Undecodable, unpack
+
+MOST_ASKED = 1 << 14  # bytes; a request has about 1 200
+MOST_ANSWERED = 2 * LARGEST_FILE
+MOST_REQUEST = 1 << 13
+_LENGTH = struct.Struct(">I")
+_BOUNDS = Bounds(depth=1, width=8, items=9)
+
+T = TypeVar("T", "Ask", "Reply")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Question of a device.
+
+    Attributes:
+      name: of the client; empty asks who the authority is, and the rest is then empty too.
+      door: the token's key to the port.
+      request: the bytes of request.toml.
+      seal: of the request, under a key that the server does not have.
+    """
+
+    name: str
+    door: bytes
+    request: bytes
+    seal: bytes
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answer of the port.
+
+    Attributes:
+      state: "authority", "waits", "admitted", or why not: "unknown", "ended", "used".
+      ca, authority: of "authority": its certificate in PEM, and its public key.
+      answer, roster: of "admitted": what the authority signed for this device, and the newest roster.
+    """
+
+    state: str
+    ca: bytes = b""
+    authority: bytes = b""
+    answer: bytes = b""
+    roster: bytes = b""
+
+
+def send(stream: socket.socket, message: Ask | Reply, end: float) -> None:
+    """Send a message. OSError at the latest when the monotonic clock reaches `end`."""
+    body = cast(bytes, msgpack.packb(astuple(message)))
+    stream.settimeout(_left(end))
+    stream.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def receive(stream: socket.socket, kind: type[T], most: int, end: float) -> T:
+    """Return the message that comes.
+
+    Args:
+      stream: over TLS.
+      kind: of the message.
+      most: bytes that are taken.
+      end: by the monotonic clock.
+
+    Raises:
+      OSError: it does not come in time, or not whole.
+      Undecodable: it is none.
+    """
+    (size,) = _LENGTH.unpack(_read(stream, _LENGTH.size, end))
+    if size > most:
+        raise Undecodable(f"a message of {size} bytes; at most {most} are taken")
+    return decoded(kind, _read(stream, size, end))
+
+
+def decoded(kind: type[T], data: bytes) -> T:
+    """Return the message that the bytes hold. Undecodable when they hold none."""
+    values = unpack(data, _BOUNDS)
+    kinds = list(get_type_hints(kind).values())
+    if type(values) is not list or [type(each) for each in cast(list[Any], values)] != kinds:
+        raise Undecodable("a message with other fields than its kind has")
+    return kind(*cast(list[Any], values))
+
+
+def _read(stream: socket.socket, size: int, end: float) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        stream.settimeout(_left(end))
+        if not (part := stream.recv(min(size - len(data), 1 << 16))):
+            raise ConnectionError("the other end has closed the connection")
+        data += part
+    return bytes(data)
+
+
+def _left(end: float) -> float:
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("it took too long")
+    return left

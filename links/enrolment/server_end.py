@@ -1,0 +1,182 @@
+"""Server's end of enrolments: a port that is open while tokens are, and a queue that the authority answers.
+
+Whoever has no token can ask for the authority's public certificate and key, and nothing else. A connection costs one of a
+few places for a few seconds. The port signs nothing and parses no request: it keeps the bytes for the authority.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...configs.bundle_files import NAME, read_file
+from ...privacy.bounded_decoding import Undecodable, build, read_json
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.refusal import Refusal
+from ..server_bundle import ServerBundle
+from .messages import MOST_ASKED, MOST_REQUEST, Ask, Reply, receive, send
+from .token import lock_of
+
+logger = logging.getLogger("fedveil.server")
+
+TOKENS, QUEUE = "tokens.json", "enrolment"
+PLACES = 32  # connections at one time
+SECONDS = 10.0  # of one connection
+PAUSE_SECONDS = 0.01  # between two connections: a flood costs at most a tenth of a second of TLS each second
+LOOK_SECONDS = 1.0  # between two looks at which tokens are open
+BACKLOG = 128
+
+
+@dataclass(frozen=True)
+class OpenToken:
+    """Token as the server knows it: a hash of its door's key, in hexadecimal, and the Unix second of its end."""
+
+    lock: str
+    end: int
+
+
+def open_tokens(folder: Path, now: float) -> dict[str, OpenToken]:
+    """Return the tokens of a server's bundle that have not ended, by the names of their clients.
+
+    Raises:
+      Refusal: the list cannot be read; it then opens nothing.
+    """
+    return {name: each for name, each in _listed(folder).items() if now <= each.end}
+
+
+def _listed(folder: Path) -> dict[str, OpenToken]:
+    path = folder / TOKENS
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(read_file(path))
+        if not isinstance(found, dict) or not all(NAME.fullmatch(name) for name in found):
+            raise Undecodable("no mapping of names to tokens")
+        return {name: build(OpenToken, each) for name, each in found.items()}
+    except Undecodable as error:
+        raise Refusal("file", str(path), f"is no list of tokens ({error}); copy it from the desk") from None
+
+
+def place_of(folder: Path, name: str, lock: str) -> Path:
+    """Return the path, without its suffix, of what was asked and answered under one token."""
+    return folder / QUEUE / f"{name}.{lock[:16]}"
+
+
+class EnrolmentPort:
+    """Port of a server's bundle for devices that enrol.
+
+    Args:
+      bundle: of the server, with an address for enrolments.
+      now: returns the Unix second.
+    """
+
+    def __init__(self, bundle: ServerBundle, now: Callable[[], float] = time.time) -> None:
+        self._bundle, self._now = bundle, now
+        self._places = threading.BoundedSemaphore(PLACES)
+        self._one_at_a_time = threading.Lock()
+
+    def answer(self, ask: Ask) -> Reply:
+        """Return the answer to a question; a request that is taken is on disk then."""
+        if not ask.name:
+            return Reply("authority", ca=self._bundle.credentials.ca, authority=self._bundle.authority)
+        folder = self._bundle.folder
+        token = _listed(folder).get(ask.name)
+        if token is None or not hmac.compare_digest(lock_of(ask.door), token.lock):
+            return Reply("unknown")
+        if self._now() > token.end:
+            return Reply("ended")
+        if not 0 < len(ask.request) <= MOST_REQUEST or len(ask.seal) != 32:
+            return Reply("unknown")
+        place = place_of(folder, ask.name, token.lock)
+        with self._one_at_a_time:
+            asked, answered = (
+                place.with_name(f"{place.name}.request"),
+                place.with_name(f"{place.name}.answer"),
+            )
+            if not asked.exists():
+                asked.parent.mkdir(mode=0o700, exist_ok=True)
+                replace_file(asked, ask.seal + ask.request)
+            elif read_file(asked) != ask.seal + ask.request:
+                return Reply("used")
+        if not answered.exists():
+            return Reply("waits")
+        return Reply("admitted", answer=read_file(answered), roster=read_file(folder / "roster.bin"))
+
+    def serve(self, stop: threading.Event, said: Callable[[str], None]) -> None:
+        """Listen while tokens are open, and return when none is, or `stop` is set.
+
+        Raises:
+          Refusal: the address cannot be listened on.
+        """
+        tokens = open_tokens(self._bundle.folder, self._now())
+        if not tokens:
+            said("no token is open: closed")
+            return
+        with self._listening() as listener:
+            said(f"enrolment on {self._bundle.enrolment}: open tokens: {len(tokens)}")
+            looked = time.monotonic()
+            while tokens and not stop.is_set():
+                if time.monotonic() - looked > LOOK_SECONDS:
+                    tokens, looked = self._still_open(tokens), time.monotonic()
+                self._accept(listener)
+        said("no token is open any more: closed" if not tokens else "stopped")
+
+    def _still_open(self, before: Mapping[str, OpenToken]) -> Mapping[str, OpenToken]:
+        try:
+            return open_tokens(self._bundle.folder, self._now())
+        except Refusal as refusal:
+            logger.error("%s", refusal)
+            return before
+
+    def _listening(self) -> socket.socket:
+        address = self._bundle.enrolment
+        assert address is not None
+        host, _, port = address.rpartition(":")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            listener = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
+        except OSError as error:
+            raise Refusal("enrolment", address, f"cannot be listened on: {error.strerror}") from error
+        listener.settimeout(LOOK_SECONDS)
+        return listener
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Give the next connection a place, once one is free."""
+        if not self._places.acquire(timeout=LOOK_SECONDS):
+            return
+        try:
+            stream, _ = listener.accept()
+        except OSError as error:
+            self._places.release()
+            if not isinstance(error, TimeoutError):
+                logger.warning("no connection can be taken: %s", error)
+                time.sleep(LOOK_SECONDS)
+            return
+        threading.Thread(target=self._hear, args=(stream,), daemon=True).start()
+        time.sleep(PAUSE_SECONDS)
+
+    def _hear(self, stream: socket.socket) -> None:
+        end = time.monotonic() + SECONDS
+        try:
+            with suppress(OSError, Undecodable), stream:  # a stranger's connection ends as it likes
+                stream.settimeout(SECONDS)
+                with self._context().wrap_socket(stream, server_side=True) as sealed:
+                    send(sealed, self.answer(receive(sealed, Ask, MOST_ASKED, end)), end)
+        except Exception:
+            logger.exception("a question could not be answered")
+        finally:
+            self._places.release()
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(self._bundle.folder / "tls.pem", self._bundle.folder / "tls.key")
+        return context
