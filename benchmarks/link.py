@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,7 @@ def federation(clients: int, per_process: int) -> Generator[tuple[LinkGrid, list
     door = Door("127.0.0.1:0", lambda: own, lambda: nodes, lambda: admitted)
     with open_link(door) as grid, ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ends = [Endpoint(f"127.0.0.1:{grid.port}", node, pairs[node]) for node in nodes]
+        ends = [Endpoint(f"127.0.0.1:{grid.port}", node, partial(pairs.__getitem__, node)) for node in nodes]
         shares = [ends[first : first + per_process] for first in range(0, clients, per_process)]
         processes = [
             stack.enter_context(_clients(folder / f"{n}.json", share)) for n, share in enumerate(shares)

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def _unsaid(_: str) -> None:
 def write_endpoints(path: Path, endpoints: Sequence[Endpoint]) -> None:
     """Write what `read_endpoints` reads."""
     told = [
-        [each.server, each.node, *(pem.decode() for pem in asdict(each.credentials).values())]
+        [each.server, each.node, *(pem.decode() for pem in asdict(each.credentials()).values())]
         for each in endpoints
     ]
     path.write_text(json.dumps(told))
@@ -69,7 +70,7 @@ def write_endpoints(path: Path, endpoints: Sequence[Endpoint]) -> None:
 def read_endpoints(path: Path) -> list[Endpoint]:
     """Return who is to follow where."""
     return [
-        Endpoint(server, node, Credentials(*(pem.encode() for pem in pems)))
+        Endpoint(server, node, partial(Credentials, *(pem.encode() for pem in pems)))
         for server, node, *pems in json.loads(path.read_text())
     ]
 

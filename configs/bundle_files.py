@@ -30,6 +30,7 @@ from .strict import Mistakes, Section
 
 LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 5 MiB
 LINKS = ("grpc", "flower")
+CERTIFICATE = "tls.pem"
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 NAME = re.compile("[a-z0-9][a-z0-9_-]{0,47}")
@@ -163,24 +164,44 @@ def read_credentials(folder: Path, federation: str, name: str) -> Credentials:
       Refusal: one cannot be read, they do not belong together, they are another federation's or another
         name's, or their time is over. A certificate whose time has not begun is kept: a device's clock may be late.
     """
-    paths = [folder / each for each in ("ca.pem", "tls.pem", "tls.key")]
-    ca, certificate, key = read_file(paths[0]), read_file(paths[1]), read_secret(paths[2])
-    authority, own = load_certificate(paths[0], ca), load_certificate(paths[1], certificate)
+    path = folder / CERTIFICATE
+    held = Credentials(read_file(folder / "ca.pem"), read_file(path), read_secret(folder / "tls.key"))
+    check_certificate(path, held.certificate, held, federation, name)
+    return held
+
+
+def check_certificate(path: Path, pem: bytes, held: Credentials, federation: str, name: str) -> None:
+    """Refuse a certificate that is not the authority's, for this key and this name, or whose time is over.
+
+    Args:
+      path: of its file.
+      pem: the certificate.
+      held: the authority's certificate, and the key; its own certificate is not looked at.
+      federation: for which it must be made.
+      name: of the client or the server.
+
+    Raises:
+      Refusal: of the first fault.
+    """
+    authority, own = load_certificate(path.with_name("ca.pem"), held.ca), load_certificate(path, pem)
     try:
         own.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        raise Refusal("file", str(paths[1]), "was not signed by the authority in ca.pem") from None
-    if _spki(_private(paths[2], key).public_key()) != _spki(own.public_key()):
-        raise Refusal("file", str(paths[2]), "is not the key of the certificate beside it")
+        raise Refusal("file", str(path), "was not signed by the authority in ca.pem") from None
+    key = path.with_name("tls.key")
+    if _spki(_private(key, held.key).public_key()) != _spki(own.public_key()):
+        raise Refusal("file", str(key), "is not the key of the certificate beside it")
     for attribute, expected in ((NameOID.ORGANIZATION_NAME, federation), (NameOID.COMMON_NAME, name)):
         if [each.value for each in own.subject.get_attributes_for_oid(attribute)] != [expected]:
-            raise Refusal(
-                "file", str(paths[1]), f"was not made for {name!r} of the federation {federation!r}"
-            )
+            raise Refusal("file", str(path), f"was not made for {name!r} of the federation {federation!r}")
     if own.not_valid_after_utc.timestamp() < time.time():
         ended = f"ended on {own.not_valid_after_utc:%Y-%m-%d}"
-        raise Refusal("file", str(paths[1]), f"{ended}; ask for new ones (fedveil provision rotate)")
-    return Credentials(ca, certificate, key)
+        raise Refusal("file", str(path), f"{ended}; ask for new ones (fedveil provision rotate, or a token)")
+
+
+def certificate_ends(path: Path, pem: bytes) -> int:
+    """Return the Unix second in which a certificate ends."""
+    return int(load_certificate(path, pem).not_valid_after_utc.timestamp())
 
 
 def read_hexadecimal(path: Path) -> bytes:

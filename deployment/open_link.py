@@ -12,6 +12,8 @@ from ..configs.schema import LinkSettings
 from ..links.roster_watch import Nodes, admitted_in, followed_credentials
 from ..links.server_bundle import ServerBundle
 from ..privacy.refusal import Refusal
+from ..strategies.renewal import DeviceFacts
+from .courier import carrying
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,16 @@ class Presence:
       since: of each node that is here, the Unix second since when.
       received, sent: bytes, over all connections.
       turned_away: connections and replies that were refused, by reason.
+      seen: of nodes that were here and are not, the Unix second until when.
+      devices: what devices say of themselves, by node.
     """
 
     since: Mapping[int, float]
     received: int = 0
     sent: int = 0
     turned_away: Mapping[str, int] = field(default_factory=dict[str, int])
+    seen: Mapping[int, float] = field(default_factory=dict[int, float])
+    devices: Mapping[int, DeviceFacts] = field(default_factory=dict[int, DeviceFacts])
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     from ..links.grpc.grid import Door, open_link
 
     admitted = admitted_in(bundle.admitted, nodes)
-    with open_link(Door(bundle.listen, followed_credentials(bundle), nodes, admitted)) as grid:
+    door = Door(bundle.listen, followed_credentials(bundle), nodes, admitted)
+    with open_link(door) as grid, carrying(bundle, grid, lambda: grid.connected) as courier:
 
         def presence() -> Presence:
             traffic = grid.traffic
@@ -73,6 +80,8 @@ def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
                 sum(each.bytes_in for each in traffic.values()),
                 sum(each.bytes_out for each in traffic.values()),
                 grid.counts,
+                {node: each.seen for node, each in traffic.items() if each.seen is not None},
+                dict(courier.facts),
             )
 
         yield Link(grid, presence)

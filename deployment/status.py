@@ -56,6 +56,14 @@ def served_roster(folder: Path) -> int:
         return 0
 
 
+def clients_before(folder: Path) -> dict[int, Mapping[str, Any]]:
+    """Return what an earlier server said of each node; nothing where none ever said anything that can be read."""
+    try:
+        return {int(each["node"]): each for each in read_status(folder)["clients"]}
+    except (Refusal, KeyError, TypeError, ValueError):
+        return {}
+
+
 def running(folder: Path) -> bool:
     """Return whether a server runs on the folder."""
     return holder(folder / RUNNING) is not None
@@ -102,12 +110,31 @@ def _budget(row: Mapping[str, Any], refused: int) -> str:
 
 def _table(clients: list[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("node", "client", "connected"):
+    for column in ("node", "client", "connected", "certificate", "version", "suites"):
         table.add_column(column, justify="right" if column == "node" else "left")
     for each in clients:
-        here = "-" if each["since"] is None else f"for {_ago(each['since'])}"
-        table.add_row(str(each["node"]), Text(each["name"]), here)
+        ends = each.get("certificate_ends")
+        version, suites = each.get("version") or "-", each.get("suites") or ()
+        table.add_row(
+            str(each["node"]),
+            Text(each["name"]),
+            _presence(each),
+            "-" if ends is None else _until(ends),
+            Text(version),
+            ", ".join(map(str, suites)) or "-",
+        )
     return table
+
+
+def _presence(client: Mapping[str, Any]) -> str:
+    if client["since"] is not None:
+        return f"for {_ago(client['since'])}"
+    return f"{_ago(client['seen'])} ago" if client.get("seen") else "-"
+
+
+def _until(end: str) -> str:
+    left = datetime.fromisoformat(end).timestamp() - time.time()
+    return "[red]ended[/red]" if left < 0 else f"{left / 86400:.0f} d left"
 
 
 def _ago(since: str) -> str:

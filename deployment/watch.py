@@ -24,6 +24,7 @@ from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
+from ..privacy.secagg.roster import Member
 from ..server.run.audit import in_words
 from ..server.run.audit_line import AuditLine, rows_of
 from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
@@ -33,7 +34,7 @@ from ..server.run.run_folder import named_in
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
 from .open_link import Presence
 from .prometheus import serving
-from .status import STATUS
+from .status import STATUS, clients_before
 
 LOG = "server.log"
 LOOK_SECONDS = 1.0
@@ -64,6 +65,7 @@ class Watch:
         self._state, self._reason = "starting", ""
         self._started, self._here = time.time(), set[int]()
         self._stop = threading.Event()
+        self._before = clients_before(bundle.folder)
 
     # --- what happens -------------------------------------------------------------------------------------------
 
@@ -120,14 +122,27 @@ class Watch:
             "privacy": budgets(federation, rounds),
             "roster": roster.version,
             "audit": None if self._audit is None else audit_of(self._audit),
-            "clients": [
-                {"node": m.node, "name": m.name, "since": _utc(presence.since.get(m.node))}
-                for m in roster.members
-            ],
+            "clients": [self._client(member, presence) for member in roster.members],
             "bytes": None
             if federation.keeps_counts
             else {"received": presence.received, "sent": presence.sent},
             "turned_away": {} if federation.keeps_counts else dict(presence.turned_away),
+        }
+
+    def _client(self, member: Member, presence: Presence) -> dict[str, Any]:
+        """Return what is known of one client, by an earlier process too where it has not come yet."""
+        node, since = member.node, presence.since.get(member.node)
+        seen, facts = presence.seen.get(node), presence.devices.get(node)
+        before = self._before.get(node, {})
+        return {
+            "node": node,
+            "name": member.name,
+            "since": _utc(since),
+            "seen": _utc(seen) or before.get("since") or before.get("seen"),
+            "certificate_ends": _utc(member.not_after if facts is None else facts.certificate_ends),
+            "roster": before.get("roster") if facts is None else facts.roster,
+            "version": before.get("version") if facts is None else facts.version,
+            "suites": before.get("suites") if facts is None else list(facts.suites),
         }
 
     def follow(self) -> None:

@@ -549,6 +549,8 @@ def test_the_status_tells_who_is_here_and_what_is_spent_while_the_server_runs_an
     folder, then = spring.hearts / "server", spring.status
     assert (then["state"], then["round"], then["invited"], then["replies"]) == ("training", 2, 10, None)
     assert [each["since"] is not None for each in then["clients"]] == [True] * 4 + [False]
+    assert all(each["certificate_ends"] and each["version"] is None for each in then["clients"])
+    assert "365 d left" in spring.shown or "364 d left" in spring.shown
     assert "hearts, run spring: training" in spring.shown and "round 2 of 3" in spring.shown
     assert "clients: epsilon" in spring.shown and "of 8 spent" in spring.shown and "cleveland" in spring.shown
     after = read_status(folder)

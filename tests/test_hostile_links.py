@@ -81,7 +81,7 @@ def test_a_server_whose_certificate_is_not_valid_here_is_not_followed(federation
     own = federation.authority._pair("server", 0) if wrong == "expired" else federation.server
     with open_link(replace(federation.door(), credentials=lambda: own)) as grid:
         host = "127.0.0.1" if wrong == "expired" else "localhost"  # which it does not name
-        endpoint = Endpoint(f"{host}:{grid.port}", 2, federation.pairs[2])
+        endpoint = Endpoint(f"{host}:{grid.port}", 2, lambda: federation.pairs[2])
         with federation.following(endpoint, moved, said):
             until(lambda: len(said) >= 2)
             assert not grid.connected and all("not connected" in line for line in said)
@@ -254,7 +254,7 @@ def test_a_server_that_asks_for_more_than_the_owner_allows_is_refused_over_the_l
     door = Door(
         bundle.listen, lambda: bundle.credentials, lambda: (2,), admitted_in(bundle.admitted, lambda: (2,))
     )
-    endpoint = Endpoint(bundle.listen, 2, device.bundle.credentials)
+    endpoint = Endpoint(bundle.listen, 2, lambda: device.bundle.credentials)
     with (
         open_link(door) as grid,
         Federation.following(SimpleNamespace(folder=tmp_path), endpoint, device.answer),

@@ -888,6 +888,20 @@ MUTATIONS = {
         "test_deployment_enrolment.py",
         "stands_in_between",
     ),
+    "a device takes any certificate": Mutation(
+        "client/device/certificate.py",
+        "    check_certificate(path, pem, held, own.federation, own.name)\n",
+        "",
+        "test_deployment_fleet.py",
+        "later_certificate_of_its_own",
+    ),
+    "a device takes an earlier certificate": Mutation(
+        "client/device/certificate.py",
+        "    if certificate_ends(path, pem) <= certificate_ends(path, held.certificate):",
+        "    if certificate_ends(path, pem) < 0:",
+        "test_deployment_fleet.py",
+        "later_certificate_of_its_own",
+    ),
     "a server takes a roster that forks": Mutation(
         "links/roster_watch.py",
         "if not roster.follows(held[0]):",

@@ -18,21 +18,26 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
 from flwr.app import Error, Message
 
+from ...configs.bundle_files import CERTIFICATE, certificate_ends
 from ...links import folder_lock
 from ...links.core_dumps import without_core_dumps
 from ...links.device_answers import AWAY, Handle, Longest, usual_wait
 from ...links.open_files import raise_limit
 from ...privacy.bounded_decoding import build, read_json
 from ...privacy.ledger.durable_files import replace_file
+from ...privacy.refusal import Refusal
 from ...strategies.flower_adapter import claim_identity, quiet_flower
+from ...strategies.renewal import DeviceFacts, facts_reply, read_renewal
 from ...strategies.run_over import RunOver, read_over, reply_with
 from ...strategies.wire import DROP_REASONS, NOT_READY, SPEC_RECORD, read_round
 from ..private_update import NotTrained
+from .certificate import newest_credentials, renew_certificate
 from .client_bundle import ClientBundle, read_client_bundle, take_shipped
 from .device import Device, before_its_time, read_device
 from .receipts import receipt_for
@@ -105,6 +110,8 @@ class Agent:
         """Answer one message."""
         if (over := read_over(message)) is not None:
             return self._ended(message, over)
+        if (certificate := read_renewal(message)) is not None:
+            return self._renewed(message, certificate)
         assert self.device is not None
         if self._rests:
             begin_another(self._state)
@@ -123,6 +130,18 @@ class Agent:
     def longest_wait(self) -> float:
         """Return the longest wait between two attempts to connect, in seconds."""
         return REST_SECONDS if self._rests else usual_wait()
+
+    def _renewed(self, message: Message, certificate: str) -> Message:
+        """Keep a later certificate, and say what this device is."""
+        try:
+            if certificate:
+                self._bundle = renew_certificate(self._bundle, certificate.encode())
+        except (Refusal, OSError) as error:
+            logger.error("a certificate was not taken: %s", error)
+        held = self._bundle if self.device is None else self.device.bundle
+        ends = certificate_ends(held.folder / CERTIFICATE, self._bundle.credentials.certificate)
+        version, suites = held.identity.roster.version, held.policy.suites
+        return facts_reply(message, DeviceFacts(metadata.version("fedveil"), ends, version, suites))
 
     def _ended(self, message: Message, over: RunOver) -> Message:
         try:
@@ -200,7 +219,7 @@ def _link(bundle: ClientBundle) -> Follow:
         return partial(follow_fleet, door)
     from ...links.grpc.device_end import Endpoint, follow
 
-    return partial(follow, Endpoint(own.server, own.node, held))
+    return partial(follow, Endpoint(own.server, own.node, partial(newest_credentials, bundle)))
 
 
 def alone(state: Path) -> AbstractContextManager[None]:

@@ -76,13 +76,13 @@ class Endpoint:
     Attributes:
       server: host and port; the server's certificate must name that host.
       node: this device's number.
-      credentials: of the device's end of mutual TLS.
+      credentials: returns those of the device's end of mutual TLS; called for every connection.
       most_bytes: size of the largest instruction; a larger one ends the stream.
     """
 
     server: str
     node: int
-    credentials: Credentials
+    credentials: Callable[[], Credentials]
     most_bytes: int = MOST_BYTES
 
 
@@ -240,7 +240,7 @@ class DeviceStream:
 
     async def _session(self) -> str:
         """Hold one stream as long as it lasts and return why it ended."""
-        to, own = self._endpoint, self._endpoint.credentials
+        to, own = self._endpoint, self._endpoint.credentials()
         credentials = grpc.ssl_channel_credentials(own.ca, own.key, own.certificate)
         async with grpc.aio.secure_channel(to.server, credentials, OPTIONS) as channel:
             call: Any = channel.stream_stream(METHOD)()

@@ -60,11 +60,13 @@ class Traffic:
 
     Attributes:
       since: Unix second at which the present stream began; None while the node is away.
+      seen: Unix second at which the last stream ended; None before.
       streams: number of streams so far.
       bytes_in, bytes_out: received and sent.
     """
 
     since: float | None = None
+    seen: float | None = None
     streams: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -155,7 +157,7 @@ class Switchboard:
             ended = await self._exchange(peer)
         finally:
             del self._peers[node]
-            peer.traffic.since = None
+            peer.traffic.since, peer.traffic.seen = None, time.time()
         if ended is not None:  # after the node is forgotten: a client that does not read may never hear of it
             await self._refuse(context, *ended)
 

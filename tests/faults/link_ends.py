@@ -56,7 +56,7 @@ class Federation:
         return Door(listen, lambda: self.server, lambda: self.nodes, admitted)
 
     def endpoint(self, node: int, port: int, pair: Credentials | None = None) -> Endpoint:
-        return Endpoint(f"127.0.0.1:{port}", node, pair or self.pairs[node])
+        return Endpoint(f"127.0.0.1:{port}", node, lambda: pair or self.pairs[node])
 
     def write(self, folder: Path, port: int, node: int = 0, **more: Any) -> Path:
         """Write what one end of the link needs to run as a process."""
@@ -114,7 +114,7 @@ class RawClient:
     """A client that sends what it likes."""
 
     def __init__(self, endpoint: Endpoint, *, hello: Frame | None = None) -> None:
-        own = endpoint.credentials
+        own = endpoint.credentials()
         credentials = grpc.ssl_channel_credentials(own.ca, own.key or None, own.certificate or None)
         options = [("grpc.http2.bdp_probe", 0)]  # what it does not read, it does not let in either
         self._channel = grpc.secure_channel(endpoint.server, credentials, options)
@@ -178,7 +178,7 @@ def _ask(grid: LinkGrid, folder: Path, told: dict[str, Any]) -> None:
 
 
 def _follow(folder: Path, told: dict[str, Any]) -> None:
-    endpoint = Endpoint(f"127.0.0.1:{told['port']}", told["node"], _credentials(told))
+    endpoint = Endpoint(f"127.0.0.1:{told['port']}", told["node"], lambda: _credentials(told))
 
     def handle(message: Message) -> Message:
         with open(folder / "handled", "a") as file:

@@ -225,6 +225,8 @@ BEYOND: dict[str, str] = {
     "a token asks for another name": ADMISSION,
     "a server may put its keys in the place of a device's": ADMISSION,
     "a device enrols with whoever answers": ADMISSION,
+    "a device takes any certificate": ADMISSION,
+    "a device takes an earlier certificate": ADMISSION,
     "a policy that others may change is taken": ADMISSION,
     "strangers take a server's last open file": "a server that ends, and no number that is released",
     "text may be as deep as it likes": ADMISSION,

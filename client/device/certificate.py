@@ -1,0 +1,54 @@
+"""Certificate of a device, which the authority renews for the key that the device has."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from ...configs.bundle_files import (
+    CERTIFICATE,
+    Credentials,
+    certificate_ends,
+    check_certificate,
+    read_credentials,
+)
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.refusal import Refusal
+from .client_bundle import ClientBundle
+
+logger = logging.getLogger("fedveil.client")
+
+PUBLIC = 0o644
+
+
+def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
+    """Return the bundle with a later certificate for its key, which is kept in the place of the earlier one.
+
+    Args:
+      bundle: returned as it is if its certificate ends as late.
+      pem: what the server sent; only the authority's signature, this device's key and name, and a later end count.
+
+    Raises:
+      Refusal: it is none of the authority's for this key and name.
+      OSError: it cannot be kept.
+    """
+    held, own = bundle.credentials, bundle.settings
+    if pem == held.certificate:
+        return bundle
+    path = bundle.folder / CERTIFICATE
+    check_certificate(path, pem, held, own.federation, own.name)
+    if certificate_ends(path, pem) <= certificate_ends(path, held.certificate):
+        return bundle
+    replace_file(path, pem, PUBLIC)
+    logger.info("the certificate was renewed")
+    return replace(bundle, credentials=replace(held, certificate=pem))
+
+
+def newest_credentials(bundle: ClientBundle) -> Credentials:
+    """Return the credentials that the bundle's folder holds now, or those that were read where they cannot be used."""
+    own = bundle.settings
+    try:
+        return read_credentials(bundle.folder, own.federation, own.name)
+    except Refusal as refusal:
+        logger.warning("%s", refusal)
+        return bundle.credentials

@@ -1,0 +1,98 @@
+"""Courier of later certificates: each connected device is brought its own over the stream that it has, and says what it is."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from flwr.serverapp import Grid
+
+from ..configs.bundle_files import read_file
+from ..links.roster_watch import Followed
+from ..links.server_bundle import ServerBundle
+from ..privacy.bounded_decoding import Undecodable, read_json
+from ..privacy.refusal import Refusal
+from ..strategies.renewal import DeviceFacts, read_facts, renewal_to
+
+logger = logging.getLogger("fedveil.server")
+
+CERTIFICATES = "certificates.json"
+LOOK_SECONDS = 1.0  # between two looks at who has come, and at what the authority has issued
+ANSWER_SECONDS = 60.0  # a device that trains answers when it is done; it is asked again
+
+Certificates = Callable[[], Mapping[str, str]]
+
+
+class Courier:
+    """Courier to the devices of a grid.
+
+    Args:
+      grid: reaches them.
+      since: returns the connected nodes, and the Unix second since which each is.
+      certificates: returns the newest certificates in PEM, by node.
+    """
+
+    def __init__(
+        self, grid: Grid, since: Callable[[], Mapping[int, float]], certificates: Certificates
+    ) -> None:
+        self._grid, self._since, self._certificates = grid, since, certificates
+        self._told: dict[int, tuple[float, str]] = {}
+        self.facts: dict[int, DeviceFacts] = {}
+
+    def carry(self, seconds: float = ANSWER_SECONDS) -> int:
+        """Bring what connected devices were not brought yet, and return how many have answered."""
+        here, certificates = self._since(), self._certificates()
+        wanted = {node: (since, certificates.get(str(node), "")) for node, since in here.items()}
+        asked = {node: each for node, each in wanted.items() if self._told.get(node) != each}
+        messages = [renewal_to(node, certificate) for node, (_, certificate) in asked.items()]
+        answered = 0
+        for reply in self._grid.send_and_receive(messages, timeout=seconds) if messages else ():
+            node, answered = reply.metadata.src_node_id, answered + 1
+            self._told[node] = asked[
+                node
+            ]  # an older release answers with an error, and is asked when it comes again
+            if (facts := read_facts(reply)) is not None:
+                self.facts[node] = facts
+        return answered
+
+    def follow(self, stop: threading.Event) -> None:
+        """Carry whatever there is until `stop` is set."""
+        while not stop.wait(LOOK_SECONDS):
+            try:
+                self.carry()
+            except Exception:  # no round waits for a courier
+                logger.exception("certificates could not be carried")
+
+
+@contextmanager
+def carrying(
+    bundle: ServerBundle, grid: Grid, since: Callable[[], Mapping[int, float]]
+) -> Generator[Courier]:
+    """Carry as long as the context lasts."""
+    courier, stop = Courier(grid, since, followed_certificates(bundle)), threading.Event()
+    threading.Thread(target=courier.follow, args=(stop,), name="courier", daemon=True).start()
+    try:
+        yield courier
+    finally:
+        stop.set()  # an exchange that it waits in ends with the link
+
+
+def followed_certificates(bundle: ServerBundle) -> Certificates:
+    """Return a function that returns the newest certificates of the bundle, none where an older desk made it."""
+    path = bundle.folder / CERTIFICATES
+    followed = Followed[dict[str, str]]((path,), lambda _: _read(path), {})
+    return lambda: followed() if path.exists() else {}
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        found = read_json(read_file(path))
+    except Undecodable:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+        raise Refusal("file", str(path), "is no mapping of nodes to certificates; copy it from the desk")
+    return cast(dict[str, str], found)

@@ -1,0 +1,75 @@
+"""Message that brings a connected device a later certificate, and what the device says of itself in its reply."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from .flower_adapter import records_of
+from .run_over import MESSAGE_TYPE
+
+RENEWAL, DEVICE, CERTIFICATE = "renewal", "device", "certificate"
+LONGEST_CERTIFICATE = 1 << 14
+LONGEST_VERSION = 32
+LAST_SECOND = 253_402_300_799  # of the year 9999, the last that a date can have
+NEWEST_ROSTER, MOST_SUITES = 2**53, 64
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """Facts of a device that no data of its owner's touch.
+
+    Attributes:
+      version: of fedveil there.
+      certificate_ends: Unix second.
+      roster: version that it has.
+      suites: of primitives that its owner's policy allows.
+    """
+
+    version: str
+    certificate_ends: int
+    roster: int
+    suites: tuple[int, ...]
+
+
+def renewal_to(node: int, certificate: str) -> Message:
+    """Return the message that asks a node what it is, and brings it a certificate in PEM; empty brings none."""
+    return Message(RecordDict({RENEWAL: ConfigRecord({CERTIFICATE: certificate})}), node, MESSAGE_TYPE)
+
+
+def read_renewal(message: Message) -> str | None:
+    """Return the certificate that a message brings, empty where it brings none; None if it is another message."""
+    if message.metadata.message_type != MESSAGE_TYPE or message.has_error():
+        return None
+    told = records_of(message.content, ConfigRecord).get(RENEWAL)
+    found = None if told is None else told.get(CERTIFICATE)
+    return found if isinstance(found, str) and len(found) <= LONGEST_CERTIFICATE else None
+
+
+def facts_reply(message: Message, facts: DeviceFacts) -> Message:
+    """Return a device's reply to a renewal."""
+    record = ConfigRecord({**asdict(facts), "suites": list(facts.suites)})
+    return Message(RecordDict({DEVICE: record}), reply_to=message)
+
+
+def read_facts(reply: Message) -> DeviceFacts | None:
+    """Return what a device says of itself; None if it says nothing that can be read, as an older release does."""
+    told = None if reply.has_error() else records_of(reply.content, ConfigRecord).get(DEVICE)
+    if told is None:
+        return None
+    version, ends, roster, suites = (
+        told.get(key) for key in ("version", "certificate_ends", "roster", "suites")
+    )
+    if not (isinstance(version, str) and version.isprintable() and len(version) <= LONGEST_VERSION):
+        return None
+    if not (_is_whole(ends, LAST_SECOND) and _is_whole(roster, NEWEST_ROSTER)):
+        return None
+    if not isinstance(suites, list) or len(suites) > MOST_SUITES:
+        return None
+    known = tuple(int(str(each)) for each in suites if _is_whole(each, MOST_SUITES))
+    return DeviceFacts(version, int(str(ends)), int(str(roster)), known)
+
+
+def _is_whole(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
