@@ -64,7 +64,9 @@ def write_clients(
     """
     roster = {"roster.bin": register.signed_roster(authority.signer)}
     for issued in register.admitted:
-        if issued.enrolled:
+        if issued.enrolled:  # what the desk made for it before is admitted no longer
+            for key in PRIVATE:
+                (folder / issued.name / key).unlink(missing_ok=True)
             continue
         files = client_files(federation, authority, register, issued, requirements)
         _write(folder / issued.name, {**files, **roster})

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from fedveil.deployment.requirements import wheel_requirements
+
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"client": ("client", "tables"), "server": ("simulation",)}
 
@@ -125,6 +127,25 @@ def test_the_commands_of_security_md_check_a_release_without_our_code(
     assert check().returncode != 0
 
 
+def install(folder: Path, wheel: Path) -> None:
+    """Install a wheel as a device does, and not one that was changed behind the hash."""
+    (folder / "wheels").mkdir()
+    copied = Path(shutil.copy(wheel, folder / "wheels"))
+    (folder / "requirements.txt").write_text(wheel_requirements(folder / "wheels"))
+    options = ("--quiet", "--no-deps", "--no-index", "--require-hashes", "--target", "site")
+    command = [sys.executable, "-m", "pip", "install", *options, "-r", "requirements.txt"]
+
+    def installed() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    done = installed()
+    assert done.returncode == 0 and (folder / "site" / "fedveil" / "__init__.py").exists(), done.stderr
+    shutil.rmtree(folder / "site")
+    copied.write_bytes(copied.read_bytes() + b"x")
+    done = installed()
+    assert done.returncode != 0 and "Expected sha256" in done.stderr and not (folder / "site").exists()
+
+
 @pytest.mark.campaign
 def test_the_release_command_makes_what_its_verification_accepts(
     tmp_path: Path, key: Ed25519PrivateKey
@@ -149,6 +170,7 @@ def test_the_release_command_makes_what_its_verification_accepts(
     assert bill["bomFormat"] == "CycloneDX" and bill["metadata"]["component"]["name"] == "fedveil"
     locked = re.findall(r"^([a-z0-9._-]+)==", (ROOT / "containers/client.lock").read_text(), re.MULTILINE)
     assert sorted(each["name"] for each in bill["components"]) == sorted(locked)
+    install(tmp_path, next((tmp_path / "one").glob("*.whl")))
     (tree / "more.txt").write_text("not in a commit")
     done = subprocess.run(
         [*command, "--key", str(tmp_path / "release.key")], capture_output=True, text=True, check=False

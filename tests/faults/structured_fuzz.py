@@ -38,8 +38,10 @@ from fedveil.configs.bundle_files import read_toml
 from fedveil.deployment.federation_yaml import read_federation
 from fedveil.deployment.register import read_register
 from fedveil.links.device_answers import Journal
+from fedveil.links.enrolment.messages import Ask, decoded
 from fedveil.links.grpc import frames, message_codec
 from fedveil.links.server_bundle import read_admitted
+from fedveil.privacy.bounded_decoding import Undecodable
 from fedveil.privacy.ledger.caps import read_caps
 from fedveil.privacy.ledger.data_sets import read_data_sets
 from fedveil.privacy.mechanisms.private_sum import CohortSum
@@ -432,6 +434,13 @@ def surfaces(folder: Path) -> list[Surface]:
     claim_identity(1)
     return [
         Surface("frames", 20, _frame, frames.read, (frames.BadFrame,)),
+        Surface(
+            "enrolments",
+            10,
+            lambda draw: packed_wrong(draw, ["sensor-1", bytes(32), b"request", bytes(32)]),
+            lambda data: decoded(Ask, data),
+            (Undecodable,),
+        ),
         Surface("messages", 20, _message, _whole_message, (message_codec.MalformedMessage,)),
         Surface("replies", 6, _reply, _summed, ()),
         Surface("secure messages", 20, _secure_message, read_any, (Refused,)),
