@@ -93,7 +93,7 @@ def serve(
     raise_limit()
     bundle = read_server_bundle(folder)
     with alone(folder / RUNNING, "server"):
-        _refuse_older_roster(bundle)
+        _refuse_roster(bundle)
         if not given:
             _close_finished(folder)
         settings = settings_for(bundle, given)
@@ -111,8 +111,11 @@ def serve(
     return outcome.exit_code
 
 
-def _refuse_older_roster(bundle: ServerBundle) -> None:
-    """Refuse to admit again whom a roster that was served has left out."""
+def _refuse_roster(bundle: ServerBundle) -> None:
+    """Refuse a roster of nobody, and to admit again whom a roster that was served has left out."""
+    if not bundle.roster.members:
+        remedy = "has no members: admit clients, or let devices enrol first (fedveil server enrol)"
+        raise Refusal("roster", f"version {bundle.roster.version}", remedy)
     served = served_roster(bundle.folder)
     if bundle.roster.version < served:
         remedy = f"this server has served version {served}; copy the newest server folder of the desk"

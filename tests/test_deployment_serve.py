@@ -533,6 +533,12 @@ def test_a_roster_of_too_few_ends_the_run_in_order_and_it_goes_on_with_more(
     assert [row["round"] for row in rows_of(hearts)] == [1, 2, 3]
 
 
+def test_a_roster_of_nobody_is_refused_at_the_start(hearts: Path) -> None:
+    revoke(hearts, ["*"])
+    with pytest.raises(Refusal, match="roster='version 2': has no members"):
+        served(hearts, *NOTED)
+
+
 def test_an_older_roster_than_was_served_is_refused_at_the_start(hearts: Path, tmp_path: Path) -> None:
     kept = Path(shutil.copytree(hearts / "server", tmp_path / "kept"))
     revoke(hearts, "boston")
