@@ -1825,7 +1825,7 @@ class Tried:
 def tried(tmp_path_factory: pytest.TempPathFactory) -> Generator[Tried]:
     """A copy of the package that shadows the installed one."""
     copy = tmp_path_factory.mktemp("mutations") / "fedveil"
-    for room in (*ROOMS, "tests"):
+    for room in (*ROOMS, "benchmarks", "tests"):
         shutil.copytree(ROOT / room, copy / room)
     for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "py.typed"):
         shutil.copy2(path, copy / path.name)
