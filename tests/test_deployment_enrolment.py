@@ -313,16 +313,15 @@ def test_the_commands_enrol_a_device(desk: Path, tmp_path: Path) -> None:
 
     told = fedveil("provision", "token", "desk", "sensor-1", "--hours", "0.1").communicate()[0]
     assert read_token(told).name == "sensor-1"
-    server = fedveil("server", "enrol", "desk/server")
-    device = fedveil("client", "enrol", told.strip(), "device")
-    assert server.stdout is not None and device.stdout is not None
+    begun = [server := fedveil("server", "enrol", "desk/server")]
     try:
-        assert "open tokens: 1" in server.stdout.readline()
-        assert "the authority has not answered yet" in device.stdout.readline()
+        assert server.stdout is not None and "open tokens: 1" in server.stdout.readline()
+        begun.append(device := fedveil("client", "enrol", told.strip(), "device"))
+        assert device.stdout is not None and "the authority has not answered yet" in device.stdout.readline()
         assert "sensor-1  admitted by its token" in fedveil("provision", "approve", "desk").communicate()[0]
         assert device.communicate(timeout=60)[0].startswith("enrolled; start it with")
     finally:
-        for process in (server, device):
+        for process in begun:
             process.kill()
             process.communicate()
     assert read_client_bundle(tmp_path / "device").settings.name == "sensor-1"
