@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         RecordAndClient,
         RecordDistributed,
     )
-    from .face import FinishedRun, load, plan, simulate
+    from .face import FinishedRun, ask, load, plan, simulate
     from .privacy.accounting.epsilon import epsilon
     from .privacy.budget import Adjacency, Adversary, Budget, Release, Unit
     from .privacy.ledger.ledger import BudgetExhausted, Ledger
@@ -59,6 +59,7 @@ __all__ = [
     "Task",
     "Unit",
     "UnitPlan",
+    "ask",
     "epsilon",
     "load",
     "plan",
@@ -97,6 +98,7 @@ _HOMES = {
     "Task": (".tasks.protocol", "client"),
     "Unit": (".privacy.budget", ""),
     "UnitPlan": (".server.run.unit_plan", "simulation"),
+    "ask": (".face", ""),
     "epsilon": (".privacy.accounting.epsilon", ""),
     "load": (".face", ""),
     "plan": (".face", ""),

@@ -322,6 +322,72 @@ def plan(
     return unit_plans(build(settings, given=given))
 
 
+def ask(
+    questions: Path | str | Mapping[str, Any],
+    task: Task | str | Mapping[str, Any] | None = None,
+    *,
+    epsilon: float | None = None,
+    noise_multiplier: float | None = None,
+    folder: Path | str = "questions",
+    privacy: object = "client_central",
+    cohort: object = "all",
+    allow_modules: Sequence[str] = (),
+    args: Mapping[str, Any] | None = None,
+    **keys: Any,
+) -> dict[str, Any]:
+    """Ask the clients of a task on this machine about their data, under a privacy budget.
+
+    Each answer is one charge on the population's ledger. What was asked before under the same name is answered from the
+    record in `folder` and costs nothing.
+
+    Args:
+        questions: a YAML file, or what it would hold: `name`, `records`, `ask` and, beside them, `purpose` and `why`.
+        task: as in `simulate`; a task of one's own has columns by its function `columns(client)`, or `label` alone.
+        epsilon: what the answer may cost by itself.
+        noise_multiplier: the noise, in the place of an epsilon.
+        folder: where records are kept; in a simulation its ledger lies there too.
+        privacy: `ClientCentral(...)` or `ClientDistributed(...)`, or an option's name: questions hide whole clients.
+        cohort: who is asked: `All()` or `Poisson(rate)`.
+        allow_modules: as in `simulate`.
+        args: as in `simulate`.
+        **keys: as in `simulate`, such as seed.
+
+    Returns:
+        The record: for each question its figures with the ends of their 95 % intervals, and what the answer cost.
+
+    Raises:
+        Refusal: a mistake, or an interval wider than the resolution that was asked for; nothing was charged.
+        BudgetExhausted: it does not fit; nothing was charged.
+
+    Example:
+        >>> import tempfile
+        >>> import fedveil as fv
+        >>> asked = {"name": "digits", "records": 5, "ask": [{"kind": "mean", "of": "label", "low": 0, "high": 9}]}
+        >>> task = {"name": "digits", "num_clients": 300}
+        >>> record = fv.ask(asked, task, epsilon=1.0, folder=tempfile.mkdtemp())
+        >>> rows, mean = record["answers"][0]["figures"]
+        >>> mean["low"] < 4.5 < mean["high"]
+        True
+    """
+    require_extra("simulation", "fedveil.ask")
+    from .configs.question_file import read_question_file
+    from .privacy.statistics.inquiry import read_inquiry
+    from .server.run.ask import Spend
+    from .server.run.build import build
+    from .simulations.ask import ask_here
+
+    plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
+    given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier}
+    cost = {key: plain.pop(key, None) if value is None else value for key, value in given.items()}
+    for key in given:
+        plain.pop(key, None)
+    settings, objects = _settings(
+        task, None, {"privacy": privacy, "cohort": cohort, **keys}, allow_modules, args=args
+    )
+    federation = build(settings, given=objects)
+    return ask_here(federation, read_inquiry(plain), Spend(**cost), Path(folder))
+
+
 def _free(folder: Path) -> Path:
     if (folder / CONFIG).exists():
         remedy = (

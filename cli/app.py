@@ -166,6 +166,66 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy:
     return body(ctx.args, as_json, plot, accuracy)
 
 
+@_verb(app, "ask", "Ask the clients, under a privacy budget.")
+def ask(
+    what: Annotated[
+        str,
+        Argument(
+            metavar="FILE|KIND",
+            help="A YAML file of questions; or count, mean, variance, histogram or quantiles, and a column.",
+        ),
+    ],
+    given: Annotated[
+        list[str] | None,
+        Argument(metavar="KEY=VALUE", help="The column of a kind; and keys of the run, such as task=csv."),
+    ] = None,
+    name: Annotated[str | None, Option(metavar="NAME", help="Under which the answer is kept.")] = None,
+    purpose: Annotated[str | None, Option(metavar="WORD", help="That owners allow or refuse.")] = None,
+    why: Annotated[str | None, Option(metavar="TEXT", help="What it is for; owners read it.")] = None,
+    records: Annotated[float | None, Option(metavar="N", help="Rows of a client that count in full.")] = None,
+    epsilon: Annotated[float | None, Option(metavar="E", help="What the answer may cost.")] = None,
+    noise_multiplier: Annotated[
+        float | None, Option(metavar="Z", help="The noise, in the place of an epsilon.")
+    ] = None,
+    low: Annotated[float | None, Option(metavar="X", help="Lower bound of a number.")] = None,
+    high: Annotated[float | None, Option(metavar="X", help="Upper bound of a number.")] = None,
+    edges: Annotated[str | None, Option(metavar="X,X,..", help="Edges of a histogram's bins.")] = None,
+    categories: Annotated[str | None, Option(metavar="A,B,..", help="Words of a histogram.")] = None,
+    resolution: Annotated[
+        float | None, Option(metavar="X", help="Half the width that an interval may have.")
+    ] = None,
+    at_least: Annotated[
+        float | None, Option(metavar="N", help="Rows that there are, to plan an interval by.")
+    ] = None,
+    into: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Where answers are kept; questions by default.")
+    ] = None,
+    server: Annotated[
+        Path | None, Option(metavar="FOLDER", help="A server's bundle, to ask its clients.", file_okay=False)
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Ask the clients about their data; each figure has an interval, and each answer is one charge.
+
+    Example:
+      fedveil ask count --name rows --records 20 --epsilon 0.5 task=digits
+      fedveil ask intake.yaml task=csv task.folder=clinics task.data_id=wards
+      fedveil ask intake.yaml --server made/server task=csv
+
+    Exit codes: 0 answered, 1 too few clients answered, 2 refused and not charged, 3 the budget is spent.
+    """
+    require_extra("simulation" if server is None else "server", "fedveil ask")
+    from .ask import ask as body
+
+    _own_modules()
+    asked = {
+        "name": name, "purpose": purpose, "why": why, "records": records, "epsilon": epsilon,
+        "noise_multiplier": noise_multiplier, "low": low, "high": high, "edges": edges,
+        "categories": categories, "resolution": resolution, "at_least": at_least,
+    }  # fmt: skip
+    return body(what, given or [], asked, (into, server), as_json=as_json)
+
+
 @_verb(app, "compare", "Show the results of runs in one table.")
 def compare(
     runs: Annotated[
@@ -420,6 +480,12 @@ def budget_set(
     until: Annotated[
         str | None, Option(metavar="YYYY-MM-DD", help="The last day, UTC, on which anything may be released.")
     ] = None,
+    questions: Annotated[
+        str | None, Option(metavar="E", help="The most that questions may spend of it.")
+    ] = None,
+    purposes: Annotated[
+        str | None, Option(metavar="WORDS", help="What questions may be for, with commas; none allows any.")
+    ] = None,
     reason: Annotated[str | None, Option(metavar="TEXT", help="Why; kept with the decision.")] = None,
     ledger_dir: LedgerDir = None,
     as_json: Json = False,
@@ -428,10 +494,12 @@ def budget_set(
 
     Example:
       fedveil budget set --epsilon 3 --delta 1e-5 --until 2099-12-31
+      fedveil budget set --epsilon 3 --delta 1e-5 --purposes statistics
     """
     from .budget import set_budget
 
-    return set_budget(ledger_dir, (data, epsilon, delta, until), reason=reason, as_json=as_json)
+    asked = (data, epsilon, delta, until, questions, purposes)
+    return set_budget(ledger_dir, asked, reason=reason, as_json=as_json)
 
 
 @_verb(budget, "show", "Show the caps, and what is spent.")

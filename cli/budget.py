@@ -22,8 +22,8 @@ from ..server.run.display import console_for
 
 COLUMNS = ("data", "unit", "spent", "delta", "cap", "data_id")
 
-Asked = tuple[str, str, str, str | None]
-"""Data, epsilon, delta and the last day, as they were typed."""
+Asked = tuple[str, str, str, str | None, str | None, str | None]
+"""Data, epsilon, delta, the last day, and what questions may spend and for what, as they were typed."""
 
 
 def set_budget(folder: Path | None, asked: Asked, *, reason: str | None = None, as_json: bool = False) -> int:
@@ -38,8 +38,16 @@ def set_budget(folder: Path | None, asked: Asked, *, reason: str | None = None, 
     Raises:
       Refusal: a value is out of range, or the cap cannot be written.
     """
-    data, epsilon, delta, until = asked
-    cap = Cap(data, _number("epsilon", epsilon), _number("delta", delta), _day(until), reason=reason)
+    data, epsilon, delta, until, questions, purposes = asked
+    cap = Cap(
+        data,
+        _number("epsilon", epsilon),
+        _number("delta", delta),
+        _day(until),
+        reason=reason,
+        questions=None if questions is None else _number("questions", questions),
+        purposes=None if purposes is None else tuple(each for each in purposes.split(",") if each),
+    )
     set_cap(folder or default_folder(), cap)
     print(json.dumps(_plain(cap)) if as_json else f"{cap.data}: {_in_words(cap)}")
     return 0
@@ -136,4 +144,6 @@ def _row(path: Path) -> tuple[str, ...]:
 
 def _in_words(cap: Cap) -> str:
     until = f" until {cap.until}" if cap.until else ""
-    return f"epsilon {cap.target_epsilon:g} at delta {cap.target_delta:g}{until}"
+    questions = "" if cap.questions is None else f", of which questions {cap.questions:g}"
+    purposes = "" if cap.purposes is None else f", questions for {', '.join(cap.purposes) or 'nothing'}"
+    return f"epsilon {cap.target_epsilon:g} at delta {cap.target_delta:g}{until}{questions}{purposes}"

@@ -19,11 +19,13 @@ from ..client.device.client_bundle import ROSTER, read_client_bundle, read_devic
 from ..client.device.cosignature import write_cosignature
 from ..client.device.device import device_name
 from ..client.device.enrolment import write_request
-from ..client.device.own_ledger import OwnLedger, epsilon_of
+from ..client.device.own_ledger import OwnLedger, epsilon_of, questions_of
 from ..client.device.run_end import LastRun, read_ended
 from ..configs.bundle_files import read_signed_roster
+from ..privacy.ledger.question_caps import AskedQuestion
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster_change import change_between
+from ..privacy.statistics.inquiry import CLIPPED
 from ..strategies.training_order import people_call
 
 NOT_RUNNING, REFUSED = 1, 2
@@ -51,7 +53,9 @@ def status(folder: Path, as_json: bool) -> int:
     state = state_of(folder)
     pid, health, ended = agent.running(state), agent.read_health(state), read_ended(state)
     waiting, seen = roster_changes.pending(state), roster_changes.changes(state)
-    spent = {path.stem: epsilon_of(path) for path in sorted((state / LEDGERS).glob("*.ledger"))}
+    paths = sorted((state / LEDGERS).glob("*.ledger"))
+    spent = {path.stem: epsilon_of(path) for path in paths}
+    asked = [each for path in paths for each in questions_of(path)]
     if as_json:
         plain = {} if health is None else asdict(health)
         ledgers = {name: pair and {"epsilon": pair[0], "delta": pair[1]} for name, pair in spent.items()}
@@ -60,12 +64,25 @@ def status(folder: Path, as_json: bool) -> int:
             "roster_changes": [asdict(each) for each in seen],
         }
         over = None if ended is None else {**asdict(ended), "model": _model(state, ended)}
-        print(json.dumps({**plain, "running": pid is not None, "ended": over, "ledgers": ledgers, **rosters}))
+        print(
+            json.dumps(
+                {
+                    **plain,
+                    "running": pid is not None,
+                    "ended": over,
+                    "ledgers": ledgers,
+                    "questions": [asdict(each) for each in asked],
+                    **rosters,
+                }
+            )
+        )
     else:
         print(_line(folder, health, pid is not None, spent))
         if ended is not None:
             model = _model(state, ended)
             print(f"{ended}; {f'its model: {model}' if model else 'it left no model'}")
+        for each in asked:
+            print(_question(each))
         for each in seen[-1:]:
             print(f"last change, {each.at}: {each}")
         if waiting is not None:
@@ -136,6 +153,16 @@ def roster(
             demands.append(f"{least} signatures of others")
         print(f"waits ({', '.join(demands)}): {waiting}")
     return 0
+
+
+def _question(asked: AskedQuestion) -> str:
+    """Return one line: what was asked, why, and what it cost."""
+    why = f" ({asked.why})" if asked.why else ""
+    what = ", ".join(each for each in asked.asked if not each.endswith(f": {CLIPPED}"))
+    cost = (
+        "cost nothing: no answer was made" if asked.state == "void" else f"cost epsilon {asked.epsilon:.3g}"
+    )
+    return f"{asked.when}  question {asked.name}, for {', '.join(asked.purposes)}: {what}{why}; {cost}"
 
 
 def _model(state: Path, ended: LastRun) -> str | None:

@@ -27,6 +27,7 @@ from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..strategies.canaries import canary_answer
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
+from ..strategies.question_wire import question_of
 from ..strategies.record_plan import record_plan
 from ..strategies.wire import (
     BUDGET_SPENT,
@@ -43,6 +44,7 @@ from ..strategies.wire import (
 )
 from ..tasks import load_task
 from ..tasks.arrays import load_arrays, memory_of, read_arrays
+from ..tasks.columns import columns_of
 from ..tasks.data import Data, Examples, data_of, fingerprint, leaves, placeholder
 from ..tasks.hardware import device_of, on_cpu, placed, precision
 from ..tasks.independence import check_independence
@@ -52,6 +54,7 @@ from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
 from .dp_sgd import record_canaries
 from .private_update import SUMMED_RECORD, private_update
+from .questions import answered
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
 
@@ -259,6 +262,8 @@ def make_client_app(
         dummies = bench.settings.canaries
         if dummies is not None and client in dummies:
             return canary_answer(message, dummies, client)
+        if (inquiry := question_of(message.content)) is not None:
+            return answered(message, inquiry, columns_of(bench.task, client))
         return train_round(message, client, bench, bench.settings)
 
     assert on_train is not None

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import hydra
 import yaml
@@ -54,7 +54,7 @@ from ..tasks.data import held_out_of
 from ..tasks.table_schema import SCHEMA
 from .open_link import Link, open_link
 from .status import RUNNING, served_roster
-from .watch import Watch, watching
+from .watch import watching
 
 logger = logging.getLogger("fedveil.server")
 
@@ -93,7 +93,7 @@ def serve(
     raise_limit()
     bundle = read_server_bundle(folder)
     with alone(folder / RUNNING, "server"):
-        _refuse_roster(bundle)
+        refuse_roster(bundle)
         if not given:
             _close_finished(folder)
         settings = settings_for(bundle, given)
@@ -111,7 +111,7 @@ def serve(
     return outcome.exit_code
 
 
-def _refuse_roster(bundle: ServerBundle) -> None:
+def refuse_roster(bundle: ServerBundle) -> None:
     """Refuse a roster of nobody, and to admit again whom a roster that was served has left out."""
     if not bundle.roster.members:
         remedy = "has no members: admit clients, or let devices enrol first (fedveil server enrol)"
@@ -164,9 +164,7 @@ def settings_for(bundle: ServerBundle, given: Sequence[str]) -> ServerSettings:
       Refusal: a mistake, or a run of this name was begun with other settings.
     """
     unfinished = _unfinished(bundle.folder) if not given else None
-    link = [] if any(each.startswith("link=") for each in given) else [f"link={bundle.link}"]
-    schema = [f"task.schema={bundle.folder / SCHEMA}"] if _needs_schema(bundle, given) else []
-    settings = server_settings([*given, *link, *schema]) if unfinished is None else _begun(unfinished)
+    settings = server_settings(completed(bundle, given)) if unfinished is None else _begun(unfinished)
     where = bundle.folder / RUNS / settings.run
     if not (where / CONFIG).exists():
         return settings
@@ -185,6 +183,18 @@ def _close_finished(folder: Path) -> None:
         result = _result(config.parent)
         if result is not None and result["status"] in FINISHED:
             close_again(config.parent)
+
+
+def completed(bundle: ServerBundle, given: Sequence[str]) -> list[str]:
+    """Return overrides with what the bundle says: its link, and the schema that provisioning has put there.
+
+    Args:
+      bundle: the server's.
+      given: Hydra's overrides.
+    """
+    link = [] if any(each.startswith("link=") for each in given) else [f"link={bundle.link}"]
+    schema = [f"task.schema={bundle.folder / SCHEMA}"] if _needs_schema(bundle, given) else []
+    return [*given, *link, *schema]
 
 
 def _unfinished(folder: Path) -> Path | None:
@@ -228,7 +238,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
         reach(settings.link, bundle, nodes_of(rosters)) as unlogged,
         watching(bundle, settings, federation, unlogged.presence, rosters, quiet) as watch,
     ):
-        link = _logged(unlogged, bundle, rosters)
+        link = logged(unlogged, bundle, rosters)
         if not quiet:
             print(f"{bundle.federation}: listening on {bundle.listen}", flush=True)
         around = Environment(
@@ -242,7 +252,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
         return run_federation(federation, where, around, quiet)
 
 
-def _logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
+def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
     """Return the link with a log of all that is told over it, and with quotes where the server has a command for them."""
     try:
         log = ServerLog(bundle.folder / LOG)
@@ -329,7 +339,15 @@ def renewed(rosters: Rosters, federation: Federation) -> Federation:
     return with_members(federation, replace(deployed, roster=roster, signed_roster=signed))
 
 
-def pace_of(rosters: Rosters, settings: LinkSettings, link: Link, watch: Watch) -> Pace:
+class Waiting(Protocol):
+    """What hears that clients are waited for."""
+
+    def wait_for(self, clients: int) -> None:
+        """Note how many clients must be connected; 0 once they are."""
+        ...
+
+
+def pace_of(rosters: Rosters, settings: LinkSettings, link: Link, watch: Waiting) -> Pace:
     """Return how rounds follow each other: each begins when enough clients are connected.
 
     Args:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from dp_accounting.dp_event import GaussianDpEvent
@@ -27,6 +28,22 @@ from .round_terms import Mean, SumPrivacy
 
 MECHANISM = "private_sum"
 MAX_EXAMPLES = 1e9  # a client that claims more examples than this is dropped
+
+
+class SumAccount(Protocol):
+    """What sums ask of an account, of a training run's or of a question's."""
+
+    def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
+        """Return a sum in the clear with the row's noise."""
+        ...
+
+    def check(self, event: GaussianDpEvent) -> None:
+        """Fail where the noise that clients added is less than what was reserved."""
+        ...
+
+    def units(self, clients: float) -> float:
+        """Return how many units so many clients' vectors are expected to hold."""
+        ...
 
 
 class Unprotected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from ..privacy.refusal import Refusal
 from ..privacy.secagg.refusal import Fault
 from ..strategies.secure_wire import rotation_seed
 from ..strategies.wire import Layout
-from .accounts import Account
+from .accounts import SumAccount
 from .culprit_search import Search, WeighedSum
 from .masking import Masking, masked_spec
 from .participants import Participants
@@ -39,7 +40,7 @@ class MaskedSums:
     """
 
     def __init__(
-        self, participants: Participants, account: Account, masking: Masking, randomness: Randomness
+        self, participants: Participants, account: SumAccount, masking: Masking, randomness: Randomness
     ) -> None:
         self._participants, self._account, self._randomness = participants, account, randomness
         self._sums = SecureSums(participants.grid, masking, participants.answers.enough)
@@ -169,7 +170,8 @@ class MaskedSums:
             why = "has a mean that is longer than any update may be"
         weight = scalars[WEIGHT] * survivors if spec.weighted else units
         counts = decode_counts_of(opened.total, spec, seed)
-        mean = Mean(arrays, scalars, arrays, units, counts, survivors, weight)
+        there = math.sqrt(noise.variance(spec)) / cells
+        mean = Mean(arrays, scalars, arrays, units, counts, survivors, weight, noise=there)
         return mean, WeighedSum(tuple(opened.nodes), norm, most, why, noisy)
 
     def _name(self, node: int) -> str:

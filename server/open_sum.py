@@ -10,7 +10,7 @@ from flwr.app import Message
 from ..privacy.mechanisms.private_sum import CohortSum, Vector, decode, decode_counts
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.wire import Layout, instruct
-from .accounts import Account
+from .accounts import SumAccount
 from .masking import Masking
 from .participants import Participants
 from .round_terms import Answers, Mean, Round, Sum
@@ -19,7 +19,7 @@ from .round_terms import Answers, Mean, Round, Sum
 class OpenSums:
     """Sums of one run's rounds in the clear."""
 
-    def __init__(self, participants: Participants, account: Account) -> None:
+    def __init__(self, participants: Participants, account: SumAccount) -> None:
         self._participants, self._account = participants, account
 
     def renew(self, answers: Answers, masking: Masking | None) -> None:
@@ -60,7 +60,7 @@ class OpenSums:
         again = cohort_sum.clipped_again
         done = Round(wanted.number, len(asked), replies, cohort_sum.dropped, again, scalars)
         counts = decode_counts(total, wanted.coordinates, spec)
-        return done, Mean(mean, scalars, seen, expected, counts)
+        return done, Mean(mean, scalars, seen, expected, counts, noise=wanted.noise_multiplier)
 
     def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> Vector:
         return self._account.noised(cohort_sum.total, row, spec)

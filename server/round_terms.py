@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -154,6 +155,7 @@ class Mean:
       weight: of it beside the mean of another part of the cohort.
       part: whether it is of a part of the cohort, or of several, each with its own noise.
       sketch: compressed the updates, and `seen`; None left them whole.
+      noise: standard deviation of the sum's noise over the clipping norm, of all that was added.
     """
 
     arrays: dict[str, Vector]
@@ -165,6 +167,7 @@ class Mean:
     weight: float = 1.0
     part: bool = False
     sketch: Sketch | None = None
+    noise: float = 0.0
 
 
 def expanded(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:
@@ -198,7 +201,9 @@ def joined(parts: Sequence[Mean]) -> Mean:
     counts = {
         name: _average([each.counts[name] for each in parts], [1.0] * len(parts)) for name in parts[0].counts
     }
-    return Mean(arrays, scalars, arrays, sum(each.denominator for each in parts), counts, clients, weight)
+    noise = math.hypot(*(each.noise for each in parts))
+    denominator = sum(each.denominator for each in parts)
+    return Mean(arrays, scalars, arrays, denominator, counts, clients, weight, noise=noise)
 
 
 def _average(values: Sequence[Average], shares: Sequence[float]) -> Average:

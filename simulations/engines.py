@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from ..client.app import SETTINGS_KEY, Workbench, make_client_app
 from ..configs.schema import InProcess, Ray
 from ..server.run.federation import Federation, Run
+from ..strategies.client_settings import ClientSettings
 from ..strategies.cohorts import invited_size
 from ..tasks.hardware import units
 from .deadline import within
@@ -36,6 +37,30 @@ def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid
         app = make_client_app(partial(_settings_text, run.client.to_json()), client_mods(run.federation))
         return ray_grid(app, run.federation.num_nodes, engine)
     return closing(_in_process(run, engine))
+
+
+def asking_engine(federation: Federation, told: ClientSettings) -> AbstractContextManager[Grid]:
+    """Open the engine that the settings name for a question: every client is called by itself, and none trains.
+
+    Args:
+      federation: whose clients this machine has.
+      told: to the clients.
+    """
+    engine, text = federation.settings.engine, told.to_json()
+    if isinstance(engine, Ray):
+        from .ray import ray_grid
+
+        app = make_client_app(partial(_settings_text, text), client_mods(federation))
+        return ray_grid(app, federation.num_clients, engine)
+    bench = Workbench(told, federation.task)
+    grid = InProcessGrid(
+        client_app=make_client_app(partial(_settings_text, text), _faults(federation), bench),
+        num_clients=federation.num_clients,
+        run_config={SETTINGS_KEY: text},
+        workers=engine.workers or 1,
+        deadline=engine.deadline,
+    )
+    return closing(grid)
 
 
 def _in_process(run: Run, engine: InProcess) -> InProcessGrid:

@@ -64,7 +64,7 @@ def run_simulation(
     Raises:
       Refusal: before anything is spent.
     """
-    with _state_kept():
+    with state_kept():
         check_engine(federation.gradients, federation.task, partial(some_examples, federation))
         _check_clients_apart(federation)
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
@@ -88,7 +88,7 @@ def _check_clients_apart(federation: Federation) -> None:
 
 
 @contextmanager
-def _state_kept() -> Generator[None]:
+def state_kept() -> Generator[None]:
     """Put back, after the block, what a simulation changes in its process: threads, random states, logs, memory."""
     threads, frozen = torch.get_num_threads(), gc.get_freeze_count()
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()

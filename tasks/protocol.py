@@ -117,6 +117,19 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class ColumnTask(Task, Protocol):
+    """Task whose clients have columns that questions may be asked about (`fedveil ask`)."""
+
+    def columns(self, client: int) -> Mapping[str, Any]:
+        """Return a client's columns by name, each of one value a row: numbers, NaN where missing, or words.
+
+        Args:
+          client: its number, 0 <= client < num_clients.
+        """
+        ...
+
+
+@runtime_checkable
 class StackedTask(Task, Protocol):
     """Task that also computes the losses of many clients at once, faster than `torch.func.vmap` of `loss` would."""
 

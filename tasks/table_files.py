@@ -116,6 +116,34 @@ def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
     return Rows(inputs, targets)
 
 
+def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
+    """Return the columns of a client's file, or of all files of its folder: numbers, NaN where missing, and words.
+
+    A word is the first spelling of its category, and empty where it is missing.
+
+    Args:
+      path: of the file or the folder.
+      schema: what the columns hold.
+
+    Raises:
+      Refusal: as of `read_rows`.
+    """
+    found: dict[str, list[NDArray[Any]]] = {column.name: [] for column in schema.columns}
+    for file in table_files(path):
+        with _unchanged(file), _table(file) as table:
+            first = table.first_row
+            for block in table.blocks(table.find(schema.columns)):
+                cells = CellReader(file, schema.missing, table.comma, first)
+                for column in schema.columns:
+                    if column.categories:
+                        words = np.array([*column.words, ""], dtype=np.str_)
+                        found[column.name].append(words[cells.codes(block[column.name], column)])
+                    else:
+                        found[column.name].append(cells.numbers(block[column.name], column))
+                first += len(next(iter(block.values())))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
 def read_persons(path: Path, column: str, schema: Schema) -> list[str]:
     """Return whose each row of a client's file is, or of all files of its folder, in the order of `read_rows`.
 

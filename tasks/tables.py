@@ -21,7 +21,15 @@ from .exported import schema_inputs, told_by_schema
 from .flwr_partition import FLWR, flwr_shares
 from .partition import Partition
 from .persons import only
-from .table_files import DRAFT_COMMAND, clients_of, draft_schema, read_groups, read_persons, read_rows
+from .table_files import (
+    DRAFT_COMMAND,
+    clients_of,
+    draft_schema,
+    read_columns,
+    read_groups,
+    read_persons,
+    read_rows,
+)
 from .table_schema import SCHEMA, Schema, plain, read_schema
 
 MODELS = ("linear", "mlp", "gam")
@@ -39,6 +47,7 @@ class Tables:
       hidden: sizes of the hidden layers; empty for a linear model.
       simulated: whether the tables are public or made up.
       grouped: names of the columns whose categories are groups.
+      paths: of each client's own table; empty where rows were dealt anew, or on a server.
     """
 
     schema: Schema
@@ -47,6 +56,7 @@ class Tables:
     hidden: tuple[int, ...] = ()
     simulated: bool = False
     grouped: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
 
     @property
     def num_clients(self) -> int:
@@ -100,6 +110,18 @@ class Tables:
     def group_words(self) -> Mapping[str, tuple[str, ...]]:
         """The groups of each attribute by their words, as the schema declares them."""
         return {name: self.schema.group(name).words for name in self.grouped}
+
+    def columns(self, client: int) -> dict[str, NDArray[Any]]:
+        """Return a client's columns as its table has them, with missing values, for questions.
+
+        Raises:
+          Refusal: rows were dealt anew, so that no client has a table.
+        """
+        if not self.paths:
+            raise Refusal(
+                "partition", "dealt", "deals the rows of tables, and questions are of a client's own"
+            )
+        return read_columns(self.paths[client], self.schema)
 
     @property
     def held_out_public(self) -> bool:
@@ -194,6 +216,7 @@ def load(
     agreed = agreed.binned(bins) if model == "gam" else agreed
     grouped = tuple(agreed.group(each).name for each in ([groups] if isinstance(groups, str) else groups))
     clients = tuple(_examples(path, agreed, person, grouped) for path in paths)
+    own = tuple(paths) if partition == "natural" else ()
     if partition != "natural":
         how = {"num_clients": num_clients, "seed": seed, **(dealer or {})}
         clients = _dealt(clients, agreed, simulated, {"name": partition, "alpha": alpha, **how})
@@ -203,9 +226,9 @@ def load(
     sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     layers = sizes if model == "mlp" else ()
     if public is not None:
-        return Tables(agreed, clients, _examples(public, agreed), layers, simulated, grouped)
+        return Tables(agreed, clients, _examples(public, agreed), layers, simulated, grouped, own)
     if not simulated:
-        return Tables(agreed, clients, _no_examples(agreed), layers, grouped=grouped)
+        return Tables(agreed, clients, _no_examples(agreed), layers, grouped=grouped, paths=own)
     if not 0 < held_out_share < 1:
         raise Refusal("task.held_out_share", held_out_share, "give a number above 0 and below 1")
     splits = [_split(each, held_out_share) for each in clients]
@@ -214,7 +237,7 @@ def load(
         raise Refusal(
             "task.held_out_share", held_out_share, "holds out no row; give more, or task.held_out_file"
         )
-    return Tables(agreed, tuple(kept for kept, _ in splits), test, layers, True, grouped)
+    return Tables(agreed, tuple(kept for kept, _ in splits), test, layers, True, grouped, own)
 
 
 def _schema(

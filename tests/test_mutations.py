@@ -47,6 +47,7 @@ ANSWERS_TESTS = "test_server_answers.py"
 BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_provision.py"
 BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
 ACTS_TESTS, SEGMENT_TESTS = "test_server_acts.py", "test_privacy_segments.py"
+QUESTION_TESTS, DEVICE_QUESTION_TESTS = "test_server_questions.py", "test_client_questions.py"
 MUTATIONS = {
     "a student learns of clients' data": Mutation(
         "server/run/distil.py",
@@ -215,6 +216,48 @@ MUTATIONS = {
         '"segments": None, "kind"',
         SEGMENT_TESTS,
         "lists_the_segments",
+    ),
+    "a question is asked before it is charged": Mutation(
+        "server/run/ask.py",
+        "            charge.reserve()\n            content",
+        "            content",
+        QUESTION_TESTS,
+        "does_not_afford or is_one_entry",
+    ),
+    "a question wider than its resolution is asked": Mutation(
+        "server/run/ask.py",
+        "        if planned > each.resolution:",
+        "        if planned > 100 * each.resolution:",
+        QUESTION_TESTS,
+        "wider_than_its_resolution",
+    ),
+    "a record answers another question": Mutation(
+        "server/run/ask.py",
+        "    if not same:",
+        "    if False:",
+        QUESTION_TESTS,
+        "takes_a_new_name",
+    ),
+    "a device answers for any purpose": Mutation(
+        "client/device/order_policy.py",
+        "each.purpose != TRAINING and each.purpose not in policy.purposes",
+        "False",
+        DEVICE_QUESTION_TESTS,
+        "refused_by_name or of_another_purpose",
+    ),
+    "questions spend what training may": Mutation(
+        "privacy/ledger/question_caps.py",
+        "            if spent > cap.questions:",
+        "            if spent > 100 * cap.questions:",
+        DEVICE_QUESTION_TESTS,
+        "no_more_than_the_owner",
+    ),
+    "a device clips a question by the server's bound": Mutation(
+        "client/device/order_policy.py",
+        "spec.segments != inquiry.segments or order.run",
+        "order.run",
+        DEVICE_QUESTION_TESTS,
+        "not_the_questions",
     ),
     "a segment is not clipped": Mutation(
         "privacy/mechanisms/private_sum.py",

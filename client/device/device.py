@@ -33,8 +33,10 @@ from ...privacy.ledger.durable_files import replace_file
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
+from ...privacy.statistics.columns import LABEL, Table
 from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
+from ...strategies.question_wire import question_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ...strategies.training_order import Mode, RecordOrder, TrainingOrder, people_call, read_order
 from ...strategies.wire import (
@@ -49,6 +51,7 @@ from ...strategies.wire import (
     read_round,
 )
 from ..private_update import NotTrained, private_update
+from ..questions import answered
 from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
@@ -79,6 +82,7 @@ class Device:
       prepare: refuses an order that this device cannot follow, before anything is charged.
       count: returns the number of the owner's records, of a person at most so many as it is given; None on a device that cannot protect single records.
       root: of the system's files.
+      columns: returns the owner's columns, for questions; None on a device that answers none.
     """
 
     bundle: ClientBundle
@@ -87,6 +91,7 @@ class Device:
     count: Callable[[int | None], int] | None
     root: Path = ROOT
     prepare: Callable[[TrainingOrder], None] | None = None
+    columns: Callable[[], Table] | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _log: SeenLog | None = None
     _quotes: ServerQuotes | None = None
@@ -209,6 +214,9 @@ class Device:
     @contextmanager
     def _charged(self, content: RecordDict, terms: AttemptTerms | None) -> Generator[None]:
         order, cost = accepted(content, terms, self.bundle.policy, self.count is not None)
+        if self.columns is None and question_of(content) is not None:
+            logger.warning("a question is not answered: this device's task has no columns")
+            raise NotTrained(FAILED)
         if self.prepare is not None:
             try:
                 self.prepare(order)
@@ -228,6 +236,9 @@ class Device:
         del context
         order = read_order(message.content)
         assert order is not None  # or nothing would have been charged
+        if (inquiry := question_of(message.content)) is not None:
+            assert self.columns is not None
+            return answered(message, inquiry, self.columns())
         return self.train(message, self.merged(order))
 
     def merged(self, order: TrainingOrder) -> ClientSettings:
@@ -325,8 +336,10 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         def train_table(message: Message, told: ClientSettings) -> Message:
             return linear.train_round(message, choice.client, table, told)
 
-        return Device(bundle, settings, train_table, None, root, linear.check_order)
+        columns = {LABEL: table.targets}
+        return Device(bundle, settings, train_table, None, root, linear.check_order, lambda: columns)
     from ...tasks.arrays import agreement_of
+    from ...tasks.columns import columns_of
     from ...tasks.data import data_of
     from ...tasks.hardware import check_device
     from ...tasks.optimizers import check_optimizer
@@ -363,6 +376,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         lambda most: len(kept(data_of(bench.task, choice.client), most)),
         root,
         prepare,
+        lambda: columns_of(bench.task, choice.client),
     )
 
 

@@ -11,9 +11,11 @@ from flwr.app import RecordDict
 
 from ...privacy.accounting.events import Gaussian, gaussian_event
 from ...privacy.budget import Adjacency, Adversary, Budget
-from ...privacy.mechanisms.sum_spec import SumSpec
+from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
+from ...privacy.statistics.inquiry import Inquiry
+from ...strategies.question_wire import question_of
 from ...strategies.secure_wire import run_number
 from ...strategies.training_order import (
     CENTRAL_MODES,
@@ -44,11 +46,13 @@ class Charged:
       event: of the sum that the vector goes into.
       adversaries: who sees that sum.
       budget: of the records; None where the client is charged, within the owner's cap.
+      inquiry: that the vector answers; None where it is trained.
     """
 
     event: Gaussian | DpEvent
     adversaries: tuple[Adversary, ...]
     budget: Budget | None = None
+    inquiry: Inquiry | None = None
 
 
 def accepted(
@@ -75,6 +79,8 @@ def accepted(
             raise Refusal("order", None, "this server does not say how to train")
         for field, value, why in _violations(order, content, terms, policy, can_protect_records):
             raise Refusal(field, value, f"the owner's policy does not allow it: {why}")
+        inquiry = question_of(content)
+        _check_purposes(order, content, inquiry, policy)
     except (Refusal, ValueError, KeyError, TypeError) as error:
         logger.warning("an order is not followed: %s", error)
         raise NotTrained(OWNERS_POLICY) from error
@@ -86,8 +92,31 @@ def accepted(
         event = sampling.event(gaussian_event(terms.noise_multiplier))
         return order, Charged(event, tuple(Adversary), record.budget)
     if terms is not None and order.privacy is Mode.CLIENT_DISTRIBUTED:
-        return order, Charged(Gaussian(terms.noise_multiplier), tuple(Adversary))
-    return order, None if order.client is None else Charged(Gaussian(noise_over_clip(order.client)), TRUSTED)
+        return order, Charged(Gaussian(terms.noise_multiplier), tuple(Adversary), inquiry=inquiry)
+    if order.client is None:
+        return order, None
+    return order, Charged(Gaussian(noise_over_clip(order.client)), TRUSTED, inquiry=inquiry)
+
+
+def _check_purposes(
+    order: TrainingOrder, content: RecordDict, inquiry: Inquiry | None, policy: OwnerPolicy
+) -> None:
+    """Refuse a vector with a segment that the owner allows for no purpose, or a question that is not the one it says.
+
+    Raises:
+      Refusal: naming the purpose, or what does not belong to the question.
+    """
+    spec = sum_spec_of(content)
+    for each in spec.segments:
+        if each.purpose != TRAINING and each.purpose not in policy.purposes:
+            known = ", ".join(policy.purposes) or "none"
+            raise Refusal("purpose", each.purpose, f"the owner's policy allows questions for: {known}")
+    if inquiry is None:
+        return
+    if order.privacy not in (Mode.CLIENT_CENTRAL, Mode.CLIENT_DISTRIBUTED):
+        raise Refusal("privacy", str(order.privacy), "a question hides whole clients")
+    if spec.segments != inquiry.segments or order.run != inquiry.name or inquiry.purpose == TRAINING:
+        raise Refusal("question", inquiry.name, "its vector, run and purpose are not those of the question")
 
 
 def noise_over_clip(claim: ClientClaim) -> float:

@@ -21,6 +21,7 @@ from ...privacy.ledger.book import Book
 from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, cap_acts, lowered
 from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
+from ...privacy.ledger.question_caps import QUESTION, AskedQuestion, asked_questions
 from ...privacy.refusal import Refusal
 from ...strategies.wire import BUDGET_SPENT, NOT_READY
 from ..private_update import NotTrained
@@ -74,8 +75,12 @@ class OwnLedger:
         """
         key = (run, number, f"{MECHANISM} {attempt}")
         unit = Unit.CLIENT if cost.budget is None else cost.budget.unit
-        events = dict.fromkeys(cost.adversaries, cost.event)
-        with closing(self._reserved(Release(unit, *key, events, "system"), cost.budget)) as ledger:
+        events, asked = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry
+        told = None if asked is None else {each.name: each.purpose for each in asked.segments}
+        kind = None if asked is None else QUESTION
+        release = Release(unit, *key, events, "system", segments=told, kind=kind)
+        why = None if asked is None else asked.why or None
+        with closing(self._reserved(release, cost.budget, why)) as ledger:
             try:
                 yield
             except Exception:
@@ -100,7 +105,7 @@ class OwnLedger:
         with Ledger.open(self.path, budget, owner=self.device, simulated=False, wait=WAIT_SECONDS) as ledger:
             ledger.act(ROSTER, (ROSTERS, version, digest), said)
 
-    def _reserved(self, release: Release, of_records: Budget | None) -> Ledger:
+    def _reserved(self, release: Release, of_records: Budget | None, why: str | None) -> Ledger:
         path = self.path if of_records is None else self.records
         try:
             # Counted as zero-out: an event is noise over the clipping norm, whatever adjacency a server uses.
@@ -113,6 +118,7 @@ class OwnLedger:
         except Refusal as refusal:  # a full disk, a damaged file
             logger.error("%s", refusal)
             raise NotTrained(NOT_READY) from refusal
+        ledger.purpose, ledger.caps = why, (self.cap,)
         try:
             for key, said in cap_acts(path):
                 ledger.act(CAP, key, said)
@@ -138,6 +144,18 @@ def _commit(ledger: Ledger, key: Key) -> None:
         ledger.commit(key)
     except Refusal as refusal:  # a commit changes no epsilon: what was reserved stays spent
         logger.warning("%s", refusal)
+
+
+def questions_of(path: Path) -> list[AskedQuestion]:
+    """Return the questions on a ledger, in their order, read without its lock.
+
+    Raises:
+      Refusal: the ledger is damaged.
+    """
+    book = Book()
+    with closing(Chain.for_reading(path)) as chain:
+        book.replay(chain)
+    return asked_questions(book)
 
 
 def epsilon_of(path: Path) -> tuple[float, float] | None:

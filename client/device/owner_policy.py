@@ -28,6 +28,8 @@ POLICY_DEFAULTS = {
     "cosigned_by_at_least": 0,
     "require_log": True,
     "attest": [],
+    "purposes": [],
+    "questions_epsilon": None,
 }
 
 
@@ -53,6 +55,8 @@ class OwnerPolicy:
         changed members; of `peers`, where there are any.
       attest: command that must accept the server's quote before shares leave; empty asks for none.
       require_log: whether an instruction without the server's log is declined; once the device has seen a log, every one is.
+      purposes: for which questions may be asked of the device's data; empty answers none.
+      questions_epsilon: the most that questions may spend of the budget; None lets them spend all.
       authority: Ed25519 public key that signs rosters, in hexadecimal, and behind it SHA-256 of the ML-DSA key that must sign
         as well, where one must.
     """
@@ -76,6 +80,8 @@ class OwnerPolicy:
     cosigned_by_at_least: int
     require_log: bool
     attest: tuple[str, ...]
+    purposes: tuple[str, ...]
+    questions_epsilon: float | None
     authority: str
     minimum_roster_version: int
 
@@ -99,7 +105,14 @@ class OwnerPolicy:
     @property
     def cap(self) -> Cap:
         """Most that all ledgers of the device may spend."""
-        return Cap(ALL, self.target_epsilon, self.target_delta, self.until)
+        return Cap(
+            ALL,
+            self.target_epsilon,
+            self.target_delta,
+            self.until,
+            questions=self.questions_epsilon,
+            purposes=self.purposes,
+        )
 
 
 def _suites(section: Section) -> tuple[int, ...]:
@@ -148,6 +161,8 @@ def read_policy(section: Section) -> OwnerPolicy:
         approve_rosters=section.flag("approve_rosters"),
         cosigned_by_at_least=section.whole("cosigned_by_at_least", at_least=0, at_most=MAXIMUM_CLIENTS),
         require_log=section.flag("require_log"),
+        purposes=section.texts("purposes"),
+        questions_epsilon=section.optional_real("questions_epsilon", above=0),
         attest=section.texts("attest"),
         authority=_authority(section),
         minimum_roster_version=section.whole("minimum_roster_version", at_least=1, at_most=NEWEST_ROSTER),

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..bounded_decoding import read_json
 from ..budget import Budget, Unit
-from ..refusal import Refusal
+from ..refusal import Refusal, real
 from .acts import CAPS, acting_user
 from .durable_files import replace_file
 from .hash_chain import Lock, regular
@@ -31,6 +31,7 @@ NO_DATA_ID = "must be a name of letters, digits, '-', '_' and '.', at most 64 of
 # Prefixes of a ledger's name: of all clients together, of all their records together, and of a device as a client.
 POPULATION, RECORDS, CLIENT = "population-", "records-", "client-"
 WAIT_SECONDS = 10.0
+ASKED = ("questions", "purposes")  # fields of a cap on questions
 
 
 def default_folder() -> Path:
@@ -68,6 +69,8 @@ class Cap:
       target_epsilon: the most that a ledger may spend, as a `Budget`'s.
       target_delta: the delta at which it counts, as a `Budget`'s.
       until: the last day, UTC, on which anything may be released; None sets no end.
+      questions: the most that questions may spend of it, at the ledger's delta; None lets them spend all.
+      purposes: for which questions may be asked; None allows any.
       decided: the time of the decision, UTC.
       who: who decided, as the operating system says.
       reason: why, in words.
@@ -83,9 +86,13 @@ class Cap:
     decided: str = ""
     who: str = ""
     reason: str | None = None
+    questions: float | None = None
+    purposes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         Budget(Unit.RECORD, self.target_epsilon, self.target_delta)  # refuses what is out of range
+        if self.questions is not None and not real("questions", self.questions) >= 0:
+            raise Refusal("questions", self.questions, "give an epsilon of 0 or more")
         if self.data != ALL and not FINGERPRINT.fullmatch(self.data):
             raise Refusal(
                 "data",
@@ -192,10 +199,14 @@ def lowered(budget: Budget, caps: Iterable[Cap]) -> Budget:
 
 
 def _plain(cap: Cap) -> dict[str, Any]:
-    return {**asdict(cap), "until": None if cap.until is None else cap.until.isoformat()}
+    fields = {**asdict(cap), "until": None if cap.until is None else cap.until.isoformat()}
+    # What says nothing of questions is written as it always was.
+    return {name: value for name, value in fields.items() if name not in ASKED or value is not None}
 
 
 def _read(fields: dict[str, Any]) -> Cap:
     until = fields["until"]
     values: dict[str, Any] = {**fields, "until": None if until is None else date.fromisoformat(until)}
+    if values.get("purposes") is not None:
+        values["purposes"] = tuple(map(str, values["purposes"]))
     return Cap(**values)

@@ -41,8 +41,9 @@ from .book import (
     require_unit,
     verify,
 )
-from .caps import CapEnded, capped
+from .caps import Cap, CapEnded, capped, caps_on
 from .hash_chain import Chain, Draft, Entry, Head, LedgerUnavailable, Lock, canonical, holds_entries
+from .question_caps import require_allowed
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -99,6 +100,7 @@ class Ledger:
 
     Attributes:
       purpose: what the releases of this process are for, in words, kept with each reservation; None says nothing.
+      caps: of the owner's on questions, beside those that lie with the ledger.
 
     Example:
       >>> import tempfile
@@ -122,6 +124,7 @@ class Ledger:
         self._budget = budget
         self._resources = resources
         self.purpose: str | None = None
+        self.caps: tuple[Cap, ...] = ()
         self._threads = threading.RLock()
         self._pending: dict[str, None] = {}
 
@@ -232,6 +235,7 @@ class Ledger:
             earlier = self._book.releases.get(key)
             if earlier is None:
                 budget = self._budget_for(release)
+                self._require_asked(release, budget)
                 _require_affordable(release, events, budget, self._book)
                 drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self.purpose)))
             else:
@@ -449,6 +453,11 @@ class Ledger:
         except CapEnded as ended:
             adversary = next(iter(release.events))
             raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
+
+    def _require_asked(self, release: Release, budget: Budget) -> None:
+        caps = (*caps_on(self.path), *self.caps) if release.kind is not None else ()
+        if (why := require_allowed(release, caps, self._book, budget)) is not None:
+            raise BudgetExhausted(budget, next(iter(release.events)), math.inf, why)
 
     def _booked(self, key: Key) -> BookedRelease:
         self._require_open()

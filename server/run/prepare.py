@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...privacy.budget import Adversary
+from ...privacy.budget import Adversary, Budget
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import NAMED
-from ...privacy.ledger.ledger import Ledger, LedgerUnavailable
+from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...strategies.client_settings import ClientSettings
@@ -239,21 +239,7 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
     plan = _planned(run, saved, None) if simulated else None
     if saved is None and simulated:
         require_use(federation, plan)
-    path = federation.ledger_path(run.folder)
-    run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
-    expect = checkpoint.head if checkpoint else None
-    if not simulated and federation.deployed is None:
-        data_id = federation.data_id
-        prefix = path.stem.removesuffix(federation.owner[:NAMED])
-        owed = data_sets.owed_by_population(path.parent, data_id, prefix)
-        data_sets.settle(path.parent, data_id, owed, budget, prefix)
-    ledger = Ledger.open(
-        path,
-        budget,
-        owner=federation.owner,
-        simulated=simulated,
-        expect=expect,
-    )
+    ledger = open_ledger(federation, run.folder, budget, checkpoint.head if checkpoint else None)
     ledger.purpose = federation.settings.purpose
     try:
         plan = plan or _planned(run, saved, ledger)
@@ -270,6 +256,28 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
     finally:
         with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
             ledger.close()
+
+
+def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: Head | None = None) -> Ledger:
+    """Return the population's ledger, open for writing; what its people lost elsewhere is charged first.
+
+    Args:
+      federation: whose clients are protected in sums.
+      folder: of the run, in which a simulation has its ledger.
+      budget: that it may spend.
+      expect: an entry that it must hold.
+
+    Raises:
+      Refusal: its folder cannot be made, or it cannot be opened.
+    """
+    path, simulated = federation.ledger_path(folder), federation.simulated
+    run_folder.make_folder("hydra.run.dir" if simulated else "ledger.dir", path.parent)
+    if not simulated and federation.deployed is None:
+        data_id = federation.data_id
+        prefix = path.stem.removesuffix(federation.owner[:NAMED])
+        owed = data_sets.owed_by_population(path.parent, data_id, prefix)
+        data_sets.settle(path.parent, data_id, owed, budget, prefix)
+    return Ledger.open(path, budget, owner=federation.owner, simulated=simulated, expect=expect)
 
 
 def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:

@@ -1,0 +1,154 @@
+"""Question to clients on the command line: read from a file or from arguments, refused or charged, told as a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..configs.question_file import read_question_file
+from ..privacy.ledger.ledger import BudgetExhausted
+from ..privacy.refusal import Refusal
+from ..privacy.statistics.inquiry import KINDS, Inquiry, read_inquiry
+
+EXHAUSTED, UNANSWERED = 3, 1
+WIDTH = 80
+COSTS = ("epsilon", "noise_multiplier")  # keys of a question's file that its clients do not see
+DEFAULT_FOLDER = Path("questions")
+# Of a run that says nothing else: everybody is asked, and whole clients are hidden.
+DEFAULTS = ("cohort=all", "privacy=client_central")
+
+
+def ask(
+    what: str,
+    given: Sequence[str],
+    asked: Mapping[str, Any],
+    places: tuple[Path | None, Path | None],
+    *,
+    as_json: bool = False,
+) -> int:
+    """Ask, and print the answer; return the exit code.
+
+    Args:
+      what: a file of questions, or a kind of question.
+      given: columns, and Hydra's overrides.
+      asked: options that stand beside or in the place of the file's keys; None where one was not given.
+      places: folder of the records, and folder of a server's bundle; None where one was not given.
+      as_json: print the record as JSON.
+
+    Raises:
+      Refusal: nothing was charged.
+    """
+    overrides = [each for each in given if "=" in each]
+    columns = [each for each in given if "=" not in each]
+    plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
+    cost = {key: plain.pop(key, None) for key in COSTS}
+    inquiry = read_inquiry(plain)
+    groups = {each.partition("=")[0] for each in overrides}
+    overrides = [*(each for each in DEFAULTS if each.partition("=")[0] not in groups), *overrides]
+    try:
+        record = _asked(inquiry, cost, overrides, *places)
+    except BudgetExhausted as spent:
+        print(spent, file=sys.stderr)
+        return EXHAUSTED
+    print(json.dumps(record) if as_json else table_of(record))
+    return 0 if record["released"] else UNANSWERED
+
+
+def _asked(
+    inquiry: Inquiry, cost: dict[str, Any], overrides: list[str], into: Path | None, server: Path | None
+) -> dict[str, Any]:
+    from ..server.run.ask import Spend
+
+    spend = Spend(**cost)
+    if server is not None:
+        if into is not None:
+            raise Refusal("--into", str(into), "a server keeps its answers in its own folder; leave it out")
+        from ..deployment.ask import ask_clients
+
+        return ask_clients(server, inquiry, spend, overrides)
+    from ..configs.settings import settings_from_overrides
+    from ..server.run.build import build
+    from ..simulations.ask import ask_here
+
+    return ask_here(build(settings_from_overrides(overrides)), inquiry, spend, into or DEFAULT_FOLDER)
+
+
+def _of_file(path: Path, columns: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
+    if columns:
+        raise Refusal(
+            "FILE", columns[0], "a file of questions names its columns itself; write keys as key=value"
+        )
+    if not path.is_file():
+        raise Refusal("FILE", str(path), f"is no file, and no kind of question ({', '.join(KINDS)})")
+    found = read_question_file(path)
+    only = ("low", "high", "edges", "categories", "resolution", "at_least")
+    if wrong := [key for key in only if asked.get(key) is not None]:
+        raise Refusal(f"--{wrong[0]}", asked[wrong[0]], "belongs to one question; write it into the file")
+    return {**found, **{key: value for key, value in asked.items() if value is not None}}
+
+
+def _of_kind(kind: str, columns: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one question of the arguments as a file would hold it."""
+    told = {key: value for key, value in asked.items() if value is not None}
+    common = {key: told.pop(key) for key in ("name", "purpose", "why", "records", *COSTS) if key in told}
+    for key in ("edges", "categories"):
+        if key in told:
+            words = str(told[key]).split(",")
+            told[key] = words if key == "categories" else [_number(key, each) for each in words]
+    if len(columns) != (kind != "count"):
+        raise Refusal("COLUMN", " ".join(columns), "name one column; questions of more stand in a file")
+    of = {"of": columns[0]} if columns else {}
+    return {**common, "ask": [{"kind": kind, **of, **told}]}
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise Refusal(key, text, "give numbers, with commas between them") from None
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def table_of(record: Mapping[str, Any]) -> str:
+    """Return an answer in lines of at most 80 characters: each figure with its interval, and what it cost."""
+    cost = f"epsilon {record['epsilon']:.3g} at delta {record['delta']:g}"
+    if record["from_record"]:
+        cost = "from the record, at no cost"
+    lines = [f"{record['name']}, for {record['purpose']}: {cost}"]
+    if not record["released"]:
+        return "\n".join([*lines, f"no answer: {record['reason']}; what was reserved stays spent"])
+    told = [[*answer["figures"], answer["clipped"]] for answer in record["answers"]]
+    wide = min(max(len(each["name"]) for figures in told for each in figures), 30)
+    for answer, figures in zip(record["answers"], told, strict=True):
+        lines += ["", _cut(answer["name"], WIDTH), *(_line(each, wide) for each in figures)]
+    against = ", ".join(record["adversaries"])
+    lines.append("")
+    lines.append(f"95 % intervals; hides a {record['unit']} ({record['adjacency']}) from: {against}")
+    after, target = record["epsilon_after"], record["target_epsilon"]
+    of = f" of {target:.3g}" if target < UNLIMITED else ""
+    lines.append(f"spent on this ledger so far: epsilon {after:.3g}{of}")
+    return "\n".join(lines)
+
+
+UNLIMITED = 1e9
+
+
+def _line(figure: Mapping[str, Any], wide: int) -> str:
+    name = f"  {_cut(figure['name'], wide):{wide}}"
+    if figure["value"] is None:
+        return f"{name}  cannot be said: the noise is as large as it"
+    value, low, high = (_digits(figure[key]) for key in ("value", "low", "high"))
+    return f"{name}  {value:>12}   {low:>12} to {high}"
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:.4g}"
+
+
+def _cut(text: str, wide: int) -> str:
+    return text if len(text) <= wide else f"{text[: wide - 3]}..."

@@ -1,0 +1,81 @@
+"""Question to the clients of a real federation, from its server's folder; a run of training and a question exclude each other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from ..configs.schema import LinkSettings
+from ..configs.settings import server_settings
+from ..links.core_dumps import without_core_dumps
+from ..links.folder_lock import alone
+from ..links.open_files import raise_limit
+from ..links.roster_watch import followed_roster, nodes_of
+from ..links.server_bundle import ServerBundle, read_server_bundle
+from ..privacy.refusal import Refusal
+from ..privacy.statistics.inquiry import Inquiry
+from ..server.run.ask import Reach, Spend, ask
+from ..server.run.build import build
+from ..server.run.run import answers_of
+from ..strategies.flower_adapter import quiet_flower
+from .open_link import open_link
+from .serve import Open, Rosters, completed, deployed_in, logged, pace_of, refuse_roster
+from .status import RUNNING
+
+QUESTIONS = "questions"  # folder of records in the server's
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Hearer of what is waited for, which says nothing."""
+
+    def wait_for(self, clients: int) -> None:
+        """Do nothing."""
+
+
+def ask_clients(
+    folder: Path, inquiry: Inquiry, spend: Spend, given: Sequence[str], *, reach: Open = open_link
+) -> dict[str, Any]:
+    """Ask the connected clients of a federation, and return the record of the answer.
+
+    Args:
+      folder: the server's bundle.
+      inquiry: what is asked.
+      spend: what it may cost.
+      given: Hydra's overrides, as of `fedveil server`.
+      reach: opens the link.
+
+    Raises:
+      Refusal: nothing was charged; a run or another question goes on, or too few clients are connected.
+      BudgetExhausted: it does not fit; nothing was charged.
+    """
+    without_core_dumps()
+    raise_limit()
+    quiet_flower()
+    bundle = read_server_bundle(folder)
+    with alone(folder / RUNNING, "server"):
+        refuse_roster(bundle)
+        settings = server_settings([*completed(bundle, given), f"run={inquiry.name}"])
+        federation = build(settings.federation, deployed_in(bundle, settings))
+        grid = partial(_connected, bundle, settings.link, followed_roster(bundle), reach)
+        how = Reach(grid, answers_of(federation), settings.link.deadline)
+        return ask(federation, inquiry, spend, folder / QUESTIONS, how)
+
+
+@contextmanager
+def _connected(
+    bundle: ServerBundle, settings: LinkSettings, rosters: Rosters, reach: Open
+) -> Generator[Grid]:
+    with reach(settings, bundle, nodes_of(rosters)) as unlogged:
+        link = logged(unlogged, bundle, rosters)
+        why = pace_of(rosters, settings, link, Silence()).ready(threading.Event())
+        if why is not None:
+            raise Refusal("link.clients", settings.clients, why)
+        yield link.grid

@@ -1,0 +1,106 @@
+"""Caps on questions: for which purposes owners let them be asked, and how much of the budget they may spend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..accounting.epsilon import GATE_INTERVAL
+from ..accounting.events import event_from_json, event_to_json
+from ..accounting.renyi_filter import counted
+from ..budget import Adversary, Budget, Release
+from ..refusal import Refusal
+from .book import Book, ReleaseState, event_of
+from .caps import Cap
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+QUESTION = "question"  # kind of a release
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """Question as a ledger tells of it.
+
+    Attributes:
+      name: of the question.
+      purposes: of its segments.
+      why: what it was for, in its asker's words; empty where nobody said.
+      asked: what was asked, by the names of its segments.
+      epsilon: of its answer alone, at the delta of its budget, against whoever saw most.
+      when: it was reserved, UTC.
+      state: of its release.
+    """
+
+    name: str
+    purposes: tuple[str, ...]
+    why: str
+    asked: tuple[str, ...]
+    epsilon: float
+    when: str
+    state: str
+
+
+def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: Budget) -> str | None:
+    """Return why a question does not fit what owners let questions spend; None where it does.
+
+    Args:
+      release: about to be reserved.
+      caps: that hold for the ledger.
+      book: of the ledger.
+      budget: of the ledger, at whose delta questions are counted.
+
+    Raises:
+      Refusal: its purpose is not allowed.
+    """
+    if release.kind != QUESTION:
+        return None
+    for cap in caps:
+        allowed = cap.purposes
+        for purpose in sorted(set((release.segments or {}).values())):
+            if allowed is not None and purpose not in allowed:
+                known = ", ".join(allowed) or "no purpose"
+                raise Refusal(
+                    "purpose", purpose, f"the owner of the data lets questions be asked for {known}"
+                )
+        if cap.questions is None:
+            continue
+        for adversary, event in release.events.items():
+            seen = [*_events(book, adversary), event_from_json(event_to_json(event))]
+            spent = counted(seen, budget.target_delta, budget.adjacency, None, GATE_INTERVAL)
+            if spent > cap.questions:
+                return f"questions may spend epsilon {cap.questions:g}, and would have spent {spent:.4g}"
+    return None
+
+
+def asked_questions(book: Book) -> list[AskedQuestion]:
+    """Return the questions on a ledger, in their order."""
+    found: list[AskedQuestion] = []
+    for payload, name, events, state in _questions(book):
+        budget = payload["budget"]
+        segments: dict[str, str] = payload.get("segments", {})
+        epsilon = max(
+            counted([event_of(text)], budget["target_delta"], book.identity["adjacency"], None, GATE_INTERVAL)
+            for text in events.values()
+        )
+        purposes = tuple(sorted(set(segments.values())))
+        why, when = str(payload.get("purpose", "")), str(payload["time"])
+        found.append(AskedQuestion(name, purposes, why, tuple(segments), epsilon, when, str(state)))
+    return found
+
+
+def _events(book: Book, adversary: Adversary) -> Iterator[DpEvent]:
+    for _, _, events, state in _questions(book):
+        if state is not ReleaseState.VOID and adversary in events:
+            yield event_of(events[adversary])
+
+
+def _questions(book: Book) -> Iterator[tuple[dict[str, Any], str, dict[Adversary, str], ReleaseState]]:
+    for booked in book.releases.values():
+        if f'"kind":"{QUESTION}"' in booked.entry.payload:
+            payload = json.loads(booked.entry.payload)
+            if payload.get("kind") == QUESTION:
+                yield payload, json.loads(booked.entry.key)[0], booked.events, booked.state

@@ -1,0 +1,123 @@
+"""Columns of a client's rows as a question reads them: numbers between declared bounds, or declared words.
+
+Bounds and words are public and come with the question; none is taken from anybody's data. A number that is missing counts
+nowhere. One outside the bounds counts as the nearest bound, and a word that is not declared counts nowhere: both are in
+the share that is told as clipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..refusal import Refusal, real
+
+LABEL = "label"  # the column of targets, where a task names none
+MOST_CELLS = 4096  # of one question: more are a data set, and no statistic
+
+Table = Mapping[str, NDArray[Any]]  # a client's columns by name, all of one length
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Column of numbers between two bounds.
+
+    Attributes:
+      name: of the column.
+      low, high: bounds, low below high.
+    """
+
+    name: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", real(f"{self.name}.low", self.low))
+        object.__setattr__(self, "high", real(f"{self.name}.high", self.high))
+        if not self.low < self.high:
+            raise Refusal(f"{self.name}.low", self.low, f"must be below high={self.high:g}")
+
+    @property
+    def middle(self) -> float:
+        """Of the bounds."""
+        return (self.low + self.high) / 2
+
+    @property
+    def half(self) -> float:
+        """Half of what lies between the bounds."""
+        return (self.high - self.low) / 2
+
+    def read(self, table: Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return each row's number in [-1, 1], NaN where it is missing, and whether it was outside the bounds."""
+        given = np.asarray(column(table, self.name), np.float64)
+        outside = (given < self.low) | (given > self.high)
+        return np.clip((given - self.middle) / self.half, -1, 1), outside
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Column in bins: numbers between edges, or words; row by row the number of its bin.
+
+    Attributes:
+      name: of the column.
+      edges: ascending; the first and the last are the bounds. Empty where there are words.
+      words: each a bin; empty where there are edges.
+    """
+
+    name: str
+    edges: tuple[float, ...] = ()
+    words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.edges) == bool(self.words):
+            raise Refusal(self.name, None, "give edges of numbers, or categories of words, and not both")
+        if self.words and len(set(self.words)) < len(self.words):
+            raise Refusal(f"{self.name}.categories", self.words, "names a word twice")
+        edges = tuple(real(f"{self.name}.edges", each) for each in self.edges)
+        if self.edges and (len(edges) < 2 or any(b <= a for a, b in pairwise(edges))):
+            raise Refusal(f"{self.name}.edges", self.edges, "give at least two, each above the one before")
+        object.__setattr__(self, "edges", edges)
+
+    @property
+    def count(self) -> int:
+        """How many bins there are."""
+        return len(self.words) or len(self.edges) - 1
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the bins are called; a bin holds its lower edge, and the last one both."""
+        return self.words or tuple(f"{low:g} to {high:g}" for low, high in pairwise(self.edges))
+
+    def read(self, table: Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return each row's bin, -1 where it has none, and whether it was outside what is declared."""
+        given = column(table, self.name)
+        if self.words:
+            codes = {word: code for code, word in enumerate(self.words)}
+            said = [None if _missing(each) else str(each) for each in given]
+            bins = np.array([-1 if each is None else codes.get(each, -1) for each in said], np.int64)
+            return bins, np.array([each is not None and each not in codes for each in said], np.bool_)
+        numbers = np.asarray(given, np.float64)
+        outside = (numbers < self.edges[0]) | (numbers > self.edges[-1])
+        bins = np.clip(np.searchsorted(self.edges, numbers, side="right") - 1, 0, self.count - 1)
+        return np.where(np.isnan(numbers), -1, bins), outside
+
+
+def column(table: Table, name: str) -> NDArray[Any]:
+    """Return a client's column.
+
+    Raises:
+      Refusal: it has none of that name.
+    """
+    if name not in table:
+        raise Refusal("of", name, f"is no column; there are {', '.join(sorted(table)) or 'none'}")
+    return table[name]
+
+
+def _missing(cell: object) -> bool:
+    return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))

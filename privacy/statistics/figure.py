@@ -1,0 +1,99 @@
+"""Figure: one number of an answer with the interval that its noise leaves, and how wide that may be planned to be.
+
+The noise on every cell is one independent Gaussian of known size, so that each interval follows from public numbers and
+the answer itself. It says nothing of how well those who answered stand for others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+NORMAL_95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+ENOUGH = 5.0  # standard deviations that what a ratio is divided by must have, for the delta method
+
+Cells = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of an answer.
+
+    Attributes:
+      name: within the answer.
+      value: NaN where it cannot be said.
+      low, high: the 95 % interval of what the clients would have said without noise; NaN where it cannot be said.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def said(self) -> bool:
+        """Whether it can be said."""
+        return math.isfinite(self.value)
+
+
+def unsaid(name: str) -> Figure:
+    """Return a figure that cannot be said: what it is divided by is lost in the noise."""
+    return Figure(name, math.nan, math.nan, math.nan)
+
+
+def count_of(name: str, cell: float, sigma: float) -> Figure:
+    """Return a count; noise may carry it below 0, and that is shown.
+
+    Args:
+      name: of the figure.
+      cell: the noisy count.
+      sigma: standard deviation of its noise.
+    """
+    half = NORMAL_95 * sigma
+    return Figure(name, float(cell), float(cell) - half, float(cell) + half)
+
+
+def ratio_of(name: str, above: float, below: float, sigma: float, bounds: tuple[float, float]) -> Figure:
+    """Return a ratio of two noisy sums, and the interval of Fieller (1954), which is exact.
+
+    The interval holds every m for which above - m below is no larger than its noise, sigma sqrt(1 + m^2), explains.
+
+    Args:
+      name: of the figure.
+      above: what is divided.
+      below: what it is divided by.
+      sigma: standard deviation of the independent noise on each.
+      bounds: that the ratio has; value and interval are cut to them.
+    """
+    spread = (NORMAL_95 * sigma) ** 2
+    leading = below**2 - spread
+    if below <= 0 or leading <= 0:
+        return unsaid(name)
+    root = math.sqrt(max((above * below) ** 2 - leading * (above**2 - spread), 0.0))
+    low, high = ((above * below + sign * root) / leading for sign in (-1, 1))
+    value, low, high = (min(max(each, bounds[0]), bounds[1]) for each in (above / below, low, high))
+    return Figure(name, value, low, high)
+
+
+def smooth_of(name: str, value: float, gradient: Cells, sigma: float, bounds: tuple[float, float]) -> Figure:
+    """Return a smooth function of noisy sums, and its interval by the delta method.
+
+    Args:
+      name: of the figure.
+      value: at the noisy sums.
+      gradient: there, by each of them.
+      sigma: standard deviation of the independent noise on each.
+      bounds: that the value has; it and the interval are cut to them.
+    """
+    half = NORMAL_95 * sigma * float(np.linalg.norm(gradient))
+    value, low, high = (min(max(each, bounds[0]), bounds[1]) for each in (value, value - half, value + half))
+    return Figure(name, value, low, high)
+
+
+def scaled(figure: Figure, middle: float, half: float) -> Figure:
+    """Return a figure of numbers in [-1, 1] in the units of numbers in middle +- half."""
+    low, high = middle + half * figure.low, middle + half * figure.high
+    return Figure(figure.name, middle + half * figure.value, low, high)

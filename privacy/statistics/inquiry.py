@@ -1,0 +1,300 @@
+"""Inquiry: several questions that one release answers, and that share its noise and its charge. All of it is public.
+
+It is read from YAML or from the JSON that travels, by the same rules on both sides. Each question is a segment of the sum,
+and so is the share of rows that it had to clip.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bounded_decoding import Undecodable, read_json
+from ..mechanisms.sum_spec import Segment
+from ..refusal import Refusal, real
+from .columns import Bins, Numbers, Table
+from .figure import NORMAL_95, Figure
+from .kinds import (
+    ColumnCorrelation,
+    ColumnMean,
+    Count,
+    CrossTable,
+    Histogram,
+    Quantiles,
+    Statistic,
+    Variance,
+    require_cells,
+)
+
+STATISTICS = "statistics"  # the purpose of questions that say none
+CLIPPED = "clipped"  # what the segment of a question's clipped share is called, behind its name
+CLIPPED_SHARE = (
+    0.02  # of the squared norm, for these segments together: each then costs the counts 1 % of noise at most
+)
+MOST_QUESTIONS = 32
+MOST_BYTES = 1 << 16  # of an inquiry that travels
+MOST_NAME = 64
+INQUIRY_KEYS = ("name", "purpose", "why", "records", "ask")
+COMMON = ("name", "kind", "resolution", "at_least")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of an inquiry.
+
+    Attributes:
+      name: within the inquiry.
+      statistic: what is asked.
+      resolution: half the width that its intervals may have at most, in its own units; None asks for none.
+      at_least: rows that all clients are said to have, by which an interval is planned; None where nobody says.
+    """
+
+    name: str
+    statistic: Statistic
+    resolution: float | None = None
+    at_least: float | None = None
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """Questions that share one release.
+
+    Attributes:
+      name: under which the answer is kept; another answer takes another name.
+      purpose: a word that owners allow or refuse.
+      why: what the answer is for, in a sentence that owners read.
+      records: rows of a client that count in full; what a client with more adds is shortened.
+      questions: at least one.
+      text: what it was read from, in canonical JSON, as it travels.
+    """
+
+    name: str
+    purpose: str
+    why: str
+    records: float
+    questions: tuple[Question, ...]
+    text: str
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What each client's vector is: the cells of every question, and the share that each clipped."""
+        many = len(self.questions)
+        share, beside = (1 - CLIPPED_SHARE) / many, CLIPPED_SHARE / many
+        found: list[Segment] = []
+        for each in self.questions:
+            bound = self.records * each.statistic.row_norm
+            found += [
+                Segment(each.name, bound, share, each.statistic.shape, self.purpose),
+                Segment(clipped_name(each), 1.0, beside, purpose=self.purpose),
+            ]
+        return tuple(found)
+
+    def sigma(self, question: Question, noise_over_clip: float) -> float:
+        """Return the noise on a question's cells, in rows.
+
+        Args:
+          question: of this inquiry.
+          noise_over_clip: standard deviation of the sum's noise over its clipping norm.
+        """
+        bound = self.records * question.statistic.row_norm
+        return noise_over_clip * bound / math.sqrt((1 - CLIPPED_SHARE) / len(self.questions))
+
+    def clipped(self, mean: float, noise_over_clip: float, clients: float) -> Figure:
+        """Return the mean share that one question clipped, with its interval.
+
+        Args:
+          mean: over the clients, noised.
+          noise_over_clip: standard deviation of the sum's noise over its clipping norm.
+          clients: by how many the sum was divided.
+        """
+        share = CLIPPED_SHARE / len(self.questions)
+        half = NORMAL_95 * noise_over_clip / (2 * math.sqrt(share) * clients)
+        return Figure(CLIPPED, mean, max(mean - half, 0.0), min(mean + half, 1.0))
+
+    def contribution(self, table: Table) -> dict[str, float | NDArray[np.floating]]:
+        """Return a client's value of every segment.
+
+        Args:
+          table: the client's columns.
+
+        Raises:
+          Refusal: a column is missing.
+        """
+        values: dict[str, float | NDArray[np.floating]] = {}
+        for each in self.questions:
+            cells, outside = each.statistic.count(table)
+            norm, bound = float(np.linalg.norm(cells)), self.records * each.statistic.row_norm
+            kept = min(1.0, bound / norm) if norm else 1.0
+            values |= {each.name: cells, clipped_name(each): 1 - (1 - outside) * kept}
+        return values
+
+    @property
+    def clipped_names(self) -> tuple[str, ...]:
+        """What the segments of the questions' clipped shares are called, in the questions' order."""
+        return tuple(clipped_name(each) for each in self.questions)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer to one question: its figures, and the mean share of a client's rows that was clipped, noised too."""
+
+    name: str
+    figures: tuple[Figure, ...]
+    clipped: Figure
+
+
+def clipped_name(question: Question) -> str:
+    """Return what the segment of a question's clipped share is called."""
+    return f"{question.name}: {CLIPPED}"
+
+
+# --- from YAML or JSON --------------------------------------------------------------------------------------------
+
+
+def from_json(text: str) -> Inquiry:
+    """Return the inquiry that travelled.
+
+    Raises:
+      Refusal: it is none: too long, no JSON, or a value is missing, unknown or out of range.
+    """
+    if len(text) > MOST_BYTES:
+        raise Refusal("question", f"{len(text)} bytes", f"a question has at most {MOST_BYTES}")
+    try:
+        return read_inquiry(read_json(text))
+    except Undecodable as error:
+        raise Refusal("question", text[:40], "is not JSON") from error
+
+
+def read_inquiry(plain: object) -> Inquiry:
+    """Return the inquiry that a mapping describes.
+
+    Args:
+      plain: what YAML or JSON held.
+
+    Raises:
+      Refusal: naming the key.
+    """
+    found = _group("question", plain, INQUIRY_KEYS)
+    asked = found.get("ask")
+    if not isinstance(asked, list) or not 1 <= len(cast(list[Any], asked)) <= MOST_QUESTIONS:
+        raise Refusal("ask", asked, f"give 1 to {MOST_QUESTIONS} questions as a list")
+    questions = tuple(_question(each) for each in cast(list[Any], asked))
+    names = [each.name for each in questions]
+    if len(set(names)) < len(names):
+        raise Refusal("ask", names, "two questions have one name; give each its own")
+    records = _positive("records", found.get("records"))
+    purpose = _name("purpose", found.get("purpose", STATISTICS))
+    why = str(found.get("why", ""))
+    if len(why) > 500 or not (why.isprintable() or not why):
+        raise Refusal("why", why[:40], "give a printable sentence of at most 500 characters")
+    text = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return Inquiry(_name("name", found.get("name")), purpose, why, records, questions, text)
+
+
+def _question(plain: object) -> Question:
+    kind = cast(Mapping[str, Any], plain).get("kind") if isinstance(plain, Mapping) else None
+    if kind not in KINDS:
+        raise Refusal("kind", kind, f"choose one of {', '.join(KINDS)}")
+    keys, make = KINDS[kind]
+    found = _group(str(kind), plain, (*COMMON, *keys))
+    named = found.get("of")
+    whose = named if isinstance(named, str) else ", ".join(map(str, cast(list[Any], named or [])))
+    name = _name("name", found.get("name", f"{kind} {whose}".strip()))
+    statistic = make(found)
+    require_cells(statistic, name)
+    resolution, at_least = (
+        None if found.get(key) is None else _positive(key, found[key]) for key in ("resolution", "at_least")
+    )
+    return Question(name, statistic, resolution, at_least)
+
+
+def _numbers(found: Mapping[str, Any], name: object = None) -> Numbers:
+    missing = [key for key in ("low", "high") if found.get(key) is None]
+    if missing:
+        remedy = "declare the bounds of what is plausible, low and high, and not the data's own"
+        raise Refusal(missing[0], None, remedy)
+    return Numbers(_name("of", name or found.get("of")), found["low"], found["high"])
+
+
+def _bins(found: Mapping[str, Any], key: str = "of") -> Bins:
+    prefix = "" if key == "of" else f"{key}_"
+    edges, words = (
+        _listed(f"{prefix}{each}", found.get(f"{prefix}{each}")) for each in ("edges", "categories")
+    )
+    if any(isinstance(each, list | dict) for each in (*edges, *words)):
+        raise Refusal(f"{prefix}edges", edges, "give a list of plain values")
+    return Bins(_name(key, found.get(key)), tuple(edges), tuple(map(str, words)))
+
+
+def _columns(found: Mapping[str, Any]) -> tuple[Numbers, ...]:
+    columns = found.get("of")
+    if not isinstance(columns, dict):
+        raise Refusal("of", columns, "give a group: each column with its bounds, as in {age: [0, 120]}")
+    read: list[Numbers] = []
+    for name, bounds in cast(dict[str, Any], columns).items():
+        if not isinstance(bounds, list) or len(cast(list[Any], bounds)) != 2:
+            raise Refusal(f"of.{name}", bounds, "give its bounds, [low, high]")
+        read.append(Numbers(_name("of", name), *cast(list[Any], bounds)))
+    return tuple(read)
+
+
+def _quantiles(found: Mapping[str, Any]) -> Quantiles:
+    wanted = _listed("quantiles", found.get("quantiles", [0.25, 0.5, 0.75]))
+    branches = found.get("branches", 16)
+    if type(branches) is not int:
+        raise Refusal("branches", branches, "give a whole number")
+    return Quantiles(_numbers(found), tuple(real("quantiles", each) for each in wanted), branches)
+
+
+Make = Callable[[Mapping[str, Any]], Statistic]
+KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
+    "count": ((), lambda found: Count()),
+    "mean": (("of", "low", "high"), lambda found: ColumnMean(_numbers(found))),
+    "variance": (("of", "low", "high"), lambda found: Variance(_numbers(found))),
+    "histogram": (("of", "edges", "categories"), lambda found: Histogram(_bins(found))),
+    "quantiles": (("of", "low", "high", "quantiles", "branches"), _quantiles),
+    "crosstable": (
+        ("of", "edges", "categories", "by", "by_edges", "by_categories"),
+        lambda found: CrossTable(_bins(found), _bins(found, "by")),
+    ),
+    "correlation": (("of",), lambda found: ColumnCorrelation(_columns(found))),
+}
+
+
+def _group(where: str, plain: object, keys: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(plain, Mapping):
+        raise Refusal(where, plain, f"is no group of {', '.join(keys)}")
+    found = {str(key): value for key, value in cast(Mapping[Any, Any], plain).items()}
+    for key in found:
+        if key not in keys:
+            raise Refusal(where, key, f"there is no such key; it has {', '.join(keys)}")
+    return found
+
+
+def _listed(where: str, plain: object) -> list[Any]:
+    if plain is None:
+        return []
+    if not isinstance(plain, list):
+        raise Refusal(where, plain, "give a list")
+    return cast(list[Any], plain)
+
+
+def _name(where: str, plain: object) -> str:
+    if not isinstance(plain, str) or not plain.isprintable() or not 0 < len(plain) <= MOST_NAME:
+        raise Refusal(where, plain, f"give a name of 1 to {MOST_NAME} printable characters")
+    return plain
+
+
+def _positive(where: str, plain: object) -> float:
+    if plain is None:
+        raise Refusal(where, None, "give a number above 0")
+    found = real(where, plain)
+    if found <= 0:
+        raise Refusal(where, plain, "give a number above 0")
+    return found

@@ -1,0 +1,386 @@
+"""Kinds of statistics: for each, what a client counts of its rows and, beside it, what the noisy sum of that says.
+
+A row of a client adds a part of a known norm, so that so many rows of it have at most so many times that norm; what is
+longer is shortened. `sigma` is always the standard deviation of the noise on each cell, in rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..refusal import Refusal
+from .columns import MOST_CELLS, Bins, Numbers, Table
+from .figure import (
+    ENOUGH,
+    NORMAL_95,
+    Cells,
+    Figure,
+    count_of,
+    ratio_of,
+    scaled,
+    smooth_of,
+    unsaid,
+)
+
+Counted = tuple[Cells, float]  # a client's cells, and which share of its rows was outside what is declared
+
+
+class Statistic(Protocol):
+    """What is asked of every client, and what its sum says."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the cells."""
+        ...
+
+    @property
+    def row_norm(self) -> float:
+        """L2 norm of the longest part that one row can add."""
+        ...
+
+    def count(self, table: Table) -> Counted:
+        """Return a client's cells, and the share of its rows that was outside what is declared.
+
+        Args:
+          table: the client's columns.
+
+        Raises:
+          Refusal: a column is missing.
+        """
+        ...
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        """Return what a noisy sum of cells says.
+
+        Args:
+          cells: the sum, of this shape.
+          sigma: of its noise.
+        """
+        ...
+
+    def planned(self, sigma: float, rows: float) -> float:
+        """Return half the width that an interval will have, at the widest figure that the answer may have.
+
+        Args:
+          sigma: of the noise.
+          rows: of all clients together, as far as anybody knows.
+        """
+        ...
+
+
+def _rows(table: Table) -> int:
+    return max((len(each) for each in table.values()), default=0)
+
+
+def _share(outside: NDArray[np.bool_]) -> float:
+    return float(outside.mean()) if outside.size else 0.0
+
+
+@dataclass(frozen=True)
+class Count:
+    """Number of rows."""
+
+    shape: tuple[int, ...] = (1,)
+    row_norm: float = 1.0
+
+    def count(self, table: Table) -> Counted:
+        return np.array([_rows(table)], np.float64), 0.0
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        return [count_of("rows", cells[0], sigma)]
+
+    def planned(self, sigma: float, rows: float) -> float:
+        del rows
+        return NORMAL_95 * sigma
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Number of rows in each bin."""
+
+    of: Bins
+
+    row_norm: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.of.count,)
+
+    def count(self, table: Table) -> Counted:
+        bins, outside = self.of.read(table)
+        return np.bincount(bins[bins >= 0], minlength=self.of.count).astype(np.float64), _share(outside)
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        return [count_of(label, cell, sigma) for label, cell in zip(self.of.labels, cells, strict=True)]
+
+    def planned(self, sigma: float, rows: float) -> float:
+        del rows
+        return NORMAL_95 * sigma
+
+
+@dataclass(frozen=True)
+class CrossTable:
+    """Number of rows in each pair of bins of two columns."""
+
+    of: Bins
+    by: Bins
+    row_norm: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.of.count, self.by.count)
+
+    def count(self, table: Table) -> Counted:
+        (one, out), (two, beyond) = self.of.read(table), self.by.read(table)
+        here = (one >= 0) & (two >= 0)
+        pairs = np.bincount(one[here] * self.by.count + two[here], minlength=math.prod(self.shape))
+        return pairs.reshape(self.shape).astype(np.float64), _share(out | beyond)
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        names = [f"{one}, {two}" for one in self.of.labels for two in self.by.labels]
+        return [count_of(name, cell, sigma) for name, cell in zip(names, cells.ravel(), strict=True)]
+
+    def planned(self, sigma: float, rows: float) -> float:
+        del rows
+        return NORMAL_95 * sigma
+
+
+@dataclass(frozen=True)
+class ColumnMean:
+    """Mean of a column: a client adds its rows and their sum, in [-1, 1] each."""
+
+    of: Numbers
+    shape: tuple[int, ...] = (2,)
+    row_norm: float = math.sqrt(2)
+
+    def count(self, table: Table) -> Counted:
+        values, outside = self.of.read(table)
+        here = values[~np.isnan(values)]
+        return np.array([len(here), here.sum()]), _share(outside)
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        rows, total = cells
+        mean = ratio_of("mean", total, rows, sigma, (-1, 1))
+        return [count_of("rows", rows, sigma), scaled(mean, self.of.middle, self.of.half)]
+
+    def planned(self, sigma: float, rows: float) -> float:
+        return NORMAL_95 * sigma * math.sqrt(2) * self.of.half / rows
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Mean, variance and standard deviation of a column: rows, their sum, and their squares less a half."""
+
+    of: Numbers
+    shape: tuple[int, ...] = (3,)
+    row_norm: float = 1.5
+
+    def count(self, table: Table) -> Counted:
+        values, outside = self.of.read(table)
+        here = values[~np.isnan(values)]
+        return np.array([len(here), here.sum(), (here**2 - 0.5).sum()]), _share(outside)
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        rows, total, squares = cells
+        mean = scaled(ratio_of("mean", total, rows, sigma, (-1, 1)), self.of.middle, self.of.half)
+        told = [count_of("rows", rows, sigma), mean]
+        if rows < ENOUGH * sigma or rows <= 0:
+            return [*told, unsaid("variance"), unsaid("standard deviation")]
+        value = squares / rows + 0.5 - (total / rows) ** 2
+        gradient = np.array(
+            [-squares / rows**2 + 2 * total**2 / rows**3, -2 * total / rows**2, 1 / rows], np.float64
+        )
+        found = smooth_of("variance", value, gradient, sigma, (0, 1))
+        squared = self.of.half**2
+        variance = Figure("variance", *(squared * each for each in (found.value, found.low, found.high)))
+        roots = (math.sqrt(each) for each in (variance.value, variance.low, variance.high))
+        return [*told, variance, Figure("standard deviation", *roots)]
+
+    def planned(self, sigma: float, rows: float) -> float:
+        """Of the mean, which is what a resolution is of."""
+        return NORMAL_95 * sigma * math.sqrt(2) * self.of.half / rows
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Quantiles of a column from a histogram in two levels, each row counted once in each.
+
+    The levels are made consistent by least squares (Hay et al. 2010, arXiv:0904.0942). About 16 branches are best (Qardaji,
+    Yang and Li 2013, "Understanding hierarchical methods for differentially private histograms").
+    """
+
+    of: Numbers
+    quantiles: tuple[float, ...] = (0.25, 0.5, 0.75)
+    branches: int = 16
+    row_norm: float = math.sqrt(2)
+
+    def __post_init__(self) -> None:
+        if not self.quantiles or any(not 0 < each < 1 for each in self.quantiles):
+            raise Refusal("quantiles", self.quantiles, "give some, each above 0 and below 1")
+        if not 2 <= self.branches <= 32:
+            raise Refusal("branches", self.branches, "give 2 to 32")
+
+    @property
+    def bins(self) -> int:
+        """Leaves of the tree."""
+        return self.branches**2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.branches + self.bins,)
+
+    @cached_property
+    def edges(self) -> Cells:
+        """Of the leaves, in the units of the column."""
+        return np.linspace(self.of.low, self.of.high, self.bins + 1)
+
+    def count(self, table: Table) -> Counted:
+        values, outside = self.of.read(table)
+        here = values[~np.isnan(values)]
+        leaf = np.clip(np.floor((here + 1) / 2 * self.bins), 0, self.bins - 1).astype(np.int64)
+        leaves = np.bincount(leaf, minlength=self.bins).astype(np.float64)
+        return np.concatenate([leaves.reshape(self.branches, -1).sum(1), leaves]), _share(outside)
+
+    def consistent(self, cells: Cells) -> Cells:
+        """Return the leaves of least squares, which add up to their parents: each takes its part of what is missing."""
+        parents, leaves = cells[: self.branches], cells[self.branches :].reshape(self.branches, -1)
+        missing = (parents - leaves.sum(1)) / (1 + self.branches)
+        return (leaves + missing[:, None]).ravel()
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        leaves = self.consistent(cells)
+        below = np.concatenate([[0.0], np.cumsum(leaves)])
+        told = [count_of("rows", below[-1], sigma * math.sqrt(self.branches * self._parent_variance))]
+        for wanted in self.quantiles:
+            name = f"quantile {wanted:g}"
+            if below[-1] <= 0 or below[-1] < NORMAL_95 * sigma * self._spread(wanted)[-1]:
+                told.append(unsaid(name))
+            else:
+                told.append(self._quantile(name, below, wanted, sigma))
+        return told
+
+    def _quantile(self, name: str, below: Cells, wanted: float, sigma: float) -> Figure:
+        """Return where the counts reach the quantile, and every bin in which the noise allows it to lie."""
+        excess = below - wanted * below[-1]
+        room = NORMAL_95 * sigma * self._spread(wanted)
+        reached = int(np.argmax(excess[1:] >= 0)) + 1
+        before, after = excess[reached - 1], excess[reached]
+        part = -before / (after - before) if after > before else 0.5
+        width = self.edges[1] - self.edges[0]
+        value = self.edges[reached - 1] + width * min(max(part, 0.0), 1.0)
+        may_begin, may_end = np.flatnonzero(excess + room >= 0), np.flatnonzero(excess - room <= 0)
+        low = self.edges[max(int(may_begin[0]) - 1, 0)]
+        high = self.edges[min(int(may_end[-1]) + 1, self.bins)]
+        return Figure(name, float(value), float(min(low, value)), float(max(high, value)))
+
+    @property
+    def _parent_variance(self) -> float:
+        return self.branches / (1 + self.branches)  # of a parent after least squares, in sigma^2
+
+    def _spread(self, wanted: float) -> Cells:
+        """Return the standard deviation at each edge of rows below it less `wanted` of all, in units of sigma."""
+        own, shared = 1.0, 1 / (1 + self.branches)  # leaves of one parent: own variance, and what they share
+        inside = np.arange(self.bins + 1) % self.branches
+        whole = np.arange(self.bins + 1) // self.branches
+        total = self.branches * self._parent_variance
+        within = inside * own - inside**2 * shared  # of the leaves below the edge in its own parent
+        below = whole * self._parent_variance + within
+        # With the whole: full parents and, of the edge's own, its leaves with all of that parent.
+        joint = whole * self._parent_variance + inside * (own - self.branches * shared)
+        return np.sqrt(np.maximum(below - 2 * wanted * joint + wanted**2 * total, 0.0))
+
+    def planned(self, sigma: float, rows: float) -> float:
+        """Where the rows lie evenly; a bin more, since inside of it nobody can tell."""
+        room = NORMAL_95 * sigma * float(max(self._spread(each).max() for each in self.quantiles))
+        return (room / rows + 1 / self.bins) * 2 * self.of.half
+
+
+@dataclass(frozen=True)
+class ColumnCorrelation:
+    """Pearson's correlation of each pair of columns, over the rows that have all of them."""
+
+    of: tuple[Numbers, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.of) < 2:
+            raise Refusal("of", [each.name for each in self.of], "a correlation is of two columns or more")
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Of columns, by their places."""
+        return tuple(combinations(range(len(self.of)), 2))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1 + 2 * len(self.of) + len(self.pairs),)
+
+    @property
+    def row_norm(self) -> float:
+        return math.sqrt(1 + len(self.of) * 1.25 + len(self.pairs))
+
+    def count(self, table: Table) -> Counted:
+        read = [each.read(table) for each in self.of]
+        values = np.stack([value for value, _ in read])
+        outside = np.logical_or.reduce([out for _, out in read])
+        here = values[:, ~np.isnan(values).any(0)]
+        products = [float(here[one] @ here[two]) for one, two in self.pairs]
+        return np.array([here.shape[1], *here.sum(1), *(here**2 - 0.5).sum(1), *products]), _share(outside)
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        many, rows = len(self.of), cells[0]
+        told = [count_of("rows", rows, sigma)]
+        for place, (one, two) in enumerate(self.pairs):
+            name = f"{self.of[one].name}, {self.of[two].name}"
+            places = [0, 1 + one, 1 + two, 1 + many + one, 1 + many + two, 1 + 2 * many + place]
+            told.append(_correlated(name, cells[places], sigma))
+        return told
+
+    def planned(self, sigma: float, rows: float) -> float:
+        """Where the columns are spread evenly between their bounds, with a variance of 1/3, and do not correlate."""
+        return NORMAL_95 * sigma * 3 / rows
+
+
+def _correlated(name: str, cells: Cells, sigma: float) -> Figure:
+    """Return one correlation from rows, sums, squares less a half, and the product's sum."""
+    if cells[0] < ENOUGH * sigma or cells[0] <= 0:
+        return unsaid(name)
+    rows, a, b, aa, bb, ab = cells
+    spread = [each / rows + 0.5 - (total / rows) ** 2 for total, each in ((a, aa), (b, bb))]
+    least = ENOUGH * sigma / rows  # a variance that the noise could have made tells nothing
+    if min(spread) <= max(least, 0.0):
+        return unsaid(name)
+    both = math.sqrt(spread[0] * spread[1])
+    value = (ab / rows - a * b / rows**2) / both
+    # By the chain rule, over rows: the covariance and both variances are means less products of means.
+    by_cov, by_one, by_two = 1 / both, -value / (2 * spread[0]), -value / (2 * spread[1])
+    gradient = np.array(
+        [
+            by_cov * (-ab / rows + 2 * a * b / rows**2)
+            + by_one * (-aa / rows + 2 * a * a / rows**2)
+            + by_two * (-bb / rows + 2 * b * b / rows**2),
+            by_cov * (-b / rows) + by_one * (-2 * a / rows),
+            by_cov * (-a / rows) + by_two * (-2 * b / rows),
+            by_one,
+            by_two,
+            by_cov,
+        ],
+        np.float64,
+    )
+    return smooth_of(name, value, gradient / rows, sigma, (-1, 1))
+
+
+def require_cells(statistic: Statistic, name: str) -> None:
+    """Refuse a statistic of more cells than a statistic has.
+
+    Raises:
+      Refusal: naming the question.
+    """
+    if math.prod(statistic.shape) > MOST_CELLS:
+        raise Refusal(name, math.prod(statistic.shape), f"has more than {MOST_CELLS} cells; ask for less")

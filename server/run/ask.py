@@ -1,0 +1,349 @@
+"""Question to a federation's clients, from settings to an answer that is kept: planned, refused or charged, asked, recorded.
+
+What was answered under a name is answered from the record and costs nothing. A new answer takes a new name: its noise is
+drawn anew, and it is charged anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from ...configs.local_training import LocalTraining
+from ...configs.schema import ClientLevel
+from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
+from ...privacy.accounting.renyi_filter import counted
+from ...privacy.budget import Budget
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.ledger import Ledger, LedgerUnavailable
+from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
+from ...privacy.refusal import Refusal
+from ...privacy.statistics.figure import Figure
+from ...privacy.statistics.inquiry import Answer, Inquiry, Question
+from ...strategies.cohorts import All, Poisson
+from ...strategies.question_wire import question_content
+from ...strategies.training_order import ORDER_KEY, ClientClaim, TrainingOrder
+from ..participants import Participants
+from ..questions import Charge, put
+from ..round_terms import ALL_ANSWERS, Answers, Mean, Round
+from .federation import Federation
+from .prepare import open_ledger
+from .run_folder import make_folder
+
+SYSTEM = Randomness()
+MOST_QUESTION_NOISE = 2.0**10  # above it an answer is noise alone, whatever is asked
+
+
+@dataclass(frozen=True)
+class Spend:
+    """What one inquiry may cost: an epsilon of its own, or the noise that makes it; exactly one is given.
+
+    Attributes:
+      epsilon: that the inquiry alone costs, at the delta of the federation's budget.
+      noise_multiplier: standard deviation of the noise over the sensitivity.
+    """
+
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise Refusal(
+                "epsilon", self.epsilon, "say what the question may cost: epsilon or noise_multiplier"
+            )
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a federation's clients are reached for a question.
+
+    Attributes:
+      grid: opens the grid, as long as a context lasts.
+      answers: by how many a question goes.
+      timeout: seconds for the replies of one exchange; None waits for all.
+      randomness: where draws and noise come from; seeded for a declared simulation alone.
+    """
+
+    grid: Callable[[], AbstractContextManager[Grid]]
+    answers: Answers = ALL_ANSWERS
+    timeout: float | None = None
+    randomness: Randomness = SYSTEM
+
+
+def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, reach: Reach) -> dict[str, Any]:
+    """Ask a federation's clients, and return the record of what they said, which `folder` keeps.
+
+    Args:
+      federation: whose clients are hidden as a whole.
+      inquiry: what is asked.
+      spend: what it may cost.
+      folder: of records; in a simulation its ledger lies there too.
+      reach: how the clients are reached.
+
+    Raises:
+      Refusal: nothing was charged.
+      BudgetExhausted: it does not fit; nothing was charged.
+    """
+    kept = record_path(folder, inquiry)
+    if kept.exists():
+        return _from_record(kept, inquiry)
+    plan = question_plan(federation, spend)
+    check_resolution(federation, inquiry, plan)
+    make_folder("into", folder)
+    budget = federation.sum_budget
+    assert budget is not None
+    ledger = open_ledger(federation, folder, budget)
+    try:
+        ledger.purpose = inquiry.why or None
+        before = ledger.epsilon()
+        charge = Charge(plan, ledger, inquiry, reach.randomness)
+        with reach.grid() as grid:
+            participants = Participants(
+                grid,
+                federation.cohort,
+                federation.num_clients,
+                reach.answers,
+                population=federation.population,
+            )
+            participants.some(1)  # once the clients are connected
+            charge.reserve()
+            content = question_content(inquiry, _order(federation, inquiry, plan))
+            done, mean = put(participants, charge, content, federation.masking, reach.timeout)
+        record = _record(federation, inquiry, charge, (before, ledger), (done, mean))
+        if mean is not None:
+            replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+            charge.settle()
+        return record
+    finally:
+        with suppress(LedgerUnavailable):  # of a note only: what was reserved stays spent
+            ledger.close()
+
+
+def record_path(folder: Path, inquiry: Inquiry) -> Path:
+    """Return where the answer under an inquiry's name is kept.
+
+    Raises:
+      Refusal: the name is none of a file.
+    """
+    if (
+        not inquiry.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        or inquiry.name[0] == "."
+    ):
+        raise Refusal(
+            "name", inquiry.name, "give letters, digits, '-', '_' and '.': the answer is kept under it"
+        )
+    return folder / f"{inquiry.name}.json"
+
+
+def _from_record(path: Path, inquiry: Inquiry) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        same = json.dumps(found["question"], sort_keys=True) == json.dumps(
+            json.loads(inquiry.text), sort_keys=True
+        )
+    except (OSError, ValueError, LookupError, TypeError) as problem:
+        raise Refusal("name", inquiry.name, f"has a record that cannot be read ({problem})") from problem
+    if not same:
+        raise Refusal("name", inquiry.name, f"was asked something else ({path}); take a new name")
+    return {**found, "from_record": True}
+
+
+# --- the plan -----------------------------------------------------------------------------------------------------
+
+
+def question_plan(federation: Federation, spend: Spend) -> Plan:
+    """Return the plan of a question: one round of the cohort, with the noise that is paid for.
+
+    Raises:
+      Refusal: the federation does not hide whole clients, or its cohort is not one that a question has.
+    """
+    settings, summed = federation.settings, federation.summed
+    if not isinstance(summed, ClientLevel) or federation.record is not None:
+        remedy = "questions hide whole clients: choose client_central or client_distributed"
+        raise Refusal("privacy", settings.privacy.name, remedy)
+    if not isinstance(federation.cohort, All | Poisson):
+        raise Refusal(
+            "cohort", federation.cohort.name, "questions go to all clients, or a Poisson draw of them"
+        )
+    noise = spend.noise_multiplier
+    plan = Plan(
+        summed.unit,
+        summed.adjacency,
+        federation.cohort,
+        federation.unit_norm,
+        1,
+        noise,
+        federation.adversaries,
+    )
+    if spend.epsilon is not None:
+        plan = plan.calibrate(Budget(summed.unit, spend.epsilon, summed.target_delta, summed.adjacency))
+    assert plan.noise_multiplier is not None
+    if not LEAST_NOISE <= plan.noise_multiplier <= MOST_QUESTION_NOISE:
+        raise Refusal("noise_multiplier", plan.noise_multiplier, "leaves no answer; give more epsilon")
+    return plan
+
+
+def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
+    """Refuse a question whose planned interval is wider than the resolution that it asks for.
+
+    Raises:
+      Refusal: naming the epsilon or the rows that would do.
+    """
+    for each in inquiry.questions:
+        if each.resolution is None:
+            continue
+        planned = planned_half_width(federation, inquiry, each, plan)
+        if planned is None:
+            raise Refusal(
+                "at_least", None, f"say how many rows there are, so that {each.name} can be planned"
+            )
+        if planned > each.resolution:
+            raise Refusal(
+                "resolution", each.resolution, _what_would_do(federation, inquiry, each, plan, planned)
+            )
+
+
+def planned_half_width(
+    federation: Federation, inquiry: Inquiry, question: Question, plan: Plan
+) -> float | None:
+    """Return half the width of the interval that is planned; None where it goes by rows that nobody has told of."""
+    sigma = _sigma(federation, inquiry, question, plan.noise_over_clip)
+    rows = question.at_least
+    if rows is None:
+        ends = [question.statistic.planned(sigma, each) for each in (1.0, 2.0)]
+        return ends[0] if ends[0] == ends[1] else None
+    return question.statistic.planned(sigma, rows)
+
+
+def _what_would_do(
+    federation: Federation, inquiry: Inquiry, question: Question, plan: Plan, planned: float
+) -> str:
+    """Return a clause: the epsilon at which the interval would be as wide as it may be, and the rows."""
+    assert question.resolution is not None
+
+    def half(noise: float) -> float:
+        found = planned_half_width(federation, inquiry, question, replace(plan, noise_multiplier=noise))
+        assert found is not None
+        return found
+
+    said = f"{question.name} is planned to +-{planned:.3g}"
+    low, high = LEAST_NOISE, plan.noise_multiplier or MOST_NOISE
+    if half(low) > question.resolution:
+        return f"{said}, and no epsilon would do; ask for less, or of more clients"
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if half(middle) <= question.resolution else (low, middle)
+    assert federation.summed is not None
+    enough = replace(plan, noise_multiplier=low).epsilon(federation.summed.target_delta)
+    said = f"{said}; epsilon {enough:.3g} would do"
+    if question.at_least is not None:
+        rows = question.at_least
+        while (
+            question.statistic.planned(_sigma(federation, inquiry, question, plan.noise_over_clip), rows)
+            > question.resolution
+            and rows < 1e12
+        ):
+            rows *= 1.05
+        said += f", or {math.ceil(rows)} rows" if rows < 1e12 else ""
+    return said
+
+
+def _sigma(federation: Federation, inquiry: Inquiry, question: Question, noise_over_clip: float) -> float:
+    """Return the standard deviation of a cell, in rows, of an answer that stands for all clients.
+
+    Of a Poisson draw the cells are divided by its rate, and who was not drawn adds an error: no more than every client's
+    longest part would.
+    """
+    sigma, rate = inquiry.sigma(question, noise_over_clip), _rate(federation)
+    bound = inquiry.records * question.statistic.row_norm
+    drawn = federation.population * (1 - rate) / rate * bound**2
+    return math.sqrt((sigma / rate) ** 2 + drawn)
+
+
+def _rate(federation: Federation) -> float:
+    return federation.cohort.rate if isinstance(federation.cohort, Poisson) else 1.0
+
+
+# --- the round, and its record ------------------------------------------------------------------------------------
+
+
+def _order(federation: Federation, inquiry: Inquiry, plan: Plan) -> dict[str, str]:
+    from ...tasks.arrays import agreement_of  # torch
+
+    assert plan.noise_multiplier is not None
+    claim = ClientClaim(plan.noise_multiplier, plan.adjacency)
+    agreement = agreement_of(federation.task)
+    order = TrainingOrder(inquiry.name, federation.mode, LocalTraining(), claim, agreement=agreement)
+    return {ORDER_KEY: order.to_json()}
+
+
+def _record(
+    federation: Federation,
+    inquiry: Inquiry,
+    charge: Charge,
+    spent: tuple[float, Ledger],
+    ended: tuple[Round, Mean | None],
+) -> dict[str, Any]:
+    (before, ledger), (done, mean) = spent, ended
+    plan, delta = charge.plan, ledger.budget.target_delta
+    asked = {
+        "name": inquiry.name,
+        "question": json.loads(inquiry.text),
+        "purpose": inquiry.purpose,
+        "from_record": False,
+        "released": mean is not None,
+        "unit": str(plan.unit),
+        "adjacency": str(plan.adjacency),
+        "adversaries": [str(each) for each in plan.adversaries],
+        "noise_multiplier": plan.noise_multiplier,
+        "epsilon": counted([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL),
+        "epsilon_before": before,
+        "epsilon_after": ledger.epsilon(),
+        "target_epsilon": ledger.budget.target_epsilon,
+        "delta": delta,
+        "rng": charge.randomness.kind,
+        "cohort": federation.cohort.name,
+        "clients": federation.population,
+        "confidence": 0.95,
+    }
+    if mean is None:
+        return {**asked, "reason": done.cause or "too few clients answered", "answers": []}
+    return {**asked, "answers": [_plain(each) for each in _answers(federation, inquiry, mean)]}
+
+
+def _answers(federation: Federation, inquiry: Inquiry, mean: Mean) -> Sequence[Answer]:
+    rate = _rate(federation)
+    return [
+        Answer(
+            each.name,
+            tuple(
+                each.statistic.answer(
+                    mean.counts[each.name] / rate, _sigma(federation, inquiry, each, mean.noise)
+                )
+            ),
+            inquiry.clipped(mean.scalars[clipped], mean.noise, mean.denominator),
+        )
+        for each, clipped in zip(inquiry.questions, inquiry.clipped_names, strict=True)
+    ]
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    return {
+        "name": answer.name,
+        "clipped": _figure(answer.clipped),
+        "figures": [_figure(each) for each in answer.figures],
+    }
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    if not figure.said:
+        return {"name": figure.name, "value": None, "low": None, "high": None, "said": "cannot be said"}
+    return {"name": figure.name, "value": figure.value, "low": figure.low, "high": figure.high}

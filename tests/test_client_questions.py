@@ -1,0 +1,246 @@
+"""A device and a question: for what its owner lets it be asked, what that costs, and what the owner reads of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from fedveil.cli.client import status
+from fedveil.client.device.own_ledger import questions_of
+from fedveil.deployment.ask import ask_clients
+from fedveil.privacy.accounting.gaussian import gaussian_epsilon
+from fedveil.privacy.budget import Adversary
+from fedveil.privacy.ledger.book import RESERVE
+from fedveil.privacy.ledger.ledger import read_entries
+from fedveil.privacy.mechanisms.private_sum import CohortSum
+from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
+from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
+from fedveil.server.masking import Masking
+from fedveil.server.round_terms import Sum
+from fedveil.server.run.ask import Spend
+from fedveil.server.secure_sum import SecureSums
+from fedveil.strategies.flower_adapter import name_message
+from fedveil.strategies.question_wire import question_content
+from fedveil.strategies.training_order import ORDER_KEY, Mode
+from fedveil.strategies.wire import BUDGET_SPENT, OWNERS_POLICY, add_reply, instruct
+
+FAULTS = Path(__file__).parent / "faults"
+MADE, SERVED = (runpy.run_path(str(FAULTS / name)) for name in ("devices.py", "served.py"))
+CENTRAL, ORDER, Devices, device_of = (MADE[name] for name in ("CENTRAL", "ORDER", "Devices", "device_of"))
+RECORDS = 40
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MADE["make_federation"](tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture
+def clients(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "made")) / "clients"
+
+
+def inquiry(purpose: str = "statistics", name: str = "labels") -> Inquiry:
+    ask = [{"kind": "histogram", "name": "classes", "of": "label", "categories": ["0", "1", "2"]}]
+    why = "How many of each class are there?"
+    return read_inquiry({"name": name, "purpose": purpose, "why": why, "records": RECORDS, "ask": ask})
+
+
+def content(asked: Inquiry, order: Any = CENTRAL):
+    return question_content(asked, {ORDER_KEY: replace(order, run=asked.name).to_json()})
+
+
+def in_the_clear(asked: Inquiry, spec: SumSpec | None = None) -> Message:
+    spec = spec or SumSpec(1.0, asked.segments)
+    message = Message(instruct(content(asked), spec, asked.name, 1), 2, "train")
+    name_message(message, f"m {asked.name}")
+    return message
+
+
+def code_of(device: Any, message: Message) -> int:
+    reply = device.answer(message)
+    return reply.error.code if reply.has_error() else 0
+
+
+def payloads(device: Any) -> list[dict[str, Any]]:
+    path = device.own_ledger.path
+    return (
+        [json.loads(each.payload) for each in read_entries(path) if each.kind == RESERVE]
+        if path.exists()
+        else []
+    )
+
+
+def test_a_question_is_answered_for_a_purpose_that_the_owner_allows_and_charged_as_one(clients: Path) -> None:
+    device, asked = device_of(clients / "c0", purposes=("statistics",)), inquiry()
+    reply = device.answer(in_the_clear(asked))
+    (classes, bit), spec = asked.segments, SumSpec(1.0, asked.segments)
+    told = CohortSum(np.zeros(spec.beside))
+    add_reply(told, reply, spec)
+    vector = told.total
+    labels = np.load(clients / "c0" / "device.npz")["targets"]
+    np.testing.assert_allclose(vector[:3] * spec.scale(classes), np.bincount(labels, minlength=3), atol=1e-2)
+    assert told.replies == 1 and bit.purpose == "statistics"
+    (payload,) = payloads(device)
+    assert payload["kind"] == "question" and payload["purpose"] == asked.why
+    assert payload["segments"] == {"classes": "statistics", "classes: clipped": "statistics"}
+    (entry,) = questions_of(device.own_ledger.path)
+    assert entry.epsilon == pytest.approx(gaussian_epsilon(1 / 3, 1e-5), rel=1e-2)
+
+
+@pytest.mark.parametrize("allowed", [(), ("evaluation",)])
+def test_a_purpose_that_the_owner_does_not_allow_is_refused_by_name(
+    clients: Path, allowed: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    device = device_of(clients / "c0", purposes=allowed)
+    assert code_of(device, in_the_clear(inquiry("marketing"))) == OWNERS_POLICY
+    assert "purpose='marketing'" in caplog.text and not payloads(device)
+
+
+def test_a_spec_that_is_not_the_questions_is_refused(clients: Path) -> None:
+    device, asked = device_of(clients / "c0", purposes=("statistics",)), inquiry()
+    wider = replace(asked.segments[0], bound=4000.0)
+    assert code_of(device, in_the_clear(asked, SumSpec(1.0, (wider, asked.segments[1])))) == OWNERS_POLICY
+    assert not payloads(device)
+
+
+def test_a_segment_of_another_purpose_beside_training_is_refused(clients: Path) -> None:
+    device = device_of(clients / "c0")
+    beside = Segment("accuracies", 1.0, 0.1, (20,), "evaluation")
+    message = MADE["in_the_clear"](spec=SumSpec(1.0, (*MADE["SCALARS"], beside), 0.05))
+    assert code_of(device, message) == OWNERS_POLICY
+    assert code_of(device_of(clients / "c1", purposes=("evaluation",)), message) == 0
+
+
+def test_questions_spend_no_more_than_the_owner_lets_them(
+    clients: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    once = gaussian_epsilon(1 / 3, 1e-5)
+    device = device_of(clients / "c0", purposes=("statistics",), questions_epsilon=1.2 * once)
+    assert code_of(device, in_the_clear(inquiry(name="one"))) == 0
+    assert code_of(device, in_the_clear(inquiry(name="two"))) == BUDGET_SPENT
+    assert "questions may spend" in caplog.text
+    assert code_of(device, MADE["in_the_clear"]()) == 0  # training goes on
+    assert len(payloads(device)) == 2
+
+
+def test_the_same_question_twice_is_charged_once_and_not_answered_anew(clients: Path) -> None:
+    device = device_of(clients / "c0", purposes=("statistics",))
+    assert code_of(device, in_the_clear(inquiry())) == 0
+    assert code_of(device, in_the_clear(inquiry())) != 0
+    assert len(payloads(device)) == 1
+
+
+def test_a_masked_question_is_charged_against_everybody(clients: Path) -> None:
+    devices = {2 + n: device_of(clients / f"c{n}", purposes=("statistics",)) for n in range(5)}
+    grid, asked = Devices(devices), inquiry()
+    roster = devices[2].bundle.identity.roster
+    spec = SumSpec(1.0, asked.segments)
+    wanted = Sum(asked.name, 1, content(asked, ORDER), "train", spec, 0, 3.0)
+    opened = SecureSums(grid, Masking(roster, dropout=0.4, collusion=0.1)).sum(
+        grid.get_node_ids(), wanted, None
+    )
+    assert opened.survivors == 5, opened
+    for device in devices.values():
+        (payload,) = payloads(device)
+        assert payload["kind"] == "question" and set(payload["events"]) == {str(each) for each in Adversary}
+
+
+def test_the_owner_reads_what_was_asked_why_and_what_it_cost(
+    clients: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = device_of(clients / "c0", purposes=("statistics",))
+    assert code_of(device, in_the_clear(inquiry())) == 0
+    status(clients / "c0", as_json=False)
+    said = capsys.readouterr().out
+    assert (
+        "question labels, for statistics: classes (How many of each class are there?); cost epsilon" in said
+    )
+    status(clients / "c0", as_json=True)
+    (told,) = json.loads(capsys.readouterr().out)["questions"]
+    assert told["name"] == "labels" and told["purposes"] == ["statistics"] and told["epsilon"] > 0
+
+
+# --- a served federation ----------------------------------------------------------------------------------------
+
+
+COMMON = ("task=digits", "privacy.allow_large_delta=true", "privacy.target_epsilon=10", "link.wait=5")
+
+
+@pytest.fixture
+def hearts(tmp_path: Path) -> Path:
+    return SERVED["make_federation"](tmp_path)
+
+
+def forbid(hearts: Path, *names: str) -> None:
+    """Let these owners allow no question."""
+    for name in names:
+        policy = hearts / "clients" / name / "policy.toml"
+        told, count = re.subn(r"purposes = \[[^]]*\]", "purposes = []", policy.read_text())
+        assert count == 1
+        policy.write_text(told)
+
+
+@pytest.mark.parametrize("privacy", ["client_central", "client_distributed"])
+def test_a_servers_folder_asks_its_clients(hearts: Path, privacy: str) -> None:
+    grid = SERVED["Devices"](hearts / "clients")
+    given = (*COMMON, f"privacy={privacy}", "cohort=all")
+    reach = SERVED["reaching"](grid)
+    record = ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
+    assert record["released"] and record["rng"] == "system" and record["clients"] == 5
+    assert len(record["answers"][0]["figures"]) == 3
+    again = ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
+    assert again == {**record, "from_record": True}
+    for device in grid.devices.values():
+        assert len(questions_of(device.own_ledger.path)) == 1
+
+
+def test_clients_whose_owners_allow_no_question_are_zeros(hearts: Path) -> None:
+    forbid(hearts, "cleveland", "hungary", "switzerland", "longbeach")
+    grid = SERVED["Devices"](hearts / "clients")
+    given = (*COMMON, "privacy=client_central", "cohort=all", "link.quorum=0.5")
+    reach = SERVED["reaching"](grid)
+    record = ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
+    assert not record["released"] and record["answers"] == []
+    with pytest.raises(Refusal, match="take a new key"):  # it was charged
+        ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
+
+
+def test_too_few_connected_clients_are_refused_before_anything_is_charged(hearts: Path) -> None:
+    grid = SERVED["Devices"](hearts / "clients")
+    given = (*COMMON, "privacy=client_central", "cohort=all", "link.wait=0.1")
+    reach = SERVED["reaching"](grid, here=2)
+    with pytest.raises(Refusal, match="were connected"):
+        ask_clients(hearts / "server", inquiry(), Spend(noise_multiplier=1.0), given, reach=reach)
+    (ledger,) = (hearts / "server" / "ledgers").glob("*.ledger")
+    assert not [each for each in read_entries(ledger) if each.kind == RESERVE]
+
+
+def test_a_question_while_a_server_runs_is_refused(hearts: Path) -> None:
+    from fedveil.deployment.status import RUNNING
+    from fedveil.links.folder_lock import alone
+
+    with alone(hearts / "server" / RUNNING, "server"), pytest.raises(Refusal) as refused:
+        ask_clients(hearts / "server", inquiry(), Spend(epsilon=1.0), COMMON)
+    assert refused.value.field == "server"
+
+
+def test_the_mode_of_a_question_hides_whole_clients(clients: Path) -> None:
+    device, asked = device_of(clients / "c0", purposes=("statistics",)), inquiry()
+    order = replace(CENTRAL, privacy=Mode.CLIENT_DISTRIBUTED)
+    message = Message(
+        instruct(content(asked, order), SumSpec(1.0, asked.segments), asked.name, 1), 2, "train"
+    )
+    name_message(message, "m")
+    assert code_of(device, message) == OWNERS_POLICY  # shares of noise are for encrypted sums
