@@ -254,6 +254,7 @@ def test_a_client_more_leaves_the_others_keys_and_makes_a_newer_roster(desk: Pat
         "policy.toml",
         "admitted.json",
         "supernodes.json",
+        "certificates.json",
         "register.json",
         "federation.yaml",
     }
