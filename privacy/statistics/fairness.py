@@ -1,0 +1,196 @@
+"""Fairness by group from clipped counts of the cells that a criterion conditions on, and weights that would even them out.
+
+A criterion compares shares: of those with the label, who gets the prediction (equal opportunity, Hardt, Price and Srebro
+2016); and so on. Only rows that its condition takes are counted, one cell each. A vector of all rows of a client would spend
+its norm on cells that no figure needs: on census data its error is ten times as large.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..refusal import Refusal
+from .columns import Bins, Table
+from .figure import ENOUGH, NORMAL_95, Cells, Figure, unsaid
+
+Places = NDArray[np.int64]
+# For each criterion the share that it compares, by condition; {} is filled with the condition's name.
+CRITERIA = {
+    "equal_opportunity": "true positive rate",
+    "equalised_odds": "{} positive rate",
+    "parity": "selection rate",
+    "accuracy": "accuracy",
+    "calibration": "share of positives at score {}",
+}
+RATES = ("false", "true")
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """`Statistic` of one criterion, by the groups of one attribute. Of two classes the second is the positive one.
+
+    Attributes:
+      criterion: one of `CRITERIA`.
+      of: the groups, by their words.
+      label: the classes.
+      said: the predicted classes in bins like those of the label; for calibration, the score's bins.
+    """
+
+    criterion: str
+    of: Bins
+    label: Bins
+    said: Bins
+    row_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.criterion not in CRITERIA:
+            raise Refusal("criterion", self.criterion, f"choose one of {', '.join(CRITERIA)}")
+        if self.criterion != "accuracy" and self.label.count != 2:
+            raise Refusal("label", self.label.count, f"{self.criterion} is of two classes; ask for accuracy")
+        if self.criterion != "calibration" and self.said.count != self.label.count:
+            raise Refusal(
+                "said", self.said.count, f"has other bins than the label, which has {self.label.count}"
+            )
+        if self.of.count < 2:
+            raise Refusal("of", self.of.labels, "give two groups at least")
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the cells that are compared over groups one by one."""
+        if self.criterion == "equalised_odds":
+            return RATES
+        return self.said.labels if self.criterion == "calibration" else ("",)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Groups, conditions, and whether the row counts in the share or beside it."""
+        return (self.of.count, len(self.conditions), 2)
+
+    def count(self, table: Table) -> tuple[Cells, float]:
+        """Return a client's cells, and the share of its rows that was outside what is declared.
+
+        Args:
+          table: the client's columns.
+
+        Raises:
+          Refusal: a column is missing.
+        """
+        (group, out), (label, beyond), (said, past) = (
+            each.read(table) for each in (self.of, self.label, self.said)
+        )
+        condition, inside = self._asked(label, said)
+        here = (group >= 0) & (label >= 0) & (said >= 0) & (condition >= 0)
+        place = (group * len(self.conditions) + condition) * 2 + inside
+        cells = np.bincount(place[here], minlength=math.prod(self.shape)).astype(np.float64)
+        outside = out | beyond | past
+        return cells.reshape(self.shape), float(outside.mean()) if outside.size else 0.0
+
+    def _asked(self, label: Places, said: Places) -> tuple[Places, NDArray[np.bool_]]:
+        """Return each row's condition, -1 where the criterion does not ask for it, and whether it counts in the share."""
+        every = np.zeros_like(label)
+        if self.criterion == "equal_opportunity":
+            return np.where(label == 1, 0, -1), said == 1
+        if self.criterion == "equalised_odds":
+            return label, said == 1
+        if self.criterion == "calibration":
+            return said, label == 1
+        return every, said == label if self.criterion == "accuracy" else said == 1
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        """Return each group's share by condition, and the largest difference between groups that can be said.
+
+        Args:
+          cells: the sum, of this shape.
+          sigma: standard deviation of the noise on each.
+        """
+        told: list[Figure] = []
+        for place, condition in enumerate(self.conditions):
+            name = CRITERIA[self.criterion].format(condition)
+            found = [
+                share_of(f"{name}, {group}", *cells[row, place, ::-1], sigma)
+                for row, group in enumerate(self.of.labels)
+            ]
+            told += [*found, difference_of(f"{name}, difference", found)]
+        return told
+
+    def planned(self, sigma: float, rows: float) -> float:
+        """Return half the width of a share's interval where rows are spread evenly over groups, conditions and shares.
+
+        Args:
+          sigma: of the noise.
+          rows: of all clients together. A group of a tenth of the rows has an interval five times as wide as one of a half.
+        """
+        taken = rows / 2 if self.criterion == "equal_opportunity" else rows
+        return NORMAL_95 * sigma * math.sqrt(0.5) * self.of.count * len(self.conditions) / taken
+
+
+def share_of(name: str, inside: float, beside: float, sigma: float) -> Figure:
+    """Return a share of two noisy counts, and the interval of Fieller (1954), which is exact.
+
+    The interval holds every r for which (1 - r) inside - r beside is no larger than its noise, sigma sqrt((1 - r)^2 + r^2),
+    explains. Where counts are large it is that of the delta method: sigma sqrt((1 - r)^2 + r^2) / (inside + beside).
+
+    Args:
+      name: of the figure.
+      inside: rows that count in the share, with noise.
+      beside: the other rows of the group, with noise.
+      sigma: standard deviation of the independent noise on each.
+
+    Returns:
+      The figure; one that cannot be said where the group is lost in the noise: no share at all would then be excluded.
+    """
+    inside, beside = float(inside), float(beside)
+    rows, spread = inside + beside, (NORMAL_95 * sigma) ** 2
+    leading = rows**2 - 2 * spread
+    if rows <= 0 or leading <= 0:
+        return unsaid(name)
+    middle = inside * rows - spread
+    root = math.sqrt(max(middle**2 - leading * (inside**2 - spread), 0.0))
+    low, high = ((middle + sign * root) / leading for sign in (-1, 1))
+    value, low, high = (min(max(each, 0.0), 1.0) for each in (inside / rows, low, high))
+    return Figure(name, value, low, high)
+
+
+def difference_of(name: str, shares: list[Figure]) -> Figure:
+    """Return the largest less the smallest share that can be said, and its interval from theirs (Zou and Donner 2008).
+
+    Which groups these are is chosen by the noisy shares: with many groups of like shares the difference is large by that
+    alone, as it is without noise in small samples.
+
+    Args:
+      name: of the figure.
+      shares: one a group, with independent noise.
+    """
+    said = sorted((each for each in shares if each.said), key=lambda each: each.value)
+    if len(said) < 2:
+        return unsaid(name)
+    least, most = said[0], said[-1]
+    value = most.value - least.value
+    below = math.hypot(most.value - most.low, least.high - least.value)
+    above = math.hypot(most.high - most.value, least.value - least.low)
+    return Figure(name, value, max(value - below, -1.0), min(value + above, 1.0))
+
+
+def reweighing(cells: Cells, sigma: float) -> Cells:
+    """Return a weight for each group and class under which group and class do not depend on each other, the largest 1.
+
+    P(group) P(class) / P(group, class) (Kamiran and Calders 2012). It is made of released counts alone, so that it costs
+    nothing, and is public: clients may be told it with the task.
+
+    Args:
+      cells: noisy counts, shape (groups, classes).
+      sigma: of their noise. A cell that is lost in it keeps the weight of one that depends on nothing.
+
+    Returns:
+      Shape (groups, classes), above 0.
+    """
+    lost = cells < ENOUGH * sigma
+    counts = np.maximum(cells, max(sigma, np.finfo(np.float64).tiny))
+    whole = counts.sum()
+    expected = counts.sum(1, keepdims=True) * counts.sum(0, keepdims=True) / whole
+    weights = np.where(lost, 1.0, expected / counts)
+    return weights / weights.max()
