@@ -128,13 +128,14 @@ def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
     Raises:
       Refusal: as of `read_rows`.
     """
-    found: dict[str, list[NDArray[Any]]] = {column.name: [] for column in schema.columns}
+    wanted = (*schema.columns, *schema.groups)
+    found: dict[str, list[NDArray[Any]]] = {column.name: [] for column in wanted}
     for file in table_files(path):
         with _unchanged(file), _table(file) as table:
             first = table.first_row
-            for block in table.blocks(table.find(schema.columns)):
+            for block in table.blocks(table.find(wanted)):
                 cells = CellReader(file, schema.missing, table.comma, first)
-                for column in schema.columns:
+                for column in wanted:
                     if column.categories:
                         words = np.array([*column.words, ""], dtype=np.str_)
                         found[column.name].append(words[cells.codes(block[column.name], column)])

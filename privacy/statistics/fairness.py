@@ -111,7 +111,7 @@ class Fairness:
         for place, condition in enumerate(self.conditions):
             name = CRITERIA[self.criterion].format(condition)
             found = [
-                share_of(f"{name}, {group}", *cells[row, place, ::-1], sigma)
+                share_of(f"{name}, {group}", cells[row, place, 1], cells[row, place, 0], sigma)
                 for row, group in enumerate(self.of.labels)
             ]
             told += [*found, difference_of(f"{name}, difference", found)]

@@ -19,6 +19,7 @@ from ..bounded_decoding import Undecodable, read_json
 from ..mechanisms.sum_spec import Segment
 from ..refusal import Refusal, real
 from .columns import Bins, Numbers, Table
+from .fairness import Fairness
 from .figure import NORMAL_95, Figure
 from .kinds import (
     ColumnCorrelation,
@@ -244,6 +245,23 @@ def _columns(found: Mapping[str, Any]) -> tuple[Numbers, ...]:
     return tuple(read)
 
 
+FAIRNESS_KEYS = (
+    "criterion",
+    "of",
+    "categories",
+    "label",
+    "label_categories",
+    "said",
+    "said_categories",
+    "said_edges",
+)
+
+
+def _fairness(found: Mapping[str, Any]) -> Fairness:
+    groups, label, said = (_bins(found, key) for key in ("of", "label", "said"))
+    return Fairness(str(found.get("criterion")), groups, label, said)
+
+
 def _quantiles(found: Mapping[str, Any]) -> Quantiles:
     wanted = _listed("quantiles", found.get("quantiles", [0.25, 0.5, 0.75]))
     branches = found.get("branches", 16)
@@ -264,6 +282,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
         lambda found: CrossTable(_bins(found), _bins(found, "by")),
     ),
     "correlation": (("of",), lambda found: ColumnCorrelation(_columns(found))),
+    "fairness": (FAIRNESS_KEYS, lambda found: _fairness(found)),
 }
 
 
