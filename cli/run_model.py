@@ -12,13 +12,12 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from ..client.device.client_bundle import DEFAULTS, TABLES, DeviceFile, read_settings
-from ..configs.bundle_files import read_toml
+from ..configs.bundle_files import SCHEMA, read_toml
 from ..privacy.refusal import Refusal
 from ..server.run.released import MODEL, RESULT, model_of, require_ended, task_of
 from ..tasks import load_task
 from ..tasks.arrays import agreement_of, load_arrays
 from ..tasks.data import data_of
-from ..tasks.table_schema import SCHEMA
 
 SETTINGS = "client.toml"  # of a client's bundle
 

@@ -22,12 +22,22 @@ from ..client.device.client_bundle import (
     read_task,
 )
 from ..client.device.owner_policy import read_policy
-from ..configs.bundle_files import ADDRESS, ADDRESS_FORM, HOST, LINKS, NAME, NAME_FORM, filled, read_section
+from ..configs.bundle_files import (
+    ADDRESS,
+    ADDRESS_FORM,
+    HOST,
+    LINKS,
+    NAME,
+    NAME_FORM,
+    SCHEMA,
+    filled,
+    read_section,
+)
 from ..configs.strict import Section
 from ..configs.yaml_guard import check_file, yaml_sentence
 from ..links.server_bundle import SERVER
 from ..privacy.refusal import Refusal
-from ..tasks.table_schema import SCHEMA, read_schema
+from ..tasks.table_schema import read_schema
 from .authority import KeyCare
 from .token_keys import TokenChoice
 

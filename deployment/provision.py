@@ -21,12 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from ..client.device.cosignature import read_cosignature
 from ..client.device.enrolment import TLS, Enrolment, make_keys, new_tls_key, pem_of, read_request
-from ..configs.bundle_files import read_file
+from ..configs.bundle_files import SCHEMA, read_file
 from ..links.core_dumps import without_core_dumps
 from ..links.server_bundle import SERVER
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
-from ..tasks.table_schema import SCHEMA
 from .authority import Authority, issue, open_authority
 from .federation_yaml import HASHED, UNVERIFIED, FederationFile, is_pattern, read_federation
 from .register import Issued, Register, read_register, write_register

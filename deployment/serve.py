@@ -22,6 +22,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from ..client.app import check_engine
+from ..configs.bundle_files import SCHEMA
 from ..configs.compose import OWN_CONFIGS, VERSION_BASE, arguments, compose_jobs
 from ..configs.preflight import SHOW_ONLY
 from ..configs.reference import help_text
@@ -51,7 +52,6 @@ from ..server.run.run import Environment, RunResult, exit_code_of, run_federatio
 from ..strategies.run_over import RunOver, message_to, read_receipt
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
-from ..tasks.table_schema import SCHEMA
 from .open_link import Link, open_link
 from .status import RUNNING, served_roster
 from .watch import watching

@@ -11,9 +11,9 @@ import tomli_w
 
 from ..client.device.client_bundle import TABLES
 from ..client.device.enrolment import PRIVATE
+from ..configs.bundle_files import SCHEMA
 from ..privacy.ledger.durable_files import replace_files
 from ..strategies.identity import FIRST_NODE
-from ..tasks.table_schema import SCHEMA
 from .authority import Authority
 from .federation_yaml import ClientEntry, FederationFile
 from .register import Issued, Register

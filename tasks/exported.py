@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..configs.bundle_files import SCHEMA
 from ..configs.strict import nearest
 from ..extras import require_extra
 from ..privacy.refusal import Refusal
 from . import numpy_model
-from .table_schema import SCHEMA, Schema, read_schema
+from .table_schema import Schema, read_schema
 
 CARD, FORMAT = "card.json", "fedveil export 1"
 # What --to may be, and the file that it makes.

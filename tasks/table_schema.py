@@ -17,7 +17,6 @@ from ..configs.strict import nearest
 from ..configs.yaml_guard import check_file
 from ..privacy.refusal import Refusal, real
 
-SCHEMA = "schema.yaml"
 MISSING = (
     "",
     "?",

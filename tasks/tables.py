@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..configs.bundle_files import SCHEMA
 from ..privacy.refusal import Refusal
 from .classification import class_metrics, cross_entropies, softmax_regression
 from .data import Examples
@@ -30,7 +31,7 @@ from .table_files import (
     read_persons,
     read_rows,
 )
-from .table_schema import SCHEMA, Schema, plain, read_schema
+from .table_schema import Schema, plain, read_schema
 
 MODELS = ("linear", "mlp", "gam")
 SPLIT_KEY = 920  # of the hash that holds rows out; public, and the same everywhere

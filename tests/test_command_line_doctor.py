@@ -98,7 +98,7 @@ def test_cuda_without_a_gpu_is_said_and_nothing_is_wrong(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("task=hart", "task='hart': choose one of csv, custom, digits"),
+        ("task=hart", "task='hart': choose one of census, csv, custom, digits"),
         ("privacy=record", "doctor='privacy=record': give task=..., engine=... or link=..."),
     ],
 )

@@ -622,7 +622,7 @@ def test_a_ledger_with_adaptive_noise_goes_by_its_filter_for_good(
 
 
 def _only_before(number: int, save: Any) -> Any:
-    return lambda run, state: save(run, state) if state.round < number else None
+    return lambda run, state, remembered: save(run, state, remembered) if state.round < number else None
 
 
 ADAPTIVE = ("privacy.allow_large_delta=true", "privacy.clipping=adaptive")

@@ -28,7 +28,7 @@ def test_words_are_read_and_unknown_ones_refused() -> None:
     budget = Budget("record", np.float32(2), 1e-5, "replace-one")  # type: ignore[arg-type]
     assert budget == Budget(Unit.RECORD, 2.0, 1e-5, Adjacency.REPLACE_ONE)
     assert type(budget.target_epsilon) is float
-    with pytest.raises(Refusal, match="record, person, client"):
+    with pytest.raises(Refusal, match="record, person, person_everywhere, client"):
         Budget("user", 1.0, 1e-5)  # type: ignore[arg-type]
     with pytest.raises(Refusal, match="zero-out"):
         Budget(Unit.RECORD, 1.0, 1e-5, "swap")  # type: ignore[arg-type]

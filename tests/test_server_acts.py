@@ -70,7 +70,7 @@ def test_a_refusal_is_an_entry_that_costs_nothing(tmp_path: Path, capsys: pytest
 
 def test_acts_of_people_say_who_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledgers = tmp_path / "ledgers"
-    asked = ("all", "50", "1e-2", None)
+    asked = ("all", "50", "1e-2", None, None, None)
     assert set_budget(ledgers, asked, reason="the board of 3 May") == 0
     (cap,) = read_caps(ledgers)
     assert (cap.who, cap.reason) == (acting_user(), "the board of 3 May")

@@ -93,7 +93,7 @@ def test_the_coins_were_committed_to_before_the_first_round(full: RunResult) -> 
         ("cohort=min_separation", "cohort.size=5"),
         ("privacy.adjacency=replace-one",),
         ("compress=mask",),
-        ("engine.workers=2", "compress.ratio=0.1", "compress=project"),
+        ("engine.workers=2", "compress=project"),
     ],
     ids=lambda each: each[-1],
 )

@@ -8,12 +8,12 @@ from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ...configs.bundle_files import SCHEMA
 from ...privacy.bounded_decoding import Undecodable, read_json
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, sign, verify
 from ...privacy.secagg.transcript import Purpose, digest, frame
-from ...tasks.table_schema import SCHEMA
 from .client_bundle import DEVICE_FILE, POLICY
 
 FILES = frozenset(

@@ -23,6 +23,7 @@ from cryptography import x509
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
+from ...configs.bundle_files import SCHEMA
 from ...configs.local_training import LocalTraining
 from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
@@ -393,8 +394,6 @@ def _check_own(task: Task, client: int) -> None:
 
 def _of_tables(bundle: ClientBundle) -> dict[str, object]:
     """Return the options of the task csv with the paths of this device's own tables and of the common schema."""
-    from ...tasks.table_schema import SCHEMA
-
     choice = bundle.settings.task
     schema = bundle.folder / str(choice.options.get("schema", SCHEMA))
     return {**choice.options, "data": str(bundle.folder / str(choice.data)), "schema": str(schema)}

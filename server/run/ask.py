@@ -346,4 +346,5 @@ def _plain(answer: Answer) -> dict[str, Any]:
 def _figure(figure: Figure) -> dict[str, Any]:
     if not figure.said:
         return {"name": figure.name, "value": None, "low": None, "high": None, "said": "cannot be said"}
-    return {"name": figure.name, "value": figure.value, "low": figure.low, "high": figure.high}
+    value, low, high = (float(each) for each in (figure.value, figure.low, figure.high))  # not NumPy's
+    return {"name": figure.name, "value": value, "low": low, "high": high}
