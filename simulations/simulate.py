@@ -65,9 +65,9 @@ def run_simulation(
       Refusal: before anything is spent.
     """
     with state_kept():
+        torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         check_engine(federation.gradients, federation.task, partial(some_examples, federation))
         _check_clients_apart(federation)
-        torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         around = Environment(partial(on_engine, grid=grid), objects=callbacks)
         return run_federation(federation, folder, around, quiet)
 
