@@ -61,6 +61,7 @@ def test_two_operators_cannot_ask_at_once_and_the_second_is_charged_nothing(worl
     assert len(asked & {"first", "second"}) == 2 - len(refused)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of processes that Ray leaves
 @pytest.mark.campaign
 def test_ray_gives_the_answer_of_the_in_process_engine_bit_for_bit(tmp_path: Path) -> None:
     pytest.importorskip("ray")
