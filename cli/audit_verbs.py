@@ -1,0 +1,92 @@
+"""Verbs of `fedveil audit`: arguments, options, help and example of each; the bodies are imported when called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from typer import Argument, Option
+
+from ..extras import require_extra
+from .grammar import GROUP, Json, verb
+
+audit = typer.Typer(**GROUP)
+
+
+@verb(audit, "RUN", "Weigh a run: claimed beside measured.", hidden=True)
+def audit_run(
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
+    records: Annotated[bool, Option("--records", help="What it learnt by heart, by owner.")] = False,
+    membership: Annotated[
+        str | None, Option(metavar="ATTACK", help="Attack its final model: loss, rmia, lira or art.")
+    ] = None,
+    shadows: Annotated[int, Option(metavar="N", help="Models that lira trains.")] = 8,
+    epochs: Annotated[int, Option(metavar="N", help="Of a reference model of an attack.")] = 20,
+    as_json: Json = False,
+) -> int:
+    """Weigh a run again from its folder: what was claimed beside what was measured.
+
+    Example:
+      fedveil audit runs/2026-01-31/12-00-00
+      fedveil audit runs/2026-01-31/12-00-00 --membership rmia
+
+    Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
+    """
+    require_extra("simulation", "fedveil audit RUN")
+    if records and membership:
+        raise click.UsageError("--records and --membership exclude each other", click.get_current_context())
+    if records:
+        from .audit_records import records as of_records
+
+        return of_records(run, as_json=as_json)
+    if membership is not None:
+        from ..simulations.membership_attacks import membership as of_membership
+
+        return of_membership(run, membership, shadows, epochs, as_json=as_json)
+    from .audit_run import audit_run as body
+
+    return body(run, as_text=not as_json)
+
+
+@verb(audit, "claim", "Weigh a claim against evidence.")
+def audit_claim(
+    epsilon: Annotated[str, Option(metavar="E", help="What is claimed, in nats.")],
+    delta: Annotated[str, Option(metavar="D", help="What is claimed; 0 for pure differential privacy.")],
+    guesses: Annotated[str | None, Option(metavar="N", help="One run: so many guesses who was in.")] = None,
+    correct: Annotated[str | None, Option(metavar="R", help="How many of them were right.")] = None,
+    canaries: Annotated[
+        str | None, Option(metavar="M", help="Of how many canaries; as many as guesses by default.")
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help=".npz with the arrays members and others, or .csv with the columns score and member (1 or 0).",
+        ),
+    ] = None,
+    in_scores: Annotated[
+        Path | None, Option(metavar="FILE", help="Scores of who was in: .npy, or one number a line.")
+    ] = None,
+    out_scores: Annotated[Path | None, Option(metavar="FILE", help="Scores of who was not.")] = None,
+    confidence: Annotated[str, Option(metavar="C", help="Of the bounds and of the verdict.")] = "0.99",
+    gaussian: Annotated[bool, Option("--gaussian", help="The claim is about a Gaussian mechanism.")] = False,
+    many_runs: Annotated[bool, Option("--many-runs", help="Each score is of a run of its own.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Weigh any claim of differential privacy against evidence: guesses, or scores.
+
+    Example:
+      fedveil audit claim --epsilon 3 --delta 1e-5 --guesses 400 --correct 330
+      fedveil audit claim --epsilon 4 --delta 1e-5 --scores scores.npz
+
+    Evidence is one of: --guesses with --correct; --scores; --in-scores with --out-scores. Higher scores say in.
+    Scores are of one run, each canary in or out by a fair coin of its own, unless --many-runs says otherwise.
+
+    Exit codes: 0 consistent, 3 violated, 4 too weak to tell, 2 refused.
+    """
+    from .audit import AuditClaim, claim
+
+    evidence = guesses, correct, canaries, scores, in_scores, out_scores
+    return claim(AuditClaim(epsilon, delta, confidence, *evidence, gaussian, many_runs), as_json=as_json)

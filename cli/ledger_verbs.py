@@ -1,0 +1,77 @@
+"""Verbs of `fedveil ledger`: arguments, options, help and example of each; the bodies are imported when called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from typer import Argument, Option
+
+from .grammar import GROUP, Json, verb
+
+ledger = typer.Typer(**GROUP)
+Ledger = Annotated[Path, Argument(metavar="PATH", help="A ledger: a file of a run folder, or of real data.")]
+
+
+@verb(ledger, "show", "Tell what stands on it.")
+def ledger_show(
+    path: Annotated[Path, Argument(metavar="PATH", help="A ledger, or a folder of ledgers.")],
+    run: Annotated[str | None, Option(metavar="NAME", help="Only runs whose name begins so.")] = None,
+    unit: Annotated[
+        str | None,
+        Option(metavar="UNIT", help="Only ledgers of client, record, person or person_everywhere."),
+    ] = None,
+    purpose: Annotated[
+        str | None, Option(metavar="TEXT", help="Only releases whose purpose holds this.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Tell what stands on a ledger, in sentences, the newest run first: releases, refusals, what people decided, closes.
+
+    Example:
+      fedveil ledger show first/ledger
+    """
+    from .ledger import show
+
+    return show(path, (run, unit, purpose), as_json=as_json)
+
+
+@verb(ledger, "verify", "Check every hash; recompute epsilon.")
+def ledger_verify(
+    paths: Annotated[
+        list[Path], Argument(metavar="PATH ...", help="Ledgers; files beside them are passed over.")
+    ],
+    head: Annotated[
+        tuple[str, str] | None,
+        Option(metavar="SEQ HASH", help="An entry that the ledger must hold, as a result's ledger_head."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Check every entry's hash and recompute epsilon with two accountants. Exit code 1 if a ledger is damaged.
+
+    Example:
+      fedveil ledger verify first/ledger
+    """
+    from .ledger import verify_all
+
+    return verify_all(paths, head or (), as_json=as_json)
+
+
+@verb(ledger, "export", "Write it for an auditor.")
+def ledger_export(
+    path: Ledger,
+    as_json: Annotated[bool, Option("--json", help="As JSON; what happens anyhow.")] = False,
+    as_csv: Annotated[bool, Option("--csv", help="As CSV.")] = False,
+) -> int:
+    """Write a ledger, and epsilon recomputed from it, for an auditor.
+
+    Example:
+      fedveil ledger export first/ledger --csv
+    """
+    from .ledger import export
+
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other", click.get_current_context())
+    return export(str(path), as_csv=as_csv)

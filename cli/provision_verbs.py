@@ -1,0 +1,161 @@
+"""Verbs of `fedveil provision`: arguments, options, help and example of each; the bodies are imported when called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from ..extras import require_extra
+from .grammar import GROUP, Json, verb
+
+provision = typer.Typer(**GROUP)
+Desk = Annotated[Path, Argument(metavar="FOLDER", help="The folder that provisioning made.", file_okay=False)]
+
+
+@verb(provision, "FILE", "Make the bundles of a federation.", hidden=True)
+def provision_file(
+    file: Annotated[Path, Argument(metavar="FILE", help="federation.yaml: who is in the federation.")],
+    out: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Where to; a folder of the federation's name by default.")
+    ] = None,
+    wheels: Annotated[
+        Path | None, Option(metavar="FOLDER", help="What a device installs, for requirements with hashes.")
+    ] = None,
+    lock: Annotated[
+        Path | None, Option(metavar="FILE", help="Hashes of what a device installs and --wheels lacks.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Make the bundles of a federation from one file, or complete them.
+
+    Example:
+      fedveil provision federation.yaml
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import make
+
+    return make(file, out, wheels, lock, as_json=as_json)
+
+
+@verb(provision, "rotate", "Give a client new keys.")
+def provision_rotate(
+    folder: Desk,
+    names: Annotated[
+        list[str], Argument(metavar="NAME...", help="Of clients, 'hospital-*' for many, or server.")
+    ],
+    request: Annotated[
+        Path | None, Option(metavar="FILE", help="Of the device, which made its new keys itself.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Give a client, or the server, new keys; the old ones are admitted no longer.
+
+    Example:
+      fedveil provision rotate hearts cleveland
+      fedveil provision rotate hearts 'hospital-*' server
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import new_keys
+
+    return new_keys(folder, names, request, as_json=as_json)
+
+
+@verb(provision, "renew", "Give clients later certificates.")
+def provision_renew(
+    folder: Desk,
+    names: Annotated[
+        list[str] | None,
+        Argument(metavar="[NAME...]", help="Of clients, 'hospital-*' for many; all by default."),
+    ] = None,
+    within: Annotated[
+        float, Option(metavar="DAYS", help="Leave alone what ends later than in so many days.")
+    ] = 30.0,
+    as_json: Json = False,
+) -> int:
+    """Give clients later certificates for the keys that they have. The server hands them over.
+
+    Example:
+      fedveil provision renew hearts
+      fedveil provision renew hearts 'hospital-*' --within 60
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import new_certificates
+
+    return new_certificates(folder, names or [], within, as_json=as_json)
+
+
+@verb(provision, "token", "Let a device enrol once.")
+def provision_token(
+    folder: Desk,
+    names: Annotated[list[str], Argument(metavar="NAME...", help="Of clients, each of one device.")],
+    hours: Annotated[float, Option(metavar="N", help="Until they end.")] = 24.0,
+    qr: Annotated[bool, Option("--qr", help="As QR codes too.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Print a token for each name, by which one device enrols once: fedveil client enrol TOKEN FOLDER.
+
+    Example:
+      fedveil provision token hearts cleveland hungary --hours 2
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import tokens
+
+    return tokens(folder, names, hours, qr=qr, as_json=as_json)
+
+
+@verb(provision, "approve", "Admit who asked by a token.")
+def provision_approve(
+    folder: Desk,
+    names: Annotated[
+        list[str] | None, Argument(metavar="[NAME...]", help="Of clients; all who have asked by default.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Admit the devices that have asked by a token, and sign what they get. Exit code 1 if one was refused.
+
+    Example:
+      fedveil provision approve hearts
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import admit_asked
+
+    return admit_asked(folder, names or [], as_json=as_json)
+
+
+@verb(provision, "revoke", "Leave a client out.")
+def provision_revoke(
+    folder: Desk,
+    names: Annotated[list[str], Argument(metavar="NAME...", help="Of clients, 'hospital-*' for many.")],
+    as_json: Json = False,
+) -> int:
+    """Leave clients out, from the next roster on.
+
+    Example:
+      fedveil provision revoke hearts cleveland
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import leave_out
+
+    return leave_out(folder, names, as_json=as_json)
+
+
+@verb(provision, "cosign", "Collect members' signatures.")
+def provision_cosign(
+    folder: Desk,
+    files: Annotated[
+        list[Path], Argument(metavar="FILE", help="Of members: what fedveil client roster --sign wrote.")
+    ],
+    as_json: Json = False,
+) -> int:
+    """Collect signatures of members under the newest roster, for owners who ask for them.
+
+    Example:
+      fedveil provision cosign hearts cosignature-2.toml
+    """
+    require_extra("server", "fedveil provision")
+    from .provision import collect
+
+    return collect(folder, files, as_json=as_json)

@@ -1,0 +1,91 @@
+"""Verbs of `fedveil server`: arguments, options, help and example of each; the bodies are imported when called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from ..extras import require_extra
+from .grammar import GROUP, AcceptVacuous, Bundle, Json, Reason, acts, own_modules, verb
+from .verbs import ServerVerb
+
+server = typer.Typer(**GROUP)
+
+
+@verb(server, "FOLDER", "Serve a federation of real clients.", ServerVerb, hidden=True)
+def serve(
+    ctx: typer.Context,
+    folder: Bundle,
+    as_json: Json = False,
+    accept_vacuous: AcceptVacuous = False,
+    despite_alarm: Annotated[
+        bool, Option("--despite-alarm", help="Go on with a run that an alarm of its audit has paused.")
+    ] = False,
+    reason: Reason = None,
+) -> int:
+    """Serve the federation of this folder until the run is over.
+
+    The same command again goes on with a run that was stopped or killed, and leaves one that is finished alone.
+
+    Example:
+      fedveil server hearts/server task=heart
+      fedveil server hearts/server task=heart run=second num_rounds=50
+    """
+    require_extra("server", "fedveil server")
+    from ..deployment.serve import serve as body
+
+    own_modules()
+    given = [*ctx.args, *acts(accept_vacuous, reason)]
+    return body(folder, given, as_json=as_json, despite_alarm=despite_alarm)
+
+
+@verb(server, "status", "Say who is here, what is spent.")
+def server_status(folder: Bundle, as_json: Json = False) -> int:
+    """Say who is here, which round it is and what is spent. Exit code 1 if no server runs.
+
+    Example:
+      fedveil server status hearts/server
+    """
+    require_extra("server", "fedveil server")
+    from ..deployment.status import show
+
+    return show(folder, as_json=as_json)
+
+
+@verb(server, "log", "Say what it has told.")
+def server_log(
+    folder: Bundle,
+    inclusion: Annotated[
+        int | None, Option(metavar="ENTRY", help="Prove that this entry stands in the log; print JSON.")
+    ] = None,
+    consistency: Annotated[
+        int | None,
+        Option(metavar="SIZE", help="Prove that the log begins with its first SIZE entries; print JSON."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Say what the server has told its clients: rosters, each round's model, final models. --json exports all of it.
+
+    Example:
+      fedveil server log hearts/server
+      fedveil server log hearts/server --json > log.json
+    """
+    require_extra("server", "fedveil server")
+    from .log import of_server
+
+    return of_server(folder, inclusion, consistency, as_json=as_json)
+
+
+@verb(server, "enrol", "Let devices enrol by tokens.")
+def server_enrol(folder: Bundle) -> int:
+    """Open the port for enrolments as long as tokens are open. It may run beside the server, and needs no run.
+
+    Example:
+      fedveil server enrol hearts/server
+    """
+    require_extra("client", "fedveil server enrol")
+    from .enrolment import serve_enrolments
+
+    return serve_enrolments(folder)
