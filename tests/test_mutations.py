@@ -763,6 +763,13 @@ MUTATIONS = {
         "test_client_rosters.py",
         "another_one_do_not_count",
     ),
+    "an attempt goes on under another roster than it began with": Mutation(
+        "privacy/secagg/client.py",
+        "            self._check_roster(attempt.terms)  # another may have come since the proposal\n",
+        "",
+        "test_privacy_secagg_attacks.py",
+        "another_roster_since",
+    ),
     "a device follows a log that forks": Mutation(
         "client/device/seen_log.py",
         "        if frontier.root.hex() != head.root:\n            self._forked(told, head)\n        return grown",

@@ -491,6 +491,17 @@ def test_a_sybil_is_no_member():
         cohort.attempt(3).take(others[-1] ^ 1, b"")
 
 
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_an_attempt_ends_where_its_node_has_another_roster_since(stage):
+    """A newer roster may give the numbers of a cohort to others, whose keys would then vouch for it."""
+    cohort = Cohort(5, 3)
+    _, out = play(cohort, stage)
+    victim, node = next((each, cohort.nodes[each]) for each in out)
+    node.roster = replace(cohort.roster, version=4)
+    assert refusal(cohort, victim, out[victim]) is Reason.UNKNOWN_MEMBER
+    assert not node.attempts
+
+
 def test_a_roster_of_the_servers_own_is_refused():
     cohort = Cohort(5, 3)
     victim = next(iter(cohort.nodes))

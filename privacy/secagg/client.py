@@ -140,17 +140,21 @@ class Participant:
                 Reason.OUT_OF_ORDER, f"this node has {attempt.stage.name.lower()} already, or not yet"
             )
         try:
+            self._check_roster(attempt.terms)  # another may have come since the proposal
             return act(attempt)
         except BaseException:
             self._end(said.context)
             raise
 
+    def _check_roster(self, terms: AttemptTerms) -> None:
+        if (terms.roster_version, terms.roster_hash) != (self.roster.version, self.roster.hash):
+            raise Refused(Reason.UNKNOWN_MEMBER, "the terms name another roster than this node's")
+
     def _join(self, proposal: Proposal, now: int) -> bytes:
         """0: hold the terms against the policy, and make the keys of this attempt."""
         terms, candidates = proposal.terms, proposal.candidates
         check(self.policy, terms)
-        if (terms.roster_version, terms.roster_hash) != (self.roster.version, self.roster.hash):
-            raise Refused(Reason.UNKNOWN_MEMBER, "the terms name another roster than this node's")
+        self._check_roster(terms)
         if len(candidates) != terms.cohort_size or self.node not in candidates:
             raise Refused(Reason.WRONG_COHORT, "the cohort is not of the stated size, or without this node")
         for node in candidates:

@@ -207,6 +207,7 @@ BEYOND: dict[str, str] = {
     "a run does not tell that its members changed": TRAIL,
     "a roster counts that too few members have signed": ADMISSION,
     "whoever signs a roster has vouched for it": ADMISSION,
+    "an attempt goes on under another roster than it began with": ADMISSION,
     "a device follows a log that forks": STORY,
     "a model that the log does not hold is trained on": STORY,
     "anybody signs the head of a log": STORY,
