@@ -57,10 +57,7 @@ def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
-        told = json.loads(header.pop("__metadata__")["program"])
-        program = Program(
-            told["inputs"], told["arrays"], [tuple(each) for each in told["nodes"]], told["outputs"]
-        )
+        program = program_of(header.pop("__metadata__")["program"])
         arrays = {name: _array(content[8 + length :], each) for name, each in header.items()}
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds no exported model ({type(error).__name__}: {error})") from None
@@ -68,6 +65,12 @@ def read_model(path: Path) -> tuple[Program, dict[str, Array]]:
     for name, scale in scales.items():
         arrays[name] = arrays[name] * scale.reshape(-1, *[1] * (arrays[name].ndim - 1))
     return program, arrays
+
+
+def program_of(text: str) -> Program:
+    """Return the program of a text in JSON."""
+    told = json.loads(text)
+    return Program(told["inputs"], told["arrays"], [tuple(each) for each in told["nodes"]], told["outputs"])
 
 
 def _array(data: bytes, told: Mapping[str, Any]) -> Array:
@@ -287,6 +290,12 @@ def _same(x: Array, *_: object, **__: object) -> Array:
     return x
 
 
+def _dropout(x: Array, share: float, training: bool) -> Array:
+    if training:
+        raise TypeError("it draws anew in every call")
+    return x
+
+
 def _embedding(weight: Array, index: Array, *_: object) -> Array:
     return weight[index]
 
@@ -348,11 +357,11 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "detach": _same,
     "div": np.true_divide,
-    "dropout": _same,
+    "dropout": _dropout,
     "elu": _elu,
     "embedding": _embedding,
     "exp": np.exp,
-    "feature_dropout": _same,
+    "feature_dropout": _dropout,
     "flatten": _flatten,
     "gelu": _gelu,
     "group_norm": _group_norm,

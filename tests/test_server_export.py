@@ -18,7 +18,7 @@ import fedveil as fv
 from fedveil.__main__ import run as fedveil
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.run.distil import distil, student_of
-from fedveil.server.run.export import Order, export, rounded, traced
+from fedveil.server.run.export import Order, export, rounded, traced, written
 from fedveil.tasks import numpy_model
 from fedveil.tasks.exported import read_export
 
@@ -337,6 +337,7 @@ def test_a_student_of_an_eighth_loses_a_point_at_most_and_int8_a_fifth_of_one(tm
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(first: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "public.npy", np.random.default_rng(0).normal(size=(9, 64)).astype(np.float32))
+    np.save(tmp_path / "unknown.npy", np.full((3, 64), np.nan, np.float32))
     (tmp_path / "there").mkdir()
     for order, said in (
         (Order("tflite"), "--to='tflite': choose one of safetensors, onnx, torchscript, int8"),
@@ -346,6 +347,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(first: Pa
         (Order("int8", f"{__name__}:Narrow", tmp_path / "public.npy"), r"has outputs of shape \(2, 3\)"),
         (Order("int8", "torch.nn:Identity", tmp_path / "public.npy"), r"has outputs of shape \(2, 64\)"),
         (Order("int8", public=tmp_path / "nowhere.npy"), "is not there; name a table"),
+        (Order("int8", public=tmp_path / "unknown.npy"), "holds numbers that are not finite"),
         (Order("int8", out=tmp_path / "there"), "is there; remove it"),
     ):
         with pytest.raises(Refusal, match=said):
@@ -360,6 +362,40 @@ def test_a_model_that_numpy_does_not_know_is_refused_with_a_format_that_does() -
         Refusal, match="has the operation zeros, which an interpreter in NumPy does not know; take --to onnx"
     ):
         traced(_Last(), torch.zeros(2, 5, 4))
+
+
+def _with_nan() -> nn.Module:
+    model = nn.Linear(16, 2)
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nan
+    return model
+
+
+DIFFERENT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], str]] = {
+    "a branch": (
+        lambda: Forward(lambda x: x if x.sum() > 0 else -x), ("torchscript",), "gives other outputs than torch"
+    ),
+    "dropout at all times": (lambda: Forward(F.dropout), ("int8",), "dropout: it draws anew in every call"),
+    "two outputs": (lambda: Forward(lambda x: (x, -x)), ("int8", "torchscript"), "has several outputs"),
+    "no number": (_with_nan, ("int8", "safetensors"), "gives other outputs than torch"),
+    "padding in words": (
+        lambda: nn.Sequential(Forward(lambda x: x.view(-1, 1, 4, 4)), nn.Conv2d(1, 1, 3, padding="same")), ("int8",),
+        "cannot hold this model: conv2d",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_a_format_that_would_say_other_than_the_released_model_is_refused(name: str, tmp_path: Path) -> None:
+    made, formats, said = DIFFERENT[name]
+    for to in formats:
+        with pytest.raises(Refusal, match=said):
+            written(tmp_path, made().eval(), to, torch.zeros(2, 16))
+
+
+def test_rows_that_a_model_does_not_take_are_not_held_against_a_format(tmp_path: Path) -> None:
+    written(tmp_path, Forward(lambda x: 1 + x.clamp(0) / x.exp()), "int8", torch.zeros(2, 16))
+    written(tmp_path, Forward(torch.sqrt), "torchscript", torch.zeros(2, 16))
 
 
 class _Last(nn.Module):

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 AGREES = 1e-4  # what a format may differ from torch, in units of the largest output (at least 1)
+DRAWN, SEED = 8, 0  # rows that are drawn to compare them
 INT8 = 127  # the largest value, so that the range is symmetric about zero
 REPEATS = 50  # of one row, to time it
 SAID = "post-processing of the released model, on public inputs alone: epsilon is that of the run"
@@ -124,7 +125,7 @@ def _checked(run: Path, order: Order) -> Path:
 def _filled(folder: Path, model: nn.Module, parts: _Parts, order: Order) -> dict[str, Any]:
     """Write the model, its preprocessing and its card into an empty folder; return the card."""
     sample = _sample(parts.task, parts.public)
-    runs = _written(folder, model, order.to, sample)
+    runs = written(folder, model, order.to, sample)
     file = folder / FILES[order.to]
     card = {
         "format": FORMAT,
@@ -192,6 +193,8 @@ def _public(task: Task, config: Mapping[str, Any], path: Path) -> Tensor:
     inputs = task.encode(path) if isinstance(task, PredictingTask) else torch.from_numpy(read_array(path))
     if len(inputs) < 2:
         raise Refusal("--public", str(path), f"holds {len(inputs)} rows; two at least are needed")
+    if not torch.isfinite(inputs).all():
+        raise Refusal("--public", str(path), "holds numbers that are not finite; leave those rows out")
     check_public(task, config, path, inputs)
     return inputs
 
@@ -259,7 +262,7 @@ def _digest(path: Path) -> str:
 # --- the formats ---------------------------------------------------------------------------------------------------
 
 
-def _written(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Model:
+def written(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Model:
     """Write the model in a format, and return what its runtime makes of the file.
 
     Args:
@@ -275,27 +278,41 @@ def _written(folder: Path, model: nn.Module, to: str, sample: Tensor) -> Model:
     try:
         with _quiet():
             _WRITERS[to](path, model, sample)
+        runs = read_model(folder, to, _digest(path))
+        if to != "int8":
+            _check_same(model, runs, sample, to)
     except Refusal:
         raise
-    except Exception as error:  # noqa: BLE001 (exporters document no closed set)
+    except Exception as error:  # noqa: BLE001 (exporters and runtimes document no closed set)
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise Refusal("--to", to, f"cannot hold this model: {said}") from None
-    runs = read_model(folder, to, _digest(path))
-    if to != "int8":
-        _check_same(model, runs, sample, to)
     return runs
 
 
 def _check_same(model: nn.Module, runs: Model, sample: Tensor, to: str) -> None:
-    """Refuse a format whose runtime differs from torch, for one row, two or three."""
-    for rows in (sample[:1], sample, torch.cat([sample, sample[:1]])):
+    """Refuse a format whose runtime differs from torch."""
+    for rows in _compared(model, sample):
         with torch.no_grad():
-            wanted = model(rows).numpy()
-        found = np.asarray(runs(rows.numpy()))
+            said = model(rows)
+        if not isinstance(said, Tensor):
+            remedy = "has several outputs, or names them; an export gives one tensor"
+            raise Refusal("model", type(model).__name__, remedy)
+        wanted, found = said.numpy(), np.asarray(runs(rows.numpy()))
         away = AGREES * max(1.0, float(np.abs(wanted).max()))
         if wanted.shape != found.shape or not np.abs(wanted - found).max() <= away:
             remedy = f"gives other outputs than torch for {len(rows)} rows; take another format"
             raise Refusal("--to", to, remedy)
+
+
+def _compared(model: nn.Module, sample: Tensor) -> Iterator[Tensor]:
+    """Yield one row, two and three; and single rows that are drawn, since a trace keeps the branch that its sample took."""
+    yield from (sample[:1], sample, torch.cat([sample, sample[:1]]))
+    if sample.is_floating_point():
+        draw = torch.Generator().manual_seed(SEED)
+        rows = torch.randn(DRAWN, *sample.shape[1:], generator=draw, dtype=sample.dtype)
+        with torch.no_grad():
+            known = model(rows).reshape(DRAWN, -1).isfinite().all(1)  # others are beyond what the model takes
+        yield from (row[None] for row in rows[known])
 
 
 @contextmanager
@@ -321,6 +338,8 @@ def _save_float(path: Path, model: nn.Module, sample: Tensor) -> None:
 
 def _save_int8(path: Path, model: nn.Module, sample: Tensor) -> None:
     program, arrays = traced(model, sample)
+    told = numpy_model.program_of(program)
+    _check_same(model, lambda inputs: numpy_model.run(told, arrays, inputs), sample, "int8")
     made: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
         if array.dtype.kind != "f" or array.ndim < 2:
@@ -386,11 +405,8 @@ def traced(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any
     held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = dict(signature.inputs_to_lifted_tensor_constants)
     nodes: list[list[Any]] = []
-    output = ""
     for node in cast(Any, exported.graph.nodes):
-        if node.op == "output":
-            output = node.args[0][0].name
-        elif node.op == "call_function":
+        if node.op == "call_function":
             name = str(node.target).removeprefix("aten.").split(".")[0]
             if name not in numpy_model.OPERATIONS:
                 remedy = (
@@ -401,8 +417,8 @@ def traced(model: nn.Module, sample: Tensor) -> tuple[str, dict[str, NDArray[Any
             nodes.append([node.name, name, [_told(each) for each in node.args], named])
     states: dict[str, Any] = {**exported.state_dict, **exported.constants}
     names = {**held, **constants}
-    inputs = str(signature.user_inputs[0])
-    told = {"inputs": inputs, "arrays": names, "nodes": nodes, "outputs": output}
+    inputs, outputs = str(signature.user_inputs[0]), str(signature.user_outputs[0])
+    told = {"inputs": inputs, "arrays": names, "nodes": nodes, "outputs": outputs}
     arrays = {name: states[name].detach().cpu().contiguous().numpy() for name in {*names.values()}}
     return json.dumps(told), {name: arrays[name] for name in sorted(arrays)}
 
