@@ -45,6 +45,12 @@ def made(folder: Path, rows: int = 300, seed: int = 0) -> Path:
     return folder
 
 
+def additive_task(folder: Path) -> dict[str, object]:
+    """Additive model of the tables that `made` has made."""
+    where = {"folder": str(folder / "tables"), "schema": str(folder / "schema.yaml")}
+    return {"name": "csv", **where, "simulated": True, "model": "gam", "bins": 4}
+
+
 def test_each_number_is_the_bin_that_it_lies_in(tmp_path: Path) -> None:
     made(tmp_path, 3)
     (tmp_path / "new.csv").write_text("age,hours,kind\n19.9,0,p\n20,8,q\n99,,\n")
@@ -121,15 +127,7 @@ def test_a_task_says_the_groups_of_its_clients_examples(tmp_path: Path) -> None:
 
 
 def test_an_additive_model_is_its_shapes(tmp_path: Path) -> None:
-    made(tmp_path)
-    task = {
-        "name": "csv",
-        "folder": str(tmp_path / "tables"),
-        "schema": str(tmp_path / "schema.yaml"),
-        "simulated": True,
-        "model": "gam",
-        "bins": 4,
-    }
+    task = additive_task(made(tmp_path))
     run = fv.simulate(
         task, privacy="none", num_rounds=30, local_epochs=3, folder=tmp_path / "run", quiet=True
     )
@@ -162,15 +160,7 @@ def test_a_line_is_no_shape(tmp_path: Path) -> None:
 
 
 def test_an_additive_model_trains_at_record_level(tmp_path: Path) -> None:
-    made(tmp_path)
-    task = {
-        "name": "csv",
-        "folder": str(tmp_path / "tables"),
-        "schema": str(tmp_path / "schema.yaml"),
-        "simulated": True,
-        "model": "gam",
-        "bins": 4,
-    }
+    task = additive_task(made(tmp_path))
     run = fv.simulate(
         task,
         privacy={"name": "record", "target_epsilon": 3.0, "target_delta": 1e-3},
