@@ -40,7 +40,9 @@ def explain_row(folder: Path, data: Path, row: int, method: str, *, as_json: boo
     names = [*found]
     said, parts = names[: names.index("score")], names[names.index("at_baseline") + 1 :]
     print(f"row {row}: {', '.join(f'{name} {_shown(found[name])}' for name in said)}")
-    print(f"  {found['at_baseline']:+8.4f}  baseline: the middle of each number, no word of a category")
+    print(
+        f"  {found['at_baseline']:+8.4f}  baseline: the middle of each number, no bin, no word of a category"
+    )
     for name in sorted(parts, key=lambda each: -abs(found[each])):
         if abs(found[name]) >= LEAST:
             print(f"  {found[name]:+8.4f}  {name}")

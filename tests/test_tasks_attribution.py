@@ -104,6 +104,13 @@ def test_the_owner_reads_why_a_row_is_predicted_as_it_is(
     for row, x, said in ((first, 2.4, 1), (second, -1.5, 0)):
         assert float(row[4]) == pytest.approx(weight[said, 0] * x / 3, rel=1e-4)
         assert sum(map(float, row[3:])) == pytest.approx(float(row[2]), abs=1e-4)
+    (tmp_path / "unknown.csv").write_text("x,kind\n,\n")
+    assert (
+        fedveil(["predict", asked[0], str(tmp_path / "unknown.csv"), "--explain", "integrated_gradients"])
+        == 0
+    )
+    unknown = [float(each) for each in capsys.readouterr().out.splitlines()[1].split(",")[2:]]
+    assert unknown == [unknown[0], unknown[0], 0, 0]
     assert fedveil(["client", "explain", *asked, "--row", "2"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("row 2: y no, probability") and "nothing was spent" in told
