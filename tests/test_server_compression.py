@@ -256,6 +256,38 @@ def test_a_record_is_clipped_to_what_is_kept_of_its_norm(kind: str) -> None:
     assert 0.9 * spec.unit_norm < np.linalg.norm(left) <= spec.unit_norm * (1 + 1e-6)
 
 
+class Signs:
+    """Two classes by the sign of one output: a record far away on the wrong side has its inputs as its gradient."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(outputs[:, 0], targets.float())
+
+
+@KINDS
+@pytest.mark.parametrize("engine", ["hooks", "one_by_one"])
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_a_record_that_compression_takes_to_nothing_does_not_drown_the_others(kind: str, engine: str) -> None:
+    """The matrix is public: a record can be a row that is not kept, as long as float32 goes."""
+    size = 64
+    sketch = sketch_of(Compression(kind, size, 16), 3)
+    every = replace(sketch, compression=Compression(kind, size, size))
+    dropped = next(row for row in map(every.back, np.eye(size)) if np.linalg.norm(sketch.of(row)) < 1e-12)
+    far = torch.from_numpy(np.rint(dropped / np.abs(dropped).max())).float() * 2.0**60
+    torch.manual_seed(1)
+    model, others = nn.Linear(size, 1, bias=False), torch.randn(50, size)
+    wrong = (model(far[None])[0] < 0).long()
+    terms = StepTerms(1.0, sketch.compression.clip_factor, engine, sketch=sketch)
+
+    def left(data: Examples) -> np.ndarray:
+        update = step(model, Signs(), data, np.arange(len(data)), terms, 1.0, {"weight": (1, size)})
+        return compress(update, sketch)["compressed"]
+
+    without = left(Examples(others, torch.ones(50, dtype=torch.int64)))
+    beside = Examples(torch.cat([others, far[None]]), torch.cat([torch.ones(50, dtype=torch.int64), wrong]))
+    assert np.linalg.norm(without) > 2 * terms.max_grad_norm
+    assert np.linalg.norm(left(beside) - without) <= terms.max_grad_norm
+
+
 def test_an_engine_that_holds_no_gradient_cannot_compress_one() -> None:
     model = nn.Linear(5, 3)
     sketch = sketch_of(Compression("mask", 18, 5), 1)

@@ -2,6 +2,9 @@
 
 The matrix P of a round is linear: sum_i c_i P g_i = P sum_i c_i g_i. So an engine adds up whole gradients, with weights c_i
 that make each P g_i no longer than the norm, and the sum is compressed once, like any update.
+
+The sum is float32: a gradient that P takes to nothing, however long, would drown the others before they are compressed.
+So no c_i g_i is longer than `LOUDEST` norms of whole gradients either. P is public, and some records have such gradients.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from ...privacy.mechanisms.compression import Sketch
 from ...strategies.wire import Layout
 
 ENGINES = ("hooks", "one_by_one")  # that hold an example's whole gradient
+# Rounding to float32 moves such a part by less than 64 / 2^24 of the norm; random rows seldom leave less than a 64th.
+LOUDEST = 64.0
 _NUMBERS = 1 << 24  # of gradients that are compressed at a time: 64 MiB
 
 
@@ -53,11 +58,14 @@ class SketchedOptimizer(DPOptimizer):
     def norms(self, samples: Sequence[Tensor]) -> Tensor:
         """Return the norm of each example's compressed gradient, (examples,), float64; of one that is not finite, no number.
 
+        It counts as a `LOUDEST`-th of what compression leaves of such gradients on average, where it is less.
+
         Args:
           samples: gradients by parameter, (examples, ...).
         """
         coordinates, count = self.sketch.compression.coordinates, len(samples[0])
         squares, at_a_time = np.empty(count), max(1, _NUMBERS // coordinates)
+        least = (self.sketch.compression.clip_factor / LOUDEST) ** 2
         for start in range(0, count, at_a_time):
             some = slice(start, min(start + at_a_time, count))
             whole = np.zeros((some.stop - start, coordinates), np.float32)
@@ -70,7 +78,10 @@ class SketchedOptimizer(DPOptimizer):
                     whole[:, place : place + values.shape[1]] = values
             with np.errstate(invalid="ignore", over="ignore"):
                 left = self.sketch.of(whole)
-                squares[some] = np.einsum("ij,ij->i", left, left, dtype=np.float64) + behind
+                kept, full = (
+                    np.einsum("ij,ij->i", each, each, dtype=np.float64) + behind for each in (left, whole)
+                )
+                squares[some] = np.maximum(kept, least * full)
         return torch.from_numpy(np.sqrt(squares)).to(samples[0].device)
 
 
