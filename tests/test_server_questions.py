@@ -143,6 +143,20 @@ def test_a_question_repeated_is_answered_from_the_record_and_another_takes_a_new
     assert len(reservations(tmp_path)) == 1
 
 
+def test_an_answer_of_other_clients_is_no_answer(tmp_path: Path) -> None:
+    def digits(clients: int, seed: int = 0) -> Federation:
+        given = ["task=digits", f"task.num_clients={clients}", f"seed={seed}", "cohort=all"]
+        return build(settings_from_overrides(given))
+
+    labels = read_inquiry({"name": "labels", "records": 5, "ask": [{"kind": "count", "name": "rows"}]})
+    spend = Spend(epsilon=1.0)
+    first = ask_here(digits(60), labels, spend, tmp_path)
+    assert ask_here(digits(60), labels, spend, tmp_path) == {**first, "from_record": True}
+    for others in (digits(80), digits(60, seed=1)):
+        with pytest.raises(Refusal, match="of other clients"):
+            ask_here(others, labels, spend, tmp_path)
+
+
 def test_a_real_answer_whose_record_is_lost_is_not_given_again(tmp_path: Path) -> None:
     class Real(Ages):
         simulated, data_id = False, "ages-2026"

@@ -6,6 +6,7 @@ drawn anew, and it is charged anew.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from ...strategies.training_order import ORDER_KEY, ClientClaim, TrainingOrder
 from ..participants import Participants
 from ..questions import Charge, put
 from ..round_terms import ALL_ANSWERS, Answers, Mean, Round
+from .client_instructions import task_options
 from .federation import Federation
 from .prepare import open_ledger
 from .run_folder import make_folder
@@ -94,7 +96,7 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
     """
     kept = record_path(folder, inquiry)
     if kept.exists():
-        return _from_record(kept, inquiry)
+        return _from_record(kept, federation, inquiry)
     plan = question_plan(federation, spend)
     check_resolution(federation, inquiry, plan)
     make_folder("into", folder)
@@ -143,9 +145,10 @@ def record_path(folder: Path, inquiry: Inquiry) -> Path:
     return folder / f"{inquiry.name}.json"
 
 
-def _from_record(path: Path, inquiry: Inquiry) -> dict[str, Any]:
+def _from_record(path: Path, federation: Federation, inquiry: Inquiry) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        others = found["owner"] != _owner(federation)
         same = json.dumps(found["question"], sort_keys=True) == json.dumps(
             json.loads(inquiry.text), sort_keys=True
         )
@@ -153,7 +156,18 @@ def _from_record(path: Path, inquiry: Inquiry) -> dict[str, Any]:
         raise Refusal("name", inquiry.name, f"has a record that cannot be read ({problem})") from problem
     if not same:
         raise Refusal("name", inquiry.name, f"was asked something else ({path}); take a new name")
+    if others:
+        raise Refusal("name", inquiry.name, f"was asked of other clients ({path}); take a new name or folder")
     return {**found, "from_record": True}
+
+
+def _owner(federation: Federation) -> str:
+    """Return what names the clients: as on their ledger, and of simulated ones all that their data are made from."""
+    if not federation.simulated:
+        return federation.owner
+    task = federation.settings.task
+    made = [task.name, task.target, task_options(federation.settings, federation.seed)]
+    return hashlib.sha256(json.dumps(made, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------
@@ -311,6 +325,7 @@ def _record(
         "delta": delta,
         "rng": charge.randomness.kind,
         "cohort": federation.cohort.name,
+        "owner": _owner(federation),
         "clients": federation.population,
         "confidence": 0.95,
     }
