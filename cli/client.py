@@ -121,7 +121,8 @@ def roster(
         waiting = roster_changes.waiting_for(bundle.state, version)
         own = OwnLedger(bundle.state / LEDGERS, device_name(bundle), bundle.policy.cap)
         own.approved(waiting.version, waiting.hash, reason)
-        print(f"approved: {roster_changes.approve(bundle.state, version)}")
+        roster_changes.approve(bundle.state, waiting)
+        print(f"approved: {waiting}")
         return 0
     held, vouched = bundle.identity.roster, bundle.identity.policy.peers
     waiting, seen = roster_changes.pending(bundle.state), roster_changes.changes(bundle.state)

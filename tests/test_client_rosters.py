@@ -184,7 +184,7 @@ def test_changed_members_wait_for_their_owner_who_asked_for_it(
     waiting = roster_changes.pending(bundle.state)
     assert waiting is not None and waiting.version == 2 and not roster_changes.changes(bundle.state)
     with pytest.raises(Refusal, match="version 2 waits"):
-        roster_changes.approve(bundle.state, 3)
+        roster_changes.waiting_for(bundle.state, 3)
     why = ("--reason", "c1 has left the ward")
     assert run(["client", "roster", "--approve", "2", *why, str(folder)]) == 0
     (path,) = (bundle.state / "ledgers").glob("client-*.ledger")
@@ -199,6 +199,28 @@ def test_changed_members_wait_for_their_owner_who_asked_for_it(
         renew_roster(bundle, second)
     assert renew_roster(bundle, first).identity.roster.version == 2
     assert [each.version for each in roster_changes.changes(bundle.state)] == [2]
+
+
+def test_what_an_owner_has_looked_at_is_not_exchanged_before_it_is_approved_of(
+    desk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Path(shutil.copytree(desk, tmp_path / "other"))
+    bundle = read_client_bundle(Path(shutil.copytree(desk / "made" / "clients" / "c0", desk / "victim")))
+    bundle = replace(bundle, policy=replace(bundle.policy, approve_rosters=True))
+    revoke(desk / "made", "c1")
+    shown = (desk / "made" / "server" / "roster.bin").read_bytes()
+    revoke(other / "made", "c2")
+    exchanged = (other / "made" / "server" / "roster.bin").read_bytes()
+    for signed in (shown, exchanged):
+        with pytest.raises(Refusal, match="waits"):
+            renew_roster(bundle, signed)
+    assert "another roster of version 2 or earlier" in caplog.text
+    waiting = roster_changes.waiting_for(bundle.state, 2)
+    assert [each.split()[0] for each in waiting.removed] == ["c1"]
+    roster_changes.approve(bundle.state, waiting)
+    with pytest.raises(Refusal, match="waits"):
+        renew_roster(bundle, exchanged)
+    assert renew_roster(bundle, shown).identity.roster.version == 2
 
 
 def cosigned(desk: Path, *names: str) -> bytes:

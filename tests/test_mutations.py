@@ -763,6 +763,13 @@ MUTATIONS = {
         "test_client_rosters.py",
         "another_one_do_not_count",
     ),
+    "a roster that waits is exchanged for another of its version": Mutation(
+        "client/device/roster_changes.py",
+        "    if before is not None and change.version <= before.version:\n",
+        "    if before is not None and change.hash == before.hash:\n",
+        "test_client_rosters.py",
+        "is_not_exchanged",
+    ),
     "an attempt goes on under another roster than it began with": Mutation(
         "privacy/secagg/client.py",
         "            self._check_roster(attempt.terms)  # another may have come since the proposal\n",

@@ -135,19 +135,14 @@ def waiting_for(state: Path, version: int) -> RosterChange:
     return waiting
 
 
-def approve(state: Path, version: int) -> RosterChange:
-    """Approve of the change that waits; a running agent takes it with the next round that asks.
+def approve(state: Path, change: RosterChange) -> None:
+    """Approve of a change; a running agent takes it with the next round that asks.
 
     Args:
       state: folder of what the device remembers.
-      version: of the roster, as the owner read it.
-
-    Raises:
-      Refusal: no such version waits.
+      change: as `waiting_for` returned it.
     """
-    waiting = waiting_for(state, version)
-    replace_file(state / APPROVED, waiting.hash.encode())
-    return waiting
+    replace_file(state / APPROVED, change.hash.encode())
 
 
 def _approved(state: Path) -> str:
@@ -159,7 +154,11 @@ def _approved(state: Path) -> str:
 
 def _wait(state: Path, change: RosterChange, signed: bytes) -> None:
     before = pending(state)
-    if before is not None and before.hash == change.hash:
+    if before is not None and change.version <= before.version:
+        if change.hash != before.hash:  # an owner who names a version means the one that was shown
+            logger.error(
+                "another roster of version %d or earlier waits already: ask the authority", before.version
+            )
         return
     logger.warning("not taken yet: %s", change)
     replace_file(state / PENDING_ROSTER, signed)

@@ -207,6 +207,7 @@ BEYOND: dict[str, str] = {
     "a run does not tell that its members changed": TRAIL,
     "a roster counts that too few members have signed": ADMISSION,
     "whoever signs a roster has vouched for it": ADMISSION,
+    "a roster that waits is exchanged for another of its version": ADMISSION,
     "an attempt goes on under another roster than it began with": ADMISSION,
     "a device follows a log that forks": STORY,
     "a model that the log does not hold is trained on": STORY,
