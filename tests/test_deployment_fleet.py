@@ -161,7 +161,11 @@ def test_a_device_takes_a_later_certificate_of_its_own_alone(desk: Path, tmp_pat
     file.write_text(file.read_text().replace("days: 30", "days: 60"))
     renew(desk, [one.settings.name], within=400)
     issued = json.loads((desk / "server" / "certificates.json").read_text())
-    renewed = renew_certificate(one, issued[str(one.settings.node)].encode())
+    later = issued[str(one.settings.node)].encode()
+    renewed = renew_certificate(
+        one, later + b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    )
+    assert renewed.credentials.certificate == later  # and nothing of what the server put behind it
     assert newest_credentials(one) == renewed.credentials != one.credentials
     # The earlier one does not come back.
     assert renew_certificate(renewed, own) is renewed

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from ...configs.bundle_files import (
     CERTIFICATE,
     Credentials,
     certificate_ends,
     check_certificate,
+    load_certificate,
     read_credentials,
 )
 from ...privacy.ledger.durable_files import replace_file
@@ -37,6 +40,7 @@ def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:
         return bundle
     path = bundle.folder / CERTIFICATE
     check_certificate(path, pem, held, own.federation, own.name)
+    pem = load_certificate(path, pem).public_bytes(Encoding.PEM)  # without what the server put behind it
     if certificate_ends(path, pem) <= certificate_ends(path, held.certificate):
         return bundle
     replace_file(path, pem, PUBLIC)
