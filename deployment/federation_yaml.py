@@ -321,7 +321,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only; a key that stands twice is a mistake, and 1e-5 is a number as in YAML 1.2."""
+    """Plain values only, of keys that are text and stand once; 1e-5 is a number as in YAML 1.2."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -330,7 +330,19 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {key!r} stands twice", problem_mark=node.start_mark
                 )
-        return super().construct_mapping(node, deep)
+        made = super().construct_mapping(node, deep)
+        for key in made:
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} is no text; put it in quotes", problem_mark=node.start_mark
+                )
+        return made
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        found = super().construct_scalar(node)
+        if any("\ud800" <= each <= "\udfff" for each in found):
+            raise yaml.MarkedYAMLError(problem="half of a character is no text", problem_mark=node.start_mark)
+        return found
 
 
 _Loader.add_implicit_resolver(

@@ -12,7 +12,7 @@ import fnmatch
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -354,17 +354,32 @@ def opened(folder: Path) -> Generator[Desk]:
 def _writing(folder: Path) -> Generator[None]:
     """Hold the folder for this process alone; what the system refuses is a refusal."""
     without_core_dumps()
+    folders = (folder, folder / AUTHORITY, folder / CLIENTS, folder / SERVER)
+    fresh = [each for each in folders if not each.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for each in (folder, folder / AUTHORITY, folder / CLIENTS, folder / SERVER):
+        for each in folders:
             each.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(folder / AUTHORITY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
+            with _none_left_empty(fresh):
+                yield
         finally:
             os.close(descriptor)
     except BlockingIOError:
         raise Refusal("folder", str(folder), "is being provisioned by another process") from None
     except OSError as error:
         raise Refusal("folder", str(folder), f"cannot be written ({error})") from None
+
+
+@contextmanager
+def _none_left_empty(fresh: Sequence[Path]) -> Generator[None]:
+    """Take away the new folders that a refusal leaves empty."""
+    try:
+        yield
+    except BaseException:
+        for each in reversed(fresh):
+            with suppress(OSError):  # it holds something
+                each.rmdir()
+        raise

@@ -488,6 +488,7 @@ def test_an_authority_that_must_have_a_passphrase_asks_for_one(
         provision(file, tmp_path / "plain", None)
     with pytest.raises(Refusal, match="set FEDVEIL_PASSPHRASE or FEDVEIL_PASSPHRASE_FILE"):
         provision(file, tmp_path / "hearts", None)
+    assert not (tmp_path / "hearts").exists()
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("fedveil.deployment.authority.getpass", lambda _: next(typed))
     with pytest.raises(Refusal, match="the two differ"):
@@ -519,6 +520,24 @@ def test_the_keys_of_another_authority_are_not_taken_for_its_own(tmp_path: Path)
 def test_care_of_keys_that_contradicts_itself_is_refused(tmp_path: Path, line: str, said: str) -> None:
     file = tmp_path / "federation.yaml"
     file.write_text(f"{FEDERATION}{line}\n")
+    with pytest.raises(Refusal, match=said):
+        provision(file, tmp_path / "hearts", None)
+    assert not (tmp_path / "hearts").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("{1: 2}", "the key 1 is no text; put it in quotes"),
+        ("{yes: 2}", "the key True is no text; put it in quotes"),
+        ('{x: "\\ud800"}', "half of a character is no text"),
+    ],
+)
+def test_what_no_bundle_can_hold_is_refused_before_there_is_one(
+    tmp_path: Path, options: str, said: str
+) -> None:
+    file = tmp_path / "federation.yaml"
+    file.write_text(FEDERATION.replace("{rows: 10}", options))
     with pytest.raises(Refusal, match=said):
         provision(file, tmp_path / "hearts", None)
     assert not (tmp_path / "hearts").exists()

@@ -33,7 +33,7 @@ def test_a_token_without_its_package_or_library_is_refused(
     monkeypatch.setenv("FEDVEIL_PIN", "98765")
     with pytest.raises(Refusal, match=r"needs the package python-pkcs11|cannot be loaded|cannot be used"):
         provision(file, tmp_path / "hearts", None)
-    assert not (tmp_path / "hearts" / "authority" / "ca.pem").exists()
+    assert not (tmp_path / "hearts").exists()
 
 
 @pytest.fixture
