@@ -83,6 +83,7 @@ def give_tokens(folder: Path, names: Sequence[str], hours: float = HOURS) -> lis
         if port is None:
             remedy = "has no port for enrolments; give server.enrolment: HOST:PORT, and provision again"
             raise Refusal("federation", desk.federation.name, remedy)
+        names = tuple(dict.fromkeys(names))
         for name in names:
             _check_name(desk, name)
         fingerprint = fingerprint_of(
@@ -171,6 +172,11 @@ def _request_under(desk: Desk, name: str, token: GivenToken) -> Enrolment | None
     enrolment = parse_request(request, str(path))
     check_request(name, enrolment)
     desk.register.refuse_shared([enrolment])
+    if desk.federation.post_quantum and not enrolment.post_quantum:
+        remedy = (
+            "has no ML-DSA key, which post_quantum asks of all; update the device, and give another token"
+        )
+        raise Refusal("request", name, remedy)
     return enrolment
 
 
@@ -194,7 +200,7 @@ def _keep(folder: Path, given: Mapping[str, GivenToken]) -> None:
     queue.mkdir(mode=0o700, exist_ok=True)
     for path in queue.iterdir():
         if path.stem not in kept:
-            path.unlink()
+            path.unlink(missing_ok=True)  # the port puts its files in their places meanwhile
 
 
 def _read_given(folder: Path) -> dict[str, GivenToken]:

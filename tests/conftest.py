@@ -245,3 +245,21 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
         for process in made.begun:
             process.kill()
             process.communicate()
+
+
+@pytest.fixture
+def provisioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Return a function that provisions f.yaml, with free ports in the places of {link} and {port}, and returns the desk."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+    def make(federation: str) -> Path:
+        from fedveil.deployment.provision import provision
+
+        with socket.socket() as link, socket.socket() as port:
+            for each in (link, port):
+                each.bind(("127.0.0.1", 0))
+            numbers = link.getsockname()[1], port.getsockname()[1]
+        (tmp_path / "f.yaml").write_text(federation.format(link=numbers[0], port=numbers[1]))
+        return provision(tmp_path / "f.yaml", tmp_path / "desk").folder
+
+    return make

@@ -1,21 +1,22 @@
 """Enrolment by a one-time token: keys made on the device, a server that carries and cannot forge, an authority that signs."""
 
-import os
+import base64
 import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from fedveil.cli.provision import tokens
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.enrol import enrol
-from fedveil.client.device.enrolment import write_request
+from fedveil.client.device.enrolment import _CONTEXT, _body, _request, make_keys, write_request
 from fedveil.deployment.enrolment import approve, give_tokens
 from fedveil.deployment.provision import provision, renew, revoke, rotate
 from fedveil.links.enrolment.device_end import ask, authority_of
@@ -24,6 +25,7 @@ from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, place
 from fedveil.links.enrolment.token import Token, lock_of, read_token, seal_of
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.secagg.suite import sign
 
 FEDERATION = """\
 federation: sensors
@@ -38,15 +40,8 @@ clients:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    (tmp_path / "f.yaml").write_text(FEDERATION.format(link=ports[0], port=ports[1]))
-    return provision(tmp_path / "f.yaml", tmp_path / "desk").folder
+def desk(provisioned: Callable[[str], Path]) -> Path:
+    return provisioned(FEDERATION)
 
 
 @pytest.fixture
@@ -105,6 +100,7 @@ def test_a_device_enrols_and_its_keys_never_leave_it(
     assert bundle.policy.target_epsilon == 2.0 and bundle.identity.roster.version == 2
     assert {path.name for path in device.iterdir()} >= {"tls.key", "identity.key", "policy.toml", "tls.pem"}
     assert not (device / "enrolling").exists() and not (desk / "clients" / "sensor-1").exists()
+    assert device.stat().st_mode & 0o777 == 0o700
     secret = (device / "tls.key").read_bytes().splitlines()[1]
     everything = b"".join(path.read_bytes() for path in desk.rglob("*") if path.is_file())
     assert secret not in everything and token.secret not in everything and token.door not in everything
@@ -168,6 +164,53 @@ def test_a_server_cannot_put_its_own_keys_in_the_place_of_a_devices(desk: Path, 
     )  # it knows the door
     done = approve(desk)
     assert done.admitted == () and "was not sealed by the holder of the token" in done.refused["sensor-1"]
+
+
+def of_own_making(token: Token, folder: Path, **changed: str) -> Ask:
+    """What a device asks that signs and seals whatever it likes."""
+    keys = make_keys(folder)
+    asked = {**_request(keys, token.name), **changed}
+    del asked["signature"]
+    if not asked["post_quantum"]:
+        del asked["post_quantum"]
+    signature = sign(keys.identity, _CONTEXT, _body(*asked.values())).hex()
+    request = tomli_w.dumps({**asked, "signature": signature}).encode()
+    return Ask(token.name, token.door, request, seal_of(token.sealing, request))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("2a8648ce3d030107", "2a8648ce3d030106"),  # a curve that nobody knows
+        ("2a8648ce3d0201", "2a8648ce3d0209"),  # a kind of key that nobody knows
+        ("03420004", "03420005"),  # a point of no form
+        ("020100", "020109"),  # a version that there is not
+    ],
+)
+def test_a_device_that_asks_for_nonsense_keeps_nobody_out(
+    before: str, after: str, desk: Path, tmp_path: Path
+) -> None:
+    one, other = give_tokens(desk, ["sensor-1", "sensor-2"])
+    port = EnrolmentPort(read_server_bundle(desk / "server"))
+    pem = _request(make_keys(tmp_path / "keys"), "sensor-1")["tls"].splitlines()
+    der = base64.b64decode("".join(pem[1:-1])).replace(bytes.fromhex(before), bytes.fromhex(after))
+    odd = "\n".join((pem[0], base64.b64encode(der).decode(), pem[-1]))
+    assert port.answer(of_own_making(one, tmp_path / "one", tls=odd)).state == "waits"
+    assert port.answer(question(other, tmp_path / "other")).state == "waits"
+    done = approve(desk)
+    assert done.admitted == ("sensor-2",) and "make another on the device" in done.refused["sensor-1"]
+
+
+def test_a_device_without_a_second_key_keeps_nobody_out(
+    provisioned: Callable[[str], Path], tmp_path: Path
+) -> None:
+    desk = provisioned(FEDERATION.replace("  - name: hub\n", "") + "post_quantum: true\n")
+    one, other = give_tokens(desk, ["sensor-1", "sensor-2"])
+    port = EnrolmentPort(read_server_bundle(desk / "server"))
+    assert port.answer(of_own_making(one, tmp_path / "one", post_quantum="")).state == "waits"
+    assert port.answer(question(other, tmp_path / "other")).state == "waits"
+    done = approve(desk)
+    assert done.admitted == ("sensor-2",) and "has no ML-DSA key" in done.refused["sensor-1"]
 
 
 def test_a_device_takes_nothing_that_its_authority_did_not_sign(
@@ -285,6 +328,10 @@ def test_a_token_is_for_a_name_that_has_a_place(names: list[str], said: str, des
     with pytest.raises(Refusal, match=said):
         give_tokens(desk, names)
     assert not (desk / "server" / "tokens.json").exists()
+
+
+def test_a_name_that_is_given_twice_has_one_token(desk: Path) -> None:
+    assert [token.name for token in give_tokens(desk, ["sensor-1", "hub", "sensor-1"])] == ["sensor-1", "hub"]
 
 
 def test_a_token_is_the_text_of_a_qr_code(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

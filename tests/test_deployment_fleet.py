@@ -1,9 +1,7 @@
 """A fleet from its first token to its last certificate, without a copied file: enrolled, renewed over its streams, revoked."""
 
 import json
-import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,15 +43,8 @@ clients: [{{name: sensor-*}}]
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    (tmp_path / "f.yaml").write_text(FEDERATION.format(link=ports[0], port=ports[1]))
-    return provision(tmp_path / "f.yaml", tmp_path / "desk").folder
+def desk(provisioned: Callable[[str], Path]) -> Path:
+    return provisioned(FEDERATION)
 
 
 def until(true: Callable[[], bool], seconds: float = 120) -> None:

@@ -81,6 +81,7 @@ def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
     making = folder / MAKING
     if not (making / REQUEST).exists():
         shutil.rmtree(making, ignore_errors=True)  # keys that were cut off before their request
+        _make(folder)
         write_request(making, token.name)
     request = read_file(making / REQUEST)
     enrolment = parse_request(request, str(making / REQUEST))
@@ -88,6 +89,14 @@ def _request_in(token: Token, folder: Path) -> tuple[bytes, Enrolment]:
         remedy = f"holds keys of {enrolment.name!r}, whose enrolment was not completed; name another folder"
         raise Refusal("folder", str(folder), remedy)
     return request, enrolment
+
+
+def _make(folder: Path) -> None:
+    """Make the bundle's folder, for its owner alone, where there is none."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal("folder", str(folder), f"cannot be written ({error.strerror})") from None
 
 
 def _asked(token: Token, folder: Path, request: bytes, enrolment: Enrolment) -> str | None:

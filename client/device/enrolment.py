@@ -10,7 +10,6 @@ from typing import cast
 
 import tomli_w
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
     SECP384R1,
@@ -34,7 +33,6 @@ from ...configs.strict import Section
 from ...privacy.ledger.durable_files import replace_file, replace_files
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.double_signature import ML_DSA_KEY_BYTES, post_quantum_public
-from ...privacy.secagg.refusal import Refused
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of, sign, verify
 from ...privacy.secagg.transcript import Purpose, digest, frame
 
@@ -151,12 +149,12 @@ def parse_request(data: bytes, where: str) -> Enrolment:
         if len(bytes.fromhex(second)) not in (0, ML_DSA_KEY_BYTES):
             raise ValueError("its ML-DSA key has another length")
         asked = x509.load_pem_x509_csr(tls.encode())
+        public, own_key = asked.public_key(), asked.is_signature_valid
         node = load_ssh_public_key(supernode.encode())
-    except (Refused, ValueError, UnsupportedAlgorithm) as error:
+    except Exception as error:  # noqa: BLE001 (cryptography's readers document no closed set)
         raise Refusal("request", where, f"is damaged ({error}); make another on the device") from None
-    public = asked.public_key()
     curves = [key.curve for key in (public, node) if isinstance(key, EllipticCurvePublicKey)]
-    if [type(curve) for curve in curves] != [SECP256R1, SECP384R1] or not asked.is_signature_valid:
+    if [type(curve) for curve in curves] != [SECP256R1, SECP384R1] or not own_key:
         raise Refusal("request", where, "holds keys of other kinds, or that are not its own; make another")
     public_key, keys = cast(EllipticCurvePublicKey, public), (identity, second)
     own, other = map(bytes.fromhex, keys)
