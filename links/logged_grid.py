@@ -14,7 +14,7 @@ from ..strategies.flower_adapter import records_of
 from ..strategies.grids import AskingGrid
 from ..strategies.run_over import OVER
 from ..strategies.secure_wire import LOG_RECORD, OURS, model_hash, roster_of
-from ..strategies.wire import SPEC_RECORD
+from ..strategies.wire import FAILED, SPEC_RECORD
 from .log_wire import NOWHERE, ToldLog, log_record
 from .roster_watch import SignedRoster
 from .server_bundle import ServerBundle
@@ -72,8 +72,11 @@ class LoggedGrid(AskingGrid):
             for message, place in zip(asked, places, strict=True)
         ]
         for reply in self._grid.send_and_receive(sent, timeout=timeout):
+            node = reply.metadata.src_node_id
             if not reply.has_error():
-                self._held[reply.metadata.src_node_id] = size
+                self._held[node] = size
+            elif reply.error.code == FAILED:  # perhaps for want of leaves: one that forgot gets all of them
+                self._held.pop(node, None)
             yield reply
 
     def _places(self, message: Message, hashes: dict[tuple[int, ...], bytes]) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedveil.__main__ import run
-from fedveil.client.device.seen_log import FORK, LEAVES, SeenLog
+from fedveil.client.device.seen_log import FORK, HEAD, LEAVES, SeenLog
 from fedveil.configs.bundle_files import read_credentials
 from fedveil.links.grpc.message_codec import pack_body, question_id
 from fedveil.links.log_export import LogExport, read_told
@@ -109,6 +109,16 @@ def test_a_node_that_answers_is_sent_what_is_new_and_one_that_was_away_all_that_
         assert asked(grid, number) is not is_away
     brought = [len(log_of(message.content).leaves) for message, _ in devices.seen]
     assert brought == [2, 1, 2, 3, 1] and len(seen(made).leaves) == 6
+
+
+def test_a_device_that_has_forgotten_the_log_is_sent_all_of_it_again(made: Path) -> None:
+    grid = logged(made, devices := Devices({2: client(made)}))
+    assert asked(grid, 1) and asked(grid, 2)
+    for name in (HEAD, LEAVES):
+        (devices.devices[2].bundle.state / name).unlink()
+    devices.devices[2] = client(made)
+    assert not asked(grid, 3)  # the server does not know yet
+    assert asked(grid, 4) and len(seen(made).leaves) == 5
 
 
 def test_an_instruction_that_a_newer_one_overtook_is_no_fork(made: Path) -> None:
@@ -212,8 +222,9 @@ def changed(devices: Any, message: Message, how: str) -> Message:
         case "another roster" if told.roster >= 0:
             told = replace(told, roster=told.roster + 1)
         case "left out":
-            told = replace(told, start=told.start + 1, leaves=told.leaves[1:])
-            told = told if told.leaves else replace(told, start=told.start - 1, leaves=())
+            told = (
+                replace(told, leaves=told.leaves[:-1]) if told.leaves else replace(told, start=told.start - 1)
+            )
         case "a root that is none":
             told = (
                 replace(told, leaves=(*told.leaves[:-1], bytes(32)), start=told.start)
