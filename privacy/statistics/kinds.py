@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from typing import Protocol
 
 import numpy as np
@@ -103,48 +103,24 @@ class Count:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Number of rows in each bin."""
+    """Number of rows in each bin of a column, or in each combination of bins of several."""
 
-    of: Bins
-
+    of: tuple[Bins, ...]
     row_norm: float = 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.of.count,)
+        return tuple(each.count for each in self.of)
 
     def count(self, table: Table) -> Counted:
-        bins, outside = self.of.read(table)
-        return np.bincount(bins[bins >= 0], minlength=self.of.count).astype(np.float64), _share(outside)
+        read = [each.read(table) for each in self.of]
+        bins = np.stack([places for places, _ in read])
+        here = np.ravel_multi_index(tuple(bins[:, (bins >= 0).all(0)]), self.shape)
+        cells = np.bincount(here, minlength=math.prod(self.shape)).astype(np.float64)
+        return cells.reshape(self.shape), _share(np.logical_or.reduce([out for _, out in read]))
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
-        return [count_of(label, cell, sigma) for label, cell in zip(self.of.labels, cells, strict=True)]
-
-    def planned(self, sigma: float, rows: float) -> float:
-        del rows
-        return NORMAL_95 * sigma
-
-
-@dataclass(frozen=True)
-class CrossTable:
-    """Number of rows in each pair of bins of two columns."""
-
-    of: Bins
-    by: Bins
-    row_norm: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.of.count, self.by.count)
-
-    def count(self, table: Table) -> Counted:
-        (one, out), (two, beyond) = self.of.read(table), self.by.read(table)
-        here = (one >= 0) & (two >= 0)
-        pairs = np.bincount(one[here] * self.by.count + two[here], minlength=math.prod(self.shape))
-        return pairs.reshape(self.shape).astype(np.float64), _share(out | beyond)
-
-    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
-        names = [f"{one}, {two}" for one in self.of.labels for two in self.by.labels]
+        names = map(", ".join, product(*(each.labels for each in self.of)))
         return [count_of(name, cell, sigma) for name, cell in zip(names, cells.ravel(), strict=True)]
 
     def planned(self, sigma: float, rows: float) -> float:
@@ -189,8 +165,7 @@ class Variance:
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         rows, total, squares = cells
-        mean = scaled(ratio_of("mean", total, rows, sigma, (-1, 1)), self.of.middle, self.of.half)
-        told = [count_of("rows", rows, sigma), mean]
+        told = ColumnMean(self.of).answer(cells[:2], sigma)
         if rows < ENOUGH * sigma or rows <= 0:
             return [*told, unsaid("variance"), unsaid("standard deviation")]
         value = squares / rows + 0.5 - (total / rows) ** 2
@@ -205,7 +180,7 @@ class Variance:
 
     def planned(self, sigma: float, rows: float) -> float:
         """Of the mean, which is what a resolution is of."""
-        return NORMAL_95 * sigma * math.sqrt(2) * self.of.half / rows
+        return ColumnMean(self.of).planned(sigma, rows)
 
 
 @dataclass(frozen=True)
