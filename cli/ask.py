@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.question_file import read_question_file
+from ..privacy.budget import UNLIMITED_EPSILON
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import KINDS, Inquiry, read_inquiry
@@ -130,12 +131,9 @@ def table_of(record: Mapping[str, Any]) -> str:
     lines.append("")
     lines.append(f"95 % intervals; hides a {record['unit']} ({record['adjacency']}) from: {against}")
     after, target = record["epsilon_after"], record["target_epsilon"]
-    of = f" of {target:.3g}" if target < UNLIMITED else ""
+    of = f" of {target:.3g}" if target < UNLIMITED_EPSILON else ""
     lines.append(f"spent on this ledger so far: epsilon {after:.3g}{of}")
     return "\n".join(lines)
-
-
-UNLIMITED = 1e9
 
 
 def _line(figure: Mapping[str, Any], wide: int) -> str:

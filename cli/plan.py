@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..configs.schema import SimulationSettings
-from ..privacy.budget import Adversary, Budget
+from ..privacy.budget import UNLIMITED_EPSILON, Adversary, Budget
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.display import console_for
-from ..server.run.federation import EVERYBODY, UNLIMITED_EPSILON, Federation
+from ..server.run.federation import EVERYBODY, Federation
 from ..server.run.sum_plan import metrics_share_of
 from ..server.run.unit_plan import curve, plans_of, unit_plans, warnings_for
 

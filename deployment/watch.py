@@ -22,7 +22,7 @@ from typing import Any
 from ..configs.schema import ServerSettings
 from ..links.roster_watch import SignedRoster
 from ..links.server_bundle import ServerBundle
-from ..privacy.ledger.durable_files import replace_file
+from ..privacy.ledger.durable_files import PUBLIC, replace_file
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Member
 from ..server.run.audit import in_words
@@ -39,7 +39,6 @@ from .status import STATUS, clients_before
 LOG = "server.log"
 LOOK_SECONDS = 1.0
 LOG_BYTES, LOGS_KEPT = 10 * 2**20, 3
-PUBLIC = 0o644
 
 logger = logging.getLogger("fedveil.server")
 

@@ -12,7 +12,7 @@ import tomli_w
 from ..client.device.client_bundle import TABLES
 from ..client.device.enrolment import PRIVATE
 from ..configs.bundle_files import SCHEMA
-from ..privacy.ledger.durable_files import replace_files
+from ..privacy.ledger.durable_files import PUBLIC, replace_files
 from ..strategies.identity import FIRST_NODE
 from .authority import Authority
 from .federation_yaml import ClientEntry, FederationFile
@@ -20,7 +20,6 @@ from .register import Issued, Register
 from .systemd_units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
 
 REQUIREMENTS = "requirements.txt"
-PUBLIC = 0o644
 
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..privacy.ledger.durable_files import sync_folder
+from ..privacy.ledger.durable_files import PUBLIC, sync_folder
 from ..privacy.ledger.hash_chain import canonical
 from ..privacy.merkle import Frontier, leaf_hash
 from ..privacy.secagg.roster import Roster
 
 LOG = "log.jsonl"  # in the server's bundle
-PUBLIC = 0o644
 
 
 def roster_entry(roster: Roster) -> bytes:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from .accounting.events import Gaussian
 
+UNLIMITED_EPSILON = 1e9  # the target where releases are only counted, as of a run that was given noise alone
+
 
 class Unit(StrEnum):
     """Contribution that is hidden: one example of one client, all of one person's there, or all that a client contributes.

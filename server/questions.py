@@ -22,7 +22,6 @@ from .open_sum import OpenSums
 from .participants import Participants
 from .round_terms import Mean, Round, Sum
 
-MECHANISM = "question"
 ROW = 1  # a question is one release
 # Grid units per clipping norm of a sum in the clear: rounding then moves a count by less than a part in 10^8 of its bound.
 CELLS = 1 << 28
@@ -78,7 +77,7 @@ class Charge:
     def _release(self) -> Release:
         events = dict.fromkeys(self.plan.adversaries, self.plan.event())
         segments = {each.name: each.purpose for each in self.inquiry.segments}
-        key = (self.inquiry.name, ROW, MECHANISM)
+        key = (self.inquiry.name, ROW, QUESTION)
         kind = self.randomness.kind
         return Release(self.plan.unit, *key, events, kind, segments=segments, kind=QUESTION)
 

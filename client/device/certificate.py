@@ -15,13 +15,11 @@ from ...configs.bundle_files import (
     load_certificate,
     read_credentials,
 )
-from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.durable_files import PUBLIC, replace_file
 from ...privacy.refusal import Refusal
 from .client_bundle import ClientBundle
 
 logger = logging.getLogger("fedveil.client")
-
-PUBLIC = 0o644
 
 
 def renew_certificate(bundle: ClientBundle, pem: bytes) -> ClientBundle:

@@ -9,15 +9,13 @@ import tomli_w
 
 from ...configs.bundle_files import NAME, NAME_FORM, read_toml
 from ...configs.strict import Section
-from ...privacy.ledger.durable_files import replace_file
+from ...privacy.ledger.durable_files import PUBLIC, replace_file
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster, cosign, cosigned_by
 from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, public_of
 from ...privacy.secagg.transcript import HASH_BYTES
 from .client_bundle import ClientBundle
 from .owner_policy import NEWEST_ROSTER
-
-PUBLIC = 0o644
 
 
 @dataclass(frozen=True)

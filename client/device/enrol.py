@@ -16,7 +16,7 @@ from pathlib import Path
 from ...configs.bundle_files import read_file
 from ...links.enrolment.device_end import ask, authority_of
 from ...links.enrolment.token import Token, lock_of, seal_of
-from ...privacy.ledger.durable_files import replace_file, replace_files
+from ...privacy.ledger.durable_files import PUBLIC, replace_file, replace_files
 from ...privacy.refusal import Refusal
 from .admission import read_admission
 from .client_bundle import DEVICE_FILE, POLICY, ROSTER, read_client_bundle, read_device_file
@@ -28,7 +28,6 @@ MAKING = "enrolling"  # folder of the keys until they are admitted
 ENROLLED = "enrolled"  # file that names the token by its lock
 ASK_SECONDS = 5.0  # between two questions whether the authority has answered
 OWNERS = (DEVICE_FILE, POLICY)  # the owner's: an enrolment of the same device leaves them
-PUBLIC = 0o644
 WHY = {
     "unknown": "is not known there: it was withdrawn, or another took its place; ask for a new one",
     "ended": "has ended; ask for a new one",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bounded_decoding import read_json
-from ..budget import Adversary, Budget, Release
+from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release
 from ..refusal import Refusal
 from .book import Book, event_of, repeated, require_unit, unit_of
 from .caps import FINGERPRINT, POPULATION, RECORDS, WAIT_SECONDS
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 FILE = "data_sets.json"
 MECHANISM = "earlier data"
-UNLIMITED = 1e9  # what was spent is charged, whatever a run may spend
 Charges = dict[Adversary, "Counter[str]"]
 
 
@@ -253,14 +252,9 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
     for old in set(known.adopted) - set(owed.after.adopted):
         path = folder / f"{old}.ledger"
         require_unit(path, unit_of(path), str(budget.unit))
+    spent = replace(budget, target_epsilon=UNLIMITED_EPSILON)  # it is charged, whatever a run may spend
     for name, charges in owed.charges.items():
-        _charge(
-            folder / f"{prefix}{name[:32]}.ledger",
-            name,
-            charges,
-            replace(budget, target_epsilon=UNLIMITED),
-            _state(known),
-        )
+        _charge(folder / f"{prefix}{name[:32]}.ledger", name, charges, spent, _state(known))
     if owed.after != known or data_id not in sets:
         _change(folder, data_id, lambda now: replace(owed.after, records=now.records))
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+PUBLIC = 0o644  # mode of what everybody on the machine may read
+
 
 def replace_file(path: Path, data: bytes, mode: int = 0o600, *, flush: bool = True) -> None:
     """Replace a file; the new one is on disk when this returns, or the old one stays.

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from ...configs.bundle_files import read_file, read_secret
-from ...privacy.ledger.durable_files import replace_files
+from ...privacy.ledger.durable_files import PUBLIC, replace_files
 from ...privacy.ledger.hash_chain import canonical
 from ...privacy.refusal import Refusal
 
@@ -216,7 +216,7 @@ def make_key(path: Path, ml_dsa: bool, passphrase: bytes | None) -> str:
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)
     try:
         replace_files(path.parent, {path.name: pem})
-        replace_files(path.parent, {f"{path.name}.pub": f"{public}\n".encode()}, 0o644)
+        replace_files(path.parent, {f"{path.name}.pub": f"{public}\n".encode()}, PUBLIC)
     except OSError as problem:
         raise Refusal("key", str(path), f"cannot be written ({problem.strerror})") from problem
     return public

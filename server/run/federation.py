@@ -23,7 +23,7 @@ from ...configs.schema import (
     SumLevel,
     sum_level,
 )
-from ...privacy.budget import Adversary, Budget, Unit
+from ...privacy.budget import UNLIMITED_EPSILON, Adversary, Budget, Unit
 from ...privacy.ledger import data_sets
 from ...privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, RECORDS, capped, ledger_folder
 from ...privacy.ledger.data_sets import Owed
@@ -64,7 +64,6 @@ COUNT_BOUND_BATCHES = (
     10  # a client that has more examples than this many batches is counted as having so many
 )
 OFTEN = 6.0  # standard deviations: a draw is larger once in 10^9, and then loses length
-UNLIMITED_EPSILON = 1e9  # a run that was given noise and no target only counts
 CLIENT_ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
 
 EVERYBODY = (Adversary.SERVER, Adversary.CLIENTS, Adversary.MODEL)

@@ -26,6 +26,7 @@ from ...privacy.accounting.renyi_filter import accountant
 from ...privacy.budget import Adjacency, Adversary, Unit
 from ...privacy.ledger.book import read_events
 from ...privacy.ledger.ledger import Ledger
+from ...reports.so_far import OWN_LEDGERS
 from ...strategies.client_settings import ClientSettings
 from ...strategies.cohorts import invited_size
 from ...strategies.record_plan import record_plan
@@ -36,7 +37,6 @@ TAKEN_PART = "poisson batches, in the rounds taken part in"
 EVERY_ROUND = "poisson batches, in every round that its ledger affords: who took part is secret"
 OPEN_DRAW = "poisson batches, at clients drawn by poisson for all to see"
 OF_ALL = "poisson, by a coin for each record of all clients"
-OWN_LEDGERS = "each client's own ledger, which lets it spend no more than this"
 MOST_KINDS = 8  # of clients, for which it is told what several records lose
 Known = tuple[float, PrivacyCurve | None]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...privacy.accounting.curve import PrivacyCurve, group_epsilons
-from ...privacy.budget import Budget, Unit
+from ...privacy.budget import UNLIMITED_EPSILON, Budget, Unit
 from ...privacy.plan import Plan
 from ...privacy.preconditions import drowning_noise, emptiness, vacuity
 from ...privacy.refusal import Refusal
@@ -16,7 +16,7 @@ from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import record_plan
 from .client_instructions import client_settings
 from .display import warn
-from .federation import UNLIMITED_EPSILON, Federation
+from .federation import Federation
 from .sum_plan import sum_plan
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
