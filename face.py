@@ -370,7 +370,7 @@ def ask(
         True
     """
     require_extra("simulation", "fedveil.ask")
-    from .configs.question_file import read_question_file
+    from .configs.question_file import COSTS, read_question_file
     from .privacy.statistics.inquiry import read_inquiry
     from .server.run.ask import Spend
     from .server.run.build import build
@@ -378,9 +378,8 @@ def ask(
 
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
     given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier}
-    cost = {key: plain.pop(key, None) if value is None else value for key, value in given.items()}
-    for key in given:
-        plain.pop(key, None)
+    plain |= {key: value for key, value in given.items() if value is not None}
+    cost = {key: plain.pop(key, None) for key in COSTS}
     settings, objects = _settings(
         task, None, {"privacy": privacy, "cohort": cohort, **keys}, allow_modules, args=args
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configs.question_file import read_question_file
+from ..configs.question_file import COSTS, read_question_file
 from ..privacy.budget import UNLIMITED_EPSILON
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.refusal import Refusal
@@ -16,7 +16,6 @@ from ..privacy.statistics.inquiry import KINDS, Inquiry, read_inquiry
 
 EXHAUSTED, UNANSWERED = 3, 1
 WIDTH = 80
-COSTS = ("epsilon", "noise_multiplier")  # keys of a question's file that its clients do not see
 DEFAULT_FOLDER = Path("questions")
 # Of a run that says nothing else: everybody is asked, and whole clients are hidden.
 DEFAULTS = ("cohort=all", "privacy=client_central")

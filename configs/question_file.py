@@ -10,6 +10,8 @@ import yaml
 from ..privacy.refusal import Refusal
 from .yaml_guard import check_file
 
+COSTS = ("epsilon", "noise_multiplier")  # keys that clients do not see
+
 
 def read_question_file(path: Path) -> dict[str, Any]:
     """Return the keys of a YAML file of questions, as they stand.

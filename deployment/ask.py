@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,6 @@ from .serve import Open, Rosters, completed, deployed_in, logged, pace_of, refus
 from .status import RUNNING
 
 QUESTIONS = "questions"  # folder of records in the server's
-
-
-@dataclass(frozen=True)
-class Silence:
-    """Hearer of what is waited for, which says nothing."""
-
-    def wait_for(self, clients: int) -> None:
-        """Do nothing."""
 
 
 def ask_clients(
@@ -75,7 +66,11 @@ def _connected(
 ) -> Generator[Grid]:
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = logged(unlogged, bundle, rosters)
-        why = pace_of(rosters, settings, link, Silence()).ready(threading.Event())
+        why = pace_of(rosters, settings, link, _say_nothing).ready(threading.Event())
         if why is not None:
             raise Refusal("link.clients", settings.clients, why)
         yield link.grid
+
+
+def _say_nothing(clients: int) -> None:
+    del clients

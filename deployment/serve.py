@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import hydra
 import yaml
@@ -244,7 +244,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
         around = Environment(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,
-            pace=pace_of(rosters, settings.link, link, watch),
+            pace=pace_of(rosters, settings.link, link, watch.wait_for),
             callbacks=(watch,),
             objects=(Farewell(link, agreement_of(federation.task) or "", bundle, rosters),),
             renew=partial(renewed, rosters),
@@ -339,22 +339,14 @@ def renewed(rosters: Rosters, federation: Federation) -> Federation:
     return with_members(federation, replace(deployed, roster=roster, signed_roster=signed))
 
 
-class Waiting(Protocol):
-    """What hears that clients are waited for."""
-
-    def wait_for(self, clients: int) -> None:
-        """Note how many clients must be connected; 0 once they are."""
-        ...
-
-
-def pace_of(rosters: Rosters, settings: LinkSettings, link: Link, watch: Waiting) -> Pace:
+def pace_of(rosters: Rosters, settings: LinkSettings, link: Link, wait_for: Callable[[int], None]) -> Pace:
     """Return how rounds follow each other: each begins when enough clients are connected.
 
     Args:
       rosters: returns the newest roster.
       settings: of the link.
       link: says who is connected.
-      watch: hears what is waited for.
+      wait_for: notes how many clients must be connected; 0 once they are.
     """
 
     def needed_now() -> int:
@@ -363,12 +355,12 @@ def pace_of(rosters: Rosters, settings: LinkSettings, link: Link, watch: Waiting
     def ready(stop: threading.Event) -> str | None:
         end = time.monotonic() + settings.wait
         while (here := len(link.presence().since)) < (needed := needed_now()):
-            watch.wait_for(needed)
+            wait_for(needed)
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:
                 return (
                     f"{here} of {needed} clients that a round takes were connected after {settings.wait:g} s"
                 )
-        watch.wait_for(0)
+        wait_for(0)
         return None
 
     return Pace(settings.deadline, ready, settings.patience)

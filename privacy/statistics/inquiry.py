@@ -134,11 +134,6 @@ class Inquiry:
             values |= {each.name: cells, clipped_name(each): 1 - (1 - outside) * kept}
         return values
 
-    @property
-    def clipped_names(self) -> tuple[str, ...]:
-        """What the segments of the questions' clipped shares are called, in the questions' order."""
-        return tuple(clipped_name(each) for each in self.questions)
-
 
 @dataclass(frozen=True)
 class Answer:

@@ -28,7 +28,7 @@ from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
 from ...privacy.refusal import Refusal
 from ...privacy.statistics.figure import Figure
-from ...privacy.statistics.inquiry import Answer, Inquiry, Question
+from ...privacy.statistics.inquiry import Answer, Inquiry, Question, clipped_name
 from ...strategies.cohorts import All, Poisson
 from ...strategies.question_wire import question_content
 from ...strategies.training_order import ORDER_KEY, ClientClaim, TrainingOrder
@@ -344,9 +344,9 @@ def _answers(federation: Federation, inquiry: Inquiry, mean: Mean) -> Sequence[A
                     mean.counts[each.name] / rate, _sigma(federation, inquiry, each, mean.noise)
                 )
             ),
-            inquiry.clipped(mean.scalars[clipped], mean.noise, mean.denominator),
+            inquiry.clipped(mean.scalars[clipped_name(each)], mean.noise, mean.denominator),
         )
-        for each, clipped in zip(inquiry.questions, inquiry.clipped_names, strict=True)
+        for each in inquiry.questions
     ]
 
 
