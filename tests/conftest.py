@@ -1,6 +1,8 @@
 """What tests of several rooms need: the real command, run in a child of this process. And which files go first."""
 
 import os
+import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -171,6 +173,19 @@ def _main(argv: tuple[str, ...], first: Callable[[], None]) -> int:
     sys.argv = ["fedveil", *argv]
     first()
     return main()
+
+
+@pytest.fixture(scope="session")
+def five_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The desk of five devices with data of their own, to be copied and not changed."""
+    devices = runpy.run_path(str(FORKS.parent / "devices.py"))
+    return devices["make_federation"](tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture
+def made(five_devices: Path, tmp_path: Path) -> Path:
+    """Return a copy of that desk, which a test may change."""
+    return Path(shutil.copytree(five_devices, tmp_path / "made"))
 
 
 @pytest.fixture

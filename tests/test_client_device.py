@@ -4,7 +4,6 @@ import json
 import math
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 import threading
@@ -54,7 +53,7 @@ from fedveil.strategies.wire import (
 
 SCRIPT = Path(__file__).parent / "faults" / "devices.py"
 MADE = runpy.run_path(str(SCRIPT))
-CENTRAL, CLAIM, ORDER, SPEC, Devices, content, device_of, in_the_clear, masked_sum = (
+CENTRAL, CLAIM, ORDER, SPEC, Devices, code_of, content, device_of, in_the_clear, masked_sum = (
     MADE[name]
     for name in (
         "CENTRAL",
@@ -62,6 +61,7 @@ CENTRAL, CLAIM, ORDER, SPEC, Devices, content, device_of, in_the_clear, masked_s
         "ORDER",
         "SPEC",
         "Devices",
+        "code_of",
         "content",
         "device_of",
         "in_the_clear",
@@ -72,23 +72,13 @@ KILLS = 200
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return MADE["make_federation"](tmp_path_factory.mktemp("desk"))
-
-
 @pytest.fixture
-def clients(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "made")) / "clients"
+def clients(made: Path) -> Path:
+    return made / "clients"
 
 
 def reservations(path: Path) -> list[list]:
     return [json.loads(entry.key) for entry in read_entries(path) if entry.kind == RESERVE]
-
-
-def code_of(device, message: Message) -> int:
-    reply = device.answer(message)
-    return reply.error.code if reply.has_error() else 0
 
 
 # --- what is charged ---------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,19 +35,16 @@ from fedveil.strategies.wire import BUDGET_SPENT, OWNERS_POLICY, add_reply, inst
 
 FAULTS = Path(__file__).parent / "faults"
 MADE, SERVED = (runpy.run_path(str(FAULTS / name)) for name in ("devices.py", "served.py"))
-CENTRAL, ORDER, Devices, device_of = (MADE[name] for name in ("CENTRAL", "ORDER", "Devices", "device_of"))
+CENTRAL, ORDER, Devices, code_of, device_of = (
+    MADE[name] for name in ("CENTRAL", "ORDER", "Devices", "code_of", "device_of")
+)
 RECORDS = 40
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return MADE["make_federation"](tmp_path_factory.mktemp("desk"))
-
-
 @pytest.fixture
-def clients(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "made")) / "clients"
+def clients(made: Path) -> Path:
+    return made / "clients"
 
 
 def inquiry(purpose: str = "statistics", name: str = "labels") -> Inquiry:
@@ -66,11 +62,6 @@ def in_the_clear(asked: Inquiry, spec: SumSpec | None = None) -> Message:
     message = Message(instruct(content(asked), spec, asked.name, 1), 2, "train")
     name_message(message, f"m {asked.name}")
     return message
-
-
-def code_of(device: Any, message: Message) -> int:
-    reply = device.answer(message)
-    return reply.error.code if reply.has_error() else 0
 
 
 def payloads(device: Any) -> list[dict[str, Any]]:

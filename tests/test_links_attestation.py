@@ -3,7 +3,6 @@
 import logging
 import runpy
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,12 @@ QUOTES = 'printf "quote of %s\\n" "$1"'  # a dummy: it vouches for whatever it i
 ACCEPTS = 'read -r said; [ "$said" = "quote of $1" ] || { echo "measured: $said" >&2; exit 3; }'
 
 
-@pytest.fixture(scope="module")
-def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return MADE["make_federation"](tmp_path_factory.mktemp("desk"))
-
-
 @pytest.fixture
-def made(provisioned: Path, tmp_path: Path) -> Path:
+def made(made: Path, tmp_path: Path) -> Path:
     for name, line in (("quotes", QUOTES), ("accepts", ACCEPTS)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o700)
-    return Path(shutil.copytree(provisioned, tmp_path / "made"))
+    return made
 
 
 def clients(made: Path, **policy: Any) -> dict[int, Any]:

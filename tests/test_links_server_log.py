@@ -3,7 +3,6 @@
 import json
 import logging
 import runpy
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,6 @@ from fedveil.strategies.wire import NOT_READY
 MADE_ERROR = Error(NOT_READY, "")
 MADE: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "faults" / "devices.py"))
 Devices, device_of, in_the_clear = MADE["Devices"], MADE["device_of"], MADE["in_the_clear"]
-
-
-@pytest.fixture(scope="module")
-def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return MADE["make_federation"](tmp_path_factory.mktemp("desk"))
-
-
-@pytest.fixture
-def made(provisioned: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(provisioned, tmp_path / "made"))
 
 
 def client(made: Path, number: int = 0, **policy: Any) -> Any:

@@ -82,6 +82,12 @@ def in_the_clear(order: TrainingOrder | None = CENTRAL, number: int = 1, spec: S
     return message
 
 
+def code_of(device: Device, message: Message) -> int:
+    """Return the code of the error that a device answers with; 0 without one."""
+    reply = device.answer(message)
+    return reply.error.code if reply.has_error() else 0
+
+
 class Devices(AskingGrid):
     """Reaches devices by calling them; `fault` may answer in a device's place."""
 
