@@ -21,6 +21,7 @@ from fedveil import Examples
 from fedveil.cli.ask import ask as ask_command
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.caps import Cap, set_cap
+from fedveil.privacy.ledger.data_sets import adopt, population_ledger
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries, verify
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
 from fedveil.privacy.mechanisms.randomness import Randomness
@@ -371,6 +372,24 @@ def test_owners_caps_on_questions_hold_on_this_machine(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="statistics") as refused:
         ask_here(parts, other, Spend(epsilon=0.1), tmp_path)
     assert refused.value.field == "purpose"
+
+
+def test_what_questions_spent_under_an_older_name_counts(tmp_path: Path) -> None:
+    class Real(Ages):
+        simulated, data_id = False, "ages-2026"
+
+    class Renamed(Real):
+        data_id = "ages-2027"
+
+    home = tmp_path / "ledgers"
+    set_cap(home, Cap("all", 100.0, 0.005, questions=0.35))
+    overrides = f"ledger.dir={home}", "task.held_out=public"
+    ask_here(federation(*overrides, task=Real()), inquiry("one"), Spend(epsilon=0.3), tmp_path)
+    adopt(home, f"population-{population_ledger('ages-2026')[:32]}", "ages-2027")
+    with pytest.raises(BudgetExhausted, match="questions may spend"):
+        ask_here(federation(*overrides, task=Renamed()), inquiry("two"), Spend(epsilon=0.3), tmp_path)
+    two = ask_here(federation(*overrides, task=Renamed()), inquiry("two"), Spend(epsilon=0.01), tmp_path)
+    assert two["epsilon_before"] == pytest.approx(0.3, rel=1e-3)  # charged once
 
 
 def test_columns_of_tables_are_as_they_stand_there(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from .caps import FINGERPRINT, POPULATION, RECORDS, WAIT_SECONDS
 from .durable_files import replace_file
 from .hash_chain import Chain, Lock
 from .ledger import BudgetExhausted, Ledger
+from .question_caps import EARLIER, spent_by_questions
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
@@ -172,11 +173,13 @@ class Owed:
       charges: by the ledger's name.
       changed: whether the clients' data are not those of the last run.
       after: what the folder knows once that is charged.
+      questions: what of the charges questions have spent, by the ledger's name: their caps go on.
     """
 
     charges: Mapping[str, Charges]
     changed: bool
     after: DataSet
+    questions: Mapping[str, Charges] = field(default_factory=dict[str, Charges])
 
     def events(self, name: str, adversary: Adversary) -> list[DpEvent]:
         """Return what a ledger will be charged."""
@@ -227,11 +230,15 @@ def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> 
     known = read_data_sets(folder).get(data_id, DataSet())
     adopted = [each for each in known.adopted if _named(each, prefix)]
     total: Charges = {}
+    asked: Charges = {}
     for each in adopted:
-        total = _sum(total, _spent(folder / f"{each}.ledger"))
+        path = folder / f"{each}.ledger"
+        total = _sum(total, _spent(path))
+        asked = _sum(asked, spent_by_questions(_book(path)) if path.exists() else {})
     left = tuple(each for each in known.adopted if each not in adopted)
-    charges = {population_ledger(data_id): total} if any(total.values()) else {}
-    return Owed(charges, False, replace(known, adopted=left))
+    name = population_ledger(data_id)
+    charges = {name: total} if any(total.values()) else {}
+    return Owed(charges, False, replace(known, adopted=left), {name: asked})
 
 
 def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str = "") -> None:
@@ -254,17 +261,21 @@ def settle(folder: Path, data_id: str, owed: Owed, budget: Budget, prefix: str =
         require_unit(path, unit_of(path), str(budget.unit))
     spent = replace(budget, target_epsilon=UNLIMITED_EPSILON)  # it is charged, whatever a run may spend
     for name, charges in owed.charges.items():
-        _charge(folder / f"{prefix}{name[:32]}.ledger", name, charges, spent, _state(known))
+        path, asked = folder / f"{prefix}{name[:32]}.ledger", owed.questions.get(name, {})
+        others = {who: counts - asked.get(who, Counter[str]()) for who, counts in charges.items()}
+        _charge(path, name, others, spent, (_state(known), MECHANISM))
+        _charge(path, name, asked, spent, (_state(known), EARLIER))
     if owed.after != known or data_id not in sets:
         _change(folder, data_id, lambda now: replace(owed.after, records=now.records))
 
 
-def _charge(path: Path, owner: str, charges: Charges, budget: Budget, run: str) -> None:
+def _charge(path: Path, owner: str, charges: Charges, budget: Budget, under: tuple[str, str]) -> None:
+    run, mechanism = under
     texts = sorted({text for counts in charges.values() for text in counts})
     try:
         with Ledger.open(path, budget, owner=owner, simulated=False, wait=WAIT_SECONDS) as ledger:
             for text in texts:
-                key = (run, 1, f"{MECHANISM} {hashlib.sha256(text.encode()).hexdigest()[:16]}")
+                key = (run, 1, f"{mechanism} {hashlib.sha256(text.encode()).hexdigest()[:16]}")
                 if ledger.state(key) is not None:
                     continue  # charged before a crash
                 seen = {who: counts[text] for who, counts in charges.items() if counts[text]}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,14 @@ from ..accounting.events import event_from_json, event_to_json
 from ..accounting.renyi_filter import counted
 from ..budget import Adversary, Budget, Release
 from ..refusal import Refusal
-from .book import Book, ReleaseState, event_of
+from .book import Book, BookedRelease, ReleaseState, event_of, repeated
 from .caps import Cap
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 QUESTION = "question"  # kind of a release
+EARLIER = "earlier questions"  # mechanism of what questions have spent under an older name of the data
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
         if cap.questions is None:
             continue
         for adversary, event in release.events.items():
-            seen = [*_events(book, adversary), event_from_json(event_to_json(event))]
+            before = spent_by_questions(book).get(adversary, Counter[str]())
+            seen: list[DpEvent] = [repeated(event_of(text), count) for text, count in before.items()]
+            seen.append(event_from_json(event_to_json(event)))
             spent = counted(seen, budget.target_delta, budget.adjacency, None, GATE_INTERVAL)
             if spent > cap.questions:
                 return f"questions may spend epsilon {cap.questions:g}, and would have spent {spent:.4g}"
@@ -79,28 +83,43 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
 def asked_questions(book: Book) -> list[AskedQuestion]:
     """Return the questions on a ledger, in their order."""
     found: list[AskedQuestion] = []
-    for payload, name, events, state in _questions(book):
-        budget = payload["budget"]
+    for booked in book.releases.values():
+        if (payload := _payload(booked)) is None:
+            continue
+        name, budget = json.loads(booked.entry.key)[0], payload["budget"]
         segments: dict[str, str] = payload.get("segments", {})
         epsilon = max(
             counted([event_of(text)], budget["target_delta"], book.identity["adjacency"], None, GATE_INTERVAL)
-            for text in events.values()
+            for text in booked.events.values()
         )
         purposes = tuple(sorted(set(segments.values())))
         why, when = str(payload.get("purpose", "")), str(payload["time"])
-        found.append(AskedQuestion(name, purposes, why, tuple(segments), epsilon, when, str(state)))
+        found.append(AskedQuestion(name, purposes, why, tuple(segments), epsilon, when, str(booked.state)))
     return found
 
 
-def _events(book: Book, adversary: Adversary) -> Iterator[DpEvent]:
-    for _, _, events, state in _questions(book):
-        if state is not ReleaseState.VOID and adversary in events:
-            yield event_of(events[adversary])
+def spent_by_questions(book: Book) -> dict[Adversary, Counter[str]]:
+    """Return the events of questions as canonical JSON with how often each, by adversary; of older names of the data too.
 
-
-def _questions(book: Book) -> Iterator[tuple[dict[str, Any], str, dict[Adversary, str], ReleaseState]]:
+    Args:
+      book: of a ledger.
+    """
+    spent: dict[Adversary, Counter[str]] = {}
     for booked in book.releases.values():
-        if f'"kind":"{QUESTION}"' in booked.entry.payload:
-            payload = json.loads(booked.entry.payload)
-            if payload.get("kind") == QUESTION:
-                yield payload, json.loads(booked.entry.key)[0], booked.events, booked.state
+        if booked.state is not ReleaseState.VOID and (_payload(booked) is not None or _is_earlier(booked)):
+            for adversary, text in booked.events.items():
+                spent.setdefault(adversary, Counter())[text] += 1
+    return spent
+
+
+def _is_earlier(booked: BookedRelease) -> bool:
+    key = booked.entry.key
+    return EARLIER in key and str(json.loads(key)[2]).startswith(EARLIER)
+
+
+def _payload(booked: BookedRelease) -> dict[str, Any] | None:
+    """Return what a question's reservation says; None of any other."""
+    if f'"kind":"{QUESTION}"' not in booked.entry.payload:  # most are none, and need not be read
+        return None
+    payload = json.loads(booked.entry.payload)
+    return payload if payload.get("kind") == QUESTION else None
