@@ -274,6 +274,19 @@ def test_a_stranger_learns_two_public_keys_and_costs_a_place_for_seconds(
         each.close()
 
 
+def test_a_request_that_finds_no_room_is_told_to_the_operator(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    (token,) = give_tokens(desk, ["sensor-1"])
+    asked = question(token, tmp_path / "device")
+    monkeypatch.setattr("fedveil.links.enrolment.server_end.replace_file", full)
+    with pytest.raises(Refusal, match=r"sensor-1.*cannot be written \(No space left on device\)"):
+        EnrolmentPort(read_server_bundle(desk / "server")).answer(asked)
+
+
 def test_a_device_that_was_admitted_gets_new_keys_and_keeps_what_is_its_owners(
     desk: Path, served: ServerBundle, tmp_path: Path
 ) -> None:

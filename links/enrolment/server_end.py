@@ -70,6 +70,14 @@ def place_of(folder: Path, name: str, lock: str) -> Path:
     return folder / QUEUE / f"{name}.{lock[:16]}"
 
 
+def _keep(path: Path, request: bytes) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        replace_file(path, request)
+    except OSError as error:
+        raise Refusal("request", str(path), f"cannot be written ({error.strerror})") from None
+
+
 class EnrolmentPort:
     """Port of a server's bundle for devices that enrol.
 
@@ -84,7 +92,11 @@ class EnrolmentPort:
         self._one_at_a_time = threading.Lock()
 
     def answer(self, ask: Ask) -> Reply:
-        """Return the answer to a question; a request that is taken is on disk then."""
+        """Return the answer to a question; a request that is taken is on disk then.
+
+        Raises:
+          Refusal: a file of the bundle cannot be read, or the request not be written.
+        """
         if not ask.name:
             return Reply("authority", ca=self._bundle.credentials.ca, authority=self._bundle.authority)
         folder = self._bundle.folder
@@ -102,8 +114,7 @@ class EnrolmentPort:
                 place.with_name(f"{place.name}.answer"),
             )
             if not asked.exists():
-                asked.parent.mkdir(mode=0o700, exist_ok=True)
-                replace_file(asked, ask.seal + ask.request)
+                _keep(asked, ask.seal + ask.request)
             elif read_file(asked) != ask.seal + ask.request:
                 return Reply("used")
         if not answered.exists():
@@ -170,6 +181,8 @@ class EnrolmentPort:
                 stream.settimeout(SECONDS)
                 with self._context().wrap_socket(stream, server_side=True) as sealed:
                     send(sealed, self.answer(receive(sealed, Ask, MOST_ASKED, end)), end)
+        except Refusal as refusal:
+            logger.error("%s", refusal)
         except Exception:
             logger.exception("a question could not be answered")
         finally:
