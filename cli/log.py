@@ -10,9 +10,8 @@ from ..client.device.client_bundle import read_client_bundle
 from ..client.device.seen_log import FORK, SeenLog
 from ..links.log_export import ConsistencyProof, InclusionProof, LogExport, fork_between, read_told, to_text
 from ..links.server_bundle import read_server_bundle
-from ..links.server_log import LOG, read_entries
+from ..links.server_log import LOG, fields_of, read_entries, told_again
 from ..links.tree_head import TreeHead, sign_head
-from ..privacy.bounded_decoding import Undecodable, read_json
 from ..privacy.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from ..privacy.refusal import Refusal
 
@@ -92,10 +91,14 @@ def _compared(mine: LogExport, against: Path, ca: bytes, federation: str) -> int
     if fork := fork_between(mine, other):
         print(f"FORKED: {fork}; the server signed both, and told two stories. Keep both files")
         return FORKED
-    if isinstance(other, LogExport) and other.entries:
-        print("\n".join(_listed(other.entries)))
+    texts = other.entries if isinstance(other, LogExport) else ()
+    for line in _listed(texts):
+        print(line)
     known = min(mine.head.size, other.head.size)
     print(f"the same, as far as both go: {known} entries")
+    if again := told_again(texts):
+        print(f"TWO STORIES in one log: entries {', '.join(map(str, sorted(again)))}. Keep the file")
+        return FORKED
     return 0
 
 
@@ -105,29 +108,18 @@ def _in_words(head: TreeHead) -> str:
 
 
 def _listed(texts: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each entry; a second model of one round is said to be one."""
-    models = dict[tuple[str, str], str]()
+    """Yield a line for each entry; another model of one round, or roster of one version, is said to be one."""
+    again = told_again(texts)
     for place, text in enumerate(texts):
-        entry = _fields(text)
-        what, run, number = entry.get("kind"), entry.get("run", ""), entry.get("round", "")
-        digits = entry.get("model", entry.get("hash", ""))[:SHOWN]
-        match what:
+        entry = fields_of(text)
+        run, digits = entry.get("run", ""), entry.get("model", entry.get("hash", ""))[:SHOWN]
+        match entry.get("kind"):
             case "roster":
                 said = f"roster version {entry.get('version')}  {digits}"
             case "model":
-                again = models.setdefault((run, number), digits) != digits
-                said = f"model of round {number} of {run}  {digits}{'  ANOTHER MODEL' if again else ''}"
+                said = f"model of round {entry.get('round', '')} of {run}  {digits}"
             case "final":
                 said = f"final model of {run}  {digits}"
             case _:
                 said = "an entry that is not known here"
-        yield f"{place:6}  {said}"
-
-
-def _fields(text: str) -> dict[str, str]:
-    """Return an entry's fields as text; of what the server made up, none."""
-    try:
-        found = read_json(text)
-    except Undecodable:
-        return {}
-    return {name: str(each) for name, each in found.items()} if isinstance(found, dict) else {}
+        yield f"{place:6}  {said}{'  ANOTHER ONE' if place in again else ''}"

@@ -7,8 +7,10 @@ it was told. Entries are the leaves of a Merkle tree.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+from ..privacy.bounded_decoding import Undecodable, read_json
 from ..privacy.ledger.durable_files import PUBLIC, sync_folder
 from ..privacy.ledger.hash_chain import canonical
 from ..privacy.merkle import Frontier, leaf_hash
@@ -41,6 +43,36 @@ def final_entry(run: str, model: bytes) -> bytes:
 def read_entries(path: Path) -> list[bytes]:
     """Return the entries in a file, none where there is none; a last line that was cut short is left out."""
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def fields_of(entry: str) -> dict[str, str]:
+    """Return an entry's fields as text; of what the server made up, none."""
+    try:
+        found = read_json(entry)
+    except Undecodable:
+        return {}
+    return {name: str(each) for name, each in found.items()} if isinstance(found, dict) else {}
+
+
+def told_again(entries: Iterable[str]) -> frozenset[int]:
+    """Return the places of entries that contradict one before: another model of one round, or roster of one version.
+
+    Devices know hashes of entries alone, so that a log that holds two stories is to them like any other. A run has a new name
+    whenever its noise is drawn afresh, so that an honest server never starts a round of one name from two models.
+    """
+    first = dict[tuple[str, ...], str]()
+    found: set[int] = set()
+    for place, entry in enumerate(entries):
+        match fields_of(entry):
+            case {"kind": "roster" as kind, "version": version, "hash": told}:
+                key = (kind, version)
+            case {"kind": "model" as kind, "run": run, "round": number, "model": told}:
+                key = (kind, run, number)
+            case _:
+                continue
+        if first.setdefault(key, told) != told:
+            found.add(place)
+    return frozenset(found)
 
 
 class ServerLog:

@@ -20,6 +20,7 @@ from fedveil.links.logged_grid import LoggedGrid
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.links.server_log import LOG, ServerLog, model_entry, read_entries, roster_entry
 from fedveil.links.tree_head import check_head, sign_head
+from fedveil.privacy.ledger.hash_chain import canonical
 from fedveil.privacy.merkle import leaf_hash, root_of
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.masking import Masking
@@ -325,6 +326,26 @@ def test_two_clients_and_the_server_compare_what_they_have(
     files["other"].write_text(files["ahead"].read_text().replace('"size": 4', '"size": 3'))
     with pytest.raises(Refusal, match="was not signed by the server"):
         read_told(files["other"], own.ca, "made")
+
+
+def test_two_stories_in_one_log_are_told_by_its_entries(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices, log = Devices({2: client(made)}), ServerLog(made / "server" / LOG)
+    digest = model_hash(in_the_clear().content)
+    others = [
+        model_entry("spring", 1, digest[:8] + bytes(24)),  # the digits that are shown are the same
+        canonical({"kind": "roster", "version": 1, "hash": "0" * 64}).encode(),
+    ]
+    mine, server = str(made / "clients" / "c0"), made / "server.json"
+    for number, entry in enumerate((None, *others)):
+        if entry is not None:
+            log.place_of(entry)
+        assert asked(logged(made, devices), number + 1)
+        server.write_text(told(capsys, "server", "log", str(made / "server"), "--json")[1])
+        code, said = told(capsys, "client", "log", mine, "--against", str(server))
+        assert code == (number > 0) and said.count("  ANOTHER ONE") == number
+        log = ServerLog(made / "server" / LOG)
 
 
 def as_export(export: LogExport) -> dict[str, Any]:

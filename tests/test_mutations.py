@@ -784,6 +784,13 @@ MUTATIONS = {
         "test_links_server_log.py",
         "another_past",
     ),
+    "two models of one round in a log pass for one story": Mutation(
+        "links/server_log.py",
+        "        if first.setdefault(key, told) != told:\n",
+        "        if False:\n",
+        "test_links_server_log.py",
+        "two_stories_in",
+    ),
     "a model that the log does not hold is trained on": Mutation(
         "client/device/seen_log.py",
         "            if not held:\n",

@@ -1,7 +1,7 @@
 """Log of the server as one device has seen it: the hashes of its leaves and its newest head, held against each instruction.
 
-A server that tells one device another story than the others must give it another log, and can then never join the two.
-What a device has seen is compared with what others have, without the server.
+A server that tells one device another story than the others must give it another log, and can then never join the two, or write
+both stories into one log, where its entries tell. What a device has seen is compared with what others have, without the server.
 """
 
 from __future__ import annotations
