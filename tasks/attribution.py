@@ -72,12 +72,7 @@ def integrated_gradients(
     Raises:
       Refusal: inputs are whole numbers, along which there is no way.
     """
-    if not inputs.is_floating_point():
-        raise Refusal(
-            "data",
-            str(inputs.dtype),
-            "are whole numbers, such as words; a gradient needs inputs that can vary",
-        )
+    _check_inputs(inputs)
     exact = copy.deepcopy(model).double().eval()
     start, away = baseline.double(), inputs.double() - baseline.double()
     nodes, weights = np.polynomial.legendre.leggauss(steps)
@@ -88,6 +83,12 @@ def integrated_gradients(
         (slope,) = torch.autograd.grad(chosen.sum(), here)
         total += weight / 2 * slope
     return away * total
+
+
+def _check_inputs(inputs: Tensor) -> None:
+    if not inputs.is_floating_point():
+        remedy = "are whole numbers, such as words; a gradient needs inputs that can vary"
+        raise Refusal("data", str(inputs.dtype), remedy)
 
 
 def picked(outputs: Tensor, which: Tensor | None) -> Tensor:
@@ -109,7 +110,7 @@ def explained(
 
     `at_baseline` is the score of the baseline: with a schema the middle of each number, or none of its bins where it has
     bins, and none of a category's words; else zeros. It and the others sum to the score, `score`: the logit of the
-    likeliest class, or the number.
+    likeliest class, or the number in its own unit, before it is cut to its bounds.
 
     Args:
       model: in evaluation mode.
@@ -117,7 +118,8 @@ def explained(
       schema: of tables, whose columns' inputs are added up; None for arrays, whose inputs are `input_0` and so on.
       classifies: whether outputs are logits of classes.
     """
-    baseline = torch.zeros_like(inputs[0])
+    _check_inputs(inputs)
+    baseline = inputs.new_zeros(inputs.shape[1:])
     with torch.no_grad():
         said = model(inputs)
         which = said.argmax(1) if classifies and said.dim() == 2 and said.shape[1] > 1 else None
@@ -125,6 +127,9 @@ def explained(
         score = picked(exact(inputs.double()), which)
         start = picked(exact(baseline.double()[None]).expand(len(inputs), *said.shape[1:]), which)
     parts = integrated_gradients(model, inputs, baseline, which).flatten(1)
+    if schema is not None:
+        middle, half = schema.unit
+        score, start, parts = middle + half * score, middle + half * start, half * parts
     found = {"score": score.numpy(), "at_baseline": start.numpy()}
     if schema is None:
         return found | {f"input_{place}": column.numpy() for place, column in enumerate(parts.T)}

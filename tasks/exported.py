@@ -195,7 +195,7 @@ def told_by_schema(schema: Schema, outputs: NDArray[Any]) -> dict[str, NDArray[A
     """
     target = schema.target
     if not target.categories:
-        middle, half = (target.low + target.high) / 2, (target.high - target.low) / 2
+        middle, half = schema.unit
         return {target.name: middle + half * np.clip(outputs.astype(np.float64)[:, 0], -1, 1)}
     found = numpy_model.columns(outputs, classifies=True)
     return {target.name: np.array(target.words)[found["class"]], "probability": found["probability"]}

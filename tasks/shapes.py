@@ -18,7 +18,8 @@ def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str
 
     A score is `intercept` plus one value for each column: that of the bin in which the row's number lies, or of its word. A
     missing value adds `missing`. Each shape is shifted to sum to zero over its declared bins; counts of rows, by which
-    other tools shift, are private. Of two classes there is one score, the log-odds of the second.
+    other tools shift, are private. Of two classes there is one score, the log-odds of the second; of a number the score is in
+    its own unit, before it is cut to its bounds.
 
     Args:
       schema: in which every number that the model sees has edges.
@@ -33,6 +34,8 @@ def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str
         raise Refusal("task.model", ", ".join(lines), "have no bins; train with task.model=gam")
     if len(bias) == 2:
         weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    origin, half = schema.unit
+    weight, bias = half * weight, origin + half * bias
     scores = list(schema.target.words[-len(bias) :]) if schema.target.categories else [schema.target.name]
     intercept, found, start = bias.astype(np.float64), list[dict[str, Any]](), 0
     for column in schema.inputs:

@@ -105,6 +105,14 @@ class Schema:
         """Number of inputs of the model."""
         return sum(each.width for each in self.inputs)
 
+    @property
+    def unit(self) -> tuple[float, float]:
+        """Offset and scale that turn an output of the model into the unit of the label; 0 and 1 where it has words."""
+        target = self.target
+        if target.categories:
+            return 0.0, 1.0
+        return (target.low + target.high) / 2, (target.high - target.low) / 2
+
     def text(self, notes: Mapping[str, str] | None = None) -> str:
         """Return the schema as the file from which `read_schema` makes it.
 

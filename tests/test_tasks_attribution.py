@@ -13,6 +13,9 @@ import fedveil as fv
 from fedveil.__main__ import run as fedveil
 from fedveil.privacy.refusal import Refusal
 from fedveil.tasks.attribution import CARRIES, check_method, explained, integrated_gradients
+from fedveil.tasks.exported import told_by_schema
+from fedveil.tasks.shapes import shapes
+from fedveil.tasks.table_schema import Column, Schema
 
 
 def network() -> nn.Module:
@@ -54,6 +57,32 @@ def test_attributions_sum_to_the_score_less_the_baselines() -> None:
 def test_words_have_no_gradient() -> None:
     with pytest.raises(Refusal, match="are whole numbers"):
         integrated_gradients(nn.Embedding(5, 2), torch.zeros(2, 3, dtype=torch.int64), torch.zeros(3), None)
+    with pytest.raises(Refusal, match="are whole numbers"):
+        explained(nn.Embedding(5, 2), torch.zeros(2, 3, dtype=torch.int64), None, classifies=False)
+
+
+def test_no_rows_have_no_attributions() -> None:
+    found = explained(network(), torch.zeros(0, 6), None, classifies=True)
+    assert len(found) == 8 and all(each.shape == (0,) for each in found.values())
+
+
+def test_a_number_is_explained_in_its_own_unit() -> None:
+    torch.manual_seed(2)  # outputs lie within the bounds
+    columns = (Column("x", -1, 1), Column("kind", categories=(("p",), ("q",))), Column("y", 20, 100))
+    schema, model = Schema(columns, "y"), nn.Linear(3, 1)
+    x = torch.tensor([[0.5, 1, 0], [0, 0, 0]])
+    found = explained(model, x, schema, classifies=False)
+    with torch.no_grad():
+        said = told_by_schema(schema, model(x).numpy())["y"]
+    assert found["score"] == pytest.approx(said) and found["at_baseline"] == pytest.approx(said[1])
+    assert found["at_baseline"] + found["x"] + found["kind"] == pytest.approx(said)
+    binned = schema.binned(2)
+    wide = nn.Linear(4, 1)
+    with torch.no_grad():
+        said = told_by_schema(binned, wide(torch.tensor([[0.0, 1, 0, 1]])).numpy())["y"]
+    told = shapes(binned, *(each.detach().numpy() for each in (wide.weight, wide.bias)))
+    parts = {each["column"]: each["values"][0] for each in told["shapes"]}
+    assert told["intercept"][0] + parts["x"][1] + parts["kind"][1] == pytest.approx(said[0])
 
 
 @pytest.mark.parametrize("name", [*CARRIES, "Kernel-SHAP"])
