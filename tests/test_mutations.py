@@ -238,6 +238,20 @@ MUTATIONS = {
         QUESTION_TESTS,
         "takes_a_new_name",
     ),
+    "a record answers for other clients": Mutation(
+        "server/run/ask.py",
+        "    if others:",
+        "    if False:",
+        QUESTION_TESTS,
+        "other_clients",
+    ),
+    "questions spend anew under another name": Mutation(
+        "privacy/ledger/question_caps.py",
+        "(_payload(booked) is not None or _is_earlier(booked))",
+        "_payload(booked) is not None",
+        QUESTION_TESTS,
+        "older_name",
+    ),
     "a device answers for any purpose": Mutation(
         "client/device/order_policy.py",
         "each.purpose != TRAINING and each.purpose not in policy.purposes",
@@ -1287,6 +1301,13 @@ MUTATIONS = {
         "                left = whole",
         "test_server_compression.py",
         "before_it_is_clipped and hooks",
+    ),
+    "a record that is compressed to nothing is as long as it likes": Mutation(
+        "client/dp_sgd/sketched.py",
+        "np.maximum(kept, least * full)",
+        "kept",
+        "test_server_compression.py",
+        "drown and hooks",
     ),
     "a compressed record is clipped as a whole one": Mutation(
         "client/dp_sgd/together.py",

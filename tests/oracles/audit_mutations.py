@@ -100,6 +100,7 @@ GATED = "each round is noised and counted as claimed, and all of them have one n
 PERSONS = "a canary is one record, and whoever has several is no canary"
 REPORTED = "a figure of the report, and no number that is released"
 BOUND = "what a run left, and who may change it afterwards: what was released is as it was"
+DROWNED = "no canary has a gradient that the round's matrix takes to nothing"
 ASKED = "what a question counts is in no training round, and canaries answer none"
 TRAIL = "who decided what, and no number that is released"
 SUPPLIED = "what a device installs, before any run"
@@ -111,6 +112,7 @@ BEYOND: dict[str, str] = {
     "a coarse grid forgets what its rounding takes": GRID,
     "clip before the mask": WORSE,
     "a record is clipped before the mask": WORSE,
+    "a record that is compressed to nothing is as long as it likes": DROWNED,
     "gain forgotten": WORSE,
     "one mask for two rounds' sums": WORSE,
     "a student learns of clients' data": "what is made of a model after the run, which an audit of the run does not see",
@@ -126,6 +128,8 @@ BEYOND: dict[str, str] = {
     "a question is asked before it is charged": ASKED,
     "a question wider than its resolution is asked": ASKED,
     "a record answers another question": ASKED,
+    "a record answers for other clients": ASKED,
+    "questions spend anew under another name": ASKED,
     "a device answers for any purpose": ASKED,
     "questions spend what training may": ASKED,
     "a device clips a question by the server's bound": ASKED,
