@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -14,9 +13,8 @@ from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adjacency
 from ..privacy.ledger import data_sets
-from ..privacy.ledger.book import Book
+from ..privacy.ledger.book import read_book
 from ..privacy.ledger.caps import NAMED, Cap, caps_on, default_folder, read_caps, set_cap
-from ..privacy.ledger.hash_chain import Chain
 from ..privacy.refusal import Refusal
 from ..server.run.display import console_for
 
@@ -125,9 +123,7 @@ def _plain(cap: Cap) -> dict[str, object]:
 
 
 def _row(path: Path) -> tuple[str, ...]:
-    book = Book()
-    with closing(Chain.for_reading(path)) as chain:
-        book.replay(chain)
+    book = read_book(path)
     caps = caps_on(path)
     budgets = list(book.granted.values())
     cap = " and ".join(map(_in_words, caps)) or "none"

@@ -17,9 +17,8 @@ from ...privacy.accounting.gaussian import exact_epsilon
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.budget import Adjacency, Adversary, Budget, Release, Unit
 from ...privacy.ledger.acts import CAP, ROSTER, ROSTERS, acting_user
-from ...privacy.ledger.book import Book
+from ...privacy.ledger.book import Book, read_book
 from ...privacy.ledger.caps import CLIENT, NAMED, Cap, CapEnded, cap_acts, lowered
-from ...privacy.ledger.hash_chain import Chain
 from ...privacy.ledger.ledger import BudgetExhausted, Key, Ledger
 from ...privacy.ledger.question_caps import QUESTION, AskedQuestion, asked_questions
 from ...privacy.refusal import Refusal
@@ -152,10 +151,7 @@ def questions_of(path: Path) -> list[AskedQuestion]:
     Raises:
       Refusal: the ledger is damaged.
     """
-    book = Book()
-    with closing(Chain.for_reading(path)) as chain:
-        book.replay(chain)
-    return asked_questions(book)
+    return asked_questions(read_book(path))
 
 
 def epsilon_of(path: Path) -> tuple[float, float] | None:
@@ -166,9 +162,7 @@ def epsilon_of(path: Path) -> tuple[float, float] | None:
     """
     if not path.exists():
         return None
-    book = Book()
-    with closing(Chain.for_reading(path)) as chain:
-        book.replay(chain)
+    book = read_book(path)
     if not book.granted:
         return None
     delta = next(iter(book.granted.values())).target_delta

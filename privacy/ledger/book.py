@@ -259,6 +259,18 @@ class Verification:
     by_adversary: Mapping[Adversary, Sizes] = field(default_factory=dict[Adversary, Sizes])
 
 
+def read_book(path: Path) -> Book:
+    """Return the book of a ledger, read without its lock.
+
+    Raises:
+      Refusal: the ledger cannot be read, or its chain is broken.
+    """
+    book = Book()
+    with contextlib.closing(Chain.for_reading(path)) as chain:
+        book.replay(chain)
+    return book
+
+
 def read_events(
     path: Path, adversary: Adversary, runs: Callable[[str], bool] | None = None
 ) -> "list[DpEvent]":
@@ -272,12 +284,7 @@ def read_events(
     Raises:
       Refusal: the ledger cannot be read, or its chain is broken.
     """
-    if not path.exists():
-        return []
-    book = Book()
-    with contextlib.closing(Chain.for_reading(path)) as chain:
-        book.replay(chain)
-    return book.events(adversary, runs)
+    return read_book(path).events(adversary, runs) if path.exists() else []
 
 
 def unit_of(path: Path) -> str | None:

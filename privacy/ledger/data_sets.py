@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING
 from ..bounded_decoding import read_json
 from ..budget import UNLIMITED_EPSILON, Adversary, Budget, Release
 from ..refusal import Refusal
-from .book import Book, event_of, repeated, require_unit, unit_of
+from .book import event_of, read_book, repeated, require_unit, unit_of
 from .caps import FINGERPRINT, POPULATION, RECORDS, WAIT_SECONDS
 from .durable_files import replace_file
-from .hash_chain import Chain, Lock
+from .hash_chain import Lock
 from .ledger import BudgetExhausted, Ledger
 from .question_caps import EARLIER, spent_by_questions
 
@@ -159,7 +158,7 @@ def adopt(folder: Path, old: str, data_id: str) -> None:
     path = folder / f"{old}.ledger"
     if not path.exists():
         raise Refusal("ledger", str(path), "there is none; name one as its file is called, without .ledger")
-    _book(path)
+    read_book(path)
     known = read_data_sets(folder).get(data_id, DataSet())
     if old not in known.adopted:
         _change(folder, data_id, lambda now: replace(now, adopted=(*now.adopted, old)))
@@ -234,7 +233,7 @@ def owed_by_population(folder: Path, data_id: str, prefix: str = POPULATION) -> 
     for each in adopted:
         path = folder / f"{each}.ledger"
         total = _sum(total, _spent(path))
-        asked = _sum(asked, spent_by_questions(_book(path)) if path.exists() else {})
+        asked = _sum(asked, spent_by_questions(read_book(path)) if path.exists() else {})
     left = tuple(each for each in known.adopted if each not in adopted)
     name = population_ledger(data_id)
     charges = {name: total} if any(total.values()) else {}
@@ -296,15 +295,8 @@ def _state(known: DataSet) -> str:
     return "carried over " + hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
 
 
-def _book(path: Path) -> Book:
-    book = Book()
-    with closing(Chain.for_reading(path)) as chain:
-        book.replay(chain)
-    return book
-
-
 def _spent(path: Path) -> Charges:
-    return {who: +counts for who, counts in _book(path).spent.items()} if path.exists() else {}
+    return {who: +counts for who, counts in read_book(path).spent.items()} if path.exists() else {}
 
 
 def _most(folder: Path, names: Sequence[str]) -> Charges:
