@@ -15,13 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..client.device import agent, roster_changes
-from ..client.device.client_bundle import ROSTER, read_client_bundle, read_device_file
+from ..client.device.client_bundle import read_client_bundle, read_device_file
 from ..client.device.cosignature import write_cosignature
 from ..client.device.device import device_name
 from ..client.device.enrolment import write_request
 from ..client.device.own_ledger import OwnLedger, epsilon_of, questions_of
 from ..client.device.run_end import LastRun, read_ended
-from ..configs.bundle_files import read_signed_roster
+from ..configs.bundle_files import ROSTER, read_signed_roster
 from ..privacy.ledger.question_caps import AskedQuestion
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster_change import change_between

@@ -11,15 +11,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from torch import nn
 
-from ..client.device.client_bundle import DEFAULTS, TABLES, DeviceFile, read_settings
+from ..client.device.client_bundle import DEFAULTS, DEVICE_FILE, TABLES, DeviceFile, read_settings
 from ..configs.bundle_files import SCHEMA, read_toml
 from ..privacy.refusal import Refusal
 from ..server.run.released import MODEL, RESULT, model_of, require_ended, task_of
 from ..tasks import load_task
 from ..tasks.arrays import agreement_of, load_arrays
 from ..tasks.data import data_of
-
-SETTINGS = "client.toml"  # of a client's bundle
 
 
 def model_and_task(folder: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:
@@ -47,7 +45,7 @@ def _of_run(run: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, 
 def _bundle_of(folder: Path) -> Path | None:
     """Return the client's bundle that a folder is, or whose state folder it is."""
     for bundle in (folder, folder.resolve().parent):
-        if (bundle / SETTINGS).is_file() and (
+        if (bundle / DEVICE_FILE).is_file() and (
             bundle == folder or (bundle / _settings(bundle).state).resolve() == folder.resolve()
         ):
             return bundle
@@ -55,7 +53,7 @@ def _bundle_of(folder: Path) -> Path | None:
 
 
 def _settings(bundle: Path) -> DeviceFile:
-    return read_toml(bundle / SETTINGS, read_settings, DEFAULTS)
+    return read_toml(bundle / DEVICE_FILE, read_settings, DEFAULTS)
 
 
 def _of_device(bundle: Path, allow_modules: tuple[str, ...]) -> tuple[nn.Module, Any, bool]:

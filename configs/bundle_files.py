@@ -31,6 +31,7 @@ from .strict import Mistakes, Section
 LARGEST_FILE = 16 * 2**20  # a roster of 100 000 members takes 5 MiB
 LINKS = ("grpc", "flower")
 CERTIFICATE = "tls.pem"
+ROSTER = "roster.bin"  # in a bundle as it was shipped, in a device's state folder the newest that has come
 SCHEMA = "schema.yaml"  # of tables, the same at the server and at every device
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 

@@ -1217,8 +1217,7 @@ class ServerSettings(FederationSettings):
             text = "each client charges a ledger of its own, and nobody could add those of one person's clients; leave it "
             text += "null, or use privacy=record_distributed"
             yield f"privacy{'.record' if both else ''}.clients_per_person", text
-        record = self.privacy.record if isinstance(self.privacy, RecordAndClient) else self.privacy
-        if isinstance(record, Record) and record.noise_multiplier is not None:
+        if isinstance(level, Record) and level.noise_multiplier is not None:
             path = "privacy.record" if both else "privacy"
             yield f"{path}.noise_multiplier", "each client plans its own, from target_epsilon; leave it null"
         client, path = sum_level(self.privacy), "privacy.client" if both else "privacy"

@@ -11,7 +11,7 @@ import tomli_w
 
 from ..client.device.client_bundle import TABLES
 from ..client.device.enrolment import PRIVATE
-from ..configs.bundle_files import SCHEMA
+from ..configs.bundle_files import ROSTER, SCHEMA
 from ..privacy.ledger.durable_files import PUBLIC, replace_files
 from ..strategies.identity import FIRST_NODE
 from .authority import Authority
@@ -32,7 +32,7 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
         {
             "admitted.json": _json({each.fingerprint: each.node for each in register.admitted}),
             "supernodes.json": _json({each.supernode_fingerprint: each.node for each in register.admitted}),
-            "roster.bin": register.signed_roster(authority.signer),
+            ROSTER: register.signed_roster(authority.signer),
             "certificates.json": _json({str(each.node): each.certificate for each in register.admitted}),
             "server.toml": tomli_w.dumps(settings).encode(),
             "authority.pub": f"{authority.public(register.post_quantum).hex()}\n".encode(),
@@ -61,7 +61,7 @@ def write_clients(
       register: of who is admitted.
       requirements: of every device; empty gives none, and takes away those of earlier.
     """
-    roster = {"roster.bin": register.signed_roster(authority.signer)}
+    roster = {ROSTER: register.signed_roster(authority.signer)}
     for issued in register.admitted:
         if issued.enrolled:  # what the desk made for it before is admitted no longer
             for key in PRIVATE:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ..configs.bundle_files import Credentials, read_credentials, read_signed_roster
+from ..configs.bundle_files import ROSTER, Credentials, read_credentials, read_signed_roster
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Roster
 from .server_bundle import SERVER, ServerBundle, read_admitted
@@ -73,7 +73,7 @@ def _stamp_of(path: Path) -> tuple[int, int, int]:
 
 def followed_roster(bundle: ServerBundle) -> Followed[SignedRoster]:
     """Return the roster of a running server: always the newest that its authority signed."""
-    path = bundle.folder / "roster.bin"
+    path = bundle.folder / ROSTER
 
     def read(held: SignedRoster) -> SignedRoster:
         roster, signed = read_signed_roster(path, bundle.authority)

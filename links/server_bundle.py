@@ -11,6 +11,7 @@ from ..configs.bundle_files import (
     ADDRESS,
     ADDRESS_FORM,
     LINKS,
+    ROSTER,
     Credentials,
     read_credentials,
     read_file,
@@ -70,7 +71,7 @@ def read_server_bundle(folder: Path) -> ServerBundle:
     defaults = {"link": "grpc", "enrolment": None}
     federation, listen, link, enrolment = read_toml(folder / "server.toml", _settings, defaults)
     authority = read_hexadecimal(folder / "authority.pub")
-    roster, signed = read_signed_roster(folder / "roster.bin", authority)
+    roster, signed = read_signed_roster(folder / ROSTER, authority)
     bundle = ServerBundle(
         folder,
         federation,

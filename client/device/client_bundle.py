@@ -18,6 +18,7 @@ from ...configs.bundle_files import (
     LINKS,
     NAME,
     NAME_FORM,
+    ROSTER,
     Credentials,
     read_credentials,
     read_file,
@@ -41,7 +42,6 @@ from .roster_changes import Demands, check_change, note
 logger = logging.getLogger("fedveil.client")
 
 DEVICE_FILE, POLICY = "client.toml", "policy.toml"
-ROSTER = "roster.bin"  # in the bundle as it was shipped, in the state folder the newest that has come
 KINDS = ("linear",)
 TABLES = "csv"  # the shipped task whose data are the device's own
 HOURS = re.compile("([01][0-9]|2[0-3])-([01][0-9]|2[0-3])")

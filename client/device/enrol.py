@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ...configs.bundle_files import read_file
+from ...configs.bundle_files import ROSTER, read_file
 from ...links.enrolment.device_end import ask, authority_of
 from ...links.enrolment.token import Token, lock_of, seal_of
 from ...privacy.ledger.durable_files import PUBLIC, replace_file, replace_files
 from ...privacy.refusal import Refusal
 from .admission import read_admission
-from .client_bundle import DEVICE_FILE, POLICY, ROSTER, read_client_bundle, read_device_file
+from .client_bundle import DEVICE_FILE, POLICY, read_client_bundle, read_device_file
 from .enrolment import PRIVATE, REQUEST, Enrolment, parse_request, write_request
 
 logger = logging.getLogger("fedveil.client")

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...configs.bundle_files import NAME, read_file
+from ...configs.bundle_files import NAME, ROSTER, read_file
 from ...privacy.bounded_decoding import Undecodable, build, read_json
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
@@ -119,7 +119,7 @@ class EnrolmentPort:
                 return Reply("used")
         if not answered.exists():
             return Reply("waits")
-        return Reply("admitted", answer=read_file(answered), roster=read_file(folder / "roster.bin"))
+        return Reply("admitted", answer=read_file(answered), roster=read_file(folder / ROSTER))
 
     def serve(self, stop: threading.Event, said: Callable[[str], None]) -> None:
         """Listen while tokens are open, and return when none is, or `stop` is set.
