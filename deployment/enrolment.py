@@ -170,13 +170,8 @@ def _request_under(desk: Desk, name: str, token: GivenToken) -> Enrolment | None
             "request", name, "was not sealed by the holder of the token; give another and find out why"
         )
     enrolment = parse_request(request, str(path))
-    check_request(name, enrolment)
+    check_request(name, enrolment, desk.federation.post_quantum)
     desk.register.refuse_shared([enrolment])
-    if desk.federation.post_quantum and not enrolment.post_quantum:
-        remedy = (
-            "has no ML-DSA key, which post_quantum asks of all; update the device, and give another token"
-        )
-        raise Refusal("request", name, remedy)
     return enrolment
 
 

@@ -116,7 +116,7 @@ def rotate(folder: Path, names: str | Sequence[str], request: Path | None) -> De
 def _asked_anew(desk: Desk, issued: Issued, request: Path) -> Enrolment:
     """Return the new keys that the request of an admitted client asks for."""
     enrolment = read_request(request)
-    check_request(issued.name, enrolment)
+    check_request(issued.name, enrolment, desk.federation.post_quantum)
     if enrolment.identity.hex() == issued.identity:
         raise Refusal("request", str(request), "asks for the keys that are to be replaced")
     desk.register.refuse_shared([enrolment])
@@ -241,29 +241,32 @@ def _check(federation: FederationFile, before: Register, requests: Mapping[str, 
     for issued in before.admitted:
         if federation.entry(issued.name) is None:
             raise Refusal("clients", issued.name, "was admitted and is not in the file; revoke it first")
+    _require_second_keys(federation.post_quantum, before.admitted)
     for name, enrolment in requests.items():
-        check_request(name, enrolment)
+        check_request(name, enrolment, federation.post_quantum)
         issued = before.find(name)
         if issued is not None and issued.identity != enrolment.identity.hex():
             remedy = "asks for other keys than were admitted; use fedveil provision rotate"
             raise Refusal("request", name, remedy)
     before.refuse_shared(requests.values())
-    known = {each.name: each.post_quantum for each in before.admitted}
-    asked = {name: each.post_quantum.hex() for name, each in requests.items() if name not in known}
-    _require_second_keys(federation.post_quantum, known | asked)
 
 
-def _require_second_keys(post_quantum: bool, keys: Mapping[str, str]) -> None:
+def _require_second_keys(post_quantum: bool, admitted: Sequence[Issued]) -> None:
     """Refuse members without an ML-DSA key where all must have one."""
-    for name, key in keys.items() if post_quantum else ():
-        if not key:
-            remedy = f"has no ML-DSA key, which post_quantum asks of all; without it rotate {name}, then give it again"
-            raise Refusal("post_quantum", name, remedy)
+    for name in [each.name for each in admitted if not each.post_quantum] if post_quantum else ():
+        remedy = (
+            f"has no ML-DSA key, which post_quantum asks of all; without it rotate {name}, then give it again"
+        )
+        raise Refusal("post_quantum", name, remedy)
 
 
-def check_request(name: str, enrolment: Enrolment) -> None:
+def check_request(name: str, enrolment: Enrolment, doubly: bool) -> None:
+    """Refuse the request of another client, or one without an ML-DSA key where members sign doubly."""
     if enrolment.name != name:
         raise Refusal("request", enrolment.name, f"was made for another client than {name}")
+    if doubly and not enrolment.post_quantum:
+        remedy = "has no ML-DSA key, which post_quantum asks of all; update fedveil on the device, and ask anew there"
+        raise Refusal("request", name, remedy)
 
 
 def _find(register: Register, name: str) -> Issued:
@@ -329,7 +332,7 @@ def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
 def publish(desk: Desk) -> Desk:
     """Keep what was issued, with a new number for a roster that has changed, and write all that is public."""
     register = replace(desk.register, post_quantum=desk.federation.post_quantum)
-    _require_second_keys(register.post_quantum, {each.name: each.post_quantum for each in register.admitted})
+    _require_second_keys(register.post_quantum, register.admitted)
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
         numbered = replace(register, version=register.version + 1, rosters=desk.before.chain)
         register = replace(numbered, cosignatures=())
