@@ -115,9 +115,9 @@ def columns(outputs: Array, classifies: bool) -> dict[str, Array]:
 
     Args:
       outputs: of a model, shape (n, ...).
-      classifies: whether they are logits of classes, where there are two dimensions.
+      classifies: whether they are logits of classes, where there are two dimensions, and more than one output.
     """
-    if classifies and outputs.ndim == 2:
+    if classifies and outputs.ndim == 2 and outputs.shape[1] > 1:
         shares = softmax(outputs.astype(np.float64))
         return {"class": shares.argmax(-1), "probability": shares.max(-1)}
     flat = outputs.reshape(len(outputs), -1).T if outputs.ndim > 1 else outputs[None]

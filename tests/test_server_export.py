@@ -152,7 +152,7 @@ def test_what_is_no_export_needs_torch_and_says_so(first: Path, tmp_path: Path) 
 
 
 class Forward(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.function = function
 
@@ -240,6 +240,16 @@ def test_a_student_says_what_its_teacher_says(monkeypatch: pytest.MonkeyPatch) -
     fresh = torch.randn(500, 64)
     assert (teacher(fresh).argmax(1) == student(fresh).argmax(1)).float().mean() > 0.8
     assert all(torch.equal(*pair) for pair in zip(before, teacher.parameters(), strict=True))
+
+
+def test_one_logit_is_no_choice_between_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(numpy_model.columns(np.array([[-3.0], [2.0]]), classifies=True)) == ["output_0"]
+    monkeypatch.setattr("fedveil.server.run.distil.STEPS", 900)
+    for end in (nn.Identity(), nn.Flatten(0)):  # outputs of shape (n, 1), and (n,)
+        torch.manual_seed(0)
+        teacher, student = (nn.Sequential(nn.Linear(6, 1), end) for _ in range(2))
+        distil(teacher, student, torch.randn(200, 6), classifies=True)
+        assert (teacher[0].weight - student[0].weight).abs().max() < 0.05  # pyright: ignore[reportOperatorIssue, reportAttributeAccessIssue]
 
 
 def test_a_students_public_inputs_are_none_of_the_clients(first: Path, shops: Path, tmp_path: Path) -> None:

@@ -93,16 +93,17 @@ def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: b
       teacher: the released model, in evaluation mode.
       student: its parameters are the only thing that changes.
       inputs: public, shape (n, ...); int64 ones are not mixed.
-      classifies: whether outputs are logits of classes.
+      classifies: whether outputs are logits of classes, where there is more than one a row.
 
     Raises:
       Refusal: the student does not take the inputs, or has other outputs.
     """
-    _check_outputs(teacher, student, inputs)
+    shape = _check_outputs(teacher, student, inputs)
     draw = torch.Generator().manual_seed(SEED)
     optimizer = torch.optim.Adam(student.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    away: Callable[[Tensor, Tensor], Tensor] = _divergence if classifies else nn.functional.mse_loss
+    by_class = classifies and len(shape) > 1 and shape[-1] > 1
+    away: Callable[[Tensor, Tensor], Tensor] = _divergence if by_class else nn.functional.mse_loss
     student.train()
     for _ in range(STEPS):
         first, second = (inputs[torch.randint(len(inputs), (ROWS,), generator=draw)] for _ in range(2))
@@ -118,7 +119,8 @@ def distil(teacher: nn.Module, student: nn.Module, inputs: Tensor, classifies: b
     student.eval()
 
 
-def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> None:
+def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> torch.Size:
+    """Return the shape of both models' outputs for two rows; refuse a student whose outputs have another one."""
     try:
         with torch.no_grad():
             wanted, found = (model.eval()(inputs[:2]).shape for model in (teacher, student))
@@ -128,6 +130,7 @@ def _check_outputs(teacher: nn.Module, student: nn.Module, inputs: Tensor) -> No
     if wanted != found:
         remedy = f"has outputs of shape {tuple(found)} for two rows; the released model has {tuple(wanted)}"
         raise Refusal("--student", type(student).__name__, remedy)
+    return wanted
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:

@@ -226,7 +226,7 @@ def _measured(parts: _Parts, runs: Model) -> dict[str, Any]:
         was = parts.released(inputs)
     now = torch.from_numpy(np.asarray(runs(inputs.numpy())))
     same, metrics = None, None
-    if parts.classifies and was.dim() == 2:
+    if parts.classifies and was.dim() == 2 and was.shape[1] > 1:
         same = float((was.argmax(1) == now.argmax(1)).double().mean())
     if targets is not None:
         both = {"released": was, "exported": now}
