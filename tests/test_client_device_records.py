@@ -12,14 +12,17 @@ from torch import nn
 
 from fedveil.client.device.client_bundle import TaskChoice, read_client_bundle
 from fedveil.client.device.device import Device, read_device
+from fedveil.client.private_update import NotTrained
 from fedveil.configs.local_training import LocalTraining, Optimizer
 from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.book import RESERVE
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.secagg.transcript import PROTOCOL_VERSION, AttemptTerms, Profile
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.record_plan import calibrated_noise
+from fedveil.strategies.secure_wire import run_number
 from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
 from fedveil.strategies.wire import BUDGET_SPENT, FAILED, NO_EXAMPLES, NOT_READY, instruct, memory_arrays
 from fedveil.tasks.arrays import read_arrays
@@ -99,6 +102,27 @@ def test_a_person_is_trained_on_by_clients_of_the_roster_that_the_attempt_names(
     roster = device.bundle.identity.roster
     assert step is not None and step.nodes == tuple(member.node for member in roster.members)
     assert step.node == device.bundle.identity.node and len(step.nodes) > 2
+
+
+def test_a_person_is_trained_on_under_the_roster_that_the_cohort_signed_or_not_at_all(device):
+    """A roster that came between the terms and the vector names other clients here than at the others."""
+    together = replace(RECORD, sample_rate=0.1, per_person=3, clients_per_person=2)
+    order = replace(ORDER, privacy=Mode.RECORD_DISTRIBUTED, record=together)
+    device.ledgers.mkdir(parents=True)
+    device.prepare = None  # the task does not say whose its examples are
+    content = asked(device, order, spec=SumSpec(10.0, unit_norm=0.5)).content
+    roster = device.bundle.identity.roster
+    for version, digest, codes in ((roster.version, roster.hash, []), (7, bytes(32), [FAILED])):
+        place = (PROTOCOL_VERSION, 1, run_number("spring"), 1, 0, version, digest)
+        terms = AttemptTerms(*place, 5, 3, 4, 32, 1e-3, 10.0, 3.0, 3, Profile.MALICIOUS, bytes(32))
+        found = []
+        try:
+            with device._charged(content, terms):
+                pass
+        except NotTrained as said:
+            found.append(said.code)
+        assert found == codes
+    assert len([e for e in read_entries(only_ledger(device, "*.ledger")) if e.kind == RESERVE]) == 1
 
 
 def test_so_many_rounds_as_were_planned_are_paid_from_one_ledger_of_real_data(device):

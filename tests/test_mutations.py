@@ -322,6 +322,13 @@ MUTATIONS = {
         "test_client_device.py",
         "policy_bounds",
     ),
+    "a person's clients are chosen by a roster that the cohort did not sign": Mutation(
+        "client/device/device.py",
+        "return chooses and terms.roster_hash != self.bundle.identity.roster.hash",
+        "return False",
+        "test_client_device_records.py",
+        "cohort_signed",
+    ),
     "a device charges a person at two clients as at one": Mutation(
         "strategies/training_order.py",
         "return (self.per_person or 1) * (self.clients_per_person or 1)",

@@ -218,6 +218,9 @@ class Device:
         if self.columns is None and question_of(content) is not None:
             logger.warning("a question is not answered: this device's task has no columns")
             raise NotTrained(FAILED)
+        if terms is not None and self._changed_since(order, terms):
+            logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
+            raise NotTrained(FAILED)
         if self.prepare is not None:
             try:
                 self.prepare(order)
@@ -232,6 +235,12 @@ class Device:
         )
         with paid:
             yield
+
+    def _changed_since(self, order: TrainingOrder, terms: AttemptTerms) -> bool:
+        """Return whether the roster says otherwise than the terms which clients may train on a person."""
+        asked = order.record
+        chooses = asked is not None and asked.clients_per_person is not None
+        return chooses and terms.roster_hash != self.bundle.identity.roster.hash
 
     def _trained(self, message: Message, context: Context) -> Message:
         del context

@@ -156,6 +156,7 @@ BEYOND: dict[str, str] = {
     "a person's examples in the sum of all are charged as one": PERSONS,
     "every client trains on a person that two may": PERSONS,
     "a policy bounds no norm of a record in a masked sum": "the norm is a bound of the owner's own, and noise is a multiple of it",
+    "a person's clients are chosen by a roster that the cohort did not sign": PERSONS,
     "a device charges a person at two clients as at one": PERSONS,
     "a ledger of records goes on as one of persons": BOOKS,
     "the same real records pay from two budgets": "a second budget for the same people, of which each run spends its own as claimed",
