@@ -184,7 +184,7 @@ def test_a_member_of_before_there_were_such_keys_is_named(
     with pytest.raises(Refusal, match="post_quantum='c0': has no ML-DSA key"):
         provision(file, made, None)
     file.write_text(file.read_text().replace("name: c0", "name: old, request: old/request.toml"))
-    with pytest.raises(Refusal, match="request='old': has no ML-DSA key.*update fedveil on the device"):
+    with pytest.raises(Refusal, match=r"request='old': has no ML-DSA key.*update fedveil on the device"):
         provision(file, tmp_path / "another", None)
     assert not (tmp_path / "another").exists()
     assert kept == {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}

@@ -135,8 +135,8 @@ def test_what_owners_do_not_say_is_not_allowed_for_and_a_lie_is_counted_once() -
     ("size", "further", "norms"), [(650, 0, 1.5), (650, 1, 2.1), (100_000, 0, 4.7), (100_000, 1, 16)]
 )
 def test_how_far_one_member_without_noise_can_move_the_mean(size: int, further: int, norms: float) -> None:
-    """The numbers of the threat model: 20 members, noise of 1, dropout and collusion of a tenth."""
-    attendance = Masking(Roster(1, ()), dropout=0.1, collusion=0.1).attendance(20)
+    """The numbers of the threat model, with the shipped dropout and collusion."""
+    attendance = Masking(Roster(1, ()), dropout=0.4, collusion=0.1).attendance(20)
     spec = size_shares(SumSpec(1.0), size, attendance, 1.0, None, layered=True)
     most = longest_sum(spec, SummedNoise(20, 0, (further << 60,), 1.0))
     room = math.sqrt(most**2 - 19 * float(spec.variance(20)) * size) / spec.sum.cells
