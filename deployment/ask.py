@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..server.run.build import build
 from ..server.run.run import answers_of
 from ..strategies.flower_adapter import quiet_flower
 from .open_link import open_link
-from .serve import Open, Rosters, completed, deployed_in, logged, pace_of, refuse_roster
+from .serve import Open, Rosters, completed, deployed_in, fewest, logged, pace_of, refuse_roster
 from .status import RUNNING
 
 QUESTIONS = "questions"  # folder of records in the server's
@@ -55,18 +55,24 @@ def ask_clients(
         refuse_roster(bundle)
         settings = server_settings([*completed(bundle, given), f"run={inquiry.name}"])
         federation = build(settings.federation, deployed_in(bundle, settings))
-        grid = partial(_connected, bundle, settings.link, followed_roster(bundle), reach)
+        grid = partial(
+            _connected, bundle, settings.link, followed_roster(bundle), reach, partial(fewest, federation)
+        )
         how = Reach(grid, answers_of(federation), settings.link.deadline)
         return ask(federation, inquiry, spend, folder / QUESTIONS, how)
 
 
 @contextmanager
 def _connected(
-    bundle: ServerBundle, settings: LinkSettings, rosters: Rosters, reach: Open
+    bundle: ServerBundle,
+    settings: LinkSettings,
+    rosters: Rosters,
+    reach: Open,
+    least_of: Callable[[int], int],
 ) -> Generator[Grid]:
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = logged(unlogged, bundle, rosters)
-        why = pace_of(rosters, settings, link, _say_nothing).ready(threading.Event())
+        why = pace_of(rosters, settings, link, _say_nothing, least_of).ready(threading.Event())
         if why is not None:
             raise Refusal("link.clients", settings.clients, why)
         yield link.grid

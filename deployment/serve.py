@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -244,7 +244,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
         around = Environment(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,
-            pace=pace_of(rosters, settings.link, link, watch.wait_for),
+            pace=pace_of(rosters, settings.link, link, watch.wait_for, partial(fewest, federation)),
             callbacks=(watch,),
             objects=(Farewell(link, agreement_of(federation.task) or "", bundle, rosters),),
             renew=partial(renewed, rosters),
@@ -339,7 +339,28 @@ def renewed(rosters: Rosters, federation: Federation) -> Federation:
     return with_members(federation, replace(deployed, roster=roster, signed_roster=signed))
 
 
-def pace_of(rosters: Rosters, settings: LinkSettings, link: Link, wait_for: Callable[[int], None]) -> Pace:
+def fewest(federation: Federation, clients: int) -> int:
+    """Return with fewer of so many clients than what an encrypted sum of all of them is sure to be abandoned.
+
+    Args:
+      federation: says how sums are encrypted, and who is drawn; 0 where they are not, or not everybody is.
+      clients: of the newest roster.
+    """
+    masking, all_drawn = federation.masking, federation.cohort.expected_size(clients) >= clients
+    if masking is None or not all_drawn:
+        return 0
+    with suppress(Refusal):  # a roster of too few ends the run in a sentence of its own
+        return masking.attendance(clients).least
+    return 0
+
+
+def pace_of(
+    rosters: Rosters,
+    settings: LinkSettings,
+    link: Link,
+    wait_for: Callable[[int], None],
+    least_of: Callable[[int], int],
+) -> Pace:
     """Return how rounds follow each other: each begins when enough clients are connected.
 
     Args:
@@ -347,10 +368,12 @@ def pace_of(rosters: Rosters, settings: LinkSettings, link: Link, wait_for: Call
       settings: of the link.
       link: says who is connected.
       wait_for: notes how many clients must be connected; 0 once they are.
+      least_of: with fewer of so many clients than what a round would be charged in vain.
     """
 
     def needed_now() -> int:
-        return math.ceil(settings.clients * len(rosters()[0].members))
+        clients = len(rosters()[0].members)
+        return max(math.ceil(settings.clients * clients), least_of(clients))
 
     def ready(stop: threading.Event) -> str | None:
         end = time.monotonic() + settings.wait

@@ -271,6 +271,13 @@ def test_no_round_is_paid_for_before_enough_clients_are_there(hearts: Path) -> N
     assert served(hearts, *NOTED, here=3)[0] == 0  # the same command, once they are
 
 
+def test_an_encrypted_round_is_not_paid_for_before_all_are_there_whom_its_sum_needs(hearts: Path) -> None:
+    code, _ = served(hearts, *MASKED, here=3)
+    assert (code, result_of(hearts)["status"]) == (1, "failed")
+    assert result_of(hearts)["reason"] == "3 of 4 clients that a round takes were connected after 0.3 s"
+    assert not [e for e in read_entries(ledger_of(hearts)) if e.kind == "reserve"]
+
+
 def test_rounds_below_the_quorum_release_nothing_and_too_many_of_them_end_the_run(hearts: Path) -> None:
     def down(message: Message, count: int) -> Message | None:
         node = message.metadata.dst_node_id
