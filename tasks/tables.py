@@ -163,6 +163,22 @@ def perceptron(sizes: Sequence[int]) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
+def layers_of(model: str, hidden: Sequence[int] | int) -> tuple[int, ...]:
+    """Return the sizes of the hidden layers that a model has.
+
+    Args:
+      model: its name.
+      hidden: sizes that an mlp has; one number is one layer.
+
+    Raises:
+      Refusal: there is no model of that name.
+    """
+    if model not in MODELS:
+        raise Refusal("task.model", model, f"choose one of {', '.join(MODELS)}")
+    sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    return sizes if model == "mlp" else ()
+
+
 def load(
     folder: str | None = None,
     label: str | None = None,
@@ -208,8 +224,7 @@ def load(
     Raises:
       Refusal: a value, the schema or a table is not as it should be.
     """
-    if model not in MODELS:
-        raise Refusal("task.model", model, f"choose one of {', '.join(MODELS)}")
+    layers = layers_of(model, hidden)
     public = None if held_out_file is None else Path(held_out_file)
     paths = [] if folder is None else clients_of(Path(folder), [] if public is None else [public])
     paths = paths if data is None else [Path(data)]
@@ -224,8 +239,6 @@ def load(
     elif num_clients not in (None, len(clients)) and folder is not None:
         remedy = f"{folder} holds {len(clients)}, a file or folder each; leave it out"
         raise Refusal("task.num_clients", num_clients, remedy)
-    sizes = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-    layers = sizes if model == "mlp" else ()
     if public is not None:
         return Tables(agreed, clients, _examples(public, agreed), layers, simulated, grouped, own)
     if not simulated:
