@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported: a thread pool does not outlive a fork, and a forked command would wait for it for ever.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 FORKS = Path(__file__).parent / "faults" / "forked_commands.py"
 SECONDS = 60.0
 PICTURES: list[bytes] = []
