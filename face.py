@@ -329,7 +329,7 @@ def ask(
     epsilon: float | None = None,
     noise_multiplier: float | None = None,
     folder: Path | str = "questions",
-    privacy: object = "client_central",
+    privacy: object = None,
     cohort: object = "all",
     allow_modules: Sequence[str] = (),
     args: Mapping[str, Any] | None = None,
@@ -337,16 +337,17 @@ def ask(
 ) -> dict[str, Any]:
     """Ask the clients of a task on this machine about their data, under a privacy budget.
 
-    Each answer is one charge on the population's ledger. What was asked before under the same name is answered from the
+    Each answer is one charge on the population's ledger, or with `Record` on each client's own. What was asked before under the same name is answered from the
     record in `folder` and costs nothing.
 
     Args:
-        questions: a YAML file, or what it would hold: `name`, `records`, `ask` and, beside them, `purpose` and `why`.
+        questions: a YAML file, or what it would hold: `name`, `records`, `ask` and, beside them, `unit`, `purpose` and `why`.
         task: as in `simulate`; a task of one's own has columns by its function `columns(client)`, or `label` alone.
         epsilon: what the answer may cost by itself.
         noise_multiplier: the noise, in the place of an epsilon.
         folder: where records are kept; in a simulation its ledger lies there too.
-        privacy: `ClientCentral(...)` or `ClientDistributed(...)`, or an option's name: questions hide whole clients.
+        privacy: what is hidden, and how: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)` or
+            `RecordDistributed(...)`, or an option's name; by default the first, or the last where the questions say `unit: record`.
         cohort: who is asked: `All()` or `Poisson(rate)`.
         allow_modules: as in `simulate`.
         args: as in `simulate`.
@@ -372,7 +373,7 @@ def ask(
     require_extra("simulation", "fedveil.ask")
     from .configs.question_file import COSTS, read_question_file
     from .privacy.statistics.inquiry import read_inquiry
-    from .server.run.ask import Spend
+    from .server.run.ask import PRIVACY_OF_QUESTIONS, Spend
     from .server.run.build import build
     from .simulations.ask import ask_here
 
@@ -380,11 +381,10 @@ def ask(
     given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier}
     plain |= {key: value for key, value in given.items() if value is not None}
     cost = {key: plain.pop(key, None) for key in COSTS}
-    settings, objects = _settings(
-        task, None, {"privacy": privacy, "cohort": cohort, **keys}, allow_modules, args=args
-    )
-    federation = build(settings, given=objects)
-    return ask_here(federation, read_inquiry(plain), Spend(**cost), Path(folder))
+    inquiry = read_inquiry(plain)
+    hides = {"privacy": privacy or PRIVACY_OF_QUESTIONS[inquiry.unit], "cohort": cohort}
+    settings, objects = _settings(task, None, {**hides, **keys}, allow_modules, args=args)
+    return ask_here(build(settings, given=objects), inquiry, Spend(**cost), Path(folder))
 
 
 def _free(folder: Path) -> Path:

@@ -143,6 +143,9 @@ def ask(
     name: Annotated[str | None, Option(metavar="NAME", help="Under which the answer is kept.")] = None,
     purpose: Annotated[str | None, Option(metavar="WORD", help="That owners allow or refuse.")] = None,
     why: Annotated[str | None, Option(metavar="TEXT", help="What it is for; owners read it.")] = None,
+    unit: Annotated[
+        str | None, Option(metavar="client|record", help="What is hidden: a whole client, or one row.")
+    ] = None,
     records: Annotated[float | None, Option(metavar="N", help="Rows of a client that count in full.")] = None,
     epsilon: Annotated[float | None, Option(metavar="E", help="What the answer may cost.")] = None,
     noise_multiplier: Annotated[
@@ -180,7 +183,7 @@ def ask(
 
     own_modules()
     asked = {
-        "name": name, "purpose": purpose, "why": why, "records": records, "epsilon": epsilon,
+        "name": name, "purpose": purpose, "why": why, "unit": unit, "records": records, "epsilon": epsilon,
         "noise_multiplier": noise_multiplier, "low": low, "high": high, "edges": edges,
         "categories": categories, "resolution": resolution, "at_least": at_least,
     }  # fmt: skip

@@ -17,8 +17,8 @@ from ..privacy.statistics.inquiry import KINDS, Inquiry, read_inquiry
 EXHAUSTED, UNANSWERED = 3, 1
 WIDTH = 80
 DEFAULT_FOLDER = Path("questions")
-# Of a run that says nothing else: everybody is asked, and whole clients are hidden.
-DEFAULTS = ("cohort=all", "privacy=client_central")
+# Of a run that says nothing else: everybody is asked.
+DEFAULT_COHORT = "cohort=all"
 
 
 def ask(
@@ -44,10 +44,13 @@ def ask(
     overrides = [each for each in given if "=" in each]
     columns = [each for each in given if "=" not in each]
     plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
+    from ..server.run.ask import PRIVACY_OF_QUESTIONS
+
     cost = {key: plain.pop(key, None) for key in COSTS}
     inquiry = read_inquiry(plain)
     groups = {each.partition("=")[0] for each in overrides}
-    overrides = [*(each for each in DEFAULTS if each.partition("=")[0] not in groups), *overrides]
+    defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[inquiry.unit]}")
+    overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]
     try:
         record = _asked(inquiry, cost, overrides, *places)
     except BudgetExhausted as spent:
@@ -93,7 +96,9 @@ def _of_file(path: Path, columns: Sequence[str], asked: Mapping[str, Any]) -> di
 def _of_kind(kind: str, columns: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return one question of the arguments as a file would hold it."""
     told = {key: value for key, value in asked.items() if value is not None}
-    common = {key: told.pop(key) for key in ("name", "purpose", "why", "records", *COSTS) if key in told}
+    common = {
+        key: told.pop(key) for key in ("name", "purpose", "why", "unit", "records", *COSTS) if key in told
+    }
     for key in ("edges", "categories"):
         if key in told:
             words = str(told[key]).split(",")
@@ -130,6 +135,8 @@ def table_of(record: Mapping[str, Any]) -> str:
     lines.append("")
     lines.append(f"95 % intervals; hides a {record['unit']} ({record['adjacency']}) from: {against}")
     after, target = record["epsilon_after"], record["target_epsilon"]
+    if after is None:
+        return "\n".join([*lines, "charged on each client's own ledger of records"])
     of = f" of {target:.3g}" if target < UNLIMITED_EPSILON else ""
     lines.append(f"spent on this ledger so far: epsilon {after:.3g}{of}")
     return "\n".join(lines)

@@ -19,15 +19,18 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import nn
 
 from ..configs.local_training import LocalTraining
+from ..privacy.accounting.events import gaussian_event
 from ..privacy.audit import kept_rows
-from ..privacy.budget import Release, check_delta
+from ..privacy.budget import Adversary, Release, check_delta
 from ..privacy.ledger.ledger import BudgetExhausted, Key, Ledger
+from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
+from ..privacy.statistics.inquiry import Inquiry
 from ..strategies.canaries import canary_answer
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
-from ..strategies.question_wire import question_of
+from ..strategies.question_wire import own_noise_of, question_of
 from ..strategies.record_plan import record_plan
 from ..strategies.wire import (
     BUDGET_SPENT,
@@ -263,7 +266,7 @@ def make_client_app(
         if dummies is not None and client in dummies:
             return canary_answer(message, dummies, client)
         if (inquiry := question_of(message.content)) is not None:
-            return answered(message, inquiry, columns_of(bench.task, client))
+            return question_round(message, client, bench, inquiry)
         return train_round(message, client, bench, bench.settings)
 
     assert on_train is not None
@@ -327,6 +330,43 @@ def train_round(message: Message, client: int, bench: Workbench, settings: Clien
         {"arrays": memory_arrays(read_arrays(model)), "metrics": MetricRecord(dict(metrics))}
     )
     return Message(content, reply_to=message)
+
+
+def question_round(message: Message, client: int, bench: Workbench, inquiry: Inquiry) -> Message:
+    """Return one client's answer to a question, or an error if its ledger does not allow it.
+
+    Args:
+      message: the instruction.
+      client: number of the client in the task, from 0.
+      bench: task and settings.
+      inquiry: that the instruction brings.
+    """
+    settings, table, noise = bench.settings, columns_of(bench.task, client), own_noise_of(message.content)
+    run, number = read_round(message.content)
+    stream = Randomness(settings.seed).stream("question noise", number, client)
+    if noise is None:
+        return answered(message, inquiry, table, stream)
+    assert settings.record is not None
+    rng = "system" if settings.seed is None else "seeded"
+    release = Release(
+        settings.record.unit,
+        run,
+        number,
+        f"{QUESTION} {client}",
+        dict.fromkeys(Adversary, gaussian_event(noise)),
+        rng,
+        segments=inquiry.asked,
+        kind=QUESTION,
+    )
+    try:
+        with _own_ledger(bench, client, settings) as ledger:
+            ledger.purpose = inquiry.why or None
+            ledger.reserve_new(release)
+            reply = answered(message, inquiry, table, stream)
+            ledger.commit(release.key)
+    except BudgetExhausted:
+        return Message(Error(BUDGET_SPENT, "this client's budget is spent"), reply_to=message)
+    return reply
 
 
 def _blank(message: Message) -> Message:
@@ -423,8 +463,7 @@ def _train_on_ledger(
     record = settings.record
     assert record is not None
     check_delta("privacy", record.target_delta, len(data), "records", record.allow_large_delta)
-    named = record.ledgers[client] if record.ledgers else ""
-    name = settings.device or named or bench.fingerprint_of(data_of(bench.task, client), client)
+    name = _ledger_name(bench, client, settings)
     plan = record_plan(record.of_ledger(name), len(data) + record.canaries, settings)
     beside = record.ledger_path(name).with_suffix(kept_rows.SUFFIX)
     near = placed(data, bench.device)
@@ -441,23 +480,36 @@ def _train_on_ledger(
     )
     rng = "system" if settings.seed is None else "seeded"
     release = Release(record.unit, *key, dict.fromkeys(plan.adversaries, plan.event()), rng)
-    simulated = bench.task.simulated and settings.device is None
-    path = record.ledger_path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Ledger.open(
-        path,
-        record.budget(),
-        owner=name,
-        simulated=simulated,
-        durable=not simulated,
-        wait=LEDGER_WAIT_SECONDS,
-    ) as ledger:
+    with _own_ledger(bench, client, settings) as ledger:
         ledger.reserve_new(release)
         watch = None if canaried is None else canaried.after_step
         train_privately(model, loss, records, training, PrivateSteps(plan, *streams, watch), engine)
         if canaried is not None:
             kept_rows.append(beside, key[1], canaried.scores)
         ledger.commit(release.key)
+
+
+def _ledger_name(bench: Workbench, client: int, settings: ClientSettings) -> str:
+    record = settings.record
+    named = record.ledgers[client] if record is not None and record.ledgers else ""
+    return settings.device or named or bench.fingerprint_of(data_of(bench.task, client), client)
+
+
+def _own_ledger(bench: Workbench, client: int, settings: ClientSettings) -> Ledger:
+    """Return the ledger of a client's records, open for writing."""
+    record, name = settings.record, _ledger_name(bench, client, settings)
+    assert record is not None
+    simulated = bench.task.simulated and settings.device is None
+    path = record.ledger_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Ledger.open(
+        path,
+        record.budget(),
+        owner=name,
+        simulated=simulated,
+        durable=not simulated,
+        wait=LEDGER_WAIT_SECONDS,
+    )
 
 
 def _canaried(

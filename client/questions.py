@@ -1,27 +1,35 @@
-"""Answer of a client to a question: what it counts of its own rows, as the segments of one vector."""
+"""Answer of a client to a question: what it counts of its own rows, as segments of one vector or as its records' sum."""
 
 from __future__ import annotations
 
 import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
+from ..privacy.budget import Unit
+from ..privacy.mechanisms.private_sum import add_noise, on_grid
+from ..privacy.mechanisms.randomness import Stream
 from ..privacy.statistics.columns import Table
 from ..privacy.statistics.inquiry import Inquiry
-from ..strategies.wire import memory_arrays
-from .private_update import SEGMENTS_RECORD
+from ..strategies.question_wire import own_noise_of
+from ..strategies.wire import WEIGHT, memory_arrays, sum_spec_of
+from .private_update import SEGMENTS_RECORD, SUMMED_RECORD
 
 
-def answered(message: Message, inquiry: Inquiry, table: Table) -> Message:
+def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
     """Return the reply of a client's app, which the private sum clips, rounds and hides.
 
     Args:
       message: the instruction.
       inquiry: that it brings.
       table: the client's columns.
+      stream: the client's own, secret; it serves this answer and no other.
 
     Raises:
       Refusal: a column is missing.
     """
+    if inquiry.unit is Unit.RECORD:
+        return _of_records(message, inquiry, table, stream)
     values = inquiry.contribution(table)
     parts = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     metrics = {name: float(value) for name, value in values.items() if name not in parts}
@@ -29,3 +37,36 @@ def answered(message: Message, inquiry: Inquiry, table: Table) -> Message:
         {SEGMENTS_RECORD: memory_arrays(dict(parts)), "metrics": MetricRecord(dict(metrics))}
     )
     return Message(content, reply_to=message)
+
+
+def _of_records(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:
+    noise, unit = own_noise_of(message.content), sum_spec_of(message.content).unit_norm
+    if noise is None:
+        if unit is None:
+            raise ValueError("a sum that hides records has the norm of a record's part")
+        summed = memory_arrays(dict(inquiry.contribution_of_records(table, unit)))
+        return Message(RecordDict({SUMMED_RECORD: summed, "metrics": MetricRecord({})}), reply_to=message)
+    noised = memory_arrays(dict(with_own_noise(inquiry, table, noise, stream)))
+    content = RecordDict({"arrays": noised, "metrics": MetricRecord({WEIGHT: 1})})
+    return Message(content, reply_to=message)
+
+
+def with_own_noise(
+    inquiry: Inquiry, table: Table, noise: float, stream: Stream
+) -> dict[str, NDArray[np.float64]]:
+    """Return the sum of the parts of a client's records, each of a norm of at most 1, with exact noise on the grid.
+
+    Args:
+      inquiry: what is asked.
+      table: the client's columns.
+      noise: standard deviation over the norm of a record's part.
+      stream: that serves this answer and no other.
+    """
+    spec, parts = inquiry.spec_of_records(1.0), inquiry.contribution_of_records(table, 1.0)
+    total, _ = add_noise(on_grid(parts, spec), noise, spec, stream)
+    answer: dict[str, NDArray[np.float64]] = {}
+    place = 0
+    for name, part in parts.items():
+        answer[name] = total[place : place + part.size].reshape(part.shape) * spec.step
+        place += part.size
+    return answer

@@ -1,21 +1,30 @@
-"""Question round: one private sum without an update, reserved on the ledger before anybody is asked."""
+"""Question round: one private sum that moves no model, reserved on the ledger before anybody is asked.
+
+Where clients are hidden, what they count travels in the segments of the sum. Where records are, it is the sum's update, each
+client's being the sum of its records' parts, as in a step on the records of all clients. With `privacy=record` each client
+adds noise of its own before its answer leaves, and charges its own ledger.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from dp_accounting.dp_event import GaussianDpEvent
 from flwr.app import RecordDict
 
-from ..privacy.budget import Release
+from ..privacy.budget import Release, Unit
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.mechanisms.private_sum import Vector, add_noise
 from ..privacy.mechanisms.randomness import Randomness
-from ..privacy.mechanisms.sum_spec import SumSpec
+from ..privacy.mechanisms.sizing import WEIGHT
+from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
 from ..privacy.statistics.inquiry import Inquiry
+from .accounts import SumAccount
 from .masked_sums import MaskedSums
 from .masking import Masking
 from .open_sum import OpenSums
@@ -25,6 +34,32 @@ from .round_terms import Mean, Round, Sum
 ROW = 1  # a question is one release
 # Grid units per clipping norm of a sum in the clear: rounding then moves a count by less than a part in 10^8 of its bound.
 CELLS = 1 << 28
+
+
+class QuestionAccount(SumAccount, Protocol):
+    """What a question asks of its account: what is asked, how vectors are made, and who is charged."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def inquiry(self) -> Inquiry: ...
+
+    @property
+    def randomness(self) -> Randomness: ...
+
+    @property
+    def spec(self) -> SumSpec:
+        """What clients do to their vectors."""
+        ...
+
+    def reserve(self) -> None:
+        """Reserve the answer's release."""
+        ...
+
+    def settle(self) -> None:
+        """Commit it: the answer has left."""
+        ...
 
 
 @dataclass
@@ -74,17 +109,107 @@ class Charge:
         return clients
 
     @property
+    def spec(self) -> SumSpec:
+        """The segments of what is asked, or the sum of records' parts."""
+        norm = self.plan.clipping_norm
+        if self.inquiry.unit is Unit.RECORD:
+            return self.inquiry.spec_of_records(norm)
+        return SumSpec(norm, self.inquiry.segments, cells=CELLS)
+
+    @property
     def _release(self) -> Release:
-        events = dict.fromkeys(self.plan.adversaries, self.plan.event())
-        segments = {each.name: each.purpose for each in self.inquiry.segments}
+        events, segments = dict.fromkeys(self.plan.adversaries, self.plan.event()), self.inquiry.asked
         key = (self.inquiry.name, ROW, QUESTION)
         kind = self.randomness.kind
         return Release(self.plan.unit, *key, events, kind, segments=segments, kind=QUESTION)
 
 
+@dataclass(frozen=True)
+class OwnCharges:
+    """Account of one question that each client charges on its own ledger and noises by itself; as `Charge`, it adds nothing.
+
+    Attributes:
+      plan: calibrated, of one round; gives the noise that each client adds.
+      inquiry: what is asked.
+      randomness: where draws come from.
+    """
+
+    plan: Plan
+    inquiry: Inquiry
+    randomness: Randomness
+
+    def reserve(self) -> None:
+        """Reserve nothing here: each client does, before it answers."""
+
+    def settle(self) -> None:
+        """Commit nothing here."""
+
+    def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
+        """Return the sum as it is: noise is in it."""
+        del row, spec
+        return total
+
+    def check(self, event: GaussianDpEvent) -> None:
+        """Take any event."""
+
+    def units(self, clients: float) -> float:
+        """Return the number of clients."""
+        return clients
+
+    @property
+    def spec(self) -> SumSpec:
+        """A plain sum, in which every client weighs as much as any other."""
+        return SumSpec(None, (Segment(WEIGHT, 1.0),))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a question's sum holds.
+
+    Attributes:
+      cells: of each question by its name, in rows; where records are hidden, beside it the rows that it clipped and those
+        that it did not.
+      clipped: the mean share of rows that a question clipped, by the name of its segment; empty where records are hidden.
+      noise: standard deviation of the noise over the norm of one unit.
+      clients: by how many a share was divided.
+    """
+
+    cells: Mapping[str, Vector]
+    clipped: Mapping[str, float]
+    noise: float
+    clients: float
+
+
+def sums_of(charge: QuestionAccount, done: Round, mean: Mean, masked: bool) -> Sums:
+    """Return what a question's sum holds, whatever its unit and its link.
+
+    Args:
+      charge: of the question.
+      done: what the round did.
+      mean: that it released.
+      masked: whether the sum was encrypted, and its noise is measured by the range of a vector.
+    """
+    inquiry = charge.inquiry
+    if inquiry.unit is Unit.CLIENT:
+        return Sums(mean.counts, mean.scalars, mean.noise, mean.denominator)
+    spec, noise, answered = charge.spec, mean.noise, mean.denominator
+    unit = spec.unit_norm
+    if unit is None:  # each client's own noise, and a mean over those who answered
+        unit, noise, answered = (
+            1.0,
+            charge.plan.noise_over_clip * math.sqrt(done.replies),
+            float(done.replies),
+        )
+    elif masked:
+        assert spec.clipping_norm is not None
+        noise *= spec.clipping_norm / unit
+    cells = {name: mean.arrays[name] * (answered / unit / inquiry.scale(name)) for name in inquiry.layout}
+    return Sums(cells, {}, noise, answered)
+
+
 def put(
     participants: Participants,
-    charge: Charge,
+    charge: QuestionAccount,
     content: RecordDict,
     masking: Masking | None,
     timeout: float | None,
@@ -104,17 +229,18 @@ def put(
         else MaskedSums(participants, charge, masking, charge.randomness)
     )
     drawn = participants.draw(charge.randomness.stream("cohort", ROW))
+    layout = charge.inquiry.layout if charge.inquiry.unit is Unit.RECORD else {}
     wanted = Sum(
         charge.inquiry.name,
         ROW,
         content,
         "train",
-        SumSpec(charge.plan.clipping_norm, charge.inquiry.segments, cells=CELLS),
-        coordinates=0,
+        charge.spec,
+        coordinates=sum(map(math.prod, layout.values())),
         noise_multiplier=charge.plan.noise_over_clip,
         number=ROW,
     )
-    return sums.sum(drawn, wanted, {}, timeout, _nobody)
+    return sums.sum(drawn, wanted, layout, timeout, _nobody)
 
 
 def _nobody() -> Sequence[int]:

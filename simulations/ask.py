@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
 from ..server.run.ask import Reach, Spend, ask
-from ..server.run.client_instructions import client_settings
+from ..server.run.client_instructions import question_settings
 from ..server.run.federation import Federation
+from ..server.run.prepare import claim_records, settle_records
+from ..strategies.client_settings import ClientSettings
 from ..strategies.flower_adapter import quiet_flower
 from .engines import asking_engine
 from .simulate import state_kept
@@ -40,13 +43,18 @@ def ask_here(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Pat
     quiet_flower()
     # Of the draws and the noise alone: the task, and who has which rows, are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
-    reach = Reach(partial(_engine, federation, folder, seed), randomness=Randomness(seed))
+    told = replace(question_settings(federation, folder), seed=seed)
+    reach = Reach(partial(_engine, federation, told), randomness=Randomness(seed))
     with state_kept():
         return ask(federation, inquiry, spend, folder, reach)
 
 
-def _engine(federation: Federation, folder: Path, seed: int | None) -> AbstractContextManager[Grid]:
-    return asking_engine(federation, replace(client_settings(federation, folder), seed=seed))
+@contextmanager
+def _engine(federation: Federation, told: ClientSettings) -> Generator[Grid]:
+    settle_records(federation, told)
+    claim_records(federation)
+    with asking_engine(federation, told) as grid:
+        yield grid
 
 
 def seed_of(seed: int, name: str) -> int:

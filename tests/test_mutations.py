@@ -48,6 +48,7 @@ BUNDLE_TESTS, PROVISION_TESTS = "test_deployment_bundles.py", "test_deployment_p
 BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
 ACTS_TESTS, SEGMENT_TESTS = "test_server_acts.py", "test_privacy_segments.py"
 QUESTION_TESTS, DEVICE_QUESTION_TESTS = "test_server_questions.py", "test_client_questions.py"
+RECORD_QUESTION_TESTS = "test_server_record_questions.py"
 MUTATIONS = {
     "a student learns of clients' data": Mutation(
         "server/run/distil.py",
@@ -219,8 +220,8 @@ MUTATIONS = {
     ),
     "a question is asked before it is charged": Mutation(
         "server/run/ask.py",
-        "            charge.reserve()\n            content",
-        "            content",
+        "            charge.reserve()\n            own_noise",
+        "            own_noise",
         QUESTION_TESTS,
         "does_not_afford or is_one_entry",
     ),
@@ -268,10 +269,31 @@ MUTATIONS = {
     ),
     "a device clips a question by the server's bound": Mutation(
         "client/device/order_policy.py",
-        "spec.segments != inquiry.segments or order.run",
-        "order.run",
+        "return spec.segments == inquiry.segments and own_noise is None",
+        "return own_noise is None",
         DEVICE_QUESTION_TESTS,
         "not_the_questions",
+    ),
+    "the parts of a record's questions are each as long as its norm": Mutation(
+        "privacy/statistics/inquiry.py",
+        "return math.sqrt((1 - CLIPPED_SHARE) / many) / each.statistic.row_norm",
+        "return math.sqrt(1 - CLIPPED_SHARE) / each.statistic.row_norm",
+        RECORD_QUESTION_TESTS,
+        "its_norm_at_most",
+    ),
+    "a client adds half of the noise on its own answer": Mutation(
+        "client/questions.py",
+        "add_noise(on_grid(parts, spec), noise, spec, stream)",
+        "add_noise(on_grid(parts, spec), noise / 2, spec, stream)",
+        RECORD_QUESTION_TESTS,
+        "as_large_as_was_charged",
+    ),
+    "a device answers of its records uncharged": Mutation(
+        "client/device/order_policy.py",
+        "    if inquiry is not None and record is not None and own_noise is not None:",
+        "    if False:",
+        RECORD_QUESTION_TESTS,
+        "charges_its_records",
     ),
     "a segment is not clipped": Mutation(
         "privacy/mechanisms/private_sum.py",

@@ -194,7 +194,8 @@ def test_a_question_that_the_budget_does_not_afford_is_refused_and_nobody_is_ask
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [
-        (["privacy=record"], "privacy"),
+        (["privacy=record"], "unit"),
+        (["privacy=record_and_client"], "privacy"),
         (["privacy=none"], "privacy"),
         (["cohort=fixed", "cohort.size=10"], "cohort"),
     ],

@@ -248,7 +248,7 @@ class Device:
         assert order is not None  # or nothing would have been charged
         if (inquiry := question_of(message.content)) is not None:
             assert self.columns is not None
-            return answered(message, inquiry, self.columns())
+            return answered(message, inquiry, self.columns(), Randomness(None).stream("question noise"))
         return self.train(message, self.merged(order))
 
     def merged(self, order: TrainingOrder) -> ClientSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING
 from flwr.app import RecordDict
 
 from ...privacy.accounting.events import Gaussian, gaussian_event
-from ...privacy.budget import Adjacency, Adversary, Budget
+from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.inquiry import Inquiry
-from ...strategies.question_wire import question_of
+from ...strategies.question_wire import own_noise_of, question_of
 from ...strategies.secure_wire import run_number
 from ...strategies.training_order import (
     CENTRAL_MODES,
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fedveil.client")
 
+MODES_OF_QUESTIONS = {
+    Unit.CLIENT: (Mode.CLIENT_CENTRAL, Mode.CLIENT_DISTRIBUTED),
+    Unit.RECORD: (Mode.RECORD, Mode.RECORD_DISTRIBUTED),
+}
 TRUSTED = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees what this client alone sends
 
 
@@ -79,7 +84,7 @@ def accepted(
             raise Refusal("order", None, "this server does not say how to train")
         for field, value, why in _violations(order, content, terms, policy, can_protect_records):
             raise Refusal(field, value, f"the owner's policy does not allow it: {why}")
-        inquiry = question_of(content)
+        inquiry, own_noise = question_of(content), own_noise_of(content)
         _check_purposes(order, content, inquiry, policy)
     except (Refusal, ValueError, KeyError, TypeError) as error:
         logger.warning("an order is not followed: %s", error)
@@ -90,9 +95,11 @@ def accepted(
 
         sampling = PoissonBatches(record.sample_rate, 1, of_unit=record.records_of_unit)
         event = sampling.event(gaussian_event(terms.noise_multiplier))
-        return order, Charged(event, tuple(Adversary), record.budget)
+        return order, Charged(event, tuple(Adversary), record.budget, inquiry)
     if terms is not None and order.privacy is Mode.CLIENT_DISTRIBUTED:
         return order, Charged(Gaussian(terms.noise_multiplier), tuple(Adversary), inquiry=inquiry)
+    if inquiry is not None and record is not None and own_noise is not None:
+        return order, Charged(Gaussian(own_noise), tuple(Adversary), record.budget, inquiry)
     if order.client is None:
         return order, None
     return order, Charged(Gaussian(noise_over_clip(order.client)), TRUSTED, inquiry=inquiry)
@@ -113,10 +120,30 @@ def _check_purposes(
             raise Refusal("purpose", each.purpose, f"the owner's policy allows questions for: {known}")
     if inquiry is None:
         return
-    if order.privacy not in (Mode.CLIENT_CENTRAL, Mode.CLIENT_DISTRIBUTED):
-        raise Refusal("privacy", str(order.privacy), "a question hides whole clients")
-    if spec.segments != inquiry.segments or order.run != inquiry.name or inquiry.purpose == TRAINING:
+    if inquiry.purpose not in policy.purposes:
+        known = ", ".join(policy.purposes) or "none"
+        raise Refusal("purpose", inquiry.purpose, f"the owner's policy allows questions for: {known}")
+    if order.privacy not in MODES_OF_QUESTIONS[inquiry.unit]:
+        raise Refusal("privacy", str(order.privacy), f"does not hide a {inquiry.unit}, as the question says")
+    if (
+        not _is_vector_of(spec, inquiry, order, own_noise_of(content))
+        or order.run != inquiry.name
+        or inquiry.purpose == TRAINING
+    ):
         raise Refusal("question", inquiry.name, "its vector, run and purpose are not those of the question")
+
+
+def _is_vector_of(spec: SumSpec, inquiry: Inquiry, order: TrainingOrder, own_noise: float | None) -> bool:
+    """Return whether a sum's parameters are those of a question, and the noise on it is where its privacy says."""
+    if inquiry.unit is Unit.CLIENT:
+        return spec.segments == inquiry.segments and own_noise is None
+    if order.privacy is Mode.RECORD:
+        return own_noise is not None and spec.clipping_norm is None and spec.unit_norm is None
+    if own_noise is not None or spec.unit_norm is None or spec.clipping_norm is None:
+        return False
+    wanted = inquiry.spec_of_records(spec.unit_norm)
+    rate = None if order.record is None else order.record.sample_rate
+    return rate == 1 and math.isclose(spec.clipping_norm, wanted.clipping_norm or 0.0)
 
 
 def noise_over_clip(claim: ClientClaim) -> float:
@@ -144,7 +171,7 @@ def _violations(
             f"trust_server = {trusted}" if terms is None else "masks are for shares of noise and for records"
         )
         yield "privacy", str(order.privacy), why
-    if order.record is not None and not can_protect_records:
+    if order.record is not None and not can_protect_records and question_of(content) is None:
         yield "record", None, "this client's task cannot protect single records"
     if order.record is not None and order.record.adjacency is Adjacency.ADD_OR_REMOVE_ONE:
         # A client's sampling rate tells how many records it has.

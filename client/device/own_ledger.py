@@ -75,7 +75,7 @@ class OwnLedger:
         key = (run, number, f"{MECHANISM} {attempt}")
         unit = Unit.CLIENT if cost.budget is None else cost.budget.unit
         events, asked = dict.fromkeys(cost.adversaries, cost.event), cost.inquiry
-        told = None if asked is None else {each.name: each.purpose for each in asked.segments}
+        told = None if asked is None else asked.asked
         kind = None if asked is None else QUESTION
         release = Release(unit, *key, events, "system", segments=told, kind=kind)
         why = None if asked is None else asked.why or None

@@ -99,7 +99,7 @@ class Bins:
         given = column(table, self.name)
         if self.words:
             codes = {word: code for code, word in enumerate(self.words)}
-            said = [None if _missing(each) else str(each) for each in given]
+            said = [None if is_missing(each) else str(each) for each in given]
             bins = np.array([-1 if each is None else codes.get(each, -1) for each in said], np.int64)
             return bins, np.array([each is not None and each not in codes for each in said], np.bool_)
         numbers = np.asarray(given, np.float64)
@@ -119,5 +119,6 @@ def column(table: Table, name: str) -> NDArray[Any]:
     return table[name]
 
 
-def _missing(cell: object) -> bool:
+def is_missing(cell: object) -> bool:
+    """Return whether a cell holds nothing."""
     return cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell))

@@ -1,7 +1,8 @@
 """Inquiry: several questions that one release answers, and that share its noise and its charge. All of it is public.
 
-It is read from YAML or from the JSON that travels, by the same rules on both sides. Each question is a segment of the sum,
-and so is the share of rows that it had to clip.
+It is read from YAML or from the JSON that travels, by the same rules on both sides. Where clients are hidden, each question
+is a segment of the sum, and so is the share of rows that it had to clip. Where records are, a vector is the sum of parts
+that each have a record's norm: each question is an array of it, and so are the rows that it clipped and those that it did not.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bounded_decoding import Undecodable, read_json
-from ..mechanisms.sum_spec import Segment
-from ..refusal import Refusal, real
+from ..budget import Unit
+from ..mechanisms.sum_spec import Segment, SumSpec, cells_for
+from ..refusal import Refusal, real, word
 from .columns import Bins, Numbers, Table
-from .fairness import Fairness
+from .fairness import Fairness, share_of
 from .figure import NORMAL_95, Figure
 from .kinds import (
     ColumnCorrelation,
@@ -30,6 +32,7 @@ from .kinds import (
     Statistic,
     Variance,
     require_cells,
+    rows_of,
 )
 
 STATISTICS = "statistics"  # the purpose of questions that say none
@@ -40,7 +43,8 @@ CLIPPED_SHARE = (
 MOST_QUESTIONS = 32
 MOST_BYTES = 1 << 16  # of an inquiry that travels
 MOST_NAME = 64
-INQUIRY_KEYS = ("name", "purpose", "why", "records", "ask")
+INQUIRY_KEYS = ("name", "purpose", "why", "unit", "records", "ask")
+UNITS = (Unit.CLIENT, Unit.RECORD)
 COMMON = ("name", "kind", "resolution", "at_least")
 
 
@@ -72,6 +76,7 @@ class Inquiry:
       records: rows of a client that count in full; what a client with more adds is shortened.
       questions: at least one.
       text: what it was read from, in canonical JSON, as it travels.
+      unit: that is hidden: a client, or a record.
     """
 
     name: str
@@ -80,10 +85,11 @@ class Inquiry:
     records: float
     questions: tuple[Question, ...]
     text: str
+    unit: Unit = Unit.CLIENT
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """What each client's vector is: the cells of every question, and the share that each clipped."""
+        """What each client's vector is where clients are hidden: the cells of every question, and the share that each clipped."""
         many = len(self.questions)
         share, beside = (1 - CLIPPED_SHARE) / many, CLIPPED_SHARE / many
         found: list[Segment] = []
@@ -95,15 +101,63 @@ class Inquiry:
             ]
         return tuple(found)
 
+    @property
+    def asked(self) -> dict[str, str]:
+        """The names of what a vector holds, with their purpose, as ledgers keep them."""
+        return {name: self.purpose for each in self.questions for name in (each.name, clipped_name(each))}
+
+    @property
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name of what a vector is where records are hidden: cells, and rows clipped and not clipped."""
+        shapes = [(each.name, each.statistic.shape) for each in self.questions]
+        beside = [(clipped_name(each), (2,)) for each in self.questions]
+        return {name: shape for pair in zip(shapes, beside, strict=True) for name, shape in pair}
+
+    def spec_of_records(self, unit_norm: float) -> SumSpec:
+        """Return the sum's parameters where records are hidden.
+
+        Args:
+          unit_norm: of the longest part of one record. So many records of a client count in full; what a client with
+            more adds is shortened, which moves no two vectors apart.
+        """
+        most = max(self.records, 1.0)
+        cells = cells_for(sum(map(math.prod, self.layout.values())), most)
+        return SumSpec(unit_norm * most, cells=cells, unit_norm=unit_norm)
+
+    def scale(self, name: str) -> float:
+        """Return what one row's longest part is in a vector where records are hidden, over the norm of a record's part.
+
+        Args:
+          name: one of `layout`.
+        """
+        many = len(self.questions)
+        for each in self.questions:
+            if name == each.name:
+                return math.sqrt((1 - CLIPPED_SHARE) / many) / each.statistic.row_norm
+        return math.sqrt(CLIPPED_SHARE / many)
+
     def sigma(self, question: Question, noise_over_clip: float) -> float:
         """Return the noise on a question's cells, in rows.
 
         Args:
           question: of this inquiry.
-          noise_over_clip: standard deviation of the sum's noise over its clipping norm.
+          noise_over_clip: standard deviation of the sum's noise over its clipping norm, of a client or of a record.
         """
+        if self.unit is Unit.RECORD:
+            return noise_over_clip / self.scale(question.name)
         bound = self.records * question.statistic.row_norm
         return noise_over_clip * bound / math.sqrt((1 - CLIPPED_SHARE) / len(self.questions))
+
+    def clipped_of(self, question: Question, cells: NDArray[np.floating], noise_over_clip: float) -> Figure:
+        """Return the share of rows that a question clipped where records are hidden, with its interval.
+
+        Args:
+          question: of this inquiry.
+          cells: noisy numbers of rows that were clipped and that were not.
+          noise_over_clip: standard deviation of the sum's noise over the norm of a record's part.
+        """
+        sigma = noise_over_clip / self.scale(clipped_name(question))
+        return share_of(CLIPPED, float(cells[0]), float(cells[1]), sigma)
 
     def clipped(self, mean: float, noise_over_clip: float, clients: float) -> Figure:
         """Return the mean share that one question clipped, with its interval.
@@ -132,6 +186,25 @@ class Inquiry:
             norm, bound = float(np.linalg.norm(cells)), self.records * each.statistic.row_norm
             kept = min(1.0, bound / norm) if norm else 1.0
             values |= {each.name: cells, clipped_name(each): 1 - (1 - outside) * kept}
+        return values
+
+    def contribution_of_records(self, table: Table, unit_norm: float) -> dict[str, NDArray[np.float64]]:
+        """Return the sum of the parts of a client's records, by the names of `layout`.
+
+        Args:
+          table: the client's columns.
+          unit_norm: that no record's part exceeds.
+
+        Raises:
+          Refusal: a column is missing.
+        """
+        values: dict[str, NDArray[np.float64]] = {}
+        for each in self.questions:
+            cells, outside = each.statistic.count(table)
+            clipped = round(outside * rows_of(table))
+            beside = np.array([clipped, rows_of(table) - clipped], np.float64)
+            for name, part in ((each.name, cells), (clipped_name(each), beside)):
+                values[name] = part * (unit_norm * self.scale(name))
         return values
 
 
@@ -188,8 +261,11 @@ def read_inquiry(plain: object) -> Inquiry:
     why = str(found.get("why", ""))
     if len(why) > 500 or not (why.isprintable() or not why):
         raise Refusal("why", why[:40], "give a printable sentence of at most 500 characters")
+    unit = word(Unit, "unit", found.get("unit", Unit.CLIENT))
+    if unit not in UNITS:
+        raise Refusal("unit", str(unit), f"choose one of {', '.join(UNITS)}")
     text = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return Inquiry(_name("name", found.get("name")), purpose, why, records, questions, text)
+    return Inquiry(_name("name", found.get("name")), purpose, why, records, questions, text, unit)
 
 
 def _question(plain: object) -> Question:

@@ -75,7 +75,8 @@ class Statistic(Protocol):
         ...
 
 
-def _rows(table: Table) -> int:
+def rows_of(table: Table) -> int:
+    """Return how many rows a client has."""
     return max((len(each) for each in table.values()), default=0)
 
 
@@ -91,7 +92,7 @@ class Count:
     row_norm: float = 1.0
 
     def count(self, table: Table) -> Counted:
-        return np.array([_rows(table)], np.float64), 0.0
+        return np.array([rows_of(table)], np.float64), 0.0
 
     def answer(self, cells: Cells, sigma: float) -> list[Figure]:
         return [count_of("rows", cells[0], sigma)]

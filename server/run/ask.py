@@ -18,10 +18,9 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from ...configs.local_training import LocalTraining
-from ...configs.schema import ClientLevel
 from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
-from ...privacy.budget import Budget
+from ...privacy.budget import Budget, Unit
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.ledger import Ledger, LedgerUnavailable
 from ...privacy.mechanisms.randomness import Randomness
@@ -31,16 +30,19 @@ from ...privacy.statistics.figure import Figure
 from ...privacy.statistics.inquiry import Answer, Inquiry, Question, clipped_name
 from ...strategies.cohorts import All, Poisson
 from ...strategies.question_wire import question_content
-from ...strategies.training_order import ORDER_KEY, ClientClaim, TrainingOrder
+from ...strategies.record_plan import PoissonBatches
+from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ..participants import Participants
-from ..questions import Charge, put
+from ..questions import Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
 from ..round_terms import ALL_ANSWERS, Answers, Mean, Round
 from .client_instructions import task_options
-from .federation import Federation
+from .federation import EVERYBODY, Federation
 from .prepare import open_ledger
 from .run_folder import make_folder
 
 SYSTEM = Randomness()
+# By what is hidden, where nobody says how.
+PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
 MOST_QUESTION_NOISE = 2.0**10  # above it an answer is noise alone, whatever is asked
 
 
@@ -97,16 +99,17 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
     kept = record_path(folder, inquiry)
     if kept.exists():
         return _from_record(kept, federation, inquiry)
-    plan = question_plan(federation, spend)
+    plan = question_plan(federation, inquiry, spend)
     check_resolution(federation, inquiry, plan)
     make_folder("into", folder)
     budget = federation.sum_budget
-    assert budget is not None
-    ledger = open_ledger(federation, folder, budget)
+    ledger = None if budget is None else open_ledger(federation, folder, budget)
     try:
-        ledger.purpose = inquiry.why or None
-        before = ledger.epsilon()
-        charge = Charge(plan, ledger, inquiry, reach.randomness)
+        charge: QuestionAccount = OwnCharges(plan, inquiry, reach.randomness)
+        if ledger is not None:
+            ledger.purpose = inquiry.why or None
+            charge = Charge(plan, ledger, inquiry, reach.randomness)
+        before = None if ledger is None else ledger.epsilon()
         with reach.grid() as grid:
             participants = Participants(
                 grid,
@@ -117,16 +120,18 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
             )
             participants.some(1)  # once the clients are connected
             charge.reserve()
-            content = question_content(inquiry, _order(federation, inquiry, plan))
+            own_noise = None if ledger is not None else plan.noise_over_clip
+            content = question_content(inquiry, _order(federation, inquiry, plan), own_noise)
             done, mean = put(participants, charge, content, federation.masking, reach.timeout)
-        record = _record(federation, inquiry, charge, (before, ledger), (done, mean))
+        record = _record(federation, charge, before, ledger, (done, mean))
         if mean is not None:
             replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
             charge.settle()
         return record
     finally:
         with suppress(LedgerUnavailable):  # of a note only: what was reserved stays spent
-            ledger.close()
+            if ledger is not None:
+                ledger.close()
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:
@@ -173,36 +178,65 @@ def _owner(federation: Federation) -> str:
 # --- the plan -----------------------------------------------------------------------------------------------------
 
 
-def question_plan(federation: Federation, spend: Spend) -> Plan:
+def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Plan:
     """Return the plan of a question: one round of the cohort, with the noise that is paid for.
 
+    Args:
+      federation: whose clients, or records, are hidden.
+      inquiry: says which.
+      spend: what it may cost.
+
     Raises:
-      Refusal: the federation does not hide whole clients, or its cohort is not one that a question has.
+      Refusal: the federation hides something else, or its cohort is not one that a question has.
     """
-    settings, summed = federation.settings, federation.summed
-    if not isinstance(summed, ClientLevel) or federation.record is not None:
-        remedy = "questions hide whole clients: choose client_central or client_distributed"
-        raise Refusal("privacy", settings.privacy.name, remedy)
-    if not isinstance(federation.cohort, All | Poisson):
-        raise Refusal(
-            "cohort", federation.cohort.name, "questions go to all clients, or a Poisson draw of them"
-        )
-    noise = spend.noise_multiplier
+    budget = _budget(federation, inquiry)
+    of_records = inquiry.unit is Unit.RECORD
+    if not isinstance(federation.cohort, All if of_records else All | Poisson):
+        remedy = "questions go to all clients, or, where clients are hidden, to a Poisson draw of them"
+        raise Refusal("cohort", federation.cohort.name, remedy)
     plan = Plan(
-        summed.unit,
-        summed.adjacency,
-        federation.cohort,
-        federation.unit_norm,
+        budget.unit,
+        budget.adjacency,
+        PoissonBatches(1.0, 1) if of_records else federation.cohort,
+        1.0 if federation.summed is None else federation.unit_norm,
         1,
-        noise,
-        federation.adversaries,
+        spend.noise_multiplier,
+        EVERYBODY if of_records else federation.adversaries,
     )
     if spend.epsilon is not None:
-        plan = plan.calibrate(Budget(summed.unit, spend.epsilon, summed.target_delta, summed.adjacency))
+        plan = plan.calibrate(replace(budget, target_epsilon=spend.epsilon))
     assert plan.noise_multiplier is not None
     if not LEAST_NOISE <= plan.noise_multiplier <= MOST_QUESTION_NOISE:
         raise Refusal("noise_multiplier", plan.noise_multiplier, "leaves no answer; give more epsilon")
     return plan
+
+
+def _budget(federation: Federation, inquiry: Inquiry) -> Budget:
+    """Return the budget of whoever a question is charged to.
+
+    Raises:
+      Refusal: the federation does not hide what the question says that it hides.
+    """
+    settings = federation.settings
+    both = federation.summed is not None and federation.record is not None
+    found = federation.sum_budget or federation.record_budget
+    if found is None or both:
+        remedy = (
+            "hides nobody, or two units at once, and a question is charged to one: choose client_central, "
+        )
+        raise Refusal(
+            "privacy", settings.privacy.name, f"{remedy}client_distributed, record or record_distributed"
+        )
+    if found.unit is not inquiry.unit:
+        if found.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
+            remedy = "a question counts rows, and a person may have several; leave it out"
+            raise Refusal("privacy.per_person", federation.per_person, remedy)
+        remedy = f"privacy={settings.privacy.name} hides a {found.unit}: ask with unit={found.unit}, or choose another"
+        raise Refusal("unit", str(inquiry.unit), remedy)
+    if federation.record is not None and federation.settings.secagg is not None:
+        remedy = "sums answers that are noised already in the clear; leave it out, or take record_distributed"
+        raise Refusal("secagg", "on", f"privacy=record {remedy}")
+    return found
 
 
 def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
@@ -229,7 +263,7 @@ def planned_half_width(
     federation: Federation, inquiry: Inquiry, question: Question, plan: Plan
 ) -> float | None:
     """Return half the width of the interval that is planned; None where it goes by rows that nobody has told of."""
-    sigma = _sigma(federation, inquiry, question, plan.noise_over_clip)
+    sigma = _sigma(federation, inquiry, question, _noise_of(federation, plan.noise_over_clip))
     rows = question.at_least
     if rows is None:
         ends = [question.statistic.planned(sigma, each) for each in (1.0, 2.0)]
@@ -261,7 +295,9 @@ def _what_would_do(
     if question.at_least is not None:
         rows = question.at_least
         while (
-            question.statistic.planned(_sigma(federation, inquiry, question, plan.noise_over_clip), rows)
+            question.statistic.planned(
+                _sigma(federation, inquiry, question, _noise_of(federation, plan.noise_over_clip)), rows
+            )
             > question.resolution
             and rows < 1e12
         ):
@@ -277,9 +313,16 @@ def _sigma(federation: Federation, inquiry: Inquiry, question: Question, noise_o
     longest part would.
     """
     sigma, rate = inquiry.sigma(question, noise_over_clip), _rate(federation)
+    if inquiry.unit is Unit.RECORD:
+        return sigma
     bound = inquiry.records * question.statistic.row_norm
     drawn = federation.population * (1 - rate) / rate * bound**2
     return math.sqrt((sigma / rate) ** 2 + drawn)
+
+
+def _noise_of(federation: Federation, noise_over_clip: float) -> float:
+    """Return the noise on a sum over the norm of one unit: with `privacy=record` every client adds the whole of it."""
+    return noise_over_clip * (math.sqrt(federation.population) if federation.summed is None else 1.0)
 
 
 def _rate(federation: Federation) -> float:
@@ -293,21 +336,29 @@ def _order(federation: Federation, inquiry: Inquiry, plan: Plan) -> dict[str, st
     from ...tasks.arrays import agreement_of  # torch
 
     assert plan.noise_multiplier is not None
-    claim = ClientClaim(plan.noise_multiplier, plan.adjacency)
+    client, record, mode = None, None, federation.mode
+    if inquiry.unit is Unit.CLIENT:
+        client = ClientClaim(plan.noise_multiplier, plan.adjacency)
+    else:
+        budget = _budget(federation, inquiry)
+        rate = None if federation.summed is None else 1.0
+        record = RecordOrder(
+            budget.target_epsilon, budget.target_delta, plan.clipping_norm, plan.adjacency, sample_rate=rate
+        )
     agreement = agreement_of(federation.task)
-    order = TrainingOrder(inquiry.name, federation.mode, LocalTraining(), claim, agreement=agreement)
+    order = TrainingOrder(inquiry.name, mode, LocalTraining(), client, record, agreement)
     return {ORDER_KEY: order.to_json()}
 
 
 def _record(
     federation: Federation,
-    inquiry: Inquiry,
-    charge: Charge,
-    spent: tuple[float, Ledger],
+    charge: QuestionAccount,
+    before: float | None,
+    ledger: Ledger | None,
     ended: tuple[Round, Mean | None],
 ) -> dict[str, Any]:
-    (before, ledger), (done, mean) = spent, ended
-    plan, delta = charge.plan, ledger.budget.target_delta
+    (done, mean), plan, inquiry = ended, charge.plan, charge.inquiry
+    budget = _budget(federation, inquiry)
     asked = {
         "name": inquiry.name,
         "question": json.loads(inquiry.text),
@@ -318,11 +369,11 @@ def _record(
         "adjacency": str(plan.adjacency),
         "adversaries": [str(each) for each in plan.adversaries],
         "noise_multiplier": plan.noise_multiplier,
-        "epsilon": counted([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL),
+        "epsilon": counted([plan.event()], budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
         "epsilon_before": before,
-        "epsilon_after": ledger.epsilon(),
-        "target_epsilon": ledger.budget.target_epsilon,
-        "delta": delta,
+        "epsilon_after": None if ledger is None else ledger.epsilon(),
+        "target_epsilon": budget.target_epsilon,
+        "delta": budget.target_delta,
         "rng": charge.randomness.kind,
         "cohort": federation.cohort.name,
         "owner": _owner(federation),
@@ -331,20 +382,23 @@ def _record(
     }
     if mean is None:
         return {**asked, "reason": done.cause or "too few clients answered", "answers": []}
-    return {**asked, "answers": [_plain(each) for each in _answers(federation, inquiry, mean)]}
+    sums = sums_of(charge, done, mean, federation.masking is not None)
+    return {**asked, "answers": [_plain(each) for each in _answers(federation, inquiry, sums)]}
 
 
-def _answers(federation: Federation, inquiry: Inquiry, mean: Mean) -> Sequence[Answer]:
+def _answers(federation: Federation, inquiry: Inquiry, sums: Sums) -> Sequence[Answer]:
     rate = _rate(federation)
     return [
         Answer(
             each.name,
             tuple(
                 each.statistic.answer(
-                    mean.counts[each.name] / rate, _sigma(federation, inquiry, each, mean.noise)
+                    sums.cells[each.name] / rate, _sigma(federation, inquiry, each, sums.noise)
                 )
             ),
-            inquiry.clipped(mean.scalars[clipped_name(each)], mean.noise, mean.denominator),
+            inquiry.clipped_of(each, sums.cells[clipped_name(each)], sums.noise)
+            if inquiry.unit is Unit.RECORD
+            else inquiry.clipped(sums.clipped[clipped_name(each)], sums.noise, sums.clients),
         )
         for each in inquiry.questions
     ]

@@ -38,6 +38,19 @@ TRACES = "client_traces"  # folder of each client's own loss traces, in a simula
 MAX_NOISE_LEVELS = 8  # clients of more different sizes share the noise of the smaller ones, which is safe
 
 
+def question_settings(federation: Federation, folder: Path) -> ClientSettings:
+    """Return what clients are told for a question; where records are hidden, on whose ledgers, and no noise of training.
+
+    Args:
+      federation: its parts.
+      folder: of the answers; in a simulation the clients' ledgers lie there too.
+    """
+    settings = _plain_settings(federation, folder)
+    if federation.record is None or federation.deployed is not None:
+        return settings
+    return replace(settings, record=_unplanned_record(federation, federation.record, folder))
+
+
 def client_settings(federation: Federation, folder: Path, rounds: int | None = None) -> ClientSettings:
     """Return what clients are told; record-level noise is planned here, once for each size of data set.
 
@@ -52,18 +65,7 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
     Raises:
       Refusal: the noise affords no round, or the audit asks for loss traces of real data.
     """
-    s = federation.settings
-    settings = ClientSettings(
-        task=s.task.target or s.task.name,
-        task_options={} if federation.deployed is not None else task_options(s, federation.seed),
-        training=s.local_training,
-        seed=federation.seed,
-        allow_modules=s.allow_modules,
-        encryption=_encryption(federation),
-        loss_traces=traces_of(federation, folder),
-        accelerator=s.engine.device,
-        dtype=s.engine.dtype,
-    )
+    settings = _plain_settings(federation, folder)
     if federation.together is not None and federation.deployed is None:
         together = federation.together
         terms = StepTerms(
@@ -80,6 +82,21 @@ def client_settings(federation: Federation, folder: Path, rounds: int | None = N
     return replace(settings, record=_record_privacy(federation, federation.record, settings, folder, rounds))
 
 
+def _plain_settings(federation: Federation, folder: Path) -> ClientSettings:
+    s = federation.settings
+    return ClientSettings(
+        task=s.task.target or s.task.name,
+        task_options={} if federation.deployed is not None else task_options(s, federation.seed),
+        training=s.local_training,
+        seed=federation.seed,
+        allow_modules=s.allow_modules,
+        encryption=_encryption(federation),
+        loss_traces=traces_of(federation, folder),
+        accelerator=s.engine.device,
+        dtype=s.engine.dtype,
+    )
+
+
 def _canaries_of_a_step(federation: Federation, together: RecordDistributed) -> CanaryRecords:
     if not federation.canary_records:
         return NO_CANARY_RECORDS
@@ -92,10 +109,26 @@ def _record_privacy(
     federation: Federation, record: Record, settings: ClientSettings, folder: Path, rounds: int | None
 ) -> RecordPrivacy:
     """Return the record level as a client hears of it, its noise planned for the sizes that there are."""
-    s, sizes, budget = federation.settings, federation.sizes, federation.record_budget
+    sizes, told = federation.sizes, _unplanned_record(federation, record, folder)
+    path = "privacy" if federation.summed is None else "privacy.record"
+    warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
+    if warning:
+        warn(warning)
+    left = None if federation.simulated else rounds
+    if record.noise_multiplier is None:
+        told = replace(told, noise_by_records=_planned_noise(federation, told, settings))
+        return told if left is None else _within_what_is_left(federation, told, settings, left)
+    told = replace(told, noise_by_records=((0, record.noise_multiplier),))
+    require_one_round(record_plan(told, sizes[-1] + told.canaries, settings), told.budget())
+    return told if left is None else _with_a_round_left(federation, told, settings)
+
+
+def _unplanned_record(federation: Federation, record: Record, folder: Path) -> RecordPrivacy:
+    """Return the record level as a client hears of it, before its noise is planned."""
+    s, budget = federation.settings, federation.record_budget
     assert budget is not None
     where = folder / "client_ledgers" if federation.task.simulated else ledger_home(s.ledger_dir)
-    told = RecordPrivacy(
+    return RecordPrivacy(
         budget.target_epsilon,
         record.target_delta,
         record.max_grad_norm,
@@ -110,17 +143,6 @@ def _record_privacy(
         per_person=record.per_person,
         clients_per_person=record.clients_per_person,
     )
-    path = "privacy" if federation.summed is None else "privacy.record"
-    warning = check_delta(path, record.target_delta, sizes[-1], "records", record.allow_large_delta)
-    if warning:
-        warn(warning)
-    left = None if federation.simulated else rounds
-    if record.noise_multiplier is None:
-        told = replace(told, noise_by_records=_planned_noise(federation, told, settings))
-        return told if left is None else _within_what_is_left(federation, told, settings, left)
-    told = replace(told, noise_by_records=((0, record.noise_multiplier),))
-    require_one_round(record_plan(told, sizes[-1] + told.canaries, settings), told.budget())
-    return told if left is None else _with_a_round_left(federation, told, settings)
 
 
 def _within_what_is_left(

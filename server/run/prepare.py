@@ -135,7 +135,7 @@ def _charging(federation: Federation) -> str:
     return str(Mode.RECORD_DISTRIBUTED if federation.together is not None else Mode.RECORD)
 
 
-def _claim_records(federation: Federation) -> None:
+def claim_records(federation: Federation) -> None:
     """Note which mode charges real records on this machine; of two that begin at the same time one is refused."""
     if _charges_records(federation):
         home = ledger_home(federation.settings.ledger_dir)
@@ -283,7 +283,7 @@ def open_ledger(federation: Federation, folder: Path, budget: Budget, expect: He
 def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
     run, audit = begin(run, fresh=saved is None)
     settle_records(run.federation, run.client)
-    _claim_records(run.federation)  # last, since nobody takes back the claim of a run that is refused
+    claim_records(run.federation)  # last, since nobody takes back the claim of a run that is refused
     run_folder.write_start(run)
     return run, audit
 
