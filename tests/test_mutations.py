@@ -381,7 +381,7 @@ MUTATIONS = {
     ),
     "two modes charge the same records at once": Mutation(
         "server/run/prepare.py",
-        "    _claim_records(run.federation)",
+        "    claim_records(run.federation)",
         "    pass",
         "test_client_together.py",
         "two_budgets",

@@ -113,7 +113,9 @@ def test_epsilon_is_dp_accountings_of_one_gaussian(tmp_path: Path, mode: str) ->
     accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, 1e-4).compose(GaussianDpEvent(2.0))
     assert record["epsilon"] == pytest.approx(accountant.get_epsilon(0.0005), rel=1e-3)
     paths = (
-        [tmp_path / "ledger"] if mode == "record_distributed" else [*tmp_path.glob("client_ledgers/*.ledger")]
+        [tmp_path / "records" / "ledger"]
+        if mode == "record_distributed"
+        else [*tmp_path.glob("client_ledgers/*.ledger")]
     )
     entries = [each for path in paths for each in payloads(path)]
     assert len(entries) == (1 if mode == "record_distributed" else CLIENTS)
@@ -177,7 +179,7 @@ def test_encrypted_sums_hide_records_by_shares_of_noise(tmp_path: Path) -> None:
     record = ask_here(parts, inquiry(), Spend(noise_multiplier=1.0), tmp_path)
     rows = figure(record, "rows")
     assert rows["low"] <= CLIENTS * ROWS <= rows["high"] and rows["high"] - rows["low"] < 10
-    assert len(payloads(tmp_path / "ledger")) == 1
+    assert len(payloads(tmp_path / "records" / "ledger")) == 1
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,12 @@ def test_what_does_not_hide_a_record_is_refused_by_name(
     with pytest.raises(Refusal) as refused:
         ask_here(build(settings_from_overrides(common)), inquiry(**change), Spend(epsilon=0.5), tmp_path)
     assert refused.value.field == field and not list(tmp_path.iterdir())
+
+
+def test_one_folder_keeps_answers_of_both_units(tmp_path: Path) -> None:
+    for unit, mode in (("client", "client_central"), ("record", "record_distributed"), ("record", "record")):
+        asked = inquiry(f"{unit}-{mode}", unit=unit)
+        assert ask_here(federation(mode), asked, Spend(noise_multiplier=1.0), tmp_path)["unit"] == unit
 
 
 def test_a_question_of_what_is_no_unit_is_refused() -> None:

@@ -43,6 +43,7 @@ from .run_folder import make_folder
 SYSTEM = Randomness()
 # By what is hidden, where nobody says how.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
+RECORDS = "records"  # folder of a simulation's ledger of questions that hide records
 MOST_QUESTION_NOISE = 2.0**10  # above it an answer is noise alone, whatever is asked
 
 
@@ -103,7 +104,8 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
     check_resolution(federation, inquiry, plan)
     make_folder("into", folder)
     budget = federation.sum_budget
-    ledger = None if budget is None else open_ledger(federation, folder, budget)
+    home = folder / RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
+    ledger = None if budget is None else open_ledger(federation, home, budget)
     try:
         charge: QuestionAccount = OwnCharges(plan, inquiry, reach.randomness)
         if ledger is not None:
