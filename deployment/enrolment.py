@@ -180,7 +180,8 @@ def _answer(desk: Desk, name: str, token: GivenToken, enrolment: Enrolment) -> N
     assert issued is not None
     files = client_files(desk.federation, desk.authority, desk.register, issued, requirements_of(desk))
     place = place_of(desk.folder / SERVER, name, token.lock)
-    answer = write_admission(desk.authority.signer, name, enrolment.identity, files)
+    doubly = desk.register.post_quantum
+    answer = write_admission(desk.authority.signer, name, enrolment.identity, files, doubly=doubly)
     replace_file(place.with_name(f"{place.name}.answer"), answer)
 
 

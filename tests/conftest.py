@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -280,3 +282,27 @@ def provisioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         return provision(tmp_path / "f.yaml", tmp_path / "desk").folder
 
     return make
+
+
+@pytest.fixture
+def enrolling() -> Callable[[Path], AbstractContextManager[Any]]:
+    """Return a function that opens the enrolment port of a desk's server, which is answered in a thread, as a context."""
+
+    @contextmanager
+    def opened(desk: Path) -> Iterator[Any]:
+        from fedveil.links.enrolment.server_end import EnrolmentPort
+        from fedveil.links.server_bundle import read_server_bundle
+
+        bundle, stop = read_server_bundle(desk / "server"), threading.Event()
+        told: list[str] = []
+        thread = threading.Thread(target=EnrolmentPort(bundle).serve, args=(stop, told.append))
+        thread.start()
+        while not told:
+            time.sleep(0.01)
+        try:
+            yield bundle
+        finally:
+            stop.set()
+            thread.join()
+
+    return opened

@@ -8,12 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedveil.cli.provision import tokens
+from fedveil.client.device.admission import write_admission
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.enrol import enrol
 from fedveil.client.device.enrolment import _CONTEXT, _body, _request, make_keys, write_request
@@ -25,7 +28,8 @@ from fedveil.links.enrolment.server_end import EnrolmentPort, open_tokens, place
 from fedveil.links.enrolment.token import Token, lock_of, read_token, seal_of
 from fedveil.links.server_bundle import ServerBundle, read_server_bundle
 from fedveil.privacy.refusal import Refusal
-from fedveil.privacy.secagg.suite import sign
+from fedveil.privacy.secagg.double_signature import AUTHORITY_BYTES, BOTH_BYTES, ML_DSA_KEY_BYTES
+from fedveil.privacy.secagg.suite import SIGNATURE_BYTES, sign
 
 FEDERATION = """\
 federation: sensors
@@ -44,19 +48,15 @@ def desk(provisioned: Callable[[str], Path]) -> Path:
     return provisioned(FEDERATION)
 
 
+Opens = Callable[[Path], AbstractContextManager[ServerBundle]]
+
+
 @pytest.fixture
-def served(desk: Path) -> Iterator[ServerBundle]:
+def served(desk: Path, enrolling: Opens) -> Iterator[ServerBundle]:
     """The port of the desk's server, as long as a token is open."""
     give_tokens(desk, ["sensor-9"])  # opens it
-    bundle, stop = read_server_bundle(desk / "server"), threading.Event()
-    told: list[str] = []
-    thread = threading.Thread(target=EnrolmentPort(bundle).serve, args=(stop, told.append))
-    thread.start()
-    while not told:
-        time.sleep(0.01)
-    yield bundle
-    stop.set()
-    thread.join()
+    with enrolling(desk) as bundle:
+        yield bundle
 
 
 def asked(token: Token, folder: Path) -> bool:
@@ -211,6 +211,35 @@ def test_a_device_without_a_second_key_keeps_nobody_out(
     assert port.answer(question(other, tmp_path / "other")).state == "waits"
     done = approve(desk)
     assert done.admitted == ("sensor-2",) and "has no ML-DSA key" in done.refused["sensor-1"]
+
+
+def test_under_post_quantum_signatures_an_admission_bears_both(
+    provisioned: Callable[[str], Path], enrolling: Opens, tmp_path: Path
+) -> None:
+    desk = provisioned(FEDERATION.replace("  - name: hub\n", "") + "post_quantum: true\n")
+    token, later = give_tokens(desk, ["sensor-1", "sensor-2"])
+    with enrolling(desk) as server:
+        assert not asked(token, tmp_path / "one") and not asked(later, tmp_path / "two")
+        assert approve(desk).admitted == ("sensor-1", "sensor-2")
+        assert asked(token, tmp_path / "one")
+        bundle = read_client_bundle(tmp_path / "one")
+        assert bundle.policy.authority == server.authority.hex() and len(server.authority) == BOTH_BYTES
+        assert [len(each.post_quantum) for each in bundle.identity.roster.members] == [ML_DSA_KEY_BYTES] * 2
+
+        # Who has broken Ed25519 alone admits nobody: not with another's second half, not without one.
+        place = place_of(server.folder, "sensor-2", lock_of(later.door))
+        answer = place.with_name(f"{place.name}.answer")
+        sound = answer.read_bytes()
+        first, body = sound[:SIGNATURE_BYTES], sound[AUTHORITY_BYTES:]
+        own = write_admission(Ed25519PrivateKey.generate(), "sensor-2", bytes(32), {}, doubly=True)
+        flipped = bytearray(sound)
+        flipped[SIGNATURE_BYTES] ^= 1
+        for wrong in (first + body, first + own[SIGNATURE_BYTES:AUTHORITY_BYTES] + body, bytes(flipped)):
+            answer.write_bytes(wrong)
+            with pytest.raises(Refusal, match="is not the authority's for these keys"):
+                asked(later, tmp_path / "two")
+        answer.write_bytes(sound)
+        assert asked(later, tmp_path / "two")
 
 
 def test_a_device_takes_nothing_that_its_authority_did_not_sign(

@@ -3,13 +3,17 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fedveil.client.device.client_bundle import read_client_bundle
-from fedveil.deployment.provision import provision, revoke
+from fedveil.client.device.enrol import enrol
+from fedveil.deployment.enrolment import approve, give_tokens
+from fedveil.deployment.provision import provision, renew, revoke
 from fedveil.deployment.token_keys import TokenChoice, _pin, token_keys
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.privacy.refusal import Refusal
@@ -69,6 +73,26 @@ def test_an_authority_on_a_token_provisions_and_revokes(module: str, tmp_path: P
         token_keys(TokenChoice(module, "hearts"), "others", make=False)
     with pytest.raises(Refusal, match="cannot be used"):
         token_keys(TokenChoice(module, "nobody's"), "hearts", make=False)
+
+
+def test_a_device_enrols_with_an_authority_on_a_token_of_pkcs11(
+    module: str, provisioned: Callable[[str], Path], enrolling: Callable[..., Any], tmp_path: Path
+) -> None:
+    """By the one-time token of an enrolment, approved, renewed and revoked by keys that nobody ever reads."""
+    own = '"localhost:{link}", listen: "127.0.0.1:{link}", enrolment: "localhost:{port}"'
+    text = FEDERATION.replace('"localhost:8443"', own).replace("{{name: c}}", "{{name: c-*}}")
+    desk = provisioned(text.replace("{module}", module).replace("{label}", "hearts"))
+    assert not list((desk / "authority").glob("*.key"))
+    (token,) = give_tokens(desk, ["c-1"])
+    device = tmp_path / "device"
+    with enrolling(desk):
+        assert not enrol(token, device, wait=0, said=lambda _: None)
+        assert approve(desk).admitted == ("c-1",)
+        assert enrol(token, device, wait=0, said=lambda _: None)
+    bundle = read_client_bundle(device)
+    assert bundle.settings.name == "c-1" and bundle.identity.roster.version == 2
+    assert renew(desk, ["c-1"], within=400).register.find("c-1") is not None
+    assert revoke(desk, "c-1").register.version == 4
 
 
 def test_a_pin_that_nobody_gives_is_asked_for_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

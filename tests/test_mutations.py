@@ -912,11 +912,18 @@ MUTATIONS = {
         "both_must_hold",
     ),
     "a roster counts without its second signature": Mutation(
-        "privacy/secagg/roster.py",
+        "privacy/secagg/double_signature.py",
         "    if len(public) == BOTH_BYTES:\n",
         "    if False:\n",
         "test_privacy_secagg_double.py",
         "knows_both_keys",
+    ),
+    "a device is admitted by Ed25519 alone under post-quantum signatures": Mutation(
+        "client/device/admission.py",
+        "        verify_authority(authority, _CONTEXT,",
+        "        verify_authority(authority[:32], _CONTEXT,",
+        "test_deployment_enrolment.py",
+        "admission_bears_both",
     ),
     "a post-quantum suite rests on a roster that is signed once": Mutation(
         "privacy/secagg/policy.py",
@@ -976,7 +983,7 @@ MUTATIONS = {
     ),
     "a token asks for another name": Mutation(
         "deployment/enrolment.py",
-        "    check_request(name, enrolment)\n",
+        "    check_request(name, enrolment, desk.federation.post_quantum)\n",
         "",
         "test_deployment_enrolment.py",
         "is_of_one_name",

@@ -11,8 +11,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ...configs.bundle_files import SCHEMA
 from ...privacy.bounded_decoding import Undecodable, read_json
 from ...privacy.refusal import Refusal
+from ...privacy.secagg.double_signature import (
+    AUTHORITY_BYTES,
+    BOTH_BYTES,
+    sign_as_authority,
+    verify_authority,
+)
 from ...privacy.secagg.refusal import Refused
-from ...privacy.secagg.suite import KEY_BYTES, SIGNATURE_BYTES, sign, verify
+from ...privacy.secagg.suite import SIGNATURE_BYTES
 from ...privacy.secagg.transcript import Purpose, digest, frame
 from .client_bundle import DEVICE_FILE, POLICY
 
@@ -23,7 +29,12 @@ _CONTEXT = digest(Purpose.ADMISSION)
 
 
 def write_admission(
-    authority: Ed25519PrivateKey, name: str, identity: bytes, files: Mapping[str, bytes]
+    authority: Ed25519PrivateKey,
+    name: str,
+    identity: bytes,
+    files: Mapping[str, bytes],
+    *,
+    doubly: bool = False,
 ) -> bytes:
     """Return what the authority says to a device that it admits.
 
@@ -32,9 +43,11 @@ def write_admission(
       name: of the client.
       identity: its Ed25519 public key, 32 bytes.
       files: of its bundle, by name, texts in UTF-8.
+      doubly: whether the authority's ML-DSA key signs as well.
     """
     body = json.dumps({file: data.decode() for file, data in files.items()}).encode()
-    return sign(authority, _CONTEXT, frame(Purpose.ADMISSION, name, identity, body)) + body
+    told = frame(Purpose.ADMISSION, name, identity, body)
+    return sign_as_authority(authority, _CONTEXT, told, doubly=doubly) + body
 
 
 def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) -> dict[str, bytes]:
@@ -42,16 +55,17 @@ def read_admission(data: bytes, authority: bytes, name: str, identity: bytes) ->
 
     Args:
       data: as `write_admission` returned it.
-      authority: its public key; the Ed25519 key is its first 32 bytes.
+      authority: its Ed25519 public key, 32 bytes; with the hash of its ML-DSA key behind it both must have signed.
       name: of the client.
       identity: its Ed25519 public key, 32 bytes.
 
     Raises:
       Refusal: it is not for this device, or not of the authority.
     """
-    signature, body = data[:SIGNATURE_BYTES], data[SIGNATURE_BYTES:]
+    end = AUTHORITY_BYTES if len(authority) == BOTH_BYTES else SIGNATURE_BYTES
+    signature, body = data[:end], data[end:]
     try:
-        verify(authority[:KEY_BYTES], _CONTEXT, frame(Purpose.ADMISSION, name, identity, body), signature)
+        verify_authority(authority, _CONTEXT, frame(Purpose.ADMISSION, name, identity, body), signature)
         found = read_json(body)
     except (Refused, Undecodable) as error:
         raise Refusal("admission", name, f"is not the authority's for these keys ({error})") from None

@@ -14,11 +14,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 
 from .refusal import Reason, Refused
-from .suite import KEY_BYTES, SIGNATURE_BYTES, Suite, derive, public_of, sign, verify
+from .suite import (
+    KEY_BYTES,
+    ML_DSA_SIGNATURE_BYTES,
+    SIGNATURE_BYTES,
+    Suite,
+    derive,
+    public_of,
+    sign,
+    verify,
+)
 from .transcript import HASH_BYTES, Purpose, frame
 
 ML_DSA_KEY_BYTES = 1952  # a public key, FIPS 204, table 2
 BOTH_BYTES = KEY_BYTES + HASH_BYTES  # an Ed25519 public key and the hash of its ML-DSA key
+AUTHORITY_BYTES = SIGNATURE_BYTES + ML_DSA_SIGNATURE_BYTES + ML_DSA_KEY_BYTES  # its double signature
 
 
 def post_quantum_public(identity: Ed25519PrivateKey) -> bytes:
@@ -79,6 +89,45 @@ def verify_by(suite: Suite, keys: tuple[bytes, bytes], context: bytes, body: byt
     verify(keys[0], context, body, signature[:SIGNATURE_BYTES])
     if suite.doubly_signed:
         verify_second(keys[1], context, body, signature[SIGNATURE_BYTES:])
+
+
+def sign_as_authority(
+    authority: Ed25519PrivateKey, context: bytes, body: bytes, *, doubly: bool = False
+) -> bytes:
+    """Return an authority's signature of a body, `SIGNATURE_BYTES`, or `AUTHORITY_BYTES` where it signs doubly.
+
+    Args:
+      authority: its key.
+      context: in which it counts, 32 bytes.
+      body: what is signed.
+      doubly: whether its ML-DSA key signs as well, and travels along.
+    """
+    first = sign(authority, context, body)
+    if not doubly:
+        return first
+    return first + sign_second(authority, context, body) + post_quantum_public(authority)
+
+
+def verify_authority(public: bytes, context: bytes, body: bytes, signature: bytes) -> None:
+    """Return if a signature is what `sign_as_authority` made.
+
+    Args:
+      public: the authority's Ed25519 key; with the hash of its ML-DSA key behind it both must have signed.
+      context: in which it counts, 32 bytes.
+      body: what was signed.
+      signature: what it returned.
+
+    Raises:
+      Refused: MALFORMED, or BAD_SIGNATURE.
+    """
+    if len(signature) not in (SIGNATURE_BYTES, AUTHORITY_BYTES):
+        raise Refused(Reason.MALFORMED, f"a signature of {len(signature)} bytes")
+    verify(public[:KEY_BYTES], context, body, signature[:SIGNATURE_BYTES])
+    if len(public) == BOTH_BYTES:
+        second = signature[-ML_DSA_KEY_BYTES:]
+        if hashlib.sha256(second).digest() != public[KEY_BYTES:]:
+            raise Refused(Reason.BAD_SIGNATURE, "the authority's ML-DSA key did not sign")
+        verify_second(second, context, body, signature[SIGNATURE_BYTES:-ML_DSA_KEY_BYTES])
 
 
 @lru_cache(maxsize=1 << 10)  # simulated nodes in one process sign again and again

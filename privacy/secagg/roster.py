@@ -13,17 +13,10 @@ import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..bounded_decoding import Undecodable, unpack
-from .double_signature import (
-    BOTH_BYTES,
-    ML_DSA_KEY_BYTES,
-    post_quantum_public,
-    sign_second,
-    verify_by,
-    verify_second,
-)
+from .double_signature import ML_DSA_KEY_BYTES, sign_as_authority, verify_authority, verify_by
 from .messages import BOUNDS
 from .refusal import Reason, Refused
-from .suite import KEY_BYTES, ML_DSA_SIGNATURE_BYTES, SIGNATURE_BYTES, Suite, sign, verify
+from .suite import KEY_BYTES, Suite, sign, verify
 from .transcript import HASH_BYTES, Purpose, digest
 
 _FORMAT = 2
@@ -160,10 +153,7 @@ def write_roster(
     """
     entries = [member.parts for member in roster.members]
     body = cast(bytes, msgpack.packb((_FORMAT, roster.version, roster.earlier, entries)))
-    signature = sign(authority, _CONTEXT, body)
-    if doubly:
-        signature += sign_second(authority, _CONTEXT, body) + post_quantum_public(authority)
-    signed = (body, signature)
+    signed = (body, sign_as_authority(authority, _CONTEXT, body, doubly=doubly))
     return cast(bytes, msgpack.packb((*signed, sorted(cosignatures.items())) if cosignatures else signed))
 
 
@@ -178,7 +168,7 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
       Refused: MALFORMED, or BAD_SIGNATURE.
     """
     body, signature, _ = _parts(data)
-    _check_authority(authority_public, body, signature)
+    verify_authority(authority_public, _CONTEXT, body, signature)
     fields = _unpack(body)
     if isinstance(fields, tuple) and fields[:1] == (_UNCHAINED,):
         fields = (_FORMAT, *cast(tuple[object, ...], fields)[1:2], (), *cast(tuple[object, ...], fields)[2:])
@@ -187,18 +177,6 @@ def read_roster(data: bytes, authority_public: bytes) -> Roster:
         raise Refused(Reason.MALFORMED, f"roster format {number} is not known")
     members = tuple(map(_member, entries))
     return Roster(version, members, _exactly(earlier, (bytes,) * len(earlier)))
-
-
-def _check_authority(public: bytes, body: bytes, signature: bytes) -> None:
-    ends = SIGNATURE_BYTES, SIGNATURE_BYTES + ML_DSA_SIGNATURE_BYTES
-    if len(signature) not in (ends[0], ends[1] + ML_DSA_KEY_BYTES):
-        raise Refused(Reason.MALFORMED, f"a signature of {len(signature)} bytes")
-    verify(public[:KEY_BYTES], _CONTEXT, body, signature[: ends[0]])
-    if len(public) == BOTH_BYTES:
-        second = signature[ends[1] :]
-        if hashlib.sha256(second).digest() != public[KEY_BYTES:]:
-            raise Refused(Reason.BAD_SIGNATURE, "the authority's ML-DSA key did not sign")
-        verify_second(second, _CONTEXT, body, signature[ends[0] : ends[1]])
 
 
 def _member(entry: object) -> Member:
