@@ -16,7 +16,7 @@ for _name, _value in (
 ):
     os.environ.setdefault(_name, _value)
 
-REFUSED = 2
+FAILED, REFUSED = 1, 2  # what failed may work later: a unit tries it again
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 COMPLETE = "_FEDVEIL_COMPLETE"  # set by a shell that wants to complete a command line
@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 
     from .cli.app import app
     from .cli.verbs import told
-    from .privacy.refusal import Refusal
+    from .privacy.refusal import Refusal, disk_failed
 
     command = get_command(app)
     try:
@@ -71,7 +71,8 @@ def run(argv: Sequence[str]) -> int:
     except Refusal as refusal:
         from .cli.hints import hinted
 
-        return _refuse(hinted(refusal), argv)
+        refused = _refuse(hinted(refusal), argv)
+        return FAILED if disk_failed(refusal) else refused
 
 
 def _arguments(argv: Sequence[str]) -> list[str]:

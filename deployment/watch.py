@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ..server.run.audit_line import AuditLine, rows_of
 from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
 from ..server.run.display import say
 from ..server.run.federation import Federation
+from ..server.run.log_file import LogFile
 from ..server.run.run_folder import named_in
 from ..strategies.wire import BUDGET_SPENT, DROP_REASONS
 from .open_link import Presence
@@ -161,9 +161,11 @@ class Watch:
         """Return what is written; whatever goes wrong here, a full disk or a link that fails, is not the run's matter."""
         try:
             return self._written(before)
+        except OSError as error:
+            logger.warning("the status cannot be written: %s", error.strerror)
         except Exception:
             logger.exception("the status could not be written")
-            return before
+        return before
 
     def _written(self, before: dict[str, Any]) -> dict[str, Any]:
         now = self.status()
@@ -304,7 +306,7 @@ def watching(
 @contextmanager
 def _logging(path: Path) -> Generator[None]:
     try:
-        handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
+        handler = LogFile(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
     except OSError as error:
         raise Refusal("log", str(path), f"cannot be written ({error.strerror})") from error
     handler.setFormatter(JsonLines())

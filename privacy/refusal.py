@@ -1,18 +1,22 @@
 """Refusal, the one error that a user's mistake raises, and readers of values that raise it."""
 
+import errno
 import math
+import sqlite3
 from enum import StrEnum
 from numbers import Real
 from typing import TypeVar
 
 Word = TypeVar("Word", bound=StrEnum)
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+_DISK_OF_SQLITE = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR})  # the low byte of its codes
 
 
 class Refusal(Exception):
     """Request that is declined before anything is written, sent or spent.
 
     The command line prints it as one sentence, "field=value: remedy", and exits with code 2, without a
-    traceback.
+    traceback; with code 1 where `disk_failed`.
 
     Attributes:
       field: the name that the user gave or must give.
@@ -40,6 +44,20 @@ def _shown(value: object) -> str:
         return repr(value)
     except (ValueError, RecursionError):  # CPython writes no whole number of more than 4300 digits
         return "(too large to show)"
+
+
+def disk_failed(error: BaseException | None) -> bool:
+    """Return whether a disk that is full or fails is behind an error: the same request may work later."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return True
+        if (
+            isinstance(error, sqlite3.Error)
+            and getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_OF_SQLITE
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def word(kind: type[Word], field: str, value: str) -> Word:

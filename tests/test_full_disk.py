@@ -1,17 +1,23 @@
 """A disk that is full at any write of a run, a server or a device: nothing is lost, one sentence says so, and it goes on."""
 
 import json
+import logging
+import os
 import runpy
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedveil.__main__ import FAILED, run
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger.hash_chain import refusing
 from fedveil.privacy.ledger.ledger import read_entries, verify
-from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.refusal import Refusal, disk_failed
+from fedveil.server.run.log_file import LogFile
 from fedveil.simulations.simulate import simulate
 
 FAULTS = Path(__file__).parent / "faults"
@@ -135,14 +141,49 @@ def a_device_goes_on(clients: Path, folder: Path, full: range) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_device_whose_disk_is_full_loses_a_round_at_most(
-    tmp_path: Path, provisioned: Path, share: float
+def test_a_device_whose_disk_is_full_loses_a_round_at_most_and_says_so_in_a_sentence(
+    tmp_path: Path, provisioned: Path, share: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Path(shutil.copytree(provisioned, tmp_path / "counted"))
     survivors, writes = writes_of_a_round(made, made / "c0")
     assert survivors == 5
     first = 1 + int(share * writes)
     a_device_goes_on(provisioned, tmp_path / "full", range(first, first + 1))
+    said = [each for each in caplog.records if each.name == "fedveil.client"]
+    assert said and not any(each.exc_info for each in said)
+
+
+def test_a_command_that_meets_a_full_disk_fails_in_a_sentence_and_is_not_refused_for_good(
+    tmp_path: Path, provisioned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A unit starts what has failed again, and leaves alone what was refused."""
+    bundle = Path(shutil.copytree(provisioned / "c0", tmp_path / "device"))
+    with failing(bundle, range(1, 1000)):
+        assert run(["client", "start", str(bundle)]) == FAILED
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and len(said.splitlines()) == 1
+
+
+def test_a_ledger_on_a_full_disk_is_not_called_damaged(tmp_path: Path) -> None:
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    with pytest.raises(Refusal, match="make room on its disk") as raised, refusing(tmp_path, "is damaged"):
+        raise full
+    assert "damaged" not in str(raised.value) and disk_failed(raised.value)
+    with pytest.raises(Refusal, match="is damaged") as raised, refusing(tmp_path, "is damaged"):
+        raise sqlite3.DatabaseError("file is not a database")
+    assert not disk_failed(raised.value)
+
+
+def test_a_log_on_a_full_disk_loses_its_lines_and_says_nothing_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = LogFile(tmp_path / "log")
+    handler.stream.close()
+    handler.stream = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+    handler.emit(logging.LogRecord("x", logging.INFO, "", 0, "lost", None, None))
+    handler.close()
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.campaign

@@ -918,6 +918,13 @@ MUTATIONS = {
         "test_privacy_secagg_double.py",
         "knows_both_keys",
     ),
+    "a unit gives up on a full disk": Mutation(
+        "__main__.py",
+        "        return FAILED if disk_failed(refusal) else refused\n",
+        "        return refused\n",
+        "test_full_disk.py",
+        "not_refused_for_good",
+    ),
     "a device is admitted by Ed25519 alone under post-quantum signatures": Mutation(
         "client/device/admission.py",
         "        verify_authority(authority, _CONTEXT,",

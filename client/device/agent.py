@@ -151,8 +151,8 @@ class Agent:
             receipt = receipt_for(self._bundle, over)
         except NotTrained as said:
             return Message(Error(said.code, "the client does not take it"), reply_to=message)
-        except OSError:
-            logger.exception("the final model cannot be kept")
+        except OSError as error:
+            logger.error("the final model cannot be kept (%s); make room in %s", error.strerror, self._state)
             return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)
         self._rests = True
         self._over.set()

@@ -120,8 +120,8 @@ class Device:
                 return self._answer(message)
             except NotTrained as said:
                 return Message(Error(said.code, "the client did not train"), reply_to=message)
-            except OSError:
-                logger.exception("the node's memory cannot be kept")
+            except OSError as error:
+                logger.error("%s cannot be written (%s); make room", self.bundle.state, error.strerror)
                 return Message(Error(NOT_READY, "the client cannot write"), reply_to=message)
             except Exception:
                 logger.exception("a message was not answered")

@@ -19,7 +19,7 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..refusal import Refusal
+from ..refusal import Refusal, disk_failed
 from .durable_files import sync_folder
 
 BUSY_SECONDS = 30.0
@@ -143,9 +143,10 @@ def refusing(path: Path, what: str) -> Generator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        raise Refusal(
-            "ledger", str(path), f"{what} ({error}); restore the file or its permissions"
-        ) from error
+        told = f"{what} ({error}); restore the file or its permissions"
+        if disk_failed(error):
+            told = f"cannot be written or read now ({error}); make room on its disk, or mend it"
+        raise Refusal("ledger", str(path), told) from error
 
 
 class Lock:

@@ -39,6 +39,7 @@ from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .display import Display
 from .federation import Federation, Run
+from .log_file import LogFile
 from .machine_time import machine_time, since
 from .prepare import make_strategy_of, opened, prepare
 from .record_ledgers import record_meter
@@ -164,7 +165,7 @@ def _client_log(folder: Path) -> Generator[None]:
     """Let simulated clients write what failed, which a real client keeps to itself, into the run folder."""
     path = folder / "clients.log"
     open_for_owner(path).close()
-    handler = logging.FileHandler(path)
+    handler = LogFile(path)
     logger = logging.getLogger("fedveil.client")
     logger.addHandler(handler)
     before, logger.propagate = logger.propagate, False

@@ -168,7 +168,7 @@ def write_start(run: Run) -> None:
         if not (run.folder / CONFIG).exists():
             write_durably(run.folder / CONFIG, run.federation.settings.source.encode())
     except OSError as problem:
-        remedy = f"it cannot be written ({problem.strerror}); choose another"
+        remedy = f"it cannot be written ({problem.strerror}); make room, or choose another"
         raise Refusal(folder_setting(run.federation), str(run.folder), remedy) from problem
 
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,9 +35,12 @@ NAMES = ("cleveland", "hungary", "switzerland", "longbeach", "boston")
 Fault = Callable[[Message, int], Message | None]
 
 
-def make_federation(folder: Path, port: int = 8443, link: str = "grpc", names: Sequence[str] = NAMES) -> Path:
+def make_federation(
+    folder: Path, port: int = 8443, link: str = "grpc", names: Sequence[str] = NAMES, more: str = ""
+) -> Path:
     clients = ", ".join(f"{{name: {name}}}" for name in names)
-    (folder / "federation.yaml").write_text(FEDERATION.format(port=port, clients=clients) + f"link: {link}\n")
+    text = FEDERATION.format(port=port, clients=clients) + f"link: {link}\n{more}"
+    (folder / "federation.yaml").write_text(text)
     provision(folder / "federation.yaml", folder / "hearts", None)
     return folder / "hearts"
 
@@ -155,8 +158,17 @@ class Served:
 
 
 @contextmanager
-def serving(kind: type[Served], folder: Path, link: str = "grpc") -> Iterator[Served]:
-    """Provision a federation on a free port and start its clients; all of them end with the block."""
+def serving(
+    kind: type[Served],
+    folder: Path,
+    link: str = "grpc",
+    more: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
+    """Provision a federation on a free port and start its clients; all of them end with the block.
+
+    `more` stands at the end of the federation's file; `environment` is added to that of the processes.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -165,9 +177,9 @@ def serving(kind: type[Served], folder: Path, link: str = "grpc") -> Iterator[Se
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+        env={**os.environ, "GRPC_VERBOSITY": "NONE", **(environment or {})},
     )
-    made = kind(make_federation(folder, port, link), starter)
+    made = kind(make_federation(folder, port, link, more=more), starter)
     try:
         for bundle in sorted((made.hearts / "clients").iterdir()):
             made.client(bundle.name)

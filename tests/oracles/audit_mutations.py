@@ -231,6 +231,7 @@ BEYOND: dict[str, str] = {
     "a quote vouches for any nonce": ADMISSION,
     "one half of a double signature is enough": ADMISSION,
     "a roster counts without its second signature": ADMISSION,
+    "a unit gives up on a full disk": "a server that ends, and no number that is released",
     "a device is admitted by Ed25519 alone under post-quantum signatures": ADMISSION,
     "a post-quantum suite rests on a roster that is signed once": ADMISSION,
     "a device takes a roster that forks": ADMISSION,

@@ -1,0 +1,19 @@
+"""File of a log, which loses lines on a full disk and disturbs nobody: what ends the run says so itself."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from logging import LogRecord
+from logging.handlers import RotatingFileHandler
+
+
+class LogFile(RotatingFileHandler):
+    """Handler that writes lines into a file while the disk has room; logging's own prints a traceback for each lost line."""
+
+    def handleError(self, record: LogRecord) -> None:
+        """Lose the line."""
+
+    def close(self) -> None:
+        """Close the file; lines that have no room are lost."""
+        with suppress(OSError):
+            super().close()
