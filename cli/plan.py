@@ -17,9 +17,10 @@ from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.display import console_for
+from ..server.run.evaluation_plan import EvaluationPlan, evaluation_plan
 from ..server.run.federation import EVERYBODY, Federation
 from ..server.run.sum_plan import metrics_share_of
-from ..server.run.unit_plan import curve, plans_of, unit_plans, warnings_for
+from ..server.run.unit_plan import curve, evaluations_of, plans_of, unit_plans, warnings_for
 
 
 def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path | None = None) -> int:
@@ -85,14 +86,19 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
             f"{federation.settings.num_rounds}."
         )
     if not unlimited:
-        affordable = plan.affordable_rounds(budget)
+        affordable = plan.affordable_rounds(budget, evaluations_of(federation, plan))
         ends = "; the run ends there" if affordable < rounds else ""
         console.print(f"At this noise the budget affords {affordable} rounds{ends}.")
     if (runs := federation.settings.budget.runs) > 1:
-        once, all_of_them = (plan.epsilon(budget.target_delta, rounds * each) for each in (1, runs))
+        beside = evaluations_of(federation, plan)
+        once, all_of_them = (
+            plan.epsilon(budget.target_delta, rounds * each, beside * each) for each in (1, runs)
+        )
         console.print(f"One of {runs} runs: it costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
     if plan.unit == "client":
         console.print(_metrics(federation, plan))
+        if (asked := evaluation_plan(federation)) is not None:
+            console.print(_evaluation(federation, plan, budget, asked))
     for sentence in warnings_for(federation, plan, budget):
         console.print(sentence, style="yellow")
 
@@ -116,6 +122,20 @@ def _metrics(federation: Federation, plan: Plan) -> str:
         return "No metrics leave a client."
     cost = 1 - math.sqrt(1 - share)
     return f"Loss and count travel in the sum, under the same noise: they cost the update {cost:.1%} of its norm."
+
+
+def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
+    without = plan.epsilon(budget.target_delta)
+    whole = plan.epsilon(budget.target_delta, prior=evaluations_of(federation, plan))
+    many = len(asked.rounds)
+    often = f"after {many} of the rounds" if many > 1 else "in the end"
+    said = (
+        f"{asked.clients} clients evaluate the model {often}, at noise multiplier {asked.noise_multiplier:.4g}: this adds epsilon "
+        f"{whole - without:.3f} to the rounds' {without:.3f}, and makes {whole:.3f}."
+    )
+    if asked.half_width is None:
+        return said
+    return f"{said} Their mean {federation.settings.evaluate.metric} will be known to +-{asked.half_width:.4f} (95 %)."
 
 
 def _cell(plan: Plan, adversary: Adversary, value: float) -> str:

@@ -27,10 +27,11 @@ from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
+from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ..privacy.statistics.inquiry import Inquiry
 from ..strategies.canaries import canary_answer
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
-from ..strategies.question_wire import own_noise_of, question_of
+from ..strategies.question_wire import Asked, own_noise_of, question_of
 from ..strategies.record_plan import record_plan
 from ..strategies.wire import (
     BUDGET_SPENT,
@@ -50,14 +51,16 @@ from ..tasks.arrays import load_arrays, memory_of, read_arrays
 from ..tasks.columns import columns_of
 from ..tasks.data import Data, Examples, data_of, fingerprint, leaves, placeholder
 from ..tasks.hardware import device_of, on_cpu, placed, precision
+from ..tasks.held_back import held_back_of
 from ..tasks.independence import check_independence
 from ..tasks.memory import keep_freed
 from ..tasks.mislabelled import losses_of
 from ..tasks.persons import Owners, kept
 from ..tasks.protocol import Objective, Task, check_trainable
 from .dp_sgd import record_canaries
+from .evaluation import means_over
 from .private_update import SUMMED_RECORD, private_update
-from .questions import answered
+from .questions import answered, evaluated
 from .training.batches import seeds_of
 from .training.sgd import train, with_fast_kernels
 
@@ -265,12 +268,40 @@ def make_client_app(
         dummies = bench.settings.canaries
         if dummies is not None and client in dummies:
             return canary_answer(message, dummies, client)
-        if (inquiry := question_of(message.content)) is not None:
-            return question_round(message, client, bench, inquiry)
+        if (asked := question_of(message.content)) is not None:
+            return _asked(message, asked, client, bench)
         return train_round(message, client, bench, bench.settings)
 
     assert on_train is not None
     return app
+
+
+def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evaluation) -> HeldOutMeans | None:
+    """Return what a client measures of an instruction's model on the records that it holds out; None where it has none.
+
+    Args:
+      bench: task, whose clients hold records out, and model.
+      client: number of the client in the task.
+      content: the instruction.
+      asked: what is asked.
+
+    Raises:
+      Refusal: the client trains on all of its records, or the task has no such metric.
+    """
+    held = held_back_of(bench.task, client)
+    if held is None:
+        raise Refusal("evaluate.clients", asked.name, "this client trains on all of its records")
+    if not len(held):
+        return None
+    bench.forget()
+    load_arrays(bench.model, {name: view(array) for name, array in only_arrays(content).items()})
+    return means_over(placed(held, bench.device), bench.task, bench.model, bench.precision, asked)
+
+
+def _asked(message: Message, asked: Asked, client: int, bench: Workbench) -> Message:
+    if isinstance(asked, Evaluation):
+        return evaluated(message, asked, measured_at(bench, client, message.content, asked))
+    return question_round(message, client, bench, asked)
 
 
 def train_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:

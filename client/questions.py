@@ -1,4 +1,4 @@
-"""Answer of a client to a question: what it counts of its own rows, as segments of one vector or as its records' sum."""
+"""Answer of a client to a question: what it counts of its own rows, or measures on them, as segments or as its records' sum."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..privacy.budget import Unit
 from ..privacy.mechanisms.private_sum import add_noise, on_grid
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.statistics.columns import Table
+from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ..privacy.statistics.inquiry import Inquiry
 from ..strategies.question_wire import own_noise_of
 from ..strategies.wire import WEIGHT, memory_arrays, sum_spec_of
@@ -37,6 +38,18 @@ def answered(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -
         {SEGMENTS_RECORD: memory_arrays(dict(parts)), "metrics": MetricRecord(dict(metrics))}
     )
     return Message(content, reply_to=message)
+
+
+def evaluated(message: Message, asked: Evaluation, measured: HeldOutMeans | None) -> Message:
+    """Return the reply of a client's app to an evaluation.
+
+    Args:
+      message: the instruction.
+      asked: that it brings.
+      measured: on what the client holds out; None where it holds nothing.
+    """
+    parts = memory_arrays(dict(asked.contribution(measured)))
+    return Message(RecordDict({SEGMENTS_RECORD: parts}), reply_to=message)
 
 
 def _of_records(message: Message, inquiry: Inquiry, table: Table, stream: Stream) -> Message:

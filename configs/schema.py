@@ -881,6 +881,33 @@ class BudgetSettings(Group):
     """Runs like this one on the same data that the budget shall last for; each is planned as one of them."""
 
 
+class EvaluateSettings(Group):
+    """Evaluation of the model at the clients, each on records that it holds out of its training."""
+
+    clients: Annotated[
+        str,
+        Field(
+            pattern=r"^(none|final|every:[1-9][0-9]{0,5})$",
+            json_schema_extra=remedy("must be none, final, or every:N as in every:10"),
+        ),
+    ] = "none"
+    """When all clients evaluate the model: none, final (after the last round), or every:N rounds and after the last."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Of its records that each client holds out, by a hash of each: the same ones in every run."""
+    metric: Text = "accuracy"
+    """Of the task's metrics."""
+    metric_bound: Positive = 1.0
+    """Of the metric, which lies between 0 and this; what is outside counts as the nearest."""
+    figures: Annotated[
+        tuple[Literal["metric", "loss", "clients", "histogram"], ...], Field(strict=False, min_length=1)
+    ] = ("metric", "loss", "clients", "histogram")
+    """What is asked, in equal parts of the norm: the mean metric, the mean loss, how many clients evaluated, and how they spread."""
+    noise_multiplier: Positive | None = None
+    """Of one evaluation. Null: 5 times the root of how many evaluations there are, so that they cost together what one at 5 does."""
+    resolution: Positive | None = None
+    """Half the width that the interval of the mean metric may have at most; null asks for none."""
+
+
 class LinkSettings(Group):
     """What reaches real clients, and how rounds go there."""
 
@@ -938,6 +965,7 @@ class FederationSettings(Group):
     """Rounds from one checkpoint to the next."""
     ledger: LedgerSettings = LedgerSettings()
     budget: BudgetSettings = BudgetSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     accept_vacuous: bool = False
     """Train on real data although the plan calls the promise vacuous, or most cohorts would be empty."""
     purpose: Text | None = None
@@ -1012,6 +1040,18 @@ class FederationSettings(Group):
         if isinstance(self.compress, CompressionSettings):
             yield from self._rules_of_compression(self.compress)
         yield from self._rules_of_audit()
+        if self.evaluate.clients != "none":
+            yield from self._rules_of_evaluation()
+
+    def _rules_of_evaluation(self) -> Iterator[tuple[str, str]]:
+        if not isinstance(self.privacy, ClientLevel):
+            text = "clients are hidden as a whole when they evaluate; use client_central or client_distributed, or none"
+            yield "evaluate.clients", text
+        elif self.privacy.noise_schedule == "adaptive":
+            yield (
+                "evaluate.clients",
+                "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none",
+            )
 
     def _rules_of_compression(self, asked: CompressionSettings) -> Iterator[tuple[str, str]]:
         """Refuse what needs the same coordinates in every round, norms of whole gradients, or another grid."""

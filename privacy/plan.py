@@ -90,16 +90,20 @@ class Plan:
         events = self._after(self.num_rounds if rounds is None else rounds, prior)
         return counted(events, delta, self.adjacency, self.filter_order, PUBLISH_INTERVAL)
 
-    def curve(self, budget: Budget, rounds: int | None = None) -> PrivacyCurve:
+    def curve(
+        self, budget: Budget, rounds: int | None = None, prior: "Sequence[DpEvent]" = ()
+    ) -> PrivacyCurve:
         """Return the whole curve after so many rounds; a filter's is that of its budget.
 
         Args:
           budget: of the plan's unit and adjacency.
           rounds: of this plan; None for all of them.
+          prior: events of the same unit before them.
         """
         if self.filter_order is not None:
             return filter_curve(budget, self.filter_order)
-        return privacy_curve(self._after(self.num_rounds if rounds is None else rounds, ()), self.adjacency)
+        events = self._after(self.num_rounds if rounds is None else rounds, prior)
+        return privacy_curve(events, self.adjacency)
 
     def affordable_rounds(self, budget: Budget, prior: "Sequence[DpEvent]" = ()) -> int:
         """Return how many rounds a gate lets through at this noise, at most `MOST_ROUNDS`.
@@ -152,7 +156,12 @@ class Plan:
         return calibrated
 
     def calibrate_as_one_of(
-        self, runs: int, budget: Budget, prior: "Sequence[DpEvent]" = (), num_rounds: int | None = None
+        self,
+        runs: int,
+        budget: Budget,
+        prior: "Sequence[DpEvent]" = (),
+        num_rounds: int | None = None,
+        beside: "Sequence[DpEvent]" = (),
     ) -> "Plan":
         """Return this plan with the noise of one of so many identical runs that fit the budget together.
 
@@ -163,9 +172,12 @@ class Plan:
           budget: of the plan's unit and adjacency.
           prior: events of the same unit before the plan's rounds.
           num_rounds: of one run; None where they are the plan's.
+          beside: events of one run that are no round of the plan's.
         """
+        prior = [*prior, *beside]
         if runs > 1:
-            together = replace(self, num_rounds=runs * (num_rounds or self.num_rounds)).calibrate(budget)
+            every = replace(self, num_rounds=runs * (num_rounds or self.num_rounds))
+            together = every.calibrate(budget, [each for each in beside for _ in range(runs)])
             share = replace(together, num_rounds=self.num_rounds)
             if admits(share._after(self.num_rounds, prior), budget, self.filter_order, PUBLISH_INTERVAL):
                 return share

@@ -23,7 +23,9 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.mechanisms.sizing import WEIGHT
 from ..privacy.mechanisms.sum_spec import Segment, SumSpec
 from ..privacy.plan import Plan
+from ..privacy.statistics.evaluation import Evaluation
 from ..privacy.statistics.inquiry import Inquiry
+from ..strategies.question_wire import Asked
 from .accounts import SumAccount
 from .masked_sums import MaskedSums
 from .masking import Masking
@@ -31,7 +33,7 @@ from .open_sum import OpenSums
 from .participants import Participants
 from .round_terms import Mean, Round, Sum
 
-ROW = 1  # a question is one release
+ROW = 1  # an inquiry is one release
 # Grid units per clipping norm of a sum in the clear: rounding then moves a count by less than a part in 10^8 of its bound.
 CELLS = 1 << 28
 
@@ -43,7 +45,10 @@ class QuestionAccount(SumAccount, Protocol):
     def plan(self) -> Plan: ...
 
     @property
-    def inquiry(self) -> Inquiry: ...
+    def inquiry(self) -> Asked: ...
+
+    @property
+    def row(self) -> int: ...
 
     @property
     def randomness(self) -> Randomness: ...
@@ -71,12 +76,14 @@ class Charge:
       ledger: of the population, open for writing.
       inquiry: what is asked; its name is the release's.
       randomness: where draws and noise come from.
+      row: of the release, under that name.
     """
 
     plan: Plan
     ledger: Ledger
-    inquiry: Inquiry
+    inquiry: Asked
     randomness: Randomness
+    row: int = ROW
 
     def reserve(self) -> None:
         """Reserve the answer's release.
@@ -112,14 +119,14 @@ class Charge:
     def spec(self) -> SumSpec:
         """The segments of what is asked, or the sum of records' parts."""
         norm = self.plan.clipping_norm
-        if self.inquiry.unit is Unit.RECORD:
-            return self.inquiry.spec_of_records(norm)
-        return SumSpec(norm, self.inquiry.segments, cells=CELLS)
+        if isinstance(self.inquiry, Evaluation) or self.inquiry.unit is Unit.CLIENT:
+            return SumSpec(norm, self.inquiry.segments, cells=CELLS)
+        return self.inquiry.spec_of_records(norm)
 
     @property
     def _release(self) -> Release:
         events, segments = dict.fromkeys(self.plan.adversaries, self.plan.event()), self.inquiry.asked
-        key = (self.inquiry.name, ROW, QUESTION)
+        key = (self.inquiry.name, self.row, QUESTION)
         kind = self.randomness.kind
         return Release(self.plan.unit, *key, events, kind, segments=segments, kind=QUESTION)
 
@@ -132,11 +139,13 @@ class OwnCharges:
       plan: calibrated, of one round; gives the noise that each client adds.
       inquiry: what is asked.
       randomness: where draws come from.
+      row: of the answer.
     """
 
     plan: Plan
     inquiry: Inquiry
     randomness: Randomness
+    row: int = ROW
 
     def reserve(self) -> None:
         """Reserve nothing here: each client does, before it answers."""
@@ -190,7 +199,7 @@ def sums_of(charge: QuestionAccount, done: Round, mean: Mean, masked: bool) -> S
       masked: whether the sum was encrypted, and its noise is measured by the range of a vector.
     """
     inquiry = charge.inquiry
-    if inquiry.unit is Unit.CLIENT:
+    if isinstance(inquiry, Evaluation) or inquiry.unit is Unit.CLIENT:
         return Sums(mean.counts, mean.scalars, mean.noise, mean.denominator)
     spec, noise, answered = charge.spec, mean.noise, mean.denominator
     unit = spec.unit_norm
@@ -228,17 +237,19 @@ def put(
         if masking is None
         else MaskedSums(participants, charge, masking, charge.randomness)
     )
-    drawn = participants.draw(charge.randomness.stream("cohort", ROW))
-    layout = charge.inquiry.layout if charge.inquiry.unit is Unit.RECORD else {}
+    # Canaries are asked nothing: they weigh what is claimed of training.
+    drawn = participants.real(participants.draw(charge.randomness.stream("cohort", charge.row)))
+    asked = charge.inquiry
+    layout = {} if isinstance(asked, Evaluation) or asked.unit is Unit.CLIENT else asked.layout
     wanted = Sum(
         charge.inquiry.name,
-        ROW,
+        charge.row,
         content,
         "train",
         charge.spec,
         coordinates=sum(map(math.prod, layout.values())),
         noise_multiplier=charge.plan.noise_over_clip,
-        number=ROW,
+        number=charge.row,
     )
     return sums.sum(drawn, wanted, layout, timeout, _nobody)
 

@@ -211,6 +211,8 @@ class ClientSettings:
       loss_traces: the owner's folder of the losses of each record; empty if they are not kept.
       accelerator: device that models train on, as `tasks.hardware.device_of` reads it.
       dtype: precision that models run in, `float32` or `bfloat16`.
+      held_out: share of its records that a device keeps out of its training, as its order says; a simulation's task keeps
+        them out itself.
     """
 
     task: str
@@ -226,6 +228,7 @@ class ClientSettings:
     loss_traces: str = ""
     accelerator: str = "cpu"
     dtype: str = "float32"
+    held_out: float | None = None
 
     @property
     def per_person(self) -> int | None:

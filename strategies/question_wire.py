@@ -1,9 +1,10 @@
-"""Wire format of a question: an instruction that brings an inquiry beside a training order, and no model.
+"""Wire format of a question: an instruction that brings an inquiry, or an evaluation of a model, beside a training order.
 
-Where records are hidden it brings zeros in the shapes of the answer, in the place of a model: an answer is what a client adds
-to them. Where each client adds noise of its own, it says how much.
+An inquiry has no model; an evaluation is of the one that comes with it. Where records are hidden an inquiry brings zeros in the
+shapes of the answer, in the place of a model: an answer is what a client adds to them. Where each client adds noise of its own,
+it says how much.
 
-The inquiry lies in the strategy's configuration record, as the order does, so that secure aggregation binds a cohort to the
+What is asked lies in the strategy's configuration record, as the order does, so that secure aggregation binds a cohort to the
 question that it answers, and a device holds the promise against its owner's policy in the way that it knows.
 """
 
@@ -16,13 +17,16 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from ..privacy.budget import Unit
 from ..privacy.refusal import Refusal, real
+from ..privacy.statistics.evaluation import Evaluation, evaluation_from_json
 from ..privacy.statistics.inquiry import Inquiry, from_json
 from .flower_adapter import records_of
 from .wire import layout_of, memory_arrays
 
-QUESTION_KEY = "fedveil-question"  # in the configuration record
+QUESTION_KEY, EVALUATION_KEY = "fedveil-question", "fedveil-evaluation"  # in the configuration record
 OWN_NOISE_KEY = "fedveil-question-noise"
-NO_MODEL, CONFIG = "arrays", "config"  # names that Flower's strategies give these records
+NO_MODEL = MODEL = "arrays"  # names that Flower's strategies give these records
+CONFIG = "config"
+Asked = Inquiry | Evaluation
 
 
 def question_content(
@@ -44,18 +48,36 @@ def question_content(
     return RecordDict({NO_MODEL: zeros, CONFIG: config})
 
 
-def question_of(content: RecordDict) -> Inquiry | None:
-    """Return the inquiry in an instruction, or None if it has none.
+def evaluation_content(evaluation: Evaluation, model: ArrayRecord, order: Mapping[str, str]) -> RecordDict:
+    """Return the records of an evaluation.
+
+    Args:
+      evaluation: what is asked.
+      model: that is evaluated, at least one array.
+      order: what travels beside it.
+    """
+    config = ConfigRecord({**order, EVALUATION_KEY: evaluation.text})
+    return RecordDict({MODEL: model, CONFIG: config})
+
+
+def question_of(content: RecordDict) -> Asked | None:
+    """Return what an instruction asks, or None if it asks nothing.
 
     Raises:
-      Refusal: it has two, one that cannot be read, or one beside a model.
+      Refusal: it asks two things, one that cannot be read, an inquiry beside a model, or an evaluation of none.
     """
-    found = _values(content, QUESTION_KEY)
+    keys = (QUESTION_KEY, EVALUATION_KEY)
+    found = [(key, value) for key in keys for value in _values(content, key)]
     if not found:
         return None
-    if len(found) > 1 or not isinstance(found[0], str):
-        raise Refusal(QUESTION_KEY, f"{len(found)} values", "an instruction has one question")
-    inquiry = from_json(found[0])
+    key, text = found[0]
+    if len(found) > 1 or not isinstance(text, str):
+        raise Refusal(key, f"{len(found)} values", "an instruction has one question")
+    if key == EVALUATION_KEY:
+        if not any(layout_of(dict(each.items())) for each in records_of(content, ArrayRecord).values()):
+            raise Refusal(key, None, "comes without a model to evaluate")
+        return evaluation_from_json(text)
+    inquiry = from_json(text)
     layout = inquiry.layout if inquiry.unit is Unit.RECORD else {}
     for arrays in records_of(content, ArrayRecord).values():
         if layout_of(dict(arrays.items())) != layout:

@@ -150,6 +150,7 @@ class TrainingOrder:
       client: given if and only if `privacy` protects clients.
       record: given if and only if `privacy` protects records; with a rate of sampling if all clients do so together.
       agreement: of the server's task, as `tasks.arrays.agreement_of` has it; None where the task has no schema.
+      held_out: share of its records that a client keeps out of its training, and evaluates models on; None for none.
 
     Raises:
       Refusal: a value is out of range, or does not go with `privacy`.
@@ -161,6 +162,7 @@ class TrainingOrder:
     client: ClientClaim | None = None
     record: RecordOrder | None = None
     agreement: str | None = None
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "privacy", word(Mode, "privacy", self.privacy))
@@ -168,6 +170,8 @@ class TrainingOrder:
             raise Refusal("run", self.run, f"give a name of 1 to {MAX_RUN} printable characters")
         if self.agreement is not None and not DIGEST.fullmatch(str(self.agreement)):
             raise Refusal("agreement", self.agreement, "give 64 hexadecimal digits")
+        if self.held_out is not None and not 0 < real("held_out", self.held_out) < 1:
+            raise Refusal("held_out", self.held_out, "give a share above 0 and below 1")
         rate = None if self.record is None else self.record.sample_rate
         for name, given, modes in (
             ("client", self.client, CLIENT_MODES),

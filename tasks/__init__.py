@@ -10,21 +10,23 @@ from typing import Any
 from ..configs.strict import nearest
 from ..privacy.refusal import Refusal
 from .data import Examples, check_examples
+from .held_back import HELD_BACK, held_back
 from .numpy_task import as_task
 from .pool import DEALT, PooledTask, dealt
 from .protocol import Task
 
 __all__ = [
     "DEALT",
+    "HELD_BACK",
     "TASKS",
     "Examples",
     "PooledTask",
     "Task",
+    "as_run",
     "as_task",
     "check_examples",
     "dealt",
     "load_task",
-    "with_planted",
 ]
 
 # Imported when they are asked for: their data come with packages that a deployed client does not need.
@@ -50,7 +52,8 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     Args:
       name: one of `TASKS`, or "module:Class" for the user's own.
       options: arguments of the task; a shipped one takes num_clients, partition, alpha and seed. With PLANTED, which
-        is for all tasks, `mislabelled` plants odd examples drawn by that seed.
+        is for all tasks, `mislabelled` plants odd examples drawn by that seed; with HELD_BACK, which is so as well, its
+        clients train without that share of their records.
       allow: modules that may be imported for the user's own task.
 
     Raises:
@@ -58,7 +61,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
         or the task itself refuses one.
     """
     make = _own(name, allow) if ":" in name else _shipped(name)
-    own = {key: value for key, value in (options or {}).items() if key not in (PLANTED, DEALT)}
+    own = {key: value for key, value in (options or {}).items() if key not in (PLANTED, DEALT, HELD_BACK)}
     if ":" in name:
         if hasattr(make, "pool") and not hasattr(make, "client_data"):
             own.pop("num_clients", None)  # of the partition
@@ -75,7 +78,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None, allow: tuple[
     if not isinstance(task, Task):
         wanted = sorted(member for member in _MEMBERS if not hasattr(task, member))
         raise Refusal("task", name, f"it lacks {', '.join(wanted)}")
-    return with_planted(task, options or {})
+    return as_run(task, options or {})
 
 
 def _check_arguments(name: str, make: Callable[..., object], given: Mapping[str, Any]) -> None:
@@ -98,14 +101,20 @@ def _check_arguments(name: str, make: Callable[..., object], given: Mapping[str,
             raise Refusal(f"task.args.{key}", None, f"{name} needs it; give it a value")
 
 
-def with_planted(task: Task, options: Mapping[str, Any]) -> Task:
-    """Return the task with odd examples planted where its options ask for them and its data are simulated."""
-    planted = options.get(PLANTED)
+def as_run(task: Task, options: Mapping[str, Any]) -> Task:
+    """Return the task as its clients train on it.
+
+    Args:
+      task: as it was made.
+      options: HELD_BACK leaves out the records that clients hold out to evaluate; PLANTED plants odd examples where the
+        data are simulated.
+    """
+    kept, planted = held_back(task, options.get(HELD_BACK)), options.get(PLANTED)
     if planted is None or not task.simulated:
-        return task
+        return kept
     from .mislabelled import mislabelled
 
-    return mislabelled(task, planted)
+    return mislabelled(kept, planted)
 
 
 _MEMBERS = ("simulated", "num_clients", "model", "loss", "metrics", "client_data", "held_out")

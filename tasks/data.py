@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # fields that hold the targets, unless one is named
+SPLIT = "_fedveil_split"  # attribute of a task whose clients hold records out: parts a client's data, see `held_back`
 BATCH = 256  # examples that are read at a time where all are looked at
 
 
@@ -290,7 +291,18 @@ Data = Examples | LazyExamples
 
 
 def data_of(task: Task, client: int) -> Data:
-    """Return one client's data, in whatever form its task gives them.
+    """Return what one client trains on, in whatever form its task gives its data.
+
+    Args:
+      task: gives them.
+      client: 0 <= client < num_clients.
+    """
+    split = getattr(task, SPLIT, None)
+    return data_of_all(task, client) if split is None else split.of(task, client)[0]
+
+
+def data_of_all(task: Task, client: int) -> Data:
+    """Return one client's data with what it holds out of its training.
 
     Args:
       task: gives them.

@@ -111,7 +111,7 @@ def test_the_primary_files_say_the_models_defaults(file: str, model: type[Group]
             continue
         default = getattr(training, key) if key in TOLD else model.model_fields[key].get_default()
         plain = (
-            default.model_dump()
+            default.model_dump(mode="json")
             if isinstance(default, Group)
             else list(default)
             if isinstance(default, tuple)

@@ -35,6 +35,7 @@ from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
+from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
 from ...strategies.question_wire import question_of
@@ -52,7 +53,7 @@ from ...strategies.wire import (
     read_round,
 )
 from ..private_update import NotTrained, private_update
-from ..questions import answered
+from ..questions import answered, evaluated
 from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
@@ -84,6 +85,7 @@ class Device:
       count: returns the number of the owner's records, of a person at most so many as it is given; None on a device that cannot protect single records.
       root: of the system's files.
       columns: returns the owner's columns, for questions; None on a device that answers none.
+      evaluate: measures the model of an instruction on what the owner's data hold out; None on a device that does not.
     """
 
     bundle: ClientBundle
@@ -93,6 +95,7 @@ class Device:
     root: Path = ROOT
     prepare: Callable[[TrainingOrder], None] | None = None
     columns: Callable[[], Table] | None = None
+    evaluate: Callable[[Message, Evaluation], HeldOutMeans | None] | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _log: SeenLog | None = None
     _quotes: ServerQuotes | None = None
@@ -215,8 +218,11 @@ class Device:
     @contextmanager
     def _charged(self, content: RecordDict, terms: AttemptTerms | None) -> Generator[None]:
         order, cost = accepted(content, terms, self.bundle.policy, self.count is not None)
-        if self.columns is None and question_of(content) is not None:
-            logger.warning("a question is not answered: this device's task has no columns")
+        asked = question_of(content)
+        if asked is not None and (self.evaluate if isinstance(asked, Evaluation) else self.columns) is None:
+            logger.warning(
+                "a question is not answered: this device's task has no columns, or evaluates nothing"
+            )
             raise NotTrained(FAILED)
         if terms is not None and self._changed_since(order, terms):
             logger.warning("an order cannot be followed: the roster has changed since the cohort agreed")
@@ -246,9 +252,13 @@ class Device:
         del context
         order = read_order(message.content)
         assert order is not None  # or nothing would have been charged
-        if (inquiry := question_of(message.content)) is not None:
+        asked = question_of(message.content)
+        if isinstance(asked, Evaluation):
+            assert self.evaluate is not None
+            return evaluated(message, asked, self.evaluate(message, asked))
+        if asked is not None:
             assert self.columns is not None
-            return answered(message, inquiry, self.columns(), Randomness(None).stream("question noise"))
+            return answered(message, asked, self.columns(), Randomness(None).stream("question noise"))
         return self.train(message, self.merged(order))
 
     def merged(self, order: TrainingOrder) -> ClientSettings:
@@ -258,7 +268,7 @@ class Device:
           NotTrained: BUDGET_SPENT where the owner's cap has ended, or too little of the budget is left; NOT_READY where the
             ledger cannot be read; NO_EXAMPLES where the owner has none.
         """
-        settings = replace(self.settings, training=order.training)
+        settings = replace(self.settings, training=order.training, held_out=order.held_out)
         asked = order.record
         if asked is None:
             return settings
@@ -344,29 +354,43 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         table = linear.read_table(bundle.folder / (choice.data or ""))
 
         def train_table(message: Message, told: ClientSettings) -> Message:
-            return linear.train_round(message, choice.client, table, told)
+            return linear.train_round(message, choice.client, linear.parts_of(table, told.held_out)[0], told)
+
+        def evaluate_table(message: Message, asked: Evaluation) -> HeldOutMeans | None:
+            return linear.measured(message, linear.parts_of(table, asked.share)[1], asked)
 
         columns = {LABEL: table.targets}
-        return Device(bundle, settings, train_table, None, root, linear.check_order, lambda: columns)
+        return Device(
+            bundle, settings, train_table, None, root, linear.check_order, lambda: columns, evaluate_table
+        )
     from ...tasks.arrays import agreement_of
     from ...tasks.columns import columns_of
     from ...tasks.data import data_of
     from ...tasks.hardware import check_device
+    from ...tasks.held_back import held_back
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import check_persons, kept
-    from ..app import Workbench, train_round  # torch, which a linear model does without
+    from ..app import Workbench, measured_at, train_round  # torch, which a linear model does without
 
     check_device(settings.accelerator, ACCELERATOR)
     if choice.name == TABLES:
         settings, choice = replace(settings, task_options=_of_tables(bundle)), replace(choice, client=0)
     bench = Workbench(settings)
+
+    @lru_cache(maxsize=2)  # a run has one share, and trains without another's
+    def holding(share: float | None) -> Workbench:
+        return bench if share is None else Workbench(settings, held_back(bench.task, share))
+
     agreement = agreement_of(bench.task)
     if not 0 <= choice.client < bench.task.num_clients:
         raise Refusal("task.client", choice.client, f"the task has clients 0 to {bench.task.num_clients - 1}")
     _ = bench.model
 
     def train(message: Message, told: ClientSettings) -> Message:
-        return train_round(message, choice.client, bench, told)
+        return train_round(message, choice.client, holding(told.held_out), told)
+
+    def evaluate(message: Message, asked: Evaluation) -> HeldOutMeans | None:
+        return measured_at(holding(asked.share), choice.client, message.content, asked)
 
     _check_own(bench.task, choice.client)
 
@@ -387,6 +411,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         root,
         prepare,
         lambda: columns_of(bench.task, choice.client),
+        evaluate,
     )
 
 

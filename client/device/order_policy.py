@@ -15,8 +15,8 @@ from ...privacy.budget import Adjacency, Adversary, Budget, Unit
 from ...privacy.mechanisms.sum_spec import TRAINING, SumSpec
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
-from ...privacy.statistics.inquiry import Inquiry
-from ...strategies.question_wire import own_noise_of, question_of
+from ...privacy.statistics.evaluation import Evaluation
+from ...strategies.question_wire import Asked, own_noise_of, question_of
 from ...strategies.secure_wire import run_number
 from ...strategies.training_order import (
     CENTRAL_MODES,
@@ -57,7 +57,7 @@ class Charged:
     event: Gaussian | DpEvent
     adversaries: tuple[Adversary, ...]
     budget: Budget | None = None
-    inquiry: Inquiry | None = None
+    inquiry: Asked | None = None
 
 
 def accepted(
@@ -106,7 +106,7 @@ def accepted(
 
 
 def _check_purposes(
-    order: TrainingOrder, content: RecordDict, inquiry: Inquiry | None, policy: OwnerPolicy
+    order: TrainingOrder, content: RecordDict, inquiry: Asked | None, policy: OwnerPolicy
 ) -> None:
     """Refuse a vector with a segment that the owner allows for no purpose, or a question that is not the one it says.
 
@@ -125,6 +125,8 @@ def _check_purposes(
         raise Refusal("purpose", inquiry.purpose, f"the owner's policy allows questions for: {known}")
     if order.privacy not in MODES_OF_QUESTIONS[inquiry.unit]:
         raise Refusal("privacy", str(order.privacy), f"does not hide a {inquiry.unit}, as the question says")
+    if isinstance(inquiry, Evaluation) and order.held_out != inquiry.share:
+        raise Refusal("held_out", order.held_out, "is not the share of the evaluation")
     if (
         not _is_vector_of(spec, inquiry, order, own_noise_of(content))
         or order.run != inquiry.name
@@ -133,9 +135,9 @@ def _check_purposes(
         raise Refusal("question", inquiry.name, "its vector, run and purpose are not those of the question")
 
 
-def _is_vector_of(spec: SumSpec, inquiry: Inquiry, order: TrainingOrder, own_noise: float | None) -> bool:
+def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise: float | None) -> bool:
     """Return whether a sum's parameters are those of a question, and the noise on it is where its privacy says."""
-    if inquiry.unit is Unit.CLIENT:
+    if isinstance(inquiry, Evaluation) or inquiry.unit is Unit.CLIENT:
         return spec.segments == inquiry.segments and own_noise is None
     if order.privacy is Mode.RECORD:
         return own_noise is not None and spec.clipping_norm is None and spec.unit_norm is None

@@ -7,6 +7,7 @@ up to the rounding of float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from ...configs.local_training import LocalTraining
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.refusal import Refusal
+from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
+from ...privacy.statistics.held_rows import hashes_of_rows, held_rows
 from ...strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
 from ...strategies.training_order import TrainingOrder
 from ...strategies.wire import WEIGHT, memory_arrays, only_arrays, read_round, view
@@ -27,7 +30,7 @@ Labels = NDArray[np.int64]
 KIND = "linear"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """Examples with their targets.
 
@@ -87,6 +90,44 @@ def train_round(message: Message, client: int, table: Table, settings: ClientSet
     metrics = MetricRecord({WEIGHT: len(table), TRAIN_LOSS: loss})
     content = RecordDict({"arrays": memory_arrays({"weight": weight, "bias": bias}), "metrics": metrics})
     return Message(content, reply_to=message)
+
+
+@lru_cache(maxsize=2)
+def parts_of(table: Table, held_out: float | None) -> tuple[Table, Table]:
+    """Return what is trained on, and what is held out, as a task with torch holds it out.
+
+    Args:
+      table: the examples.
+      held_out: share of all records; None holds none out.
+    """
+    if held_out is None:
+        return table, Table(table.inputs[:0], table.targets[:0])
+    held = held_rows(hashes_of_rows([table.inputs, table.targets]), held_out)
+    return Table(table.inputs[~held], table.targets[~held]), Table(table.inputs[held], table.targets[held])
+
+
+def measured(message: Message, held: Table, asked: Evaluation) -> HeldOutMeans | None:
+    """Return what is measured of an instruction's model on held-out examples; None where there are none.
+
+    Args:
+      message: the instruction.
+      held: the examples.
+      asked: what is asked.
+
+    Raises:
+      Refusal: another metric than accuracy is asked for.
+    """
+    if asked.metric != "accuracy":
+        raise Refusal(
+            "evaluate.metric", asked.metric, "a linear device without torch measures accuracy alone"
+        )
+    if not len(held):
+        return None
+    arrays = only_arrays(message.content)
+    weight, bias = (view(arrays[name]).astype(np.float32) for name in ("weight", "bias"))
+    logs = _log_softmax(held.inputs @ weight.T + bias)
+    right = logs.argmax(1) == held.targets
+    return HeldOutMeans(float(right.mean()), float(-logs[np.arange(len(held)), held.targets].mean()))
 
 
 def check_order(order: TrainingOrder) -> None:

@@ -110,6 +110,11 @@ class SumSpec:
         return self.clipping_norm * math.sqrt(max(1 - self._beside_share, 0.0))
 
     @property
+    def asks(self) -> bool:
+        """Whether the segments leave nothing for an update: what clients answer is a question."""
+        return self.clipping_norm is not None and self._beside_share >= 1 - _FLOAT_SLACK
+
+    @property
     def beside(self) -> int:
         """Coordinates of the segments that travel beside the update."""
         return sum(each.size for each in self.segments)

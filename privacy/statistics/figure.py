@@ -97,3 +97,22 @@ def scaled(figure: Figure, middle: float, half: float) -> Figure:
     """Return a figure of numbers in [-1, 1] in the units of numbers in middle +- half."""
     low, high = middle + half * figure.low, middle + half * figure.high
     return Figure(figure.name, middle + half * figure.value, low, high)
+
+
+def quantile_of(name: str, excess: Cells, room: Cells, edges: Cells) -> Figure:
+    """Return where noisy counts reach a quantile, and every bin in which the noise allows it to lie.
+
+    Args:
+      name: of the figure.
+      excess: at each edge, rows below it less the quantile's share of all; at most 0 at the first edge, above 0 at the last.
+      room: at each edge, how far noise may have carried that.
+      edges: of the bins, ascending.
+    """
+    reached = int(np.argmax(excess[1:] >= 0)) + 1
+    before, after = excess[reached - 1], excess[reached]
+    part = -before / (after - before) if after > before else 0.5
+    value = edges[reached - 1] + (edges[1] - edges[0]) * min(max(part, 0.0), 1.0)
+    may_begin, may_end = np.flatnonzero(excess + room >= 0), np.flatnonzero(excess - room <= 0)
+    low = edges[max(int(may_begin[0]) - 1, 0)]
+    high = edges[min(int(may_end[-1]) + 1, len(edges) - 1)]
+    return Figure(name, float(value), float(min(low, value)), float(max(high, value)))

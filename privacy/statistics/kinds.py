@@ -23,6 +23,7 @@ from .figure import (
     Cells,
     Figure,
     count_of,
+    quantile_of,
     ratio_of,
     scaled,
     smooth_of,
@@ -235,26 +236,12 @@ class Quantiles:
         below = np.concatenate([[0.0], np.cumsum(leaves)])
         told = [count_of("rows", below[-1], sigma * math.sqrt(self.branches * self._parent_variance))]
         for wanted in self.quantiles:
-            name = f"quantile {wanted:g}"
-            if below[-1] <= 0 or below[-1] < NORMAL_95 * sigma * self._spread(wanted)[-1]:
+            name, room = f"quantile {wanted:g}", NORMAL_95 * sigma * self._spread(wanted)
+            if below[-1] <= 0 or below[-1] < room[-1]:
                 told.append(unsaid(name))
             else:
-                told.append(self._quantile(name, below, wanted, sigma))
+                told.append(quantile_of(name, below - wanted * below[-1], room, self.edges))
         return told
-
-    def _quantile(self, name: str, below: Cells, wanted: float, sigma: float) -> Figure:
-        """Return where the counts reach the quantile, and every bin in which the noise allows it to lie."""
-        excess = below - wanted * below[-1]
-        room = NORMAL_95 * sigma * self._spread(wanted)
-        reached = int(np.argmax(excess[1:] >= 0)) + 1
-        before, after = excess[reached - 1], excess[reached]
-        part = -before / (after - before) if after > before else 0.5
-        width = self.edges[1] - self.edges[0]
-        value = self.edges[reached - 1] + width * min(max(part, 0.0), 1.0)
-        may_begin, may_end = np.flatnonzero(excess + room >= 0), np.flatnonzero(excess - room <= 0)
-        low = self.edges[max(int(may_begin[0]) - 1, 0)]
-        high = self.edges[min(int(may_end[-1]) + 1, self.bins)]
-        return Figure(name, float(value), float(min(low, value)), float(max(high, value)))
 
     @property
     def _parent_variance(self) -> float:

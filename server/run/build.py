@@ -24,7 +24,7 @@ from ...configs.schema import (
 from ...privacy.preconditions import check_adjacency
 from ...privacy.refusal import Refusal
 from ...strategies.cohorts import Cohort, cohort_of, over_selected, seen
-from ...tasks import DEALT, TASKS, PooledTask, Task, dealt, load_task, with_planted
+from ...tasks import DEALT, TASKS, PooledTask, Task, as_run, dealt, load_task
 from ...tasks.announced import AnnouncedTask
 from .client_instructions import task_options
 from .display import warn
@@ -144,7 +144,7 @@ def _task(settings: SimulationSettings, options: Mapping[str, Any], given: Task 
         remedy = "the task was given as an object and says itself how many it has; leave it null"
         raise Refusal("task.num_clients", settings.task.num_clients, remedy)
     assert isinstance(own, Task)
-    return with_planted(own, options)
+    return as_run(own, options)
 
 
 def _strategy(settings: SimulationSettings, given: Strategy | None) -> Strategy | None:

@@ -25,7 +25,7 @@ from ...strategies.client_settings import (
 from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import calibrated_noise, record_plan
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
-from ...tasks import DEALT, PLANTED
+from ...tasks import DEALT, HELD_BACK, PLANTED
 from .display import warn
 from .federation import Federation, Run, ledger_home
 from .record_audit import plants_examples
@@ -277,11 +277,13 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
       settings: of the federation.
       seed: of the simulation; None stands for 0.
     """
+    share = held_out_share(settings)
+    held: dict[str, Any] = {} if share is None else {HELD_BACK: share}
     if settings.task.target is not None:
         how = {"num_clients": settings.task.num_clients, "seed": seed or 0}
         partition = settings.partition.model_dump() | how
         planted = {PLANTED: seed or 0} if plants_examples(settings) else {}
-        return settings.task.options | planted | {DEALT: partition}
+        return settings.task.options | planted | {DEALT: partition} | held
     options: dict[str, Any] = {
         "num_clients": settings.task.num_clients,
         "partition": settings.partition.name,
@@ -290,8 +292,14 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
         "seed": seed or 0,
         **settings.task.options,
         PLANTED: (seed or 0) if plants_examples(settings) else None,
+        **held,
     }
     return {key: value for key, value in options.items() if value is not None}
+
+
+def held_out_share(settings: SimulationSettings) -> float | None:
+    """Return which share of its records a client keeps out of its training, to evaluate models on; None for none."""
+    return None if settings.evaluate.clients == "none" else settings.evaluate.share
 
 
 def order_of(run: Run) -> dict[str, str]:
@@ -306,6 +314,7 @@ def order_of(run: Run) -> dict[str, str]:
         client=_claim(run),
         record=_record_order(run.federation),
         agreement=agreement_of(run.federation.task),
+        held_out=held_out_share(s),
     )
     return {ORDER_KEY: order.to_json()}
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from .audit_line import AuditLine, rows_of
 from .callbacks import RoundEnd, RunEnd, RunStart
+from .evaluation import SHOWN, said_of
 
 SHOWN_ROUNDS = 8
 LINES = 10  # a plain log gets about this many lines
@@ -70,7 +71,7 @@ class Display:
 
     def _plain(self, done: RoundEnd) -> str:
         shown = [f"round {done.round:>{len(str(self._run.num_rounds))}}/{self._run.num_rounds}"]
-        shown += [f"{name} {_number(value)}" for name, value in done.metrics.items()]
+        shown += [f"{name} {_number(value)}" for name, value in held_out(done).items()]
         shown += [f"{unit} epsilon {text}" for unit, text in self._epsilons(done)]
         counts = f"{done.row['replies']} of {done.row['invited']} clients"
         shown.append(
@@ -81,6 +82,7 @@ class Display:
         named = [*done.row.get("blamed", {}).items(), *done.row.get("suspected", {}).items()]
         told = [f"{name} {said}" for name, said in named]
         told += [done.row["cause"]] if "cause" in done.row else []
+        told += [f"the clients: {said_of(done.row['evaluation'])}"] if "evaluation" in done.row else []
         audit = done.audit.words() if done.audit and done.audit.fresh(done.round) else []
         said = ["  ".join(shown), *(f"  {each}" for each in told), *(f"  audit: {each}" for each in audit)]
         return "\n".join(said)
@@ -95,15 +97,17 @@ class Display:
 
     def _table(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        names = list(self._lines[-1].metrics) if self._lines else []
+        names = list(held_out(self._lines[-1])) if self._lines else []
         units = [unit for unit, _ in self._epsilons(self._lines[-1])] if self._lines else []
         for column in ("round", *names, *(f"epsilon ({unit})" for unit in units), "clients"):
             table.add_column(column, justify="right", min_width=9)
         for line in self._lines[-SHOWN_ROUNDS:]:
             clients = _clients(line.row)
-            values = [_number(value) for value in line.metrics.values()]
+            values = [_number(value) for value in held_out(line).values()]
             table.add_row(str(line.round), *values, *(text for _, text in self._epsilons(line)), clients)
-        return Group(Text(self._run.title, style="bold"), table, *self._bars())
+        said = [each for each in self._lines if "evaluation" in each.row][-1:]
+        asked = [Text(f"the clients, round {each.round}: {said_of(each.row['evaluation'])}") for each in said]
+        return Group(Text(self._run.title, style="bold"), table, *asked, *self._bars())
 
     def _bars(self) -> list[RenderableType]:
         done = self._lines[-1].round if self._lines else 0
@@ -139,6 +143,11 @@ def _bar(name: str, done: float, total: float, text: str) -> RenderableType:
     row.add_column()
     row.add_row(name, ProgressBar(total=total, completed=min(done, total), width=30), text)
     return row
+
+
+def held_out(done: RoundEnd) -> dict[str, float]:
+    """Return what the server measured of a round's model, and not what clients did."""
+    return {name: value for name, value in done.metrics.items() if not name.startswith(SHOWN)}
 
 
 def _number(value: float) -> str:

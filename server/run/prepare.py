@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from .acts import write_acts
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .display import warn
+from .evaluation_plan import evaluation_plan, one_evaluation
 from .federation import Federation, Run, ledger_home
 from .record_ledgers import require_heads
 from .run_folder import Saved
@@ -73,6 +74,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     _check_other_mode(federation)
     make_strategy_of(federation)
     _ = federation.masking  # refuses a cohort that no sum can hide
+    _check_evaluation(federation)
     if saved is None and (not federation.simulated or federation.summed is None):
         require_use(federation, sum_plan(federation))
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
@@ -170,6 +172,27 @@ def _check_every(federation: Federation, canaries: bool) -> None:
             _ = federation.sizes  # refuses a federation without examples
 
 
+def _check_evaluation(federation: Federation) -> None:
+    """Refuse an evaluation that is too coarse, of a metric that the task has not, or of too many for an encrypted sum."""
+    if evaluation_plan(federation) is None:
+        return
+    import torch  # takes a second, and a plan does without
+
+    if federation.masking is not None:
+        federation.masking.shape(federation.num_clients)
+    task, held_out, wanted = (
+        federation.task,
+        held_out_of(federation.task),
+        federation.settings.evaluate.metric,
+    )
+    inputs, targets = held_out.batch(torch.arange(min(len(held_out), 2)))
+    model = task.model().eval()
+    with torch.no_grad():
+        known = task.metrics(run_on(model, inputs), targets)
+    if wanted not in known:
+        raise Refusal("evaluate.metric", wanted, f"the task has {', '.join(sorted(known)) or 'none'}")
+
+
 def _looked_at(federation: Federation) -> range:
     """Return the clients whose data are looked at before anything is spent.
 
@@ -252,7 +275,8 @@ def opened(run: Run, saved: Saved | None) -> Generator[tuple[Run, RunAudit | Non
             plan, ledger, metrics_share_of(federation, plan), adaptation, key, federation.units
         )
         write_acts(run, saved.name if saved else None, ledger)
-        yield _started(replace(run, client=asking_for(run.client, plan), privacy=privacy), saved)
+        plans = [each for each in (plan, one_evaluation(federation)) if each is not None]
+        yield _started(replace(run, client=asking_for(run.client, plans), privacy=privacy), saved)
     finally:
         with suppress(LedgerUnavailable):  # of notes only: what was reserved stays spent
             ledger.close()
@@ -307,17 +331,18 @@ def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
     return plan
 
 
-def asking_for(client: ClientSettings, plan: Plan) -> ClientSettings:
-    """Return the clients' settings with what simulated owners ask for: the noise that was planned.
+def asking_for(client: ClientSettings, plans: Sequence[Plan]) -> ClientSettings:
+    """Return the clients' settings with what simulated owners ask for: the least noise that was planned.
 
     Args:
       client: the settings.
-      plan: of the client level, calibrated.
+      plans: of the client level, calibrated.
     """
     asked = client.encryption
     if asked is None:
         return client
-    return replace(client, encryption=replace(asked, minimum_noise_multiplier=plan.noise_over_clip))
+    least = min(each.noise_over_clip for each in plans)
+    return replace(client, encryption=replace(asked, minimum_noise_multiplier=least))
 
 
 def _noise_key(run: Run, fresh: bool) -> bytes | None:

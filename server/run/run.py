@@ -25,6 +25,7 @@ from ...privacy.ledger.durable_files import open_for_owner
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
 from ...strategies.canaries import add_canaries
+from ...strategies.cohorts import All
 from ...strategies.flower_adapter import quiet_flower
 from ...tasks.arrays import load_arrays
 from ...tasks.data import batches_of, held_out_of, run_on
@@ -38,6 +39,7 @@ from . import run_folder
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .display import Display
+from .evaluation import evaluate_at_clients
 from .federation import Federation, Run
 from .log_file import LogFile
 from .machine_time import machine_time, since
@@ -207,7 +209,7 @@ def _run_on(
         strategy=strategy,
         num_rounds=federation.settings.num_rounds,
         evaluate=evaluator(federation),
-        after_round=partial(_after_round, progress, private, watching),
+        after_round=partial(_after_round, progress, private, watching, around.pace.deadline),
         train_config=around.order(run),
         pace=replace(around.pace, ready=ready),
         average_after=average_after(run),
@@ -278,14 +280,17 @@ def _after_round(
     progress: Progress,
     grid: PrivateGrid,
     watching: Sequence[Callback],
+    deadline: float,
     state: State,
     done: Round,
     metrics: dict[str, float],
 ) -> Ending | None:
-    audit = progress.audit
+    audit, federation = progress.audit, progress.run.federation
     alarms = [] if audit is None else auditing.watch_round(audit, grid, state)
     drawn = grid.participants.real(grid.drawn)
-    told = run_folder.record_round(progress, state, done, metrics, drawn)
+    answers = answers_of(replace(federation, cohort=All()))
+    evaluated = evaluate_at_clients(progress.run, grid.participants, answers, state, deadline)
+    told = run_folder.record_round(progress, state, done, metrics, drawn, evaluated)
     lines, *others = watching
     lines.round(told)
     run_folder.keep(progress, state)  # before those who may be slow: a round that is paid for is not lost

@@ -39,6 +39,7 @@ from .audit import RunAudit, shown
 from .audit import end as end_audit
 from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .close import CLOSED, close, head_before_close
+from .evaluation import shown_metrics
 from .federation import Federation, Run
 from .machine_time import MachineTime
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
@@ -270,7 +271,12 @@ class Lines:
 
 
 def record_round(
-    progress: Progress, state: State, done: Round, metrics: dict[str, float], drawn: list[int]
+    progress: Progress,
+    state: State,
+    done: Round,
+    metrics: dict[str, float],
+    drawn: list[int],
+    evaluated: Mapping[str, Any] | None = None,
 ) -> RoundEnd:
     """Add the round to the history, and return what those who watch are told of it.
 
@@ -280,7 +286,9 @@ def record_round(
       done: what the round did.
       metrics: of the new model on the held-out examples.
       drawn: the real clients that were drawn.
+      evaluated: record of what clients said of the new model; None where they were not asked.
     """
+    metrics = metrics | shown_metrics(evaluated)
     audit, epsilons = progress.audit, _epsilons(progress, drawn)
     row = {
         "round": done.number,
@@ -301,6 +309,7 @@ def record_round(
             next((spent for unit, spent in epsilons.items() if unit != Unit.CLIENT), None)
         ),
         **(audit.auditor.columns(done.number) if audit else {}),
+        **({} if evaluated is None else {"evaluation": evaluated}),
     }
     progress.history.append(row)
     public = frozen(metrics), frozen(epsilons), frozen(row)
@@ -520,6 +529,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
                 _most(progress, ending),
             )
         ],
+        "evaluations": [row["evaluation"] for row in history if "evaluation" in row],
         "secagg": encryption(federation),
         "rosters": told_rosters(run.folder, names=not federation.keeps_counts),
         "audit": None,

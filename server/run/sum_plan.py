@@ -19,6 +19,7 @@ from ...privacy.refusal import Refusal
 from ...strategies.client_settings import TRAIN_LOSS
 from ...strategies.cohorts import CyclicPoisson
 from ...strategies.record_plan import PoissonBatches
+from .evaluation_plan import evaluation_events
 from .federation import Federation
 
 
@@ -62,8 +63,8 @@ def sum_plan(
     adaptive = federation.summed.noise_schedule == "adaptive"
     if adaptive:
         return plan.calibrate_for_filter(budget, prior)
-    asked = federation.settings
-    return plan.calibrate_as_one_of(asked.budget.runs, budget, prior, asked.num_rounds)
+    asked, beside = federation.settings, evaluation_events(federation, num_rounds)
+    return plan.calibrate_as_one_of(asked.budget.runs, budget, prior, asked.num_rounds, beside)
 
 
 def best_groups(settings: SimulationSettings, rate: float) -> int:

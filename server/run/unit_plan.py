@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...privacy.accounting.curve import PrivacyCurve, group_epsilons
 from ...privacy.budget import UNLIMITED_EPSILON, Budget, Unit
@@ -16,8 +17,12 @@ from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import record_plan
 from .client_instructions import client_settings
 from .display import warn
+from .evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan
 from .federation import Federation
 from .sum_plan import sum_plan
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
 
 STEPS = 10  # epsilon is shown after every tenth of the rounds
 OUTSIDE = "A person whose records are at two clients is outside this promise."
@@ -40,6 +45,8 @@ class UnitPlan:
       warnings: sentences on what the numbers do not say by themselves.
       curve: epsilon at many deltas, mu-GDP and zCDP where they hold, and the trade-off, after all rounds of one run.
       groups: (records, epsilon) of several records of one person together, where the unit is a record.
+      evaluation: at the clients, which is in `affordable_rounds`, `runs_epsilon` and the curve, and not in `epsilon`; None
+        where there is none.
 
     Example:
       >>> import fedveil as fv
@@ -58,25 +65,39 @@ class UnitPlan:
     warnings: list[str]
     curve: PrivacyCurve
     groups: list[tuple[int, float]]
+    evaluation: EvaluationPlan | None = None
 
 
 def unit_plans(federation: Federation) -> list[UnitPlan]:
     """Return the plan of each unit that is hidden."""
-    return [
-        UnitPlan(
-            str(plan.unit),
-            float(plan.noise_multiplier or 0),
-            curve(plan, budget.target_delta, rounds),
-            plan.affordable_rounds(budget),
-            federation.settings.budget.runs,
-            plan.epsilon(budget.target_delta, rounds * federation.settings.budget.runs),
-            plan.accountant(budget.target_delta),
-            warnings_for(federation, plan, budget),
-            plan.curve(budget, rounds),
-            groups_of(plan, budget, rounds),
-        )
-        for plan, budget, rounds in plans_of(federation)
-    ]
+    return [_unit_plan(federation, *each) for each in plans_of(federation)]
+
+
+def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> UnitPlan:
+    runs, beside = federation.settings.budget.runs, evaluations_of(federation, plan)
+    return UnitPlan(
+        str(plan.unit),
+        float(plan.noise_multiplier or 0),
+        curve(plan, budget.target_delta, rounds),
+        plan.affordable_rounds(budget, beside),
+        runs,
+        plan.epsilon(budget.target_delta, rounds * runs, [each for each in beside for _ in range(runs)]),
+        plan.accountant(budget.target_delta),
+        warnings_for(federation, plan, budget),
+        plan.curve(budget, rounds, beside),
+        groups_of(plan, budget, rounds),
+        evaluation_plan(federation) if plan.unit is Unit.CLIENT else None,
+    )
+
+
+def evaluations_of(federation: Federation, plan: Plan) -> list[DpEvent]:
+    """Return what the run's evaluations cost beside its rounds; none of a unit that is no client.
+
+    Args:
+      federation: its parts.
+      plan: of a unit.
+    """
+    return evaluation_events(federation) if plan.unit is Unit.CLIENT else []
 
 
 def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:

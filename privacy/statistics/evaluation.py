@@ -1,0 +1,284 @@
+"""Evaluation of a model at its clients: what each says of its own held-out records, and what the noisy sum of that says.
+
+Every part of a client's vector is zero where it holds nothing out, or does not answer. A client counts once, however many
+records it holds. What is said of the mean over clients:
+
+- beside `clients`, which counts those who evaluated, a ratio of two noisy sums, with the interval of Fieller (1954);
+- without it, a mean over all who were asked, whose interval is half as wide as z over their number, times 1.96: whoever
+  did not evaluate counts as the middle of the range.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bounded_decoding import Undecodable, read_json
+from ..budget import Unit
+from ..mechanisms.sum_spec import Segment
+from ..refusal import Refusal, real
+from .figure import ENOUGH, NORMAL_95, Cells, Figure, count_of, quantile_of, ratio_of, scaled, unsaid
+
+EVALUATION = "evaluation"  # the purpose that owners allow or refuse
+METRIC, LOSS, CLIENTS, HISTOGRAM = FIGURES = ("metric", "loss", "clients", "histogram")
+BINS = 20  # of the clients' metrics
+WORST = 0.1  # "worst decile": a tenth of the clients has less
+NORMAL_9875 = 2.241402727604947  # the 98.75 % quantile: two such intervals hold together in 95 %
+LOSS_BOUND = 5.0  # a client's mean loss above it counts as it; uniform guessing among 100 classes has 4.6
+MOST_BYTES, MOST_NAME = 4096, 200
+
+
+@dataclass(frozen=True)
+class HeldOutMeans:
+    """Means over one client's held-out records.
+
+    Attributes:
+      metric, loss: as the client measures them; neither need be finite.
+    """
+
+    metric: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is asked of every client about a model that comes with the question. All of it is public.
+
+    Attributes:
+      name: of the release; another evaluation has another row, or name.
+      share: of its records that each client holds out, in (0, 1).
+      metric: of the task's.
+      bound: of the metric, which lies in [0, bound].
+      figures: some of `FIGURES`, in equal parts of the squared norm.
+      why: what it is for, in a sentence that owners read.
+    """
+
+    name: str
+    share: float
+    metric: str = "accuracy"
+    bound: float = 1.0
+    figures: tuple[str, ...] = FIGURES
+    why: str = ""
+    purpose: str = field(default=EVALUATION, init=False)
+    unit: Unit = field(default=Unit.CLIENT, init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("name", "metric", "why"):
+            value: object = getattr(self, name)
+            if not isinstance(value, str) or len(value) > MOST_NAME or not (value or name == "why"):
+                raise Refusal(f"evaluate.{name}", value, f"give at most {MOST_NAME} characters")
+            if value and not value.isprintable():
+                raise Refusal(f"evaluate.{name}", value, "give printable characters")
+        object.__setattr__(self, "figures", tuple(self.figures))
+        if (
+            not self.figures
+            or not set(self.figures) <= {*FIGURES}
+            or len({*self.figures}) < len(self.figures)
+        ):
+            raise Refusal("evaluate.figures", self.figures, f"give some of {', '.join(FIGURES)}, each once")
+        if self.metric in FIGURES or self.metric == self._by_metric:
+            raise Refusal(
+                "evaluate.metric", self.metric, "is a name of another figure; name a metric of the task"
+            )
+        if not 0 < real("evaluate.share", self.share) < 1:
+            raise Refusal("evaluate.share", self.share, "give a share above 0 and below 1")
+        if real("evaluate.metric_bound", self.bound) <= 0:
+            raise Refusal("evaluate.metric_bound", self.bound, "give a number above 0")
+
+    @property
+    def text(self) -> str:
+        """The evaluation as JSON, as it travels."""
+        plain = {name: value for name, value in asdict(self).items() if name not in ("purpose", "unit")}
+        return json.dumps(plain, sort_keys=True)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What each client's vector is; each part has a norm of at most 1 in its own units."""
+        share = 1 / len(self.figures)
+        shapes = {HISTOGRAM: (BINS,)}
+        return tuple(
+            Segment(self._called(each), 1.0, share, shapes.get(each, (1,)), self.purpose)
+            for each in self.figures
+        )
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Purpose of each part by its name, as ledgers list them."""
+        return {each.name: each.purpose for each in self.segments}
+
+    def contribution(self, measured: HeldOutMeans | None) -> dict[str, NDArray[np.floating]]:
+        """Return a client's value of every segment.
+
+        Args:
+          measured: None where it holds no record out.
+        """
+        values: dict[str, NDArray[np.floating]] = {each.name: np.zeros(each.shape) for each in self.segments}
+        if measured is None:
+            return values
+        metric, loss = (
+            _within(value, bound, otherwise)
+            for value, bound, otherwise in (
+                (
+                    measured.metric,
+                    self.bound,
+                    0.0,
+                ),  # what a model that diverged measures is the worst there is
+                (measured.loss, LOSS_BOUND, LOSS_BOUND),
+            )
+        )
+        said = {METRIC: 2 * metric / self.bound - 1, LOSS: 2 * loss / LOSS_BOUND - 1, CLIENTS: 1.0}
+        for each in self.figures:
+            if each == HISTOGRAM:
+                values[self._by_metric][min(int(metric / self.bound * BINS), BINS - 1)] = 1.0
+            else:
+                values[self._called(each)][0] = said[each]
+        return values
+
+    def answers(
+        self, sums: Mapping[str, Cells], noise_over_clip: float, asked: float
+    ) -> list[tuple[str, list[Figure]]]:
+        """Return the figures of each part, by its name.
+
+        Args:
+          sums: noisy, of each segment.
+          noise_over_clip: standard deviation of the sum's noise over its clipping norm.
+          asked: clients that the sum is of: all who were asked or, where that is seen, who answered.
+        """
+        sigma = self.sigma(noise_over_clip)
+        rows = float(sums[CLIENTS][0]) if CLIENTS in self.figures else None
+        told: list[tuple[str, list[Figure]]] = []
+        for each in self.figures:
+            name = self._called(each)
+            if each == HISTOGRAM:
+                told += self._spread(sums[name], rows, sigma)
+            elif each == CLIENTS:
+                told.append((name, [count_of("clients", sums[name][0], sigma)]))
+            else:
+                half = (self.bound if each == METRIC else LOSS_BOUND) / 2
+                told.append(
+                    (name, [scaled(_mean(name, float(sums[name][0]), rows, sigma, asked), half, half)])
+                )
+        return told
+
+    def sigma(self, noise_over_clip: float) -> float:
+        """Return the standard deviation of the noise on each part, in clients.
+
+        Args:
+          noise_over_clip: standard deviation of the sum's noise over its clipping norm.
+        """
+        return noise_over_clip * math.sqrt(len(self.figures))
+
+    def half_width(self, noise_over_clip: float, clients: float) -> float | None:
+        """Return half the width that the metric's interval will have at the widest; None where it is not asked for.
+
+        Args:
+          noise_over_clip: standard deviation of the sum's noise over its clipping norm.
+          clients: that will evaluate.
+        """
+        if METRIC not in self.figures:
+            return None
+        widest = math.sqrt(2) if CLIENTS in self.figures else 1.0
+        return self.bound / 2 * widest * NORMAL_95 * self.sigma(noise_over_clip) / clients
+
+    @property
+    def _by_metric(self) -> str:
+        return f"clients by {self.metric}"
+
+    def _called(self, figure: str) -> str:
+        return {METRIC: self.metric, HISTOGRAM: self._by_metric}.get(figure, figure)
+
+    def _spread(self, cells: Cells, rows: float | None, sigma: float) -> list[tuple[str, list[Figure]]]:
+        """Return the histogram, and where a tenth, a quarter, a half and three quarters of the clients lie."""
+        edges = np.linspace(0, self.bound, BINS + 1)
+        bins = [
+            count_of(f"{low:g} to {high:g}", cell, sigma)
+            for low, high, cell in zip(edges, edges[1:], cells, strict=False)
+        ]
+
+        def at(name: str, wanted: float, normal: float = NORMAL_95) -> Figure:
+            return _quantile(name, cells, rows, wanted, (sigma, normal), edges)
+
+        upper, lower = (at("spread", each, NORMAL_9875) for each in (0.75, 0.25))
+        distance = upper.value - lower.value
+        spread = Figure(
+            "quartiles' distance", distance, max(upper.low - lower.high, 0.0), upper.high - lower.low
+        )
+        quartiles = [at(f"{name} quartile", q) for name, q in (("lower", 0.25), ("upper", 0.75))]
+        told = [at("worst decile", WORST), quartiles[0], at("median", 0.5), quartiles[1], spread]
+        return [(self._by_metric, bins), ("spread", told)]
+
+
+def _quantile(
+    name: str, cells: Cells, rows: float | None, wanted: float, noise: tuple[float, float], edges: Cells
+) -> Figure:
+    """Return a quantile of a histogram.
+
+    How many are below an edge is told by the bins below it, by those above it and the number of all, or by both. At each
+    edge the way is taken that has the least noise, which goes by public numbers alone.
+
+    Args:
+      name: of the figure.
+      cells: noisy counts.
+      rows: noisy number of all, where it was asked for.
+      wanted: share of all that is below.
+      noise: standard deviation of each count, and by how many of them the interval is wide.
+      edges: of the bins.
+    """
+    sigma, normal = noise
+    below, numbers = np.concatenate([[0.0], np.cumsum(cells)]), np.arange(len(edges))
+    above, others = below[-1] - below, len(cells) - numbers
+    ways = [(1 - wanted) * below - wanted * above]
+    variances = [(1 - wanted) ** 2 * numbers + wanted**2 * others]
+    total = below[-1] if rows is None else rows
+    if rows is not None:
+        ways += [below - wanted * rows, (1 - wanted) * rows - above]
+        variances += [numbers + wanted**2, others + (1 - wanted) ** 2]
+    best = np.argmin(variances, axis=0)
+    excess = np.choose(best, ways)
+    if total <= 0 or total < ENOUGH * sigma or excess[-1] <= 0:
+        return unsaid(name)
+    return quantile_of(name, excess, normal * sigma * np.sqrt(np.choose(best, variances)), edges)
+
+
+def _mean(name: str, total: float, rows: float | None, sigma: float, asked: float) -> Figure:
+    """Return the mean of what lies in [-1, 1]."""
+    if rows is not None:
+        return ratio_of(name, total, rows, sigma, (-1, 1))
+    value, half = total / asked, NORMAL_95 * sigma / asked
+    return Figure(name, *(min(max(each, -1.0), 1.0) for each in (value, value - half, value + half)))
+
+
+def _within(value: float, bound: float, otherwise: float) -> float:
+    return min(max(value, 0.0), bound) if math.isfinite(value) else otherwise
+
+
+def evaluation_from_json(text: str) -> Evaluation:
+    """Return the evaluation that travelled.
+
+    Raises:
+      Refusal: it is none: too long, no JSON, or a value is missing, unknown or out of range.
+    """
+    if len(text) > MOST_BYTES:
+        raise Refusal(EVALUATION, f"{len(text)} bytes", f"an evaluation has at most {MOST_BYTES}")
+    try:
+        read = read_json(text)
+    except Undecodable as error:
+        raise Refusal(EVALUATION, text[:40], "is not JSON") from error
+    keys = {each.name for each in fields(Evaluation) if each.init}
+    if not isinstance(read, dict) or set(cast(dict[str, Any], read)) != keys:
+        raise Refusal(EVALUATION, text[:40], f"has exactly the keys {', '.join(sorted(keys))}")
+    plain = cast(dict[str, Any], read)
+    figures: object = plain.pop("figures")
+    if not isinstance(figures, list) or not all(
+        isinstance(each, str) for each in cast(list[object], figures)
+    ):
+        raise Refusal(
+            "evaluate.figures", str(cast(object, figures))[:40], f"give some of {', '.join(FIGURES)}"
+        )
+    return Evaluation(figures=tuple(cast(list[str], figures)), **plain)

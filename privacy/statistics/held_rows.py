@@ -1,0 +1,55 @@
+"""Rows that a client holds out of its training, to evaluate models on: chosen by a keyed hash of each.
+
+The key is public and the same everywhere. So the same data hold the same rows out in every run, and a row that two clients
+have is held out at both: none of them trains on what the other evaluates on. Nothing about a row leaves by that. A client
+with two different rows or more holds out one at least, and trains on one at least.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEY = b"fedveil: held out to evaluate"
+BITS = 64  # of a hash
+
+
+def held_rows(hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+    """Return which of a client's rows are held out, shape (n,).
+
+    Args:
+      hashes: of the rows, shape (n,).
+      share: of all rows of the world that are held out, in (0, 1).
+    """
+    if not len(hashes):
+        return np.zeros(0, np.bool_)
+    held = hashes < np.uint64(int(share * 2**BITS))
+    if not held.any():
+        held = hashes == hashes.min()
+    return hashes != hashes.max() if held.all() else held
+
+
+def hashes_of_rows(arrays: Iterable[NDArray[Any]]) -> NDArray[np.uint64]:
+    """Return the keyed hash of each row, shape (n,).
+
+    Args:
+      arrays: of inputs and targets, n rows each.
+    """
+    columns = [np.ascontiguousarray(each).reshape(len(each), -1) for each in arrays]
+    made = (b"".join(each[row].tobytes() for each in columns) for row in range(len(columns[0])))
+    return np.fromiter((hashed(lambda digest, text=text: digest.update(text)) for text in made), np.uint64)
+
+
+def hashed(add: Callable[[Any], None]) -> int:
+    """Return the keyed hash of one row.
+
+    Args:
+      add: feeds the row to the digest that it is given.
+    """
+    digest = hashlib.blake2b(key=KEY, digest_size=BITS // 8)
+    add(digest)
+    return int.from_bytes(digest.digest(), "big")

@@ -1,0 +1,135 @@
+"""Evaluation of a run's model at its clients: one charged question that brings the model, and the record of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...configs.local_training import LocalTraining
+from ...privacy.ledger.ledger import BudgetExhausted
+from ...privacy.plan import Plan
+from ...privacy.statistics.evaluation import CLIENTS, Evaluation
+from ...privacy.statistics.figure import Figure
+from ...strategies.cohorts import All
+from ...strategies.question_wire import evaluation_content
+from ...strategies.training_order import ORDER_KEY, ClientClaim, TrainingOrder
+from ...strategies.wire import memory_arrays
+from ..participants import Participants
+from ..questions import Charge, put
+from ..round_terms import Answers, Mean, Round
+from ..rounds import State
+from .evaluation_plan import epsilon_of, evaluated_rounds, evaluation_of, one_evaluation
+from .federation import Federation, Run
+
+NAME = "evaluation"  # behind the run's name
+FIRST_ROW = (
+    1 << 20
+)  # beyond the rounds of any run: an evaluation's draws are not those of the round before it
+SHOWN = "clients/"  # before the names of what clients measured, in a round's line
+LOW, HIGH = "/low", "/high"  # behind them, of the interval's ends
+
+
+def evaluate_at_clients(
+    run: Run, participants: Participants, answers: Answers, state: State, timeout: float | None
+) -> dict[str, Any] | None:
+    """Ask all clients about the model of a round, and return the record; None where the round has no evaluation.
+
+    Args:
+      run: with the open ledger.
+      participants: of its rounds.
+      answers: by how many an evaluation goes.
+      state: after the round.
+      timeout: seconds for the replies of one exchange; None waits for all.
+    """
+    federation = run.federation
+    plan = one_evaluation(federation)
+    if plan is None or run.ledger is None or state.round not in evaluated_rounds(federation.settings):
+        return None
+    asked = evaluation_of(federation, f"{run.name} {NAME}")
+    record = {
+        "round": state.round,
+        "epsilon": epsilon_of(plan, run.ledger.budget.target_delta),
+        "noise_multiplier": plan.noise_multiplier,
+        "share": asked.share,
+        "confidence": 0.95,
+    }
+    charge = Charge(plan, run.ledger, asked, federation.randomness, FIRST_ROW + state.round)
+    try:
+        charge.reserve()
+    except BudgetExhausted as spent:
+        return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
+    everybody = replace(
+        participants,
+        cohort=All(),
+        answers=answers,
+        canaries=0 if participants.add_canaries else participants.canaries,
+        add_canaries=None,
+    )
+    content = evaluation_content(asked, memory_arrays(state.model), _order(federation, asked, plan))
+    done, mean = put(everybody, charge, content, federation.masking, timeout)
+    if mean is not None:
+        charge.settle()
+    return {**record, **_told(federation, asked, done, mean)}
+
+
+def _told(federation: Federation, asked: Evaluation, done: Round, mean: Mean | None) -> dict[str, Any]:
+    if mean is None:
+        return {"reason": done.cause or "too few clients answered", "clients": None, "answers": []}
+    # The server of an encrypted sum sees who is in it, and so does everybody whom it tells; another keeps that to itself.
+    clients = mean.clients if federation.masking is not None else federation.population
+    answers = [
+        {"name": name, "figures": [_figure(each) for each in figures]}
+        for name, figures in asked.answers(mean.counts, mean.noise, clients)
+    ]
+    return {"clients": clients, "answers": answers}
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    found = {"name": figure.name, "value": figure.value, "low": figure.low, "high": figure.high}
+    return (
+        found
+        if figure.said
+        else {**found, **dict.fromkeys(("value", "low", "high")), "said": "cannot be said"}
+    )
+
+
+def shown_metrics(record: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the means of a record by name, with the ends of their intervals, as a round's line has them.
+
+    Args:
+      record: of an evaluation; None where the round has none.
+    """
+    found: dict[str, float] = {}
+    for answer in () if record is None else record["answers"]:
+        first = answer["figures"][0]
+        if first["name"] == answer["name"] != CLIENTS and first["value"] is not None:
+            name = f"{SHOWN}{answer['name']}"
+            found |= {name: first["value"], f"{name}{LOW}": first["low"], f"{name}{HIGH}": first["high"]}
+    return found
+
+
+def said_of(record: Mapping[str, Any]) -> str:
+    """Return a record's means with their intervals in one line, or why there are none."""
+    found = shown_metrics(record)
+    means = {name: value for name, value in found.items() if not name.endswith((LOW, HIGH))}
+    told = [
+        f"{name.removeprefix(SHOWN)} {value:.4f} ({found[name + LOW]:.4f} to {found[name + HIGH]:.4f})"
+        for name, value in means.items()
+    ]
+    return ", ".join(told) or str(record.get("reason", "cannot be said"))
+
+
+def _order(federation: Federation, asked: Evaluation, plan: Plan) -> dict[str, str]:
+    from ...tasks.arrays import agreement_of  # torch, and plans know evaluations too
+
+    assert plan.noise_multiplier is not None
+    order = TrainingOrder(
+        asked.name,
+        federation.mode,
+        LocalTraining(),
+        ClientClaim(plan.noise_multiplier, plan.adjacency),
+        agreement=agreement_of(federation.task),
+        held_out=asked.share,
+    )
+    return {ORDER_KEY: order.to_json()}

@@ -1,0 +1,115 @@
+"""Task whose clients train without the records that they hold out, to evaluate models on; which ones says `held_rows`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..privacy.refusal import Refusal
+from ..privacy.statistics.held_rows import hashed, hashes_of_rows, held_rows
+from .data import BATCH, SAMPLED, SPLIT, Data, Examples, LazyExamples, data_of_all, feed, leaves, rows_of
+from .protocol import Task
+
+MOST_KEPT = 10_000  # clients whose split is kept; of more it is made again
+HELD_BACK = "held back"  # the option of any task that holds this share of each client's records back
+AnyTask = TypeVar("AnyTask", bound=Task)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Split of each client's records, made once in a process."""
+
+    share: float
+    parts: dict[int, tuple[Data, Data]] = field(default_factory=dict[int, tuple[Data, Data]])
+
+    def of(self, task: Task, client: int) -> tuple[Data, Data]:
+        """Return what a client trains on, and what it holds out.
+
+        Args:
+          task: that this is the split of.
+          client: its number.
+        """
+        if client not in self.parts:
+            if len(self.parts) >= MOST_KEPT:
+                self.parts.clear()
+            data = data_of_all(task, client)
+            held = held_rows(_hashes_of(data), self.share)
+            self.parts[client] = _rows(data, np.flatnonzero(~held)), _rows(data, np.flatnonzero(held))
+        return self.parts[client]
+
+
+def held_back(task: AnyTask, share: float | None) -> AnyTask:
+    """Return the task whose clients train without the records that they hold out; None leaves it as it is.
+
+    Args:
+      task: any; it is not changed.
+      share: of all records that are held out, in (0, 1).
+
+    Raises:
+      Refusal: the task takes no further attribute.
+    """
+    if share is None:
+        return task
+    made = copy(task)
+    try:
+        object.__setattr__(made, SPLIT, _Split(share))
+    except AttributeError as error:
+        remedy = f"{type(task).__name__} has slots; evaluate no clients, or give it a __dict__"
+        raise Refusal("evaluate.clients", type(task).__name__, remedy) from error
+    return made
+
+
+def held_back_of(task: Task, client: int) -> Data | None:
+    """Return what a client holds out; None where the task holds nothing back.
+
+    Args:
+      task: that runs.
+      client: its number.
+    """
+    split: _Split | None = getattr(task, SPLIT, None)
+    if split is None:
+        inner: Task | None = getattr(task, "task", None)  # of one with planted examples
+        return None if inner is None else held_back_of(inner, client)
+    return split.of(task, client)[1]
+
+
+def _hashes_of(data: Data) -> NDArray[np.uint64]:
+    if isinstance(data, Examples):
+        tensors = [*leaves(data.inputs), *leaves(data.targets)]
+        return hashes_of_rows(each.detach().cpu().numpy() for each in tensors)
+    try:
+        first = list(_hashes_of_items(data, min(len(data), SAMPLED)))
+        found = np.fromiter(_hashes_of_items(data, len(data)), np.uint64)
+    except TypeError as error:
+        raise Refusal(
+            "evaluate.clients", str(error), "is no content by which a record could be held out"
+        ) from error
+    if first != found[: len(first)].tolist():
+        remedy = "a record differs from one reading to the next; move what is random into transform"
+        raise Refusal("evaluate.clients", type(data.dataset).__name__, remedy)
+    return found
+
+
+def _hashes_of_items(data: LazyExamples, count: int) -> Iterator[int]:
+    for start in range(0, count, BATCH):
+        for item in data.raw_items(list(range(start, min(start + BATCH, count)))):
+            yield hashed(lambda digest, item=item: feed(digest, item))
+
+
+def _rows(data: Data, rows: NDArray[np.int64]) -> Data:
+    import torch  # takes a second, and a linear device does without
+
+    chosen = rows.tolist()
+    persons = None if data.persons is None else [data.persons[row] for row in chosen]
+    if isinstance(data, LazyExamples):
+        several = hasattr(data.dataset, "with_format")
+        subset = data.dataset.select(chosen) if several else torch.utils.data.Subset(data.dataset, chosen)
+        return replace(data, dataset=subset, persons=persons)
+    index = torch.from_numpy(rows)
+    groups = None if data.groups is None else {name: each[index] for name, each in data.groups.items()}
+    return Examples(rows_of(data.inputs, index), rows_of(data.targets, index), persons, groups)

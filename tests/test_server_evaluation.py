@@ -1,0 +1,301 @@
+"""Evaluation at the clients of a run: planned with the budget, one charged question each, on records that nobody trains on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dp_accounting.dp_event import GaussianDpEvent
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.privacy_accountant import NeighboringRelation
+
+from fedveil import Examples
+from fedveil.client.app import Workbench, measured_at
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.refusal import Refusal
+from fedveil.server import masked_sums
+from fedveil.server.run.build import Given, build
+from fedveil.server.run.client_instructions import client_settings
+from fedveil.server.run.evaluation import FIRST_ROW
+from fedveil.server.run.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan
+from fedveil.server.run.federation import Federation
+from fedveil.server.run.unit_plan import unit_plans
+from fedveil.simulations.simulate import run_simulation
+from fedveil.strategies.question_wire import evaluation_content
+from fedveil.strategies.wire import memory_arrays
+from fedveil.tasks.data import data_of, data_of_all
+from fedveil.tasks.held_back import held_back, held_back_of
+
+CLIENTS, ROWS = 40, 12
+COARSE = ["privacy.target_delta=0.005", "privacy.allow_large_delta=true"]
+FREE = [
+    "privacy.target_epsilon=100000",
+    "evaluate.noise_multiplier=0.02",
+]  # nobody is hidden: held against the truth
+
+
+class Coins:
+    """Clients with a few points of two classes; the last one has a single point."""
+
+    simulated, num_clients = True, CLIENTS
+
+    def model(self) -> torch.nn.Module:
+        model = torch.nn.Linear(4, 2)
+        with torch.no_grad():
+            model.weight.copy_(torch.tensor([[0.3, -0.2, 0.1, 0.0], [-0.1, 0.4, 0.0, 0.2]]))
+            model.bias.zero_()
+        return model
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        return {"accuracy": (outputs.argmax(1) == targets).double().mean().item()}
+
+    def client_data(self, client: int) -> Examples:
+        rows = 1 if client == CLIENTS - 1 else ROWS
+        inputs = torch.randn(rows, 4, generator=torch.Generator().manual_seed(client))
+        return Examples(inputs, (inputs.sum(1) > 0).long())
+
+    def held_out(self) -> Examples:
+        return self.client_data(1000)
+
+
+class Remembered(Coins):
+    """The same, and which points a model was trained on."""
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+
+    def train(self, model: torch.nn.Module, data: Any, training: Any) -> float:
+        self.seen |= {row.numpy().tobytes() for row in data.batch(torch.arange(len(data)))[0]}
+        return 0.5
+
+
+def federation(*overrides: str, task: object | None = None) -> Federation:
+    given = ["task=custom", "task.target=object:Coins", "allow_modules=[object]", "num_rounds=4", "audit=off"]
+    settings = settings_from_overrides([*given, *COARSE, *overrides])
+    return build(settings, given=Given(task=task or Coins()))
+
+
+def ran(folder: Path, *overrides: str, task: object | None = None) -> dict[str, Any]:
+    return run_simulation(federation(*overrides, task=task), folder, quiet=True).result
+
+
+def means(record: dict[str, Any]) -> dict[str, float]:
+    return {each["name"]: each["figures"][0]["value"] for each in record["answers"]}
+
+
+def questions(ledger: str) -> list[dict[str, Any]]:
+    found = [json.loads(each.payload) for each in read_entries(Path(ledger)) if each.kind == "reserve"]
+    return [each for each in found if each.get("kind") == "question"]
+
+
+def truth(parts: Federation, model: dict[str, np.ndarray]) -> list[Any]:
+    """Return what each client measures of a model by itself."""
+    asked = evaluation_of(parts, "e")
+    content = evaluation_content(asked, memory_arrays(model), {})
+    bench = Workbench(client_settings(parts, Path("none")), parts.task)
+    return [measured_at(bench, client, content, asked) for client in range(parts.num_clients)]
+
+
+def model_of(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "mode", [["privacy=client_central"], ["privacy=client_distributed", "cohort=all"], ["engine.workers=2"]]
+)
+def test_clients_evaluate_the_model_that_is_released(tmp_path: Path, mode: list[str]) -> None:
+    result = ran(tmp_path, "evaluate.clients=final", *FREE, *mode)
+    (record,) = result["evaluations"]
+    said = [
+        each for each in truth(federation("evaluate.clients=final"), model_of(tmp_path)) if each is not None
+    ]
+    assert record["round"] == 4 and len(said) == CLIENTS - 1  # one has a single point, and holds none out
+    assert means(record)["accuracy"] == pytest.approx(np.mean([each.metric for each in said]), abs=0.01)
+    assert means(record)["loss"] == pytest.approx(np.mean([each.loss for each in said]), abs=0.05)
+    assert means(record)["clients"] == pytest.approx(CLIENTS - 1, abs=0.5)
+    histogram = next(each["figures"] for each in record["answers"] if each["name"] == "clients by accuracy")
+    bins = np.bincount([min(int(each.metric * 20), 19) for each in said], minlength=20)
+    np.testing.assert_allclose(
+        [each["value"] for each in histogram], bins, atol=2.5 if "cohort=all" in mode else 0.5
+    )
+    assert len(questions(result["ledger"])) == 1
+    assert verify(Path(result["ledger"])).ok
+
+
+def test_no_record_that_is_held_out_is_ever_trained_on(tmp_path: Path) -> None:
+    task = Remembered()
+    ran(tmp_path, "evaluate.clients=every:2", *FREE, "cohort=all", task=task)
+    parts = held_back(Coins(), 0.2)
+    held = [held_back_of(parts, client) for client in range(CLIENTS)]
+    assert sum(len(each or ()) for each in held) > CLIENTS
+    for client, data in enumerate(held):
+        assert isinstance(data, Examples)
+        own = data_of_all(parts, client)
+        assert len(data) + len(data_of(parts, client)) == len(own)
+        assert not task.seen & {row.numpy().tobytes() for row in data.inputs}
+    assert task.seen
+
+
+def test_what_evaluations_cost_is_in_the_plan_and_the_target_is_kept(tmp_path: Path) -> None:
+    given = ("privacy.target_epsilon=3", "evaluate.clients=every:2")
+    (told,) = unit_plans(federation(*given))
+    assert told.evaluation is not None and told.evaluation.rounds == (2, 4)
+    assert told.evaluation.noise_multiplier == pytest.approx(5 * 2**0.5)
+    assert told.epsilon[-1][1] < 2.97 < told.runs_epsilon <= 3.0 and told.affordable_rounds >= 4
+    result = ran(tmp_path, *given)
+    assert [each["round"] for each in result["evaluations"]] == [2, 4]
+    spent = next(each["epsilon"] for each in result["privacy"] if each["adversary"] == "model")
+    assert 2.97 < spent <= 3.0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows if "evaluation" in row] == [2, 4]
+    assert rows[1]["clients/accuracy/low"] <= rows[1]["clients/accuracy"] <= rows[1]["clients/accuracy/high"]
+
+
+def test_one_evaluation_costs_what_dp_accounting_says_of_one_gaussian(tmp_path: Path) -> None:
+    result = ran(
+        tmp_path, "evaluate.clients=final", "privacy.target_epsilon=3", "evaluate.noise_multiplier=5"
+    )
+    accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, 1e-4).compose(GaussianDpEvent(5.0))
+    assert result["evaluations"][0]["epsilon"] == pytest.approx(accountant.get_epsilon(0.005), rel=1e-3)
+    (entry,) = questions(result["ledger"])
+    assert set(entry["segments"].values()) == {"evaluation"}
+    assert set(entry["segments"]) == {"accuracy", "loss", "clients", "clients by accuracy"}
+
+
+def test_runs_of_one_budget_pay_for_their_evaluations() -> None:
+    (told,) = unit_plans(federation("privacy.target_epsilon=3", "evaluate.clients=final", "budget.runs=3"))
+    assert 2.97 < told.runs_epsilon <= 3.0
+
+
+def test_a_coarse_evaluation_is_refused_and_told_what_would_do() -> None:
+    parts = federation("privacy.target_epsilon=3", "evaluate.clients=final", "evaluate.resolution=0.02")
+    with pytest.raises(Refusal) as refused:
+        evaluation_plan(parts)
+    said = str(refused.value)
+    assert "clients would do" in said and "noise_multiplier=" in said and "epsilon" in said
+    clients = int(said.partition("; ")[2].split()[0])
+    assert clients == pytest.approx(CLIENTS * (1.96 * 2**0.5 * 10 / 80) / 0.02, rel=0.01)
+
+
+def test_a_refused_evaluation_charges_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="resolution"):
+        ran(
+            tmp_path / "run",
+            "evaluate.clients=final",
+            "evaluate.resolution=0.001",
+            "privacy.target_epsilon=3",
+        )
+    assert not (tmp_path / "run" / "ledger").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["evaluate.metric=bleu"], "the task has accuracy"),
+        (["privacy=none"], "hidden as a whole"),
+        (["privacy=record"], "hidden as a whole"),
+        (["evaluate.clients=every:0"], "every:N"),
+        (["evaluate.clients=sometimes"], "every:N"),
+        (["privacy.noise_schedule=adaptive"], "fixed in advance"),
+        (["evaluate.figures=[]"], "figures"),
+        (["evaluate.share=1.0"], "share"),
+        (["privacy.target_epsilon=0.1"], "already spent"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+    tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    given = ["evaluate.clients=final", *overrides]
+    with pytest.raises(Refusal, match=words):
+        settings = ["task=custom", "task.target=object:Coins", "allow_modules=[object]", "num_rounds=2"]
+        coarse = COARSE if not any(each in ("privacy=none",) for each in overrides) else []
+        parts = build(settings_from_overrides([*settings, *coarse, *given]), given=Given(task=Coins()))
+        run_simulation(parts, tmp_path, quiet=True)
+
+
+def test_evaluated_rounds_end_with_the_last() -> None:
+    every = federation("evaluate.clients=every:3", "num_rounds=7").settings
+    assert evaluated_rounds(every) == (3, 6, 7)
+    assert evaluated_rounds(federation().settings) == ()
+
+
+def test_who_drops_out_counts_in_no_figure(tmp_path: Path) -> None:
+    result = ran(tmp_path, "evaluate.clients=final", *FREE, "faults.dropout=0.4")
+    told = means(result["evaluations"][0])
+    said = truth(federation("evaluate.clients=final"), model_of(tmp_path))
+    metrics = [each.metric for each in said if each is not None]
+    assert told["clients"] < 0.8 * CLIENTS
+    # of those who answered: near the mean of all, and far from what zeros would make of it
+    assert abs(told["accuracy"] - np.mean(metrics)) < 0.12
+
+
+def test_a_masked_evaluation_is_bit_for_bit_that_of_the_same_vectors_unmasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    decode = masked_sums.decode_counts_of
+
+    def told(total: Any, spec: Any, seed: bytes) -> Any:
+        seen.append((total.copy(), spec, seed))
+        return decode(total, spec, seed)
+
+    monkeypatch.setattr(masked_sums, "decode_counts_of", told)
+    parts = federation(
+        "evaluate.clients=final", *FREE, "privacy=client_distributed", "cohort=all", "num_rounds=1"
+    )
+    result = run_simulation(parts, tmp_path, quiet=True).result
+    total, spec, seed = seen[-1]
+    asked, unmasked = evaluation_of(parts, "e"), np.zeros(spec.size, spec.dtype)
+    assert parts.seed is not None
+    drawn, bare = Randomness(parts.seed), replace(spec, layers=())
+    for client, said in enumerate(truth(parts, model_of(tmp_path))):
+        stream = drawn.stream("share", FIRST_ROW + 1, 0, client + 2)
+        layers = [stream.bytes(32) for _ in spec.layers]
+        assert len(layers) == len(spec.layers)  # taken from the stream as the client does; all are taken back
+        unmasked += encode_share({}, asked.contribution(said), bare, stream, seed)[0]
+    np.testing.assert_array_equal(total, unmasked)
+    sums = decode_counts_of(unmasked, bare, seed)
+    assert result["evaluations"][0]["answers"][2]["figures"][0]["value"] == sums["clients"][0]
+
+
+def test_a_killed_run_charges_each_evaluation_once(tmp_path: Path) -> None:
+    from fedveil.server.run import run as running
+
+    class Killed(BaseException):
+        pass
+
+    given = ("evaluate.clients=every:2", "privacy.target_epsilon=3")
+    whole = ran(tmp_path / "whole", *given)
+    parts, keep = federation(*given), running.run_folder.keep
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+
+        def killed(progress: Any, state: Any) -> None:
+            if state.round == 2:  # the evaluation is charged, and its round is not kept yet
+                raise Killed
+            keep(progress, state)
+
+        patch.setattr(running.run_folder, "keep", killed)
+        run_simulation(parts, tmp_path / "killed", quiet=True)
+    settings = parts.settings.model_copy(update={"resume": str(tmp_path / "killed")})
+    again = run_simulation(build(settings, given=Given(task=Coins())), tmp_path / "killed", quiet=True).result
+    assert again["evaluations"] == whole["evaluations"]
+    assert len(questions(again["ledger"])) == 2
+    assert again["privacy"] == whole["privacy"]
+
+
+def test_canaries_evaluate_nothing(tmp_path: Path) -> None:
+    result = ran(tmp_path, "evaluate.clients=final", *FREE, "audit=full", "audit.canaries=8", "cohort=all")
+    assert means(result["evaluations"][0])["clients"] == pytest.approx(CLIENTS - 1, abs=0.5)
