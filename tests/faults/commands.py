@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def become(argv: list[str], file: str, namespace: str = "", cgroup: str = "", *d
     code = 99
     try:
         code = fedveil.__main__.main()
+    except BaseException:  # noqa: BLE001 (whatever it was, whoever reads the file sees it)
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

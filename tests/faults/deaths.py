@@ -22,7 +22,7 @@ from fedveil.links.flower import fleet_calls as flower_fleet
 from fedveil.links.grpc import device_end as link
 from fedveil.privacy.ledger.ledger import Ledger
 from fedveil.privacy.mechanisms.randomness import Randomness, Stream
-from fedveil.server import checkpoint, private_grid, secure_sum
+from fedveil.server import checkpoint, masked_sums, private_grid
 from fedveil.server.run import run_folder as recording
 from fedveil.server.secure_sum import Attempt, SecureSums
 from fedveil.strategies.secure_wire import USUAL, Exchange, read_place
@@ -35,7 +35,8 @@ Dies = Callable[..., bool]
 def arrange(stage: str, number: int) -> None:
     """Let this process die at a stage of round `number`, if one is named; its noise repeats in any case."""
     Randomness.stream = _repeated  # type: ignore[method-assign]
-    for each in (secure_sum, secure_mod):  # else a rotation by the run's name, which is new after each kill
+    for each in (masked_sums, secure_mod):  # else a rotation by the run's name, which is new after each kill
+        assert callable(each.rotation_seed)
         each.rotation_seed = lambda _, row: bytes([row]) * 32
     _hasten()
     _keep_models()
@@ -62,8 +63,8 @@ def _keep_models() -> None:
     """Leave the checkpoint of each round beside the last one, so that the noise of each can be measured."""
     true = recording.save
 
-    def kept(progress: Any, state: Any) -> None:
-        true(progress, state)
+    def kept(progress: Any, state: Any, *given: Any) -> None:
+        true(progress, state, *given)
         folder = progress.run.folder
         shutil.copyfile(folder / checkpoint.NAME, folder / f"{state.round}.safetensors")
 
@@ -115,7 +116,7 @@ def _of_state(number: int) -> Dies:
 
 
 def _within_the_checkpoint(number: int) -> None:
-    def dies(_: Any, state: Any) -> bool:
+    def dies(_: Any, state: Any, *given: Any) -> bool:
         if state.round == number:
             checkpoint._put = _die
         return False
