@@ -64,9 +64,16 @@ def _ray(stock: bool) -> Callable[[str, Size, Stopwatch], None]:
     return run
 
 
+def _ours_on_ray(workload: str, size: Size, watch: Stopwatch) -> None:
+    from .ours import run_on_ray
+
+    run_on_ray(workload, size, watch, actors=2)
+
+
 _HERE: dict[str, Callable[[str, Size, Stopwatch], None]] = {
     "fedveil, 1 worker": _ours(1),
     "fedveil, 2 workers": _ours(2),
+    "fedveil on Ray, 2 actors": _ours_on_ray,
     "Flower on Ray, stock app": _ray(True),
     "Flower on Ray, our apps": _ray(False),
     "lean loop": _lean(False),

@@ -14,6 +14,7 @@ from .workload import TRAINED, Size
 IDLE = "idle-100k"
 OURS = "fedveil, 1 worker"
 OURS_TWO = "fedveil, 2 workers"
+OURS_ON_RAY = "fedveil on Ray, 2 actors"
 STOCK = "Flower on Ray, stock app"
 SAME = "Flower on Ray, our apps"
 LEAN = "lean loop, channels-last"
@@ -22,6 +23,9 @@ LEAN = "lean loop, channels-last"
 _COMPARED = (
     (STOCK, OURS_TWO),
     (SAME, OURS_TWO),
+    (STOCK, OURS_ON_RAY),
+    (SAME, OURS_ON_RAY),
+    (OURS_ON_RAY, OURS_TWO),
     ("pfl, 1 process", OURS),
     ("pfl, 2 processes", OURS_TWO),
     (OURS, LEAN),

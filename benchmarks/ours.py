@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,11 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from ..client.app import make_client_app, workbench
+from ..client.app import make_client_app
 from ..client.device.device import ACCELERATOR
 from ..client.private_update import private_update
-from ..client.training.cohort_training import can_vectorise, sum_cohort
-from ..client.training.in_place import begin
 from ..configs.local_training import LocalTraining
+from ..configs.schema import FaultSettings, InProcess, Ray
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.mechanisms.randomness import Randomness
@@ -29,7 +28,9 @@ from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Round, SumPrivacy
 from ..server.rounds import Loop, State, run_rounds
+from ..simulations.engines import Clients
 from ..simulations.in_process import InProcessGrid
+from ..simulations.ray import ray_grid
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings
 from ..strategies.cohorts import Fixed
 from ..strategies.flower_adapter import quiet_flower, records_of
@@ -46,10 +47,10 @@ _METRICS_SHARE = 0.01
 _WITHOUT_LIMIT = 1e9  # target epsilon: the ledger counts and never refuses
 
 
-def settings_of(workload: str, size: Size) -> str:
-    """Return what clients are told, as JSON."""
+def settings_of(workload: str, size: Size) -> ClientSettings:
+    """Return what clients are told."""
     options = {"workload": workload, "num_clients": size.clients}
-    settings = ClientSettings(
+    return ClientSettings(
         f"{_MODULE}:Made",
         LocalTraining(LEARNING_RATE, 1, BATCH_SIZE),
         options,
@@ -57,13 +58,12 @@ def settings_of(workload: str, size: Size) -> str:
         allow_modules=(_MODULE,),
         accelerator=os.environ.get(ACCELERATOR, "cpu"),
     )
-    return settings.to_json()
 
 
 def app_of(workload: str, size: Size) -> ClientApp:
     """Return the package's ClientApp; for an idle workload, one that adds a constant to what it received."""
     if not workload in IDLE:
-        return make_client_app(partial(_told, settings_of(workload, size)))
+        return make_client_app(partial(_told, settings_of(workload, size).to_json()))
     app = ClientApp()
 
     @app.train(mods=[private_update])
@@ -93,24 +93,38 @@ def run_ours(workload: str, size: Size, watch: Stopwatch, workers: int) -> None:
     """
     quiet_flower()
     torch.set_num_threads(1)
-    together: Any = None
-    in_place: Any = None
-    if not workload in IDLE:
-        bench = workbench(settings_of(workload, size))
-        together = partial(sum_cohort, bench) if can_vectorise(bench) else None
-        in_place = partial(begin, bench)
-    grid = InProcessGrid(
-        app_of(workload, size),
-        size.clients,
-        {},
-        workers=workers,
-        cohort_function=together,
-        in_place=in_place,
-    )
-    try:
+    if workload in IDLE:
+        grid = InProcessGrid(app_of(workload, size), size.clients, {}, workers=workers)
+    else:
+        grid = _clients(workload, size).grid(workers=workers)
+    with closing(grid):
         play(grid, workload, size, watch)
-    finally:
-        grid.close()
+
+
+def run_on_ray(workload: str, size: Size, watch: Stopwatch, actors: int) -> None:
+    """Run the rounds in Ray's actors.
+
+    Args:
+      workload: a key of `workload.MODELS`.
+      size: how many clients and rounds.
+      watch: notes when rounds end.
+      actors: how many.
+    """
+    quiet_flower()
+    with ray_grid(_clients(workload, size), Ray(num_cpus=actors)) as grid:
+        play(grid, workload, size, watch)
+
+
+def _clients(workload: str, size: Size) -> Clients:
+    return Clients(
+        settings_of(workload, size),
+        size.clients,
+        size.cohort,
+        InProcess().deadline,
+        FaultSettings(),
+        Randomness(_SEED),
+        at_once=True,
+    )
 
 
 def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from ..client.app import Workbench, workbench
+from ..client.app import Workbench
 from ..client.training.cohort_training import sum_cohort
 from ..client.training.in_place import begin
 from ..privacy.mechanisms.private_sum import CohortSum
@@ -45,7 +45,7 @@ def run_stacks(options: Options) -> Row:
 
 
 def _measured(name: str, options: Options, turns: int) -> Row:
-    bench, clients = workbench(settings_of(name, options.size)), list(range(options.size.cohort))
+    bench, clients = Workbench(settings_of(name, options.size)), list(range(options.size.cohort))
     arrays = read_arrays(bench.model)
     size = sum(value.size for value in arrays.values())
     content = RecordDict({"arrays": memory_arrays(arrays), "config": ConfigRecord({})})

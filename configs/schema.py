@@ -515,13 +515,14 @@ class InProcess(Group):
 
 
 class Ray(Group):
-    """Engine of Flower: one machine, or a cluster by its address."""
+    """Engine of actors on Ray: one machine, or a cluster by its address."""
 
     name: Literal["ray"] = "ray"
     address: Text | None = None
     """Of a running cluster, such as auto or ray://head:10001; null: this machine."""
     num_cpus: Positive | None = None
-    """Null: all."""
+    """Actors, each on one of them; null: all that Ray has."""
+    workers: ClassVar[None] = None
     device: ClassVar[Literal["cpu"]] = "cpu"
     dtype: ClassVar[Literal["float32"]] = "float32"
     deadline: Positive = 60.0

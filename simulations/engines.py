@@ -1,9 +1,9 @@
-"""Engine that a simulation's clients run on: in this process and its workers, or Flower's Ray runtime."""
+"""Engine that a simulation's clients run on: in this process and its workers, or in Ray's actors."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from flwr.app import Context
@@ -11,14 +11,82 @@ from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
 from ..client.app import SETTINGS_KEY, Workbench, make_client_app
-from ..configs.schema import InProcess, Ray
+from ..configs.schema import FaultSettings, Ray
+from ..privacy.mechanisms.randomness import Randomness
 from ..server.run.federation import Federation, Run
 from ..strategies.client_settings import ClientSettings
 from ..strategies.cohorts import invited_size
 from ..tasks.hardware import units
+from ..tasks.protocol import Task
 from .deadline import within
 from .faults import inject
 from .in_process import InProcessGrid
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Recipe of a simulation's clients, from which each process of an engine makes its own.
+
+    Attributes:
+      told: to the clients.
+      count: of them; canary clients among them.
+      invited: how many a round is expected to ask.
+      deadline: seconds that one may take.
+      faults: that befall them.
+      randomness: of the run.
+      at_once: whether a process may train many of them without a message to each; nothing may ask for single replies.
+    """
+
+    told: ClientSettings
+    count: int
+    invited: int
+    deadline: float
+    faults: FaultSettings
+    randomness: Randomness
+    at_once: bool
+
+    def grid(self, task: Task | None = None, workers: int | None = 1) -> InProcessGrid:
+        """Return the grid whose nodes are these clients, each called in this process or in its workers.
+
+        Args:
+          task: where this process has it already; None loads it as the clients are told.
+          workers: processes; None takes as many as pay.
+        """
+        from ..client.training.cohort_training import can_vectorise, sum_cohort
+        from ..client.training.in_place import begin
+
+        told, text, bench = self.told, self.told.to_json(), Workbench(self.told, task)
+        undisturbed = self.at_once and not self.faults.any
+        plain = undisturbed and not (told.record or told.step or told.loss_traces)
+        # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
+        probed = bench if told.accelerator == "cpu" else Workbench(replace(told, accelerator="cpu"), task)
+        cohort_function = None
+        if plain and can_vectorise(probed):
+            cohort_function = partial(sum_cohort, bench)
+        elif told.step is not None and undisturbed:
+            from ..client.dp_sgd.union import sum_of_union, union_of
+
+            cohort_function = partial(sum_of_union, bench, union_of(bench))
+        return InProcessGrid(
+            client_app=make_client_app(partial(_settings_text, text), self._mods(), bench),
+            num_clients=self.count,
+            run_config={SETTINGS_KEY: text},
+            workers=workers or self.workers(stacked=cohort_function is not None),
+            deadline=self.deadline,
+            cohort_function=cohort_function,
+            in_place=partial(begin, bench) if plain else None,
+        )
+
+    def workers(self, stacked: bool) -> int:
+        """Return how many processes train a cohort: one for each core or GPU, and one in all where clients are stacked.
+
+        Args:
+          stacked: small steps, of which one process's are mostly Python's.
+        """
+        return 1 if stacked else max(1, min(units(self.told.accelerator), self.invited))
+
+    def _mods(self) -> tuple[Mod, ...]:
+        return (inject(self.faults, self.randomness, self.deadline),) if self.faults.any else ()
 
 
 def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid]:
@@ -30,13 +98,9 @@ def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid
     """
     if grid is not None:
         return nullcontext(grid)
-    engine = run.federation.settings.engine
-    if isinstance(engine, Ray):
-        from .ray import ray_grid
-
-        app = make_client_app(partial(_settings_text, run.client.to_json()), client_mods(run.federation))
-        return ray_grid(app, run.federation.num_nodes, engine)
-    return closing(_in_process(run, engine))
+    federation = run.federation
+    clients = clients_of(federation, run.client, federation.num_nodes, federation.masking is None)
+    return _opened(federation, clients, federation.settings.engine.workers)
 
 
 def asking_engine(federation: Federation, told: ClientSettings) -> AbstractContextManager[Grid]:
@@ -46,58 +110,30 @@ def asking_engine(federation: Federation, told: ClientSettings) -> AbstractConte
       federation: whose clients this machine has.
       told: to the clients.
     """
-    engine, text = federation.settings.engine, told.to_json()
+    clients = clients_of(federation, told, federation.num_clients, at_once=False)
+    return _opened(federation, clients, federation.settings.engine.workers or 1)
+
+
+def clients_of(federation: Federation, told: ClientSettings, count: int, at_once: bool) -> Clients:
+    """Return the recipe of a federation's clients.
+
+    Args:
+      federation: whose settings say what befalls them.
+      told: to the clients.
+      count: of them.
+      at_once: as in `Clients`.
+    """
+    s, invited = federation.settings, invited_size(federation.cohort, federation.num_clients)
+    return Clients(told, count, round(invited), s.engine.deadline, s.faults, federation.randomness, at_once)
+
+
+def _opened(federation: Federation, clients: Clients, workers: int | None) -> AbstractContextManager[Grid]:
+    engine = federation.settings.engine
     if isinstance(engine, Ray):
         from .ray import ray_grid
 
-        app = make_client_app(partial(_settings_text, text), client_mods(federation))
-        return ray_grid(app, federation.num_clients, engine)
-    bench = Workbench(told, federation.task)
-    grid = InProcessGrid(
-        client_app=make_client_app(partial(_settings_text, text), _faults(federation), bench),
-        num_clients=federation.num_clients,
-        run_config={SETTINGS_KEY: text},
-        workers=engine.workers or 1,
-        deadline=engine.deadline,
-    )
-    return closing(grid)
-
-
-def _in_process(run: Run, engine: InProcess) -> InProcessGrid:
-    from ..client.training.cohort_training import can_vectorise, sum_cohort
-    from ..client.training.in_place import begin
-
-    federation, text = run.federation, run.client.to_json()
-    bench = Workbench(run.client, federation.task)
-    undisturbed = federation.masking is None and not federation.settings.faults.any
-    plain = undisturbed and not (run.client.record or run.client.step or run.client.loss_traces)
-    # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
-    on_cpu = bench.settings.accelerator == "cpu"
-    probed = bench if on_cpu else Workbench(replace(run.client, accelerator="cpu"), federation.task)
-    at_once = None
-    if plain and can_vectorise(probed):
-        at_once = partial(sum_cohort, bench)
-    elif run.client.step is not None and undisturbed:
-        from ..client.dp_sgd.union import sum_of_union, union_of
-
-        at_once = partial(sum_of_union, bench, union_of(bench))
-    return InProcessGrid(
-        client_app=make_client_app(partial(_settings_text, text), _faults(federation), bench),
-        num_clients=federation.num_nodes,
-        run_config={SETTINGS_KEY: text},
-        workers=engine.workers or _workers(federation, stacked=at_once is not None),
-        deadline=engine.deadline,
-        cohort_function=at_once,
-        in_place=partial(begin, bench) if plain else None,
-    )
-
-
-def _workers(federation: Federation, stacked: bool) -> int:
-    """Return how many processes train a cohort: one for each core or GPU, and one in all where clients are stacked."""
-    if stacked:  # small steps, of which one process's are mostly Python's
-        return 1
-    invited = invited_size(federation.cohort, federation.num_clients)
-    return max(1, min(units(federation.settings.engine.device), round(invited)))
+        return ray_grid(clients, engine)
+    return closing(clients.grid(federation.task, workers))
 
 
 def _settings_text(text: str, context: Context) -> str:
@@ -107,9 +143,6 @@ def _settings_text(text: str, context: Context) -> str:
 
 def client_mods(federation: Federation) -> tuple[Mod, ...]:
     """Return what surrounds a client where Flower's runtime calls it: its deadline, and the faults to inject."""
-    return (within(federation.settings.engine.deadline), *_faults(federation))
-
-
-def _faults(federation: Federation) -> tuple[Mod, ...]:
-    faults, deadline = federation.settings.faults, federation.settings.engine.deadline
-    return (inject(faults, federation.randomness, deadline),) if faults.any else ()
+    s = federation.settings
+    faults = (inject(s.faults, federation.randomness, s.engine.deadline),) if s.faults.any else ()
+    return (within(s.engine.deadline), *faults)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -32,20 +32,12 @@ class FlowerGrid(AskingGrid):
       num_clients: how many clients the task has.
       deadline: seconds that one client may take; a client that hangs beyond any alarm is given up after as many
         for each of the cohort.
-      check: called while replies are awaited; raises if the runtime has failed.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        num_clients: int,
-        deadline: float = math.inf,
-        check: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, grid: Grid, num_clients: int, deadline: float = math.inf) -> None:
         self._grid = grid
         self._num_clients = num_clients
         self._deadline = deadline
-        self._check = check or _all_well
         self._nodes: list[int] = []
 
     def set_run(self, run: Run) -> None:
@@ -93,7 +85,6 @@ class FlowerGrid(AskingGrid):
         limit = min(math.inf if timeout is None else timeout, self._deadline * len(waiting) + GRACE_SECONDS)
         end = time.monotonic() + limit
         while waiting and time.monotonic() < end:
-            self._check()
             replies = list(self.pull_messages(list(waiting)))
             for reply in replies:  # what the link itself answers for a node comes from the link
                 yield name_sender(reply, waiting.pop(reply.metadata.reply_to_message_id))
@@ -109,7 +100,6 @@ class FlowerGrid(AskingGrid):
         end = time.monotonic() + START_SECONDS
         nodes, since = nodes_by_partition(self._grid), time.monotonic()
         while time.monotonic() < min(end, since + SETTLE_SECONDS) or (not nodes and time.monotonic() < end):
-            self._check()
             time.sleep(POLL_SECONDS)
             if len(found := nodes_by_partition(self._grid)) != len(nodes):
                 nodes, since = found, time.monotonic()
@@ -117,7 +107,3 @@ class FlowerGrid(AskingGrid):
             remedy = f"the task has {self._num_clients} clients: --federation-config num-supernodes={self._num_clients}"
             raise Refusal("num-supernodes", len(nodes), remedy)
         return nodes
-
-
-def _all_well() -> None:
-    pass

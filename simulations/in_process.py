@@ -11,7 +11,7 @@ import mmap
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -86,9 +86,15 @@ class InProcessGrid(AskingGrid):
             yield from self._exchange_in_workers(list(messages))
             return
         for number, message in enumerate(messages):
-            yield self._reply(message, number)
+            yield self.answer(message, number)
 
-    def _reply(self, message: Message, number: int) -> Message:
+    def answer(self, message: Message, number: int) -> Message:
+        """Return one client's reply, called in this process.
+
+        Args:
+          message: to its node.
+          number: by which the message is named.
+        """
         head = message.metadata
         try:
             return self._call(message.content, head.dst_node_id, head.message_type, number)
@@ -101,12 +107,18 @@ class InProcessGrid(AskingGrid):
         Returns:
           The sum, shape (size,), and the counts of replies and of those that are missing.
         """
-        orders = _Order(order.content, order.metadata.message_type, nodes, spec)
+        orders = Order(order.content, order.metadata.message_type, nodes, spec)
         if self.workers == 1 or len(nodes) == 1:
-            return self._sum(orders, CohortSum(np.zeros(size)))
+            return self.add(orders, CohortSum(np.zeros(size)))
         return self._sum_in_workers(orders, size)
 
-    def _sum(self, order: _Order, cohort_sum: CohortSum) -> CohortSum:
+    def add(self, order: Order, cohort_sum: CohortSum) -> CohortSum:
+        """Add in this process what an order's nodes reply, and return the sum.
+
+        Args:
+          order: the instruction, and to whom.
+          cohort_sum: changed in place.
+        """
         if order.spec.asks:  # a question, which nobody trains for
             return self._sum_one_by_one(order, cohort_sum)
         if self.cohort_function is not None:
@@ -118,7 +130,7 @@ class InProcessGrid(AskingGrid):
             return cohort_sum
         return self._sum_one_by_one(order, cohort_sum)
 
-    def _sum_one_by_one(self, order: _Order, cohort_sum: CohortSum) -> CohortSum:
+    def _sum_one_by_one(self, order: Order, cohort_sum: CohortSum) -> CohortSum:
         for number, node in enumerate(order.nodes):
             try:
                 add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
@@ -126,7 +138,7 @@ class InProcessGrid(AskingGrid):
                 cohort_sum.drop("late")
         return cohort_sum
 
-    def _sum_in_place(self, begun: InPlaceRound, order: _Order, cohort_sum: CohortSum) -> None:
+    def _sum_in_place(self, begun: InPlaceRound, order: Order, cohort_sum: CohortSum) -> None:
         for node in order.nodes:
             client = node - FIRST_NODE
             if begun.add_canary(client, cohort_sum, order.spec):
@@ -161,15 +173,20 @@ class InProcessGrid(AskingGrid):
             self._run.run_id, client, self.num_clients, self.run_config
         )
 
+    @property
+    def stateful(self) -> list[int]:
+        """The nodes whose clients keep state in this process, in their order."""
+        return sorted(self._contexts)
+
     # --- workers --------------------------------------------------------------------------------------------------
 
-    def _sum_in_workers(self, order: _Order, size: int) -> CohortSum:
+    def _sum_in_workers(self, order: Order, size: int) -> CohortSum:
         if not self._pool or self._pool[0].size != size:
             self.close()
             self._pool = [self._start(size, number) for number in range(self.workers)]
-        shares = self._shares(order.nodes)
+        shares = dealt(order.nodes, self._homes, len(self._pool))
         for worker, share in zip(self._pool, shares, strict=True):
-            worker.give(_Order(order.content, order.message_type, share, order.spec))
+            worker.give(Order(order.content, order.message_type, share, order.spec))
         total = CohortSum(np.zeros(size))
         for index, share in enumerate(shares):
             answer = self._pool[index].take(self.deadline * len(share) + GRACE_SECONDS)
@@ -189,7 +206,7 @@ class InProcessGrid(AskingGrid):
         if not self._pool:
             self._pool = [self._start(0, number) for number in range(self.workers)]
         waiting = {message.metadata.dst_node_id: message for message in messages}
-        shares = self._shares(list(waiting))
+        shares = dealt(list(waiting), self._homes, len(self._pool))
         for worker, share in zip(self._pool, shares, strict=True):
             worker.give([waiting[node] for node in share])
         for index, share in enumerate(shares):
@@ -203,17 +220,6 @@ class InProcessGrid(AskingGrid):
             replies, stateful = answer
             self._homes |= dict.fromkeys(stateful, index)
             yield from replies
-
-    def _shares(self, nodes: Sequence[int]) -> list[list[int]]:
-        """Deal the nodes out evenly; one that keeps state goes to the worker that holds it."""
-        shares: list[list[int]] = [[] for _ in self._pool]
-        for node in nodes:
-            if node in self._homes:
-                shares[self._homes[node]].append(node)
-        for node in nodes:
-            if node not in self._homes:
-                min(shares, key=len).append(node)
-        return shares
 
     def _start(self, size: int, number: int) -> _Worker:
         shared = mmap.mmap(-1, max(size, 1) * 8)
@@ -235,14 +241,14 @@ class InProcessGrid(AskingGrid):
         keep_memory()
         with suppress(EOFError, BrokenPipeError):
             while True:
-                order: _Order | list[Message] = orders.recv()
+                order: Order | list[Message] = orders.recv()
                 if isinstance(order, list):
-                    replies = [self._reply(message, number) for number, message in enumerate(order)]
-                    orders.send((replies, sorted(self._contexts)))
+                    replies = [self.answer(message, number) for number, message in enumerate(order)]
+                    orders.send((replies, self.stateful))
                     continue
                 total[:] = 0
-                done = self._sum(order, CohortSum(total))
-                orders.send((done.replies, done.clipped_again, done.dropped, sorted(self._contexts)))
+                done = self.add(order, CohortSum(total))
+                orders.send((done.replies, done.clipped_again, done.dropped, self.stateful))
         os._exit(0)
 
     def close(self) -> None:
@@ -253,8 +259,15 @@ class InProcessGrid(AskingGrid):
 
 
 @dataclass(frozen=True)
-class _Order:
-    """One instruction and who is to follow it."""
+class Order:
+    """One instruction and who is to follow it.
+
+    Attributes:
+      content: records of the instruction.
+      message_type: such as "train".
+      nodes: who follows it.
+      spec: of the sum.
+    """
 
     content: RecordDict
     message_type: str
@@ -271,7 +284,7 @@ class _Worker:
     shared: mmap.mmap
     size: int
 
-    def give(self, order: _Order | list[Message]) -> None:
+    def give(self, order: Order | list[Message]) -> None:
         with suppress(BrokenPipeError):
             self.pipe.send(order)
 
@@ -297,6 +310,24 @@ class _Worker:
             os.kill(self.process, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(self.process, 0)
+
+
+def dealt(nodes: Sequence[int], homes: Mapping[int, int], workers: int) -> list[list[int]]:
+    """Return the nodes dealt out evenly; one that keeps state goes to the worker that holds it.
+
+    Args:
+      nodes: of clients.
+      homes: number of the worker of each node that keeps state.
+      workers: how many there are.
+    """
+    shares: list[list[int]] = [[] for _ in range(workers)]
+    for node in nodes:
+        if node in homes:
+            shares[homes[node]].append(node)
+    for node in nodes:
+        if node not in homes:
+            min(shares, key=len).append(node)
+    return shares
 
 
 def _isolated(content: RecordDict) -> RecordDict:

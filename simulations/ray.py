@@ -1,27 +1,39 @@
-"""Engine on Flower's own simulation runtime, Ray, on this machine or on a cluster."""
+"""Engine of actors on Ray, on this machine or on a cluster: each trains a share of the cohort and returns one partial sum.
+
+The instruction goes through the object store, once to each node of the cluster. Shares are dealt while the round runs,
+large ones first: whoever is done gets the next, so that a slow node or clients with much data hold nobody up. Sums are
+whole numbers on the lattice, and the same whoever added what. A simulation's clients are told apart by seed and number,
+so that it does not matter which actor trains them; one that keeps state is asked where its state lies.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flwr.clientapp import ClientApp
+import numpy as np
+from flwr.app import Error, Message, RecordDict
 
 from ..configs.schema import Ray
+from ..privacy.mechanisms.private_sum import CohortSum
+from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
-from ..strategies.flower_adapter import Runtime, quiet_flower, start_runtime
-from .flower_grid import FlowerGrid
+from ..strategies.flower_adapter import claim_identity
+from ..strategies.grids import AskingGrid
+from .in_process import FIRST_NODE, GRACE_SECONDS, Order, dealt
 
-STOP_SECONDS = 10.0  # for clients that are still at work when the run ends
-# One actor for each CPU. Flower's pool keeps one that died: Ray starts it again, or all of its messages would fail.
-CLIENT_RESOURCES = {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}
+if TYPE_CHECKING:
+    from .engines import Clients
+
+DIED = "worker died"  # why its clients' answers are missing
+START_SECONDS = 120.0  # for an actor to find a free CPU and to import PyTorch
 
 # Set before Ray is imported: it reports no usage, and does not warn of how it will treat missing accelerators.
 RAY_DEFAULTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -31,36 +43,276 @@ RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextmanager
-def ray_grid(client_app: ClientApp, num_clients: int, settings: Ray) -> Generator[FlowerGrid]:
-    """Start Ray and Flower's runtime on it, and end both with the block.
+def ray_grid(clients: Clients, settings: Ray) -> Generator[RayGrid]:
+    """Start Ray and its actors, and end both with the block.
 
     Args:
-      client_app: run by every client; what it refers to must be importable, or picklable, in Ray's workers.
-      num_clients: the population.
-      settings: address of a cluster or CPUs of this machine, and the clients' deadline.
+      clients: made anew in each actor; what they refer to must be importable there.
+      settings: address of a cluster or CPUs of this machine.
 
     Raises:
-      Refusal: Ray is not installed.
-      RuntimeError: in the block, once the runtime has failed.
+      Refusal: Ray is not installed, or has no CPU that is free.
     """
     if find_spec("ray") is None:
         raise Refusal("engine", "ray", "it needs Ray: pip install 'fedveil[ray]'")
-    quiet_flower(logging.CRITICAL)  # it logs every client's failure with its traceback; the round counts them
     handler = signal.getsignal(signal.SIGTERM)
     _start_ray(settings)
     import ray
 
     try:
-        runtime = start_runtime(client_app, num_clients, {"client_resources": CLIENT_RESOURCES})
-        try:
-            yield FlowerGrid(runtime.grid, num_clients, settings.deadline, lambda: _check(runtime))
-        finally:
-            runtime.stop.set()
-            runtime.thread.join(STOP_SECONDS)
+        cpus = settings.num_cpus or ray.cluster_resources().get("CPU", 0)
+        yield RayGrid(clients, max(1, min(math.ceil(cpus), clients.invited)))
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
+
+
+class Trainer:
+    """What an actor does: it calls clients, and keeps the sum of a round's replies until it is fetched.
+
+    Args:
+      clients: made here.
+      number: of the actor.
+    """
+
+    def __init__(self, clients: Clients, number: int) -> None:
+        from ..tasks.hardware import be_worker
+
+        be_worker(number)
+        self._grid = clients.grid()
+        self._sum = CohortSum(np.zeros(0))
+
+    def ready(self) -> bool:
+        """Return true once this actor is there."""
+        return True
+
+    def add(
+        self, content: RecordDict, message_type: str, nodes: Sequence[int], spec: SumSpec, size: int | None
+    ) -> list[int]:
+        """Add what these nodes reply, and return the nodes that keep state here.
+
+        Args:
+          content: the instruction's records.
+          message_type: such as "train".
+          nodes: of clients.
+          spec: of the sum.
+          size: of a sum that begins; None goes on with the last one.
+        """
+        if size is not None:
+            self._sum = CohortSum(np.zeros(size))
+        self._sum = self._grid.add(Order(content, message_type, nodes, spec), self._sum)
+        return self._grid.stateful
+
+    def fetch(self) -> CohortSum:
+        """Return the sum since it began."""
+        return self._sum
+
+    def answers(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
+        """Return the clients' replies, and the nodes that keep state here."""
+        return [self._grid.answer(each, number) for number, each in enumerate(messages)], self._grid.stateful
+
+
+@dataclass
+class RayGrid(AskingGrid):
+    """Grid whose nodes are called by Ray's actors; see the module's text.
+
+    Attributes:
+      clients: of the simulation.
+      actors: how many, at least 1.
+    """
+
+    clients: Clients
+    actors: int
+    _actors: dict[int, Any] = field(default_factory=dict[int, Any])
+    _starting: dict[Any, int] = field(default_factory=dict[Any, int])
+    _homes: dict[int, int] = field(default_factory=dict[int, int])
+
+    def __post_init__(self) -> None:
+        import ray
+
+        self._run = claim_identity(run_id=1)
+        self._recipe = ray.put(self.clients)
+        for number in range(self.actors):
+            self._start(number)
+        if len(here := self._here(self.actors)) < self.actors:
+            raise Refusal(
+                "engine.num_cpus", self.actors, f"Ray had CPUs for {len(here)} actors; ask for fewer"
+            )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all clients."""
+        return range(FIRST_NODE, FIRST_NODE + self.clients.count)
+
+    def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
+        """Deliver one instruction to every node and return the sum of the replies.
+
+        Args:
+          order: the instruction.
+          nodes: who follows it.
+          spec: of the sum.
+          size: number of its coordinates.
+        """
+        import ray
+
+        instruction = ray.put(order.content), order.metadata.message_type
+        shares, total = _Shares(nodes, self._homes, self.actors), CohortSum(np.zeros(size))
+        while shares.left and (here := self._here()):
+            self._train(here, instruction, shares, total, spec)
+        for _ in range(shares.left):
+            total.drop(DIED)
+        parts = {
+            self._actors[index].fetch.remote(): index for index, given in enumerate(shares.given) if given
+        }
+        for call, index in parts.items():
+            if (part := _result(call)) is None:
+                self._lose(index, shares, total)
+            else:
+                total.merge(part)
+        return total
+
+    def _train(
+        self, here: list[int], instruction: tuple[Any, str], shares: _Shares, total: CohortSum, spec: SumSpec
+    ) -> None:
+        """Deal shares to these actors until none is left, or no actor."""
+        import ray
+
+        calls: dict[Any, int] = {}
+
+        def give(index: int) -> None:
+            actor, first = self._actors[index], not shares.given[index]
+            if share := shares.next(index):
+                calls[actor.add.remote(*instruction, share, spec, total.total.size if first else None)] = (
+                    index
+                )
+
+        for index in here:
+            give(index)
+        while calls:
+            done, late = ray.wait(list(calls), timeout=self._patience(shares.longest))
+            for call in done or late:
+                index = calls.pop(call)
+                if (stateful := _result(call) if done else None) is None:
+                    self._lose(index, shares, total)
+                    continue
+                self._homes |= dict.fromkeys(stateful, index)
+                give(index)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Call the clients and yield their replies, as the actors are done.
+
+        Args:
+          messages: at most one to each client.
+          timeout: not used; each client has its deadline.
+        """
+        import ray
+
+        del timeout
+        waiting = {message.metadata.dst_node_id: message for message in messages}
+        here = self._here()
+        homes = {node: here.index(self._homes[node]) for node in waiting if node in self._homes}
+        shares = dict(zip(here, dealt(list(waiting), homes, len(here)), strict=True)) if here else {}
+        calls = {
+            self._actors[index].answers.remote([waiting[node] for node in share]): index
+            for index, share in shares.items()
+            if share
+        }
+        while calls:
+            done, late = ray.wait(list(calls), timeout=self._patience(max(map(len, shares.values()))))
+            for call in done or late:
+                index = calls.pop(call)
+                answer = _result(call) if done else None
+                if answer is None:
+                    self._replace(index)
+                    yield from (Message(Error(1, DIED), reply_to=waiting[node]) for node in shares[index])
+                    continue
+                replies, stateful = answer
+                self._homes |= dict.fromkeys(stateful, index)
+                yield from replies
+
+    def _patience(self, clients: int) -> float:
+        return self.clients.deadline * clients + GRACE_SECONDS
+
+    def _here(self, wanted: int = 1) -> list[int]:
+        """Return the actors that are there; if they are fewer than wanted, those that start are waited for."""
+        import ray
+
+        if self._starting:
+            missing = wanted - (self.actors - len(self._starting))
+            seconds = START_SECONDS if missing > 0 else 0
+            done, _ = ray.wait(list(self._starting), num_returns=max(1, missing), timeout=seconds)
+            for call in done:
+                index = self._starting.pop(call)
+                if _result(call) is None:
+                    self._replace(index)
+        return sorted({*range(self.actors)} - {*self._starting.values()})
+
+    def _start(self, number: int) -> None:
+        import ray
+
+        made: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(Trainer)
+        actor = made.remote(self._recipe, number)
+        self._actors[number] = actor
+        self._starting[actor.ready.remote()] = number
+
+    def _replace(self, index: int) -> None:
+        import ray
+
+        ray.kill(self._actors[index])
+        self._homes = {node: home for node, home in self._homes.items() if home != index}
+        self._start(index)
+
+    def _lose(self, index: int, shares: _Shares, total: CohortSum) -> None:
+        self._replace(index)
+        for _ in range(len(shares.given[index])):
+            total.drop(DIED)
+        shares.given[index] = []
+
+
+class _Shares:
+    """Shares of a cohort, dealt one after the other, each half of what an even deal of the rest would be.
+
+    Args:
+      nodes: of the cohort.
+      homes: actors of the nodes that keep state; each is dealt to its own.
+      actors: how many there are.
+    """
+
+    def __init__(self, nodes: Sequence[int], homes: Mapping[int, int], actors: int) -> None:
+        self.given: list[list[int]] = [[] for _ in range(actors)]
+        self.longest = 0
+        self._own = [[node for node in nodes if homes.get(node) == index] for index in range(actors)]
+        self._rest = [node for node in nodes if node not in homes]
+
+    @property
+    def left(self) -> int:
+        """How many clients are not dealt yet."""
+        return len(self._rest) + sum(map(len, self._own))
+
+    def next(self, index: int) -> list[int]:
+        """Return the next share of an actor; empty when there is none."""
+        share, self._own[index] = self._own[index], []
+        if not share:
+            size = math.ceil(len(self._rest) / (2 * len(self.given)))
+            share, self._rest = self._rest[:size], self._rest[size:]
+        self.given[index] = [*self.given[index], *share]
+        self.longest = max(self.longest, len(share))
+        return share
+
+
+def _result(call: Any) -> Any:
+    """Return what a call returned; None if its actor died."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(call)
+    except RayTaskError as failure:
+        raise RuntimeError(f"an actor failed: {failure.cause}") from failure
+    except RayError:
+        return None
 
 
 def _start_ray(settings: Ray) -> None:
@@ -76,10 +328,3 @@ def _start_ray(settings: Ray) -> None:
         return
     cpus = math.ceil(settings.num_cpus or len(os.sched_getaffinity(0)))
     ray.init(address="local", num_cpus=cpus, **options)
-
-
-def _check(runtime: Runtime) -> None:
-    if runtime.failures:
-        raise RuntimeError("Flower's simulation runtime failed") from runtime.failures[0]
-    if not runtime.thread.is_alive():
-        raise RuntimeError("Flower's simulation runtime ended early")

@@ -5,12 +5,9 @@ Contract tests hold `fleet_calls.py` and `control_calls.py` there, and this file
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache, wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,8 +19,6 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 if TYPE_CHECKING:
-    from flwr.clientapp import ClientApp
-    from flwr.server.superlink.linkstate import LinkStateFactory
     from flwr.serverapp import Grid
 
 SERVER_NODE = 1  # flwr.supercore.constant.SUPERLINK_NODE_ID
@@ -139,81 +134,3 @@ def nodes_by_partition(grid: Grid) -> list[int]:
     if state is None:
         raise TypeError(f"{type(grid).__name__} is not the grid of Flower's simulation runtime")
     return [int(info.node_id) for info in state.get_node_info()]
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Flower's simulation runtime, at work in a thread of this process.
-
-    Attributes:
-      grid: reaches the clients.
-      stop: set it to end the runtime.
-      thread: ends after `stop`, or when the runtime fails.
-      failures: why it failed, if it did.
-    """
-
-    grid: Grid
-    stop: threading.Event
-    thread: threading.Thread
-    failures: list[Exception] = field(default_factory=list[Exception])
-
-
-def new_link() -> tuple[LinkStateFactory, Grid, Run]:
-    """Return a link state in memory that holds one run, the grid on it, and the run."""
-    from flwr.proto.task_pb2 import Task
-    from flwr.server.superlink.linkstate import LinkStateFactory
-    from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState, RunRecord
-    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
-    from flwr.supercore.object_store import ObjectStoreFactory
-    from flwr.superlink.federation import NoOpFederationManager
-    from flwr.superlink.grid import InMemoryGrid
-
-    run = claim_identity(RUN_ID)
-    run.primary_task_id, run.federation_id = TASK_ID, NOOP_FEDERATION_ID
-    factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
-    state = factory.state()
-    assert isinstance(state, InMemoryLinkState)
-    state.run_ids[run.run_id] = RunRecord(run=run)
-    state.task_store[TASK_ID] = Task(task_id=TASK_ID, run_id=run.run_id)
-    grid = InMemoryGrid(state_factory=factory)
-    grid.set_run(run)
-    return factory, grid, run
-
-
-def start_runtime(client_app: ClientApp, num_clients: int, backend: dict[str, Any]) -> Runtime:
-    """Start Flower's simulation runtime on Ray, with the server side left to the caller.
-
-    Flower's own entry points run the server in a thread, where signals do not arrive and an interrupted run cannot end
-    in order. Here the clients' side runs in the thread instead.
-
-    Args:
-      client_app: run by every client, in Ray's actors.
-      num_clients: number of nodes; node k has partition k.
-      backend: Flower's backend configuration.
-    """
-    from flwr.server.superlink.fleet.vce import vce_api
-    from flwr.server.superlink.fleet.vce.metrics import VceMetrics
-
-    factory, grid, run = new_link()
-    stop, failures = threading.Event(), list[Exception]()
-
-    def work() -> None:
-        try:
-            vce_api.start_vce(
-                backend_name="ray",
-                backend_config_json_stream=json.dumps(backend),
-                app_dir="",
-                is_app=False,
-                f_stop=stop,
-                run=run,
-                metrics=VceMetrics(),
-                client_app=client_app,
-                num_supernodes=num_clients,
-                state_factory=factory,
-            )
-        except Exception as failure:  # noqa: BLE001 (handed to whoever waits for replies)
-            failures.append(failure)
-
-    thread = threading.Thread(target=work, name="flower runtime", daemon=True)
-    thread.start()
-    return Runtime(grid, stop, thread, failures)

@@ -155,7 +155,9 @@ def test_as_many_workers_are_taken_as_pay(
     monkeypatch.setattr(engines, "units", lambda device: 6)
     overrides = ["task=digits", "task.num_clients=10", "engine.workers=null", *said.split()]
     federation = build(settings_from_overrides(overrides))
-    assert (federation.settings.engine.workers or engines._workers(federation, stacked)) == wanted
+    told = ClientSettings("digits", LocalTraining())
+    clients = engines.clients_of(federation, told, 10, at_once=True)
+    assert (federation.settings.engine.workers or clients.workers(stacked)) == wanted
 
 
 def test_whatever_trains_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 A new Flower release breaks these first. Below: nothing but the loopback address is ever called.
 """
 
-import inspect
 import pickle
 import re
 import shutil
@@ -26,7 +25,6 @@ from fedveil.strategies.flower_adapter import (
     claim_identity,
     client_context,
     name_message,
-    new_link,
     nodes_by_partition,
 )
 from fedveil.strategies.wire import MemoryArray, memory_arrays, view
@@ -102,32 +100,26 @@ def test_a_memory_array_keeps_its_values_through_record_copy_and_pickle() -> Non
 # --- the simulation runtime -------------------------------------------------------------------------------------
 
 
-def test_the_runtime_starts_with_what_we_hand_it() -> None:
-    from flwr.server.superlink.fleet.vce import vce_api
-
-    asked = {
-        name for name, p in inspect.signature(vce_api.start_vce).parameters.items() if p.default is p.empty
-    }
-    assert asked == {
-        "backend_name",
-        "backend_config_json_stream",
-        "app_dir",
-        "is_app",
-        "f_stop",
-        "run",
-        "metrics",
-    }
-    assert {"client_app", "num_supernodes", "state_factory"} <= inspect.signature(
-        vce_api.start_vce
-    ).parameters.keys()
-
-
 def test_nodes_are_listed_in_the_order_of_their_partitions() -> None:
     """The seeded draw of a simulation rests on this."""
+    from flwr.proto.task_pb2 import Task
     from flwr.server.superlink.fleet.vce.vce_api import _register_nodes
+    from flwr.server.superlink.linkstate import LinkStateFactory
+    from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState, RunRecord
+    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.superlink.federation import NoOpFederationManager
+    from flwr.superlink.grid import InMemoryGrid
 
-    factory, grid, _ = new_link()
-    assert factory.state() is grid.state
+    factory = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
+    state = factory.state()
+    assert isinstance(state, InMemoryLinkState)
+    run = claim_identity(1)
+    run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
+    state.task_store[1] = Task(task_id=1, run_id=run.run_id)
+    state.run_ids[run.run_id] = RunRecord(run=run)
+    grid = InMemoryGrid(state_factory=factory)
+    grid.set_run(run)
     mapping = _register_nodes(num_nodes=50, state_factory=factory)
     nodes = nodes_by_partition(grid)
     assert [mapping[node] for node in nodes] == list(range(50))

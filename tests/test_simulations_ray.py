@@ -1,38 +1,41 @@
-"""``engine=ray``: the same apps on Flower's own runtime. Ray starts once for all tests of this file."""
+"""``engine=ray``: fedveil's own engine in Ray's actors. Ray starts once for all tests of this file."""
 
 import gc
 import json
 import os
 import runpy
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 import fedveil as fv
+from fedveil.client.private_update import private_update
 from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
-from fedveil.privacy.ledger.caps import default_folder
-from fedveil.privacy.ledger.ledger import verify
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.refusal import Refusal
 from fedveil.server.secure_sum import SecureSums
-from fedveil.simulations.deadline import LATE, within
-from fedveil.simulations.flower_grid import FlowerGrid
-from fedveil.simulations.ray import ray_grid
+from fedveil.simulations.in_process import InProcessGrid
+from fedveil.simulations.ray import DIED, RayGrid, _Shares, _start_ray, ray_grid
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.secure_wire import SECURE_RECORD, USUAL, Exchange, read_place
-from fedveil.strategies.wire import FAILED
+from fedveil.strategies.wire import FAILED, LATE, instruct, memory_arrays
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'fedveil[ray]'"),
@@ -54,24 +57,31 @@ class Halving(FedAvg):
         return ArrayRecord(halved), metrics
 
 
-DOCUMENTED: dict[str, Any] = runpy.run_path(str(Path(__file__).parent / "examples" / "documented.py"))
-SETTINGS = Ray(deadline=20.0, num_cpus=1.0)
+SETTINGS = Ray(num_cpus=1.0)
+TWO = ("engine=ray", "engine.num_cpus=2")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_starts_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep Ray running between the tests; its workers find the documented app on their path."""
+def ray_starts_once() -> Iterator[None]:
+    """Keep Ray running between the tests: as many CPUs as the first asks for would be there, so two are."""
     import ray
 
-    folder = tmp_path_factory.mktemp("documented")
-    DOCUMENTED["write_app"](folder, DOCUMENTED["documented_edits"]())
+    _start_ray(Ray(num_cpus=2.0))
     with pytest.MonkeyPatch.context() as patch:
         shutdown = ray.shutdown
         patch.setattr(ray, "shutdown", lambda: None)
-        patch.setenv("PYTHONPATH", str(folder))
-        yield folder
+        yield
         shutdown()
         gc.collect()
+
+
+def clients_of(app: ClientApp, count: int, deadline: float = 20.0) -> Any:
+    """Return a recipe of clients that run this app; it goes to the actors by value."""
+
+    def grid() -> InProcessGrid:
+        return InProcessGrid(app, count, {}, deadline=deadline)
+
+    return SimpleNamespace(grid=grid, count=count, invited=count, deadline=deadline)
 
 
 def model_of(folder: Path, *overrides: str) -> tuple[bytes, dict[str, Any]]:
@@ -89,7 +99,7 @@ def model_of(folder: Path, *overrides: str) -> tuple[bytes, dict[str, Any]]:
 def test_ray_and_the_in_process_engine_train_the_same_model_bit_for_bit(tmp_path: Path) -> None:
     """Faults keep the in-process engine from training the cohort at once, which is equal to tolerance only."""
     here, expected = model_of(tmp_path / "here")
-    ray, result = model_of(tmp_path / "ray", "engine=ray", "engine.num_cpus=1")
+    ray, result = model_of(tmp_path / "ray", *TWO)
     assert ray == here
     for key in ("status", "rounds_completed", "privacy", "metrics", "noise_multiplier"):
         assert result[key] == expected[key]
@@ -105,7 +115,7 @@ def test_a_strategy_object_on_ray_combines_as_in_one_process() -> None:
     strategy = Halving(fraction_evaluate=0.0)
     keys: dict[str, Any] = {"strategy": strategy, "num_rounds": 2, "quiet": True, "faults": {"dropout": 0.1}}
     here = fv.simulate({"name": "digits", "num_clients": 20}, **keys)
-    ray = fv.simulate({"name": "digits", "num_clients": 20}, engine={"name": "ray", "num_cpus": 1}, **keys)
+    ray = fv.simulate({"name": "digits", "num_clients": 20}, engine={"name": "ray", "num_cpus": 2}, **keys)
     assert (ray.status, ray.result["strategy"]) == ("completed", "object:Halving")
     assert (ray.folder / "model.safetensors").read_bytes() == (here.folder / "model.safetensors").read_bytes()
     plain = fv.simulate({"name": "digits", "num_clients": 20}, **{**keys, "strategy": None})
@@ -118,7 +128,7 @@ def test_canary_clients_on_ray_show_what_they_show_in_one_process(tmp_path: Path
     canaries = ("audit=full", "audit.canaries=20", "audit.looks=1", "audit.on_alarm=note", "cohort=all")
     small = ("privacy.noise_multiplier=0.05", "privacy.target_epsilon=null", "privacy.target_delta=0.01")
     here, expected = model_of(tmp_path / "here", *canaries, *small)
-    ray, result = model_of(tmp_path / "ray", "engine=ray", "engine.num_cpus=1", *canaries, *small)
+    ray, result = model_of(tmp_path / "ray", *TWO, *canaries, *small)
     assert ray == here
     assert result["audit"] == expected["audit"] and result["audit"]["canaries"] == 20
     (row,) = round_rows.read(tmp_path / "ray" / "audit.npy", 20)[:1]
@@ -135,7 +145,7 @@ def test_records_hidden_together_on_ray_are_those_of_one_process(tmp_path: Path,
     """Canary records are in the sums as well, and show the same."""
     together = ("privacy=record_distributed", "audit=full", "audit.looks=1", f"secagg={secagg}")
     here, expected = model_of(tmp_path / "here", *together)
-    ray, result = model_of(tmp_path / "ray", "engine=ray", "engine.num_cpus=1", *together)
+    ray, result = model_of(tmp_path / "ray", *TWO, *together)
     assert ray == here and result["status"] == "completed"
     for key in ("privacy", "metrics", "noise_multiplier", "audit"):
         assert result[key] == expected[key]
@@ -153,7 +163,7 @@ def test_an_interrupted_run_ends_in_order(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt_after_a_round, daemon=True).start()
-    overrides = ["engine=ray", "engine.num_cpus=1", "task=digits", "task.num_clients=20", "num_rounds=200"]
+    overrides = [*TWO, "task=digits", "task.num_clients=20", "num_rounds=200"]
     outcome = simulate(settings_from_overrides(overrides), tmp_path, quiet=True)
     assert outcome.exit_code == 130
     assert 0 < outcome.result["rounds_completed"] < 200
@@ -163,7 +173,7 @@ def test_an_interrupted_run_ends_in_order(tmp_path: Path) -> None:
 def test_a_late_and_a_failing_client_answer_with_an_error_and_a_failing_server_is_heard() -> None:
     app = ClientApp()
 
-    @app.train(mods=[within(1.0)])
+    @app.train()
     def train(message: Message, context: Context) -> Message:
         match context.node_config["partition-id"]:
             case 0:
@@ -173,48 +183,61 @@ def test_a_late_and_a_failing_client_answer_with_an_error_and_a_failing_server_i
         return Message(RecordDict({"m": MetricRecord({"client": 2})}), reply_to=message)
 
     codes: dict[int, int] = {}
-    with pytest.raises(ArithmeticError, match="of the server"), ray_grid(app, 3, SETTINGS) as grid:
+    with (
+        pytest.raises(ArithmeticError, match="of the server"),
+        ray_grid(clients_of(app, 3, 1.0), SETTINGS) as grid,
+    ):
         nodes = list(grid.get_node_ids())
         assert nodes == [2, 3, 4]
-        for node in nodes:
-            (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")], timeout=120.0)
-            codes[node - 2] = reply.error.code if reply.has_error() else 0
+        for reply in grid.send_and_receive([Message(RecordDict(), node, "train") for node in nodes]):
+            codes[reply.metadata.src_node_id - 2] = reply.error.code if reply.has_error() else 0
         raise ArithmeticError("of the server")
     assert codes[0] == LATE
     assert codes[1] not in (0, LATE)
     assert codes[2] == 0
 
 
-def answered(grid: FlowerGrid, node: int, seconds: float) -> bool:
-    """Whether a node answers within so many seconds, however often it takes to ask."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")], timeout=120.0)
-        if not reply.has_error() or reply.error.code == FAILED:  # of the app, which is there
-            return True
-    return False
+def test_an_actor_that_dies_costs_the_clients_that_it_was_given_and_is_replaced(tmp_path: Path) -> None:
+    """Its part of the sum is lost with it; what others added counts."""
+    app, note, spec = ClientApp(), tmp_path / "killed", SumSpec(100.0)
 
-
-@pytest.mark.campaign
-def test_a_worker_that_is_killed_costs_a_message_and_is_replaced(tmp_path: Path) -> None:
-    app, note = ClientApp(), tmp_path / "killed"
-
-    @app.train()
+    @app.train(mods=[private_update])
     def train(message: Message, context: Context) -> Message:
-        if not note.exists():
+        client = int(str(context.node_config["partition-id"]))
+        if client == 20 and not note.exists():
             note.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return Message(RecordDict(), reply_to=message)
+        moved = memory_arrays({"w": np.full(4, client, np.float32)})
+        return Message(RecordDict({"a": moved, "m": MetricRecord({})}), reply_to=message)
 
-    with ray_grid(app, 2, SETTINGS) as grid:
-        (reply,) = grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=120.0)
-        assert reply.has_error()
-        assert answered(grid, 3, 30) and answered(grid, 2, 1)
+    start = RecordDict({"arrays": memory_arrays({"w": np.zeros(4, np.float32)}), "config": ConfigRecord({})})
+    order = Message(instruct(start, spec, "run", 1), 0, "train")
+    with ray_grid(clients_of(app, 24), Ray(num_cpus=2.0)) as grid:
+        nodes = list(grid.get_node_ids())
+        first, again = (grid.sum_replies(order, nodes, spec, 4) for _ in range(2))
+    assert first.replies + first.dropped[DIED] == 24 and first.dropped[DIED] >= 1
+    assert again.replies == 24 and not again.dropped
+    np.testing.assert_allclose(again.total * spec.step, sum(range(24)), atol=0.01)
+
+
+def test_shares_are_dealt_until_none_is_left_and_state_stays_at_home() -> None:
+    shares = _Shares(range(2, 22), {5: 1, 9: 1}, 2)
+    assert shares.next(1) == [5, 9]
+    sizes = []
+    while share := shares.next(len(sizes) % 2):
+        sizes.append(len(share))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 5 and sum(sizes) == 18
+    assert sorted(shares.given[0] + shares.given[1]) == list(range(2, 22))
+
+
+def answered(grid: RayGrid, node: int) -> bool:
+    (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")])
+    return not reply.has_error() or reply.error.code == FAILED  # of the app, which is there
 
 
 @pytest.mark.campaign
-def test_a_worker_killed_at_any_stage_of_secure_aggregation(tmp_path: Path) -> None:
-    """A round for each exchange; in it the worker dies once, in the hands of the third client."""
+def test_an_actor_killed_at_any_stage_of_secure_aggregation(tmp_path: Path) -> None:
+    """A round for each exchange; in it the actor dies once, in the hands of the third client."""
     masked = runpy.run_path(str(Path(__file__).parent / "faults" / "masked_clients.py"))
     asked, everybody = masked["wanted"](3.0), list(range(2, 2 + masked["CLIENTS"]))
 
@@ -227,39 +250,69 @@ def test_a_worker_killed_at_any_stage_of_secure_aggregation(tmp_path: Path) -> N
             note.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with ray_grid(masked["app_of"](die), len(everybody), SETTINGS) as grid:
+    with ray_grid(clients_of(masked["app_of"](die), len(everybody)), Ray(num_cpus=2.0)) as grid:
         sums = SecureSums(grid, masked["masking"]())
         for stage in USUAL:
             opened = sums.sum(everybody, replace(asked, row=asked.row + stage), 60.0)
             print(stage.name, opened.survivors, opened.dropped, opened.attempts)
-            assert (tmp_path / f"{asked.row + stage}").exists() and answered(grid, 2, 30)
+            assert (tmp_path / f"{asked.row + stage}").exists() and answered(grid, 2)
         last = sums.sum(everybody, replace(asked, row=asked.row + len(Exchange)), 60.0)
     assert last.survivors == len(everybody)
 
 
-def test_a_runtime_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here: more CPUs for a client than there are."""
-    monkeypatch.setattr("fedveil.simulations.ray.CLIENT_RESOURCES", {"num_cpus": 64, "num_gpus": 0.0})
-    with pytest.raises(RuntimeError, match="runtime failed"), ray_grid(ClientApp(), 3, SETTINGS) as grid:
-        list(grid.send_and_receive([Message(RecordDict(), 2, "train")], timeout=120.0))
+CLUSTER = """
+import subprocess, sys, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+
+command, rows, lose = sys.argv[3:], Path(sys.argv[1], "metrics.jsonl"), sys.argv[2] == "lose"
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+run = subprocess.Popen([*command, f"engine.address={cluster.address}"])
+while lose and run.poll() is None and (not rows.exists() or len(rows.read_text().splitlines()) < 3):
+    time.sleep(0.05)
+if lose:
+    cluster.remove_node(second)
+code = run.wait()
+cluster.shutdown()
+sys.exit(code)
+"""
 
 
 @pytest.mark.campaign
-def test_the_documented_app_runs_on_ray(
-    ray_starts_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fate", ["keep", "lose"])
+def test_a_cluster_of_two_nodes_trains_the_same_model_and_outlives_one_of_them(
+    tmp_path: Path, fate: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    app, config = DOCUMENTED["import_app"](ray_starts_once), DOCUMENTED["RUN_CONFIG"]
-    stock = app.client
+    """Each node has one CPU, and so one of two actors. Faults keep clients from being stacked."""
+    folder, rounds = tmp_path / "ray", 6 if fate == "keep" else 40
+    job = ["task=digits", "task.num_clients=20", f"num_rounds={rounds}", "faults.corrupt=0.1", "cohort=all"]
+    train = [sys.executable, "-m", "fedveil", "simulate", *job]
+    told = [str(folder), fate, *train, "engine=ray", f"hydra.run.dir={folder}"]
+    ended = subprocess.run(
+        [sys.executable, "-c", CLUSTER, *told], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["rounds_completed"]) == ("completed", rounds)
+    rows = [json.loads(line) for line in (folder / "operator.jsonl").read_text().splitlines()]
+    lost = [row["dropped"].get(DIED, 0) for row in rows if "dropped" in row]
+    if fate == "lose":
+        assert sum(count > 0 for count in lost) <= 1 and max(lost) < 20
+        return
+    assert not any(lost)
+    here = simulate(settings_from_overrides(job), tmp_path / "here", quiet=True)
+    assert here.result["metrics"] == result["metrics"]
+    assert (tmp_path / "here" / "model.safetensors").read_bytes() == (
+        folder / "model.safetensors"
+    ).read_bytes()
 
-    def client(message: Message, context: Context) -> Message:
-        # As `flwr run` gives it; without it every client fails. Flower wants its own context back as it was.
-        given = Context(context.run_id, context.node_id, context.node_config, context.state, config)
-        return stock(message, given)
 
-    with ray_grid(cast(ClientApp, client), 40, SETTINGS) as grid:
-        app.run(grid)
-    (ledger,) = default_folder().glob("*.ledger")
-    assert 7.9 < verify(ledger).epsilon <= 8.0
-    assert (tmp_path / "final_model.pt").exists()
+def test_more_actors_than_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedveil.simulations.ray.START_SECONDS", 2.0)
+    with (
+        pytest.raises(Refusal, match=r"engine\.num_cpus=3"),
+        ray_grid(clients_of(ClientApp(), 3), Ray(num_cpus=3.0)),
+    ):
+        pass
