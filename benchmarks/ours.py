@@ -28,7 +28,7 @@ from ..server.participants import Participants
 from ..server.private_grid import PrivateGrid
 from ..server.round_terms import Round, SumPrivacy
 from ..server.rounds import Loop, State, run_rounds
-from ..simulations.engines import Clients
+from ..simulations.clients import Clients
 from ..simulations.in_process import InProcessGrid
 from ..simulations.ray import ray_grid
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings

@@ -107,12 +107,12 @@ class InProcessGrid(AskingGrid):
         Returns:
           The sum, shape (size,), and the counts of replies and of those that are missing.
         """
-        orders = Order(order.content, order.metadata.message_type, nodes, spec)
+        orders = CohortOrder(order.content, order.metadata.message_type, nodes, spec)
         if self.workers == 1 or len(nodes) == 1:
             return self.add(orders, CohortSum(np.zeros(size)))
         return self._sum_in_workers(orders, size)
 
-    def add(self, order: Order, cohort_sum: CohortSum) -> CohortSum:
+    def add(self, order: CohortOrder, cohort_sum: CohortSum) -> CohortSum:
         """Add in this process what an order's nodes reply, and return the sum.
 
         Args:
@@ -130,7 +130,7 @@ class InProcessGrid(AskingGrid):
             return cohort_sum
         return self._sum_one_by_one(order, cohort_sum)
 
-    def _sum_one_by_one(self, order: Order, cohort_sum: CohortSum) -> CohortSum:
+    def _sum_one_by_one(self, order: CohortOrder, cohort_sum: CohortSum) -> CohortSum:
         for number, node in enumerate(order.nodes):
             try:
                 add_reply(cohort_sum, self._call(order.content, node, order.message_type, number), order.spec)
@@ -138,7 +138,7 @@ class InProcessGrid(AskingGrid):
                 cohort_sum.drop("late")
         return cohort_sum
 
-    def _sum_in_place(self, begun: InPlaceRound, order: Order, cohort_sum: CohortSum) -> None:
+    def _sum_in_place(self, begun: InPlaceRound, order: CohortOrder, cohort_sum: CohortSum) -> None:
         for node in order.nodes:
             client = node - FIRST_NODE
             if begun.add_canary(client, cohort_sum, order.spec):
@@ -180,13 +180,13 @@ class InProcessGrid(AskingGrid):
 
     # --- workers --------------------------------------------------------------------------------------------------
 
-    def _sum_in_workers(self, order: Order, size: int) -> CohortSum:
+    def _sum_in_workers(self, order: CohortOrder, size: int) -> CohortSum:
         if not self._pool or self._pool[0].size != size:
             self.close()
             self._pool = [self._start(size, number) for number in range(self.workers)]
         shares = dealt(order.nodes, self._homes, len(self._pool))
         for worker, share in zip(self._pool, shares, strict=True):
-            worker.give(Order(order.content, order.message_type, share, order.spec))
+            worker.give(CohortOrder(order.content, order.message_type, share, order.spec))
         total = CohortSum(np.zeros(size))
         for index, share in enumerate(shares):
             answer = self._pool[index].take(self.deadline * len(share) + GRACE_SECONDS)
@@ -241,7 +241,7 @@ class InProcessGrid(AskingGrid):
         keep_memory()
         with suppress(EOFError, BrokenPipeError):
             while True:
-                order: Order | list[Message] = orders.recv()
+                order: CohortOrder | list[Message] = orders.recv()
                 if isinstance(order, list):
                     replies = [self.answer(message, number) for number, message in enumerate(order)]
                     orders.send((replies, self.stateful))
@@ -259,7 +259,7 @@ class InProcessGrid(AskingGrid):
 
 
 @dataclass(frozen=True)
-class Order:
+class CohortOrder:
     """One instruction and who is to follow it.
 
     Attributes:
@@ -284,7 +284,7 @@ class _Worker:
     shared: mmap.mmap
     size: int
 
-    def give(self, order: Order | list[Message]) -> None:
+    def give(self, order: CohortOrder | list[Message]) -> None:
         with suppress(BrokenPipeError):
             self.pipe.send(order)
 

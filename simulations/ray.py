@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from flwr.app import Error, Message, RecordDict
@@ -27,10 +27,8 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import claim_identity
 from ..strategies.grids import AskingGrid
-from .in_process import FIRST_NODE, GRACE_SECONDS, Order, dealt
-
-if TYPE_CHECKING:
-    from .engines import Clients
+from .clients import Clients
+from .in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, dealt
 
 DIED = "worker died"  # why its clients' answers are missing
 START_SECONDS = 120.0  # for an actor to find a free CPU and to import PyTorch
@@ -101,7 +99,7 @@ class Trainer:
         """
         if size is not None:
             self._sum = CohortSum(np.zeros(size))
-        self._sum = self._grid.add(Order(content, message_type, nodes, spec), self._sum)
+        self._sum = self._grid.add(CohortOrder(content, message_type, nodes, spec), self._sum)
         return self._grid.stateful
 
     def fetch(self) -> CohortSum:

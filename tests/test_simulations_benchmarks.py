@@ -80,7 +80,7 @@ def written(arguments: list[str], path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("benchmark", "arguments", "rows"),
     [
-        ("engines", ["--workloads", "tiny", "cnn-100k"], [4, 10, 10]),
+        ("engines", ["--workloads", "tiny", "cnn-100k"], [4, 16, 16]),
         ("overhead", [], [1, 0]),
         ("privacy", ["--workloads", "tiny"], [1, 1, 1]),
         ("memory", ["--workloads", "tiny"], [2, 2]),

@@ -152,7 +152,7 @@ def test_a_clients_state_stays_with_it(workers: int) -> None:
 def test_as_many_workers_are_taken_as_pay(
     said: str, stacked: bool, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "units", lambda device: 6)
+    monkeypatch.setattr("fedveil.simulations.clients.units", lambda device: 6)
     overrides = ["task=digits", "task.num_clients=10", "engine.workers=null", *said.split()]
     federation = build(settings_from_overrides(overrides))
     told = ClientSettings("digits", LocalTraining())

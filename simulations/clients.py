@@ -1,0 +1,89 @@
+"""Clients of a simulation, as a recipe from which each process of an engine makes its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from flwr.app import Context
+from flwr.clientapp.typing import Mod
+
+from ..client.app import SETTINGS_KEY, Workbench, make_client_app
+from ..configs.schema import FaultSettings
+from ..privacy.mechanisms.randomness import Randomness
+from ..strategies.client_settings import ClientSettings
+from ..tasks.hardware import units
+from ..tasks.protocol import Task
+from .faults import inject
+from .in_process import InProcessGrid
+
+
+@dataclass(frozen=True)
+class Clients:
+    """See the module's text.
+
+    Attributes:
+      told: to the clients.
+      count: of them; canary clients among them.
+      invited: how many a round is expected to ask.
+      deadline: seconds that one may take.
+      faults: that befall them.
+      randomness: of the run.
+      at_once: whether a process may train many of them without a message to each; nothing may ask for single replies.
+    """
+
+    told: ClientSettings
+    count: int
+    invited: int
+    deadline: float
+    faults: FaultSettings
+    randomness: Randomness
+    at_once: bool
+
+    def grid(self, task: Task | None = None, workers: int | None = 1) -> InProcessGrid:
+        """Return the grid whose nodes are these clients, each called in this process or in its workers.
+
+        Args:
+          task: where this process has it already; None loads it as the clients are told.
+          workers: processes; None takes as many as pay.
+        """
+        from ..client.training.cohort_training import can_vectorise, sum_cohort
+        from ..client.training.in_place import begin
+
+        told, text, bench = self.told, self.told.to_json(), Workbench(self.told, task)
+        undisturbed = self.at_once and not self.faults.any
+        plain = undisturbed and not (told.record or told.step or told.loss_traces)
+        # On the processor, whatever the device: a process that has touched a GPU cannot be forked for its workers.
+        probed = bench if told.accelerator == "cpu" else Workbench(replace(told, accelerator="cpu"), task)
+        cohort_function = None
+        if plain and can_vectorise(probed):
+            cohort_function = partial(sum_cohort, bench)
+        elif told.step is not None and undisturbed:
+            from ..client.dp_sgd.union import sum_of_union, union_of
+
+            cohort_function = partial(sum_of_union, bench, union_of(bench))
+        return InProcessGrid(
+            client_app=make_client_app(partial(_settings_text, text), self._mods(), bench),
+            num_clients=self.count,
+            run_config={SETTINGS_KEY: text},
+            workers=workers or self.workers(stacked=cohort_function is not None),
+            deadline=self.deadline,
+            cohort_function=cohort_function,
+            in_place=partial(begin, bench) if plain else None,
+        )
+
+    def workers(self, stacked: bool) -> int:
+        """Return how many processes train a cohort: one for each core or GPU, and one in all where clients are stacked.
+
+        Args:
+          stacked: small steps, of which one process's are mostly Python's.
+        """
+        return 1 if stacked else max(1, min(units(self.told.accelerator), self.invited))
+
+    def _mods(self) -> tuple[Mod, ...]:
+        return (inject(self.faults, self.randomness, self.deadline),) if self.faults.any else ()
+
+
+def _settings_text(text: str, context: Context) -> str:
+    del context
+    return text
