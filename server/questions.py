@@ -33,7 +33,7 @@ from .open_sum import OpenSums
 from .participants import Participants
 from .round_terms import Mean, Round, Sum
 
-ROW = 1  # an inquiry is one release
+ROW = 1  # most inquiries are one release
 # Grid units per clipping norm of a sum in the clear: rounding then moves a count by less than a part in 10^8 of its bound.
 CELLS = 1 << 28
 

@@ -220,8 +220,8 @@ MUTATIONS = {
     ),
     "a question is asked before it is charged": Mutation(
         "server/run/ask.py",
-        "            charge.reserve()\n            own_noise",
-        "            own_noise",
+        "        charge.reserve()\n        content",
+        "        content",
         QUESTION_TESTS,
         "does_not_afford or is_one_entry",
     ),
@@ -273,6 +273,20 @@ MUTATIONS = {
         "return own_noise is None",
         DEVICE_QUESTION_TESTS,
         "not_the_questions",
+    ),
+    "what noise alone may have made is followed": Mutation(
+        "privacy/statistics/prefixes.py",
+        "sigma * math.sqrt(2 * math.log(2 * cells / self.beta))",
+        "sigma",
+        "test_privacy_prefixes.py",
+        "as_seldom_as",
+    ),
+    "a search begins that the budget does not afford": Mutation(
+        "server/run/ask.py",
+        "            _require_all(ledger, plan)",
+        "            pass",
+        "test_privacy_prefixes.py",
+        "before_its_first_level",
     ),
     "the parts of a record's questions are each as long as its norm": Mutation(
         "privacy/statistics/inquiry.py",

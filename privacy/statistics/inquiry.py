@@ -34,6 +34,7 @@ from .kinds import (
     require_cells,
     rows_of,
 )
+from .prefixes import Prefixes
 
 STATISTICS = "statistics"  # the purpose of questions that say none
 CLIPPED = "clipped"  # what the segment of a question's clipped share is called, behind its name
@@ -105,6 +106,22 @@ class Inquiry:
     def asked(self) -> dict[str, str]:
         """The names of what a vector holds, with their purpose, as ledgers keep them."""
         return {name: self.purpose for each in self.questions for name in (each.name, clipped_name(each))}
+
+    @property
+    def levels(self) -> int:
+        """How many rounds an answer takes at most: one, or one for each letter of the longest word."""
+        found = self.questions[0].statistic
+        return found.longest if isinstance(found, Prefixes) else 1
+
+    def following(self, prefixes: Sequence[str]) -> Inquiry:
+        """Return the inquiry of the next level of a search for words.
+
+        Args:
+          prefixes: that are followed.
+        """
+        plain = json.loads(self.text)
+        plain["ask"][0]["prefixes"] = list(prefixes)
+        return read_inquiry(plain)
 
     @property
     def layout(self) -> dict[str, tuple[int, ...]]:
@@ -256,6 +273,8 @@ def read_inquiry(plain: object) -> Inquiry:
     names = [each.name for each in questions]
     if len(set(names)) < len(names):
         raise Refusal("ask", names, "two questions have one name; give each its own")
+    if len(questions) > 1 and any(isinstance(each.statistic, Prefixes) for each in questions):
+        raise Refusal("ask", names, "a search for the top words goes by its own answers; ask it alone")
     records = _positive("records", found.get("records"))
     purpose = _name("purpose", found.get("purpose", STATISTICS))
     why = str(found.get("why", ""))
@@ -340,6 +359,20 @@ def _quantiles(found: Mapping[str, Any]) -> Quantiles:
     return Quantiles(_numbers(found), tuple(real("quantiles", each) for each in wanted), branches)
 
 
+def _top(found: Mapping[str, Any]) -> Prefixes:
+    alphabet = found.get("alphabet")
+    if not isinstance(alphabet, str | list):
+        raise Refusal("alphabet", alphabet, "declare the letters that words may have, as in 'abc'")
+    longest, most = found.get("longest"), found.get("most", 10)
+    for name, value in (("longest", longest), ("most", most)):
+        if type(value) is not int:
+            raise Refusal(name, value, "give a whole number")
+    assert isinstance(longest, int) and isinstance(most, int)
+    prefixes = _listed("prefixes", found.get("prefixes", [""]))
+    letters, beta = tuple(map(str, cast(list[Any], alphabet))), real("beta", found.get("beta", 0.05))
+    return Prefixes(_name("of", found.get("of")), letters, longest, most, beta, tuple(map(str, prefixes)))
+
+
 Make = Callable[[Mapping[str, Any]], Statistic]
 KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
     "count": ((), lambda found: Count()),
@@ -352,6 +385,7 @@ KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
         lambda found: Histogram((_bins(found), _bins(found, "by"))),
     ),
     "correlation": (("of",), lambda found: ColumnCorrelation(_columns(found))),
+    "top": (("of", "alphabet", "longest", "most", "beta", "prefixes"), lambda found: _top(found)),
     "fairness": (FAIRNESS_KEYS, lambda found: _fairness(found)),
 }
 

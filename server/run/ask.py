@@ -19,28 +19,30 @@ from flwr.serverapp import Grid
 
 from ...configs.local_training import LocalTraining
 from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
-from ...privacy.accounting.renyi_filter import counted
+from ...privacy.accounting.renyi_filter import admits, counted
 from ...privacy.budget import Budget, Unit
 from ...privacy.ledger.durable_files import replace_file
-from ...privacy.ledger.ledger import Ledger, LedgerUnavailable
+from ...privacy.ledger.ledger import BudgetExhausted, Ledger, LedgerUnavailable
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
 from ...privacy.refusal import Refusal
-from ...privacy.statistics.figure import Figure
-from ...privacy.statistics.inquiry import Answer, Inquiry, Question, clipped_name
+from ...privacy.statistics.figure import Figure, count_of, unsaid
+from ...privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, Question, clipped_name
+from ...privacy.statistics.prefixes import Prefixes
 from ...strategies.cohorts import All, Poisson
 from ...strategies.question_wire import question_content
 from ...strategies.record_plan import PoissonBatches
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ..participants import Participants
 from ..questions import Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
-from ..round_terms import ALL_ANSWERS, Answers, Mean, Round
+from ..round_terms import ALL_ANSWERS, Answers, Round
 from .client_instructions import task_options
 from .federation import EVERYBODY, Federation
 from .prepare import open_ledger
 from .run_folder import make_folder
 
 SYSTEM = Randomness()
+TOO_FEW = "too few clients answered"
 # By what is hidden, where nobody says how.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
 RECORDS = "records"  # folder of a simulation's ledger of questions that hide records
@@ -107,10 +109,9 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
     home = folder / RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
     ledger = None if budget is None else open_ledger(federation, home, budget)
     try:
-        charge: QuestionAccount = OwnCharges(plan, inquiry, reach.randomness)
         if ledger is not None:
             ledger.purpose = inquiry.why or None
-            charge = Charge(plan, ledger, inquiry, reach.randomness)
+            _require_all(ledger, plan)
         before = None if ledger is None else ledger.epsilon()
         with reach.grid() as grid:
             participants = Participants(
@@ -121,19 +122,113 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
                 population=federation.population,
             )
             participants.some(1)  # once the clients are connected
-            charge.reserve()
-            own_noise = None if ledger is not None else plan.noise_over_clip
-            content = question_content(inquiry, _order(federation, inquiry, plan), own_noise)
-            done, mean = put(participants, charge, content, federation.masking, reach.timeout)
-        record = _record(federation, charge, before, ledger, (done, mean))
-        if mean is not None:
+            asking = Asking(federation, plan, ledger, participants, reach)
+            ended = asking.search(inquiry) if inquiry.levels > 1 else asking.once(inquiry)
+        record = _record(asking, inquiry, before, ended)
+        if ended.answers:
             replace_file(kept, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-            charge.settle()
+            ended.charge.settle()
         return record
     finally:
         with suppress(LedgerUnavailable):  # of a note only: what was reserved stays spent
             if ledger is not None:
                 ledger.close()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a question came to.
+
+    Attributes:
+      charge: of its last round.
+      answers: empty where nothing may be released.
+      cause: why, then.
+      rounds: that were reserved.
+    """
+
+    charge: QuestionAccount
+    answers: Sequence[Answer]
+    cause: str = ""
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Asking:
+    """One question that is being asked.
+
+    Attributes:
+      federation: whose clients are asked.
+      plan: calibrated, of all rounds.
+      ledger: of the population, open for writing; None where each client charges its own.
+      participants: who is asked.
+      reach: how.
+    """
+
+    federation: Federation
+    plan: Plan
+    ledger: Ledger | None
+    participants: Participants
+    reach: Reach
+
+    def once(self, inquiry: Inquiry) -> Outcome:
+        """Ask in one round."""
+        charge, done, sums = self._round(inquiry, 1)
+        if sums is None:
+            return Outcome(charge, (), done.cause or TOO_FEW)
+        return Outcome(charge, _answers(self.federation, inquiry, sums))
+
+    def search(self, inquiry: Inquiry) -> Outcome:
+        """Ask for the commonest words, a round a letter, and follow the prefixes that noise alone did not make."""
+        (asked,) = inquiry.questions
+        told: dict[str, Figure] = {}
+        level, row, clipped = inquiry, 1, unsaid(CLIPPED)
+        while True:
+            charge, done, sums = self._round(level, row)
+            if sums is None:
+                return Outcome(charge, (), done.cause or TOO_FEW, row)
+            statistic = level.questions[0].statistic
+            assert isinstance(statistic, Prefixes)
+            if row == 1:
+                clipped = _answers(self.federation, level, sums)[0].clipped
+            cells = sums.cells[asked.name] / _rate(self.federation)
+            sigma = _sigma(self.federation, level, asked, sums.noise)
+            ended, longer = statistic.found(cells, sigma)
+            told |= {word: count_of(word, count, sigma) for word, count in ended.items()}
+            if not longer:
+                break
+            charge.settle()
+            level, row = inquiry.following(longer), row + 1
+        best = sorted(told.values(), key=lambda each: -each.value)[: statistic.most]
+        return Outcome(charge, (Answer(asked.name, tuple(best), clipped),), rounds=row)
+
+    def _round(self, inquiry: Inquiry, row: int) -> tuple[QuestionAccount, Round, Sums | None]:
+        randomness, own_noise = self.reach.randomness, None
+        charge: QuestionAccount
+        if self.ledger is None:
+            charge, own_noise = OwnCharges(self.plan, inquiry, randomness, row), self.plan.noise_over_clip
+        else:
+            charge = Charge(self.plan, self.ledger, inquiry, randomness, row)
+        charge.reserve()
+        content = question_content(inquiry, _order(self.federation, inquiry, self.plan), own_noise)
+        masking = self.federation.masking
+        done, mean = put(self.participants, charge, content, masking, self.reach.timeout)
+        return charge, done, None if mean is None else sums_of(charge, done, mean, masking is not None)
+
+
+def _require_all(ledger: Ledger, plan: Plan) -> None:
+    """Refuse a question of several rounds before the first one, where the budget does not afford them all.
+
+    Raises:
+      BudgetExhausted: nothing was written.
+    """
+    if plan.num_rounds == 1:
+        return  # the ledger's own gate says it
+    for adversary in plan.adversaries:
+        events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
+        if not admits(events, ledger.budget, ledger.filter_order):
+            budget = ledger.budget
+            would = counted(events, budget.target_delta, budget.adjacency, ledger.filter_order)
+            raise BudgetExhausted(budget, adversary, would)
 
 
 def record_path(folder: Path, inquiry: Inquiry) -> Path:
@@ -201,7 +296,7 @@ def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Pla
         budget.adjacency,
         PoissonBatches(1.0, 1) if of_records else federation.cohort,
         1.0 if federation.summed is None else federation.unit_norm,
-        1,
+        inquiry.levels,
         spend.noise_multiplier,
         EVERYBODY if of_records else federation.adversaries,
     )
@@ -352,40 +447,35 @@ def _order(federation: Federation, inquiry: Inquiry, plan: Plan) -> dict[str, st
     return {ORDER_KEY: order.to_json()}
 
 
-def _record(
-    federation: Federation,
-    charge: QuestionAccount,
-    before: float | None,
-    ledger: Ledger | None,
-    ended: tuple[Round, Mean | None],
-) -> dict[str, Any]:
-    (done, mean), plan, inquiry = ended, charge.plan, charge.inquiry
+def _record(asking: Asking, inquiry: Inquiry, before: float | None, ended: Outcome) -> dict[str, Any]:
+    federation, plan, ledger = asking.federation, asking.plan, asking.ledger
+    events = [plan.event()] * ended.rounds
     budget = _budget(federation, inquiry)
     asked = {
         "name": inquiry.name,
         "question": json.loads(inquiry.text),
         "purpose": inquiry.purpose,
         "from_record": False,
-        "released": mean is not None,
+        "released": bool(ended.answers),
         "unit": str(plan.unit),
         "adjacency": str(plan.adjacency),
         "adversaries": [str(each) for each in plan.adversaries],
         "noise_multiplier": plan.noise_multiplier,
-        "epsilon": counted([plan.event()], budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
+        "epsilon": counted(events, budget.target_delta, plan.adjacency, None, PUBLISH_INTERVAL),
         "epsilon_before": before,
         "epsilon_after": None if ledger is None else ledger.epsilon(),
         "target_epsilon": budget.target_epsilon,
         "delta": budget.target_delta,
-        "rng": charge.randomness.kind,
+        "rounds": ended.rounds,
+        "rng": asking.reach.randomness.kind,
         "cohort": federation.cohort.name,
         "owner": _owner(federation),
         "clients": federation.population,
         "confidence": 0.95,
     }
-    if mean is None:
-        return {**asked, "reason": done.cause or "too few clients answered", "answers": []}
-    sums = sums_of(charge, done, mean, federation.masking is not None)
-    return {**asked, "answers": [_plain(each) for each in _answers(federation, inquiry, sums)]}
+    if not ended.answers:
+        return {**asked, "reason": ended.cause, "answers": []}
+    return {**asked, "answers": [_plain(each) for each in ended.answers]}
 
 
 def _answers(federation: Federation, inquiry: Inquiry, sums: Sums) -> Sequence[Answer]:

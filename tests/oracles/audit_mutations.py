@@ -127,6 +127,8 @@ BEYOND: dict[str, str] = {
     "the parts of a record's questions are each as long as its norm": ASKED,
     "a client adds half of the noise on its own answer": ASKED,
     "a device answers of its records uncharged": ASKED,
+    "what noise alone may have made is followed": ASKED,
+    "a search begins that the budget does not afford": ASKED,
     "a segment is not clipped": ASKED,
     "a question is asked before it is charged": ASKED,
     "a question wider than its resolution is asked": ASKED,

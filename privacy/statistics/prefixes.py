@@ -1,0 +1,139 @@
+"""Prefixes of words, level by level: the step of a search for the commonest words that a tree of prefixes holds.
+
+Every level counts the prefixes of one letter more, among those whose shorter prefix was found to be common. What noise alone
+could have made is not followed. The letters and the longest word are declared and not read from anybody's data (heavy
+hitters over a prefix tree: Bassily et al. 2017, arXiv:1707.04982; Zhu et al. 2020, arXiv:1902.08534).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..refusal import Refusal
+from .columns import MOST_CELLS, Table, column, is_missing
+from .figure import Cells, Figure, count_of
+
+END = ""  # in the place of a letter: the word ends here
+MOST_LETTERS, MOST_LONGEST = 256, 64
+MOST_FOLLOWED = 512  # prefixes of one level: their text then fits into an instruction
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """`Statistic` of one level: rows whose word begins with each prefix and goes on with each letter, or ends.
+
+    Attributes:
+      of: the column of words.
+      alphabet: letters that a word may have; a word with another one counts nowhere, and is told as clipped.
+      longest: letters of a word that count; what a longer one has behind is cut, and told as clipped.
+      most: words that are told at most.
+      beta: bound on the probability that one level follows any prefix that nobody has.
+      prefixes: that are followed, all of one length; of the first level the empty one.
+    """
+
+    of: str
+    alphabet: tuple[str, ...]
+    longest: int
+    most: int = 10
+    beta: float = 0.05
+    prefixes: tuple[str, ...] = ("",)
+    row_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        letters = self.alphabet
+        if not 0 < len(letters) <= MOST_LETTERS or any(len(each) != 1 for each in letters):
+            raise Refusal("alphabet", letters, f"give 1 to {MOST_LETTERS} letters, as in 'abc'")
+        if len(set(letters)) < len(letters):
+            raise Refusal("alphabet", "".join(letters), "names a letter twice")
+        if not 1 <= self.longest <= MOST_LONGEST:
+            raise Refusal("longest", self.longest, f"give 1 to {MOST_LONGEST} letters")
+        if not 1 <= self.most <= MOST_CELLS:
+            raise Refusal("most", self.most, f"give 1 to {MOST_CELLS} words")
+        if not 0 < self.beta < 1:
+            raise Refusal("beta", self.beta, "give a probability above 0 and below 1")
+        if len({len(each) for each in self.prefixes}) != 1 or not 0 <= self.depth < self.longest:
+            raise Refusal("prefixes", self.prefixes, "give some of one length, shorter than the longest word")
+        if len(set(self.prefixes)) < len(self.prefixes) or not set("".join(self.prefixes)) <= set(letters):
+            raise Refusal("prefixes", self.prefixes, "give different ones, of letters of the alphabet")
+
+    @property
+    def depth(self) -> int:
+        """Letters of a prefix that is followed."""
+        return len(self.prefixes[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Prefixes, and letters with the end of a word last."""
+        return (len(self.prefixes), len(self.alphabet) + 1)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """What each cell counts: longer prefixes and, where the word ends, whole words."""
+        return tuple(prefix + letter for prefix in self.prefixes for letter in (*self.alphabet, END))
+
+    def count(self, table: Table) -> tuple[Cells, float]:
+        """Return a client's cells, and the share of its rows whose word is longer, or has another letter."""
+        given = [None if is_missing(each) else str(each) for each in column(table, self.of)]
+        places = {prefix: number for number, prefix in enumerate(self.prefixes)}
+        letters = {letter: number for number, letter in enumerate((*self.alphabet, END))}
+        cells, outside = np.zeros(self.shape), 0
+        for word in given:
+            if word is None:
+                continue
+            kept = word[: self.longest]
+            foreign = not set(kept) <= letters.keys()
+            outside += foreign or len(word) > self.longest
+            here = places.get(kept[: self.depth])
+            if not foreign and here is not None and len(kept) >= self.depth:
+                cells[here, letters[kept[self.depth : self.depth + 1]]] += 1
+        return cells, outside / len(given) if given else 0.0
+
+    def threshold(self, sigma: float, prefixes: int | None = None) -> float:
+        """Return the rows that a prefix must have to be followed: what noise alone exceeds with a probability below beta.
+
+        Args:
+          sigma: standard deviation of the noise on each cell, in rows.
+          prefixes: that are followed; None for this level's.
+        """
+        cells = (prefixes or len(self.prefixes)) * self.shape[1]
+        return sigma * math.sqrt(2 * math.log(2 * cells / self.beta))
+
+    def found(self, cells: Cells, sigma: float) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Return the words that end here with their counts, and the prefixes to follow; both by falling counts.
+
+        Args:
+          cells: the sum, of this shape.
+          sigma: of its noise.
+        """
+        least, flat = self.threshold(sigma), cells.ravel()
+        ended: dict[str, float] = {}
+        longer: list[str] = []
+        for cell in np.argsort(-flat, kind="stable"):
+            if flat[cell] <= least:
+                break
+            name, ends = self.candidates[cell], cell % self.shape[1] == len(self.alphabet)
+            if ends or self.depth + 1 == self.longest:
+                ended[name] = float(flat[cell])
+            else:
+                longer.append(name)
+        return ended, tuple(longer[: self.widest])
+
+    @property
+    def widest(self) -> int:
+        """How many prefixes one level may follow: so that its cells are no more than a question has."""
+        return min(max(1, MOST_CELLS // (len(self.alphabet) + 1)), MOST_FOLLOWED)
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        """Return the count of each candidate of this level."""
+        return [
+            count_of(name or "no letter", cell, sigma)
+            for name, cell in zip(self.candidates, cells.ravel(), strict=True)
+        ]
+
+    def planned(self, sigma: float, rows: float) -> float:
+        """Return the rows that a word must have to be found, at a level as wide as one may be."""
+        del rows
+        return self.threshold(sigma, min(self.widest, len(self.alphabet) ** (self.longest - 1)))
