@@ -16,6 +16,7 @@ from .memory import run_memory
 from .noise import run_noise
 from .privacy_share import run_privacy
 from .secagg import run_secagg
+from .secagg_checks import run_checks
 from .stacks import KINDS, run_stacks
 from .steps import run_steps
 from .supernodes import run_supernodes
@@ -33,6 +34,7 @@ _BENCHMARKS: dict[str, tuple[Callable[[Options], Row], tuple[str, ...]]] = {
     "dp_sgd": (run_dp_sgd, tuple(PRIVATE)),
     "loading": (run_loading, ("tiny-equal", "cnn-100k-equal")),
     "secagg": (run_secagg, ()),
+    "secagg_checks": (run_checks, ()),
     "noise": (run_noise, ()),
     "audit": (run_audit, ()),
     "stacks": (run_stacks, tuple(f"tiny{kind}" for kind in KINDS)),
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("benchmark", choices=sorted(_BENCHMARKS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--pfl-python", metavar="PATH", help="a Python with pfl 0.6 and torch")
+    parser.add_argument("--before", metavar="PATH", help="an earlier checkout, for secagg_checks")
     parser.add_argument("--workloads", nargs="+", choices=sorted({*WORKLOADS, *PRIVATE}), help="which models")
     parser.add_argument("--clients", type=int, default=size.clients, help="the population")
     parser.add_argument("--cohort", type=int, default=size.cohort, help="clients of a round")
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     run, usual = _BENCHMARKS[given.benchmark]
     size = Size(given.clients, given.cohort, given.rounds)
-    options = Options(size, given.repeats, given.pfl_python, tuple(given.workloads or usual))
+    options = Options(size, given.repeats, given.pfl_python, tuple(given.workloads or usual), given.before)
     publish(run(options), given.json)
     return 0
 

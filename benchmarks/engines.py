@@ -43,12 +43,14 @@ class Options:
       repeats: how often every contender's process is started.
       pfl_python: a Python that has pfl 0.6 and torch.
       workloads: which models, for the benchmark of the engines.
+      before: checkout of an earlier fedveil, a folder of that name.
     """
 
     size: Size = field(default_factory=Size)
     repeats: int = 3
     pfl_python: str | None = None
     workloads: tuple[str, ...] = TRAINED
+    before: str | None = None
 
 
 def run_engines(options: Options) -> Row:

@@ -25,7 +25,14 @@ from ..privacy.secagg.bindings import (
     pair_mask_info,
 )
 from ..privacy.secagg.client import Participant
-from ..privacy.secagg.deal import challenge_of, digest_of, label_of, mask_commitment, own_commitment
+from ..privacy.secagg.deal import (
+    challenge_of,
+    digest_of,
+    label_of,
+    mask_commitment,
+    own_commitment,
+    seed_commitment,
+)
 from ..privacy.secagg.messages import (
     SEALED_BYTES,
     SHARE_BYTES,
@@ -138,7 +145,8 @@ class _Made:
         challenge = challenge_of(agreed.cohort, node.node, digest_of(commitments))
         value = challenge * int.from_bytes(held.own_seed, "big") % PRIME
         proof = value.to_bytes(SHARE_BYTES, "big") * len(peers)
-        unsigned = SealedShares(agreed.cohort, sealed, commitments, proof, bytes(SIGNATURE_BYTES))
+        seed = seed_commitment(label, held.own_seed)
+        unsigned = SealedShares(agreed.cohort, sealed, commitments, proof, seed, bytes(SIGNATURE_BYTES))
         signature = sign(node.key, agreed.cohort, deal_body(node.node, unsigned))
         return tagged(held, write(replace(unsigned, signature=signature)))
 

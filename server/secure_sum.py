@@ -313,7 +313,7 @@ class Attempt:
 
     def has_enough(self, enough: int) -> bool:
         """Return whether so many of the cohort have answered well, and no fewer than a sum takes."""
-        return self._server.answered >= min(len(self.asking), max(enough, self.spec.attendance.least))
+        return self._server.has(min(len(self.asking), max(enough, self.spec.attendance.least)))
 
     def send(self) -> None:
         """Note that what is asked is on its way."""

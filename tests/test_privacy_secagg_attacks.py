@@ -23,6 +23,7 @@ from fedveil.privacy.secagg.messages import read, write
 from fedveil.privacy.secagg.refusal import Reason, Refused
 from fedveil.privacy.secagg.roster import Member, Roster
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum
+from fedveil.privacy.secagg.shamir import combine
 from fedveil.privacy.secagg.suite import new_key, public_of, sign
 from fedveil.privacy.secagg.transcript import Profile
 from fedveil.privacy.secagg.unmask import Opening
@@ -172,7 +173,12 @@ def opened_by_split_views(cohort, honest, targets):
     living = [node for node in everybody if node not in others]
     bare = sum(np.frombuffer(frames[node][: 4 * DIMENSION], np.uint32) for node in living)
     context = agreed.round(everybody, MODEL)
-    opening = Opening(agreed, context, living, others, shares, keys, {})
+    seeds = {
+        node: combine({agreed.points[holder]: share for holder, share in held.items()}, cohort.threshold)
+        for node, held in shares.items()
+        if len(held) >= cohort.threshold
+    }
+    opening = Opening(agreed, context, living, others, seeds, keys, {})
     add_masks(bare, list(opening.remaining_masks()), agreed.suite)
     return np.array_equal(bare, total(vectors, living, 32))
 

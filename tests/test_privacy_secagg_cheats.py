@@ -3,6 +3,7 @@
 The campaign: `python -m pytest tests/test_privacy_secagg_cheats.py -m campaign`.
 """
 
+import math
 import random
 import runpy
 from dataclasses import replace
@@ -31,6 +32,7 @@ from fedveil.privacy.secagg.graph import colluders, parameters
 from fedveil.privacy.secagg.messages import read, write
 from fedveil.privacy.secagg.parcel import cut
 from fedveil.privacy.secagg.refusal import Fault, Reason, Refused
+from fedveil.privacy.secagg.reveals import Reveals
 from fedveil.privacy.secagg.server import Abandoned, OpenedSum
 from fedveil.privacy.secagg.shamir import PRIME, combine, new_secret, parity, polynomial, values
 from fedveil.privacy.secagg.suite import new_key, public_of
@@ -119,6 +121,8 @@ NAMED = {
     "false complaint with another's proof": Fault.FALSE_COMPLAINT,
     "wrong reveal": Fault.WRONG_SHARE,
     "wrong reveal of one": Fault.WRONG_SHARE,
+    "reveal off by the prime": Fault.WRONG_SHARE,
+    "another seed committed": Fault.WRONG_COMMITMENT,
 }
 
 
@@ -146,6 +150,113 @@ def test_two_who_reveal_wrong_shares_cost_nothing():
     cohort = cohort_of(20)
     _, cheats = play(cohort, ["wrong reveal", "wrong reveal of one"])
     assert cohort.blamed == dict.fromkeys(cheats, Fault.WRONG_SHARE)
+
+
+def test_wrong_shares_do_not_count_as_answers_that_are_enough():
+    """Where the link waits for some number of answers only, it goes on waiting for right ones."""
+    cohort = cohort_of(20)
+    cheats = corrupt(cohort, ["wrong reveal", "wrong reveal of one"])
+    vectors = cohort.vectors(DIMENSION)
+    attempt = cohort.attempt(DIMENSION)
+    result = attempt.proposal()
+    while STAGE_OF[attempt.due] != "reveal":
+        cohort.exchange(attempt, STAGE_OF[attempt.due], result, vectors)
+        result = attempt.advance(MODEL)
+    first = [*cheats, *[node for node in cohort.nodes if node not in cheats][:15]]
+    cohort.exchange(attempt, "reveal", {node: result[node] for node in first}, vectors)
+    assert not attempt.has(17) and attempt.has(15) and set(cheats) <= attempt.waiting
+    assert attempt.blamed == dict.fromkeys(cheats, Fault.WRONG_SHARE)
+    again = cohort.traffic[-17][3]
+    with pytest.raises(Refused, match="bad_share"):
+        attempt.take(cheats[0], again)
+    opened = attempt.advance()
+    assert np.array_equal(opened.total, total(vectors, opened.survivors, 32))
+
+
+@pytest.fixture(scope="module")
+def reveals():
+    """What all of a cohort of 12 reveal, one of them dead, of seeds that seven shares give."""
+    cohort = Cohort(12, 7)
+    attempt, vectors = cohort.attempt(DIMENSION), cohort.vectors(DIMENSION)
+    dead, *living = cohort.nodes
+    result = attempt.proposal()
+    while isinstance(result, dict):
+        gone = [dead] if STAGE_OF[attempt.due] in ("mask", "confirm", "reveal") else []
+        cohort.exchange(attempt, STAGE_OF[attempt.due], result, vectors, gone)
+        if STAGE_OF[attempt.due] == "reveal":
+            break
+        result = attempt.advance(MODEL)
+    assert not cohort.refusals
+    made = Reveals(attempt._dealings, frozenset(living), attempt._shares, 2)
+    return made, dead, living
+
+
+def changed(made, holders, errors, owner):
+    """Reveals of these holders alone, with errors that are added to the shares of one owner, by holder."""
+    shares = {holder: dict(made.shares[holder]) for holder in holders}
+    for holder, error in errors.items():
+        number = (int.from_bytes(shares[holder][owner], "big") + error) % PRIME
+        shares[holder][owner] = number.to_bytes(32, "big")
+    return replace(made, shares=shares)
+
+
+@pytest.mark.parametrize("count", [7, 8, 9, 11])
+def test_right_shares_give_the_seeds_whoever_is_missing(reveals, count):
+    made, dead, living = reveals
+    honest, _ = made.opened()
+    for holders in (living[:count], living[-count:]):
+        seeds, blamed = changed(made, holders, {}, dead).opened()
+        enough = set(honest) - (set(holders) if count == 7 else set())  # nobody holds a share of itself
+        assert not blamed and seeds == {owner: honest[owner] for owner in enough}
+
+
+def test_wrong_shares_that_leave_a_seed_as_it_is_are_seen(reveals):
+    """Two liars add what Lagrange's weights take away: weights that are drawn afterwards do not."""
+    made, dead, living = reveals
+    points = made.dealings.agreed.points
+    for owner in (dead, living[4]):
+        own, holders = points[owner], [node for node in living if node != owner]
+        first, second = holders[:2]
+
+        def weight(node, holders=holders, own=own):
+            others = [points[other] for other in holders if other != node]
+            below = pow(math.prod(at - points[node] for at in others), -1, PRIME)
+            return math.prod(others) * below % PRIME
+
+        error = pow(weight(second), -1, PRIME) * weight(first) % PRIME
+        lied = changed(made, living, {first: 1, second: -error}, owner)
+        seeds, blamed = lied.opened()
+        assert blamed == dict.fromkeys((first, second), Fault.WRONG_SHARE)
+        assert seeds[owner] == made.opened()[0][owner]
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_liars_between_few_honest_holders_are_seen(reveals, alive):
+    """Of five honest holders and two liars, at a threshold of seven, liars can fit wrong shares to the right seed."""
+    made, dead, living = reveals
+    points, holders, owner = made.dealings.agreed.points, living[:7], living[7] if alive else dead
+    honest = [points[holder] for holder in holders[2:]]
+
+    def error(node):  # of degree 6, zero at zero and at the honest points
+        return math.prod(points[node] - at for at in (0, *honest)) % PRIME
+
+    errors = {node: error(node) for node in holders[:2]}
+    seeds, blamed = changed(made, [*holders, *[owner] * alive], errors, owner).opened()
+    assert blamed == dict.fromkeys(holders[:2], Fault.WRONG_SHARE) and owner not in seeds
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_whoever_reveals_a_wrong_share_is_named_and_nobody_else(reveals, data):
+    made, dead, living = reveals
+    holders = data.draw(st.lists(st.sampled_from(living), min_size=10, unique=True))
+    liars = data.draw(st.sets(st.sampled_from(holders), max_size=2))
+    owner = data.draw(st.sampled_from([node for node in (dead, *living) if node not in liars]))
+    errors = {liar: data.draw(st.integers(1, PRIME - 1)) for liar in liars}
+    seeds, blamed = changed(made, sorted(holders), errors, owner).opened()
+    assert blamed == dict.fromkeys(liars, Fault.WRONG_SHARE)
+    honest, _ = made.opened()
+    assert seeds.items() <= honest.items()
 
 
 def test_nobody_is_charged_before_shares_are_checked():

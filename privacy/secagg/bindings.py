@@ -31,7 +31,8 @@ def advert_body(advert: Advert) -> bytes:
 
 def deal_body(node: int, shares: SealedShares) -> bytes:
     """Return what the signature of a deal is over, beside the cohort."""
-    return frame(Purpose.DEAL, node, shares.sealed, shares.kem, shares.commitments, shares.proof)
+    said = shares.commitments, shares.proof, shares.seed
+    return frame(Purpose.DEAL, node, shares.sealed, shares.kem, *said)
 
 
 def confirmation_body(confirmation: Confirmation) -> bytes:

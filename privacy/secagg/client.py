@@ -221,7 +221,7 @@ class Participant:
             sealed += seal(agreed.suite, key, shares, agreed.share_label(self.node, peer, block))
         attempt.stage = Stage.SHARED
         unsigned = SealedShares(
-            agreed.cohort, bytes(sealed), dealt.commitments, dealt.proof, b"", b"".join(made)
+            agreed.cohort, bytes(sealed), dealt.commitments, dealt.proof, dealt.seed, b"", b"".join(made)
         )
         signature = sign_by(agreed.suite, self.key, agreed.cohort, deal_body(self.node, unsigned))
         return tagged(attempt, write(replace(unsigned, signature=signature)))

@@ -26,6 +26,8 @@ _BOUND_BYTES = (
 )
 COMMITMENT_BYTES = 2 * _BOUND_BYTES  # to a holder's share of the private seed, and to that of the mask seed
 
+SEED_COMMITMENT_BYTES = _BOUND_BYTES
+
 # Where the honest holders' values of r or of b lie on no polynomial of degree t - 1, those of r + c b lie on one for at
 # most one c of the p that there are: what keeps them from it is linear in c, and not zero. The challenge is a hash of
 # all values. Each hash that a dealer tries passes with probability 1 / p, and 2**128 of them with 2**-126: one
@@ -42,11 +44,13 @@ class Deal:
       shares: for each holder its share of the private seed, then of the mask seed, 64 bytes; secret.
       commitments: `COMMITMENT_BYTES` for each holder.
       proof: value of h at each holder's point, 32 bytes.
+      seed: commitment to the private seed, `SEED_COMMITMENT_BYTES`.
     """
 
     shares: tuple[bytes, ...]
     commitments: bytes
     proof: bytes
+    seed: bytes
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def deal(
         ((blind + challenge * our) % PRIME).to_bytes(SECRET_BYTES, "big")
         for blind, our in zip(blinds, ours, strict=True)
     )
-    return Deal(tuple(shares), commitments, proof)
+    return Deal(tuple(shares), commitments, proof, seed_commitment(label, seeds[0]))
 
 
 def label_of(cohort: bytes, dealer: int) -> bytes:
@@ -125,6 +129,11 @@ def own_commitment(label: bytes, point: int, share: bytes, blinding: bytes) -> b
 def mask_commitment(label: bytes, point: int, share: bytes) -> bytes:
     """Return the commitment to a holder's share of the mask seed."""
     return hashlib.sha256(label + b"\1" + point.to_bytes(8, "big") + share).digest()[:_BOUND_BYTES]
+
+
+def seed_commitment(label: bytes, seed: bytes) -> bytes:
+    """Return the commitment to a private seed, by which all of its shares are checked at once when they are revealed."""
+    return hashlib.sha256(label + b"\2" + seed).digest()[:_BOUND_BYTES]
 
 
 def fits(claim: Claim, point: int, share: bytes, value: int | None, commitments: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,12 +15,13 @@ from .deal import (
     digest_of,
     fits,
     label_of,
+    seed_commitment,
 )
 from .messages import SEALED_BYTES, SHARE_BYTES, SealedShares
 from .parcel import cut, parcel_of
 from .refusal import Fault, Refused
 from .roster import Roster
-from .shamir import PRIME, parity
+from .shamir import PRIME, Weights, parity, weights_at
 from .suite import pair_key
 
 Parts = tuple[bytearray, bytearray, bytearray]  # sealed shares, what is told beside them, hybrid blocks
@@ -109,39 +111,41 @@ class Dealings:
         peers = self.agreed.neighbours(dealer, among)
         return sum((dealer, peer) not in self.void for peer in peers) if self.void else len(peers)
 
-    def wrong(self, holder: int, shares: Mapping[int, bytes], living: frozenset[int]) -> bool:
-        """Return whether any of the shares that a holder reveals is not the one that was dealt to it.
+    def dealt(self, owner: int, holder: int, share: bytes, *, own: bool) -> bool:
+        """Return whether a share is the one that was dealt to a holder.
 
         Args:
-          holder: who reveals them.
-          shares: by owner, 32 bytes: of the private seed of the living, of the mask seed of others.
-          living: nodes whose vectors are in the sum.
+          owner: whose seed it is of.
+          holder: who reveals it.
+          share: 32 bytes.
+          own: whether it is of the private seed, and not of the mask seed.
         """
+        value = int.from_bytes(self.proofs[owner][holder], "big") if own else None
         point = self.agreed.points[holder]
-        for owner, share in shares.items():
-            value = int.from_bytes(self.proofs[owner][holder], "big") if owner in living else None
-            if not fits(self.claims[owner], point, share, value, self.commitments[owner][holder]):
-                return True
-        return False
+        return fits(self.claims[owner], point, share, value, self.commitments[owner][holder])
+
+    def committed(self, owner: int, seed: bytes) -> bool:
+        """Return whether it is the private seed that its owner committed to."""
+        return seed_commitment(self.claims[owner].label, seed) == self.deals[owner].seed
 
     def unproved(self) -> Iterator[int]:
         """Yield the dealers whose proof is not of the degree that the threshold asks for."""
         agreed = self.agreed
         complete = agreed.terms.neighbours == len(agreed.candidates) - 1
-        every = self._parity(agreed.nodes) if complete else {}
+        every = self._parity(agreed.nodes) if complete else None
         for dealer, proof in self.proofs.items():
-            weights = every or self._parity((*proof, dealer))
-            own = agreed.points[dealer]
-            total = sum(
-                weights[holder] * (agreed.points[holder] - own) * int.from_bytes(value, "big")
-                for holder, value in proof.items()
-            )
-            if total % PRIME:
+            numbers = [int.from_bytes(value, "big") for value in proof.values()]
+            holders = tuple(proof)
+            place = bisect_left(holders, dealer)
+            numbers.insert(place, 0)  # nobody holds a share of itself
+            weights = every or self._parity((*holders[:place], dealer, *holders[place:]))
+            plain, leaned = weights.sums(numbers)
+            if (leaned - plain * agreed.points[dealer]) % PRIME:
                 yield dealer
 
-    def _parity(self, nodes: Sequence[int]) -> dict[int, int]:
+    def _parity(self, nodes: Sequence[int]) -> Weights:
         points = [self.agreed.points[node] for node in nodes]
-        return dict(zip(nodes, parity(points, self.agreed.terms.threshold), strict=True))
+        return weights_at(points, parity(points, self.agreed.terms.threshold))
 
 
 def dealings(agreed: Agreement, deals: Mapping[int, SealedShares]) -> Dealings:

@@ -18,7 +18,7 @@ import msgpack
 from .. import bounded_decoding
 from ..bounded_decoding import Bounds, Undecodable
 from .complaint import PROOF_BYTES
-from .deal import COMMITMENT_BYTES
+from .deal import COMMITMENT_BYTES, SEED_COMMITMENT_BYTES
 from .graph import MAXIMUM_CLIENTS
 from .refusal import Reason, Refused
 from .shamir import SECRET_BYTES
@@ -187,7 +187,8 @@ class SealedShares:
       cohort: hash of all adverts, 32 bytes.
       sealed: `SEALED_BYTES` for each neighbour.
       commitments: to these shares, as `deal` says, for each neighbour.
-      proof: coefficients, as `deal` says.
+      proof: as `deal` says, a value for each neighbour.
+      seed: commitment to the private seed.
       signature: by the node's identity, over all of this.
       kem: a block for each neighbour, as `hybrid` says; empty without it.
     """
@@ -196,6 +197,7 @@ class SealedShares:
     sealed: Sealed
     commitments: Annotated[bytes, _many(COMMITMENT_BYTES)]
     proof: Shares
+    seed: Annotated[bytes, _fixed(SEED_COMMITMENT_BYTES)]
     signature: Signature
     kem: Kem = b""
 

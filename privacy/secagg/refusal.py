@@ -30,6 +30,7 @@ class Fault(StrEnum):
     FALSE_COMPLAINT = "complained of a good share"
     WRONG_SHARE = "revealed a share that was not dealt to it"
     WRONG_MASK = "revealed a mask key that is not the pair's"
+    WRONG_COMMITMENT = "committed to another seed than it dealt"
     WRONG_SEED = "dealt a mask seed that is not its key's"
 
 

@@ -48,6 +48,7 @@ from .messages import (
 )
 from .parcel import check_lengths, cut
 from .refusal import Fault, Reason, Refused
+from .reveals import Reveals
 from .roster import Roster
 from .suite import (
     KEY_BYTES,
@@ -168,10 +169,11 @@ class ServerAttempt:
         """Nodes whose reply to the last message is still to come."""
         return self._asked - self._answered - self.declined.keys()
 
-    @property
-    def answered(self) -> int:
-        """Number of nodes that have answered the last message well."""
-        return len(self._answered)
+    def has(self, count: int) -> bool:
+        """Return whether so many nodes have answered the last message well."""
+        if self.due is Due.REVEALED and len(self._answered) >= count:
+            self._weigh_reveals()
+        return len(self._answered) >= count
 
     def proposal(self) -> Outgoing:
         """Return the first message of every node."""
@@ -292,17 +294,25 @@ class ServerAttempt:
             dead
         ):
             raise Refused(Reason.MALFORMED, "not one share for each neighbour, and one key for each dead one")
+        if self.blamed.get(node) is Fault.WRONG_SHARE:
+            raise Refused(Reason.BAD_SHARE, "this node has revealed wrong shares before")
         shares = dict(zip(peers, cut(revealed.shares, SHARE_BYTES), strict=True))
         held = {peer: share for peer, share in shares.items() if (peer, node) not in self._dealings.void}
         # Kept even of one that reveals wrong shares: of a mask with a dead node whose seed is another one nobody else knows.
         for peer, key in zip(dead, cut(revealed.mask_keys, KEY_BYTES), strict=True):
             self._mask_keys[peer][node] = key
-        if self._dealings.wrong(node, held, self._living):
-            self.blamed[node] = Fault.WRONG_SHARE
-            raise Refused(Reason.BAD_SHARE, "a share that was not dealt to this node")
-        for peer, share in held.items():
-            self._shares[peer][node] = share
+        self._shares[node] = held
         self._seeds[node] = revealed.seeds
+
+    def _weigh_reveals(self) -> dict[int, bytes]:
+        """Drop what those revealed who revealed a wrong share, by name, and return the seeds that are open, by owner."""
+        seeds, blamed = Reveals(self._dealings, self._living, self._shares, self._colluders).opened()
+        self.blamed |= blamed
+        for node, fault in blamed.items():
+            if fault is Fault.WRONG_SHARE:
+                self._answered.discard(node)
+                del self._shares[node], self._seeds[node]
+        return seeds
 
     def advance(self, model_hash: bytes = b"") -> Outgoing | OpenedSum | Abandoned:
         """Close the exchange under way, and return the messages of the next one or how the attempt ended.
@@ -413,7 +423,6 @@ class ServerAttempt:
         self._alive = tuple(sorted(self._answered))
         self._dead = tuple(node for node in self._sharers if node not in self._answered)
         self._living = frozenset(self._alive)
-        self._shares = {node: {} for node in self._sharers}
         self._mask_keys = {node: {} for node in self._dead}
         self._enough(len(self._alive))
         self._view = survivors_digest(self._round, self._alive, self._dead)
@@ -427,7 +436,7 @@ class ServerAttempt:
         return self._ask(Due.REVEALED, dict.fromkeys(sorted(self._confirmations), message))
 
     def _unmask(self) -> OpenedSum:
-        shown = self._shares, self._mask_keys
+        shown = self._weigh_reveals(), self._mask_keys
         opening = Opening(
             self._agreed, self._round, self._alive, self._dead, *shown, self._offered, self.blamed
         )

@@ -5,15 +5,18 @@ shares are made and joined on machines that their owners do not share with the a
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
+from operator import mul
 
 from .refusal import Reason, Refused
 
 PRIME = 2**255 - 19
 SECRET_BYTES = 32
+_ONE = (1).to_bytes(SECRET_BYTES, "big")
 
 
 def new_secret() -> bytes:
@@ -110,6 +113,44 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     return (total % PRIME).to_bytes(SECRET_BYTES, "big")
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the values of a polynomial at points.
+
+    Attributes:
+      plain: for each point, below p.
+      leaned: each times its point, below p.
+    """
+
+    plain: Sequence[int]
+    leaned: Sequence[int]
+
+    def sums(self, numbers: Iterable[int]) -> tuple[int, int]:
+        """Return the sums of plain and of leaned weights times values, not reduced."""
+        held = list(numbers)
+        return sum(map(mul, self.plain, held)), sum(map(mul, self.leaned, held))
+
+
+def weights_at(points: Sequence[int], plain: Sequence[int]) -> Weights:
+    """Return weights with what they are times their points."""
+    return Weights(plain, [weight * point % PRIME for weight, point in zip(plain, points, strict=True)])
+
+
+def opener(points: tuple[int, ...], threshold: int) -> list[int]:
+    """Return random weights w by which values of a polynomial f of degree below `threshold` give f(0).
+
+    Of all points x and any `own` other than 0, the sum of w(x) (1 - x / own) f(x) is f(0) modulo p. Where `own` is one of
+    the points, its value counts nothing. w is Lagrange's weight at zero times the value of a random polynomial q which is
+    1 at zero: f q (1 - x / own) is of a degree that so many points tell.
+
+    Args:
+      points: distinct, from 1 to p - 1, more than `threshold`.
+      threshold: of values that give the secret.
+    """
+    (spread,) = values([polynomial(_ONE, len(points) - threshold)], points)
+    return [weight * factor % PRIME for weight, factor in zip(_weights(points), spread, strict=True)]
+
+
 def parity(points: Sequence[int], threshold: int) -> list[int]:
     """Return a random weight for each point, by which values of a polynomial of too high a degree are told.
 
@@ -129,7 +170,7 @@ def parity(points: Sequence[int], threshold: int) -> list[int]:
         prod(map(at.__sub__, points[:place])) * prod(map(at.__sub__, points[place + 1 :])) % PRIME
         for place, at in enumerate(points)
     ]
-    return [word * each % PRIME for word, each in zip(codeword, _inverses(below), strict=True)]
+    return [word * each % PRIME for word, each in zip(codeword, inverses(below), strict=True)]
 
 
 def number_of(share: bytes) -> int:
@@ -153,10 +194,10 @@ def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
     """Return Lagrange's weights at zero."""
     every = prod(points) % PRIME
     below = [at * prod(other - at for other in points if other != at) % PRIME for at in points]
-    return tuple(every * inverse % PRIME for inverse in _inverses(below))
+    return tuple(every * inverse % PRIME for inverse in inverses(below))
 
 
-def _inverses(numbers: Sequence[int]) -> list[int]:
+def inverses(numbers: Sequence[int]) -> list[int]:
     """Return what each times itself is 1 modulo p, of one inversion (Montgomery, Math. Comp. 48, 1987, section 10.3.1)."""
     before = list(accumulate(numbers, lambda left, right: left * right % PRIME, initial=1))
     inverse = pow(before.pop(), -1, PRIME)

@@ -1,18 +1,13 @@
-"""Masks that are left on a sum of survivors, from what they revealed.
-
-Every share comes here checked against its dealer's commitments, so that any `threshold` of them give the seed.
-"""
+"""Masks that are left on a sum of survivors, from the seeds and the keys that they revealed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from .bindings import Agreement, mask_sign, own_mask_key, pair_mask_info
 from .hybrid import Offered, mask_secret, mixed
 from .refusal import Fault, Reason, Refused
-from .shamir import combine
 from .suite import agree, key_from_seed, public_of
 
 ByPair = dict[int, dict[int, bytes]]
@@ -27,7 +22,7 @@ class Opening:
       context: of the round, 32 bytes.
       alive: survivors, ascending.
       dead: nodes that shared and are not in the sum, ascending.
-      shares: by owner and holder, of the private seed of the living and the mask seed of the dead.
+      seeds: by node, the private seed of the living and the mask seed of the dead, where enough shares of it came.
       mask_keys: by dead node and living neighbour, the key of the mask that the two have, as the latter says.
       offered: hybrid blocks by sender and receiver.
       blamed: by node, what the masks showed that it did; filled as they are made.
@@ -37,14 +32,10 @@ class Opening:
     context: bytes
     alive: Sequence[int]
     dead: Sequence[int]
-    shares: ByPair
+    seeds: Mapping[int, bytes]
     mask_keys: ByPair
     offered: Offered
     blamed: dict[int, Fault] = field(default_factory=dict[int, Fault])
-
-    @cached_property
-    def _revealed(self) -> set[int]:
-        return {holder for holders in self.shares.values() for holder in holders}
 
     def remaining_masks(self) -> Iterator[tuple[bytes, int]]:
         """Yield key and sign of every mask to add so that the sum of the living is bare.
@@ -61,12 +52,9 @@ class Opening:
             yield from ((keys[peer], mask_sign(node, peer)) for peer in peers)
 
     def _seed(self, node: int) -> bytes:
-        agreed, shares = self.agreed, self.shares[node]
-        threshold = agreed.terms.threshold
-        if len(shares) < threshold:
-            raise Refused(Reason.TOO_FEW, f"{len(shares)} shares of a seed, of the {threshold} needed")
-        chosen = window(sorted(shares), node if node in self._revealed else None, threshold)
-        return combine({agreed.points[holder]: shares[holder] for holder in chosen}, threshold)
+        if node not in self.seeds:
+            raise Refused(Reason.TOO_FEW, "too few shares of a seed")
+        return self.seeds[node]
 
     def _keys(self, node: int, peers: Sequence[int]) -> dict[int, bytes]:
         """Return the keys of a dead node's masks, by living neighbour.
@@ -104,19 +92,3 @@ class Opening:
         except Refused:
             return {}
         return {peer: mixed(key, secrets[peer], info) for peer, key in keys.items()}
-
-
-def window(holders: Sequence[int], own: int | None, threshold: int) -> Sequence[int]:
-    """Return `threshold` holders, such that few choices serve all the owners of a complete graph.
-
-    Nobody holds a share of itself: from the circle of everybody who revealed, its owner's block is left out.
-
-    Args:
-      holders: of a seed's shares, ascending.
-      own: the seed's owner, if it revealed shares itself.
-      threshold: how many are needed.
-    """
-    circle = holders if own is None else sorted([*holders, own])
-    spare = len(circle) - threshold
-    first = circle.index(own) // spare * spare if own is not None else 0
-    return [*circle[:first], *circle[first + spare :]][:threshold]

@@ -9,7 +9,7 @@ from fedveil.privacy.secagg.attempt import tagged
 from fedveil.privacy.secagg.bindings import advert_body, deal_body
 from fedveil.privacy.secagg.client import Participant
 from fedveil.privacy.secagg.complaint import PROOF_BYTES, disclosed, on_curve
-from fedveil.privacy.secagg.deal import Deal, deal
+from fedveil.privacy.secagg.deal import deal
 from fedveil.privacy.secagg.messages import (
     SEAL_BYTES,
     SEALED_BYTES,
@@ -21,6 +21,7 @@ from fedveil.privacy.secagg.messages import (
     read,
     write,
 )
+from fedveil.privacy.secagg.parcel import cut
 from fedveil.privacy.secagg.shamir import PRIME, new_secret, polynomial, values
 from fedveil.privacy.secagg.suite import key_from_seed, sign
 from fedveil.privacy.secagg.transcript import Purpose
@@ -85,7 +86,7 @@ class Cheat(Participant):
         if self.way == "degree hidden":  # the proof is of some low degree, and not of these shares
             high = deal(cohort, node, seeds, len(points), points)
             (claimed,) = values([polynomial(new_secret(), threshold)], points)
-            return Deal(high.shares, high.commitments, b"".join(v.to_bytes(32, "big") for v in claimed))
+            return replace(high, proof=b"".join(v.to_bytes(32, "big") for v in claimed))
         if self.way in ("another mask seed", "another mask seed, then silence"):
             return deal(cohort, node, (seeds[0], new_secret()), threshold, points)
         made = deal(cohort, node, seeds, threshold, points)
@@ -116,6 +117,8 @@ class Cheat(Participant):
             return replace(said, commitments=os.urandom(len(said.commitments)))
         if self.way == "garbage proof":
             return replace(said, proof=bytes(len(said.proof)))
+        if self.way == "another seed committed":
+            return replace(said, seed=os.urandom(len(said.seed)))
         if self.way == "proof cut":
             return replace(said, proof=said.proof[:-32])
         return said
@@ -160,6 +163,12 @@ class Cheat(Participant):
         changed = {
             "wrong reveal": {"shares": b"".join(new_secret() for _ in range(len(said.shares) // 32))},
             "wrong reveal of one": {"shares": new_secret() + said.shares[32:]},
+            "reveal off by the prime": {
+                "shares": b"".join(
+                    (int.from_bytes(share, "big") + PRIME).to_bytes(32, "big")
+                    for share in cut(said.shares, 32)
+                )
+            },
             "wrong mask keys": {"mask_keys": os.urandom(len(said.mask_keys))},
         }.get(self.way)
         if changed is None:
@@ -193,12 +202,14 @@ WAYS = (
     "unsigned deal",
     "garbage commitments",
     "garbage proof",
+    "another seed committed",
     "proof cut",
     "false complaint of all",
     "false complaint with a proof",
     "false complaint with another's proof",
     "wrong reveal",
     "wrong reveal of one",
+    "reveal off by the prime",
     "wrong mask keys",
     "nonsense",
 )

@@ -1,0 +1,136 @@
+"""Reveals of a round: the seeds that shares give, and who revealed a wrong one.
+
+All shares of a seed are joined at once, by weights that are drawn after the shares came and by which every polynomial of
+the threshold's degree gives its value at zero (`shamir.opener`). Where the result is the seed that its owner committed to,
+or that of its mask key, every share of it is right. Wrong ones would have to differ from the right ones by a polynomial of
+that degree which is zero at zero and at each honest holder's point, and it has fewer roots. By any other wrong shares the
+result is uniform, and is the seed with probability 1 / p.
+
+Where it is another, or so few have revealed that liars could fit a polynomial between the others, each share of that seed is
+held against its dealer's commitment. Who revealed a wrong one is named, and the shares of the others give the seed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .dealings import Dealings
+from .refusal import Fault
+from .shamir import PRIME, SECRET_BYTES, Weights, combine, inverses, opener, weights_at
+from .suite import key_from_seed, public_of
+
+
+@dataclass(frozen=True)
+class Reveals:
+    """Shares that survivors revealed, of none of which is known yet whether it is right.
+
+    Attributes:
+      dealings: of the cohort.
+      living: nodes whose vectors are in the sum.
+      shares: by holder and owner, 32 bytes: of the private seed of the living, of the mask seed of others.
+      liars: how many holders may lie together.
+    """
+
+    dealings: Dealings
+    living: frozenset[int]
+    shares: Mapping[int, Mapping[int, bytes]]
+    liars: int
+    _weights: dict[tuple[int, ...], Weights] = field(
+        default_factory=dict[tuple[int, ...], Weights], init=False, repr=False
+    )
+
+    def opened(self) -> tuple[dict[int, bytes], dict[int, Fault]]:
+        """Return by owner its seed, where enough right shares of it came, and by node what it did wrong.
+
+        The seed of a dead node is another than its mask key's where the node has dealt another.
+        """
+        found = {owner: self._at_once(owner) for owner in self._held}
+        doubted = [owner for owner, seed in found.items() if seed is None]
+        wrong = self._wrong(doubted)
+        blamed = dict.fromkeys(wrong, Fault.WRONG_SHARE)
+        for owner in doubted:
+            right = {holder: share for holder, share in self._held[owner].items() if holder not in wrong}
+            seed = found[owner] = self._joined(owner, right)
+            if seed is not None and owner in self.living and not self._fits(owner, seed):
+                blamed.setdefault(owner, Fault.WRONG_COMMITMENT)
+        return {owner: seed for owner, seed in found.items() if seed is not None}, blamed
+
+    @property
+    def _threshold(self) -> int:
+        return self.dealings.agreed.terms.threshold
+
+    @cached_property
+    def _held(self) -> dict[int, dict[int, bytes]]:
+        """Shares by owner and ascending holder."""
+        held: dict[int, dict[int, bytes]] = {}
+        for holder in sorted(self.shares):
+            for owner, share in self.shares[holder].items():
+                held.setdefault(owner, {})[holder] = share
+        return held
+
+    @cached_property
+    def _inverse(self) -> dict[int, int]:
+        points = list(self.dealings.agreed.points.values())
+        return dict(zip(points, inverses(points), strict=True))
+
+    def _at_once(self, owner: int) -> bytes | None:
+        """Return the seed that all of its shares give together; None where that does not show them to be right."""
+        held, points = self._held[owner], self.dealings.agreed.points
+        circle, own = [points[holder] for holder in held], points[owner]
+        numbers = [int.from_bytes(share, "big") for share in held.values()]
+        if owner in self.shares:  # nobody holds a share of itself, and all owners have the same circle then
+            place = bisect_left(circle, own)
+            circle.insert(place, own)
+            numbers.insert(place, 0)
+        if min(len(held) - self.liars, len(circle) - 1) < self._threshold or max(numbers) >= PRIME:
+            return None
+        plain, leaned = self._weights_of(tuple(circle)).sums(numbers)
+        seed = ((plain - leaned * self._inverse[own]) % PRIME).to_bytes(SECRET_BYTES, "big")
+        return seed if self._fits(owner, seed) else None
+
+    def _weights_of(self, circle: tuple[int, ...]) -> Weights:
+        if circle not in self._weights:
+            self._weights[circle] = weights_at(circle, opener(circle, self._threshold))
+        return self._weights[circle]
+
+    def _fits(self, owner: int, seed: bytes) -> bool:
+        """Return whether it is the private seed that its owner committed to, or of a dead node that of its mask key."""
+        if owner in self.living:
+            return self.dealings.committed(owner, seed)
+        return public_of(key_from_seed(seed)) == self.dealings.agreed.by_node[owner].mask_key
+
+    def _wrong(self, owners: Iterable[int]) -> set[int]:
+        """Return who revealed a share of these owners' seeds that was not dealt to it."""
+        return {
+            holder
+            for owner in owners
+            for holder, share in self._held[owner].items()
+            if not self.dealings.dealt(owner, holder, share, own=owner in self.living)
+        }
+
+    def _joined(self, owner: int, shares: Mapping[int, bytes]) -> bytes | None:
+        """Return the seed that shares give which are right, each for itself; None for too few."""
+        if len(shares) < self._threshold:
+            return None
+        points = self.dealings.agreed.points
+        chosen = window(sorted(shares), owner if owner in self.shares else None, self._threshold)
+        return combine({points[holder]: shares[holder] for holder in chosen}, self._threshold)
+
+
+def window(holders: Sequence[int], own: int | None, threshold: int) -> Sequence[int]:
+    """Return `threshold` holders, such that few choices serve all the owners of a complete graph.
+
+    Nobody holds a share of itself: from the circle of everybody who revealed, its owner's block is left out.
+
+    Args:
+      holders: of a seed's shares, ascending.
+      own: the seed's owner, if it revealed shares itself.
+      threshold: how many are needed.
+    """
+    circle = holders if own is None else sorted([*holders, own])
+    spare = len(circle) - threshold
+    first = circle.index(own) // spare * spare if own is not None else 0
+    return [*circle[:first], *circle[first + spare :]][:threshold]
