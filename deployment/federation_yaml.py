@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,7 @@ class FederationFile:
       many: entries whose names are patterns, in the order of the file; the first that fits counts.
       enrolment: where the server listens for devices that enrol, and what they dial, each host:port; None has no such port.
       schema: of the tables of all clients that have the task csv, as text; None where no client has.
+      source: the bytes of the file, all of which was read.
     """
 
     name: str
@@ -132,6 +133,7 @@ class FederationFile:
     clients: tuple[ClientEntry, ...]
     many: tuple[ClientEntry, ...] = ()
     schema: str | None = None
+    source: bytes = field(default=b"", repr=False)
 
     def entry(self, name: str) -> ClientEntry | None:
         """Return what is wanted of the client of this name; None where the file has no place for it."""
@@ -148,7 +150,9 @@ def read_federation(path: Path) -> FederationFile:
     Raises:
       Refusal: it cannot be read, or a part of it holds mistakes; all mistakes of the first such part are told.
     """
-    values = filled(DEFAULTS, _load(path))
+    check_file(path)
+    source = path.read_bytes()
+    values = filled(DEFAULTS, _load(path, source))
     made = read_section(values, _top, "")
     shared = {group: filled(defaults, values[group]) for group, defaults in GROUPS.items()}
     for group in ("eligibility", "policy", *(["task"] if values["task"] else [])):
@@ -163,7 +167,8 @@ def read_federation(path: Path) -> FederationFile:
             raise Refusal("name", name, "is the server's" if name == SERVER else "names two clients")
     many = tuple(entry for entry in entries if is_pattern(entry.name))
     clients = tuple(entry for entry in entries if entry not in many)
-    return FederationFile(*made, clients=clients, many=many, schema=_schema(entries, path.parent))
+    schema = _schema(entries, path.parent)
+    return FederationFile(*made, clients=clients, many=many, schema=schema, source=source)
 
 
 def is_pattern(name: str) -> bool:
@@ -306,10 +311,9 @@ def _check(group: str, values: Values, path: str) -> None:
             read_section({**values, **PROVISIONED}, read_policy, path)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    check_file(path)
+def _load(path: Path, source: bytes) -> dict[str, Any]:
     try:
-        found = yaml.load(path.read_bytes().decode("utf-8-sig"), Loader=_Loader)
+        found = yaml.load(source.decode("utf-8-sig"), Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise Refusal("file", str(path), yaml_sentence(error)) from None
     except Exception as error:  # noqa: BLE001 (PyYAML's constructors document no closed set)

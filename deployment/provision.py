@@ -79,7 +79,7 @@ def provision(file: Path, out: Path | None, wheels: Path | None = None, lock: Pa
             replace_file(folder / AUTHORITY / REQUIREMENTS, requirements.encode())
         if federation.schema is not None:
             replace_file(folder / AUTHORITY / SCHEMA, federation.schema.encode())
-        replace_file(folder / AUTHORITY / FILE, file.read_bytes())
+        replace_file(folder / AUTHORITY / FILE, federation.source)
         return publish(desk)
 
 
@@ -238,9 +238,7 @@ def _kept_requirements(path: Path) -> str:
 
 def _check(federation: FederationFile, before: Register, requests: Mapping[str, Enrolment]) -> None:
     """Refuse what contradicts what was issued."""
-    for issued in before.admitted:
-        if federation.entry(issued.name) is None:
-            raise Refusal("clients", issued.name, "was admitted and is not in the file; revoke it first")
+    _require_places(federation, before.admitted)
     _require_second_keys(federation.post_quantum, before.admitted)
     for name, enrolment in requests.items():
         check_request(name, enrolment, federation.post_quantum)
@@ -249,6 +247,13 @@ def _check(federation: FederationFile, before: Register, requests: Mapping[str, 
             remedy = "asks for other keys than were admitted; use fedveil provision rotate"
             raise Refusal("request", name, remedy)
     before.refuse_shared(requests.values())
+
+
+def _require_places(federation: FederationFile, admitted: Sequence[Issued]) -> None:
+    """Refuse members that the file does not describe."""
+    for issued in admitted:
+        if federation.entry(issued.name) is None:
+            raise Refusal("clients", issued.name, "was admitted and is not in the file; revoke it first")
 
 
 def _require_second_keys(post_quantum: bool, admitted: Sequence[Issued]) -> None:
@@ -332,6 +337,7 @@ def _certificate(desk: Desk, name: str, public: EllipticCurvePublicKey) -> str:
 def publish(desk: Desk) -> Desk:
     """Keep what was issued, with a new number for a roster that has changed, and write all that is public."""
     register = replace(desk.register, post_quantum=desk.federation.post_quantum)
+    _require_places(desk.federation, register.admitted)
     _require_second_keys(register.post_quantum, register.admitted)
     if (register.admitted, register.post_quantum) != (desk.before.admitted, desk.before.post_quantum):
         numbered = replace(register, version=register.version + 1, rosters=desk.before.chain)

@@ -80,6 +80,7 @@ class Register:
       rosters: hashes of the rosters of earlier versions, in hexadecimal.
       cosignatures: of members under the roster of this version.
       post_quantum: whether the roster holds ML-DSA keys, and one signs it.
+      replaced: keys, as `Issued.keys` has them, that clients had before they got others.
     """
 
     version: int = 0
@@ -89,6 +90,7 @@ class Register:
     rosters: tuple[str, ...] = ()
     cosignatures: tuple[Cosignature, ...] = ()
     post_quantum: bool = False
+    replaced: tuple[str, ...] = ()
 
     @property
     def admitted(self) -> tuple[Issued, ...]:
@@ -136,13 +138,19 @@ class Register:
     def having(self, issued: Issued) -> Register:
         """Return the register with this client, in the place of the one of its name."""
         others = [each for each in self.clients if each.name != issued.name]
-        return replace(self, clients=tuple(sorted([*others, issued], key=lambda each: each.node)))
+        known = self.find(issued.name)
+        gone = [] if known is None else [key for key in known.keys if key not in issued.keys]
+        clients = tuple(sorted([*others, issued], key=lambda each: each.node))
+        return replace(self, clients=clients, replaced=(*self.replaced, *gone))
 
     def refuse_shared(self, enrolments: Iterable[Enrolment]) -> None:
-        """Refuse enrolments that ask for a key which is, or was, another client's."""
+        """Refuse enrolments that ask for a key which is, or was, another client's, or was replaced."""
         holders = {key: each.name for each in self.clients for key in each.keys}
         for each in enrolments:
             for key in (each.identity.hex(), each.fingerprint, each.supernode_fingerprint):
+                if key in self.replaced:
+                    remedy = "asks for a key that was replaced; make new ones on the device"
+                    raise Refusal("request", each.name, remedy)
                 if holders.setdefault(key, each.name) != each.name:
                     remedy = f"asks for a key that is {holders[key]}'s; make new ones on the device"
                     raise Refusal("request", each.name, remedy)

@@ -19,7 +19,7 @@ from .federation_yaml import ClientEntry, FederationFile
 from .register import Issued, Register
 from .systemd_units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
 
-REQUIREMENTS = "requirements.txt"
+REQUIREMENTS, SUPERNODES = "requirements.txt", "supernodes"
 
 
 def write_server(folder: Path, federation: FederationFile, authority: Authority, register: Register) -> None:
@@ -42,11 +42,11 @@ def write_server(folder: Path, federation: FederationFile, authority: Authority,
             **_tables(federation),
         },
     )
-    _write(folder / "supernodes", {f"{each.name}.pub": each.supernode.encode() for each in register.admitted})
-    for name in {path.stem for path in (folder / "supernodes").iterdir()} - {
-        i.name for i in register.admitted
-    }:
-        (folder / "supernodes" / f"{name}.pub").unlink()
+    keys = {f"{each.name}.pub": each.supernode.encode() for each in register.admitted}
+    _write(folder / SUPERNODES, keys)
+    for path in (folder / SUPERNODES).iterdir():
+        if path.name not in keys:  # of who was revoked, or half of a file that a power cut left
+            path.unlink()
 
 
 def write_clients(

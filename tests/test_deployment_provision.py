@@ -9,13 +9,16 @@ import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
+    load_pem_private_key,
     load_ssh_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -26,9 +29,13 @@ from fedveil.client.device.client_bundle import (
     read_client_bundle,
     renew_roster,
 )
+from fedveil.client.device.enrolment import Keys, _request
+from fedveil.deployment import provision as provisioning
+from fedveil.deployment.authority import Authority
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.deployment.register import read_register
 from fedveil.links.server_bundle import read_admitted, read_server_bundle
+from fedveil.privacy.ledger.durable_files import replace_file
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.suite import public_of
 
@@ -593,3 +600,56 @@ def test_two_cannot_provision_one_folder_at_once(desk: Path) -> None:
         revoke(desk / "hearts", "cleveland")
     os.close(descriptor)
     assert len(revoke(desk / "hearts", "cleveland").register.admitted) == 2
+
+
+def test_the_desk_keeps_the_file_that_it_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else saves federation.yaml while a command goes on: nothing of that was checked or admitted."""
+    file, out = tmp_path / "f.yaml", tmp_path / "out"
+    file.write_text(SMALL)
+    honest = provisioning.open_authority
+
+    def meanwhile(*arguments: Any) -> Authority:
+        file.write_text(SMALL.replace("[{name: cleveland}, {name: hungary}]", "[{name: cleveland}]"))
+        return honest(*arguments)
+
+    monkeypatch.setattr(provisioning, "open_authority", meanwhile)
+    provision(file, out)
+    assert (out / "authority" / "federation.yaml").read_text() == SMALL
+    assert len(revoke(out, "hungary").register.admitted) == 1
+
+
+def test_a_key_that_was_replaced_is_nobodys_again(desk: Path) -> None:
+    """Whoever took a device's keys before they were rotated is not let in with them under another name."""
+    hearts = desk / "hearts"
+    assert fedveil("client", "request", "new", "--name", "switzerland", folder=desk).returncode == 0
+    rotate(hearts, "switzerland", desk / "new" / "request.toml")
+    with pytest.raises(Refusal, match="that was replaced"):
+        rotate(hearts, "switzerland", desk / "device" / "request.toml")
+    stolen = {name: (desk / "device" / name).read_bytes() for name in SECRETS}
+    thief = desk / "thief"
+    thief.mkdir()
+    for name, data in stolen.items():
+        replace_file(thief / name, data)
+    identity = load_pem_private_key((thief / "identity.key").read_bytes(), None)
+    tls = load_pem_private_key((thief / "tls.key").read_bytes(), None)
+    node = load_ssh_private_key((thief / "supernode.key").read_bytes(), None)
+    asked = tomli_w.dumps(_request(Keys(identity, tls, node), "mallory"))
+    (desk / "device" / "request.toml").write_text(asked)
+    text = FEDERATION.replace("  - name: switzerland\n", "  - name: switzerland\n  - name: mallory\n")
+    (desk / "federation.yaml").write_text(text)
+    with pytest.raises(Refusal, match="that was replaced"):
+        provision(desk / "federation.yaml", hearts)
+
+
+def test_what_a_power_cut_leaves_beside_the_keys_stops_nothing(desk: Path) -> None:
+    left = desk / "hearts" / "server" / "supernodes" / ".cleveland.pub.new"
+    left.write_bytes(b"half")
+    assert len(revoke(desk / "hearts", "cleveland").register.admitted) == 2
+    assert not left.exists() and not (left.parent / "cleveland.pub").exists()
+
+
+def test_a_desk_whose_file_lost_a_client_says_so(desk: Path) -> None:
+    kept = desk / "hearts" / "authority" / "federation.yaml"
+    kept.write_text(kept.read_text().replace("  - name: cleveland\n", ""))
+    done = fedveil("provision", "rotate", "hearts", "hungary", folder=desk)
+    assert done.returncode == 2 and "cleveland" in done.stderr and "Traceback" not in done.stderr
