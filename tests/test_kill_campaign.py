@@ -9,8 +9,8 @@ import os
 import runpy
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,27 @@ def federation(folder: Path, link: str) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with federation(tmp_path_factory.mktemp("world"), request.param) as made:
-        calm = lived(made, "calm")
-        assert not wrongs(made, calm) and replies(calm) == [CLIENTS] * ROUNDS
-        yield made
-        print(json.dumps(figures(made)))
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], World]]:
+    """Return what gives a link's federation, made once. As a parameter of the module each test would make its own."""
+    made: dict[str, World] = {}
+    with ExitStack() as running:
+
+        def of(link: str) -> World:
+            if link not in made:
+                world = running.enter_context(federation(tmp_path_factory.mktemp("world"), link))
+                calm = lived(world, "calm")
+                assert not wrongs(world, calm) and replies(calm) == [CLIENTS] * ROUNDS
+                made[link] = world
+            return made[link]
+
+        yield of
+        for world in made.values():
+            print(json.dumps(figures(world)))
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, worlds: Callable[[str], World]) -> World:
+    return worlds(request.param)
 
 
 def lived(
@@ -231,7 +246,6 @@ def one_run(world: World, server: Sequence[Death], client: Death, victims: Seque
     ("world", "server", "death"),
     [each for link in LINKS for each in stages(link)],
     indirect=["world"],
-    scope="module",  # or each would have a world of its own
 )
 def test_killed_at_every_stage(world: World, server: bool, death: Death) -> None:
     if server:
