@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,8 @@ def new(folder: Path, source: str, data: Sequence[Path] = (), label: str | None 
         )
     print(f"  cd {folder} && {COMMANDS[source]}")
     if draft is None:
-        print(f"  cd {folder} && python -m pytest")
+        install = "" if find_spec("pytest") else "pip install pytest && "
+        print(f"  {install}cd {folder} && python -m pytest")
     return 0
 
 

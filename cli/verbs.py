@@ -157,7 +157,8 @@ class Verbs(TyperGroup):
         """Find the verb, or refuse with the nearest."""
         if args[0] not in self.commands and not ctx.resilient_parsing and not args[0].startswith("-"):
             shown = [name for name, each in self.commands.items() if not each.hidden]
-            raise _no_such_verb(ctx, args[0], difflib.get_close_matches(args[0], shown, n=1))
+            near = [name for name in shown if name.startswith(args[0])]
+            raise _no_such_verb(ctx, args[0], near[:1] or difflib.get_close_matches(args[0], shown, n=1))
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
