@@ -7,6 +7,7 @@ imported when it is first used, and says which extra brings what it lacks.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .client.private_evaluation import private_evaluation
     from .client.private_update import private_update
     from .configs.schema import (
         ClientCentral,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .privacy.budget import Adjacency, Adversary, Budget, Release, Unit
     from .privacy.ledger.ledger import BudgetExhausted, Ledger
     from .privacy.refusal import Refusal
+    from .server.evaluations import ClientEvaluation
     from .server.protect import protect
     from .server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
     from .server.run.unit_plan import UnitPlan
@@ -39,6 +41,7 @@ __all__ = [
     "Callback",
     "ClientCentral",
     "ClientDistributed",
+    "ClientEvaluation",
     "CyclicPoisson",
     "Examples",
     "FinishedRun",
@@ -63,6 +66,7 @@ __all__ = [
     "epsilon",
     "load",
     "plan",
+    "private_evaluation",
     "private_update",
     "protect",
     "simulate",
@@ -78,6 +82,7 @@ _HOMES = {
     "Callback": (".server.run.callbacks", "simulation"),
     "ClientCentral": (".configs.schema", "simulation"),
     "ClientDistributed": (".configs.schema", "simulation"),
+    "ClientEvaluation": (".server.evaluations", "client"),
     "CyclicPoisson": (".strategies.cohorts", ""),
     "Examples": (".tasks.data", "client"),
     "FinishedRun": (".face", ""),
@@ -102,6 +107,7 @@ _HOMES = {
     "epsilon": (".privacy.accounting.epsilon", ""),
     "load": (".face", ""),
     "plan": (".face", ""),
+    "private_evaluation": (".client.private_evaluation", "client"),
     "private_update": (".client.private_update", "client"),
     "protect": (".server.protect", "client"),
     "simulate": (".face", ""),

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import uuid
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from flwr.app import Message
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -23,15 +24,27 @@ from ..privacy.budget import Adversary, Budget, Unit, check_delta
 from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, ledger_folder
 from ..privacy.ledger.data_sets import owed_by_population, population_ledger, settle
 from ..privacy.ledger.durable_files import open_for_owner
-from ..privacy.ledger.ledger import Ledger
+from ..privacy.ledger.ledger import BudgetExhausted, Ledger
+from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.refusal import Refusal
-from ..strategies.cohorts import Cohort, tossed_rate
+from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.flower_adapter import report_in_sentences, start_checked
 from ..strategies.grids import AskingGrid
+from ..strategies.question_wire import with_evaluation
+from ..strategies.wire import WEIGHT, common_content
+from .evaluations import (
+    FIRST_ROW,
+    ClientEvaluation,
+    events_of,
+    means_of,
+    noise_of,
+    planned_half_width,
+)
 from .participants import Participants
 from .private_grid import PrivateGrid
+from .questions import Charge, put
 from .round_terms import Round, SumPrivacy
 
 ADVERSARIES = (Adversary.CLIENTS, Adversary.MODEL)  # the server is trusted: it sees single updates
@@ -61,6 +74,7 @@ def protect(
     allow_large_delta: bool = False,
     accept_vacuous: bool = False,
     held_out: Literal["public", "private"] = "private",
+    evaluate: ClientEvaluation | None = None,
 ) -> Generator[ProtectedGrid]:
     """Wrap a Flower grid so that what a strategy does on it stays within the budget; use it in a `with` block.
 
@@ -81,6 +95,9 @@ def protect(
       accept_vacuous: accept a guarantee that leaves nothing to learn, or rounds without clients.
       held_out: whose the data of the strategy's `evaluate_fn` are. What is measured on private ones is a release that no
         budget covers, so the strategy does not start with them.
+      evaluate: lets all clients evaluate the model in a private sum of its own, for a charge that is planned with the
+        rounds'. Their apps need the mod `fedveil.client.private_evaluation.private_evaluation`, and the strategy a
+        `fraction_evaluate` above 0. None asks no client.
 
     Returns:
       A context manager of the protected grid.
@@ -130,21 +147,87 @@ def protect(
     path = _ledger_path(data_id, ledger_dir)
     budget = capped(path, budget)
     plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
-    plan = plan.calibrate(budget)
+    evaluating = None if evaluate is None else _terms_of(evaluate, plan, population, budget)
+    beside = [] if evaluating is None else events_of(evaluating.plan, len(evaluating.rounds))
+    plan = plan.calibrate(budget, beside)
     if not accept_vacuous:
         _require_use(plan, cohort, population)
     _make_folder(path.parent)
     settle(path.parent, data_id, owed_by_population(path.parent, data_id), budget, POPULATION)
     with Ledger.open(path, budget, owner=population_ledger(data_id), simulated=False) as ledger:
         if prior := tuple(ledger.events(Adversary.MODEL)):
-            plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, prior)
+            plan = replace(plan, filter_order=ledger.filter_order).calibrate(budget, [*prior, *beside])
         if not accept_vacuous:
             _require_use(plan, cohort, population)
         privacy = SumPrivacy(plan, ledger)
         inner = PrivateGrid(Participants(grid, cohort, population, declared=True), privacy=privacy)
-        protected = ProtectedGrid(inner, privacy, budget)
+        protected = ProtectedGrid(inner, privacy, budget, evaluating)
         with start_checked(partial(_check_evaluation, protected, held_out)):
             yield protected
+
+
+# --- evaluation at the clients ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluationTerms:
+    """How clients are asked to evaluate.
+
+    Attributes:
+      terms: as they were given.
+      plan: of one evaluation.
+      rounds: after which they are asked.
+      name: of the evaluations on the ledger.
+    """
+
+    terms: ClientEvaluation
+    plan: Plan
+    rounds: tuple[int, ...]
+    name: str
+
+
+def _terms_of(terms: ClientEvaluation, plan: Plan, population: int, budget: Budget) -> EvaluationTerms:
+    """Return how clients are asked to evaluate; refuse what tells too little."""
+    rounds = terms.rounds(plan.num_rounds)
+    noise = noise_of(terms.noise_multiplier, len(rounds))
+    one = replace(plan, sampling=All(), num_rounds=1, noise_multiplier=noise)
+    name = f"{uuid.uuid4().hex} evaluation"
+    planned_half_width(terms.asked(name), one, population, terms.resolution, budget.target_delta)
+    return EvaluationTerms(terms, one, rounds, name)
+
+
+def _evaluated(
+    evaluating: EvaluationTerms,
+    grid: PrivateGrid,
+    ledger: Ledger,
+    messages: list[Message],
+    timeout: float | None,
+) -> list[Message]:
+    """Return the clients' means as one reply, with the ends of their intervals; nothing where nothing can be said."""
+    number = grid.rounds[-1].number
+    asked = evaluating.terms.asked(evaluating.name)
+    charge = Charge(evaluating.plan, ledger, asked, Randomness(), FIRST_ROW + number)
+    try:
+        charge.reserve()
+    except BudgetExhausted as spent:
+        logger.error("clients do not evaluate: %s", spent)
+        return []
+    content = with_evaluation(common_content(messages), asked)
+    everybody = replace(grid.participants, cohort=All())
+    _, mean = put(everybody, charge, content, None, timeout, messages[0].metadata.message_type)
+    if mean is None:
+        return []
+    charge.settle()
+    told = means_of(dict(asked.answers(mean.counts, mean.noise, everybody.clients)))
+    said = ", ".join(
+        f"{name} {each.value:.4f} ({each.low:.4f} to {each.high:.4f})" for name, each in told.items()
+    )
+    logger.info("the clients after round %d: %s", number, said or "nothing can be said")
+    if not told:
+        return []
+    ends = {f"{name}/{end}": getattr(each, end) for name, each in told.items() for end in ("low", "high")}
+    metrics = {name: each.value for name, each in told.items()} | ends
+    return [Message(RecordDict({"metrics": MetricRecord({**metrics, WEIGHT: 1})}), reply_to=messages[0])]
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------
@@ -205,12 +288,14 @@ class ProtectedGrid(AskingGrid):
       grid: sums privately.
       privacy: what protects the clients.
       budget: of the ledger, within its owner's caps.
+      evaluating: how clients are asked to evaluate; None where they are not.
       ended: why the rest of the run does nothing; None while it goes on.
     """
 
     grid: PrivateGrid
     privacy: SumPrivacy
     budget: Budget
+    evaluating: EvaluationTerms | None = None
     ended: str | None = None
     _told_of_evaluation: bool = False
 
@@ -247,7 +332,7 @@ class ProtectedGrid(AskingGrid):
         """
         messages, before = list(messages), len(self.grid.rounds)
         if any(m.metadata.message_type.split(".")[0] == "evaluate" for m in messages):
-            self._tell_of_evaluation()
+            return self._evaluate(messages, timeout)
         if self.ended is not None:
             return []
         replies = list(self.grid.send_and_receive(messages, timeout=timeout))
@@ -262,6 +347,18 @@ class ProtectedGrid(AskingGrid):
         if not any(done.replies for done in self.grid.rounds):
             raise NobodyAnswered(why)
         return self._end(why)
+
+    def _evaluate(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        if self.evaluating is None:
+            self._tell_of_evaluation()
+            return []
+        if (
+            self.ended is not None
+            or not self.grid.rounds
+            or self.grid.rounds[-1].number not in self.evaluating.rounds
+        ):
+            return []
+        return _evaluated(self.evaluating, self.grid, self.privacy.ledger, messages, timeout)
 
     def _end(self, why: str) -> list[Message]:
         self.ended = why
@@ -293,8 +390,8 @@ class ProtectedGrid(AskingGrid):
     def _tell_of_evaluation(self) -> None:
         if not self._told_of_evaluation:
             logger.warning(
-                "clients are not asked to evaluate, since no budget covers their metrics: give the strategy an "
-                "evaluate_fn, and fraction_evaluate=0"
+                "clients are not asked to evaluate, since no budget covers their metrics: say evaluate=ClientEvaluation(...) "
+                "to protect, or give the strategy an evaluate_fn, and fraction_evaluate=0"
             )
         self._told_of_evaluation = True
 

@@ -222,6 +222,7 @@ def put(
     content: RecordDict,
     masking: Masking | None,
     timeout: float | None,
+    message_type: str = "train",
 ) -> tuple[Round, Mean | None]:
     """Ask the cohort, and return what the round did and the noisy sums; None where nothing may be released.
 
@@ -231,6 +232,7 @@ def put(
       content: the instruction's records.
       masking: encrypts the sum, to which the clients add the noise; None sums in the clear.
       timeout: seconds for the replies of one exchange; None waits for all.
+      message_type: of the instruction, which says by which of a Flower app's functions it is answered.
     """
     sums = (
         OpenSums(participants, charge)
@@ -245,7 +247,7 @@ def put(
         charge.inquiry.name,
         charge.row,
         content,
-        "train",
+        message_type,
         charge.spec,
         coordinates=sum(map(math.prod, layout.values())),
         noise_multiplier=charge.plan.noise_over_clip,

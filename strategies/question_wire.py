@@ -60,6 +60,18 @@ def evaluation_content(evaluation: Evaluation, model: ArrayRecord, order: Mappin
     return RecordDict({MODEL: model, CONFIG: config})
 
 
+def with_evaluation(content: RecordDict, evaluation: Evaluation) -> RecordDict:
+    """Return a strategy's records, which have a model, with the evaluation that is asked of it beside them.
+
+    Args:
+      content: of the strategy.
+      evaluation: what is asked.
+    """
+    out = RecordDict(dict(content.items()))
+    out[EVALUATION_KEY] = ConfigRecord({EVALUATION_KEY: evaluation.text})
+    return out
+
+
 def question_of(content: RecordDict) -> Asked | None:
     """Return what an instruction asks, or None if it asks nothing.
 

@@ -22,9 +22,9 @@ from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_shar
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.refusal import Refusal
 from fedveil.server import masked_sums
+from fedveil.server.evaluations import FIRST_ROW
 from fedveil.server.run.build import Given, build
 from fedveil.server.run.client_instructions import client_settings
-from fedveil.server.run.evaluation import FIRST_ROW
 from fedveil.server.run.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan
 from fedveil.server.run.federation import Federation
 from fedveil.server.run.unit_plan import unit_plans

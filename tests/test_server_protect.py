@@ -13,11 +13,13 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, Result
 
+from fedveil.client.private_evaluation import private_evaluation
 from fedveil.client.private_update import private_update
 from fedveil.privacy.budget import Budget
 from fedveil.privacy.ledger.caps import Cap, default_folder, set_cap
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.refusal import Refusal
+from fedveil.server.evaluations import ClientEvaluation
 from fedveil.server.protect import NobodyAnswered, ProtectedGrid, protect
 from fedveil.simulations.in_process import InProcessGrid
 from fedveil.strategies.cohorts import All, Cohort, Fixed, MinSeparation, Poisson
@@ -275,3 +277,72 @@ def test_flower_reports_what_is_no_fault_of_the_code_in_a_sentence(
         logging.getLogger("flwr").error("%s raised an exception", "ServerApp", exc_info=each)
     assert [record.getMessage() for record in caplog.records] == [str(error), "ServerApp raised an exception"]
     assert [record.exc_info is None for record in caplog.records] == [True, False]
+
+
+# --- evaluation at the clients ------------------------------------------------------------------------------------
+
+
+def evaluating(accuracy: Callable[[int], float | None]) -> InProcessGrid:
+    """An app whose evaluation function says so, by the client; None: it has no examples for that."""
+    app = app_of(lambda _: True)
+
+    @app.evaluate(mods=[private_evaluation])
+    def evaluate(message: Message, context: Context) -> Message:
+        said = accuracy(int(str(context.node_config["partition-id"])))
+        metrics = (
+            {WEIGHT: 0} if said is None else {WEIGHT: 3, "eval_acc": said, "eval_loss": 1.0, "secret": 7.0}
+        )
+        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+    return InProcessGrid(app, CLIENTS, {})
+
+
+EXACT = {"noise_multiplier": 0.02}
+PLENTY = Budget("client", target_epsilon=1e5, target_delta=1e-2)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_app_that_evaluates_at_clients_has_a_metric_again(caplog: pytest.LogCaptureFixture) -> None:
+    grid = evaluating(lambda client: None if client % 4 == 0 else 0.5 + 0.01 * client)
+    with caplog.at_level(logging.INFO, "flwr"):
+        result, protected = run(grid, evaluate=ClientEvaluation("eval_acc", every=2, **EXACT), budget=PLENTY)
+    assert list(result.evaluate_metrics_clientapp) == [2, 3]
+    told = result.evaluate_metrics_clientapp[3]
+    truth = np.mean([0.5 + 0.01 * client for client in range(CLIENTS) if client % 4])
+    assert told["eval_acc"] == pytest.approx(truth, abs=0.01) and "secret" not in told
+    assert told["eval_acc/low"] <= told["eval_acc"] <= told["eval_acc/high"]
+    assert told["loss"] == pytest.approx(1.0, abs=0.05)
+    assert "the clients after round 2: eval_acc 0." in caplog.text
+    assert protected.ended is None
+
+
+def test_evaluations_are_charged_and_the_budget_is_kept_with_them_in(home: Path) -> None:
+    asked = ClientEvaluation("eval_acc")
+    result, protected = run(evaluating(lambda _: 0.5), evaluate=asked)
+    assert list(result.evaluate_metrics_clientapp) == [3] and len(protected.grid.rounds) == 3
+    (path,) = ledgers(default_folder())
+    reserved = [json.loads(each.payload) for each in read_entries(path) if each.kind == "reserve"]
+    assert [each.get("kind") for each in reserved] == [None, None, None, "question"]
+    assert set(reserved[-1]["segments"].values()) == {"evaluation"}
+    assert 7.9 < verify(path).epsilon <= 8.0
+    alone = protected.privacy.plan.epsilon(1e-2)
+    assert alone < 7.99
+
+
+def test_an_evaluation_that_tells_too_little_is_refused_before_anything_is_written(home: Path) -> None:
+    asked = ClientEvaluation("eval_acc", resolution=0.01)
+    with pytest.raises(Refusal, match=r"resolution=0\.01: is planned to .* clients would do"):
+        run(evaluating(lambda _: 0.5), evaluate=asked)
+    assert not ledgers(home)
+
+
+def test_a_mod_refuses_evaluations_that_nobody_pays_for() -> None:
+    grid = evaluating(lambda _: 0.5)
+    arrays = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
+    (reply,) = grid.send_and_receive([Message(RecordDict({"arrays": arrays}), 2, "evaluate")])
+    assert reply.has_error()
+
+
+@pytest.mark.parametrize("said", [{"metric": "loss"}, {"every": 0}, {"figures": ("all",)}, {"bound": -1.0}])
+def test_a_mistaken_evaluation_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(Refusal, match="evaluate"):
+        ClientEvaluation(**{"metric": "eval_acc", **said})

@@ -52,7 +52,7 @@ class Evaluation:
 
     Attributes:
       name: of the release; another evaluation has another row, or name.
-      share: of its records that each client holds out, in (0, 1).
+      share: of its records that each client holds out, in (0, 1); None where that is its own matter.
       metric: of the task's.
       bound: of the metric, which lies in [0, bound].
       figures: some of `FIGURES`, in equal parts of the squared norm.
@@ -60,7 +60,7 @@ class Evaluation:
     """
 
     name: str
-    share: float
+    share: float | None
     metric: str = "accuracy"
     bound: float = 1.0
     figures: tuple[str, ...] = FIGURES
@@ -86,7 +86,7 @@ class Evaluation:
             raise Refusal(
                 "evaluate.metric", self.metric, "is a name of another figure; name a metric of the task"
             )
-        if not 0 < real("evaluate.share", self.share) < 1:
+        if self.share is not None and not 0 < real("evaluate.share", self.share) < 1:
             raise Refusal("evaluate.share", self.share, "give a share above 0 and below 1")
         if real("evaluate.metric_bound", self.bound) <= 0:
             raise Refusal("evaluate.metric_bound", self.bound, "give a number above 0")

@@ -15,17 +15,15 @@ from ...strategies.cohorts import All
 from ...strategies.question_wire import evaluation_content
 from ...strategies.training_order import ORDER_KEY, ClientClaim, TrainingOrder
 from ...strategies.wire import memory_arrays
+from ..evaluations import FIRST_ROW, epsilon_of
 from ..participants import Participants
 from ..questions import Charge, put
 from ..round_terms import Answers, Mean, Round
 from ..rounds import State
-from .evaluation_plan import epsilon_of, evaluated_rounds, evaluation_of, one_evaluation
+from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation
 from .federation import Federation, Run
 
 NAME = "evaluation"  # behind the run's name
-FIRST_ROW = (
-    1 << 20
-)  # beyond the rounds of any run: an evaluation's draws are not those of the round before it
 SHOWN = "clients/"  # before the names of what clients measured, in a round's line
 LOW, HIGH = "/low", "/high"  # behind them, of the interval's ends
 

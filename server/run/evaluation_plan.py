@@ -6,23 +6,19 @@ them in.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...configs.schema import ClientLevel, SimulationSettings
-from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
-from ...privacy.accounting.renyi_filter import counted
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
 from ...privacy.statistics.evaluation import Evaluation
 from ...strategies.cohorts import All
+from ..evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
 from .federation import Federation
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
-
-USUAL_NOISE = 5.0  # adds epsilon 0.10 to 3 at delta 1e-4, and tells the mean of 400 clients to 1.2 points
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,7 @@ def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
     word, last = settings.evaluate.clients, settings.num_rounds
     if word == "none":
         return ()
-    every = int(word.partition(":")[2] or last)
-    return tuple(sorted({*range(every, last + 1, every), last}))
+    return rounds_every(int(word.partition(":")[2] or last), last)
 
 
 def one_evaluation(federation: Federation) -> Plan | None:
@@ -65,7 +60,7 @@ def one_evaluation(federation: Federation) -> Plan | None:
     if not isinstance(summed, ClientLevel) or federation.record is not None:
         remedy = "clients are hidden as a whole when they evaluate: use client_central or client_distributed"
         raise Refusal("evaluate.clients", federation.settings.evaluate.clients, remedy)
-    noise = federation.settings.evaluate.noise_multiplier or USUAL_NOISE * math.sqrt(len(rounds))
+    noise = noise_of(federation.settings.evaluate.noise_multiplier, len(rounds))
     norm = federation.unit_norm
     return Plan(summed.unit, summed.adjacency, All(), norm, 1, noise, federation.adversaries)
 
@@ -77,12 +72,10 @@ def evaluation_events(federation: Federation, num_rounds: int | None = None) -> 
       federation: its parts.
       num_rounds: still to come; None stands for all.
     """
-    from dp_accounting.dp_event import SelfComposedDpEvent
-
     plan, settings = one_evaluation(federation), federation.settings
     done = 0 if num_rounds is None else settings.num_rounds - num_rounds
     many = sum(each > done for each in evaluated_rounds(settings))
-    return [] if plan is None or not many else [SelfComposedDpEvent(plan.event(), many)]
+    return [] if plan is None else events_of(plan, many)
 
 
 def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
@@ -95,38 +88,10 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
     if plan is None or plan.noise_multiplier is None or federation.summed is None:
         return None
     delta, clients = federation.summed.target_delta, federation.population
-    half = evaluation_of(federation, "plan").half_width(plan.noise_over_clip, clients)
-    _check_resolution(federation, plan, half)
+    asked, wanted = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution
+    half = planned_half_width(asked, plan, clients, wanted, delta)
     rounds = evaluated_rounds(federation.settings)
     return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, half)
-
-
-def _check_resolution(federation: Federation, plan: Plan, half: float | None) -> None:
-    wanted = federation.settings.evaluate.resolution
-    if wanted is None:
-        return
-    if half is None:
-        raise Refusal("evaluate.resolution", wanted, "is of the mean metric; add metric to evaluate.figures")
-    if half > wanted:
-        assert plan.noise_multiplier is not None and federation.summed is not None
-        noise = plan.noise_multiplier * wanted / half
-        enough = epsilon_of(replace(plan, noise_multiplier=noise), federation.summed.target_delta)
-        clients = math.ceil(federation.population * half / wanted)
-        remedy = (
-            f"is planned to +-{half:.3g}; {clients} clients would do, or evaluate.noise_multiplier={noise:.3g}, with "
-            f"which an evaluation costs epsilon {enough:.3g} by itself"
-        )
-        raise Refusal("evaluate.resolution", wanted, remedy)
-
-
-def epsilon_of(plan: Plan, delta: float) -> float:
-    """Return what one evaluation costs by itself.
-
-    Args:
-      plan: of one.
-      delta: in (0, 1).
-    """
-    return counted([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
 
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:

@@ -1,0 +1,66 @@
+"""Evaluation function of a Flower app as part of a private sum, by a mod: its metric is bounded, clipped and hidden."""
+
+from __future__ import annotations
+
+import logging
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp.typing import ClientAppCallable
+
+from ..privacy.mechanisms.private_sum import encode
+from ..privacy.statistics.evaluation import LOSS, Evaluation, HeldOutMeans
+from ..strategies.question_wire import question_of
+from ..strategies.wire import FAILED, WEIGHT, read_spec, reply_with
+from .private_update import NotTrained, values_of
+
+LOSSES = (LOSS, "eval_loss")  # what apps call their mean loss
+NO_LOSS = float("inf")  # counts as the largest there is
+
+logger = logging.getLogger("fedveil.client")
+
+
+def private_evaluation(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Replace an app's evaluation by its clipped vector on the lattice: the metric that the server asks for, and its loss.
+
+    An app that reports no example, by `num-examples` 0, adds nothing to any figure. All else that it reports stays at the
+    client. An instruction that belongs to no private evaluation is refused.
+
+    Args:
+      message: the instruction.
+      context: Flower's, of this node.
+      call_next: the app, or the next mod.
+
+    Returns:
+      The reply: one vector, or an error with a code and no detail.
+
+    Example:
+      >>> import fedveil as fv
+      >>> from flwr.clientapp import ClientApp
+      >>> app = ClientApp()
+      >>> @app.evaluate(mods=[fv.private_evaluation])
+      ... def evaluate(message, context):
+      ...     ...
+    """
+    try:
+        spec, asked = read_spec(message.content), question_of(message.content)
+        if spec is None or not isinstance(asked, Evaluation) or spec.segments != asked.segments:
+            return Message(Error(FAILED, "this client answers private evaluations only"), reply_to=message)
+        reply = call_next(message, context)
+        if reply.has_error():
+            raise NotTrained(reply.error.code)
+        vector, _ = encode({}, asked.contribution(_said(reply, asked)), spec)
+    except NotTrained as said:
+        return Message(Error(said.code, "the client did not evaluate"), reply_to=message)
+    except Exception:
+        # What failed may depend on the data: nobody but the owner may read it.
+        logger.exception("evaluation failed at this client")
+        return Message(Error(FAILED, "the client failed"), reply_to=message)
+    return reply_with(vector, spec, message)
+
+
+def _said(reply: Message, asked: Evaluation) -> HeldOutMeans | None:
+    said = values_of(reply)
+    if said.get(WEIGHT) == 0:
+        return None
+    loss = next((said[name] for name in LOSSES if name in said), NO_LOSS)
+    return HeldOutMeans(float(said[asked.metric]), float(loss))

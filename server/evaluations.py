@@ -1,0 +1,154 @@
+"""Evaluations at the clients, of a run and of `protect()`: their usual noise, their rows, and how much one is to tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
+from ..privacy.accounting.renyi_filter import counted
+from ..privacy.plan import Plan
+from ..privacy.refusal import Refusal
+from ..privacy.statistics.evaluation import CLIENTS, FIGURES, Evaluation
+from ..privacy.statistics.figure import Figure
+
+if TYPE_CHECKING:
+    from dp_accounting.dp_event import DpEvent
+
+USUAL_NOISE = 5.0  # adds epsilon 0.10 to 3 at delta 1e-4, and tells the mean of 400 clients to 1.2 points
+FIRST_ROW = (
+    1 << 20
+)  # beyond the rounds of any run: an evaluation's draws are not those of the round before it
+
+
+@dataclass(frozen=True)
+class ClientEvaluation:
+    """Evaluation at the clients of somebody else's Flower app, as `protect` takes it.
+
+    Attributes:
+      metric: that the app's evaluation function reports, in [0, bound].
+      every: rounds from one evaluation to the next, and after the last round; None evaluates after the last round alone.
+      bound: of the metric; what is outside counts as the nearest.
+      figures: what is asked, in equal parts of the norm.
+      noise_multiplier: of one evaluation; None takes 5 times the root of how many there are.
+      resolution: half the width that the interval of the mean metric may have at most; None asks for none.
+
+    Example:
+      >>> import fedveil as fv
+      >>> fv.ClientEvaluation("eval_acc", every=5).rounds(12)
+      (5, 10, 12)
+    """
+
+    metric: str
+    every: int | None = None
+    bound: float = 1.0
+    figures: tuple[str, ...] = FIGURES
+    noise_multiplier: float | None = None
+    resolution: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise Refusal("evaluate.every", self.every, "give at least 1, or None")
+        _ = self.asked("evaluation")  # refuses the rest
+
+    def rounds(self, num_rounds: int) -> tuple[int, ...]:
+        """Return the rounds after which clients evaluate.
+
+        Args:
+          num_rounds: of the run.
+        """
+        return rounds_every(self.every or num_rounds, num_rounds)
+
+    def asked(self, name: str) -> Evaluation:
+        """Return what clients are asked; which of their records they evaluate on is their app's matter.
+
+        Args:
+          name: of the release.
+        """
+        return Evaluation(name, None, self.metric, self.bound, self.figures)
+
+
+def rounds_every(every: int, last: int) -> tuple[int, ...]:
+    """Return every so many rounds, and the last one.
+
+    Args:
+      every: at least 1.
+      last: number of the last round.
+    """
+    return tuple(sorted({*range(every, last + 1, every), last}))
+
+
+def noise_of(given: float | None, evaluations: int) -> float:
+    """Return the noise multiplier of each evaluation: as given, or such that all cost together what one costs usually.
+
+    Args:
+      given: None where nobody says.
+      evaluations: of a run.
+    """
+    return given or USUAL_NOISE * math.sqrt(max(evaluations, 1))
+
+
+def events_of(plan: Plan, evaluations: int) -> list[DpEvent]:
+    """Return what so many evaluations cost.
+
+    Args:
+      plan: of one.
+      evaluations: how many.
+    """
+    from dp_accounting.dp_event import SelfComposedDpEvent
+
+    return [SelfComposedDpEvent(plan.event(), evaluations)] if evaluations else []
+
+
+def epsilon_of(plan: Plan, delta: float) -> float:
+    """Return what one evaluation costs by itself.
+
+    Args:
+      plan: of one.
+      delta: in (0, 1).
+    """
+    return counted([plan.event()], delta, plan.adjacency, None, PUBLISH_INTERVAL)
+
+
+def planned_half_width(
+    asked: Evaluation, plan: Plan, clients: int, wanted: float | None, delta: float
+) -> float | None:
+    """Return half the width that the mean metric's interval will have at the widest; None where it is not asked for.
+
+    Args:
+      asked: of the clients.
+      plan: of one evaluation.
+      clients: that are asked.
+      wanted: the most that it may be; None takes any.
+      delta: in (0, 1).
+
+    Raises:
+      Refusal: it is more; names the clients, or the noise and its epsilon, that would do.
+    """
+    half = asked.half_width(plan.noise_over_clip, clients)
+    if wanted is None:
+        return half
+    if half is None:
+        raise Refusal("evaluate.resolution", wanted, "is of the mean metric; add metric to evaluate.figures")
+    if half > wanted:
+        assert plan.noise_multiplier is not None
+        noise = plan.noise_multiplier * wanted / half
+        enough = epsilon_of(replace(plan, noise_multiplier=noise), delta)
+        remedy = (
+            f"is planned to +-{half:.3g}; {math.ceil(clients * half / wanted)} clients would do, or "
+            f"evaluate.noise_multiplier={noise:.3g}, with which an evaluation costs epsilon {enough:.3g} by itself"
+        )
+        raise Refusal("evaluate.resolution", wanted, remedy)
+    return half
+
+
+def means_of(answers: Mapping[str, list[Figure]]) -> dict[str, Figure]:
+    """Return the means of an evaluation that can be said, by name.
+
+    Args:
+      answers: figures by the name of each part.
+    """
+    found = {name: figures[0] for name, figures in answers.items() if name != CLIENTS}
+    return {name: each for name, each in found.items() if each.name == name and each.said}
