@@ -21,6 +21,7 @@ from ..privacy.ledger.hash_chain import Chain
 from ..privacy.ledger.ledger import Entry, Head, Verification, read_entries
 from ..privacy.ledger.ledger import verify as verify_ledger
 from ..privacy.refusal import Refusal
+from ..reports.files import OF_RECORDS
 from ..server.run.display import console_for
 
 DAMAGED = 1
@@ -72,6 +73,7 @@ def ledgers_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = sorted(each for each in path.iterdir() if each.name == "ledger" or each.suffix == ".ledger")
+    found += [each for each in [path / OF_RECORDS / "ledger"] if each.is_file()]
     if not found:
         raise Refusal("path", str(path), "holds neither a bundle, nor a run, nor a ledger")
     return found

@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..configs.bundle_files import SCHEMA
 from ..privacy.ledger.durable_files import replace_file
 from ..privacy.refusal import Refusal
+from ..reports.asked import report_of_answers
 from ..reports.card import card_of
+from ..reports.commands import commands_of
 from ..reports.content import report_of, to_json
-from ..reports.files import ASSESSMENT, CARD, MATERIALS, PAGE, REPORT
+from ..reports.files import ASSESSMENT, CARD, CONFIG, MATERIALS, MODEL, OF_ANSWERS, PAGE, REPORT
 from ..reports.forms import empty_assessment, read_assessment
 from ..reports.materials import materials_of
 from ..reports.page import page_of
-from ..reports.run_files import RunFiles, flat, read_run, resolved
+from ..reports.run_files import read_run
 
 READABLE = 0o644  # whoever may see the run may see its report
-NOT_REPEATED = ("resume", "optimize", "run")  # keys that name a run, and change nothing in it
 
 
 def report(
-    folder: Path, out: Path | None = None, assessment: Path | None = None, *, as_json: bool = False
+    folder: Path,
+    out: Path | None = None,
+    assessment: Path | None = None,
+    questions: Path | None = None,
+    *,
+    as_json: bool = False,
 ) -> int:
-    """Write the report of a run, and return the exit code.
+    """Write the report of a run, or of the answers in a folder of them, and return the exit code.
 
     Args:
-      folder: of the run.
-      out: folder to write to; the run's by default.
+      folder: of the run, or of answers.
+      out: folder to write to; the run's by default, and `report` in a folder of answers.
       assessment: answers of the organisation; `assessment.yaml` of the run's folder by default, which is made, empty,
         where there is none.
+      questions: folder of what clients answered; by default that of the server whose run it is.
       as_json: print report.json and write nothing.
 
     Raises:
       Refusal: there is no run, a file of it or an answer cannot be read, or the report cannot be written.
     """
+    if not (folder / CONFIG).is_file() and any(folder.glob("*.json")):
+        for option, given in (("--assessment", assessment), ("--answers", questions)):
+            if given is not None:
+                raise Refusal(option, str(given), "belongs to the report of a run")
+        return _of_answers(folder, out, as_json=as_json)
     answers = folder / ASSESSMENT if assessment is None else assessment
     if assessment is not None and not assessment.is_file():
         raise Refusal(
             "--assessment", str(assessment), f"is not there; begin with the {ASSESSMENT} of a report"
         )
-    run = read_run(folder, read_assessment(answers))
-    made = report_of(run, commands(run))
+    if questions is not None and not questions.is_dir():
+        raise Refusal("--answers", str(questions), "is not there; name the folder in which answers are kept")
+    run = read_run(folder, read_assessment(answers), questions)
+    made = report_of(run, commands_of(run), _shapes(folder))
     text = to_json(made)
     if as_json:
         print(text, end="")
@@ -59,6 +73,27 @@ def report(
     return 0
 
 
+def _shapes(folder: Path) -> dict[str, Any] | None:
+    """Return the shapes of a run's model, where it is a sum of one a column."""
+    if not (folder / SCHEMA).is_file():  # of no table
+        return None
+    from ..tasks.shapes import read_shapes
+
+    return read_shapes(folder / SCHEMA, folder / MODEL)
+
+
+def _of_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
+    made = report_of_answers(folder)
+    text = to_json(made)
+    if as_json:
+        print(text, end="")
+        return 0
+    target = folder / OF_ANSWERS if out is None else out
+    _write(target, {REPORT: text, PAGE: page_of(made)})
+    print(f"{target / PAGE}: {made['answered']} answers")
+    return 0
+
+
 def _write(target: Path, files: Mapping[str, str]) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -67,42 +102,3 @@ def _write(target: Path, files: Mapping[str, str]) -> None:
     except OSError as problem:
         remedy = f"cannot be written ({problem.strerror}); choose another with --out"
         raise Refusal("--out", str(target), remedy) from None
-
-
-def commands(run: RunFiles) -> list[str]:
-    """Return the commands that make a run again and check it.
-
-    Args:
-      run: its files.
-    """
-    groups = [
-        f"{name}={value['name']}"
-        for name, value in run.config.items()
-        if isinstance(value, Mapping) and "name" in value
-    ]
-    verb = ["fedveil", "server", "FOLDER"] if run.deployed else ["fedveil", "simulate"]
-    words = [*groups, *([] if run.deployed else _differences(run, groups))]
-    found = [shlex.join([*verb, *words])]
-    if run.ledger is not None:
-        head = run.result.get("ledger_head")
-        known = ["--head", *map(str, head)] if head else []
-        found.append(shlex.join(["fedveil", "ledger", "verify", f"RUN/{run.ledger.name}", *known]))
-    if run.audit:
-        found.append("fedveil audit RUN")
-    return [*found, "fedveil report RUN"]
-
-
-def _differences(run: RunFiles, groups: list[str]) -> list[str]:
-    """Return the overrides without which these groups would make another configuration; none where they make none."""
-    from ..configs.compose import compose_overrides
-
-    try:
-        usual: dict[str, Any] = dict(flat(resolved(compose_overrides(groups).config)))
-    except Refusal:  # groups of an older release, or of somebody's own folder
-        usual = {}
-    keys = {name.partition("=")[0] + ".name" for name in groups}
-    return [
-        f"{key}={value}"
-        for key, value in flat(run.config)
-        if key not in keys and key not in NOT_REPEATED and usual.get(key) != value
-    ]

@@ -16,7 +16,7 @@ report = typer.Typer(**GROUP)
 
 @verb(report, "RUN", "Make the page of a run, and its JSON.", hidden=True)
 def report_run(
-    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.", file_okay=False)],
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder, or one of answers.", file_okay=False)],
     out: Annotated[
         Path | None, Option(metavar="FOLDER", help="Where to; the run's folder by default.", file_okay=False)
     ] = None,
@@ -24,17 +24,29 @@ def report_run(
         Path | None,
         Option(metavar="FILE", help="Answers of the organisation; RUN/assessment.yaml by default."),
     ] = None,
+    answers: Annotated[
+        Path | None,
+        Option(
+            metavar="FOLDER",
+            help="What clients answered; of a server's run the server's by default.",
+            file_okay=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Make report.html, report.json, CARD.md and bom.cdx.json of a run, from its folder alone.
 
+    Of a folder in which fedveil ask keeps answers it makes report/report.html and report/report.json.
+
     Example:
       fedveil report runs/2026-01-31/12-00-00
+      fedveil report runs/2026-01-31/12-00-00 --answers questions
+      fedveil report questions
     """
     require_extra("server", "fedveil report")
     from .report import report as body
 
-    return body(run, out, assessment, as_json=as_json)
+    return body(run, out, assessment, answers, as_json=as_json)
 
 
 @verb(report, "compare", "Say in what two runs differ.")

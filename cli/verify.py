@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..privacy.ledger.hash_chain import Head
 from ..privacy.refusal import Refusal
-from ..reports.files import CONFIG, MANIFEST, RESULT
+from ..reports.asked import report_of_answers
+from ..reports.files import CONFIG, MANIFEST, OF_ANSWERS, PAGE, REPORT, RESULT
+from ..reports.shown import differences, references
 from ..server.binding.bundle import LIST
 from ..server.binding.signatures import FILE as SIGNATURES
 from ..server.binding.signatures import read_public
@@ -50,7 +52,7 @@ def verify(
             raise Refusal("--key", keys[0], "a ledger is not signed; give the folder of a bundle")
         if device is not None:
             raise Refusal("--device", str(device), "a ledger holds no receipts; give the folder of a run")
-        lines = [_ledger(each, asked.head) for each in ledgers_in(path)]
+        lines = [*_answers(path), *(_ledger(each, path, asked.head) for each in ledgers_in(path))]
     ok = all(line.ok is not False for line in lines)
     if as_json:
         told = [{"name": line.name, "ok": line.ok, "said": line.said} for line in lines]
@@ -72,11 +74,29 @@ def _mark(ok: bool | None) -> str:
     return tick
 
 
-def _ledger(path: Path, head: Head | None) -> CheckLine:
-    found = verified_ledger(path, head)
+def _answers(folder: Path) -> Iterator[CheckLine]:
+    """Yield whether the page of a folder of answers, where one was made, says what the answers do."""
+    page, report = (folder / OF_ANSWERS / name for name in (PAGE, REPORT))
+    if not page.exists() and not report.exists():
+        return
+    try:
+        html, whole = page.read_text(encoding="utf-8"), json.loads(report.read_bytes())
+        wrong, count = differences(html, whole), len(references(html))
+        if not wrong and whole != report_of_answers(folder):
+            wrong = [f"{REPORT} does not say what the answers and their ledger do; make it again"]
+        if not wrong and not count:
+            wrong = ["no value of the page refers to the report"]
+        said = wrong[0] if wrong else f"{count} values are those of the answers"
+    except (Refusal, OSError, ValueError) as problem:
+        wrong, said = [str(problem)], str(problem)
+    yield CheckLine("page", not wrong, said)
+
+
+def _ledger(path: Path, among: Path, head: Head | None) -> CheckLine:
+    found, name = verified_ledger(path, head), path.name if path == among else str(path.relative_to(among))
     if found.problem is not None:
-        return CheckLine(path.name, False, found.problem)
+        return CheckLine(name, False, found.problem)
     spent = "nothing was released"
     if found.delta is not None and found.epsilon is not None:
         spent = f"epsilon {found.epsilon:.4g} at delta {found.delta:.3g}"
-    return CheckLine(path.name, True, f"{found.entries} entries, every hash holds; {spent}")
+    return CheckLine(name, True, f"{found.entries} entries, every hash holds; {spent}")

@@ -87,6 +87,7 @@ class Chart:
       bottom: of the vertical axis.
       shares: whether both axes are percentages.
       whole: whether x counts.
+      from_zero: whether the horizontal axis begins at 0.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Chart:
     bottom: float = 0.0
     shares: bool = False
     whole: bool = False
+    from_zero: bool = True
 
 
 def svg(chart: Chart) -> str:
@@ -113,10 +115,13 @@ def svg(chart: Chart) -> str:
         *(_interval(each, frame) for each in chart.intervals),
         *(part for mark in chart.marks for part in _mark(chart, mark, frame)),
     ]
-    name = escape(chart.name)
+    return _whole(chart.name, chart.title, HEIGHT, body)
+
+
+def _whole(name: str, title: str, height: float, body: Sequence[str]) -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-labelledby="{name}-title">'
-        f'<title id="{name}-title">{escape(chart.title)}</title>' + "".join(body) + "</svg>"
+        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-labelledby="{escape(name)}-title">'
+        f'<title id="{escape(name)}-title">{escape(title)}</title>' + "".join(body) + "</svg>"
     )
 
 
@@ -148,7 +153,7 @@ def _frame(chart: Chart) -> _Frame:
     ys += [mark.y for mark in chart.marks] + [each.high for each in chart.intervals]
     highest = max([y for y in ys if math.isfinite(y)], default=1.0) or 1.0
     top = chart.top if chart.top is not None else highest * HEADROOM
-    left = min(xs) if chart.logarithmic else min([0.0, *xs])
+    left = min([0.0, *xs]) if chart.from_zero and not chart.logarithmic else min(xs)
     return _Frame(left, max(xs), chart.bottom, max(top, chart.bottom + 1e-9), chart.logarithmic)
 
 
@@ -231,6 +236,65 @@ def _mark(chart: Chart, mark: Mark, frame: _Frame) -> list[str]:
     at = f'x="{x - 8 if left else x + 9:.1f}" y="{max(y - up, TOP - 2):.1f}"'
     refers = f'data-ref="{escape(mark.pointer)}" data-form="{mark.form}"'
     return [drawn, f'<text class="value{" end" if left else ""}" {at} {refers}>{text}</text>']
+
+
+# --- bars ---------------------------------------------------------------------------------------------------------
+
+BAR, THICK = 180.0, 15.0
+NAMED, LONGEST = 150.0, 24  # width of the names beside bars, and their characters
+
+
+def bar(value: float, low: float, high: float, ends: Sequence[float]) -> str:
+    """Return a bar from 0 to a figure, and its interval, for the row of a table that says both.
+
+    Args:
+      value: of the figure.
+      low: end of its interval.
+      high: the other end.
+      ends: of the axis.
+    """
+    first, last = ends
+
+    def x(at: float) -> float:
+        share = (min(max(at, first), last) - first) / (last - first)
+        return 2 + share * (BAR - 4)
+
+    middle, (left, right) = THICK / 2, sorted((x(0.0), x(value)))
+    ends_of = "".join(f"M{x(each):.1f} {middle - 4:g}v8" for each in (low, high))
+    return (
+        f'<svg class="bar" viewBox="0 0 {BAR:g} {THICK:g}" width="{BAR:g}" height="{THICK:g}" aria-hidden="true">'
+        f'<rect class="full" x="{left:.1f}" y="3" width="{right - left:.1f}" height="{THICK - 6:g}"/>'
+        f'<path class="axis" d="M{x(0.0):.1f} 0v{THICK:g}"/>'
+        f'<path class="interval" d="M{x(low):.1f} {middle:g}H{x(high):.1f}{ends_of}"/></svg>'
+    )
+
+
+def bars(name: str, title: str, rows: Sequence[tuple[str, float]], ends: tuple[float, float]) -> str:
+    """Return a bar to the left or right of 0 for each of several names.
+
+    Args:
+      name: unique on the page.
+      title: what it shows, for whoever does not see it.
+      rows: names and values.
+      ends: of the axis, on both sides of 0.
+    """
+    height = THICK * len(rows) + 8
+    lowest, highest = ends
+
+    def x(at: float) -> float:
+        return NAMED + (at - lowest) / (highest - lowest) * (WIDTH - NAMED - RIGHT)
+
+    parts: list[str] = []
+    for place, (label, value) in enumerate(rows):
+        y = THICK * place + 4
+        left, right = sorted((x(0.0), x(value)))
+        cut = label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}\u2026"
+        parts.append(_text(NAMED - 8, y + 11, cut, "tick end"))
+        parts.append(
+            f'<rect class="full" x="{left:.1f}" y="{y + 2:g}" width="{right - left:.1f}" height="{THICK - 4:g}"/>'
+        )
+    parts.append(f'<path class="axis" d="M{x(0.0):.1f} 0V{height:g}"/>')
+    return _whole(name, title, height, parts)
 
 
 def _text(x: float, y: float, text: str, look: str) -> str:

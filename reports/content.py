@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from .answers import read_answers, told_evaluations
 from .cost import cost
 from .coverage import not_covered
 from .forms import counted_items, forms, known_to_the_run, nist_blocks
 from .ledger_history import ledger_history, plan_curve
 from .promise import FALSE_POSITIVE, in_words, main_row, promise_rows
+from .receipts import receipts_of
 from .run_files import Fields, RunFiles, flat
+from .shapes import told_shapes
 
 FORMAT = "fedveil report 1"
 NOT_ENDED = "not ended"
@@ -33,12 +36,13 @@ TAIL, LEAST_TAIL = 0.1, 5  # share, and least number, of the last rounds over wh
 LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
 
 
-def report_of(run: RunFiles, commands: Sequence[str] = ()) -> dict[str, Any]:
+def report_of(run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None = None) -> dict[str, Any]:
     """Return the report of a run, as JSON.
 
     Args:
       run: its files.
       commands: that make the run again.
+      shapes: of its model, where that is a sum of one shape a column.
     """
     rows, ledger = promise_rows(run), ledger_history(run)
     rounds = [_round(row) for row in run.rounds]
@@ -60,6 +64,10 @@ def report_of(run: RunFiles, commands: Sequence[str] = ()) -> dict[str, Any]:
         "rounds": rounds,
         "looks": _looks(run, rows),
         "audit": _audit(run),
+        "answers": _answers(run, ledger),
+        "evaluations": told_evaluations(_evaluations(run)),
+        "shapes": told_shapes(shapes),
+        "receipts": receipts_of(run),
         "cost": spent,
         "config": [{"key": key, "value": value} for key, value in flat(run.config)],
         "seed": run.result.get("seed"),
@@ -73,6 +81,17 @@ def report_of(run: RunFiles, commands: Sequence[str] = ()) -> dict[str, Any]:
     report["forms_counted"] = counted_items(report["forms"])
     report["bibtex"] = _bibtex(report)
     return report
+
+
+def _answers(run: RunFiles, ledger: Fields | None) -> list[dict[str, Any]]:
+    charged = [] if ledger is None else [each["name"] for each in ledger["questions"]]
+    return [] if run.questions is None else read_answers(run.questions, charged)
+
+
+def _evaluations(run: RunFiles) -> Sequence[Fields]:
+    """Return what clients said of the run's models, of one that goes on too."""
+    so_far = [row["evaluation"] for row in run.rounds if row.get("evaluation")]
+    return run.result.get("evaluations") or so_far
 
 
 def to_json(report: Fields) -> str:
@@ -214,7 +233,7 @@ def _round(row: Fields) -> dict[str, Any]:
 
 
 def _is_metric(name: str, value: object) -> bool:
-    if name in NOT_A_METRIC or name.startswith(("epsilon", "audit/", "train/")):
+    if name in NOT_A_METRIC or name.startswith(("epsilon", "audit/", "train/", "clients/")):
         return False
     return isinstance(value, float)
 

@@ -16,3 +16,5 @@ RECEIPTS = "receipts.json"  # of the devices, given when the run was over
 # What is made of a run by `fedveil report`, and what the organisation adds.
 REPORT, PAGE, CARD, ASSESSMENT = "report.json", "report.html", "CARD.md", "assessment.yaml"
 MATERIALS = "bom.cdx.json"
+OF_RECORDS = "records"  # folder, in one of answers, of the ledger of questions that hide records
+OF_ANSWERS = "report"  # folder of REPORT and PAGE in one of answers, whose names are the askers'

@@ -15,6 +15,7 @@ from ..privacy.ledger.acts import REFUSAL
 from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification, run_of
 from ..privacy.ledger.book import verify as verify_ledger
 from ..privacy.ledger.hash_chain import Entry
+from ..privacy.ledger.question_caps import asked_questions
 from .run_files import Fields, RunFiles
 
 TRAINING = "private_sum"
@@ -41,14 +42,37 @@ def ledger_history(run: RunFiles) -> dict[str, Any] | None:
         "entries": len(run.entries),
         "head": {"seq": run.entries[-1].seq, "hash": run.entries[-1].hash},
         "known_head": _known_head(run),
-        "verified": _verified(found),
+        "verified": verified(found),
         "runs": _runs(run, found.delta),
         "refusals": _refusals(run),
         "releases": _releases(run.entries),
         "acts": _acts(run.entries),
         "close": _close(run),
         "events": _events(run),
+        "questions": questions_on(run.entries),
     }
+
+
+def questions_on(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return the questions that a ledger has charged, in their order, each with what it cost by itself.
+
+    Args:
+      entries: of the ledger.
+    """
+    book = Book()
+    for each in entries:
+        book.apply(each)
+    return [
+        {
+            "name": each.name,
+            "purposes": ", ".join(each.purposes),
+            "why": each.why or None,
+            "epsilon": rounded_up(each.epsilon),
+            "time": each.when,
+            "state": each.state,
+        }
+        for each in asked_questions(book)
+    ]
 
 
 def plan_curve(run: RunFiles) -> list[list[Any]]:
@@ -107,7 +131,12 @@ def _close(run: RunFiles) -> dict[str, Any] | None:
     }
 
 
-def _verified(found: Verification) -> dict[str, Any]:
+def verified(found: Verification) -> dict[str, Any]:
+    """Return what was found of a ledger, as a report tells it.
+
+    Args:
+      found: by a verification of the ledger.
+    """
     return {
         "ok": found.ok,
         "problem": found.problem,
@@ -182,19 +211,22 @@ def _text(payload: Fields) -> str:
 
 
 def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return how many releases of each kind the ledger holds, and for what purpose they were asked."""
-    found: dict[tuple[str, str | None], int] = {}
+    """Return how many releases of each kind the ledger holds, for what purpose, and what a client's part of each held."""
+    found: dict[tuple[str, str | None, str | None], int] = {}
     for each in _reserved(entries):
-        mechanism, purpose = json.loads(each.key)[2], json.loads(each.payload).get("purpose")
-        found[mechanism, purpose] = found.get((mechanism, purpose), 0) + 1
+        payload = json.loads(each.payload)
+        parts = [f"{name} ({what})" for name, what in (payload.get("segments") or {}).items()]
+        key = json.loads(each.key)[2], payload.get("purpose"), ", ".join(parts) or None
+        found[key] = found.get(key, 0) + 1
     return [
         {
             "mechanism": mechanism,
             "what": "round of training" if mechanism == TRAINING else "question",
             "purpose": purpose,
+            "parts": parts,
             "releases": count,
         }
-        for (mechanism, purpose), count in found.items()
+        for (mechanism, purpose, parts), count in found.items()
     ]
 
 

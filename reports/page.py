@@ -6,13 +6,15 @@ held against the JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .charts import thinned
+from .asked import FORMAT as ANSWERS
+from .charts import bar, thinned
 from .content import finite
-from .pictures import pictures
+from .pictures import MOST_SHAPES, pictures
 from .run_files import Fields
 from .shown import pointed, shown, step
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 PAGE = Path(__file__).parent / "page"
-TEMPLATE, STYLE = "report.html.jinja", "report.css"
+STYLE = "report.css"
+MOST_FIGURES = 64  # of one answer, on the page
 MOST_ROWS = 30  # of the table of rounds; the JSON has all of them
 BEYOND = 1.08  # the strip under the stamps ends a little behind the largest of its numbers
 
@@ -29,8 +32,22 @@ def page_of(report: Fields) -> str:
     """Return the page of a report; the same report gives the same bytes.
 
     Args:
-      report: as of `report_of`.
+      report: as of `report_of`, or of `report_of_answers`.
     """
+    if report["format"] == ANSWERS:
+        return _rendered("questions.html.jinja", report)
+    return _rendered(
+        "report.html.jinja",
+        report,
+        drawn=pictures(report),
+        strip=_strip(report["stamps"]),
+        rows=_rows(len(report["rounds"])),
+    )
+
+
+def _rendered(
+    template: str, report: Fields, drawn: Mapping[str, str] = MappingProxyType({}), **more: object
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -42,16 +59,23 @@ def page_of(report: Fields) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    drawn = {name: Markup(each) for name, each in pictures(report).items()}
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template(template).render(
         report=report,
         ref=_references(report),
+        bar=_bar,
         step=step,
-        charts=drawn,
-        strip=_strip(report["stamps"]),
-        rows=_rows(len(report["rounds"])),
+        charts={name: Markup(each) for name, each in drawn.items()},
         style=Markup((PAGE / STYLE).read_text(encoding="utf-8")),
+        most_figures=MOST_FIGURES,
+        most_shapes=MOST_SHAPES,
+        **more,
     )
+
+
+def _bar(figure: Fields, ends: Sequence[float]) -> Markup:
+    from markupsafe import Markup
+
+    return Markup(bar(figure["value"], figure["low"], figure["high"], ends))
 
 
 def _references(report: Fields) -> Any:

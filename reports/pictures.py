@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .charts import Chart, Line, Mark, Whisker, svg
+from .charts import Chart, Line, Mark, Whisker, bars, svg
 from .content import finite
 from .run_files import Fields
 from .shown import step
 
 GUESSING = ((0.0, 0.0), (1.0, 1.0))
+MOST_SHAPES = 12  # of an additive model, on the page; the JSON has all of them
+MOST_WORDS = 24  # of one shape
+ROOM = 1.1  # above and below shapes
 
 
 def pictures(report: Fields) -> dict[str, str]:
@@ -26,8 +29,10 @@ def pictures(report: Fields) -> dict[str, str]:
         "tests": _tests(report),
         "accuracy": _accuracy(report),
         "looks": _looks(report),
+        "evaluations": _evaluations(report),
     }
-    return {name: svg(chart) for name, chart in drawn.items() if chart is not None}
+    found = {name: svg(chart) for name, chart in drawn.items() if chart is not None}
+    return found | _shapes(report)
 
 
 def _rounds(report: Fields) -> Chart | None:
@@ -172,3 +177,57 @@ def _looks(report: Fields) -> Chart | None:
     return Chart(
         "chart-looks", title, "round", "epsilon", lines, intervals, marks, {}, top=1.3 * highest, whole=True
     )
+
+
+def _evaluations(report: Fields) -> Chart | None:
+    """Return the first figure of each evaluation at clients with its interval, where there were several."""
+    rows = [
+        (each["round"], each["answers"][0]["figures"][0])
+        for each in report["evaluations"]
+        if each["answers"] and each["answers"][0]["figures"]
+    ]
+    said = [(number, figure) for number, figure in rows if figure["value"] is not None]
+    if len(said) < 2:
+        return None
+    name = report["evaluations"][0]["answers"][0]["name"]
+    place = next(at for at in reversed(range(len(rows))) if rows[at] == said[-1])
+    pointer = f"/evaluations/{place}/answers/0/figures/0/value"
+    last = said[-1][1]["value"]
+    return Chart(
+        "chart-evaluations",
+        f"{name} on the clients' own records, by round",
+        "round",
+        f"{name}, at clients",
+        [Line([(number, figure["value"]) for number, figure in said], "accuracy")],
+        [Whisker(number, figure["low"], figure["high"], "measured") for number, figure in said],
+        [Mark(said[-1][0], last, "accuracy", pointer, "figure")],
+        {pointer: last},
+        top=1.0 if all(0 <= figure["value"] <= 1 for _, figure in said) else None,
+        whole=True,
+    )
+
+
+def _shapes(report: Fields) -> dict[str, str]:
+    """Return what each column adds to the score, all of them on one scale, by name."""
+    shown = report["shapes"]["shapes"][:MOST_SHAPES] if report["shapes"] else []
+    ends = (
+        min((each["lowest"] for each in shown), default=0.0),
+        max((each["highest"] for each in shown), default=0.0),
+    )
+    if ends[0] == ends[1]:  # a model that has learned nothing
+        ends = -1.0, 1.0
+    return {f"shape-{place}": _shape(f"shape-{place}", each, ends) for place, each in enumerate(shown)}
+
+
+def _shape(name: str, shape: Fields, ends: tuple[float, float]) -> str:
+    """Return what a column adds: by a number's bins, or by words."""
+    title = f"What {shape['column']} adds to the score of {shape['score']}"
+    values = shape["values"]
+    if shape["words"] is not None:
+        furthest = sorted(range(len(values)), key=lambda at: -abs(values[at]))[:MOST_WORDS]
+        return bars(name, title, [(shape["words"][at], values[at]) for at in sorted(furthest)], ends)
+    edges = shape["edges"]
+    points = [*zip(edges[:-1], values, strict=True), (edges[-1], values[-1])]
+    lines = [Line([(edges[0], 0.0), (edges[-1], 0.0)], "plan"), Line(points, "accuracy", step=True)]
+    bottom, top = (ROOM * each for each in ends)
+    return svg(Chart(name, title, shape["column"], "adds", lines, top=top, bottom=bottom, from_zero=False))

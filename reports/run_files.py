@@ -19,6 +19,7 @@ from ..privacy.refusal import Refusal
 from .files import AUDIT_TERMS, CONFIG, MANIFEST, METRICS, MODEL, RESULT, SAVED
 
 LEDGER, CLIENT_LEDGERS = "ledger", "client_ledgers"
+QUESTIONS = "questions"  # folder of answers in a server's, beside its runs
 READ = (
     CONFIG,
     SAVED,
@@ -63,6 +64,7 @@ class RunFiles:
       manifest: SHA-256 of the manifest by which the run was closed; None for one that was not.
       changed: files of `READ` that are not the ones of that manifest.
       assessment: what the organisation has answered.
+      questions: folder of the answers that clients gave to questions; None where nobody names one.
     """
 
     folder: Path
@@ -79,6 +81,7 @@ class RunFiles:
     manifest: str | None
     changed: Sequence[str]
     assessment: Assessment
+    questions: Path | None = None
 
     @property
     def name(self) -> str | None:
@@ -98,12 +101,13 @@ class RunFiles:
         return value
 
 
-def read_run(folder: Path, assessment: Assessment | None = None) -> RunFiles:
+def read_run(folder: Path, assessment: Assessment | None = None, questions: Path | None = None) -> RunFiles:
     """Read a run folder.
 
     Args:
       folder: of the run.
       assessment: what the organisation has answered.
+      questions: folder of answers; by default that of the server whose run it is.
 
     Raises:
       Refusal: it holds no run, or a file of it cannot be read.
@@ -113,9 +117,10 @@ def read_run(folder: Path, assessment: Assessment | None = None) -> RunFiles:
     result = _json(folder / RESULT)
     saved = _json(folder / SAVED)
     ledger = _ledger(folder, result.get("ledger") or saved.get("ledger"))
+    config = _config(folder / CONFIG)
     return RunFiles(
         folder,
-        _config(folder / CONFIG),
+        config,
         result,
         _lines(folder / METRICS),
         _json(folder / AUDIT_TERMS),
@@ -128,6 +133,7 @@ def read_run(folder: Path, assessment: Assessment | None = None) -> RunFiles:
         _hash(folder / MANIFEST),
         _changed(folder),
         assessment or Assessment(),
+        questions or (folder.parent.parent / QUESTIONS if "link" in config else None),
     )
 
 

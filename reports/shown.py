@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 UNKNOWN = "not recorded"
+UNSAID = "cannot be said"  # of a figure that is lost in the noise
 PREFIX = 16  # of a hash, hexadecimal digits
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _VOID = frozenset(("br", "hr", "img", "input", "link", "meta", "wbr", "col"))
@@ -22,15 +23,16 @@ def shown(value: object, form: str = "plain") -> str:
 
     Args:
       value: a string, a number, a bool or None; the string `"infinity"` stands for the number.
-      form: `plain`, `epsilon` (of a promise: two decimals, rounded up), `decimal` (two decimals), `percent` (of a share
+      form: `plain`, `figure` (of an answer) and `share` (in percent), both of which have words for what is lost in the
+        noise, `epsilon` (of a promise: two decimals, rounded up), `decimal` (two decimals), `percent` (of a share
         from 0 to 1), `of100` (of a share, in whole hundredths, rounded up), `exact` (every digit), `bytes`, `hash` (its first digits), `day` (of a time) or `members`
         (of a roster, each as "name fingerprint").
 
     Returns:
-      The text; `UNKNOWN` for None.
+      The text; `UNKNOWN` or `UNSAID` for None.
     """
     if value is None:
-        return UNKNOWN
+        return UNSAID if form in ("figure", "share") else UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value == "infinity":
@@ -72,6 +74,8 @@ _FORMS: Mapping[str, Callable[[Any], str]] = {
     "epsilon": lambda value: _rounded_up(value, 2),
     "decimal": lambda value: f"{value:.2f}",
     "percent": _percent,
+    "figure": lambda value: _plain(round(value) if abs(value) >= 10_000 else value),
+    "share": _percent,
     "of100": lambda value: _rounded_up(100 * value, 0),
     "exact": str,
     "bytes": _bytes,

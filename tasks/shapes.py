@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
-from .table_schema import Column, Schema
+from .table_schema import Column, Schema, read_schema
 
 SHAPES = "shapes.json"
+
+
+def read_shapes(schema: Path, model: Path) -> dict[str, Any] | None:
+    """Return the shapes of a model that a run has released; None where it is none over declared bins.
+
+    Args:
+      schema: file of the tables' columns, as the run keeps it beside its model.
+      model: file of the model's arrays.
+
+    Raises:
+      Refusal: the schema cannot be read.
+    """
+    if not schema.is_file() or not model.is_file():
+        return None
+    from safetensors.numpy import load_file
+
+    declared, arrays = read_schema(schema), load_file(model)
+    if set(arrays) != {"weight", "bias"} or arrays["weight"].shape[1:] != (declared.width,):
+        return None
+    binned = all(each.categories or each.edges for each in declared.inputs)
+    return shapes(declared, arrays["weight"], arrays["bias"]) if binned else None
 
 
 def shapes(schema: Schema, weight: NDArray[Any], bias: NDArray[Any]) -> dict[str, Any]:

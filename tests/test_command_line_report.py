@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fedveil.cli.report import commands as commands_of
 from fedveil.configs.compose import compose_overrides
+from fedveil.reports.commands import commands_of
 from fedveil.reports.content import report_of
 from fedveil.reports.run_files import flat, read_run, resolved
 

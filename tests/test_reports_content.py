@@ -17,6 +17,7 @@ from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
 from fedveil.privacy.budget import Adversary, Budget, Release
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports.asked import report_of_answers
 from fedveil.reports.card import card_of
 from fedveil.reports.content import report_of, to_json
 from fedveil.reports.forms import FIELDS, empty_assessment, read_assessment
@@ -415,6 +416,7 @@ LAYOUT = (
     "/who",
     "/verdict",
     "/what",
+    "/form",
 )
 
 
@@ -456,11 +458,36 @@ def with_strings(value: Any, text: str, at: str = "") -> Any:
     return text if isinstance(value, str) and not at.endswith(LAYOUT) else value
 
 
+def everything(golden: dict[str, Any]) -> dict[str, Any]:
+    """Return a report that has all that any run's has."""
+    asked = report_of_answers(FIXTURES / "asked_questions")
+    unanswered = {**asked["answers"][0], "released": False, "reason": "too few", "on_this_ledger": False}
+    words = {"column": "sex", "score": "ill", "edges": None, "words": ["f", "m"], "values": [0.1, -0.2]}
+    numbers = {"column": "age", "score": "ill", "edges": [18, 40, 90], "words": None, "values": [1.0, -1.0]}
+    ends = {"lowest": -1.0, "highest": 1.0, "missing": 0.2}
+    answers = asked["answers"][0]["answers"]
+    evaluated = {"epsilon": 0.1, "noise_multiplier": 5.0, "clients": 9, "answers": answers}
+    return {
+        **golden,
+        "ledger": {**golden["ledger"], "questions": asked["ledgers"][0]["questions"]},
+        "answers": [*asked["answers"], unanswered],
+        "evaluations": [{"round": number, **evaluated} for number in (1, 2)],
+        "shapes": {"intercept": [0.0], "shapes": [{**each, **ends} for each in (words, numbers)]},
+        "receipts": {"public": True, "ended": True, "given": 3, "members": 5, "of_this_run": True},
+    }
+
+
 @pytest.mark.parametrize("text", INJECTIONS)
-def test_no_string_becomes_markup(golden: dict[str, Any], text: str) -> None:
-    report = with_strings(golden, text)
+@pytest.mark.parametrize("kind", ["run", "answers"])
+def test_no_string_becomes_markup(golden: dict[str, Any], text: str, kind: str) -> None:
+    whole = (
+        everything(golden)
+        if kind == "run"
+        else {**report_of_answers(FIXTURES / "asked_questions"), "missing": ["x"]}
+    )
+    report = with_strings(whole, text)
     page = page_of(report)
-    assert structure(page) == structure(page_of(with_strings(golden, "x")))
+    assert structure(page) == structure(page_of(with_strings(whole, "x")))
     for tag, names in (each for each in structure(page) if isinstance(each, tuple)):
         assert tag != "script" and not [name for name in names if name.startswith("on")]
     if text.isprintable():  # a browser's parser reads NUL as another character

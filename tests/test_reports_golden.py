@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedveil.reports.asked import report_of_answers
 from fedveil.reports.content import report_of, to_json
 from fedveil.reports.page import page_of
 from fedveil.reports.run_files import Assessment, read_run
@@ -16,6 +17,7 @@ from fedveil.reports.shown import differences, references
 
 KEPT = Path(__file__).parent / "fixtures" / "reported_run"
 GOLDEN = KEPT / "golden"
+ASKED = KEPT.with_name("asked_questions")
 COMMANDS = ("fedveil simulate task=digits audit=full audit.looks=3 num_rounds=6", "fedveil report RUN")
 ANSWERS = Assessment({"gdpr_35_7_b": "Digits are read by a <b>machine</b>, because nobody else wants to."})
 
@@ -32,6 +34,19 @@ def report() -> dict[str, Any]:
 def test_the_same_run_gives_the_same_bytes(report: dict[str, Any]) -> None:
     assert to_json(report) == (GOLDEN / "report.json").read_text()
     assert page_of(report) == (GOLDEN / "report.html").read_text()
+
+
+def test_the_same_answers_give_the_same_bytes() -> None:
+    report = report_of_answers(ASKED)
+    page = page_of(report)
+    assert to_json(report) == (ASKED / "golden" / "report.json").read_text()
+    assert page == (ASKED / "golden" / "report.html").read_text() == page_of(json.loads(to_json(report)))
+    assert differences(page, report) == [] and len(references(page)) > 150
+    shown = {each.pointer: each.text for each in references(page)}
+    assert shown["/answers/0/answers/0/figures/2/value"] == "cannot be said"
+    assert shown["/answers/0/epsilon"] == "1.00" and shown["/answers/0/answers/0/figures/0/low"] == "57 %"
+    for outside in ("<script", "http://", "https://", "<link", "<img", "@import", "url("):
+        assert outside not in page, outside
 
 
 def test_the_page_can_be_made_from_the_json_alone(report: dict[str, Any]) -> None:
@@ -73,9 +88,10 @@ def test_the_page_tells_the_whole_story(report: dict[str, Any]) -> None:
 
 def rewrite() -> None:
     report = made()
-    GOLDEN.mkdir(exist_ok=True)
-    (GOLDEN / "report.json").write_text(to_json(report))
-    (GOLDEN / "report.html").write_text(page_of(report))
+    for folder, each in ((GOLDEN, report), (ASKED / "golden", report_of_answers(ASKED))):
+        folder.mkdir(exist_ok=True)
+        (folder / "report.json").write_text(to_json(each))
+        (folder / "report.html").write_text(page_of(each))
 
 
 if __name__ == "__main__":

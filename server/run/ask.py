@@ -29,6 +29,7 @@ from ...privacy.refusal import Refusal
 from ...privacy.statistics.figure import Figure, count_of, unsaid
 from ...privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, Question, clipped_name
 from ...privacy.statistics.prefixes import Prefixes
+from ...reports.files import OF_RECORDS
 from ...strategies.cohorts import All, Poisson
 from ...strategies.question_wire import question_content
 from ...strategies.record_plan import PoissonBatches
@@ -45,7 +46,6 @@ SYSTEM = Randomness()
 TOO_FEW = "too few clients answered"
 # By what is hidden, where nobody says how.
 PRIVACY_OF_QUESTIONS = {Unit.CLIENT: "client_central", Unit.RECORD: "record_distributed"}
-RECORDS = "records"  # folder of a simulation's ledger of questions that hide records
 MOST_QUESTION_NOISE = 2.0**10  # above it an answer is noise alone, whatever is asked
 
 
@@ -106,7 +106,7 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
     check_resolution(federation, inquiry, plan)
     make_folder("into", folder)
     budget = federation.sum_budget
-    home = folder / RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
+    home = folder / OF_RECORDS if inquiry.unit is Unit.RECORD else folder  # a ledger is of one unit
     ledger = None if budget is None else open_ledger(federation, home, budget)
     try:
         if ledger is not None:

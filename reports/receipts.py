@@ -1,0 +1,41 @@
+"""Receipts of real clients as a report counts them; `fedveil verify` checks the signature of each."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .files import RECEIPTS
+from .run_files import RunFiles
+
+
+def receipts_of(run: RunFiles) -> dict[str, Any] | None:
+    """Return how many devices have signed what the run left, as far as everybody may know it; None of a simulation.
+
+    Args:
+      run: its files.
+    """
+    if not run.deployed:
+        return None
+    # With a trusted server that draws in secret it is the operator's who is a member, as are seconds.
+    public = bool(run.result) and run.result.get("seconds") is not None
+    given, of_this_run = _given(run) if public else (None, None)
+    rosters = run.result.get("rosters") or [{}]
+    return {
+        "public": public,
+        "ended": bool(run.result),
+        "given": given,
+        "members": rosters[-1].get("members") if public else None,
+        "of_this_run": of_this_run,
+    }
+
+
+def _given(run: RunFiles) -> tuple[int, bool | None]:
+    """Return how many receipts lie in the folder, and whether they are of the manifest that does."""
+    try:
+        found: Any = json.loads((run.folder / RECEIPTS).read_bytes())
+        return len(found["receipts"]), found["manifest"] == run.manifest
+    except FileNotFoundError:
+        return 0, None
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0, False
