@@ -16,7 +16,7 @@ from ..extras import require_extra
 from .audit_verbs import audit
 from .budget_verbs import budget
 from .client_verbs import client
-from .grammar import GROUP, AcceptVacuous, Json, Reason, acts, own_modules, verb
+from .grammar import GROUP, AcceptVacuous, Json, Page, PagePort, Reason, acts, own_modules, port_of, verb
 from .ledger_verbs import ledger
 from .provision_verbs import provision
 from .report_verbs import report
@@ -89,7 +89,12 @@ def root(
 
 @verb(app, "simulate", "Train, under a privacy budget.", HydraVerb)
 def simulate(
-    ctx: typer.Context, as_json: Json = False, accept_vacuous: AcceptVacuous = False, reason: Reason = None
+    ctx: typer.Context,
+    as_json: Json = False,
+    accept_vacuous: AcceptVacuous = False,
+    reason: Reason = None,
+    page: Page = False,
+    page_port: PagePort = None,
 ) -> int:
     """Train a federation on this machine, under a privacy budget.
 
@@ -101,12 +106,13 @@ def simulate(
       fedveil simulate -m privacy.target_epsilon=1,3,8 seed=0,1,2
       fedveil simulate resume=runs/2026-01-31/12-00-00
       fedveil simulate --config-dir my_configs task=mine
+      fedveil simulate --page
     """
     require_extra("simulation", "fedveil simulate")
     from .simulate import simulate as body
 
     own_modules()
-    return body([*ctx.args, *acts(accept_vacuous, reason)], as_json)
+    return body([*ctx.args, *acts(accept_vacuous, reason)], as_json, port_of(page, page_port))
 
 
 @verb(app, "plan", "Show what a budget affords.", HydraVerb)

@@ -32,6 +32,11 @@ Reason = Annotated[
         help="Why a promise is accepted or an alarm overridden; kept on the ledger.",
     ),
 ]
+Page = Annotated[bool, Option("--page", help="Serve the run's page on this machine alone, while it goes on.")]
+PagePort = Annotated[
+    int | None,
+    Option("--page-port", metavar="PORT", min=1024, max=65535, help="Its port; one that is free by default."),
+]
 Json = Annotated[bool, Option("--json", help="Print the result as JSON, and nothing else.")]
 Bundle = Annotated[
     Path, Argument(metavar="FOLDER", help="The bundle that provisioning made.", file_okay=False)
@@ -59,6 +64,11 @@ def acts(accept_vacuous: bool, reason: str | None) -> list[str]:
         return accepted
     text = reason.replace("\\", "\\\\").replace("'", "\\'")
     return [*accepted, f"reason='{text}'"]
+
+
+def port_of(page: bool, port: int | None) -> int | None:
+    """Return the port of a run's page: 0 for one that is free, None where no page was asked for."""
+    return port if port is not None else 0 if page else None
 
 
 def own_modules() -> None:

@@ -8,7 +8,19 @@ import typer
 from typer import Option
 
 from ..extras import require_extra
-from .grammar import GROUP, AcceptVacuous, Bundle, Json, Reason, acts, own_modules, verb
+from .grammar import (
+    GROUP,
+    AcceptVacuous,
+    Bundle,
+    Json,
+    Page,
+    PagePort,
+    Reason,
+    acts,
+    own_modules,
+    port_of,
+    verb,
+)
 from .verbs import ServerVerb
 
 server = typer.Typer(**GROUP)
@@ -24,6 +36,8 @@ def serve(
         bool, Option("--despite-alarm", help="Go on with a run that an alarm of its audit has paused.")
     ] = False,
     reason: Reason = None,
+    page: Page = False,
+    page_port: PagePort = None,
 ) -> int:
     """Serve the federation of this folder until the run is over.
 
@@ -35,10 +49,12 @@ def serve(
     """
     require_extra("server", "fedveil server")
     from ..deployment.serve import serve as body
+    from ..server.run.live_page import live_page
 
     own_modules()
     given = [*ctx.args, *acts(accept_vacuous, reason)]
-    return body(folder, given, as_json=as_json, despite_alarm=despite_alarm)
+    with live_page(port_of(page, page_port)) as callbacks:
+        return body(folder, given, as_json=as_json, despite_alarm=despite_alarm, callbacks=callbacks)
 
 
 @verb(server, "status", "Say who is here, what is spent.")

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +23,9 @@ from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
 from ..privacy.refusal import Refusal
 from .compare import JOB, rows_of, table_of, write_csv, write_json
+
+if TYPE_CHECKING:
+    from ..server.run.callbacks import Callback
 
 REFUSED = 2
 FAILED = 1
@@ -52,8 +55,14 @@ class Ended:
         return str(self.result.get("status", "failed"))
 
 
-def simulate(argv: Sequence[str], as_json: bool = False) -> int:
-    """Run ``fedveil simulate``; return 0 when every job completed, otherwise the exit code of the worst."""
+def simulate(argv: Sequence[str], as_json: bool = False, page_port: int | None = None) -> int:
+    """Run ``fedveil simulate``; return 0 when every job completed, otherwise the exit code of the worst.
+
+    Args:
+        argv: Hydra's flags and overrides.
+        as_json: print results as JSON, and nothing else.
+        page_port: of the page that is served while the run goes on; 0 lets the system choose, None serves none.
+    """
     argv = opened(argv)
     checked = preflight(argv, writes=True)
     if _shows(checked):
@@ -63,9 +72,14 @@ def simulate(argv: Sequence[str], as_json: bool = False) -> int:
     assert checked.folder is not None
     new = [each for each in (checked.folder, *checked.folder.parents) if not each.exists()]
     if checked.sweep:
+        if page_port is not None:
+            raise Refusal("--page", "with a sweep", "one page shows one run; give one value to each key")
         return _sweep(checked, new, argv, as_json)
+    from ..server.run.live_page import live_page
+
     ended: list[Ended] = []
-    code = _hydra(checked, argv, lambda config: _run_into(ended, config, as_json))
+    with live_page(page_port) as watching:
+        code = _hydra(checked, argv, lambda config: _run_into(ended, config, as_json, watching))
     if ended and ended[0].status == "refused":
         _remove_empty(new)
     if as_json:
@@ -117,8 +131,8 @@ def _shows(checked: CheckedJobs) -> bool:
 # --- one job ------------------------------------------------------------------------------------------------------
 
 
-def _run_into(ended: list[Ended], config: DictConfig, quiet: bool) -> None:
-    ended.append(_run(_this(config), _folder(), quiet))
+def _run_into(ended: list[Ended], config: DictConfig, quiet: bool, watching: "Sequence[Callback]") -> None:
+    ended.append(_run(_this(config), _folder(), quiet, watching))
 
 
 def _job(config: DictConfig) -> float | None:
@@ -157,11 +171,11 @@ def _folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def _run(job: Job, folder: Path, quiet: bool) -> Ended:
+def _run(job: Job, folder: Path, quiet: bool, watching: "Sequence[Callback]" = ()) -> Ended:
     try:
         from ..simulations.simulate import simulate as run
 
-        outcome = run(settings_of(job), folder, quiet=quiet)
+        outcome = run(settings_of(job), folder, quiet=quiet, callbacks=watching)
         return Ended(job.overrides, outcome.exit_code, outcome.result)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)

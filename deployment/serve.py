@@ -44,7 +44,7 @@ from ..server.binding.manifest import read_manifest
 from ..server.binding.receipts import Receipts, write_receipts
 from ..server.rounds import Pace, Status
 from ..server.run.build import build, with_members
-from ..server.run.callbacks import RoundEnd, RunEnd, RunStart
+from ..server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..server.run.client_instructions import order_of
 from ..server.run.close import close_again
 from ..server.run.federation import Deployed, Federation
@@ -72,6 +72,7 @@ def serve(
     *,
     as_json: bool = False,
     despite_alarm: bool = False,
+    callbacks: Sequence[Callback] = (),
     reach: Open = open_link,
 ) -> int:
     """Serve the run that the command line names, or the one that was left unfinished; return the exit code.
@@ -82,6 +83,7 @@ def serve(
       as_json: print the result as JSON, and nothing else.
       despite_alarm: go on with a run that an alarm has paused. Otherwise it stays so: a unit may start the same
         command again and again.
+      callbacks: watch the run beside those that its settings name.
       reach: opens the link.
 
     Raises:
@@ -105,7 +107,7 @@ def serve(
             return _say_over(settings.run, where, result, as_json)
         if result is not None and result["status"] == Status.PAUSED:
             (where / RESULT).unlink()  # a server that is killed from here on goes on by the same command
-        outcome = _run(bundle, settings, where, as_json, reach)
+        outcome = _run(bundle, settings, where, as_json, callbacks, reach)
     if as_json:
         print(json.dumps(outcome.result))
     return outcome.exit_code
@@ -231,7 +233,14 @@ def _say_over(run: str, where: Path, result: dict[str, Any], as_json: bool) -> i
 # --- the run ----------------------------------------------------------------------------------------------------
 
 
-def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: bool, reach: Open) -> RunResult:
+def _run(
+    bundle: ServerBundle,
+    settings: ServerSettings,
+    where: Path,
+    quiet: bool,
+    callbacks: Sequence[Callback],
+    reach: Open,
+) -> RunResult:
     federation, rosters = build(settings.federation, deployed_in(bundle, settings)), followed_roster(bundle)
     check_engine(federation.gradients, federation.task, partial(held_out_of, federation.task))
     with (
@@ -246,7 +255,7 @@ def _run(bundle: ServerBundle, settings: ServerSettings, where: Path, quiet: boo
             order=order_of,
             pace=pace_of(rosters, settings.link, link, watch.wait_for, partial(fewest, federation)),
             callbacks=(watch,),
-            objects=(Farewell(link, agreement_of(federation.task) or "", bundle, rosters),),
+            objects=(Farewell(link, agreement_of(federation.task) or "", bundle, rosters), *callbacks),
             renew=partial(renewed, rosters),
         )
         return run_federation(federation, where, around, quiet)

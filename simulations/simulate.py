@@ -29,7 +29,11 @@ from .engines import on_engine
 
 
 def simulate(
-    settings: SimulationSettings, folder: Path, quiet: bool = False, grid: Grid | None = None
+    settings: SimulationSettings,
+    folder: Path,
+    quiet: bool = False,
+    grid: Grid | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Run the federation that the settings describe and leave its results in `folder`.
 
@@ -38,11 +42,12 @@ def simulate(
       folder: the run folder; with `settings.resume` the run goes on in the resumed one.
       quiet: show nothing.
       grid: reaches the clients; None starts the engine that the settings name.
+      callbacks: objects that watch the run beside those that the settings name.
 
     Raises:
       Refusal: before anything is spent.
     """
-    return run_simulation(build(settings), folder, quiet, grid)
+    return run_simulation(build(settings), folder, quiet, grid, callbacks)
 
 
 def run_simulation(

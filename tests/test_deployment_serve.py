@@ -7,7 +7,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -47,6 +47,8 @@ from fedveil.reports.run_files import read_run
 from fedveil.server.binding.manifest import read_manifest
 from fedveil.server.run import audit as auditing
 from fedveil.server.run import run_folder as recording
+from fedveil.server.run.callbacks import Callback
+from fedveil.server.run.live_page import live_page
 from fedveil.strategies.training_order import people_call, read_order
 from fedveil.strategies.wire import read_round
 
@@ -90,6 +92,7 @@ class Spring:
     status: dict[str, Any] = field(default_factory=dict[str, Any])
     shown: str = ""
     metrics: str = ""
+    page: str = ""
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +113,28 @@ def spring(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Spring:
             with pytest.raises(urllib.error.HTTPError) as missing:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
             missing.value.close()
+            with urllib.request.urlopen(page, timeout=60) as answer:
+                seen.page = answer.read().decode()
 
-    code, _ = served(hearts, *NOTED, "run=spring", f"metrics_port={port}", fault=looking, here=4)
+    with live_page(0) as watching:
+        page = f"http://127.0.0.1:{watching[0].listens.getsockname()[1]}/"
+        run = ("run=spring", f"metrics_port={port}")
+        code, _ = served(hearts, *NOTED, *run, fault=looking, here=4, callbacks=watching)
     assert code == 0
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(page, timeout=5)
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
     return seen
 
 
-def served(hearts: Path, *argv: str, fault: Any = None, here: int = 5) -> tuple[int, Any]:
+def served(
+    hearts: Path, *argv: str, fault: Any = None, here: int = 5, callbacks: Sequence[Callback] = ()
+) -> tuple[int, Any]:
     grid = Devices(hearts / "clients", fault)
     given = [each for each in argv if each not in ("--json", "--despite-alarm")]
     flags = {"as_json": "--json" in argv, "despite_alarm": "--despite-alarm" in argv}
-    return serve(hearts / "server", given, **flags, reach=reaching(grid, here)), grid
+    return serve(hearts / "server", given, **flags, reach=reaching(grid, here), callbacks=callbacks), grid
 
 
 def result_of(hearts: Path, run: str = "run-1") -> dict[str, Any]:
@@ -631,6 +643,11 @@ def test_clients_are_told_that_a_run_is_over_with_its_model_and_trackers_follow_
 def test_clients_are_not_told_of_a_run_that_the_same_command_goes_on_with(hearts: Path) -> None:
     code, grid = served(hearts, *NOTED, "link.clients=1", here=4)  # nobody waits for the fifth
     assert code == 1 and not grid.told
+
+
+def test_the_page_of_a_run_that_goes_on(spring: Spring) -> None:
+    assert "A model trained by real clients" in spring.page and "nothing here is final" in spring.page
+    assert "Devices are asked for one when the run is over." in spring.page
 
 
 def test_numbers_for_prometheus(spring: Spring) -> None:

@@ -107,6 +107,7 @@ SUPPLIED = "what a device installs, before any run"
 STORY = "what members are told of, and no number that is released"
 TOLD = "what a page says of a run, and not what the run has released"
 WORSE = "the sum has the noise that is claimed, and the model is worse"
+COUNTS = "who took part in a round, and no number that is released"
 LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have"
 BEYOND: dict[str, str] = {
     "a coarse grid forgets what its rounding takes": GRID,
@@ -152,6 +153,10 @@ BEYOND: dict[str, str] = {
     "verify believes the epsilon of a round": BOUND,
     "verify believes the verdict of an audit": BOUND,
     "verify believes the page": BOUND,
+    "the page of a run is served to other machines": TOLD,
+    "a page is served to whoever rebinds a name": TOLD,
+    "a page tells what its operator alone may read": COUNTS,
+    "verify believes a report of answers": BOUND,
     "verify does not look for a known head": BOUND,
     "what was overdrawn before the budget grew is not found": BOUND,
     "a run goes on after its close and counts as closed": BOUND,

@@ -1,0 +1,179 @@
+"""Page of a run that goes on, over HTTP on the loopback address: what `fedveil report` would make of its folder by now.
+
+A process of its own serves it. That process is given the folder and a socket, and holds nothing else: no update of a client
+and no key is in its memory, it takes nothing from the run's own threads, and what the run forks inherits no lock of it. Until
+somebody looks it has imported little and waits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from ..privacy.refusal import Refusal
+from .files import ASSESSMENT, REPORT
+
+LOOPBACK = "127.0.0.1"
+NAMES = (LOOPBACK, "localhost")  # by which a browser on this machine asks; any other may be a rebound one
+HTML, JSON, TEXT = (f"{kind}; charset=utf-8" for kind in ("text/html", "application/json", "text/plain"))
+KINDS = {"/": HTML, f"/{REPORT}": JSON}
+ANSWER_SECONDS = 5.0
+LOOK_AGAIN = 10  # seconds, after which a browser that shows the page asks for it anew
+LEISURE = (
+    20  # times as long as it took to make, a page is kept: whoever looks takes at most a twentieth of a core
+)
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Refresh": str(LOOK_AGAIN),
+}
+
+
+def listener(port: int) -> socket.socket:
+    """Return a socket that listens on the loopback address.
+
+    Args:
+      port: 0 lets the system choose one.
+
+    Raises:
+      Refusal: the port is taken.
+    """
+    try:
+        return socket.create_server((LOOPBACK, port))
+    except OSError as error:
+        remedy = f"cannot be listened on ({error.strerror}); give another, or none"
+        raise Refusal("--page-port", port, remedy) from error
+
+
+class FolderPage:
+    """Page of one run and its JSON, made anew when somebody asks and the last ones are old.
+
+    Args:
+      folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._lock = folder, threading.Lock()
+        self._made: Mapping[str, bytes] = {}
+        self._old = 0.0
+
+    def texts(self) -> Mapping[str, bytes]:
+        """Return what is served, by path.
+
+        Raises:
+          Refusal: the run has not begun, or a file of it is just being written.
+        """
+        with self._lock:
+            begin = time.monotonic()
+            if begin >= self._old:
+                self._made = self._make()
+                end = time.monotonic()
+                self._old = end + LEISURE * (end - begin)
+            return self._made
+
+    def _make(self) -> dict[str, bytes]:
+        from .commands import commands_of
+        from .content import report_of, to_json
+        from .forms import read_assessment
+        from .page import page_of
+        from .run_files import read_run
+
+        run = read_run(self._folder, read_assessment(self._folder / ASSESSMENT))
+        report = report_of(run, commands_of(run))
+        return {"/": page_of(report).encode(), f"/{REPORT}": to_json(report).encode()}
+
+
+class PageServer(ThreadingHTTPServer):
+    """Server of one page, which ends with the process that started it.
+
+    Args:
+      listens: on the loopback address.
+      page: of the run.
+      parent: process id.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, listens: socket.socket, page: FolderPage, parent: int) -> None:
+        address: tuple[str, int] = listens.getsockname()
+        super().__init__(address, PageAnswer, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.page, self._parent = listens, page, parent
+        self.hosts = {f"{name}:{address[1]}" for name in NAMES}
+
+    def service_actions(self) -> None:
+        """End where the run's process is gone; called twice a second."""
+        if os.getppid() != self._parent:
+            raise SystemExit
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a browser that has gone is no event."""
+
+
+class PageAnswer(BaseHTTPRequestHandler):
+    """Answer to one request: the page or its JSON, to who reads and asks for this machine by its own name."""
+
+    timeout = ANSWER_SECONDS
+    server_version, sys_version = "fedveil", ""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or hosts[0].lower() not in self._serves.hosts:
+            self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
+        elif self.path not in KINDS:
+            self.send_error(HTTPStatus.NOT_FOUND)
+        else:
+            self._tell()
+
+    do_HEAD = do_GET
+
+    @property
+    def _serves(self) -> PageServer:
+        assert isinstance(self.server, PageServer)
+        return self.server
+
+    def _tell(self) -> None:
+        try:
+            body = self._serves.page.texts()[self.path]
+        except Exception as problem:  # noqa: BLE001 (files that change while they are read fail in any way)
+            said = str(problem) if isinstance(problem, Refusal) else type(problem).__name__
+            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, f"there is no page just now: {said}")
+            return
+        self._send(HTTPStatus.OK, KINDS[self.path], body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer with a sentence."""
+        del explain
+        self._send(HTTPStatus(code), TEXT, f"{message or HTTPStatus(code).phrase}\n".encode())
+
+    def _send(self, code: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: who looks is no event."""
+
+
+def main() -> None:
+    """Serve the page of a folder until the run's process is gone: `sys.argv` has the socket's number, its id, the folder."""
+    number, parent, folder = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to answer, and it may go on for a while
+    PageServer(socket.socket(fileno=int(number)), FolderPage(Path(folder)), int(parent)).serve_forever()

@@ -1,0 +1,95 @@
+"""Callback that lets the page of a run be seen on this machine while the run goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from socket import socket
+
+from ...reports.live import LOOPBACK, listener
+from .callbacks import Callback, RoundEnd, RunEnd, RunStart
+
+SERVES = "from fedveil.reports.live import main; main()"
+END_SECONDS = 5.0
+
+
+@dataclass
+class LivePage:
+    """Callback that starts the process that serves the page, once there is a folder to read.
+
+    Attributes:
+      listens: on the loopback address; the process takes it over.
+    """
+
+    listens: socket
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start(self, run: RunStart) -> None:
+        """Start it, and say where the page is."""
+        url = f"http://{LOOPBACK}:{self.listens.getsockname()[1]}/"
+        print(f"page: {url} as long as the run goes on", file=sys.stderr, flush=True)
+        self._process = serving(self.listens, run.folder, os.getpid())
+        self.listens.close()  # what the run forks later must not hold it
+
+    def round(self, done: RoundEnd) -> None:
+        """Do nothing: who looks reads the folder."""
+
+    def end(self, ending: RunEnd) -> None:
+        """Do nothing: the page stays until `close`."""
+
+    def close(self) -> None:
+        """End it."""
+        self.listens.close()
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def serving(listens: socket, folder: Path, owner: int) -> subprocess.Popen[bytes]:
+    """Return a new process that serves the page of a folder, with the package that this process has.
+
+    Args:
+      listens: on the loopback address.
+      folder: of a run.
+      owner: process id of the run's process, with which it ends.
+    """
+    number = listens.fileno()
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", SERVES, *map(str, (number, owner, folder.resolve()))],
+        env={**_environment(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        pass_fds=[number],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment without what may be a passphrase of keys."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FEDVEIL_")}
+
+
+@contextmanager
+def live_page(port: int | None) -> Generator[tuple[Callback, ...]]:
+    """Yield the callback that serves a page, as long as the context lasts.
+
+    Args:
+      port: to listen on; 0 lets the system choose one, and None serves nothing.
+
+    Raises:
+      Refusal: the port is taken.
+    """
+    if port is None:
+        yield ()
+        return
+    with closing(LivePage(listener(port))) as page:
+        yield (page,)
