@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ..privacy.refusal import Refusal
+from ..tasks.group_figures import GROUPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -235,6 +236,8 @@ def table_of(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     told = _aligned([("job", "status", *names, "epsilon"), *lines])
+    if by_group := _by_group(over_seeds(rows)):
+        told += "\n\n" + by_group
     groups = [each for each in over_seeds(rows) if each.runs > 1]
     if not groups:
         return told
@@ -243,6 +246,26 @@ def table_of(rows: Sequence[Row]) -> str:
         for each in groups
     ]
     return told + "\n\n" + _aligned([("mean over seeds, 95 % interval", "runs", *names), *means])
+
+
+def _by_group(runs: Sequence[OverSeeds]) -> str:
+    """Return each group's figures, and beside those without privacy what privacy costs the group; empty without groups."""
+    names = list(dict.fromkeys(name for each in runs for name in each.metrics if name.startswith(GROUPS)))
+    if not names:
+        return ""
+    plain = [each for each in runs if each.overrides.get("privacy") == "none"]
+    base = plain[0].metrics if plain else {}
+    ordered = [*plain, *(each for each in runs if each not in plain)]
+    lines = [("by group", *(_named(each.overrides) or "all" for each in ordered))]
+    for name in names:
+        cells: list[str] = []
+        for each in ordered:
+            cell = _number(each.metrics[name].mean) if name in each.metrics else "-"
+            if name in base and name in each.metrics and each.metrics is not base:
+                cell += f" ({each.metrics[name].mean - base[name].mean:+.4f})"
+            cells.append(cell)
+        lines.append((name.removeprefix(GROUPS), *cells))
+    return _aligned(lines)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

@@ -233,7 +233,7 @@ def _round(row: Fields) -> dict[str, Any]:
 
 
 def _is_metric(name: str, value: object) -> bool:
-    if name in NOT_A_METRIC or name.startswith(("epsilon", "audit/", "train/", "clients/")):
+    if name in NOT_A_METRIC or name.startswith(("epsilon", "audit/", "train/", "clients/", "groups/")):
         return False
     return isinstance(value, float)
 

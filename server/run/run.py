@@ -28,8 +28,10 @@ from ...strategies.canaries import add_canaries
 from ...strategies.cohorts import All
 from ...strategies.flower_adapter import quiet_flower
 from ...tasks.arrays import load_arrays
-from ...tasks.data import batches_of, held_out_of, run_on
+from ...tasks.data import Examples, batches_of, held_out_of, run_on
+from ...tasks.group_figures import group_figures
 from ...tasks.hardware import device_of, placed, precision
+from ...tasks.protocol import GroupedTask
 from ..participants import Participants
 from ..private_grid import PrivateGrid
 from ..round_terms import ALL_ANSWERS, Answers, Round
@@ -337,7 +339,8 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
     # A process that has touched a GPU cannot be forked for workers that use it: theirs evaluates on the processor.
     alone = getattr(engine, "workers", 1) == 1
     device = device_of(engine.device if alone else "cpu")
-    model, held_out = task.model().to(device), placed(held_out_of(task), device)
+    model, public = task.model().to(device), held_out_of(task)
+    held_out, groups = placed(public, device), public.groups if isinstance(public, Examples) else None
 
     def evaluate(arrays: Arrays, number: int) -> dict[str, float]:
         del number
@@ -351,6 +354,8 @@ def evaluator(federation: Federation) -> Callable[[Arrays, int], dict[str, float
                 with precision(device, engine.dtype):
                     outputs = run_on(model, inputs)
                 found = {**task.metrics(outputs, targets), "loss": float(task.loss(outputs, targets))}
+                if groups and isinstance(task, GroupedTask):
+                    found |= group_figures(outputs, targets, groups, task.group_words)
                 for name, value in found.items():
                     means[name] += value * len(targets) / len(held_out)
             return dict(means)
