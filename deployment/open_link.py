@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from ..configs.schema import LinkSettings
 from ..links.roster_watch import Nodes, admitted_in, followed_credentials
 from ..links.server_bundle import ServerBundle
+from ..links.traffic import NOTHING, Carried, Tally
 from ..privacy.refusal import Refusal
 from ..strategies.renewal import DeviceFacts
 from .courier import carrying
@@ -22,15 +23,14 @@ class Presence:
 
     Attributes:
       since: of each node that is here, the Unix second since when.
-      received, sent: bytes, over all connections.
+      carried: bytes, over all connections.
       turned_away: connections and replies that were refused, by reason.
       seen: of nodes that were here and are not, the Unix second until when.
       devices: what devices say of themselves, by node.
     """
 
     since: Mapping[int, float]
-    received: int = 0
-    sent: int = 0
+    carried: Carried = NOTHING
     turned_away: Mapping[str, int] = field(default_factory=dict[str, int])
     seen: Mapping[int, float] = field(default_factory=dict[int, float])
     devices: Mapping[int, DeviceFacts] = field(default_factory=dict[int, DeviceFacts])
@@ -38,10 +38,11 @@ class Presence:
 
 @dataclass(frozen=True)
 class Link:
-    """A grid that reaches the clients, and the function that says who is there."""
+    """A grid that reaches the clients, the function that says who is there, and the tally of what is carried."""
 
     grid: Grid
     presence: Callable[[], Presence]
+    tally: Tally = field(default_factory=Tally)
 
 
 @contextmanager
@@ -77,14 +78,13 @@ def _grpc(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
             traffic = grid.traffic
             return Presence(
                 {node: each.since for node, each in traffic.items() if each.since is not None},
-                sum(each.bytes_in for each in traffic.values()),
-                sum(each.bytes_out for each in traffic.values()),
+                grid.tally.total(),
                 grid.counts,
                 {node: each.seen for node, each in traffic.items() if each.seen is not None},
                 dict(courier.facts),
             )
 
-        yield Link(grid, presence)
+        yield Link(grid, presence, grid.tally)
 
 
 @contextmanager
@@ -92,4 +92,6 @@ def _flower(bundle: ServerBundle, nodes: Nodes) -> Generator[Link]:
     from ..links.flower.superlink import open_flower_link
 
     with open_flower_link(bundle, nodes) as grid:
-        yield Link(grid, lambda: Presence(grid.connected, turned_away=grid.counts))
+        yield Link(
+            grid, lambda: Presence(grid.connected, grid.tally.total(), turned_away=grid.counts), grid.tally
+        )

@@ -20,7 +20,6 @@ PLAIN = ("round", "num_rounds", "invited", "replies", "abandoned", "untrue")
 COUNTED = (
     ("dropped", "Invited clients that were not added.", "reason"),
     ("turned_away", "Connections and replies refused.", "reason"),
-    ("bytes", "Bytes between server and clients.", "direction"),
 )
 
 Sample = tuple[dict[str, str], float]
@@ -51,6 +50,8 @@ def _families(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequen
         yield "fedveil_replies_total", "counter", "Replies that were added.", plain["replies"]
         for name, text, label in COUNTED:
             yield f"fedveil_{name}_total", "counter", text, _by(label, status[name])
+        text = "Bytes from the server to clients (down) and back, by purpose."
+        yield "fedveil_bytes_total", "counter", text, _carried(status["bytes"])
     yield "fedveil_clients_connected", "gauge", "Clients that are connected.", _one(here)
     yield "fedveil_clients", "gauge", "Clients of the roster.", _one(len(status["clients"]))
     for name, key in (("fedveil_epsilon_spent", "spent"), ("fedveil_epsilon_target", "target")):
@@ -76,6 +77,14 @@ def _one(count: int) -> list[Sample]:
 
 def _by(label: str, counts: Mapping[str, float]) -> list[Sample]:
     return [({label: name}, float(count)) for name, count in sorted(counts.items())]
+
+
+def _carried(by_purpose: Mapping[str, Mapping[str, int]]) -> list[Sample]:
+    return [
+        ({"direction": direction, "purpose": purpose}, float(size))
+        for direction, sizes in sorted(by_purpose.items())
+        for purpose, size in sorted(sizes.items())
+    ]
 
 
 def _number(value: object) -> float:

@@ -49,6 +49,7 @@ from ..server.run.client_instructions import order_of
 from ..server.run.close import close_again
 from ..server.run.federation import Deployed, Federation
 from ..server.run.run import Environment, RunResult, exit_code_of, run_federation
+from ..server.run.run_folder import note_farewell
 from ..strategies.run_over import RunOver, message_to, read_receipt
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
@@ -257,8 +258,13 @@ def _run(
             callbacks=(watch,),
             objects=(Farewell(link, agreement_of(federation.task) or "", bundle, rosters), *callbacks),
             renew=partial(renewed, rosters),
+            tally=link.tally,
         )
-        return run_federation(federation, where, around, quiet)
+        outcome = run_federation(federation, where, around, quiet)
+    if outcome.result["status"] in FINISHED:
+        carried = link.tally.total().since(outcome.carried)
+        note_farewell(where, carried, secret=federation.keeps_counts)
+    return outcome
 
 
 def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
@@ -276,7 +282,15 @@ def logged(link: Link, bundle: ServerBundle, rosters: Rosters) -> Link:
 
 @dataclass
 class Farewell:
-    """Callback that tells the connected clients that the run is over, gives them its final model, and takes their receipts."""
+    """Callback that tells the connected clients that the run is over, gives them its final model, and takes their receipts.
+
+    Attributes:
+      link: to the clients.
+      agreement: hash of the schema and model that the run had.
+      bundle: the server's.
+      rosters: returns the newest roster.
+      run: what people call it.
+    """
 
     link: Link
     agreement: str

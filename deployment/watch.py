@@ -122,9 +122,7 @@ class Watch:
             "roster": roster.version,
             "audit": None if self._audit is None else audit_of(self._audit),
             "clients": [self._client(member, presence) for member in roster.members],
-            "bytes": None
-            if federation.keeps_counts
-            else {"received": presence.received, "sent": presence.sent},
+            "bytes": None if federation.keeps_counts else presence.carried.to_json(),
             "turned_away": {} if federation.keeps_counts else dict(presence.turned_away),
         }
 

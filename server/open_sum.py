@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import Message
 
+from ..links.grpc.sizes import carried_bytes, update_bytes
 from ..privacy.mechanisms.private_sum import CohortSum, Vector, decode, decode_counts
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.wire import Layout, instruct
@@ -50,15 +52,21 @@ class OpenSums:
         cohort_sum, dummies = participants.sum(order, drawn, spec, size, timeout)
         total = self._noised(cohort_sum, wanted.row, spec)
         asked, replies = participants.asked(drawn), cohort_sum.replies
+        done = Round(
+            wanted.number,
+            len(asked),
+            replies,
+            cohort_sum.dropped,
+            message_bytes=(carried_bytes(order), update_bytes(spec, size)),
+        )
         if replies < participants.answers.quorum:
-            return Round(wanted.number, len(asked), replies, cohort_sum.dropped, abandoned=True), None
+            return replace(done, abandoned=True), None
         expected = self._account.units(participants.expected)
         mean, scalars = seen, _ = _decoded(total, layout, spec, expected, replies)
         if dummies is not None:  # whole numbers: nothing of them is left
             total = total - dummies
             mean, scalars = _decoded(total, layout, spec, expected, replies)
-        again = cohort_sum.clipped_again
-        done = Round(wanted.number, len(asked), replies, cohort_sum.dropped, again, scalars)
+        done = replace(done, clipped_again=cohort_sum.clipped_again, scalars=scalars)
         counts = decode_counts(total, wanted.coordinates, spec)
         return done, Mean(mean, scalars, seen, expected, counts, noise=wanted.noise_multiplier)
 

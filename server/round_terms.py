@@ -66,7 +66,8 @@ class Round:
     stays spent; `cause` says why, where clients may have paid for it. It was `untrue` if its encrypted sum was opened and
     cannot be one of vectors that follow the protocol; `weighed` then lists its sums, and `suspected` says by name who is
     newly suspected of spoiling them. `blamed` says by name what members did that no
-    client does which follows the protocol.
+    client does which follows the protocol. `message_bytes` are about those of the instruction to one client and of its
+    reply, which everybody may know; None where they are encrypted, and depend on the cohort.
     """
 
     number: int
@@ -83,6 +84,7 @@ class Round:
     untrue: bool = False
     suspected: dict[str, str] = field(default_factory=dict[str, str])
     weighed: tuple[dict[str, object], ...] = ()
+    message_bytes: tuple[int, int] | None = None
 
 
 def sentence(name: str, fault: str, times: int) -> str:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
 from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
 
 from ..configs.schema import Ray
+from ..links.traffic import Tally
 from ..server.run.federation import Federation, Run
 from ..strategies.client_settings import ClientSettings
 from ..strategies.cohorts import invited_size
 from .clients import Clients
+from .counted_grid import counted
 from .deadline import within
 from .faults import inject
+
+
+@contextmanager
+def counted_engine(run: Run, tally: Tally, grid: Grid | None = None) -> Generator[Grid]:
+    """Open what reaches the clients, as `on_engine` does, and count what a link would carry.
+
+    Args:
+      run: about to begin its rounds.
+      tally: takes the bytes.
+      grid: to be used instead of an engine; it is not closed.
+    """
+    with on_engine(run, grid) as opened:
+        yield counted(opened, tally)
 
 
 def on_engine(run: Run, grid: Grid | None = None) -> AbstractContextManager[Grid]:

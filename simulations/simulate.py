@@ -18,6 +18,7 @@ from ..client.app import Workbench, check_engine
 from ..client.training.in_place import check_apart
 from ..configs.local_training import LocalTraining
 from ..configs.schema import ClientLevel, SimulationSettings
+from ..links.traffic import Tally
 from ..server.run.build import build
 from ..server.run.callbacks import Callback
 from ..server.run.federation import Federation
@@ -25,7 +26,7 @@ from ..server.run.prepare import some_examples
 from ..server.run.run import Environment, RunResult, run_federation
 from ..strategies.client_settings import ClientSettings
 from ..strategies.flower_adapter import QUIET
-from .engines import on_engine
+from .engines import counted_engine
 
 
 def simulate(
@@ -73,7 +74,9 @@ def run_simulation(
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
         check_engine(federation.gradients, federation.task, partial(some_examples, federation))
         _check_clients_apart(federation)
-        around = Environment(partial(on_engine, grid=grid), objects=callbacks)
+        tally = Tally()
+        engine = partial(counted_engine, tally=tally, grid=grid)
+        around = Environment(engine, objects=callbacks, tally=tally)
         return run_federation(federation, folder, around, quiet)
 
 

@@ -63,6 +63,8 @@ RESULT_KEYS = {
     "seconds",
     "cpu_seconds",
     "joules",
+    "bytes",
+    "message_bytes",
     "budget_runs",
 }
 PRIVACY_KEYS = {

@@ -72,6 +72,7 @@ FLEET_PATHS = frozenset(
     )
 )
 PUSH_MESSAGES, PUSH_OBJECT = "/v1/fleet/push-messages", "/v1/fleet/push-object"
+PULL_OBJECT = "/v1/fleet/pull-object"
 # Flower's own is 30. It counts a node as present for twice as long, and a device that lost power waits that long.
 HEARTBEAT_SECONDS = 15
 # Flower looks for a part that is not there yet after 1 s, then 2, 4 ...

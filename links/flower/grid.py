@@ -17,6 +17,7 @@ from flwr.app import Message
 from ...strategies.flower_adapter import name_sender
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
+from ..traffic import NodeTraffic, cargo_of
 from .control_calls import RUN_LOST, ServedRun
 
 logger = logging.getLogger("fedveil.server")
@@ -30,16 +31,19 @@ OpenRun = Callable[[], AbstractContextManager[ServedRun]]
 
 
 @contextmanager
-def open_supernodes(open_run: OpenRun, nodes: Nodes, admitted: Admitted) -> Generator[SuperNodeGrid]:
+def open_supernodes(
+    open_run: OpenRun, nodes: Nodes, admitted: Admitted, traffic: NodeTraffic | None = None
+) -> Generator[SuperNodeGrid]:
     """Give a grid on a run of a SuperLink as long as the context lasts.
 
     Args:
       open_run: starts a run of the SuperLink and ends it with its context.
       nodes: returns the roster's nodes.
       admitted: returns the nodes by the fingerprints of their SuperNode keys.
+      traffic: counted by whoever carries it; None where nobody does.
     """
     with ExitStack() as opened:
-        yield SuperNodeGrid(open_run, opened, nodes, admitted)
+        yield SuperNodeGrid(open_run, opened, nodes, admitted, traffic or NodeTraffic())
 
 
 class SuperNodeGrid(RosterGrid):
@@ -50,10 +54,14 @@ class SuperNodeGrid(RosterGrid):
       opened: ends the run.
       nodes: returns the roster's nodes; called every second.
       admitted: returns the nodes by the fingerprints of their SuperNode keys; called every second.
+      traffic: with its nodes, which is told what is out to each.
     """
 
-    def __init__(self, open_run: OpenRun, opened: ExitStack, nodes: Nodes, admitted: Admitted) -> None:
+    def __init__(
+        self, open_run: OpenRun, opened: ExitStack, nodes: Nodes, admitted: Admitted, traffic: NodeTraffic
+    ) -> None:
         self._open_run, self._opened, self._admitted = open_run, opened, admitted
+        self.tally, self._asked = traffic.tally, traffic.asked
         self._served = opened.enter_context(open_run())
         super().__init__(self._served.run, nodes)
         self._since, self._looked = dict[int, float](), -math.inf
@@ -100,18 +108,22 @@ class SuperNodeGrid(RosterGrid):
                     coming[task] = waiting.pop(reply.question)
                 for task in wait(coming, min(POLL_SECONDS, left), FIRST_COMPLETED).done if coming else ():
                     node, reply = coming.pop(task), task.result()
+                    self._asked.pop(node, None)
                     if reply is not None:
                         yield name_sender(reply, node)
                 if (messages or waiting) and not coming:
                     time.sleep(min(POLL_SECONDS, left))
         finally:
             fetching.shutdown(wait=False, cancel_futures=True)
+            for node in (*waiting.values(), *coming.values()):
+                self._asked.pop(node, None)
 
     def _send(self, messages: list[Message], left: float, waiting: dict[str, int]) -> list[Message]:
         """Hand over messages to connected nodes and note them in `waiting`; return those to nodes that may still come."""
         ids = self._on_line()
         lasts = None if math.isinf(left) else left + CLOCK_SECONDS
         there = [message for message in messages if message.metadata.dst_node_id in ids]
+        self._asked.update({each.metadata.dst_node_id: cargo_of(each) for each in there})
         addressed = [_addressed(each, ids[each.metadata.dst_node_id], lasts) for each in there]
         for name, each in zip(self._served.push(addressed), there, strict=True):
             if name:

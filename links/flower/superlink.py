@@ -200,7 +200,7 @@ def open_superlink(folder: Path, listen: str, nodes: Nodes) -> Generator[SuperNo
             link.start()
             link.let_in()
             watch.start()
-            with open_supernodes(run, nodes, admitted) as grid:
+            with open_supernodes(run, nodes, admitted, front.traffic) as grid:
                 yield grid
         finally:
             over.set()

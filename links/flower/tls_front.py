@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,17 @@ import h11
 import httpx
 import uvicorn
 from starlette.background import BackgroundTask
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...privacy.refusal import Refusal
 from ..open_files import listener
 from ..roster_watch import Admitted, Followed
-from .fleet_calls import FLEET_PATHS, PUSH_MESSAGES, PUSH_OBJECT, signed_by
+from ..traffic import CONTROL, LOST, NodeTraffic
+from .fleet_calls import FLEET_PATHS, PULL_OBJECT, PUSH_MESSAGES, PUSH_OBJECT, signed_by
 
 MOST_BODY_BYTES = 8 << 20  # Flower sends arrays in chunks of 5 MiB
 MOST_REPLY_BYTES = 1 << 28  # of one message, as on our own link
@@ -41,6 +43,12 @@ HEADER_SECONDS, CALL_SECONDS, IDLE_SECONDS = 15, 300, 30
 STOP_SECONDS = 2
 PASSED = ("content-type", "content-length", "accept", "user-agent")
 FLOWER = "flwr-"  # of headers
+# What carries a call beside its own bytes: a record of TLS 1.3 has 22 more (RFC 8446, section 5.2), and at most 16 KiB.
+TLS_RECORD, MOST_RECORD = 22, 1 << 14
+# Of a connection's handshake, with a post-quantum exchange of keys and the server's certificate alone. Measured by a relay.
+OPENING_UP, OPENING_DOWN = 1620, 2490
+LINE_END = "\r\n"
+STATUS_LINE = len("HTTP/1.1 200 OK" + LINE_END + "date: Thu, 01 Jan 1970 00:00:00 GMT" + LINE_END)
 
 
 class TooLarge(Exception):
@@ -54,6 +62,9 @@ class Front:
       upstream: URL of the SuperLink.
       admitted: returns the nodes by the fingerprints of their SuperNode keys.
       socket_path: Unix socket of the SuperLink; None if it listens on a port.
+
+    Attributes:
+      traffic: between the server and its nodes.
     """
 
     def __init__(self, upstream: str, admitted: Admitted, socket_path: Path | None = None) -> None:
@@ -65,23 +76,47 @@ class Front:
         self._client = httpx.AsyncClient(timeout=CALL_SECONDS, transport=way, trust_env=False)
         self._calls: Counter[int] = Counter()
         self._sent: Counter[int] = Counter()
+        self.traffic = NodeTraffic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
-        request = Request(scope, receive)
+        call = CountedCall(receive, send)
+        request = Request(scope, call.receive)
         node = self._caller(request)
         if isinstance(node, Response):
-            await node(scope, receive, send)
+            await node(scope, call.receive, call.send)
+            self._count(call, scope, None)
             return
         self._calls[node] += 1
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 response = await self._pass_on(request, node)
-                await response(scope, receive, send)
+                await response(scope, call.receive, call.send)
         except (TimeoutError, ClientDisconnect):
             pass  # uvicorn closes what was not answered
         finally:
             self._calls[node] -= 1
+            self._count(call, scope, node)
+
+    def connected(self) -> None:
+        """Count the beginning of a connection."""
+        self.traffic.tally.add("up", CONTROL, OPENING_UP)
+        self.traffic.tally.add("down", CONTROL, OPENING_DOWN)
+
+    def _count(self, call: CountedCall, scope: Scope, node: int | None) -> None:
+        """Count a call's bytes for what they are; the answer to a push, and what asks for a part, are overhead."""
+        up = down = CONTROL
+        taken = call.taken
+        if node is not None:
+            taken = taken or int(Headers(scope=scope).get("content-length", "0"))  # came, and was not read
+            path, cargo = scope["raw_path"].decode("latin-1"), self.traffic.asked.get(node)
+            if path in (PUSH_MESSAGES, PUSH_OBJECT):
+                up = LOST if cargo is None else cargo.up(taken)
+            elif path == PULL_OBJECT:
+                down = LOST if cargo is None else cargo.down
+        tally = self.traffic.tally
+        tally.add("up", up, request_bytes(scope) + in_records(taken))
+        tally.add("down", down, in_records(call.head) + in_records(call.given))
 
     def _caller(self, request: Request) -> int | Response:
         """Return the node that calls, by the headers alone, or the response that refuses it."""
@@ -137,6 +172,43 @@ class Front:
         await self._client.aclose()
 
 
+class CountedCall:
+    """Both ways of a call, with the bytes that go there: `taken` of its body, `head` and `given` of the answer."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self.taken = self.head = self.given = 0
+
+    async def receive(self) -> Message:
+        """Return what comes next."""
+        event = await self._receive()
+        self.taken += len(event.get("body", b""))
+        return event
+
+    async def send(self, event: Message) -> None:
+        """Send what the answer has next."""
+        if event["type"] == "http.response.start":
+            self.head = STATUS_LINE + headers_bytes(event["headers"])
+        self.given += len(event.get("body", b""))
+        await self._send(event)
+
+
+def request_bytes(scope: Scope) -> int:
+    """Return about how many bytes of a connection carry a call without its body."""
+    line = len(scope["method"]) + len(scope["raw_path"]) + len(" " + " HTTP/1.1" + LINE_END)
+    return in_records(line + headers_bytes(scope["headers"]))
+
+
+def headers_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return how many bytes headers take, with the empty line behind them."""
+    return sum(len(name) + len(value) + len(": " + LINE_END) for name, value in headers) + len(LINE_END)
+
+
+def in_records(size: int) -> int:
+    """Return how many bytes of a connection carry so many bytes that are written at once."""
+    return size + -(-size // MOST_RECORD) * TLS_RECORD
+
+
 def refused(status: int) -> Response:
     """Return a response without a body, after which the connection is closed and the rest of a request not read."""
     return Response(status_code=status, headers={"connection": "close"})
@@ -150,6 +222,8 @@ class Punctual(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Take a connection, if there is room for it."""
         super().connection_made(transport)
+        if isinstance(self.app, Front):
+            self.app.connected()
         self._hurry()
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()

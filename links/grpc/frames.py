@@ -24,6 +24,11 @@ MAX_ID_LENGTH = 256
 MAX_KNOWN = 8
 MAX_HEAD_BYTES = MAX_KNOWN * 5 * MAX_ID_LENGTH  # a character takes at most 4 bytes
 HEAD = Bounds(depth=2, width=MAX_KNOWN, items=2 * MAX_KNOWN)  # of a hello, which has most
+# What carries a frame beside its own bytes: the prefix of gRPC ("gRPC over HTTP2", length-prefixed message), the header of
+# HTTP/2's DATA frame (RFC 9113, sections 4.1 and 4.2), and of a record of TLS 1.3 its header, type and tag (RFC 8446,
+# section 5.2; RFC 5116).
+GRPC_PREFIX, DATA_HEADER, TLS_RECORD = 5, 9, 5 + 1 + 16
+MOST_PAYLOAD = 1 << 14  # of a DATA frame, and of a record
 
 
 class BadFrame(ValueError):
@@ -131,6 +136,24 @@ def frames_of(name: str, parts: Sequence[Buffer]) -> Iterator[bytes]:
         room -= len(rest)
     if room < CHUNK_BYTES:
         yield bytes([_CHUNK]) + b"".join(waiting)
+
+
+def wire_bytes(frame: int) -> int:
+    """Return about how many bytes of a connection carry a frame of so many bytes."""
+    message = GRPC_PREFIX + frame
+    return message + -(-message // MOST_PAYLOAD) * (DATA_HEADER + TLS_RECORD)
+
+
+def message_bytes(name: str, size: int) -> int:
+    """Return about how many bytes of a connection carry a message.
+
+    Args:
+      name: the instruction's id.
+      size: of the message.
+    """
+    whole, rest = divmod(size, CHUNK_BYTES)
+    chunks = whole * wire_bytes(1 + CHUNK_BYTES) + (wire_bytes(1 + rest) if rest else 0)
+    return wire_bytes(len(write(Begin(name, size)))) + chunks
 
 
 class Gathering:

@@ -30,6 +30,7 @@ from ...strategies.wire import UNREADABLE
 from ..open_files import MOST_CONNECTIONS, for_connections
 from ..roster_grid import LOOK_SECONDS, RosterGrid
 from ..roster_watch import Admitted, Nodes
+from ..traffic import Cargo, Tally, cargo_of
 from .event_loop import stream_loop
 from .frames import MAX_FRAME_BYTES, METHOD
 from .message_codec import Body, MalformedMessage, pack_body, question_id, segments, unpack
@@ -163,6 +164,11 @@ class LinkGrid(RosterGrid):
         return self._board.traffic()
 
     @property
+    def tally(self) -> Tally:
+        """Tally of the bytes of all nodes, by direction and purpose."""
+        return self._board.tally
+
+    @property
     def connected(self) -> dict[int, float]:
         """Nodes that are connected, and the Unix second since which each is."""
         return {node: passed.since for node, passed in self.traffic.items() if passed.since is not None}
@@ -195,14 +201,15 @@ class LinkGrid(RosterGrid):
         self, messages: list[Message], deliver: Callable[[Letter, bytearray], None]
     ) -> dict[str, tuple[Letter, Message]]:
         """Return the messages and their letters by id; content that several messages share is packed once."""
-        bodies: dict[int, Body] = {}
+        bodies: dict[int, tuple[Body, Cargo]] = {}
         written: dict[str, tuple[Letter, Message]] = {}
         for message in messages:
-            if (body := bodies.get(id(message.content))) is None:
-                body = bodies[id(message.content)] = pack_body(message)
+            if (packed := bodies.get(id(message.content))) is None:
+                packed = bodies[id(message.content)] = pack_body(message), cargo_of(message)
+            body, cargo = packed
             name_message(message, self._name(message, body))
             head = message.metadata
-            letter = Letter(head.message_id, head.dst_node_id, segments(head, body), deliver)
+            letter = Letter(head.message_id, head.dst_node_id, segments(head, body), cargo, deliver)
             written[letter.id] = (letter, message)
         return written
 

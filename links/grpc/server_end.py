@@ -18,8 +18,21 @@ import grpc
 
 from ...strategies.flower_adapter import SERVER_NODE
 from ..roster_watch import Admitted, fingerprint
+from ..traffic import CONTROL, LOST, Cargo, Shares, Tally
 from .event_loop import next_frame, until_one_ends
-from .frames import PROTOCOL_VERSION, Ack, BadFrame, Begin, Chunk, Gathering, Hello, frames_of, write
+from .frames import (
+    PROTOCOL_VERSION,
+    Ack,
+    BadFrame,
+    Begin,
+    Chunk,
+    Frame,
+    Gathering,
+    Hello,
+    frames_of,
+    wire_bytes,
+    write,
+)
 from .message_codec import Buffer
 
 HELLO_SECONDS = 10.0  # for the first frame
@@ -28,6 +41,13 @@ REPLY_RATIO = 4  # a reply in 8 bytes a coordinate to a model in 4 is twice as l
 REPLY_ROOM = 1 << 20
 MOST_UNREAD = 1000  # of what waits to be sent to a client
 REMEMBERED = 4096  # answered ids, to tell a reply that comes twice from one that comes late
+# What a relay has measured beside frames, in bytes: a stream's beginning and end (handshake of TLS 1.3, settings and headers
+# of HTTP/2), without certificates, of which each end sends one and the server's two tickets hold the client's; the window
+# updates that answer a message; and pings with their answers on a quiet stream.
+OPENING_UP, OPENING_DOWN, CERTIFICATES_DOWN = 2025, 2280, 3
+WINDOW_UPDATES = 2 * 13  # of the stream and of the connection (RFC 9113, section 6.9)
+PINGS = 2 * (17 + 22)  # each end's, and its answer to the other's (section 6.7), in a record of TLS each
+QUIET_SECONDS = 30.0  # after which both ends ping
 
 Code = grpc.StatusCode
 
@@ -40,12 +60,14 @@ class Letter:
       id: of the instruction and of its reply.
       node: number of the node that it goes to.
       parts: its bytes in pieces, shared with letters to other nodes.
+      cargo: what they are for.
       deliver: called in the event loop with the reply's bytes.
     """
 
     id: str
     node: int
     parts: Sequence[Buffer]
+    cargo: Cargo
     deliver: Callable[[Letter, bytearray], None]
 
     @property
@@ -62,7 +84,8 @@ class Traffic:
       since: Unix second at which the present stream began; None while the node is away.
       seen: Unix second at which the last stream ended; None before.
       streams: number of streams so far.
-      bytes_in, bytes_out: received and sent.
+      bytes_in, bytes_out: received and sent, with what carries them.
+      quiet_since: when the last frame went or a ping was due, by the monotonic clock.
     """
 
     since: float | None = None
@@ -70,6 +93,7 @@ class Traffic:
     streams: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    quiet_since: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +108,25 @@ class _Peer:
     revoked: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+def _der_bytes(pem: bytes) -> int:
+    """Return about how many bytes a certificate in PEM takes as TLS sends it."""
+    return sum(3 * len(line) // 4 for line in pem.splitlines() if not line.startswith(b"-"))
+
+
 class Switchboard:
     """Server's end of all streams. Call its methods in its event loop, except `traffic` and `counts`, which only read.
 
     Args:
       admitted: returns the nodes that may connect, by the fingerprints of their TLS keys.
       most_reply_bytes: size of the largest reply to any instruction.
+
+    Attributes:
+      tally: of all bytes between the server and its nodes.
     """
 
     def __init__(self, admitted: Admitted, most_reply_bytes: int) -> None:
         self._admitted, self._most = admitted, most_reply_bytes
+        self.tally = Tally()
         self._peers: dict[int, _Peer] = {}
         self._waiting: dict[int, dict[str, Letter]] = {}
         self._answered: deque[str] = deque(maxlen=REMEMBERED)
@@ -130,6 +163,10 @@ class Switchboard:
             for peer in self._peers.values():
                 if admitted.get(peer.key) != peer.node:
                     peer.revoked.set()
+                if time.monotonic() - peer.traffic.quiet_since >= QUIET_SECONDS:
+                    self.tally.add("up", CONTROL, PINGS)
+                    self.tally.add("down", CONTROL, PINGS)
+                    peer.traffic.quiet_since = time.monotonic()
 
     # --- one stream -----------------------------------------------------------------------------------------------
 
@@ -141,7 +178,8 @@ class Switchboard:
           context: gRPC's, of this stream.
         """
         del requests
-        key = fingerprint(cast(bytes, context.auth_context()["x509_pem_cert"][0]))
+        certificate = cast(bytes, context.auth_context()["x509_pem_cert"][0])
+        key = fingerprint(certificate)
         node = self._admitted().get(key)
         if node is None:
             await self._refuse(context, Code.PERMISSION_DENIED, f"the key {key} is not admitted")
@@ -150,10 +188,14 @@ class Switchboard:
         self._peers[node] = peer  # nothing is awaited between the look at who is here and this
         peer.traffic.since = time.time()
         peer.traffic.streams += 1
+        greeting, size = write(Hello(PROTOCOL_VERSION, SERVER_NODE, [])), _der_bytes(certificate)
+        self.tally.add("up", CONTROL, OPENING_UP + size + self._received(peer, hello))
+        self.tally.add("down", CONTROL, OPENING_DOWN + CERTIFICATES_DOWN * size)
         for letter in self._waiting.get(node, {}).values():
             peer.outbox.put_nowait(Begin(letter.id, 0) if letter.id in hello.known else letter)
         try:
-            await context.write(write(Hello(PROTOCOL_VERSION, SERVER_NODE, [])))
+            await context.write(greeting)
+            self._sent(peer, CONTROL, len(greeting))
             ended = await self._exchange(peer)
         finally:
             del self._peers[node]
@@ -196,24 +238,47 @@ class Switchboard:
             item = await peer.outbox.get()
             if isinstance(item, Letter) and item.id not in self._waiting.get(peer.node, {}):
                 continue
-            frames = frames_of(item.id, item.parts) if isinstance(item, Letter) else [write(item)]
+            if isinstance(item, Letter):
+                frames, shares = frames_of(item.id, item.parts), item.cargo.down
+            else:
+                frames, shares = iter([write(item)]), CONTROL
             for frame in frames:
                 await peer.context.write(frame)
-                peer.traffic.bytes_out += len(frame)
+                self._sent(peer, shares, len(frame))
+            if isinstance(item, Letter):
+                self.tally.add("up", CONTROL, WINDOW_UPDATES)
+
+    def _sent(self, peer: _Peer, shares: Shares, frame: int) -> None:
+        """Count a frame of so many bytes."""
+        size = wire_bytes(frame)
+        peer.traffic.bytes_out += size
+        peer.traffic.quiet_since = time.monotonic()
+        self.tally.add("down", shares, size)
+
+    def _received(self, peer: _Peer, frame: Frame) -> int:
+        """Count a frame's bytes for its node, and return them: what they are for is known once all have come."""
+        size = wire_bytes(1 + len(frame.data) if isinstance(frame, Chunk) else len(write(frame)))
+        peer.traffic.bytes_in += size
+        peer.traffic.quiet_since = time.monotonic()
+        return size
 
     async def _receive(self, peer: _Peer) -> None:
         gathering: Gathering | None = None
-        while True:
-            frame = await next_frame(peer.context)
-            if isinstance(frame, Begin) and gathering is None:
-                gathering = self._begin(peer, frame)
-            elif isinstance(frame, Chunk) and gathering is not None:
-                peer.traffic.bytes_in += len(frame.data)
-                if gathering.add(frame):
-                    self._finish(peer, gathering)
-                    gathering = None
-            else:
-                raise BadFrame("a frame out of its order")
+        arrived = 0
+        try:
+            while True:
+                frame = await next_frame(peer.context)
+                arrived += self._received(peer, frame)
+                if isinstance(frame, Begin) and gathering is None:
+                    gathering = self._begin(peer, frame)
+                elif isinstance(frame, Chunk) and gathering is not None:
+                    if gathering.add(frame):
+                        self._finish(peer, gathering, arrived)
+                        gathering, arrived = None, 0
+                else:
+                    raise BadFrame("a frame out of its order")
+        finally:
+            self.tally.add("up", LOST, arrived)
 
     def _begin(self, peer: _Peer, begin: Begin) -> Gathering:
         letter = self._waiting.get(peer.node, {}).get(begin.id)
@@ -222,8 +287,10 @@ class Switchboard:
             return Gathering(begin, self._most, wanted=False)
         return Gathering(begin, min(self._most, letter.reply_bytes))
 
-    def _finish(self, peer: _Peer, gathering: Gathering) -> None:
+    def _finish(self, peer: _Peer, gathering: Gathering, arrived: int) -> None:
         letter = self._waiting.get(peer.node, {}).pop(gathering.id, None) if gathering.data else None
+        self.tally.add("up", LOST if letter is None else letter.cargo.up(arrived), arrived)
+        self.tally.add("down", CONTROL, WINDOW_UPDATES)
         if letter is not None:
             self._answered.append(letter.id)
             letter.deliver(letter, gathering.data)

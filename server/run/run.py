@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ...configs.settings import shown_keys
+from ...links.traffic import NOTHING, Carried, Tally
 from ...privacy.audit.alarms import Level
 from ...privacy.ledger.durable_files import open_for_owner
 from ...privacy.ledger.ledger import LedgerUnavailable
@@ -71,11 +72,13 @@ class RunResult:
       exit_code: of the command that ran it.
       result: the content of its result.json.
       folder: of its files.
+      carried: bytes to and from its clients, by this process, when the result was made.
     """
 
     exit_code: int
     result: dict[str, Any]
     folder: Path
+    carried: Carried = NOTHING
 
 
 def _as_it_is(federation: Federation) -> Federation:
@@ -99,6 +102,7 @@ class Environment:
       objects: the user's own callbacks; their errors end nothing.
       renew: called before each round; returns the federation with the clients that it has by now, or a Refusal ends the
         run there.
+      tally: of the bytes that go to the clients and come back.
     """
 
     grid: Callable[[Run], AbstractContextManager[Grid]]
@@ -107,6 +111,7 @@ class Environment:
     callbacks: Sequence[Callback] = ()
     objects: Sequence[Callback] = ()
     renew: Callable[[Federation], Federation] = _as_it_is
+    tally: Tally = field(default_factory=Tally)
 
 
 def run_federation(
@@ -139,7 +144,7 @@ def run_federation(
         closing(display[0]) if display else nullcontext(),
     ):
         strategy = make_strategy_of(federation)
-        progress = run_folder.begun(run, strategy, audit, meter)
+        progress = run_folder.begun(run, strategy, audit, meter, around.tally)
         with around.grid(run) as grid:
             ending = _run_on(progress, strategy, around, grid, watching)
         state = ending.state
@@ -151,7 +156,7 @@ def run_federation(
         told = RunEnd(result["status"], result["reason"], folder, frozen(result), model)
         for each in watching:
             each.end(told)
-    return RunResult(exit_code_of(result), result, folder)
+    return RunResult(exit_code_of(result), result, folder, progress.told)
 
 
 def exit_code_of(result: Mapping[str, Any]) -> int:

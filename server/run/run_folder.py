@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from ...configs.schema import CustomTask
+from ...links.traffic import NOTHING, Carried, Tally
 from ...privacy.accounting.epsilon import GATE_INTERVAL
 from ...privacy.accounting.renyi_filter import counted
 from ...privacy.adaptation import Choices
@@ -24,7 +25,7 @@ from ...privacy.budget import Adversary, Unit
 from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
-from ...reports.files import AUDIT_KEY, CONFIG, CURVE, METRICS, MODEL, OPERATOR, RESULT, SAVED
+from ...reports.files import AUDIT_KEY, CONFIG, CURVE, FAREWELL, METRICS, MODEL, OPERATOR, RESULT, SAVED
 from ...strategies.cohorts import invited_size
 from ...tasks.arrays import read_arrays
 from ...tasks.mislabelled import Mislabelled
@@ -46,6 +47,8 @@ from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
 from .rosters_in_force import note_roster, told_rosters
 
+COUNTED = "counted by the link"
+SIMULATED = "estimated: simulated, by the sizes that the encoders of link=grpc give"
 NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", "audit/")  # of the numbers in a round's line
 
 
@@ -77,6 +80,9 @@ class Progress:
       meter: counts who took part, where records are protected.
       history: the finished rounds, as in the file METRICS.
       heads: of the clients' own ledgers.
+      tally: of the bytes to and from the clients, by this process.
+      told: what of them the recorded rounds have.
+      before: what rounds of earlier processes have carried.
       remembered: by the audit of the rounds up to `state`; its own memory may be a round ahead.
     """
 
@@ -86,6 +92,9 @@ class Progress:
     meter: RecordMeter | None
     history: list[dict[str, Any]]
     heads: KnownHeads
+    tally: Tally = field(default_factory=Tally)
+    told: Carried = NOTHING
+    before: Carried = NOTHING
     remembered: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
 
 
@@ -201,7 +210,9 @@ def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
         write_durably(path, content)
 
 
-def begun(run: Run, strategy: Strategy, audit: RunAudit | None, meter: RecordMeter | None) -> Progress:
+def begun(
+    run: Run, strategy: Strategy, audit: RunAudit | None, meter: RecordMeter | None, tally: Tally
+) -> Progress:
     """Return what an earlier process left of the run, or its beginning.
 
     Args:
@@ -209,6 +220,7 @@ def begun(run: Run, strategy: Strategy, audit: RunAudit | None, meter: RecordMet
       strategy: takes over its own arrays of the checkpoint.
       audit: of the run.
       meter: that has counted nothing yet.
+      tally: of the bytes to and from the clients.
 
     Raises:
       Refusal: the checkpoint holds another model.
@@ -216,7 +228,9 @@ def begun(run: Run, strategy: Strategy, audit: RunAudit | None, meter: RecordMet
     state = _first_state(run, strategy)
     heads = KnownHeads(run.federation, run.client)
     remembered = run.checkpoint.audit if run.checkpoint is not None else {}
-    return Progress(run, state, audit, meter, read_history(run.folder, state.round), heads, remembered)
+    history = read_history(run.folder, state.round)
+    before = carried_in(_rows_until(run.folder / OPERATOR, state.round) or history)
+    return Progress(run, state, audit, meter, history, heads, tally, before=before, remembered=remembered)
 
 
 def _first_state(run: Run, strategy: Strategy) -> State:
@@ -297,6 +311,7 @@ def record_round(
         **_counts(progress, done),
         "abandoned": done.abandoned,
         **({"exchanges": done.exchanges} if done.exchanges else {}),
+        **({"message_bytes": _both(done.message_bytes)} if done.message_bytes else {}),
         **({"blamed": done.blamed} if done.blamed else {}),
         **({"cause": done.cause} if done.cause else {}),
         **({"untrue": True} if done.untrue else {}),
@@ -341,6 +356,7 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
         "replies": done.replies,
         "dropped": dict(sorted(done.dropped.items())),  # whoever's reply came first
         "clipped_again": done.clipped_again,
+        "bytes": _carried_since(progress).to_json(),
     }
     if not federation.keeps_counts:
         return counts
@@ -349,9 +365,35 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
     return {**dict.fromkeys(counts), "invited": planned}
 
 
+def _both(sizes: tuple[int, int]) -> dict[str, int]:
+    return dict(zip(("down", "up"), sizes, strict=True))
+
+
+def _carried_since(progress: Progress) -> Carried:
+    """Return what was carried since the last round that was recorded."""
+    before, progress.told = progress.told, progress.tally.total()
+    return progress.told.since(before)
+
+
 def _tell_operator(folder: Path, row: dict[str, Any]) -> None:
     with open_for_owner(folder / OPERATOR) as file:
         file.write(_line(row).encode())
+
+
+def note_farewell(folder: Path, carried: Carried, *, secret: bool) -> None:
+    """Write down what was carried after a run was closed: its final model, and receipts.
+
+    Args:
+      folder: of the run.
+      carried: since the close.
+      secret: whether counts are for the operator alone.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    if secret:
+        return _tell_operator(folder, {"farewell": carried.to_json()})
+    write_durably(folder / FAREWELL, (json.dumps(carried.to_json()) + "\n").encode())
 
 
 def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.float64]]) -> None:
@@ -452,7 +494,7 @@ def finish(
     try:
         if progress.run.federation.keeps_counts:
             _tell_operator(
-                folder, {key: told[key] for key in ("records", "seconds", "cpu_seconds", "joules")}
+                folder, {key: told[key] for key in ("records", "seconds", "cpu_seconds", "joules", "bytes")}
             )
         save(progress, ending.state, progress.remembered)
         result["audit"] = None if progress.audit is None else end_audit(progress.audit, ending, title)
@@ -494,13 +536,26 @@ def again(run: Run) -> str:
 
 def _measured(progress: Progress, used: MachineTime) -> dict[str, Any]:
     """Return what of a result depends on who took part."""
+    progress.told = progress.tally.total()
     return {
         "records": spending(progress.run.federation, progress.run.client),
         "dropped": _summed_drops(progress.history),
         "seconds": round(used.wall, 3),
         "cpu_seconds": round(used.cpu, 3),
         "joules": None if used.joules is None else round(used.joules, 1),
+        "bytes": {"source": _source(progress), **(progress.before + progress.told).to_json()},
     }
+
+
+def _source(progress: Progress) -> str:
+    """Return who counted the bytes."""
+    return COUNTED if progress.run.federation.deployed else SIMULATED
+
+
+def carried_in(rows: Sequence[Mapping[str, Any]]) -> Carried:
+    """Return what rounds have carried, of those rows that say it."""
+    told = (Carried(**row["bytes"]) for row in rows if row.get("bytes"))
+    return sum(told, start=NOTHING)
 
 
 def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[str, Any]:
@@ -533,6 +588,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         "secagg": encryption(federation),
         "rosters": told_rosters(run.folder, names=not federation.keeps_counts),
         "audit": None,
+        "message_bytes": final.get("message_bytes"),
         "models_averaged": ending.state.average.models if ending.state.average else 1,
         "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
         "seed": federation.seed,

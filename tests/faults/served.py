@@ -19,13 +19,14 @@ from fedveil.client.device.device import Device, read_device
 from fedveil.client.device.receipts import receipt_for
 from fedveil.deployment.open_link import Link, Presence
 from fedveil.deployment.provision import provision
+from fedveil.links.traffic import Carried
 from fedveil.strategies.flower_adapter import claim_identity, name_message, name_sender
 from fedveil.strategies.grids import AskingGrid
 from fedveil.strategies.run_over import RunOver, read_over, reply_with
 
 FEDERATION = """\
 federation: hearts
-server: {{address: "localhost:{port}", listen: "127.0.0.1:{port}"}}
+server: {{address: "localhost:{port}", listen: "127.0.0.1:{listen}"}}
 task: {{name: digits}}
 policy: {{target_epsilon: 20.0, target_delta: 1e-5, trust_server: true, purposes: [statistics, evaluation]}}
 clients: [{clients}]
@@ -36,11 +37,16 @@ Fault = Callable[[Message, int], Message | None]
 
 
 def make_federation(
-    folder: Path, port: int = 8443, link: str = "grpc", names: Sequence[str] = NAMES, more: str = ""
+    folder: Path,
+    port: int = 8443,
+    link: str = "grpc",
+    names: Sequence[str] = NAMES,
+    more: str = "",
+    listen: int | None = None,
 ) -> Path:
     clients = ", ".join(f"{{name: {name}}}" for name in names)
-    text = FEDERATION.format(port=port, clients=clients) + f"link: {link}\n{more}"
-    (folder / "federation.yaml").write_text(text)
+    text = FEDERATION.format(port=port, listen=listen or port, clients=clients)
+    (folder / "federation.yaml").write_text(f"{text}link: {link}\n{more}")
     provision(folder / "federation.yaml", folder / "hearts", None)
     return folder / "hearts"
 
@@ -88,7 +94,8 @@ def reaching(grid: Devices, here: int = 5):
 
     @contextmanager
     def reach(settings, bundle, nodes) -> Iterator[Link]:
-        yield Link(grid, lambda: Presence(since, received=1000, sent=2000, turned_away={"late": 1}))
+        carried = Carried({"training": 2000}, {"training": 1000})
+        yield Link(grid, lambda: Presence(since, carried, {"late": 1}))
 
     return reach
 
@@ -157,6 +164,12 @@ class Served:
         self.clients[name] = self.start("client", "start", self.hearts / "clients" / name, death=death)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextmanager
 def serving(
     kind: type[Served],
@@ -164,14 +177,14 @@ def serving(
     link: str = "grpc",
     more: str = "",
     environment: Mapping[str, str] | None = None,
+    ports: tuple[int, int] | None = None,
 ) -> Iterator[Served]:
     """Provision a federation on a free port and start its clients; all of them end with the block.
 
-    `more` stands at the end of the federation's file; `environment` is added to that of the processes.
+    `more` stands at the end of the federation's file; `environment` is added to that of the processes; `ports` are the one
+    that clients connect to, and the one that the server listens on.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, listen = ports or (free_port(),) * 2
     starter = subprocess.Popen(
         [sys.executable, str(STARTER)],
         stdin=subprocess.PIPE,
@@ -179,7 +192,7 @@ def serving(
         text=True,
         env={**os.environ, "GRPC_VERBOSITY": "NONE", **(environment or {})},
     )
-    made = kind(make_federation(folder, port, link, more=more), starter)
+    made = kind(make_federation(folder, port, link, more=more, listen=listen), starter)
     try:
         for bundle in sorted((made.hearts / "clients").iterdir()):
             made.client(bundle.name)

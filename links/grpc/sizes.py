@@ -1,0 +1,49 @@
+"""Sizes of messages as the gRPC link would carry them: what a simulation counts, and what everybody may know of a round.
+
+Names and specs are public, and honest vectors of a round are equally long, so that no size tells anything of a client.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from flwr.app import Message, RecordDict
+
+from ...privacy.mechanisms.packing import width_of
+from ...privacy.mechanisms.sum_spec import SumSpec
+from ...strategies.wire import reply_with
+from .frames import message_bytes
+from .message_codec import Body, pack_body, segments
+
+NAME = 64  # characters of an instruction's id, about: run, round, attempt, exchange, node and a digest of 32
+
+
+def carried_bytes(message: Message, body: Body | None = None) -> int:
+    """Return about how many bytes of a connection carry a message that has no id yet.
+
+    Args:
+      message: an instruction, or the reply to one.
+      body: its content, if it was packed already.
+    """
+    body = body or pack_body(message)
+    size = NAME + sum(len(part) for part in segments(message.metadata, body))
+    return message_bytes("x" * NAME, size)
+
+
+def update_bytes(spec: SumSpec, size: int) -> int:
+    """Return about how many bytes carry a client's reply to an instruction in the clear.
+
+    Args:
+      spec: of the sum.
+      size: number of its coordinates, all segments included.
+    """
+    return _update_bytes(size, width_of(spec), spec.clipping_norm is not None)
+
+
+@lru_cache(maxsize=8)
+def _update_bytes(size: int, width: int | None, on_grid: bool) -> int:
+    # Nothing but the width of its grid changes the size of a vector.
+    spec = SumSpec(1.0 if on_grid else None, cells=(1 << width - 1) - 1 if width else (1 << 31) - 1)
+    vector = np.zeros(size, np.int32) if on_grid else np.zeros(size)
+    return carried_bytes(reply_with(vector, spec, Message(RecordDict(), 2, "train")))

@@ -1,0 +1,204 @@
+"""Traffic between a server and its clients, in bytes by direction and purpose.
+
+Purposes follow from what a message holds, so that each link, and a simulation of one, divides its bytes in the same way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from ..privacy.bounded_decoding import build, read_json
+from ..privacy.mechanisms.sizing import ShareSpec
+from ..strategies.flower_adapter import records_of
+from ..strategies.question_wire import EVALUATION_KEY, QUESTION_KEY
+from ..strategies.renewal import RENEWAL
+from ..strategies.run_over import OVER
+from ..strategies.secure_wire import ROSTER_RECORD, SECURE_RECORD, VOUCHING, Exchange
+from ..strategies.wire import SPEC_RECORD
+
+NUMBER = 8  # bytes of a number in a record, about
+
+Direction = Literal["down", "up"]
+
+
+class TrafficPurpose(StrEnum):
+    """What bytes are for.
+
+    Models and updates are `training`, a released model's examination by clients is `evaluation`, statistics are
+    `questions`; `keys` are those of secure aggregation, with shares and confirmations. `control` is the rest: connections,
+    rosters, certificates, logs, polls, acknowledgements. What came too late or broke off is `lost`.
+    """
+
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+    QUESTIONS = "questions"
+    KEYS = "keys"
+    CONTROL = "control"
+    LOST = "lost"
+
+
+Shares = Mapping[TrafficPurpose, float]
+CONTROL: Shares = {TrafficPurpose.CONTROL: 1.0}
+LOST: Shares = {TrafficPurpose.LOST: 1.0}
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Bytes by purpose.
+
+    Attributes:
+      down: from the server to its clients; a purpose without any is left out.
+      up: from the clients.
+    """
+
+    down: Mapping[str, int] = field(default_factory=dict[str, int])
+    up: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def since(self, earlier: Carried) -> Carried:
+        """Return what was carried after an earlier count."""
+        return Carried(_difference(self.down, earlier.down), _difference(self.up, earlier.up))
+
+    def __add__(self, other: Carried) -> Carried:
+        """Return what both have carried."""
+        return Carried(
+            dict(Counter(self.down) + Counter(other.down)), dict(Counter(self.up) + Counter(other.up))
+        )
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """Return it as plain data."""
+        return {"down": dict(self.down), "up": dict(self.up)}
+
+
+NOTHING = Carried()
+
+
+def _difference(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    found = {name: size - before.get(name, 0) for name, size in now.items()}
+    return {name: size for name, size in found.items() if size}
+
+
+class Tally:
+    """Tally of a link's bytes; several threads may add to it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes: dict[Direction, Counter[TrafficPurpose]] = {"down": Counter(), "up": Counter()}
+
+    def add(self, direction: Direction, shares: Shares, size: float) -> None:
+        """Add bytes.
+
+        Args:
+          direction: in which they went.
+          shares: of the purposes, in any unit.
+          size: of all of them together.
+        """
+        whole = sum(shares.values())
+        with self._lock:
+            found: Any = self._bytes[direction]  # a fraction of a byte is kept until it is told
+            for purpose, part in shares.items():
+                found[purpose] += size * part / whole
+
+    def total(self) -> Carried:
+        """Return all that was added so far."""
+        with self._lock:
+            down, up = (
+                {str(each): round(found[each]) for each in TrafficPurpose if round(found[each])}
+                for found in (self._bytes["down"], self._bytes["up"])
+            )
+        return Carried(down, up)
+
+
+@dataclass(frozen=True)
+class Cargo:
+    """What an instruction's bytes and those of its reply are for.
+
+    Attributes:
+      down: bytes of the instruction's records, by purpose; at least one.
+      purpose: of the reply.
+      vector: bytes of an encrypted reply that are for it, the others being keys; None: all are.
+    """
+
+    down: Shares
+    purpose: TrafficPurpose
+    vector: int | None = None
+
+    def up(self, size: float) -> Shares:
+        """Return the purposes of a reply of so many bytes."""
+        if self.vector is None or size <= self.vector:
+            return {self.purpose: 1.0}
+        return {self.purpose: float(self.vector), TrafficPurpose.KEYS: size - self.vector}
+
+
+def cargo_of(message: Message) -> Cargo:
+    """Return what the bytes of an instruction are for, and those of its reply."""
+    content = message.content
+    main = _main(content)
+    down: Counter[TrafficPurpose] = Counter()
+    for name, record in content.items():
+        down[_of_record(name, main)] += _size(record)
+    shares = {purpose: float(size) for purpose, size in down.items() if size} or {main: 1.0}
+    if OVER in content:
+        return Cargo(shares, TrafficPurpose.CONTROL)  # a receipt
+    if SECURE_RECORD not in content:
+        return Cargo(shares, main)
+    spec = records_of(content, ConfigRecord)[SPEC_RECORD]
+    if spec["exchange"] != Exchange.INBOX:
+        return Cargo(shares, TrafficPurpose.KEYS)
+    return Cargo(shares, main, _vector_bytes(str(spec["spec"])))
+
+
+def _main(content: RecordDict) -> TrafficPurpose:
+    if RENEWAL in content:
+        return TrafficPurpose.CONTROL
+    keys = {key for record in records_of(content, ConfigRecord).values() for key in record}
+    if EVALUATION_KEY in keys:
+        return TrafficPurpose.EVALUATION
+    return TrafficPurpose.QUESTIONS if QUESTION_KEY in keys else TrafficPurpose.TRAINING
+
+
+def _of_record(name: str, main: TrafficPurpose) -> TrafficPurpose:
+    if name == SECURE_RECORD:
+        return TrafficPurpose.KEYS
+    return TrafficPurpose.CONTROL if name in (ROSTER_RECORD, *VOUCHING) else main
+
+
+def _size(record: Any) -> int:
+    """Return about how many bytes a record takes; nothing is serialised."""
+    if isinstance(record, ArrayRecord):
+        return sum(prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())
+    return sum(len(name) + _size_of_value(value) for name, value in record.items())
+
+
+def _size_of_value(value: Any) -> int:
+    if isinstance(value, bytes | str):
+        return len(value)
+    return sum(map(_size_of_value, value)) if isinstance(value, list) else NUMBER
+
+
+@dataclass(frozen=True)
+class NodeTraffic:
+    """Traffic of a link whose bytes do not name the message that they are of.
+
+    Attributes:
+      tally: of all bytes.
+      asked: what the message that is out to a node is for, and its reply.
+    """
+
+    tally: Tally = field(default_factory=Tally)
+    asked: dict[int, Cargo] = field(default_factory=dict[int, Cargo])
+
+
+@lru_cache(maxsize=16)  # each message of a round carries the same
+def _vector_bytes(spec: str) -> int:
+    share = build(ShareSpec, read_json(spec))
+    return share.size * share.bits // 8

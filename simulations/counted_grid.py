@@ -1,0 +1,96 @@
+"""Grid of simulated clients that counts what a link would carry, by the sizes that its encoders give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from ..links.grpc.message_codec import Body, pack_body
+from ..links.grpc.sizes import carried_bytes, update_bytes
+from ..links.traffic import Cargo, Tally, cargo_of
+from ..privacy.mechanisms.private_sum import CohortSum
+from ..privacy.mechanisms.sum_spec import SumSpec
+from ..strategies.grids import AskingGrid
+from ..strategies.wire import SummingGrid
+
+
+class CountedGrid(AskingGrid):
+    """Grid that counts each message that it passes on.
+
+    Args:
+      grid: reaches the clients.
+      tally: takes the bytes.
+    """
+
+    def __init__(self, grid: Grid, tally: Tally) -> None:
+        self._grid, self._tally = grid, tally
+
+    def set_run(self, run: Run) -> None:
+        """Pass the run on to the grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the grid."""
+        return self._grid.run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes of the grid."""
+        return self._grid.get_node_ids()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Count the messages, send them, and count and yield the replies.
+
+        Args:
+          messages: at most one to each client.
+          timeout: seconds after which it ends in any case; None waits without limit.
+        """
+        asked, packed = list(messages), dict[int, tuple[Body, Cargo]]()
+        cargoes = dict[int, Cargo]()
+        for message in asked:
+            body, cargo = packed.get(id(message.content)) or (pack_body(message), cargo_of(message))
+            packed[id(message.content)] = body, cargo
+            cargoes[message.metadata.dst_node_id] = cargo
+            self._tally.add("down", cargo.down, carried_bytes(message, body))
+        for reply in self._grid.send_and_receive(asked, timeout=timeout):
+            size = carried_bytes(reply)
+            self._tally.add("up", cargoes[reply.metadata.src_node_id].up(size), size)
+            yield reply
+
+
+class CountedSums(CountedGrid):
+    """The same for a grid that adds its clients' replies itself."""
+
+    def __init__(self, grid: SummingGrid, tally: Tally) -> None:
+        assert isinstance(grid, Grid)
+        super().__init__(grid, tally)
+        self._adds = grid
+
+    def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
+        """Count an instruction to every node, and the vectors that come back.
+
+        Args:
+          order: holds the content.
+          nodes: that receive it.
+          spec: of the sum.
+          size: number of its coordinates.
+        """
+        cargo, added = cargo_of(order), self._adds.sum_replies(order, nodes, spec, size)
+        self._tally.add("down", cargo.down, len(nodes) * carried_bytes(order))
+        self._tally.add("up", {cargo.purpose: 1.0}, added.replies * update_bytes(spec, size))
+        return added
+
+
+def counted(grid: Grid, tally: Tally) -> CountedGrid:
+    """Return a grid that counts what another passes on.
+
+    Args:
+      grid: reaches the clients.
+      tally: takes the bytes.
+    """
+    return CountedSums(grid, tally) if isinstance(grid, SummingGrid) else CountedGrid(grid, tally)
