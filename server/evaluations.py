@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 USUAL_NOISE = 5.0  # adds epsilon 0.10 to 3 at delta 1e-4, and tells the mean of 400 clients to 1.2 points
-FIRST_ROW = (
-    1 << 20
-)  # beyond the rounds of any run: an evaluation's draws are not those of the round before it
+# Beyond the rounds of any run: an evaluation's draws are not those of the round before it.
+FIRST_ROW = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ BINDING_TESTS, BUNDLED_TESTS = "test_server_binding.py", "test_server_bundle.py"
 ACTS_TESTS, SEGMENT_TESTS = "test_server_acts.py", "test_privacy_segments.py"
 QUESTION_TESTS, DEVICE_QUESTION_TESTS = "test_server_questions.py", "test_client_questions.py"
 RECORD_QUESTION_TESTS = "test_server_record_questions.py"
+EVALUATION_TESTS = "test_server_evaluation.py"
 MUTATIONS = {
     "a student learns of clients' data": Mutation(
         "server/run/distil.py",
@@ -301,6 +302,62 @@ MUTATIONS = {
         "return own_noise is None",
         DEVICE_QUESTION_TESTS,
         "not_the_questions",
+    ),
+    "what a client measures has no bound": Mutation(
+        "privacy/statistics/evaluation.py",
+        "return min(max(value, 0.0), bound) if",
+        "return max(value, 0.0) if",
+        "test_privacy_evaluation.py",
+        "longer_than_its_segment",
+    ),
+    "clients train on what they hold out": Mutation(
+        "tasks/data.py",
+        "if split is None else split.of(task, client)[0]",
+        "",
+        EVALUATION_TESTS,
+        "ever_trained_on",
+    ),
+    "clients evaluate uncharged": Mutation(
+        "server/run/evaluation.py",
+        "        charge.reserve()\n",
+        "        charge.settle = lambda: None\n",
+        EVALUATION_TESTS,
+        "dp_accounting_says",
+    ),
+    "evaluations are in no plan": Mutation(
+        "server/run/sum_plan.py",
+        "evaluation_events(federation, num_rounds)",
+        "()",
+        EVALUATION_TESTS,
+        "the_target_is_kept",
+    ),
+    "an evaluation has the noise of its round": Mutation(
+        "server/evaluations.py",
+        "FIRST_ROW = 1 << 20",
+        "FIRST_ROW = 0",
+        EVALUATION_TESTS,
+        "noise_of_its_own",
+    ),
+    "an evaluation coarser than its resolution is asked": Mutation(
+        "server/evaluations.py",
+        "    if half > wanted:",
+        "    if half > 100 * wanted:",
+        EVALUATION_TESTS,
+        "coarse_evaluation",
+    ),
+    "a device evaluates on what it was told to train on": Mutation(
+        "client/device/order_policy.py",
+        "if isinstance(inquiry, Evaluation) and order.held_out != inquiry.share:",
+        "if False:",
+        "test_client_evaluation.py",
+        "not_the_evaluations_own",
+    ),
+    "a protected app's evaluation is not in its plan": Mutation(
+        "server/protect.py",
+        "    plan = plan.calibrate(budget, beside)\n",
+        "    plan = plan.calibrate(budget)\n",
+        "test_server_protect.py",
+        "kept_with_them_in",
     ),
     "what noise alone may have made is followed": Mutation(
         "privacy/statistics/prefixes.py",

@@ -16,13 +16,18 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 
 from fedveil import Examples
 from fedveil.client.app import Workbench, measured_at
+from fedveil.configs.schema import MOST_ROUNDS
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.distributed import decode_counts_of, encode_share
+from fedveil.privacy.mechanisms.private_sum import add_noise, encode
 from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.statistics.evaluation import HeldOutMeans
 from fedveil.server import masked_sums
 from fedveil.server.evaluations import FIRST_ROW
+from fedveil.server.questions import CELLS, Charge
 from fedveil.server.run.build import Given, build
 from fedveil.server.run.client_instructions import client_settings
 from fedveil.server.run.evaluation_plan import evaluated_rounds, evaluation_of, evaluation_plan
@@ -299,3 +304,32 @@ def test_a_killed_run_charges_each_evaluation_once(tmp_path: Path) -> None:
 def test_canaries_evaluate_nothing(tmp_path: Path) -> None:
     result = ran(tmp_path, "evaluate.clients=final", *FREE, "audit=full", "audit.canaries=8", "cohort=all")
     assert means(result["evaluations"][0])["clients"] == pytest.approx(CLIENTS - 1, abs=0.5)
+
+
+def test_an_evaluation_has_noise_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The round before it has drawn from the same seed: the same draws would let the model's noise be told from figures."""
+    rows: list[int] = []
+    noised = Charge.noised
+    monkeypatch.setattr(
+        Charge, "noised", lambda self, total, row, spec: rows.append(row) or noised(self, total, row, spec)
+    )
+    ran(tmp_path, "evaluate.clients=every:1", "num_rounds=2", *FREE)
+    assert len(rows) == 2 and not {*rows} & {*range(MOST_ROUNDS + 1)}
+
+
+def test_nobody_tells_from_figures_whether_a_client_was_there_better_than_claimed() -> None:
+    """Of all clients the one whose vector is longest, by the best threshold along it: half a Gaussian's sensitivity."""
+    asked, noise, draws = evaluation_of(federation("evaluate.clients=final"), "e"), 1.0, 4000
+    spec = SumSpec(1.0, asked.segments, cells=CELLS)
+    own = encode({}, asked.contribution(HeldOutMeans(1.0, 0.0)), spec)[0].astype(float)
+    assert 0.999 * spec.cells < np.linalg.norm(own) <= spec.cells
+    direction, scores = own / np.linalg.norm(own), []
+    for there in (0, 1):
+        streams = (Randomness(n).stream("noise", there) for n in range(draws))
+        totals = [add_noise(there * own, noise, spec, each)[0] for each in streams]
+        scores.append(np.array([each @ direction for each in totals]) / spec.cells)
+    thresholds = np.linspace(-1, 2, 61)
+    false, found = (np.array([np.mean(s > t) for t in thresholds]) for s in scores)
+    assert np.max(found - false) <= 0.3829 + 3 * np.sqrt(
+        0.5 / draws
+    )  # 2 Phi(1/2) - 1, of a sensitivity of one norm

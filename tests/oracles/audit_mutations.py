@@ -97,6 +97,7 @@ GRID = "by parts of a grid unit, which is far below the noise"
 CHECKED = "of the check before a release; the noise itself is sized without it"
 SHORTER = "its own ledger charges the noise that it takes, and it sits out sooner"
 GATED = "each round is noised and counted as claimed, and all of them have one noise"
+EVALUATED = "what clients measure of a model is in no training round, and canaries evaluate nothing"
 PERSONS = "a canary is one record, and whoever has several is no canary"
 REPORTED = "a figure of the report, and no number that is released"
 BOUND = "what a run left, and who may change it afterwards: what was released is as it was"
@@ -130,6 +131,14 @@ BEYOND: dict[str, str] = {
     "a device answers of its records uncharged": ASKED,
     "what noise alone may have made is followed": ASKED,
     "a search begins that the budget does not afford": ASKED,
+    "what a client measures has no bound": EVALUATED,
+    "clients train on what they hold out": EVALUATED,
+    "clients evaluate uncharged": EVALUATED,
+    "evaluations are in no plan": EVALUATED,
+    "an evaluation has the noise of its round": EVALUATED,
+    "an evaluation coarser than its resolution is asked": EVALUATED,
+    "a device evaluates on what it was told to train on": EVALUATED,
+    "a protected app's evaluation is not in its plan": EVALUATED,
     "a segment is not clipped": ASKED,
     "a question is asked before it is charged": ASKED,
     "a question wider than its resolution is asked": ASKED,
