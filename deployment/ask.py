@@ -25,7 +25,8 @@ from ..server.run.build import build
 from ..server.run.run import answers_of
 from ..strategies.flower_adapter import quiet_flower
 from .open_link import open_link
-from .serve import Open, Rosters, completed, deployed_in, fewest, logged, pace_of, refuse_roster
+from .pace import Rosters, ending_of, fewest, pace_of
+from .serve import Open, completed, deployed_in, logged, refuse_roster
 from .status import RUNNING
 
 QUESTIONS = "questions"  # folder of records in the server's
@@ -72,7 +73,8 @@ def _connected(
 ) -> Generator[Grid]:
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = logged(unlogged, bundle, rosters)
-        why = pace_of(rosters, settings, link, _say_nothing, least_of).ready(threading.Event())
+        pace = pace_of(rosters, settings, link, _say_nothing, least_of, ending_of(bundle))
+        why = pace.ready(threading.Event())
         if why is not None:
             raise Refusal("link.clients", settings.clients, why)
         yield link.grid

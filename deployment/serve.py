@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +30,7 @@ from ..links.core_dumps import without_core_dumps
 from ..links.folder_lock import alone
 from ..links.logged_grid import LoggedGrid
 from ..links.open_files import raise_limit
-from ..links.roster_watch import Nodes, SignedRoster, followed_credentials, followed_roster, nodes_of
+from ..links.roster_watch import Nodes, followed_credentials, followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..links.server_log import LOG, ServerLog
 from ..privacy.ledger.receipt import Receipt, Told, holds
@@ -42,7 +39,7 @@ from ..privacy.secagg.suite import KEY_BYTES
 from ..reports.files import CONFIG, MANIFEST, RESULT
 from ..server.binding.manifest import read_manifest
 from ..server.binding.receipts import Receipts, write_receipts
-from ..server.rounds import Pace, Status
+from ..server.rounds import Status
 from ..server.run.build import build, with_members
 from ..server.run.callbacks import Callback, RoundEnd, RunEnd, RunStart
 from ..server.run.client_instructions import order_of
@@ -54,6 +51,7 @@ from ..strategies.run_over import RunOver, message_to, read_receipt
 from ..tasks.arrays import agreement_of
 from ..tasks.data import held_out_of
 from .open_link import Link, open_link
+from .pace import Rosters, ending_of, fewest, pace_of
 from .status import RUNNING, served_roster
 from .watch import watching
 
@@ -61,10 +59,8 @@ logger = logging.getLogger("fedveil.server")
 
 RUNS, LEDGERS = "runs", "ledgers"
 FINISHED = (Status.COMPLETED, Status.EXHAUSTED, Status.ALARMED)
-POLL_SECONDS = 0.1
 FAREWELL_SECONDS = 30.0  # for clients to take the final model
 Open = Callable[[LinkSettings, ServerBundle, Nodes], Any]
-Rosters = Callable[[], SignedRoster]
 
 
 def serve(
@@ -254,7 +250,14 @@ def _run(
         around = Environment(
             grid=lambda _: nullcontext(link.grid),
             order=order_of,
-            pace=pace_of(rosters, settings.link, link, watch.wait_for, partial(fewest, federation)),
+            pace=pace_of(
+                rosters,
+                settings.link,
+                link,
+                watch.wait_for,
+                partial(fewest, federation),
+                ending_of(bundle),
+            ),
             callbacks=(watch,),
             objects=(Farewell(link, agreement_of(federation.task) or "", bundle, rosters), *callbacks),
             renew=partial(renewed, rosters),
@@ -360,53 +363,3 @@ def renewed(rosters: Rosters, federation: Federation) -> Federation:
     if (roster.hash, signed) == (deployed.roster.hash, deployed.signed_roster):
         return federation
     return with_members(federation, replace(deployed, roster=roster, signed_roster=signed))
-
-
-def fewest(federation: Federation, clients: int) -> int:
-    """Return with fewer of so many clients than what an encrypted sum of all of them is sure to be abandoned.
-
-    Args:
-      federation: says how sums are encrypted, and who is drawn; 0 where they are not, or not everybody is.
-      clients: of the newest roster.
-    """
-    masking, all_drawn = federation.masking, federation.cohort.expected_size(clients) >= clients
-    if masking is None or not all_drawn:
-        return 0
-    with suppress(Refusal):  # a roster of too few ends the run in a sentence of its own
-        return masking.attendance(clients).least
-    return 0
-
-
-def pace_of(
-    rosters: Rosters,
-    settings: LinkSettings,
-    link: Link,
-    wait_for: Callable[[int], None],
-    least_of: Callable[[int], int],
-) -> Pace:
-    """Return how rounds follow each other: each begins when enough clients are connected.
-
-    Args:
-      rosters: returns the newest roster.
-      settings: of the link.
-      link: says who is connected.
-      wait_for: notes how many clients must be connected; 0 once they are.
-      least_of: with fewer of so many clients than what a round would be charged in vain.
-    """
-
-    def needed_now() -> int:
-        clients = len(rosters()[0].members)
-        return max(math.ceil(settings.clients * clients), least_of(clients))
-
-    def ready(stop: threading.Event) -> str | None:
-        end = time.monotonic() + settings.wait
-        while (here := len(link.presence().since)) < (needed := needed_now()):
-            wait_for(needed)
-            if stop.wait(POLL_SECONDS) or time.monotonic() > end:
-                return (
-                    f"{here} of {needed} clients that a round takes were connected after {settings.wait:g} s"
-                )
-        wait_for(0)
-        return None
-
-    return Pace(settings.deadline, ready, settings.patience)

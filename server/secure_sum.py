@@ -121,15 +121,21 @@ class SecureSums:
           timeout: seconds for the replies of one exchange.
           coming: the cohort of the next row, if it is known: its keys travel beside this round's messages.
         """
-        model = model_hash(wanted.content)
+        model, valid = model_hash(wanted.content), self._valid(nodes)
         self._exchanges, self._blamed = 0, {}
-        ended = Opened(dropped={str(Reason.TOO_FEW): len(nodes)}, model=model)
-        for attempt in self._attempts(nodes, wanted, model, timeout):
-            self._finish(attempt, coming, model, timeout)
+        ended = Opened(dropped={str(Reason.TOO_FEW): len(valid)}, model=model)
+        for attempt in self._attempts(valid, wanted, model, timeout):
+            self._finish(attempt, self._valid(coming), model, timeout)
             ended = attempt.opened(model, self._exchanges)
             if ended.total is not None or attempt.asked_to_open or attempt.in_vain:
                 break
-        return replace(ended, blamed=self._blamed)
+        expired = {str(Reason.EXPIRED): len(nodes) - len(valid)} if len(valid) < len(nodes) else {}
+        return replace(ended, blamed=self._blamed, dropped=ended.dropped | expired)
+
+    def _valid(self, nodes: Sequence[int]) -> Sequence[int]:
+        """Return those whose key is valid still: with another one among them no node would join."""
+        ended = self.masking.roster.ended(int(time.time()))
+        return [node for node in nodes if node not in ended] if ended else nodes
 
     def _attempts(
         self, nodes: Sequence[int], wanted: Sum, model: bytes, timeout: float | None

@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,7 +24,9 @@ from safetensors.numpy import load_file
 from fedveil.client.device.client_bundle import read_client_bundle
 from fedveil.client.device.device import read_device
 from fedveil.client.device.own_ledger import epsilon_of
-from fedveil.deployment.open_link import open_link
+from fedveil.configs.schema import LinkSettings
+from fedveil.deployment.open_link import Link, Presence, open_link
+from fedveil.deployment.pace import pace_of
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import serve, settings_for
@@ -40,6 +43,7 @@ from fedveil.privacy.ledger.book import read_events
 from fedveil.privacy.ledger.ledger import read_entries
 from fedveil.privacy.mechanisms import distributed, private_sum
 from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.secagg.roster import Member, Roster
 from fedveil.reports.content import report_of
 from fedveil.reports.files import ROSTERS
 from fedveil.reports.page import page_of
@@ -686,3 +690,27 @@ def test_a_refused_run_leaves_no_folder(hearts: Path, asked: tuple[str, ...]) ->
     with pytest.raises(Refusal):
         served(hearts, *CENTRAL, *asked, "run=spring")
     assert not (hearts / "server" / "runs").exists()
+
+
+def test_rounds_wait_for_certificates_that_have_not_ended() -> None:
+    """Of five members one has ended; then the server's own, whose word no device takes."""
+    now = int(time.time())
+    members = tuple(
+        Member(node, f"c{node}", bytes(31) + bytes([node]), now + (-1 if node == 6 else 1000))
+        for node in range(2, 7)
+    )
+    here, waited, ends = {2: 0.0, 3: 0.0, 4: 0.0, 6: 0.0}, list[int](), [now + 1000]
+    link = Link(Devices.__new__(Devices), lambda: Presence(here))
+    settings = LinkSettings(name="grpc", clients=0.8, wait=0.2)
+    rosters = (Roster(1, members), b"")
+    pace = pace_of(lambda: rosters, settings, link, waited.append, lambda _: 0, lambda: ends[0])
+    stop = threading.Event()
+    why = pace.ready(stop)
+    assert why == "3 of 4 clients that a round takes were connected after 0.2 s" and set(waited) == {4}
+    here[5] = 0.0
+    assert pace.ready(stop) is None and waited[-1] == 0
+    ends[0] = now - 1
+    why = pace.ready(stop)
+    assert why == "the server's own certificate had ended and was not renewed after 0.2 s"
+    ends[0] = now + 1000
+    assert pace.ready(stop) is None

@@ -1017,6 +1017,20 @@ MUTATIONS = {
         "test_privacy_secagg_double.py",
         "knows_both_keys",
     ),
+    "one member's ended certificate stops every sum": Mutation(
+        "server/secure_sum.py",
+        "        return [node for node in nodes if node not in ended] if ended else nodes\n",
+        "        return nodes\n",
+        "test_server_secure_sum.py",
+        "key_has_ended",
+    ),
+    "rounds are charged under a server's ended certificate": Mutation(
+        "deployment/pace.py",
+        "        served = ends() >= now\n",
+        "        served = True\n",
+        "test_deployment_serve.py",
+        "have_not_ended",
+    ),
     "a unit gives up on a full disk": Mutation(
         "__main__.py",
         "        return FAILED if disk_failed(refusal) else refused\n",

@@ -34,6 +34,7 @@ from fedveil.server.private_grid import PrivateGrid
 from fedveil.server.round_terms import Mean, Round, Sum, SumPrivacy
 from fedveil.server.rounds import Loop, State, Status, run_rounds
 from fedveil.server.secure_sum import ATTEMPTS, Opened, SecureSums
+from fedveil.strategies import identity
 from fedveil.strategies.cohorts import All
 from fedveil.strategies.identity import FIRST_NODE
 from fedveil.strategies.registry import make_strategy
@@ -50,6 +51,26 @@ gone, masking, rounds_of, summed, update_of, wanted = (
 def mean_of(opened: Opened) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     assert opened.total is not None and opened.spec is not None
     return decode_sum(opened.total, LAYOUT, opened.spec, opened.survivors, opened.survivors, bytes(32))
+
+
+def test_a_member_whose_key_has_ended_is_left_out_and_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, late = identity._member, FIRST_NODE + 3
+    monkeypatch.setattr(
+        identity,
+        "_member",
+        lambda secret, node, doubly: replace(
+            made(secret, node, doubly), **({"not_after": 1} if node == late else {})
+        ),
+    )
+    identity.simulated_roster.cache_clear()
+    try:
+        grid = Clients()
+        for opened in rounds_of(grid, wanted(), 2):
+            assert (opened.survivors, opened.dropped, opened.attempts) == (CLIENTS - 1, {"expired": 1}, 1)
+            assert late not in opened.nodes
+        assert 3 not in grid.trained
+    finally:
+        identity.simulated_roster.cache_clear()
 
 
 @pytest.mark.parametrize("profile", list(Profile))

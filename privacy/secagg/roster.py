@@ -122,6 +122,10 @@ class Roster:
         """Return the name of the member at `node`, whether its key is still valid or not."""
         return self._by_node[node].name
 
+    def ended(self, now: int) -> frozenset[int]:
+        """Return the nodes of members whose key is valid no more at the Unix second `now`."""
+        return frozenset(member.node for member in self.members if now > member.not_after)
+
     def member(self, node: int, now: int) -> Member:
         """Return the member at `node`, valid at the Unix second `now`.
 

@@ -247,6 +247,8 @@ BEYOND: dict[str, str] = {
     "a quote vouches for any nonce": ADMISSION,
     "one half of a double signature is enough": ADMISSION,
     "a roster counts without its second signature": ADMISSION,
+    "one member's ended certificate stops every sum": "a server that ends, and no number that is released",
+    "rounds are charged under a server's ended certificate": "a server that ends, and no number that is released",
     "a unit gives up on a full disk": "a server that ends, and no number that is released",
     "a device is admitted by Ed25519 alone under post-quantum signatures": ADMISSION,
     "a post-quantum suite rests on a roster that is signed once": ADMISSION,

@@ -1,0 +1,94 @@
+"""Pace of a server's rounds: each begins once those are here without whom it would be charged in vain."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..configs.bundle_files import CERTIFICATE, certificate_ends
+from ..configs.schema import LinkSettings
+from ..links.roster_watch import SignedRoster, followed_credentials
+from ..links.server_bundle import ServerBundle
+from ..privacy.refusal import Refusal
+from ..server.rounds import Pace
+from ..server.run.federation import Federation
+from .open_link import Link
+
+POLL_SECONDS = 0.1
+SERVERS_OWN = "the server's own certificate"
+Rosters = Callable[[], SignedRoster]
+
+logger = logging.getLogger("fedveil.server")
+
+
+def fewest(federation: Federation, clients: int) -> int:
+    """Return with fewer of so many clients than what an encrypted sum of all of them is sure to be abandoned.
+
+    Args:
+      federation: says how sums are encrypted, and who is drawn; 0 where they are not, or not everybody is.
+      clients: of the newest roster.
+    """
+    masking, all_drawn = federation.masking, federation.cohort.expected_size(clients) >= clients
+    if masking is None or not all_drawn:
+        return 0
+    with suppress(Refusal):  # a roster of too few ends the run in a sentence of its own
+        return masking.attendance(clients).least
+    return 0
+
+
+def ending_of(bundle: ServerBundle) -> Callable[[], int]:
+    """Return what returns the Unix second in which the server's newest certificate ends."""
+    own, path = followed_credentials(bundle), bundle.folder / CERTIFICATE
+    return lambda: certificate_ends(path, own().certificate)
+
+
+def pace_of(
+    rosters: Rosters,
+    settings: LinkSettings,
+    link: Link,
+    wait_for: Callable[[int], None],
+    least_of: Callable[[int], int],
+    ends: Callable[[], int],
+) -> Pace:
+    """Return how rounds follow each other: each begins when enough clients are connected whose certificates have not ended.
+
+    Args:
+      rosters: returns the newest roster.
+      settings: of the link.
+      link: says who is connected.
+      wait_for: notes how many clients must be connected; 0 once they are.
+      least_of: with fewer of so many clients than what a round would be charged in vain.
+      ends: returns the Unix second in which the server's certificate ends, after which no device takes its word.
+    """
+    told = set[str]()
+
+    def lacking() -> str | None:
+        (roster, _), now = rosters(), int(time.time())
+        ended, clients = roster.ended(now), len(roster.members)
+        whose = [f"the certificate of {roster.name_of(node)}" for node in sorted(ended)]
+        served = ends() >= now
+        for each in [*whose, *(() if served else (SERVERS_OWN,))]:
+            if each not in told:
+                logger.warning("%s has ended; give it another: fedveil provision renew, or rotate", each)
+                told.add(each)
+        needed, here = max(math.ceil(settings.clients * clients), least_of(clients)), link.presence().since
+        if served and len(here.keys() - ended) >= needed:
+            wait_for(0)
+            return None
+        wait_for(needed)
+        if not served:
+            return f"{SERVERS_OWN} had ended and was not renewed"
+        return f"{len(here.keys() - ended)} of {needed} clients that a round takes were connected"
+
+    def ready(stop: threading.Event) -> str | None:
+        end = time.monotonic() + settings.wait
+        while (why := lacking()) is not None:
+            if stop.wait(POLL_SECONDS) or time.monotonic() > end:
+                return f"{why} after {settings.wait:g} s"
+        return None
+
+    return Pace(settings.deadline, ready, settings.patience)
