@@ -16,7 +16,19 @@ from ..extras import require_extra
 from .audit_verbs import audit
 from .budget_verbs import budget
 from .client_verbs import client
-from .grammar import GROUP, AcceptVacuous, Json, Page, PagePort, Reason, acts, own_modules, port_of, verb
+from .grammar import (
+    GROUP,
+    AcceptSweep,
+    AcceptVacuous,
+    Json,
+    Page,
+    PagePort,
+    Reason,
+    acts,
+    own_modules,
+    port_of,
+    verb,
+)
 from .ledger_verbs import ledger
 from .provision_verbs import provision
 from .report_verbs import report
@@ -92,6 +104,7 @@ def simulate(
     ctx: typer.Context,
     as_json: Json = False,
     accept_vacuous: AcceptVacuous = False,
+    accept_sweep: AcceptSweep = False,
     reason: Reason = None,
     page: Page = False,
     page_port: PagePort = None,
@@ -104,6 +117,7 @@ def simulate(
       fedveil simulate task=heart privacy=record
       fedveil simulate partition=dirichlet partition.alpha=0.1 strategy=fedadam
       fedveil simulate -m privacy.target_epsilon=1,3,8 seed=0,1,2
+      fedveil simulate tune=learning_rate tune.values=[5,20,80]
       fedveil simulate resume=runs/2026-01-31/12-00-00
       fedveil simulate --config-dir my_configs task=mine
       fedveil simulate --page
@@ -112,7 +126,7 @@ def simulate(
     from .simulate import simulate as body
 
     own_modules()
-    return body([*ctx.args, *acts(accept_vacuous, reason)], as_json, port_of(page, page_port))
+    return body([*ctx.args, *acts(accept_vacuous, reason)], as_json, port_of(page, page_port), accept_sweep)
 
 
 @verb(app, "plan", "Show what a budget affords.", HydraVerb)

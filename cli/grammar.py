@@ -24,6 +24,10 @@ HYDRA: dict[str, Any] = {**CONTEXT, "allow_extra_args": True, "ignore_unknown_op
 AcceptVacuous = Annotated[
     bool, Option("--accept-vacuous", help="Train on real data although the plan calls the promise vacuous.")
 ]
+AcceptSweep = Annotated[
+    bool,
+    Option("--accept-sweep", help="Run several private runs on real data, each charged to the same people."),
+]
 Reason = Annotated[
     str | None,
     Option(

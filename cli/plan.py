@@ -20,7 +20,7 @@ from ..server.run.display import console_for
 from ..server.run.evaluation_plan import EvaluationPlan, evaluation_plan
 from ..server.run.federation import EVERYBODY, Federation
 from ..server.run.sum_plan import metrics_share_of
-from ..server.run.unit_plan import curve, evaluations_of, plans_of, unit_plans, warnings_for
+from ..server.run.unit_plan import curve, evaluations_of, plans_of, tries_of, unit_plans, warnings_for
 
 
 def show_plan(settings: SimulationSettings, *, as_json: bool = False, plot: Path | None = None) -> int:
@@ -95,6 +95,14 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
             plan.epsilon(budget.target_delta, rounds * each, beside * each) for each in (1, runs)
         )
         console.print(f"One of {runs} runs: it costs epsilon {once:.3f}, and all together {all_of_them:.3f}.")
+    if (asked := federation.settings.tuned) is not None:
+        tries, whole = tries_of(federation, plan, budget, rounds)
+        once, arms = plan.epsilon(budget.target_delta, rounds), federation.settings.tuning_rounds
+        each = "round" if arms == 1 else f"{arms} rounds"
+        console.print(
+            f"Tuning: {tries} arms of the clients try {asked.name} for {each} each, and the best goes on with all. One client is "
+            f"in one arm: epsilon {once:.3f}. As many whole runs would come to {whole:.3f}."
+        )
     if plan.unit == "client":
         console.print(_metrics(federation, plan))
         if (asked := evaluation_plan(federation)) is not None:
@@ -153,6 +161,7 @@ def plain(federation: Federation) -> list[dict[str, Any]]:
         | {
             "epsilon": [(mark, _spelled(value)) for mark, value in each.epsilon],
             "runs_epsilon": _spelled(each.runs_epsilon),
+            "tries_epsilon": _spelled(each.tries_epsilon),
             "curve": each.curve.to_json(),
         }
         for each in unit_plans(federation)

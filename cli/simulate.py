@@ -55,13 +55,16 @@ class Ended:
         return str(self.result.get("status", "failed"))
 
 
-def simulate(argv: Sequence[str], as_json: bool = False, page_port: int | None = None) -> int:
+def simulate(
+    argv: Sequence[str], as_json: bool = False, page_port: int | None = None, accept_sweep: bool = False
+) -> int:
     """Run ``fedveil simulate``; return 0 when every job completed, otherwise the exit code of the worst.
 
     Args:
         argv: Hydra's flags and overrides.
         as_json: print results as JSON, and nothing else.
         page_port: of the page that is served while the run goes on; 0 lets the system choose, None serves none.
+        accept_sweep: run several private runs on real data without asking.
     """
     argv = opened(argv)
     checked = preflight(argv, writes=True)
@@ -74,6 +77,10 @@ def simulate(argv: Sequence[str], as_json: bool = False, page_port: int | None =
     if checked.sweep:
         if page_port is not None:
             raise Refusal("--page", "with a sweep", "one page shows one run; give one value to each key")
+        if not accept_sweep:
+            from .sweep_cost import require_accepted  # what plans need, which other sweeps do without
+
+            require_accepted([settings for _, settings in checked.jobs])
         return _sweep(checked, new, argv, as_json)
     from ..server.run.live_page import live_page
 

@@ -12,6 +12,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from ..privacy.refusal import Refusal
+from .schema import NO_PRIVATE_SELECTION
 from .strict import Mistakes, nearest
 
 # Beside its own errors, what reading a file of the wrong kind comes to.
@@ -23,6 +24,11 @@ UNSAFE = {
     "mask_after_clip": "all of a clipped vector may lie in what is kept: the noise stays and the signal falls; use mask",
     "fixed_projection": "what one projection for all rounds leaves out is never learned; use project",
 }
+PRIVATE_SELECTION = (
+    "repeat_and_select",
+    "private_selection",
+    "random_stopping",
+)  # words for it in the literature
 TARGETS = re.compile(r"(hydra|hydra_plugins)\..*|optuna\.(samplers|pruners)\.[A-Z]\w*")
 
 
@@ -91,6 +97,8 @@ def _unknown_option(override: Override, options: Sequence[str]) -> Refusal | Non
         return None
     if key == "compress" and value in UNSAFE:
         return Refusal(key, value, UNSAFE[value])
+    if key == "tune" and value.lower() in PRIVATE_SELECTION:
+        return Refusal(key, value, NO_PRIVATE_SELECTION)
     return Refusal(key, value, f"there is no such option; {nearest(value, options)}")
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ..privacy.arms import MOST_ARMS
 from ..privacy.budget import Adjacency, Unit
 from ..privacy.ledger.caps import DATA_ID, NO_DATA_ID
 from ..privacy.mechanisms.mechanism import NoiseWord
@@ -42,9 +43,21 @@ Adjacent = Annotated[Adjacency, Field(strict=False)]
 FixedOrAdaptive = Literal["fixed", "adaptive"]
 TRACKERS = ("csv", "mlflow", "tensorboard", "wandb")
 CallbackName = Annotated[str, Field(pattern=rf"^({'|'.join(TRACKERS)}|{MODULE}:[^\W\d]\w*)$")]
+USUAL_FACTORS = (0.25, 1.0, 4.0)  # of a value that is tuned
+TUNING_SHARE = 1 / 5  # of the rounds: docs/evidence/accuracy.md
 MOST_METRICS_SHARE = 0.9  # beside a clipping bit, which takes at most a tenth
 
 
+SEVERAL = Field(
+    strict=False,
+    min_length=2,
+    max_length=MOST_ARMS,
+    json_schema_extra=remedy(f"must be a list of 2 to {MOST_ARMS} values, such as [5,20,80]"),
+)
+NO_PRIVATE_SELECTION = (
+    "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "
+    "against whoever sees nothing but the winner: against clients whole runs compose, and arms cost what one run costs"
+)
 Target = Annotated[
     str,
     Field(pattern=rf"^{MODULE}:[^\W\d]\w*$", json_schema_extra=remedy("must name a class as 'module:Class'")),
@@ -822,6 +835,58 @@ class CompressionSettings(Group):
             )
 
 
+class NoTuning(Group):
+    """Each key has one value."""
+
+    name: Literal["none"] = "none"
+
+
+class _Tuning(Group):
+    rounds: Rounds | None = None
+    """Of each arm, before the best value goes on with all clients; null: a fifth of num_rounds."""
+    metric: Text | None = None
+    """By which values are compared on the public held-out data; null: accuracy where the task has it, else loss."""
+    by: Annotated[Literal["arms"], Field(json_schema_extra=remedy(NO_PRIVATE_SELECTION))] = "arms"
+    """What keeps the tries apart: arms are different clients."""
+
+    def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
+        """Return how clients train under one of the values."""
+        del value
+        return training
+
+
+class LearningRates(_Tuning):
+    """Learning rates that are tried, each by the clients of one arm; the best goes on with all."""
+
+    name: Literal["learning_rate"] = "learning_rate"
+    values: Annotated[tuple[Positive, ...] | None, SEVERAL] = None
+    """That are tried, one in each arm; null: a quarter of what is configured, that, and four times that."""
+
+    def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
+        """Return how clients train at this rate."""
+        return replace(training, learning_rate=value)
+
+
+class EpochCounts(_Tuning):
+    """Numbers of local epochs that are tried, each by the clients of one arm; the best goes on with all."""
+
+    name: Literal["local_epochs"] = "local_epochs"
+    values: Annotated[tuple[Epochs, ...] | None, SEVERAL] = None
+    """That are tried, one in each arm; null: a quarter of what is configured, that, and four times that."""
+
+    def in_training(self, training: LocalTraining, value: float) -> LocalTraining:
+        """Return how clients train with so many epochs."""
+        return replace(training, local_epochs=int(value))
+
+
+class ClippingNorms(_Tuning):
+    """Clipping norms that are tried, each by the clients of one arm; the best goes on with all."""
+
+    name: Literal["clipping_norm"] = "clipping_norm"
+    values: Annotated[tuple[Positive, ...] | None, SEVERAL] = None
+    """That are tried, one in each arm; null: a quarter of what is configured, that, and four times that."""
+
+
 class NoAudit(Group):
     """Nothing is measured beside what is claimed."""
 
@@ -941,6 +1006,7 @@ OptimizerSettings = AutoOptimizer | TorchOptimizer
 ScheduleSettings = ConstantSchedule | FallingSchedule | StepSchedule
 EngineSettings = InProcess | Ray
 AuditSettings = LightAudit | FullAudit
+TuningSettings = LearningRates | EpochCounts | ClippingNorms
 By = Field(discriminator="name")
 
 
@@ -957,6 +1023,7 @@ class FederationSettings(Group):
     secagg_group: Annotated[SecaggSettings | NoSecagg, By] = Field(alias="secagg")
     audit_group: Annotated[AuditSettings | NoAudit, By] = Field(alias="audit")
     compress: Annotated[CompressionSettings | NoCompression, By] = NoCompression()
+    tune: Annotated[TuningSettings | NoTuning, By] = NoTuning()
     training: Annotated[LocalTraining, OfKeys()] = LocalTraining()
     num_rounds: Rounds = 100
     """Of the run."""
@@ -1001,6 +1068,50 @@ class FederationSettings(Group):
         )
 
     @property
+    def tuned(self) -> TuningSettings | None:
+        """What is tuned; None: nothing."""
+        return None if isinstance(self.tune, NoTuning) else self.tune
+
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """The values that arms try; empty where nothing is tuned."""
+        asked, client = self.tuned, sum_level(self.privacy)
+        if asked is None or asked.values is not None:
+            return () if asked is None else asked.values or ()
+        if asked.name == "local_epochs":
+            epochs = self.training.local_epochs
+            return tuple(sorted({max(1, epochs // 4), epochs, 4 * epochs}))
+        usual = self.local_training.learning_rate
+        if asked.name == "clipping_norm" and isinstance(client, ClientLevel):
+            usual = client.clipping_norm
+        return tuple(factor * usual for factor in USUAL_FACTORS)
+
+    @property
+    def tuning_rounds(self) -> int:
+        """Rounds of each arm, before the best value goes on; 0 where nothing is tuned."""
+        if self.tuned is None:
+            return 0
+        return self.tuned.rounds or max(1, round(self.num_rounds * TUNING_SHARE))
+
+    @property
+    def steps(self) -> int:
+        """Sums that the run forms: a round of each arm is one, though no client takes part in more than num_rounds."""
+        more = max(0, len(self.tried) - 1)
+        return self.num_rounds + more * self.tuning_rounds
+
+    def rounds_begun(self, steps: int) -> int:
+        """Return how many rounds some client may have taken part in after so many sums."""
+        arms = max(1, len(self.tried))
+        of_arms = arms * self.tuning_rounds
+        return -(-steps // arms) if steps < of_arms else self.num_rounds - (self.steps - steps)
+
+    def rounds_left(self, steps: int) -> int:
+        """Return how many rounds some client may still take part in after so many sums."""
+        arms = max(1, len(self.tried))
+        of_arms = arms * self.tuning_rounds
+        return self.num_rounds - steps // arms if steps < of_arms else self.steps - steps
+
+    @property
     def ledger_dir(self) -> str | None:
         """Where the population's ledger lies, if that is said."""
         return self.ledger.dir
@@ -1040,6 +1151,8 @@ class FederationSettings(Group):
             yield from self._rules_of_one_step()
         if isinstance(self.compress, CompressionSettings):
             yield from self._rules_of_compression(self.compress)
+        if self.tuned is not None:
+            yield from self._rules_of_tuning(self.tuned)
         yield from self._rules_of_audit()
         if self.evaluate.clients != "none":
             yield from self._rules_of_evaluation()
@@ -1069,6 +1182,41 @@ class FederationSettings(Group):
             yield "compress.cells", "the grid of such a sum follows from secagg.bits; leave it null"
         elif level is None:
             yield "compress.cells", "without client-level privacy vectors are on no grid; leave it null"
+
+    def _rules_of_tuning(self, asked: TuningSettings) -> Iterator[tuple[str, str]]:
+        """Refuse what is chosen for all clients together, or what a value would change of what is charged."""
+        client = sum_level(self.privacy)
+        if len(set(self.tried)) < len(self.tried):
+            yield "tune.values", "try each value once"
+        if self.tuning_rounds >= self.num_rounds:
+            yield "tune.rounds", f"leaves none of num_rounds={self.num_rounds} for the best value; give fewer"
+        if self.steps > MOST_ROUNDS:
+            yield (
+                "tune.rounds",
+                f"the arms' rounds and the others are {self.steps}; at most {MOST_ROUNDS} may be",
+            )
+        if self.cohort.by_turns:
+            yield "tune.name", "needs rounds that are a release each; choose another cohort, or tune=none"
+        if client and "adaptive" in (client.clipping, client.noise_schedule):
+            text = "a clip or noise that adapts goes by what all clients released; use fixed, or tune=none"
+            yield "tune.name", text
+        if asked.name == "local_epochs" and not isinstance(self.privacy, ClientLevel | NoPrivacy):
+            yield "tune.name", "a record is charged for each local step; tune learning_rate"
+        if asked.name == "clipping_norm" and not isinstance(client, ClientLevel):
+            yield "tune.name", "no whole client is clipped here; tune learning_rate"
+        if self.evaluate.clients not in ("none", "final"):
+            yield (
+                "evaluate.clients",
+                "arms have a model each, and all clients would be asked; use final, or none",
+            )
+        audit = self.audit
+        if audit is not None and audit.full:
+            yield (
+                "audit.name",
+                "its canaries are in no arm, and test what all clients are promised; use light",
+            )
+        if audit is not None and audit.on_alarm == "rollback":
+            yield "audit.on_alarm", "arms have a model each, and none to go back to; use stop or pause"
 
     def _rules_of_training(self) -> Iterator[tuple[str, str]]:
         if self.schedule.warmup >= self.num_rounds and self.schedule.warmup:

@@ -116,7 +116,7 @@ class Watch:
             "reason": self._reason,
             "pid": os.getpid(),
             "started": _utc(self._started),
-            "num_rounds": federation.settings.num_rounds,
+            "num_rounds": federation.settings.steps,
             **rounds,
             "privacy": budgets(federation, rounds),
             "roster": roster.version,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
     from .accounting.events import Gaussian
+    from .arms import Arm
 
 UNLIMITED_EPSILON = 1e9  # the target where releases are only counted, as of a run that was given noise alone
 
@@ -145,6 +146,7 @@ class Release:
         reservation.
       segments: names of the parts of the vector that leaves, each with its purpose; kept with the reservation.
       kind: None for a round of training; `question` for a sum that has no update.
+      arm: of a deal, whose clients alone are in it; None where all are.
 
     Raises:
       Refusal: a word is unknown, or no adversary is named.
@@ -166,6 +168,7 @@ class Release:
     cohort: tuple[int, ...] | None = None
     segments: Mapping[str, str] | None = None
     kind: str | None = None
+    arm: "Arm | None" = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unit", word(Unit, "unit", self.unit))

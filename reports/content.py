@@ -112,7 +112,7 @@ def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
         "status": result.get("status", NOT_ENDED),
         "reason": result.get("reason"),
         "rounds_completed": result.get("rounds_completed", len(run.rounds)),
-        "rounds_planned": run.said("num_rounds"),
+        "rounds_planned": _planned(run),
         "clients": _clients(run),
         "cohort": result.get("cohort") or run.said("cohort", "name"),
         "strategy": result.get("strategy") or run.said("strategy", "name"),
@@ -123,6 +123,14 @@ def _about(run: RunFiles, ledger: Fields | None) -> dict[str, Any]:
         "begun": this and this["begun"],
         "ended": this and this["ended"],
     }
+
+
+def _planned(run: RunFiles) -> int | None:
+    """Return how many rounds the run was to have: those of every arm, and those of all clients."""
+    planned, tuning = run.said("num_rounds"), run.result.get("tuning")
+    if not isinstance(planned, int) or not tuning:
+        return planned
+    return planned + (len(tuning["arms"]) - 1) * tuning["rounds"]
 
 
 def _clients(run: RunFiles) -> int | None:

@@ -14,6 +14,7 @@ from dp_accounting.dp_event import GaussianDpEvent
 
 from ..privacy.accounting.events import gaussian_scale
 from ..privacy.adaptation import Choices
+from ..privacy.arms import Arm
 from ..privacy.audit.watching import Released
 from ..privacy.budget import Release, Unit
 from ..privacy.mechanisms.private_sum import Vector
@@ -50,7 +51,9 @@ class Unprotected:
     """The account of sums that promise no client anything, weighted by examples; its functions are `Protected`'s."""
 
     choices: Choices | None = None
+    now: Choices | None = None
     noise = 0.0
+    norm_factor = 1.0
 
     def __init__(self, segments: tuple[Segment, ...]) -> None:
         self._spec = SumSpec(None, (*segments, Segment(WEIGHT, MAX_EXAMPLES)))
@@ -63,7 +66,7 @@ class Unprotected:
         del layout, expected
         return self._spec
 
-    def reserve(self, row: int, cohort: Sequence[int]) -> None:
+    def reserve(self, row: int, cohort: Sequence[int], arm: Arm | None = None) -> None:
         """Reserve nothing: no ledger is charged here."""
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
@@ -96,6 +99,8 @@ class Protected:
       run: its name on the ledger.
       rng: where its noise comes from, as the ledger records it.
       more_noise: noise over what is planned, and charged.
+      norm_factor: norm of a contribution over what is planned; the noise is a multiple of it, so that nothing else is
+        charged.
     """
 
     privacy: SumPrivacy
@@ -104,16 +109,22 @@ class Protected:
     run: str
     rng: str
     more_noise: float = 1.0
+    norm_factor: float = 1.0
 
     def __post_init__(self) -> None:
         self.choices: Choices | None = self.privacy.adaptation.first(self.privacy.plan)
         self._noise = self.privacy.plan.mechanism.noise(self.rows.stream_of)
 
     @property
+    def now(self) -> Choices:
+        """What the next round goes by, at the norm that it has."""
+        assert self.choices is not None
+        return replace(self.choices, clipping_norm=self.choices.clipping_norm * self.norm_factor)
+
+    @property
     def plan(self) -> Plan:
         """The plan with what the next round goes by: the noise follows the norm that clients clip to."""
-        now = self.choices
-        assert now is not None
+        now = self.now
         return replace(
             self.privacy.plan, clipping_norm=now.clipping_norm, noise_multiplier=now.noise_multiplier
         )
@@ -148,14 +159,19 @@ class Protected:
             beside = (*self.segments, *self.privacy.adaptation.segments(plan, 1.0))  # their names alone
         return {UPDATE: TRAINING} | {each.name: each.purpose for each in beside}
 
-    def reserve(self, row: int, cohort: Sequence[int]) -> None:
+    def reserve(self, row: int, cohort: Sequence[int], arm: Arm | None = None) -> None:
         """Reserve the row's release.
+
+        Args:
+          row: of the run.
+          cohort: that was drawn.
+          arm: that it was drawn from; None where it was from all clients.
 
         Raises:
           BudgetExhausted: it does not fit; nothing was written.
           Refusal: another run of this name has released the row with noise that cannot be repeated.
         """
-        self.privacy.ledger.reserve_new(self._release(row, cohort))
+        self.privacy.ledger.reserve_new(replace(self._release(row, cohort), arm=arm))
 
     def noised(self, total: Vector, row: int, spec: SumSpec) -> Vector:
         """Return a sum in the clear with the row's noise.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,19 @@ _MODEL = "model/"
 _STRATEGY = "strategy/"
 _AUDIT = "audit/"
 _AVERAGE = "average/"
+_ARM = "arm/"
 
 Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class KeptTrial:
+    """Model of one arm, what its strategy remembers, flattened, the sum of the models that are averaged, and their number."""
+
+    model: Arrays
+    strategy: Mapping[str, Any]
+    average: Mapping[str, NDArray[np.float64]]
+    models: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,9 @@ class Checkpoint:
       audit: what the audit of the next round needs of this one, by name.
       average: sum of the models that are averaged, by name; empty where none are.
       models: how many those are.
+      trials: of the arms, until one has won.
+      scores: of the arms, once one has won.
+      winner: number of the arm that has won; None before.
     """
 
     run: str
@@ -63,6 +77,9 @@ class Checkpoint:
     audit: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
     average: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
     models: int = 0
+    trials: Sequence[KeptTrial] = ()
+    scores: tuple[float, ...] = ()
+    winner: int | None = None
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -70,12 +87,15 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     tensors = {_MODEL + name: np.ascontiguousarray(value) for name, value in checkpoint.model.items()}
     tensors |= {_AUDIT + name: value for name, value in checkpoint.audit.items()}
     tensors |= {_AVERAGE + name: np.ascontiguousarray(each) for name, each in checkpoint.average.items()}
-    numbers: dict[str, Any] = {}
-    for name, value in checkpoint.strategy.items():
-        if isinstance(value, np.ndarray):
-            tensors[_STRATEGY + name] = np.ascontiguousarray(value)
-        else:
-            numbers[name] = value
+    arrays, numbers = _parted(checkpoint.strategy)
+    tensors |= {_STRATEGY + name: value for name, value in arrays.items()}
+    trials: list[dict[str, Any]] = []
+    for place, trial in enumerate(checkpoint.trials):
+        start, (arrays, others) = f"{_ARM}{place}/", _parted(trial.strategy)
+        tensors |= {start + _MODEL + k: np.ascontiguousarray(value) for k, value in trial.model.items()}
+        tensors |= {start + _STRATEGY + name: value for name, value in arrays.items()}
+        tensors |= {start + _AVERAGE + k: np.ascontiguousarray(value) for k, value in trial.average.items()}
+        trials.append({"strategy": others, "averaged": trial.models})
     head = None if checkpoint.head is None else [checkpoint.head.seq, checkpoint.head.hash]
     choices = None if checkpoint.choices is None else asdict(checkpoint.choices)
     state = {
@@ -86,6 +106,9 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         "choices": choices,
         "client_heads": dict(checkpoint.client_heads),
         "averaged": checkpoint.models,
+        "trials": trials,
+        "scores": checkpoint.scores,
+        "winner": checkpoint.winner,
     }
     payload = save(tensors, {"format": FORMAT, "state": json.dumps(state)})
     target = folder / NAME
@@ -93,6 +116,14 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     if target.exists():
         os.replace(target, folder / PREVIOUS)
     _put(temporary, target)
+
+
+def _parted(strategy: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    """Return what a strategy remembers as arrays, and the rest."""
+    arrays = {
+        k: np.ascontiguousarray(value) for k, value in strategy.items() if isinstance(value, np.ndarray)
+    }
+    return arrays, {name: value for name, value in strategy.items() if name not in arrays}
 
 
 def write_durably(target: Path, payload: bytes) -> None:
@@ -160,7 +191,7 @@ def _read(path: Path) -> Checkpoint:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     model = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
     for name, value in model.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        if value.dtype.kind == "f" and not np.isfinite(value).all() and not state.get("trials"):
             raise ValueError(f"array {name} has a value that is not finite")
     arrays = {k.removeprefix(_STRATEGY): v for k, v in tensors.items() if k.startswith(_STRATEGY)}
     head = None if state["head"] is None else Head(*state["head"])
@@ -174,9 +205,19 @@ def _read(path: Path) -> Checkpoint:
         for start in (_AUDIT, _AVERAGE)
     )
     models = int(state.get("averaged", 0))
-    return Checkpoint(
+    trials = [_trial(tensors, place, each) for place, each in enumerate(state.get("trials", ()))]
+    found = Checkpoint(
         state["run"], state["round"], model, strategy, head, choices, heads, audit, average, models
     )
+    return replace(found, trials=trials, scores=tuple(state.get("scores", ())), winner=state.get("winner"))
+
+
+def _trial(tensors: Mapping[str, NDArray[Any]], place: int, fields: Mapping[str, Any]) -> KeptTrial:
+    model, arrays, average = (
+        {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        for start in (f"{_ARM}{place}/{part}" for part in (_MODEL, _STRATEGY, _AVERAGE))
+    )
+    return KeptTrial(model, {**fields["strategy"], **arrays}, average, int(fields["averaged"]))
 
 
 def _choices(fields: dict[str, Any] | None) -> Choices | None:

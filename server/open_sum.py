@@ -59,7 +59,7 @@ class OpenSums:
             cohort_sum.dropped,
             message_bytes=(carried_bytes(order), update_bytes(spec, size)),
         )
-        if replies < participants.answers.quorum:
+        if replies < participants.due.quorum:
             return replace(done, abandoned=True), None
         expected = self._account.units(participants.expected)
         mean, scalars = seen, _ = _decoded(total, layout, spec, expected, replies)

@@ -9,18 +9,19 @@ they added is taken out again, so that they move no model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from ..privacy.arms import Arm
 from ..privacy.mechanisms.private_sum import CohortSum, Vector
 from ..privacy.mechanisms.randomness import Stream
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
-from ..strategies.cohorts import Cohort, Earlier, beside
+from ..strategies.cohorts import Cohort, Earlier, beside, in_arm
 from ..strategies.wire import SummingGrid, sum_of
 from .round_terms import ALL_ANSWERS, Answers
 
@@ -44,6 +45,8 @@ class Participants:
       add_canaries: lets canaries answer here; None where they are the last nodes of the grid.
       population: a public number of clients, from which the fixed denominator follows; None where `clients` is public.
       declared: whether the number of clients is somebody's word and no roster's, so that more of them are refused.
+      names: of the clients by node, by which they are dealt into arms; None: a client's name is its place among them.
+      arm: whose clients alone are in the sum; None where all are.
     """
 
     grid: Grid
@@ -54,8 +57,11 @@ class Participants:
     add_canaries: AddCanaries | None = None
     population: int | None = None
     declared: bool = False
+    names: Mapping[int, str] | None = None
+    arm: Arm | None = None
     _real: Sequence[int] = field(default=(), init=False)
     _dummies: list[int] = field(default_factory=list[int], init=False)
+    _members: dict[Arm, list[int]] = field(default_factory=dict[Arm, list[int]], init=False)
 
     def __post_init__(self) -> None:
         if self.add_canaries is not None:
@@ -73,25 +79,67 @@ class Participants:
     @property
     def expected(self) -> float:
         """How many real clients a round expects: what the mean divides by."""
-        return self.cohort.expected_size(self.population or self.clients)
+        if self.arm is None:
+            return self.cohort.expected_size(self.population or self.clients)
+        arms = self.arm.deal.arms
+        clients = round(self.population / arms) if self.population else len(self.members(self.arm))
+        return in_arm(self.cohort, arms).expected_size(clients)
 
-    def renew(self, nodes: Sequence[int], answers: Answers) -> None:
+    @property
+    def drawn_from(self) -> int:
+        """How many real clients a round's cohort is drawn from."""
+        return self.clients if self.arm is None else len(self.members(self.arm))
+
+    @property
+    def due(self) -> Answers:
+        """By how many answers the round goes: in an arm by its share of those of all."""
+        if self.arm is None:
+            return self.answers
+        enough, arms = self.answers.enough, self.arm.deal.arms
+        return Answers(self.answers.quorum // arms, None if enough is None else max(1, enough // arms))
+
+    def members(self, arm: Arm) -> list[int]:
+        """Return the nodes of an arm's clients, in their order."""
+        self._find()
+        if arm not in self._members:
+            named = enumerate(self._real) if self.names is None else ((self.names[n], n) for n in self._real)
+            self._members[arm] = [node for name, node in named if arm.holds(str(name))]
+        return self._members[arm]
+
+    def renew(self, nodes: Sequence[int], answers: Answers, names: Mapping[int, str] | None = None) -> None:
         """Go on with these clients, and the canaries that there were."""
-        self._real, self.clients, self.answers = list(nodes), len(nodes), answers
+        self._real, self.clients, self.answers, self.names = list(nodes), len(nodes), answers, names
+        self._members = {}
 
-    def draw(self, stream: Stream, earlier: Earlier = ()) -> list[int]:
+    def draw(self, stream: Stream, earlier: Earlier = (), arm: Arm | None = None) -> list[int]:
         """Return who takes part in one round, canaries last, given who did in the rounds before.
 
         Args:
           stream: of the round's draw.
           earlier: who took part in each round before, in their order.
+          arm: that they are drawn from; None draws from all.
+
+        Raises:
+          Refusal: nobody is in the arm, or fewer than a round needs.
         """
         self._find()
+        if arm is not None:
+            return self._of_arm(arm, stream, earlier)
         drawn = self.cohort.draw(self._real, stream, earlier)
         if not self._dummies:
             return drawn
         rule = beside(self.cohort, self.clients, len(self._dummies))
         return drawn + rule.draw(self._dummies, stream, earlier)
+
+    def _of_arm(self, arm: Arm, stream: Stream, earlier: Earlier) -> list[int]:
+        members = self.members(arm)
+        if not members:
+            remedy = f"nobody is in arm {arm.number} of so many clients; try fewer values"
+            raise Refusal("tune.values", arm.deal.arms, remedy)
+        drawn = in_arm(self.cohort, arm.deal.arms).draw(members, stream, earlier)
+        if not set(drawn) <= set(members):
+            raise AssertionError("a client of another arm was drawn")
+        return drawn
 
     def real(self, drawn: Sequence[int]) -> list[int]:
         """Return who of those drawn are real clients, and no canaries."""
@@ -141,7 +189,7 @@ class Participants:
         sent = order.metadata
         messages = [Message(order.content, node, sent.message_type, group_id=sent.group_id) for node in nodes]
         replies = self.grid.send_and_receive(messages, timeout=timeout)
-        return sum_of(replies, spec, size, len(messages), self.answers.enough)
+        return sum_of(replies, spec, size, len(messages), self.due.enough)
 
     def _find(self) -> None:
         if self._real:

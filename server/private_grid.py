@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from flwr.app import Message, RecordDict
 from flwr.supercore.run import Run
 
 from ..privacy.adaptation import Choices
+from ..privacy.arms import Arm
 from ..privacy.audit.watching import Released
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.mechanisms.compression import CompressionPlan, compressed_layout, sketch_of
@@ -43,6 +44,7 @@ from .open_sum import OpenSums
 from .participants import Participants
 from .round_terms import Answers, Round, Sum, SumPrivacy, expanded
 from .secure_sum import POLICY_REASONS
+from .tuning import Tuning
 
 SHOWN_NODES = 100  # what a strategy sees of a population; its own minimum of nodes may be as high
 BUDGET_REASON = DROP_REASONS[BUDGET_SPENT]
@@ -61,6 +63,7 @@ class PrivateGrid(AskingGrid):
       masking: encrypts the sums; with `privacy`, the clients add its noise. None sums in the clear.
       canary_records: number of an audit's records, each of which has a coordinate beside the model's in every sum.
       compress: how updates are compressed; None sums whole ones.
+      tuning: of which arm each sum is; None sums over all clients.
     """
 
     def __init__(
@@ -74,8 +77,9 @@ class PrivateGrid(AskingGrid):
         masking: Masking | None = None,
         canary_records: int = 0,
         compress: CompressionPlan | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
-        self._canary_records, self._compress = canary_records, compress
+        self._canary_records, self._compress, self._tuning = canary_records, compress, tuning
         self.participants = participants
         self._randomness = randomness or Randomness()
         self._run_name = run or uuid.uuid4().hex
@@ -148,15 +152,22 @@ class PrivateGrid(AskingGrid):
             return []
         return self._round(number, content, training[0], timeout)
 
-    def renew(self, nodes: Sequence[int], masking: Masking | None, answers: Answers) -> None:
+    def renew(
+        self,
+        nodes: Sequence[int],
+        masking: Masking | None,
+        answers: Answers,
+        names: Mapping[int, str] | None = None,
+    ) -> None:
         """Go on with these clients from the next round; the plan stands, since it does not go by how many there are.
 
         Args:
           nodes: all clients that there are by now.
           masking: how sums are encrypted from then on, under their roster; None in the clear.
           answers: by how many a round goes.
+          names: of the clients by node; None where they have none.
         """
-        self.participants.renew(nodes, answers)
+        self.participants.renew(nodes, answers, names)
         self._early = {}
         self._sums.renew(answers, masking)
 
@@ -185,6 +196,17 @@ class PrivateGrid(AskingGrid):
         """Let the rounds from now on have so many times the noise that is planned, and charged."""
         self._account.raise_noise(factor)
 
+    def scale_norm(self, factor: float) -> None:
+        """Let contributions from now on have so many times the planned norm, and the noise with them.
+
+        Args:
+          factor: above 0; public, and chosen from nothing but what was released.
+        """
+        self._account.norm_factor = factor
+
+    def _arm_of(self, number: int) -> Arm | None:
+        return None if self._tuning is None else self._tuning.arm_of(number)
+
     def skip_to(self, number: int, choices: Choices | None = None) -> None:
         """Continue after round `number`, which an earlier process finished, with the choices it led to.
 
@@ -203,7 +225,8 @@ class PrivateGrid(AskingGrid):
             return self._early[number]
         if number <= len(earlier) and not self.participants.cohort.secret:
             return list(earlier[number - 1])
-        return self.participants.draw(self._randomness.stream("cohort", number), earlier[: number - 1])
+        stream = self._randomness.stream("cohort", number)
+        return self.participants.draw(stream, earlier[: number - 1], self._arm_of(number))
 
     def reserve(self, number: int) -> None:
         """Draw the cohort of round `number` and reserve its release, durably, before anything is configured.
@@ -214,7 +237,8 @@ class PrivateGrid(AskingGrid):
         """
         self._row = self._rows.next(number)
         self.drawn = self.draw(self._row)
-        self._account.reserve(self._row, self.drawn)
+        self.participants.arm = arm = self._arm_of(self._row)
+        self._account.reserve(self._row, self.drawn, arm)
         self._rows.take(self.drawn)
         self._reserved = number
 
@@ -244,7 +268,8 @@ class PrivateGrid(AskingGrid):
             number,
         )
         done, mean = self._sums.sum(self.drawn, wanted, sent, timeout, self._draw_ahead)
-        self.rounds.append(replace(done, choices=self.choices))
+        arm = self.participants.arm
+        self.rounds.append(replace(done, choices=self._account.now, arm=arm.number if arm else None))
         if set(done.dropped) == {BUDGET_REASON} and not done.replies:
             self._spent.update(self.drawn)
         # Members decline parts of a cohort that are too small for their policies; a search then takes larger ones.
@@ -257,7 +282,7 @@ class PrivateGrid(AskingGrid):
         if spec.compression is not None:
             mean = expanded(mean, layout, sketch_of(spec.compression, self._row))
         dummies = self.participants.dummies(self.drawn)
-        drawn = (len(self.drawn) - len(dummies), dummies, self.participants.clients)
+        drawn = (len(self.drawn) - len(dummies), dummies, self.participants.drawn_from)
         if not mean.part:  # the noise of a sum in parts, and who is in it, are not what an audit was told
             self.released = self._account.seen(number, self._row, mean, drawn)
         reply = mean_reply(arrays, mean.arrays, mean.scalars, request)

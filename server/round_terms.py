@@ -68,6 +68,7 @@ class Round:
     newly suspected of spoiling them. `blamed` says by name what members did that no
     client does which follows the protocol. `message_bytes` are about those of the instruction to one client and of its
     reply, which everybody may know; None where they are encrypted, and depend on the cohort.
+    `arm` is the number of the arm whose clients alone were asked.
     """
 
     number: int
@@ -85,6 +86,7 @@ class Round:
     suspected: dict[str, str] = field(default_factory=dict[str, str])
     weighed: tuple[dict[str, object], ...] = ()
     message_bytes: tuple[int, int] | None = None
+    arm: int | None = None
 
 
 def sentence(name: str, fault: str, times: int) -> str:

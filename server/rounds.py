@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from ..strategies.wire import memory_arrays, view
 from .checkpoint import strategy_state
 from .private_grid import BUDGET_REASON, PrivateGrid
 from .round_terms import Round
+from .tuning import Tuning
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -65,15 +66,38 @@ class Average:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """Model of one arm, trained with the value that it tries.
+
+    Attributes:
+      arrays: of the arm's model.
+      strategy: what it remembers of the arm's rounds.
+      average: of its last models; None before the first of these.
+    """
+
+    arrays: Arrays
+    strategy: dict[str, Any]
+    average: Average | None = None
+
+    @property
+    def model(self) -> Arrays:
+        """What is compared with the models of other arms, and goes on if it wins."""
+        return self.arrays if self.average is None else self.average.mean(self.arrays)
+
+
+@dataclass(frozen=True)
 class State:
     """Everything that one round hands to the next.
 
     Attributes:
       round: the last that was finished.
-      arrays: of the global model.
+      arrays: of the global model, or of that of the arm whose round it was.
       strategy: what it remembers.
       choices: what the next round goes by.
       average: of the last models; None where none is taken, or before its first.
+      trials: of the arms, until one has won.
+      scores: of the arms, once one has won.
+      winner: number of the arm that has won; None before.
     """
 
     round: int
@@ -81,6 +105,9 @@ class State:
     strategy: dict[str, Any]
     choices: Choices | None = None
     average: Average | None = None
+    trials: tuple[Trial, ...] = ()
+    scores: tuple[float, ...] = ()
+    winner: int | None = None
 
     @property
     def model(self) -> Arrays:
@@ -127,18 +154,26 @@ class Loop:
       evaluate: held-out metrics of the global arrays; it reads public data only.
       after_round: called with the state, the round and its metrics; it writes checkpoints and shows progress, and
         returns how the run ends, if an audit ends it there.
-      train_config: what the strategy sends along with the arrays.
+      train_config: what the strategy sends along with the arrays in the round after a state.
       pace: when a round begins, how long it waits, when to give the run up.
       average_after: round after which models are averaged; None for no average.
+      tuning: which arm a round is of; None trains all clients in every round.
+      others: strategies of the arms after the first, of the same settings.
     """
 
     strategy: Strategy
     num_rounds: int
     evaluate: Callable[[Arrays, int], dict[str, float]]
     after_round: Callable[[State, Round, dict[str, float]], Ending | None]
-    train_config: Mapping[str, int | float | str]
+    train_config: Callable[[State], Mapping[str, int | float | str]]
     pace: Pace = field(default_factory=Pace)
     average_after: int | None = None
+    tuning: Tuning | None = None
+    others: Sequence[Strategy] = ()
+
+    def strategy_of(self, arm: int | None) -> Strategy:
+        """Return the strategy of an arm, by its number, or of all clients where no arm has won."""
+        return self.strategy if arm in (None, 1) else self.others[arm - 2]
 
 
 def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
@@ -157,6 +192,9 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
                 return Ending(Status.INTERRUPTED, "interrupted", state)
             if why_not is not None:
                 return Ending(Status.FAILED, why_not, state)
+            if (tuning := loop.tuning) is not None:
+                value = tuning.value_in(state.round + 1, state.winner)
+                grid.scale_norm(tuning.norm_factor(value))
             try:
                 grid.reserve(state.round + 1)
             except BudgetExhausted as spent:
@@ -194,17 +232,38 @@ def _ending(grid: PrivateGrid, state: State) -> Ending:
 
 
 def _run_round(grid: PrivateGrid, loop: Loop, state: State) -> tuple[State, Ending | None]:
-    number = state.round + 1
-    config = ConfigRecord(dict(loop.train_config))
-    messages = loop.strategy.configure_train(number, memory_arrays(state.arrays), config, grid)
+    number, tuning = state.round + 1, loop.tuning
+    arm = None if tuning is None or number > tuning.last else tuning.arm_of(number)
+    strategy = loop.strategy_of(arm.number if arm else state.winner)
+    config = ConfigRecord(dict(loop.train_config(state)))
+    before = state.trials[arm.number - 1].arrays if arm else state.arrays
+    messages = strategy.configure_train(number, memory_arrays(before), config, grid)
     replies = grid.send_and_receive(messages, timeout=loop.pace.deadline)
-    arrays, _ = loop.strategy.aggregate_train(number, replies)
-    merged = _merged(state.arrays, arrays)
+    arrays, _ = strategy.aggregate_train(number, replies)
+    merged = _merged(before, arrays)
     average = state.average
     if loop.average_after is not None and number > loop.average_after:
         average = _with(average, merged)
-    state = State(number, merged, strategy_state(loop.strategy), grid.choices, average)
-    return state, loop.after_round(state, grid.rounds[-1], loop.evaluate(state.arrays, number))
+    found = loop.evaluate(merged, number)
+    kept = strategy_state(strategy)
+    state = replace(state, round=number, arrays=merged, strategy=kept, choices=grid.choices, average=average)
+    if arm is not None and tuning is not None:
+        state = _tried(state, arm.number, loop, tuning)
+    return state, loop.after_round(state, grid.rounds[-1], found)
+
+
+def _tried(state: State, arm: int, loop: Loop, tuning: Tuning) -> State:
+    """Return the state with one more round of an arm; after the last of them with the model of the arm that has won."""
+    trials, before = list(state.trials), state.trials[arm - 1].average
+    average = _with(before, state.arrays) if tuning.counts(state.round) else before
+    trials[arm - 1] = Trial(state.arrays, state.strategy, average)
+    if state.round < tuning.last:
+        return replace(state, trials=tuple(trials))
+    models = [each.model for each in trials]
+    scores = tuple(tuning.score(loop.evaluate(model, state.round)) for model in models)
+    winner = tuning.winner(scores)
+    won = trials[winner - 1]
+    return replace(state, arrays=won.model, strategy=won.strategy, trials=(), scores=scores, winner=winner)
 
 
 def _with(average: Average | None, arrays: Arrays) -> Average:

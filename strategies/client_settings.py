@@ -271,6 +271,8 @@ class ClientSettings:
 def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTraining:
     """Return how to train in a round: the client's settings, changed by its schedule and by what the strategy sends.
 
+    A simulated client follows an order where there is one; a device's settings have what its owner accepted of one.
+
     Args:
       content: the instruction.
       settings: of the client.
@@ -278,12 +280,16 @@ def training_settings(content: RecordDict, settings: ClientSettings) -> LocalTra
     from flwr.app import ConfigRecord  # heavy, and plans know these settings too
 
     from .flower_adapter import records_of
+    from .training_order import read_order
     from .wire import read_round
+
+    order = None if settings.device is not None else read_order(content)
+    ordered = settings.training if order is None else order.training
 
     mu = [
         record["proximal-mu"]
         for record in records_of(content, ConfigRecord).values()
         if "proximal-mu" in record
     ]
-    training = settings.training.in_round(read_round(content)[1])
+    training = ordered.in_round(read_round(content)[1])
     return replace(training, proximal_mu=float(str(mu[0]))) if mu else training

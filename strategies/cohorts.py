@@ -465,6 +465,22 @@ def beside(cohort: Cohort, clients: int, canaries: int) -> Cohort:
     return asked
 
 
+def in_arm(cohort: Cohort, arms: int) -> Cohort:
+    """Return how the clients of one arm of several are drawn: by the same rule, at the same rate.
+
+    Args:
+      cohort: of all clients.
+      arms: that they are dealt into, at least 1.
+    """
+    match cohort:
+        case OverSelected():
+            return OverSelected(in_arm(cohort.invited, arms), in_arm(cohort.planned, arms))
+        case Fixed():
+            return replace(cohort, size=max(1, cohort.size // arms))
+        case _:
+            return cohort
+
+
 def likely_participations(cohort: Cohort, population: int, num_rounds: int, deviations: float = 3.0) -> int:
     """Return how often one client takes part in `num_rounds` rounds, unless it is unusually lucky.
 

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from ..configs.local_training import ORDERED, LocalTraining
+from ..privacy.arms import Arm
 from ..privacy.bounded_decoding import Undecodable, read_json
 from ..privacy.budget import Adjacency, Budget, Unit
 from ..privacy.refusal import Refusal, real, word
@@ -151,6 +152,7 @@ class TrainingOrder:
       record: given if and only if `privacy` protects records; with a rate of sampling if all clients do so together.
       agreement: of the server's task, as `tasks.arrays.agreement_of` has it; None where the task has no schema.
       held_out: share of its records that a client keeps out of its training, and evaluates models on; None for none.
+      arm: whose clients alone the round is of; in JSON only where it is given.
 
     Raises:
       Refusal: a value is out of range, or does not go with `privacy`.
@@ -163,6 +165,7 @@ class TrainingOrder:
     record: RecordOrder | None = None
     agreement: str | None = None
     held_out: float | None = None
+    arm: Arm | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "privacy", word(Mode, "privacy", self.privacy))
@@ -184,8 +187,9 @@ class TrainingOrder:
     def to_json(self) -> str:
         """Return the order as JSON, the same for equal orders."""
         plain = asdict(self)
-        training = plain.pop("training")
-        return json.dumps({**plain, **{name: training[name] for name in ORDERED}}, sort_keys=True)
+        training, _ = plain.pop("training"), plain.pop("arm")
+        arm = {} if self.arm is None else {"arm": self.arm.to_json()}
+        return json.dumps({**plain, **arm, **{name: training[name] for name in ORDERED}}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> TrainingOrder:
@@ -200,7 +204,8 @@ class TrainingOrder:
             plain = read_json(text)
         except Undecodable as error:
             raise Refusal(ORDER_KEY, text[:40], "is not JSON") from error
-        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training"})
+        arm = plain.pop("arm", None) if isinstance(plain, dict) else None
+        plain = _exactly(plain, {*_keys(cls), *ORDERED} - {"training", "arm"})
         client, record = plain.pop("client"), plain.pop("record")
         try:
             return cls(
@@ -208,6 +213,7 @@ class TrainingOrder:
                 **plain,
                 client=None if client is None else ClientClaim(**_exactly(client, _keys(ClientClaim))),
                 record=None if record is None else RecordOrder(**_exactly(record, _keys(RecordOrder))),
+                arm=None if arm is None else Arm.from_json(arm),
             )
         except OverflowError as error:
             raise Refusal(ORDER_KEY, text[:40], "has a number that no float holds") from error

@@ -59,6 +59,7 @@ def model_of(group: str, name: str) -> type[Group]:
         "secagg": (schema.SecaggSettings, schema.NoSecagg),
         "audit": (*get_args(schema.AuditSettings), schema.NoAudit),
         "compress": (schema.CompressionSettings, schema.NoCompression),
+        "tune": (*get_args(schema.TuningSettings), schema.NoTuning),
     }
     known = kinds.get(group) or get_args(getattr(schema, f"{group.capitalize()}Settings"))
     (found,) = [kind for kind in known if name in get_args(kind.model_fields["name"].annotation)]

@@ -17,6 +17,7 @@ from safetensors.numpy import load, load_file
 from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.deployment.provision import provision, revoke, rotate
 from fedveil.links.server_bundle import read_server_bundle
+from fedveil.privacy.arms import ArmDeal
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of, commitment
 from fedveil.privacy.ledger.ledger import read_entries, verify
@@ -307,3 +308,34 @@ def test_over_flowers_link_a_client_is_told_of_the_end_as_well(tmp_path: Path) -
         assert {(each["run"], each["status"], each["model"]) for each in told} == {
             ("flower", "completed", "model.safetensors")
         }
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("link", ["grpc", "flower"])
+def test_each_device_trains_in_one_arm_also_after_the_server_was_killed_there(
+    tmp_path: Path, link: str
+) -> None:
+    with SERVED["serving"](World, tmp_path, link) as world:
+        tune = ("tune=learning_rate", "tune.values=[0.1,1]", "tune.rounds=3", "num_rounds=5", "run=arms")
+        asked = ("privacy=client_central", LOOSE, "privacy.target_epsilon=8", "link.clients=1", *tune)
+        server = world.server(*asked, "link.deadline=60")
+        world.reached("arms", 2, server)
+        server.kill()
+        server = world.server(*asked, "link.deadline=60")
+        assert server.wait() == 0, server.said
+        result, rows = world.result("arms"), world.rows("arms")
+        assert [row.get("arm") for row in rows] == [1, 2, 1, 2, 1, 2, None, None]
+        assert sum(row["invited"] for row in rows[:2]) == 5 == rows[7]["invited"]
+        assert all(row["replies"] == row["invited"] and not row["abandoned"] for row in rows)
+        told = [json.loads(e.payload) for e in read_entries(world.population()) if e.kind == "reserve"]
+        deals = {each["arm"]["deal"] for each in told if "arm" in each}
+        assert deals == {result["tuning"]["deal"]} and verify(world.population()).ok
+        assert result["privacy"][2]["epsilon"] <= 8
+        deal = ArmDeal(deals.pop(), 2)
+        for name in world.clients:
+            state = world.hearts / "clients" / name / "state"
+            assert json.loads((state / "deals.json").read_text()) == {"arms": [deal.key, 2]}
+            (own,) = (state / "ledgers").glob("client-*.ledger")
+            taken = {number for _, number in reservations(own, "arms")}
+            of_arm = {number for number in range(1, 7) if (number - 1) % 2 + 1 == deal.arm_of(name)}
+            assert taken == of_arm | {7, 8}

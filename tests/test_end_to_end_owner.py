@@ -300,6 +300,7 @@ MODES = {
     "adaptive clipping": (*GIVEN, "privacy.clipping=adaptive"),
     "adaptive noise": (LARGE, "privacy.noise_schedule=adaptive"),
     "correlated noise": (LARGE, "cohort=min_separation", "cohort.size=4", "privacy.noise=correlated"),
+    "arms": (*GIVEN, "tune=learning_rate", "tune.values=[0.1,1]", "tune.rounds=1"),
     "record": ("privacy=record", *GIVEN),
     "record, everybody": ("privacy=record", *GIVEN, "cohort=all"),
     "record, replace one": ("privacy=record", *GIVEN, "privacy.adjacency=replace-one"),

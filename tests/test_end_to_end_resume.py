@@ -43,6 +43,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "workers": (*NOISY, "engine.workers=2"),
     "audited": (*NOISY, "audit=full", "audit.canaries=80", "audit.looks=4", "audit.on_alarm=note"),
     "averaged": ("privacy.allow_large_delta=true", "model=average"),
+    # Two arms have a round each, and then all clients two.
+    "tuned": (*NOISY, "num_rounds=3", "tune=learning_rate", "tune.values=[0.02,0.5]", "tune.rounds=1"),
     "correlated": (*NOISY, "cohort=min_separation", "cohort.size=8", "privacy.noise=correlated"),
 }
 

@@ -550,8 +550,8 @@ MUTATIONS = {
     ),
     "the same cohort in every round": Mutation(
         "server/private_grid.py",
-        'stream("cohort", number), earlier[: number - 1])',
-        'stream("cohort", 0), earlier)',
+        'self._randomness.stream("cohort", number)',
+        'self._randomness.stream("cohort", 0)',
         GRID_TESTS,
         "cohort_of_its_own",
     ),
@@ -1507,6 +1507,27 @@ MUTATIONS = {
         COMPRESSION_TESTS,
         "what_comes_back",
     ),
+    "a client is in two arms": Mutation(
+        "privacy/arms.py",
+        "return self.deal.arm_of(name) == self.number",
+        "return self.deal.arm_of(name) in (self.number, 1)",
+        "test_privacy_arms.py",
+        "partition",
+    ),
+    "epsilon of the arms is that of the first": Mutation(
+        "privacy/ledger/book.py",
+        "            times = max(counts.values()) - most\n",
+        "            times = times if arm.number == 1 else 0\n",
+        "test_privacy_arms.py",
+        "released_most",
+    ),
+    "a device takes a second deal of its run": Mutation(
+        "client/device/own_arm.py",
+        "if known.setdefault(run, told) != told:",
+        "if False:",
+        "test_server_tuning.py",
+        "first_deal",
+    ),
     "one mask for two rounds' sums": Mutation(
         "privacy/mechanisms/compression.py",
         'row.to_bytes(8, "big") + compression.seed.encode()',
@@ -1523,7 +1544,7 @@ MUTATIONS = {
     ),
     "ledger written after the release": Mutation(
         "server/accounts.py",
-        "self.privacy.ledger.reserve_new(self._release(row, cohort))",
+        "self.privacy.ledger.reserve_new(replace(self._release(row, cohort), arm=arm))",
         "pass",
         GRID_TESTS,
         "durable_before",
@@ -1874,7 +1895,7 @@ MUTATIONS = {
     ),
     "a sum below the quorum is released": Mutation(
         "server/open_sum.py",
-        "if replies < participants.answers.quorum:",
+        "if replies < participants.due.quorum:",
         "if False:",
         ANSWERS_TESTS,
         "below_the_quorum",

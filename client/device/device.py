@@ -27,6 +27,7 @@ from ...configs.bundle_files import SCHEMA
 from ...configs.local_training import LocalTraining
 from ...links.attestation import with_nonce
 from ...links.log_wire import log_of
+from ...privacy.arms import Arm
 from ...privacy.budget import Adversary
 from ...privacy.ledger.book import read_events
 from ...privacy.ledger.caps import CapEnded, lowered
@@ -58,6 +59,7 @@ from ..secure_update import STATE, STATE_RECORD, secure_update
 from .client_bundle import TABLES, ClientBundle, renew_roster
 from .eligibility import ROOT, obstacle
 from .order_policy import accepted
+from .own_arm import require_own
 from .own_ledger import OwnLedger
 from .seen_log import SeenLog, told_in
 from .server_quotes import ServerQuotes
@@ -218,6 +220,8 @@ class Device:
     @contextmanager
     def _charged(self, content: RecordDict, terms: AttemptTerms | None) -> Generator[None]:
         order, cost = accepted(content, terms, self.bundle.policy, self.count is not None)
+        if order.arm is not None:
+            self._check_arm(order, order.arm)
         asked = question_of(content)
         if asked is not None and (self.evaluate if isinstance(asked, Evaluation) else self.columns) is None:
             logger.warning(
@@ -241,6 +245,14 @@ class Device:
         )
         with paid:
             yield
+
+    def _check_arm(self, order: TrainingOrder, arm: Arm) -> None:
+        own = self.bundle
+        try:
+            require_own(arm, own.settings.name, people_call(order.run), own.state)
+        except Refusal as refusal:
+            logger.warning("an order is not followed: %s", refusal)
+            raise NotTrained(OWNERS_POLICY) from refusal
 
     def _changed_since(self, order: TrainingOrder, terms: AttemptTerms) -> bool:
         """Return whether the roster says otherwise than the terms which clients may train on a person."""

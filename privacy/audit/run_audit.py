@@ -59,6 +59,8 @@ class AuditTerms:
       losses: whether the losses of odd records are weighed against that claim.
       record_epsilon: epsilon that clients claim for their records.
       of_unit: records of one unit, each drawn by a coin of its own, where the sum hides records.
+      arms: of the clients, which have a round each in turn.
+      in_arms: the last round of an arm; 0 where all clients are in every round.
     """
 
     num_rounds: int
@@ -77,6 +79,12 @@ class AuditTerms:
     losses: bool = False
     record_epsilon: float = 0.0
     of_unit: int = 1
+    arms: int = 1
+    in_arms: int = 0
+
+    def arm_of(self, number: int) -> int | None:
+        """Return the arm that a round is of, from 0; None where it is of all clients."""
+        return (number - 1) % self.arms if number <= self.in_arms else None
 
     def alarms(self) -> AlarmState:
         """Return the false-alarm budget, split over all looks of the run."""
@@ -159,10 +167,20 @@ class Evidence:
 
     @cached_property
     def claimed(self) -> float:
-        """Epsilon of these rounds, as the accountant has it for whoever sees their sums."""
+        """Epsilon of these rounds, as the accountant has it for whoever sees their sums.
+
+        A client is in one arm, so that of the arms' rounds those count that one arm had, of each event the most.
+        """
         from dp_accounting.dp_event import SelfComposedDpEvent
 
-        charged = Counter(zip(self.rows["rate"].tolist(), self.rows["charged"].tolist(), strict=True))
+        by_arm: dict[int | None, Counter[tuple[float, float]]] = {}
+        for row in self.rows:
+            counts = by_arm.setdefault(self.terms.arm_of(int(row["round"])), Counter())
+            counts[float(row["rate"]), float(row["charged"])] += 1
+        of_all, in_arms = by_arm.pop(None, Counter[tuple[float, float]]()), Counter[tuple[float, float]]()
+        for counts in by_arm.values():
+            in_arms |= counts
+        charged = of_all + in_arms
         events = [SelfComposedDpEvent(self._event(*pair), times) for pair, times in charged.items()]
         return counted(events, self.terms.delta, self.terms.adjacency, self.terms.filter_order, GATE_INTERVAL)
 

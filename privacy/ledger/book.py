@@ -29,6 +29,7 @@ from ..accounting.events import event_from_json, is_mixture
 from ..accounting.gaussian import exact_epsilon
 from ..accounting.renyi import quiet_orders
 from ..accounting.renyi_filter import admits, counted, filter_order
+from ..arms import Arm, charged
 from ..budget import Adjacency, Adversary, Budget, Unit
 from ..refusal import Refusal
 from .acts import ACTS
@@ -68,11 +69,12 @@ class ReleaseState(StrEnum):
 
 @dataclass
 class BookedRelease:
-    """Release as its entries tell: the reservation, its events as canonical JSON, and its state."""
+    """Release as its entries tell: the reservation, its events as canonical JSON, its state, and whose arm it is of."""
 
     entry: Entry
     events: dict[Adversary, str]
     state: ReleaseState = ReleaseState.RESERVED
+    arm: Arm | None = None
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,15 @@ class _Charge:
     events: dict[Adversary, str]
     budget: Budget
     filter_order: float | None
+    arm: Arm | None
 
 
 def _charge_of(payload: dict[str, Any], identity: dict[str, Any]) -> _Charge:
     order = filter_order(payload["filter_order"]) if "filter_order" in payload else None
     events = {Adversary(name): canonical(event) for name, event in payload["events"].items()}
+    arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
     return _Charge(
-        events, Budget(identity["unit"], adjacency=identity["adjacency"], **payload["budget"]), order
+        events, Budget(identity["unit"], adjacency=identity["adjacency"], **payload["budget"]), order, arm
     )
 
 
@@ -99,7 +103,8 @@ class Book:
     Attributes:
       identity: the payload of the first entry.
       releases: by key, as the ledger writes keys.
-      spent: how often each event, as canonical JSON, was seen by each adversary and not voided.
+      spent: how often each event, as canonical JSON, is charged against each adversary: as often as it was seen and not
+        voided, and of the arms of a deal as often as in the one that has most of it.
       granted: the budget of the latest reservation against each adversary.
       filter_order: order of the RDP filter; None before the first adaptive release.
       notes: by key, as JSON.
@@ -118,6 +123,10 @@ class Book:
     closes: dict[str, Entry] = field(default_factory=dict[str, Entry])
     head: Head = START
     _charges: dict[str, _Charge] = field(default_factory=dict[str, _Charge])
+    _deals: dict[str, int] = field(default_factory=dict[str, int])
+    _in_arms: dict[tuple[str, Adversary, str], Counter[int]] = field(
+        default_factory=dict[tuple[str, Adversary, str], Counter[int]]
+    )
 
     def replay(self, chain: Chain) -> None:
         """Take in what the chain holds beyond `head`.
@@ -181,12 +190,31 @@ class Book:
                     f"a filter at order {charge.filter_order:g} on a ledger whose filter is at {self.filter_order:g}"
                 )
             self.filter_order = charge.filter_order
+        if charge.arm is not None:
+            deal = charge.arm.deal
+            if self._deals.setdefault(deal.key, deal.arms) != deal.arms:
+                raise ValueError(f"a deal of {deal.arms} arms that has {self._deals[deal.key]}")
         for adversary, text in charge.events.items():
-            if adversary not in self.spent:
-                self.spent[adversary] = Counter()
-            self.spent[adversary][text] += 1
+            self._charge(charge.arm, adversary, text, 1)
             self.granted[adversary] = charge.budget
-        self.releases[entry.key] = BookedRelease(entry, charge.events)
+        self.releases[entry.key] = BookedRelease(entry, charge.events, arm=charge.arm)
+
+    def _charge(self, arm: Arm | None, adversary: Adversary, text: str, times: int) -> None:
+        """Count an event once more, or once less; in an arm that is behind another of its deal it changes nothing."""
+        spent = self.spent.setdefault(adversary, Counter())
+        if arm is not None:
+            counts = self._in_arms.setdefault((arm.deal.key, adversary, text), Counter())
+            most = max(counts.values(), default=0)
+            counts[arm.number] += times
+            times = max(counts.values()) - most
+        spent[text] += times
+        if not spent[text]:
+            del spent[text]
+
+    def is_paid(self, arm: Arm, adversary: Adversary, text: str) -> bool:
+        """Return whether one more such event of an arm costs nothing, since another arm has released more of it."""
+        counts = self._in_arms.get((arm.deal.key, adversary, text), Counter[int]())
+        return counts[arm.number] < max(counts.values(), default=0)
 
     def _settle(self, booked: BookedRelease, kind: str) -> None:
         if booked.state is not ReleaseState.RESERVED:
@@ -194,7 +222,7 @@ class Book:
         booked.state = ReleaseState.COMMITTED if kind == COMMIT else ReleaseState.VOID
         if booked.state is ReleaseState.VOID:
             for adversary, text in booked.events.items():
-                self.spent[adversary] -= Counter({text: 1})
+                self._charge(booked.arm, adversary, text, -1)
 
     def events(self, adversary: Adversary, runs: Callable[[str], bool] | None = None) -> "list[DpEvent]":
         """Return what an adversary has seen, equal events as one with a count.
@@ -207,7 +235,7 @@ class Book:
         if runs is not None:
             told = [booked for booked in self.releases.values() if booked.state is not ReleaseState.VOID]
             mine = [booked for booked in told if runs(json.loads(booked.entry.key)[0])]
-            counts = Counter(booked.events[adversary] for booked in mine if adversary in booked.events)
+            counts = charged((each.events[adversary], each.arm) for each in mine if adversary in each.events)
         return [repeated(event_of(text), count) for text, count in counts.items()]
 
 

@@ -509,6 +509,8 @@ def _require_identity(path: Path, expected: dict[str, Any], found: dict[str, Any
 def _require_same(release: Release, earlier: BookedRelease, events: dict[str, Any]) -> None:
     if earlier.state is ReleaseState.VOID:
         raise Refusal("key", release.key, "was voided; reserve a new key")
+    if release.arm != earlier.arm:
+        raise Refusal("key", release.key, "was reserved for another arm; reserve a new key")
     if release.cohort is not None and list(release.cohort) != json.loads(earlier.entry.payload).get("cohort"):
         raise Refusal("key", release.key, "was reserved for other clients; reserve a new key")
     if earlier.events != {Adversary(name): canonical(event) for name, event in events.items()}:
@@ -534,6 +536,8 @@ def _require_affordable(release: Release, events: dict[str, Any], budget: Budget
     asked: list[tuple[Any, Counter[str]]] = []
     for adversary in release.events:
         written, spent = events[adversary.value], book.spent.get(adversary, Counter[str]())
+        if _is_paid(release, adversary, written, budget, book):
+            continue
         if any(written is event and spent == counts for event, counts in asked):
             continue
         asked.append((written, spent))
@@ -548,6 +552,18 @@ def _require_affordable(release: Release, events: dict[str, Any], budget: Budget
             delta, adjacency = budget.target_delta, budget.adjacency
             would_be = counted([*seen, event], delta, adjacency, order, GATE_INTERVAL)
             raise BudgetExhausted(budget, adversary, would_be)
+
+
+def _is_paid(
+    release: Release, adversary: Adversary, written: dict[str, Any], budget: Budget, book: Book
+) -> bool:
+    """Return whether an arm's release costs nothing, under the budget that has admitted what another arm released."""
+    arm = release.arm
+    return (
+        arm is not None
+        and book.granted.get(adversary) == budget
+        and book.is_paid(arm, adversary, canonical(written))
+    )
 
 
 def _exactly(spent: Counter[str], written: dict[str, Any], budget: Budget) -> float | None:
@@ -570,7 +586,8 @@ def _payload(release: Release, events: dict[str, Any], budget: Budget, purpose: 
     granted = {"target_epsilon": budget.target_epsilon, "target_delta": budget.target_delta}
     chosen = {} if release.filter_order is None else {"filter_order": float(release.filter_order)}
     drawn = {} if release.cohort is None else {"cohort": list(release.cohort)}
-    told = {"purpose": purpose, "segments": release.segments, "kind": release.kind}
+    arm = None if release.arm is None else release.arm.to_json()
+    told = {"purpose": purpose, "segments": release.segments, "kind": release.kind, "arm": arm}
     asked = {name: value for name, value in told.items() if value is not None}
     return canonical(
         {"events": events, "budget": granted, "rng": release.rng, "time": _now(), **chosen, **drawn, **asked}

@@ -86,13 +86,24 @@ def is_nested(event):
 
 
 def seen_by_each(entries):
-    """Return {adversary: Counter of event texts}, the filter's order and the last delta; voids are left out."""
+    """Return {adversary: Counter of event texts}, the filter's order and the last delta; voids are left out.
+
+    The arms of a deal are of different clients: of each event as many count as the arm has that has most.
+    """
     void = {key for kind, key, _ in entries if kind == "void"}
     reserved = [(key, payload) for kind, key, payload in entries if kind == "reserve"]
-    seen = {}
+    seen, in_arms = {}, {}
     for key, payload in reserved:
+        arm = payload.get("arm")
         for adversary, event in payload["events"].items():
-            seen.setdefault(adversary, Counter())[json.dumps(event, sort_keys=True)] += key not in void
+            text, counts = json.dumps(event, sort_keys=True), seen.setdefault(adversary, Counter())
+            if arm is None:
+                counts[text] += key not in void
+            else:
+                arms = in_arms.setdefault((adversary, text, arm["deal"]), Counter())
+                arms[arm["arm"]] += key not in void
+    for (adversary, text, _), arms in in_arms.items():
+        seen[adversary][text] += max(arms.values())
     order = next((payload["filter_order"] for _, payload in reserved if "filter_order" in payload), None)
     return seen, order, reserved[-1][1]["budget"]["target_delta"] if reserved else None
 

@@ -101,6 +101,8 @@ def begin(run: Run, fresh: bool) -> tuple[Run, RunAudit | None]:
     terms = _terms(federation, canaries, found)
     if run.privacy is not None:
         terms = replace(terms, filter_order=run.privacy.plan.filter_order)
+    if run.tuning is not None:
+        terms = replace(terms, arms=len(run.tuning.values), in_arms=run.tuning.last)
     auditor = Auditor(terms, run.folder / AUDIT_ROWS, record_probe=found.records)
     if terms.probed or terms.losses:
         auditor.probe = found
@@ -135,7 +137,7 @@ def _terms(federation: Federation, canaries: Canaries | None, found: Planted) ->
     assert audit is not None
     dimension, clients = dimension_of(federation.task), federation.population
     terms = AuditTerms(
-        settings.num_rounds,
+        settings.steps,
         audit.alpha,
         dimension=dimension,
         probed=found.probed,

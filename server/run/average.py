@@ -21,7 +21,11 @@ def average_after(run: Run) -> int | None:
     federation = run.federation
     rounds = federation.settings.num_rounds
     models = 1 if federation.settings.model == "last" else round(rounds * _share(run))
-    return rounds - models if models > 1 else None
+    if models < 2:
+        return None
+    settings = federation.settings
+    arms = 0 if run.tuning is None else run.tuning.last  # their models are of a part of the clients
+    return max(arms, settings.steps - models)
 
 
 def _share(run: Run) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...configs.schema import FlwrPartition, Record, RecordDistributed, SimulationSettings
-from ...privacy.budget import Adjacency, Adversary, check_delta
+from ...privacy.budget import UNLIMITED_EPSILON, Adjacency, Adversary, check_delta
 from ...privacy.ledger.book import read_events, require_unit, unit_of
 from ...privacy.ledger.caps import capped
 from ...privacy.ledger.data_sets import Owed
@@ -253,7 +253,7 @@ def _encryption(federation: Federation) -> Encryption | None:
         minimum_cohort=2,
         collusion=asked.collusion,
         dropout=asked.dropout,
-        maximum_clipping_norm=federation.unit_norm if federation.summed else asked.clipping_norm,
+        maximum_clipping_norm=federation.longest_norm if federation.summed else asked.clipping_norm,
         minimum_noise_multiplier=LEAST_NOISE if federation.distributed else 0.0,
         profile=asked.profile,
         doubly=federation.doubly_signed,
@@ -343,10 +343,9 @@ def _record_order(federation: Federation) -> RecordOrder | None:
         )
     if record is None:
         return None
-    assert record.target_epsilon is not None
     rounds = likely_participations(federation.cohort, federation.num_clients, federation.settings.num_rounds)
     return RecordOrder(
-        record.target_epsilon,
+        record.target_epsilon or UNLIMITED_EPSILON,
         record.target_delta,
         record.max_grad_norm,
         record.adjacency,

@@ -42,7 +42,7 @@ class EvaluationPlan:
 
 def evaluated_rounds(settings: SimulationSettings) -> tuple[int, ...]:
     """Return the rounds after which clients evaluate the model, the last one among them; none where they never do."""
-    word, last = settings.evaluate.clients, settings.num_rounds
+    word, last = settings.evaluate.clients, settings.steps
     if word == "none":
         return ()
     return rounds_every(int(word.partition(":")[2] or last), last)

@@ -46,6 +46,7 @@ from ...tasks.persons import Owners, kept
 from ...tasks.protocol import Task
 from ..masking import Masking
 from ..round_terms import UnitsOfClient
+from ..tuning import Tuning
 from .canary_clients import count_canaries
 from .canary_records import canary_records_of_each, records_are_audited
 
@@ -205,6 +206,25 @@ class Federation:
             return self.together.max_grad_norm * self.settings.training.learning_rate
         assert isinstance(self.summed, ClientLevel)
         return self.summed.clipping_norm
+
+    @property
+    def longest_norm(self) -> float:
+        """The unit's norm under the value, of those that are tried, that makes it longest."""
+        if self.tuned_norm is None:
+            return self.unit_norm
+        return self.unit_norm * max(self.settings.tried) / self.tuned_norm
+
+    @property
+    def tuned_norm(self) -> float | None:
+        """The value of what is tuned that gives the unit its norm; None where nothing is, or it does not go by it."""
+        asked = self.settings.tuned
+        if asked is not None and asked.name == "clipping_norm":
+            return self.unit_norm
+        if asked is not None and asked.name == "learning_rate" and self.together is not None:
+            return (
+                self.settings.training.learning_rate
+            )  # of a step on one record, which the rate makes longer
+        return None
 
     @cached_property
     def units(self) -> UnitsOfClient:
@@ -439,6 +459,7 @@ class Run:
       client: what clients are told.
       checkpoint: that it goes on from; None where it begins.
       privacy: of whole clients, with the open ledger; None where they are not protected.
+      tuning: of the clients' arms; None where nothing is tuned.
     """
 
     federation: Federation
@@ -447,6 +468,7 @@ class Run:
     client: ClientSettings
     checkpoint: Checkpoint | None = None
     privacy: SumPrivacy | None = None
+    tuning: Tuning | None = None
 
     @property
     def ledger(self) -> Ledger | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from .federation import Federation, Run, ledger_home
 from .record_ledgers import require_heads
 from .run_folder import Saved
 from .sum_plan import adaptation_of, metrics_share_of, require_one_round, sum_plan, sum_plan_with
+from .tuning import require_arms, tuning_of
 from .unit_plan import require_use
 
 NOT_MEASURED = (
@@ -62,7 +64,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
         raise Refusal("resume", str(folder), remedy)
     _check_named(federation)
     checkpoint = read(folder) if saved else None
-    left = federation.settings.num_rounds - (checkpoint.round if checkpoint else 0)
+    left = federation.settings.rounds_left(checkpoint.round if checkpoint else 0)
     client = client_settings(federation, folder, max(1, left))
     _check_every(federation, canaries=federation.canary_records > 0)
     if not federation.held_out_public:
@@ -73,8 +75,11 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
             check_independence(federation.task.model(), federation.task, data)
     _check_other_mode(federation)
     make_strategy_of(federation)
+    tuning = tuning_of(federation, saved.deal if saved else None)
     _ = federation.masking  # refuses a cohort that no sum can hide
     _check_evaluation(federation)
+    if tuning is not None:
+        require_arms(federation, tuning)
     if saved is None and (not federation.simulated or federation.summed is None):
         require_use(federation, sum_plan(federation))
     # Noise of the system's generator cannot be repeated: on real data the rest is charged as a run of its own, unless
@@ -83,7 +88,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     name = saved.name if saved and goes_on else _new_name(federation)
     if checkpoint is not None and client.record is not None:
         require_heads(Path(client.record.ledger_dir), checkpoint.client_heads)
-    return Run(federation, folder, name, client, checkpoint)
+    return Run(federation, folder, name, client, checkpoint, tuning=tuning)
 
 
 def settle_records(federation: Federation, client: ClientSettings) -> None:
@@ -230,7 +235,7 @@ def _new_name(federation: Federation) -> str:
 def make_strategy_of(federation: Federation) -> Any:
     """Return the strategy of the settings."""
     if federation.strategy is not None:
-        return federation.strategy
+        return federation.strategy if federation.settings.tuned is None else deepcopy(federation.strategy)
     s = federation.settings
     return make_strategy(s.strategy.target or s.strategy.name, s.strategy.parameters, s.allow_modules)
 
@@ -314,8 +319,8 @@ def _started(run: Run, saved: Saved | None) -> tuple[Run, RunAudit | None]:
 
 def _planned(run: Run, saved: Saved | None, ledger: Ledger | None) -> Plan:
     """Return the client level's plan: the noise this run began with, or the least that what is left affords."""
-    federation, num_rounds = run.federation, run.federation.settings.num_rounds
-    left = num_rounds - (run.checkpoint.round if run.checkpoint else 0)
+    federation = run.federation
+    left = federation.settings.rounds_left(run.checkpoint.round if run.checkpoint else 0)
     if (
         saved is not None
         and saved.noise is not None
@@ -356,5 +361,5 @@ def _noise_key(run: Run, fresh: bool) -> bytes | None:
         except OSError as problem:
             remedy = f"no key can be kept there ({problem.strerror}); choose another"
             raise Refusal(run_folder.folder_setting(federation), str(run.folder), remedy) from problem
-    finished = run.checkpoint is not None and run.checkpoint.round >= federation.settings.num_rounds
+    finished = run.checkpoint is not None and run.checkpoint.round >= federation.settings.steps
     return b"" if finished else noise_key.read(run.folder)

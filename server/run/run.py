@@ -41,6 +41,7 @@ from . import audit as auditing
 from . import run_folder
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
+from .client_instructions import order_of
 from .display import Display
 from .evaluation import evaluate_at_clients
 from .federation import Federation, Run
@@ -50,6 +51,7 @@ from .prepare import make_strategy_of, opened, prepare
 from .record_ledgers import record_meter
 from .rosters_in_force import note_roster
 from .run_folder import Progress
+from .tuning import names_of, require_arms, tuned_order
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -85,9 +87,9 @@ def _as_it_is(federation: Federation) -> Federation:
     return federation
 
 
-def _no_order(run: Run) -> Mapping[str, str]:
-    del run
-    return {}
+def order_here(run: Run) -> Mapping[str, str]:
+    """Return what every round tells simulated clients, who know the settings: an order where rounds differ by it."""
+    return {} if run.tuning is None else order_of(run)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Environment:
     """
 
     grid: Callable[[Run], AbstractContextManager[Grid]]
-    order: Callable[[Run], Mapping[str, str]] = _no_order
+    order: Callable[[Run], Mapping[str, str]] = order_here
     pace: Pace = field(default_factory=Pace)
     callbacks: Sequence[Callback] = ()
     objects: Sequence[Callback] = ()
@@ -144,9 +146,11 @@ def run_federation(
         closing(display[0]) if display else nullcontext(),
     ):
         strategy = make_strategy_of(federation)
-        progress = run_folder.begun(run, strategy, audit, meter, around.tally)
+        arms = 1 if run.tuning is None else len(run.tuning.values)
+        strategies = [strategy, *(make_strategy_of(federation) for _ in range(arms - 1))]
+        progress = run_folder.begun(run, strategies, audit, meter, around.tally)
         with around.grid(run) as grid:
-            ending = _run_on(progress, strategy, around, grid, watching)
+            ending = _run_on(progress, strategies, around, grid, watching)
         state = ending.state
         averaged = {} if state.average is None else evaluator(federation)(state.model, state.round)
         result = run_folder.finish(
@@ -189,7 +193,11 @@ def _client_log(folder: Path) -> Generator[None]:
 
 
 def _run_on(
-    progress: Progress, strategy: Strategy, around: Environment, grid: Grid, watching: Sequence[Callback]
+    progress: Progress,
+    strategies: Sequence[Strategy],
+    around: Environment,
+    grid: Grid,
+    watching: Sequence[Callback],
 ) -> Ending:
     run, state = progress.run, progress.state
     federation = run.federation
@@ -202,6 +210,7 @@ def _run_on(
         masking=federation.masking,
         canary_records=run.client.canaries_of_step.count,
         compress=federation.compression,
+        tuning=run.tuning,
     )
     if progress.meter is not None and federation.seed is not None:
         private.skip_to(state.round, state.choices)
@@ -212,14 +221,17 @@ def _run_on(
     def ready(stop: threading.Event) -> str | None:
         return around.pace.ready(stop) or _renewed(progress, private, around)
 
+    order = around.order(run)
     loop = Loop(
-        strategy=strategy,
-        num_rounds=federation.settings.num_rounds,
+        strategy=strategies[0],
+        num_rounds=federation.settings.steps,
         evaluate=evaluator(federation),
         after_round=partial(_after_round, progress, private, watching, around.pace.deadline),
-        train_config=around.order(run),
+        train_config=partial(tuned_order, run, order),
         pace=replace(around.pace, ready=ready),
         average_after=average_after(run),
+        tuning=run.tuning,
+        others=strategies[1:],
     )
     started = _start_of(progress)
     for each in watching:
@@ -236,7 +248,7 @@ def _start_of(progress: Progress) -> RunStart:
         federation.deployed.run if federation.deployed else progress.run.folder.name,
         title_of(federation),
         progress.run.folder,
-        federation.settings.num_rounds,
+        federation.settings.steps,
         frozen(budgets_of(federation)),
         frozen(shown_keys(federation.settings.source)),
         frozen(progress.history),
@@ -265,6 +277,7 @@ def _participants(run: Run, grid: Grid) -> Participants:
         federation.num_canaries,
         None if canaries is None or federation.deployed is None else partial(add_canaries, canaries),
         federation.settings.population,
+        names=names_of(federation),
     )
 
 
@@ -273,13 +286,15 @@ def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str 
     before = progress.run.federation
     try:
         federation = around.renew(before)
+        if progress.run.tuning is not None and progress.state.winner is None:
+            require_arms(federation, progress.run.tuning)
     except Refusal as refusal:
         return str(refusal)
     if federation is not before and federation.deployed is not None:
         note_roster(progress.run.folder, federation.deployed.roster, progress.state.round + 1)
         progress.run = replace(progress.run, federation=federation)
         nodes = [member.node for member in federation.deployed.roster.members]
-        grid.renew(nodes, federation.masking, answers_of(federation))
+        grid.renew(nodes, federation.masking, answers_of(federation), names_of(federation))
     return None
 
 

@@ -26,15 +26,15 @@ from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
 from ...reports.files import AUDIT_KEY, CONFIG, CURVE, FAREWELL, METRICS, MODEL, OPERATOR, RESULT, SAVED
-from ...strategies.cohorts import invited_size
+from ...strategies.cohorts import in_arm, invited_size
 from ...tasks.arrays import read_arrays
 from ...tasks.mislabelled import Mislabelled
 from ...tasks.protocol import PredictingTask
 from .. import noise_key
 from ..binding.manifest import BESIDE
-from ..checkpoint import Checkpoint, restore_strategy, write, write_durably
+from ..checkpoint import Checkpoint, KeptTrial, restore_strategy, write, write_durably
 from ..round_terms import Round
-from ..rounds import Average, Ending, State, Status
+from ..rounds import Average, Ending, State, Status, Trial
 from .acts import write_refusal
 from .audit import RunAudit, shown
 from .audit import end as end_audit
@@ -46,6 +46,7 @@ from .machine_time import MachineTime
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending
 from .report import encryption, open_draws, spent, versions
 from .rosters_in_force import note_roster, told_rosters
+from .tuning import tuned
 
 COUNTED = "counted by the link"
 SIMULATED = "estimated: simulated, by the sizes that the encoders of link=grpc give"
@@ -61,12 +62,14 @@ class Saved:
       noise: the noise multiplier that the run settled on; None without client-level privacy.
       filter_order: of the RDP filter that its plan goes by; None where there is none.
       turns: the cohort's name, which says how far a client's turns lie apart; None where it has none.
+      deal: key of the clients' arms; None where nothing is tuned.
     """
 
     name: str
     noise: float | None = None
     filter_order: float | None = None
     turns: str | None = None
+    deal: str | None = None
 
 
 @dataclass
@@ -110,7 +113,7 @@ def read_saved(folder: Path) -> Saved:
         noise, order = (
             None if fields.get(k) is None else float(fields[k]) for k in ("noise", "filter_order")
         )
-        return Saved(str(fields["run"]), noise, order, fields.get("turns"))
+        return Saved(str(fields["run"]), noise, order, fields.get("turns"), fields.get("deal"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise Refusal(
             "resume", str(folder), f"its {SAVED} cannot be read ({problem}); start a new run"
@@ -166,6 +169,7 @@ def write_start(run: Run) -> None:
         "noise": noise,
         "filter_order": order,
         "turns": turns,
+        "deal": None if run.tuning is None else run.tuning.deal.key,
         BESIDE: sorted(beside),
         **_told_while_it_goes_on(run),
     }
@@ -211,13 +215,13 @@ def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
 
 
 def begun(
-    run: Run, strategy: Strategy, audit: RunAudit | None, meter: RecordMeter | None, tally: Tally
+    run: Run, strategies: Sequence[Strategy], audit: RunAudit | None, meter: RecordMeter | None, tally: Tally
 ) -> Progress:
     """Return what an earlier process left of the run, or its beginning.
 
     Args:
       run: about to begin its rounds.
-      strategy: takes over its own arrays of the checkpoint.
+      strategies: of each arm, or the one of all clients; each takes over its own arrays of the checkpoint.
       audit: of the run.
       meter: that has counted nothing yet.
       tally: of the bytes to and from the clients.
@@ -225,7 +229,7 @@ def begun(
     Raises:
       Refusal: the checkpoint holds another model.
     """
-    state = _first_state(run, strategy)
+    state = _first_state(run, strategies)
     heads = KnownHeads(run.federation, run.client)
     remembered = run.checkpoint.audit if run.checkpoint is not None else {}
     history = read_history(run.folder, state.round)
@@ -233,20 +237,34 @@ def begun(
     return Progress(run, state, audit, meter, history, heads, tally, before=before, remembered=remembered)
 
 
-def _first_state(run: Run, strategy: Strategy) -> State:
+def _first_state(run: Run, strategies: Sequence[Strategy]) -> State:
     arrays, checkpoint = read_arrays(run.federation.task.model()), run.checkpoint
     if checkpoint is None:
-        return State(0, arrays, {})
+        trials = () if run.tuning is None else tuple(Trial(arrays, {}) for _ in strategies)
+        return State(0, arrays, {}, trials=trials)
     found = {name: (value.shape, value.dtype) for name, value in checkpoint.model.items()}
     if found != {name: (value.shape, value.dtype) for name, value in arrays.items()}:
         raise Refusal("resume", str(run.folder), "its checkpoint holds another model; start a new run")
-    restore_strategy(strategy, checkpoint.strategy)
+    for place, trial in enumerate(checkpoint.trials):
+        restore_strategy(strategies[place], trial.strategy)
+    if not checkpoint.trials:
+        restore_strategy(strategies[(checkpoint.winner or 1) - 1], checkpoint.strategy)
     return State(
         checkpoint.round,
         {name: checkpoint.model[name] for name in arrays},
         dict(checkpoint.strategy),
         _choices_after(run, checkpoint),
         Average(checkpoint.average, checkpoint.models) if checkpoint.models else None,
+        tuple(
+            Trial(
+                {name: each.model[name] for name in arrays},
+                dict(each.strategy),
+                Average(each.average, each.models) if each.models else None,
+            )
+            for each in checkpoint.trials
+        ),
+        checkpoint.scores,
+        checkpoint.winner,
     )
 
 
@@ -306,6 +324,7 @@ def record_round(
     audit, epsilons = progress.audit, _epsilons(progress, drawn)
     row = {
         "round": done.number,
+        **({"arm": done.arm} if done.arm else {}),
         **metrics,
         **{f"train/{name}": value for name, value in done.scalars.items()},
         **_counts(progress, done),
@@ -343,7 +362,7 @@ def keep(progress: Progress, state: State) -> None:
     """
     settings = progress.run.federation.settings
     remembered = progress.audit.memory if progress.audit is not None else {}
-    if state.round % settings.checkpoint_every == 0 or state.round == settings.num_rounds:
+    if state.round % settings.checkpoint_every == 0 or state.round == settings.steps:
         save(progress, state, remembered)
     progress.state, progress.remembered = state, remembered
 
@@ -361,7 +380,8 @@ def _counts(progress: Progress, done: Round) -> dict[str, Any]:
     if not federation.keeps_counts:
         return counts
     _tell_operator(progress.run.folder, {"round": done.number, **counts})
-    planned = invited_size(federation.cohort, federation.population)
+    arms = 1 if done.arm is None or progress.run.tuning is None else len(progress.run.tuning.values)
+    planned = invited_size(in_arm(federation.cohort, arms), round(federation.population / arms))
     return {**dict.fromkeys(counts), "invited": planned}
 
 
@@ -414,7 +434,15 @@ def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.f
     )
     if (average := state.average) is not None:
         kept = replace(kept, average=average.total, models=average.models)
+    trials = [_kept_trial(each) for each in state.trials]
+    kept = replace(kept, trials=trials, scores=state.scores, winner=state.winner)
     write(run.folder, kept)
+
+
+def _kept_trial(trial: Trial) -> KeptTrial:
+    average = trial.average
+    total, models = ({}, 0) if average is None else (average.total, average.models)
+    return KeptTrial(trial.arrays, trial.strategy, total, models)
 
 
 def _epsilons(progress: Progress, drawn: list[int]) -> dict[str, float]:
@@ -589,6 +617,7 @@ def _result(progress: Progress, ending: Ending, told: dict[str, Any]) -> dict[st
         "rosters": told_rosters(run.folder, names=not federation.keeps_counts),
         "audit": None,
         "message_bytes": final.get("message_bytes"),
+        "tuning": tuned(run, ending.state, history),
         "models_averaged": ending.state.average.models if ending.state.average else 1,
         "metrics": {k: v for k, v in final.items() if isinstance(v, float) and not k.startswith(NO_METRICS)},
         "seed": federation.seed,
@@ -621,14 +650,15 @@ def _most(progress: Progress, ending: Ending) -> list[DpEvent] | None:
     meter = progress.meter
     if meter is None or not progress.run.federation.keeps_counts:
         return None
-    if ending.state.round < progress.run.federation.settings.num_rounds:
+    if ending.state.round < progress.run.federation.settings.steps:
         meter.add([0])  # clients of a round that failed were drawn, too
     return meter.events()
 
 
 def _draws(run: Run, ending: Ending) -> list[DpEvent]:
     # Clients of a round that failed were drawn, too.
-    rounds = min(ending.state.round + 1, run.federation.settings.num_rounds)
+    settings = run.federation.settings
+    rounds = settings.rounds_begun(min(ending.state.round + 1, settings.steps))
     return open_draws(run.federation, run.client, rounds)
 
 
@@ -642,7 +672,13 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
     if progress.history and progress.run.federation.pictured:
         from .plots import draw_run
 
-        draw_run(progress.history, result["privacy"], folder / CURVE, title)
+        draw_run(_of_winner(progress.history, state), result["privacy"], folder / CURVE, title)
+
+
+def _of_winner(history: list[dict[str, Any]], state: State) -> list[dict[str, Any]]:
+    """Return the rounds that led to the model: of arms those of the one that has won, or of the last one."""
+    arm = state.winner or history[-1].get("arm")
+    return [row for row in history if row.get("arm") in (None, arm)]
 
 
 def _finite(result: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class UnitPlan:
       affordable_rounds: that the budget pays for at this noise.
       runs: that the budget is for, this one among them.
       runs_epsilon: what they cost together.
+      tries: values that arms of the clients try, for what one run costs; 1 where nothing is tuned.
+      tries_epsilon: what as many whole runs of this noise would cost together.
       accountant: how epsilon is computed.
       warnings: sentences on what the numbers do not say by themselves.
       curve: epsilon at many deltas, mu-GDP and zCDP where they hold, and the trade-off, after all rounds of one run.
@@ -66,6 +68,8 @@ class UnitPlan:
     curve: PrivacyCurve
     groups: list[tuple[int, float]]
     evaluation: EvaluationPlan | None = None
+    tries: int = 1
+    tries_epsilon: float = 0.0
 
 
 def unit_plans(federation: Federation) -> list[UnitPlan]:
@@ -87,6 +91,7 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
         plan.curve(budget, rounds, beside),
         groups_of(plan, budget, rounds),
         evaluation_plan(federation) if plan.unit is Unit.CLIENT else None,
+        *tries_of(federation, plan, budget, rounds),
     )
 
 
@@ -98,6 +103,19 @@ def evaluations_of(federation: Federation, plan: Plan) -> list[DpEvent]:
       plan: of a unit.
     """
     return evaluation_events(federation) if plan.unit is Unit.CLIENT else []
+
+
+def tries_of(federation: Federation, plan: Plan, budget: Budget, rounds: int) -> tuple[int, float]:
+    """Return how many values arms try, and what as many whole runs would cost a unit together.
+
+    Args:
+      federation: its parts.
+      plan: calibrated.
+      budget: gives delta.
+      rounds: of the run that one unit pays for.
+    """
+    tries = max(1, len(federation.settings.tried))
+    return tries, plan.epsilon(budget.target_delta, rounds * tries)
 
 
 def plans_of(federation: Federation) -> Iterator[tuple[Plan, Budget, int]]:

@@ -107,6 +107,7 @@ TRAIL = "who decided what, and no number that is released"
 SUPPLIED = "what a device installs, before any run"
 STORY = "what members are told of, and no number that is released"
 TOLD = "what a page says of a run, and not what the run has released"
+ARMS = "each arm's sum has the noise that is claimed; whose clients are in it no sum tells"
 WORSE = "the sum has the noise that is claimed, and the model is worse"
 COUNTS = "who took part in a round, and no number that is released"
 LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have"
@@ -116,6 +117,9 @@ BEYOND: dict[str, str] = {
     "a record is clipped before the mask": WORSE,
     "a record that is compressed to nothing is as long as it likes": DROWNED,
     "gain forgotten": WORSE,
+    "a client is in two arms": ARMS,
+    "epsilon of the arms is that of the first": ARMS,
+    "a device takes a second deal of its run": ARMS,
     "one mask for two rounds' sums": WORSE,
     "a student learns of clients' data": "what is made of a model after the run, which an audit of the run does not see",
     "a report takes a string for markup": TOLD,

@@ -1,0 +1,54 @@
+"""Arm of a device in each run that tunes: its own name says which, and the first deal that it is told of a run holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ...privacy.arms import Arm
+from ...privacy.bounded_decoding import Undecodable, read_json
+from ...privacy.ledger.durable_files import replace_file
+from ...privacy.refusal import Refusal
+
+DEALS = "deals.json"  # in the device's state: by run the deal's key and number of arms
+MOST_RUNS = 1000  # that are remembered; the oldest go first
+
+
+def require_own(arm: Arm, name: str, run: str, state: Path) -> None:
+    """Refuse a round of another arm than this device's, or of a second deal of its run, and keep the first deal.
+
+    Whoever is in one arm loses what that arm released. A server that dealt a run twice would have it in two.
+
+    Args:
+      arm: that the round is of, as the order says.
+      name: of the device in the roster.
+      run: as people call it, the same when it goes on.
+      state: the device's folder.
+
+    Raises:
+      Refusal: naming the arm or the deal.
+    """
+    if not arm.holds(name):
+        remedy = f"this client is in arm {arm.deal.arm_of(name)} of that deal"
+        raise Refusal("arm", arm.number, remedy)
+    known, told = _known(state), [arm.deal.key, arm.deal.arms]
+    if known.get(run) == told:
+        return
+    if known.setdefault(run, told) != told:
+        raise Refusal("deal", arm.deal.key, f"run {run} has dealt its clients before, and each has one arm")
+    kept = dict(list(known.items())[-MOST_RUNS:])
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    replace_file(state / DEALS, json.dumps(kept).encode())
+
+
+def _known(state: Path) -> dict[str, list[str | int]]:
+    path = state / DEALS
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(path.read_text(encoding="utf-8"))
+    except (Undecodable, UnicodeDecodeError) as error:
+        raise Refusal("file", str(path), "cannot be read; restore it, or refuse runs that tune") from error
+    if not isinstance(found, dict):
+        raise Refusal("file", str(path), "is no list of deals; restore it")
+    return found

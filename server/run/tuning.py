@@ -1,0 +1,151 @@
+"""Tuning of a federation's run: its arms, what each round's order says of them, and what the result tells of the choice."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...configs.local_training import Schedule
+from ...privacy.arms import ArmDeal
+from ...privacy.refusal import Refusal
+from ...strategies.cohorts import in_arm, invited_size
+from ...strategies.training_order import ORDER_KEY, TrainingOrder
+from ...tasks.data import batches_of, held_out_of, run_on
+from ...tasks.protocol import Task
+from ..rounds import State
+from ..tuning import LOSS, Tuning
+from .federation import Federation, Run
+
+KEY_BYTES = 16
+
+
+def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
+    """Return the tuning that the settings ask for; None where they ask for none.
+
+    Args:
+      federation: its parts.
+      deal: key of the arms, as an earlier process of the run dealt the clients; None deals anew.
+
+    Raises:
+      Refusal: there is nothing public by which values could be compared.
+    """
+    settings = federation.settings
+    asked = settings.tuned
+    if asked is None:
+        return None
+    if not federation.held_out_public:
+        remedy = "values are compared on public held-out data, and these count as private: task.held_out=public if they are"
+        raise Refusal("tune", asked.name, remedy)
+    tuning = Tuning(
+        asked.name,
+        settings.tried,
+        settings.tuning_rounds,
+        settings.num_rounds,
+        ArmDeal(deal or _fresh_key(federation), len(settings.tried)),
+        asked.metric,
+        federation.tuned_norm,
+    )
+    tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
+    return tuning
+
+
+def _fresh_key(federation: Federation) -> str:
+    fresh = (
+        federation.randomness.stream("deal").bytes(KEY_BYTES)
+        if federation.seed is not None
+        else os.urandom(KEY_BYTES)
+    )
+    return fresh.hex()
+
+
+def _reported(task: Task) -> dict[str, float]:
+    """Return what is measured of a model, of the first one on a batch of held-out examples."""
+    for inputs, targets in batches_of(held_out_of(task)):
+        with torch.no_grad():
+            outputs = run_on(task.model().eval(), inputs)
+        return {**task.metrics(outputs, targets), LOSS: float(task.loss(outputs, targets))}
+    return {}
+
+
+def require_arms(federation: Federation, tuning: Tuning) -> None:
+    """Refuse arms of which one has no client, or too few for an encrypted sum to hide one behind the others.
+
+    Args:
+      federation: its clients by now.
+      tuning: of the run.
+
+    Raises:
+      Refusal: naming the arm.
+    """
+    names = names_of(federation)
+    every = map(str, range(federation.num_clients)) if names is None else names.values()
+    sizes = Counter(tuning.deal.arm_of(name) for name in every)
+    cohort = in_arm(federation.cohort, tuning.deal.arms)
+    for number in range(1, tuning.deal.arms + 1):
+        invited = round(invited_size(cohort, sizes[number])) if sizes[number] else 0
+        try:
+            if not sizes[number]:
+                raise Refusal("tune.values", list(tuning.values), "nobody is in one of so many arms")
+            if federation.masking is not None:
+                federation.masking.shape(invited)
+        except Refusal as refusal:
+            remedy = f"arm {number} has {sizes[number]} clients ({refusal.remedy}); try fewer values"
+            raise Refusal("tune.values", list(tuning.values), remedy) from refusal
+
+
+def names_of(federation: Federation) -> dict[int, str] | None:
+    """Return the clients' names by node, as the roster has them; a simulation's clients go by their places."""
+    if federation.deployed is None:
+        return None
+    return {member.node: member.name for member in federation.deployed.roster.members}
+
+
+def tuned_order(run: Run, order: Mapping[str, str], state: State) -> Mapping[str, str]:
+    """Return what travels to the clients in the round after a state.
+
+    Args:
+      run: its tuning and training.
+      order: as it is in every round of a run that tunes nothing.
+      state: after the round before.
+    """
+    tuning, asked = run.tuning, run.federation.settings.tuned
+    if tuning is None or asked is None:
+        return order
+    number = state.round + 1
+    trained = asked.in_training(run.federation.settings.local_training, tuning.value_in(number, state.winner))
+    # The schedule goes by the rounds that a client has, and a sum's number by those of all arms.
+    training = replace(trained.in_round(tuning.round_of(number)), schedule=Schedule())
+    told = replace(TrainingOrder.from_json(order[ORDER_KEY]), training=training, arm=tuning.arm_of(number))
+    return {**order, ORDER_KEY: told.to_json()}
+
+
+def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what was tried and which value went on; None where nothing is tuned.
+
+    Args:
+      run: its tuning.
+      state: the last.
+      history: of the rounds so far, as in metrics.jsonl.
+    """
+    tuning = run.tuning
+    if tuning is None:
+        return None
+    scores = state.scores or (None,) * len(tuning.values)
+    return {
+        "key": tuning.setting,
+        "rounds": tuning.rounds,
+        "metric": tuning.metric_in(history[-1]) if history else tuning.metric,
+        "deal": tuning.deal.key,
+        "arms": [
+            {"arm": number, "value": value, "score": None if score is None or math.isinf(score) else score}
+            for number, (value, score) in enumerate(zip(tuning.values, scores, strict=True), 1)
+        ],
+        "winner": state.winner,
+        "value": None if state.winner is None else tuning.values[state.winner - 1],
+    }

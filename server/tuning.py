@@ -1,0 +1,96 @@
+"""Tuning of a run: which arm a sum is of, which value it is trained with, and which value goes on with all clients.
+
+The arms take turns, one sum each, until every arm has had its rounds. What they released is public, so that the choice
+among them is post-processing; it is made once, and the rounds that follow are of all clients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..privacy.arms import Arm, ArmDeal
+from ..privacy.refusal import Refusal
+
+LOSS, ACCURACY = "loss", "accuracy"
+# Share of an arm's rounds, the last ones, of whose models the mean is compared: docs/evidence/accuracy.md.
+AVERAGED = 1 / 2
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """See the module's text.
+
+    Attributes:
+      setting: what is tuned.
+      values: that are tried, one in each arm, at least 2.
+      rounds: of each arm, at least 1.
+      num_rounds: of one client: those of its arm, and those of all clients after them.
+      deal: of the clients into arms.
+      metric: by which arms are compared; None takes the accuracy where the task has one, else the loss.
+      norm_of: the value at which a contribution has the norm of the plan; None where the norm does not go by the value.
+    """
+
+    setting: str
+    values: tuple[float, ...]
+    rounds: int
+    num_rounds: int
+    deal: ArmDeal
+    metric: str | None = None
+    norm_of: float | None = None
+
+    @property
+    def last(self) -> int:
+        """The last sum of an arm; those after it are of all clients."""
+        return len(self.values) * self.rounds
+
+    def arm_of(self, number: int) -> Arm | None:
+        """Return the arm that a sum, counted from 1, is of; None where it is of all clients."""
+        return None if number > self.last else self.deal.arm((number - 1) % len(self.values) + 1)
+
+    def round_of(self, number: int) -> int:
+        """Return which round a sum, counted from 1, is for those who may take part in it."""
+        arms = len(self.values)
+        return (number - 1) // arms + 1 if number <= self.last else number - (arms - 1) * self.rounds
+
+    def value_in(self, number: int, winner: int | None) -> float:
+        """Return the value that a sum is trained with.
+
+        Args:
+          number: of the sum, from 1.
+          winner: number of the arm that goes on; None before the last arm's last sum.
+        """
+        arm = self.arm_of(number)
+        place = winner if arm is None else arm.number
+        assert place is not None  # chosen with the last arm's last sum
+        return self.values[place - 1]
+
+    def norm_factor(self, value: float) -> float:
+        """Return a contribution's norm under a value, over that of the plan."""
+        return 1.0 if self.norm_of is None else value / self.norm_of
+
+    def counts(self, number: int) -> bool:
+        """Return whether the model of a sum, counted from 1, is among those of its arm that are averaged."""
+        return self.round_of(number) > self.rounds - max(1, round(self.rounds * AVERAGED))
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Return the score of a model, higher is better; minus infinity of one that diverged.
+
+        Args:
+          metrics: of the model on the held-out data.
+        """
+        name = self.metric_in(metrics)
+        if name not in metrics:
+            raise Refusal("tune.metric", name, f"the task reports {', '.join(metrics)}")
+        found = metrics[name]
+        return (-found if name == LOSS else found) if math.isfinite(found) else -math.inf
+
+    def metric_in(self, metrics: Mapping[str, Any]) -> str:
+        """Return the name of the metric that decides, among those that the task reports."""
+        return self.metric or (ACCURACY if ACCURACY in metrics else LOSS)
+
+    def winner(self, scores: Sequence[float]) -> int:
+        """Return the number of the arm with the highest score; of equals the first."""
+        return max(range(len(scores)), key=scores.__getitem__) + 1

@@ -1,0 +1,228 @@
+"""Tuning by arms: every client trains in one arm, the best value goes on with all, and all of it costs one run."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedveil as fv
+from fedveil.client.device.own_arm import require_own
+from fedveil.configs.local_training import LocalTraining
+from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.arms import ArmDeal
+from fedveil.privacy.budget import Adjacency
+from fedveil.privacy.ledger.ledger import read_entries, verify
+from fedveil.privacy.mechanisms.randomness import Randomness
+from fedveil.privacy.refusal import Refusal
+from fedveil.server.participants import Participants
+from fedveil.server.run.build import build
+from fedveil.server.run.tuning import require_arms, tuning_of
+from fedveil.server.tuning import Tuning
+from fedveil.simulations.simulate import simulate
+from fedveil.strategies.cohorts import All, Fixed, OverSelected, Poisson, in_arm
+from fedveil.strategies.training_order import ClientClaim, Mode, TrainingOrder
+
+DEAL = ArmDeal("5e" * 16, 3)
+TUNING = Tuning("learning_rate", (0.1, 1.0, 5.0), 2, 5, DEAL)
+SMALL = ("task=digits", "task.num_clients=30", "num_rounds=3")
+GIVEN = ("privacy.noise_multiplier=1", "privacy.target_epsilon=null", "privacy.allow_large_delta=true")
+TUNE = ("tune=learning_rate", "tune.values=[0.02,0.5]", "tune.rounds=2")
+
+
+class Nodes:
+    """Grid of so many nodes."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def get_node_ids(self) -> range:
+        return range(2, 2 + self.count)
+
+
+# --- whose turn it is ---------------------------------------------------------------------------------------------
+
+
+def test_arms_take_turns_and_then_all_clients_go_on() -> None:
+    arms = [TUNING.arm_of(number) for number in range(1, 10)]
+    assert [arm and arm.number for arm in arms] == [1, 2, 3, 1, 2, 3, None, None, None]
+    assert [TUNING.round_of(number) for number in range(1, 10)] == [1, 1, 1, 2, 2, 2, 3, 4, 5]
+    assert [TUNING.value_in(number, 2) for number in (1, 2, 3, 7)] == [0.1, 1.0, 5.0, 1.0]
+
+
+def test_a_client_has_no_more_rounds_than_without_arms() -> None:
+    settings = settings_from_overrides(
+        ["num_rounds=5", "tune=learning_rate", "tune.values=[1,2,3]", "tune.rounds=2"]
+    )
+    assert settings.steps == 9
+    begun = [settings.rounds_begun(done) for done in range(10)]
+    left = [settings.rounds_left(done) for done in range(10)]
+    assert begun == [0, 1, 1, 1, 2, 2, 2, 3, 4, 5] and left == [5, 5, 5, 4, 4, 4, 3, 2, 1, 0]
+    assert [build(settings).settings.rounds_left(0), settings_from_overrides(["num_rounds=5"]).steps] == [
+        5,
+        5,
+    ]
+
+
+@pytest.mark.parametrize("cohort", [All(), Poisson(0.5), Fixed(6), OverSelected(Fixed(8), Fixed(6))])
+def test_the_cohorts_of_arms_are_of_their_clients_alone(cohort: Any) -> None:
+    everybody = Participants(Nodes(60), cohort, 60)  # type: ignore[arg-type]
+    arms = [DEAL.arm(number) for number in (1, 2, 3)]
+    members = [set(everybody.members(arm)) for arm in arms]
+    assert set.union(*members) == set(range(2, 62)) and sum(map(len, members)) == 60
+    for arm, own in zip(arms, members, strict=True):
+        everybody.arm = arm
+        drawn = everybody.draw(Randomness(3).stream("cohort", 1), arm=arm)
+        assert set(drawn) <= own and everybody.expected == in_arm(cohort, 3).expected_size(len(own))
+        assert everybody.drawn_from == len(own)
+    everybody.arm = None
+    assert everybody.expected == cohort.expected_size(60)
+
+
+def test_names_of_a_roster_decide_the_arm_and_a_roster_that_grows_moves_nobody() -> None:
+    names = {node: f"clinic-{node}" for node in range(2, 62)}
+    everybody = Participants(Nodes(50), All(), 50, names=names)  # type: ignore[arg-type]
+    before = [everybody.members(DEAL.arm(number)) for number in (1, 2, 3)]
+    everybody.renew(list(names), everybody.answers, names)
+    after = [everybody.members(DEAL.arm(number)) for number in (1, 2, 3)]
+    assert all(set(one) <= set(more) for one, more in zip(before, after, strict=True))
+    assert all(DEAL.arm_of(names[node]) == 2 for node in after[1])
+
+
+def test_the_best_model_wins_and_one_that_diverged_does_not() -> None:
+    found = [{"accuracy": value, "loss": 1 - value} for value in (0.5, 0.6, math.nan, 0.6)]
+    scores = [TUNING.score(each) for each in found]
+    assert scores == [0.5, 0.6, -math.inf, 0.6] and TUNING.winner(scores) == 2
+    by_loss = replace(TUNING, metric="loss")
+    assert by_loss.score({"accuracy": 0.9, "loss": 0.4}) == -0.4
+    assert TUNING.metric_in({"perplexity": 3.0, "loss": 1.1}) == "loss"
+    with pytest.raises(Refusal, match="the task reports accuracy, loss"):
+        replace(TUNING, metric="auc").score(found[0])
+
+
+def test_the_models_of_the_last_half_of_an_arms_rounds_are_averaged() -> None:
+    longer = replace(TUNING, rounds=4, num_rounds=9)
+    assert [number for number in range(1, 13) if longer.counts(number)] == [7, 8, 9, 10, 11, 12]
+    assert [number for number in range(1, 7) if TUNING.counts(number)] == [4, 5, 6]
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_tuned_run_costs_what_one_run_costs_and_says_what_it_chose(tmp_path: Path) -> None:
+    asked = [*SMALL, *GIVEN, "cohort.rate=0.4"]
+    whole = simulate(settings_from_overrides(asked), tmp_path / "whole", quiet=True).result
+    tuned = simulate(settings_from_overrides([*asked, *TUNE]), tmp_path / "arms", quiet=True).result
+    assert tuned["status"] == "completed" and tuned["rounds_completed"] == 5
+    assert tuned["privacy"][2]["epsilon"] == pytest.approx(whole["privacy"][2]["epsilon"], abs=1e-9)
+    assert whole["tuning"] is None and tuned["tuning"]["winner"] == 2 and tuned["tuning"]["value"] == 0.5
+    assert [arm["value"] for arm in tuned["tuning"]["arms"]] == [0.02, 0.5]
+    rows = [json.loads(line) for line in (tmp_path / "arms" / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("arm") for row in rows] == [1, 2, 1, 2, None]
+    assert [row["invited"] for row in rows] == [6, 6, 6, 6, 12]
+    assert rows[0]["epsilon_client"] == rows[1]["epsilon_client"] < rows[2]["epsilon_client"]
+    entries = [
+        json.loads(e.payload) for e in read_entries(tmp_path / "arms" / "ledger") if e.kind == "reserve"
+    ]
+    assert [entry.get("arm", {}).get("arm") for entry in entries] == [1, 2, 1, 2, None]
+    assert {entry["arm"]["deal"] for entry in entries[:4]} == {tuned["tuning"]["deal"]}
+    assert verify(tmp_path / "arms" / "ledger").ok
+
+
+MODES = {
+    "distributed": ("privacy=client_distributed", "cohort=all", "privacy.target_delta=1e-3"),
+    "record": ("privacy=record", "cohort=all"),
+    "together": ("privacy=record_distributed", "cohort=all"),
+    "none": ("privacy=none", "strategy=fedadam"),
+    "clip": (*GIVEN, "cohort.rate=0.4", "tune=clipping_norm"),
+    "fixed": (*GIVEN, "cohort=fixed", "cohort.size=10"),
+}
+
+
+@pytest.mark.parametrize(
+    "mode", [pytest.param(each, marks=[pytest.mark.campaign] * (each == "distributed")) for each in MODES]
+)
+def test_arms_work_in_every_mode_that_has_rounds_of_its_own(tmp_path: Path, mode: str) -> None:
+    tune = [each for each in TUNE if not each.startswith("tune=") or mode != "clip"]
+    run = simulate(
+        settings_from_overrides([*SMALL, *tune, *MODES[mode]]), tmp_path / "run", quiet=True
+    ).result
+    assert run["status"] == "completed" and run["tuning"]["winner"] in (1, 2)
+    budget = run["privacy"][2]["target_epsilon"]
+    assert mode == "none" or budget is None or run["privacy"][2]["epsilon"] <= budget
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("arm") for row in rows] == [1, 2, 1, 2, None] and not any(
+        row["abandoned"] for row in rows
+    )
+    if mode == "clip":  # the noise goes with the norm, so that the charge is the same
+        assert [row["clipping_norm"] for row in rows[:2]] == [0.02, 0.5]
+
+
+@pytest.mark.parametrize("broken, said", [
+    (["cohort=min_separation"], "needs rounds that are a release each"),
+    (["audit=full"], "its canaries are in no arm"),
+    (["audit.on_alarm=rollback"], "none to go back to"),
+    (["privacy.clipping=adaptive"], "adapts goes by what all clients released"),
+    (["tune.values=[1,1]"], "try each value once"),
+    (["tune.values=[1]"], "must be a list of 2 to 32 values"),
+    (["tune.rounds=100"], "leaves none of num_rounds=100"),
+    (["tune=local_epochs", "tune.values=[1,2]", "privacy=record"], "charged for each local step"),
+    (["tune=clipping_norm", "privacy=record"], "no whole client is clipped"),
+    (["tune.by=repeat_and_select"], "may be claimed only against whoever sees nothing but the winner"),
+    (["tune=repeat_and_select"], "against clients whole runs compose"),
+])  # fmt: skip
+def test_what_arms_cannot_do_is_refused_by_name(broken: list[str], said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        settings_from_overrides(["tune=learning_rate", "tune.values=[1,2]", *broken])
+
+
+def test_arms_that_are_empty_and_data_that_are_private_are_refused() -> None:
+    asked = ["task=digits", "task.num_clients=3", "privacy=none", "tune=learning_rate"]
+    many = build(settings_from_overrides([*asked, f"tune.values={list(range(1, 9))}"]))
+    tuning = tuning_of(many)
+    assert tuning is not None
+    with pytest.raises(Refusal, match="try fewer values"):
+        require_arms(many, tuning)
+    with pytest.raises(Refusal, match="compared on public held-out data"):
+        tuning_of(build(settings_from_overrides([*asked, "tune.values=[1,2]", "task.held_out=private"])))
+    with pytest.raises(Refusal, match="the task reports accuracy, loss"):
+        tuning_of(build(settings_from_overrides([*asked, "tune.values=[1,2]", "tune.metric=auc"])))
+
+
+def test_a_plan_shows_what_whole_runs_would_cost() -> None:
+    tune = {"name": "learning_rate", "values": [5, 20, 80]}
+    (arms,) = fv.plan("digits", privacy={"target_epsilon": 2.0}, num_rounds=20, tune=tune)
+    (alone,) = fv.plan("digits", privacy={"target_epsilon": 2.0}, num_rounds=20)
+    assert arms.epsilon == alone.epsilon and arms.noise_multiplier == alone.noise_multiplier
+    assert (arms.tries, alone.tries) == (3, 1) and arms.tries_epsilon > 1.5 * arms.epsilon[-1][1]
+
+
+# --- devices ------------------------------------------------------------------------------------------------------
+
+CLAIM = ClientClaim(3.0, Adjacency.ZERO_OUT)
+
+
+def test_an_order_names_its_arm_and_only_where_there_is_one() -> None:
+    order = TrainingOrder("spring", Mode.CLIENT_CENTRAL, LocalTraining(0.1), client=CLAIM, arm=DEAL.arm(2))
+    assert TrainingOrder.from_json(order.to_json()) == order
+    plain = TrainingOrder("spring", Mode.CLIENT_CENTRAL, LocalTraining(0.1), client=CLAIM)
+    assert "arm" not in json.loads(plain.to_json()) and TrainingOrder.from_json(plain.to_json()) == plain
+    with pytest.raises(Refusal):
+        TrainingOrder.from_json(order.to_json().replace('"arm": 2', '"arm": 4'))
+
+
+def test_a_device_answers_its_own_arm_of_the_first_deal_of_a_run(tmp_path: Path) -> None:
+    own = DEAL.arm_of("boston")
+    require_own(DEAL.arm(own), "boston", "spring", tmp_path)
+    require_own(DEAL.arm(own), "boston", "spring", tmp_path)
+    with pytest.raises(Refusal, match=f"this client is in arm {own}"):
+        require_own(DEAL.arm(own % 3 + 1), "boston", "spring", tmp_path)
+    other = next(deal for n in range(99) if (deal := ArmDeal(f"{n:032x}", 3)).arm_of("boston") != own)
+    with pytest.raises(Refusal, match="has dealt its clients before"):
+        require_own(other.arm(other.arm_of("boston")), "boston", "spring", tmp_path)
+    require_own(other.arm(other.arm_of("boston")), "boston", "summer", tmp_path)  # a run of its own
+    (tmp_path / "deals.json").write_text("{")
+    with pytest.raises(Refusal, match="cannot be read"):
+        require_own(DEAL.arm(own), "boston", "spring", tmp_path)
