@@ -59,7 +59,7 @@ def _ledger(path: Path) -> dict[str, Any]:
         "entries": len(entries),
         "head": {"seq": entries[-1].seq, "hash": entries[-1].hash},
         "verified": verified(verify(path)),
-        "asked": len(questions),
+        "releases": sum(each["times"] for each in questions),
         "questions": questions,
     }
 

@@ -32,6 +32,7 @@ NOT_A_METRIC = (
     "noise_multiplier",
     "exchanges",
 )
+GROUPS = "groups/"  # before the names of metrics of one group, each "attribute=word/figure"
 TAIL, LEAST_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
 LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
 
@@ -65,6 +66,7 @@ def report_of(run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None
         "looks": _looks(run, rows),
         "audit": _audit(run),
         "answers": _answers(run, ledger),
+        "groups": _groups(run),
         "evaluations": told_evaluations(_evaluations(run)),
         "shapes": told_shapes(shapes),
         "receipts": receipts_of(run),
@@ -241,7 +243,7 @@ def _round(row: Fields) -> dict[str, Any]:
 
 
 def _is_metric(name: str, value: object) -> bool:
-    if name in NOT_A_METRIC or name.startswith(("epsilon", "audit/", "train/", "clients/", "groups/")):
+    if name in NOT_A_METRIC or name.startswith(("epsilon", "audit/", "train/", "clients/", GROUPS)):
         return False
     return isinstance(value, float)
 
@@ -249,6 +251,20 @@ def _is_metric(name: str, value: object) -> bool:
 def _final(run: RunFiles) -> Mapping[str, float]:
     found = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
     return {name: value for name, value in found.items() if _is_metric(name, value)}
+
+
+def _groups(run: RunFiles) -> dict[str, Any] | None:
+    """Return the figures of each group on public held-out data, a row for each group; None where there are none."""
+    found = run.result.get("metrics") or (run.rounds[-1] if run.rounds else {})
+    named = [name.removeprefix(GROUPS).rpartition("/") for name in found if name.startswith(GROUPS)]
+    if not named:
+        return None
+    figures = list(dict.fromkeys(figure for _, _, figure in named))
+    rows = [
+        {"group": group, "values": [found.get(f"{GROUPS}{group}/{figure}") for figure in figures]}
+        for group in dict.fromkeys(group for group, _, _ in named)
+    ]
+    return {"figures": figures, "rows": rows}
 
 
 def _main_metric(rounds: Sequence[Fields]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..privacy.ledger.question_caps import QUESTION
 from .run_files import Fields, RunFiles
 
 ACCEPTED, NOT, NO_STAKE, DONE = STATES = "accepted", "not covered", "not at stake", "covered"
@@ -49,7 +50,7 @@ Limit = tuple[str, str, str]
 
 def _tuning(run: RunFiles, ledger: Fields | None, real: bool) -> Limit:
     title = "Choices made on the same data"
-    others = 0 if ledger is None else len(ledger["runs"]) - 1
+    others = 0 if ledger is None else sum(not each["question"] for each in ledger["runs"]) - 1
     asked = run.result.get("budget_runs") or 1
     if not real:
         said = "The data are declared simulated or public: each run has a ledger of its own, and tuning is not added up."
@@ -114,14 +115,22 @@ def _questions(ledger: Fields | None) -> Limit:
     title = "Questions asked beside the training"
     if ledger is None:
         return title, NOT, "The folder holds no ledger of all clients, so questions cannot be listed."
-    asked = [each for each in ledger["releases"] if each["what"] == "question"]
+    asked = [_asked(each) for each in ledger["questions"]]
+    asked += [
+        f"{each['mechanism']}, {each['releases']} times, for {each['purpose'] or 'a purpose that was not recorded'}"
+        for each in ledger["releases"]
+        if each["what"] == QUESTION != each["mechanism"]  # of an older release
+    ]
     if not asked:
         return title, DONE, "The ledger holds rounds of training and no other question."
-    told = "; ".join(
-        f"{each['mechanism']}, {each['releases']} times, for {each['purpose'] or 'a purpose that was not recorded'}"
-        for each in asked
-    )
-    return title, DONE, f"The ledger holds them, and they are charged: {told}."
+    return title, DONE, f"The ledger holds them, and they are charged: {'; '.join(asked)}."
+
+
+def _asked(question: Fields) -> str:
+    """Return a question with its purpose, as a clause."""
+    often = f", {question['times']} times" if question["times"] > 1 else ""
+    why = "" if question["why"] is None else f" ({question['why']})"
+    return f"{question['name']}{often}, for {question['purposes']}{why}"
 
 
 def _server(run: RunFiles) -> Limit:

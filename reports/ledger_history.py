@@ -15,10 +15,11 @@ from ..privacy.ledger.acts import REFUSAL
 from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification, run_of
 from ..privacy.ledger.book import verify as verify_ledger
 from ..privacy.ledger.hash_chain import Entry
-from ..privacy.ledger.question_caps import asked_questions
+from ..privacy.ledger.question_caps import QUESTION, asked_questions
 from .run_files import Fields, RunFiles
 
 TRAINING = "private_sum"
+EVALUATION = " evaluation"  # behind a run's name, of what its clients measured of its models
 DECIMALS = 4  # of epsilons that are composed again; rounded up
 MOST_RUNS = 40  # of which it is composed what was spent after each; beyond, the first ones are left out
 MARKS = 12  # points of a plan's curve
@@ -49,30 +50,33 @@ def ledger_history(run: RunFiles) -> dict[str, Any] | None:
         "acts": _acts(run.entries),
         "close": _close(run),
         "events": _events(run),
-        "questions": questions_on(run.entries),
+        "questions": questions_on(run.entries, run.name),
     }
 
 
-def questions_on(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return the questions that a ledger has charged, in their order, each with what it cost by itself.
+def questions_on(entries: Sequence[Entry], run: str | None = None) -> list[dict[str, Any]]:
+    """Return the questions that a ledger has charged, in their order, each with what one release of it cost by itself.
 
     Args:
       entries: of the ledger.
+      run: name of the run that is reported, whose evaluations need not be told by its name.
     """
     book = Book()
     for each in entries:
         book.apply(each)
-    return [
-        {
-            "name": each.name,
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for each in asked_questions(book):
+        told = {
+            "name": each.name.replace(f"{run}{EVALUATION}", EVALUATION.strip()),
             "purposes": ", ".join(each.purposes),
             "why": each.why or None,
             "epsilon": rounded_up(each.epsilon),
             "time": each.when,
             "state": each.state,
         }
-        for each in asked_questions(book)
-    ]
+        same = told["name"], told["why"], told["epsilon"], told["state"]
+        found.setdefault(same, {**told, "times": 0})["times"] += 1
+    return list(found.values())
 
 
 def plan_curve(run: RunFiles) -> list[list[Any]]:
@@ -152,8 +156,8 @@ def _reserved(entries: Sequence[Entry]) -> Iterator[Entry]:
 
 
 def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
-    """Return the runs in the order of their first releases, and what all of them had cost when each had ended."""
-    last: dict[str, int] = {run_of(each): each.seq for each in _reserved(run.entries)}
+    """Return the runs and questions in the order of their first releases, and what all of them had cost when each had ended."""
+    last: dict[str, int] = {_whose(each): each.seq for each in _reserved(run.entries)}
     first: dict[str, Fields] = {}
     releases: dict[str, int] = {}
     book, found = Book(), []
@@ -162,7 +166,7 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
         book.apply(entry)
         if entry.kind != RESERVE:
             continue
-        name, payload = run_of(entry), json.loads(entry.payload)
+        name, payload = _whose(entry), json.loads(entry.payload)
         first.setdefault(name, payload)
         releases[name] = releases.get(name, 0) + 1
         if last[name] != entry.seq:
@@ -177,6 +181,7 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
             {
                 "run": name,
                 "this": name == run.name,
+                "question": first[name].get("kind") == QUESTION,
                 "begun": first[name].get("time"),
                 "ended": payload.get("time"),
                 "releases": releases[name],
@@ -185,6 +190,11 @@ def _runs(run: RunFiles, delta: float | None) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _whose(entry: Entry) -> str:
+    """Return the run, or the question, that a release is of; an evaluation is its run's."""
+    return run_of(entry).removesuffix(EVALUATION)
 
 
 def _refusals(run: RunFiles) -> list[dict[str, Any]]:
@@ -221,7 +231,7 @@ def _releases(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return [
         {
             "mechanism": mechanism,
-            "what": "round of training" if mechanism == TRAINING else "question",
+            "what": "round of training" if mechanism == TRAINING else QUESTION,
             "purpose": purpose,
             "parts": parts,
             "releases": count,

@@ -96,7 +96,7 @@ def test_a_folder_of_answers_is_of_its_schema_which_shares_its_parts_with_the_ru
         "treated-alike",
         "intake-2026",
     ]  # as they were charged
-    assert report["ledgers"][0]["asked"] == report["answered"] == 2 and report["missing"] == []
+    assert report["ledgers"][0]["releases"] == report["answered"] == 2 and report["missing"] == []
     of_runs, of_answers = (
         json.loads((PAGE / f"{name}.schema.json").read_text()) for name in ("report", "answers")
     )
@@ -264,6 +264,48 @@ def test_an_evaluation_that_the_noise_took_cannot_be_said(kept: Path) -> None:
     report = validated(report_of(read_run(kept)))
     assert not [each for each in report["metrics"] if each["name"].startswith("clients/")]
     assert told(page_of(report))["/evaluations/0/answers/0/figures/0/value"] == "cannot be said"
+
+
+def test_groups_of_held_out_data_have_a_row_each(kept: Path) -> None:
+    metrics = {"accuracy": 0.9, "groups/sex=f/accuracy": 0.8, "groups/sex=m/accuracy": 0.95}
+    edited(kept / "result.json", metrics={**metrics, "groups/sex=m/selection rate": 0.5})
+    report = validated(report_of(read_run(kept)))
+    assert report["groups"] == {
+        "figures": ["accuracy", "selection rate"],
+        "rows": [{"group": "sex=f", "values": [0.8, None]}, {"group": "sex=m", "values": [0.95, 0.5]}],
+    }
+    assert [each["name"] for each in report["metrics"]] == ["accuracy"]
+    page = page_of(report)
+    assert told(page)["/groups/rows/0/values/0"] == "80 %" and "no such row" in page
+    assert differences(page, report) == [] and "accuracy by group is not known" not in page
+
+
+def test_an_evaluation_is_its_runs_and_a_question_beside_it_is_no_run(kept: Path) -> None:
+    run = read_run(kept)
+    identity = json.loads(run.entries[0].payload)
+    events = dict.fromkeys((Adversary.MODEL, Adversary.CLIENTS), _gaussian(4.0))
+    with Ledger.open(
+        kept / "ledger", Budget("client", 9.0, 1e-4), owner=identity["owner"], simulated=True
+    ) as ledger:
+        for name, number in ((f"{run.name} evaluation", 1), (f"{run.name} evaluation", 2), ("ages", 1)):
+            segments = {"x": "evaluation"}
+            ledger.reserve_new(
+                Release(
+                    "client", name, number, "question", events, "seeded", segments=segments, kind="question"
+                )
+            )
+    report = validated(report_of(read_run(kept)))
+    assert [(each["run"], each["question"]) for each in report["ledger"]["runs"]] == [
+        (run.name, False),
+        ("ages", True),
+    ]
+    assert [(each["name"], each["times"]) for each in report["ledger"]["questions"]] == [
+        ("evaluation", 2),
+        ("ages", 1),
+    ]
+    said = next(each["said"] for each in report["not_covered"] if each["limit"].startswith("Questions"))
+    assert "evaluation, 2 times, for evaluation; ages, for evaluation" in said
+    assert differences(page_of(report), report) == []
 
 
 def test_an_additive_model_is_shown_as_its_shapes(kept: Path) -> None:

@@ -467,10 +467,12 @@ def everything(golden: dict[str, Any]) -> dict[str, Any]:
     ends = {"lowest": -1.0, "highest": 1.0, "missing": 0.2}
     answers = asked["answers"][0]["answers"]
     evaluated = {"epsilon": 0.1, "noise_multiplier": 5.0, "clients": 9, "answers": answers}
+    evaluated |= {"share": 0.2, "confidence": 0.95, "reason": None}
     return {
         **golden,
         "ledger": {**golden["ledger"], "questions": asked["ledgers"][0]["questions"]},
         "answers": [*asked["answers"], unanswered],
+        "groups": {"figures": ["accuracy"], "rows": [{"group": "sex=f", "values": [0.5]}]},
         "evaluations": [{"round": number, **evaluated} for number in (1, 2)],
         "shapes": {"intercept": [0.0], "shapes": [{**each, **ends} for each in (words, numbers)]},
         "receipts": {"public": True, "ended": True, "given": 3, "members": 5, "of_this_run": True},
