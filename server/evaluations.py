@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 USUAL_NOISE = 5.0  # adds epsilon 0.10 to 3 at delta 1e-4, and tells the mean of 400 clients to 1.2 points
 # Beyond the rounds of any run: an evaluation's draws are not those of the round before it.
 FIRST_ROW = 1 << 20
+NAME = "evaluation"  # behind the run's name, on ledgers
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,21 @@ class ClientEvaluation:
           name: of the release.
         """
         return Evaluation(name, None, self.metric, self.bound, self.figures)
+
+
+def name_of(run: str) -> str:
+    """Return the name of a run's evaluations on ledgers."""
+    return f"{run} {NAME}"
+
+
+def first_row_of(run: str, name: str) -> int | None:
+    """Return what precedes the numbers of rounds in rows of a run's entries, or its evaluations'; None of another run's.
+
+    Args:
+      run: name of the run.
+      name: of the entries.
+    """
+    return {run: 0, name_of(run): FIRST_ROW}.get(name)
 
 
 def rounds_every(every: int, last: int) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ from .evaluations import (
     ClientEvaluation,
     events_of,
     means_of,
+    name_of,
     noise_of,
     planned_half_width,
 )
@@ -191,7 +192,7 @@ def _terms_of(terms: ClientEvaluation, plan: Plan, population: int, budget: Budg
     rounds = terms.rounds(plan.num_rounds)
     noise = noise_of(terms.noise_multiplier, len(rounds))
     one = replace(plan, sampling=All(), num_rounds=1, noise_multiplier=noise)
-    name = f"{uuid.uuid4().hex} evaluation"
+    name = name_of(uuid.uuid4().hex)
     planned_half_width(terms.asked(name), one, population, terms.resolution, budget.target_delta)
     return EvaluationTerms(terms, one, rounds, name)
 

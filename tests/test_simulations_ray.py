@@ -91,6 +91,7 @@ def model_of(folder: Path, *overrides: str) -> tuple[bytes, dict[str, Any]]:
         "num_rounds=3",
         "faults.dropout=0.1",
         "faults.corrupt=0.1",
+        "evaluate.clients=every:2",
     ]
     outcome = simulate(settings_from_overrides([*common, *overrides]), folder, quiet=True)
     return (folder / "model.safetensors").read_bytes(), outcome.result
@@ -101,8 +102,9 @@ def test_ray_and_the_in_process_engine_train_the_same_model_bit_for_bit(tmp_path
     here, expected = model_of(tmp_path / "here")
     ray, result = model_of(tmp_path / "ray", *TWO)
     assert ray == here
-    for key in ("status", "rounds_completed", "privacy", "metrics", "noise_multiplier"):
+    for key in ("status", "rounds_completed", "privacy", "metrics", "noise_multiplier", "evaluations"):
         assert result[key] == expected[key]
+    assert [each["round"] for each in result["evaluations"]] == [2, 3]
     told, also = (
         (tmp_path / name / "operator.jsonl").read_text().splitlines()[:-1] for name in ("here", "ray")
     )

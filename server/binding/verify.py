@@ -27,6 +27,7 @@ from ...privacy.refusal import Refusal
 from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, RECEIPTS, REPORT, RESULT, SAVED
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
+from ..evaluations import first_row_of
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, Contents, Listed, read_list
 from .manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
 from .receipts import checked_roster, read_receipts, require_opened
@@ -461,13 +462,14 @@ def _epsilon_of_rounds(held: Held) -> str:
 def _after_each_round(
     entries: Sequence[Entry], run: str
 ) -> Iterator[tuple[int, tuple[Counter[str], float | None]]]:
-    """Yield (round, what the model's adversary had seen and the filter's order) as each round of a run settled."""
+    """Yield (round, what the model's adversary had seen and the filter's order) as each round, and its evaluation, settled."""
     book = Book()
     for entry in entries:
         book.apply(entry)
-        if entry.kind in ("reserve", "commit", "void") and run_of(entry) == run:
+        first = first_row_of(run, run_of(entry))
+        if entry.kind in ("reserve", "commit", "void") and first is not None:
             seen = +book.spent.get(Adversary.MODEL, Counter[str]())
-            yield int(json.loads(entry.key)[1]), (seen, book.filter_order)
+            yield int(json.loads(entry.key)[1]) - first, (seen, book.filter_order)
 
 
 def _client_ledgers(held: Held) -> str:

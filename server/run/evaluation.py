@@ -15,7 +15,7 @@ from ...strategies.cohorts import All
 from ...strategies.question_wire import evaluation_content
 from ...strategies.training_order import ORDER_KEY, ClientClaim, TrainingOrder
 from ...strategies.wire import memory_arrays
-from ..evaluations import FIRST_ROW, epsilon_of
+from ..evaluations import FIRST_ROW, epsilon_of, name_of
 from ..participants import Participants
 from ..questions import Charge, put
 from ..round_terms import Answers, Mean, Round
@@ -23,7 +23,6 @@ from ..rounds import State
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation
 from .federation import Federation, Run
 
-NAME = "evaluation"  # behind the run's name
 SHOWN = "clients/"  # before the names of what clients measured, in a round's line
 LOW, HIGH = "/low", "/high"  # behind them, of the interval's ends
 
@@ -44,7 +43,7 @@ def evaluate_at_clients(
     plan = one_evaluation(federation)
     if plan is None or run.ledger is None or state.round not in evaluated_rounds(federation.settings):
         return None
-    asked = evaluation_of(federation, f"{run.name} {NAME}")
+    asked = evaluation_of(federation, name_of(run.name))
     record = {
         "round": state.round,
         "epsilon": epsilon_of(plan, run.ledger.budget.target_delta),
