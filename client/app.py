@@ -50,7 +50,7 @@ from ..tasks import load_task
 from ..tasks.arrays import load_arrays, memory_of, read_arrays
 from ..tasks.columns import columns_of
 from ..tasks.data import Data, Examples, data_of, fingerprint, leaves, placeholder
-from ..tasks.hardware import device_of, on_cpu, placed, precision
+from ..tasks.hardware import check_made_here, device_of, on_cpu, placed, precision
 from ..tasks.held_back import held_back_of
 from ..tasks.independence import check_independence
 from ..tasks.memory import keep_freed
@@ -106,7 +106,9 @@ class Workbench:
     def model(self) -> nn.Module:
         """Model, the only one of this process."""
         keep_freed()
-        return with_fast_kernels(self.task.model()).to(self.device)
+        made = self.task.model()
+        check_made_here(made)
+        return with_fast_kernels(made).to(self.device)
 
     @cached_property
     def forget(self) -> Callable[[], None]:

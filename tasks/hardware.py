@@ -49,6 +49,21 @@ def check_device(name: str, field: str = "engine.device") -> None:
         raise Refusal(field, name, "torch sees no Apple GPU here; use cpu")
 
 
+def check_made_here(model: nn.Module) -> None:
+    """Refuse a model that a task makes on another device than the processor, or without values.
+
+    Args:
+      model: as the task returned it.
+
+    Raises:
+      Refusal: names the first parameter or buffer that is elsewhere.
+    """
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            remedy = "a task makes its model on the processor; engine.device moves it"
+            raise Refusal("model", f"{name} on {value.device}", remedy)
+
+
 def units(name: str) -> int:
     """Return how many cores or GPUs this process may train on at once; no GPU is touched.
 

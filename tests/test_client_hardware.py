@@ -161,6 +161,25 @@ def test_what_is_not_there_is_refused_before_anything_is_written(tmp_path: Path)
         check_device("tpu")
 
 
+class Elsewhere(Made):
+    """A task whose model has no values yet: a library that loads lazily leaves it on torch's meta device."""
+
+    def model(self) -> nn.Module:
+        return super().model().to("meta")
+
+
+@pytest.mark.parametrize("privacy", ["client_central", "record"])
+def test_a_model_that_is_made_elsewhere_is_refused_before_anything_is_written(
+    privacy: str, tmp_path: Path
+) -> None:
+    said = "model='.*weight on meta': a task makes its model on the processor"
+    with pytest.raises(Refusal, match=said):
+        fv.simulate(Elsewhere(), privacy=privacy, folder=tmp_path / "run", num_rounds=1, quiet=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(Refusal, match=said):  # as a device's agent does, when it starts
+        _ = Workbench(settings_with("sgd"), Elsewhere()).model
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

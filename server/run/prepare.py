@@ -20,6 +20,7 @@ from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW, Mode
 from ...tasks.data import Data, check_data, check_taken, data_of, held_out_of, placeholder, run_on
+from ...tasks.hardware import check_made_here
 from ...tasks.independence import batches_of_all, check_independence
 from ...tasks.persons import check_persons
 from ...tasks.protocol import check_trainable, own_training
@@ -153,6 +154,7 @@ def claim_records(federation: Federation) -> None:
 def _check_every(federation: Federation, canaries: bool) -> None:
     """Refuse data of which no batch can be made, where they can be looked at: held-out ones and simulated clients'."""
     task, held_out = federation.task, held_out_of(federation.task)
+    check_made_here(task.model())
     if not len(held_out):
         raise Refusal("held_out", 0, "there are no examples; give at least one")
     check_data(held_out, "held-out data")
