@@ -1166,6 +1166,11 @@ class FederationSettings(Group):
                 "evaluate.clients",
                 "needs noise that is fixed in advance; use privacy.noise_schedule=fixed, or none",
             )
+        if self.tuned is not None and self.evaluate.clients != "final":
+            yield (
+                "evaluate.clients",
+                "arms have models of their own, and which stays is not known yet; use final",
+            )
 
     def _rules_of_compression(self, asked: CompressionSettings) -> Iterator[tuple[str, str]]:
         """Refuse what needs the same coordinates in every round, norms of whole gradients, or another grid."""

@@ -233,6 +233,19 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
         run_simulation(parts, tmp_path, quiet=True)
 
 
+def test_the_model_of_the_best_arm_is_evaluated(tmp_path: Path) -> None:
+    tuned = ("tune=learning_rate", "tune.values=[0.1,0.5]", "tune.rounds=1")
+    with pytest.raises(Refusal, match="use final"):
+        federation(*tuned, "evaluate.clients=every:2")
+    result = ran(tmp_path, "evaluate.clients=final", *FREE, *tuned)
+    (record,) = result["evaluations"]
+    said = [
+        each for each in truth(federation("evaluate.clients=final"), model_of(tmp_path)) if each is not None
+    ]
+    assert record["round"] == 5 and means(record)["clients"] == pytest.approx(CLIENTS - 1, abs=0.5)
+    assert means(record)["accuracy"] == pytest.approx(np.mean([each.metric for each in said]), abs=0.01)
+
+
 def test_evaluated_rounds_end_with_the_last() -> None:
     every = federation("evaluate.clients=every:3", "num_rounds=7").settings
     assert evaluated_rounds(every) == (3, 6, 7)

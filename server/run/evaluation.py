@@ -62,6 +62,7 @@ def evaluate_at_clients(
         answers=answers,
         canaries=0 if participants.add_canaries else participants.canaries,
         add_canaries=None,
+        arm=None,
     )
     content = evaluation_content(asked, memory_arrays(state.model), _order(federation, asked, plan))
     done, mean = put(everybody, charge, content, federation.masking, timeout)

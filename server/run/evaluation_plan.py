@@ -73,7 +73,7 @@ def evaluation_events(federation: Federation, num_rounds: int | None = None) -> 
       num_rounds: still to come; None stands for all.
     """
     plan, settings = one_evaluation(federation), federation.settings
-    done = 0 if num_rounds is None else settings.num_rounds - num_rounds
+    done = 0 if num_rounds is None else settings.steps - num_rounds
     many = sum(each > done for each in evaluated_rounds(settings))
     return [] if plan is None else events_of(plan, many)
 
