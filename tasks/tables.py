@@ -115,14 +115,27 @@ class Tables:
     def columns(self, client: int) -> dict[str, NDArray[Any]]:
         """Return a client's columns as its table has them, with missing values, for questions.
 
-        Raises:
-          Refusal: rows were dealt anew, so that no client has a table.
+        Of rows that were dealt anew only the model's inputs are there, in which a missing number is none any more: of these
+        the words, the groups and the label are columns.
         """
-        if not self.paths:
-            raise Refusal(
-                "partition", "dealt", "deals the rows of tables, and questions are of a client's own"
-            )
-        return read_columns(self.paths[client], self.schema)
+        if self.paths:
+            return read_columns(self.paths[client], self.schema)
+        data, start = self.client_data(client), 0
+        found: dict[str, NDArray[Any]] = {self.schema.target.name: self._label_of(data)}
+        for name, codes in (data.groups or {}).items():
+            found[name] = worded(self.schema.group(name).words, codes.numpy())
+        for column in self.schema.inputs:
+            if column.categories:
+                part = data.inputs[:, start : start + column.width].numpy()
+                found[column.name] = worded(column.words, np.where(part.any(1), part.argmax(1), -1))
+            start += column.width
+        return found
+
+    def _label_of(self, data: Examples) -> NDArray[Any]:
+        if self.classes:
+            return worded(self.schema.target.words, data.targets.numpy())
+        middle, half = self.schema.unit
+        return middle + half * data.targets.numpy().astype(np.float64)
 
     @property
     def held_out_public(self) -> bool:
@@ -140,6 +153,11 @@ class Tables:
     def decode(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return predictions by column name: the likeliest word and its probability, or a number."""
         return told_by_schema(self.schema, outputs.detach().numpy())
+
+
+def worded(words: Sequence[str], codes: NDArray[Any]) -> NDArray[Any]:
+    """Return the word of each code, empty for -1."""
+    return np.array([*words, ""], dtype=np.str_)[codes]
 
 
 def additive(task: object) -> Schema | None:

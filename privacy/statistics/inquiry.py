@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -242,6 +243,7 @@ def clipped_name(question: Question) -> str:
 # --- from YAML or JSON --------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=16)  # a simulation's clients all read the same one
 def from_json(text: str) -> Inquiry:
     """Return the inquiry that travelled.
 
