@@ -375,16 +375,17 @@ def ask(
     from .privacy.statistics.inquiry import read_inquiry
     from .server.run.ask import PRIVACY_OF_QUESTIONS, Spend
     from .server.run.build import build
-    from .simulations.ask import ask_here
+    from .simulations.ask import ask_here, named_model
 
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
     given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier}
     plain |= {key: value for key, value in given.items() if value is not None}
     cost = {key: plain.pop(key, None) for key in COSTS}
+    run = named_model(plain)
     inquiry = read_inquiry(plain)
     hides = {"privacy": privacy or PRIVACY_OF_QUESTIONS[inquiry.unit], "cohort": cohort}
     settings, objects = _settings(task, None, {**hides, **keys}, allow_modules, args=args)
-    return ask_here(build(settings, given=objects), inquiry, Spend(**cost), Path(folder))
+    return ask_here(build(settings, given=objects), inquiry, Spend(**cost), Path(folder), run)
 
 
 def _free(folder: Path) -> Path:

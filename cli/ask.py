@@ -47,12 +47,13 @@ def ask(
     from ..server.run.ask import PRIVACY_OF_QUESTIONS
 
     cost = {key: plain.pop(key, None) for key in COSTS}
+    run = _run_of(plain, places[1])
     inquiry = read_inquiry(plain)
     groups = {each.partition("=")[0] for each in overrides}
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[inquiry.unit]}")
     overrides = [*(each for each in defaults if each.partition("=")[0] not in groups), *overrides]
     try:
-        record = _asked(inquiry, cost, overrides, *places)
+        record = _asked((inquiry, run), cost, overrides, *places)
     except BudgetExhausted as spent:
         print(spent, file=sys.stderr)
         return EXHAUSTED
@@ -60,11 +61,28 @@ def ask(
     return 0 if record["released"] else UNANSWERED
 
 
+def _run_of(plain: dict[str, Any], server: Path | None) -> Path | None:
+    """Return the run whose model is asked about; None where the question names none."""
+    if plain.get("model") is None:
+        return None
+    if server is not None:
+        remedy = "is asked about on one machine; devices have no columns of a model, and `evaluate.clients` asks them"
+        raise Refusal("model", plain["model"], remedy)
+    from ..simulations.ask import named_model
+
+    return named_model(plain)
+
+
 def _asked(
-    inquiry: Inquiry, cost: dict[str, Any], overrides: list[str], into: Path | None, server: Path | None
+    asked: tuple[Inquiry, Path | None],
+    cost: dict[str, Any],
+    overrides: list[str],
+    into: Path | None,
+    server: Path | None,
 ) -> dict[str, Any]:
     from ..server.run.ask import Spend
 
+    inquiry, run = asked
     spend = Spend(**cost)
     if server is not None:
         if into is not None:
@@ -76,7 +94,7 @@ def _asked(
     from ..server.run.build import build
     from ..simulations.ask import ask_here
 
-    return ask_here(build(settings_from_overrides(overrides)), inquiry, spend, into or DEFAULT_FOLDER)
+    return ask_here(build(settings_from_overrides(overrides)), inquiry, spend, into or DEFAULT_FOLDER, run)
 
 
 def _of_file(path: Path, columns: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def commands_of(page: Path) -> list[str]:
 
 
 def test_the_evidence_is_there() -> None:
-    names = {"accuracy", "audits", "benchmarks", "reliability", "security"}
+    names = {"accuracy", "audits", "benchmarks", "questions", "reliability", "security"}
     assert {page.stem for page in EVIDENCE.glob("*.md")} == names
     assert all(commands_of(EVIDENCE / f"{name}.md") for name in names - {"audits", "security"})
 

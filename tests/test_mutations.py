@@ -359,6 +359,20 @@ MUTATIONS = {
         "test_server_protect.py",
         "kept_with_them_in",
     ),
+    "columns are read in another order where they arrive": Mutation(
+        "privacy/statistics/inquiry.py",
+        '_group("question", _sorted(plain), INQUIRY_KEYS)',
+        '_group("question", plain, INQUIRY_KEYS)',
+        "test_privacy_statistics.py",
+        "one_order_on_both_sides",
+    ),
+    "an answer about one model is one about another": Mutation(
+        "simulations/ask.py",
+        'plain["model"] = hashlib.sha256((run / MODEL).read_bytes()).hexdigest()',
+        'plain["model"] = hashlib.sha256(b"").hexdigest()',
+        "test_tasks_model_columns.py",
+        "another_model_is_another",
+    ),
     "what noise alone may have made is followed": Mutation(
         "privacy/statistics/prefixes.py",
         "sigma * math.sqrt(2 * math.log(2 * cells / self.beta))",

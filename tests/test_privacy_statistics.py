@@ -180,6 +180,15 @@ def test_an_inquiry_travels_as_it_was_read() -> None:
     assert math.fsum(each.share for each in again.segments) == pytest.approx(1)
 
 
+def test_columns_are_read_in_one_order_on_both_sides_whatever_order_they_were_given_in() -> None:
+    asked = inquiry({"kind": "correlation", "of": {"weight": [40, 140], "age": [20, 100]}})
+    again = from_json(asked.text)
+    assert again == asked and [each.name for each in again.questions[0].statistic.of] == ["age", "weight"]
+    figure = figures(again, 0.0, sums=summed(asked))["correlation age, weight", "age, weight"]
+    other = figures(inquiry(ASK[-1]), 0.0)["together", "age, weight"]
+    assert figure.value == pytest.approx(other.value)
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [

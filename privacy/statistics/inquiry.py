@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,7 @@ from .figure import NORMAL_95, Figure
 from .kinds import (
     ColumnCorrelation,
     ColumnMean,
+    ColumnMeans,
     Count,
     Histogram,
     Quantiles,
@@ -45,7 +47,11 @@ CLIPPED_SHARE = (
 MOST_QUESTIONS = 32
 MOST_BYTES = 1 << 16  # of an inquiry that travels
 MOST_NAME = 64
-INQUIRY_KEYS = ("name", "purpose", "why", "unit", "records", "ask")
+INQUIRY_KEYS = ("name", "purpose", "why", "unit", "model", "records", "ask")
+ATTRIBUTION = (
+    "attribution "  # before a column's name: how much it adds to what a model says, or takes from it
+)
+DIGEST = re.compile("[0-9a-f]{64}")
 UNITS = (Unit.CLIENT, Unit.RECORD)
 COMMON = ("name", "kind", "resolution", "at_least")
 
@@ -79,6 +85,7 @@ class Inquiry:
       questions: at least one.
       text: what it was read from, in canonical JSON, as it travels.
       unit: that is hidden: a client, or a record.
+      model: SHA-256 of the released model whose columns are asked about, in hexadecimal; None for the clients' own.
     """
 
     name: str
@@ -88,6 +95,7 @@ class Inquiry:
     questions: tuple[Question, ...]
     text: str
     unit: Unit = Unit.CLIENT
+    model: str | None = None
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -267,7 +275,7 @@ def read_inquiry(plain: object) -> Inquiry:
     Raises:
       Refusal: naming the key.
     """
-    found = _group("question", plain, INQUIRY_KEYS)
+    found = _group("question", _sorted(plain), INQUIRY_KEYS)
     asked = found.get("ask")
     if not isinstance(asked, list) or not 1 <= len(cast(list[Any], asked)) <= MOST_QUESTIONS:
         raise Refusal("ask", asked, f"give 1 to {MOST_QUESTIONS} questions as a list")
@@ -285,8 +293,14 @@ def read_inquiry(plain: object) -> Inquiry:
     unit = word(Unit, "unit", found.get("unit", Unit.CLIENT))
     if unit not in UNITS:
         raise Refusal("unit", str(unit), f"choose one of {', '.join(UNITS)}")
+    model = found.get("model")
+    if model is None and any(isinstance(each.statistic, ColumnMeans) for each in questions):
+        raise Refusal("model", None, "attributions are of a model: name the folder of its run")
+    if model is not None and not DIGEST.fullmatch(str(model)):
+        raise Refusal("model", model, "give the SHA-256 of a model's file")
     text = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return Inquiry(_name("name", found.get("name")), purpose, why, records, questions, text, unit)
+    name = _name("name", found.get("name"))
+    return Inquiry(name, purpose, why, records, questions, text, unit, model)
 
 
 def _question(plain: object) -> Question:
@@ -361,6 +375,20 @@ def _quantiles(found: Mapping[str, Any]) -> Quantiles:
     return Quantiles(_numbers(found), tuple(real("quantiles", each) for each in wanted), branches)
 
 
+def _attributions(found: Mapping[str, Any]) -> ColumnMeans:
+    columns = found.get("of")
+    if not isinstance(columns, dict) or not columns:
+        raise Refusal(
+            "of", columns, "give a group: each column with the largest attribution, as in {age: 2.0}"
+        )
+    most = {
+        str(name): _positive(f"of.{name}", value) for name, value in cast(dict[Any, Any], columns).items()
+    }
+    return ColumnMeans(
+        tuple(Numbers(f"{ATTRIBUTION}{_name('of', each)}", 0.0, high) for each, high in most.items())
+    )
+
+
 def _top(found: Mapping[str, Any]) -> Prefixes:
     alphabet = found.get("alphabet")
     if not isinstance(alphabet, str | list):
@@ -387,9 +415,24 @@ KINDS: dict[str, tuple[tuple[str, ...], Make]] = {
         lambda found: Histogram((_bins(found), _bins(found, "by"))),
     ),
     "correlation": (("of",), lambda found: ColumnCorrelation(_columns(found))),
+    "attributions": (("of",), lambda found: _attributions(found)),
     "top": (("of", "alphabet", "longest", "most", "beta", "prefixes"), lambda found: _top(found)),
     "fairness": (FAIRNESS_KEYS, lambda found: _fairness(found)),
 }
+
+
+def _sorted(plain: object) -> object:
+    """Return a value with the keys of its groups in order: as it travels, so that both sides read columns in one order."""
+    if isinstance(plain, Mapping):
+        pairs = sorted(((str(key), value) for key, value in cast(Mapping[Any, Any], plain).items()), key=_key)
+        return {key: _sorted(value) for key, value in pairs}
+    if isinstance(plain, list):
+        return [_sorted(each) for each in cast(list[Any], plain)]
+    return plain
+
+
+def _key(pair: tuple[str, object]) -> str:
+    return pair[0]
 
 
 def _group(where: str, plain: object, keys: Sequence[str]) -> dict[str, Any]:

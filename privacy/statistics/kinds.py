@@ -153,6 +153,38 @@ class ColumnMean:
 
 
 @dataclass(frozen=True)
+class ColumnMeans:
+    """Means of several columns over the rows that have all of them: rows, and a sum for each column in [-1, 1]."""
+
+    of: tuple[Numbers, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1 + len(self.of),)
+
+    @property
+    def row_norm(self) -> float:
+        return math.sqrt(1 + len(self.of))
+
+    def count(self, table: Table) -> Counted:
+        read = [each.read(table) for each in self.of]
+        values = np.stack([value for value, _ in read])
+        here = values[:, ~np.isnan(values).any(0)]
+        return np.array([here.shape[1], *here.sum(1)]), _share(np.logical_or.reduce([out for _, out in read]))
+
+    def answer(self, cells: Cells, sigma: float) -> list[Figure]:
+        told = [count_of("rows", cells[0], sigma)]
+        for each, total in zip(self.of, cells[1:], strict=True):
+            mean = ratio_of(each.name, total, cells[0], sigma, (-1, 1))
+            told.append(scaled(mean, each.middle, each.half))
+        return told
+
+    def planned(self, sigma: float, rows: float) -> float:
+        """Of the column with the widest bounds."""
+        return max(ColumnMean(each).planned(sigma, rows) for each in self.of)
+
+
+@dataclass(frozen=True)
 class Variance:
     """Mean, variance and standard deviation of a column: rows, their sum, and their squares less a half."""
 

@@ -143,6 +143,8 @@ BEYOND: dict[str, str] = {
     "an evaluation coarser than its resolution is asked": EVALUATED,
     "a device evaluates on what it was told to train on": EVALUATED,
     "a protected app's evaluation is not in its plan": EVALUATED,
+    "columns are read in another order where they arrive": ASKED,
+    "an answer about one model is one about another": ASKED,
     "a segment is not clipped": ASKED,
     "a question is asked before it is charged": ASKED,
     "a question wider than its resolution is asked": ASKED,

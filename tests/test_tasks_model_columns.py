@@ -1,0 +1,159 @@
+"""Columns of a released model: what it says of a client's rows, and captum's attributions, asked and charged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fedveil as fv
+from fedveil.privacy.refusal import Refusal
+from fedveil.privacy.statistics.inquiry import read_inquiry
+from fedveil.tasks import load_task
+from fedveil.tasks.model_columns import WithModel, model_columns
+
+HIDE_LITTLE = {
+    "noise_multiplier": 0.02,
+    "privacy": fv.RecordDistributed(target_epsilon=1e5, target_delta=1e-3),
+}
+
+
+@pytest.fixture(scope="module")
+def shops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, draw = tmp_path_factory.mktemp("shops"), np.random.default_rng(2)
+    for number in range(4):
+        lines = ["size,kind,sex,paid"]
+        for size, kind, sex in zip(
+            draw.uniform(0, 1, 50), draw.choice(["a", "b"], 50), draw.choice(["f", "m"], 50), strict=True
+        ):
+            likely = size + 0.3 * (kind == "b") + 0.2 * draw.normal()
+            lines.append(f"{size:.3f},{kind},{sex},{'yes' if likely > 0.6 else 'no'}")
+        (folder / f"{number}.csv").write_text("\n".join(lines) + "\n")
+    (folder / "schema.yaml").write_text(
+        "label: paid\ncolumns:\n  size: {low: 0, high: 1}\n  kind: {categories: [a, b]}\n"
+        "  paid: {categories: ['no', 'yes']}\ngroups:\n  sex: {categories: [f, m]}\n"
+    )
+    return folder
+
+
+def options(shops: Path) -> dict[str, Any]:
+    return {"folder": str(shops), "simulated": True, "groups": ["sex"]}
+
+
+@pytest.fixture(scope="module")
+def run(shops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    told = fv.simulate(
+        {"name": "csv", **options(shops)},
+        privacy="none",
+        cohort="all",
+        num_rounds=4,
+        folder=folder,
+        quiet=True,
+    )
+    assert told.status == "completed"
+    return folder
+
+
+def asked(run: Path, *ask: dict[str, Any], name: str = "q") -> dict[str, Any]:
+    return {"name": name, "unit": "record", "model": str(run), "records": 60, "ask": list(ask)}
+
+
+def pooled(shops: Path, run: Path) -> dict[str, np.ndarray]:
+    from fedveil.server.run.released import model_of
+
+    task = load_task("csv", options(shops))
+    known = WithModel(task, model_of(run, task), attributed=True)
+    tables = [known.columns(client) for client in range(4)]
+    return {name: np.concatenate([each[name] for each in tables]) for name in tables[0]}
+
+
+def test_the_models_columns_are_of_every_row_of_a_table(shops: Path, run: Path) -> None:
+    found = pooled(shops, run)
+    assert {len(each) for each in found.values()} == {200}
+    assert set(found) >= {"predicted", "score", "attribution size", "attribution kind", "sex", "paid"}
+    assert set(found["predicted"]) <= {"no", "yes"}
+    np.testing.assert_array_equal(found["predicted"] == "yes", found["score"] > 0.5)
+
+
+def test_attributions_are_captums(shops: Path, run: Path) -> None:
+    attr = pytest.importorskip("captum.attr")
+    from fedveil.server.run.released import model_of
+
+    task = load_task("csv", options(shops))
+    model, inputs = model_of(run, task).double(), task.encode(shops / "0.csv").double()
+    which = model(inputs).argmax(1)
+    parts = attr.IntegratedGradients(model).attribute(inputs, torch.zeros_like(inputs), target=which)
+    own = WithModel(task, model_of(run, task), attributed=True).columns(0)
+    np.testing.assert_allclose(own["attribution size"], parts[:, 0].abs().detach().numpy(), atol=1e-9)
+    np.testing.assert_allclose(own["attribution kind"], parts[:, 1:].sum(1).abs().detach().numpy(), atol=1e-9)
+
+
+def test_asked_attributions_are_means_of_clipped_rows_and_one_entry(
+    shops: Path, run: Path, tmp_path: Path
+) -> None:
+    kind = {"kind": "attributions", "of": {"size": 0.05, "kind": 5.0}}
+    record = fv.ask(asked(run, kind), {"name": "csv", **options(shops)}, folder=tmp_path, **HIDE_LITTLE)
+    told = {each["name"]: each for each in record["answers"][0]["figures"]}
+    truth = pooled(shops, run)
+    assert told["attribution size"]["value"] == pytest.approx(
+        np.clip(truth["attribution size"], 0, 0.05).mean(), abs=1e-3
+    )
+    assert told["attribution kind"]["value"] == pytest.approx(truth["attribution kind"].mean(), abs=5e-3)
+    clipped = (truth["attribution size"] > 0.05).mean()
+    assert record["answers"][0]["clipped"]["value"] == pytest.approx(clipped, abs=0.01)
+    assert len(record["question"]["model"]) == 64
+
+
+def test_fairness_is_of_what_the_model_says(shops: Path, run: Path, tmp_path: Path) -> None:
+    kind = {
+        "kind": "fairness", "criterion": "equal_opportunity", "of": "sex", "categories": ["f", "m"], "label": "paid",
+        "label_categories": ["no", "yes"], "said": "predicted", "said_categories": ["no", "yes"],
+    }  # fmt: skip
+    record = fv.ask(asked(run, kind), {"name": "csv", **options(shops)}, folder=tmp_path, **HIDE_LITTLE)
+    rows = pooled(shops, run)
+    for figure, word in zip(record["answers"][0]["figures"], "fm", strict=False):
+        here = (rows["sex"] == word) & (rows["paid"] == "yes")
+        assert figure["value"] == pytest.approx((rows["predicted"][here] == "yes").mean(), abs=0.01)
+
+
+def test_another_model_is_another_question(shops: Path, run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    task = {"name": "csv", **options(shops)}
+    fv.simulate(task, privacy="none", cohort="all", num_rounds=1, folder=other, quiet=True)
+    count = {"kind": "histogram", "of": "predicted", "categories": ["no", "yes"]}
+    fv.ask(asked(run, count), task, folder=tmp_path / "q", **HIDE_LITTLE)
+    with pytest.raises(Refusal, match="take a new name"):
+        fv.ask(asked(other, count), task, folder=tmp_path / "q", **HIDE_LITTLE)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"model": "nowhere"}, "model"),
+        ({"model": None, "ask": [{"kind": "attributions", "of": {"size": 1.0}}]}, "model"),
+        ({"ask": [{"kind": "attributions", "of": {"size": -1.0}}]}, "of.size"),
+        ({"ask": [{"kind": "attributions", "of": "size"}]}, "of"),
+    ],
+)
+def test_a_mistake_is_refused_by_name(
+    shops: Path, run: Path, tmp_path: Path, change: Any, field: str
+) -> None:
+    with pytest.raises(Refusal) as refused:
+        fv.ask(
+            {**asked(run), **change}, {"name": "csv", **options(shops)}, folder=tmp_path / "q", epsilon=1.0
+        )
+    assert refused.value.field == field and not (tmp_path / "q").exists()
+
+
+def test_a_model_of_one_output_says_a_number() -> None:
+    found = model_columns(torch.nn.Linear(2, 1), torch.zeros(3, 2), ())
+    assert set(found) == {"predicted"} and found["predicted"].shape == (3,)
+
+
+def test_only_a_hash_names_a_model_that_travels() -> None:
+    with pytest.raises(Refusal, match="SHA-256"):
+        read_inquiry({"name": "q", "model": "runs/first", "records": 5, "ask": [{"kind": "count"}]})
