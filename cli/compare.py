@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from ..privacy.refusal import Refusal
+from ..reports.shown import shown
 from ..tasks.group_figures import GROUPS
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Row:
         reason: sentence of result.json.
         metrics: of the last evaluation.
         epsilon: by unit, against whoever gets the model; infinity where nothing is promised.
+        bytes: down to all clients and up from them; None where that may not be told, or was not counted.
     """
 
     run: str
@@ -44,6 +46,7 @@ class Row:
     reason: str
     metrics: Mapping[str, float]
     epsilon: Mapping[str, float]
+    bytes: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,12 @@ def _row(run: str, overrides: Mapping[str, str], result: Mapping[str, Any]) -> R
             if isinstance(value, int | float)
         },
         {each["unit"]: float(each["epsilon"]) for each in privacy},
+        _bytes(result.get("bytes")),
     )
+
+
+def _bytes(told: Mapping[str, Any] | None) -> dict[str, int] | None:
+    return None if told is None else {way: sum(told[way].values()) for way in ("down", "up")}
 
 
 def _job(folder: Path) -> dict[str, Any]:
@@ -225,17 +233,18 @@ def _interval(values: Sequence[float]) -> MeanInterval:
 
 def table_of(rows: Sequence[Row]) -> str:
     """Return the rows as a table for a terminal, and a second one over seeds where there are several."""
-    names = _names(rows)
+    names, counted = _names(rows), any(row.bytes for row in rows)
     lines = [
         (
             _label(row, row.seed),
             row.status,
             *(_number(row.metrics.get(n)) for n in names),
             _epsilons(row.epsilon),
+            *(_carried(row.bytes) if counted else ()),
         )
         for row in rows
     ]
-    told = _aligned([("job", "status", *names, "epsilon"), *lines])
+    told = _aligned([("job", "status", *names, "epsilon", *(("down", "up") if counted else ())), *lines])
     if by_group := _by_group(over_seeds(rows)):
         told += "\n\n" + by_group
     groups = [each for each in over_seeds(rows) if each.runs > 1]
@@ -316,6 +325,13 @@ def _spread(found: MeanInterval | None) -> str:
 
 def _epsilons(epsilon: Mapping[str, float]) -> str:
     return ", ".join(f"{unit} {value:.3g}" for unit, value in epsilon.items()) or "-"
+
+
+def _carried(sizes: Mapping[str, int] | None) -> tuple[str, str]:
+    """Return the bytes down and up in words."""
+    if sizes is None:
+        return "-", "-"
+    return shown(sizes["down"], "bytes"), shown(sizes["up"], "bytes")
 
 
 def _plain(rows: Sequence[Row]) -> dict[str, Any]:

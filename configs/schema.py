@@ -947,6 +947,35 @@ class BudgetSettings(Group):
     """Runs like this one on the same data that the budget shall last for; each is planned as one of them."""
 
 
+class CostSettings(Group):
+    """Prices and powers of a report's estimates; what is null is not computed. `assessment.yaml` goes before them."""
+
+    watts_of_core: NotNegative | None = None
+    """Of one busy core of the server's machine; null: 4, as CodeCarbon has it, where no counter can be read."""
+    grams_co2_of_kwh: NotNegative | None = None
+    """Of its electricity, a kilowatt hour."""
+    price_of_kwh: NotNegative | None = None
+    """In `currency`."""
+    price_of_gigabyte: NotNegative | None = None
+    """That is sent or received, in `currency`."""
+    joules_of_gigabyte: NotNegative | None = None
+    """Of the network."""
+    currency: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^[A-Z]{3}$", json_schema_extra=remedy("must be a code of three letters such as EUR")
+            ),
+        ]
+        | None
+    ) = None
+    """Three letters, as in EUR."""
+    examples_of_client: Records | None = None
+    """Public bound on the examples of one client, by which the report bounds its work in a round."""
+    flops_of_client: Positive | None = None
+    """Floating-point operations that a client's processor does in a second of its CPU."""
+
+
 class EvaluateSettings(Group):
     """Evaluation of the model at the clients, each on records that it holds out of its training."""
 
@@ -1034,6 +1063,7 @@ class FederationSettings(Group):
     ledger: LedgerSettings = LedgerSettings()
     budget: BudgetSettings = BudgetSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    cost: CostSettings = CostSettings()
     accept_vacuous: bool = False
     """Train on real data although the plan calls the promise vacuous, or most cohorts would be empty."""
     purpose: Text | None = None

@@ -75,6 +75,9 @@ def _values(report: Fields) -> Iterator[tuple[tuple[str, str], str]]:
         if each["value"] is not None:
             size = shown(each["value"], "plain" if each.get("unit") else "bytes")
             yield ("cost", each["what"]), f"{size} {each['unit']}".strip()
+    for each in report["cost"]["traffic"]["purposes"]:
+        both = f"{shown(each['down'], 'bytes')} down, {shown(each['up'], 'bytes')} up"
+        yield ("cost", f"bytes, {each['purpose']}"), both
     yield ("how", "noise over sensitivity"), shown(report["noise_multiplier"])
     yield ("how", "seed that was used"), shown(report["seed"])
     for each in report["config"]:

@@ -1,39 +1,58 @@
-"""Cost of a run: bytes, as the shapes of its messages give them, and counts that everybody may know.
+"""Cost of a run: bytes, CPU, energy, carbon and money, each with its source, and counts that everybody may know.
 
-With a trusted server, seconds and counted bytes would tell who took part, so that neither is public. What stands here is
-computed from public numbers, and is called an estimate.
+With a trusted server, seconds and counted bytes would tell who took part, so that neither is public. What is computed from
+public numbers is called an estimate, and what nobody has set a price for is not computed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from ..privacy.mechanisms.compression import CompressionPlan
-from ..privacy.mechanisms.packing import width_of
-from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
 from .files import ASSESSMENT
-from .forms import CARBON, GIGABYTE, KWH, WATTS
+from .forms import CARBON, GIGABYTE, KWH, NETWORK, PRICES, WATTS
 from .run_files import RunFiles
+from .traffic import sizes, traffic
 
-COORDINATE = 4  # bytes of a model's value (float32)
-WEIGHED = 64  # bits of a coordinate that is weighed by examples and on no grid (float64)
 FLOPS = 6  # of a training step, for each parameter and example: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
-ESTIMATED = "estimate: values of the model, times planned clients, times rounds"
-ONE_FLOAT = "estimate: one float of 4 bytes for each parameter"
 SIX = "estimate: 6 a parameter"
-DISTRIBUTED = ("client_distributed", "record_distributed")  # modes whose sums are always encrypted
 USUAL_WATTS = (
     4.0  # of a thread of a processor that CodeCarbon 3.3 does not know (core/cpu.py, DEFAULT_POWER_PER_CORE)
 )
 USUAL = "4 W, what CodeCarbon takes for a thread of a processor that it does not know"
 COUNTED = "counted by the processors (RAPL), with all else that ran on the machine"
 JOULES, BYTES = 3600, 10**9  # in a watt hour, in a gigabyte
-MASKED = "not estimated: encrypted sums add keys and shares, which depend on the cohort"
 NOT_YET = "not known before the run has ended"
 NOT_TOLD = "not public: with a trusted server it would tell how many took part"
+CONFIGURATION = "the configuration"
+
+
+@dataclass(frozen=True)
+class Priced:
+    """Prices and powers that somebody has set, by the key of the group `cost`.
+
+    Attributes:
+      values: of those that are set: in the assessment, which may be answered after the run, else in the configuration.
+      sources: where each stands.
+    """
+
+    values: Mapping[str, float]
+    sources: Mapping[str, str]
+
+    def said(self, name: str) -> str:
+        """Return a key in words, with where it stands."""
+        return f"{name} of {self.sources[name]}" if name in self.sources else f"cost.{name}, which is not set"
+
+
+def priced(run: RunFiles) -> Priced:
+    """Return the prices of a run."""
+    configured = {name: run.said("cost", name) for name in PRICES}
+    values = {name: float(value) for name, value in configured.items() if value is not None}
+    sources = dict.fromkeys(values, CONFIGURATION) | dict.fromkeys(run.assessment.prices, ASSESSMENT)
+    return Priced(values | dict(run.assessment.prices), sources)
 
 
 def cost(run: RunFiles) -> dict[str, Any]:
@@ -43,79 +62,85 @@ def cost(run: RunFiles) -> dict[str, Any]:
       run: its files.
     """
     parameters = sum(math.prod(shape) for shape in run.shapes.values()) or run.saved.get("parameters") or 0
-    rounds, invited = len(run.rounds), [row.get("invited") for row in run.rounds]
-    planned = sum(each for each in invited if isinstance(each, int | float))
-    masked = _masked(run)
-    down = COORDINATE * parameters or None
-    up, how = (None, MASKED) if masked or not parameters else _update(run, parameters)
-    sizes = [
-        _figure("model to one client, one round", down, ONE_FLOAT),
-        _figure("update from one client, one round", up, how),
-        _figure("all models down", down and planned and down * planned, ESTIMATED),
-        _figure("all updates up", up and planned and up * planned, MASKED if masked else ESTIMATED),
-    ]
+    found, told = sizes(run, parameters), traffic(run)
+    parts = [each["value"] for each in found[2:4]]
+    if told["purposes"]:
+        parts = [told["purposes"][-1][way] for way in ("down", "up")]
+    gigabytes = None if None in parts else sum(each for each in parts if each is not None) / BYTES
     return {
         "parameters": parameters or None,
-        "bytes": sizes,
-        "work": _work(run, parameters, [each["value"] for each in sizes[2:]]),
-        "rounds": rounds,
+        "bytes": found,
+        "traffic": told,
+        "work": _work(run, parameters, gigabytes),
+        "rounds": len(run.rounds),
         "answers": _answers(run),
         "drops": _drops(run),
     }
 
 
-def _update(run: RunFiles, parameters: int) -> tuple[int, str]:
-    """Return the bytes of an update in the clear, as it is compressed and packed, and how they are estimated."""
-    kind, ratio, cells = (run.said("compress", key) for key in ("name", "ratio", "cells"))
-    sent = parameters
-    if kind is not None and kind != "none":
-        sent = CompressionPlan(kind, float(ratio)).of(parameters).kept
-    hides = run.said("privacy", "name") not in ("none", "record")
-    width = width_of(SumSpec(1.0, cells=cells or cells_for(sent))) if hides else WEIGHED
-    return -(-sent * (width or 32) // 8), f"estimate: {width or 32} bits for each of {sent} coordinates"
-
-
-def _masked(run: RunFiles) -> bool:
-    """Return whether sums are encrypted: as the result says, or for a run that goes on its configuration."""
-    if run.result:
-        return run.result.get("secagg") is not None
-    return run.said("privacy", "name") in DISTRIBUTED or run.said("secagg", "name") == "masked"
-
-
-def _work(run: RunFiles, parameters: int, sent: Sequence[float | None]) -> list[dict[str, Any]]:
+def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[str, Any]]:
     """Return time, energy, carbon and money; what no price is known for is not known."""
-    prices, public = run.assessment.prices, run.result.get("seconds") is not None
+    prices, public = priced(run), run.result.get("seconds") is not None
     cpu = run.result.get("cpu_seconds")
     whose = "the server" if run.deployed else "the server and all simulated clients"
-    energy, which, how = _energy(run)
     unknown = NOT_TOLD if run.result else NOT_YET
     told = (
         "counted by the system" if cpu is not None else "not recorded by this release" if public else unknown
     )
-    gigabytes = None if None in sent else sum(each for each in sent if each is not None) / BYTES
-    parts = [_product(energy, prices.get(KWH), 1 / 1000), _product(gigabytes, prices.get(GIGABYTE), 1.0)]
-    money = None if None in parts else sum(each for each in parts if each is not None)
     return [
         _figure("clock", run.result.get("seconds"), "clock of the process" if public else unknown, "s"),
         _figure(f"CPU of {whose}", cpu, told, "s"),
-        _figure("a client's training, for each example", FLOPS * parameters or None, SIX, "FLOP"),
-        _figure(which, energy, how, "Wh"),
-        _figure(
-            "carbon dioxide of that energy",
-            _product(energy, prices.get(CARBON), 1 / 1000),
-            f"estimate: energy times {CARBON} of {ASSESSMENT}",
-            "g",
-        ),
-        _figure("money", money, f"estimate: energy times {KWH}, and bytes times {GIGABYTE}, of {ASSESSMENT}"),
+        *_of_a_client(run, parameters),
+        *_energies(run, prices, gigabytes),
     ]
 
 
-def _energy(run: RunFiles) -> tuple[float | None, str, str]:
+def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
+    """Return a client's work as public numbers bound it: what it took itself depends on its records."""
+    one = FLOPS * parameters or None
+    found = [_figure("a client's training, for each example", one, SIX, "FLOP")]
+    examples, speed = (run.said("cost", key) for key in ("examples_of_client", "flops_of_client"))
+    if examples is None or one is None:
+        return found
+    passes = run.said("local_epochs") or 1
+    most = one * examples * passes
+    how = f"estimate: times examples_of_client of {CONFIGURATION}, and {passes} local epochs"
+    found.append(_figure("a client's training, one round at most", most, how, "FLOP"))
+    if speed is not None:
+        how = f"estimate: that, over flops_of_client of {CONFIGURATION}"
+        found.append(_figure("CPU of a client, one round at most", most / speed, how, "s"))
+    return found
+
+
+def _energies(run: RunFiles, prices: Priced, gigabytes: float | None) -> list[dict[str, Any]]:
+    """Return energy, the carbon dioxide of it, and money."""
+    energy, which, how = _energy(run, prices)
+    values = prices.values
+    network = _product(gigabytes, values.get(NETWORK), 1 / JOULES)
+    whole = None if energy is None else energy + (network or 0.0)
+    found = [_figure(which, energy, how, "Wh")]
+    if NETWORK in values:
+        how = f"estimate: bytes times {prices.said(NETWORK)}"
+        found.append(_figure("energy of the network for these bytes", network, how, "Wh"))
+    parts = [_product(whole, values.get(KWH), 1 / 1000), _product(gigabytes, values.get(GIGABYTE), 1.0)]
+    money = None if None in parts else sum(each for each in parts if each is not None)
+    carbon = _product(whole, values.get(CARBON), 1 / 1000)
+    both = f"estimate: energy times {prices.said(KWH)}, and bytes times {prices.said(GIGABYTE)}"
+    return [
+        *found,
+        _figure(
+            "carbon dioxide of that energy", carbon, f"estimate: energy times {prices.said(CARBON)}", "g"
+        ),
+        _figure("money", money, both, run.said("cost", "currency") or ""),
+    ]
+
+
+def _energy(run: RunFiles, prices: Priced) -> tuple[float | None, str, str]:
     """Return energy in watt hours, whose it is, and its source: the machine's counters, else CPU seconds times watts."""
-    joules, watts = run.result.get("joules"), run.assessment.prices.get(WATTS)
+    joules, watts = run.result.get("joules"), prices.values.get(WATTS)
     if joules is not None:
         return joules / JOULES, "energy of the machine's processors", COUNTED
-    said = f"{WATTS} of {ASSESSMENT}" if watts is not None else USUAL
+    said = prices.said(WATTS) if watts is not None else USUAL
     estimated = _product(run.result.get("cpu_seconds"), USUAL_WATTS if watts is None else watts, 1 / JOULES)
     return estimated, "energy of that CPU", f"estimate: CPU seconds times {said}"
 

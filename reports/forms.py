@@ -79,17 +79,19 @@ ITEMS = (
     Item("ai_27_1_f", RIGHTS, "(f)", "Measures if risks materialise: governance and complaints"),
 )
 FIELDS = tuple(each.field for each in ITEMS)
-WATTS, CARBON, KWH, GIGABYTE = PRICES = (
+WATTS, CARBON, KWH, GIGABYTE, NETWORK = PRICES = (
     "watts_of_core",
     "grams_co2_of_kwh",
     "price_of_kwh",
     "price_of_gigabyte",
+    "joules_of_gigabyte",
 )
 OF_PRICES = {
     WATTS: "Power of one busy core of the machine, in watts",
     CARBON: "Carbon dioxide of its electricity, in grams for a kilowatt hour",
     KWH: "Price of a kilowatt hour",
     GIGABYTE: "Price of a gigabyte that is sent or received, in the same currency",
+    NETWORK: "Energy of the network for a gigabyte, in joules",
 }
 HEADER = """\
 # What only the organisation knows, for the forms on the page of this run. Answer between the quotes, or with a block

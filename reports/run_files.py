@@ -16,7 +16,7 @@ from typing import Any, cast
 from ..privacy.ledger.book import read_entries
 from ..privacy.ledger.hash_chain import Entry
 from ..privacy.refusal import Refusal
-from .files import AUDIT_TERMS, CONFIG, MANIFEST, METRICS, MODEL, RESULT, SAVED
+from .files import AUDIT_TERMS, CONFIG, FAREWELL, MANIFEST, METRICS, MODEL, RESULT, SAVED
 
 LEDGER, CLIENT_LEDGERS = "ledger", "client_ledgers"
 QUESTIONS = "questions"  # folder of answers in a server's, beside its runs
@@ -65,6 +65,7 @@ class RunFiles:
       changed: files of `READ` that are not the ones of that manifest.
       assessment: what the organisation has answered.
       questions: folder of the answers that clients gave to questions; None where nobody names one.
+      farewell: bytes that went after the run was closed; empty where nobody counted them.
     """
 
     folder: Path
@@ -82,6 +83,7 @@ class RunFiles:
     changed: Sequence[str]
     assessment: Assessment
     questions: Path | None = None
+    farewell: Fields = field(default_factory=dict[str, Any])
 
     @property
     def name(self) -> str | None:
@@ -134,6 +136,7 @@ def read_run(folder: Path, assessment: Assessment | None = None, questions: Path
         _changed(folder),
         assessment or Assessment(),
         questions or (folder.parent.parent / QUESTIONS if "link" in config else None),
+        _json(folder / FAREWELL),
     )
 
 

@@ -346,6 +346,67 @@ def test_energy_carbon_and_money_come_from_prices(kept: Path, tmp_path: Path) ->
     assert unpriced["carbon dioxide"]["value"] is None and unpriced["money"]["value"] is None
 
 
+def counted(kept: Path) -> None:
+    """Make the run one whose bytes were counted and may be told: half of them training, as much up as down."""
+    rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+    each = {"training": 500_000_000, "control": 500_000_000}
+    for row in rows:
+        row |= {"bytes": {"down": each, "up": each}, "message_bytes": {"down": 2700, "up": 1500}}
+    (kept / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = {name: size * len(rows) for name, size in each.items()}
+    told = {"source": "counted by the link", "down": whole, "up": whole}
+    edited(kept, "result.json", lambda fields: fields.update(bytes=told, seconds=900.0, cpu_seconds=720.0))
+    (kept / "farewell.json").write_text(json.dumps({"down": {"training": 1_000_000}, "up": {"control": 10}}))
+
+
+def test_bytes_that_a_link_counted_stand_by_purpose_and_are_priced(kept: Path) -> None:
+    counted(kept)
+    run = read_run(kept)
+    prices = {
+        "watts_of_core": 5.0,
+        "price_of_kwh": 0.3,
+        "price_of_gigabyte": 2.0,
+        "joules_of_gigabyte": 3600.0,
+        "grams_co2_of_kwh": 400.0,
+        "currency": "EUR",
+        "examples_of_client": 100,
+        "flops_of_client": 39_000.0,
+    }
+    run = replace(run, config={**run.config, "cost": prices})
+    report = validated(json.loads(to_json(report_of(run))))
+    assert differences(page_of(report), report) == []
+    traffic, rounds = report["cost"]["traffic"], len(run.rounds)
+    by_purpose = {each["purpose"]: each for each in traffic["purposes"]}
+    assert traffic["source"] == "counted by the link" and list(by_purpose) == ["training", "control", "all"]
+    assert by_purpose["all"]["down"] == rounds * 10**9 + 1_000_000
+    assert by_purpose["all"]["up_round"] == pytest.approx(by_purpose["all"]["up"] / rounds)
+    sizes = {each["what"]: each["value"] for each in report["cost"]["bytes"]}
+    assert (sizes["model to one client, one round"], sizes["update from one client, one round"]) == (
+        2700,
+        1500,
+    )
+    work = {each["what"]: each for each in report["cost"]["work"]}
+    gigabytes = (by_purpose["all"]["down"] + by_purpose["all"]["up"]) / 1e9
+    network = work["energy of the network for these bytes"]["value"]
+    assert network == pytest.approx(gigabytes)  # 3600 J a gigabyte are 1 Wh
+    assert work["carbon dioxide of that energy"]["value"] == pytest.approx(0.4 * (1 + network))
+    assert work["money"]["value"] == pytest.approx(0.0003 * (1 + network) + 2 * gigabytes)
+    assert work["money"]["unit"] == "EUR" and "of the configuration" in work["money"]["source"]
+    assert work["CPU of a client, one round at most"]["value"] == pytest.approx(
+        3900 * 100 * 5 / 39_000
+    )  # 5 epochs
+
+
+def test_an_assessment_goes_before_the_configuration_and_what_is_not_set_is_said(kept: Path) -> None:
+    counted(kept)
+    run = read_run(kept, Assessment(prices={"watts_of_core": 10.0}))
+    run = replace(run, config={**run.config, "cost": {"watts_of_core": 5.0, "price_of_kwh": None}})
+    work = {each["what"]: each for each in report_of(run)["cost"]["work"]}
+    energy, money = work["energy of that CPU"], work["money"]
+    assert energy["value"] == pytest.approx(2.0) and energy["source"].endswith("of assessment.yaml")
+    assert money["value"] is None and "cost.price_of_kwh, which is not set" in money["source"]
+
+
 def test_energy_that_the_processors_count_is_no_estimate(kept: Path, tmp_path: Path) -> None:
     path = tmp_path / "assessment.yaml"
     path.write_text("watts_of_core: 5\ngrams_co2_of_kwh: 400\n")

@@ -26,6 +26,7 @@ from ...privacy.ledger.durable_files import open_for_owner, replace_file
 from ...privacy.ledger.ledger import LedgerUnavailable
 from ...privacy.refusal import Refusal
 from ...reports.files import AUDIT_KEY, CONFIG, CURVE, FAREWELL, METRICS, MODEL, OPERATOR, RESULT, SAVED
+from ...reports.traffic import COUNTED, SIMULATED
 from ...strategies.cohorts import in_arm, invited_size
 from ...tasks.arrays import read_arrays
 from ...tasks.mislabelled import Mislabelled
@@ -48,8 +49,6 @@ from .report import encryption, open_draws, spent, versions
 from .rosters_in_force import note_roster, told_rosters
 from .tuning import tuned
 
-COUNTED = "counted by the link"
-SIMULATED = "estimated: simulated, by the sizes that the encoders of link=grpc give"
 NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", "audit/")  # of the numbers in a round's line
 
 

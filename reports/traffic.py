@@ -1,0 +1,135 @@
+"""Bytes of a run: counted by its links by direction and purpose, where that may be told, else what public settings give."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..privacy.mechanisms.compression import CompressionPlan
+from ..privacy.mechanisms.packing import width_of
+from ..privacy.mechanisms.sum_spec import SumSpec, cells_for
+from .run_files import Fields, RunFiles
+
+COUNTED = "counted by the link"
+SIMULATED = "estimated: simulated, by the sizes that the encoders of link=grpc give"
+COORDINATE = 4  # bytes of a model's value (float32)
+WEIGHED = 64  # bits of a coordinate that is weighed by examples and on no grid (float64)
+DISTRIBUTED = ("client_distributed", "record_distributed")  # modes whose sums are always encrypted
+ENCODED = "size of the message, as link=grpc encodes it"
+PLANNED = "estimate: that of one client, times planned clients, times rounds"
+ONE_FLOAT = "estimate: one float of 4 bytes for each parameter"
+MASKED = "not estimated: encrypted sums add keys and shares, which depend on the cohort"
+ON_AVERAGE = "of clients that were asked, on average"
+NOT_TOLD = (
+    "not public: with a trusted server the bytes of a round, over those of a message, are how many took part"
+)
+NOT_COUNTED = "not counted by the release that made this run"
+
+
+def traffic(run: RunFiles) -> dict[str, Any]:
+    """Return the bytes of a run by purpose, down to clients and up from them, in all and in a round; null where untold.
+
+    Args:
+      run: its files.
+    """
+    sums = {way: _summed(run, way) for way in ("down", "up")}
+    rounds = len(run.rounds)
+    if not rounds or not sums["down"]:
+        counted = any("bytes" in row for row in run.rounds)
+        return {"source": NOT_TOLD if counted else NOT_COUNTED, "purposes": []}
+    purposes = list({**sums["down"], **sums["up"]})
+    found = [{"purpose": each, **_both(sums, [each], rounds)} for each in purposes]
+    whole = _both(sums, purposes, rounds)
+    source = run.result.get("bytes", {}).get("source") or (COUNTED if run.deployed else SIMULATED)
+    return {"source": source, "purposes": [*found, {"purpose": "all", **whole}]}
+
+
+def _both(sums: Mapping[str, Mapping[str, int]], purposes: Sequence[str], rounds: int) -> dict[str, float]:
+    down, up = (sum(sums[way].get(each, 0) for each in purposes) for way in ("down", "up"))
+    return {"down": down, "up": up, "down_round": down / rounds, "up_round": up / rounds}
+
+
+def _summed(run: RunFiles, way: str) -> dict[str, int]:
+    """Return all bytes of one direction by purpose: to the result, or of the rounds so far, and after the close."""
+    total: Counter[str] = Counter()
+    so_far = [row.get("bytes") or {} for row in run.rounds]
+    for part in ([run.result["bytes"]] if run.result.get("bytes") else so_far) + [run.farewell]:
+        total.update(part.get(way, {}))
+    return dict(total)
+
+
+def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
+    """Return what one client is sent and sends in a round, what all are, and an update's size without compression.
+
+    Args:
+      run: its files.
+      parameters: of the model; 0 where that is not known.
+    """
+    told = traffic(run)
+    planned = sum(each for row in run.rounds if isinstance(each := row.get("invited"), int | float))
+    down, up = _of_one(run, parameters, "down", planned), _of_one(run, parameters, "up", planned)
+    found = [
+        _figure("model to one client, one round", *down),
+        _figure("update from one client, one round", *up),
+        _figure("all models down", *_of_all(told, "down", down[0], planned)),
+        _figure("all updates up", *_of_all(told, "up", up[0], planned)),
+    ]
+    if run.said("compress", "name") in (None, "none") or not parameters:
+        return found
+    whole, how = update_bytes(run, parameters, compressed=False)
+    return [*found, _figure("the same update without compression", whole, how)]
+
+
+def _of_one(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
+    message = _last_message(run)
+    if message is not None:
+        return message[way], ENCODED
+    if masked(run):
+        trained = _summed(run, way).get("training")
+        return (trained / planned, ON_AVERAGE) if trained and planned else (None, MASKED)
+    if not parameters:
+        return None, NOT_COUNTED
+    return (COORDINATE * parameters, ONE_FLOAT) if way == "down" else update_bytes(run, parameters)
+
+
+def _of_all(told: Fields, way: str, size: float | None, planned: float) -> tuple[float | None, str]:
+    trained = next((each[way] for each in told["purposes"] if each["purpose"] == "training"), None)
+    if trained is not None:
+        return trained, told["source"]
+    return (size * planned if size and planned else None), PLANNED if size else MASKED
+
+
+def _last_message(run: RunFiles) -> Fields | None:
+    rows = [row["message_bytes"] for row in run.rounds if row.get("message_bytes")]
+    return rows[-1] if rows else None
+
+
+def update_bytes(run: RunFiles, parameters: int, compressed: bool = True) -> tuple[int, str]:
+    """Return the bytes of an update in the clear, as it is compressed and packed, and how they are estimated.
+
+    Args:
+      run: its files.
+      parameters: of the model.
+      compressed: False tells what it would be without compression.
+    """
+    kind, ratio, cells = (run.said("compress", key) for key in ("name", "ratio", "cells"))
+    sent = parameters
+    if not compressed:
+        cells = None
+    elif kind is not None and kind != "none":
+        sent = CompressionPlan(kind, float(ratio)).of(parameters).kept
+    hides = run.said("privacy", "name") not in ("none", "record")
+    width = width_of(SumSpec(1.0, cells=cells or cells_for(sent))) if hides else WEIGHED
+    return -(-sent * (width or 32) // 8), f"estimate: {width or 32} bits for each of {sent} coordinates"
+
+
+def masked(run: RunFiles) -> bool:
+    """Return whether sums are encrypted: as the result says, or for a run that goes on its configuration."""
+    if run.result:
+        return run.result.get("secagg") is not None
+    return run.said("privacy", "name") in DISTRIBUTED or run.said("secagg", "name") == "masked"
+
+
+def _figure(what: str, value: float | None, source: str) -> dict[str, Any]:
+    return {"what": what, "value": value, "unit": "", "source": source}
