@@ -14,7 +14,8 @@ from ..client.dp_sgd.train import (
     NOISE_BLOCK,
     PrivateSteps,
     chosen_engine,
-    standard_normal,
+    lattice_of,
+    noised,
     train_privately,
 )
 from ..client.training.sgd import train, with_fast_kernels
@@ -194,9 +195,10 @@ def _train(engine: str, model: nn.Module, examples: Examples, steps: int) -> Non
 
 
 def _noise(count: int, stream: Stream) -> float:
+    sigma, step = lattice_of(NOISE_MULTIPLIER, CLIPPING_NORM, count)
     begin = time.process_time()
     for block in torch.zeros(count).split(NOISE_BLOCK):
-        block.add_(standard_normal(len(block), stream).to(block.dtype))
+        block.copy_(torch.from_numpy(noised(block.numpy(), sigma, step, stream)))
     return (time.process_time() - begin) * _MILLI
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from opacus.layers import DPLSTM
 from safetensors.torch import load_file
 from scipy import stats
@@ -30,6 +32,7 @@ from fedveil.client.dp_sgd.train import (
 from fedveil.client.training.sgd import with_fast_kernels
 from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency, Unit
+from fedveil.privacy.mechanisms.discrete_gaussian import sample
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
@@ -114,8 +117,9 @@ def test_an_empty_batch_takes_the_noise_and_no_more(engine: str) -> None:
     examples, sampling = examples_for(perceptron), PoissonBatches(1e-12, 2)
     moved = trained(perceptron, engine, examples, sampling)
     stream = Randomness(4).stream("noise")
-    drawn = sum(dp_sgd.standard_normal(len(moved), stream) for _ in range(2)) * 0.5 * 0.3 * -0.5
-    torch.testing.assert_close(moved.double(), drawn, rtol=1e-5, atol=1e-6)
+    sigma, step = dp_sgd.lattice_of(0.5, 0.3, len(moved))
+    drawn = sum(sample(sigma, len(moved), stream).astype(np.float64) for _ in range(2)) * step * -0.5
+    np.testing.assert_allclose(moved.double().numpy(), drawn, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("engine", NAMES)
@@ -450,15 +454,35 @@ def test_the_configuration_knows_the_engines() -> None:
 # --- noise --------------------------------------------------------------------------------------------------------
 
 
-def test_normal_numbers_are_box_and_mullers() -> None:
-    count = 40_001
-    words = Randomness(3).stream("n").uint64(count + 1) >> np.uint64(11)
-    uniform = (words.astype(np.float64) + 0.5) * 2.0**-53
-    radius, angle = np.sqrt(-2 * np.log(uniform[: count // 2 + 1])), 2 * np.pi * uniform[count // 2 + 1 :]
-    twin = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
-    drawn = dp_sgd.standard_normal(count, Randomness(3).stream("n")).numpy()
-    np.testing.assert_allclose(drawn, twin, rtol=1e-9, atol=1e-12)
-    assert stats.kstest(drawn, "norm").pvalue > 1e-3
+def test_noise_is_whole_numbers_on_a_lattice_and_normal_from_afar() -> None:
+    """In double precision nothing is rounded after the draw, so that the lattice can be seen."""
+    layer: Any = nn.Linear(200, 200, dtype=torch.float64)
+    options: dict[str, Any] = {"noise_multiplier": 2.0, "max_grad_norm": 3.0, "expected_batch_size": 1}
+    optimizer = StreamNoiseOptimizer(
+        torch.optim.SGD(layer.parameters()), Randomness(3).stream("n"), **options
+    )
+    for p in layer.parameters():
+        p.summed_grad = torch.full_like(p, 0.7, requires_grad=False)
+    optimizer.add_noise()
+    steps = layer.weight.grad.numpy() / optimizer.step_size
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-6)
+    assert np.unique(np.rint(steps) % 64).size == 64  # every whole number is drawn
+    assert stats.kstest((layer.weight.grad.numpy().ravel() - 0.7) / 6.0, "norm").pvalue > 1e-3
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3000), st.floats(0.05, 50), st.floats(1e-3, 1e3))
+def test_the_noise_covers_what_rounding_adds_to_the_sensitivity(
+    seed: int, coordinates: int, noise: float, norm: float
+) -> None:
+    """Two sums that differ by a whole norm, each rounded: the noise is so many times the distance, and hardly more."""
+    rng = np.random.default_rng(seed)
+    sigma, step = dp_sgd.lattice_of(noise, norm, coordinates)
+    one, away = rng.normal(size=(2, coordinates)) * norm
+    other = one + norm * away / np.linalg.norm(away)
+    distance = step * float(np.linalg.norm(np.rint(one / step) - np.rint(other / step)))
+    farthest = norm + step * coordinates**0.5
+    assert distance <= farthest * (1 + 1e-9)
+    assert noise * farthest <= sigma * step * (1 + 1e-9) <= 1.004 * noise * norm
 
 
 def test_no_block_repeats_anothers_noise() -> None:

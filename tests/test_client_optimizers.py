@@ -25,6 +25,7 @@ from fedveil.client.training.in_place import begin
 from fedveil.configs.local_training import OPTIMIZERS, LocalTraining, Optimizer, Schedule
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.budget import Adjacency, Unit
+from fedveil.privacy.mechanisms.discrete_gaussian import sample
 from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
@@ -393,10 +394,10 @@ class Replayed(DPOptimizer):
 
     def add_noise(self) -> None:
         sizes = [p.numel() for p in self.params]
-        drawn = dp_sgd.standard_normal(sum(sizes), self.generator).float()
-        std = self.noise_multiplier * self.max_grad_norm
+        sigma, step = dp_sgd.lattice_of(self.noise_multiplier, self.max_grad_norm, sum(sizes))
+        drawn = torch.from_numpy(sample(sigma, sum(sizes), self.generator) * step).float()
         for p, part in zip(self.params, drawn.split(sizes), strict=True):
-            p.grad = (p.summed_grad + std * part.view(p.shape)).view_as(p)
+            p.grad = (p.summed_grad + part.view(p.shape)).view_as(p)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def plan_of(epsilon: float, rate: float = 1.0, steps: int = 10) -> Plan:
     return plan.calibrate(budget(epsilon))
 
 
-def scored(plan: Plan, gradients: str = "auto", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def scored(plan: Plan, gradients: str = "auto", seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
     task = task_of()
     coins = np.random.default_rng(seed).random(CANARIES) < 0.5
     model, data = task.model(), task.client_data(0)

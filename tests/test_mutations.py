@@ -669,7 +669,7 @@ MUTATIONS = {
     ),
     "an optimizer reads gradients before their noise": Mutation(
         "client/dp_sgd/train.py",
-        "parameter.grad = noised",
+        "parameter.grad = view",
         "parameter.grad = parameter.summed_grad / (self.expected_batch_size or 1)",
         "test_client_optimizers.py",
         "steps_as_opacus_own",
@@ -1233,6 +1233,13 @@ MUTATIONS = {
         "            pass\n",
         "test_client_data.py",
         "make_no_batch",
+    ),
+    "rounding adds nothing to a record's part in a sum": Mutation(
+        "client/dp_sgd/train.py",
+        "max_grad_norm / (sigma - rounding)",
+        "max_grad_norm / sigma",
+        "test_client_dp_sgd.py",
+        "covers_what_rounding",
     ),
     "clip skipped one by one": Mutation(
         "client/dp_sgd/train.py",

@@ -113,6 +113,7 @@ COUNTS = "who took part in a round, and no number that is released"
 LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have"
 BEYOND: dict[str, str] = {
     "a coarse grid forgets what its rounding takes": GRID,
+    "rounding adds nothing to a record's part in a sum": GRID,
     "clip before the mask": WORSE,
     "a record is clipped before the mask": WORSE,
     "a record that is compressed to nothing is as long as it likes": DROWNED,
