@@ -29,7 +29,10 @@ class Console:
     calls: list[tuple[SimulationSettings, Path]] = field(default_factory=list)
 
     def simulator(self, simulate: Simulator) -> None:
-        def run(settings: SimulationSettings, folder: Path, quiet: bool = False) -> types.SimpleNamespace:
+        def run(
+            settings: SimulationSettings, folder: Path, quiet: bool = False, callbacks: object = ()
+        ) -> types.SimpleNamespace:
+            del callbacks
             self.calls.append((settings, folder))
             exit_code, result = simulate(settings, folder)
             return types.SimpleNamespace(exit_code=exit_code, result=result)

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -260,3 +261,42 @@ def test_a_sweep_has_no_page(tmp_path: Path, commands: Any) -> None:
         "simulate", "-m", "--page", "task=digits", "seed=0,1", f"hydra.sweep.dir={tmp_path / 's'}"
     )
     assert code == 2 and "one page shows one run" in said.err and not (tmp_path / "s").exists()
+
+
+@pytest.mark.campaign
+def test_a_server_of_real_devices_shows_its_page_and_what_they_have_signed(tmp_path: Path) -> None:
+    served_by = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
+    with served_by["serving"](served_by["Served"], tmp_path) as world:
+        bundle = world.hearts / "server"
+        loose = ("privacy.target_epsilon=20", "privacy.allow_large_delta=true", "link.wait=120")
+        masked = (
+            "task=digits",
+            "privacy=client_distributed",
+            "num_rounds=4",
+            *loose,
+            "privacy.target_epsilon=9",
+        )
+        asked_for = ("ask", "count", "--name", "rows", "--records", "400", "--noise-multiplier", "2")
+        question = world.start(
+            *asked_for, "--server", bundle, "task=digits", "privacy=client_distributed", *loose
+        )
+        assert question.wait() == 0, question.said
+        world.clients["boston"].kill()  # so that the run waits, and somebody can look
+        all_of_them = ("link.clients=1.0", "run=shown", "--page", "--accept-vacuous")
+        server = world.start("server", bundle, *masked, *all_of_them)
+        until(lambda: port_said(server.said) or not server.alive)
+        port = port_said(server.said)
+        assert port is not None, server.said
+        page = asked(port)[2]
+        assert "real clients" in page and "Devices are asked for one when the run is over." in page
+        told = json.loads(asked(port, "/report.json")[2])
+        assert [each["name"] for each in told["answers"]] == ["rows"] and told["answers"][0]["on_this_ledger"]
+        world.client("boston")
+        assert server.wait() == 0, server.said
+        until(lambda: not open_at(port))
+        run = bundle / "runs" / "shown"
+        report = report_of(read_run(run))
+        wanted = {"public": True, "ended": True, "given": 5, "members": 5, "of_this_run": True}
+        assert report["receipts"] == wanted
+        if kept := os.environ.get("FEDVEIL_KEEP_PAGE"):  # to look at it
+            Path(kept).write_text(page_of(report))
