@@ -86,7 +86,7 @@ def _of_one(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[f
     if message is not None:
         return message[way], ENCODED
     if masked(run):
-        trained = _summed(run, way).get("training")
+        trained = sum(row["bytes"][way].get("training", 0) for row in run.rounds if row.get("bytes"))
         return (trained / planned, ON_AVERAGE) if trained and planned else (None, MASKED)
     if not parameters:
         return None, NOT_COUNTED
