@@ -119,7 +119,8 @@ def read_rows(path: Path, schema: Schema, labelled: bool = True) -> Rows:
 def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
     """Return the columns of a client's file, or of all files of its folder: numbers, NaN where missing, and words.
 
-    A word is the first spelling of its category, and empty where it is missing.
+    A word is the first spelling of its category, empty where it is missing, and as it stands where it is none: a question
+    counts it nowhere and tells it as clipped.
 
     Args:
       path: of the file or the folder.
@@ -137,8 +138,7 @@ def read_columns(path: Path, schema: Schema) -> dict[str, NDArray[Any]]:
                 cells = CellReader(file, schema.missing, table.comma, first)
                 for column in wanted:
                     if column.categories:
-                        words = np.array([*column.words, ""], dtype=np.str_)
-                        found[column.name].append(words[cells.codes(block[column.name], column)])
+                        found[column.name].append(cells.spelled(block[column.name], column))
                     else:
                         found[column.name].append(cells.numbers(block[column.name], column))
                 first += len(next(iter(block.values())))
@@ -399,6 +399,21 @@ class CellReader:
             self.refuse(column, row, words[places[row]], remedy)
         self._present_all(codes < 0, column, is_label)
         return codes
+
+    def spelled(self, values: Any, column: Column) -> NDArray[np.str_]:
+        """Return each cell's word, shape (n,): the first spelling of its category, or as it stands; empty where it is missing.
+
+        Args:
+          values: the cells, an Arrow array.
+          column: with the categories.
+        """
+        words, places = self.words(values)
+        missing = {*self.missing, *column.absent}
+        known = {spelling: column.words[code] for spelling, code in column.codes.items()}
+        told = [
+            "" if word is None or plain(word) in missing else known.get(plain(word), word) for word in words
+        ]
+        return np.array(told, dtype=np.str_)[places]
 
     def words(self, values: Any) -> tuple[list[str | None], NDArray[np.int64]]:
         """Return the different words of the cells, and the place of each cell's own among them, shape (n,)."""

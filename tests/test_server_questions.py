@@ -412,3 +412,19 @@ def test_columns_of_tables_are_as_they_stand_there(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one["age"], [30, np.nan])
     assert list(one["pain"]) == ["calm", "bad"] and list(two["pain"]) == [""] and list(two["age"]) == [70]
     assert list(one["ill"]) == ["1", "0"]
+
+
+def test_a_word_that_no_schema_declares_is_told_as_clipped_and_fails_no_client(tmp_path: Path) -> None:
+    for name, rows in (("a", "30,f,1\n40,x,0\n"), ("b", "70,m,1\n50,,1\n")):
+        (tmp_path / f"{name}.csv").write_text(f"age,sex,ill\n{rows}")
+    (tmp_path / "schema.yaml").write_text(
+        "label: ill\ncolumns:\n  age: {low: 0, high: 90}\n  ill: {categories: ['0', '1']}\n"
+        "groups:\n  sex: {categories: [F, m]}\n"
+    )
+    tables = load_task("csv", {"folder": str(tmp_path), "simulated": True, "held_out_share": 0.5})
+    one, two = (columns_of(tables, client)["sex"] for client in (0, 1))
+    assert list(one) == ["F", "x"] and list(two) == ["m", ""]
+    ask = {"kind": "histogram", "name": "h", "of": "sex", "categories": ["F", "m"]}
+    asked = read_inquiry({"name": "q", "records": 5, "ask": [ask]})
+    values = asked.contribution({"sex": one})
+    assert list(values["h"]) == [1, 0] and values["h: clipped"] == 0.5  # pyright: ignore[reportArgumentType]
