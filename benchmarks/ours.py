@@ -159,7 +159,7 @@ def play(grid: Grid, workload: str, size: Size, watch: Stopwatch) -> None:
             segments=(Segment(TRAIN_LOSS, _LOSS_BOUND),),
             randomness=Randomness(_SEED),
         )
-        loop = Loop(strategy, size.rounds + 1, _unmeasured, after_round, {})
+        loop = Loop(strategy, size.rounds + 1, _unmeasured, after_round, lambda _: {})
         run_rounds(private, loop, State(0, read_arrays(build(workload)), {}))
 
 
