@@ -124,7 +124,8 @@ def _charged(payload: dict[str, Any]) -> str:
     for adversary, event in payload["events"].items():
         seen_by.setdefault(in_words(event), []).append(adversary)
     costs = "; ".join(f"{event} against the {' and the '.join(who)}" for event, who in seen_by.items())
-    order = payload.get("filter_order")
+    order, arm = payload.get("filter_order"), payload.get("arm")
+    costs += f"; arm {arm['arm']} of {arm['arms']}" if arm else ""
     return f"{costs}; rng {payload['rng']}" + (
         f"; chosen adaptively, filter at order {order:g}" if order else ""
     )

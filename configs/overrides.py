@@ -24,6 +24,7 @@ UNSAFE = {
     "mask_after_clip": "all of a clipped vector may lie in what is kept: the noise stays and the signal falls; use mask",
     "fixed_projection": "what one projection for all rounds leaves out is never learned; use project",
 }
+TUNED = re.compile(r"tune=(\w+)=\[?([^\[\]]*)\]?")  # a key and its values in one
 PRIVATE_SELECTION = (
     "repeat_and_select",
     "private_selection",
@@ -46,7 +47,10 @@ def parse(overrides: Sequence[str], loader: ConfigLoader) -> list[Override]:
             parsed += parser.parse_overrides([override])
         except OverrideParseException as error:
             reason = str(error).splitlines()[0]
-            mistakes.append(Refusal("override", override, f"cannot be read as key=value ({reason})"))
+            told = f"cannot be read as key=value ({reason})"
+            if found := TUNED.fullmatch(override):
+                told = f"write tune={found[1]} tune.values=[{found[2]}]"
+            mistakes.append(Refusal("override", override, told))
     if mistakes:
         raise Mistakes(mistakes)
     return parsed

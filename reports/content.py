@@ -59,6 +59,7 @@ def report_of(run: RunFiles, commands: Sequence[str] = (), shapes: Fields | None
         "ledger": ledger,
         "plan": plan_curve(run),
         "rosters": _rosters(run.result),
+        "tuning": _tuning(run.result),
         "metrics": [{"name": name, "value": value} for name, value in _final(run).items()],
         "metric": _main_metric(rounds),
         "tail": _tail(rounds),
@@ -139,6 +140,14 @@ def _clients(run: RunFiles) -> int | None:
     """Return how many clients there were; a server's configuration does not tell, and older results do not."""
     configured = None if run.deployed else run.said("population") or run.said("task", "num_clients")
     return run.result.get("population") or run.saved.get("population") or configured
+
+
+def _tuning(result: Fields) -> dict[str, Any] | None:
+    """Return which values arms of the clients tried, and which one went on; None where nothing was tuned."""
+    found = result.get("tuning")
+    if not found:
+        return None
+    return {name: found.get(name) for name in ("key", "rounds", "metric", "arms", "winner", "value")}
 
 
 def _rosters(result: Fields) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.events import event_from_json
 from ..privacy.accounting.renyi_filter import counted
+from ..privacy.arms import Arm, charged
 from ..privacy.budget import Adjacency, Adversary
 from ..privacy.ledger.acts import REFUSAL
 from ..privacy.ledger.book import CLOSE, COMMIT, NOTE, OPEN, RESERVE, VOID, Book, Verification, run_of
@@ -255,13 +256,17 @@ def _acts(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _events(run: RunFiles) -> list[dict[str, Any]]:
-    """Return the distinct events of this run's releases, as the ledger has them, each with how often it happened."""
-    counts: dict[str, int] = {}
+    """Return the distinct events of this run's releases, as the ledger has them, each with how often it is charged."""
+    releases: list[tuple[str, Arm | None]] = []
     for each in _reserved(run.entries):
         if run_of(each) == run.name:
-            for adversary, event in json.loads(each.payload)["events"].items():
-                text = json.dumps([adversary, event], sort_keys=True)
-                counts[text] = counts.get(text, 0) + 1
+            payload = json.loads(each.payload)
+            arm = Arm.from_json(payload["arm"]) if "arm" in payload else None
+            releases += [
+                (json.dumps([adversary, event], sort_keys=True), arm)
+                for adversary, event in payload["events"].items()
+            ]
+    counts = charged(releases)
     return [
         {"adversary": adversary, "event": event, "text": json.dumps(event, sort_keys=True), "count": count}
         for text, count in counts.items()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import fedveil as fv
+from fedveil.cli.sweep_cost import require_accepted
 from fedveil.client.device.own_arm import require_own
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
@@ -17,8 +18,11 @@ from fedveil.privacy.budget import Adjacency
 from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.refusal import Refusal
+from fedveil.reports.content import report_of
+from fedveil.reports.run_files import read_run
 from fedveil.server.participants import Participants
 from fedveil.server.run.build import build
+from fedveil.server.run.sum_plan import sum_plan
 from fedveil.server.run.tuning import require_arms, tuning_of
 from fedveil.server.tuning import Tuning
 from fedveil.simulations.simulate import simulate
@@ -129,6 +133,9 @@ def test_a_tuned_run_costs_what_one_run_costs_and_says_what_it_chose(tmp_path: P
     assert [entry.get("arm", {}).get("arm") for entry in entries] == [1, 2, 1, 2, None]
     assert {entry["arm"]["deal"] for entry in entries[:4]} == {tuned["tuning"]["deal"]}
     assert verify(tmp_path / "arms" / "ledger").ok
+    report = report_of(read_run(tmp_path / "arms"))
+    assert report["tuning"]["value"] == 0.5 and report["run"]["rounds_planned"] == 5
+    assert {event["count"] for event in report["ledger"]["events"]} == {3}  # as many as one client lost
 
 
 MODES = {
@@ -172,6 +179,7 @@ def test_arms_work_in_every_mode_that_has_rounds_of_its_own(tmp_path: Path, mode
     (["tune=clipping_norm", "privacy=record"], "no whole client is clipped"),
     (["tune.by=repeat_and_select"], "may be claimed only against whoever sees nothing but the winner"),
     (["tune=repeat_and_select"], "against clients whole runs compose"),
+    (["tune=learning_rate=5,20,80"], r"write tune=learning_rate tune.values=\[5,20,80\]"),
 ])  # fmt: skip
 def test_what_arms_cannot_do_is_refused_by_name(broken: list[str], said: str) -> None:
     with pytest.raises(Refusal, match=said):
@@ -197,6 +205,44 @@ def test_a_plan_shows_what_whole_runs_would_cost() -> None:
     (alone,) = fv.plan("digits", privacy={"target_epsilon": 2.0}, num_rounds=20)
     assert arms.epsilon == alone.epsilon and arms.noise_multiplier == alone.noise_multiplier
     assert (arms.tries, alone.tries) == (3, 1) and arms.tries_epsilon > 1.5 * arms.epsilon[-1][1]
+
+
+WARDS = """
+import torch, fedveil as fv
+
+class Wards:
+    held_out_public, data_id, num_clients, simulated = True, "wards", 40, False
+
+    def __init__(self, num_clients=40): pass
+    def model(self): return torch.nn.Linear(4, 2)
+    def loss(self, outputs, targets): return torch.nn.functional.cross_entropy(outputs, targets)
+    def metrics(self, outputs, targets): return {"accuracy": 0.5}
+    def client_data(self, client): return fv.Examples(torch.zeros(8, 4), torch.zeros(8).long())
+    def held_out(self): return self.client_data(0)
+"""
+
+
+def test_a_sweep_on_real_data_says_what_it_comes_to_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wards_of_a_sweep.py").write_text(WARDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = [
+        "task=custom",
+        "task.target=wards_of_a_sweep:Wards",
+        "allow_modules=[wards_of_a_sweep]",
+        "privacy.target_delta=1e-3",
+    ]
+    jobs = [settings_from_overrides([*asked, f"learning_rate={rate}"]) for rate in (1, 5, 20, 80)]
+    plan = sum_plan(build(jobs[0]))
+    assert plan is not None
+    with pytest.raises(Refusal, match=r"tune=learning_rate .* --accept-sweep goes on") as refused:
+        require_accepted(jobs)
+    together = plan.epsilon(1e-3, 4 * plan.num_rounds)
+    assert f"they come to epsilon {together:.3g} for one client" in str(refused.value) and together > 5
+    require_accepted(jobs[:1])
+    require_accepted([settings_from_overrides([f"seed={seed}"]) for seed in (0, 1)])
+    require_accepted([settings_from_overrides([*asked[:3], "privacy=none"]) for _ in "ab"])
 
 
 # --- devices ------------------------------------------------------------------------------------------------------
