@@ -172,6 +172,11 @@ def _of_record(name: str, main: TrafficPurpose) -> TrafficPurpose:
     return TrafficPurpose.CONTROL if name in (ROSTER_RECORD, *VOUCHING) else main
 
 
+def content_bytes(content: RecordDict) -> int:
+    """Return about how many bytes a message's records take; nothing is serialised."""
+    return sum(map(_size, content.values()))
+
+
 def _size(record: Any) -> int:
     """Return about how many bytes a record takes; nothing is serialised."""
     if isinstance(record, ArrayRecord):

@@ -8,9 +8,8 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from ..links.grpc.message_codec import Body, pack_body
 from ..links.grpc.sizes import carried_bytes, update_bytes
-from ..links.traffic import Cargo, Tally, cargo_of
+from ..links.traffic import LOST, Cargo, Tally, cargo_of
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
 from ..strategies.grids import AskingGrid
@@ -50,16 +49,16 @@ class CountedGrid(AskingGrid):
           messages: at most one to each client.
           timeout: seconds after which it ends in any case; None waits without limit.
         """
-        asked, packed = list(messages), dict[int, tuple[Body, Cargo]]()
+        asked, known = list(messages), dict[int, tuple[int, Cargo]]()
         cargoes = dict[int, Cargo]()
         for message in asked:
-            body, cargo = packed.get(id(message.content)) or (pack_body(message), cargo_of(message))
-            packed[id(message.content)] = body, cargo
+            size, cargo = known.get(id(message.content)) or (carried_bytes(message), cargo_of(message))
+            known[id(message.content)] = size, cargo
             cargoes[message.metadata.dst_node_id] = cargo
-            self._tally.add("down", cargo.down, carried_bytes(message, body))
+            self._tally.add("down", cargo.down, size)
         for reply in self._grid.send_and_receive(asked, timeout=timeout):
-            size = carried_bytes(reply)
-            self._tally.add("up", cargoes[reply.metadata.src_node_id].up(size), size)
+            size, cargo = carried_bytes(reply), cargoes.get(reply.metadata.src_node_id)
+            self._tally.add("up", LOST if cargo is None else cargo.up(size), size)
             yield reply
 
 

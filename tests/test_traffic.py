@@ -87,6 +87,11 @@ def test_what_is_neither_is_control() -> None:
     assert cargo_of(Message(logged, 2, "train")).down[CONTROL] > 320
 
 
+def test_arrays_that_this_link_does_not_carry_have_a_size_all_the_same() -> None:
+    arrays = memory_arrays({"w": np.zeros(1000, np.complex64)})
+    assert 8000 < carried_bytes(order({"arrays": arrays})) < 8500
+
+
 def test_a_tally_divides_and_loses_nothing() -> None:
     tally = Tally()
     for _ in range(3):

@@ -13,22 +13,24 @@ from flwr.app import Message, RecordDict
 from ...privacy.mechanisms.packing import width_of
 from ...privacy.mechanisms.sum_spec import SumSpec
 from ...strategies.wire import reply_with
+from ..traffic import content_bytes
 from .frames import message_bytes
-from .message_codec import Body, pack_body, segments
+from .message_codec import MalformedMessage, pack_body, segments
 
 NAME = 64  # characters of an instruction's id, about: run, round, attempt, exchange, node and a digest of 32
 
 
-def carried_bytes(message: Message, body: Body | None = None) -> int:
+def carried_bytes(message: Message) -> int:
     """Return about how many bytes of a connection carry a message that has no id yet.
 
     Args:
       message: an instruction, or the reply to one.
-      body: its content, if it was packed already.
     """
-    body = body or pack_body(message)
-    size = NAME + sum(len(part) for part in segments(message.metadata, body))
-    return message_bytes("x" * NAME, size)
+    try:
+        size = sum(len(part) for part in segments(message.metadata, pack_body(message)))
+    except MalformedMessage:  # of arrays that this link does not carry, and others do
+        size = content_bytes(message.content)
+    return message_bytes("x" * NAME, NAME + size)
 
 
 def update_bytes(spec: SumSpec, size: int) -> int:
