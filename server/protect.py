@@ -21,14 +21,16 @@ from flwr.supercore.run import Run
 from ..privacy.accounting.epsilon import GATE_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.budget import Adversary, Budget, Unit, check_delta
-from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, ledger_folder
+from ..privacy.ledger.caps import DATA_ID, NAMED, NO_DATA_ID, POPULATION, capped, caps_on, ledger_folder
 from ..privacy.ledger.data_sets import owed_by_population, population_ledger, settle
 from ..privacy.ledger.durable_files import open_for_owner
 from ..privacy.ledger.ledger import BudgetExhausted, Ledger
+from ..privacy.ledger.question_caps import require_purposes
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.plan import Plan
 from ..privacy.preconditions import check_adjacency, check_cohort_size, emptiness, vacuity
 from ..privacy.refusal import Refusal
+from ..privacy.statistics.evaluation import EVALUATION
 from ..strategies.cohorts import All, Cohort, tossed_rate
 from ..strategies.flower_adapter import report_in_sentences, start_checked
 from ..strategies.grids import AskingGrid
@@ -147,6 +149,8 @@ def protect(
         logger.warning(warning)
     path = _ledger_path(data_id, ledger_dir)
     budget = capped(path, budget)
+    for cap in () if evaluate is None else caps_on(path):
+        require_purposes([EVALUATION], cap)
     plan = Plan(budget.unit, budget.adjacency, cohort, clipping_norm, num_rounds, adversaries=ADVERSARIES)
     evaluating = None if evaluate is None else _terms_of(evaluate, plan, population, budget)
     beside = [] if evaluating is None else events_of(evaluating.plan, len(evaluating.rounds))

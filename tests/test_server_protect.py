@@ -335,6 +335,15 @@ def test_an_evaluation_that_tells_too_little_is_refused_before_anything_is_writt
     assert not ledgers(home)
 
 
+def test_an_owner_who_allows_no_evaluation_is_not_evaluated(home: Path) -> None:
+    set_cap(default_folder(), Cap("all", 8.0, 1e-2, purposes=("statistics",)))
+    with pytest.raises(
+        Refusal, match="purpose='evaluation': the owner of the data lets questions be asked for statistics"
+    ):
+        run(evaluating(lambda _: 0.5), evaluate=ClientEvaluation("eval_acc"))
+    assert not ledgers(home)
+
+
 def test_a_mod_refuses_evaluations_that_nobody_pays_for() -> None:
     grid = evaluating(lambda _: 0.5)
     arrays = ArrayRecord({"w": Array(np.zeros(2, np.float32))})

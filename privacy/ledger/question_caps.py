@@ -46,6 +46,22 @@ class AskedQuestion:
     state: str
 
 
+def require_purposes(purposes: Iterable[str], cap: Cap) -> None:
+    """Refuse a question for a purpose that an owner does not allow.
+
+    Args:
+      purposes: of its parts.
+      cap: of the owner.
+
+    Raises:
+      Refusal: naming the purpose.
+    """
+    for purpose in sorted({*purposes}):
+        if cap.purposes is not None and purpose not in cap.purposes:
+            known = ", ".join(cap.purposes) or "no purpose"
+            raise Refusal("purpose", purpose, f"the owner of the data lets questions be asked for {known}")
+
+
 def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: Budget) -> str | None:
     """Return why a question does not fit what owners let questions spend; None where it does.
 
@@ -61,13 +77,7 @@ def require_allowed(release: Release, caps: Iterable[Cap], book: Book, budget: B
     if release.kind != QUESTION:
         return None
     for cap in caps:
-        allowed = cap.purposes
-        for purpose in sorted(set((release.segments or {}).values())):
-            if allowed is not None and purpose not in allowed:
-                known = ", ".join(allowed) or "no purpose"
-                raise Refusal(
-                    "purpose", purpose, f"the owner of the data lets questions be asked for {known}"
-                )
+        require_purposes((release.segments or {}).values(), cap)
         if cap.questions is None:
             continue
         for adversary, event in release.events.items():

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .audit_line import AuditLine, rows_of
 from .callbacks import RoundEnd, RunEnd, RunStart
-from .evaluation import SHOWN, said_of
+from .evaluation_figures import SHOWN, said_of
 
 SHOWN_ROUNDS = 8
 LINES = 10  # a plain log gets about this many lines

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ...configs.local_training import LocalTraining
 from ...privacy.ledger.ledger import BudgetExhausted
 from ...privacy.plan import Plan
-from ...privacy.statistics.evaluation import CLIENTS, Evaluation
+from ...privacy.statistics.evaluation import Evaluation
 from ...privacy.statistics.figure import Figure
 from ...strategies.cohorts import All
 from ...strategies.question_wire import evaluation_content
@@ -22,9 +21,6 @@ from ..round_terms import Answers, Mean, Round
 from ..rounds import State
 from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation
 from .federation import Federation, Run
-
-SHOWN = "clients/"  # before the names of what clients measured, in a round's line
-LOW, HIGH = "/low", "/high"  # behind them, of the interval's ends
 
 
 def evaluate_at_clients(
@@ -90,32 +86,6 @@ def _figure(figure: Figure) -> dict[str, Any]:
         if figure.said
         else {**found, **dict.fromkeys(("value", "low", "high")), "said": "cannot be said"}
     )
-
-
-def shown_metrics(record: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the means of a record by name, with the ends of their intervals, as a round's line has them.
-
-    Args:
-      record: of an evaluation; None where the round has none.
-    """
-    found: dict[str, float] = {}
-    for answer in () if record is None else record["answers"]:
-        first = answer["figures"][0]
-        if first["name"] == answer["name"] != CLIENTS and first["value"] is not None:
-            name = f"{SHOWN}{answer['name']}"
-            found |= {name: first["value"], f"{name}{LOW}": first["low"], f"{name}{HIGH}": first["high"]}
-    return found
-
-
-def said_of(record: Mapping[str, Any]) -> str:
-    """Return a record's means with their intervals in one line, or why there are none."""
-    found = shown_metrics(record)
-    means = {name: value for name, value in found.items() if not name.endswith((LOW, HIGH))}
-    told = [
-        f"{name.removeprefix(SHOWN)} {value:.4f} ({found[name + LOW]:.4f} to {found[name + HIGH]:.4f})"
-        for name, value in means.items()
-    ]
-    return ", ".join(told) or str(record.get("reason", "cannot be said"))
 
 
 def _order(federation: Federation, asked: Evaluation, plan: Plan) -> dict[str, str]:

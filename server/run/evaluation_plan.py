@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ...configs.schema import ClientLevel, SimulationSettings
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
-from ...privacy.statistics.evaluation import Evaluation
+from ...privacy.statistics.evaluation import MOST_NAME, Evaluation
 from ...strategies.cohorts import All
 from ..evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
 from .federation import Federation
@@ -102,5 +102,5 @@ def evaluation_of(federation: Federation, name: str) -> Evaluation:
       name: of the release.
     """
     asked = federation.settings.evaluate
-    why = federation.settings.purpose or ""
+    why = (federation.settings.purpose or "")[:MOST_NAME]
     return Evaluation(name, asked.share, asked.metric, asked.metric_bound, asked.figures, why)

@@ -12,10 +12,12 @@ from typing import Any
 
 from ...privacy.budget import Adversary, Budget
 from ...privacy.ledger import data_sets
-from ...privacy.ledger.caps import NAMED
+from ...privacy.ledger.caps import NAMED, caps_on
 from ...privacy.ledger.ledger import Head, Ledger, LedgerUnavailable
+from ...privacy.ledger.question_caps import require_purposes
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
+from ...privacy.statistics.evaluation import EVALUATION
 from ...strategies.client_settings import ClientSettings
 from ...strategies.registry import make_strategy
 from ...strategies.training_order import NEW, Mode
@@ -185,6 +187,8 @@ def _check_evaluation(federation: Federation) -> None:
         return
     import torch  # takes a second, and a plan does without
 
+    for cap in () if federation.simulated else caps_on(federation.ledger_path(Path())):
+        require_purposes([EVALUATION], cap)
     if federation.masking is not None:
         federation.masking.shape(federation.num_clients)
     task, held_out, wanted = (

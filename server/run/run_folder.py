@@ -41,7 +41,7 @@ from .audit import RunAudit, shown
 from .audit import end as end_audit
 from .callbacks import RoundEnd, RunEnd, RunStart, frozen, shown_model
 from .close import CLOSED, close, head_before_close
-from .evaluation import shown_metrics
+from .evaluation_figures import shown_metrics
 from .federation import Federation, Run
 from .machine_time import MachineTime
 from .record_ledgers import KnownHeads, RecordMeter, client_ledgers, spending

@@ -1,0 +1,37 @@
+"""Figures of an evaluation as a round's line and people are told them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...privacy.statistics.evaluation import CLIENTS
+
+SHOWN = "clients/"  # before the names of what clients measured, in a round's line
+LOW, HIGH = "/low", "/high"  # behind them, of the interval's ends
+
+
+def shown_metrics(record: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the means of a record by name, with the ends of their intervals, as a round's line has them.
+
+    Args:
+      record: of an evaluation; None where the round has none.
+    """
+    found: dict[str, float] = {}
+    for answer in () if record is None else record["answers"]:
+        first = answer["figures"][0]
+        if first["name"] == answer["name"] != CLIENTS and first["value"] is not None:
+            name = f"{SHOWN}{answer['name']}"
+            found |= {name: first["value"], f"{name}{LOW}": first["low"], f"{name}{HIGH}": first["high"]}
+    return found
+
+
+def said_of(record: Mapping[str, Any]) -> str:
+    """Return a record's means with their intervals in one line, or why there are none."""
+    found = shown_metrics(record)
+    means = {name: value for name, value in found.items() if not name.endswith((LOW, HIGH))}
+    told = [
+        f"{name.removeprefix(SHOWN)} {value:.4f} ({found[name + LOW]:.4f} to {found[name + HIGH]:.4f})"
+        for name, value in means.items()
+    ]
+    return ", ".join(told) or str(record.get("reason", "cannot be said"))
