@@ -222,7 +222,7 @@ def known_to_the_run(report: Fields) -> dict[str, str]:
         "gdpr_35_7_d": f"{_mechanism(report)} {_bounded(report)}",
         "ai_annex_iv_1": f"Task {run['task']}, model of {run['parameters'] or 'unknown'} parameters. Software: {software}.",
         "ai_annex_iv_2": f"{_mechanism(report)} The configuration, the seeds and the commands are in the last part. {found}",
-        "ai_annex_iv_3": f"{found} Groups were not measured; noise tends to cost small groups most (arXiv:1905.12101).",
+        "ai_annex_iv_3": f"{found} {_groups(report)} Noise tends to cost small groups most (arXiv:1905.12101).",
         "ai_annex_iv_4": "Metrics that were computed: "
         + (", ".join(each["name"] for each in report["metrics"]) or "none")
         + ".",
@@ -263,8 +263,18 @@ def _changes(report: Fields) -> str:
     ledger = report["ledger"]
     if ledger is None:
         return "Earlier runs on the same data stand on ledgers that are not in this folder."
-    runs = len(ledger["runs"])
-    return f"The ledger holds {runs} run{'' if runs == 1 else 's'} on these data, with their times and their costs."
+    runs = sum(not each["question"] for each in ledger["runs"])
+    told, questions = f"{runs} run{'' if runs == 1 else 's'}", len(ledger["runs"]) - runs
+    told += f" and {questions} question{'' if questions == 1 else 's'}" if questions else ""
+    return f"The ledger holds {told} on these data, with their times and their costs."
+
+
+def _groups(report: Fields) -> str:
+    """Return whether anybody knows how the model does for groups, a sentence."""
+    found = ["by a figure of each on public held-out data"] if report["groups"] else []
+    kinds = {answer["kind"] for each in report["answers"] for answer in each["answers"]}
+    found += ["by questions to the clients"] if "fairness" in kinds else []
+    return f"Groups were measured {' and '.join(found)}." if found else "Groups were not measured."
 
 
 def _checked(ledger: Fields | None) -> str:
@@ -314,7 +324,7 @@ def nist_blocks(report: Fields) -> list[dict[str, Any]]:
             ("Algorithms", f"{_mechanism(report)} {checked}", mine, "ledger"),
             (
                 "Utility and bias",
-                f"Held-out metrics: {metrics}. Groups were not measured.",
+                f"Held-out metrics: {metrics}. {_groups(report)}",
                 mine,
                 "scientist",
             ),

@@ -208,6 +208,10 @@ def test_the_report_of_a_run_shows_answers_and_whether_its_ledger_charged_them(
     assert [each["on_this_ledger"] for each in report["answers"]] == [False, False]
     page = page_of(report)
     assert "It is not charged on this run" in page and "no answer about groups" not in page
+    assert (
+        "Groups were measured by questions to the clients." in page
+        and "not measured." not in page.split("NIST")[1]
+    )
     assert differences(page, report) == []
     assert "no answer about groups lies with this run" in page_of(report_of(read_run(kept)))
 
@@ -304,6 +308,7 @@ def test_an_evaluation_is_its_runs_and_a_question_beside_it_is_no_run(kept: Path
         ("ages", 1),
     ]
     said = next(each["said"] for each in report["not_covered"] if each["limit"].startswith("Questions"))
+    assert "The ledger holds 1 run and 1 question on these data" in page_of(report)
     assert "evaluation, 2 times, for evaluation; ages, for evaluation" in said
     assert differences(page_of(report), report) == []
 
