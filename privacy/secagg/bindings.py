@@ -112,6 +112,11 @@ class Agreement:
         """Point of the polynomial at which each node's shares lie."""
         return {node: place for place, node in enumerate(self.nodes, 1)}
 
+    @property
+    def complete(self) -> bool:
+        """Whether everybody is everybody's neighbour."""
+        return self.terms.neighbours == len(self.candidates) - 1
+
     @cached_property
     def cohort(self) -> bytes:
         """Hash of all adverts and of the attempt: the context of shares, and the seed of the graph."""
@@ -136,8 +141,7 @@ class Agreement:
           among: counts these alone; None for all.
         """
         if node not in self._known:
-            complete = self.terms.neighbours == len(self.candidates) - 1
-            peers = self.nodes if complete else self._ring.around(node)
+            peers = self.nodes if self.complete else self._ring.around(node)
             self._known[node] = tuple(peer for peer in peers if peer != node and peer in self.by_node)
         known = self._known[node]
         return known if among is None else tuple(peer for peer in known if peer in among)

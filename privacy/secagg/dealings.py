@@ -131,8 +131,7 @@ class Dealings:
     def unproved(self) -> Iterator[int]:
         """Yield the dealers whose proof is not of the degree that the threshold asks for."""
         agreed = self.agreed
-        complete = agreed.terms.neighbours == len(agreed.candidates) - 1
-        every = self._parity(agreed.nodes) if complete else None
+        every = self._parity(agreed.nodes) if agreed.complete else None
         for dealer, proof in self.proofs.items():
             numbers = [int.from_bytes(value, "big") for value in proof.values()]
             holders = tuple(proof)

@@ -47,7 +47,9 @@ class Reveals:
 
         The seed of a dead node is another than its mask key's where the node has dealt another.
         """
-        found = {owner: self._at_once(owner) for owner in self._held}
+        # On a ring each owner has other holders, and weights of its own would cost more than they save.
+        whole = self.dealings.agreed.complete
+        found = {owner: self._at_once(owner) if whole else None for owner in self._held}
         doubted = [owner for owner, seed in found.items() if seed is None]
         wrong = self._wrong(doubted)
         blamed = dict.fromkeys(wrong, Fault.WRONG_SHARE)
