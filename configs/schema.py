@@ -81,7 +81,7 @@ class _Task(Group):
     clipping_norm: Positive = 1.0
     """Of one client's update."""
     longest_update: Positive = 100.0
-    """Norm that its honest updates do not reach without client-level privacy, by which encryption alone clips them."""
+    """Norm that its honest updates without noise do not reach, by which encryption alone clips them."""
     data_id: (
         Annotated[
             str,
