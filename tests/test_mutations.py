@@ -884,6 +884,27 @@ MUTATIONS = {
         "test_privacy_bounded_decoding.py",
         "deep_double",
     ),
+    "a server whose core dumps hold its keys": Mutation(
+        "deployment/serve.py",
+        "    without_core_dumps()\n",
+        "",
+        "test_server_open_files.py",
+        "begins_without_core_dumps",
+    ),
+    "an error that nobody thought of costs the round": Mutation(
+        "server/secure_sum.py",
+        "            except Exception:  # what nobody",
+        "            except OSError:  # what nobody",
+        "test_server_secure_sum.py",
+        "nobody_thought_of and take",
+    ),
+    "a suite that its owner does not accept": Mutation(
+        "privacy/secagg/policy.py",
+        "terms.suite in policy.suites\n",
+        "True\n",
+        "test_client_rosters.py",
+        "another_suite",
+    ),
     "strangers take a server's last open file": Mutation(
         "links/open_files.py",
         "if connection.fileno() >= min(for_connections(), MOST_TLS):",

@@ -1,5 +1,6 @@
 """Connections of strangers never take the last of a process's open files, and what it holds is in no core dump."""
 
+import importlib
 import os
 import runpy
 import socket
@@ -230,3 +231,34 @@ def test_a_process_that_holds_keys_leaves_no_core_dump_in_a_file_or_a_pipe() -> 
         "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )
     assert said_by(code) == "(0, 0) 0"
+
+
+class Dropped(BaseException):
+    """The process that holds keys has begun to drop its core dumps."""
+
+
+@pytest.mark.parametrize(
+    ("module", "enter"),
+    [
+        ("deployment.serve", lambda serve, folder: serve.serve(folder, [])),
+        ("deployment.ask", lambda asks, folder: asks.ask_clients(folder, None, None, [])),
+        ("client.device.agent", lambda agent, folder: agent.start(folder)),
+        ("deployment.provision", lambda provision, folder: provision.opened(folder).__enter__()),
+        ("cli.enrolment", lambda enrolment, folder: enrolment.serve_enrolments(folder)),
+        ("cli.enrolment", lambda enrolment, folder: enrolment.enrol_device("-", folder, 0.0)),
+    ],
+)
+def test_every_process_that_holds_keys_begins_without_core_dumps(
+    module: str, enter: Callable[[Any, Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it reads any: a folder without a bundle is refused later."""
+    entered = importlib.import_module(f"fedveil.{module}")
+    (tmp_path / "authority").mkdir()
+    (tmp_path / "authority" / "register.json").touch()
+
+    def dropped() -> None:
+        raise Dropped
+
+    monkeypatch.setattr(entered, "without_core_dumps", dropped)
+    with pytest.raises(Dropped):
+        enter(entered, tmp_path)
