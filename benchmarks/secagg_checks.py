@@ -33,7 +33,7 @@ def run_checks(options: Options) -> Row:
         "The server alone, its clients made": [_row("made", case, options) for case in MADE],
     }
     notes = [
-        f"CPU ms, the least of {options.repeats} processes of four rounds each, the two versions in turns",
+        f"CPU ms, the least in {options.repeats} processes of four rounds or more, the two versions in turns",
         "upload: a client's bytes beside its vector",
     ]
     return result_of("secagg_checks", before, tables, notes)
