@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .audit_share import run_audit
+from .contenders import ALL
 from .dp_sgd import PRIVATE, run_dp_sgd
 from .engines import Options, run_engines, run_overhead
 from .link import run_link
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pfl-python", metavar="PATH", help="a Python with pfl 0.6 and torch")
     parser.add_argument("--before", metavar="PATH", help="an earlier checkout, for secagg_checks")
     parser.add_argument("--workloads", nargs="+", choices=sorted({*WORKLOADS, *PRIVATE}), help="which models")
+    parser.add_argument("--contenders", nargs="+", choices=ALL, default=ALL, help="which, of engines")
     parser.add_argument("--clients", type=int, default=size.clients, help="the population")
     parser.add_argument("--cohort", type=int, default=size.cohort, help="clients of a round")
     parser.add_argument("--rounds", type=int, default=size.rounds, help="measured rounds of a process")
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     run, usual = _BENCHMARKS[given.benchmark]
     size = Size(given.clients, given.cohort, given.rounds)
-    options = Options(size, given.repeats, given.pfl_python, tuple(given.workloads or usual), given.before)
+    workloads, contenders = tuple(given.workloads or usual), tuple(given.contenders)
+    options = Options(size, given.repeats, given.pfl_python, workloads, given.before, contenders)
     publish(run(options), given.json)
     return 0
 

@@ -44,6 +44,7 @@ class Options:
       pfl_python: a Python that has pfl 0.6 and torch.
       workloads: which models, for the benchmark of the engines.
       before: checkout of an earlier fedveil, a folder of that name.
+      contenders: which, for the benchmark of the engines.
     """
 
     size: Size = field(default_factory=Size)
@@ -51,6 +52,7 @@ class Options:
     pfl_python: str | None = None
     workloads: tuple[str, ...] = TRAINED
     before: str | None = None
+    contenders: tuple[str, ...] = ALL
 
 
 def run_engines(options: Options) -> Row:
@@ -59,7 +61,7 @@ def run_engines(options: Options) -> Row:
     wall: list[Row] = []
     cpu: list[Row] = []
     for workload in options.workloads:
-        measured = _interleaved(ALL, workload, options, notes)
+        measured = _interleaved(options.contenders, workload, options, notes)
         rows += [_row(workload, name, watches) for name, watches in measured.items()]
         wall += _ratios(workload, measured, "wall")
         cpu += _ratios(workload, measured, "cpu")
