@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from fedveil.privacy.refusal import Refusal
@@ -290,9 +291,18 @@ def test_an_allowed_module_that_is_not_there_is_refused() -> None:
         load_task("no_such_module_here:Task", {}, ("no_such_module_here",))
 
 
+def test_digits_are_those_of_scikit_learn(tasks: dict[str, Task]) -> None:
+    pixels, digits = load_digits(return_X_y=True)
+    held_out = np.random.default_rng(1797).permutation(len(digits))[:360]
+    found = tasks["digits"].held_out()
+    expected = pixels[held_out] / np.linalg.norm(pixels[held_out], axis=1, keepdims=True)
+    assert np.array_equal(found.inputs, expected.astype(np.float32))
+    assert np.array_equal(found.targets, digits[held_out])
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "fedveil.tasks.digits", raising=False)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(Refusal, match=r"scikit-learn.*fedveil\[simulation\]"):
         load_task("digits")
 
