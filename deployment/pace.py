@@ -81,14 +81,15 @@ def pace_of(
             return None
         wait_for(needed)
         if not served:
-            return f"{SERVERS_OWN} had ended and was not renewed"
-        return f"{len(here.keys() - ended)} of {needed} clients that a round takes were connected"
+            return f"{SERVERS_OWN} had ended and was not renewed after {settings.wait:g} s"
+        count = len(here.keys() - ended)
+        return f"{count} of {needed} clients that a round takes were connected after {settings.wait:g} s"
 
     def ready(stop: threading.Event) -> str | None:
         end = time.monotonic() + settings.wait
         while (why := lacking()) is not None:
             if stop.wait(POLL_SECONDS) or time.monotonic() > end:
-                return f"{why} after {settings.wait:g} s"
+                return why
         return None
 
     return Pace(settings.deadline, ready, settings.patience)
