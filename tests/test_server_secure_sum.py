@@ -425,7 +425,7 @@ def test_a_sum_that_cannot_be_true_stays_charged_and_leaves_the_model(
         start = {name: np.full(shape, 0.5, np.float32) for name, shape in LAYOUT.items()}
         ending = run_rounds(
             grid,
-            Loop(strategy, 2, lambda arrays, number: {}, lambda state, done, metrics: None, {}),
+            Loop(strategy, 2, lambda arrays, number: {}, lambda state, done, metrics: None, lambda state: {}),
             State(0, start, {}),
         )
         assert [done.untrue for done in grid.rounds] == [True, True]
