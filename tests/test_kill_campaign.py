@@ -193,7 +193,7 @@ def test_killed_at_stage_after_stage_a_run_has_the_model_of_a_calm_one(world: Wo
 
 # --- each stage by itself -----------------------------------------------------------------------------------------
 
-KEYS = ("proposal", "cohort")  # of round 2 they travel beside round 1
+KEYS = ("proposal", "cohort", "parcels")  # of round 2 they travel beside round 1
 
 
 def stages(link: str) -> Iterator[Any]:
