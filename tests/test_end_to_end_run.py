@@ -66,6 +66,8 @@ RESULT_KEYS = {
     "bytes",
     "message_bytes",
     "budget_runs",
+    "evaluations",
+    "tuning",
 }
 PRIVACY_KEYS = {
     "groups",
