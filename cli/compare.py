@@ -21,6 +21,7 @@ JOB, RESULT, CONFIG = "job.json", "result.json", "config.yaml"
 SEED = "seed"
 CONFIDENCE = 0.95
 WIDEST = 40  # columns of the table's first
+PRICES = "cost."  # of keys that change what a run is said to cost, and nothing of the run
 NO_DIFFERENCE = ("resume", "optimize")  # keys that change no result
 
 
@@ -123,7 +124,9 @@ def rows_of(folders: Sequence[Path], base: Path | None = None) -> list[Row]:
     keys = [
         key
         for key in dict.fromkeys(key for each in told for key in each)
-        if key not in (SEED, *NO_DIFFERENCE) and len({each.get(key) for each in told}) > 1
+        if key not in (SEED, *NO_DIFFERENCE)
+        and not key.startswith(PRICES)
+        and len({each.get(key) for each in told}) > 1
         if all(jobs) or all(key in each for each in told)
     ]
     shown = [str(each if base is None else each.relative_to(base)) for each in folders]
