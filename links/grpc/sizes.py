@@ -10,9 +10,9 @@ from functools import lru_cache
 import numpy as np
 from flwr.app import Message, RecordDict
 
-from ...privacy.mechanisms.packing import width_of
+from ...privacy.mechanisms.packing import packed_size, width_of
 from ...privacy.mechanisms.sum_spec import SumSpec
-from ...strategies.wire import reply_with
+from ...strategies.wire import VECTOR, VECTOR_RECORD, memory_arrays
 from ..traffic import content_bytes
 from .frames import message_bytes
 from .message_codec import MalformedMessage, pack_body, segments
@@ -45,7 +45,9 @@ def update_bytes(spec: SumSpec, size: int) -> int:
 
 @lru_cache(maxsize=8)
 def _update_bytes(size: int, width: int | None, on_grid: bool) -> int:
-    # Nothing but the width of its grid changes the size of a vector.
-    spec = SumSpec(1.0 if on_grid else None, cells=(1 << width - 1) - 1 if width else (1 << 31) - 1)
-    vector = np.zeros(size, np.int32) if on_grid else np.zeros(size)
-    return carried_bytes(reply_with(vector, spec, Message(RecordDict(), 2, "train")))
+    # Nothing but the width of its grid changes the size of a vector; zeros that nobody reads take no memory.
+    count, kind = (
+        (size, np.int32 if on_grid else np.float64) if width is None else (packed_size(size, width), np.uint8)
+    )
+    content = RecordDict({VECTOR_RECORD: memory_arrays({VECTOR: np.zeros(count, kind)})})
+    return carried_bytes(Message(content, reply_to=Message(RecordDict(), 2, "train")))
