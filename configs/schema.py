@@ -136,6 +136,8 @@ class _TableTask(_Task):
     """Linear; fully connected layers with tanh between them; or a sum of one shape a column, over declared bins."""
     hidden: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(strict=False)] = (32,)
     """Sizes of the hidden layers of an mlp."""
+    group_weights: Text | None = None
+    """File of weights in the loss by group and class, or the JSON of a question of kind crosstable. Null: the schema's."""
 
 
 class CensusTask(_TableTask):

@@ -37,6 +37,7 @@ from ..configs.strict import Section
 from ..configs.yaml_guard import check_file, yaml_sentence
 from ..links.server_bundle import SERVER
 from ..privacy.refusal import Refusal
+from ..tasks.group_weights import weighted_schema
 from ..tasks.table_schema import read_schema
 from .authority import KeyCare
 from .token_keys import TokenChoice
@@ -64,6 +65,7 @@ GROUPS: Mapping[str, Mapping[str, Any]] = {
 }
 HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")
 CHOICES = ("name", "target", "kind")
+OF_SCHEMA = ("label", "group_weights")  # options of tables that stand in the schema of a bundle
 DEFAULTS = {
     "link": "grpc",
     "certificate_days": DAYS,
@@ -185,16 +187,20 @@ def _of_each(clients: Sequence[Values]) -> Values:
 def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     """Return the one schema of all tables; the desk has a copy beside its copy of the file."""
     asked = {
-        (str(entry.task["options"].get("schema", SCHEMA)), entry.task["options"].get("label"))
+        tuple(entry.task["options"].get(key) for key in ("schema", *OF_SCHEMA))
         for entry in entries
         if entry.task["name"] == TABLES
     }
     if len(asked) > 1:
-        shown = ", ".join(sorted(name for name, _ in asked))
-        raise Refusal("task.options.schema", shown, "must be one, with one label, for all clients")
-    for name, label in asked:
-        found = folder / name
-        return read_schema(found if found.is_file() else folder / SCHEMA, label).text()
+        shown = ", ".join(sorted(str(name or SCHEMA) for name, *_ in asked))
+        remedy = "must be one, with one label, for all clients, and one file of weights by group"
+        raise Refusal("task.options.schema", shown, remedy)
+    for name, label, weights in asked:
+        found = folder / str(name or SCHEMA)
+        if not found.is_file():  # the desk's copy has the weights already
+            return read_schema(folder / SCHEMA, label).text()
+        file = None if weights is None else str(folder / str(weights))
+        return weighted_schema(read_schema(found, label), file).text()
     return None
 
 

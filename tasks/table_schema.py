@@ -26,7 +26,7 @@ MISSING = (
     "null",
     "none",
 )  # what an unknown value is written as, unless declared
-KEYS = ("label", "missing", "columns", "groups")
+KEYS = ("label", "missing", "columns", "groups", "group_weights")
 COLUMN_KEYS = ("low", "high", "edges", "missing", "required", "categories", "weights")
 MISSING_KEYS = ("words", "value")
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
@@ -80,6 +80,24 @@ def categorical(name: str, words: Iterable[str]) -> Column:
 
 
 @dataclass(frozen=True)
+class GroupWeights:
+    """Public weights of examples in the loss, by their group and their class; the largest is 1.
+
+    Attributes:
+      of: the column whose words are the groups.
+      weights: of each class, for each group in the order of its words.
+    """
+
+    of: str
+    weights: tuple[tuple[float, ...], ...]
+
+    @property
+    def unknown(self) -> tuple[float, ...]:
+        """Weight of each class where the group is not known: the mean over the groups."""
+        return tuple(sum(each) / len(each) for each in zip(*self.weights, strict=True))
+
+
+@dataclass(frozen=True)
 class Schema:
     """Schema of tables.
 
@@ -88,12 +106,14 @@ class Schema:
       label: name of the column that is predicted.
       missing: words that stand for a missing value, as `plain` has them.
       groups: columns with categories that are no inputs of the model, and may name groups.
+      group_weights: of examples in the loss; None where a group changes nothing.
     """
 
     columns: tuple[Column, ...]
     label: str
     missing: tuple[str, ...] = field(default=MISSING)
     groups: tuple[Column, ...] = ()
+    group_weights: GroupWeights | None = None
 
     @cached_property
     def target(self) -> Column:
@@ -133,6 +153,11 @@ class Schema:
             lines.append(f"  {_word(column.name)}: {_column_text(column)}" + (f"  # {note}" if note else ""))
         if self.groups:
             lines += ["groups:", *(f"  {_word(each.name)}: {_column_text(each)}" for each in self.groups)]
+        if self.group_weights is not None:
+            lines += ["group_weights:", f"  {_word(self.group_weights.of)}:"]
+            words = self.group(self.group_weights.of).words
+            for word, weights in zip(words, self.group_weights.weights, strict=True):
+                lines.append(f"    {_word(word)}: {_weights_text(self.target.words, weights)}")
         return "\n".join([*lines, ""])
 
     def group(self, name: str) -> Column:
@@ -190,15 +215,7 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     Raises:
       Refusal: the file cannot be read, or holds a mistake.
     """
-    check_file(path)
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Words)
-    except yaml.MarkedYAMLError as error:
-        raise Refusal("file", str(path), str(error.problem)) from None
-    except Exception as error:  # noqa: BLE001 (PyYAML's constructors document no closed set)
-        said = str(error) or type(error).__name__
-        raise Refusal("file", str(path), f"cannot be read as YAML ({said})") from None
-    where = str(path)
+    found, where = read_words(path), str(path)
     values = _group(where, found, KEYS)
     columns = values.get("columns")
     if not isinstance(columns, dict) or not columns:
@@ -212,7 +229,29 @@ def read_schema(path: Path, label: str | None = None) -> Schema:
     words = MISSING if missing is None else tuple(plain(each) for each in _list(where, "missing", missing))
     groups = _groups(where, values.get("groups", {}), named)
     schema = Schema(read, "", ("", *(each for each in words if each)), groups)
-    return with_label(schema, label or values.get("label"), where)
+    labelled = with_label(schema, label or values.get("label"), where)
+    if "group_weights" not in values:
+        return labelled
+    return with_group_weights(labelled, values["group_weights"], f"{where}: group_weights")
+
+
+def read_words(path: Path) -> object:
+    """Return what a YAML file holds, every word and number of it as text.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      Refusal: the file cannot be read.
+    """
+    check_file(path)
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Words)
+    except yaml.MarkedYAMLError as error:
+        raise Refusal("file", str(path), str(error.problem)) from None
+    except Exception as error:  # noqa: BLE001 (PyYAML's constructors document no closed set)
+        said = str(error) or type(error).__name__
+        raise Refusal("file", str(path), f"cannot be read as YAML ({said})") from None
 
 
 def _groups(where: str, found: object, named: set[str]) -> tuple[Column, ...]:
@@ -256,6 +295,59 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
                 f"{where}: {column.name}", "weights", f"are of the label's classes, and that is {label}"
             )
     return replace(schema, label=named[plain(label)])
+
+
+def with_group_weights(schema: Schema, found: object, where: str) -> Schema:
+    """Return the schema with weights by group and class, scaled so that the largest is 1.
+
+    Args:
+      schema: with its label.
+      found: the name of one column of groups; under it each of its words; under each the weight of each class.
+      where: they were found, for a refusal.
+
+    Raises:
+      Refusal: a group or a class has no weight, or has one that is not above 0.
+    """
+    if not isinstance(found, dict) or len(found) != 1:
+        remedy = (
+            "give the name of one column of groups; under it each group, and the weight of each class in it"
+        )
+        raise Refusal(where, found, remedy)
+    target = schema.target
+    if not target.categories:
+        raise Refusal(where, schema.label, "is a number, and weights by group are of classes")
+    if target.weights:
+        raise Refusal(
+            where, schema.label, "has weights of its own; an example has one: take these out, or those"
+        )
+    ((name, rows),) = found.items()
+    column = schema.group(str(name))
+    table = [
+        [_number(where, "a weight", each) for each in _for_each_word(f"{where}: {word}", row, target)]
+        for word, row in zip(column.words, _for_each_word(where, rows, column), strict=True)
+    ]
+    largest = max(max(row) for row in table)
+    if min(min(row) for row in table) <= 0:
+        raise Refusal(where, min(min(row) for row in table), "weights must be above 0")
+    scaled = tuple(tuple(each / largest for each in row) for row in table)
+    return replace(schema, group_weights=GroupWeights(column.name, scaled))
+
+
+def _for_each_word(where: str, found: object, column: Column) -> list[object]:
+    """Return what stands under each of a column's words, in their order."""
+    if not isinstance(found, dict):
+        raise Refusal(where, found, f"must be a group: {', '.join(column.words)}")
+    under: dict[int, object] = {}
+    for word, given in found.items():
+        code = column.codes.get(plain(str(word)))
+        if code is None or code in under:
+            said = "stands twice" if code in under else f"is no word of {column.name}"
+            raise Refusal(where, word, f"{said}; {nearest(str(word), column.words)}")
+        under[code] = given
+    for code, word in enumerate(column.words):
+        if code not in under:
+            raise Refusal(where, word, f"has no weight; give one for each word of {column.name}")
+    return [under[code] for code in range(len(column.words))]
 
 
 class _Words(yaml.BaseLoader):
@@ -405,8 +497,7 @@ def _parts(column: Column) -> Iterator[str]:
     if column.edges:
         yield f"edges: [{', '.join(map(_digits, column.edges))}]"
     if column.weights:
-        pairs = zip(column.words, column.weights, strict=True)
-        yield f"weights: {{{', '.join(f'{_word(word)}: {_digits(weight)}' for word, weight in pairs)}}}"
+        yield f"weights: {_weights_text(column.words, column.weights)}"
     if column.absent and column.missing is not None:
         yield f"missing: {{words: {_words(column.absent)}, value: {_digits(column.missing)}}}"
     elif column.absent:
@@ -415,6 +506,11 @@ def _parts(column: Column) -> Iterator[str]:
         yield f"missing: {_digits(column.missing)}"
     if column.required:
         yield "required: true"
+
+
+def _weights_text(words: tuple[str, ...], weights: tuple[float, ...]) -> str:
+    pairs = zip(words, weights, strict=True)
+    return f"{{{', '.join(f'{_word(word)}: {_digits(weight)}' for word, weight in pairs)}}}"
 
 
 def _digits(number: float) -> str:

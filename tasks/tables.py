@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .classification import class_metrics, cross_entropies, softmax_regression
 from .data import Examples
 from .exported import schema_inputs, told_by_schema
 from .flwr_partition import FLWR, flwr_shares
+from .group_weights import weighted_schema
 from .partition import Partition
 from .persons import only
 from .table_files import (
@@ -43,7 +45,8 @@ class Tables:
 
     Attributes:
       schema: of every table.
-      clients: each client's examples; empty on a server, which has none.
+      clients: each client's examples; empty on a server, which has none. With weights by group a target says group and
+        class (`weighted_task`).
       test: held-out examples; none of real clients are, since what is measured on them would be a release.
       hidden: sizes of the hidden layers; empty for a linear model.
       simulated: whether the tables are public or made up.
@@ -68,6 +71,18 @@ class Tables:
         """Number of classes; 0 where the label is a number."""
         return len(self.schema.target.categories)
 
+    @cached_property
+    def weights(self) -> tuple[float, ...]:
+        """Weight of an example in the loss by its target; empty where all are 1.
+
+        With weights by group, a class alone weighs 1, as of held-out examples; behind the classes are those of unknown
+        groups, and those of each group.
+        """
+        found = self.schema.group_weights
+        if found is None:
+            return self.schema.target.weights
+        return tuple(chain((1.0,) * self.classes, found.unknown, *found.weights))
+
     def model(self) -> nn.Module:
         outputs = self.classes or 1
         if not self.hidden:
@@ -75,7 +90,7 @@ class Tables:
         return perceptron((self.schema.width, *self.hidden, outputs))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.schema.target.weights:
+        if self.weights:
             return self.losses(outputs[None], targets[None])[0]
         if self.classes:
             return nn.functional.cross_entropy(outputs, targets)
@@ -83,13 +98,13 @@ class Tables:
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.classes:
-            return cross_entropies(outputs, targets, self.schema.target.weights)
+            return cross_entropies(outputs, targets, self.weights)
         return ((outputs.squeeze(-1) - targets) ** 2).mean(1)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         outputs, targets = outputs.cpu(), targets.cpu()  # not every device has double precision
         if self.classes:
-            return class_metrics(outputs, targets)
+            return class_metrics(outputs, targets % self.classes)
         half, errors = (self.schema.target.high - self.schema.target.low) / 2, outputs.squeeze(-1) - targets
         found = {"mean_absolute_error": half * errors.abs().mean().item()}
         around = (targets.double() - targets.double().mean()).square().sum().item()
@@ -133,7 +148,7 @@ class Tables:
 
     def _label_of(self, data: Examples) -> NDArray[Any]:
         if self.classes:
-            return worded(self.schema.target.words, data.targets.numpy())
+            return worded(self.schema.target.words, data.targets.numpy() % self.classes)
         middle, half = self.schema.unit
         return middle + half * data.targets.numpy().astype(np.float64)
 
@@ -153,6 +168,26 @@ class Tables:
     def decode(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return predictions by column name: the likeliest word and its probability, or a number."""
         return told_by_schema(self.schema, outputs.detach().numpy())
+
+
+def weighted_task(task: Tables) -> Tables:
+    """Return a task whose clients' targets say by which weight an example enters the loss, if its schema has any by group.
+
+    Such a target is the class + classes (2 + group), with -1 for a group that is not known. Every loop of training hands
+    targets to the loss and to nothing else, so that a weight needs no way of its own.
+
+    Args:
+      task: whose clients have groups.
+    """
+    found = task.schema.group_weights
+    if found is None:
+        return task
+
+    def coded(data: Examples) -> Examples:
+        assert data.groups is not None
+        return replace(data, targets=data.targets + task.classes * (2 + data.groups[found.of]))
+
+    return replace(task, clients=tuple(coded(each) for each in task.clients))
 
 
 def worded(words: Sequence[str], codes: NDArray[Any]) -> NDArray[Any]:
@@ -209,6 +244,7 @@ def load(
     person: str | None = None,
     groups: Sequence[str] | str = (),
     bins: int = 16,
+    group_weights: str | None = None,
     num_clients: int | None = None,
     partition: str = "natural",
     alpha: float = 0.5,
@@ -232,6 +268,8 @@ def load(
       person: column that says whose a row is, which the model never sees; None where nobody says.
       groups: columns whose categories are groups, by which fairness is measured.
       bins: of a number that declares no edges, for gam; at least 2.
+      group_weights: file of weights in the loss by group and class, or of an answer that they follow from; None: those of
+        the schema.
       num_clients: None for the natural partition.
       partition: natural (a file or folder a client); iid, dirichlet, shards and flwr deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
@@ -247,8 +285,8 @@ def load(
     paths = [] if folder is None else clients_of(Path(folder), [] if public is None else [public])
     paths = paths if data is None else [Path(data)]
     agreed = _without(person, _schema(folder, paths, label, schema, simulated), simulated)
-    agreed = agreed.binned(bins) if model == "gam" else agreed
-    grouped = tuple(agreed.group(each).name for each in ([groups] if isinstance(groups, str) else groups))
+    agreed = weighted_schema(agreed.binned(bins) if model == "gam" else agreed, group_weights)
+    grouped = _grouped(agreed, [groups] if isinstance(groups, str) else groups)
     clients = tuple(_examples(path, agreed, person, grouped) for path in paths)
     own = tuple(paths) if partition == "natural" else ()
     if partition != "natural":
@@ -258,9 +296,13 @@ def load(
         remedy = f"{folder} holds {len(clients)}, a file or folder each; leave it out"
         raise Refusal("task.num_clients", num_clients, remedy)
     if public is not None:
-        return Tables(agreed, clients, _examples(public, agreed), layers, simulated, grouped, own)
+        return weighted_task(
+            Tables(agreed, clients, _examples(public, agreed), layers, simulated, grouped, own)
+        )
     if not simulated:
-        return Tables(agreed, clients, _no_examples(agreed), layers, grouped=grouped, paths=own)
+        return weighted_task(
+            Tables(agreed, clients, _no_examples(agreed), layers, grouped=grouped, paths=own)
+        )
     if not 0 < held_out_share < 1:
         raise Refusal("task.held_out_share", held_out_share, "give a number above 0 and below 1")
     splits = [_split(each, held_out_share) for each in clients]
@@ -269,7 +311,13 @@ def load(
         raise Refusal(
             "task.held_out_share", held_out_share, "holds out no row; give more, or task.held_out_file"
         )
-    return Tables(agreed, tuple(kept for kept, _ in splits), test, layers, True, grouped, own)
+    return weighted_task(Tables(agreed, tuple(kept for kept, _ in splits), test, layers, True, grouped, own))
+
+
+def _grouped(schema: Schema, named: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns of groups by their names in the schema, and the one that weights go by."""
+    of = () if schema.group_weights is None else (schema.group_weights.of,)
+    return tuple(dict.fromkeys(schema.group(each).name for each in (*named, *of)))
 
 
 def _schema(

@@ -64,6 +64,31 @@ def test_every_bundle_has_the_one_schema_and_a_device_reads_its_own_tables(desk:
     assert not (desk / "clients" / "a" / "requirements.txt").exists()
 
 
+def test_weights_by_group_go_to_every_device_in_the_schema(desk: Path) -> None:
+    """The server's orders name the schema with its weights, and a device with others declines them."""
+    (desk.parent / "common" / "s.yaml").write_text(SCHEMA + "groups:\n  who: {categories: [a, b]}\n")
+    (desk.parent / "w.yaml").write_text("who: {a: {no: 1, yes: 2}, b: {no: 4, yes: 1}}\n")
+    options = {"schema": "common/s.yaml", "group_weights": "w.yaml"}
+    file = desk.parent / "weighed.yaml"
+    file.write_text(yaml.safe_dump({**FEDERATION, "task": {**FEDERATION["task"], "options": options}}))
+    folder = desk.parent / "weighed"
+    provision(file, folder, None)
+    device = folder / "clients" / "a"
+    (device / "table.csv").write_text("x,y,who\n" + "1,no,a\n2,yes,b\n3,yes,b\n" * 5)
+    task = load(schema=str(device / "schema.yaml"), data=str(device / "table.csv"))
+    assert task.weights[-4:] == (0.25, 0.5, 1.0, 0.25)
+    assert task.client_data(0).targets.tolist() == [4, 7, 7] * 5
+    assert "group_weights" not in read_client_bundle(device).settings.task.options
+    served = load(schema=str(folder / "server" / "schema.yaml"))
+    assert (
+        agreement_of(served)
+        == agreement_of(task)
+        != agreement_of(load(schema=str(desk / "server" / "schema.yaml")))
+    )
+    shutil.rmtree(desk.parent / "common")
+    rotate(folder, "a", None)  # by the desk's copy of the schema, which holds them
+
+
 def test_each_client_may_name_its_own_tables_and_the_federation_none(desk: Path) -> None:
     task = {key: value for key, value in FEDERATION["task"].items() if key != "data"}
     clients = [{"name": name, "task": {"data": f"/srv/{name}"}} for name in "abc"]

@@ -667,6 +667,20 @@ MUTATIONS = {
         "test_tasks_tables.py",
         "real_tables_need",
     ),
+    "an example's weight is divided by those of its batch": Mutation(
+        "tasks/classification.py",
+        "    return each.view(targets.shape).mean(1)",
+        "    return each.view(targets.shape).sum(1) / torch.tensor(weights)[codes].view(targets.shape).sum(1)",
+        "test_tasks_group_weights.py",
+        "plain_pytorch",
+    ),
+    "devices do not agree on weights by group": Mutation(
+        "tasks/table_schema.py",
+        "        if self.group_weights is not None:",
+        "        if False:",
+        "test_tasks_group_weights.py",
+        "agreed_on",
+    ),
     "an optimizer reads gradients before their noise": Mutation(
         "client/dp_sgd/train.py",
         "parameter.grad = view",

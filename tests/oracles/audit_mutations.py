@@ -209,6 +209,8 @@ BEYOND: dict[str, str] = {
     "a device trains by another schema than the server's": "another model is trained, and noised as claimed",
     "real tables are measured on their clients' rows": "leaves beside the sum, where an audit of sums does not look",
     "a schema is inferred from real tables": "leaves beside the sum, where an audit of sums does not look",
+    "an example's weight is divided by those of its batch": "each gradient is clipped as claimed; what an example moves in those of others is no canary's own",
+    "devices do not agree on weights by group": "another model is trained, and noised as claimed",
     "an answer tells how many records were drawn": "leaves beside the sum, where an audit of sums does not look",
     "several local steps on a share of the noise": CONFIGURED,
     "an average holds other models than those released last": "which of the released models a mean holds, and no number more",
