@@ -655,8 +655,8 @@ MUTATIONS = {
     ),
     "real tables are measured on their clients' rows": Mutation(
         "tasks/tables.py",
-        "    if not simulated:\n        return Tables(",
-        "    if False:\n        return Tables(",
+        "    if not simulated:\n        return weighted_task(",
+        "    if False:\n        return weighted_task(",
         "test_tasks_tables.py",
         "separators or one_hot",
     ),
