@@ -179,6 +179,8 @@ class CsvTask(_TableTask):
     """Columns whose categories are groups, by which fairness is measured: of the schema's columns or its groups."""
     bins: Annotated[int, Field(ge=2, le=256)] = 16
     """Of a number that declares no edges in the schema, with model=gam."""
+    scaling: Text | None = None
+    """JSON of a question of kind variance for each number, which scales inputs by it. Null: by the bounds in the schema."""
 
 
 class CustomTask(_Task):
@@ -1411,6 +1413,10 @@ class ServerSettings(FederationSettings):
             yield "partition", "real clients hold what they hold; leave it out"
         if isinstance(self.task, CsvTask) and self.task.folder is not None:
             yield "task.folder", "the tables stay with the clients; leave it out"
+        for key in ("group_weights", "scaling"):
+            if getattr(self.task, key, None) is not None:
+                remedy = "devices have it in their schema: give it in the options of federation.yaml, and provision"
+                yield f"task.{key}", remedy
         yield from self._rules_of_clients()
         if self.link.quorum is not None and self.secagg is not None:
             yield "link.quorum", "secagg.dropout says how many an encrypted sum takes; leave it null"

@@ -38,6 +38,7 @@ from ..configs.yaml_guard import check_file, yaml_sentence
 from ..links.server_bundle import SERVER
 from ..privacy.refusal import Refusal
 from ..tasks.group_weights import weighted_schema
+from ..tasks.scaling import standardised
 from ..tasks.table_schema import read_schema
 from .authority import KeyCare
 from .token_keys import TokenChoice
@@ -65,7 +66,7 @@ GROUPS: Mapping[str, Mapping[str, Any]] = {
 }
 HASHED, UNVERIFIED = REQUIREMENTS = ("hashed", "unverified_code")
 CHOICES = ("name", "target", "kind")
-OF_SCHEMA = ("label", "group_weights")  # options of tables that stand in the schema of a bundle
+OF_SCHEMA = ("label", "group_weights", "scaling")  # options of tables that stand in the schema of a bundle
 DEFAULTS = {
     "link": "grpc",
     "certificate_days": DAYS,
@@ -193,14 +194,14 @@ def _schema(entries: Sequence[ClientEntry], folder: Path) -> str | None:
     }
     if len(asked) > 1:
         shown = ", ".join(sorted(str(name or SCHEMA) for name, *_ in asked))
-        remedy = "must be one, with one label, for all clients, and one file of weights by group"
+        remedy = "must be one, with one label, for all clients, and so must group_weights and scaling"
         raise Refusal("task.options.schema", shown, remedy)
-    for name, label, weights in asked:
+    for name, label, *files in asked:
         found = folder / str(name or SCHEMA)
-        if not found.is_file():  # the desk's copy has the weights already
+        if not found.is_file():  # the desk's copy has what these files say already
             return read_schema(folder / SCHEMA, label).text()
-        file = None if weights is None else str(folder / str(weights))
-        return weighted_schema(read_schema(found, label), file).text()
+        weights, scaling = (None if each is None else str(folder / str(each)) for each in files)
+        return weighted_schema(standardised(read_schema(found, label), scaling), weights).text()
     return None
 
 

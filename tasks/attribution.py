@@ -108,9 +108,9 @@ def explained(
 ) -> dict[str, NDArray[Any]]:
     """Return, by column name, what each input adds to the score that the model gives to what it says, shape (n,) each.
 
-    `at_baseline` is the score of the baseline: with a schema the middle of each number, or none of its bins where it has
-    bins, and none of a category's words; else zeros. It and the others sum to the score, `score`: the logit of the
-    likeliest class, or the number in its own unit, before it is cut to its bounds.
+    `at_baseline` is the score of the baseline: with a schema the middle of each number, its mean where it has one, or none of
+    its bins where it has bins, and none of a category's words; else zeros. It and the others sum to the score, `score`: the
+    logit of the likeliest class, or the number in its own unit, before it is cut to its bounds.
 
     Args:
       model: in evaluation mode.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..configs.yaml_guard import check_file
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.fairness import reweighing
 from ..privacy.statistics.figure import NORMAL_95
+from .answer_files import Answered, read_answer
 from .table_schema import Schema, plain, read_words, with_group_weights
 
 FIELD = "task.group_weights"
@@ -35,45 +34,31 @@ def weighted_schema(schema: Schema, path: str | None) -> Schema:
         return schema
     if schema.group_weights is not None:
         raise Refusal(FIELD, path, "stands in the schema too, as group_weights; take it out of one")
-    return with_group_weights(schema, _weights_in(Path(path), schema), path)
+    answers = read_answer(Path(path), FIELD)
+    found = read_words(Path(path)) if answers is None else _of_answers(answers, schema, path)
+    return with_group_weights(schema, found, path)
 
 
-def _weights_in(path: Path, schema: Schema) -> object:
-    check_file(path)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return read_words(path)
-    if not isinstance(found, dict) or "question" not in found:
-        return found
-    try:
-        return _of_answer(found, schema, path)
-    except (LookupError, TypeError, ValueError, AttributeError) as problem:
-        if isinstance(problem, Refusal):
-            raise
-        raise Refusal(FIELD, str(path), f"is no answer of fedveil ask ({problem})") from problem
-
-
-def _of_answer(record: Any, schema: Schema, path: Path) -> object:
-    """Return the weights that follow from the first cross table of groups and label in an answer."""
-    label = plain(schema.label)
-    for asked, answer in zip(record["question"]["ask"], record["answers"], strict=False):
-        if asked["kind"] != "crosstable" or not {"categories", "by_categories"} <= set(asked):
+def _of_answers(answers: Sequence[Answered], schema: Schema, path: str) -> object:
+    """Return the weights that follow from the first cross table of groups and label."""
+    for each in answers:
+        names = [str(each.asked.get(key, "")) for key in ("of", "by")]
+        words = [_words(each.asked.get(key)) for key in ("categories", "by_categories")]
+        if each.asked["kind"] != "crosstable" or not all(words):
             continue
-        if label not in (plain(asked["of"]), plain(asked["by"])):
+        if plain(schema.label) not in map(plain, names):
             continue
-        figures = answer["figures"]
-        words: list[list[str]] = [asked["categories"], asked["by_categories"]]
-        cells = np.array([each["value"] for each in figures], np.float64).reshape(*map(len, words))
-        half = (float(figures[0]["high"]) - float(figures[0]["low"])) / 2
-        name = asked["of"]
-        if plain(name) == label:
-            cells, words, name = cells.T, words[::-1], asked["by"]
-        weights = reweighing(cells, half / NORMAL_95)
-        return {
-            name: {
-                group: dict(zip(words[1], row, strict=True))
-                for group, row in zip(words[0], weights.tolist(), strict=True)
-            }
-        }
-    raise Refusal(FIELD, str(path), NO_TABLE.format(schema.label))
+        cells, half = np.array(each.values, np.float64), each.halves[0] if each.halves else None
+        if half is None or cells.size != len(words[0]) * len(words[1]):
+            raise Refusal(FIELD, path, "is no answer of fedveil ask (a cross table lacks cells)")
+        cells = cells.reshape(len(words[0]), len(words[1]))
+        if plain(names[0]) == plain(schema.label):
+            cells, words, names = cells.T, words[::-1], names[::-1]
+        weights: list[list[float]] = reweighing(cells, half / NORMAL_95).tolist()
+        rows = (dict(zip(words[1], row, strict=True)) for row in weights)
+        return {names[0]: dict(zip(words[0], rows, strict=True))}
+    raise Refusal(FIELD, path, NO_TABLE.format(schema.label))
+
+
+def _words(found: object) -> list[str]:
+    return [str(each) for each in found] if isinstance(found, list) else []

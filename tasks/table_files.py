@@ -302,7 +302,7 @@ class CellReader:
     _pc: Any = field(default_factory=lambda: import_module("pyarrow.compute"), repr=False)
 
     def scaled(self, values: Any, column: Column, is_label: bool = False) -> NDArray[np.float64]:
-        """Return numbers between -1 and 1, shape (n,): the column's bounds become these.
+        """Return scaled numbers, shape (n,): the column's bounds become -1 and 1, unless it has a mean and a deviation.
 
         Args:
           values: the cells, an Arrow array.
@@ -315,9 +315,14 @@ class CellReader:
         numbers = self.numbers(values, column)
         absent = np.isnan(numbers)
         self._present_all(absent, column, is_label)
-        middle, half = (column.low + column.high) / 2, (column.high - column.low) / 2
+        middle, half = column.scale
         numbers[absent] = middle if column.missing is None else column.missing
-        return np.clip((numbers - middle) / half, -1, 1, out=numbers)
+        ends = (
+            (-1.0, 1.0)
+            if column.standard is None
+            else ((column.low - middle) / half, (column.high - middle) / half)
+        )
+        return np.clip((numbers - middle) / half, *ends, out=numbers)
 
     def bins(self, values: Any, column: Column) -> NDArray[np.int64]:
         """Return the bin of each number, shape (n,), -1 where it is missing and nothing stands in for it.

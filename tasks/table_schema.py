@@ -27,7 +27,7 @@ MISSING = (
     "none",
 )  # what an unknown value is written as, unless declared
 KEYS = ("label", "missing", "columns", "groups", "group_weights")
-COLUMN_KEYS = ("low", "high", "edges", "missing", "required", "categories", "weights")
+COLUMN_KEYS = ("low", "high", "mean", "deviation", "edges", "missing", "required", "categories", "weights")
 MISSING_KEYS = ("words", "value")
 PLAIN = re.compile(r"[^\W\d][\w ./()-]*[\w.)]|[^\W\d]")
 
@@ -46,6 +46,7 @@ class Column:
       edges: of a number's bins, ascending, between its bounds; each bin is then an input, and a missing number is in none.
         Empty where the number itself is the input.
       weights: of an example of each category in the loss of a label, the largest 1; empty where all are 1.
+      standard: mean and standard deviation by which a number that was cut is scaled, in the place of its bounds.
     """
 
     name: str
@@ -57,6 +58,12 @@ class Column:
     absent: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     edges: tuple[float, ...] = ()
+    standard: tuple[float, float] | None = None
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Offset and scale by which a number becomes an input: the middle and half of its range, or mean and deviation."""
+        return self.standard or ((self.low + self.high) / 2, (self.high - self.low) / 2)
 
     @property
     def width(self) -> int:
@@ -133,10 +140,7 @@ class Schema:
     @property
     def unit(self) -> tuple[float, float]:
         """Offset and scale that turn an output of the model into the unit of the label; 0 and 1 where it has words."""
-        target = self.target
-        if target.categories:
-            return 0.0, 1.0
-        return (target.low + target.high) / 2, (target.high - target.low) / 2
+        return (0.0, 1.0) if self.target.categories else self.target.scale
 
     def text(self, notes: Mapping[str, str] | None = None) -> str:
         """Return the schema as the file from which `read_schema` makes it.
@@ -196,7 +200,8 @@ class Schema:
         if column.categories or column.edges or column is self.target:
             return column
         step = (column.high - column.low) / bins
-        return replace(column, edges=tuple(column.low + step * place for place in range(1, bins)))
+        edges = tuple(column.low + step * place for place in range(1, bins))
+        return replace(column, edges=edges, standard=None)
 
 
 def plain(text: str) -> str:
@@ -290,6 +295,9 @@ def with_label(schema: Schema, label: object, where: str) -> Schema:
             raise Refusal(
                 f"{where}: {column.name}", "edges", "are of inputs, and this is the label; take them out"
             )
+        if column.standard and plain(column.name) == plain(label):
+            remedy = "are of inputs, and this is the label, which its bounds scale; take them out"
+            raise Refusal(f"{where}: {column.name}", "mean and deviation", remedy)
         if column.weights and plain(column.name) != plain(label):
             raise Refusal(
                 f"{where}: {column.name}", "weights", f"are of the label's classes, and that is {label}"
@@ -365,7 +373,7 @@ def _column(where: str, name: str, found: object) -> Column:
     required = _switch(where, values.get("required", "false"))
     absent, missing = _missing(where, values.get("missing"))
     if "categories" in values:
-        for key in ("low", "high", "edges"):
+        for key in ("low", "high", "mean", "deviation", "edges"):
             if key in values:
                 raise Refusal(where, values[key], f"{key} belongs to a number; words have none")
         if missing is not None:
@@ -388,7 +396,22 @@ def _column(where: str, name: str, found: object) -> Column:
     if missing is not None and not low <= missing <= high:
         raise Refusal(where, f"{missing:g}", f"missing must lie between {low:g} and {high:g}")
     edges = _edges(where, values["edges"], low, high) if "edges" in values else ()
-    return Column(name, low, high, missing, required, absent=absent, edges=edges)
+    standard = _standard(where, values, low, high)
+    return Column(name, low, high, missing, required, absent=absent, edges=edges, standard=standard)
+
+
+def _standard(where: str, values: dict[str, Any], low: float, high: float) -> tuple[float, float] | None:
+    """Return the mean and the standard deviation of a number; None where it has none."""
+    given = [key for key in ("mean", "deviation") if key in values]
+    if not given:
+        return None
+    if len(given) < 2 or "edges" in values:
+        raise Refusal(where, given[0], "give mean and deviation together, of a number without edges")
+    mean, deviation = (_number(where, key, values[key]) for key in given)
+    if not low <= mean <= high or not 0 < deviation <= high - low:
+        remedy = f"the mean lies between {low:g} and {high:g}, and the deviation is above 0 and at most their distance"
+        raise Refusal(where, f"{mean:g}, {deviation:g}", remedy)
+    return mean, deviation
 
 
 def _edges(where: str, found: object, low: float, high: float) -> tuple[float, ...]:
@@ -494,6 +517,8 @@ def _parts(column: Column) -> Iterator[str]:
         yield f"categories: {{{', '.join(pairs)}}}"
     else:
         yield f"low: {_digits(column.low)}, high: {_digits(column.high)}"
+    if column.standard:
+        yield f"mean: {_digits(column.standard[0])}, deviation: {_digits(column.standard[1])}"
     if column.edges:
         yield f"edges: [{', '.join(map(_digits, column.edges))}]"
     if column.weights:

@@ -24,6 +24,7 @@ from .flwr_partition import FLWR, flwr_shares
 from .group_weights import weighted_schema
 from .partition import Partition
 from .persons import only
+from .scaling import FIELD, standardised
 from .table_files import (
     DRAFT_COMMAND,
     clients_of,
@@ -245,6 +246,7 @@ def load(
     groups: Sequence[str] | str = (),
     bins: int = 16,
     group_weights: str | None = None,
+    scaling: str | None = None,
     num_clients: int | None = None,
     partition: str = "natural",
     alpha: float = 0.5,
@@ -270,6 +272,8 @@ def load(
       bins: of a number that declares no edges, for gam; at least 2.
       group_weights: file of weights in the loss by group and class, or of an answer that they follow from; None: those of
         the schema.
+      scaling: file of an answer that tells mean and variance of each number, by which numbers are scaled; None: by the
+        schema, which declares their bounds.
       num_clients: None for the natural partition.
       partition: natural (a file or folder a client); iid, dirichlet, shards and flwr deal the rows of simulated tables.
       alpha: concentration of a dirichlet partition, above 0.
@@ -285,7 +289,10 @@ def load(
     paths = [] if folder is None else clients_of(Path(folder), [] if public is None else [public])
     paths = paths if data is None else [Path(data)]
     agreed = _without(person, _schema(folder, paths, label, schema, simulated), simulated)
-    agreed = weighted_schema(agreed.binned(bins) if model == "gam" else agreed, group_weights)
+    if model == "gam" and scaling is not None:
+        raise Refusal(FIELD, scaling, "scales numbers, and a gam sees their bins; leave it out")
+    agreed = standardised(agreed.binned(bins) if model == "gam" else agreed, scaling)
+    agreed = weighted_schema(agreed, group_weights)
     grouped = _grouped(agreed, [groups] if isinstance(groups, str) else groups)
     clients = tuple(_examples(path, agreed, person, grouped) for path in paths)
     own = tuple(paths) if partition == "natural" else ()

@@ -1,5 +1,6 @@
 """`task: csv` of real clients: one schema in every bundle, each device's own tables, and an order that names both."""
 
+import json
 import shutil
 import tomllib
 from dataclasses import replace
@@ -89,6 +90,23 @@ def test_weights_by_group_go_to_every_device_in_the_schema(desk: Path) -> None:
     rotate(folder, "a", None)  # by the desk's copy of the schema, which holds them
 
 
+def test_numbers_are_scaled_alike_at_every_device(desk: Path) -> None:
+    figures = [
+        {"name": name, "value": 2.0, "low": 2.0, "high": 2.0} for name in ("mean", "standard deviation")
+    ]
+    asked = {"kind": "variance", "of": "x", "low": 0, "high": 4}
+    answer = {"question": {"ask": [asked]}, "answers": [{"figures": figures}]}
+    (desk.parent / "a.json").write_text(json.dumps(answer))
+    options = {"schema": "common/s.yaml", "scaling": "a.json"}
+    file = desk.parent / "scaled.yaml"
+    file.write_text(yaml.safe_dump({**FEDERATION, "task": {**FEDERATION["task"], "options": options}}))
+    provision(file, desk.parent / "scaled", None)
+    for place in ("server", "clients/a", "clients/c"):
+        (number, _) = read_schema(desk.parent / "scaled" / place / "schema.yaml").columns
+        assert number.standard == (2.0, 2.0)
+    assert "scaling" not in read_client_bundle(desk.parent / "scaled" / "clients" / "a").settings.task.options
+
+
 def test_each_client_may_name_its_own_tables_and_the_federation_none(desk: Path) -> None:
     task = {key: value for key, value in FEDERATION["task"].items() if key != "data"}
     clients = [{"name": name, "task": {"data": f"/srv/{name}"}} for name in "abc"]
@@ -173,6 +191,9 @@ def test_a_server_takes_the_schema_of_its_bundle_and_no_tables(desk: Path) -> No
     assert settings.task.options["schema"] == str(desk / "server" / "schema.yaml")
     with pytest.raises(Refusal, match="the tables stay with the clients; leave it out"):
         settings_for(bundle, ["task=csv", "task.folder=hospitals"])
+    for key in ("group_weights", "scaling"):
+        with pytest.raises(Refusal, match=rf"task.{key}='a.json': devices have it in their schema"):
+            settings_for(bundle, ["task=csv", f"task.{key}=a.json"])
 
 
 def test_predictions_are_words_with_their_probability(desk: Path, tmp_path: Path) -> None:

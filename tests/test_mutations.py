@@ -681,6 +681,13 @@ MUTATIONS = {
         "test_tasks_group_weights.py",
         "agreed_on",
     ),
+    "devices do not agree on how numbers are scaled": Mutation(
+        "tasks/table_schema.py",
+        "    if column.standard:\n",
+        "    if False:\n",
+        "test_tasks_scaling.py",
+        "carries_the_scaling",
+    ),
     "an optimizer reads gradients before their noise": Mutation(
         "client/dp_sgd/train.py",
         "parameter.grad = view",

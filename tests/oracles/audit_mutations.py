@@ -210,6 +210,7 @@ BEYOND: dict[str, str] = {
     "real tables are measured on their clients' rows": "leaves beside the sum, where an audit of sums does not look",
     "a schema is inferred from real tables": "leaves beside the sum, where an audit of sums does not look",
     "an example's weight is divided by those of its batch": "each gradient is clipped as claimed; what an example moves in those of others is no canary's own",
+    "devices do not agree on how numbers are scaled": "another model is trained, and noised as claimed",
     "devices do not agree on weights by group": "another model is trained, and noised as claimed",
     "an answer tells how many records were drawn": "leaves beside the sum, where an audit of sums does not look",
     "several local steps on a share of the noise": CONFIGURED,

@@ -1,0 +1,65 @@
+"""Answers of questions as files: what a task may take from the JSON that `fedveil ask` leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..configs.yaml_guard import check_file
+from ..privacy.refusal import Refusal, real
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question, and what was said.
+
+    Attributes:
+      asked: its keys.
+      names: of the figures.
+      values: of the figures; None where one cannot be said.
+      halves: half the width of each interval; None likewise.
+    """
+
+    asked: dict[str, Any]
+    names: tuple[str, ...]
+    values: tuple[float | None, ...]
+    halves: tuple[float | None, ...]
+
+
+def read_answer(path: Path, field: str) -> list[Answered] | None:
+    """Return the questions of an answer's record, with their figures; None where the file is something else.
+
+    Args:
+      path: of the file.
+      field: that names it, for a refusal.
+
+    Raises:
+      Refusal: the file cannot be read, or is a broken record.
+    """
+    check_file(path)
+    try:
+        record: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or "question" not in record:
+        return None
+    try:
+        pairs = zip(record["question"]["ask"], record["answers"], strict=False)  # no answers: not released
+        return [_answered(dict(asked), answer["figures"]) for asked, answer in pairs]
+    except (Refusal, LookupError, TypeError, ValueError, AttributeError) as problem:
+        raise Refusal(field, str(path), f"is no answer of fedveil ask ({problem})") from problem
+
+
+def _answered(asked: dict[str, Any], figures: Any) -> Answered:
+    values = tuple(_number(each["value"]) for each in figures)
+    ends = [(_number(each["low"]), _number(each["high"])) for each in figures]
+    halves = tuple(None if low is None or high is None else (high - low) / 2 for low, high in ends)
+    return Answered(
+        {"kind": "", **asked}, tuple(str(each.get("name", "")) for each in figures), values, halves
+    )
+
+
+def _number(found: object) -> float | None:
+    return None if found is None else real("figure", found)
