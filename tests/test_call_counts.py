@@ -5,7 +5,9 @@ makes these kernels slow is Python, and its calls are counted alike everywhere. 
 counts hold for all within the tolerance. `python tests/test_call_counts.py` prints new ones.
 """
 
+import json
 import math
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -88,9 +90,16 @@ def calls(kernel: Callable[[], Any]) -> int:
     return count
 
 
+@pytest.fixture(scope="module")
+def counted() -> dict[str, int]:
+    """Counts of a process of its own: what else a process has run makes calls too, when it collects garbage."""
+    told = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True).stdout
+    return json.loads(told)
+
+
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_kernel_makes_hardly_more_calls_than_it_did(name: str) -> None:
-    assert calls(KERNELS[name]) <= math.ceil(KEPT[name] * (1 + TOLERANCE))
+def test_a_kernel_makes_hardly_more_calls_than_it_did(name: str, counted: dict[str, int]) -> None:
+    assert counted[name] <= math.ceil(KEPT[name] * (1 + TOLERANCE))
 
 
 def test_a_kernel_that_works_twice_would_be_seen() -> None:
@@ -99,5 +108,4 @@ def test_a_kernel_that_works_twice_would_be_seen() -> None:
 
 
 if __name__ == "__main__":
-    for each, kernel in KERNELS.items():
-        print(f'    "{each}": {calls(kernel)},')
+    print(json.dumps({each: calls(kernel) for each, kernel in KERNELS.items()}, indent=2))
