@@ -32,6 +32,7 @@ from ..tasks.arrays import load_arrays
 from ..tasks.data import Examples, data_of, held_out_of, in_tensors
 from ..tasks.mislabelled import losses_of
 from ..tasks.protocol import Task
+from ..tasks.tables import Tables
 
 FALSE_POSITIVES = (0.001, 0.01)
 MOST = 2000  # records attacked of each kind, and so many for a reference model
@@ -220,6 +221,9 @@ def attack_on(folder: Path, epochs: int) -> Attacked:
         for client in range(task.num_clients)
     ]
     inputs, targets = torch.cat([each.inputs for each in held]), torch.cat([each.targets for each in held])
+    tables = getattr(task, "task", task)  # of one with planted examples
+    if isinstance(tables, Tables):  # members must not show by the weights of their groups
+        targets = tables.labels(targets)
     inside, spare = _halves(Examples(inputs, targets), generator)
     outside, population = _halves(in_tensors(held_out_of(task), "membership", str(folder), remedy), generator)
     records = Examples(

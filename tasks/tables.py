@@ -105,11 +105,19 @@ class Tables:
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         outputs, targets = outputs.cpu(), targets.cpu()  # not every device has double precision
         if self.classes:
-            return class_metrics(outputs, targets % self.classes)
+            return class_metrics(outputs, self.labels(targets))
         half, errors = (self.schema.target.high - self.schema.target.low) / 2, outputs.squeeze(-1) - targets
         found = {"mean_absolute_error": half * errors.abs().mean().item()}
         around = (targets.double() - targets.double().mean()).square().sum().item()
         return found | ({"r2": 1 - errors.double().square().sum().item() / around} if around else {})
+
+    def labels(self, targets: Tensor) -> Tensor:
+        """Return the classes of targets, some of which say a group as well; numbers as they are.
+
+        Args:
+          targets: shape (n,).
+        """
+        return targets % self.classes if self.classes else targets
 
     def client_data(self, client: int) -> Examples:
         if not 0 <= client < self.num_clients:
@@ -149,7 +157,7 @@ class Tables:
 
     def _label_of(self, data: Examples) -> NDArray[Any]:
         if self.classes:
-            return worded(self.schema.target.words, data.targets.numpy() % self.classes)
+            return worded(self.schema.target.words, self.labels(data.targets).numpy())
         middle, half = self.schema.unit
         return middle + half * data.targets.numpy().astype(np.float64)
 

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 import fedveil as fv
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.fairness import reweighing
+from fedveil.simulations.membership_attacks import attack_on
 from fedveil.tasks.arrays import agreement_of
 from fedveil.tasks.table_schema import read_schema
 from fedveil.tasks.tables import load
@@ -135,6 +136,15 @@ def test_questions_see_the_labels_as_they_are(clinics: Path) -> None:
     dealt = made(clinics, partition="iid", num_clients=2)
     assert set(dealt.columns(0)["ill"]) == {"no", "yes"}
     assert set(dealt.columns(0)["sex"]) <= {"woman", "man", ""}
+
+
+def test_members_do_not_show_by_their_weights(clinics: Path) -> None:
+    """Held-out rows have no weights: an attack that compares losses would tell members by theirs."""
+    given = {"folder": str(clinics / "clinics"), "schema": str(clinics / "schema.yaml"), "simulated": True}
+    task = {"name": "csv", **given, "group_weights": str(clinics / "weights.yaml")}
+    run = fv.simulate(task, privacy=fv.NoPrivacy(), cohort="all", num_rounds=1, quiet=True)
+    attacked = attack_on(run.folder, 1)
+    assert attacked.records.targets.max() == 1 and attacked.spare.targets.max() <= 1
 
 
 COUNTS = np.array([[900.0, 100.0], [700.0, 300.0]])
