@@ -217,7 +217,8 @@ class Protected:
             rate, charged = plan.sampling.sample_rate, plan.noise_over_clip
         else:
             rate, charged = gaussian_scale(plan.event_of(row)) or (1.0, 0.0)
-        return Released(number, layers, noise, rate, charged, *drawn, records, mean.sketch)
+        step = mean.step / plan.clipping_norm
+        return Released(number, layers, noise, rate, charged, *drawn, records, mean.sketch, step)
 
     def settle(self, number: int, row: int, cohort: Sequence[int], mean: Mean) -> None:
         """Commit what the row costs, and choose. A commit may travel with the next reservation."""

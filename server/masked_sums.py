@@ -171,7 +171,9 @@ class MaskedSums:
         weight = scalars[WEIGHT] * survivors if spec.weighted else units
         counts = decode_counts_of(opened.total, spec, seed)
         there = math.sqrt(noise.variance(spec)) / cells
-        mean = Mean(arrays, scalars, arrays, units, counts, survivors, weight, noise=there)
+        mean = Mean(
+            arrays, scalars, arrays, units, counts, survivors, weight, noise=there, step=spec.sum.step
+        )
         return mean, WeighedSum(tuple(opened.nodes), norm, most, why, noisy)
 
     def _name(self, node: int) -> str:

@@ -68,7 +68,9 @@ class OpenSums:
             mean, scalars = _decoded(total, layout, spec, expected, replies)
         done = replace(done, clipped_again=cohort_sum.clipped_again, scalars=scalars)
         counts = decode_counts(total, wanted.coordinates, spec)
-        return done, Mean(mean, scalars, seen, expected, counts, noise=wanted.noise_multiplier)
+        return done, Mean(
+            mean, scalars, seen, expected, counts, noise=wanted.noise_multiplier, step=spec.step
+        )
 
     def _noised(self, cohort_sum: CohortSum, row: int, spec: SumSpec) -> Vector:
         return self._account.noised(cohort_sum.total, row, spec)

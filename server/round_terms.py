@@ -160,6 +160,7 @@ class Mean:
       part: whether it is of a part of the cohort, or of several, each with its own noise.
       sketch: compressed the updates, and `seen`; None left them whole.
       noise: standard deviation of the sum's noise over the clipping norm, of all that was added.
+      step: of the sum's lattice, in the unit of the update; 0 where it is of several sums.
     """
 
     arrays: dict[str, Vector]
@@ -172,6 +173,7 @@ class Mean:
     part: bool = False
     sketch: Sketch | None = None
     noise: float = 0.0
+    step: float = 0.0
 
 
 def expanded(mean: Mean, layout: Layout, sketch: Sketch) -> Mean:

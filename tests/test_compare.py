@@ -160,6 +160,7 @@ def test_a_result_names_what_was_trained(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.campaign
 def test_jobs_may_run_in_processes_of_joblib(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = sweep(tmp_path, "privacy=none", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")

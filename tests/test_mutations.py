@@ -1276,6 +1276,13 @@ MUTATIONS = {
         "test_client_data.py",
         "make_no_batch",
     ),
+    "a short layer that is zero is an alarm": Mutation(
+        "privacy/audit/free_checks.py",
+        "size**0.5 * step / 2",
+        "0.0 * step",
+        "test_privacy_audit_canaries.py",
+        "zero_on_a_lattice",
+    ),
     "rounding adds nothing to a record's part in a sum": Mutation(
         "client/dp_sgd/train.py",
         "max_grad_norm / (sigma - rounding)",
@@ -2056,8 +2063,8 @@ MUTATIONS = {
     ),
     "an audit's chi-square on wrong degrees": Mutation(
         "privacy/audit/free_checks.py",
-        "float(chdtr(size, energy)) for",
-        "float(chdtr(size + 5, energy)) for",
+        "float(chdtr(size, norm**2)) for",
+        "float(chdtr(size + 5, norm**2)) for",
         "test_privacy_audit_canaries.py",
         "correct_noise_keeps_the_level",
     ),

@@ -641,9 +641,14 @@ def ledgers_of(folder: Path) -> dict[str, float]:
     "change",
     [
         ("return Examples(inputs,", "inputs = inputs.flip(0); return Examples(inputs,"),
-        ("return self._examples(client, 60)", "return self._examples((client + 1) % 3, 60)"),
-        ("num_clients = 3", "num_clients = 5"),
-        ("inputs = torch.randn", "inputs = 2 * torch.randn"),
+        *(
+            pytest.param(change, marks=pytest.mark.campaign)
+            for change in (
+                ("return self._examples(client, 60)", "return self._examples((client + 1) % 3, 60)"),
+                ("num_clients = 3", "num_clients = 5"),
+                ("inputs = torch.randn", "inputs = 2 * torch.randn"),
+            )
+        ),
     ],
     ids=["order", "split", "number", "preprocessing"],
 )

@@ -191,6 +191,17 @@ def test_correct_noise_keeps_the_level_with_and_without_updates_in_it() -> None:
     assert sum(p < 0.05 for p in shifted) <= 20
 
 
+def test_a_short_layer_may_be_zero_on_a_lattice() -> None:
+    """Two whole numbers of noise 20 are both zero once in 2 500 draws, which is no alarm."""
+    rng, noise = np.random.default_rng(3), 20.0
+    assert norm_p([np.zeros(2)], noise) == 0
+    assert norm_p([np.zeros(2)], noise, step=1.0) > 1 / 2500
+    drawn = np.rint(noise * rng.standard_normal((100_000, 2)))
+    found = np.array([norm_p([each], noise, step=1.0) for each in drawn])
+    for level in (0.1, 0.01, 0.002):
+        assert (found < level).mean() <= level + 3 * math.sqrt(level / len(found))
+
+
 def pooled(noise: float, seed: int, rounds: int = 100, size: int = 1000) -> tuple[np.ndarray, np.ndarray]:
     """Energies and dimensions of rounds whose updates persist and hold more than 2 % of noise lacks."""
     rng = np.random.default_rng(seed)

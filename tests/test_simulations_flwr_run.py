@@ -85,6 +85,7 @@ def flwr_run(app: Path, clients: int, environment: dict[str, str], folder: Path,
 
 @needs_ray
 @finds_superlink
+@pytest.mark.campaign
 def test_flwr_run_trains_the_model_that_fedveil_simulate_trains(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

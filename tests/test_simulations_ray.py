@@ -199,6 +199,7 @@ def test_a_late_and_a_failing_client_answer_with_an_error_and_a_failing_server_i
     assert codes[2] == 0
 
 
+@pytest.mark.campaign
 def test_an_actor_that_dies_costs_the_clients_that_it_was_given_and_is_replaced(tmp_path: Path) -> None:
     """Its part of the sum is lost with it; what others added counts."""
     app, note, spec = ClientApp(), tmp_path / "killed", SumSpec(100.0)

@@ -16,21 +16,24 @@ NORM_TESTS = 4
 LEAST_VARIANCE = 9.0  # of a count, for a chi-square to be close enough
 
 
-def norm_p(layers: Sequence[NDArray[np.floating]], noise: float) -> float:
-    """Return the probability of a layer, or the whole, as short as this with the claimed noise.
+def norm_p(layers: Sequence[NDArray[np.floating]], noise: float, step: float = 0.0) -> float:
+    """Return a bound on the probability of a layer, or the whole, as short as this with the claimed noise.
 
-    Bonferroni over the layers and the whole.
+    Bonferroni over the layers and the whole. A whole number stands for the cell around it: a short layer of few
+    coordinates may well be zero, which noise on the real line never is.
 
     Args:
       layers: released arrays of one round.
       noise: claimed standard deviation of a coordinate, above 0, in their unit.
+      step: of the lattice that they lie on, in their unit; 0 where they lie on none.
     """
     from scipy.special import chdtr
 
-    energies = [float(np.vdot(layer, layer)) / noise**2 for layer in layers]
+    energies = [float(np.vdot(layer, layer)) for layer in layers]
     sizes = [layer.size for layer in layers]
     tests = [*zip(sizes, energies, strict=True), (sum(sizes), sum(energies))]
-    return min(1.0, len(tests) * min(float(chdtr(size, energy)) for size, energy in tests))
+    farthest = [(size, (energy**0.5 + size**0.5 * step / 2) / noise) for size, energy in tests]
+    return min(1.0, len(tests) * min(float(chdtr(size, norm**2)) for size, norm in farthest))
 
 
 def outside(released: NDArray[np.floating], before: NDArray[np.floating]) -> tuple[float, int]:

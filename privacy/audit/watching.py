@@ -36,6 +36,7 @@ class Released:
       population: how many real clients the cohort was drawn from.
       records: the sum along each of an audit's canary records, in clipping norms, (canary records,).
       sketch: compressed the updates, the canaries' too; the layers are then of the compressed sum.
+      step: of the lattice that the sum lies on, in clipping norms; 0 where it lies on none.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Released:
     population: int = 0
     records: Vector = field(default_factory=lambda: np.zeros(0))
     sketch: Sketch | None = None
+    step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def watch(
     row["norm"], row["noise"] = np.linalg.norm(whole), released.noise
     row["rate"], row["charged"] = released.rate, released.charged
     row["clients"], row["population"] = released.clients, released.population
-    row["norm_p"] = norm_p(released.layers, released.noise)
+    row["norm_p"] = norm_p(released.layers, released.noise, released.step)
     energy, row["dimensions"] = outside(watched, memory.total)
     row["energy"] = energy / released.noise**2
     _add_layers(row, released, memory.total)

@@ -114,6 +114,7 @@ LARGE = "such a draw begins above 65 536 clients, more than an audit's runs have
 BEYOND: dict[str, str] = {
     "a coarse grid forgets what its rounding takes": GRID,
     "rounding adds nothing to a record's part in a sum": GRID,
+    "a short layer that is zero is an alarm": ITSELF,
     "clip before the mask": WORSE,
     "a record is clipped before the mask": WORSE,
     "a record that is compressed to nothing is as long as it likes": DROWNED,
