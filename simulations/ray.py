@@ -82,8 +82,8 @@ class Trainer:
         self._sum = CohortSum(np.zeros(0))
 
     def ready(self) -> bool:
-        """Return true once this actor is there."""
-        return True
+        """Return, once this actor is there, whether it trains a whole share at once."""
+        return self._grid.cohort_function is not None
 
     def add(
         self, content: RecordDict, message_type: str, nodes: Sequence[int], spec: SumSpec, size: int | None
@@ -124,6 +124,7 @@ class RayGrid(AskingGrid):
     actors: int
     _actors: dict[int, Any] = field(default_factory=dict[int, Any])
     _starting: dict[Any, int] = field(default_factory=dict[Any, int])
+    _at_once: bool = False
     _homes: dict[int, int] = field(default_factory=dict[int, int])
 
     def __post_init__(self) -> None:
@@ -154,7 +155,7 @@ class RayGrid(AskingGrid):
         import ray
 
         instruction = ray.put(order.content), order.metadata.message_type
-        shares, total = _Shares(nodes, self._homes, self.actors), CohortSum(np.zeros(size))
+        shares, total = _Shares(nodes, self._homes, self.actors, self._at_once), CohortSum(np.zeros(size))
         while shares.left and (here := self._here()):
             self._train(here, instruction, shares, total, spec)
         for _ in range(shares.left):
@@ -243,8 +244,10 @@ class RayGrid(AskingGrid):
             done, _ = ray.wait(list(self._starting), num_returns=max(1, missing), timeout=seconds)
             for call in done:
                 index = self._starting.pop(call)
-                if _result(call) is None:
+                if (at_once := _result(call)) is None:
                     self._replace(index)
+                else:
+                    self._at_once = at_once
         return sorted({*range(self.actors)} - {*self._starting.values()})
 
     def _start(self, number: int) -> None:
@@ -276,13 +279,17 @@ class _Shares:
       nodes: of the cohort.
       homes: actors of the nodes that keep state; each is dealt to its own.
       actors: how many there are.
+      at_once: whether each actor is dealt an even share at once, of which it trains all clients together.
     """
 
-    def __init__(self, nodes: Sequence[int], homes: Mapping[int, int], actors: int) -> None:
+    def __init__(
+        self, nodes: Sequence[int], homes: Mapping[int, int], actors: int, at_once: bool = False
+    ) -> None:
         self.given: list[list[int]] = [[] for _ in range(actors)]
         self.longest = 0
         self._own = [[node for node in nodes if homes.get(node) == index] for index in range(actors)]
         self._rest = [node for node in nodes if node not in homes]
+        self._even = math.ceil(len(self._rest) / actors) if at_once else 0
 
     @property
     def left(self) -> int:
@@ -293,7 +300,7 @@ class _Shares:
         """Return the next share of an actor; empty when there is none."""
         share, self._own[index] = self._own[index], []
         if not share:
-            size = math.ceil(len(self._rest) / (2 * len(self.given)))
+            size = self._even or math.ceil(len(self._rest) / (2 * len(self.given)))
             share, self._rest = self._rest[:size], self._rest[size:]
         self.given[index] = [*self.given[index], *share]
         self.longest = max(self.longest, len(share))

@@ -233,6 +233,11 @@ def test_shares_are_dealt_until_none_is_left_and_state_stays_at_home() -> None:
     assert sorted(shares.given[0] + shares.given[1]) == list(range(2, 22))
 
 
+def test_stacked_clients_are_dealt_in_one_share_for_each_actor() -> None:
+    shares = _Shares(range(7), {}, 3, at_once=True)
+    assert [len(shares.next(index)) for index in (0, 1, 2, 0)] == [3, 3, 1, 0]
+
+
 def answered(grid: RayGrid, node: int) -> bool:
     (reply,) = grid.send_and_receive([Message(RecordDict(), node, "train")])
     return not reply.has_error() or reply.error.code == FAILED  # of the app, which is there
