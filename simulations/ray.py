@@ -15,6 +15,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import claim_identity
 from ..strategies.grids import AskingGrid
 from .clients import Clients
-from .in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, dealt
+from .in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, dealt
 
 DIED = "worker died"  # why its clients' answers are missing
 START_SECONDS = 120.0  # for an actor to find a free CPU and to import PyTorch
@@ -50,6 +51,7 @@ def ray_grid(clients: Clients, settings: Ray) -> Generator[RayGrid]:
 
     Raises:
       Refusal: Ray is not installed, or has no CPU that is free.
+      RuntimeError: an actor cannot make the clients, or fails beside them.
     """
     if find_spec("ray") is None:
         raise Refusal("engine", "ray", "it needs Ray: pip install 'fedveil[ray]'")
@@ -78,8 +80,13 @@ class Trainer:
         from ..tasks.hardware import be_worker
 
         be_worker(number)
-        self._grid = clients.grid()
+        self._clients = clients
         self._sum = CohortSum(np.zeros(0))
+
+    @cached_property
+    def _grid(self) -> InProcessGrid:
+        # Made in a call and not with the actor, whose death would not tell why.
+        return self._clients.grid()
 
     def ready(self) -> bool:
         """Return, once this actor is there, whether it trains a whole share at once."""
@@ -210,9 +217,11 @@ class RayGrid(AskingGrid):
 
         del timeout
         waiting = {message.metadata.dst_node_id: message for message in messages}
-        here = self._here()
+        if not (here := self._here()):
+            yield from (Message(Error(1, DIED), reply_to=message) for message in waiting.values())
+            return
         homes = {node: here.index(self._homes[node]) for node in waiting if node in self._homes}
-        shares = dict(zip(here, dealt(list(waiting), homes, len(here)), strict=True)) if here else {}
+        shares = dict(zip(here, dealt(list(waiting), homes, len(here)), strict=True))
         calls = {
             self._actors[index].answers.remote([waiting[node] for node in share]): index
             for index, share in shares.items()

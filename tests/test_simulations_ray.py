@@ -317,6 +317,18 @@ def test_a_cluster_of_two_nodes_trains_the_same_model_and_outlives_one_of_them(
     ).read_bytes()
 
 
+def test_clients_that_no_actor_can_make_are_told_and_not_taken_for_a_lack_of_cpus() -> None:
+    def grid() -> InProcessGrid:
+        raise ImportError("no module named wards")
+
+    clients: Any = SimpleNamespace(grid=grid, count=2, invited=2, deadline=1.0)
+    with (
+        pytest.raises(RuntimeError, match="an actor failed: no module named wards"),
+        ray_grid(clients, SETTINGS),
+    ):
+        pass
+
+
 def test_more_actors_than_cpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedveil.simulations.ray.START_SECONDS", 2.0)
     with (
