@@ -24,7 +24,7 @@ from ..server.run.released import MODEL, model_of, require_ended
 from ..strategies.client_settings import ClientSettings
 from ..strategies.flower_adapter import quiet_flower
 from ..tasks.protocol import Task
-from .engines import asking_engine
+from .engines import asking_engine, require_one_machine
 from .simulate import state_kept
 
 
@@ -66,6 +66,7 @@ def ask_here(
         raise Refusal("model", inquiry.model, "name the run by its folder")
     if run is not None:
         federation = _with_model(federation, inquiry, run)
+    require_one_machine(federation)
     if federation.num_canaries:
         raise Refusal("audit", "full", "a question has no canaries; leave it out")
     quiet_flower()

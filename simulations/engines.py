@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from ..configs.schema import Ray
 from ..links.traffic import Tally
+from ..privacy.refusal import Refusal
 from ..server.run.federation import Federation, Run
 from ..strategies.client_settings import ClientSettings
 from ..strategies.cohorts import invited_size
@@ -55,6 +56,23 @@ def asking_engine(federation: Federation, told: ClientSettings) -> AbstractConte
     """
     clients = clients_of(federation, told, federation.num_clients, at_once=False)
     return _opened(federation, clients, federation.settings.engine.workers or 1)
+
+
+def require_one_machine(federation: Federation) -> None:
+    """Refuse real records on a cluster: a client's ledger lies where it trains, which is another machine each time.
+
+    Args:
+      federation: about to be run, or asked.
+
+    Raises:
+      Refusal: each machine would keep a budget of its own for the same records.
+    """
+    engine = federation.settings.engine
+    if isinstance(engine, Ray) and engine.address and federation.record and not federation.simulated:
+        remedy = (
+            "each machine would keep ledgers of its own for the same records; train real ones on one machine"
+        )
+        raise Refusal("engine.address", engine.address, remedy)
 
 
 def clients_of(federation: Federation, told: ClientSettings, count: int, at_once: bool) -> Clients:

@@ -26,7 +26,7 @@ from ..server.run.prepare import some_examples
 from ..server.run.run import Environment, RunResult, run_federation
 from ..strategies.client_settings import ClientSettings
 from ..strategies.flower_adapter import QUIET
-from .engines import counted_engine
+from .engines import counted_engine, require_one_machine
 
 
 def simulate(
@@ -72,6 +72,7 @@ def run_simulation(
     """
     with state_kept():
         torch.set_num_threads(1)  # a thread pool would not survive the fork of the workers
+        require_one_machine(federation)
         check_engine(federation.gradients, federation.task, partial(some_examples, federation))
         _check_clients_apart(federation)
         tally = Tally()

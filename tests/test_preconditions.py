@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,15 @@ import fedveil.simulations.simulate  # noqa: F401 (before any fork, so that chil
 from fedveil.client.app import Workbench, train_round
 from fedveil.client.training.cohort_training import can_vectorise
 from fedveil.client.training.in_place import begin
+from fedveil.configs.schema import Ray
+from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.accounting.epsilon import epsilon
 from fedveil.privacy.budget import Adversary, Budget, Release, Unit
 from fedveil.privacy.ledger import data_sets
 from fedveil.privacy.ledger.ledger import Ledger, read_entries, verify
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
+from fedveil.privacy.refusal import Refusal
+from fedveil.simulations.engines import require_one_machine
 from fedveil.strategies.client_settings import ClientSettings
 from fedveil.strategies.flower_adapter import claim_identity
 from fedveil.strategies.training_order import LocalTraining
@@ -594,6 +599,20 @@ def record_run(commands: Any, tmp_path: Path, name: str, *given: str) -> tuple[i
     folder = tmp_path / name
     code, command = commands.run("simulate", *asked(tmp_path, *RECORD, f"hydra.run.dir={folder}", *given))
     return code, command, folder
+
+
+def test_real_records_do_not_train_where_each_machine_keeps_ledgers_of_its_own() -> None:
+    """On a cluster a client trains on another machine each time, whose folder of ledgers knows nothing of the others."""
+    here = settings_from_overrides(["task=heart", "privacy=record"])
+    cluster = here.model_copy(update={"engine": Ray(address="ray://head:10001")})
+
+    def looked_at(settings: Any, simulated: bool) -> Any:
+        return SimpleNamespace(settings=settings, record=settings.privacy, simulated=simulated)
+
+    require_one_machine(looked_at(here, simulated=False))
+    require_one_machine(looked_at(cluster, simulated=True))
+    with pytest.raises(Refusal, match=r"engine\.address='ray://head:10001': .*ledgers of its own"):
+        require_one_machine(looked_at(cluster, simulated=False))
 
 
 def test_a_second_run_on_records_plans_from_what_the_first_left(tmp_path: Path, commands: Any) -> None:
