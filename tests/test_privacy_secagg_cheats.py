@@ -173,6 +173,24 @@ def test_wrong_shares_do_not_count_as_answers_that_are_enough():
     assert np.array_equal(opened.total, total(vectors, opened.survivors, 32))
 
 
+def test_who_revealed_wrong_shares_may_not_again_whatever_else_is_found():
+    """The committed seed of one that reveals wrong shares is found to be another one whenever reveals are weighed."""
+    cohort = cohort_of(20)
+    (cheat,) = corrupt(cohort, ["wrong reveal"])
+    cohort.nodes[cheat]._resealed = lambda _, said: replace(said, seed=bytes(len(said.seed)))
+    vectors, attempt = cohort.vectors(DIMENSION), cohort.attempt(DIMENSION)
+    result = attempt.proposal()
+    while STAGE_OF[attempt.due] != "reveal":
+        cohort.exchange(attempt, STAGE_OF[attempt.due], result, vectors)
+        result = attempt.advance(MODEL)
+    cohort.exchange(attempt, "reveal", result, vectors)
+    again = next(reply for stage, node, _, reply in cohort.traffic if (stage, node) == ("reveal", cheat))
+    for _ in range(2):
+        assert attempt.has(19) and attempt.blamed == {cheat: Fault.WRONG_SHARE}
+        with pytest.raises(Refused, match="bad_share"):
+            attempt.take(cheat, again)
+
+
 @pytest.fixture(scope="module")
 def reveals():
     """What all of a cohort of 12 reveal, one of them dead, of seeds that seven shares give."""

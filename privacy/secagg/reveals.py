@@ -4,7 +4,7 @@ All shares of a seed are joined at once, by weights that are drawn after the sha
 the threshold's degree gives its value at zero (`shamir.opener`). Where the result is the seed that its owner committed to,
 or that of its mask key, every share of it is right. Wrong ones would have to differ from the right ones by a polynomial of
 that degree which is zero at zero and at each honest holder's point, and it has fewer roots. By any other wrong shares the
-result is uniform, and is the seed with probability 1 / p.
+result is the seed with probability 1 / p at most.
 
 Where it is another, or so few have revealed that liars could fit a polynomial between the others, each share of that seed is
 held against its dealer's commitment. Who revealed a wrong one is named, and the shares of the others give the seed.

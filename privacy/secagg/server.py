@@ -131,7 +131,8 @@ class ServerAttempt:
           candidates: nodes to ask.
           dimension: coordinates of the vector, d >= 1.
           now: Unix seconds, against which members expire.
-          colluders: how many nodes may lie together; for a hybrid suite, where a complaint cannot be proved.
+          colluders: how many nodes may lie together; for shares that are joined at once, and for a hybrid suite,
+            where a complaint cannot be proved.
         """
         self._colluders = colluders
         self._terms, self._roster, self._now = terms, roster, now
@@ -307,8 +308,9 @@ class ServerAttempt:
     def _weigh_reveals(self) -> dict[int, bytes]:
         """Drop what those revealed who revealed a wrong share, by name, and return the seeds that are open, by owner."""
         seeds, blamed = Reveals(self._dealings, self._living, self._shares, self._colluders).opened()
-        self.blamed |= blamed
         for node, fault in blamed.items():
+            if self.blamed.get(node) is not Fault.WRONG_SHARE:  # for which it may not reveal again
+                self.blamed[node] = fault
             if fault is Fault.WRONG_SHARE:
                 self._answered.discard(node)
                 del self._shares[node], self._seeds[node]
