@@ -24,7 +24,15 @@ from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.record_plan import calibrated_noise
 from fedveil.strategies.secure_wire import run_number
 from fedveil.strategies.training_order import ORDER_KEY, ClientClaim, Mode, RecordOrder, TrainingOrder
-from fedveil.strategies.wire import BUDGET_SPENT, FAILED, NO_EXAMPLES, NOT_READY, instruct, memory_arrays
+from fedveil.strategies.wire import (
+    BUDGET_SPENT,
+    FAILED,
+    NO_EXAMPLES,
+    NOT_READY,
+    OWNERS_POLICY,
+    instruct,
+    memory_arrays,
+)
 from fedveil.tasks.arrays import read_arrays
 from fedveil.tasks.classification import softmax_regression
 from fedveil.tasks.heart import FEATURES, NUM_CLASSES
@@ -86,6 +94,17 @@ def test_an_order_that_the_task_cannot_follow_is_refused_before_anything_is_char
         reply = device.answer(asked(device, order))
         assert (reply.error.code if reply.has_error() else 0) == code
         assert bool(list(device.ledgers.glob("*.ledger"))) == (code == 0)
+
+
+def test_no_server_counts_the_records_on_one_side_of_a_public_hash(device):
+    """Two shares, one below a record's hash and one above it, would tell by the count whether the record is there."""
+    for number, share in enumerate((None, 0.2), 1):
+        told = {**json.loads(ORDER.to_json()), "held_out": share}
+        message = asked(device, ORDER, number)
+        message.content["config"] = ConfigRecord({ORDER_KEY: json.dumps(told)})
+        reply = device.answer(message)
+        assert (reply.error.code if reply.has_error() else 0) == (0 if share is None else OWNERS_POLICY)
+    assert len([e for e in read_entries(only_ledger(device, "*.ledger")) if e.kind == RESERVE]) == 1
 
 
 def test_a_device_that_is_not_there_is_refused_when_the_client_starts(bundle, monkeypatch):

@@ -464,6 +464,13 @@ MUTATIONS = {
         "test_client_device_records.py",
         "cohort_signed",
     ),
+    "a device holds out hidden records by a share that a server chooses": Mutation(
+        "strategies/training_order.py",
+        "self.held_out is not None and self.record is not None",
+        "False",
+        "test_client_device_records.py",
+        "public_hash",
+    ),
     "a device charges a person at two clients as at one": Mutation(
         "strategies/training_order.py",
         "return (self.per_person or 1) * (self.clients_per_person or 1)",

@@ -87,6 +87,8 @@ def test_the_words_are_those_of_the_configuration():
         (None, "client", None),
         (None, "record", None),
         (None, "record", []),
+        (None, "held_out", 1.0),
+        (None, "held_out", 0.2),  # of records that are hidden
         (None, "unknown", 1),
         ("client", "noise_multiplier", 0.0),
         ("client", "noise_multiplier", float("inf")),

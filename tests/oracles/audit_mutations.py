@@ -184,6 +184,7 @@ BEYOND: dict[str, str] = {
     "every client trains on a person that two may": PERSONS,
     "a policy bounds no norm of a record in a masked sum": "the norm is a bound of the owner's own, and noise is a multiple of it",
     "a person's clients are chosen by a roster that the cohort did not sign": PERSONS,
+    "a device holds out hidden records by a share that a server chooses": "how many records train is told beside the update, and is no part of it",
     "a device charges a person at two clients as at one": PERSONS,
     "a ledger of records goes on as one of persons": BOOKS,
     "the same real records pay from two budgets": "a second budget for the same people, of which each run spends its own as claimed",
