@@ -154,6 +154,13 @@ def test_the_bundle_recomputes_its_ledger_without_fedveil(made: Signed) -> None:
     assert {who: each["epsilon"] for who, each in found.items()} == pytest.approx(claimed, rel=0.02)
 
 
+def test_the_program_that_recomputes_prints_epsilon_alone(made: Signed) -> None:
+    program = Path(__file__).parents[1] / "server" / "binding" / "recompute_ledger.py"
+    command = [sys.executable, str(program), str(made.bundle / "ledger.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "clients" in json.loads(done.stdout) and done.stderr == ""
+
+
 def test_a_known_head_is_looked_for(made: Signed) -> None:
     last = read_entries(made.run / "ledger")[-1]
     assert verify(made.bundle, [], (str(last.seq), last.hash)) == 0

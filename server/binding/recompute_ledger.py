@@ -10,6 +10,7 @@ grid.
 
 import hashlib
 import json
+import logging
 import math
 import sqlite3
 import sys
@@ -188,4 +189,6 @@ def main(path):
 
 
 if __name__ == "__main__":
+    # The accountant logs a line for every order of RDP that it leaves out; its bound is valid without them.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     print(json.dumps(main(sys.argv[1])))
