@@ -1,5 +1,6 @@
 """What a person sees of a run that is no terminal's."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ def test_a_round_that_released_nothing_says_so(capsys: pytest.CaptureFixture[str
     first, second = capsys.readouterr().out.splitlines()[1:]
     assert first.endswith("4 of 5 clients")
     assert second.endswith("0 of 5 clients  abandoned: nothing was released")
+
+
+def test_figures_by_group_do_not_fill_the_line_of_a_round(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display()
+    display.start(RunStart("run", "title", Path("run"), 1, {"client": 3.0}, {}))
+    done = ended(1, replies=4, invited=5, dropped={}, abandoned=False)
+    display.round(replace(done, metrics={**done.metrics, "groups/sex=f/accuracy": 0.4}))
+    (line,) = capsys.readouterr().out.splitlines()[1:]
+    assert "accuracy 0.5000" in line and "groups/" not in line
 
 
 def ended(number: int, **row: Any) -> RoundEnd:

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ...tasks.group_figures import GROUPS
 from .audit_line import AuditLine, rows_of
 from .callbacks import RoundEnd, RunEnd, RunStart
 from .evaluation_figures import SHOWN, said_of
@@ -54,7 +55,7 @@ class Display:
         """Say how the run ended, and where its results are."""
         self.close()
         models, metrics = ending.result["models_averaged"], ending.result["metrics"]
-        names = self._lines[-1].metrics if self._lines and models > 1 else ()
+        names = held_out(self._lines[-1]) if self._lines and models > 1 else ()
         if shown := "  ".join(f"{name} {_number(metrics[name])}" for name in names if name in metrics):
             say(f"mean of the last {models} models: {shown}")
         failed, lost = ending.status == "failed", ending.result["rounds_abandoned"]
@@ -146,8 +147,8 @@ def _bar(name: str, done: float, total: float, text: str) -> RenderableType:
 
 
 def held_out(done: RoundEnd) -> dict[str, float]:
-    """Return what the server measured of a round's model, and not what clients did."""
-    return {name: value for name, value in done.metrics.items() if not name.startswith(SHOWN)}
+    """Return what the server measured of a round's model, without figures by group: there may be dozens of them."""
+    return {name: value for name, value in done.metrics.items() if not name.startswith((SHOWN, GROUPS))}
 
 
 def _number(value: float) -> str:
