@@ -269,6 +269,9 @@ def test_a_device_answers_its_own_arm_of_the_first_deal_of_a_run(tmp_path: Path)
     with pytest.raises(Refusal, match="has dealt its clients before"):
         require_own(other.arm(other.arm_of("boston")), "boston", "spring", tmp_path)
     require_own(other.arm(other.arm_of("boston")), "boston", "summer", tmp_path)  # a run of its own
+    renamed = next(name for n in range(99) if DEAL.arm_of(name := f"boston-{n}") != own)
+    with pytest.raises(Refusal, match="each has one arm"):
+        require_own(DEAL.arm(DEAL.arm_of(renamed)), renamed, "spring", tmp_path)
     (tmp_path / "deals.json").write_text("{")
     with pytest.raises(Refusal, match="cannot be read"):
         require_own(DEAL.arm(own), "boston", "spring", tmp_path)

@@ -1,4 +1,4 @@
-"""Arm of a device in each run that tunes: its own name says which, and the first deal that it is told of a run holds."""
+"""Arm of a device in each run that tunes: its own name says which, and the first arm that it answers in holds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ...privacy.bounded_decoding import Undecodable, read_json
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
 
-DEALS = "deals.json"  # in the device's state: by run the deal's key and number of arms
+DEALS = "deals.json"  # in the device's state: by run the deal's key, its number of arms, and the device's
 MOST_RUNS = 1000  # that are remembered; the oldest go first
 
 
 def require_own(arm: Arm, name: str, run: str, state: Path) -> None:
-    """Refuse a round of another arm than this device's, or of a second deal of its run, and keep the first deal.
+    """Refuse a round of another arm than this device's, or of a second one in its run, and keep the first.
 
-    Whoever is in one arm loses what that arm released. A server that dealt a run twice would have it in two.
+    Whoever is in one arm loses what that arm released. A server that dealt a run twice, or a new name, would have it in two.
 
     Args:
       arm: that the round is of, as the order says.
@@ -31,7 +31,7 @@ def require_own(arm: Arm, name: str, run: str, state: Path) -> None:
     if not arm.holds(name):
         remedy = f"this client is in arm {arm.deal.arm_of(name)} of that deal"
         raise Refusal("arm", arm.number, remedy)
-    known, told = _known(state), [arm.deal.key, arm.deal.arms]
+    known, told = _known(state), [arm.deal.key, arm.deal.arms, arm.number]
     if known.get(run) == told:
         return
     if known.setdefault(run, told) != told:
