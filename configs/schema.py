@@ -1239,6 +1239,9 @@ class FederationSettings(Group):
         if client and "adaptive" in (client.clipping, client.noise_schedule):
             text = "a clip or noise that adapts goes by what all clients released; use fixed, or tune=none"
             yield "tune.name", text
+        if isinstance(self.privacy, RecordDistributed) and self.privacy.clients_per_person is not None:
+            text = "clients of one person may be in several arms, whose sums then add up; leave "
+            yield "tune.name", text + "privacy.clients_per_person null, or use tune=none"
         if asked.name == "local_epochs" and not isinstance(self.privacy, ClientLevel | NoPrivacy):
             yield "tune.name", "a record is charged for each local step; tune learning_rate"
         if asked.name == "clipping_norm" and not isinstance(client, ClientLevel):
