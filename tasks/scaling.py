@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..privacy.refusal import Refusal
 from .answer_files import Answered, read_answer
-from .table_schema import Column, Schema, plain
+from .table_schema import Column, Schema, plain, require_within
 
 FIELD = "task.scaling"
 ASKED = "asked"
@@ -62,6 +62,7 @@ def _standard(column: Column, answers: Sequence[Answered], path: str) -> tuple[f
         if mean is None or deviation is None or deviation <= 0:
             remedy = "ask again with more epsilon, or write mean and deviation into the schema"
             raise Refusal(where, path, f"cannot be said there; {remedy}")
+        require_within(where, mean, deviation, column.low, column.high)
         return mean, deviation
     raise Refusal(
         where, path, "is a number of which it holds no variance; ask a question of that kind for it too"

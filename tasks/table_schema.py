@@ -408,10 +408,15 @@ def _standard(where: str, values: dict[str, Any], low: float, high: float) -> tu
     if len(given) < 2 or "edges" in values:
         raise Refusal(where, given[0], "give mean and deviation together, of a number without edges")
     mean, deviation = (_number(where, key, values[key]) for key in given)
+    require_within(where, mean, deviation, low, high)
+    return mean, deviation
+
+
+def require_within(where: str, mean: float, deviation: float, low: float, high: float) -> None:
+    """Refuse a mean and a standard deviation that no numbers between two bounds have."""
     if not low <= mean <= high or not 0 < deviation <= high - low:
         remedy = f"the mean lies between {low:g} and {high:g}, and the deviation is above 0 and at most their distance"
         raise Refusal(where, f"{mean:g}, {deviation:g}", remedy)
-    return mean, deviation
 
 
 def _edges(where: str, found: object, low: float, high: float) -> tuple[float, ...]:

@@ -106,6 +106,13 @@ def test_a_run_with_a_real_answer_has_inputs_of_mean_0_and_variance_1(tmp_path: 
     assert (run.folder / "schema.yaml").read_bytes() == made.beside_the_model()["schema.yaml"]
 
 
+def saying(mean: float, deviation: float) -> dict[str, Any]:
+    record = answer()
+    for figure, value in zip(record["answers"][0]["figures"], (mean, deviation), strict=True):
+        figure |= {"value": value, "low": value, "high": value}
+    return record
+
+
 def without_a_figure(record: dict[str, Any]) -> dict[str, Any]:
     record["answers"][0]["figures"][1] |= {"value": None, "low": None, "high": None}
     return record
@@ -118,6 +125,8 @@ def without_a_figure(record: dict[str, Any]) -> dict[str, Any]:
         (answer(kind="mean"), {}, "task.scaling: age=.*is a number of which it holds no variance"),
         (answer(high=100), {}, "was asked within 0 and 100, and the schema declares 0 and 200"),
         (without_a_figure(answer()), {}, "task.scaling: age=.*cannot be said there"),
+        (saying(-1, 10), {}, "the mean lies between 0 and 200"),
+        (saying(50, 201), {}, "the deviation is above 0 and at most their distance"),
         ({**answer(), "answers": []}, {}, "holds no variance"),
         ({"weights": 3}, {}, "is no answer of fedveil ask; give the JSON"),
         (
