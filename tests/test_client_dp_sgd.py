@@ -32,7 +32,7 @@ from fedveil.client.dp_sgd.train import (
 from fedveil.client.training.sgd import with_fast_kernels
 from fedveil.configs.local_training import LocalTraining
 from fedveil.privacy.budget import Adjacency, Unit
-from fedveil.privacy.mechanisms.discrete_gaussian import sample
+from fedveil.privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
@@ -483,6 +483,17 @@ def test_the_noise_covers_what_rounding_adds_to_the_sensitivity(
     farthest = norm + step * coordinates**0.5
     assert distance <= farthest * (1 + 1e-9)
     assert noise * farthest <= sigma * step * (1 + 1e-9) <= 1.004 * noise * norm
+
+
+@pytest.mark.parametrize("noise", [1e6, 1e9])
+def test_a_lattice_is_never_finer_than_noise_can_be_drawn_on(noise: float) -> None:
+    """Noise that needs more steps than the sampler has gets more of it, and never less than is accounted for."""
+    coordinates = 100_000_000 if noise == 1e6 else 650
+    sigma, step = dp_sgd.lattice_of(noise, 1.0, coordinates)
+    assert sigma == MAX_SIGMA
+    assert noise * (1 + step * coordinates**0.5) <= sigma * step * (1 + 1e-9) <= 1.03 * noise
+    with pytest.raises(Refusal, match="no lattice holds so much noise"):
+        dp_sgd.lattice_of(1e13, 1.0, 650)
 
 
 def test_no_block_repeats_anothers_noise() -> None:

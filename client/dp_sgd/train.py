@@ -25,7 +25,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from ...configs.local_training import LocalTraining
-from ...privacy.mechanisms.discrete_gaussian import sample
+from ...privacy.mechanisms.discrete_gaussian import MAX_SIGMA, sample
 from ...privacy.mechanisms.randomness import Stream
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
@@ -58,9 +58,15 @@ def lattice_of(noise_multiplier: float, max_grad_norm: float, coordinates: int) 
       noise_multiplier: of the event that accounts for it, above 0.
       max_grad_norm: longest part of one record in the sum.
       coordinates: of the sum.
+
+    Raises:
+      Refusal: the noise on what rounding adds takes half of the finest lattice's steps.
     """
     rounding = noise_multiplier * math.sqrt(coordinates)
-    sigma = max(STEPS_OF_NOISE, math.ceil(LEAST_STEPS * rounding))
+    if not rounding <= MAX_SIGMA / 2:
+        remedy = f"no lattice holds so much noise on {coordinates} coordinates; give less"
+        raise Refusal("noise_multiplier", noise_multiplier, remedy)
+    sigma = min(MAX_SIGMA, max(STEPS_OF_NOISE, math.ceil(LEAST_STEPS * rounding)))
     return sigma, noise_multiplier * max_grad_norm / (sigma - rounding)
 
 
