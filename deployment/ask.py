@@ -69,7 +69,7 @@ def _connected(
     settings: LinkSettings,
     rosters: Rosters,
     reach: Open,
-    least_of: Callable[[int], int],
+    least_of: Callable[[int, int], int],
 ) -> Generator[Grid]:
     with reach(settings, bundle, nodes_of(rosters)) as unlogged:
         link = logged(unlogged, bundle, rosters)

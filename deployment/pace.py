@@ -25,18 +25,21 @@ Rosters = Callable[[], SignedRoster]
 logger = logging.getLogger("fedveil.server")
 
 
-def fewest(federation: Federation, clients: int) -> int:
-    """Return with fewer of so many clients than what an encrypted sum of all of them is sure to be abandoned.
+def fewest(federation: Federation, clients: int, valid: int) -> int:
+    """Return how many clients an encrypted sum of all of them takes; with fewer it is sure to be abandoned.
 
     Args:
       federation: says how sums are encrypted, and who is drawn; 0 where they are not, or not everybody is.
       clients: of the newest roster.
+      valid: of these, those whose certificates have not ended: a sum is of them. Where they are too few for any, it
+        waits for others to be renewed.
     """
     masking, all_drawn = federation.masking, federation.cohort.expected_size(clients) >= clients
     if masking is None or not all_drawn:
         return 0
-    with suppress(Refusal):  # a roster of too few ends the run in a sentence of its own
-        return masking.attendance(clients).least
+    for count in (valid, clients):
+        with suppress(Refusal):  # a roster of too few ends the run in a sentence of its own
+            return masking.attendance(count).least
     return 0
 
 
@@ -51,7 +54,7 @@ def pace_of(
     settings: LinkSettings,
     link: Link,
     wait_for: Callable[[int], None],
-    least_of: Callable[[int], int],
+    least_of: Callable[[int, int], int],
     ends: Callable[[], int],
 ) -> Pace:
     """Return how rounds follow each other: each begins when enough clients are connected whose certificates have not ended.
@@ -61,7 +64,8 @@ def pace_of(
       settings: of the link.
       link: says who is connected.
       wait_for: notes how many clients must be connected; 0 once they are.
-      least_of: with fewer of so many clients than what a round would be charged in vain.
+      least_of: returns, of so many clients and so many whose certificates have not ended, with fewer than how many a
+        round would be charged in vain.
       ends: returns the Unix second in which the server's certificate ends, after which no device takes its word.
     """
     told = set[str]()
@@ -75,7 +79,8 @@ def pace_of(
             if each not in told:
                 logger.warning("%s has ended; give it another: fedveil provision renew, or rotate", each)
                 told.add(each)
-        needed, here = max(math.ceil(settings.clients * clients), least_of(clients)), link.presence().since
+        least, here = least_of(clients, clients - len(ended)), link.presence().since
+        needed = max(math.ceil(settings.clients * clients), least)
         if served and len(here.keys() - ended) >= needed:
             wait_for(0)
             return None

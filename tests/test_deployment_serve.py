@@ -26,10 +26,10 @@ from fedveil.client.device.device import read_device
 from fedveil.client.device.own_ledger import epsilon_of
 from fedveil.configs.schema import LinkSettings
 from fedveil.deployment.open_link import Link, Presence, open_link
-from fedveil.deployment.pace import pace_of
+from fedveil.deployment.pace import fewest, pace_of
 from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
-from fedveil.deployment.serve import serve, settings_for
+from fedveil.deployment.serve import deployed_in, serve, settings_for
 from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running, show
 from fedveil.deployment.watch import LOOK_SECONDS
 from fedveil.links.folder_lock import alone
@@ -51,6 +51,7 @@ from fedveil.reports.run_files import read_run
 from fedveil.server.binding.manifest import read_manifest
 from fedveil.server.run import audit as auditing
 from fedveil.server.run import run_folder as recording
+from fedveil.server.run.build import build
 from fedveil.server.run.callbacks import Callback
 from fedveil.server.run.live_page import live_page
 from fedveil.strategies.training_order import people_call, read_order
@@ -703,7 +704,7 @@ def test_rounds_wait_for_certificates_that_have_not_ended() -> None:
     link = Link(Devices.__new__(Devices), lambda: Presence(here))
     settings = LinkSettings(name="grpc", clients=0.8, wait=0.2)
     rosters = (Roster(1, members), b"")
-    pace = pace_of(lambda: rosters, settings, link, waited.append, lambda _: 0, lambda: ends[0])
+    pace = pace_of(lambda: rosters, settings, link, waited.append, lambda _, valid: valid, lambda: ends[0])
     stop = threading.Event()
     why = pace.ready(stop)
     assert why == "3 of 4 clients that a round takes were connected after 0.2 s" and set(waited) == {4}
@@ -714,3 +715,13 @@ def test_rounds_wait_for_certificates_that_have_not_ended() -> None:
     assert why == "the server's own certificate had ended and was not renewed after 0.2 s"
     ends[0] = now + 1000
     assert pace.ready(stop) is None
+
+
+def test_an_encrypted_round_waits_for_no_more_than_a_sum_of_those_who_may_be_in_it_takes(
+    hearts: Path,
+) -> None:
+    """Of five, one may be missing; of four and of three, none. Two hide nobody, and wait until others are renewed."""
+    bundle = read_server_bundle(hearts / "server")
+    settings = settings_for(bundle, [*MASKED, "secagg.dropout=0.2"])
+    federation = build(settings.federation, deployed_in(bundle, settings))
+    assert [fewest(federation, 5, valid) for valid in (5, 4, 3, 2)] == [4, 4, 3, 4]
