@@ -170,6 +170,13 @@ MUTATIONS = {
         BUNDLED_TESTS,
         "verdict",
     ),
+    "verify believes the stamps of a page": Mutation(
+        "server/binding/verify.py",
+        "        if told != true:",
+        "        if False:",
+        BUNDLED_TESTS,
+        "another_stamp",
+    ),
     "verify believes the page": Mutation(
         "server/binding/verify.py",
         '    if wrong:\n        raise Wrong(f"{len(wrong)} values',

@@ -35,6 +35,7 @@ from fedveil.privacy.ledger.hash_chain import START, Draft, Entry, Head, canonic
 from fedveil.privacy.ledger.ledger import Ledger, read_entries
 from fedveil.privacy.refusal import Refusal
 from fedveil.reports.files import MANIFEST, RESULT
+from fedveil.reports.shown import differences, pointed, shown
 from fedveil.server.binding.bundle import LIST, add_signature, read_list
 from fedveil.server.binding.manifest import hashes, read_manifest, tells_counts
 from fedveil.server.binding.signatures import FILE as SIGNATURES
@@ -541,6 +542,24 @@ def other_report(copy: Path) -> None:
     (copy / "report.html").write_text(re.sub(form, r"\g<1>0.50<", text))
 
 
+def shown_otherwise(pointer: str, value: Any) -> Callable[[Path], None]:
+    """Return an edit of one value of the report, and of its page with it."""
+
+    def edit(copy: Path) -> None:
+        path, page = copy / "report.json", copy / "report.html"
+        whole = json.loads(path.read_text())
+        above, _, name = pointer.rpartition("/")
+        place = pointed(whole, above)
+        place[int(name) if isinstance(place, list) else name] = value
+        path.write_text(json.dumps(whole))
+        form = rf'(data-ref="{pointer}"(?: data-form="(\w+)")?>)[^<]*<'
+        text = re.sub(form, lambda found: f"{found[1]}{shown(value, found[2] or 'plain')}<", page.read_text())
+        page.write_text(text)
+        assert differences(text, whole) == []
+
+    return edit
+
+
 RECOMPUTED_EDITS: dict[str, tuple[Callable[[Path], None], str]] = {
     "epsilon": (of_result(claim("epsilon", 1.0)), "epsilon"),
     "a larger epsilon": (of_result(claim("epsilon", 29.0)), "epsilon"),
@@ -552,6 +571,11 @@ RECOMPUTED_EDITS: dict[str, tuple[Callable[[Path], None], str]] = {
     "measured": (of_result(lambda result: result["audit"]["measured"].update(epsilon=0.01)), "audit"),
     "a round's epsilon": (of_rounds, "epsilon of each round"),
     "a page of other claims": (other_report, "page"),
+    "a page with another stamp": (shown_otherwise("/stamps/claimed/epsilon", 0.5), "page"),
+    "a page that measured less": (shown_otherwise("/stamps/measured/high", 0.01), "page"),
+    "a page with another verdict": (shown_otherwise("/stamps/verdict", "consistent"), "page"),
+    "a page of a better model": (shown_otherwise("/metrics/0/value", 0.999), "page"),
+    "a page of another ending": (shown_otherwise("/run/status", "exhausted"), "page"),
 }
 
 

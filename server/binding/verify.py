@@ -579,7 +579,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _page(held: Held) -> str:
-    """Check that every value of the page is the report's, and that the report claims what the result does."""
+    """Check that every value of the page is the report's, and that the report says what the result does."""
     page, report = held.folder / PAGE, held.folder / REPORT
     if not report.exists() and not page.exists():
         raise NotShown("there is none; fedveil report makes it")
@@ -595,7 +595,31 @@ def _page(held: Held) -> str:
             raise Wrong(
                 f"the report says {row['epsilon']} against the {row['adversary']}, and the result does not"
             )
+    for name, told, true in _told_twice(held, whole):
+        if told != true:
+            raise Wrong(f"the report says {told!r} as its {name}, and the result {true!r}")
     count = len(references(html))
     if not count:
         raise Wrong("no value of the page refers to the report")
     return f"{count} values are those of {REPORT}"
+
+
+def _told_twice(held: Held, report: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name of each value of a report that the result holds as it is, and both values."""
+    stamps, audit = report["stamps"], held.result["audit"] or {}
+    yield "status", report["run"]["status"], held.result["status"]
+    yield "verdict", stamps["verdict"], audit.get("verdict")
+    row = {} if stamps["row"] is None else report["privacy"][stamps["row"]]
+    for name in ("epsilon", "delta"):
+        yield f"claimed {name}", (stamps["claimed"] or {}).get(name), row.get(name)
+    found = (audit.get("records") if row.get("unit", "client") != "client" else None) or audit
+    for name in ("epsilon", "low", "high"):
+        yield (
+            f"measured {name}",
+            (stamps["measured"] or {}).get(name),
+            (found.get("measured") or {}).get(name),
+        )
+    yield "ceiling", stamps["ceiling"], found.get("ceiling")
+    metrics = held.result["metrics"] or (held.rounds[-1] if held.rounds else {})
+    for each in report["metrics"]:
+        yield each["name"], each["value"], metrics.get(each["name"])

@@ -169,6 +169,7 @@ BEYOND: dict[str, str] = {
     "verify believes the epsilon of a result": BOUND,
     "verify believes the epsilon of a round": BOUND,
     "verify believes the verdict of an audit": BOUND,
+    "verify believes the stamps of a page": BOUND,
     "verify believes the page": BOUND,
     "the page of a run is served to other machines": TOLD,
     "a page is served to whoever rebinds a name": TOLD,
