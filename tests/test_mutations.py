@@ -415,6 +415,13 @@ MUTATIONS = {
         RECORD_QUESTION_TESTS,
         "charges_its_records",
     ),
+    "a device charges a person for one row of a question": Mutation(
+        "client/device/order_policy.py",
+        "order.record is not None and order.record.budget.unit is not inquiry.unit",
+        "False",
+        RECORD_QUESTION_TESTS,
+        "refuses_what_its_owner",
+    ),
     "a segment is not clipped": Mutation(
         "privacy/mechanisms/private_sum.py",
         "(spec.clip(segment) / max(norm, segment.bound))",

@@ -29,7 +29,7 @@ from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.server.run.ask import Spend
 from fedveil.server.run.build import Given, build
 from fedveil.simulations.ask import ask_here
-from fedveil.strategies.flower_adapter import name_message
+from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.question_wire import question_content
 from fedveil.strategies.training_order import ORDER_KEY, Mode, RecordOrder
 from fedveil.strategies.wire import OWNERS_POLICY, instruct
@@ -50,6 +50,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture
 def clients(made: Path) -> Path:
+    claim_identity(1)
     return made / "clients"
 
 
@@ -235,8 +236,10 @@ def of_labels(**keys: Any) -> Inquiry:
     return read_inquiry({**told, **keys})
 
 
-def message(asked: Inquiry, spec: SumSpec | None = None, noise: float | None = 3.0) -> Message:
-    order = replace(MADE["CENTRAL"], run=asked.name, privacy=Mode.RECORD, client=None, record=BUDGET)
+def message(
+    asked: Inquiry, spec: SumSpec | None = None, noise: float | None = 3.0, budget: RecordOrder = BUDGET
+) -> Message:
+    order = replace(MADE["CENTRAL"], run=asked.name, privacy=Mode.RECORD, client=None, record=budget)
     content = question_content(asked, {ORDER_KEY: order.to_json()}, noise)
     spec = spec or SumSpec(None, (Segment("num-examples", 1.0),))
     sent = Message(instruct(content, spec, asked.name, 1), 2, "train")
@@ -261,6 +264,7 @@ def test_a_device_charges_its_records_and_adds_the_noise_itself(clients: Path) -
         (of_labels(), {"spec": SumSpec(1.0, of_labels().segments)}),
         (of_labels(), {"spec": of_labels().spec_of_records(1.0)}),
         (replace(of_labels(), name="other"), {}),
+        (of_labels(), {"budget": replace(BUDGET, per_person=1)}),  # of whom more rows may be counted
     ],
 )
 def test_a_device_refuses_what_its_owner_did_not_allow(

@@ -125,6 +125,9 @@ def _check_purposes(
         raise Refusal("purpose", inquiry.purpose, f"the owner's policy allows questions for: {known}")
     if order.privacy not in MODES_OF_QUESTIONS[inquiry.unit]:
         raise Refusal("privacy", str(order.privacy), f"does not hide a {inquiry.unit}, as the question says")
+    if order.record is not None and order.record.budget.unit is not inquiry.unit:
+        remedy = "a question counts rows, and a person may have more than the order charges for"
+        raise Refusal("per_person", order.record.per_person, remedy)
     if isinstance(inquiry, Evaluation) and order.held_out != inquiry.share:
         raise Refusal("held_out", order.held_out, "is not the share of the evaluation")
     if (

@@ -135,6 +135,7 @@ BEYOND: dict[str, str] = {
     "the parts of a record's questions are each as long as its norm": ASKED,
     "a client adds half of the noise on its own answer": ASKED,
     "a device answers of its records uncharged": ASKED,
+    "a device charges a person for one row of a question": ASKED,
     "what noise alone may have made is followed": ASKED,
     "a search begins that the budget does not afford": ASKED,
     "what a client measures has no bound": EVALUATED,
