@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.reports.content import report_of
 from fedveil.reports.run_files import read_run
 from fedveil.server.participants import Participants
+from fedveil.server.run import prepare
 from fedveil.server.run.build import build
 from fedveil.server.run.sum_plan import sum_plan
 from fedveil.server.run.tuning import require_arms, tuning_of
@@ -136,6 +138,35 @@ def test_a_tuned_run_costs_what_one_run_costs_and_says_what_it_chose(tmp_path: P
     report = report_of(read_run(tmp_path / "arms"))
     assert report["tuning"]["value"] == 0.5 and report["run"]["rounds_planned"] == 5
     assert {event["count"] for event in report["ledger"]["events"]} == {3}  # as many as one client lost
+
+
+class EndsAfter:
+    """Callback that ends a run after so many sums."""
+
+    def __init__(self, sums: int) -> None:
+        self.sums = sums
+
+    def start(self, run: object) -> None: ...
+
+    def round(self, done: fv.RoundEnd) -> None:
+        if done.round == self.sums:
+            signal.raise_signal(signal.SIGTERM)
+
+    def end(self, ending: object) -> None: ...
+
+
+def test_a_run_past_its_arms_goes_on_whoever_is_left_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, run = settings_from_overrides([*SMALL, "privacy=none", "cohort=all", *TUNE]), tmp_path / "run"
+    assert simulate(asked, run, quiet=True, callbacks=[EndsAfter(4)]).result["status"] == "interrupted"
+
+    def nobody(*_: object) -> None:
+        raise Refusal("tune.values", 2, "nobody is in one of so many arms")
+
+    monkeypatch.setattr(prepare, "require_arms", nobody)
+    resumed = simulate(settings_from_overrides([f"resume={run}"]), run, quiet=True).result
+    assert resumed["status"] == "completed" and resumed["rounds_completed"] == 5
 
 
 MODES = {

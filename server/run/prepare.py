@@ -81,7 +81,7 @@ def prepare(federation: Federation, folder: Path, saved: Saved | None) -> Run:
     tuning = tuning_of(federation, saved.deal if saved else None)
     _ = federation.masking  # refuses a cohort that no sum can hide
     _check_evaluation(federation)
-    if tuning is not None:
+    if tuning is not None and (checkpoint is None or checkpoint.winner is None):
         require_arms(federation, tuning)
     if saved is None and (not federation.simulated or federation.summed is None):
         require_use(federation, sum_plan(federation))
