@@ -175,7 +175,7 @@ MUTATIONS = {
         "        if told != true:",
         "        if False:",
         BUNDLED_TESTS,
-        "another_stamp",
+        "stamp",
     ),
     "verify believes the page": Mutation(
         "server/binding/verify.py",
