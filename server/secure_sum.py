@@ -129,8 +129,8 @@ class SecureSums:
             ended = attempt.opened(model, self._exchanges)
             if ended.total is not None or attempt.asked_to_open or attempt.in_vain:
                 break
-        expired = {str(Reason.EXPIRED): len(nodes) - len(valid)} if len(valid) < len(nodes) else {}
-        return replace(ended, blamed=self._blamed, dropped=ended.dropped | expired)
+        expired = Counter({str(Reason.EXPIRED): len(nodes) - len(valid)})
+        return replace(ended, blamed=self._blamed, dropped=dict(Counter(ended.dropped) + expired))
 
     def _valid(self, nodes: Sequence[int]) -> Sequence[int]:
         """Return those whose key is valid still: with another one among them no node would join."""

@@ -4,9 +4,10 @@ import itertools
 import os
 import runpy
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from fedveil.privacy.plan import Plan
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.secagg.messages import read_any
 from fedveil.privacy.secagg.refusal import Reason
-from fedveil.privacy.secagg.roster import Roster
+from fedveil.privacy.secagg.roster import Member, Roster
 from fedveil.privacy.secagg.server import Due, ServerAttempt
 from fedveil.privacy.secagg.transcript import Profile
 from fedveil.server import secure_sum
@@ -53,24 +54,38 @@ def mean_of(opened: Opened) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     return decode_sum(opened.total, LAYOUT, opened.spec, opened.survivors, opened.survivors, bytes(32))
 
 
-def test_a_member_whose_key_has_ended_is_left_out_and_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, late = identity._member, FIRST_NODE + 3
-    monkeypatch.setattr(
-        identity,
-        "_member",
-        lambda secret, node, doubly: replace(
-            made(secret, node, doubly), **({"not_after": 1} if node == late else {})
-        ),
-    )
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, int]]:
+    """Unix seconds in which the keys of clients end, by client, to be filled."""
+    made, ends = identity._member, dict[int, int]()
+
+    def member(secret: bytes, node: int, doubly: bool) -> Member:
+        one = made(secret, node, doubly)
+        return replace(one, not_after=ends.get(node - FIRST_NODE, one.not_after))
+
+    monkeypatch.setattr(identity, "_member", member)
     identity.simulated_roster.cache_clear()
-    try:
-        grid = Clients()
-        for opened in rounds_of(grid, wanted(), 2):
-            assert (opened.survivors, opened.dropped, opened.attempts) == (CLIENTS - 1, {"expired": 1}, 1)
-            assert late not in opened.nodes
-        assert 3 not in grid.trained
-    finally:
-        identity.simulated_roster.cache_clear()
+    yield ends
+    identity.simulated_roster.cache_clear()
+
+
+def test_a_member_whose_key_has_ended_is_left_out_and_stops_nobody(ending: dict[int, int]) -> None:
+    grid, ending[3] = Clients(), 1
+    for opened in rounds_of(grid, wanted(), 2):
+        assert (opened.survivors, opened.dropped, opened.attempts) == (CLIENTS - 1, {"expired": 1}, 1)
+        assert FIRST_NODE + 3 not in opened.nodes
+    assert 3 not in grid.trained
+
+
+def test_a_key_that_ends_while_a_sum_begins_is_counted_beside_one_that_had_ended(
+    ending: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = 2**33
+    clock = itertools.chain([soon], itertools.repeat(soon + 1))
+    monkeypatch.setattr(secure_sum, "time", SimpleNamespace(time=lambda: next(clock)))
+    ending |= {3: 1, 4: soon}
+    opened = summed(Clients(), wanted())
+    assert (opened.survivors, opened.dropped) == (CLIENTS - 2, {"expired": 2})
 
 
 @pytest.mark.parametrize("profile", list(Profile))
