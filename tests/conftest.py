@@ -298,7 +298,7 @@ def enrolling() -> Callable[[Path], AbstractContextManager[Any]]:
         told: list[str] = []
         thread = threading.Thread(target=EnrolmentPort(bundle).serve, args=(stop, told.append))
         thread.start()
-        while not told:
+        while not told and thread.is_alive():  # it ends where its port was taken meanwhile
             time.sleep(0.01)
         try:
             yield bundle
