@@ -360,21 +360,27 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
         device=device_name(bundle),
         accelerator=os.environ.get(ACCELERATOR, "cpu"),
     )
-    if choice.kind is not None:
-        from ..training import linear
+    make = _of_task if choice.kind is None else _of_linear_model
+    return make(bundle, settings, root)
 
-        table = linear.read_table(bundle.folder / (choice.data or ""))
 
-        def train_table(message: Message, told: ClientSettings) -> Message:
-            return linear.train_round(message, choice.client, linear.parts_of(table, told.held_out)[0], told)
+def _of_linear_model(bundle: ClientBundle, settings: ClientSettings, root: Path) -> Device:
+    from ..training import linear
 
-        def evaluate_table(message: Message, asked: Evaluation) -> HeldOutMeans | None:
-            return linear.measured(message, linear.parts_of(table, asked.share)[1], asked)
+    choice = bundle.settings.task
+    table = linear.read_table(bundle.folder / (choice.data or ""))
 
-        columns = {LABEL: table.targets}
-        return Device(
-            bundle, settings, train_table, None, root, linear.check_order, lambda: columns, evaluate_table
-        )
+    def train(message: Message, told: ClientSettings) -> Message:
+        return linear.train_round(message, choice.client, linear.parts_of(table, told.held_out)[0], told)
+
+    def evaluate(message: Message, asked: Evaluation) -> HeldOutMeans | None:
+        return linear.measured(message, linear.parts_of(table, asked.share)[1], asked)
+
+    columns = {LABEL: table.targets}
+    return Device(bundle, settings, train, None, root, linear.check_order, lambda: columns, evaluate)
+
+
+def _of_task(bundle: ClientBundle, settings: ClientSettings, root: Path) -> Device:
     from ...tasks.arrays import agreement_of
     from ...tasks.columns import columns_of
     from ...tasks.data import data_of
@@ -385,6 +391,7 @@ def read_device(bundle: ClientBundle, root: Path = ROOT) -> Device:
     from ..app import Workbench, measured_at, train_round  # torch, which a linear model does without
 
     check_device(settings.accelerator, ACCELERATOR)
+    choice = bundle.settings.task
     if choice.name == TABLES:
         settings, choice = replace(settings, task_options=_of_tables(bundle)), replace(choice, client=0)
     bench = Workbench(settings)
