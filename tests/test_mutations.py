@@ -389,7 +389,7 @@ MUTATIONS = {
     ),
     "a search begins that the budget does not afford": Mutation(
         "server/run/ask.py",
-        "            _require_all(ledger, plan)",
+        "            _require_all(ledger, plan, inquiry)",
         "            pass",
         "test_privacy_prefixes.py",
         "before_its_first_level",

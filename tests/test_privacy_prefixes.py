@@ -19,6 +19,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 
 from fedveil import Examples
 from fedveil.configs.settings import settings_from_overrides
+from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.ledger import BudgetExhausted, read_entries
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
@@ -54,11 +55,11 @@ def inquiry(name: str = "words", records: float = ROWS, unit: str = "client", **
     return read_inquiry({"name": name, "unit": unit, "records": records, "ask": [ask]})
 
 
-def federation(*overrides: str, mode: str = "client_central") -> Any:
+def federation(*overrides: str, mode: str = "client_central", task: Any = None) -> Any:
     common = ["task=custom", "task.target=object:Notes", "allow_modules=[object]", "cohort=all"]
     given = ["privacy.target_delta=0.005", "privacy.target_epsilon=100000", "privacy.allow_large_delta=true"]
     settings = settings_from_overrides([*common, f"privacy={mode}", *given, *overrides])
-    return build(settings, given=Given(task=Notes()))
+    return build(settings, given=Given(task=task or Notes()))
 
 
 def reservations(folder: Path) -> list[dict[str, Any]]:
@@ -141,6 +142,23 @@ def test_a_search_that_the_budget_does_not_afford_is_refused_before_its_first_le
         ask_here(parts, inquiry(), Spend(noise_multiplier=noise), tmp_path)
     assert not reservations(tmp_path)
     assert ask_here(parts, inquiry("one", longest=1), Spend(noise_multiplier=noise), tmp_path)["released"]
+
+
+def test_a_search_above_the_owners_cap_on_questions_is_refused_before_its_first_level(
+    tmp_path: Path,
+) -> None:
+    class Real(Notes):
+        simulated, data_id = False, "notes-2026"
+
+    home = tmp_path / "ledgers"
+    set_cap(home, Cap("all", 100000.0, 0.005, questions=30.0))
+    parts = federation(f"ledger.dir={home}", "task.held_out=public", task=Real())
+    with pytest.raises(BudgetExhausted, match="questions may spend epsilon 30"):
+        ask_here(parts, inquiry(), Spend(epsilon=50.0), tmp_path)
+    assert not [
+        each for path in home.rglob("*.ledger") for each in read_entries(path) if each.kind == "reserve"
+    ]
+    assert ask_here(parts, inquiry("one"), Spend(epsilon=25.0), tmp_path)["released"]
 
 
 def test_words_that_would_be_lost_are_refused_before_they_are_charged(tmp_path: Path) -> None:

@@ -145,6 +145,15 @@ def test_intervals_are_as_wide_as_planned_and_hold(tmp_path: Path, mode: str) ->
     assert np.mean(held) >= 0.75  # of 12: fewer with a probability below 1 in 300
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_records_that_tell_too_little_are_refused_with_the_epsilon_that_would_do(
+    tmp_path: Path, mode: str
+) -> None:
+    histogram = {"kind": "histogram", "name": "h", "of": "age", "edges": [30, 50, 70], "resolution": 5}
+    with pytest.raises(Refusal, match=r"resolution=5.0: h is planned to .*epsilon [\d.]+ would do"):
+        ask_here(federation(mode), inquiry("q", histogram), Spend(noise_multiplier=9.0), tmp_path)
+
+
 def test_noise_of_a_clients_own_is_as_large_as_was_charged() -> None:
     asked, table, noise = inquiry(), Ages().columns(1), 3.0
     parts = asked.contribution_of_records(table, 1.0)

@@ -235,12 +235,28 @@ class Ledger:
             earlier = self._book.releases.get(key)
             if earlier is None:
                 budget = self._budget_for(release)
-                self._require_asked(release, budget)
+                self.require_asked(release)
                 _require_affordable(release, events, budget, self._book)
                 drafts.append(Draft(RESERVE, key, _payload(release, events, budget, self.purpose)))
             else:
                 _require_same(release, earlier, events)
         return self._book.releases[key].entry
+
+    def require_asked(self, release: Release) -> None:
+        """Refuse a question that owners do not allow, or that does not fit what they let questions spend.
+
+        Args:
+          release: that is reserved later; several of one question as one, with the event of all. Nothing is written.
+
+        Raises:
+          BudgetExhausted: it does not fit.
+          Refusal: its purpose is not allowed.
+        """
+        if release.kind is None:
+            return
+        budget, caps = self._budget_for(release), (*caps_on(self.path), *self.caps)
+        if (why := require_allowed(release, caps, self._book, budget)) is not None:
+            raise BudgetExhausted(budget, next(iter(release.events)), math.inf, why)
 
     def reserve_new(self, release: Release) -> Entry:
         """Charge a release as `reserve` does, for a caller who is about to draw noise.
@@ -453,11 +469,6 @@ class Ledger:
         except CapEnded as ended:
             adversary = next(iter(release.events))
             raise BudgetExhausted(self._budget, adversary, math.inf, str(ended)) from ended
-
-    def _require_asked(self, release: Release, budget: Budget) -> None:
-        caps = (*caps_on(self.path), *self.caps) if release.kind is not None else ()
-        if (why := require_allowed(release, caps, self._book, budget)) is not None:
-            raise BudgetExhausted(budget, next(iter(release.events)), math.inf, why)
 
     def _booked(self, key: Key) -> BookedRelease:
         self._require_open()

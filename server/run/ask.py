@@ -15,14 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dp_accounting.dp_event import SelfComposedDpEvent
 from flwr.serverapp import Grid
 
 from ...configs.local_training import LocalTraining
 from ...privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ...privacy.accounting.renyi_filter import admits, counted
-from ...privacy.budget import Budget, Unit
+from ...privacy.budget import Budget, Release, Unit
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.ledger.ledger import BudgetExhausted, Ledger, LedgerUnavailable
+from ...privacy.ledger.question_caps import QUESTION
 from ...privacy.mechanisms.randomness import Randomness
 from ...privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
 from ...privacy.refusal import Refusal
@@ -35,7 +37,7 @@ from ...strategies.question_wire import question_content
 from ...strategies.record_plan import PoissonBatches
 from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
 from ..participants import Participants
-from ..questions import Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
+from ..questions import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
 from ..round_terms import ALL_ANSWERS, Answers, Round
 from .client_instructions import task_options
 from .federation import EVERYBODY, Federation
@@ -111,7 +113,7 @@ def ask(federation: Federation, inquiry: Inquiry, spend: Spend, folder: Path, re
     try:
         if ledger is not None:
             ledger.purpose = inquiry.why or None
-            _require_all(ledger, plan)
+            _require_all(ledger, plan, inquiry)
         before = None if ledger is None else ledger.epsilon()
         with reach.grid() as grid:
             participants = Participants(
@@ -215,14 +217,17 @@ class Asking:
         return charge, done, None if mean is None else sums_of(charge, done, mean, masking is not None)
 
 
-def _require_all(ledger: Ledger, plan: Plan) -> None:
-    """Refuse a question of several rounds before the first one, where the budget does not afford them all.
+def _require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
+    """Refuse a question of several rounds before the first one, where budget or owners do not afford them all.
 
     Raises:
       BudgetExhausted: nothing was written.
     """
     if plan.num_rounds == 1:
         return  # the ledger's own gate says it
+    key, told = (inquiry.name, ROW, QUESTION), inquiry.asked
+    rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
+    ledger.require_asked(Release(plan.unit, *key, rounds, "system", segments=told, kind=QUESTION))
     for adversary in plan.adversaries:
         events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
         if not admits(events, ledger.budget, ledger.filter_order):
@@ -386,8 +391,7 @@ def _what_would_do(
     for _ in range(40):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if half(middle) <= question.resolution else (low, middle)
-    assert federation.summed is not None
-    enough = replace(plan, noise_multiplier=low).epsilon(federation.summed.target_delta)
+    enough = replace(plan, noise_multiplier=low).epsilon(_budget(federation, inquiry).target_delta)
     said = f"{said}; epsilon {enough:.3g} would do"
     if question.at_least is not None:
         rows = question.at_least
