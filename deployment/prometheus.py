@@ -46,7 +46,7 @@ def _families(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequen
     yield "fedveil_rounds_abandoned_total", "counter", "Rounds that released nothing.", plain["abandoned"]
     yield "fedveil_rounds_untrue_total", "counter", "Rounds with a sum that cannot be true.", plain["untrue"]
     yield "fedveil_invited_total", "counter", "Clients that rounds invited, or planned to.", plain["invited"]
-    if "replies" in plain:  # a trusted server keeps who takes part to its operator
+    if status["bytes"] is not None:  # a trusted server keeps who takes part to its operator, from the first
         yield "fedveil_replies_total", "counter", "Replies that were added.", plain["replies"]
         for name, text, label in COUNTED:
             yield f"fedveil_{name}_total", "counter", text, _by(label, status[name])

@@ -31,7 +31,7 @@ from fedveil.deployment.prometheus import text_of
 from fedveil.deployment.provision import provision, revoke
 from fedveil.deployment.serve import deployed_in, serve, settings_for
 from fedveil.deployment.status import NOT_RUNNING, RUNNING, read_status, running, show
-from fedveil.deployment.watch import LOOK_SECONDS
+from fedveil.deployment.watch import LOOK_SECONDS, rounds_of
 from fedveil.links.folder_lock import alone
 from fedveil.links.server_bundle import read_server_bundle
 from fedveil.links.server_log import LOG
@@ -676,6 +676,13 @@ def test_what_a_label_may_hold_is_escaped_and_infinity_has_its_word() -> None:
     text = text_of(status)
     assert 'fedveil_dropped_total{reason="a \\"b\\"\\\\\\n"} 1' in text
     assert 'fedveil_epsilon_spent{unit="client"} +Inf' in text
+
+
+def test_prometheus_is_answered_before_the_first_round_of_a_trusted_server() -> None:
+    """Nobody has replied yet, which is no secret; bytes already are the operator's."""
+    status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [], "audit": None}
+    text = text_of({**status, "bytes": None, "turned_away": {}})
+    assert "fedveil_round 0" in text and "fedveil_replies" not in text and "fedveil_bytes" not in text
 
 
 def free_port() -> int:
