@@ -90,7 +90,7 @@ def _of_answers(folder: Path, out: Path | None, *, as_json: bool) -> int:
         return 0
     target = folder / OF_ANSWERS if out is None else out
     _write(target, {REPORT: text, PAGE: page_of(made)})
-    print(f"{target / PAGE}: {made['answered']} answers")
+    print(f"{target / PAGE}: {made['answered']} answer{'' if made['answered'] == 1 else 's'}")
     return 0
 
 

@@ -423,10 +423,14 @@ def test_a_report_is_not_believed_against_the_answers_themselves(
     asked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert make_report(asked) == 0 and verify(asked, ()) == 0
+    assert "2 answers\n" in capsys.readouterr().out
     text = (asked / "treated-alike.json").read_text()
     (asked / "treated-alike.json").write_text(text.replace("0.59", "0.69"))
     assert verify(asked, ()) == 2
     assert "does not say what the answers" in capsys.readouterr().out
+    (asked / "treated-alike.json").unlink()
+    assert make_report(asked) == 0
+    assert "1 answer\n" in capsys.readouterr().out
 
 
 def test_what_belongs_to_a_run_is_refused_for_answers(asked: Path, kept: Path, commands: Any) -> None:
