@@ -233,7 +233,8 @@ def simulate(
             `Task`; or a dictionary of its keys with `name`.
         privacy: what is hidden: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)`, `RecordDistributed(...)`,
             `RecordAndClient(...)`, `NoPrivacy()`, or an option's name such as "record".
-        cohort: who takes part in a round: `Poisson(rate)`, `Fixed(size)`, `MinSeparation(...)`, `CyclicPoisson(...)`, `All()`, or a name.
+        cohort: who takes part in a round: `Poisson(rate)`, `Fixed(size)`, `MinSeparation(...)`, `CyclicPoisson(...)`,
+            `All()`, or a name.
         strategy: how updates are combined: one of Flower's strategies or a subclass of one's own as an object (it is
             copied, so that a second run begins afresh), or a name such as "fedadam".
         num_rounds: 1 to 100 000.
@@ -337,8 +338,8 @@ def ask(
 ) -> dict[str, Any]:
     """Ask the clients of a task on this machine about their data, under a privacy budget.
 
-    Each answer is one charge on the population's ledger, or with `Record` on each client's own. What was asked before under the same name is answered from the
-    record in `folder` and costs nothing.
+    Each answer is one charge on the population's ledger, or with `Record` on each client's own. What was asked before
+    under the same name is answered from the record in `folder` and costs nothing.
 
     Args:
         questions: a YAML file, or what it would hold: `name`, `records`, `ask` and, beside them, `unit`, `purpose` and `why`.

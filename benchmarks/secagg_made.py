@@ -2,7 +2,8 @@
 
 A made client has real keys, signatures and tags, and what it sends costs the server what a real reply does; it leaves
 out what the server never sees. The shares it seals are zeros, which nobody opens; its polynomials are constant, so that
-a share it reveals is the seed; the keys of masks that it reveals are zeros, since its seed gives them; and of masks that cancel between two living clients it adds none.
+a share it reveals is the seed; the keys of masks that it reveals are zeros, since its seed gives them. It adds none
+of the masks that cancel between two living clients.
 """
 
 # pyright: reportPrivateUsage=false

@@ -1,4 +1,6 @@
-"""Rounds of secure aggregation by whichever fedveil is on the path: ``python secagg_round.py real|made CLIENTS NEIGHBOURS THRESHOLD COORDINATES DROPOUT``.
+"""Rounds of secure aggregation by the fedveil that is on the path.
+
+usage: python secagg_round.py real|made CLIENTS NEIGHBOURS THRESHOLD COORDINATES DROPOUT
 
 It stands outside the package, as `secagg_checks` starts it for an earlier fedveil too. It prints, as one line of JSON, the
 least CPU milliseconds of a client and of the server in a few rounds, and a client's bytes beside its vector. The least is

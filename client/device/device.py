@@ -84,7 +84,8 @@ class Device:
       settings: the owner's task, without anything of an order.
       train: trains on the owner's data as the settings say.
       prepare: refuses an order that this device cannot follow, before anything is charged.
-      count: returns the number of the owner's records, of a person at most so many as it is given; None on a device that cannot protect single records.
+      count: returns the number of the owner's records, of a person at most so many as it is given; None on a device that
+        cannot protect single records.
       root: of the system's files.
       columns: returns the owner's columns, for questions; None on a device that answers none.
       evaluate: measures the model of an instruction on what the owner's data hold out; None on a device that does not.
