@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from flwr.app import Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
 
@@ -11,12 +9,10 @@ from ..privacy.mechanisms.private_sum import encode
 from ..privacy.statistics.evaluation import LOSS, Evaluation, HeldOutMeans
 from ..strategies.question_wire import question_of
 from ..strategies.wire import FAILED, WEIGHT, read_spec, reply_with
-from .private_update import NotTrained, values_of
+from .private_update import answer_of, values_of, without_error
 
 LOSSES = (LOSS, "eval_loss")  # what apps call their mean loss
 NO_LOSS = float("inf")  # counts as the largest there is
-
-logger = logging.getLogger("fedveil.client")
 
 
 def private_evaluation(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -41,21 +37,16 @@ def private_evaluation(message: Message, context: Context, call_next: ClientAppC
       ... def evaluate(message, context):
       ...     ...
     """
-    try:
+
+    def measured() -> Message:
         spec, asked = read_spec(message.content), question_of(message.content)
         if spec is None or not isinstance(asked, Evaluation) or spec.segments != asked.segments:
             return Message(Error(FAILED, "this client answers private evaluations only"), reply_to=message)
-        reply = call_next(message, context)
-        if reply.has_error():
-            raise NotTrained(reply.error.code)
+        reply = without_error(call_next(message, context))
         vector, _ = encode({}, asked.contribution(_said(reply, asked)), spec)
-    except NotTrained as said:
-        return Message(Error(said.code, "the client did not evaluate"), reply_to=message)
-    except Exception:
-        # What failed may depend on the data: nobody but the owner may read it.
-        logger.exception("evaluation failed at this client")
-        return Message(Error(FAILED, "the client failed"), reply_to=message)
-    return reply_with(vector, spec, message)
+        return reply_with(vector, spec, message)
+
+    return answer_of(message, measured)
 
 
 def _said(reply: Message, asked: Evaluation) -> HeldOutMeans | None:

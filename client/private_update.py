@@ -84,20 +84,43 @@ def private_update(
     if spec is None:
         return Message(Error(FAILED, "this client answers private sums only"), reply_to=message)
     received = dict(only_arrays(message.content).items())  # the app may change what it was given
-    try:
+
+    def trained() -> Message:
         with charge(message.content, None):
-            reply = call_next(message, context)
-            if reply.has_error():
-                raise NotTrained(reply.error.code)
+            reply = without_error(call_next(message, context))
             update = compressed(update_of(reply, received, spec), message.content, spec)
             vector, _ = encode(update, values_of(reply), spec)
+        return reply_with(vector, spec, message)
+
+    return answer_of(message, trained)
+
+
+def answer_of(message: Message, made: Callable[[], Message]) -> Message:
+    """Return a client's reply, or an error with a code and no detail where none is made.
+
+    Args:
+      message: the instruction.
+      made: makes the reply; raises NotTrained where there is to be none.
+    """
+    try:
+        return made()
     except NotTrained as said:
         return Message(Error(said.code, "the client did not train"), reply_to=message)
     except Exception:
         # What failed may depend on the data: nobody but the owner may read it.
         logger.exception("round failed at this client")
         return Message(Error(FAILED, "the client failed"), reply_to=message)
-    return reply_with(vector, spec, message)
+
+
+def without_error(reply: Message) -> Message:
+    """Return an app's reply.
+
+    Raises:
+      NotTrained: it is an error; its text stays here.
+    """
+    if reply.has_error():
+        raise NotTrained(reply.error.code)
+    return reply
 
 
 def update_of(

@@ -36,7 +36,7 @@ from ..strategies.secure_wire import (
     task_hash,
 )
 from ..strategies.wire import FAILED, only_arrays, sum_spec_of
-from .private_update import Charge, NotTrained, compressed, uncharged, update_of, values_of
+from .private_update import Charge, NotTrained, compressed, uncharged, update_of, values_of, without_error
 
 logger = logging.getLogger("fedveil.client")
 
@@ -213,9 +213,7 @@ class TrainingJob:
         received = dict(only_arrays(content).items())  # the app may change what it was given
         seed = rotation_seed(model_hash(content), terms.round)
         with self.charge(content, replace(terms, noise_multiplier=noise.multiplier)):
-            reply = self.call_next(self.message, self.context)
-            if reply.has_error():
-                raise NotTrained(reply.error.code)
+            reply = without_error(self.call_next(self.message, self.context))
             update = compressed(update_of(reply, received, spec.sum), content, spec.sum)
             stream = self.randomness.stream("share", terms.round, terms.attempt, self.identity.node)
             layers = [stream.bytes(KEY_BYTES) for _ in spec.layers]
