@@ -15,7 +15,7 @@ from typing import Any
 from .files import ASSESSMENT
 from .forms import CARBON, GIGABYTE, KWH, NETWORK, PRICES, WATTS
 from .run_files import RunFiles
-from .traffic import sizes, traffic
+from .traffic import figure, sizes, traffic
 
 FLOPS = 6  # of a training step, for each parameter and example: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)
 SIX = "estimate: 6 a parameter"
@@ -88,8 +88,8 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
         "counted by the system" if cpu is not None else "not recorded by this release" if public else unknown
     )
     return [
-        _figure("clock", run.result.get("seconds"), "clock of the process" if public else unknown, "s"),
-        _figure(f"CPU of {whose}", cpu, told, "s"),
+        figure("clock", run.result.get("seconds"), "clock of the process" if public else unknown, "s"),
+        figure(f"CPU of {whose}", cpu, told, "s"),
         *_of_a_client(run, parameters),
         *_energies(run, prices, gigabytes),
     ]
@@ -98,17 +98,17 @@ def _work(run: RunFiles, parameters: int, gigabytes: float | None) -> list[dict[
 def _of_a_client(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     """Return a client's work as public numbers bound it: what it took itself depends on its records."""
     one = FLOPS * parameters or None
-    found = [_figure("a client's training, for each example", one, SIX, "FLOP")]
+    found = [figure("a client's training, for each example", one, SIX, "FLOP")]
     examples, speed = (run.said("cost", key) for key in ("examples_of_client", "flops_of_client"))
     if examples is None or one is None:
         return found
     passes = run.said("local_epochs") or 1
     most = one * examples * passes
     how = f"estimate: times examples_of_client of {CONFIGURATION}, and {passes} local epochs"
-    found.append(_figure("a client's training, one round at most", most, how, "FLOP"))
+    found.append(figure("a client's training, one round at most", most, how, "FLOP"))
     if speed is not None:
         how = f"estimate: that, over flops_of_client of {CONFIGURATION}"
-        found.append(_figure("CPU of a client, one round at most", most / speed, how, "s"))
+        found.append(figure("CPU of a client, one round at most", most / speed, how, "s"))
     return found
 
 
@@ -118,20 +118,18 @@ def _energies(run: RunFiles, prices: Priced, gigabytes: float | None) -> list[di
     values = prices.values
     network = _product(gigabytes, values.get(NETWORK), 1 / JOULES)
     whole = None if energy is None else energy + (network or 0.0)
-    found = [_figure(which, energy, how, "Wh")]
+    found = [figure(which, energy, how, "Wh")]
     if NETWORK in values:
         how = f"estimate: bytes times {prices.said(NETWORK)}"
-        found.append(_figure("energy of the network for these bytes", network, how, "Wh"))
+        found.append(figure("energy of the network for these bytes", network, how, "Wh"))
     parts = [_product(whole, values.get(KWH), 1 / 1000), _product(gigabytes, values.get(GIGABYTE), 1.0)]
     money = None if None in parts else sum(each for each in parts if each is not None)
     carbon = _product(whole, values.get(CARBON), 1 / 1000)
     both = f"estimate: energy times {prices.said(KWH)}, and bytes times {prices.said(GIGABYTE)}"
     return [
         *found,
-        _figure(
-            "carbon dioxide of that energy", carbon, f"estimate: energy times {prices.said(CARBON)}", "g"
-        ),
-        _figure("money", money, both, run.said("cost", "currency") or ""),
+        figure("carbon dioxide of that energy", carbon, f"estimate: energy times {prices.said(CARBON)}", "g"),
+        figure("money", money, both, run.said("cost", "currency") or ""),
     ]
 
 
@@ -148,10 +146,6 @@ def _energy(run: RunFiles, prices: Priced) -> tuple[float | None, str, str]:
 def _product(*factors: float | None) -> float | None:
     known = [each for each in factors if each is not None]
     return math.prod(known) if len(known) == len(factors) else None
-
-
-def _figure(what: str, value: float | None, source: str, unit: str = "") -> dict[str, Any]:
-    return {"what": what, "value": value, "unit": unit, "source": source}
 
 
 def _answers(run: RunFiles) -> dict[str, Any]:

@@ -70,15 +70,15 @@ def sizes(run: RunFiles, parameters: int) -> list[dict[str, Any]]:
     planned = sum(each for row in run.rounds if isinstance(each := row.get("invited"), int | float))
     down, up = _of_one(run, parameters, "down", planned), _of_one(run, parameters, "up", planned)
     found = [
-        _figure("model to one client, one round", *down),
-        _figure("update from one client, one round", *up),
-        _figure("all models down", *_of_all(told, "down", down[0], planned)),
-        _figure("all updates up", *_of_all(told, "up", up[0], planned)),
+        figure("model to one client, one round", *down),
+        figure("update from one client, one round", *up),
+        figure("all models down", *_of_all(told, "down", down[0], planned)),
+        figure("all updates up", *_of_all(told, "up", up[0], planned)),
     ]
     if run.said("compress", "name") in (None, "none") or not parameters:
         return found
     whole, how = update_bytes(run, parameters, compressed=False)
-    return [*found, _figure("the same update without compression", whole, how)]
+    return [*found, figure("the same update without compression", whole, how)]
 
 
 def _of_one(run: RunFiles, parameters: int, way: str, planned: float) -> tuple[float | None, str]:
@@ -131,5 +131,13 @@ def masked(run: RunFiles) -> bool:
     return run.said("privacy", "name") in DISTRIBUTED or run.said("secagg", "name") == "masked"
 
 
-def _figure(what: str, value: float | None, source: str) -> dict[str, Any]:
-    return {"what": what, "value": value, "unit": "", "source": source}
+def figure(what: str, value: float | None, source: str, unit: str = "") -> dict[str, Any]:
+    """Return a figure of what a run costs, as a report tells it.
+
+    Args:
+      what: it is.
+      value: None where it is not known.
+      source: of the value, or why there is none.
+      unit: empty for bytes.
+    """
+    return {"what": what, "value": value, "unit": unit, "source": source}
