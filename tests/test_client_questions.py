@@ -99,6 +99,18 @@ def test_a_purpose_that_the_owner_does_not_allow_is_refused_by_name(
     assert "purpose='marketing'" in caplog.text and not payloads(device)
 
 
+@pytest.mark.parametrize("purpose", ["evaluation", "training"])
+def test_an_owner_who_allows_models_allows_no_count_of_rows_by_that(clients: Path, purpose: str) -> None:
+    with pytest.raises(Refusal, match=f"purpose='{purpose}'"):
+        inquiry(purpose)
+    asked = inquiry()
+    told = replace(
+        asked, purpose=purpose, text=asked.text.replace("statistics", purpose)
+    )  # of a server that lies
+    device = device_of(clients / "c0", purposes=("evaluation",))
+    assert code_of(device, in_the_clear(told)) == OWNERS_POLICY and not payloads(device)
+
+
 def test_a_spec_that_is_not_the_questions_is_refused(clients: Path) -> None:
     device, asked = device_of(clients / "c0", purposes=("statistics",)), inquiry()
     wider = replace(asked.segments[0], bound=4000.0)

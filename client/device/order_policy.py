@@ -130,12 +130,8 @@ def _check_purposes(
         raise Refusal("per_person", order.record.per_person, remedy)
     if isinstance(inquiry, Evaluation) and order.held_out != inquiry.share:
         raise Refusal("held_out", order.held_out, "is not the share of the evaluation")
-    if (
-        not _is_vector_of(spec, inquiry, order, own_noise_of(content))
-        or order.run != inquiry.name
-        or inquiry.purpose == TRAINING
-    ):
-        raise Refusal("question", inquiry.name, "its vector, run and purpose are not those of the question")
+    if not _is_vector_of(spec, inquiry, order, own_noise_of(content)) or order.run != inquiry.name:
+        raise Refusal("question", inquiry.name, "its vector and run are not those of the question")
 
 
 def _is_vector_of(spec: SumSpec, inquiry: Asked, order: TrainingOrder, own_noise: float | None) -> bool:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from ..bounded_decoding import Undecodable, read_json
 from ..budget import Unit
-from ..mechanisms.sum_spec import Segment, SumSpec, cells_for
+from ..mechanisms.sum_spec import TRAINING, Segment, SumSpec, cells_for
 from ..refusal import Refusal, real, word
 from .columns import Bins, Numbers, Table
+from .evaluation import EVALUATION
 from .fairness import Fairness, share_of
 from .figure import NORMAL_95, Figure
 from .kinds import (
@@ -287,6 +288,8 @@ def read_inquiry(plain: object) -> Inquiry:
         raise Refusal("ask", names, "a search for the top words goes by its own answers; ask it alone")
     records = _positive("records", found.get("records"))
     purpose = _name("purpose", found.get("purpose", STATISTICS))
+    if purpose in (TRAINING, EVALUATION):
+        raise Refusal("purpose", purpose, "is what owners allow for models; give a question another")
     why = str(found.get("why", ""))
     if len(why) > 500 or not (why.isprintable() or not why):
         raise Refusal("why", why[:40], "give a printable sentence of at most 500 characters")
