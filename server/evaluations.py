@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..privacy.accounting.epsilon import PUBLISH_INTERVAL
 from ..privacy.accounting.renyi_filter import counted
 from ..privacy.plan import Plan
-from ..privacy.refusal import Refusal
+from ..privacy.refusal import Refusal, real
 from ..privacy.statistics.evaluation import CLIENTS, FIGURES, Evaluation
 from ..privacy.statistics.figure import Figure
 
@@ -51,6 +51,10 @@ class ClientEvaluation:
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
             raise Refusal("evaluate.every", self.every, "give at least 1, or None")
+        for name in ("noise_multiplier", "resolution"):
+            given: float | None = getattr(self, name)
+            if given is not None and real(f"evaluate.{name}", given) <= 0:
+                raise Refusal(f"evaluate.{name}", given, "give a number above 0, or None")
         _ = self.asked("evaluation")  # refuses the rest
 
     def rounds(self, num_rounds: int) -> tuple[int, ...]:
@@ -102,7 +106,7 @@ def noise_of(given: float | None, evaluations: int) -> float:
       given: None where nobody says.
       evaluations: of a run.
     """
-    return given or USUAL_NOISE * math.sqrt(max(evaluations, 1))
+    return USUAL_NOISE * math.sqrt(max(evaluations, 1)) if given is None else given
 
 
 def events_of(plan: Plan, evaluations: int) -> list[DpEvent]:

@@ -351,7 +351,18 @@ def test_a_mod_refuses_evaluations_that_nobody_pays_for() -> None:
     assert reply.has_error()
 
 
-@pytest.mark.parametrize("said", [{"metric": "loss"}, {"every": 0}, {"figures": ("all",)}, {"bound": -1.0}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"metric": "loss"},
+        {"every": 0},
+        {"figures": ("all",)},
+        {"bound": -1.0},
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": -1.0},
+        {"resolution": 0.0},
+    ],
+)
 def test_a_mistaken_evaluation_is_refused(said: dict[str, Any]) -> None:
     with pytest.raises(Refusal, match="evaluate"):
         ClientEvaluation(**{"metric": "eval_acc", **said})
