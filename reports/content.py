@@ -195,7 +195,7 @@ def _last_look(run: RunFiles, rows: Sequence[Fields]) -> dict[str, Any]:
 
 
 def _unmeasured(run: RunFiles) -> str:
-    if not run.result:
+    if not run.result and run.audit:
         return "the run has not ended, and its audit has not spoken"
     return "this run had no audit, so that what leaks was not measured"
 

@@ -129,6 +129,16 @@ def test_a_run_that_has_released_nothing_promises_nothing_yet(kept: Path) -> Non
     assert differences(page, report) == []
 
 
+def test_an_audit_that_has_not_looked_yet_is_not_called_missing(kept: Path) -> None:
+    for name in ("result.json", "metrics.jsonl"):
+        (kept / name).unlink()
+    page = page_of(report_of(read_run(kept)))
+    assert "its audit has not spoken" in page and "no attack with canaries has looked yet" in page
+    assert "was not part of this run" not in page and "would not have been seen" not in page
+    (kept / "audit.json").unlink()
+    assert "this run had no audit" in report_of(read_run(kept))["stamps"]["said"]
+
+
 def test_a_violated_promise_is_called_so(kept: Path, golden: dict[str, Any]) -> None:
     edited(kept, "result.json", lambda fields: fields["audit"].update(verdict="violated"))
     promise = validated(report_of(read_run(kept)))["promise"]
