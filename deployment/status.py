@@ -74,25 +74,23 @@ def _print(console: Console, status: Mapping[str, Any], runs: bool) -> None:
         status["state"] if runs or status["state"] not in ("training", "waiting", "starting") else "killed"
     )
     reason = f" {status['reason']}" if status["reason"] else ""
-    console.print(
-        f"[bold]{status['federation']}[/bold], run {status['run']}: {state}{reason}", highlight=False
-    )
+    console.print(Text.assemble((status["federation"], "bold"), f", run {status['run']}: {state}{reason}"))
     lost = [("abandoned", status["abandoned"]), ("with a sum that cannot be true", status.get("untrue", 0))]
     told = "".join(f", {count} {what}" for what, count in lost if count)
-    console.print(f"round {status['round']} of {status['num_rounds']}{told}", highlight=False)
+    console.print(f"round {status['round']} of {status['num_rounds']}{told}", markup=False, highlight=False)
     for row in status["privacy"]:
-        console.print(_budget(row, status["budgets_spent"]), highlight=False)
+        console.print(_budget(row, status["budgets_spent"]), markup=False, highlight=False)
     for said in (status.get("audit") or {}).get("said", ()):
-        console.print(f"audit: {said}", highlight=False)
+        console.print(f"audit: {said}", markup=False, highlight=False)
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(status["dropped"].items()))
     counts = f"invited {status['invited']}, added {status['replies']}"
     if status["replies"] is None:
         counts = f"{status['invited']:g} invitations planned; the run's operator.jsonl has the counts"
-    console.print(f"{counts}, not added: {dropped}" if dropped else counts, highlight=False)
+    console.print(f"{counts}, not added: {dropped}" if dropped else counts, markup=False, highlight=False)
     for name, faults in status.get("blamed", {}).items():
-        console.print(sentence(name, faults[-1], len(faults)), highlight=False)
+        console.print(sentence(name, faults[-1], len(faults)), markup=False, highlight=False)
     for name, said in status.get("suspected", {}).items():
-        console.print(f"{name} {said[-1]}", highlight=False)
+        console.print(f"{name} {said[-1]}", markup=False, highlight=False)
     console.print(
         _table(status["clients"] if runs else [{**each, "since": None} for each in status["clients"]])
     )

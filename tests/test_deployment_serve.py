@@ -678,6 +678,17 @@ def test_what_a_label_may_hold_is_escaped_and_infinity_has_its_word() -> None:
     assert 'fedveil_epsilon_spent{unit="client"} +Inf' in text
 
 
+def test_a_status_shows_brackets_of_a_reason_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [], "audit": {"said": ["[/b]"]}}
+    said = {"federation": "hearts", "run": "spring", "state": "failed", "reason": "[red] is no [/value]"}
+    (tmp_path / "status.json").write_text(json.dumps({**status, **said}))
+    show(tmp_path, as_json=False)
+    out = capsys.readouterr().out
+    assert "hearts, run spring: failed [red] is no [/value]" in out and "audit: [/b]" in out
+
+
 def test_prometheus_is_answered_before_the_first_round_of_a_trusted_server() -> None:
     """Nobody has replied yet, which is no secret; bytes already are the operator's."""
     status = {**rounds_of([]), "num_rounds": 3, "clients": [], "privacy": [], "audit": None}
