@@ -2,32 +2,35 @@
 
 `import dp_accounting.dp_event` runs all of dp_accounting, which loads half of SciPy: 1.7 s of CPU for a table that needs
 neither its statistics nor its signals. A package deferred here costs nothing until somebody asks it for a name that is
-no module inside it; then it is as if it had been imported at once. For a process with one thread.
+no module inside it; then it is as if it had been imported at once.
 """
 
 import sys
+import threading
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
 
 HEAVY = "dp_accounting", "scipy.signal", "scipy.stats"
+_running = threading.RLock()  # held by the thread that runs one; what it runs may ask for another
+_begun: list[ModuleType] = []
 
 
 class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         if find_spec(f"{self.__name__}.{name}"):
             return import_module(f"{self.__name__}.{name}")
-        _run(self)
-        return getattr(self, name)
-
-
-def _run(module: ModuleType) -> None:
-    assert module.__spec__ is not None and module.__spec__.loader is not None
-    module.__class__ = ModuleType
-    module.__spec__.loader.exec_module(module)
+        with _running:
+            if self not in _begun:
+                _begun.append(self)
+                assert self.__spec__ is not None and self.__spec__.loader is not None
+                self.__spec__.loader.exec_module(self)
+                module: Any = self
+                module.__class__ = ModuleType
+        return ModuleType.__getattribute__(self, name)
 
 
 def defer(*names: str) -> None:

@@ -23,6 +23,7 @@ from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
 from ..privacy.refusal import Refusal
 from .compare import JOB, rows_of, table_of, write_csv, write_json
+from .deferred import HEAVY, defer
 
 if TYPE_CHECKING:
     from ..server.run.callbacks import Callback
@@ -82,6 +83,7 @@ def simulate(
 
             require_accepted([settings for _, settings in checked.jobs])
         return _sweep(checked, new, argv, as_json)
+    defer(*HEAVY)
     from ..server.run.live_page import live_page
 
     ended: list[Ended] = []
@@ -107,8 +109,6 @@ def plan(argv: Sequence[str], as_json: bool = False, plot: Path | None = None, a
         from .accuracy import show_accuracy
 
         return max(show_accuracy(job, settings, as_json=as_json) for job, settings in checked.jobs)
-    from .deferred import HEAVY, defer
-
     defer(*HEAVY)
     from .plan import show_plan
 
@@ -179,6 +179,7 @@ def _folder() -> Path:
 
 
 def _run(job: Job, folder: Path, quiet: bool, watching: "Sequence[Callback]" = ()) -> Ended:
+    defer(*HEAVY)
     try:
         from ..simulations.simulate import simulate as run
 

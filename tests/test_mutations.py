@@ -646,6 +646,13 @@ MUTATIONS = {
         "test_privacy_gaussian.py",
         "loss_distribution_says",
     ),
+    "what a composition drops is lost": Mutation(
+        "privacy/accounting/loss_distributions.py",
+        "kept, either + masses[high:].sum(), True)",
+        "kept, either, True)",
+        "test_privacy_loss_distributions.py",
+        "bit_for_bit",
+    ),
     "a nested sample forgets that its unit may be absent": Mutation(
         "privacy/accounting/loss_distributions.py",
         "masses = rate * upper + (1 - rate) * lower",

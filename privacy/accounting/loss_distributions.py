@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dp_accounting.dp_event import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
-from dp_accounting.pld.pld_pmf import DensePLDPmf
+from dp_accounting.pld.pld_pmf import DensePLDPmf, compose_pmfs
 from dp_accounting.pld.privacy_loss_distribution import (
     PrivacyLossDistribution,
     from_gaussian_mechanism,
@@ -77,8 +77,41 @@ def distribution(
         else:
             losses = _once(leaf, relation, interval)
             losses = losses if n == 1 else _repeated(losses, n)
-        total = losses if total is None else total.compose(losses)
+        total = losses if total is None else _composed(total, losses)
     return identity(interval) if total is None else total
+
+
+def _composed(one: Any, other: Any) -> PrivacyLossDistribution:
+    """Return what `compose` does, without `scipy.signal`: its import takes longer than most compositions."""
+    pmfs = [_composed_pmf(one._pmf_remove, other._pmf_remove)]
+    if not (one._symmetric and other._symmetric):
+        pmfs.append(_composed_pmf(one._pmf_add, other._pmf_add))
+    return PrivacyLossDistribution(*pmfs)
+
+
+def _composed_pmf(one: Any, other: Any) -> Any:
+    if not (isinstance(one, DensePLDPmf) and isinstance(other, DensePLDPmf)):
+        return compose_pmfs(one, other, DROPPED)
+    first: Any = one
+    second: Any = other
+    first.validate_composable(second)
+    size = first.size + second.size - 1
+    length = fft.next_fast_len(size, real=True)
+    spectra: list[Any] = [fft.rfft(each._probs, length) for each in (first, second)]
+    masses: Any = fft.irfft(spectra[0] * spectra[1], length)[:size]
+    low = _negligible(masses)
+    high = max(size - _negligible(masses[::-1]), low + 1)
+    kept = masses[low:high].copy()
+    kept[0] += masses[:low].sum()
+    either = first._infinity_mass + second._infinity_mass - first._infinity_mass * second._infinity_mass
+    lowest = first._lower_loss + second._lower_loss + low
+    return DensePLDPmf(first._discretization, lowest, kept, either + masses[high:].sum(), True)
+
+
+def _negligible(masses: Floats) -> int:
+    """Return how many of the first masses add up to no more than half of `DROPPED`."""
+    beyond = np.cumsum(masses) > DROPPED / 2
+    return int(beyond.argmax()) if beyond.any() else len(masses)
 
 
 def _repeated(losses: Any, times: int) -> PrivacyLossDistribution:

@@ -199,6 +199,7 @@ BEYOND: dict[str, str] = {
     "a curve is that of the client who lost least": REPORTED,
     "mu forgets that a unit is replaced": REPORTED,
     "a device's closed form forgets that a unit is replaced": BOOKS,
+    "what a composition drops is lost": REPORTED,
     "a nested sample forgets that its unit may be absent": REPORTED,
     "an adaptive ledger's budget is taken for that of another delta": REPORTED,
     "real data without a name are all one data set": "two runs pay from one ledger; no sum tells",
