@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from ..configs.round_line import GROUPS
 from ..privacy.refusal import Refusal
 from ..reports.shown import shown
-from ..tasks.group_figures import GROUPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

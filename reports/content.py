@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from ..configs.round_line import AT_CLIENTS, AUDIT, GROUPS, TRAIN
 from .answers import read_answers, told_evaluations
 from .cost import cost
 from .coverage import not_covered
@@ -32,7 +33,6 @@ NOT_A_METRIC = (
     "noise_multiplier",
     "exchanges",
 )
-GROUPS = "groups/"  # before the names of metrics of one group, each "attribute=word/figure"
 TAIL, LEAST_TAIL = 0.1, 5  # share, and least number, of the last rounds over which a metric is averaged
 LOOK = ("claimed", "epsilon", "low", "high", "ceiling")
 
@@ -203,7 +203,7 @@ def _unmeasured(run: RunFiles) -> str:
 def _looks(run: RunFiles, rows: Sequence[Fields]) -> list[dict[str, Any]]:
     """Return the looks of the audit at the unit of the promise that comes first."""
     place = main_row(rows)
-    before = "audit/" if place is None or rows[place]["unit"] == "client" else "audit/records/"
+    before = AUDIT if place is None or rows[place]["unit"] == "client" else f"{AUDIT}records/"
     return [
         {"round": row["round"], **{name: row.get(f"{before}{name}") for name in LOOK}}
         for row in run.rounds
@@ -252,7 +252,7 @@ def _round(row: Fields) -> dict[str, Any]:
 
 
 def _is_metric(name: str, value: object) -> bool:
-    if name in NOT_A_METRIC or name.startswith(("epsilon", "audit/", "train/", "clients/", GROUPS)):
+    if name in NOT_A_METRIC or name.startswith(("epsilon", AUDIT, TRAIN, AT_CLIENTS, GROUPS)):
         return False
     return isinstance(value, float)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..configs.round_line import AUDIT
 from ..privacy.audit import record_claim, round_rows
 from ..privacy.audit.alarms import CERTAIN, Alarm, AlarmState, Check, Level, look_at
 from ..privacy.audit.canary_clients import Directions
@@ -243,13 +244,13 @@ class Auditor:
         row = self.rows[-1]
         shown: dict[str, Any] = {}
         if self.terms.delta:
-            shown |= {f"audit/{name}": float(row[name]) for name in ("norm_p", "reuse_p")}
-        for kind, looks in (("audit", self.looks), ("audit/records", self.record_looks)):
+            shown |= {f"{AUDIT}{name}": float(row[name]) for name in ("norm_p", "reuse_p")}
+        for kind, looks in ((AUDIT, self.looks), (f"{AUDIT}records/", self.record_looks)):
             if looks and looks[-1].round == int(row["round"]):
                 names = ("claimed", "epsilon", "low", "high", "ceiling")
-                shown |= {f"{kind}/{name}": getattr(looks[-1], name) for name in names}
+                shown |= {f"{kind}{name}": getattr(looks[-1], name) for name in names}
         if not math.isnan(float(row["probe_p"])) or not math.isnan(float(row["losses_p"])):
             for each in self.found:
-                shown[f"audit/{each.name}_p"] = each.p_value
-                shown |= {f"audit/{each.name}/{name}": value for name, value in each.shown.items()}
+                shown[f"{AUDIT}{each.name}_p"] = each.p_value
+                shown |= {f"{AUDIT}{each.name}/{name}": value for name, value in each.shown.items()}
         return shown

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..configs.round_line import GROUPS
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-GROUPS = "groups/"  # before the names of these figures
 
 
 def group_figures(

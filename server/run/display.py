@@ -15,10 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ...tasks.group_figures import GROUPS
+from ...configs.round_line import AT_CLIENTS, GROUPS
 from .audit_line import AuditLine, rows_of
 from .callbacks import RoundEnd, RunEnd, RunStart
-from .evaluation_figures import SHOWN, said_of
+from .evaluation_figures import said_of
 
 SHOWN_ROUNDS = 8
 LINES = 10  # a plain log gets about this many lines
@@ -148,7 +148,7 @@ def _bar(name: str, done: float, total: float, text: str) -> RenderableType:
 
 def held_out(done: RoundEnd) -> dict[str, float]:
     """Return what the server measured of a round's model, without figures by group: there may be dozens of them."""
-    return {name: value for name, value in done.metrics.items() if not name.startswith((SHOWN, GROUPS))}
+    return {name: value for name, value in done.metrics.items() if not name.startswith((AT_CLIENTS, GROUPS))}
 
 
 def _number(value: float) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...configs.round_line import AT_CLIENTS
 from ...privacy.statistics.evaluation import CLIENTS
 
-SHOWN = "clients/"  # before the names of what clients measured, in a round's line
 LOW, HIGH = "/low", "/high"  # behind them, of the interval's ends
 
 
@@ -21,7 +21,7 @@ def shown_metrics(record: Mapping[str, Any] | None) -> dict[str, float]:
     for answer in () if record is None else record["answers"]:
         first = answer["figures"][0]
         if first["name"] == answer["name"] != CLIENTS and first["value"] is not None:
-            name = f"{SHOWN}{answer['name']}"
+            name = f"{AT_CLIENTS}{answer['name']}"
             found |= {name: first["value"], f"{name}{LOW}": first["low"], f"{name}{HIGH}": first["high"]}
     return found
 
@@ -31,7 +31,7 @@ def said_of(record: Mapping[str, Any]) -> str:
     found = shown_metrics(record)
     means = {name: value for name, value in found.items() if not name.endswith((LOW, HIGH))}
     told = [
-        f"{name.removeprefix(SHOWN)} {value:.4f} ({found[name + LOW]:.4f} to {found[name + HIGH]:.4f})"
+        f"{name.removeprefix(AT_CLIENTS)} {value:.4f} ({found[name + LOW]:.4f} to {found[name + HIGH]:.4f})"
         for name, value in means.items()
     ]
     return ", ".join(told) or str(record.get("reason", "cannot be said"))
