@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from ..configs.bundle_files import Credentials
+from ..configs.bundle_files import Credentials, spki
 from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import records_of
-from ..strategies.grids import AskingGrid
+from ..strategies.grids import PassingGrid
 from ..strategies.secure_wire import QUOTE_RECORD
 from ..strategies.wire import SPEC_RECORD
 
@@ -55,8 +54,7 @@ def vouched_for(nonce: bytes, certificate: bytes) -> str:
       ValueError: it is no certificate.
     """
     public = x509.load_pem_x509_certificate(certificate).public_key()
-    spki = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(_TAG + nonce + spki).hexdigest()
+    return hashlib.sha256(_TAG + nonce + spki(public)).hexdigest()
 
 
 def with_nonce(content: RecordDict, nonce: bytes) -> RecordDict:
@@ -106,7 +104,7 @@ def made_quote(command: Sequence[str], nonce: bytes, certificate: bytes) -> byte
     return done.stdout
 
 
-class AttestedGrid(AskingGrid):
+class AttestedGrid(PassingGrid):
     """Grid that answers devices' nonces with quotes, beside the next instruction to them.
 
     Args:
@@ -116,22 +114,16 @@ class AttestedGrid(AskingGrid):
     """
 
     def __init__(self, grid: Grid, command: str, credentials: Callable[[], Credentials]) -> None:
-        self._grid, self._run = grid, grid.run
+        super().__init__(grid)
         self._command, self._credentials = shlex.split(command), credentials
         self._asked = dict[int, bytes]()  # by node, its nonce
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of the grid below."""
-        return self._grid.get_node_ids()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         """Send the messages, with quotes for those who have asked, and yield the replies.
 
-        Args:
-          messages: at most one to each node.
-          timeout: seconds after which it ends in any case; None waits without limit.
+        Arguments as of Flower's `Grid`; at most one message goes to each node.
         """
         sent = [self._with_quote(message) for message in messages]
         for reply in self._grid.send_and_receive(sent, timeout=timeout):

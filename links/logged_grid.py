@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from ..configs.bundle_files import Credentials
 from ..privacy.secagg.roster import Roster, read_roster
 from ..strategies.flower_adapter import records_of
-from ..strategies.grids import AskingGrid
+from ..strategies.grids import PassingGrid
 from ..strategies.run_over import OVER
 from ..strategies.secure_wire import LOG_RECORD, OURS, model_hash, roster_of
 from ..strategies.wire import FAILED, SPEC_RECORD
@@ -22,7 +22,7 @@ from .server_log import ServerLog, final_entry, model_entry, roster_entry
 from .tree_head import TreeHead, sign_head
 
 
-class LoggedGrid(AskingGrid):
+class LoggedGrid(PassingGrid):
     """Grid whose instructions are logged before they leave.
 
     Args:
@@ -41,23 +41,18 @@ class LoggedGrid(AskingGrid):
         credentials: Callable[[], Credentials],
         rosters: Callable[[], SignedRoster],
     ) -> None:
-        self._grid, self._log, self._run = grid, log, grid.run
+        super().__init__(grid)
+        self._log = log
         self._bundle, self._credentials, self._rosters = bundle, credentials, rosters
         self._held = dict[int, int]()  # by node, how many leaves it has shown to know
         self._head: TreeHead | None = None
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of the grid below."""
-        return self._grid.get_node_ids()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         """Log what the messages tell, send them with the log's head, and yield the replies.
 
-        Args:
-          messages: at most one to each node.
-          timeout: seconds after which it ends in any case; None waits without limit.
+        Arguments as of Flower's `Grid`; at most one message goes to each node.
 
         Raises:
           OSError: the log cannot be written; nothing is sent.

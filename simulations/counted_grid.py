@@ -6,17 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from ..links.grpc.sizes import carried_bytes, update_bytes
 from ..links.traffic import LOST, Cargo, Tally, cargo_of
 from ..privacy.mechanisms.private_sum import CohortSum
 from ..privacy.mechanisms.sum_spec import SumSpec
-from ..strategies.grids import AskingGrid
+from ..strategies.grids import PassingGrid
 from ..strategies.wire import SummingGrid
 
 
-class CountedGrid(AskingGrid):
+class CountedGrid(PassingGrid):
     """Grid that counts each message that it passes on.
 
     Args:
@@ -25,29 +24,15 @@ class CountedGrid(AskingGrid):
     """
 
     def __init__(self, grid: Grid, tally: Tally) -> None:
-        self._grid, self._tally = grid, tally
-
-    def set_run(self, run: Run) -> None:
-        """Pass the run on to the grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run of the grid."""
-        return self._grid.run
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of the grid."""
-        return self._grid.get_node_ids()
+        super().__init__(grid)
+        self._tally = tally
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterator[Message]:
         """Count the messages, send them, and count and yield the replies.
 
-        Args:
-          messages: at most one to each client.
-          timeout: seconds after which it ends in any case; None waits without limit.
+        Arguments as of Flower's `Grid`; at most one message goes to each node.
         """
         asked, known = list(messages), dict[int, tuple[int, Cargo]]()
         cargoes = dict[int, Cargo]()
@@ -73,11 +58,7 @@ class CountedSums(CountedGrid):
     def sum_replies(self, order: Message, nodes: Sequence[int], spec: SumSpec, size: int) -> CohortSum:
         """Count an instruction to every node, and the vectors that come back.
 
-        Args:
-          order: holds the content.
-          nodes: that receive it.
-          spec: of the sum.
-          size: number of its coordinates.
+        Arguments as of `SummingGrid`.
         """
         cargo, added = cargo_of(order), self._adds.sum_replies(order, nodes, spec, size)
         self._tally.add("down", cargo.down, len(nodes) * carried_bytes(order))

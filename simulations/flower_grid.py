@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import name_sender, nodes_by_partition
-from ..strategies.grids import AskingGrid
+from ..strategies.grids import PassingGrid
 from .in_process import FIRST_NODE, GRACE_SECONDS
 
 POLL_SECONDS = 0.05  # half of Flower's own interval
@@ -24,7 +23,7 @@ START_SECONDS = 60.0  # for the nodes to register; they need milliseconds
 SETTLE_SECONDS = 0.5  # no more nodes for so long: registration is over
 
 
-class FlowerGrid(AskingGrid):
+class FlowerGrid(PassingGrid):
     """See the module's text.
 
     Args:
@@ -35,19 +34,10 @@ class FlowerGrid(AskingGrid):
     """
 
     def __init__(self, grid: Grid, num_clients: int, deadline: float = math.inf) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._num_clients = num_clients
         self._deadline = deadline
         self._nodes: list[int] = []
-
-    def set_run(self, run: Run) -> None:
-        """Pass the run on to Flower's grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run of Flower's grid."""
-        return self._grid.run
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all clients, once they have registered.

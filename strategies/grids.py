@@ -1,4 +1,4 @@
-"""Grid that is asked by `send_and_receive` only, the part that all of fedveil's grids share."""
+"""Grids that are asked by `send_and_receive` only: the part that all of fedveil's share, and one before another."""
 
 from __future__ import annotations
 
@@ -51,3 +51,27 @@ class AskingGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Refuse, as `push_messages` does."""
         raise Refusal("pull_messages", "called", "use send_and_receive: single clients cannot be reached")
+
+
+class PassingGrid(AskingGrid):
+    """Grid that stands before another, whose run and nodes it has.
+
+    Args:
+      grid: reaches the nodes.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def set_run(self, run: Run) -> None:
+        """Pass the run on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the grid behind."""
+        return self._grid.run
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes of the grid behind."""
+        return self._grid.get_node_ids()
