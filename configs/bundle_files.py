@@ -191,7 +191,7 @@ def check_certificate(path: Path, pem: bytes, held: Credentials, federation: str
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         raise Refusal("file", str(path), "was not signed by the authority in ca.pem") from None
     key = path.with_name("tls.key")
-    if _spki(_private(key, held.key).public_key()) != _spki(own.public_key()):
+    if spki(_private(key, held.key).public_key()) != spki(own.public_key()):
         raise Refusal("file", str(key), "is not the key of the certificate beside it")
     for attribute, expected in ((NameOID.ORGANIZATION_NAME, federation), (NameOID.COMMON_NAME, name)):
         if [each.value for each in own.subject.get_attributes_for_oid(attribute)] != [expected]:
@@ -246,5 +246,6 @@ def _private(path: Path, pem: bytes) -> Any:
         raise Refusal("file", str(path), "is not a private key in PEM") from None
 
 
-def _spki(public: Any) -> bytes:
+def spki(public: Any) -> bytes:
+    """Return a public key's SubjectPublicKeyInfo in DER, by whose hash keys are known."""
     return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

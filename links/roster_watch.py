@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ..configs.bundle_files import ROSTER, Credentials, read_credentials, read_signed_roster
+from ..configs.bundle_files import ROSTER, Credentials, read_credentials, read_signed_roster, spki
 from ..privacy.refusal import Refusal
 from ..privacy.secagg.roster import Roster
 from .server_bundle import SERVER, ServerBundle, read_admitted
@@ -112,7 +111,7 @@ def fingerprint(certificate: bytes) -> str:
       ValueError: `certificate` is not a certificate.
     """
     public = x509.load_pem_x509_certificate(certificate).public_key()
-    return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    return hashlib.sha256(spki(public)).hexdigest()
 
 
 def admitted_in(path: Path, nodes: Nodes) -> Admitted:

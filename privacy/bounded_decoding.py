@@ -11,8 +11,10 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -106,6 +108,33 @@ def build(kind: type[T], plain: object) -> T:
         return kind(**values)
     except (TypeError, ArithmeticError) as error:
         raise Undecodable(f"no {kind.__name__}: {type(error).__name__}") from error
+
+
+def read_kept(kind: type[T], path: Path) -> T | None:
+    """Return the dataclass that this program left in a file of JSON; None if there is none that can be read.
+
+    Args:
+      kind: as of `build`.
+      path: of the file.
+    """
+    try:
+        return build(kind, read_json(path.read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def read_lines(kind: type[T], path: Path) -> list[T]:
+    """Return the dataclasses of a file's lines; none where there is no file, and not of a line that was cut short.
+
+    Args:
+      kind: as of `build`.
+      path: of the file.
+    """
+    found: list[T] = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(Undecodable):
+            found.append(build(kind, read_json(line)))
+    return found
 
 
 @cache

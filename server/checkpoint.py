@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..privacy.adaptation import Choices
+from ..privacy.ledger.durable_files import sync_folder, write_beside
 from ..privacy.ledger.ledger import Head
 from ..privacy.refusal import Refusal
 
@@ -112,10 +113,13 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     }
     payload = save(tensors, {"format": FORMAT, "state": json.dumps(state)})
     target = folder / NAME
-    temporary = _write_beside(target, payload, 0o600)  # heads of clients' ledgers tell who took part
+    temporary = write_beside(
+        target, payload
+    )  # its owner's alone: heads of clients' ledgers tell who took part
     if target.exists():
         os.replace(target, folder / PREVIOUS)
-    _put(temporary, target)
+    os.replace(temporary, target)
+    sync_folder(folder)
 
 
 def _parted(strategy: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
@@ -124,35 +128,6 @@ def _parted(strategy: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
         k: np.ascontiguousarray(value) for k, value in strategy.items() if isinstance(value, np.ndarray)
     }
     return arrays, {name: value for name, value in strategy.items() if name not in arrays}
-
-
-def write_durably(target: Path, payload: bytes) -> None:
-    """Write bytes beside `target`, flush them, and rename them over it.
-
-    Args:
-      target: the file.
-      payload: all that it will hold.
-    """
-    _put(_write_beside(target, payload), target)
-
-
-def _write_beside(target: Path, payload: bytes, mode: int = 0o666) -> Path:
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
-
-
-def _put(temporary: Path, target: Path) -> None:
-    os.replace(temporary, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read(folder: Path) -> Checkpoint | None:

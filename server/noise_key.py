@@ -9,24 +9,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..privacy.ledger.durable_files import replace_file, sync_folder
 from ..privacy.mechanisms.randomness import KEY_BYTES
 from ..privacy.refusal import Refusal
 
 NAME = "noise.key"
-_PRIVATE = 0o600
 
 
 def make(folder: Path, name: str = NAME) -> bytes:
     """Return a fresh key that is on disk; one that lies there belongs to a start that released nothing."""
     key = os.urandom(KEY_BYTES)
-    (folder / name).unlink(missing_ok=True)
-    file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE)
-    try:
-        os.write(file, key)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    _sync(folder)
+    replace_file(folder / name, key)
     return key
 
 
@@ -55,12 +48,4 @@ def erase(folder: Path, name: str = NAME) -> None:
     """Remove the key; from then on the run cannot go on."""
     if (folder / name).exists():
         (folder / name).unlink()
-        _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_folder(folder)

@@ -76,7 +76,7 @@ def goes_on(folder: Path, full: range, calm: Path) -> None:
     assert verify(ledger).ok and [entry.key for entry in read_entries(ledger)][: len(before)] == before
 
 
-SECOND = {"metrics.jsonl": 2, ".checkpoint.safetensors.tmp": 4}  # of a file's writes, the first of round 2
+SECOND = {"metrics.jsonl": 2, ".checkpoint.safetensors.new": 4}  # of a file's writes, the first of round 2
 
 
 @pytest.mark.parametrize("name", SECOND)

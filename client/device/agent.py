@@ -29,7 +29,7 @@ from ...links import folder_lock
 from ...links.core_dumps import without_core_dumps
 from ...links.device_answers import AWAY, Handle, Longest, usual_wait
 from ...links.open_files import raise_limit
-from ...privacy.bounded_decoding import build, read_json
+from ...privacy.bounded_decoding import read_kept
 from ...privacy.ledger.durable_files import replace_file
 from ...privacy.refusal import Refusal
 from ...strategies.flower_adapter import claim_identity, quiet_flower
@@ -266,10 +266,7 @@ def _stopping() -> Generator[threading.Event]:
 
 def read_health(state: Path) -> Health | None:
     """Return the state that an agent wrote last, running or not; None if there is none that can be read."""
-    try:
-        return build(Health, read_json((state / HEALTH).read_bytes()))
-    except (OSError, ValueError):
-        return None
+    return read_kept(Health, state / HEALTH)
 
 
 def running(state: Path) -> int | None:

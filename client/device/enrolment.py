@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from ...configs.bundle_files import NAME, NAME_FORM, read_file, read_toml_text
+from ...configs.bundle_files import NAME, NAME_FORM, read_file, read_toml_text, spki
 from ...configs.strict import Section
 from ...privacy.ledger.durable_files import PUBLIC, replace_file, replace_files
 from ...privacy.refusal import Refusal
@@ -65,8 +65,7 @@ class Enrolment:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the SubjectPublicKeyInfo of the key for TLS, in hexadecimal."""
-        public = self.tls.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return hashlib.sha256(public).hexdigest()
+        return hashlib.sha256(spki(self.tls)).hexdigest()
 
     @property
     def supernode_fingerprint(self) -> str:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ...privacy.bounded_decoding import Undecodable, build, read_json
-from ...privacy.ledger.durable_files import replace_file
+from ...privacy.bounded_decoding import read_kept, read_lines
+from ...privacy.ledger.durable_files import append_line, replace_file
 from ...privacy.refusal import Refusal
 from ...privacy.secagg.roster import Roster, cosignatures_in, cosigned_by
 from ...privacy.secagg.roster_change import RosterChange, change_between
@@ -90,32 +89,19 @@ def _too_few_signed(old: Roster, new: Roster, signed: bytes, own: bytes, demands
 def note(state: Path, change: RosterChange) -> None:
     """Write a change to the log and, durably, behind those before it."""
     logger.warning("%s", change)
-    with open(state / CHANGES, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(change)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(state / CHANGES, asdict(change))
     for name in (PENDING, PENDING_ROSTER, APPROVED):
         (state / name).unlink(missing_ok=True)
 
 
 def changes(state: Path) -> list[RosterChange]:
     """Return the changes that the device has seen, the oldest first; a line that was cut short is left out."""
-    path = state / CHANGES
-    found: list[RosterChange] = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            found.append(build(RosterChange, read_json(line)))
-        except Undecodable:
-            continue
-    return found
+    return read_lines(RosterChange, state / CHANGES)
 
 
 def pending(state: Path) -> RosterChange | None:
     """Return the change that waits for the owner's approval or for signatures, or None."""
-    try:
-        return build(RosterChange, read_json((state / PENDING).read_bytes()))
-    except (OSError, Undecodable):
-        return None
+    return read_kept(RosterChange, state / PENDING)
 
 
 def waiting_for(state: Path, version: int) -> RosterChange:

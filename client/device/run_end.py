@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from ...privacy.bounded_decoding import build, read_json
+from ...privacy.bounded_decoding import read_kept
 from ...privacy.ledger.durable_files import replace_file
 from ...strategies.run_over import RunOver
 
@@ -60,10 +60,7 @@ def keep(state: Path, over: RunOver) -> LastRun:
 
 def read_ended(state: Path) -> LastRun | None:
     """Return how the last run ended; None while one goes on, or if nothing can be read."""
-    try:
-        return build(LastRun, read_json((state / ENDED).read_bytes()))
-    except (OSError, ValueError):
-        return None
+    return read_kept(LastRun, state / ENDED)
 
 
 def begin_another(state: Path) -> None:

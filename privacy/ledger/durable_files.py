@@ -1,20 +1,21 @@
 """Files that are whole on disk or not there: written beside their place, flushed, and renamed into it."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 PUBLIC = 0o644  # mode of what everybody on the machine may read
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o600, *, flush: bool = True) -> None:
+def replace_file(path: Path, data: bytes, mode: int | None = 0o600, *, flush: bool = True) -> None:
     """Replace a file; the new one is on disk when this returns, or the old one stays.
 
     Args:
       path: of the file.
       data: its new content.
-      mode: its permissions, whatever the umask.
+      mode: its permissions, whatever the umask; None leaves them to the umask.
       flush: False where a power cut may leave neither file: for what is written again soon.
 
     Raises:
@@ -23,31 +24,40 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600, *, flush: bool = Tr
     replace_files(path.parent, {path.name: data}, mode, flush=flush)
 
 
-def replace_files(folder: Path, files: Mapping[str, bytes], mode: int = 0o600, *, flush: bool = True) -> None:
+def replace_files(
+    folder: Path, files: Mapping[str, bytes], mode: int | None = 0o600, *, flush: bool = True
+) -> None:
     """Replace files of one folder, each for itself and in their order, with one flush of the folder.
 
     Args:
       folder: where they lie.
       files: contents by name.
-      mode: their permissions, whatever the umask.
+      mode: as in `replace_file`.
       flush: as in `replace_file`.
 
     Raises:
       OSError: one cannot be written.
     """
     for name, data in files.items():
-        fresh = folder / f".{name}.new"
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)  # whatever the umask
-            file.write(data)
-            if flush:
-                file.flush()
-                os.fsync(descriptor)
-        os.replace(fresh, folder / name)
+        os.replace(write_beside(folder / name, data, mode, flush=flush), folder / name)
     if flush:
         sync_folder(folder)
+
+
+def write_beside(path: Path, data: bytes, mode: int | None = 0o600, *, flush: bool = True) -> Path:
+    """Write what a file shall hold to another one beside it, and return its path; arguments as of `replace_file`."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(fresh, flags, 0o666 if mode is None else mode)
+    with open(descriptor, "wb") as file:
+        if mode is not None:
+            os.fchmod(descriptor, mode)  # whatever the umask
+        file.write(data)
+        if flush:
+            file.flush()
+            os.fsync(descriptor)
+    return fresh
 
 
 def open_for_owner(path: Path) -> BinaryIO:
@@ -55,6 +65,22 @@ def open_for_owner(path: Path) -> BinaryIO:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     os.fchmod(descriptor, 0o600)  # whoever made it
     return open(descriptor, "ab")
+
+
+def append_line(path: Path, fields: Mapping[str, Any]) -> None:
+    """Append a line of JSON for the file's owner alone; it is on disk when this returns.
+
+    Args:
+      path: of the file.
+      fields: of the line.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with open_for_owner(path) as file:
+        file.write((json.dumps(fields) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

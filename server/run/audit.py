@@ -17,6 +17,7 @@ from ...privacy.audit.canary_clients import Canaries, canaries_of, commitment
 from ...privacy.audit.run_audit import AuditTerms, spread_looks
 from ...privacy.audit.summary import visible_in
 from ...privacy.audit.watching import NO_MEMORY, Memory
+from ...privacy.ledger.durable_files import replace_file
 from ...privacy.mechanisms.randomness import KEY_BYTES
 from ...reports.files import AUDIT_KEY, AUDIT_ROWS, AUDIT_TERMS
 from ...strategies.cohorts import invited_size, tossed_rate
@@ -176,7 +177,7 @@ def write_terms(audit: RunAudit, opened: bool = False) -> None:
         fields["commitment"] = commitment(seed, auditor.coins)
     if seed is not None and opened:
         fields["opened"] = {"seed": seed.hex(), "coins": np.packbits(auditor.coins).tobytes().hex()}
-    checkpoint.write_durably(audit.run.folder / AUDIT_TERMS, (json.dumps(fields, indent=2) + "\n").encode())
+    replace_file(audit.run.folder / AUDIT_TERMS, (json.dumps(fields, indent=2) + "\n").encode(), mode=None)
 
 
 def _commit(audit: RunAudit) -> None:

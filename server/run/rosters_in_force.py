@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...privacy.bounded_decoding import Undecodable, build, read_json
-from ...privacy.ledger.durable_files import open_for_owner
+from ...privacy.bounded_decoding import read_lines
+from ...privacy.ledger.durable_files import append_line
 from ...privacy.secagg.roster import Roster
 from ...privacy.secagg.roster_change import RosterChange, change_from
 from ...reports.files import ROSTERS
@@ -41,22 +39,12 @@ def note_roster(folder: Path, roster: Roster, number: int) -> None:
     for each in known:
         members = (members - set(each.change.removed)) | set(each.change.added)
     change = change_from(members, known[-1].change.version if known else 0, roster)
-    with open_for_owner(folder / ROSTERS) as file:
-        file.write((json.dumps(asdict(InForce(number, change))) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(folder / ROSTERS, asdict(InForce(number, change)))
 
 
 def rosters_in(folder: Path) -> list[InForce]:
     """Return the rosters of a run in their order, none in a simulation; a line that was cut short is left out."""
-    path = folder / ROSTERS
-    found: list[InForce] = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            found.append(build(InForce, read_json(line)))
-        except Undecodable:
-            continue
-    return found
+    return read_lines(InForce, folder / ROSTERS)
 
 
 def told_rosters(folder: Path, names: bool) -> list[dict[str, Any]]:

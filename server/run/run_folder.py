@@ -16,6 +16,7 @@ from dp_accounting.dp_event import DpEvent
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from ...configs.round_line import AUDIT, TRAIN
 from ...configs.schema import CustomTask
 from ...links.traffic import NOTHING, Carried, Tally
 from ...privacy.accounting.epsilon import GATE_INTERVAL
@@ -33,7 +34,7 @@ from ...tasks.mislabelled import Mislabelled
 from ...tasks.protocol import PredictingTask
 from .. import noise_key
 from ..binding.manifest import BESIDE
-from ..checkpoint import Checkpoint, KeptTrial, restore_strategy, write, write_durably
+from ..checkpoint import Checkpoint, KeptTrial, restore_strategy, write
 from ..round_terms import Round
 from ..rounds import Average, Ending, State, Status, Trial
 from .acts import write_refusal
@@ -49,7 +50,7 @@ from .report import encryption, open_draws, spent, versions
 from .rosters_in_force import note_roster, told_rosters
 from .tuning import tuned
 
-NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", "audit/")  # of the numbers in a round's line
+NO_METRICS = ("epsilon", "clipping_norm", "noise_multiplier", AUDIT)  # of the numbers in a round's line
 
 
 @dataclass(frozen=True)
@@ -173,13 +174,13 @@ def write_start(run: Run) -> None:
         **_told_while_it_goes_on(run),
     }
     try:
-        write_durably(run.folder / SAVED, json.dumps(saved).encode())
+        replace_file(run.folder / SAVED, json.dumps(saved).encode(), mode=None)
         _write_beside(run, beside)
         if run.federation.deployed is not None:
             begun = 0 if run.checkpoint is None else run.checkpoint.round
             note_roster(run.folder, run.federation.deployed.roster, begun + 1)
         if not (run.folder / CONFIG).exists():
-            write_durably(run.folder / CONFIG, run.federation.settings.source.encode())
+            replace_file(run.folder / CONFIG, run.federation.settings.source.encode(), mode=None)
     except OSError as problem:
         remedy = f"it cannot be written ({problem.strerror}); make room, or choose another"
         raise Refusal(folder_setting(run.federation), str(run.folder), remedy) from problem
@@ -210,7 +211,7 @@ def _write_beside(run: Run, beside: Mapping[str, bytes]) -> None:
             raise Refusal(
                 "resume", str(run.folder), f"began with another {name}; put it back, or start a new run"
             )
-        write_durably(path, content)
+        replace_file(path, content, mode=None)
 
 
 def begun(
@@ -290,7 +291,7 @@ class Lines:
 
     def start(self, run: RunStart) -> None:
         """Cut what a crash left behind the last checkpoint."""
-        write_durably(self.folder / METRICS, "".join(map(_line, run.rows)).encode())
+        replace_file(self.folder / METRICS, "".join(map(_line, run.rows)).encode(), mode=None)
 
     def round(self, done: RoundEnd) -> None:
         """Write one more line."""
@@ -325,7 +326,7 @@ def record_round(
         "round": done.number,
         **({"arm": done.arm} if done.arm else {}),
         **metrics,
-        **{f"train/{name}": value for name, value in done.scalars.items()},
+        **{f"{TRAIN}{name}": value for name, value in done.scalars.items()},
         **_counts(progress, done),
         "abandoned": done.abandoned,
         **({"exchanges": done.exchanges} if done.exchanges else {}),
@@ -412,7 +413,7 @@ def note_farewell(folder: Path, carried: Carried, *, secret: bool) -> None:
     """
     if secret:
         return _tell_operator(folder, {"farewell": carried.to_json()})
-    write_durably(folder / FAREWELL, (json.dumps(carried.to_json()) + "\n").encode())
+    replace_file(folder / FAREWELL, (json.dumps(carried.to_json()) + "\n").encode(), mode=None)
 
 
 def save(progress: Progress, state: State, remembered: Mapping[str, NDArray[np.float64]]) -> None:
@@ -666,8 +667,8 @@ def _write_results(progress: Progress, state: State, result: dict[str, Any], tit
 
     folder = progress.run.folder
     model = {name: np.ascontiguousarray(value) for name, value in state.model.items()}
-    write_durably(folder / MODEL, to_safetensors(model))
-    write_durably(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode())
+    replace_file(folder / MODEL, to_safetensors(model), mode=None)
+    replace_file(folder / RESULT, (json.dumps(_finite(result), indent=2) + "\n").encode(), mode=None)
     if progress.history and progress.run.federation.pictured:
         from .plots import draw_run
 
