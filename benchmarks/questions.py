@@ -35,6 +35,7 @@ from ..simulations.ask import ask_here
 from ..simulations.simulate import simulate
 from ..tasks.census import load
 from ..tasks.classification import softmax_regression
+from ..tasks.data import Examples
 from ..tasks.tables import Tables
 
 Z, NORM = (
@@ -62,13 +63,12 @@ KINDS: tuple[dict[str, Any], ...] = (
 Columns = dict[str, NDArray[Any]]
 
 
-def columns_with_predictions(task: Tables) -> list[Columns]:
-    """Return each client's columns, with what an additive model says that was fitted in one place.
+def fitted_in_one_place(data: Sequence[Examples]) -> tuple[torch.Tensor, ...]:
+    """Return what an additive model says of each client's rows that is fitted to all of them: class 1 above a quarter.
 
     Args:
-      task: the census under bins.
+      data: of each client of the census under bins.
     """
-    data = [task.client_data(client) for client in range(task.num_clients)]
     inputs, targets = torch.cat([each.inputs for each in data]), torch.cat([each.targets for each in data])
     model = softmax_regression(inputs.shape[1], 2)
     optimizer = torch.optim.Adam(model.parameters(), 0.05)
@@ -76,7 +76,16 @@ def columns_with_predictions(task: Tables) -> list[Columns]:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
-    said = (model(inputs).softmax(1)[:, 1] > 0.25).long().split([len(each) for each in data])
+    return (model(inputs).softmax(1)[:, 1] > 0.25).long().split([len(each) for each in data])
+
+
+def columns_with_predictions(task: Tables) -> list[Columns]:
+    """Return each client's columns, with what an additive model says that was fitted in one place.
+
+    Args:
+      task: the census under bins.
+    """
+    said = fitted_in_one_place([task.client_data(client) for client in range(task.num_clients)])
     plain = load(model="linear")
     starts = np.cumsum([0, *(each.width for each in plain.schema.inputs)])
     places = {each.name: int(start) for each, start in zip(plain.schema.inputs, starts[:-1], strict=True)}

@@ -414,11 +414,7 @@ def _blank(message: Message) -> Message:
 def step_round(message: Message, client: int, bench: Workbench, settings: ClientSettings) -> Message:
     """Return the reply with what one client adds to the sum of a step on all clients' records.
 
-    Args:
-      message: the global model, in an instruction of a private sum.
-      client: number of the client in the task, from 0.
-      bench: task and model.
-      settings: how to take the step.
+    Arguments as of `train_round`.
 
     Raises:
       Refusal: the sum is not for so long a part of a record.

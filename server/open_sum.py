@@ -37,12 +37,7 @@ class OpenSums:
     ) -> tuple[Round, Mean | None]:
         """Return what the round did, and the noisy mean; None below the quorum.
 
-        Args:
-          drawn: the round's cohort, canaries last.
-          wanted: what they sum.
-          layout: shapes of the update's arrays by name, in its order.
-          timeout: seconds for the replies; None waits for all.
-          coming: draws the cohort of the next row, which nothing is sent to ahead.
+        Arguments as of `MaskedSums.sum`; nothing is sent to the next row's cohort ahead.
         """
         del coming
         spec, participants = wanted.spec, self._participants

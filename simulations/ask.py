@@ -51,12 +51,7 @@ def ask_here(
 ) -> dict[str, Any]:
     """Ask clients on this machine, and return the record of the answer.
 
-    Args:
-      federation: whose clients this machine has.
-      inquiry: what is asked.
-      spend: what it may cost.
-      folder: of records; in a simulation its ledger lies there too.
-      run: whose model the question is about, as `named_model` returns it.
+    Arguments as of `ask`; `run` is whose model the question is about, as `named_model` returns it.
 
     Raises:
       Refusal: nothing was charged.

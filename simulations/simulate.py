@@ -60,12 +60,7 @@ def run_simulation(
 ) -> RunResult:
     """Run a federation that is built already, as `simulate` does; this process's own state stays as it was.
 
-    Args:
-      federation: whose clients this machine has.
-      folder: the run folder; with `settings.resume` the run goes on in the resumed one.
-      quiet: show nothing.
-      grid: reaches the clients; None starts the engine that the settings name.
-      callbacks: objects that watch the run beside those that the settings name.
+    Arguments as of `simulate`; the federation is one whose clients this machine has.
 
     Raises:
       Refusal: before anything is spent.

@@ -291,10 +291,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 
     One backward pass gives the norms, a second one the sum with weighted losses.
 
-    Args:
-      model: to be trained.
-      forward: returns outputs and loss of some rows.
-      optimizer: holds the clipping norm.
+    Arguments as of `hooks`.
 
     Raises:
       Refusal: Opacus has no rule for one of the layers.
@@ -332,10 +329,7 @@ def ghost(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generat
 def one_by_one(model: nn.Module, forward: Forward, optimizer: DPOptimizer) -> Generator[ClippedSums]:
     """Give the function that computes clipped sums by a backward pass for each example: slow, and right for any model.
 
-    Args:
-      model: to be trained.
-      forward: returns outputs and loss of some rows.
-      optimizer: holds the clipping norm.
+    Arguments as of `hooks`.
     """
     del model
     parameters: list[Any] = optimizer.params
@@ -374,10 +368,7 @@ ENGINES: Mapping[str, Callable[[nn.Module, Forward, DPOptimizer], AbstractContex
 def sketched_engine(gradients: str, model: nn.Module, data: Batches) -> str:
     """Return the engine to train with where a gradient is compressed before it is clipped: it holds each whole gradient.
 
-    Args:
-      gradients: `auto`, or a name of `ENGINES`.
-      model: to be trained.
-      data: give the shape of an input.
+    Arguments as of `chosen_engine`.
 
     Raises:
       Refusal: an engine was asked for by name that holds no gradient, or cannot train the model.

@@ -34,13 +34,7 @@ def sum_of_union(
     client, so that the two differ by rounding; layers that draw for each example, such as Dropout, do so from one
     generator for all clients.
 
-    Args:
-      bench: task and model.
-      union: of all clients' records.
-      content: the instruction.
-      clients: their numbers.
-      spec: of the sum.
-      size: number of its coordinates.
+    Arguments as of `sum_cohort`; `union` is of all clients' records.
     """
     settings = bench.settings
     assert settings.step is not None

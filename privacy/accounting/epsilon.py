@@ -254,11 +254,7 @@ def has_distribution(leaf: Leaf, adjacency: Adjacency) -> bool:
 def by_distribution(counts: Counts, delta: float, adjacency: Adjacency, interval: float) -> float:
     """Return epsilon by PLD.
 
-    Args:
-      counts: leaves, each with how often it happened.
-      delta: in (0, 1).
-      adjacency: the relation of neighbours.
-      interval: step of the grid, in nats.
+    Arguments as of `bounds`.
     """
     from . import loss_distributions
 

@@ -151,11 +151,7 @@ def renyi(
 ) -> Vector:
     """Return RDP at each order, the larger of both directions, by numerical integration, (orders,).
 
-    Args:
-      noise: standard deviation, above 0.
-      sensitivities: how far the unit may move the sum, at least 0, one of them above 0.
-      probabilities: of each.
-      orders: above 1, (orders,).
+    Arguments as of `distribution`; orders are above 1, (orders,).
 
     Returns:
       Infinity at large orders.

@@ -51,10 +51,7 @@ def renyi_holds(leaf: Leaf, adjacency: Adjacency) -> bool:
 def by_renyi(counts: Counts, delta: float, adjacency: Adjacency) -> float | None:
     """Return epsilon by RDP: a bound where `renyi_holds`, elsewhere an estimate of its size.
 
-    Args:
-      counts: leaves, each with how often it happened.
-      delta: in (0, 1).
-      adjacency: the relation of neighbours.
+    Arguments as of `epsilon.bounds`.
 
     Returns:
       None where RDP does not know one of the events.

@@ -94,11 +94,7 @@ def estimate(apart: Separation, delta: float, alpha: float = 0.05) -> Estimate:
 def separation_refutes(apart: Separation, delta: float, epsilon: float, alpha: float) -> bool:
     """Return whether the claim is refuted by the noncentral t test.
 
-    Args:
-      apart: the separation of the scores.
-      delta: of the claim, in (0, 1).
-      epsilon: of the claim, in nats.
-      alpha: level of the test.
+    Arguments as of `steinke_refutes`, with the separation of scores in the place of guesses.
     """
     return apart.p_value(gaussian_mu(epsilon, delta)) < alpha
 

@@ -84,11 +84,7 @@ def gdp_refutes(guesses: Guesses, delta: float, epsilon: float, alpha: float) ->
 
     Against another mechanism of the same (epsilon, delta) it proves nothing.
 
-    Args:
-      guesses: as made.
-      delta: of the claim, in (0, 1).
-      epsilon: of the claim, in nats.
-      alpha: level of the test.
+    Arguments as of `steinke_refutes`, with a delta above 0.
     """
     from scipy.special import ndtr, ndtri
 

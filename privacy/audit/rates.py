@@ -25,10 +25,7 @@ def rate_below(hits: int, trials: int, alpha: float) -> float:
 def rate_above(hits: int, trials: int, alpha: float) -> float:
     """Return the upper limit of a rate.
 
-    Args:
-      hits: from 0 to `trials`.
-      trials: at least 1.
-      alpha: probability, at most, that the limit misses.
+    Arguments as of `rate_below`.
     """
     from scipy.special import betainccinv
 
