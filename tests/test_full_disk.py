@@ -179,6 +179,7 @@ def test_a_log_on_a_full_disk_loses_its_lines_and_says_nothing_of_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = LogFile(tmp_path / "log")
+    assert handler.stream is not None
     handler.stream.close()
     handler.stream = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
     handler.emit(logging.LogRecord("x", logging.INFO, "", 0, "lost", None, None))

@@ -98,6 +98,13 @@ class Devices(AskingGrid):
         self.seen: list[tuple[Message, Message]] = []
         self._run = claim_identity(1)
 
+    @property
+    def run(self):
+        return self._run
+
+    def set_run(self, run) -> None:
+        self._run = run
+
     def get_node_ids(self) -> list[int]:
         return sorted(self.devices)
 

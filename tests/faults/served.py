@@ -61,6 +61,13 @@ class Devices(AskingGrid):
         self.fault, self.count = fault, 0
         self.told: list[RunOver] = []
 
+    @property
+    def run(self):
+        return self._run
+
+    def set_run(self, run) -> None:
+        self._run = run
+
     def get_node_ids(self) -> list[int]:
         return sorted(self.devices)
 
