@@ -8,12 +8,14 @@ somebody looks it has imported little and waits.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +24,7 @@ from ..privacy.refusal import Refusal
 from .files import ASSESSMENT, REPORT
 
 LOOPBACK = "127.0.0.1"
-NAMES = (LOOPBACK, "localhost")  # by which a browser on this machine asks; any other may be a rebound one
+OWN_NAME = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # any other name may be a rebound one
 HTML, JSON, TEXT = (f"{kind}; charset=utf-8" for kind in ("text/html", "application/json", "text/plain"))
 KINDS = {"/": HTML, f"/{REPORT}": JSON}
 ANSWER_SECONDS = 5.0
@@ -40,6 +42,15 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Refresh": str(LOOK_AGAIN),
 }
+
+
+def asked_by_own_name(headers: Message) -> bool:
+    """Return whether a request names this machine as it names itself, at any port: a tunnel may listen at another.
+
+    A page of another site, whose name was made to lead here, cannot.
+    """
+    hosts = headers.get_all("Host", [])
+    return len(hosts) == 1 and bool(OWN_NAME.fullmatch(hosts[0].lower()))
 
 
 def listener(port: int) -> socket.socket:
@@ -67,22 +78,25 @@ class FolderPage:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, threading.Lock()
-        self._made: Mapping[str, bytes] = {}
+        self._made: Mapping[str, bytes] | str = {}
         self._old = 0.0
 
-    def texts(self) -> Mapping[str, bytes]:
-        """Return what is served, by path.
-
-        Raises:
-          Refusal: the run has not begun, or a file of it is just being written.
-        """
+    def texts(self) -> Mapping[str, bytes] | str:
+        """Return what is served, by path; or why there is no page: no run yet, or a file that is just being written."""
         with self._lock:
             begin = time.monotonic()
             if begin >= self._old:
-                self._made = self._make()
+                self._made = self._tried()
                 end = time.monotonic()
                 self._old = end + LEISURE * (end - begin)
             return self._made
+
+    def _tried(self) -> Mapping[str, bytes] | str:
+        try:
+            return self._make()
+        except Exception as problem:  # noqa: BLE001 (files that change while they are read fail in any way)
+            said = str(problem) if isinstance(problem, Refusal) else type(problem).__name__
+            return f"there is no page just now: {said}"
 
     def _make(self) -> dict[str, bytes]:
         from .commands import commands_of
@@ -108,11 +122,9 @@ class PageServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, listens: socket.socket, page: FolderPage, parent: int) -> None:
-        address: tuple[str, int] = listens.getsockname()
-        super().__init__(address, PageAnswer, bind_and_activate=False)
+        super().__init__(listens.getsockname(), PageAnswer, bind_and_activate=False)
         self.socket.close()
         self.socket, self.page, self._parent = listens, page, parent
-        self.hosts = {f"{name}:{address[1]}" for name in NAMES}
 
     def service_actions(self) -> None:
         """End where the run's process is gone; called twice a second."""
@@ -131,8 +143,7 @@ class PageAnswer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer."""
-        hosts = self.headers.get_all("Host", [])
-        if len(hosts) != 1 or hosts[0].lower() not in self._serves.hosts:
+        if not asked_by_own_name(self.headers):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
         elif self.path not in KINDS:
             self.send_error(HTTPStatus.NOT_FOUND)
@@ -147,13 +158,11 @@ class PageAnswer(BaseHTTPRequestHandler):
         return self.server
 
     def _tell(self) -> None:
-        try:
-            body = self._serves.page.texts()[self.path]
-        except Exception as problem:  # noqa: BLE001 (files that change while they are read fail in any way)
-            said = str(problem) if isinstance(problem, Refusal) else type(problem).__name__
-            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, f"there is no page just now: {said}")
-            return
-        self._send(HTTPStatus.OK, KINDS[self.path], body)
+        texts = self._serves.page.texts()
+        if isinstance(texts, str):
+            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, texts)
+        else:
+            self._send(HTTPStatus.OK, KINDS[self.path], texts[self.path])
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer with a sentence."""

@@ -116,12 +116,11 @@ def test_a_browser_loads_nothing_else_and_gives_it_to_no_other_site(port: int) -
 
 def test_who_asks_by_another_name_is_refused(port: int) -> None:
     """A name that was rebound to this machine comes as the host of a page from elsewhere."""
-    assert asked(port, host=f"LOCALHOST:{port}")[0] == 200
+    for tunnel in (port, port + 1):
+        assert asked(port, host=f"LOCALHOST:{tunnel}")[0] == 200
     for host in (
         "evil.example",
         f"evil.example:{port}",
-        "127.0.0.1",
-        f"127.0.0.1:{port + 1}",
         f"127.0.0.1:{port}.evil.example",
         f"127.0.0.1:{port}\nevil.example",
         "",
