@@ -4,102 +4,104 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
 from ..links.open_files import Listener
 from ..privacy.refusal import Refusal
+from ..reports.live import LOOPBACK, asked_by_own_name
 
-LOOPBACK = "127.0.0.1"
 PATH = "/metrics"
-CONTENT = "text/plain; version=0.0.4; charset=utf-8"
 ANSWER_SECONDS = 5.0
-PLAIN = ("round", "num_rounds", "invited", "replies", "abandoned", "untrue")
 COUNTED = (
-    ("dropped", "Invited clients that were not added.", "reason"),
-    ("turned_away", "Connections and replies refused.", "reason"),
+    ("dropped", "Invited clients that were not added."),
+    ("turned_away", "Connections and replies refused."),
 )
-
-Sample = tuple[dict[str, str], float]
 
 
 def text_of(status: Mapping[str, Any]) -> str:
     """Return the status as Prometheus reads it."""
-    blocks = [
-        "\n".join(
-            [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(_line(name, each) for each in samples)]
-        )
-        for name, kind, text, samples in _families(status)
-    ]
-    return "\n".join(blocks) + "\n"
+    registry = CollectorRegistry()
+    registry.register(Families(tuple(_families(status))))
+    return generate_latest(registry).decode()
 
 
-def _families(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequence[Sample]]]:
-    here = sum(each["since"] is not None for each in status["clients"])
-    plain: dict[str, list[Sample]] = {
-        name: [({}, float(status[name]))] for name in PLAIN if status[name] is not None
-    }
-    yield "fedveil_round", "gauge", "The last finished round.", plain["round"]
-    yield "fedveil_rounds_planned", "gauge", "Rounds of the run.", plain["num_rounds"]
-    yield "fedveil_rounds_abandoned_total", "counter", "Rounds that released nothing.", plain["abandoned"]
-    yield "fedveil_rounds_untrue_total", "counter", "Rounds with a sum that cannot be true.", plain["untrue"]
-    yield "fedveil_invited_total", "counter", "Clients that rounds invited, or planned to.", plain["invited"]
+@dataclass(frozen=True, eq=False)  # a registry finds a collector by its identity
+class Families(Collector):
+    """Families of one text, in their order."""
+
+    families: tuple[Metric, ...]
+
+    def collect(self) -> tuple[Metric, ...]:
+        """Return them."""
+        return self.families
+
+
+def _families(status: Mapping[str, Any]) -> Iterator[Metric]:
+    yield _family(GaugeMetricFamily, "round", "The last finished round.", {(): status["round"]})
+    yield _family(GaugeMetricFamily, "rounds_planned", "Rounds of the run.", {(): status["num_rounds"]})
+    yield _family(
+        CounterMetricFamily, "rounds_abandoned", "Rounds that released nothing.", {(): status["abandoned"]}
+    )
+    yield _family(
+        CounterMetricFamily, "rounds_untrue", "Rounds with a sum that cannot be true.", {(): status["untrue"]}
+    )
+    yield _family(
+        CounterMetricFamily, "invited", "Clients that rounds invited, or planned to.", {(): status["invited"]}
+    )
     if status["bytes"] is not None:  # a trusted server keeps who takes part to its operator, from the first
-        yield "fedveil_replies_total", "counter", "Replies that were added.", plain["replies"]
-        for name, text, label in COUNTED:
-            yield f"fedveil_{name}_total", "counter", text, _by(label, status[name])
+        yield _family(CounterMetricFamily, "replies", "Replies that were added.", {(): status["replies"]})
+        for name, text in COUNTED:
+            yield _family(CounterMetricFamily, name, text, _by(status[name]), ("reason",))
         text = "Bytes from the server to clients (down) and back, by purpose."
-        yield "fedveil_bytes_total", "counter", text, _carried(status["bytes"])
-    yield "fedveil_clients_connected", "gauge", "Clients that are connected.", _one(here)
-    yield "fedveil_clients", "gauge", "Clients of the roster.", _one(len(status["clients"]))
-    for name, key in (("fedveil_epsilon_spent", "spent"), ("fedveil_epsilon_target", "target")):
-        known: list[Sample] = [
-            ({"unit": row["unit"]}, _number(row[key])) for row in status["privacy"] if row[key] is not None
-        ]
-        yield name, "gauge", f"Epsilon, {key}.", known
-    if status.get("audit") is not None:
-        yield from _of_audit(status["audit"])
+        yield _family(CounterMetricFamily, "bytes", text, _carried(status["bytes"]), ("direction", "purpose"))
+    here = sum(each["since"] is not None for each in status["clients"])
+    yield _family(GaugeMetricFamily, "clients_connected", "Clients that are connected.", {(): here})
+    yield _family(GaugeMetricFamily, "clients", "Clients of the roster.", {(): len(status["clients"])})
+    for key in ("spent", "target"):
+        known = {(row["unit"],): row[key] for row in status["privacy"]}
+        yield _family(GaugeMetricFamily, f"epsilon_{key}", f"Epsilon, {key}.", known, ("unit",))
+    if (audit := status.get("audit")) is not None:
+        alarms = Counter((each["level"], each["test"]) for each in audit["alarms"])
+        yield _family(CounterMetricFamily, "audit_alarms", "Alarms of the audit.", alarms, ("level", "test"))
+        text = "Of what the audit's checks saw in the last round."
+        yield _family(GaugeMetricFamily, "audit_p_value", text, _by(audit["p_values"]), ("test",))
 
 
-def _of_audit(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequence[Sample]]]:
-    alarms = Counter((each["level"], each["test"]) for each in audit["alarms"])
-    counted = [({"level": level, "test": test}, float(n)) for (level, test), n in sorted(alarms.items())]
-    yield "fedveil_audit_alarms_total", "counter", "Alarms of the audit.", counted
-    text = "Of what the audit's checks saw in the last round."
-    yield "fedveil_audit_p_value", "gauge", text, _by("test", audit["p_values"])
+def _family(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    samples: Mapping[tuple[str, ...], float | str | None],
+    labels: tuple[str, ...] = (),
+) -> Metric:
+    """Return a family without what is not known; an epsilon may be the word "infinity"."""
+    family = kind(f"fedveil_{name}", text, labels=labels)
+    for values, sample in sorted(samples.items()):
+        if sample is not None:
+            family.add_metric(values, float(sample))
+    return family
 
 
-def _one(count: int) -> list[Sample]:
-    return [({}, float(count))]
+def _by(counts: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(name,): count for name, count in counts.items()}
 
 
-def _by(label: str, counts: Mapping[str, float]) -> list[Sample]:
-    return [({label: name}, float(count)) for name, count in sorted(counts.items())]
-
-
-def _carried(by_purpose: Mapping[str, Mapping[str, int]]) -> list[Sample]:
-    return [
-        ({"direction": direction, "purpose": purpose}, float(size))
-        for direction, sizes in sorted(by_purpose.items())
-        for purpose, size in sorted(sizes.items())
-    ]
-
-
-def _number(value: object) -> float:
-    return float(str(value).replace("infinity", "inf"))
-
-
-def _line(name: str, sample: Sample) -> str:
-    labels, value = sample
-    inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-    shown = "+Inf" if value == float("inf") else f"{value:.17g}"
-    return f"{name}{{{inside}}} {shown}" if inside else f"{name} {shown}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def _carried(by_purpose: Mapping[str, Mapping[str, int]]) -> dict[tuple[str, ...], float]:
+    return {
+        (direction, purpose): size
+        for direction, sizes in by_purpose.items()
+        for purpose, size in sizes.items()
+    }
 
 
 @contextmanager
@@ -121,12 +123,15 @@ def serving(port: int | None, status: Callable[[], Mapping[str, Any]]) -> Genera
         timeout = ANSWER_SECONDS
 
         def do_GET(self) -> None:
+            if not asked_by_own_name(self.headers):
+                self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
+                return
             if self.path != PATH:
-                self.send_error(404)
+                self.send_error(HTTPStatus.NOT_FOUND)
                 return
             body = text_of(status()).encode()
             self.send_response(200)
-            self.send_header("Content-Type", CONTENT)
+            self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

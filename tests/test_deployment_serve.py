@@ -657,10 +657,10 @@ def test_the_page_of_a_run_that_goes_on(spring: Spring) -> None:
 
 def test_numbers_for_prometheus(spring: Spring) -> None:
     samples = dict(line.rsplit(" ", 1) for line in spring.metrics.splitlines() if not line.startswith("#"))
-    assert samples["fedveil_round"] == "2" and samples["fedveil_invited_total"] == "10"
+    assert samples["fedveil_round"] == "2.0" and samples["fedveil_invited_total"] == "10.0"
     secret = ("fedveil_replies", "fedveil_dropped", "fedveil_bytes", "fedveil_turned_away")
     assert not [name for name in samples if name.startswith(secret)]
-    assert samples["fedveil_clients_connected"] == "4" and samples["fedveil_clients"] == "5"
+    assert samples["fedveil_clients_connected"] == "4.0" and samples["fedveil_clients"] == "5.0"
     assert float(samples['fedveil_epsilon_spent{unit="client"}']) > 0
 
 

@@ -209,6 +209,8 @@ def test_prometheus_text_closes_what_takes_a_file_that_is_not_for_connections(
         monkeypatch.undo()
         strangers.close()
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 404
+        rebound = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Host": f"evil.example:{port}"})
+        assert rebound.status_code == 421
 
 
 def said_by(code: str) -> str:
