@@ -164,7 +164,7 @@ def test_a_type_and_a_boundary_are_part_of_the_hash() -> None:
 
 
 CHANGES = {
-    "protocol_version": 3,
+    "protocol_version": 4,
     "suite": 4,
     "run": 1,
     "round": 5,

@@ -12,7 +12,7 @@ from functools import cache
 
 from .refusal import Reason, Refused
 
-PROTOCOL_VERSION = 2  # 1 had no commitments to shares
+PROTOCOL_VERSION = 3  # 1 had no commitments to shares, 2 none to the seeds that they are of
 HASH_BYTES = 32
 _DOMAIN = "fedveil secagg"
 _FRAMING = (
