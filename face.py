@@ -327,8 +327,6 @@ def ask(
     questions: Path | str | Mapping[str, Any],
     task: Task | str | Mapping[str, Any] | None = None,
     *,
-    epsilon: float | None = None,
-    noise_multiplier: float | None = None,
     folder: Path | str = "questions",
     privacy: object = None,
     cohort: object = "all",
@@ -344,15 +342,14 @@ def ask(
     Args:
         questions: a YAML file, or what it would hold: `name`, `records`, `ask` and, beside them, `unit`, `purpose` and `why`.
         task: as in `simulate`; a task of one's own has columns by its function `columns(client)`, or `label` alone.
-        epsilon: what the answer may cost by itself.
-        noise_multiplier: the noise, in the place of an epsilon.
         folder: where records are kept; in a simulation its ledger lies there too.
         privacy: what is hidden, and how: `ClientCentral(...)`, `ClientDistributed(...)`, `Record(...)` or
             `RecordDistributed(...)`, or an option's name; by default the first, or the last where the questions say `unit: record`.
         cohort: who is asked: `All()` or `Poisson(rate)`.
         allow_modules: as in `simulate`.
         args: as in `simulate`.
-        **keys: as in `simulate`, such as seed.
+        **keys: `epsilon`, what the answer may cost by itself, or `noise_multiplier`, the noise in its place; `name`, `purpose`,
+            `why`, `unit` and `records` in the place of those of the questions; any other as in `simulate`, such as seed.
 
     Returns:
         The record: for each question its figures with the ends of their 95 % intervals, and what the answer cost.
@@ -372,15 +369,16 @@ def ask(
         True
     """
     require_extra("simulation", "fedveil.ask")
-    from .configs.question_file import COSTS, read_question_file
+    from .configs.question_file import COSTS, InquiryOptions, read_question_file
     from .privacy.statistics.inquiry import read_inquiry
-    from .server.run.ask import PRIVACY_OF_QUESTIONS, Spend
+    from .server.run.ask import PRIVACY_OF_QUESTIONS
     from .server.run.build import build
+    from .server.run.question_plan import Spend
     from .simulations.ask import ask_here, named_model
 
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
-    given = {"epsilon": epsilon, "noise_multiplier": noise_multiplier}
-    plain |= {key: value for key, value in given.items() if value is not None}
+    said = {each.name: keys.pop(each.name, None) for each in fields(InquiryOptions)}
+    plain = InquiryOptions(**said).over(plain)
     cost = {key: plain.pop(key, None) for key in COSTS}
     run = named_model(plain)
     inquiry = read_inquiry(plain)

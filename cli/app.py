@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from ..configs.question_file import InquiryOptions, QuestionOptions
 from ..extras import require_extra
 from .audit_verbs import audit
 from .budget_verbs import budget
@@ -25,6 +26,7 @@ from .grammar import (
     PagePort,
     Reason,
     acts,
+    options_of,
     own_modules,
     port_of,
     verb,
@@ -148,6 +150,7 @@ def plan(ctx: typer.Context, as_json: Json = False, plot: Plot = None, accuracy:
 
 
 @verb(app, "ask", "Ask the clients, under a privacy budget.")
+@options_of(inquiry=InquiryOptions, question=QuestionOptions)
 def ask(
     what: Annotated[
         str,
@@ -156,30 +159,11 @@ def ask(
             help="A YAML file of questions; or count, mean, variance, histogram or quantiles, and a column.",
         ),
     ],
+    inquiry: InquiryOptions,
+    question: QuestionOptions,
     given: Annotated[
         list[str] | None,
         Argument(metavar="KEY=VALUE", help="The column of a kind; and keys of the run, such as task=csv."),
-    ] = None,
-    name: Annotated[str | None, Option(metavar="NAME", help="Under which the answer is kept.")] = None,
-    purpose: Annotated[str | None, Option(metavar="WORD", help="That owners allow or refuse.")] = None,
-    why: Annotated[str | None, Option(metavar="TEXT", help="What it is for; owners read it.")] = None,
-    unit: Annotated[
-        str | None, Option(metavar="client|record", help="What is hidden: a whole client, or one row.")
-    ] = None,
-    records: Annotated[float | None, Option(metavar="N", help="Rows of a client that count in full.")] = None,
-    epsilon: Annotated[float | None, Option(metavar="E", help="What the answer may cost.")] = None,
-    noise_multiplier: Annotated[
-        float | None, Option(metavar="Z", help="The noise, in the place of an epsilon.")
-    ] = None,
-    low: Annotated[float | None, Option(metavar="X", help="Lower bound of a number.")] = None,
-    high: Annotated[float | None, Option(metavar="X", help="Upper bound of a number.")] = None,
-    edges: Annotated[str | None, Option(metavar="X,X,..", help="Edges of a histogram's bins.")] = None,
-    categories: Annotated[str | None, Option(metavar="A,B,..", help="Words of a histogram.")] = None,
-    resolution: Annotated[
-        float | None, Option(metavar="X", help="Half the width that an interval may have.")
-    ] = None,
-    at_least: Annotated[
-        float | None, Option(metavar="N", help="Rows that there are, to plan an interval by.")
     ] = None,
     into: Annotated[
         Path | None, Option(metavar="FOLDER", help="Where answers are kept; questions by default.")
@@ -202,12 +186,7 @@ def ask(
     from .ask import ask as body
 
     own_modules()
-    asked = {
-        "name": name, "purpose": purpose, "why": why, "unit": unit, "records": records, "epsilon": epsilon,
-        "noise_multiplier": noise_multiplier, "low": low, "high": high, "edges": edges,
-        "categories": categories, "resolution": resolution, "at_least": at_least,
-    }  # fmt: skip
-    return body(what, given or [], asked, (into, server), as_json=as_json)
+    return body(what, given or [], (inquiry, question), (into, server), as_json=as_json)
 
 
 @verb(app, "compare", "Show the results of runs in one table.")

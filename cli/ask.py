@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configs.question_file import COSTS, read_question_file
+from ..configs.question_file import COSTS, InquiryOptions, QuestionOptions, read_question_file, said_in
 from ..privacy.budget import UNLIMITED_EPSILON
 from ..privacy.ledger.ledger import BudgetExhausted
 from ..privacy.refusal import Refusal
@@ -24,7 +24,7 @@ DEFAULT_COHORT = "cohort=all"
 def ask(
     what: str,
     given: Sequence[str],
-    asked: Mapping[str, Any],
+    said: tuple[InquiryOptions, QuestionOptions],
     places: tuple[Path | None, Path | None],
     *,
     as_json: bool = False,
@@ -34,7 +34,7 @@ def ask(
     Args:
       what: a file of questions, or a kind of question.
       given: columns, and Hydra's overrides.
-      asked: options that stand beside or in the place of the file's keys; None where one was not given.
+      said: options that stand beside or in the place of the file's keys, and those of one question.
       places: folder of the records, and folder of a server's bundle; None where one was not given.
       as_json: print the record as JSON.
 
@@ -43,7 +43,9 @@ def ask(
     """
     overrides = [each for each in given if "=" in each]
     columns = [each for each in given if "=" not in each]
+    asked = said_in(said[1])
     plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
+    plain = said[0].over(plain)
     from ..server.run.ask import PRIVACY_OF_QUESTIONS
 
     cost = {key: plain.pop(key, None) for key in COSTS}
@@ -80,7 +82,7 @@ def _asked(
     into: Path | None,
     server: Path | None,
 ) -> dict[str, Any]:
-    from ..server.run.ask import Spend
+    from ..server.run.question_plan import Spend
 
     inquiry, run = asked
     spend = Spend(**cost)
@@ -105,18 +107,14 @@ def _of_file(path: Path, columns: Sequence[str], asked: Mapping[str, Any]) -> di
     if not path.is_file():
         raise Refusal("FILE", str(path), f"is no file, and no kind of question ({', '.join(KINDS)})")
     found = read_question_file(path)
-    only = ("low", "high", "edges", "categories", "resolution", "at_least")
-    if wrong := [key for key in only if asked.get(key) is not None]:
-        raise Refusal(f"--{wrong[0]}", asked[wrong[0]], "belongs to one question; write it into the file")
-    return {**found, **{key: value for key, value in asked.items() if value is not None}}
+    for key, value in asked.items():
+        raise Refusal(f"--{key}", value, "belongs to one question; write it into the file")
+    return found
 
 
 def _of_kind(kind: str, columns: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return one question of the arguments as a file would hold it."""
-    told = {key: value for key, value in asked.items() if value is not None}
-    common = {
-        key: told.pop(key) for key in ("name", "purpose", "why", "unit", "records", *COSTS) if key in told
-    }
+    told = dict(asked)
     for key in ("edges", "categories"):
         if key in told:
             words = str(told[key]).split(",")
@@ -124,7 +122,7 @@ def _of_kind(kind: str, columns: Sequence[str], asked: Mapping[str, Any]) -> dic
     if len(columns) != (kind != "count"):
         raise Refusal("COLUMN", " ".join(columns), "name one column; questions of more stand in a file")
     of = {"of": columns[0]} if columns else {}
-    return {**common, "ask": [{"kind": kind, **of, **told}]}
+    return {"ask": [{"kind": kind, **of, **told}]}
 
 
 def _number(key: str, text: str) -> float:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer import Argument, Option
@@ -59,6 +63,47 @@ def verb(of: typer.Typer, name: str, short: str, cls: type[Verb] = Verb, *, hidd
     """
     settings = HYDRA if issubclass(cls, HydraVerb) else CONTEXT
     return of.command(name, cls=cls, context_settings=settings, short_help=short, hidden=hidden)
+
+
+def options_of(**kinds: type[Any]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Return the decorator that shows a parameter of a verb as options, one for each field of its dataclass.
+
+    Args:
+      **kinds: by parameter its dataclass, whose fields have `metavar` and `help` in their metadata.
+    """
+
+    def shown(body: Callable[..., int]) -> Callable[..., int]:
+        own = inspect.signature(body, eval_str=True).parameters
+        names = {name: [each.name for each in fields(kind)] for name, kind in kinds.items()}
+        options: list[inspect.Parameter] = []
+        for name, each in own.items():
+            options += _options(kinds[name]) if name in kinds else [each.replace(kind=each.KEYWORD_ONLY)]
+
+        @wraps(body)
+        def call(**given: Any) -> int:
+            grouped = {
+                name: kind(**{each: given.pop(each) for each in names[name]}) for name, kind in kinds.items()
+            }
+            return body(**given, **grouped)
+
+        call.__annotations__ = {}
+        call.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+        return call
+
+    return shown
+
+
+def _options(kind: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind)
+    return [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=each.default,
+            annotation=Annotated[hints[each.name], Option(**each.metadata)],
+        )
+        for each in fields(kind)
+    ]
 
 
 def acts(accept_vacuous: bool, reason: str | None) -> list[str]:

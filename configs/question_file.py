@@ -1,7 +1,9 @@
-"""File of questions: YAML, read within its bounds."""
+"""File of questions: YAML, read within its bounds; and what may be said of an inquiry beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +13,50 @@ from ..privacy.refusal import Refusal
 from .yaml_guard import check_file
 
 COSTS = ("epsilon", "noise_multiplier")  # keys that clients do not see
+
+
+def _said(metavar: str, text: str) -> Any:
+    """Return a field that says nothing by default; a command line shows the word and the sentence."""
+    return field(default=None, metadata={"metavar": metavar, "help": text})
+
+
+@dataclass(frozen=True)
+class InquiryOptions:
+    """What is said of an inquiry beside its questions, in the place of its file's keys; None where nothing is."""
+
+    name: str | None = _said("NAME", "Under which the answer is kept.")
+    purpose: str | None = _said("WORD", "That owners allow or refuse.")
+    why: str | None = _said("TEXT", "What it is for; owners read it.")
+    unit: str | None = _said("client|record", "What is hidden: a whole client, or one row.")
+    records: float | None = _said("N", "Rows of a client that count in full.")
+    epsilon: float | None = _said("E", "What the answer may cost.")
+    noise_multiplier: float | None = _said("Z", "The noise, in the place of an epsilon.")
+
+    def over(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an inquiry's keys with these in the place of theirs.
+
+        Args:
+          plain: the keys of a file, or of a dictionary that stands for one.
+        """
+        return {**plain, **said_in(self)}
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """What is said of one question that no file holds; None where nothing is."""
+
+    low: float | None = _said("X", "Lower bound of a number.")
+    high: float | None = _said("X", "Upper bound of a number.")
+    edges: str | None = _said("X,X,..", "Edges of a histogram's bins.")
+    categories: str | None = _said("A,B,..", "Words of a histogram.")
+    resolution: float | None = _said("X", "Half the width that an interval may have.")
+    at_least: float | None = _said("N", "Rows that there are, to plan an interval by.")
+
+
+def said_in(options: InquiryOptions | QuestionOptions) -> dict[str, Any]:
+    """Return the options that say something, by name."""
+    named = {each.name: getattr(options, each.name) for each in fields(options)}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def read_question_file(path: Path) -> dict[str, Any]:

@@ -20,8 +20,10 @@ from ..links.roster_watch import followed_roster, nodes_of
 from ..links.server_bundle import ServerBundle, read_server_bundle
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
-from ..server.run.ask import Reach, Spend, ask
+from ..server.run.ask import ask
+from ..server.run.asking import Reach
 from ..server.run.build import build
+from ..server.run.question_plan import Spend
 from ..server.run.run import answers_of
 from ..strategies.flower_adapter import quiet_flower
 from .open_link import open_link

@@ -16,10 +16,12 @@ from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
 from ..privacy.statistics.kinds import ColumnMeans
-from ..server.run.ask import Reach, Spend, ask
+from ..server.run.ask import ask
+from ..server.run.asking import Reach
 from ..server.run.client_instructions import question_settings
 from ..server.run.federation import Federation
 from ..server.run.prepare import claim_records, settle_records
+from ..server.run.question_plan import Spend
 from ..server.run.released import MODEL, model_of, require_ended
 from ..strategies.client_settings import ClientSettings
 from ..strategies.flower_adapter import quiet_flower

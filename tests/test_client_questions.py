@@ -26,7 +26,7 @@ from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.server.masking import Masking
 from fedveil.server.round_terms import Sum
-from fedveil.server.run.ask import Spend
+from fedveil.server.run.question_plan import Spend
 from fedveil.server.secure_sum import SecureSums
 from fedveil.strategies.flower_adapter import name_message
 from fedveil.strategies.question_wire import question_content

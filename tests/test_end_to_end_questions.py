@@ -12,8 +12,8 @@ from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.statistics.inquiry import read_inquiry
-from fedveil.server.run.ask import Spend
 from fedveil.server.run.build import build
+from fedveil.server.run.question_plan import Spend
 from fedveil.simulations.ask import ask_here
 from fedveil.tasks import load_task
 

@@ -255,14 +255,14 @@ MUTATIONS = {
         "lists_the_segments",
     ),
     "a question is asked before it is charged": Mutation(
-        "server/run/ask.py",
+        "server/run/asking.py",
         "        charge.reserve()\n        content",
         "        content",
         QUESTION_TESTS,
         "does_not_afford or is_one_entry",
     ),
     "a question wider than its resolution is asked": Mutation(
-        "server/run/ask.py",
+        "server/run/question_plan.py",
         "        if planned > each.resolution:",
         "        if planned > 100 * each.resolution:",
         QUESTION_TESTS,
@@ -389,7 +389,7 @@ MUTATIONS = {
     ),
     "a search begins that the budget does not afford": Mutation(
         "server/run/ask.py",
-        "            _require_all(ledger, plan, inquiry)",
+        "            require_all(ledger, plan, inquiry)",
         "            pass",
         "test_privacy_prefixes.py",
         "before_its_first_level",

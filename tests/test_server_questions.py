@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dp_accounting.privacy_accountant import NeighboringRelation
 import fedveil as fv
 from fedveil import Examples
 from fedveil.cli.ask import ask as ask_command
+from fedveil.configs.question_file import InquiryOptions, QuestionOptions
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.ledger.caps import Cap, set_cap
 from fedveil.privacy.ledger.data_sets import adopt, population_ledger
@@ -29,9 +30,9 @@ from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
 from fedveil.server.questions import CELLS
-from fedveil.server.run.ask import Spend
 from fedveil.server.run.build import Given, build
 from fedveil.server.run.federation import Federation
+from fedveil.server.run.question_plan import Spend
 from fedveil.simulations import ask as asking
 from fedveil.simulations.ask import ask_here
 from fedveil.tasks import load_task
@@ -302,11 +303,12 @@ def test_nobody_tells_from_answers_whether_a_client_was_there_better_than_claime
 
 
 DIGITS = ("task=digits", "task.num_clients=60")
-NOTHING = dict.fromkeys(("name", "purpose", "why", "records", "epsilon", "noise_multiplier", "low", "high"))
 
 
 def command(what: str, *given: str, into: Path, as_json: bool = False, **asked: Any) -> int:
-    return ask_command(what, [*given, *DIGITS], {**NOTHING, **asked}, (into, None), as_json=as_json)
+    inquiry = {each.name: asked.pop(each.name, None) for each in fields(InquiryOptions)}
+    said = InquiryOptions(**inquiry), QuestionOptions(**asked)
+    return ask_command(what, [*given, *DIGITS], said, (into, None), as_json=as_json)
 
 
 def test_the_command_prints_each_figure_with_its_interval_in_80_columns(

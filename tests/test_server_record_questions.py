@@ -26,8 +26,8 @@ from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.mechanisms.sum_spec import Segment, SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import Inquiry, read_inquiry
-from fedveil.server.run.ask import Spend
 from fedveil.server.run.build import Given, build
+from fedveil.server.run.question_plan import Spend
 from fedveil.simulations.ask import ask_here
 from fedveil.strategies.flower_adapter import claim_identity, name_message
 from fedveil.strategies.question_wire import question_content

@@ -1,0 +1,183 @@
+"""Asking of a question that is planned: its rounds over the grid, one, or one for each letter of the commonest words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from dp_accounting.dp_event import SelfComposedDpEvent
+from flwr.serverapp import Grid
+
+from ...configs.local_training import LocalTraining
+from ...privacy.accounting.renyi_filter import admits, counted
+from ...privacy.budget import Release, Unit
+from ...privacy.ledger.ledger import BudgetExhausted, Ledger
+from ...privacy.ledger.question_caps import QUESTION
+from ...privacy.mechanisms.randomness import Randomness
+from ...privacy.plan import Plan
+from ...privacy.statistics.figure import Figure, count_of, unsaid
+from ...privacy.statistics.inquiry import CLIPPED, Answer, Inquiry, clipped_name
+from ...privacy.statistics.prefixes import Prefixes
+from ...strategies.question_wire import question_content
+from ...strategies.training_order import ORDER_KEY, ClientClaim, RecordOrder, TrainingOrder
+from ..participants import Participants
+from ..questions import ROW, Charge, OwnCharges, QuestionAccount, Sums, put, sums_of
+from ..round_terms import ALL_ANSWERS, Answers, Round
+from .federation import Federation
+from .question_plan import budget_of, rate_of, sigma_of
+
+SYSTEM = Randomness()
+TOO_FEW = "too few clients answered"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a federation's clients are reached for a question.
+
+    Attributes:
+      grid: opens the grid, as long as a context lasts.
+      answers: by how many a question goes.
+      timeout: seconds for the replies of one exchange; None waits for all.
+      randomness: where draws and noise come from; seeded for a declared simulation alone.
+    """
+
+    grid: Callable[[], AbstractContextManager[Grid]]
+    answers: Answers = ALL_ANSWERS
+    timeout: float | None = None
+    randomness: Randomness = SYSTEM
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a question came to.
+
+    Attributes:
+      charge: of its last round.
+      answers: empty where nothing may be released.
+      cause: why, then.
+      rounds: that were reserved.
+    """
+
+    charge: QuestionAccount
+    answers: Sequence[Answer]
+    cause: str = ""
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Asking:
+    """One question that is being asked.
+
+    Attributes:
+      federation: whose clients are asked.
+      plan: calibrated, of all rounds.
+      ledger: of the population, open for writing; None where each client charges its own.
+      participants: who is asked.
+      reach: how.
+    """
+
+    federation: Federation
+    plan: Plan
+    ledger: Ledger | None
+    participants: Participants
+    reach: Reach
+
+    def once(self, inquiry: Inquiry) -> Outcome:
+        """Ask in one round."""
+        charge, done, sums = self._round(inquiry, 1)
+        if sums is None:
+            return Outcome(charge, (), done.cause or TOO_FEW)
+        return Outcome(charge, _answers(self.federation, inquiry, sums))
+
+    def search(self, inquiry: Inquiry) -> Outcome:
+        """Ask for the commonest words, a round a letter, and follow the prefixes that noise alone did not make."""
+        (asked,) = inquiry.questions
+        told: dict[str, Figure] = {}
+        level, row, clipped = inquiry, 1, unsaid(CLIPPED)
+        while True:
+            charge, done, sums = self._round(level, row)
+            if sums is None:
+                return Outcome(charge, (), done.cause or TOO_FEW, row)
+            statistic = level.questions[0].statistic
+            assert isinstance(statistic, Prefixes)
+            if row == 1:
+                clipped = _answers(self.federation, level, sums)[0].clipped
+            cells = sums.cells[asked.name] / rate_of(self.federation)
+            sigma = sigma_of(self.federation, level, asked, sums.noise)
+            ended, longer = statistic.found(cells, sigma)
+            told |= {word: count_of(word, count, sigma) for word, count in ended.items()}
+            if not longer:
+                break
+            charge.settle()
+            level, row = inquiry.following(longer), row + 1
+        best = sorted(told.values(), key=lambda each: -each.value)[: statistic.most]
+        return Outcome(charge, (Answer(asked.name, tuple(best), clipped),), rounds=row)
+
+    def _round(self, inquiry: Inquiry, row: int) -> tuple[QuestionAccount, Round, Sums | None]:
+        randomness, own_noise = self.reach.randomness, None
+        charge: QuestionAccount
+        if self.ledger is None:
+            charge, own_noise = OwnCharges(self.plan, inquiry, randomness, row), self.plan.noise_over_clip
+        else:
+            charge = Charge(self.plan, self.ledger, inquiry, randomness, row)
+        charge.reserve()
+        content = question_content(inquiry, _order(self.federation, inquiry, self.plan), own_noise)
+        masking = self.federation.masking
+        done, mean = put(self.participants, charge, content, masking, self.reach.timeout)
+        return charge, done, None if mean is None else sums_of(charge, done, mean, masking is not None)
+
+
+def require_all(ledger: Ledger, plan: Plan, inquiry: Inquiry) -> None:
+    """Refuse a question of several rounds before the first one, where budget or owners do not afford them all.
+
+    Raises:
+      BudgetExhausted: nothing was written.
+    """
+    if plan.num_rounds == 1:
+        return  # the ledger's own gate says it
+    key, told = (inquiry.name, ROW, QUESTION), inquiry.asked
+    rounds = dict.fromkeys(plan.adversaries, SelfComposedDpEvent(plan.event(), plan.num_rounds))
+    ledger.require_asked(Release(plan.unit, *key, rounds, "system", segments=told, kind=QUESTION))
+    for adversary in plan.adversaries:
+        events = [*ledger.events(adversary), *[plan.event()] * plan.num_rounds]
+        if not admits(events, ledger.budget, ledger.filter_order):
+            budget = ledger.budget
+            would = counted(events, budget.target_delta, budget.adjacency, ledger.filter_order)
+            raise BudgetExhausted(budget, adversary, would)
+
+
+def _order(federation: Federation, inquiry: Inquiry, plan: Plan) -> dict[str, str]:
+    from ...tasks.arrays import agreement_of  # torch
+
+    assert plan.noise_multiplier is not None
+    client, record, mode = None, None, federation.mode
+    if inquiry.unit is Unit.CLIENT:
+        client = ClientClaim(plan.noise_multiplier, plan.adjacency)
+    else:
+        budget = budget_of(federation, inquiry)
+        rate = None if federation.summed is None else 1.0
+        record = RecordOrder(
+            budget.target_epsilon, budget.target_delta, plan.clipping_norm, plan.adjacency, sample_rate=rate
+        )
+    agreement = agreement_of(federation.task)
+    order = TrainingOrder(inquiry.name, mode, LocalTraining(), client, record, agreement)
+    return {ORDER_KEY: order.to_json()}
+
+
+def _answers(federation: Federation, inquiry: Inquiry, sums: Sums) -> Sequence[Answer]:
+    rate = rate_of(federation)
+    return [
+        Answer(
+            each.name,
+            tuple(
+                each.statistic.answer(
+                    sums.cells[each.name] / rate, sigma_of(federation, inquiry, each, sums.noise)
+                )
+            ),
+            inquiry.clipped_of(each, sums.cells[clipped_name(each)], sums.noise)
+            if inquiry.unit is Unit.RECORD
+            else inquiry.clipped(sums.clipped[clipped_name(each)], sums.noise, sums.clients),
+        )
+        for each in inquiry.questions
+    ]

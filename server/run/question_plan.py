@@ -1,0 +1,185 @@
+"""Plan of a question: its noise for what it may cost, the intervals that this gives, and what would be enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ...privacy.budget import Budget, Unit
+from ...privacy.plan import LEAST_NOISE, MOST_NOISE, Plan
+from ...privacy.refusal import Refusal
+from ...privacy.statistics.inquiry import Inquiry, Question
+from ...strategies.cohorts import All, Poisson
+from ...strategies.record_plan import PoissonBatches
+from .federation import EVERYBODY, Federation
+
+MOST_QUESTION_NOISE = 2.0**10  # above it an answer is noise alone, whatever is asked
+
+
+@dataclass(frozen=True)
+class Spend:
+    """What one inquiry may cost: an epsilon of its own, or the noise that makes it; exactly one is given.
+
+    Attributes:
+      epsilon: that the inquiry alone costs, at the delta of the federation's budget.
+      noise_multiplier: standard deviation of the noise over the sensitivity.
+    """
+
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise Refusal(
+                "epsilon", self.epsilon, "say what the question may cost: epsilon or noise_multiplier"
+            )
+
+
+def question_plan(federation: Federation, inquiry: Inquiry, spend: Spend) -> Plan:
+    """Return the plan of a question: one round of the cohort, with the noise that is paid for.
+
+    Args:
+      federation: whose clients, or records, are hidden.
+      inquiry: says which.
+      spend: what it may cost.
+
+    Raises:
+      Refusal: the federation hides something else, or its cohort is not one that a question has.
+    """
+    budget = budget_of(federation, inquiry)
+    of_records = inquiry.unit is Unit.RECORD
+    if not isinstance(federation.cohort, All if of_records else All | Poisson):
+        remedy = "questions go to all clients, or, where clients are hidden, to a Poisson draw of them"
+        raise Refusal("cohort", federation.cohort.name, remedy)
+    plan = Plan(
+        budget.unit,
+        budget.adjacency,
+        PoissonBatches(1.0, 1) if of_records else federation.cohort,
+        1.0 if federation.summed is None else federation.unit_norm,
+        inquiry.levels,
+        spend.noise_multiplier,
+        EVERYBODY if of_records else federation.adversaries,
+    )
+    if spend.epsilon is not None:
+        plan = plan.calibrate(replace(budget, target_epsilon=spend.epsilon))
+    assert plan.noise_multiplier is not None
+    if not LEAST_NOISE <= plan.noise_multiplier <= MOST_QUESTION_NOISE:
+        raise Refusal("noise_multiplier", plan.noise_multiplier, "leaves no answer; give more epsilon")
+    return plan
+
+
+def budget_of(federation: Federation, inquiry: Inquiry) -> Budget:
+    """Return the budget of whoever a question is charged to.
+
+    Raises:
+      Refusal: the federation does not hide what the question says that it hides.
+    """
+    settings = federation.settings
+    both = federation.summed is not None and federation.record is not None
+    found = federation.sum_budget or federation.record_budget
+    if found is None or both:
+        remedy = (
+            "hides nobody, or two units at once, and a question is charged to one: choose client_central, "
+        )
+        raise Refusal(
+            "privacy", settings.privacy.name, f"{remedy}client_distributed, record or record_distributed"
+        )
+    if found.unit is not inquiry.unit:
+        if found.unit in (Unit.PERSON, Unit.PERSON_EVERYWHERE):
+            remedy = "a question counts rows, and a person may have several; leave it out"
+            raise Refusal("privacy.per_person", federation.per_person, remedy)
+        remedy = f"privacy={settings.privacy.name} hides a {found.unit}: ask with unit={found.unit}, or choose another"
+        raise Refusal("unit", str(inquiry.unit), remedy)
+    if federation.record is not None and federation.settings.secagg is not None:
+        remedy = "sums answers that are noised already in the clear; leave it out, or take record_distributed"
+        raise Refusal("secagg", "on", f"privacy=record {remedy}")
+    return found
+
+
+def check_resolution(federation: Federation, inquiry: Inquiry, plan: Plan) -> None:
+    """Refuse a question whose planned interval is wider than the resolution that it asks for.
+
+    Raises:
+      Refusal: naming the epsilon or the rows that would do.
+    """
+    for each in inquiry.questions:
+        if each.resolution is None:
+            continue
+        planned = planned_half_width(federation, inquiry, each, plan)
+        if planned is None:
+            raise Refusal(
+                "at_least", None, f"say how many rows there are, so that {each.name} can be planned"
+            )
+        if planned > each.resolution:
+            raise Refusal(
+                "resolution", each.resolution, _what_would_do(federation, inquiry, each, plan, planned)
+            )
+
+
+def planned_half_width(
+    federation: Federation, inquiry: Inquiry, question: Question, plan: Plan
+) -> float | None:
+    """Return half the width of the interval that is planned; None where it goes by rows that nobody has told of."""
+    sigma = sigma_of(federation, inquiry, question, _noise_of(federation, plan.noise_over_clip))
+    rows = question.at_least
+    if rows is None:
+        ends = [question.statistic.planned(sigma, each) for each in (1.0, 2.0)]
+        return ends[0] if ends[0] == ends[1] else None
+    return question.statistic.planned(sigma, rows)
+
+
+def _what_would_do(
+    federation: Federation, inquiry: Inquiry, question: Question, plan: Plan, planned: float
+) -> str:
+    """Return a clause: the epsilon at which the interval would be as wide as it may be, and the rows."""
+    assert question.resolution is not None
+
+    def half(noise: float) -> float:
+        found = planned_half_width(federation, inquiry, question, replace(plan, noise_multiplier=noise))
+        assert found is not None
+        return found
+
+    said = f"{question.name} is planned to +-{planned:.3g}"
+    low, high = LEAST_NOISE, plan.noise_multiplier or MOST_NOISE
+    if half(low) > question.resolution:
+        return f"{said}, and no epsilon would do; ask for less, or of more clients"
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if half(middle) <= question.resolution else (low, middle)
+    enough = replace(plan, noise_multiplier=low).epsilon(budget_of(federation, inquiry).target_delta)
+    said = f"{said}; epsilon {enough:.3g} would do"
+    if question.at_least is not None:
+        rows = question.at_least
+        while (
+            question.statistic.planned(
+                sigma_of(federation, inquiry, question, _noise_of(federation, plan.noise_over_clip)), rows
+            )
+            > question.resolution
+            and rows < 1e12
+        ):
+            rows *= 1.05
+        said += f", or {math.ceil(rows)} rows" if rows < 1e12 else ""
+    return said
+
+
+def sigma_of(federation: Federation, inquiry: Inquiry, question: Question, noise_over_clip: float) -> float:
+    """Return the standard deviation of a cell, in rows, of an answer that stands for all clients.
+
+    Of a Poisson draw the cells are divided by its rate, and who was not drawn adds an error: no more than every client's
+    longest part would.
+    """
+    sigma, rate = inquiry.sigma(question, noise_over_clip), rate_of(federation)
+    if inquiry.unit is Unit.RECORD:
+        return sigma
+    bound = inquiry.records * question.statistic.row_norm
+    drawn = federation.population * (1 - rate) / rate * bound**2
+    return math.sqrt((sigma / rate) ** 2 + drawn)
+
+
+def _noise_of(federation: Federation, noise_over_clip: float) -> float:
+    """Return the noise on a sum over the norm of one unit: with `privacy=record` every client adds the whole of it."""
+    return noise_over_clip * (math.sqrt(federation.population) if federation.summed is None else 1.0)
+
+
+def rate_of(federation: Federation) -> float:
+    return federation.cohort.rate if isinstance(federation.cohort, Poisson) else 1.0
