@@ -83,7 +83,7 @@ def inquiry(name: str = "ages", **keys: Any) -> Inquiry:
     return read_inquiry({"name": name, "records": ROWS, "why": "How old are they?", "ask": ask})
 
 
-def federation(*overrides: str, task: object | None = None) -> Federation:
+def federation(*overrides: str, task: Any = None) -> Federation:
     common = ["task=custom", "task.target=object:Ages", "allow_modules=[object]"]
     given = ["privacy.target_delta=0.005", "privacy.allow_large_delta=true", "privacy.target_epsilon=100000"]
     cohort = [] if any(each.startswith("cohort") for each in overrides) else ["cohort=all"]
@@ -261,7 +261,7 @@ def test_a_masked_answer_is_bit_for_bit_that_of_the_same_vectors_unmasked(
     ((total, spec, seed),) = seen
     assert parts.seed is not None
     drawn = Randomness(asking.seed_of(parts.seed, asked.name))
-    unmasked = np.zeros(spec.size, spec.dtype)
+    unmasked: Any = np.zeros(spec.size, spec.dtype)
     closed = [layer for layer in spec.layers if layer.survivors <= CLIENTS]
     assert len(closed) == len(spec.layers)
     bare = replace(spec, layers=())
@@ -314,7 +314,7 @@ def command(what: str, *given: str, into: Path, as_json: bool = False, **asked: 
 def test_the_command_prints_each_figure_with_its_interval_in_80_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = {"name": "mix", "records": 5.0, "epsilon": 1.0, "categories": "0,1"}
+    asked: dict[str, Any] = {"name": "mix", "records": 5.0, "epsilon": 1.0, "categories": "0,1"}
     assert command("histogram", "label", into=tmp_path, **asked) == 0
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
@@ -325,7 +325,7 @@ def test_the_command_prints_each_figure_with_its_interval_in_80_columns(
     assert "from the record, at no cost" in capsys.readouterr().out
     assert command("histogram", "label", into=tmp_path, as_json=True, **asked) == 0
     assert json.loads(capsys.readouterr().out)["from_record"]
-    more = {**asked, "name": "dear", "epsilon": 50.0}
+    more: dict[str, Any] = {**asked, "name": "dear", "epsilon": 50.0}
     assert command("histogram", "label", into=tmp_path, **more) == 3
     assert "budget is spent" in capsys.readouterr().err
 
