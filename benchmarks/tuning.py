@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m fedveil.benchmarks.tuning", description=__doc__)
     parser.add_argument("--values", type=float, nargs="+", default=[1.0, 5.0, 20.0, 80.0])
     parser.add_argument("--rounds", type=int, nargs="*", default=[20], help="of each arm")
+    parser.add_argument(
+        "--scores", nargs="+", choices=("public", "clients"), default=["public"], help="of arms"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="from 0 on")
     parser.add_argument("--json", type=Path, metavar="FILE", required=True)
     parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="of fedveil simulate, beside the rate")
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs: list[Run] = found.get("runs", [])
     found |= {"keys": given.keys, "values": given.values, "runs": runs}
     ways: list[Run] = [{"value": value} for value in given.values]
-    ways += [{"rounds": rounds} for rounds in given.rounds]
+    ways += [{"rounds": rounds, "score": score} for rounds in given.rounds for score in given.scores]
     known = {_key(run) for run in runs}
     for seed in range(given.seeds):
         for way in ways:
@@ -54,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _key(run: Run) -> tuple[Any, ...]:
-    return tuple(run.get(name) for name in ("value", "rounds", "seed"))
+    score = run.get("score", "public") if "rounds" in run else None
+    return (run.get("value"), run.get("rounds"), score, run["seed"])
 
 
 def _outcome(fixed: Sequence[str], way: Run, values: Sequence[float]) -> Run:
@@ -62,6 +66,7 @@ def _outcome(fixed: Sequence[str], way: Run, values: Sequence[float]) -> Run:
         asked = [f"learning_rate={way['value']}"]
     else:
         asked = ["tune=learning_rate", f"tune.values={list(values)}", f"tune.rounds={way['rounds']}"]
+        asked.append(f"tune.score={way['score']}")
     federation = build(settings_from_overrides([*fixed, *asked, "audit=off"]))
     with tempfile.TemporaryDirectory() as folder:
         result = run_simulation(federation, Path(folder) / "run", quiet=True).result
@@ -75,6 +80,7 @@ def _outcome(fixed: Sequence[str], way: Run, values: Sequence[float]) -> Run:
         arms = range(1, len(values) + 1)
         curves = [[row["accuracy"] for row in rows if row.get("arm") == arm] for arm in arms]
         told |= {"winner": result["tuning"]["value"], "curves": curves}
+        told["arms"] = result["tuning"]["arms"]
     return told
 
 
@@ -86,12 +92,12 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault(_key(run)[:2], []).append(run)
+        groups.setdefault(_key(run)[:3], []).append(run)
     means = {way: statistics.fmean(run["accuracy"] for run in each) for way, each in groups.items()}
-    best = max(mean for (value, _), mean in means.items() if value is not None)
+    best = max(mean for (value, *_), mean in means.items() if value is not None)
     return [
         {
-            "way": f"rate {way[0]:g}" if way[0] is not None else f"arms, {way[1]} rounds",
+            "way": f"rate {way[0]:g}" if way[0] is not None else f"arms, {way[1]} rounds, {way[2]}",
             "accuracy": round(100 * means[way], 2),
             "lowest": round(100 * min(run["accuracy"] for run in each), 1),
             "lost": round(100 * (best - means[way]), 2),

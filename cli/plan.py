@@ -17,7 +17,13 @@ from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
 from ..server.run.build import build
 from ..server.run.display import console_for
-from ..server.run.evaluation_plan import EvaluationPlan, evaluation_plan
+from ..server.run.evaluation_plan import (
+    DIFFERENCE,
+    EvaluationPlan,
+    evaluation_plan,
+    scored_metric,
+    scoring_plan,
+)
 from ..server.run.federation import EVERYBODY, Federation
 from ..server.run.sum_plan import metrics_share_of
 from ..server.run.unit_plan import curve, evaluations_of, plans_of, tries_of, unit_plans, warnings_for
@@ -105,6 +111,8 @@ def _show(console: Console, federation: Federation, plan: Plan, budget: Budget, 
         )
     if plan.unit == "client":
         console.print(_metrics(federation, plan))
+        if (asked := scoring_plan(federation)) is not None:
+            console.print(_scoring(federation, plan, budget, asked))
         if (asked := evaluation_plan(federation)) is not None:
             console.print(_evaluation(federation, plan, budget, asked))
     for sentence in warnings_for(federation, plan, budget):
@@ -130,6 +138,16 @@ def _metrics(federation: Federation, plan: Plan) -> str:
         return "No metrics leave a client."
     cost = 1 - math.sqrt(1 - share)
     return f"Loss and count travel in the sum, under the same noise: they cost the update {cost:.1%} of its norm."
+
+
+def _scoring(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:
+    whole = plan.epsilon(budget.target_delta, prior=evaluations_of(federation, plan))
+    metric, half = scored_metric(federation.settings), asked.half_width or 0.0
+    return (
+        f"The clients of each arm, some {asked.clients}, evaluate its model at noise multiplier {asked.noise_multiplier:.4g}, for "
+        f"epsilon {asked.epsilon:.3f} by itself; rounds and evaluations come to {whole:.3f}. A score in {metric} will be known to "
+        f"+-{half:.4f} (95 %), and two are told apart where they differ by {half * DIFFERENCE:.4f}."
+    )
 
 
 def _evaluation(federation: Federation, plan: Plan, budget: Budget, asked: EvaluationPlan) -> str:

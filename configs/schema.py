@@ -54,6 +54,7 @@ SEVERAL = Field(
     max_length=MOST_ARMS,
     json_schema_extra=remedy(f"must be a list of 2 to {MOST_ARMS} values, such as [5,20,80]"),
 )
+HIDDEN_CLIENTS = "clients are hidden as a whole when they evaluate; use client_central or client_distributed"
 NO_PRIVATE_SELECTION = (
     "the clients see the model of every round of every try, and private selection (RepeatAndSelect) may be claimed only "
     "against whoever sees nothing but the winner: against clients whole runs compose, and arms cost what one run costs"
@@ -849,7 +850,11 @@ class _Tuning(Group):
     rounds: Rounds | None = None
     """Of each arm, before the best value goes on with all clients; null: a fifth of num_rounds."""
     metric: Text | None = None
-    """By which values are compared on the public held-out data; null: accuracy where the task has it, else loss."""
+    """By which values are compared. Null: accuracy where the task has it, else loss; with score=clients evaluate.metric."""
+    score: Literal["public", "clients"] = "public"
+    """Where models of arms are compared: on public held-out data, or by a charged evaluation at the clients of each arm."""
+    resolution: Positive = 0.1
+    """With score=clients: by how much two scores differ that the noise must leave apart; more noise is refused."""
     by: Annotated[Literal["arms"], Field(json_schema_extra=remedy(NO_PRIVATE_SELECTION))] = "arms"
     """What keeps the tries apart: arms are different clients."""
 
@@ -1121,6 +1126,11 @@ class FederationSettings(Group):
         return tuple(factor * usual for factor in USUAL_FACTORS)
 
     @property
+    def scored_at_clients(self) -> bool:
+        """Whether the models of arms are compared by evaluations at their clients."""
+        return self.tuned is not None and self.tuned.score == "clients"
+
+    @property
     def tuning_rounds(self) -> int:
         """Rounds of each arm, before the best value goes on; 0 where nothing is tuned."""
         if self.tuned is None:
@@ -1193,8 +1203,7 @@ class FederationSettings(Group):
 
     def _rules_of_evaluation(self) -> Iterator[tuple[str, str]]:
         if not isinstance(self.privacy, ClientLevel):
-            text = "clients are hidden as a whole when they evaluate; use client_central or client_distributed, or none"
-            yield "evaluate.clients", text
+            yield "evaluate.clients", f"{HIDDEN_CLIENTS}, or none"
         elif self.privacy.noise_schedule == "adaptive":
             yield (
                 "evaluate.clients",
@@ -1246,6 +1255,10 @@ class FederationSettings(Group):
             yield "tune.name", "a record is charged for each local step; tune learning_rate"
         if asked.name == "clipping_norm" and not isinstance(client, ClientLevel):
             yield "tune.name", "no whole client is clipped here; tune learning_rate"
+        if asked.score == "clients" and not isinstance(self.privacy, ClientLevel):
+            yield "tune.score", f"{HIDDEN_CLIENTS}, or public"
+        if asked.score == "clients" and asked.metric == "loss":
+            yield "tune.metric", "has no bound, and the noise goes by one; name a metric of the task"
         if self.evaluate.clients not in ("none", "final"):
             yield (
                 "evaluate.clients",

@@ -147,7 +147,8 @@ def _tuning(result: Fields) -> dict[str, Any] | None:
     found = result.get("tuning")
     if not found:
         return None
-    return {name: found.get(name) for name in ("key", "rounds", "metric", "arms", "winner", "value")}
+    names = ("key", "rounds", "metric", "arms", "winner", "value", "scored_by", "apart")
+    return {name: found.get(name) for name in names}
 
 
 def _rosters(result: Fields) -> list[dict[str, Any]]:

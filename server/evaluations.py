@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
 
 USUAL_NOISE = 5.0  # adds epsilon 0.10 to 3 at delta 1e-4, and tells the mean of 400 clients to 1.2 points
-# Beyond the rounds of any run: an evaluation's draws are not those of the round before it.
+# Beyond the rounds of any run: an evaluation's draws are not those of the round before it, nor those of another arm.
 FIRST_ROW = 1 << 20
 NAME = "evaluation"  # behind the run's name, on ledgers
 
@@ -79,14 +79,25 @@ def name_of(run: str) -> str:
     return f"{run} {NAME}"
 
 
-def first_row_of(run: str, name: str) -> int | None:
-    """Return what precedes the numbers of rounds in rows of a run's entries, or its evaluations'; None of another run's.
+def row_after(number: int, arm: int = 1) -> int:
+    """Return the row of the evaluation after a round.
+
+    Args:
+      number: of the round.
+      arm: whose model is evaluated, where each has its own.
+    """
+    return arm * FIRST_ROW + number
+
+
+def round_of(run: str, name: str, row: int) -> int | None:
+    """Return the round that an entry of a run, or of its evaluations, belongs to; None of another run's.
 
     Args:
       run: name of the run.
-      name: of the entries.
+      name: of the entry.
+      row: of the entry.
     """
-    return {run: 0, name_of(run): FIRST_ROW}.get(name)
+    return row % FIRST_ROW if name in (run, name_of(run)) else None
 
 
 def rounds_every(every: int, last: int) -> tuple[int, ...]:

@@ -37,13 +37,13 @@ from ..strategies.grids import AskingGrid
 from ..strategies.question_wire import with_evaluation
 from ..strategies.wire import WEIGHT, common_content
 from .evaluations import (
-    FIRST_ROW,
     ClientEvaluation,
     events_of,
     means_of,
     name_of,
     noise_of,
     planned_half_width,
+    row_after,
 )
 from .participants import Participants
 from .private_grid import PrivateGrid
@@ -211,7 +211,7 @@ def _evaluated(
     """Return the clients' means as one reply, with the ends of their intervals; nothing where nothing can be said."""
     number = grid.rounds[-1].number
     asked = evaluating.terms.asked(evaluating.name)
-    charge = Charge(evaluating.plan, ledger, asked, Randomness(), FIRST_ROW + number)
+    charge = Charge(evaluating.plan, ledger, asked, Randomness(), row_after(number))
     try:
         charge.reserve()
     except BudgetExhausted as spent:

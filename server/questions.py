@@ -15,6 +15,7 @@ from typing import Protocol
 from dp_accounting.dp_event import GaussianDpEvent
 from flwr.app import RecordDict
 
+from ..privacy.arms import Arm
 from ..privacy.budget import Release, Unit
 from ..privacy.ledger.ledger import Ledger
 from ..privacy.ledger.question_caps import QUESTION
@@ -77,6 +78,7 @@ class Charge:
       inquiry: what is asked; its name is the release's.
       randomness: where draws and noise come from.
       row: of the release, under that name.
+      arm: whose clients alone are asked; None where all are.
     """
 
     plan: Plan
@@ -84,6 +86,7 @@ class Charge:
     inquiry: Asked
     randomness: Randomness
     row: int = ROW
+    arm: Arm | None = None
 
     def reserve(self) -> None:
         """Reserve the answer's release.
@@ -128,7 +131,8 @@ class Charge:
         events, segments = dict.fromkeys(self.plan.adversaries, self.plan.event()), self.inquiry.asked
         key = (self.inquiry.name, self.row, QUESTION)
         kind = self.randomness.kind
-        return Release(self.plan.unit, *key, events, kind, segments=segments, kind=QUESTION)
+        unit, arm = self.plan.unit, self.arm
+        return Release(unit, *key, events, kind, segments=segments, kind=QUESTION, arm=arm)
 
 
 @dataclass(frozen=True)
@@ -240,7 +244,8 @@ def put(
         else MaskedSums(participants, charge, masking, charge.randomness)
     )
     # Canaries are asked nothing: they weigh what is claimed of training.
-    drawn = participants.real(participants.draw(charge.randomness.stream("cohort", charge.row)))
+    stream = charge.randomness.stream("cohort", charge.row)
+    drawn = participants.real(participants.draw(stream, arm=participants.arm))
     asked = charge.inquiry
     layout = {} if isinstance(asked, Evaluation) or asked.unit is Unit.CLIENT else asked.layout
     wanted = Sum(

@@ -34,6 +34,10 @@ DECLINED = "the policy of every owner refuses what the server asks for; the log 
 SPENT = "the budget of every client that was invited is spent"
 
 
+class Unscored(Exception):
+    """No model of an arm could be compared, so that no value goes on."""
+
+
 class Status(StrEnum):
     """How a run ended."""
 
@@ -159,6 +163,8 @@ class Loop:
       average_after: round after which models are averaged; None for no average.
       tuning: which arm a round is of; None trains all clients in every round.
       others: strategies of the arms after the first, of the same settings.
+      score: scores of the arms' models after a round, higher is better, asked of their clients; it raises Unscored where
+        none can be said. None compares them by `evaluate`.
     """
 
     strategy: Strategy
@@ -170,6 +176,7 @@ class Loop:
     average_after: int | None = None
     tuning: Tuning | None = None
     others: Sequence[Strategy] = ()
+    score: Callable[[Sequence[Arrays], int], tuple[float, ...]] | None = None
 
     def strategy_of(self, arm: int | None) -> Strategy:
         """Return the strategy of an arm, by its number, or of all clients where no arm has won."""
@@ -199,7 +206,10 @@ def run_rounds(grid: PrivateGrid, loop: Loop, state: State) -> Ending:
                 grid.reserve(state.round + 1)
             except BudgetExhausted as spent:
                 return Ending(Status.EXHAUSTED, str(spent), state)
-            state, ending = _run_round(grid, loop, state)
+            try:
+                state, ending = _run_round(grid, loop, state)
+            except Unscored as why:
+                return Ending(Status.FAILED, str(why), state)
             if ending is None and grid.all_spent:
                 ending = Ending(Status.EXHAUSTED, SPENT, state)
             if ending is None and grid.all_declined:
@@ -260,7 +270,10 @@ def _tried(state: State, arm: int, loop: Loop, tuning: Tuning) -> State:
     if state.round < tuning.last:
         return replace(state, trials=tuple(trials))
     models = [each.model for each in trials]
-    scores = tuple(tuning.score(loop.evaluate(model, state.round)) for model in models)
+    if loop.score is not None:
+        scores = loop.score(models, state.round)
+    else:
+        scores = tuple(tuning.score(loop.evaluate(model, state.round)) for model in models)
     winner = tuning.winner(scores)
     won = trials[winner - 1]
     return replace(state, arrays=won.model, strategy=won.strategy, trials=(), scores=scores, winner=winner)

@@ -2,15 +2,21 @@
 
 import json
 import math
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.privacy_accountant import NeighboringRelation
 
 import fedveil as fv
 from fedveil.cli.sweep_cost import require_accepted
+from fedveil.client import app as client_app
+from fedveil.client.app import measured_at
 from fedveil.client.device.own_arm import require_own
 from fedveil.configs.local_training import LocalTraining
 from fedveil.configs.settings import settings_from_overrides
@@ -20,16 +26,22 @@ from fedveil.privacy.ledger.ledger import read_entries, verify
 from fedveil.privacy.mechanisms.randomness import Randomness
 from fedveil.privacy.refusal import Refusal
 from fedveil.reports.content import report_of
+from fedveil.reports.page import page_of
 from fedveil.reports.run_files import read_run
+from fedveil.reports.shown import differences
+from fedveil.server.binding.recompute_ledger import main as recomputed
+from fedveil.server.evaluations import name_of
 from fedveil.server.participants import Participants
 from fedveil.server.run import prepare
+from fedveil.server.run import run as run_module
 from fedveil.server.run.build import build
+from fedveil.server.run.evaluation_plan import scoring_plan
 from fedveil.server.run.sum_plan import sum_plan
 from fedveil.server.run.tuning import require_arms, tuning_of
 from fedveil.server.tuning import Tuning
 from fedveil.simulations.simulate import simulate
 from fedveil.strategies.cohorts import All, Fixed, OverSelected, Poisson, in_arm
-from fedveil.strategies.training_order import ClientClaim, Mode, TrainingOrder
+from fedveil.strategies.training_order import ClientClaim, Mode, TrainingOrder, people_call
 
 DEAL = ArmDeal("5e" * 16, 3)
 TUNING = Tuning("learning_rate", (0.1, 1.0, 5.0), 2, 5, DEAL)
@@ -278,6 +290,136 @@ def test_a_sweep_on_real_data_says_what_it_comes_to_and_stops(
     require_accepted(jobs[:1])
     require_accepted([settings_from_overrides([f"seed={seed}"]) for seed in (0, 1)])
     require_accepted([settings_from_overrides([*asked[:3], "privacy=none"]) for _ in "ab"])
+
+
+# --- scored at the clients ----------------------------------------------------------------------------------------
+
+ASK = ("tune.score=clients", "evaluate.noise_multiplier=0.5", "tune.resolution=0.5")
+
+
+def test_scores_of_clients_are_charged_once_to_the_clients_of_each_arm(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    asked = [*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK]
+    result = simulate(settings_from_overrides(asked), run, quiet=True).result
+    assert result["status"] == "completed" and result["rounds_completed"] == 5
+    told = result["tuning"]
+    assert told["scored_by"] == "clients" and told["noise_multiplier"] == 0.5 and told["winner"] in (1, 2)
+    assert sum(arm["clients"] for arm in told["arms"]) == 30
+    for arm in told["arms"]:
+        assert arm["low"] < arm["score"] < arm["high"] or arm["score"] in (0.0, 1.0)
+    best = max(told["arms"], key=lambda arm: arm["score"])
+    assert best["arm"] == told["winner"]
+    entries = [json.loads(e.payload) for e in read_entries(run / "ledger") if e.kind == "reserve"]
+    questions = [entry for entry in entries if entry.get("kind") == "question"]
+    assert [entry["arm"]["arm"] for entry in questions] == [1, 2]
+    assert {entry["arm"]["deal"] for entry in questions} == {told["deal"]}
+    assert all(entry["segments"] == {"accuracy": "evaluation"} for entry in questions)
+    event = PoissonSampledDpEvent(0.4, GaussianDpEvent(1.0))
+    one_client = SelfComposedDpEvent(event, 3), GaussianDpEvent(0.5)
+    accountant = PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, 1e-4)
+    for each in one_client:
+        accountant.compose(each)
+    by_pld = verify(run / "ledger").epsilon_pld
+    assert by_pld == pytest.approx(accountant.get_epsilon(result["privacy"][2]["delta"]), abs=1e-9)
+    assert recomputed(result["ledger"])["model"]["epsilon"] == pytest.approx(by_pld, abs=1e-9)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert ["scores" in row for row in rows] == [False, False, False, True, False]
+    assert rows[3]["epsilon_client"] > 1.5 * rows[1]["epsilon_client"]
+    report = report_of(read_run(run))
+    assert report["tuning"]["scored_by"] == "clients" and differences(page_of(report), report) == []
+
+
+def test_each_arm_is_scored_by_its_own_clients_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_of: list[int] = []
+
+    def spied(bench: Any, client: int, *more: Any) -> Any:
+        asked_of.append(client)
+        return measured_at(bench, client, *more)
+
+    monkeypatch.setattr(client_app, "measured_at", spied)
+    asked = settings_from_overrides([*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK])
+    told = simulate(asked, tmp_path / "run", quiet=True).result["tuning"]
+    deal = ArmDeal(told["deal"], 2)
+    assert sorted(asked_of) == list(range(30))
+    assert asked_of == sorted(asked_of, key=lambda client: (deal.arm_of(str(client)), client))
+
+
+def test_a_target_is_kept_with_the_scores_in_it(tmp_path: Path) -> None:
+    asked = [*SMALL, "privacy.allow_large_delta=true", "cohort.rate=0.4", *TUNE, *ASK]
+    plan, with_final = (
+        sum_plan(build(settings_from_overrides([*asked, "evaluate.noise_multiplier=3", *more])))
+        for more in ((), ("evaluate.clients=final",))
+    )
+    without = sum_plan(build(settings_from_overrides([*asked, "tune.score=public"])))
+    noises = [float(each and each.noise_multiplier or 0) for each in (without, plan, with_final)]
+    assert 0 < noises[0] < noises[1] < noises[2]
+    asked += ["evaluate.noise_multiplier=3", "evaluate.clients=final", "tune.resolution=5"]
+    result = simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True).result
+    assert 2.9 < result["privacy"][2]["epsilon"] <= 3.0 and len(result["evaluations"]) == 1
+    assert result["status"] == "completed" and result["tuning"]["epsilon"] is not None
+
+
+def test_scores_that_noise_leaves_together_are_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    asked = [*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, "tune.score=clients", "evaluate.noise_multiplier=5"]
+    with pytest.raises(Refusal, match=r"tune.resolution=0.1.* evaluate.noise_multiplier=1\.") as refused:
+        simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    enough = re.search(r"evaluate.noise_multiplier=([\d.]+)", str(refused.value))
+    assert enough is not None
+    asked.append(f"evaluate.noise_multiplier={float(enough[1]) * 0.99}")
+    plan = scoring_plan(build(settings_from_overrides(asked)))
+    assert plan is not None and plan.clients == 15 and plan.half_width is not None
+    assert plan.half_width * math.sqrt(2) == pytest.approx(0.099, rel=0.01)
+
+
+def test_arms_of_private_held_out_data_are_scored_by_clients(tmp_path: Path) -> None:
+    asked = [*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK, "task.held_out=private"]
+    result = simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True).result
+    assert result["status"] == "completed" and result["tuning"]["metric"] == "accuracy"
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert not any("accuracy" in row for row in rows)
+
+
+def test_a_run_killed_after_its_scores_charges_them_once(tmp_path: Path) -> None:
+    asked = settings_from_overrides([*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK])
+    whole = simulate(asked, tmp_path / "whole", quiet=True).result
+    simulate(asked, tmp_path / "run", quiet=True, callbacks=[EndsAfter(4)])
+    resumed = simulate(settings_from_overrides([f"resume={tmp_path / 'run'}"]), tmp_path / "run", quiet=True)
+    assert resumed.result["tuning"] == whole["tuning"]
+    assert resumed.result["privacy"][2]["epsilon"] == whole["privacy"][2]["epsilon"]
+
+
+def test_no_value_goes_on_where_no_arm_can_be_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: object) -> list[dict[str, Any]]:
+        return [{"arm": arm, "reason": "too few clients answered", "answers": []} for arm in (1, 2)]
+
+    monkeypatch.setattr(run_module, "score_at_clients", silent)
+    asked = settings_from_overrides([*SMALL, *GIVEN, "cohort.rate=0.4", *TUNE, *ASK])
+    result = simulate(asked, tmp_path / "run", quiet=True).result
+    assert result["status"] == "failed" and "too few clients answered" in result["reason"]
+    assert result["tuning"]["winner"] is None and result["rounds_completed"] == 3
+
+
+@pytest.mark.parametrize("broken, said", [
+    (["privacy=record_distributed"], "clients are hidden as a whole when they evaluate"),
+    (["privacy=none"], "clients are hidden as a whole when they evaluate"),
+    (["tune.metric=loss"], "has no bound"),
+])  # fmt: skip
+def test_scores_that_no_client_may_give_are_refused(broken: list[str], said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        settings_from_overrides(["tune=learning_rate", "tune.values=[1,2]", "tune.score=clients", *broken])
+
+
+def test_a_device_scores_in_its_own_arm_of_the_runs_deal(tmp_path: Path) -> None:
+    own = DEAL.arm_of("boston")
+    require_own(DEAL.arm(own), "boston", people_call("spring@0f"), tmp_path)
+    asked = people_call(name_of("spring@0f"))
+    require_own(DEAL.arm(own), "boston", asked, tmp_path)
+    other = next(deal for n in range(99) if (deal := ArmDeal(f"{n:032x}", 3)).arm_of("boston") != own)
+    with pytest.raises(Refusal, match="has dealt its clients before"):
+        require_own(other.arm(other.arm_of("boston")), "boston", asked, tmp_path)
 
 
 # --- devices ------------------------------------------------------------------------------------------------------

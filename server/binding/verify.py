@@ -27,7 +27,7 @@ from ...privacy.refusal import Refusal
 from ...reports.files import AUDIT_ROWS, MANIFEST, METRICS, PAGE, RECEIPTS, REPORT, RESULT, SAVED
 from ...reports.shown import differences, references
 from ..audit_record import audit_fields, weigh
-from ..evaluations import first_row_of
+from ..evaluations import round_of
 from .bundle import CLIENT_LEDGERS, LEDGER, LIST, Contents, Listed, read_list
 from .manifest import MADE_LATER, Manifest, audit_hash, read_manifest, sha256_of
 from .receipts import checked_roster, read_receipts, require_opened
@@ -466,10 +466,12 @@ def _after_each_round(
     book = Book()
     for entry in entries:
         book.apply(entry)
-        first = first_row_of(run, run_of(entry))
-        if entry.kind in ("reserve", "commit", "void") and first is not None:
+        if entry.kind not in ("reserve", "commit", "void"):
+            continue
+        number = round_of(run, run_of(entry), int(json.loads(entry.key)[1]))
+        if number is not None:
             seen = +book.spent.get(Adversary.MODEL, Counter[str]())
-            yield int(json.loads(entry.key)[1]) - first, (seen, book.filter_order)
+            yield number, (seen, book.filter_order)
 
 
 def _client_ledgers(held: Held) -> str:

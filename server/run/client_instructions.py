@@ -299,7 +299,8 @@ def task_options(settings: SimulationSettings, seed: int | None) -> dict[str, An
 
 def held_out_share(settings: SimulationSettings) -> float | None:
     """Return which share of its records a client keeps out of its training, to evaluate models on; None for none."""
-    return None if settings.evaluate.clients == "none" else settings.evaluate.share
+    evaluated = settings.evaluate.clients != "none" or settings.scored_at_clients
+    return settings.evaluate.share if evaluated else None
 
 
 def order_of(run: Run) -> dict[str, str]:

@@ -1,11 +1,19 @@
-"""Evaluation of a run's model at its clients: one charged question that brings the model, and the record of its answer."""
+"""Evaluation of a run's model at its clients: one charged question that brings the model, and the record of its answer.
+
+Where arms of the clients try values, each arm's clients may evaluate its model: of one charge, since a client is in one arm.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...configs.local_training import LocalTraining
+from ...privacy.arms import Arm
 from ...privacy.ledger.ledger import BudgetExhausted
 from ...privacy.plan import Plan
 from ...privacy.statistics.evaluation import Evaluation
@@ -14,13 +22,15 @@ from ...strategies.cohorts import All
 from ...strategies.question_wire import evaluation_content
 from ...strategies.training_order import ORDER_KEY, ClientClaim, TrainingOrder
 from ...strategies.wire import memory_arrays
-from ..evaluations import FIRST_ROW, epsilon_of, name_of
+from ..evaluations import FIRST_ROW, epsilon_of, name_of, row_after
 from ..participants import Participants
 from ..questions import Charge, put
 from ..round_terms import Answers, Mean, Round
 from ..rounds import State
-from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation
+from .evaluation_plan import evaluated_rounds, evaluation_of, one_evaluation, scoring_of
 from .federation import Federation, Run
+
+Arrays = dict[str, NDArray[np.generic]]
 
 
 def evaluate_at_clients(
@@ -36,42 +46,87 @@ def evaluate_at_clients(
       timeout: seconds for the replies of one exchange; None waits for all.
     """
     federation = run.federation
-    plan = one_evaluation(federation)
-    if plan is None or run.ledger is None or state.round not in evaluated_rounds(federation.settings):
+    if state.round not in evaluated_rounds(federation.settings):
         return None
     asked = evaluation_of(federation, name_of(run.name))
-    record = {
-        "round": state.round,
-        "epsilon": epsilon_of(plan, run.ledger.budget.target_delta),
-        "noise_multiplier": plan.noise_multiplier,
-        "share": asked.share,
-        "confidence": 0.95,
-    }
-    charge = Charge(plan, run.ledger, asked, federation.randomness, FIRST_ROW + state.round)
-    try:
-        charge.reserve()
-    except BudgetExhausted as spent:
-        return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
-    everybody = replace(
+    everybody = _all(participants, answers, None)
+    return _evaluated(run, everybody, asked, state.model, row_after(state.round), timeout)
+
+
+def score_at_clients(
+    run: Run,
+    participants: Participants,
+    answers: Answers,
+    models: Sequence[Arrays],
+    number: int,
+    timeout: float | None,
+) -> list[dict[str, Any]]:
+    """Ask the clients of each arm about its model, and return the records, an arm each.
+
+    Args:
+      run: that tunes, with the open ledger.
+      participants: of its rounds.
+      answers: by how many an evaluation of all clients goes; an arm's goes by its share.
+      models: of the arms.
+      number: of the round after which they are compared.
+      timeout: seconds for the replies of one exchange; None waits for all.
+    """
+    assert run.tuning is not None
+    asked = scoring_of(run.federation, name_of(run.name))
+    records: list[dict[str, Any]] = []
+    for place, model in enumerate(models, 1):
+        everybody = _all(participants, answers, run.tuning.deal.arm(place))
+        record = _evaluated(run, everybody, asked, model, row_after(number, place), timeout)
+        records.append({"arm": place, **(record or {"reason": "no ledger is open", "answers": []})})
+    return records
+
+
+def _all(participants: Participants, answers: Answers, arm: Arm | None) -> Participants:
+    """Return who is asked: all clients, or all of an arm; no canaries."""
+    return replace(
         participants,
         cohort=All(),
         answers=answers,
         canaries=0 if participants.add_canaries else participants.canaries,
         add_canaries=None,
-        arm=None,
+        arm=arm,
     )
-    content = evaluation_content(asked, memory_arrays(state.model), _order(federation, asked, plan))
+
+
+def _evaluated(
+    run: Run, everybody: Participants, asked: Evaluation, model: Arrays, row: int, timeout: float | None
+) -> dict[str, Any] | None:
+    """Reserve an evaluation, ask, and return the record; None of a run that evaluates nothing."""
+    federation, arm = run.federation, everybody.arm
+    plan = one_evaluation(federation)
+    if plan is None or run.ledger is None:
+        return None
+    record = {
+        "round": row % FIRST_ROW,
+        "epsilon": epsilon_of(plan, run.ledger.budget.target_delta),
+        "noise_multiplier": plan.noise_multiplier,
+        "share": asked.share,
+        "confidence": 0.95,
+    }
+    charge = Charge(plan, run.ledger, asked, federation.randomness, row, arm)
+    try:
+        charge.reserve()
+    except BudgetExhausted as spent:
+        return {**record, "epsilon": None, "reason": str(spent), "clients": None, "answers": []}
+    content = evaluation_content(asked, memory_arrays(model), _order(federation, asked, plan, arm))
     done, mean = put(everybody, charge, content, federation.masking, timeout)
     if mean is not None:
         charge.settle()
-    return {**record, **_told(federation, asked, done, mean)}
+    return {**record, **_told(federation, asked, done, mean, everybody.expected)}
 
 
-def _told(federation: Federation, asked: Evaluation, done: Round, mean: Mean | None) -> dict[str, Any]:
+def _told(
+    federation: Federation, asked: Evaluation, done: Round, mean: Mean | None, expected: float
+) -> dict[str, Any]:
     if mean is None:
         return {"reason": done.cause or "too few clients answered", "clients": None, "answers": []}
     # The server of an encrypted sum sees who is in it, and so does everybody whom it tells; another keeps that to itself.
-    clients = mean.clients if federation.masking is not None else federation.population
+    clients = mean.clients if federation.masking is not None else round(expected)
     answers = [
         {"name": name, "figures": [_figure(each) for each in figures]}
         for name, figures in asked.answers(mean.counts, mean.noise, clients)
@@ -88,7 +143,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
     )
 
 
-def _order(federation: Federation, asked: Evaluation, plan: Plan) -> dict[str, str]:
+def _order(federation: Federation, asked: Evaluation, plan: Plan, arm: Arm | None) -> dict[str, str]:
     from ...tasks.arrays import agreement_of  # torch, and plans know evaluations too
 
     assert plan.noise_multiplier is not None
@@ -99,5 +154,6 @@ def _order(federation: Federation, asked: Evaluation, plan: Plan) -> dict[str, s
         ClientClaim(plan.noise_multiplier, plan.adjacency),
         agreement=agreement_of(federation.task),
         held_out=asked.share,
+        arm=arm,
     )
     return {ORDER_KEY: order.to_json()}

@@ -6,19 +6,22 @@ them in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...configs.schema import ClientLevel, SimulationSettings
 from ...privacy.plan import Plan
 from ...privacy.refusal import Refusal
-from ...privacy.statistics.evaluation import MOST_NAME, Evaluation
+from ...privacy.statistics.evaluation import METRIC, MOST_NAME, Evaluation
 from ...strategies.cohorts import All
 from ..evaluations import epsilon_of, events_of, noise_of, planned_half_width, rounds_every
 from .federation import Federation
 
 if TYPE_CHECKING:
     from dp_accounting.dp_event import DpEvent
+
+DIFFERENCE = math.sqrt(2)  # of two scores, whose noises are independent: its interval over that of one
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,14 @@ def one_evaluation(federation: Federation) -> Plan | None:
     Raises:
       Refusal: the federation does not hide whole clients.
     """
-    rounds, summed = evaluated_rounds(federation.settings), federation.summed
-    if not rounds:
+    settings, summed = federation.settings, federation.summed
+    many = len(evaluated_rounds(settings)) + settings.scored_at_clients
+    if not many:
         return None
     if not isinstance(summed, ClientLevel) or federation.record is not None:
         remedy = "clients are hidden as a whole when they evaluate: use client_central or client_distributed"
-        raise Refusal("evaluate.clients", federation.settings.evaluate.clients, remedy)
-    noise = noise_of(federation.settings.evaluate.noise_multiplier, len(rounds))
+        raise Refusal("evaluate.clients", settings.evaluate.clients, remedy)
+    noise = noise_of(settings.evaluate.noise_multiplier, many)
     norm = federation.unit_norm
     return Plan(summed.unit, summed.adjacency, All(), norm, 1, noise, federation.adversaries)
 
@@ -75,6 +79,9 @@ def evaluation_events(federation: Federation, num_rounds: int | None = None) -> 
     plan, settings = one_evaluation(federation), federation.settings
     done = 0 if num_rounds is None else settings.steps - num_rounds
     many = sum(each > done for each in evaluated_rounds(settings))
+    # Arms are compared in the last of their rounds, each by its own clients: one evaluation of each client.
+    behind = settings.num_rounds - settings.tuning_rounds
+    many += settings.scored_at_clients and (num_rounds is None or num_rounds > behind)
     return [] if plan is None else events_of(plan, many)
 
 
@@ -84,14 +91,57 @@ def evaluation_plan(federation: Federation) -> EvaluationPlan | None:
     Raises:
       Refusal: the interval of the mean is wider than the resolution that is asked for.
     """
-    plan = one_evaluation(federation)
-    if plan is None or plan.noise_multiplier is None or federation.summed is None:
+    plan, rounds = one_evaluation(federation), evaluated_rounds(federation.settings)
+    if not rounds or plan is None or plan.noise_multiplier is None or federation.summed is None:
         return None
     delta, clients = federation.summed.target_delta, federation.population
     asked, wanted = evaluation_of(federation, "plan"), federation.settings.evaluate.resolution
     half = planned_half_width(asked, plan, clients, wanted, delta)
-    rounds = evaluated_rounds(federation.settings)
     return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, half)
+
+
+def scoring_plan(federation: Federation) -> EvaluationPlan | None:
+    """Return the plan of the evaluations that compare arms, of one arm's; None where they are not compared by clients.
+
+    Raises:
+      Refusal: the noise leaves scores that differ by `tune.resolution` together.
+    """
+    settings = federation.settings
+    plan, tuned = one_evaluation(federation), settings.tuned
+    if tuned is None or not settings.scored_at_clients or plan is None or federation.summed is None:
+        return None
+    assert plan.noise_multiplier is not None
+    delta, clients = federation.summed.target_delta, round(federation.population / len(settings.tried))
+    half = scoring_of(federation, "plan").half_width(plan.noise_over_clip, max(clients, 1))
+    assert half is not None
+    if half * DIFFERENCE > tuned.resolution:
+        enough = plan.noise_multiplier * tuned.resolution / (half * DIFFERENCE)
+        epsilon = epsilon_of(replace(plan, noise_multiplier=enough), delta)
+        remedy = (
+            f"is less than two scores of arms of {clients} clients are told apart by, {half * DIFFERENCE:.3g}; "
+            f"{math.ceil(clients * half * DIFFERENCE / tuned.resolution)} clients in each would do, or "
+            f"evaluate.noise_multiplier={enough:.3g}, with which an evaluation costs epsilon {epsilon:.3g} by itself"
+        )
+        raise Refusal("tune.resolution", tuned.resolution, remedy)
+    rounds = (len(settings.tried) * settings.tuning_rounds,)
+    return EvaluationPlan(rounds, plan.noise_multiplier, epsilon_of(plan, delta), clients, half)
+
+
+def scoring_of(federation: Federation, name: str) -> Evaluation:
+    """Return what the clients of an arm are asked about its model: the metric by which arms are compared, alone.
+
+    Args:
+      federation: its parts.
+      name: of the release.
+    """
+    return replace(
+        evaluation_of(federation, name), metric=scored_metric(federation.settings), figures=(METRIC,)
+    )
+
+
+def scored_metric(settings: SimulationSettings) -> str:
+    """Return the metric by which clients compare arms."""
+    return (settings.tuned and settings.tuned.metric) or settings.evaluate.metric
 
 
 def evaluation_of(federation: Federation, name: str) -> Evaluation:

@@ -34,7 +34,7 @@ from .acts import write_acts
 from .audit import RunAudit, begin
 from .client_instructions import client_settings
 from .display import warn
-from .evaluation_plan import evaluation_plan, one_evaluation
+from .evaluation_plan import evaluation_plan, one_evaluation, scored_metric, scoring_plan
 from .federation import Federation, Run, ledger_home
 from .record_ledgers import require_heads
 from .run_folder import Saved
@@ -183,25 +183,25 @@ def _check_every(federation: Federation, canaries: bool) -> None:
 
 def _check_evaluation(federation: Federation) -> None:
     """Refuse an evaluation that is too coarse, of a metric that the task has not, or of too many for an encrypted sum."""
-    if evaluation_plan(federation) is None:
+    evaluated, scored = evaluation_plan(federation), scoring_plan(federation)
+    if evaluated is None and scored is None:
         return
     import torch  # takes a second, and a plan does without
 
     for cap in () if federation.simulated else caps_on(federation.ledger_path(Path())):
         require_purposes([EVALUATION], cap)
-    if federation.masking is not None:
+    if federation.masking is not None and evaluated is not None:
         federation.masking.shape(federation.num_clients)
-    task, held_out, wanted = (
-        federation.task,
-        held_out_of(federation.task),
-        federation.settings.evaluate.metric,
-    )
+    task, held_out, settings = federation.task, held_out_of(federation.task), federation.settings
     inputs, targets = held_out.batch(torch.arange(min(len(held_out), 2)))
     model = task.model().eval()
     with torch.no_grad():
         known = task.metrics(run_on(model, inputs), targets)
-    if wanted not in known:
-        raise Refusal("evaluate.metric", wanted, f"the task has {', '.join(sorted(known)) or 'none'}")
+    fields = {"evaluate.metric": settings.evaluate.metric} if evaluated else {}
+    fields |= {"tune.metric": scored_metric(settings)} if scored else {}
+    for field, wanted in fields.items():
+        if wanted not in known:
+            raise Refusal(field, wanted, f"the task has {', '.join(sorted(known)) or 'none'}")
 
 
 def _looked_at(federation: Federation) -> range:

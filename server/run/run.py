@@ -36,14 +36,14 @@ from ...tasks.protocol import GroupedTask
 from ..participants import Participants
 from ..private_grid import PrivateGrid
 from ..round_terms import ALL_ANSWERS, Answers, Round
-from ..rounds import Ending, Loop, Pace, State, Status, run_rounds
+from ..rounds import Ending, Loop, Pace, State, Status, Unscored, run_rounds
 from . import audit as auditing
 from . import run_folder
 from .average import average_after
 from .callbacks import Callback, RunEnd, RunStart, frozen, guarded, shown_model
 from .client_instructions import order_of
 from .display import Display
-from .evaluation import evaluate_at_clients
+from .evaluation import evaluate_at_clients, score_at_clients
 from .federation import Federation, Run
 from .log_file import LogFile
 from .machine_time import machine_time, since
@@ -232,6 +232,9 @@ def _run_on(
         average_after=average_after(run),
         tuning=run.tuning,
         others=strategies[1:],
+        score=partial(_scored, progress, private, around.pace.deadline)
+        if federation.settings.scored_at_clients
+        else None,
     )
     started = _start_of(progress)
     for each in watching:
@@ -296,6 +299,29 @@ def _renewed(progress: Progress, grid: PrivateGrid, around: Environment) -> str 
         nodes = [member.node for member in federation.deployed.roster.members]
         grid.renew(nodes, federation.masking, answers_of(federation), names_of(federation))
     return None
+
+
+def _scored(
+    progress: Progress, grid: PrivateGrid, deadline: float, models: Sequence[Arrays], number: int
+) -> tuple[float, ...]:
+    """Return what the clients of each arm score its model; minus infinity where it cannot be said.
+
+    Raises:
+      Unscored: it can be said of no arm.
+    """
+    run = progress.run
+    assert run.tuning is not None
+    answers = answers_of(replace(run.federation, cohort=All()))
+    records = score_at_clients(run, grid.participants, answers, models, number, deadline)
+    found = [
+        said[0]["value"] if (said := each["answers"] and each["answers"][0]["figures"]) else None
+        for each in records
+    ]
+    if all(value is None for value in found):
+        reasons = sorted({str(each.get("reason", "it cannot be said")) for each in records})
+        raise Unscored(f"no arm could be scored by its clients: {'; '.join(reasons)}")
+    progress.scores = records
+    return tuple(-math.inf if value is None else value for value in found)
 
 
 def _after_round(

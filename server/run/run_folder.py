@@ -87,6 +87,7 @@ class Progress:
       told: what of them the recorded rounds have.
       before: what rounds of earlier processes have carried.
       remembered: by the audit of the rounds up to `state`; its own memory may be a round ahead.
+      scores: records of what the clients of each arm said of its model, for the line of the round that compares them.
     """
 
     run: Run
@@ -99,6 +100,7 @@ class Progress:
     told: Carried = NOTHING
     before: Carried = NOTHING
     remembered: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
+    scores: Sequence[Mapping[str, Any]] = ()
 
 
 def read_saved(folder: Path) -> Saved:
@@ -344,7 +346,9 @@ def record_round(
         ),
         **(audit.auditor.columns(done.number) if audit else {}),
         **({} if evaluated is None else {"evaluation": evaluated}),
+        **({"scores": list(progress.scores)} if progress.scores else {}),
     }
+    progress.scores = ()
     progress.history.append(row)
     public = frozen(metrics), frozen(epsilons), frozen(row)
     return RoundEnd(done.number, *public, shown_model(state.arrays), shown(audit))

@@ -20,9 +20,11 @@ from ...tasks.data import batches_of, held_out_of, run_on
 from ...tasks.protocol import Task
 from ..rounds import State
 from ..tuning import LOSS, Tuning
+from .evaluation_plan import scored_metric
 from .federation import Federation, Run
 
 KEY_BYTES = 16
+CHARGED = ("epsilon", "noise_multiplier", "confidence")  # of an evaluation, as a result tells it
 
 
 def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
@@ -39,8 +41,8 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
     asked = settings.tuned
     if asked is None:
         return None
-    if not federation.held_out_public:
-        remedy = "values are compared on public held-out data, and these count as private: task.held_out=public if they are"
+    if not settings.scored_at_clients and not federation.held_out_public:
+        remedy = "values are compared on public held-out data, and these count as private: task.held_out=public if they are, or tune.score=clients"
         raise Refusal("tune", asked.name, remedy)
     tuning = Tuning(
         asked.name,
@@ -48,10 +50,11 @@ def tuning_of(federation: Federation, deal: str | None = None) -> Tuning | None:
         settings.tuning_rounds,
         settings.num_rounds,
         ArmDeal(deal or _fresh_key(federation), len(settings.tried)),
-        asked.metric,
+        scored_metric(settings) if settings.scored_at_clients else asked.metric,
         federation.tuned_norm,
     )
-    tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
+    if not settings.scored_at_clients:
+        tuning.score(_reported(federation.task))  # refuses a metric that the task does not report
     return tuning
 
 
@@ -94,6 +97,8 @@ def require_arms(federation: Federation, tuning: Tuning) -> None:
                 raise Refusal("tune.values", list(tuning.values), "nobody is in one of so many arms")
             if federation.masking is not None:
                 federation.masking.shape(invited)
+            if federation.masking is not None and federation.settings.scored_at_clients:
+                federation.masking.shape(sizes[number])
         except Refusal as refusal:
             remedy = f"arm {number} has {sizes[number]} clients ({refusal.remedy}); try fewer values"
             raise Refusal("tune.values", list(tuning.values), remedy) from refusal
@@ -137,6 +142,7 @@ def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[
     if tuning is None:
         return None
     scores = state.scores or (None,) * len(tuning.values)
+    asked = next((row["scores"] for row in history if "scores" in row), None)
     return {
         "key": tuning.setting,
         "rounds": tuning.rounds,
@@ -144,8 +150,24 @@ def tuned(run: Run, state: State, history: Sequence[Mapping[str, Any]]) -> dict[
         "deal": tuning.deal.key,
         "arms": [
             {"arm": number, "value": value, "score": None if score is None or math.isinf(score) else score}
+            | ({} if asked is None else _interval(asked[number - 1]))
             for number, (value, score) in enumerate(zip(tuning.values, scores, strict=True), 1)
         ],
         "winner": state.winner,
         "value": None if state.winner is None else tuning.values[state.winner - 1],
+        **({} if asked is None else _asked(asked, state.winner)),
     }
+
+
+def _asked(records: Sequence[Mapping[str, Any]], winner: int | None) -> dict[str, Any]:
+    """Return what arms' evaluations by their clients cost, and whether the winner's interval lies above all others."""
+    low = {each["arm"]: _interval(each)["low"] for each in records}.get(winner)
+    highs = [_interval(each)["high"] for each in records if each["arm"] != winner]
+    apart = low is not None and all(high is None or high < low for high in highs)
+    return {"scored_by": "clients", "apart": apart} | {key: records[0].get(key) for key in CHARGED}
+
+
+def _interval(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ends of the interval of an arm's score, None where it cannot be said, and how many clients said it."""
+    figure = record["answers"][0]["figures"][0] if record["answers"] else {}
+    return {"low": figure.get("low"), "high": figure.get("high"), "clients": record.get("clients")}

@@ -17,7 +17,7 @@ from ...strategies.cohorts import likely_participations
 from ...strategies.record_plan import record_plan
 from .client_instructions import client_settings
 from .display import warn
-from .evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan
+from .evaluation_plan import EvaluationPlan, evaluation_events, evaluation_plan, scoring_plan
 from .federation import Federation
 from .sum_plan import sum_plan
 
@@ -49,6 +49,7 @@ class UnitPlan:
       groups: (records, epsilon) of several records of one person together, where the unit is a record.
       evaluation: at the clients, which is in `affordable_rounds`, `runs_epsilon` and the curve, and not in `epsilon`; None
         where there is none.
+      scoring: evaluation of each arm's model at its clients, counted like `evaluation`; None where there is none.
 
     Example:
       >>> import fedveil as fv
@@ -70,6 +71,7 @@ class UnitPlan:
     evaluation: EvaluationPlan | None = None
     tries: int = 1
     tries_epsilon: float = 0.0
+    scoring: EvaluationPlan | None = None
 
 
 def unit_plans(federation: Federation) -> list[UnitPlan]:
@@ -92,6 +94,7 @@ def _unit_plan(federation: Federation, plan: Plan, budget: Budget, rounds: int) 
         groups_of(plan, budget, rounds),
         evaluation_plan(federation) if plan.unit is Unit.CLIENT else None,
         *tries_of(federation, plan, budget, rounds),
+        scoring_plan(federation) if plan.unit is Unit.CLIENT else None,
     )
 
 
