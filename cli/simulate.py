@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs, opened
+from ..configs.compose import OWN_CONFIGS, PRIMARY, VERSION_BASE, Job, compose_jobs, opened, run_composed
 from ..configs.preflight import SWEEP, CheckedJobs, preflight
 from ..configs.settings import settings_of
 from ..privacy.refusal import Refusal
@@ -87,8 +88,10 @@ def simulate(
     from ..server.run.live_page import live_page
 
     ended: list[Ended] = []
+    ((job, _),) = checked.jobs
     with live_page(page_port) as watching:
-        code = _hydra(checked, argv, lambda config: _run_into(ended, config, as_json, watching))
+        run_into = partial(_run_into, ended, as_json, watching)
+        code = run_composed(job, checked.arguments, _made(checked.folder), run_into)
     if ended and ended[0].status == "refused":
         _remove_empty(new)
     if as_json:
@@ -138,7 +141,7 @@ def _shows(checked: CheckedJobs) -> bool:
 # --- one job ------------------------------------------------------------------------------------------------------
 
 
-def _run_into(ended: list[Ended], config: DictConfig, quiet: bool, watching: "Sequence[Callback]") -> None:
+def _run_into(ended: list[Ended], quiet: bool, watching: "Sequence[Callback]", config: DictConfig) -> None:
     ended.append(_run(_this(config), _folder(), quiet, watching))
 
 
@@ -210,7 +213,7 @@ def _hydra(checked: CheckedJobs, argv: Sequence[str], job: Callable[[DictConfig]
     if checked.arguments.config_path is not None:
         flags += ["--config-path", checked.arguments.config_path]
     if checked.folder is not None:
-        flags.append(f"hydra.{'sweep' if checked.sweep else 'run'}.dir={_quoted(_made(checked.folder))}")
+        flags.append(f"hydra.sweep.dir={_quoted(_made(checked.folder))}")
     sys.argv = ["fedveil", *flags]
     try:
         hydra.main(config_path=OWN_CONFIGS, config_name=PRIMARY, version_base=VERSION_BASE)(job)()

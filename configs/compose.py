@@ -18,10 +18,12 @@ import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser, run_and_report
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -186,6 +188,37 @@ def read_job(job: Job, read: Callable[[DictConfig], Settings]) -> Settings:
         return read(job.config)
     finally:
         hydra.cfg = previous
+
+
+def run_composed(job: Job, args: argparse.Namespace, folder: Path, task: Callable[[DictConfig], None]) -> int:
+    """Call `task` as Hydra's own run does, with what is composed already: Hydra would compose it twice more.
+
+    Args:
+        job: the only one of its command line.
+        args: as `arguments` parsed them.
+        folder: of the run.
+        task: is given the job's configuration.
+
+    Returns:
+        0 unless Hydra itself could not go on.
+    """
+    own: Any = job.hydra
+    own.run.dir, own.mode = str(folder), RunMode.RUN
+
+    def whole(**_: object) -> DictConfig:
+        return own._get_parent()
+
+    loader = _loader(args)
+    vars(loader)["load_configuration"] = whole
+    runner = Hydra("simulate", loader)
+    GlobalHydra.instance().initialize(runner)
+    try:
+        run_and_report(lambda: runner.run(args.config_name or PRIMARY, task, args.overrides))
+    except SystemExit as stop:  # how Hydra ends where it could not go on
+        return stop.code if isinstance(stop.code, int) else 1
+    finally:
+        GlobalHydra.instance().clear()
+    return 0
 
 
 def _loader(args: argparse.Namespace) -> ConfigLoader:

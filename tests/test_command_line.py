@@ -7,15 +7,18 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig, OmegaConf
 
-from fedveil.__main__ import main
 from fedveil.configs.schema import SimulationSettings
 from fedveil.privacy.refusal import Refusal
 
+main: Callable[[], int] = import_module("fedveil.__main__").main
 Simulator = Callable[[SimulationSettings, Path], tuple[int, dict[str, Any]]]
 
 
@@ -74,6 +77,25 @@ def test_module_shows_its_version_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["fedveil 0.1.0", "[]"]
+
+
+def test_a_run_is_composed_once_and_is_what_hydra_itself_composes(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[Any] = []
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(self: ConfigLoaderImpl, *words: Any, **more: Any) -> DictConfig:
+        composed.append(load(self, *words, **more))
+        return composed[-1]
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    assert console("simulate", "num_rounds=3", "hydra.run.dir=here", "hydra.output_subdir=.hydra")[0] == 0
+    (settings, folder) = console.calls[0]
+    assert (len(composed), settings.num_rounds, folder) == (1, 3, console.folder / "here")
+    told = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
+    assert (told.runtime.output_dir, told.mode, told.job.config_name) == (str(folder), "RUN", "config")
+    assert list(told.overrides.task) == ["num_rounds=3"]
 
 
 def test_python_m_fedveil_refuses_with_2_and_writes_nothing(tmp_path: Path) -> None:
@@ -150,7 +172,11 @@ def test_ledger_says_what_it_takes(console: Console, argv: list[str], said: str)
 def test_ledger_verbs_reach_their_room(console: Console, verb: str) -> None:
     room = types.ModuleType("fedveil.cli.ledger")
     called = {"show": "show", "verify": "verify_all"}[verb]
-    room.__dict__[called] = lambda paths, *head, **_: 7 if "some/ledger" in str(paths) else 0
+
+    def body(paths: object, *_: object, **__: object) -> int:
+        return 7 if "some/ledger" in str(paths) else 0
+
+    room.__dict__[called] = body
     console.monkeypatch.setitem(sys.modules, "fedveil.cli.ledger", room)
     assert console("ledger", verb, "some/ledger")[0] == 7
 
@@ -193,7 +219,11 @@ def test_cfg_job_refuses_a_typo_too(console: Console) -> None:
     ],
 )
 def test_what_an_extra_lacks_is_one_sentence(console: Console, argv: list[str], extra: str) -> None:
-    console.monkeypatch.setattr("fedveil.extras.find_spec", lambda name: None if name == "torch" else name)
+
+    def found(name: str) -> str | None:
+        return None if name == "torch" else name
+
+    console.monkeypatch.setattr("fedveil.extras.find_spec", found)
     code, out, err = console(*argv)
     assert (code, out) == (2, "")
     assert err == f"extra='{extra}': fedveil {argv[0]} needs torch: pip install 'fedveil[{extra}]'\n"
@@ -345,7 +375,12 @@ def test_resume_runs_in_the_old_folder_under_the_old_settings(console: Console) 
 def test_plan_makes_no_folder(console: Console) -> None:
     rounds: list[int] = []
     room = types.ModuleType("fedveil.cli.plan")
-    room.__dict__["show_plan"] = lambda settings, as_json, plot: rounds.append(settings.num_rounds) or 0
+
+    def show_plan(settings: SimulationSettings, **_: object) -> int:
+        rounds.append(settings.num_rounds)
+        return 0
+
+    room.__dict__["show_plan"] = show_plan
     console.monkeypatch.setitem(sys.modules, "fedveil.cli.plan", room)
     code, out, _ = console("plan", "-m", "num_rounds=1,2")
     assert (code, rounds) == (0, [1, 2])
