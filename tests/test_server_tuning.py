@@ -353,7 +353,7 @@ def test_a_target_is_kept_with_the_scores_in_it(tmp_path: Path) -> None:
         for more in ((), ("evaluate.clients=final",))
     )
     without = sum_plan(build(settings_from_overrides([*asked, "tune.score=public"])))
-    noises = [float(each and each.noise_multiplier or 0) for each in (without, plan, with_final)]
+    noises = [float((each and each.noise_multiplier) or 0) for each in (without, plan, with_final)]
     assert 0 < noises[0] < noises[1] < noises[2]
     asked += ["evaluate.noise_multiplier=3", "evaluate.clients=final", "tune.resolution=5"]
     result = simulate(settings_from_overrides(asked), tmp_path / "run", quiet=True).result
