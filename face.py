@@ -374,7 +374,8 @@ def ask(
     from .server.run.ask import PRIVACY_OF_QUESTIONS
     from .server.run.build import build
     from .server.run.question_plan import Spend
-    from .simulations.ask import ask_here, named_model
+    from .server.run.released import named_model
+    from .simulations.ask import ask_here
 
     plain = dict(questions) if isinstance(questions, Mapping) else read_question_file(Path(questions))
     said = {each.name: keys.pop(each.name, None) for each in fields(InquiryOptions)}

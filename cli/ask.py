@@ -47,9 +47,10 @@ def ask(
     plain = _of_kind(what, columns, asked) if what in KINDS else _of_file(Path(what), columns, asked)
     plain = said[0].over(plain)
     from ..server.run.ask import PRIVACY_OF_QUESTIONS
+    from ..server.run.released import named_model
 
     cost = {key: plain.pop(key, None) for key in COSTS}
-    run = _run_of(plain, places[1])
+    run = named_model(plain)
     inquiry = read_inquiry(plain)
     groups = {each.partition("=")[0] for each in overrides}
     defaults = (DEFAULT_COHORT, f"privacy={PRIVACY_OF_QUESTIONS[inquiry.unit]}")
@@ -61,18 +62,6 @@ def ask(
         return EXHAUSTED
     print(json.dumps(record) if as_json else table_of(record))
     return 0 if record["released"] else UNANSWERED
-
-
-def _run_of(plain: dict[str, Any], server: Path | None) -> Path | None:
-    """Return the run whose model is asked about; None where the question names none."""
-    if plain.get("model") is None:
-        return None
-    if server is not None:
-        remedy = "is asked about on one machine; devices have no columns of a model, and `evaluate.clients` asks them"
-        raise Refusal("model", plain["model"], remedy)
-    from ..simulations.ask import named_model
-
-    return named_model(plain)
 
 
 def _asked(
@@ -91,7 +80,7 @@ def _asked(
             raise Refusal("--into", str(into), "a server keeps its answers in its own folder; leave it out")
         from ..deployment.ask import ask_clients
 
-        return ask_clients(server, inquiry, spend, overrides)
+        return ask_clients(server, inquiry, spend, overrides, run)
     from ..configs.settings import settings_from_overrides
     from ..server.run.build import build
     from ..simulations.ask import ask_here

@@ -27,11 +27,13 @@ from ..privacy.ledger.question_caps import QUESTION
 from ..privacy.mechanisms.randomness import Randomness, Stream
 from ..privacy.plan import Plan
 from ..privacy.refusal import Refusal
+from ..privacy.statistics.columns import Table
 from ..privacy.statistics.evaluation import Evaluation, HeldOutMeans
 from ..privacy.statistics.inquiry import Inquiry
+from ..privacy.statistics.kinds import ColumnMeans
 from ..strategies.canaries import canary_answer
 from ..strategies.client_settings import TRAIN_LOSS, ClientSettings, training_settings
-from ..strategies.question_wire import Asked, own_noise_of, question_of
+from ..strategies.question_wire import Asked, own_noise_of, question_of, released_of
 from ..strategies.record_plan import record_plan
 from ..strategies.wire import (
     BUDGET_SPENT,
@@ -300,6 +302,28 @@ def measured_at(bench: Workbench, client: int, content: RecordDict, asked: Evalu
     return means_over(placed(held, bench.device), bench.task, bench.model, bench.precision, asked)
 
 
+def table_of(bench: Workbench, client: int, content: RecordDict, inquiry: Inquiry) -> Table:
+    """Return a client's columns, with those of the released model that a question is about.
+
+    Args:
+      bench: task and model.
+      client: number of the client in the task.
+      content: the instruction.
+      inquiry: that it brings.
+
+    Raises:
+      Refusal: the model is of another task, or the rows are not such as a model takes.
+    """
+    if (released := released_of(content)) is None:
+        return columns_of(bench.task, client)
+    from ..tasks.model_columns import columns_with, read_released  # tables, which training does without
+
+    bench.forget()
+    read_released(bench.model, released)
+    attributed = any(isinstance(each.statistic, ColumnMeans) for each in inquiry.questions)
+    return columns_with(bench.task, client, on_cpu(bench.model).eval(), attributed)
+
+
 def _asked(message: Message, asked: Asked, client: int, bench: Workbench) -> Message:
     if isinstance(asked, Evaluation):
         return evaluated(message, asked, measured_at(bench, client, message.content, asked))
@@ -374,7 +398,8 @@ def question_round(message: Message, client: int, bench: Workbench, inquiry: Inq
       bench: task and settings.
       inquiry: that the instruction brings.
     """
-    settings, table, noise = bench.settings, columns_of(bench.task, client), own_noise_of(message.content)
+    settings, noise = bench.settings, own_noise_of(message.content)
+    table = table_of(bench, client, message.content, inquiry)
     run, number = read_round(message.content)
     stream = Randomness(settings.seed).stream("question noise", number, client)
     if noise is None:

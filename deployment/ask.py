@@ -24,6 +24,7 @@ from ..server.run.ask import ask
 from ..server.run.asking import Reach
 from ..server.run.build import build
 from ..server.run.question_plan import Spend
+from ..server.run.released import released_file
 from ..server.run.run import answers_of
 from ..strategies.flower_adapter import quiet_flower
 from .open_link import open_link
@@ -35,7 +36,13 @@ QUESTIONS = "questions"  # folder of records in the server's
 
 
 def ask_clients(
-    folder: Path, inquiry: Inquiry, spend: Spend, given: Sequence[str], *, reach: Open = open_link
+    folder: Path,
+    inquiry: Inquiry,
+    spend: Spend,
+    given: Sequence[str],
+    run: Path | None = None,
+    *,
+    reach: Open = open_link,
 ) -> dict[str, Any]:
     """Ask the connected clients of a federation, and return the record of the answer.
 
@@ -44,6 +51,7 @@ def ask_clients(
       inquiry: what is asked.
       spend: what it may cost.
       given: Hydra's overrides, as of `fedveil server`.
+      run: whose model the question is about, as `named_model` returns it.
       reach: opens the link.
 
     Raises:
@@ -58,10 +66,11 @@ def ask_clients(
         refuse_roster(bundle)
         settings = server_settings([*completed(bundle, given), f"run={inquiry.name}"])
         federation = build(settings.federation, deployed_in(bundle, settings))
+        released = released_file(run, inquiry.model, federation.task)
         grid = partial(
             _connected, bundle, settings.link, followed_roster(bundle), reach, partial(fewest, federation)
         )
-        how = Reach(grid, answers_of(federation), settings.link.deadline)
+        how = Reach(grid, answers_of(federation), settings.link.deadline, released=released)
         return ask(federation, inquiry, spend, folder / QUESTIONS, how)
 
 

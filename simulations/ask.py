@@ -8,44 +8,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from flwr.serverapp import Grid
 
 from ..privacy.mechanisms.randomness import Randomness
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import Inquiry
-from ..privacy.statistics.kinds import ColumnMeans
 from ..server.run.ask import ask
 from ..server.run.asking import Reach
 from ..server.run.client_instructions import question_settings
 from ..server.run.federation import Federation
 from ..server.run.prepare import claim_records, settle_records
 from ..server.run.question_plan import Spend
-from ..server.run.released import MODEL, model_of, require_ended
+from ..server.run.released import released_file
 from ..strategies.client_settings import ClientSettings
 from ..strategies.flower_adapter import quiet_flower
-from ..tasks.protocol import Task
 from .engines import asking_engine, require_one_machine
 from .simulate import state_kept
-
-
-def named_model(plain: dict[str, Any]) -> Path | None:
-    """Return the run whose model a question is about, and put the model's hash in its place; None where it names none.
-
-    Args:
-      plain: the keys of the question, changed in place.
-
-    Raises:
-      Refusal: there is no such run, or it has no model.
-    """
-    if plain.get("model") is None:
-        return None
-    run = Path(str(plain["model"]))
-    if not (run / MODEL).is_file():
-        raise Refusal("model", str(run), "is no folder of a run with a model; name one")
-    plain["model"] = hashlib.sha256((run / MODEL).read_bytes()).hexdigest()
-    return run
 
 
 def ask_here(
@@ -59,10 +39,7 @@ def ask_here(
       Refusal: nothing was charged.
       BudgetExhausted: it does not fit; nothing was charged.
     """
-    if (run is None) != (inquiry.model is None):
-        raise Refusal("model", inquiry.model, "name the run by its folder")
-    if run is not None:
-        federation = _with_model(federation, inquiry, run)
+    released = released_file(run, inquiry.model, federation.task)
     require_one_machine(federation)
     if federation.num_canaries:
         raise Refusal("audit", "full", "a question has no canaries; leave it out")
@@ -70,26 +47,9 @@ def ask_here(
     # Of the draws and the noise alone: the task, and who has which rows, are those of the run.
     seed = None if federation.seed is None else seed_of(federation.seed, inquiry.name)
     told = replace(question_settings(federation, folder), seed=seed)
-    reach = Reach(partial(_engine, federation, told), randomness=Randomness(seed))
+    reach = Reach(partial(_engine, federation, told), randomness=Randomness(seed), released=released)
     with state_kept():
         return ask(federation, inquiry, spend, folder, reach)
-
-
-def _with_model(federation: Federation, inquiry: Inquiry, run: Path) -> Federation:
-    """Return the federation whose clients have the columns of a run's model beside their own."""
-    from ..tasks.model_columns import WithModel
-
-    if federation.settings.engine.name == "ray":
-        remedy = "its processes load the task by its name; use engine=inprocess for questions about a model"
-        raise Refusal("engine", "ray", remedy)
-    require_ended(run)
-    try:
-        model = model_of(run, federation.task)
-    except (Refusal, RuntimeError, KeyError, ValueError) as error:
-        raise Refusal("model", str(run), f"is of another task ({error}); name the task's own") from error
-    attributed = any(isinstance(each.statistic, ColumnMeans) for each in inquiry.questions)
-    task = WithModel(federation.task, model, attributed)
-    return replace(federation, task=cast(Task, task))
 
 
 @contextmanager

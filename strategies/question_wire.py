@@ -10,6 +10,7 @@ question that it answers, and a device holds the promise against its owner's pol
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,13 +25,14 @@ from .wire import layout_of, memory_arrays
 
 QUESTION_KEY, EVALUATION_KEY = "fedveil-question", "fedveil-evaluation"  # in the configuration record
 OWN_NOISE_KEY = "fedveil-question-noise"
+RELEASED_KEY = "fedveil-question-model"
 NO_MODEL = MODEL = "arrays"  # names that Flower's strategies give these records
 CONFIG = "config"
 Asked = Inquiry | Evaluation
 
 
 def question_content(
-    inquiry: Inquiry, order: Mapping[str, str], own_noise: float | None = None
+    inquiry: Inquiry, order: Mapping[str, str], own_noise: float | None = None, released: bytes | None = None
 ) -> RecordDict:
     """Return the records of a question.
 
@@ -38,10 +40,13 @@ def question_content(
       inquiry: what is asked.
       order: what travels beside it, as `order_of` returns it.
       own_noise: that each client adds by itself, over the norm of a record's part; None where it adds none, or a share.
+      released: file of the model that is asked about; None where the question is about the clients' own columns.
     """
     config = ConfigRecord({**order, QUESTION_KEY: inquiry.text})
     if own_noise is not None:
         config[OWN_NOISE_KEY] = own_noise
+    if released is not None:
+        config[RELEASED_KEY] = released
     zeros = ArrayRecord()
     if inquiry.unit is Unit.RECORD:
         zeros = memory_arrays({name: np.zeros(shape) for name, shape in inquiry.layout.items()})
@@ -76,7 +81,8 @@ def question_of(content: RecordDict) -> Asked | None:
     """Return what an instruction asks, or None if it asks nothing.
 
     Raises:
-      Refusal: it asks two things, one that cannot be read, an inquiry beside a model, or an evaluation of none.
+      Refusal: it asks two things, one that cannot be read, an inquiry beside a model that is trained or another one than
+        it names, or an evaluation of none.
     """
     keys = (QUESTION_KEY, EVALUATION_KEY)
     found = [(key, value) for key in keys for value in _values(content, key)]
@@ -94,7 +100,24 @@ def question_of(content: RecordDict) -> Asked | None:
     for arrays in records_of(content, ArrayRecord).values():
         if layout_of(dict(arrays.items())) != layout:
             raise Refusal(QUESTION_KEY, inquiry.name, "comes beside a model; a question has none")
+    released = released_of(content)
+    if (None if released is None else hashlib.sha256(released).hexdigest()) != inquiry.model:
+        raise Refusal("model", inquiry.model, "is not the SHA-256 of the model that comes with the question")
     return inquiry
+
+
+def released_of(content: RecordDict) -> bytes | None:
+    """Return the file of the released model that a question is about; None where there is none.
+
+    Raises:
+      Refusal: there are two, or what is there is no file.
+    """
+    found = _values(content, RELEASED_KEY)
+    if not found:
+        return None
+    if len(found) > 1 or not isinstance(found[0], bytes):
+        raise Refusal(RELEASED_KEY, f"{len(found)} values", "a question is about one model")
+    return found[0]
 
 
 def own_noise_of(content: RecordDict) -> float | None:

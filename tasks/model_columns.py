@@ -5,71 +5,83 @@ They never leave the client; a question counts them as it counts any column (`fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
 from torch import Tensor, nn
 
 from ..privacy.refusal import Refusal
 from ..privacy.statistics.inquiry import ATTRIBUTION
+from .arrays import load_arrays, read_arrays
 from .attribution import explained
 from .columns import columns_of
 from .data import Examples, data_of
+from .protocol import Task
 from .tables import Tables
+
+if TYPE_CHECKING:
+    from .table_schema import Schema
 
 PREDICTED, SCORE = "predicted", "score"
 
 
-class WithModel:
-    """`ColumnTask` of another task, whose clients have the columns of a model beside their own.
+def read_released(model: nn.Module, file: bytes) -> None:
+    """Load a released model's file into a model of the task, in place.
 
     Args:
-      task: whose clients are asked.
-      model: released, in evaluation mode.
-      attributed: whether attributions are columns; each row takes 50 passes of the model.
+      model: of the task.
+      file: in the format safetensors.
+
+    Raises:
+      Refusal: it is no such file, or of a model with other arrays; nothing was loaded.
     """
+    try:
+        arrays = load(file)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise Refusal("model", f"{len(file)} bytes", "is no file of a model") from error
+    own = {name: (value.shape, value.dtype) for name, value in read_arrays(model).items()}
+    if {name: (value.shape, value.dtype) for name, value in arrays.items()} != own:
+        remedy = "is of another task: its arrays are not those of this one; name a run of this task"
+        raise Refusal("model", f"{len(arrays)} arrays", remedy)
+    load_arrays(model, arrays)
 
-    def __init__(self, task: Any, model: nn.Module, attributed: bool) -> None:
-        self._task, self._model, self._attributed = task, model, attributed
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
+def columns_with(task: Task, client: int, model: nn.Module, attributed: bool) -> dict[str, NDArray[Any]]:
+    """Return a client's own columns, and those of a released model beside them, all of one length.
 
-    def columns(self, client: int) -> Mapping[str, NDArray[Any]]:
-        """Return a client's own columns, and those of the model.
+    Args:
+      task: whose client is asked.
+      client: its number.
+      model: released, in evaluation mode, where the task's inputs are.
+      attributed: whether attributions are columns; each row takes 50 passes of the model.
 
-        Args:
-          client: its number.
+    Raises:
+      Refusal: the rows are no tensors.
+    """
+    own, inputs, schema = columns_of(task, client), _inputs(task, client), getattr(task, "schema", None)
+    words = schema.target.words if schema is not None and schema.target.categories else ()
+    found = {**own, **model_columns(model, inputs, words)}
+    return {**found, **_attributions(model, inputs, schema)} if attributed else found
 
-        Raises:
-          Refusal: the rows are no tensors.
-        """
-        own, inputs = columns_of(self._task, client), self._inputs(client)
-        schema = getattr(self._task, "schema", None)
-        words = schema.target.words if schema is not None and schema.target.categories else ()
-        return {**own, **model_columns(self._model, inputs, words), **self._attributions(inputs)}
 
-    def _inputs(self, client: int) -> Tensor:
-        if isinstance(self._task, Tables) and self._task.paths:
-            return self._task.encode(
-                self._task.paths[client]
-            )  # all rows of the table, as its columns have them
-        data = data_of(self._task, client)
-        if not isinstance(data, Examples) or not isinstance(data.inputs, Tensor):
-            raise Refusal("model", "lazy data", "says something of rows that are tensors; leave it out")
-        return data.inputs
+def _inputs(task: Task, client: int) -> Tensor:
+    if isinstance(task, Tables) and task.paths:
+        return task.encode(task.paths[client])  # all rows of the table, as its columns have them
+    data = data_of(task, client)
+    if not isinstance(data, Examples) or not isinstance(data.inputs, Tensor):
+        raise Refusal("model", "lazy data", "says something of rows that are tensors; leave it out")
+    return data.inputs
 
-    def _attributions(self, inputs: Tensor) -> dict[str, NDArray[Any]]:
-        if not self._attributed:
-            return {}
-        schema = getattr(self._task, "schema", None)
-        classifies = schema is None or bool(schema.target.categories)
-        found = explained(self._model, inputs, schema, classifies)
-        parts = {name: values for name, values in found.items() if name not in (SCORE, "at_baseline")}
-        return {f"{ATTRIBUTION}{name}": np.abs(values) for name, values in parts.items()}
+
+def _attributions(model: nn.Module, inputs: Tensor, schema: Schema | None) -> dict[str, NDArray[Any]]:
+    found = explained(model, inputs, schema, schema is None or bool(schema.target.categories))
+    parts = {name: values for name, values in found.items() if name not in (SCORE, "at_baseline")}
+    return {f"{ATTRIBUTION}{name}": np.abs(values) for name, values in parts.items()}
 
 
 def model_columns(model: nn.Module, inputs: Tensor, words: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import runpy
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message
+from safetensors.numpy import save
 
 from fedveil.cli.client import status
 from fedveil.client.device.own_ledger import questions_of
@@ -31,7 +33,9 @@ from fedveil.server.secure_sum import SecureSums
 from fedveil.strategies.flower_adapter import name_message
 from fedveil.strategies.question_wire import question_content
 from fedveil.strategies.training_order import ORDER_KEY, Mode
-from fedveil.strategies.wire import BUDGET_SPENT, OWNERS_POLICY, add_reply, instruct
+from fedveil.strategies.wire import BUDGET_SPENT, FAILED, OWNERS_POLICY, add_reply, instruct
+from fedveil.tasks import load_task
+from fedveil.tasks.arrays import agreement_of, read_arrays
 
 FAULTS = Path(__file__).parent / "faults"
 MADE, SERVED = (runpy.run_path(str(FAULTS / name)) for name in ("devices.py", "served.py"))
@@ -175,6 +179,21 @@ def test_the_owner_reads_what_was_asked_why_and_what_it_cost(
     assert told["name"] == "labels" and told["purposes"] == ["statistics"] and told["epsilon"] > 0
 
 
+def test_a_device_without_a_model_says_nothing_of_one_and_is_not_charged(clients: Path) -> None:
+    device, file = device_of(clients / "c0", purposes=("statistics",)), b"a model"
+    plain = {**json.loads(inquiry().text), "model": hashlib.sha256(file).hexdigest()}
+    asked = read_inquiry(plain)
+    sent = about_model(asked, file)
+    assert code_of(device, sent) == FAILED and not payloads(device)
+
+
+def about_model(asked: Inquiry, file: bytes, order: Any = CENTRAL) -> Message:
+    told = question_content(asked, {ORDER_KEY: replace(order, run=asked.name).to_json()}, released=file)
+    message = Message(instruct(told, SumSpec(1.0, asked.segments), asked.name, 1), 2, "train")
+    name_message(message, f"m {asked.name}")
+    return message
+
+
 # --- a served federation ----------------------------------------------------------------------------------------
 
 
@@ -193,6 +212,22 @@ def forbid(hearts: Path, *names: str) -> None:
         told, count = re.subn(r"purposes = \[[^]]*\]", "purposes = []", policy.read_text())
         assert count == 1
         policy.write_text(told)
+
+
+def test_a_device_tells_of_a_model_of_its_task_and_pays_for_no_other(hearts: Path) -> None:
+    device = SERVED["Devices"](hearts / "clients").devices[2]
+    device.bundle = replace(device.bundle, policy=replace(device.bundle.policy, require_log=False))
+    ask = [{"kind": "histogram", "of": "predicted", "categories": ["0", "1"]}]
+    model = save(read_arrays(load_task("digits", {}).model()))
+    for file, code in ((save({"w": np.zeros(2)}), FAILED), (b"none", FAILED), (model, 0)):
+        known = hashlib.sha256(file).hexdigest()
+        asked = read_inquiry({"name": "said", "model": known, "records": RECORDS, "ask": ask})
+        assert code_of(device, about_model(asked, file, agreed(CENTRAL))) == code
+        assert len(payloads(device)) == (code == 0)
+
+
+def agreed(order: Any) -> Any:
+    return replace(order, agreement=agreement_of(load_task("digits", {})))
 
 
 @pytest.mark.parametrize("privacy", ["client_central", "client_distributed"])

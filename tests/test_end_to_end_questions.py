@@ -2,11 +2,14 @@
 
 import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.configs.settings import settings_from_overrides
@@ -14,8 +17,10 @@ from fedveil.privacy.ledger.ledger import verify
 from fedveil.privacy.statistics.inquiry import read_inquiry
 from fedveil.server.run.build import build
 from fedveil.server.run.question_plan import Spend
+from fedveil.server.run.released import model_of
 from fedveil.simulations.ask import ask_here
 from fedveil.tasks import load_task
+from fedveil.tasks.model_columns import columns_with
 
 SERVED = runpy.run_path(str(Path(__file__).parent / "faults" / "served.py"))
 LOOSE = ("privacy.allow_large_delta=true", "privacy.target_epsilon=10", "link.wait=60")
@@ -26,6 +31,14 @@ MODES = ("client_central", "client_distributed")
 def ask(world: Any, name: str, *more: str) -> Any:
     question = ("ask", "count", "--name", name, "--records", "400", "--noise-multiplier", "1", "--json")
     return world.start(*question, "--server", world.hearts / "server", "task=digits", *LOOSE, *more)
+
+
+def ask_file(world: Any, question: dict[str, Any], *more: str) -> Any:
+    path = world.hearts / f"{question['name']}.yaml"
+    path.write_text(json.dumps(question))
+    return world.start(
+        "ask", path, "--json", "--server", world.hearts / "server", "task=digits", *LOOSE, *more
+    )
 
 
 @pytest.fixture(scope="module", params=["grpc", pytest.param("flower", marks=pytest.mark.campaign)])
@@ -59,6 +72,42 @@ def test_two_operators_cannot_ask_at_once_and_the_second_is_charged_nothing(worl
         for each in questions_of(path)
     }
     assert len(asked & {"first", "second"}) == 2 - len(refused)
+
+
+def test_devices_tell_what_a_released_model_says_of_their_rows_and_refuse_another_tasks(world: Any) -> None:
+    run = world.start(
+        "server", world.hearts / "server", "task=digits", "run=first", "num_rounds=1", "privacy=client_central",
+        "privacy.noise_multiplier=1", "privacy.target_epsilon=null", "accept_vacuous=true", *LOOSE[::2],
+    )  # fmt: skip
+    assert run.wait() == 0, run.said
+    about = {
+        "name": "said", "why": "How often is the model right?", "records": 400, "noise_multiplier": 1.0,
+        "model": str(world.hearts / "server" / "runs" / "first"),
+        "ask": [{"kind": "histogram", "of": "predicted", "categories": [str(digit) for digit in range(10)]}],
+    }  # fmt: skip
+    task = load_task("digits", {})
+    model = model_of(world.hearts / "server" / "runs" / "first", task)
+    columns = [columns_with(task, client, model, attributed=False) for client in range(5)]
+    said = np.concatenate([each["predicted"] for each in columns])
+    for mode in MODES:
+        asked = ask_file(
+            world, {**about, "name": f"said-{mode}"}, f"privacy={mode}", "privacy.target_epsilon=20"
+        )
+        assert asked.wait() == 0, asked.said
+        record = json.loads(asked.said.strip().splitlines()[-1])
+        for figure, truth in zip(
+            record["answers"][0]["figures"], np.bincount(said, minlength=10), strict=True
+        ):
+            assert abs(figure["value"] - truth) < 2.5 * (figure["high"] - figure["low"]) / 2
+    ledgers = sorted((world.hearts / "clients").glob("*/state/ledgers/client-*.ledger"))
+    before = [[each.name for each in questions_of(ledger)] for ledger in ledgers]
+    assert len(ledgers) == 5 and all(each[-2:] == [f"said-{mode}" for mode in MODES] for each in before)
+    other = world.hearts / "server" / "runs" / "other"
+    shutil.copytree(world.hearts / "server" / "runs" / "first", other)
+    save_file({"weight": np.zeros((2, 2), np.float32)}, other / "model.safetensors")
+    refused = ask_file(world, {**about, "name": "other", "model": str(other)}, "privacy=client_central")
+    assert refused.wait() == 2 and "another task" in refused.said, refused.said
+    assert before == [[each.name for each in questions_of(ledger)] for ledger in ledgers]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of processes that Ray leaves

@@ -374,11 +374,25 @@ MUTATIONS = {
         "one_order_on_both_sides",
     ),
     "an answer about one model is one about another": Mutation(
-        "simulations/ask.py",
+        "server/run/released.py",
         'plain["model"] = hashlib.sha256((run / MODEL).read_bytes()).hexdigest()',
         'plain["model"] = hashlib.sha256(b"").hexdigest()',
         "test_tasks_model_columns.py",
         "another_model_is_another",
+    ),
+    "a device tells of another model than the one it is asked about": Mutation(
+        "strategies/question_wire.py",
+        "    if (None if released is None else hashlib.sha256(released).hexdigest()) != inquiry.model:",
+        "    if False:",
+        "test_tasks_model_columns.py",
+        "names_and_no_other",
+    ),
+    "a question about another task's model is charged": Mutation(
+        "client/device/device.py",
+        "self.prepare(order, released_of(content))",
+        "self.prepare(order, None)",
+        DEVICE_QUESTION_TESTS,
+        "pays_for_no_other or is_not_charged",
     ),
     "what noise alone may have made is followed": Mutation(
         "privacy/statistics/prefixes.py",

@@ -14,7 +14,7 @@ import pytest
 from dp_accounting.dp_event import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedveil.client.device.own_ledger import questions_of
 from fedveil.client.questions import with_own_noise
@@ -298,7 +298,10 @@ def test_a_servers_folder_asks_its_clients_about_records(tmp_path: Path, mode: s
         hearts / "server", asked, Spend(noise_multiplier=1.0), (*given, *more), reach=SERVED["reaching"](grid)
     )
     assert record["released"] and record["rng"] == "system"
-    truth = sum(np.bincount(device.columns()["label"], minlength=10)[0] for device in grid.devices.values())
+    truth = sum(
+        np.bincount(device.columns(RecordDict(), asked)["label"], minlength=10)[0]
+        for device in grid.devices.values()
+    )
     zeros = figure(record, "0")
     assert abs(zeros["value"] - truth) < 3 * (zeros["high"] - zeros["low"])
     for device in grid.devices.values():

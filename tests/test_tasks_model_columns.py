@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 import fedveil as fv
 from fedveil.privacy.refusal import Refusal
 from fedveil.privacy.statistics.inquiry import read_inquiry
+from fedveil.strategies.question_wire import question_content, question_of
 from fedveil.tasks import load_task
-from fedveil.tasks.model_columns import WithModel, model_columns
+from fedveil.tasks.model_columns import columns_with, model_columns, read_released
 
-HIDE_LITTLE = {
+HIDE_LITTLE: dict[str, Any] = {
     "noise_multiplier": 0.02,
     "privacy": fv.RecordDistributed(target_epsilon=1e5, target_delta=1e-3),
 }
@@ -65,9 +68,9 @@ def asked(run: Path, *ask: dict[str, Any], name: str = "q") -> dict[str, Any]:
 def pooled(shops: Path, run: Path) -> dict[str, np.ndarray]:
     from fedveil.server.run.released import model_of
 
-    task = load_task("csv", options(shops))
-    known = WithModel(task, model_of(run, task), attributed=True)
-    tables = [known.columns(client) for client in range(4)]
+    task: Any = load_task("csv", options(shops))
+    model = model_of(run, task)
+    tables = [columns_with(task, client, model, attributed=True) for client in range(4)]
     return {name: np.concatenate([each[name] for each in tables]) for name in tables[0]}
 
 
@@ -83,11 +86,11 @@ def test_attributions_are_captums(shops: Path, run: Path) -> None:
     attr = pytest.importorskip("captum.attr")
     from fedveil.server.run.released import model_of
 
-    task = load_task("csv", options(shops))
+    task: Any = load_task("csv", options(shops))
     model, inputs = model_of(run, task).double(), task.encode(shops / "0.csv").double()
     which = model(inputs).argmax(1)
     parts = attr.IntegratedGradients(model).attribute(inputs, torch.zeros_like(inputs), target=which)
-    own = WithModel(task, model_of(run, task), attributed=True).columns(0)
+    own = columns_with(task, 0, model_of(run, task), attributed=True)
     np.testing.assert_allclose(own["attribution size"], parts[:, 0].abs().detach().numpy(), atol=1e-9)
     np.testing.assert_allclose(own["attribution kind"], parts[:, 1:].sum(1).abs().detach().numpy(), atol=1e-9)
 
@@ -157,3 +160,27 @@ def test_a_model_of_one_output_says_a_number() -> None:
 def test_only_a_hash_names_a_model_that_travels() -> None:
     with pytest.raises(Refusal, match="SHA-256"):
         read_inquiry({"name": "q", "model": "runs/first", "records": 5, "ask": [{"kind": "count"}]})
+
+
+def test_a_model_of_another_task_and_bytes_that_are_none_are_refused_unread(shops: Path, run: Path) -> None:
+    model = load_task("csv", options(shops)).model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    file = (run / "model.safetensors").read_bytes()
+    for other in (b"", b"no model", file[:-4], save({"weight": np.zeros((2, 4), np.float32)})):
+        with pytest.raises(Refusal) as refused:
+            read_released(model, other)
+        assert refused.value.field == "model"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    read_released(model, file)
+    assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_question_travels_with_the_model_that_it_names_and_no_other(run: Path) -> None:
+    file = (run / "model.safetensors").read_bytes()
+    plain = {"name": "q", "model": hashlib.sha256(file).hexdigest(), "records": 5, "ask": [{"kind": "count"}]}
+    about, of_rows = read_inquiry(plain), read_inquiry({**plain, "model": None})
+    found = question_of(question_content(about, {}, released=file))
+    assert found == about
+    for asked, brought in ((about, None), (about, file + b" "), (of_rows, file)):
+        with pytest.raises(Refusal, match="model"):
+            question_of(question_content(asked, {}, released=brought))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +37,10 @@ from ...privacy.refusal import Refusal
 from ...privacy.secagg.transcript import AttemptTerms
 from ...privacy.statistics.columns import LABEL, Table
 from ...privacy.statistics.evaluation import Evaluation, HeldOutMeans
+from ...privacy.statistics.inquiry import Inquiry
 from ...strategies.client_settings import ClientSettings, RecordPrivacy, StepTerms
 from ...strategies.flower_adapter import records_of
-from ...strategies.question_wire import question_of
+from ...strategies.question_wire import question_of, released_of
 from ...strategies.secure_wire import SECURE_RECORD, Exchange, read_place, roster_of
 from ...strategies.training_order import Mode, RecordOrder, TrainingOrder, people_call, read_order
 from ...strategies.wire import (
@@ -83,11 +84,11 @@ class Device:
       bundle: the node's identity and what its owner allows.
       settings: the owner's task, without anything of an order.
       train: trains on the owner's data as the settings say.
-      prepare: refuses an order that this device cannot follow, before anything is charged.
+      prepare: refuses an order, or a question about a model, that this device cannot follow, before anything is charged.
       count: returns the number of the owner's records, of a person at most so many as it is given; None on a device that
         cannot protect single records.
       root: of the system's files.
-      columns: returns the owner's columns, for questions; None on a device that answers none.
+      columns: returns the owner's columns, for a question; None on a device that answers none.
       evaluate: measures the model of an instruction on what the owner's data hold out; None on a device that does not.
     """
 
@@ -96,8 +97,8 @@ class Device:
     train: Trainer
     count: Callable[[int | None], int] | None
     root: Path = ROOT
-    prepare: Callable[[TrainingOrder], None] | None = None
-    columns: Callable[[], Table] | None = None
+    prepare: Callable[[TrainingOrder, bytes | None], None] | None = None
+    columns: Callable[[RecordDict, Inquiry], Table] | None = None
     evaluate: Callable[[Message, Evaluation], HeldOutMeans | None] | None = None
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     _log: SeenLog | None = None
@@ -234,7 +235,7 @@ class Device:
             raise NotTrained(FAILED)
         if self.prepare is not None:
             try:
-                self.prepare(order)
+                self.prepare(order, released_of(content))
             except Refusal as refusal:
                 logger.warning("an order cannot be followed: %s", refusal)
                 raise NotTrained(FAILED) from refusal
@@ -271,7 +272,8 @@ class Device:
             return evaluated(message, asked, self.evaluate(message, asked))
         if asked is not None:
             assert self.columns is not None
-            return answered(message, asked, self.columns(), Randomness(None).stream("question noise"))
+            table = self.columns(message.content, asked)
+            return answered(message, asked, table, Randomness(None).stream("question noise"))
         return self.train(message, self.merged(order))
 
     def merged(self, order: TrainingOrder) -> ClientSettings:
@@ -377,19 +379,26 @@ def _of_linear_model(bundle: ClientBundle, settings: ClientSettings, root: Path)
     def evaluate(message: Message, asked: Evaluation) -> HeldOutMeans | None:
         return linear.measured(message, linear.parts_of(table, asked.share)[1], asked)
 
-    columns = {LABEL: table.targets}
-    return Device(bundle, settings, train, None, root, linear.check_order, lambda: columns, evaluate)
+    def columns(content: RecordDict, asked: Inquiry) -> Table:
+        del content, asked
+        return {LABEL: table.targets}
+
+    return Device(bundle, settings, train, None, root, linear.check_order, columns, evaluate)
 
 
 def _of_task(bundle: ClientBundle, settings: ClientSettings, root: Path) -> Device:
     from ...tasks.arrays import agreement_of
-    from ...tasks.columns import columns_of
     from ...tasks.data import data_of
     from ...tasks.hardware import check_device
     from ...tasks.held_back import held_back
     from ...tasks.optimizers import check_optimizer
     from ...tasks.persons import check_persons, kept
-    from ..app import Workbench, measured_at, train_round  # torch, which a linear model does without
+    from ..app import (  # torch, which a linear model does without
+        Workbench,
+        measured_at,
+        table_of,
+        train_round,
+    )
 
     check_device(settings.accelerator, ACCELERATOR)
     choice = bundle.settings.task
@@ -414,7 +423,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings, root: Path) -> Devi
 
     _check_own(bench.task, choice.client)
 
-    def prepare(order: TrainingOrder) -> None:
+    def prepare(order: TrainingOrder, released: bytes | None = None) -> None:
         if order.agreement != agreement:
             remedy = "the server has another schema or model; both come from one fedveil provision"
             raise Refusal("schema", str(choice.options.get("schema")), remedy)
@@ -422,6 +431,10 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings, root: Path) -> Devi
         if level is not None and level.per_person is not None:
             check_persons(data_of(bench.task, choice.client), f"client {choice.client}")
         check_optimizer(bench.task, order.training, None if order.record is None else 1.0)
+        if released is not None:
+            from ...tasks.model_columns import read_released  # tables, which training does without
+
+            read_released(bench.model, released)
 
     return Device(
         bundle,
@@ -430,7 +443,7 @@ def _of_task(bundle: ClientBundle, settings: ClientSettings, root: Path) -> Devi
         lambda most: len(kept(data_of(bench.task, choice.client), most)),
         root,
         prepare,
-        lambda: columns_of(bench.task, choice.client),
+        partial(table_of, bench, choice.client),
         evaluate,
     )
 

@@ -130,8 +130,16 @@ def measured(message: Message, held: Table, asked: Evaluation) -> HeldOutMeans |
     return HeldOutMeans(float(right.mean()), float(-logs[np.arange(len(held)), held.targets].mean()))
 
 
-def check_order(order: TrainingOrder) -> None:
-    """Refuse an optimiser other than plain SGD, which is all that there is without torch."""
+def check_order(order: TrainingOrder, released: bytes | None = None) -> None:
+    """Refuse an optimiser other than plain SGD, which is all that there is without torch, and questions about a model.
+
+    Args:
+      order: of the server.
+      released: file of the model that a question is about; None where there is none.
+    """
+    if released is not None:
+        remedy = "a linear device without torch has no columns of a model; ask it for columns of its own"
+        raise Refusal("model", f"{len(released)} bytes", remedy)
     if not order.training.optimizer.plain:
         remedy = "a linear device trains by plain SGD; use optimizer=sgd, or a task with torch"
         raise Refusal("optimizer", order.training.optimizer.name, remedy)

@@ -40,12 +40,14 @@ class Reach:
       answers: by how many a question goes.
       timeout: seconds for the replies of one exchange; None waits for all.
       randomness: where draws and noise come from; seeded for a declared simulation alone.
+      released: file of the model that the question is about, which travels with it; None where there is none.
     """
 
     grid: Callable[[], AbstractContextManager[Grid]]
     answers: Answers = ALL_ANSWERS
     timeout: float | None = None
     randomness: Randomness = SYSTEM
+    released: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,9 @@ class Asking:
             charge, own_noise = OwnCharges(self.plan, inquiry, randomness, row), self.plan.noise_over_clip
         else:
             charge = Charge(self.plan, self.ledger, inquiry, randomness, row)
+        order = _order(self.federation, inquiry, self.plan)
         charge.reserve()
-        content = question_content(inquiry, _order(self.federation, inquiry, self.plan), own_noise)
+        content = question_content(inquiry, order, own_noise, self.reach.released)
         masking = self.federation.masking
         done, mean = put(self.participants, charge, content, masking, self.reach.timeout)
         return charge, done, None if mean is None else sums_of(charge, done, mean, masking is not None)

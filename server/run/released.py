@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,52 @@ def require_ended(folder: Path) -> None:
         raise Refusal("folder", str(folder), "holds no run; name a folder that fedveil simulate has made")
     if not (folder / RESULT).is_file():
         raise Refusal("folder", str(folder), "its run has not ended; go on with simulate(resume=...)")
+
+
+def named_model(plain: dict[str, Any]) -> Path | None:
+    """Return the run whose model a question is about, and put the model's hash in its place; None where it names none.
+
+    Args:
+      plain: the keys of the question, changed in place.
+
+    Raises:
+      Refusal: there is no such run, or it has no model.
+    """
+    if plain.get("model") is None:
+        return None
+    run = Path(str(plain["model"]))
+    if not (run / MODEL).is_file():
+        raise Refusal("model", str(run), "is no folder of a run with a model; name one")
+    plain["model"] = hashlib.sha256((run / MODEL).read_bytes()).hexdigest()
+    return run
+
+
+def released_file(run: Path | None, digest: str | None, task: Task) -> bytes | None:
+    """Return the file of the model that a question is about; None where it is about none.
+
+    Args:
+      run: as `named_model` returns it.
+      digest: of the file, as the question has it.
+      task: of the clients who are asked.
+
+    Raises:
+      Refusal: the question names another model, the run has not ended, or it is of another task.
+    """
+    if (run is None) != (digest is None):
+        raise Refusal("model", digest, "name the run by its folder")
+    if run is None:
+        return None
+    from ...tasks.model_columns import read_released
+
+    require_ended(run)
+    file = (run / MODEL).read_bytes()
+    if hashlib.sha256(file).hexdigest() != digest:
+        raise Refusal("model", str(run), "has changed since the question was read; ask again")
+    try:
+        read_released(task.model(), file)
+    except Refusal as refusal:
+        raise Refusal("model", str(run), refusal.remedy) from refusal
+    return file
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -151,6 +151,8 @@ BEYOND: dict[str, str] = {
     "a device evaluates on what it was told to train on": EVALUATED,
     "a protected app's evaluation is not in its plan": EVALUATED,
     "columns are read in another order where they arrive": ASKED,
+    "a device tells of another model than the one it is asked about": ASKED,
+    "a question about another task's model is charged": ASKED,
     "an answer about one model is one about another": ASKED,
     "a segment is not clipped": ASKED,
     "a question is asked before it is charged": ASKED,
