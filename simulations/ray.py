@@ -1,7 +1,7 @@
 """Engine of actors on Ray, on this machine or on a cluster: each trains a share of the cohort and returns one partial sum.
 
-The instruction goes through the object store, once to each node of the cluster. Shares are dealt while the round runs,
-large ones first: whoever is done gets the next, so that a slow node or clients with much data hold nobody up. Sums are
+The instruction goes to each actor once, and through the object store where it is large. Shares are dealt while the round
+runs, large ones first: whoever is done gets the next, so that a slow node or clients with much data hold nobody up. Sums are
 whole numbers on the lattice, and the same whoever added what. A simulation's clients are told apart by seed and number,
 so that it does not matter which actor trains them; one that keeps state is asked where its state lies.
 """
@@ -14,13 +14,13 @@ import signal
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 
 from ..configs.schema import Ray
 from ..privacy.mechanisms.private_sum import CohortSum
@@ -28,11 +28,19 @@ from ..privacy.mechanisms.sum_spec import SumSpec
 from ..privacy.refusal import Refusal
 from ..strategies.flower_adapter import claim_identity
 from ..strategies.grids import AskingGrid
+from ..strategies.wire import view
 from .clients import Clients
 from .in_process import FIRST_NODE, GRACE_SECONDS, CohortOrder, InProcessGrid, dealt
 
 DIED = "worker died"  # why its clients' answers are missing
+AHEAD = 2  # shares that an actor holds, so that none waits for a message
+INLINE_BYTES = 80_000  # of arrays: Ray carries arguments of up to 100 KiB in the call, in a fifth of the time
 START_SECONDS = 120.0  # for an actor to find a free CPU and to import PyTorch
+
+Begun = tuple[CohortOrder, int]  # an instruction to nobody yet, and the coordinates of its sum
+Added = tuple[
+    CohortSum | None, list[int]
+]  # a partial sum, if it was fetched, and the nodes that keep state there
 
 # Set before Ray is imported: it reports no usage, and does not warn of how it will treat missing accelerators.
 RAY_DEFAULTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -82,6 +90,7 @@ class Trainer:
         be_worker(number)
         self._clients = clients
         self._sum = CohortSum(np.zeros(0))
+        self._order: CohortOrder
 
     @cached_property
     def _grid(self) -> InProcessGrid:
@@ -92,26 +101,23 @@ class Trainer:
         """Return, once this actor is there, whether it trains a whole share at once."""
         return self._grid.cohort_function is not None
 
-    def add(
-        self, content: RecordDict, message_type: str, nodes: Sequence[int], spec: SumSpec, size: int | None
-    ) -> list[int]:
-        """Add what these nodes reply, and return the nodes that keep state here.
+    def add(self, nodes: Sequence[int], begun: Begun | None, last: bool) -> Added:
+        """Add what these nodes reply.
 
         Args:
-          content: the instruction's records.
-          message_type: such as "train".
           nodes: of clients.
-          spec: of the sum.
-          size: of a sum that begins; None goes on with the last one.
+          begun: of a sum that begins; None goes on with the one before.
+          last: whether the sum is fetched at the same time.
         """
-        if size is not None:
+        if begun is not None:
+            self._order, size = begun
             self._sum = CohortSum(np.zeros(size))
-        self._sum = self._grid.add(CohortOrder(content, message_type, nodes, spec), self._sum)
-        return self._grid.stateful
+        self._sum = self._grid.add(replace(self._order, nodes=nodes), self._sum)
+        return self.fetch() if last else (None, self._grid.stateful)
 
-    def fetch(self) -> CohortSum:
+    def fetch(self) -> Added:
         """Return the sum since it began."""
-        return self._sum
+        return self._sum, self._grid.stateful
 
     def answers(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
         """Return the clients' replies, and the nodes that keep state here."""
@@ -159,50 +165,56 @@ class RayGrid(AskingGrid):
           spec: of the sum.
           size: number of its coordinates.
         """
-        import ray
-
-        instruction = ray.put(order.content), order.metadata.message_type
+        begun = _travelling((CohortOrder(order.content, order.metadata.message_type, (), spec), size))
         shares, total = _Shares(nodes, self._homes, self.actors, self._at_once), CohortSum(np.zeros(size))
         while shares.left and (here := self._here()):
-            self._train(here, instruction, shares, total, spec)
+            self._train(here, begun, shares, total)
         for _ in range(shares.left):
             total.drop(DIED)
-        parts = {
-            self._actors[index].fetch.remote(): index for index, given in enumerate(shares.given) if given
-        }
-        for call, index in parts.items():
-            if (part := _result(call)) is None:
-                self._lose(index, shares, total)
-            else:
-                total.merge(part)
+        added = [index for index, given in enumerate(shares.given) if given]
+        for index, call in [(index, self._actors[index].fetch.remote()) for index in added]:
+            self._take(_result(call), index, shares, total)
         return total
 
-    def _train(
-        self, here: list[int], instruction: tuple[Any, str], shares: _Shares, total: CohortSum, spec: SumSpec
-    ) -> None:
+    def _train(self, here: list[int], begun: Any, shares: _Shares, total: CohortSum) -> None:
         """Deal shares to these actors until none is left, or no actor."""
         import ray
 
         calls: dict[Any, int] = {}
+        ahead = 1 if self._at_once else AHEAD
 
         def give(index: int) -> None:
-            actor, first = self._actors[index], not shares.given[index]
+            first = not shares.given[index]
             if share := shares.next(index):
-                calls[actor.add.remote(*instruction, share, spec, total.total.size if first else None)] = (
-                    index
-                )
+                told = share, begun if first else None, self._at_once
+                calls[self._actors[index].add.remote(*told)] = index
 
-        for index in here:
+        for index in here * ahead:
             give(index)
         while calls:
-            done, late = ray.wait(list(calls), timeout=self._patience(shares.longest))
+            done, late = ray.wait(list(calls), timeout=self._patience(ahead * shares.longest))
             for call in done or late:
-                index = calls.pop(call)
-                if (stateful := _result(call) if done else None) is None:
-                    self._lose(index, shares, total)
-                    continue
-                self._homes |= dict.fromkeys(stateful, index)
-                give(index)
+                if (index := calls.pop(call, None)) is None:
+                    continue  # its actor is lost already
+                if self._take(_result(call) if done else None, index, shares, total):
+                    give(index)
+                else:
+                    calls = {other: at for other, at in calls.items() if at != index}
+
+    def _take(self, added: Added | None, index: int, shares: _Shares, total: CohortSum) -> bool:
+        """Merge what an actor returned, and return whether it is there; if it is lost, so are the clients it was given."""
+        if added is None:
+            self._replace(index)
+            for _ in shares.given[index]:
+                total.drop(DIED)
+            shares.given[index] = []
+            return False
+        part, stateful = added
+        self._homes |= dict.fromkeys(stateful, index)
+        if part is not None:
+            total.merge(part)
+            shares.given[index] = []
+        return True
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -274,12 +286,6 @@ class RayGrid(AskingGrid):
         self._homes = {node: home for node, home in self._homes.items() if home != index}
         self._start(index)
 
-    def _lose(self, index: int, shares: _Shares, total: CohortSum) -> None:
-        self._replace(index)
-        for _ in range(len(shares.given[index])):
-            total.drop(DIED)
-        shares.given[index] = []
-
 
 class _Shares:
     """Shares of a cohort, dealt one after the other, each half of what an even deal of the rest would be.
@@ -314,6 +320,15 @@ class _Shares:
         self.given[index] = [*self.given[index], *share]
         self.longest = max(self.longest, len(share))
         return share
+
+
+def _travelling(instruction: Begun) -> Any:
+    """Return what actors are given of an instruction: itself where it is small, else a reference to the object store."""
+    import ray
+
+    arrays = instruction[0].content.array_records.values()
+    large = sum(view(array).nbytes for record in arrays for array in record.values()) > INLINE_BYTES
+    return ray.put(instruction) if large else instruction
 
 
 def _result(call: Any) -> Any:

@@ -21,6 +21,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
+from safetensors.numpy import load_file
 
 import fedveil as fv
 from fedveil.client.private_update import private_update
@@ -28,6 +29,7 @@ from fedveil.configs.schema import Ray
 from fedveil.configs.settings import settings_from_overrides
 from fedveil.privacy.audit import round_rows
 from fedveil.privacy.audit.canary_clients import coins_of
+from fedveil.privacy.mechanisms.private_sum import CohortSum
 from fedveil.privacy.mechanisms.sum_spec import SumSpec
 from fedveil.privacy.refusal import Refusal
 from fedveil.server.secure_sum import SecureSums
@@ -109,6 +111,29 @@ def test_ray_and_the_in_process_engine_train_the_same_model_bit_for_bit(tmp_path
         (tmp_path / name / "operator.jsonl").read_text().splitlines()[:-1] for name in ("here", "ray")
     )
     assert told == also and any(json.loads(line)["dropped"] for line in told)
+
+
+def test_stacked_clients_on_ray_give_their_sum_with_their_only_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stacks differ, so that the sums agree to rounding; no actor is asked for a sum again."""
+    taken: list[list[list[int]]] = []
+    take = RayGrid._take
+
+    def noted(self: RayGrid, added: Any, index: int, shares: _Shares, total: CohortSum) -> bool:
+        taken.append([list(given) for given in shares.given])
+        return take(self, added, index, shares, total)
+
+    monkeypatch.setattr(RayGrid, "_take", noted)
+    keys: dict[str, Any] = {"num_rounds": 2, "quiet": True, "cohort": "all", "seed": 1}
+    here, ray = (
+        fv.simulate({"name": "digits", "num_clients": 20}, engine=engine, **keys)
+        for engine in ({}, {"name": "ray", "num_cpus": 2})
+    )
+    first, again = [len(given) for given in taken[0]], [len(given) for given in taken[1]]
+    assert len(taken) == 4 and first == [10, 10] and sorted(again) == [0, 10]
+    assert (ray.status, ray.result["privacy"]) == ("completed", here.result["privacy"])
+    given, expected = (load_file(run.folder / "model.safetensors") for run in (ray, here))
+    for name in expected:
+        np.testing.assert_allclose(given[name], expected[name], atol=1e-4)
 
 
 @pytest.mark.campaign
