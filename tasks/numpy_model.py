@@ -201,6 +201,14 @@ def _normal(x: Array, axes: tuple[int, ...], small: float) -> Array:
     return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + small)
 
 
+def _scaled(x: Array, weight: Array | None, bias: Array | None, around: Sequence[int] | None = None) -> Array:
+    """Return x times weight plus bias, where there are any, each in the shape `around` if it is given."""
+    for step, by in ((np.multiply, weight), (np.add, bias)):
+        if by is not None:
+            x = step(x, by if around is None else by.reshape(around))
+    return x
+
+
 def _group_norm(
     x: Array,
     groups: int,
@@ -209,10 +217,8 @@ def _group_norm(
     small: float = 1e-5,
     fast: bool = True,
 ) -> Array:
-    parted = x.reshape(len(x), groups, -1)
-    found, around = _normal(parted, (-1,), small).reshape(x.shape), (-1, *[1] * (x.ndim - 2))
-    found = found if weight is None else found * weight.reshape(around)
-    return found if bias is None else found + bias.reshape(around)
+    found = _normal(x.reshape(len(x), groups, -1), (-1,), small).reshape(x.shape)
+    return _scaled(found, weight, bias, (-1, *[1] * (x.ndim - 2)))
 
 
 def _layer_norm(
@@ -223,28 +229,17 @@ def _layer_norm(
     small: float = 1e-5,
     fast: bool = True,
 ) -> Array:
-    found = _normal(x, tuple(range(-len(shape), 0)), small)
-    found = found if weight is None else found * weight
-    return found if bias is None else found + bias
+    return _scaled(_normal(x, tuple(range(-len(shape), 0)), small), weight, bias)
 
 
-def _batch_norm(
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    mean: Array,
-    variance: Array,
-    training: bool,
-    momentum: float,
-    small: float,
-    fast: bool = True,
-) -> Array:
+def _batch_norm(x: Array, *given: Any) -> Array:
+    weight, bias, mean, variance, training, _, small, *_ = given  # in ATen's order
     if training:
         raise TypeError("it mixes the examples of a batch")
     around = (-1, *[1] * (x.ndim - 2))
-    found = (x - mean.reshape(around)) / np.sqrt(variance.reshape(around) + small)
-    found = found if weight is None else found * weight.reshape(around)
-    return found if bias is None else found + bias.reshape(around)
+    return _scaled(
+        (x - mean.reshape(around)) / np.sqrt(variance.reshape(around) + small), weight, bias, around
+    )
 
 
 def _gelu(x: Array, approximate: str = "none") -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -241,30 +241,11 @@ def layers_of(model: str, hidden: Sequence[int] | int) -> tuple[int, ...]:
     return sizes if model == "mlp" else ()
 
 
-def load(
-    folder: str | None = None,
-    label: str | None = None,
-    schema: str | None = None,
-    model: str = "linear",
-    hidden: Sequence[int] | int = (32,),
-    simulated: bool = False,
-    held_out_share: float = 0.2,
-    held_out_file: str | None = None,
-    person: str | None = None,
-    groups: Sequence[str] | str = (),
-    bins: int = 16,
-    group_weights: str | None = None,
-    scaling: str | None = None,
-    num_clients: int | None = None,
-    partition: str = "natural",
-    alpha: float = 0.5,
-    seed: int = 0,
-    dealer: Mapping[str, Any] | None = None,
-    data: str | None = None,
-) -> Tables:
-    """Return the task.
+@dataclass(frozen=True)
+class TableKeys:
+    """Keys of tables as a task, as `task=csv` has them.
 
-    Args:
+    Attributes:
       folder: of the tables, each file or folder in it one client's; None on a server, which has none.
       label: column that is predicted; None: as the schema says.
       schema: YAML file; None: schema.yaml in the folder, or inferred where the tables are simulated.
@@ -288,45 +269,72 @@ def load(
       seed: of the partition.
       dealer: target and args of a partitioner of flwr-datasets, for partition=flwr.
       data: of a device, its own table or folder of tables, in the place of `folder`.
+    """
+
+    folder: str | None = None
+    label: str | None = None
+    schema: str | None = None
+    model: str = "linear"
+    hidden: Sequence[int] | int = (32,)
+    simulated: bool = False
+    held_out_share: float = 0.2
+    held_out_file: str | None = None
+    person: str | None = None
+    groups: Sequence[str] | str = ()
+    bins: int = 16
+    group_weights: str | None = None
+    scaling: str | None = None
+    num_clients: int | None = None
+    partition: str = "natural"
+    alpha: float = 0.5
+    seed: int = 0
+    dealer: Mapping[str, Any] | None = None
+    data: str | None = None
+
+    def paths(self) -> list[Path]:
+        """Return the clients' tables."""
+        if self.data is not None:
+            return [Path(self.data)]
+        public = [Path(self.held_out_file)] if self.held_out_file is not None else []
+        return clients_of(Path(self.folder), public) if self.folder is not None else []
+
+    def agreed(self, paths: Sequence[Path]) -> Schema:
+        """Return the schema that all clients have, without the column of persons, in the form that the model sees.
+
+        Args:
+          paths: of the tables, for a draft of it.
+        """
+        found = _without(self.person, _schema(self, paths), self.simulated)
+        if self.model == "gam" and self.scaling is not None:
+            raise Refusal(FIELD, self.scaling, "scales numbers, and a gam sees their bins; leave it out")
+        found = standardised(found.binned(self.bins) if self.model == "gam" else found, self.scaling)
+        return weighted_schema(found, self.group_weights)
+
+
+@wraps(TableKeys, assigned=(), updated=())
+def load(*given: Any, **keys: Any) -> Tables:
+    """Return the task of `TableKeys`, which are the arguments.
 
     Raises:
       Refusal: a value, the schema or a table is not as it should be.
     """
-    layers = layers_of(model, hidden)
-    public = None if held_out_file is None else Path(held_out_file)
-    paths = [] if folder is None else clients_of(Path(folder), [] if public is None else [public])
-    paths = paths if data is None else [Path(data)]
-    agreed = _without(person, _schema(folder, paths, label, schema, simulated), simulated)
-    if model == "gam" and scaling is not None:
-        raise Refusal(FIELD, scaling, "scales numbers, and a gam sees their bins; leave it out")
-    agreed = standardised(agreed.binned(bins) if model == "gam" else agreed, scaling)
-    agreed = weighted_schema(agreed, group_weights)
-    grouped = _grouped(agreed, [groups] if isinstance(groups, str) else groups)
-    clients = tuple(_examples(path, agreed, person, grouped) for path in paths)
-    own = tuple(paths) if partition == "natural" else ()
-    if partition != "natural":
-        how = {"num_clients": num_clients, "seed": seed, **(dealer or {})}
-        clients = _dealt(clients, agreed, simulated, {"name": partition, "alpha": alpha, **how})
-    elif num_clients not in (None, len(clients)) and folder is not None:
-        remedy = f"{folder} holds {len(clients)}, a file or folder each; leave it out"
-        raise Refusal("task.num_clients", num_clients, remedy)
-    if public is not None:
-        return weighted_task(
-            Tables(agreed, clients, _examples(public, agreed), layers, simulated, grouped, own)
-        )
-    if not simulated:
-        return weighted_task(
-            Tables(agreed, clients, _no_examples(agreed), layers, grouped=grouped, paths=own)
-        )
-    if not 0 < held_out_share < 1:
-        raise Refusal("task.held_out_share", held_out_share, "give a number above 0 and below 1")
-    splits = [_split(each, held_out_share) for each in clients]
-    test = joined([held for _, held in splits])
-    if not len(test):
-        raise Refusal(
-            "task.held_out_share", held_out_share, "holds out no row; give more, or task.held_out_file"
-        )
-    return weighted_task(Tables(agreed, tuple(kept for kept, _ in splits), test, layers, True, grouped, own))
+    how = TableKeys(*given, **keys)
+    layers, paths = layers_of(how.model, how.hidden), how.paths()
+    schema = how.agreed(paths)
+    grouped = _grouped(schema, [how.groups] if isinstance(how.groups, str) else how.groups)
+    clients = tuple(_examples(path, schema, how.person, grouped) for path in paths)
+    if how.partition != "natural":
+        clients, paths = _dealt(clients, schema, how), []
+    elif how.num_clients not in (None, len(clients)) and how.folder is not None:
+        remedy = f"{how.folder} holds {len(clients)}, a file or folder each; leave it out"
+        raise Refusal("task.num_clients", how.num_clients, remedy)
+    if how.held_out_file is not None:
+        test = _examples(Path(how.held_out_file), schema)
+    elif how.simulated:
+        clients, test = _split(clients, how.held_out_share)
+    else:
+        test = _no_examples(schema)
+    return weighted_task(Tables(schema, clients, test, layers, how.simulated, grouped, tuple(paths)))
 
 
 def _grouped(schema: Schema, named: Sequence[str]) -> tuple[str, ...]:
@@ -335,25 +343,23 @@ def _grouped(schema: Schema, named: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(schema.group(each).name for each in (*named, *of)))
 
 
-def _schema(
-    folder: str | None, paths: Sequence[Path], label: str | None, schema: str | None, simulated: bool
-) -> Schema:
-    declared = Path(schema) if schema else Path(folder or ".") / SCHEMA
-    if schema or (folder and declared.is_file()):
-        return read_schema(declared, label)
-    if folder is None:
+def _schema(how: TableKeys, paths: Sequence[Path]) -> Schema:
+    declared = Path(how.schema) if how.schema else Path(how.folder or ".") / SCHEMA
+    if how.schema or (how.folder and declared.is_file()):
+        return read_schema(declared, how.label)
+    if how.folder is None:
         raise Refusal(
             "task.schema", None, f"name the schema that all clients have; {DRAFT_COMMAND.format('TABLES')}"
         )
-    if not simulated:
+    if not how.simulated:
         remedy = (
             f"these tables are real, and a schema that is made from them would tell of their rows; declare one: "
-            f"{DRAFT_COMMAND.format(folder)}. Say task.simulated=true if they are public or made up"
+            f"{DRAFT_COMMAND.format(how.folder)}. Say task.simulated=true if they are public or made up"
         )
         raise Refusal("task.schema", None, remedy)
-    if label is None:
+    if how.label is None:
         raise Refusal("task.label", None, "name the column that is to be predicted")
-    return draft_schema(paths, label)[0]
+    return draft_schema(paths, how.label)[0]
 
 
 def _without(person: str | None, schema: Schema, simulated: bool) -> Schema:
@@ -398,29 +404,45 @@ def joined(parts: Sequence[Examples]) -> Examples:
     return Examples(torch.cat(inputs), torch.cat(targets), persons, groups)
 
 
-def _dealt(
-    clients: Sequence[Examples], schema: Schema, simulated: bool, how: Mapping[str, Any]
-) -> tuple[Examples, ...]:
+def _dealt(clients: Sequence[Examples], schema: Schema, how: TableKeys) -> tuple[Examples, ...]:
     """Return the rows of all clients, dealt anew."""
-    name, pool = how["name"], joined(clients)
-    if not simulated:
+    name, pool = how.partition, joined(clients)
+    if not how.simulated:
         remedy = "real rows stay with their owners; leave it natural, or say task.simulated=true"
         raise Refusal("partition", name, remedy)
     if not schema.target.categories and name not in ("iid", FLWR):
         raise Refusal("partition", name, "goes by classes, and the label is a number; use iid or natural")
-    labels, many = pool.targets.numpy(), how["num_clients"] or len(clients)
+    labels, many = pool.targets.numpy(), how.num_clients
     if name == FLWR:
-        shares = flwr_shares(how, labels, np.repeat(np.arange(len(clients)), [len(each) for each in clients]))
+        dealer = {
+            "num_clients": many,
+            "seed": how.seed,
+            **(how.dealer or {}),
+            "name": name,
+            "alpha": how.alpha,
+        }
+        owners = np.repeat(np.arange(len(clients)), [len(each) for each in clients])
+        shares = flwr_shares(dealer, labels, owners)
     else:
-        shares = Partition(name, many, how["alpha"], how["seed"]).shares(labels.astype(np.int64))
+        dealt = Partition(name, many or len(clients), how.alpha, how.seed)
+        shares = dealt.shares(labels.astype(np.int64))
     return tuple(only(pool, share.tolist()) for share in shares)
 
 
-def _split(examples: Examples, share: float) -> tuple[Examples, Examples]:
-    """Return the examples without those that are held out, and those: whole persons, or rows of which equal ones stay together."""
-    hashes = row_hashes(examples) if examples.persons is None else person_hashes(examples.persons)
-    held = hashes < share
-    return only(examples, np.flatnonzero(~held).tolist()), only(examples, np.flatnonzero(held).tolist())
+def _split(clients: Sequence[Examples], share: float) -> tuple[tuple[Examples, ...], Examples]:
+    """Return the clients without the examples that are held out, and those: whole persons, or equal rows together."""
+    field = "task.held_out_share"
+    if not 0 < share < 1:
+        raise Refusal(field, share, "give a number above 0 and below 1")
+    kept, tests = list[Examples](), list[Examples]()
+    for each in clients:
+        held = (row_hashes(each) if each.persons is None else person_hashes(each.persons)) < share
+        kept.append(only(each, np.flatnonzero(~held).tolist()))
+        tests.append(only(each, np.flatnonzero(held).tolist()))
+    test = joined(tests)
+    if not len(test):
+        raise Refusal(field, share, "holds out no row; give more, or task.held_out_file")
+    return tuple(kept), test
 
 
 def person_hashes(persons: Sequence[object]) -> NDArray[np.float64]:

@@ -697,14 +697,14 @@ MUTATIONS = {
     ),
     "real tables are measured on their clients' rows": Mutation(
         "tasks/tables.py",
-        "    if not simulated:\n        return weighted_task(",
-        "    if False:\n        return weighted_task(",
+        "    elif how.simulated:",
+        "    elif True:",
         "test_tasks_tables.py",
         "separators or one_hot",
     ),
     "a schema is inferred from real tables": Mutation(
         "tasks/tables.py",
-        "    if not simulated:\n        remedy = (",
+        "    if not how.simulated:\n        remedy = (",
         "    if False:\n        remedy = (",
         "test_tasks_tables.py",
         "real_tables_need",
